@@ -1,0 +1,33 @@
+"""Bake weighted LoRAs into a checkpoint: `load_recipe`, `plan`, `bake`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from lorabake.baking import BakeResult, RunOptions, bake
+    from lorabake.planning import Plan, plan
+    from lorabake.recipe import Recipe, load_recipe
+
+__all__ = ["BakeResult", "Plan", "Recipe", "RunOptions", "bake", "load_recipe", "plan"]
+
+_HOMES = {
+    "BakeResult": "baking",
+    "Plan": "planning",
+    "Recipe": "recipe",
+    "RunOptions": "baking",
+    "bake": "baking",
+    "load_recipe": "recipe",
+    "plan": "planning",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used, so that `import lorabake` costs nothing."""
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"lorabake.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'lorabake' has no attribute {name!r}")

@@ -1,0 +1,39 @@
+"""LoRA's own bias (PEFT's `lora_bias`): b' = b + scale·β, with the scale of the LoRA it belongs to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lorabake.adapters.kind import Kind, Shapes, Tensors, matrix
+
+if TYPE_CHECKING:
+    import torch
+
+
+class LoraBias(Kind):
+    """Add β (out) to the module's bias."""
+
+    name = "lora_bias"
+    title = "LoRA bias"
+    required = frozenset({"bias", "down"})
+    optional = frozenset({"alpha"})
+    parameter = "bias"
+    low_rank = True
+
+    def rank(self, shapes: Shapes) -> int:
+        """Return the rank of the LoRA that the bias belongs to."""
+        return shapes["down"][0]
+
+    def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Ask for one value an output."""
+        if matrix(shapes["bias"]) == matrix(weight):
+            return None
+        return f"a bias of {shapes['bias'][0] if shapes['bias'] else 1} values"
+
+    def factors(self, tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write β as the product of itself and one."""
+        bias = tensors["bias"].reshape(-1, 1)
+        return bias, bias.new_ones(1, 1)
+
+
+KINDS = (LoraBias(),)

@@ -1,0 +1,46 @@
+"""DoRA: the direction comes from W + Δ, the length of each row (or column) from a trained magnitude.
+
+W' = V · d/‖V‖ with V = W + scale·Δ and d the magnitude. PEFT's `magnitude` and LyCORIS's `dora_scale` of shape
+(out, 1, …) hold one length an output row; a `dora_scale` of shape (1, in, …) one an input, whose norm is taken
+over outputs and kernel (OneTrainer, older LyCORIS). Liu et al. 2024 (arXiv 2402.09353).
+It wraps whatever kind it sits on, so it is no kind of its own.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Literal
+
+from lorabake.adapters.kind import Shapes
+
+if TYPE_CHECKING:
+    import torch
+
+SLOTS = ("magnitude", "dora_scale")
+Axis = Literal["row", "column"]
+
+
+def axis(shapes: Shapes, weight: tuple[int, ...]) -> Axis | None:
+    """Tell whether the lengths are those of rows or of columns; None if they fit neither."""
+    if len(weight) < 2:
+        return None
+    if "magnitude" in shapes:
+        return "row" if prod(shapes["magnitude"]) == weight[0] else None
+    shape = shapes["dora_scale"]
+    if shape[:1] == weight[:1] and prod(shape[1:]) == 1:
+        return "row"
+    return "column" if shape[:1] == (1,) and prod(shape) == weight[1] else None
+
+
+def renorm(
+    updated: torch.Tensor, magnitude: torch.Tensor, axis: Axis, weight: tuple[int, ...]
+) -> torch.Tensor:
+    """Give the rows or columns of V (rows, columns) the lengths in `magnitude`.
+
+    `weight` is the module's shape (out, in[, kernel…]); rows may be fewer than out where `axis` is "row".
+    """
+    if axis == "row":
+        return updated * (magnitude.reshape(-1, 1) / updated.norm(dim=1, keepdim=True))
+    cube = updated.reshape(updated.shape[0], weight[1], -1)
+    norm = cube.square().sum(dim=(0, 2), keepdim=True).sqrt()
+    return (cube * (magnitude.reshape(1, -1, 1) / norm)).reshape(updated.shape)

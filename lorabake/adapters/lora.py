@@ -1,0 +1,56 @@
+"""LoRA and LoCon: ΔW = alpha/rank · B·A, also on convolutions, also with a Tucker core.
+
+B (`up`) is (out, rank[, 1, 1]), A (`down`) is (rank, in[, kh, kw]); with a core M (`mid`, (rank, rank, kh, kw))
+A is (rank, in, 1, 1) and ΔW[o,i,y,x] = Σ_{m,n} B[o,m]·M[m,n,y,x]·A[n,i].
+Hu et al. 2021 (arXiv 2106.09685); the convolutions and the core as in LyCORIS (arXiv 2309.14859).
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+from lorabake.adapters.kind import Kind, Shapes, Tensors, matrix
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Lora(Kind):
+    """Add the product of two thin matrices."""
+
+    name = "lora"
+    title = "LoRA"
+    required = frozenset({"up", "down"})
+    optional = frozenset({"mid", "alpha", "magnitude", "dora_scale"})
+    low_rank = True
+
+    def rank(self, shapes: Shapes) -> int:
+        """Return the number of rows of `down`."""
+        return shapes["down"][0]
+
+    def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Check up (out, r), down (r, columns) and the core, if any, against the weight."""
+        up, down, mid = shapes["up"], shapes["down"], shapes.get("mid")
+        if min(len(up), len(down)) < 2:
+            return f"up {up} and down {down} must have at least two dimensions"
+        if mid is not None and (len(mid) < 3 or mid[1] != down[0] or prod(down[2:]) != 1):
+            return f"the Tucker core {mid} does not fit down {down}"
+        if matrix(up)[1] != (mid or down)[0]:
+            return f"up {up} and {'mid' if mid else 'down'} {mid or down} disagree on the rank"
+        outputs, inputs = up[0], matrix(down)[1] * (prod(mid[2:]) if mid else 1)
+        if (outputs, inputs) == matrix(weight):
+            return None
+        if (inputs, outputs) == matrix(weight):
+            return "up and down are exchanged, or the weight is stored transposed"
+        return f"its delta is {outputs} × {inputs}"
+
+    def factors(self, tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+        """Flatten both; a Tucker core is folded into the right-hand factor."""
+        up, down = tensors["up"].flatten(1), tensors["down"].flatten(1)
+        if "mid" in tensors:
+            down = (down.T @ tensors["mid"].flatten(2)).flatten(1)
+        return up, down
+
+
+KINDS = (Lora(),)

@@ -1,0 +1,40 @@
+"""Whole tensors inside an adapter (PEFT's `modules_to_save` and trained biases): W' = T."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lorabake.adapters.kind import Kind, Shapes, Tensors, matrix
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Whole(Kind):
+    """Replace a parameter by the trained one."""
+
+    name = "whole"
+    title = "whole tensor"
+    required = frozenset({"whole_weight"})
+
+    def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Ask for the parameter's own shape."""
+        (shape,) = (shapes[slot] for slot in self.required)
+        return None if matrix(shape) == matrix(weight) else f"it would replace {weight} by {shape}"
+
+    def value(self, tensors: Tensors) -> torch.Tensor:
+        """Return the trained parameter."""
+        (tensor,) = (tensors[slot] for slot in self.required)
+        return tensor.reshape(matrix(tuple(tensor.shape)))
+
+
+class WholeBias(Whole):
+    """Replace a bias by the trained one."""
+
+    name = "whole_bias"
+    title = "whole bias"
+    required = frozenset({"whole_bias"})
+    parameter = "bias"
+
+
+KINDS = (Whole(), WholeBias())

@@ -1,0 +1,19 @@
+"""One file a model family: table literals only. A new file here is found by itself."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+
+from lorabake.keymap.table import Architecture
+
+
+@cache
+def architectures() -> tuple[Architecture, ...]:
+    """List every family that has a table, by file name; the order carries no meaning."""
+    found = []
+    for info in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        found.extend(value for value in vars(module).values() if isinstance(value, Architecture))
+    return tuple(found)

@@ -1,0 +1,53 @@
+"""Stable Diffusion 2.x (also 768-v, inpainting, depth): linear layers around the attention, OpenCLIP-H."""
+
+from lorabake.components import clip, unet
+from lorabake.components.vae import VAE
+from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark
+
+SD2 = Architecture(
+    name="sd2",
+    title="Stable Diffusion 2.x",
+    components=(
+        Component(
+            name="unet",
+            layouts=(
+                Layout(
+                    "ldm",
+                    ("model.diffusion_model.", "unet.", ""),
+                    (
+                        Has("input_blocks.1.1.proj_in.weight", ndim=2),
+                        Has("input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", ndim=2),
+                        Has("output_blocks.11.1.proj_in.weight", ndim=2),
+                    ),
+                ),
+                Layout(
+                    "diffusers",
+                    ("unet/", "unet.", ""),
+                    (
+                        Has("down_blocks.0.attentions.0.proj_in.weight", ndim=2),
+                        Has("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight", ndim=2),
+                        Has("up_blocks.3.attentions.2.proj_in.weight", ndim=2),
+                    ),
+                ),
+            ),
+            rows=unet.FOUR_LEVELS,
+            dotted=("unet.", "model.diffusion_model.", "diffusion_model."),
+            flat=("lora_unet_",),
+            orders=unet.ORDERS,
+        ),
+        Component(
+            name="text_encoder",
+            layouts=(
+                Layout("hf", ("text_encoder/", "cond_stage_model.transformer.", "te."), clip.HF),
+                Layout("hf_flat", ("text_encoder/",), clip.HF_FLAT),
+                Layout("openclip", ("cond_stage_model.model.",), clip.OPENCLIP),
+            ),
+            rows=clip.ROWS,
+            dotted=("text_encoder.", "cond_stage_model.model.", "text_encoders.clip_h.transformer."),
+            flat=("lora_te_", "lora_te1_"),
+            orders=clip.ORDERS,
+        ),
+        VAE,
+    ),
+    marks=(Mark("attn2_to_k", columns=1024), Mark("attn2_processor_to_k", columns=1024)),
+)

@@ -1,0 +1,118 @@
+"""Stable Diffusion XL: base (also inpainting and pruned variants) and refiner; CLIP-L and OpenCLIP-bigG."""
+
+from lorabake.components import clip, unet
+from lorabake.components.vae import VAE
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Mark
+
+SDXL = Architecture(
+    name="sdxl",
+    title="Stable Diffusion XL",
+    components=(
+        Component(
+            name="unet",
+            layouts=(
+                Layout(
+                    "sgm",
+                    ("model.diffusion_model.", "unet.", ""),
+                    (
+                        Has("input_blocks.4.1.proj_in.weight", ndim=2),
+                        Has("label_emb.0.0.weight", ndim=2),
+                        Lacks("input_blocks.1.1.proj_in.weight"),
+                        Lacks("input_blocks.10.0.in_layers.0.weight"),
+                    ),
+                ),
+                Layout(
+                    "diffusers",
+                    ("unet/", "unet.", ""),
+                    (
+                        Has("down_blocks.1.attentions.0.proj_in.weight", ndim=2),
+                        Has("add_embedding.linear_1.weight", ndim=2),
+                        Has("up_blocks.0.attentions.0.proj_in.weight", ndim=2),
+                        Lacks("down_blocks.0.attentions.0.proj_in.weight"),
+                        Lacks("down_blocks.3.resnets.0.norm1.weight"),
+                        Lacks("encoder_hid_proj.weight"),
+                    ),
+                ),
+            ),
+            rows=unet.THREE_LEVELS,
+            dotted=("unet.", "model.diffusion_model.", "diffusion_model."),
+            flat=("lora_unet_",),
+        ),
+        Component(
+            name="text_encoder",
+            layouts=(
+                Layout("hf", ("conditioner.embedders.0.transformer.", "text_encoder/", "te1."), clip.HF),
+                Layout("hf_flat", ("conditioner.embedders.0.transformer.", "text_encoder/"), clip.HF_FLAT),
+                Layout("openclip", (), clip.OPENCLIP),
+            ),
+            rows=clip.ROWS,
+            dotted=("text_encoder.", "text_encoders.clip_l.transformer.", "conditioner.embedders.0.transformer."),
+            flat=("lora_te1_", "lora_te_"),
+        ),
+        Component(
+            name="text_encoder_2",
+            layouts=(
+                Layout("hf", ("text_encoder_2/", "te2."), clip.HF),
+                Layout("hf_flat", ("text_encoder_2/",), clip.HF_FLAT),
+                Layout("openclip", ("conditioner.embedders.1.model.",), clip.OPENCLIP),
+            ),
+            rows=clip.ROWS,
+            dotted=("text_encoder_2.", "text_encoders.clip_g.transformer.", "conditioner.embedders.1.model."),
+            flat=("lora_te2_",),
+        ),
+        VAE,
+    ),
+    marks=(
+        Mark("attn2_to_k", columns=2048),
+        Mark("attn2_processor_to_k", columns=2048),
+        Mark("lora_te2_text_model_encoder_layers_N_self_attn_q_proj", columns=1280),
+    ),
+)
+
+REFINER = Architecture(
+    name="sdxl_refiner",
+    title="Stable Diffusion XL refiner",
+    components=(
+        Component(
+            name="unet",
+            layouts=(
+                Layout(
+                    "sgm",
+                    ("model.diffusion_model.", "unet.", ""),
+                    (
+                        Has("input_blocks.4.1.proj_in.weight", ndim=2),
+                        Has("label_emb.0.0.weight", ndim=2),
+                        Has("input_blocks.10.0.in_layers.0.weight"),
+                        Lacks("input_blocks.1.1.proj_in.weight"),
+                    ),
+                ),
+                Layout(
+                    "diffusers",
+                    ("unet/", "unet.", ""),
+                    (
+                        Has("down_blocks.1.attentions.0.proj_in.weight", ndim=2),
+                        Has("add_embedding.linear_1.weight", ndim=2),
+                        Has("down_blocks.3.resnets.0.norm1.weight"),
+                        Lacks("down_blocks.0.attentions.0.proj_in.weight"),
+                    ),
+                ),
+            ),
+            rows=unet.FOUR_LEVELS,
+            dotted=("unet.", "model.diffusion_model.", "diffusion_model."),
+            flat=("lora_unet_",),
+        ),
+        Component(
+            name="text_encoder_2",
+            layouts=(
+                Layout("hf", ("text_encoder_2/", "te2."), clip.HF),
+                Layout("hf_flat", ("text_encoder_2/",), clip.HF_FLAT),
+                Layout("openclip", ("conditioner.embedders.0.model.",), clip.OPENCLIP),
+            ),
+            rows=clip.ROWS,
+            dotted=("text_encoder_2.", "text_encoder.", "conditioner.embedders.0.model."),
+            flat=("lora_te2_", "lora_te_", "lora_te1_"),
+        ),
+        VAE,
+    ),
+    marks=(Mark("attn2_to_k", columns=1280),),
+)

@@ -1,0 +1,250 @@
+"""The whole flow: plan, copy, compute, hash and commit, side by side.
+
+Copying untouched ranges starts before torch is imported; hashing follows the finished ranges.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from lorabake.errors import LorabakeError, SurroundingsError
+from lorabake.planning import Plan
+from lorabake.planning import plan as make_plan
+from lorabake.recipe import Recipe
+from lorabake.write import Inputs, Output, os_error
+
+Item = TypeVar("Item")
+
+
+def default_workers() -> int:
+    """Count the cores this process may use, eight at most."""
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """Say how to bake; none of it changes the result.
+
+    `progress` receives counts of finished bytes, `warn` messages about fallbacks; both from any thread.
+    """
+
+    device: str | None = None
+    workers: int = field(default_factory=default_workers)
+    overwrite: bool = False
+    fsync: bool = True
+    progress: Callable[[int], None] = lambda count: None
+    warn: Callable[[str], None] = lambda message: None
+
+
+@dataclass(frozen=True, slots=True)
+class BakeResult:
+    """Tell what was written and how long it took.
+
+    `data_sha256` maps each file to the SHA-256 of its tensor data (empty without `output.hash`); `input_sha256`
+    each digested input to its own. `stages` are the workers' seconds by stage, `peak_memory` bytes of anonymous
+    memory, or None where the system does not tell.
+    """
+
+    plan: Plan
+    path: Path
+    size: int
+    data_sha256: dict[str, str]
+    input_sha256: dict[str, str]
+    seconds: float
+    sync_seconds: float
+    stages: dict[str, float]
+    peak_memory: int | None
+
+    @property
+    def bottleneck(self) -> str:
+        """Name the stage that took the workers longest."""
+        return max(self.stages, key=lambda stage: self.stages[stage], default="copy")
+
+    def report(self) -> dict[str, object]:
+        """Put the result in figures, for machines."""
+        return {
+            "path": str(self.path),
+            "bytes": self.size,
+            "data_sha256": self.data_sha256,
+            "inputs": self.input_sha256,
+            "seconds": round(self.seconds, 3),
+            "sync_seconds": round(self.sync_seconds, 3),
+            "stages": {stage: round(seconds, 3) for stage, seconds in sorted(self.stages.items())},
+            "bottleneck": self.bottleneck,
+            "peak_memory_bytes": self.peak_memory,
+            "plan": self.plan.report(),
+        }
+
+
+def bake(recipe: Recipe | Plan, options: RunOptions | None = None) -> BakeResult:
+    """Bake a recipe, or a plan made of one, and return what was written.
+
+    Raise a LorabakeError for whatever stops it; then the target is what it was before.
+    """
+    options = options or RunOptions()
+    began = time.perf_counter()
+    plan = recipe if isinstance(recipe, Plan) else make_plan(recipe)
+    output = Output(plan, overwrite=options.overwrite, fsync=options.fsync)
+    inputs = Inputs(plan)
+    try:
+        with output:
+            return _bake(plan, output, inputs, options, began)
+    finally:
+        inputs.close()
+
+
+def _bake(plan: Plan, output: Output, inputs: Inputs, options: RunOptions, began: float) -> BakeResult:
+    crew = _Crew()
+    memory = _PeakMemory()
+    recipe = plan.sources.recipe
+    digests: dict[str, str] = {}
+    hashes: list[str] = []
+
+    def copy() -> None:
+        for each in plan.copies:
+            if crew.stop.is_set():
+                return
+            output.copy(inputs, each, options.progress, crew.stop)
+
+    def digest() -> None:
+        for placeholder, path in plan.digests.items():
+            digests[placeholder] = inputs.sha256(path, crew.stop)
+
+    def follow() -> None:
+        hashes.extend(output.follow(hashed=recipe.output.hash, stop=crew.stop))
+
+    crew.start(copy)
+    crew.start(digest)
+    if recipe.output.hash or options.fsync:
+        crew.start(follow)
+    stages: Counter[str] = Counter()
+    try:
+        if plan.bakes:
+            from lorabake.execute import Executor, choose_device, work
+
+            memory.sample()
+            device = choose_device(options.device, float64=recipe.compute_dtype == "float64", warn=options.warn)
+            steps = _Shared(iter(plan.bakes))
+            executors = [
+                Executor(plan, inputs, output.write, device, options.warn)
+                for _ in range(max(1, min(options.workers, len(plan.bakes))))
+            ]
+            for executor in executors:
+                crew.start(lambda executor=executor: work(executor, steps, options.progress, crew.stop))  # type: ignore[misc]
+        crew.join(memory.sample)
+        for executor in executors if plan.bakes else ():
+            stages.update(executor.seconds)
+    except BaseException:
+        crew.stop.set()
+        crew.join_quietly()
+        raise
+    _check_stated(plan, digests)
+    inputs.check_unchanged()
+    syncing = time.perf_counter()
+    output.commit(hashes or [""] * len(plan.files), digests)
+    ended = time.perf_counter()
+    return BakeResult(
+        plan=plan,
+        path=plan.path,
+        size=plan.size,
+        data_sha256={file.name: each for file, each in zip(plan.files, hashes, strict=False) if each},
+        input_sha256={str(path): digests[place] for place, path in plan.digests.items()},
+        seconds=ended - began,
+        sync_seconds=ended - syncing,
+        stages=dict(stages),
+        peak_memory=memory.peak,
+    )
+
+
+def _check_stated(plan: Plan, digests: dict[str, str]) -> None:
+    """Compare the digests taken with those that the recipe states."""
+    sources = plan.sources
+    stated = [(sources.base, sources.recipe.base.sha256)]
+    stated += [(lora.checkpoint, lora.entry.sha256) for lora in sources.loras]
+    if sources.vae is not None and sources.recipe.vae is not None:
+        stated.append((sources.vae, sources.recipe.vae.sha256))
+    taken = {path: digests[place] for place, path in plan.digests.items()}
+    for checkpoint, wanted in stated:
+        for path, digest in taken.items():
+            if wanted and path in (checkpoint.path, *(h.path for p in checkpoint.parts for h in p.files)):
+                if digest != wanted:
+                    raise LorabakeError(
+                        f"{path}: its SHA-256 is {digest}, and the recipe states {wanted}\nNothing was written."
+                    )
+
+
+class _Crew:
+    """Run functions in threads; the first failure stops all, and is raised to whoever waits."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._failures: list[BaseException] = []
+
+    def start(self, task: Callable[[], object]) -> None:
+        def run() -> None:
+            try:
+                task()
+            except BaseException as error:
+                self._failures.append(error)
+                self.stop.set()
+
+        thread = threading.Thread(target=run, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def join(self, meanwhile: Callable[[], None]) -> None:
+        for thread in self._threads:
+            while thread.is_alive():
+                thread.join(0.05)
+                meanwhile()
+        if self._failures:
+            raise _worded(self._failures[0])
+
+    def join_quietly(self) -> None:
+        for thread in self._threads:
+            thread.join()
+
+
+class _Shared(Generic[Item], Iterator[Item]):
+    """Let several threads take items from one iterator."""
+
+    def __init__(self, items: Iterator[Item]) -> None:
+        self._items = items
+        self._lock = threading.Lock()
+
+    def __next__(self) -> Item:
+        with self._lock:
+            return next(self._items)
+
+
+def _worded(error: BaseException) -> BaseException:
+    if isinstance(error, OSError):
+        return os_error(Path(error.filename or "output"), error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error)):
+        return SurroundingsError("out of memory; use fewer --workers")
+    return error
+
+
+class _PeakMemory:
+    """Sample the anonymous memory of this process, on Linux; file pages in the system's cache don't count."""
+
+    def __init__(self) -> None:
+        self.peak: int | None = None
+        self.sample()
+
+    def sample(self) -> None:
+        if sys.platform != "linux":
+            return
+        with open("/proc/self/status", encoding="ascii") as status:
+            for line in status:
+                if line.startswith("RssAnon:"):
+                    self.peak = max(self.peak or 0, int(line.split()[1]) * 1024)

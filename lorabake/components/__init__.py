@@ -1,0 +1,1 @@
+"""Networks that several model families share: name tables without a family of their own."""

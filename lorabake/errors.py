@@ -1,0 +1,46 @@
+"""Every error that lorabake raises on purpose.
+
+    LorabakeError                 exit 2 unless said otherwise; the CLI prints it without a traceback
+    ├── RecipeError               the recipe: syntax, keys, values (carries file:line:column)
+    ├── FileError                 an input file or folder: missing, damaged, of another format, changed meanwhile
+    ├── MatchError                a LoRA does not fit the base: family, names, shapes, slots
+    ├── ValueTooLargeError        NaN, infinity or overflow in a baked tensor
+    ├── TargetError               the output path: exists, is an input, is being written by another bake
+    └── SurroundingsError         exit 3: disk full, device missing or out of memory, an extra not installed
+
+The first line of a message stands alone; further lines give detail and advice.
+"""
+
+from __future__ import annotations
+
+
+class LorabakeError(Exception):
+    """Stand for any failure that a user can mend; the message says what, where and what to do."""
+
+    exit_code = 2
+
+
+class RecipeError(LorabakeError):
+    """Report a fault in the recipe, with its place in the file."""
+
+
+class FileError(LorabakeError):
+    """Report an input that is missing, damaged, of another format, or that changed while it was read."""
+
+
+class MatchError(LorabakeError):
+    """Report a LoRA whose tensors cannot all be placed on the base."""
+
+
+class ValueTooLargeError(LorabakeError):
+    """Report a baked value that the output dtype cannot hold, or that is not a number."""
+
+
+class TargetError(LorabakeError):
+    """Report an output path that must not be written."""
+
+
+class SurroundingsError(LorabakeError):
+    """Report a fault of the machine rather than of the input."""
+
+    exit_code = 3

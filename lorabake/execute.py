@@ -1,0 +1,361 @@
+"""Step 4 of the flow: a `Plan` in; baked tensors out. The only module that knows devices.
+
+Each worker reads rows of a tensor, computes them in the compute dtype, rounds once to the output dtype and
+hands them on. Which rows go together depends on the tensor alone, so that the bytes don't depend on the
+number of workers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from lorabake.adapters.dora import SLOTS as DORA_SLOTS
+from lorabake.adapters.dora import Axis, axis, renorm
+from lorabake.adapters.kind import matrix
+from lorabake.errors import MatchError, SurroundingsError, ValueTooLargeError
+from lorabake.matching import Patch
+from lorabake.planning import TILE_VALUES, Bake, Plan, Target
+from lorabake.tensors.dtypes import DTYPES, decode_scalar
+from lorabake.tensors.safetensors import TensorInfo
+
+DEVICE_TILE_VALUES = 1 << 24
+LIMITS = {"F16": 65520.0, "BF16": 3.3961775292304957e38, "F32": float("inf"), "F64": float("inf")}
+"""The least magnitude that rounds to infinity."""
+
+
+class Reader(Protocol):
+    """Fill buffers from input files."""
+
+    def read(self, path: Any, start: int, into: memoryview) -> None: ...
+
+
+Writer = Callable[[int, int, memoryview], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """Add `up @ down` to rows `start` to `stop`: the stacked factors of all plain patches on those rows."""
+
+    start: int
+    stop: int
+    up: torch.Tensor
+    down: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Renorm:
+    """Change rows by one DoRA patch: V = W + up @ down, its rows given the lengths in `magnitude`."""
+
+    start: int
+    stop: int
+    up: torch.Tensor
+    down: torch.Tensor
+    magnitude: torch.Tensor
+    strength: float
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """Move rows towards `value` by `strength`."""
+
+    start: int
+    stop: int
+    value: torch.Tensor
+    strength: float
+
+
+class Executor:
+    """Run the steps of a plan on one device, from one worker; `seconds` tells where its time went."""
+
+    def __init__(
+        self, plan: Plan, reader: Reader, write: Writer, device: torch.device, warn: Callable[[str], None]
+    ) -> None:
+        self.plan, self.reader, self._write, self.device, self._warn = plan, reader, write, device, warn
+        self.dtype = torch.float64 if plan.sources.recipe.compute_dtype == "float64" else torch.float32
+        self.seconds: Counter[str] = Counter()
+        self.tile_values = TILE_VALUES if device.type == "cpu" else DEVICE_TILE_VALUES
+        self._buffers: dict[str, torch.Tensor] = {}
+        self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def run(self, step: Bake) -> Iterator[int]:
+        """Bake one step; yield the bytes written after each piece. Split pieces when the device is full."""
+        with self._on_stream():
+            try:
+                yield from self._by_rows(step, step.targets[0]) if step.by_rows else self._whole(step)
+            except torch.OutOfMemoryError:
+                if self.device.type == "cpu":
+                    raise SurroundingsError(
+                        f"out of memory while baking {step.targets[0].key}; use fewer --workers"
+                    ) from None
+                self._warn(f"{step.targets[0].key}: does not fit into the memory of {self.device}; computed on the CPU")
+                on_cpu = Executor(self.plan, self.reader, self._write, torch.device("cpu"), self._warn)
+                yield from on_cpu.run(step)
+                self.seconds.update(on_cpu.seconds)
+
+    def _on_stream(self) -> AbstractContextManager[Any]:
+        return torch.cuda.stream(self._stream) if self._stream is not None else nullcontext()
+
+    # -- row by row ------------------------------------------------------------------------------------
+
+    def _by_rows(self, step: Bake, target: Target) -> Iterator[int]:
+        rows, columns = matrix(target.shape)
+        parts = self._parts(step, target, columns)
+        size = max(1, self.tile_values // max(1, columns))
+        start = 0
+        while start < rows:
+            stop = min(start + size, rows)
+            try:
+                weight = self._read_rows(target.source, start, stop, columns)
+                self._apply(weight, parts, start)
+                self._emit(step, target, weight, start)
+            except torch.OutOfMemoryError:
+                if self.device.type == "cpu" or size == 1:
+                    raise
+                size = max(1, size // 2)
+                self._buffers.clear()
+                torch.cuda.empty_cache()
+                continue
+            yield (stop - start) * columns * DTYPES[target.dtype].bits // 8
+            start = stop
+
+    def _parts(self, step: Bake, target: Target, columns: int) -> list[Product | Renorm | Replace]:
+        stacks: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        parts: list[Product | Renorm | Replace] = []
+        for patch in step.patches:
+            tensors = self._load(patch)
+            shapes = _shapes(patch)
+            row = 0
+            if patch.kind.low_rank:
+                up, down = patch.kind.factors(tensors)
+                down = down * self._scale(patch)
+            else:
+                value = patch.kind.value(tensors)
+            for region in patch.view.regions:
+                count = region.stop - region.start
+                rows = slice(row, row + count)
+                row += count
+                if region.key != target.key:
+                    continue
+                if not patch.kind.low_rank:
+                    parts.append(Replace(region.start, region.stop, value[rows], patch.strength))
+                elif any(slot in shapes for slot in DORA_SLOTS):
+                    magnitude = _magnitude(tensors).reshape(-1)[rows]
+                    parts.append(
+                        Renorm(region.start, region.stop, up[rows], down, magnitude, patch.strength)
+                    )
+                else:
+                    right = down * patch.strength
+                    left, right = (right.T, up.T) if patch.view.transpose else (up[rows], right)
+                    stacks.setdefault((region.start, region.stop), []).append((left, right))
+        for (start, stop), factors in stacks.items():
+            left = torch.cat([left for left, _ in factors], dim=1) if len(factors) > 1 else factors[0][0]
+            right = torch.cat([right for _, right in factors]) if len(factors) > 1 else factors[0][1]
+            parts.append(Product(start, stop, left.contiguous(), right.contiguous()))
+        return sorted(parts, key=lambda part: not isinstance(part, Replace))
+
+    def _apply(self, weight: torch.Tensor, parts: list[Product | Renorm | Replace], first: int) -> None:
+        began = time.perf_counter()
+        base = weight.clone() if len(parts) > 1 and any(isinstance(part, Renorm) for part in parts) else weight
+        for part in parts:
+            start, stop = max(part.start, first), min(part.stop, first + weight.shape[0])
+            if start >= stop:
+                continue
+            inner, outer = slice(start - part.start, stop - part.start), slice(start - first, stop - first)
+            if isinstance(part, Product):
+                weight[outer].addmm_(part.up[inner], part.down)
+            elif isinstance(part, Replace):
+                weight[outer].lerp_(part.value[inner], part.strength)
+            else:
+                updated = torch.addmm(base[outer], part.up[inner], part.down)
+                updated = renorm(updated, part.magnitude[inner], "row", tuple(updated.shape))
+                if base is weight:
+                    weight[outer].lerp_(updated, part.strength)
+                else:
+                    weight[outer].add_(updated.sub_(base[outer]), alpha=part.strength)
+        self.seconds["compute"] += time.perf_counter() - began
+
+    # -- whole tensors at once -------------------------------------------------------------------------
+
+    def _whole(self, step: Bake) -> Iterator[int]:
+        base = {
+            target.key: self._read_rows(target.source, 0, *matrix(target.shape), fresh=True).reshape(target.shape)
+            for target in step.targets
+        }
+        baked = {key: tensor.clone() for key, tensor in base.items()}
+        began = time.perf_counter()
+        for patch in sorted(step.patches, key=lambda patch: patch.kind.low_rank):
+            weight = patch.view.read(base).reshape(patch.view.rows, -1)
+            changed = self._change(patch, weight)
+            if len(step.patches) == 1 and patch.strength == 1 and patch.view.transpose:
+                baked[patch.view.keys[0]] = changed.T.contiguous()
+            else:
+                patch.view.add(baked, changed.sub_(weight).mul_(patch.strength))
+        self.seconds["compute"] += time.perf_counter() - began
+        for target in step.targets:
+            rows, columns = matrix(target.shape)
+            flat = baked[target.key].reshape(rows, columns)
+            size = max(1, self.tile_values // max(1, columns))
+            for start in range(0, rows, size):
+                tile = flat[start : start + size]
+                self._emit(step, target, tile, start)
+                yield tile.numel() * DTYPES[target.dtype].bits // 8
+
+    def _change(self, patch: Patch, weight: torch.Tensor) -> torch.Tensor:
+        """Return what the module's weight (out, columns) becomes at strength 1."""
+        tensors, shapes = self._load(patch), _shapes(patch)
+        if not patch.kind.low_rank:
+            return patch.kind.value(tensors).clone()
+        up, down = patch.kind.factors(tensors)
+        updated = torch.addmm(weight, up, down * self._scale(patch))
+        if any(slot in shapes for slot in DORA_SLOTS):
+            along: Axis | None = axis(shapes, patch.view.shape)
+            assert along is not None
+            updated = renorm(updated, _magnitude(tensors), along, patch.view.shape)
+        return updated
+
+    # -- in and out ------------------------------------------------------------------------------------
+
+    def _load(self, patch: Patch) -> dict[str, torch.Tensor]:
+        """Read a patch's tensors, alpha apart."""
+        return {
+            slot: self._read_rows(info, 0, *matrix(info.shape), fresh=True).reshape(info.shape)
+            for slot, info in patch.tensors.items()
+            if slot != "alpha"
+        }
+
+    def _scale(self, patch: Patch) -> float:
+        if patch.scale is not None:
+            return patch.scale
+        info = patch.tensors.get("alpha")
+        if info is None:
+            return 1.0
+        raw = bytearray(info.nbytes)
+        self.reader.read(info.file, info.start, memoryview(raw))
+        alpha = decode_scalar(info.dtype, bytes(raw))
+        if not alpha or alpha - alpha:
+            name = self.plan.sources.loras[patch.lora].name
+            raise MatchError(
+                f"LoRA {name!r}: {info.name} is {alpha}, which is no scale\n"
+                f'Leave the module out with a block pattern that names it and the factor 0: blocks: {{"…": 0}}'
+            )
+        return alpha / patch.kind.rank(_shapes(patch))
+
+    def _read_rows(
+        self, info: TensorInfo, start: int, stop: int, columns: int, *, fresh: bool = False
+    ) -> torch.Tensor:
+        """Read rows of a tensor into the compute dtype on the device; a buffer of this worker unless `fresh`."""
+        began = time.perf_counter()
+        width = DTYPES[info.dtype].bits // 8
+        count = (stop - start) * columns
+        raw = self._buffer("in", count * width, torch.uint8, pinned=True)
+        self.reader.read(info.file, info.start + start * columns * width, memoryview(raw.numpy()))
+        source = raw.view(getattr(torch, str(DTYPES[info.dtype].torch)))
+        read = time.perf_counter()
+        if fresh or self.device.type != "cpu":
+            weight = source.to(self.device, copy=True, non_blocking=not fresh).to(self.dtype)
+        else:
+            weight = self._buffer("weight", count, self.dtype)
+            weight.copy_(source)
+        self.seconds["read"] += read - began
+        self.seconds["compute"] += time.perf_counter() - read
+        return weight.view(stop - start, columns)
+
+    def _emit(self, step: Bake, target: Target, weight: torch.Tensor, start: int) -> None:
+        """Round rows to the output dtype, refuse what it cannot hold, and write them."""
+        began = time.perf_counter()
+        low, high = (float(bound) for bound in torch.aminmax(weight)) if weight.numel() else (0.0, 0.0)
+        limit = LIMITS[target.dtype]
+        if not (-limit < low and high < limit):
+            self._refuse(step, target, weight, start)
+        dtype = getattr(torch, str(DTYPES[target.dtype].torch))
+        if self.device.type == "cpu" and dtype is self.dtype and weight.is_contiguous():
+            rounded = weight.reshape(-1)
+        else:
+            rounded = self._buffer("out", weight.numel(), dtype, pinned=True)
+            rounded.copy_(weight.reshape(-1), non_blocking=True)
+            if self._stream is not None:
+                self._stream.synchronize()
+        computed = time.perf_counter()
+        width = DTYPES[target.dtype].bits // 8
+        columns = weight.shape[1]
+        self._write(target.file, target.offset + start * columns * width, memoryview(rounded.view(torch.uint8).numpy()))
+        self.seconds["compute"] += computed - began
+        self.seconds["write"] += time.perf_counter() - computed
+
+    def _refuse(self, step: Bake, target: Target, weight: torch.Tensor, start: int) -> None:
+        rows, columns = weight.shape
+        before = self._read_rows(target.source, start, start + rows, columns, fresh=True)
+        held = weight.abs() < LIMITS[target.dtype]
+        wrong = ~held if step.patches else ~held & before.isfinite()
+        if not wrong.any():  # a cast passes on what the base had
+            return
+        row, column = (int(index) for index in wrong.nonzero()[0])
+        value, was = float(weight[row, column]), float(before[row, column])
+        names = sorted({self.plan.sources.loras[patch.lora].name for patch in step.patches})
+        cause = f"with LoRA {', '.join(map(repr, names))}" if names else "when cast"
+        if was - was:
+            cause = f"in the base already, and {cause.removeprefix('with ')} would spread it"
+        raise ValueTooLargeError(
+            f"{target.key}[{start + row}, {column}]: {value:g} {cause}; {target.dtype} cannot hold it "
+            f"(the base has {was:g} there)\nNothing was written. Lower the strength, or choose a wider output.dtype."
+        )
+
+    def _buffer(self, name: str, count: int, dtype: torch.dtype, *, pinned: bool = False) -> torch.Tensor:
+        """Return `count` values of a buffer that the worker keeps."""
+        wanted = count * dtype.itemsize
+        kept = self._buffers.get(name)
+        if kept is None or kept.numel() < wanted:
+            pin = pinned and self.device.type == "cuda"
+            kept = torch.empty(max(wanted, 1), dtype=torch.uint8, pin_memory=pin)
+            if wanted <= 16 * self.tile_values:
+                self._buffers[name] = kept
+        return kept[:wanted].view(dtype)
+
+
+def choose_device(name: str | None, *, float64: bool, warn: Callable[[str], None]) -> torch.device:
+    """Return the device to compute on: the one named, or the CPU.
+
+    Fall back to the CPU, with a message, where the device cannot compute float64; raise SurroundingsError
+    for one that is not there.
+    """
+    try:
+        device = torch.device(name or "cpu")
+        if device.type == "mps" and float64:
+            warn("mps cannot compute in float64; computed on the CPU")
+            return torch.device("cpu")
+        torch.ones(1, device=device).add_(1).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).splitlines()[0]
+        raise SurroundingsError(f"device {name!r} cannot be used: {first}\nTry --device cpu.") from None
+    if device.type == "meta":
+        raise SurroundingsError("device 'meta' holds no values\nTry --device cpu.")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return device
+
+
+def work(
+    executor: Executor, steps: Iterator[Bake], progress: Callable[[int], None], stop: threading.Event
+) -> None:
+    """Take steps, one at a time, until none is left or `stop` is set; `steps` may be shared by threads."""
+    torch.set_num_threads(1)
+    for step in steps:
+        for count in executor.run(step):
+            progress(count)
+            if stop.is_set():
+                return
+
+
+def _shapes(patch: Patch) -> Mapping[str, tuple[int, ...]]:
+    return {slot: info.shape for slot, info in patch.tensors.items()}
+
+
+def _magnitude(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    return next(tensors[slot] for slot in DORA_SLOTS if slot in tensors)

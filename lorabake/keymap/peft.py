@@ -1,0 +1,180 @@
+"""PEFT's adapter_config.json, and the same facts as diffusers keeps them in a file's metadata.
+
+Every field is honoured, known to be without effect on a merge, or refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from lorabake.errors import FileError
+
+HONOURED = {
+    "r",
+    "lora_alpha",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "use_dora",
+    "fan_in_fan_out",
+    "lora_bias",
+    "bias",
+    "modules_to_save",
+}
+WITHOUT_EFFECT = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+}
+# Initialisations that leave the base as it was; the others (PiSSA, OLoRA, LoftQ, CorDA …) train against a base
+# with a part taken out, so that a merge into the original one would be wrong.
+PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+@dataclass(frozen=True, slots=True)
+class PeftConfig:
+    """Hold what adapter_config.json says of ranks and scales; `where` is its place, for messages."""
+
+    where: str
+    rank: int
+    alpha: float
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    rslora: bool = False
+    dora: bool = False
+    fan_in_fan_out: bool = False
+    bias: str = "none"
+    modules_to_save: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, config: Mapping[str, object], where: str) -> PeftConfig:
+        """Check a parsed configuration; raise FileError for what is malformed or changes the mathematics."""
+        kind = config.get("peft_type", "LORA")
+        if kind != "LORA":
+            raise FileError(f"{where}: adapters of PEFT type {kind} are not supported")
+        init = config.get("init_lora_weights")
+        if init not in PLAIN_INITS:
+            raise FileError(
+                f"{where}: init_lora_weights is {init!r}: such an adapter was trained against a changed base\n"
+                "Convert it to a plain LoRA with PEFT (path_initial_model_for_weight_conversion), then bake that."
+            )
+        known = HONOURED | WITHOUT_EFFECT | {"init_lora_weights"}
+        strange = [name for name, value in config.items() if name not in known and value not in (None, False, {}, [])]
+        if strange:
+            names = ", ".join(f"{name} = {json.dumps(config[name])[:60]}" for name in sorted(strange))
+            raise FileError(f"{where}: fields that may change the result and are not supported: {names}")
+        modules = config.get("modules_to_save") or ()
+        bias = config.get("bias", "none")
+        if bias not in ("none", "all", "lora_only"):
+            raise FileError(f"{where}: bias must be none, all or lora_only, not {bias!r}")
+        if not isinstance(modules, (list, tuple)) or not all(isinstance(name, str) for name in modules):
+            raise FileError(f"{where}: modules_to_save must be a list of names")
+        return cls(
+            where=where,
+            rank=_rank(config.get("r", 8), f"{where}: r"),
+            alpha=_number(config.get("lora_alpha", 8), f"{where}: lora_alpha"),
+            rank_pattern={k: _rank(v, f"{where}: rank_pattern.{k}") for k, v in _pairs(config, "rank_pattern", where)},
+            alpha_pattern={
+                k: _number(v, f"{where}: alpha_pattern.{k}") for k, v in _pairs(config, "alpha_pattern", where)
+            },
+            rslora=_flag(config, "use_rslora", where),
+            dora=_flag(config, "use_dora", where),
+            fan_in_fan_out=_flag(config, "fan_in_fan_out", where),
+            bias=str(bias),
+            modules_to_save=tuple(modules),
+        )
+
+    def rank_of(self, module: str) -> int:
+        """Return the rank that a module was trained with."""
+        pattern = _first(self.rank_pattern, module, self.where)
+        return self.rank if pattern is None else self.rank_pattern[pattern]
+
+    def scale_of(self, module: str) -> float:
+        """Return alpha/rank of a module, or alpha/√rank with rsLoRA (Kalajdzievski 2023, arXiv 2312.03732)."""
+        pattern = _first(self.alpha_pattern, module, self.where)
+        alpha = self.alpha if pattern is None else self.alpha_pattern[pattern]
+        rank = self.rank_of(module)
+        return float(alpha / rank**0.5 if self.rslora else alpha / rank)
+
+    def saves(self, module: str, slot: str) -> bool:
+        """Tell whether a whole tensor of this module is meant to replace the base's."""
+        if slot == "whole_bias" and self.bias != "none":
+            return True
+        return any(module == name or module.endswith("." + name) or f".{name}." in f".{module}." for name in self.modules_to_save)
+
+
+def from_metadata(metadata: Mapping[str, str], where: str) -> dict[str, PeftConfig]:
+    """Read diffusers' `lora_adapter_metadata`: component -> configuration.
+
+    Its keys carry the component in front (`unet.r`, `text_encoder.lora_alpha`).
+    """
+    text = metadata.get("lora_adapter_metadata")
+    if text is None:
+        return {}
+    where = f"{where}: lora_adapter_metadata"
+    try:
+        flat = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{where} is no JSON: {error}") from None
+    if not isinstance(flat, dict):
+        raise FileError(f"{where} must be a JSON object")
+    sections: dict[str, dict[str, object]] = {}
+    for key, value in flat.items():
+        component, _, name = key.partition(".")
+        sections.setdefault(component, {})[name] = value
+    return {component: PeftConfig.read(section, f"{where}, {component}") for component, section in sections.items()}
+
+
+def _first(patterns: Mapping[str, object], module: str, where: str) -> str | None:
+    for pattern in patterns:
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return pattern
+        except re.error as error:
+            raise FileError(f"{where}: the pattern {pattern!r} is no regular expression: {error}") from None
+    return None
+
+
+def _pairs(config: Mapping[str, object], name: str, where: str) -> list[tuple[str, object]]:
+    value = config.get(name) or {}
+    if not isinstance(value, dict):
+        raise FileError(f"{where}: {name} must be a mapping")
+    return list(value.items())
+
+
+def _rank(value: object, where: str) -> int:
+    if type(value) is not int or value < 1:
+        raise FileError(f"{where} must be a positive whole number, not {value!r}")
+    return value
+
+
+def _number(value: object, where: str) -> float:
+    if type(value) not in (int, float) or value != value or value in (float("inf"), float("-inf")):
+        raise FileError(f"{where} must be a finite number, not {value!r}")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _flag(config: Mapping[str, object], name: str, where: str) -> bool:
+    value = config.get(name) or False
+    if type(value) is not bool:
+        raise FileError(f"{where}: {name} must be true or false, not {value!r}")
+    return value

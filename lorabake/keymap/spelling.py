@@ -1,0 +1,166 @@
+"""Spellings: how LoRA files write a module's name and the role of each tensor.
+
+A LoRA key is a module's name followed by a suffix; `SUFFIXES` says which slot of an adapter each suffix fills.
+The other direction is never parsed: `spell` writes every module of the base in each spelling that a trainer
+could have used, and the LoRA's names are looked up among them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from lorabake.keymap.table import Component, KeyMap, Module
+from lorabake.tensors.safetensors import TensorInfo
+
+# Suffix -> slot. An adapter's name (`.default`, any word) may stand inside PEFT's.
+SUFFIXES = (
+    (r"\.lora_down\.weight", "down"),  # kohya, LyCORIS
+    (r"\.lora_up\.weight", "up"),
+    (r"\.lora_mid\.weight", "mid"),
+    (r"\.lora_A(?:\.[^.]+)?\.weight", "down"),  # PEFT, diffusers
+    (r"\.lora_B(?:\.[^.]+)?\.weight", "up"),
+    (r"\.lora_B(?:\.[^.]+)?\.bias", "bias"),
+    (r"\.lora_A", "down"),
+    (r"\.lora_B", "up"),
+    (r"[._]lora\.down\.weight", "down"),  # diffusers up to 0.26, with `_lora` its attention processors
+    (r"[._]lora\.up\.weight", "up"),
+    (r"\.lora_linear_layer\.down\.weight", "down"),  # diffusers, LoRACompatible layers
+    (r"\.lora_linear_layer\.up\.weight", "up"),
+    (r"\.alpha", "alpha"),
+    (r"\.dora_scale", "dora_scale"),  # LyCORIS
+    (r"\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?", "magnitude"),  # PEFT
+    (r"\.magnitude", "magnitude"),  # ai-toolkit
+    (r"(?:\.modules_to_save(?:\.[^.]+)?)?\.weight", "whole_weight"),  # a whole tensor, PEFT's modules_to_save
+    (r"(?:\.modules_to_save(?:\.[^.]+)?)?\.bias", "whole_bias"),
+    (r":down", "down"),  # cloneofsimo: `unet:3:down`
+    (r":up", "up"),
+)
+
+# Suffix -> kind, for kinds that this version does not bake: they are named, never skipped.
+UNSUPPORTED = (
+    (r"\.hada_[wt][12](?:_[ab])?", "LoHa"),
+    (r"\.lokr_[wt][12](?:_[ab])?", "LoKr"),
+    (r"\.oft_(?:blocks(?:\.\d+)?|diag|R\.weight|r)|\.rescale", "OFT"),
+    (r"\.boft_[Rs]", "BOFT"),
+    (r"\.(?:a1|a2|b1|b2|bm)\.weight", "GLoRA"),
+    (r"\.on_input|\.ia3_l", "IA3"),
+    (r"\.diff(?:_b)?|\.[wb]_norm|\.set_weight|\.reshape_weight", "full difference"),
+    (r"\.bias_(?:indices|values|size)", "sparse bias"),
+    (r"\.lora_embedding_[AB](?:\.[^.]+)?", "embedding LoRA"),
+    (r"\.token_adapter\.trainable_tokens_delta", "trainable tokens"),
+    (r"\.lora_E|\.ranknum", "AdaLoRA"),
+    (r"\.?vera_(?:lambda_[bd]|A|B).*", "VeRA"),
+    (r"\.hra_u", "HRA"),
+    (r"\.(?:miss|bone)_block|\.c3a_kernel|\.road_(?:theta|alpha)|\.delora_\w+|\.gralora_\w+", "PEFT's other kinds"),
+    (r"\.(?:fourierft|waveft)_spectrum|\.vblora_\w+|\.randlora_\w+|\.shira_weight", "PEFT's other kinds"),
+)
+
+# One pattern for all: the leftmost match that reaches the key's end is the longest suffix.
+_ROWS = (*SUFFIXES, *UNSUPPORTED)
+_SUFFIX = re.compile("(?:" + "|".join(f"(?P<row{i}>{suffix})" for i, (suffix, _) in enumerate(_ROWS)) + r")\Z")
+
+# What may stand around a module's path in a file: training wrappers.
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|base_layer)\.")
+
+# Names that trainers gave to modules which have another name today: (today's ending, older ending).
+ENDINGS = (
+    (".to_q", ".processor.to_q"),  # diffusers' attention processors
+    (".to_k", ".processor.to_k"),
+    (".to_v", ".processor.to_v"),
+    (".to_out.0", ".processor.to_out"),
+    (".to_out.0", ".to_out"),
+    (".self_attn.q_proj", ".self_attn.to_q"),  # the same, on text encoders
+    (".self_attn.k_proj", ".self_attn.to_k"),
+    (".self_attn.v_proj", ".self_attn.to_v"),
+    (".self_attn.out_proj", ".self_attn.to_out"),
+)
+
+PEFT_ROOT = "base_model.model."
+INDEXED = re.compile(r"(?P<component>\w+):(?P<index>\d+)\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class LoraModule:
+    """Hold the tensors that a LoRA file has for one module, by slot."""
+
+    name: str
+    slots: Mapping[str, TensorInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class LoraTensors:
+    """Sort a LoRA file's tensors: by module; of unsupported kinds, by kind; and those of no known form."""
+
+    modules: dict[str, LoraModule]
+    unsupported: dict[str, list[TensorInfo]]
+    unknown: list[TensorInfo]
+
+
+def sort_tensors(tensors: Iterable[TensorInfo]) -> LoraTensors:
+    """Read each key of a LoRA file as (module, slot)."""
+    slots: dict[str, dict[str, TensorInfo]] = {}
+    unsupported: dict[str, list[TensorInfo]] = {}
+    unknown: list[TensorInfo] = []
+    for info in tensors:
+        match = _SUFFIX.search(info.key)
+        row = int(match.lastgroup.removeprefix("row")) if match and match.lastgroup else -1
+        if match is None or (row < len(SUFFIXES) and not match.start()):
+            unknown.append(info)
+        elif row >= len(SUFFIXES):
+            unsupported.setdefault(_ROWS[row][1], []).append(info)
+        else:
+            module = _WRAPPERS.sub("", info.key[: match.start()])
+            if slots.setdefault(module, {}).setdefault(_ROWS[row][1], info) is not info:
+                unknown.append(info)
+    modules = {name: LoraModule(name, found) for name, found in slots.items()}
+    return LoraTensors(modules, unsupported, unknown)
+
+
+def spell(component: Component, prefix: str, path: str) -> Iterator[str]:
+    """Write one module path of a component in every spelling that a LoRA file could use.
+
+    `prefix` is where the base keeps the component: a file may also use the base's own keys.
+    """
+    paths = [path]
+    paths += [path.removesuffix(new) + old for new, old in ENDINGS if path.endswith(new)]
+    paths += [each.removeprefix(word) for word in component.optional for each in paths if each.startswith(word)]
+    paths += [word + each for word in component.optional for each in tuple(paths)]
+    for each in paths:
+        flat = each.replace(".", "_")
+        for start in component.flat:
+            yield start + flat
+        yield "lycoris_" + flat
+        yield each
+        yield PEFT_ROOT + each
+        for start in component.dotted:
+            yield start + each
+            yield start + PEFT_ROOT + each
+            yield PEFT_ROOT + start + each
+    yield prefix + path
+
+
+def spell_all(key_map: KeyMap) -> dict[str, list[Module]]:
+    """Write every module of the base in every spelling: spelling -> modules (several where it is ambiguous)."""
+    spelled: dict[str, list[Module]] = {}
+    for component in key_map.architecture.components:
+        if component.name not in key_map.placed:
+            continue
+        _, prefix = key_map.placed[component.name]
+        for path, module in key_map.modules[component.name].items():
+            for word in spell(component, prefix, path):
+                known = spelled.setdefault(word, [])
+                if all(module.views != other.views for other in known):
+                    known.append(module)
+    return spelled
+
+
+def pattern_of(name: str) -> str:
+    """Write a name with its numbers as `N`; those in words like `conv1` stay."""
+    return re.sub(r"(?<![a-zA-Z0-9])\d+", "N", name)
+
+
+def flatten(name: str) -> str:
+    """Write a module's name as family marks do: numbers as `N`, dots as underscores."""
+    return re.sub(r"[./]", "_", pattern_of(name))

@@ -1,0 +1,352 @@
+"""Tables: what one model family calls its modules in each layout, and how a header is read through them.
+
+A table is written once, as literals, in `components/` and `architectures/`. `KeyMap` expands it against the
+header of the base at hand: every module of the base, under every name, with the view that leads to its bytes.
+Nothing here parses a LoRA's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from lorabake.keymap.view import Region, View
+from lorabake.tensors.safetensors import TensorInfo
+
+Name = str | tuple[str, ...]
+
+
+class Bare(str):
+    """Mark a name that is a tensor by itself, where the other layouts have a module with a `.weight`."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Pair the names of one module, or of all below one path, over the layouts of its component.
+
+    `names` has one entry a layout. `{}` stands for a number. `@` stands for `weight` or `bias` where the
+    parameter is glued on (`in_proj_@`), otherwise `.weight` and `.bias` follow. An entry that is a tuple says
+    that this layout splits what the others fuse; `sizes` gives the rows of the parts, each `"in"` (as many as
+    the weight has columns) or `"rest"` (an equal share of what is left), by default equal shares.
+    `rows` continues the table below this path; without it everything below is named alike in all layouts.
+    `transposed` names the layouts that store the weight as (in, out); `swapped` those that store its two
+    halves in the other order.
+    """
+
+    names: tuple[Name, ...]
+    rows: tuple[Row, ...] = ()
+    sizes: tuple[str, ...] = ()
+    transposed: tuple[str, ...] = ()
+    swapped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Has:
+    """Require a tensor, with `ndim` dimensions and `ratio` times as many columns as rows, where given."""
+
+    key: str
+    ndim: int | None = None
+    ratio: int | None = None
+
+    def holds(self, tensors: Mapping[str, TensorInfo], prefix: str) -> bool:
+        """Tell whether the tensor is there, with that shape."""
+        info = tensors.get(prefix + self.key)
+        if info is None or (self.ndim is not None and len(info.shape) != self.ndim):
+            return False
+        return self.ratio is None or (len(info.shape) == 2 and info.shape[1] == self.ratio * info.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Lacks:
+    """Require that a tensor is absent."""
+
+    key: str
+
+    def holds(self, tensors: Mapping[str, TensorInfo], prefix: str) -> bool:
+        """Tell whether the tensor is absent."""
+        return prefix + self.key not in tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Say where a component's tensors lie: prefixes to try, and what must be (absent) below one of them."""
+
+    name: str
+    prefixes: tuple[str, ...]
+    needs: tuple[Has | Lacks, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexOrder:
+    """Name the modules of index-named LoRA files (`unet:0:up`) in their order: each of `inner` in each block.
+
+    A block with `{}` stands for as many blocks as the file needs.
+    """
+
+    blocks: tuple[str, ...]
+    inner: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """Describe one network of a model: its layouts, its names, and how LoRA files spell its prefix.
+
+    `dotted` prefixes precede a dotted module path (`unet.`), `flat` ones a path whose dots became underscores
+    (`lora_unet_`). `optional` words may lead the path on one side and be absent on the other (`model.`).
+    `orders` reads index-named files.
+    """
+
+    name: str
+    layouts: tuple[Layout, ...]
+    rows: tuple[Row, ...] = ()
+    dotted: tuple[str, ...] = ()
+    flat: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    orders: tuple[IndexOrder, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Recognise a LoRA of a family by a part of its module names (digits as `N`, dots as `_`).
+
+    With `columns` the module must also read that many inputs.
+    """
+
+    fragment: str
+    columns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """Hold all that lorabake knows about one model family; the first component identifies it.
+
+    `without` lists key prefixes that must not occur in the same checkpoint. `marks` recognise the family's
+    LoRAs, for messages: any one is enough.
+    """
+
+    name: str
+    title: str
+    components: tuple[Component, ...]
+    without: tuple[str, ...] = ()
+    marks: tuple[Mark, ...] = ()
+
+    def fits(self, tensors: Mapping[str, TensorInfo]) -> bool:
+        """Tell whether a checkpoint with these tensors is of this family."""
+        if find(self.components[0], tensors) is None:
+            return False
+        return not any(key.startswith(self.without) for key in tensors) if self.without else True
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """Locate one module of the base: the views of its parameters, by name (`weight`, `bias`)."""
+
+    component: str
+    name: str
+    views: Mapping[str, View]
+
+
+@dataclass(slots=True)
+class KeyMap:
+    """Expand an architecture against the tensors of one base.
+
+    `placed` says where each component was found, `owner` which component a base tensor belongs to, `modules`
+    every module under each dotted name of each layout: component -> name -> module.
+    """
+
+    architecture: Architecture
+    tensors: Mapping[str, TensorInfo]
+    placed: dict[str, tuple[Layout, str]] = field(default_factory=dict)
+    owner: dict[str, str] = field(default_factory=dict)
+    modules: dict[str, dict[str, Module]] = field(default_factory=dict)
+
+    @property
+    def layout(self) -> str:
+        """Name the layout of the identifying component."""
+        return self.placed[self.architecture.components[0].name][0].name
+
+    @classmethod
+    def expand(cls, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> KeyMap:
+        """Find each component in the header and list its modules under all their names."""
+        key_map = cls(architecture, tensors)
+        for component in architecture.components:
+            place = find(component, tensors)
+            if place is not None:
+                key_map.placed[component.name] = place
+        for component in architecture.components:
+            if component.name in key_map.placed:
+                key_map.modules[component.name] = key_map._list_modules(component)
+        return key_map
+
+    def _list_modules(self, component: Component) -> dict[str, Module]:
+        layout, prefix = self.placed[component.name]
+        names = tuple(each.name for each in component.layouts)
+        here = names.index(layout.name)
+        reader = _Reader(component.rows, here, len(names))
+        others = [p for name, (_, p) in self.placed.items() if name != component.name and len(p) > len(prefix)]
+        fused: dict[tuple[str, str], list[Region | None]] = {}
+        modules: dict[str, dict[str, View]] = {}
+        for key, info in self.tensors.items():
+            if not key.startswith(prefix) or any(key.startswith(other) for other in others):
+                continue
+            self.owner[key] = component.name
+            for match in reader.matches(key[len(prefix) :]):
+                for there, name in enumerate(names):
+                    crossed = (name in match.row.swapped) != (layout.name in match.row.swapped)
+                    turned = layout.name in match.row.transposed
+                    for path, part, parts in match.spell(there):
+                        view = self._view(match, info, key, part, parts, crossed=crossed, turned=turned)
+                        if view is not None:
+                            modules.setdefault(path, {}).setdefault(match.parameter, view)
+                    whole = match.fused(there)
+                    if whole is not None:
+                        path, part, parts = whole
+                        pieces = fused.setdefault((path, match.parameter), [None] * parts)
+                        pieces[part] = Region(key, 0, info.shape[0])
+                        if None not in pieces:
+                            regions = tuple(piece for piece in pieces if piece is not None)
+                            rows = sum(region.stop for region in regions)
+                            view = View(regions, (rows, *info.shape[1:]))
+                            modules.setdefault(path, {}).setdefault(match.parameter, view)
+        return {name: Module(component.name, name, views) for name, views in modules.items()}
+
+    def _view(
+        self, match: _Match, info: TensorInfo, key: str, part: int, parts: int, *, crossed: bool, turned: bool
+    ) -> View | None:
+        shape = info.shape
+        rows = shape[0] if shape else 1
+        if turned and len(shape) == 2:
+            return View((Region(key, 0, rows),), (shape[1], shape[0]), transpose=True)
+        if crossed:
+            half = rows // 2
+            return View((Region(key, half, rows), Region(key, 0, half)), shape)
+        if parts == 1:
+            return View((Region(key, 0, rows),), shape)
+        weight = self.tensors.get(match.sibling(key))
+        columns = weight.shape[1] if weight is not None and len(weight.shape) > 1 else 0
+        sizes = _sizes(match.row.sizes or ("rest",) * parts, rows, columns)
+        if sizes is None:
+            return None
+        start = sum(sizes[:part])
+        return View((Region(key, start, start + sizes[part]),), (sizes[part], *shape[1:]))
+
+
+def find(component: Component, tensors: Mapping[str, TensorInfo]) -> tuple[Layout, str] | None:
+    """Return the layout and key prefix under which a component lies in a header, if it does."""
+    for layout in component.layouts:
+        for prefix in layout.prefixes:
+            if all(need.holds(tensors, prefix) for need in layout.needs) and any(
+                key.startswith(prefix) for key in tensors
+            ):
+                return layout, prefix
+    return None
+
+
+def _sizes(spec: tuple[str, ...], rows: int, columns: int) -> list[int] | None:
+    fixed = columns * spec.count("in")
+    shares = spec.count("rest")
+    if shares and (rows - fixed) % shares:
+        return None
+    rest = (rows - fixed) // shares if shares else 0
+    sizes = [columns if size == "in" else rest for size in spec]
+    return sizes if sum(sizes) == rows and min(sizes) > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Match:
+    """One base tensor met in a table: the rows walked, the numbers seen, the part and the parameter."""
+
+    path: tuple[Row, ...]
+    numbers: tuple[str, ...]
+    part: int | None
+    rest: str
+    parameter: str
+
+    @property
+    def row(self) -> Row:
+        return self.path[-1]
+
+    def sibling(self, key: str) -> str:
+        """Return the key of the weight beside a bias."""
+        return key[: -len("bias")] + "weight" if self.parameter == "bias" else key
+
+    def spell(self, there: int) -> Iterator[tuple[str, int, int]]:
+        """Yield (module name, part, parts) for each name that covers this tensor or a part of it."""
+        leaf = self.row.names[there]
+        if isinstance(leaf, tuple) and self.part is None:
+            for part, name in enumerate(leaf):
+                yield self._join(there, name), part, len(leaf)
+        elif isinstance(leaf, tuple) and self.part is not None:
+            yield self._join(there, leaf[self.part]), 0, 1
+        elif self.part is None:
+            yield self._join(there, leaf), 0, 1
+
+    def fused(self, there: int) -> tuple[str, int, int] | None:
+        """Return (module name, part, parts) if the other layout fuses this tensor with others."""
+        if self.part is None or isinstance(self.row.names[there], tuple):
+            return None
+        parts = next(len(name) for name in self.row.names if isinstance(name, tuple))
+        return self._join(there, self.row.names[there]), self.part, parts
+
+    def _join(self, there: int, leaf: Name) -> str:
+        pieces = [row.names[there] for row in self.path[:-1]] + [leaf] + ([self.rest] if self.rest else [])
+        template = ".".join(str(piece) for piece in pieces if piece)
+        template = template.removesuffix("_@").removesuffix(".@")
+        for number in self.numbers:
+            template = template.replace("{}", number, 1)
+        return template
+
+
+class _Reader:
+    """Look tensor names of one layout up in a table, by exact path first, then with numbers as `{}`."""
+
+    def __init__(self, rows: tuple[Row, ...], layout: int, layouts: int) -> None:
+        self.layouts = layouts
+        self.index: dict[str, tuple[Row, int | None, str | None, _Reader | None]] = {}
+        for row in rows:
+            name = row.names[layout]
+            below = _Reader(row.rows, layout, layouts) if row.rows else None
+            for part, each in enumerate(name) if isinstance(name, tuple) else ((None, name),):
+                for template, parameter in _parameters(each):
+                    self.index[template] = (row, part, parameter, below)
+
+    def matches(self, key: str) -> Iterator[_Match]:
+        """Yield the match of one tensor name; nothing if it is no parameter of a module."""
+        match = self._walk(key.split("."), (), ())
+        if match is None:  # no row speaks of it: it keeps its own name in every layout
+            module, _, parameter = key.rpartition(".")
+            if parameter in ("weight", "bias") and module:
+                yield _Match((Row((module,) * self.layouts),), (), None, "", parameter)
+        elif match.parameter:
+            yield match
+
+    def _walk(self, words: list[str], path: tuple[Row, ...], numbers: tuple[str, ...]) -> _Match | None:
+        for length in range(len(words), 0, -1):
+            head, tail = words[:length], words[length:]
+            seen = tuple(word for word in head if word.isdigit())
+            for template in dict.fromkeys((".".join(head), ".".join("{}" if w.isdigit() else w for w in head))):
+                hit = self.index.get(template)
+                if hit is None:
+                    continue
+                row, part, parameter, below = hit
+                captured = numbers + (seen if "{}" in template else ())
+                if below is not None:
+                    return below._walk(tail, (*path, row), captured)
+                if parameter is not None:
+                    return _Match((*path, row), captured, part, "", parameter) if not tail else None
+                if tail and tail[-1] in ("weight", "bias"):
+                    return _Match((*path, row), captured, part, ".".join(tail[:-1]), tail[-1])
+                return _Match((*path, row), captured, part, "", "")
+        return None
+
+
+def _parameters(name: str) -> Iterator[tuple[str, str | None]]:
+    if isinstance(name, Bare):
+        yield str(name), "weight"
+    elif "@" in name:
+        for parameter in ("weight", "bias"):
+            yield name.replace("@", parameter), parameter
+    else:
+        yield name, None

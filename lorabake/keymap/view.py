@@ -1,0 +1,76 @@
+"""Views: which rows of which base tensors one module sees, and in what order.
+
+A view is the only thing that knows about fused, split, swapped or transposed storage. Reading a module's
+weight through it and writing a result back through it are the same object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Name rows `start` to `stop` of the base tensor `key`."""
+
+    key: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Show rows of base tensors as one module sees them.
+
+    `shape` is the module's, (out, in[, kernel…]); with `transpose` the one 2-D tensor stores (in, out).
+    """
+
+    regions: tuple[Region, ...]
+    shape: tuple[int, ...]
+    transpose: bool = False
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """List the base tensors seen, each once, in the module's order."""
+        return tuple(dict.fromkeys(region.key for region in self.regions))
+
+    @property
+    def rows(self) -> int:
+        """Count the module's output rows (1 for a scalar)."""
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def columns(self) -> int:
+        """Count the values of one output row: inputs times kernel."""
+        count = 1
+        for size in self.shape[1:]:
+            count *= size
+        return count
+
+    def read(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Gather the module's weight, shaped `shape`, from whole base tensors; a copy or an alias."""
+        if self.transpose:
+            return tensors[self.regions[0].key].T
+        pieces = [tensors[region.key][region.start : region.stop] for region in self.regions]
+        if len(pieces) == 1:
+            return pieces[0].reshape(self.shape)
+        import torch
+
+        return torch.cat(pieces).reshape(self.shape)
+
+    def add(self, tensors: Mapping[str, torch.Tensor], delta: torch.Tensor) -> None:
+        """Add `delta`, shaped like the module's weight, into whole base tensors in place."""
+        if self.transpose:
+            tensors[self.regions[0].key].add_(delta.reshape(self.shape).T)
+            return
+        row = 0
+        for region in self.regions:
+            target = tensors[region.key][region.start : region.stop]
+            piece = delta.reshape(self.rows, -1)[row : row + region.stop - region.start]
+            target.add_(piece.reshape(target.shape))
+            row += region.stop - region.start

@@ -1,0 +1,461 @@
+"""The ledger: every tensor of every LoRA is placed on the base, excluded by the recipe, or named in an error."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from functools import cached_property
+
+from lorabake.adapters import kinds_of
+from lorabake.adapters.dora import SLOTS as DORA_SLOTS
+from lorabake.adapters.dora import axis
+from lorabake.adapters.kind import Kind, matrix
+from lorabake.architectures import architectures
+from lorabake.errors import MatchError
+from lorabake.keymap.peft import PeftConfig
+from lorabake.keymap.spelling import INDEXED, LoraModule, flatten, pattern_of, spell_all
+from lorabake.keymap.table import KeyMap, Module
+from lorabake.keymap.view import Region, View
+from lorabake.resolve import GENERIC, LoraSource, family_of
+from lorabake.tensors.safetensors import TensorInfo
+
+NO_CONFIG = "no alpha tensors and no adapter_config.json: scale 1 is assumed"
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """Hold one change of one parameter of one module.
+
+    `strength` is the user's, all factors in; `scale` the file's own, or None where the alpha tensor in
+    `tensors` says it (1 where there is none either).
+    """
+
+    lora: int
+    module: str
+    kind: Kind
+    tensors: Mapping[str, TensorInfo]
+    view: View
+    strength: float
+    scale: float | None
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Count what became of one LoRA's tensors: applied, or excluded by the recipe and why."""
+
+    lora: str
+    tensors: int
+    family: str | None = None
+    applied: int = 0
+    modules: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
+    ranks: Counter[int] = field(default_factory=Counter)
+    excluded: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_balanced(self) -> bool:
+        """Tell whether every tensor is accounted for."""
+        return self.applied + sum(self.excluded.values()) == self.tensors
+
+
+@dataclass(slots=True)
+class _Faults:
+    """Collect what has no place, to be told at once."""
+
+    unmatched: list[str] = field(default_factory=list)
+    misfits: list[tuple[str, str]] = field(default_factory=list)
+    strange: list[tuple[str, str]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.unmatched or self.misfits or self.strange)
+
+
+class Matcher:
+    """Place LoRAs on one base."""
+
+    def __init__(self, key_map: KeyMap) -> None:
+        self.key_map = key_map
+        self.spelled = spell_all(key_map)
+        self.names: dict[tuple[Region, ...], list[str]] = {}
+        for modules in key_map.modules.values():
+            for module in modules.values():
+                for view in module.views.values():
+                    self.names.setdefault(view.regions, []).append(module.name)
+
+    @cached_property
+    def _patterns(self) -> dict[str, str]:
+        return {pattern_of(name): name for name in reversed(self.spelled)}
+
+    def nearest(self, name: str) -> str:
+        """Return a hint at the spelling most like `name`, numbers apart; empty if none is."""
+        close = get_close_matches(pattern_of(name), self._patterns, n=1, cutoff=0.6)
+        return f"; nearest: {self._patterns[close[0]]}" if close else ""
+
+    def match(self, index: int, lora: LoraSource) -> tuple[list[Patch], Ledger]:
+        """Place one LoRA; raise MatchError naming every tensor that is neither placed nor excluded."""
+        return _Match(self, index, lora).run()
+
+
+class _Match:
+    def __init__(self, matcher: Matcher, index: int, lora: LoraSource) -> None:
+        self.matcher, self.key_map, self.index, self.lora = matcher, matcher.key_map, index, lora
+        family = family_of(lora.tensors)
+        self.ledger = Ledger(lora.name, len(lora.checkpoint.tensors), family[0].title if family else None)
+        self.faults = _Faults()
+        self.patches: list[Patch] = []
+        self.taken: dict[str, list[tuple[int, int, str]]] = {}
+        self.globs_used: set[str] = set()
+        self.blocks = lora.entry.blocks
+        self.turned = False
+
+    def run(self) -> tuple[list[Patch], Ledger]:
+        self._check_components()
+        indexed = self._indexed_modules()
+        self.turned = self._is_turned()
+        for module in self.lora.tensors.modules.values():
+            self._place(module, indexed.get(module.name))
+        for kind, infos in self.lora.tensors.unsupported.items():
+            for info in infos:
+                if not self._excluded_by_component(info.key, 1):
+                    self.faults.strange.append((info.key, f"{kind} is not supported by this version"))
+        for info in self.lora.tensors.unknown:
+            self._unknown(info)
+        if self.faults:
+            raise MatchError(self._complaint())
+        unused = [glob for glob in self.blocks if glob not in self.globs_used]
+        if unused:
+            paths = sorted({name for patch in self.patches for name in self.matcher.names[patch.view.regions]})
+            hint = _nearest(unused[0], paths)
+            raise MatchError(f"LoRA {self.lora.name!r}: blocks pattern {unused[0]!r} matches no module{hint}")
+        if not self.patches and not self.ledger.excluded:
+            raise MatchError(f"LoRA {self.lora.name!r}: has no tensors, so there is nothing to bake")
+        assert self.ledger.is_balanced, self.ledger
+        self._note_missing_alpha()
+        return self.patches, self.ledger
+
+    # -- what the recipe says ------------------------------------------------------------------------
+
+    def _check_components(self) -> None:
+        known = [component.name for component in self.key_map.architecture.components]
+        everywhere = {component.name for each in architectures() for component in each.components}
+        strength = self.lora.entry.strength
+        named = [*(self.lora.entry.components or ()), *(strength if isinstance(strength, dict) else ())]
+        for name in named:
+            if name not in everywhere:
+                raise MatchError(
+                    f"LoRA {self.lora.name!r}: no component is called {name!r}{_nearest(name, sorted(everywhere))}\n"
+                    f"The base ({self.key_map.architecture.title}) has: {', '.join(known)}"
+                )
+
+    def _excluded_by_component(self, key: str, tensors: int, component: str | None = None) -> bool:
+        listed = self.lora.entry.components
+        if listed is None:
+            return False
+        named = {component} if component else self._components_named(key)
+        if not named or named & set(listed):
+            return False
+        self.ledger.excluded[f"not in components: [{', '.join(listed)}]"] += tensors
+        return True
+
+    def _components_named(self, key: str) -> set[str]:
+        """Guess the component of a key that the base does not have, by the prefixes of all families."""
+        indexed = INDEXED.match(key)
+        if indexed:
+            return {indexed["component"]}
+        own = _named(key, self.key_map.architecture.components)
+        return own or _named(key, (part for each in architectures() for part in each.components))
+
+    def _strength(self, component: str, view: View) -> float:
+        strength = self.lora.entry.strength
+        if isinstance(strength, dict):
+            if component not in strength:
+                raise MatchError(
+                    f"LoRA {self.lora.name!r}: it has tensors for {component}, and strength says nothing of it\n"
+                    f"Add {component}: 0 (or another number) to strength, or leave it out with components."
+                )
+            strength = strength[component]
+        names = self.matcher.names[view.regions]
+        for glob, factor in self.blocks.items():
+            if any(fnmatchcase(name, glob) or fnmatchcase(f"{component}.{name}", glob) for name in names):
+                self.globs_used.add(glob)
+                return strength * factor
+        return strength
+
+    # -- where a module goes -------------------------------------------------------------------------
+
+    def _place(self, module: LoraModule, indexed: Module | None) -> None:
+        size = len(module.slots)
+        if module.slots.keys() == {"alpha"}:
+            self.ledger.excluded["alpha without a LoRA: no effect"] += size
+            return
+        found = [indexed] if indexed else self.matcher.spelled.get(module.name, [])
+        listed = self.lora.entry.components
+        if listed is not None:
+            allowed = [each for each in found if each.component in listed]
+            if found and not allowed:
+                self._excluded_by_component(module.name, size, found[0].component)
+                return
+            found = allowed
+        if not found:
+            if not self._excluded_by_component(module.name, size):
+                self.faults.unmatched.append(module.name)
+            return
+        kinds = kinds_of(frozenset(module.slots))
+        if not kinds:
+            self.faults.strange.append((module.name, f"incomplete or unknown set: {', '.join(sorted(module.slots))}"))
+            return
+        whole = module.slots.keys() & {"whole_weight", "whole_bias"}
+        config, path = self.lora.config_of(module.name)
+        if whole and not (config and all(config.saves(path, slot) for slot in whole)):
+            self.faults.strange.append((module.name, "a whole tensor that no modules_to_save announces"))
+            return
+        shapes = {slot: info.shape for slot, info in module.slots.items()}
+        fitting = [each for each in found if self._fault(kinds, shapes, each) is None]
+        if len(fitting) > 1:
+            names = ", ".join(each.component for each in fitting)
+            raise MatchError(
+                f"LoRA {self.lora.name!r}: {module.name} fits {names}\nSay which with components: [{fitting[0].component}]"
+            )
+        strengths = {each.component: self._strength(each.component, next(iter(each.views.values()))) for each in found}
+        target = (fitting or found)[0]
+        if strengths[target.component] == 0:
+            self.ledger.excluded["strength 0"] += size
+            return
+        if not fitting:
+            self.faults.misfits.append((module.name, self._fault(kinds, shapes, target) or ""))
+            return
+        if config and (fault := _config_fault(config, path, shapes)):
+            self.faults.misfits.append((module.name, fault))
+            return
+        self._apply(module, kinds, target, strengths[target.component], config, path)
+
+    def _view(self, target: Module, kind: Kind) -> View | None:
+        view = target.views.get(kind.parameter)
+        if view is not None and self.turned and kind.parameter == "weight" and len(view.shape) == 2:
+            return View(view.regions, (view.shape[1], view.shape[0]), transpose=True)
+        return view
+
+    def _fault(self, kinds: tuple[Kind, ...], shapes: Mapping[str, tuple[int, ...]], target: Module) -> str | None:
+        for kind in kinds:
+            view = self._view(target, kind)
+            if view is None:
+                return f"the base's module has no {kind.parameter}"
+            fault = kind.fault(shapes, view.shape)
+            if fault is None and any(slot in shapes for slot in DORA_SLOTS) and kind.parameter == "weight":
+                fault = None if axis(shapes, view.shape) else "its DoRA magnitude has neither rows nor columns of it"
+            if fault is not None:
+                return f"{fault}; the base's {kind.parameter} is {' × '.join(map(str, view.shape))}{_cause(shapes, view)}"
+        return None
+
+    def _apply(
+        self,
+        module: LoraModule,
+        kinds: tuple[Kind, ...],
+        target: Module,
+        strength: float,
+        config: PeftConfig | None,
+        path: str,
+    ) -> None:
+        for kind in kinds:
+            view = self._view(target, kind)
+            assert view is not None
+            slots = {slot: info for slot, info in module.slots.items() if slot in kind.required | kind.optional}
+            if kind.rank({slot: info.shape for slot, info in slots.items()}) == 0:
+                self.ledger.excluded["rank 0: no effect"] += len(module.slots)
+                return
+            for region in view.regions:
+                self._take(region, module.name)
+            scale = config.scale_of(path) if config and "alpha" not in slots else None
+            self.patches.append(Patch(self.index, module.name, kind, slots, view, strength, scale))
+            self.ledger.kinds["DoRA" if slots.keys() & set(DORA_SLOTS) else kind.title] += 1
+            if kind.low_rank and kind.parameter == "weight":
+                self.ledger.ranks[kind.rank({slot: info.shape for slot, info in slots.items()})] += 1
+        self.ledger.applied += len(module.slots)
+        self.ledger.modules[target.component] += 1
+
+    def _take(self, region: Region, name: str) -> None:
+        for start, stop, other in self.taken.setdefault(region.key, []):
+            if start < region.stop and region.start < stop and other != name:
+                raise MatchError(
+                    f"LoRA {self.lora.name!r}: {other} and {name} both change {region.key}\n"
+                    "A file that has one module under two names would be applied twice."
+                )
+        self.taken[region.key].append((region.start, region.stop, name))
+
+    # -- files that need a look at all modules -------------------------------------------------------
+
+    def _indexed_modules(self) -> dict[str, Module]:
+        """Name the modules of index-named files by the order in which their trainer met them."""
+        by_component: dict[str, dict[int, LoraModule]] = {}
+        for name, module in self.lora.tensors.modules.items():
+            if indexed := INDEXED.match(name):
+                by_component.setdefault(indexed["component"], {})[int(indexed["index"])] = module
+        placed: dict[str, Module] = {}
+        for component in self.key_map.architecture.components:
+            modules = by_component.get(component.name)
+            if not modules or component.name not in self.key_map.modules or sorted(modules) != [*range(len(modules))]:
+                continue
+            base = self.key_map.modules[component.name]
+            for order in component.orders:
+                count, rest = divmod(len(modules), len(order.inner))
+                blocks = [order.blocks[0].format(i) for i in range(count)] if len(order.blocks) == 1 else order.blocks
+                targets = [base.get(f"{block}.{inner}") for block in blocks for inner in order.inner]
+                if rest or len(targets) != len(modules):
+                    continue
+                fits = all(
+                    target is not None
+                    and modules[i].slots.keys() == {"up", "down"}
+                    and self._fault(
+                        kinds_of(frozenset(modules[i].slots)),
+                        {slot: info.shape for slot, info in modules[i].slots.items()},
+                        target,
+                    )
+                    is None
+                    for i, target in enumerate(targets)
+                )
+                if fits:
+                    placed |= {modules[i].name: target for i, target in enumerate(targets) if target is not None}
+                    break
+        return placed
+
+    def _is_turned(self) -> bool:
+        """Tell whether `fan_in_fan_out` means that this base stores its weights as (in, out).
+
+        PEFT ignores the flag on ordinary linear layers, and a table knows its own; elsewhere shapes decide.
+        """
+        self.turned = False
+        if self.lora.config is None or not self.lora.config.fan_in_fan_out:
+            return False
+        if self.key_map.architecture.name != GENERIC:
+            return False
+        straight = turned = 0
+        for module in self.lora.tensors.modules.values():
+            kinds = kinds_of(frozenset(module.slots))
+            shapes = {slot: info.shape for slot, info in module.slots.items()}
+            for target in self.matcher.spelled.get(module.name, [])[:1]:
+                if kinds and kinds[0].low_rank and len(target.views["weight"].shape) == 2:
+                    rows, columns = target.views["weight"].shape
+                    straight += kinds[0].fault(shapes, (rows, columns)) is None and rows != columns
+                    turned += kinds[0].fault(shapes, (columns, rows)) is None and rows != columns
+        if not straight and not turned:
+            raise MatchError(
+                f"LoRA {self.lora.name!r}: fan_in_fan_out is set and every weight is square\n"
+                "lorabake has no table for this base, so it cannot tell whether its weights are transposed."
+            )
+        return turned > 0 and straight == 0
+
+    def _unknown(self, info: TensorInfo) -> None:
+        embedding = len(info.shape) <= 2 and (
+            self.lora.checkpoint.metadata.get(info.key) == "<embed>" or info.key.startswith("bundle_emb.")
+        )
+        if embedding:
+            if not self._excluded_by_component(info.key, 1, "embeddings"):
+                self.faults.strange.append(
+                    (info.key, "a learned embedding: no checkpoint can hold it; leave it out by naming components")
+                )
+        elif not self._excluded_by_component(info.key, 1):
+            self.faults.strange.append((info.key, "no known form"))
+
+    def _note_missing_alpha(self) -> None:
+        silent = [patch for patch in self.patches if patch.scale is None and "alpha" not in patch.tensors]
+        if any(patch.module.startswith("base_model.") and patch.kind.low_rank for patch in silent):
+            self.ledger.notes.append(NO_CONFIG)
+
+    # -- errors --------------------------------------------------------------------------------------
+
+    def _complaint(self) -> str:
+        family = family_of(self.lora.tensors)
+        base = self.key_map.architecture
+        name = self.lora.name
+        foreign = family is not None and family[0].name != base.name and (self.faults.unmatched or self.faults.misfits)
+        if foreign and family is not None and not self._base_has_marks(family[0].name):
+            seen = self.lora.tensors.modules[family[1]]
+            shape = f" {seen.slots['down'].shape}" if "down" in seen.slots else ""
+            return f"LoRA {name!r} is for {family[0].title} (by {family[1]}{shape}); the base is {self._base_words()}"
+        lines = []
+        if self.faults.unmatched:
+            lines += self._group("no such module on the base", [(each, "") for each in self.faults.unmatched])
+        if self.faults.misfits:
+            lines += self._group("does not fit", self.faults.misfits)
+        if self.faults.strange:
+            lines += self._group("cannot be baked", self.faults.strange)
+        total = len(self.faults.unmatched) + len(self.faults.misfits) + len(self.faults.strange)
+        of = len(self.lora.tensors.modules) + sum(map(len, self.lora.tensors.unsupported.values()))
+        of += len(self.lora.tensors.unknown)
+        if self.faults.strange and not self.faults.unmatched and not self.faults.misfits:
+            reasons = {reason for _, reason in self.faults.strange}
+            if len(reasons) == 1:
+                first = f"LoRA {name!r}: {reasons.pop()} ({total} of its tensors)"
+                return "\n".join([first, *lines])
+        first = f"LoRA {name!r}: {total} of {of} modules have no place on the base ({self._base_words()})"
+        return "\n".join([first, *lines])
+
+    def _base_has_marks(self, family: str) -> bool:
+        """Tell whether the base, though without a table, has this family's own module names."""
+        if self.key_map.architecture.name != GENERIC:
+            return False
+        marked = next(each for each in architectures() if each.name == family)
+        flat = {flatten(key) for key in self.key_map.tensors}
+        return any(mark.fragment in key for mark in marked.marks for key in flat)
+
+    def _base_words(self) -> str:
+        base = self.key_map.architecture
+        component = base.components[0]
+        if component.name not in self.key_map.placed or base.name == GENERIC:
+            key = next(iter(self.key_map.tensors), "no tensors")
+            return f"of a family without a table (first tensor: {key})"
+        layout, prefix = self.key_map.placed[component.name]
+        return f"{base.title}, {layout.name} layout (by {prefix}{layout.needs[0].key})"
+
+    def _group(self, title: str, rows: Iterable[tuple[str, str]]) -> list[str]:
+        groups: dict[tuple[str, str], list[str]] = {}
+        for name, reason in rows:
+            groups.setdefault((pattern_of(name), reason), []).append(name)
+        lines = [f"  {title}:"]
+        for count, ((pattern, reason), names) in enumerate(groups.items()):
+            if count == 8:
+                lines.append(f"    … and {len(groups) - 8} more patterns")
+                break
+            hint = self.matcher.nearest(names[0]) if title.startswith("no such") and count < 2 else ""
+            lines.append(f"    {pattern} ×{len(names)}{': ' + reason if reason else ''}{hint}")
+        return lines
+
+
+def _named(key: str, components: Iterable[object]) -> set[str]:
+    best: dict[str, int] = {}
+    for component in components:
+        for prefix in (*component.flat, *component.dotted):  # type: ignore[attr-defined]
+            if key.startswith((prefix, "base_model.model." + prefix)):
+                name = component.name  # type: ignore[attr-defined]
+                best[name] = max(best.get(name, 0), len(prefix))
+    longest = max(best.values(), default=0)
+    return {name for name, length in best.items() if length == longest}
+
+
+def _config_fault(config: PeftConfig, path: str, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    if "down" not in shapes:
+        return None
+    if shapes["down"][0] != config.rank_of(path):
+        return f"its rank is {shapes['down'][0]}, and adapter_config says {config.rank_of(path)}"
+    if config.dora and not shapes.keys() & set(DORA_SLOTS):
+        return "adapter_config says use_dora, and there is no magnitude"
+    return None
+
+
+def _cause(shapes: Mapping[str, tuple[int, ...]], view: View) -> str:
+    down = shapes.get("down", ())
+    if len(down) == 4 and len(view.shape) == 4 and down[1] != view.shape[1] and down[2:] == view.shape[2:]:
+        return f" (it reads {down[1]} channels, the base {view.shape[1]}: an inpainting or other special base?)"
+    up = shapes.get("up", ())
+    if up and view.shape and up[0] == view.shape[0] and matrix(down)[1] != view.columns:
+        return " (same outputs, other inputs: another version of the model?)"
+    return " (another family, or another size of this one?)" if up else ""
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    close = get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"; nearest: {close[0]}" if close else ""

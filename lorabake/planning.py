@@ -1,0 +1,505 @@
+"""Step 3 of the flow: `Sources` in; a `Plan` out: every header, offset and step, before a byte is written.
+
+Pure: no tensor is read. Everything after the plan only obeys it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from lorabake import provenance
+from lorabake.adapters.dora import SLOTS as DORA_SLOTS
+from lorabake.adapters.dora import axis
+from lorabake.adapters.kind import matrix
+from lorabake.errors import FileError, MatchError, TargetError
+from lorabake.matching import Ledger, Matcher, Patch
+from lorabake.recipe import Recipe
+from lorabake.resolve import GENERIC, Sources, resolve
+from lorabake.tensors.checkpoint import Checkpoint, Part
+from lorabake.tensors.dtypes import DTYPES, FLOAT_NAMES, nbytes
+from lorabake.tensors.safetensors import TensorInfo, encode_header
+
+BLOCK = 4096
+"""Bytes: untouched ranges keep the base's place relative to such blocks, so that they can be reflinked."""
+
+TILE_VALUES = 1 << 18
+"""Values of a tensor computed at a time; as float32 a tile of 1 MiB stays in a core's cache."""
+
+RUNTIME_BYTES = 190 << 20
+"""Anonymous memory of a process that has imported torch and runs two workers, as measured on Linux."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Say where one tensor comes from and where it goes: `file` of the plan, `offset` from that file's data."""
+
+    key: str
+    source: TensorInfo
+    dtype: str
+    shape: tuple[int, ...]
+    file: int
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Count the bytes written."""
+        return nbytes(self.dtype, self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Copy bytes `start` to `stop` of an input to `offset` in the data of a planned file."""
+
+    source: Path
+    start: int
+    stop: int
+    file: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bake:
+    """Compute tensors that patches touch together; without patches, cast one."""
+
+    targets: tuple[Target, ...]
+    patches: tuple[Patch, ...]
+
+    @property
+    def by_rows(self) -> bool:
+        """Tell whether any rows of the tensor can be computed without the others."""
+        return len(self.targets) == 1 and all(not needs_whole(patch) for patch in self.patches)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """Describe one planned file: its path below the output, its header's entries, and how the header is aligned."""
+
+    name: str
+    targets: tuple[Target, ...]
+    order: tuple[str, ...]
+    metadata: Mapping[str, str]
+    phase: int
+    align: int
+
+    def header(self, digests: Mapping[str, str] | None = None, hashes: Mapping[str, str] | None = None) -> bytes:
+        """Encode the header, digests and hashes still zeros, or filled in; the length is the same."""
+        text = dict(self.metadata) | dict(hashes or {})
+        for placeholder, digest in (digests or {}).items():
+            text["lorabake.inputs"] = text["lorabake.inputs"].replace(placeholder, digest)
+        entries = ((target.source.name, target.dtype, target.shape) for target in self.targets)
+        return encode_header(entries, text, phase=self.phase, align=self.align, order=self.order)
+
+    @property
+    def data_size(self) -> int:
+        """Count the bytes of tensor data."""
+        return self.targets[-1].offset + self.targets[-1].nbytes if self.targets else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Hold all that a bake will do. `digests` maps each placeholder in the metadata to the file it stands for."""
+
+    sources: Sources
+    path: Path
+    is_folder: bool
+    files: tuple[OutputFile, ...]
+    texts: Mapping[str, str]
+    copies: tuple[Copy, ...]
+    bakes: tuple[Bake, ...]
+    ledgers: tuple[Ledger, ...]
+    digests: Mapping[str, Path]
+    notes: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Count the bytes of all files with weights."""
+        return sum(len(file.header()) + file.data_size for file in self.files)
+
+    @property
+    def baked_bytes(self) -> int:
+        """Count the bytes that are computed."""
+        return sum(target.nbytes for bake in self.bakes for target in bake.targets)
+
+    @property
+    def copied_bytes(self) -> int:
+        """Count the bytes that are copied as they are."""
+        return sum(copy.stop - copy.start for copy in self.copies)
+
+    def peak_memory(self, workers: int = 2) -> int:
+        """Estimate the bytes of anonymous memory that a bake needs."""
+        wide = 8 if self.sources.recipe.compute_dtype == "float64" else 4
+        largest = max((_working_values(bake) for bake in self.bakes), default=0)
+        return RUNTIME_BYTES + workers * wide * largest
+
+    def report(self) -> dict[str, object]:
+        """Put the plan in figures, for machines."""
+        key_map = self.sources.key_map
+        return {
+            "architecture": key_map.architecture.name,
+            "layout": key_map.layout if key_map.placed else None,
+            "components": {name: place[0].name for name, place in key_map.placed.items()},
+            "output": {
+                "files": [file.name for file in self.files],
+                "bytes": self.size,
+                "tensors": sum(len(file.targets) for file in self.files),
+            },
+            "baked": {"tensors": sum(len(bake.targets) for bake in self.bakes), "bytes": self.baked_bytes},
+            "copied": {
+                "tensors": sum(len(file.targets) for file in self.files)
+                - sum(len(bake.targets) for bake in self.bakes),
+                "bytes": self.copied_bytes,
+            },
+            "peak_memory_bytes": self.peak_memory(),
+            "loras": [
+                {
+                    "path": ledger.lora,
+                    "family": ledger.family,
+                    "tensors": ledger.tensors,
+                    "applied": ledger.applied,
+                    "excluded": dict(ledger.excluded),
+                    "modules": dict(ledger.modules),
+                    "kinds": dict(ledger.kinds),
+                    "ranks": {str(rank): count for rank, count in sorted(ledger.ranks.items())},
+                    "notes": ledger.notes,
+                }
+                for ledger in self.ledgers
+            ],
+            "notes": list(self.notes),
+        }
+
+
+def plan(recipe: Recipe, output: str | Path | None = None) -> Plan:
+    """Plan a bake from headers alone.
+
+    `output` overrides the recipe's path. Raise FileError for a faulty input, MatchError for a LoRA that does
+    not fit whole, TargetError for an output that is an input or of the wrong form.
+    """
+    return _Planner(resolve(recipe), Path(output) if output else recipe.locate(recipe.output.path)).plan()
+
+
+def needs_whole(patch: Patch) -> bool:
+    """Tell whether a patch's effect on one row depends on other rows of the base tensor."""
+    shapes = {slot: info.shape for slot, info in patch.tensors.items()}
+    has_dora = any(slot in shapes for slot in DORA_SLOTS)
+    if patch.view.transpose:
+        return has_dora or not patch.kind.low_rank
+    return has_dora and axis(shapes, patch.view.shape) == "column"
+
+
+class _Planner:
+    def __init__(self, sources: Sources, path: Path) -> None:
+        self.sources, self.path, self.recipe = sources, path, sources.recipe
+        self.notes: list[str] = []
+
+    def plan(self) -> Plan:
+        self._check_target()
+        patches, ledgers = self._match()
+        vae = self._replace_vae()
+        targets = [self._targets(name, part, infos, index) for index, (name, part, infos) in enumerate(self._files(vae))]
+        touched = {region.key: [] for patch in patches for region in patch.view.regions}  # type: dict[str, list[Patch]]
+        for patch in patches:
+            for key in patch.view.keys:
+                touched[key].append(patch)
+        groups = _group(patches)
+        by_key = {target.key: target for _, _, file in targets for target in file}
+        bakes = []
+        for target in by_key.values():
+            group = groups.get(target.key, (target.key,))
+            if target.key in touched and group[0] == target.key:
+                together = dict.fromkeys(id(patch) for key in group for patch in touched[key])
+                chosen = tuple(patch for patch in patches if id(patch) in together)
+                bakes.append(Bake(tuple(by_key[key] for key in group), chosen))
+            elif target.key not in touched and target.dtype != target.source.dtype:
+                bakes.append(Bake((target,), ()))
+        baked = {target.key for bake in bakes for target in bake.targets}
+        copies = tuple(_copies(file for _, _, each in targets for file in each if file.key not in baked))
+        self._note()
+        digests, files = self._describe(targets)
+        is_folder = self._is_folder
+        texts = self._indexes(files, targets) if is_folder else {}
+        return Plan(
+            self.sources,
+            self.path,
+            is_folder,
+            files,
+            texts,
+            copies,
+            tuple(bakes),
+            tuple(ledgers),
+            digests,
+            tuple(self.notes),
+        )
+
+    # -- the output's form ----------------------------------------------------------------------------
+
+    @property
+    def _is_folder(self) -> bool:
+        return self.sources.base.is_folder or self.recipe.output.shard_size is not None
+
+    def _check_target(self) -> None:
+        if self._is_folder and self.path.suffix in (".safetensors", ".ckpt"):
+            why = "shard_size is set" if not self.sources.base.is_folder else "the base is a folder"
+            raise TargetError(f"{self.path}: {why}, so the output must be a folder, not a file")
+        if not self._is_folder and self.path.suffix != ".safetensors":
+            raise TargetError(f"{self.path}: the output must be a .safetensors file")
+        try:
+            target = self.path.resolve(strict=False)
+        except (OSError, RuntimeError) as error:
+            raise TargetError(f"{self.path}: cannot follow this path: {error}") from None
+        for checkpoint in self._inputs():
+            paths = [checkpoint.path, *(header.path for part in checkpoint.parts for header in part.files)]
+            for path in paths:
+                real = path.resolve()
+                if target == real or (checkpoint.is_folder and checkpoint.path.resolve() in target.parents):
+                    raise TargetError(f"{self.path}: is an input of this recipe ({path}); choose another output")
+
+    def _inputs(self) -> Iterator[Checkpoint]:
+        yield self.sources.base
+        yield from (lora.checkpoint for lora in self.sources.loras)
+        if self.sources.vae is not None:
+            yield self.sources.vae
+
+    # -- what happens to each tensor -------------------------------------------------------------------
+
+    def _match(self) -> tuple[list[Patch], list[Ledger]]:
+        if not self.sources.loras:
+            return [], []
+        matcher = Matcher(self.sources.key_map)
+        placed = [matcher.match(index, lora) for index, lora in enumerate(self.sources.loras)]
+        patches = [patch for found, _ in placed for patch in found]
+        replaced: dict[str, Patch] = {}
+        for patch in patches:
+            for key in patch.view.keys if not patch.kind.low_rank else ():
+                if key in replaced:
+                    first = self.sources.loras[replaced[key].lora].name
+                    raise MatchError(
+                        f"LoRA {self.sources.loras[patch.lora].name!r}: replaces {key} whole, as {first!r} does\n"
+                        "Leave one of them out with blocks or components."
+                    )
+                replaced[key] = patch
+        for patch in patches:
+            for key in patch.view.keys:
+                info = self.sources.base.tensors[key]
+                if info.dtype not in FLOAT_NAMES.values():
+                    raise MatchError(
+                        f"LoRA {self.sources.loras[patch.lora].name!r}: {patch.module} would change {key}, whose dtype "
+                        f"is {info.dtype}\nThis version bakes into float16, bfloat16, float32 and float64 tensors."
+                    )
+        return patches, [ledger for _, ledger in placed]
+
+    def _replace_vae(self) -> dict[str, TensorInfo]:
+        """Map each VAE tensor of the base to the one that takes its place."""
+        vae, vae_map = self.sources.vae, self.sources.vae_map
+        if vae is None or vae_map is None:
+            return {}
+        key_map = self.sources.key_map
+        if "vae" not in key_map.modules:
+            raise FileError(f"{vae.path}: the base has no VAE that it could replace")
+        replaced: dict[str, TensorInfo] = {}
+        used = set()
+        for name, module in key_map.modules["vae"].items():
+            other = vae_map.modules["vae"].get(name)
+            for parameter, view in module.views.items():
+                key = view.regions[0].key
+                source = other.views.get(parameter) if other else None
+                if source is None:
+                    continue
+                info = vae.tensors[source.regions[0].key]
+                if _squeezed(info.shape) != _squeezed(self.sources.base.tensors[key].shape):
+                    shapes = f"{info.shape}, the base's is {self.sources.base.tensors[key].shape}"
+                    raise FileError(f"{vae.path}: {info.name} is {shapes}: a VAE of another model?")
+                replaced[key] = info
+                used.add(info.key)
+        wanted = [key for key, owner in key_map.owner.items() if owner == "vae"]
+        missing = [key for key in wanted if key not in replaced]
+        if missing:
+            raise FileError(f"{vae.path}: lacks {len(missing)} of the {len(wanted)} tensors of a VAE: {missing[0]} …")
+        left = Counter(re.sub(r"\d+", "N", key) for key in vae.tensors if key not in used)
+        if left:
+            names = ", ".join(f"{name} ×{count}" for name, count in left.most_common(5))
+            self.notes.append(f"of the VAE file these have no place in the base: {names}")
+        return replaced
+
+    def _dtype(self, key: str, base: TensorInfo) -> str:
+        """Return the output dtype: only floating tensors are cast, and of a known family only its networks'."""
+        wanted = self.recipe.output.dtype
+        owner = self.sources.key_map.owner.get(key)
+        if isinstance(wanted, dict):
+            wanted = wanted.get(owner or "", "keep")
+        if wanted == "keep" or base.dtype not in FLOAT_NAMES.values() or not base.nbytes or owner is None:
+            return base.dtype
+        return FLOAT_NAMES[wanted]
+
+    # -- files -----------------------------------------------------------------------------------------
+
+    def _files(self, vae: Mapping[str, TensorInfo]) -> Iterator[tuple[str, Part, list[tuple[TensorInfo, TensorInfo]]]]:
+        """Yield (name, part, tensors in data order as (base's, the one whose bytes serve))."""
+        limit = self.recipe.output.shard_size
+        for part in self.sources.base.parts:
+            shards = [
+                (_file_name(self.sources.base, part, i), sorted(header.tensors.values(), key=lambda t: (t.start, t.stop)))
+                for i, header in enumerate(part.files)
+            ]
+            if limit is not None:
+                shards = list(self._reshard(part, [info for _, infos in shards for info in infos], limit))
+            for name, infos in shards:
+                place = f"{part.folder}/{name}" if part.folder else name
+                yield place, part, [(info, vae.get(info.key, info)) for info in infos]
+
+    def _reshard(self, part: Part, infos: list[TensorInfo], limit: int) -> Iterator[tuple[str, list[TensorInfo]]]:
+        shards: list[list[TensorInfo]] = [[]]
+        size = 0
+        for info in infos:
+            count = nbytes(self._dtype(info.key, info), info.shape)
+            if shards[-1] and size + count > limit:
+                shards.append([])
+                size = 0
+            shards[-1].append(info)
+            size += count
+        stem = _stem(part)
+        for number, shard in enumerate(shards, 1):
+            suffix = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
+            yield f"{stem}{suffix}.safetensors", shard
+
+    def _targets(
+        self, name: str, part: Part, infos: list[tuple[TensorInfo, TensorInfo]], file: int
+    ) -> tuple[str, Part, list[Target]]:
+        targets = []
+        offset = 0
+        for base, source in infos:
+            dtype = self._dtype(base.key, base)
+            found = TensorInfo(base.key, base.name, source.dtype, source.shape, source.file, source.start, source.stop)
+            target = Target(base.key, found, dtype, base.shape, file, offset)
+            offset += target.nbytes
+            targets.append(target)
+        return name, part, targets
+
+    def _describe(self, targets: list[tuple[str, Part, list[Target]]]) -> tuple[dict[str, Path], tuple[OutputFile, ...]]:
+        """Compose each file's metadata, with a distinct placeholder for every digest still to be taken."""
+        recipe, sources = self.recipe, self.sources
+        pending: dict[str, Path] = {}
+
+        def placeholders(checkpoint: Checkpoint) -> dict[Path, str]:
+            found = {}
+            for _, path in provenance.origins(checkpoint):
+                found[path] = f"{len(pending):064x}"
+                pending[found[path]] = path
+            return found
+
+        normal = recipe.normal_form()
+        inputs: dict[str, object] = {
+            "base": provenance.describe(
+                sources.base, str(normal["base"]["path"]), placeholders(sources.base) if recipe.base.sha256 else {}  # type: ignore[index]
+            ),
+            "loras": [
+                provenance.describe(lora.checkpoint, str(form["path"]), placeholders(lora.checkpoint))  # type: ignore[index]
+                for lora, form in zip(sources.loras, normal["loras"], strict=True)  # type: ignore[arg-type]
+            ],
+        }
+        if sources.vae is not None:
+            inputs["vae"] = provenance.describe(sources.vae, str(normal["vae"]["path"]), placeholders(sources.vae))  # type: ignore[index]
+        base_headers = {header.path: header for part in sources.base.parts for header in part.files}
+        files = []
+        for name, _, file in targets:
+            first = base_headers.get(file[0].source.file) if file else None
+            own = (first or next(iter(base_headers.values()))).metadata
+            text = provenance.metadata(own, recipe.normal_json(), inputs, hashed=recipe.output.hash)
+            phase = first.data_start % BLOCK if first else 0
+            aligned = first is not None and phase % 8 == 0
+            keys = {target.source.name for target in file}
+            order = (
+                tuple(key for key in (info.name for info in first.tensors.values()) if key in keys)
+                if first is not None and len(first.tensors) == len(file)
+                else tuple(target.source.name for target in file)
+            )
+            files.append(
+                OutputFile(name, tuple(file), order, text, phase if aligned else 0, BLOCK if aligned else 1)
+            )
+        return pending, tuple(files)
+
+    def _indexes(self, files: tuple[OutputFile, ...], targets: list[tuple[str, Part, list[Target]]]) -> dict[str, str]:
+        """Write the index of every part that has several files, or had an index."""
+        texts = {}
+        for part in self.sources.base.parts:
+            own = [file for file, (_, each, _) in zip(files, targets, strict=True) if each is part]
+            if len(own) < 2 and (part.index is None or self.recipe.output.shard_size is not None):
+                continue
+            name = part.index or f"{_stem(part)}.safetensors.index.json"
+            weight_map = {target.source.name: PurePosixPath(file.name).name for file in own for target in file.targets}
+            index = {
+                "metadata": {"total_size": sum(file.data_size for file in own)},
+                "weight_map": dict(sorted(weight_map.items())),
+            }
+            texts[f"{part.folder}/{name}" if part.folder else name] = json.dumps(index, indent=2) + "\n"
+        return texts
+
+    def _note(self) -> None:
+        key_map = self.sources.key_map
+        if key_map.architecture.name == GENERIC and self.sources.loras:
+            self.notes.append(
+                "no table knows the base's family: modules are matched by the base's own names and their shapes"
+            )
+        ema = sum(key.startswith("model_ema.") for key in self.sources.base.tensors)
+        if ema and self.sources.loras:
+            self.notes.append(f"the base's {ema} EMA copies (model_ema.*) stay as they are; programs that load them see no LoRA")
+
+
+def _file_name(base: Checkpoint, part: Part, index: int) -> str:
+    path = part.files[index].path
+    return path.name if not base.is_folder or base.path in path.parents else f"{_stem(part)}.safetensors"
+
+
+def _stem(part: Part) -> str:
+    stem = re.sub(r"-\d+-of-\d+$", "", part.files[0].path.stem)
+    return stem.replace("pytorch_model", "model") if stem.startswith("pytorch_model") else stem
+
+
+def _group(patches: Iterable[Patch]) -> dict[str, tuple[str, ...]]:
+    """Join base tensors that a patch can only change together; name each group by its first tensor."""
+    group: dict[str, list[str]] = {}
+    for patch in patches:
+        if len(patch.view.keys) > 1 and needs_whole(patch):
+            merged = list(dict.fromkeys(key for each in patch.view.keys for key in group.get(each, [each])))
+            group |= dict.fromkeys(merged, merged)
+    return {key: tuple(keys) for key, keys in group.items()}
+
+
+def _copies(targets: Iterable[Target]) -> Iterator[Copy]:
+    """Join tensors that follow each other in both files into one range."""
+    run: Copy | None = None
+    for target in targets:
+        source = target.source
+        if run and (run.source, run.stop, run.file) == (source.file, source.start, target.file):
+            if run.offset + run.stop - run.start == target.offset:
+                run = Copy(run.source, run.start, source.stop, run.file, run.offset)
+                continue
+        if run and run.stop > run.start:
+            yield run
+        run = Copy(source.file, source.start, source.stop, target.file, target.offset)
+    if run and run.stop > run.start:
+        yield run
+
+
+def _working_values(bake: Bake) -> int:
+    """Count the values that one worker holds while it computes a step."""
+    factors = 0
+    for patch in bake.patches:
+        for info in patch.tensors.values():
+            rows, columns = matrix(info.shape)
+            factors += 2 * rows * columns
+    largest = max(matrix(target.shape)[1] for target in bake.targets)
+    if bake.by_rows:
+        return factors + 3 * max(TILE_VALUES, largest)
+    whole = sum(rows * columns for rows, columns in (matrix(target.shape) for target in bake.targets))
+    return factors + 4 * whole
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)
+
+

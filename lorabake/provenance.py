@@ -1,0 +1,69 @@
+"""What a baked file says of itself: metadata of the base, the recipe, and digests of all that went in.
+
+Digests and hashes are known only at the end of a bake. Their places are held by zeros, so that the header's
+length is settled before the first byte is written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from lorabake import __version__
+from lorabake.tensors.checkpoint import Checkpoint
+from lorabake.tensors.safetensors import Header
+
+PLACEHOLDER = "0" * 64
+DATA_HASHES = ("modelspec.hash_sha256", "sshs_model_hash")
+LEGACY_HASH = "sshs_legacy_hash"  # AUTOMATIC1111's: SHA-256 of 64 KiB at 1 MiB, the first eight digits
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+LEGACY_START, LEGACY_BYTES = 0x100000, 0x10000
+
+
+def origins(checkpoint: Checkpoint) -> Iterator[tuple[Header, Path]]:
+    """Yield each file's header and the file that the user gave, which for a pickle is another one."""
+    for part in checkpoint.parts:
+        for header in part.files:
+            given = header.path
+            if not checkpoint.is_folder:
+                given = checkpoint.path
+            elif checkpoint.path not in given.parents:
+                folder = checkpoint.path / part.folder
+                given = next(path for path in folder.glob(f"{given.stem}.*") if path.suffix in PICKLES)
+            yield header, given
+
+
+def describe(checkpoint: Checkpoint, path: str, digests: Mapping[Path, str]) -> dict[str, object]:
+    """Identify one input by name, size and digest: the whole file's where known, else its header's."""
+    files: list[dict[str, object]] = []
+    for header, given in origins(checkpoint):
+        name = given.relative_to(checkpoint.path).as_posix() if checkpoint.is_folder else path
+        digest = {"sha256": digests[given]} if given in digests else {"header_sha256": header.sha256}
+        files.append({"name": name, "size": given.stat().st_size, **digest})
+    return {"path": path, "files": files} if checkpoint.is_folder else files[0]
+
+
+def metadata(
+    base: Mapping[str, str], recipe: str, inputs: Mapping[str, object], *, hashed: bool
+) -> dict[str, str]:
+    """Compose a baked file's metadata: the base's own less its hashes, then lorabake's.
+
+    Sites that share models identify a file by the hash inside it, so the base's must not stay. With `hashed`
+    zeros hold the place of the SHA-256 of the tensor data.
+    """
+    own = {key: value for key, value in base.items() if key not in DATA_HASHES and not key.startswith("sshs_")}
+    own.setdefault("format", "pt")
+    own["lorabake.version"] = __version__
+    own["lorabake.recipe"] = recipe
+    own["lorabake.inputs"] = json.dumps(inputs, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    if hashed:
+        own |= fill(PLACEHOLDER)
+        if LEGACY_HASH in base:
+            own[LEGACY_HASH] = PLACEHOLDER[:8]
+    return own
+
+
+def fill(data_sha256: str) -> dict[str, str]:
+    """Write the SHA-256 of the tensor data as the two metadata conventions have it."""
+    return {"modelspec.hash_sha256": "0x" + data_sha256, "sshs_model_hash": data_sha256}

@@ -1,0 +1,118 @@
+"""Step 2 of the flow: a `Recipe` in; `Sources` out: every input found, its header read, its family known.
+
+Headers only: no tensor is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lorabake.architectures import architectures
+from lorabake.components.vae import VAE
+from lorabake.errors import FileError, MatchError
+from lorabake.keymap.peft import PeftConfig, from_metadata
+from lorabake.keymap.spelling import INDEXED, PEFT_ROOT, LoraTensors, flatten, sort_tensors
+from lorabake.keymap.table import Architecture, KeyMap, find
+from lorabake.recipe import Lora, Recipe
+from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, open_lora
+from lorabake.tensors.safetensors import TensorInfo
+
+GENERIC = "generic"
+VAE_ONLY = Architecture(name="vae", title="VAE", components=(VAE,))
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSource:
+    """Hold one LoRA of the recipe: its file, its tensors by module, and what its configuration says."""
+
+    entry: Lora
+    checkpoint: Checkpoint
+    tensors: LoraTensors
+    config: PeftConfig | None
+    component_configs: Mapping[str, PeftConfig]
+
+    @property
+    def name(self) -> str:
+        """Return the LoRA's path as the recipe writes it."""
+        return self.entry.path
+
+    def config_of(self, module: str) -> tuple[PeftConfig | None, str]:
+        """Return the configuration that speaks of a module, and the module's path in its words."""
+        if self.config is not None:
+            return self.config, module.removeprefix(PEFT_ROOT)
+        component, _, path = module.partition(".")
+        return self.component_configs.get(component), path
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Hold every input of a recipe, opened and identified."""
+
+    recipe: Recipe
+    base: Checkpoint
+    key_map: KeyMap
+    loras: tuple[LoraSource, ...]
+    vae: Checkpoint | None
+    vae_map: KeyMap | None
+
+
+def resolve(recipe: Recipe) -> Sources:
+    """Open every input of the recipe; raise FileError for what is missing, damaged or of another format."""
+    base = open_checkpoint(recipe.locate(recipe.base.path), recipe.base.variant)
+    if base.is_folder and recipe.base.sha256:
+        raise FileError(f"{base.path}: sha256 is for a file, and the base is a folder")
+    vae = vae_map = None
+    if recipe.vae is not None:
+        vae = open_checkpoint(recipe.locate(recipe.vae.path))
+        if find(VAE, vae.tensors) is None:
+            raise FileError(f"{vae.path}: not a VAE: it has no encoder.down… tensors")
+        vae_map = KeyMap.expand(VAE_ONLY, vae.tensors)
+    key_map = KeyMap.expand(identify(base.tensors), base.tensors)
+    loras = tuple(open_source(recipe, entry) for entry in recipe.loras)
+    return Sources(recipe, base, key_map, loras, vae, vae_map)
+
+
+def open_source(recipe: Recipe, entry: Lora) -> LoraSource:
+    """Open one LoRA of the recipe."""
+    checkpoint, config = open_lora(recipe.locate(entry.path))
+    where = str(checkpoint.path)
+    return LoraSource(
+        entry=entry,
+        checkpoint=checkpoint,
+        tensors=sort_tensors(checkpoint.tensors.values()),
+        config=None if config is None else PeftConfig.read(config, f"{where}: adapter_config.json"),
+        component_configs=from_metadata(checkpoint.metadata, where),
+    )
+
+
+def identify(tensors: Mapping[str, TensorInfo]) -> Architecture:
+    """Return the one family that a checkpoint's tensors are of; the generic one if no table knows it."""
+    known = [each for each in architectures() if each.components and each.name != GENERIC]
+    fitting = [each for each in known if each.fits(tensors)]
+    if len(fitting) > 1:
+        names = " and ".join(each.title for each in fitting)
+        raise MatchError(f"the base looks like {names}: its tensors do not tell them apart")
+    return fitting[0] if fitting else next(each for each in architectures() if each.name == GENERIC)
+
+
+def family_of(lora: LoraTensors) -> tuple[Architecture, str] | None:
+    """Return the family that a LoRA's module names speak of, and the module that says so; None if unclear.
+
+    A mark that also asks for a width is more telling than one that does not.
+    """
+    widths = [
+        (flatten(module.name), module.slots["down"].shape if "down" in module.slots else (), module.name)
+        for module in lora.modules.values()
+        if not INDEXED.match(module.name)
+    ]
+    best: tuple[int, Architecture, str] | None = None
+    for architecture in architectures():
+        for mark in architecture.marks:
+            for flat, shape, name in widths:
+                if mark.fragment in flat and mark.columns in (None, shape[1] if len(shape) > 1 else None):
+                    score = len(mark.fragment) + (1000 if mark.columns else 0)
+                    if best is None or score > best[0]:
+                        best = score, architecture, name
+                    break
+    return best and (best[1], best[2])

@@ -1,0 +1,1 @@
+"""Tensors on disk, below everything else: dtypes, SafeTensors, pickles, checkpoints of several files."""

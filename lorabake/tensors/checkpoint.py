@@ -1,0 +1,315 @@
+"""One logical model or LoRA, however many files hold it: a file, shards with an index, a diffusers folder.
+
+In: a path. Out: a Checkpoint, whose every header has been read and checked; no tensor has been.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lorabake.errors import FileError
+from lorabake.tensors import pickles
+from lorabake.tensors.safetensors import Header, TensorInfo, parse_object, read_header, some, why
+
+_PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
+_WEIGHT_SUFFIXES = _PICKLE_SUFFIXES | {
+    ".safetensors", ".msgpack", ".h5", ".onnx", ".onnx_data", ".gguf", ".tflite", ".ot"
+}  # fmt: skip
+
+# The names that diffusers, transformers and PEFT give to weights:
+# model.safetensors, diffusion_pytorch_model.fp16.safetensors, pytorch_model.bin
+_STEMS = r"(?:model|pytorch_model|diffusion_pytorch_model|adapter_model|pytorch_lora_weights)"
+_VARIANT = r"(?:\.(?P<variant>\w+))?"
+_SAFE = re.compile(_STEMS + _VARIANT + r"\.safetensors")
+_PICKLED = re.compile(_STEMS + _VARIANT + r"\.bin")
+# model.safetensors.index.json, diffusion_pytorch_model.safetensors.index.fp16.json
+_STANDARD_INDEX = re.compile(_STEMS + r"\.safetensors\.index" + _VARIANT + r"\.json")
+_INDEX = re.compile(r".+\.safetensors\.index" + _VARIANT + r"\.json")
+_FOREIGN_INDEX = re.compile(r".+\.(?:bin|msgpack|h5)\.index(?:\.\w+)?\.json")
+_SHARD = re.compile(r".+-\d{5}-of-\d{5}.*")
+
+_LOOKED_FOR = (
+    "Looked for model.safetensors, diffusion_pytorch_model.safetensors, a *.safetensors.index.json, a single "
+    "*.safetensors, and a .bin of these names."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Hold one set of weights: a file, or shards and the name of their `index`.
+
+    `folder` is relative to the checkpoint's: "" at the top, "unet" in a diffusers folder.
+    """
+
+    folder: str
+    index: str | None
+    files: tuple[Header, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Describe one logical model or LoRA.
+
+    `path` is the file, or the folder where `is_folder`; `side_files` are the paths, relative to the folder,
+    of all that is no weights and belongs with it (configs, tokenizers). `tensors` are in the files' order.
+    """
+
+    path: Path
+    is_folder: bool
+    parts: tuple[Part, ...]
+    tensors: dict[str, TensorInfo]
+    side_files: tuple[Path, ...]
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Return the first file's metadata."""
+        return self.parts[0].files[0].metadata
+
+    @property
+    def size(self) -> int:
+        """Sum the bytes of all files with weights."""
+        return sum(header.size for part in self.parts for header in part.files)
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """Name one candidate in a folder: a file of weights or an index; `variant` is "" for the plain one."""
+
+    path: Path
+    variant: str
+
+
+def open_checkpoint(path: Path, variant: str | None = None) -> Checkpoint:
+    """Read the headers of a model: a file, an index of shards, or a folder with either, or with components.
+
+    `variant` picks among the sets of weights of a folder (`fp16`, `non_ema`): where a folder has no such set,
+    its plain one serves. Keys of a diffusers folder have the component in front: `unet/conv_in.weight`.
+
+    Raise FileError for any fault in a file, for missing or surplus shards and tensors, and where it takes a
+    guess to say which weights are meant.
+    """
+    if os.path.isdir(path):
+        return _open_folder(path, variant)
+    if variant is not None:
+        raise FileError(f"{path}: variant {variant} can only be chosen in a folder")
+    if _INDEX.fullmatch(path.name):
+        return _checkpoint(path.parent, [_part(path, "")], _side_files(path.parent))
+    part = _part(path, "")
+    return Checkpoint(path, False, (part,), part.files[0].tensors, ())
+
+
+def open_lora(path: Path) -> tuple[Checkpoint, dict[str, object] | None]:
+    """Read the header of a LoRA, a file or a PEFT folder, and the `adapter_config.json` that goes with it.
+
+    Raise FileError as open_checkpoint does, for a config that is no JSON object, for a PEFT folder without
+    an adapter, and for a folder whose adapters lie in sub-folders.
+    """
+    if not os.path.isdir(path):
+        config = path.with_name("adapter_config.json")
+        has_config = path.stem == "adapter_model" and os.path.exists(config)
+        return open_checkpoint(path), _read_object(config) if has_config else None
+    config = path / "adapter_config.json"
+    adapters = [path / name for name in ("adapter_model.safetensors", "adapter_model.bin")]
+    found = next((adapter for adapter in adapters if os.path.exists(adapter)), None)
+    if found is not None:
+        checkpoint = _checkpoint(path, [_part(found, "")], ())
+        return checkpoint, _read_object(config) if os.path.exists(config) else None
+    if os.path.exists(config):
+        raise FileError(f"{path}: has adapter_config.json, but neither adapter_model.safetensors nor .bin")
+    inner = sorted(p.parent.name for p in path.glob("*/adapter_config.json"))
+    if inner:
+        raise FileError(
+            f"{path}: the adapter is in a sub-folder: {some(inner)}\nGive that one: {path / inner[0]}"
+        )
+    return open_checkpoint(path), None
+
+
+def _open_folder(path: Path, variant: str | None) -> Checkpoint:
+    pipeline = path / "model_index.json"
+    is_pipeline = os.path.exists(pipeline)
+    top = None if is_pipeline else _choose(path, variant)
+    if top is not None:
+        chosen = {"": top}
+    else:
+        folders = _components(pipeline) if is_pipeline else _folders(path)
+        choices = {folder.name: _choose(folder, variant) for folder in folders}
+        chosen = {name: weights for name, weights in choices.items() if weights is not None}
+    if not chosen:
+        raise FileError(f"{path}: no weights in this folder\n{_LOOKED_FOR}")
+    if variant is not None and all(weights.variant != variant for weights in chosen.values()):
+        raise FileError(f"{path}: has no variant {variant}")
+    parts = [_part(weights.path, folder) for folder, weights in chosen.items()]
+    return _checkpoint(path, parts, _side_files(path))
+
+
+def _checkpoint(path: Path, parts: list[Part], side_files: tuple[Path, ...]) -> Checkpoint:
+    tensors = {info.key: info for part in parts for header in part.files for info in header.tensors.values()}
+    return Checkpoint(path, True, tuple(parts), tensors, side_files)
+
+
+def _components(pipeline: Path) -> list[Path]:
+    """List the folders that model_index.json names: `"unet": ["diffusers", "UNet2DConditionModel"]`."""
+    named = [name for name, value in _read_object(pipeline).items() if isinstance(value, list)]
+    return [folder for folder in _folders(pipeline.parent) if folder.name in named]
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(p for p in _listed(path) if os.path.isdir(p) and not p.name.startswith("."))
+
+
+def _listed(path: Path) -> list[Path]:
+    try:
+        return sorted(path.iterdir())
+    except OSError as error:
+        raise FileError(f"{path}: {why(error)}") from None
+
+
+def _choose(folder: Path, variant: str | None) -> _Weights | None:
+    """Pick a folder's weights, None where it has none; refuse to guess."""
+    candidates = _candidates(folder)
+    if not candidates:
+        return None
+    by_variant: dict[str, list[Path]] = {}
+    for candidate in candidates:
+        by_variant.setdefault(candidate.variant, []).append(candidate.path)
+    if variant in by_variant:
+        wanted = variant
+    elif "" in by_variant:
+        wanted = ""
+    elif len(by_variant) == 1 and variant is None:
+        wanted = next(iter(by_variant))
+    else:
+        known = sorted(by_variant)
+        raise FileError(
+            f"{folder}: has no plain weights, only the variants {', '.join(known)}\n"
+            f"Choose one in the recipe: base: {{path: …, variant: {known[0]}}}"
+        )
+    paths = by_variant[wanted]
+    if len(paths) > 1:
+        raise FileError(
+            f"{folder}: holds several sets of weights: {some([p.name for p in paths])}\n"
+            f"Give the one that is meant: {paths[0]}"
+        )
+    return _Weights(paths[0], wanted)
+
+
+def _candidates(folder: Path) -> list[_Weights]:
+    """List a folder's sets of weights, of the best sort that it has: standard names, one file, pickles."""
+    files = [p for p in _listed(folder) if os.path.isfile(p)]
+    safe = list(_matching(files, _SAFE))
+    indexes = list(_matching(files, _STANDARD_INDEX))
+    if safe or indexes:
+        return _without_indexed(safe, indexes)
+    if indexes := list(_matching(files, _INDEX)):
+        return indexes
+    tensors = [p for p in files if p.suffix == ".safetensors"]
+    whole = [p for p in tensors if not _SHARD.fullmatch(p.name)]
+    if whole:
+        return [_Weights(p, "") for p in whole]
+    if tensors:
+        raise FileError(f"{folder}: holds shards ({some([p.name for p in tensors])}), but not their index")
+    pickled = list(_matching(files, _PICKLED))
+    if not pickled and (index := next((p for p in files if p.name.endswith(".bin.index.json")), None)):
+        raise FileError(
+            f"{index}: sharded .bin files are not supported\n"
+            "Use the model's SafeTensors release, or load and save it with transformers or diffusers."
+        )
+    return pickled
+
+
+def _matching(files: Iterable[Path], pattern: re.Pattern[str]) -> Iterator[_Weights]:
+    for path in files:
+        if match := pattern.fullmatch(path.name):
+            yield _Weights(path, match["variant"] or "")
+
+
+def _without_indexed(files: list[_Weights], indexes: list[_Weights]) -> list[_Weights]:
+    """Drop the files that an index lists: some models have an index of one file."""
+    listed = {index.path.parent / name for index in indexes for name in set(_weight_map(index.path).values())}
+    return [weights for weights in files if weights.path not in listed] + indexes
+
+
+def _part(path: Path, folder: str) -> Part:
+    """Read the headers behind a file of weights or an index, and qualify the keys with the folder."""
+    is_index = _INDEX.fullmatch(path.name) is not None
+    headers = _read_shards(path) if is_index else [_read_file(path)]
+    if folder:
+        headers = [_qualified(header, folder) for header in headers]
+    return Part(folder, path.name if is_index else None, tuple(headers))
+
+
+def _read_file(path: Path) -> Header:
+    is_pickle = False
+    if path.suffix.lower() in _PICKLE_SUFFIXES and os.path.isfile(path):
+        with suppress(OSError), path.open("rb") as file:  # read_header words the fault
+            is_pickle = file.read(4).startswith(pickles.MAGICS)
+    return pickles.open_pickle(path) if is_pickle else read_header(path)
+
+
+def _qualified(header: Header, folder: str) -> Header:
+    infos = (replace(info, key=f"{folder}/{info.name}") for info in header.tensors.values())
+    return replace(header, tensors={info.key: info for info in infos})
+
+
+def _read_shards(index: Path) -> list[Header]:
+    """Read the shards that an index names, and check that both agree on every tensor."""
+    weight_map = _weight_map(index)
+    headers = []
+    placed: dict[str, str] = {}
+    shards = sorted(set(weight_map.values()))
+    if lost := [name for name in shards if not os.path.isfile(index.parent / name)]:
+        raise FileError(f"{index.parent}: missing shard {some(lost)} (named in {index.name})")
+    for name in shards:
+        header = read_header(index.parent / name)
+        if twice := [key for key in header.tensors if key in placed]:
+            raise FileError(
+                f"{header.path}: {len(twice)} tensors are in {placed[twice[0]]} too: {some(twice)}"
+            )
+        placed |= dict.fromkeys(header.tensors, name)
+        headers.append(header)
+    if missing := [key for key, name in weight_map.items() if placed.get(key) != name]:
+        raise FileError(f"{index}: {len(missing)} tensors are not in the shard it names: {some(missing)}")
+    if surplus := [key for key in placed if key not in weight_map]:
+        raise FileError(f"{index}: {len(surplus)} tensors of the shards are not listed: {some(surplus)}")
+    return headers
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Return which shard an index says each tensor is in."""
+    weight_map = _read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FileError(f"{index}: has no weight_map")
+    for name in weight_map.values():
+        if not isinstance(name, str) or not name or re.search(r"[/\\\0]", name) or name in (".", ".."):
+            raise FileError(f"{index}: weight_map names {name!r:.100}, which is no file beside it")
+    return weight_map
+
+
+def _read_object(path: Path) -> dict[str, object]:
+    try:
+        return parse_object(path.read_bytes())
+    except OSError as error:
+        raise FileError(f"{path}: {why(error)}") from None
+    except ValueError as error:
+        raise FileError(f"{path}: {error}") from None
+
+
+def _side_files(root: Path) -> tuple[Path, ...]:
+    """List all regular files under a folder that are neither hidden nor weights nor an index of weights."""
+
+    def refuse(error: OSError) -> None:
+        raise FileError(f"{error.filename}: {why(error)}")
+
+    found = []
+    for where, folders, files in os.walk(root, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (Path(where, name) for name in files if not name.startswith(".")):
+            is_index = _INDEX.fullmatch(path.name) or _FOREIGN_INDEX.fullmatch(path.name)
+            if os.path.isfile(path) and not is_index and path.suffix.lower() not in _WEIGHT_SUFFIXES:
+                found.append(path.relative_to(root))
+    return tuple(sorted(found))

@@ -1,0 +1,336 @@
+"""The SafeTensors container: read a header that may be hostile, and encode one byte for byte.
+
+A file is 8 bytes (little-endian length of the header), the header (JSON), and the tensors' data. Offsets in
+the JSON count from the data's start; the ones in this program, from the file's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import reprlib
+import stat
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeGuard
+
+from lorabake.errors import FileError
+from lorabake.tensors.dtypes import DTYPES, nbytes
+
+MAX_HEADER = 100_000_000
+"""Bytes of JSON beyond which the safetensors library refuses a file, and so does lorabake."""
+
+_LENGTH_BYTES = 8
+_SNIFFED = 512
+_SHOWN = 3
+_FIELDS = {"dtype", "shape", "data_offsets"}
+_LIMIT = 2**63
+_MAX_DIMENSIONS = 64  # torch's own limit; it also keeps a hostile shape's product small
+
+_CONVERT = "If it holds the model or LoRA, give the file a name in .pt, .ckpt or .bin, or convert it."
+_DOWNLOAD = "Download it again."
+_FOREIGN = (
+    (b"PK\x03\x04", "a zip archive or PyTorch pickle", _CONVERT),
+    (b"\x80\x02", "a pickle", _CONVERT),
+    (b"\x80\x03", "a pickle", _CONVERT),
+    (b"\x80\x04", "a pickle", _CONVERT),
+    (b"\x80\x05", "a pickle", _CONVERT),
+    (b"GGUF", "a GGUF file", "Quantised GGUF models cannot be baked; use the SafeTensors release."),
+    (b"\x1f\x8b", "a gzip archive", "Unpack it first (gunzip)."),
+    (b"version https://git-lfs", "a git-lfs pointer", "Run `git lfs pull` to fetch the real file."),
+    (b"<!doctype", "an HTML page", "The download gave a web page, perhaps a login: download it again."),
+    (b"<html", "an HTML page", "The download gave a web page, perhaps a login: download it again."),
+    (b"{", "a JSON text", "Give the file that holds the tensors, or a *.safetensors.index.json."),
+    (b"\0" * _LENGTH_BYTES, "a file that begins with zeros", f"Perhaps an unfinished download. {_DOWNLOAD}"),
+)
+
+_brief = reprlib.Repr()
+_brief.maxstring = 200
+_brief.maxother = 200
+_brief.maxlong = 40
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Say where a tensor lies; holds no data.
+
+    `name` is the key as the file spells it; `key` has the folder in front where the checkpoint is a diffusers
+    folder (`unet/conv_in.weight`). `start` and `stop` are byte offsets in `file`.
+    """
+
+    key: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        """Count the bytes of data."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Describe one SafeTensors file whose header has been checked.
+
+    `tensors` keeps the order of the JSON; `data_start` and `size` are in bytes from the file's start;
+    `sha256` is the hex digest of all bytes before the data.
+    """
+
+    path: Path
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+    data_start: int
+    size: int
+    sha256: str
+
+
+def read_header(path: Path) -> Header:
+    """Check a file's header against the file, so that whatever it says may be relied upon.
+
+    Raise FileError for every fault; a file of another format is named for what it is.
+    """
+    raw, size = _read_raw(path)
+    try:
+        entries = parse_object(raw[_LENGTH_BYTES:])
+    except ValueError as error:
+        raise FileError(f"{path}: the header is {error}") from None
+    metadata = _checked_metadata(path, entries.pop("__metadata__", {}))
+    tensors = {key: _checked_entry(path, key, entry, len(raw)) for key, entry in entries.items()}
+    _check_layout(path, tensors.values(), len(raw), size)
+    return Header(path, tensors, metadata, len(raw), size, hashlib.sha256(raw).hexdigest())
+
+
+def parse_object(raw: bytes) -> dict[str, object]:
+    """Parse a JSON object more strictly than `json`: UTF-8, no duplicate keys, no half surrogate pairs.
+
+    Raise ValueError whose message completes "the text is …".
+    """
+    try:
+        text = raw.decode()
+        value = json.loads(text, object_pairs_hook=_object)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except _DuplicateKeyError as error:
+        raise ValueError(f"ambiguous: the key {_brief.repr(error.key)} is there twice") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: byte {error.start} is {raw[error.start]:#04x}") from None
+    except UnicodeEncodeError:
+        raise ValueError("not Unicode: it has half of a surrogate pair") from None
+    except ValueError as error:
+        raise ValueError(f"not valid JSON: {error}") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"not a JSON object but {_brief.repr(value)}")
+    return value
+
+
+def fingerprint(path: Path) -> tuple[int, int, int, int]:
+    """Return what changes when a file is replaced or written: device, inode, size, time of change (ns).
+
+    Raise FileError where the file can't be reached.
+    """
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path}: {why(error)}") from None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def why(error: OSError | ValueError) -> str:
+    """Word the system's reason for not opening a path, to follow the path and a colon."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    return f"cannot be read: {getattr(error, 'strerror', None) or error}"
+
+
+def some(names: Sequence[str]) -> str:
+    """Quote the first few names, shortened and with control characters escaped, and count the rest."""
+    shown = ", ".join(_brief.repr(name) for name in names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+
+
+def encode_header(
+    entries: Iterable[tuple[str, str, tuple[int, ...]]],
+    metadata: Mapping[str, str],
+    *,
+    phase: int = 0,
+    align: int = 1,
+    order: Sequence[str] | None = None,
+) -> bytes:
+    """Encode everything before the data, always the same bytes for the same arguments.
+
+    `entries` are (key, dtype, shape) in the order of the data, which they cover without a gap; `order` lists
+    the keys in the order of the JSON, where that differs. Spaces pad the result to a multiple of 8 bytes that
+    leaves the same remainder as `phase` when divided by `align`: so untouched tensors can keep their place
+    relative to the file system's blocks, and be shared with the base instead of copied.
+
+    Raise ValueError for a repeated or reserved key, an `order` of other keys, and an `align` or `phase` that
+    is no multiple of 8 (`align` may be 1); KeyError for an unknown dtype.
+    """
+    if align != 1 and (align % 8 or phase % 8):
+        raise ValueError(f"align {align} and phase {phase} must be multiples of 8")
+    described: dict[str, object] = {}
+    position = 0
+    for key, dtype, shape in entries:
+        if key in described or key == "__metadata__":
+            raise ValueError(f"the key {key!r} is reserved or there twice")
+        stop = position + nbytes(dtype, shape)
+        described[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, stop]}
+        position = stop
+    if order is not None:
+        if len(order) != len(described) or set(order) != described.keys():
+            raise ValueError("order must list each key of the entries once")
+        described = {key: described[key] for key in order}
+    if metadata:
+        described = {"__metadata__": dict(sorted(metadata.items())), **described}
+    text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
+    padding = (phase - _LENGTH_BYTES - len(text)) % align if align != 1 else -len(text) % 8
+    return struct.pack("<Q", len(text) + padding) + text + b" " * padding
+
+
+class _DuplicateKeyError(ValueError):
+    """Carry the key out of the JSON parser."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        raise _DuplicateKeyError(counts.most_common(1)[0][0])
+    return result
+
+
+def _read_raw(path: Path) -> tuple[bytes, int]:
+    """Return the bytes before the data, their length checked, and the file's size."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise FileError(f"{path}: is a folder, not a file")
+        if not stat.S_ISREG(mode):
+            raise FileError(f"{path}: is not a regular file")
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(_SNIFFED)
+            length = _checked_length(path, head, size)
+            raw = (head + file.read(max(0, length - len(head))))[:length]
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path}: {why(error)}") from None
+    if len(raw) < length:
+        raise FileError(f"{path}: changed while it was read")
+    return raw, size
+
+
+def _checked_length(path: Path, head: bytes, size: int) -> int:
+    """Return the number of bytes before the data."""
+    if not head:
+        raise FileError(f"{path}: the file is empty\n{_DOWNLOAD}")
+    length = int.from_bytes(head[:_LENGTH_BYTES], "little")
+    begins_well = head[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{"
+    if begins_well and length <= min(MAX_HEADER, size - _LENGTH_BYTES):
+        return _LENGTH_BYTES + length
+    if (foreign := _foreign(head)) is not None:
+        what, advice = foreign
+        raise FileError(f"{path}: is {what}, not SafeTensors\n{advice}")
+    if len(head) < _LENGTH_BYTES:
+        raise FileError(f"{path}: too short for SafeTensors: {len(head)} bytes\n{_DOWNLOAD}")
+    if length > MAX_HEADER:
+        raise FileError(
+            f"{path}: not SafeTensors: the header would take {length} bytes, the limit is {MAX_HEADER}"
+        )
+    if length > size - _LENGTH_BYTES:
+        raise FileError(
+            f"{path}: truncated: the header alone takes {_LENGTH_BYTES + length} bytes, the file has {size}"
+            f"\n{_DOWNLOAD}"
+        )
+    raise FileError(f"{path}: not SafeTensors: the header does not begin with '{{'")
+
+
+def _foreign(head: bytes) -> tuple[str, str] | None:
+    """Name the format that the first bytes belong to, and say what to do."""
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    for magic, what, advice in _FOREIGN:
+        if head.startswith(magic) or text[: len(magic)].lower() == magic:
+            return what, advice
+    if len(head) >= _LENGTH_BYTES and all(byte in b"\t\n\r" or byte >= 32 for byte in head):
+        return "a text", "Give the file that holds the tensors."
+    return None
+
+
+def _checked_metadata(path: Path, value: object) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise FileError(f"{path}: __metadata__ is not an object but {_brief.repr(value)}")
+    for key, entry in value.items():
+        if not isinstance(entry, str):
+            raise FileError(
+                f"{path}: __metadata__ {_brief.repr(key)} is not a string but {_brief.repr(entry)}"
+            )
+    return value
+
+
+def _checked_entry(path: Path, key: str, entry: object, data_start: int) -> TensorInfo:
+    """Check what can be checked of one tensor alone."""
+
+    def fault(what: str) -> FileError:
+        return FileError(f"{path}: tensor {_brief.repr(key)}: {what}")
+
+    if not isinstance(entry, dict):
+        raise fault(f"described by {_brief.repr(entry)}, not by an object")
+    if entry.keys() != _FIELDS:
+        raise fault(f"has the fields {_brief.repr(sorted(entry))}, not data_offsets, dtype and shape")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise FileError(f"{fault(f'unknown dtype {_brief.repr(dtype)}')}\nKnown: {', '.join(DTYPES)}")
+    if not _are_counts(shape) or len(shape) > _MAX_DIMENSIONS:
+        raise fault(f"impossible shape {_brief.repr(shape)}")
+    if not _are_counts(offsets) or len(offsets) != 2:
+        raise fault(f"data_offsets {_brief.repr(offsets)} are not two positions")
+    start, stop = offsets
+    if start > stop:
+        raise fault(f"data_offsets {offsets} run backwards")
+    try:
+        expected = nbytes(dtype, shape)
+    except ValueError as error:
+        raise fault(str(error)) from None
+    if expected >= _LIMIT:
+        raise fault(f"impossible shape {_brief.repr(shape)}")
+    if expected != stop - start:
+        raise fault(f"{dtype} {shape} takes {expected} bytes, but data_offsets give it {stop - start}")
+    return TensorInfo(key, key, dtype, tuple(shape), path, data_start + start, data_start + stop)
+
+
+def _are_counts(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < _LIMIT for item in value)
+
+
+def _check_layout(path: Path, tensors: Iterable[TensorInfo], data_start: int, size: int) -> None:
+    """Check that the tensors cover the data: each byte once, to the end of the file."""
+    position, before = data_start, None
+    for info in sorted(tensors, key=lambda info: (info.start, info.stop)):
+        if info.start > position:
+            where = "before" if before is None else f"between {_brief.repr(before)} and"
+            raise FileError(f"{path}: {info.start - position} unused bytes {where} {_brief.repr(info.key)}")
+        if info.start < position:
+            raise FileError(f"{path}: tensors {_brief.repr(before)} and {_brief.repr(info.key)} overlap")
+        position, before = info.stop, info.key
+    if position > size:
+        raise FileError(
+            f"{path}: truncated: the header describes {position} bytes, the file has {size}"
+            f"\n{position - size} bytes are missing. {_DOWNLOAD}"
+        )
+    if position < size:
+        raise FileError(f"{path}: {size - position} unused bytes after the last tensor")

@@ -1,0 +1,421 @@
+"""Step 5 of the flow: bytes at planned offsets, then fsync and an atomic rename.
+
+Everything is written to `NAME.partial` beside the target. Whatever stops a bake, the target is what it was.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+from lorabake import provenance
+from lorabake.errors import FileError, LorabakeError, SurroundingsError, TargetError
+from lorabake.planning import Copy, Plan
+from lorabake.tensors.safetensors import read_header
+
+CHUNK = 16 << 20
+NO_RANGE_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
+
+
+class Inputs:
+    """Hold every input file open, and notice when one changes while it is read."""
+
+    def __init__(self, plan: Plan) -> None:
+        sources = plan.sources
+        checkpoints = [sources.base, *(lora.checkpoint for lora in sources.loras)]
+        checkpoints += [sources.vae] if sources.vae is not None else []
+        self._fds: dict[Path, int] = {}
+        self._seen: dict[Path, tuple[int, ...]] = {}
+        try:
+            for checkpoint in checkpoints:
+                for part in checkpoint.parts:
+                    for header in part.files:
+                        self._open(header.path)
+                        head = os.pread(self._fds[header.path], header.data_start, 0)
+                        if hashlib.sha256(head).hexdigest() != header.sha256:
+                            raise FileError(f"{header.path}: changed since the bake was planned; run it again")
+            for path in plan.digests.values():
+                self._open(path)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, path: Path) -> None:
+        if path in self._fds:
+            return
+        try:
+            fd = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise FileError(f"{path}: cannot read it any more: {error.strerror}") from None
+        self._fds[path] = fd
+        self._seen[path] = _identity(os.fstat(fd))
+
+    def fd(self, path: Path) -> int:
+        """Return the open descriptor of an input."""
+        return self._fds[path]
+
+    def read(self, path: Path, start: int, into: memoryview) -> None:
+        """Fill a buffer with the bytes from `start`."""
+        done = 0
+        while done < len(into):
+            count = os.preadv(self._fds[path], [into[done:]], start + done)
+            if count == 0:
+                raise FileError(f"{path}: became shorter while it was read")
+            done += count
+
+    def sha256(self, path: Path, stop: threading.Event) -> str:
+        """Digest a whole file."""
+        digest = hashlib.sha256()
+        buffer = memoryview(bytearray(1 << 20))
+        position = 0
+        while (count := os.preadv(self._fds[path], [buffer], position)) and not stop.is_set():
+            digest.update(buffer[:count])
+            position += count
+        return digest.hexdigest()
+
+    def check_unchanged(self) -> None:
+        """Raise FileError if any input is not what it was when it was opened."""
+        for path, fd in self._fds.items():
+            try:
+                now = _identity(os.fstat(fd)), _identity(os.stat(path))
+            except OSError:
+                now = ((), ())
+            if now != (self._seen[path], self._seen[path]):
+                raise FileError(f"{path}: changed while it was read; nothing was written\nRun the bake again.")
+
+    def close(self) -> None:
+        """Close every file."""
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+class Output:
+    """Write a plan's files beside their target; `commit` gives them its name, leaving the block removes them."""
+
+    def __init__(self, plan: Plan, *, overwrite: bool, fsync: bool) -> None:
+        self.plan, self.fsync = plan, fsync
+        self.path = plan.path
+        self.partial = self.path.with_name(self.path.name + ".partial")
+        self.headers = [file.header() for file in plan.files]
+        self.finished = [Finished() for _ in plan.files]
+        self._overwrite = overwrite
+        self._fds: list[int] = []
+        self._lock: int | None = None
+        self._committed = False
+
+    def __enter__(self) -> Self:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._check_target()
+            free = shutil.disk_usage(self.path.parent).free
+            if free < self.plan.size:
+                raise SurroundingsError(
+                    f"{self.path.parent}: {_size(free)} free, and the bake needs {_size(self.plan.size)}"
+                )
+            self._lock = _lock(self.partial, is_folder=self.plan.is_folder)
+            self._create()
+        except OSError as error:
+            self._clean()
+            raise os_error(self.partial, error) from None
+        except BaseException:
+            self._clean()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._clean()
+
+    def _check_target(self) -> None:
+        path = self.path
+        if not os.path.lexists(path):
+            return
+        if path.is_dir() != self.plan.is_folder:
+            is_now, wanted = ("a folder", "file") if path.is_dir() else ("a file", "folder")
+            raise TargetError(f"{path}: is {is_now}, and the output is to be a {wanted}")
+        if not self._overwrite and not self._holds_this_bake():
+            raise TargetError(f"{path}: exists and holds something else\nGive --overwrite to replace it.")
+
+    def _holds_this_bake(self) -> bool:
+        """Tell whether the target's headers are those of this very bake, hashes of the data aside."""
+        digests = {place: _file_sha256(file) for place, file in self.plan.digests.items()}
+        for file in self.plan.files:
+            try:
+                header = read_header(self.path / file.name if self.plan.is_folder else self.path)
+            except FileError:
+                return False
+            hashes = {key: header.metadata.get(key, "") for key in _hash_keys(file.metadata)}
+            with open(header.path, "rb") as stream:
+                if stream.read(header.data_start) != file.header(digests, hashes):
+                    return False
+        return True
+
+    def _create(self) -> None:
+        if not self.plan.is_folder:
+            assert self._lock is not None
+            os.ftruncate(self._lock, 0)
+            self._fds = [os.dup(self._lock)]
+        else:
+            for stale in self.partial.iterdir():
+                shutil.rmtree(stale) if stale.is_dir() and not stale.is_symlink() else stale.unlink()
+            for file in self.plan.files:
+                path = self.partial / file.name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._fds.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
+        for fd, header, file in zip(self._fds, self.headers, self.plan.files, strict=True):
+            os.ftruncate(fd, len(header) + file.data_size)
+            os.pwrite(fd, header, 0)
+
+    def write(self, file: int, offset: int, data: memoryview) -> None:
+        """Write bytes at an offset of a file's data."""
+        position = len(self.headers[file]) + offset
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._fds[file], data[done:], position + done)
+        self.finished[file].add(offset, offset + len(data))
+
+    def copy(self, inputs: Inputs, copy: Copy, progress: Callable[[int], None], stop: threading.Event) -> None:
+        """Copy an untouched range, in the kernel where it can."""
+        source, target = inputs.fd(copy.source), self._fds[copy.file]
+        base = len(self.headers[copy.file]) + copy.offset
+        done, size = 0, copy.stop - copy.start
+        in_kernel = hasattr(os, "copy_file_range")
+        while done < size and not stop.is_set():
+            length = min(CHUNK, size - done)
+            count = 0
+            if in_kernel:
+                try:
+                    count = os.copy_file_range(source, target, length, copy.start + done, base + done)
+                except OSError as error:
+                    if error.errno not in NO_RANGE_COPY:
+                        raise
+                    in_kernel = False
+            if not in_kernel:
+                count = os.pwrite(target, os.pread(source, min(length, 1 << 20), copy.start + done), base + done)
+            if count == 0:
+                raise FileError(f"{copy.source}: became shorter while it was read")
+            self.finished[copy.file].add(copy.offset + done, copy.offset + done + count)
+            done += count
+            progress(count)
+
+    def follow(self, *, hashed: bool, stop: threading.Event) -> list[str]:
+        """Follow the finished ranges of every file: hash them in order, and start their way to the disk.
+
+        Return the SHA-256 of each file's data; empty texts without `hashed`.
+        """
+        digests = []
+        for fd, header, file, finished in zip(
+            self._fds, self.headers, self.plan.files, self.finished, strict=True
+        ):
+            digest = hashlib.sha256()
+            buffer = memoryview(bytearray(1 << 20)) if hashed else memoryview(b"")
+            for start, end in finished.follow(file.data_size, stop):
+                position = start
+                while hashed and position < end and not stop.is_set():
+                    count = os.preadv(fd, [buffer[: end - position]], len(header) + position)
+                    digest.update(buffer[:count])
+                    position += count
+                if self.fsync:
+                    _start_writeback(fd, len(header) + start, end - start)
+            digests.append(digest.hexdigest() if hashed else "")
+        return digests
+
+    def commit(self, data_hashes: list[str], digests: Mapping[str, str]) -> None:
+        """Fill in the digests, make everything durable, and give it the target's name."""
+        try:
+            for fd, header, file, data_hash in zip(
+                self._fds, self.headers, self.plan.files, data_hashes, strict=True
+            ):
+                hashes = provenance.fill(data_hash) if data_hash else {}
+                if provenance.LEGACY_HASH in file.metadata:
+                    block = os.pread(fd, provenance.LEGACY_BYTES, provenance.LEGACY_START)
+                    hashes[provenance.LEGACY_HASH] = hashlib.sha256(block).hexdigest()[:8]
+                final = file.header(digests, hashes)
+                if len(final) != len(header):
+                    raise AssertionError("the header's length changed")
+                os.pwrite(fd, final, 0)
+                if self.fsync:
+                    os.fsync(fd)
+            if self.plan.is_folder:
+                self._write_side_files()
+                _rename_folder(self.partial, self.path)
+            else:
+                os.replace(self.partial, self.path)
+            self._committed = True
+            if self.fsync:
+                _fsync_folder(self.path.parent)
+        except OSError as error:
+            raise os_error(self.partial, error) from None
+
+    def _write_side_files(self) -> None:
+        base = self.plan.sources.base
+        for relative in base.side_files if base.is_folder else ():
+            place = self.partial / relative
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(base.path / relative, place)
+            if self.fsync:
+                _fsync(place)
+        for name, text in self.plan.texts.items():
+            (self.partial / name).write_text(text, encoding="utf-8")
+            if self.fsync:
+                _fsync(self.partial / name)
+        if self.fsync:
+            for folder in {self.partial, *(path.parent for path in self.partial.rglob("*"))}:
+                _fsync_folder(folder)
+
+    def _clean(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+        self._fds = []
+        if self._lock is not None:
+            if not self._committed:
+                if self.plan.is_folder:
+                    shutil.rmtree(self.partial, ignore_errors=True)
+                else:
+                    with suppress(OSError):
+                        self.partial.unlink()
+            os.close(self._lock)
+            self._lock = None
+
+
+class Finished:
+    """Keep track of the finished ranges of one file, and of how far they reach without a gap."""
+
+    def __init__(self) -> None:
+        self._ranges: dict[int, int] = {}
+        self._reach = 0
+        self._news = threading.Condition()
+
+    def add(self, start: int, stop: int) -> None:
+        """Note a range; ranges never overlap."""
+        if start == stop:
+            return
+        with self._news:
+            self._ranges[start] = stop
+            if start == self._reach:
+                while self._reach in self._ranges:
+                    self._reach = self._ranges.pop(self._reach)
+                self._news.notify_all()
+
+    def follow(self, size: int, stop: threading.Event, step: int = CHUNK) -> Iterator[tuple[int, int]]:
+        """Yield consecutive ranges, about `step` bytes each, as they are finished, up to `size`."""
+        position = 0
+        while position < size:
+            with self._news:
+                while self._reach < min(position + step, size) and not stop.is_set():
+                    self._news.wait(0.1)
+                reach = self._reach
+            if stop.is_set():
+                return
+            yield position, reach
+            position = reach
+
+
+def _hash_keys(metadata: Mapping[str, str]) -> list[str]:
+    return [key for key in (*provenance.DATA_HASHES, provenance.LEGACY_HASH) if key in metadata]
+
+
+def _lock(path: Path, *, is_folder: bool) -> int:
+    """Create the partial file or folder and lock it; one left by a killed bake is taken over."""
+    while True:
+        if is_folder:
+            path.mkdir(exist_ok=True)
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        else:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            status = os.fstat(fd)
+            with suppress(FileNotFoundError):
+                now = os.stat(path)
+                if (now.st_dev, now.st_ino) == (status.st_dev, status.st_ino):
+                    return fd
+        except BlockingIOError:
+            os.close(fd)
+            raise TargetError(f"{path}: another bake is writing this target; wait for it, or choose another") from None
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # the other bake finished between open and lock: the name means another file by now
+
+
+def _rename_folder(partial: Path, target: Path) -> None:
+    """Put a folder in another's place in one step where the system can."""
+    if not os.path.lexists(target):
+        os.rename(partial, target)
+        return
+    if not _exchange(partial, target):
+        old = target.with_name(target.name + ".old.partial")
+        os.rename(target, old)
+        try:
+            os.rename(partial, target)
+        except BaseException:
+            os.rename(old, target)
+            raise
+        partial = old
+    shutil.rmtree(partial)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    libc = _libc()
+    if libc is None or not hasattr(libc, "renameat2"):
+        return False
+    at_cwd, exchange = -100, 2
+    return libc.renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0
+
+
+def _start_writeback(fd: int, start: int, length: int) -> None:
+    """Ask Linux to begin writing a range to the disk, so that the fsync at the end finds little to do."""
+    libc = _libc()
+    if libc is not None and hasattr(libc, "sync_file_range"):
+        write = 2
+        libc.sync_file_range(fd, ctypes.c_int64(start), ctypes.c_int64(length), write)
+
+
+def _libc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _fsync_folder(path: Path) -> None:
+    with suppress(PermissionError):
+        _fsync(path)
+
+
+def _file_sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def os_error(path: Path, error: OSError) -> LorabakeError:
+    """Word a failure of the file system: a full disk is the machine's fault, all else the path's."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SurroundingsError(f"{path}: the disk is full; nothing was kept of this bake")
+    if error.errno == errno.ELOOP:
+        return TargetError(f"{path}: is a symbolic link, or a loop of them; choose another output")
+    return TargetError(f"{path}: cannot write there: {error.strerror}")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"
