@@ -16,7 +16,7 @@ from lorabake.adapters.kind import Kind, matrix
 from lorabake.architectures import architectures
 from lorabake.errors import MatchError
 from lorabake.keymap.peft import PeftConfig
-from lorabake.keymap.spelling import INDEXED, LoraModule, flatten, pattern_of, spell_all
+from lorabake.keymap.spelling import INDEXED, LoraModule, components_named, flatten, pattern_of, spell_all
 from lorabake.keymap.table import KeyMap, Module
 from lorabake.keymap.view import Region, View
 from lorabake.resolve import GENERIC, LoraSource, family_of
@@ -163,11 +163,8 @@ class _Match:
 
     def _components_named(self, key: str) -> set[str]:
         """Guess the component of a key that the base does not have, by the prefixes of all families."""
-        indexed = INDEXED.match(key)
-        if indexed:
-            return {indexed["component"]}
-        own = _named(key, self.key_map.architecture.components)
-        return own or _named(key, (part for each in architectures() for part in each.components))
+        own = components_named(key, self.key_map.architecture.components)
+        return own or components_named(key, (part for each in architectures() for part in each.components))
 
     def _strength(self, component: str, view: View) -> float:
         strength = self.lora.entry.strength
@@ -423,17 +420,6 @@ class _Match:
             hint = self.matcher.nearest(names[0]) if title.startswith("no such") and count < 2 else ""
             lines.append(f"    {pattern} ×{len(names)}{': ' + reason if reason else ''}{hint}")
         return lines
-
-
-def _named(key: str, components: Iterable[object]) -> set[str]:
-    best: dict[str, int] = {}
-    for component in components:
-        for prefix in (*component.flat, *component.dotted):  # type: ignore[attr-defined]
-            if key.startswith((prefix, "base_model.model." + prefix)):
-                name = component.name  # type: ignore[attr-defined]
-                best[name] = max(best.get(name, 0), len(prefix))
-    longest = max(best.values(), default=0)
-    return {name for name, length in best.items() if length == longest}
 
 
 def _config_fault(config: PeftConfig, path: str, shapes: Mapping[str, tuple[int, ...]]) -> str | None:

@@ -167,7 +167,8 @@ class Output:
     def _create(self) -> None:
         if not self.plan.is_folder:
             assert self._lock is not None
-            os.ftruncate(self._lock, 0)
+            if os.fstat(self._lock).st_size:  # ext4 flushes a file on close once it was truncated to nothing
+                os.ftruncate(self._lock, 0)
             self._fds = [os.dup(self._lock)]
         else:
             for stale in self.partial.iterdir():

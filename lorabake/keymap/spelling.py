@@ -156,6 +156,19 @@ def spell_all(key_map: KeyMap) -> dict[str, list[Module]]:
     return spelled
 
 
+def components_named(key: str, components: Iterable[Component]) -> set[str]:
+    """Return the components whose prefix, the longest one, a LoRA key starts with."""
+    if indexed := INDEXED.match(key):
+        return {indexed["component"]}
+    longest: dict[str, int] = {}
+    for component in components:
+        for prefix in (*component.flat, *component.dotted):
+            if key.startswith((prefix, PEFT_ROOT + prefix)):
+                longest[component.name] = max(longest.get(component.name, 0), len(prefix))
+    best = max(longest.values(), default=0)
+    return {name for name, length in longest.items() if length == best}
+
+
 def pattern_of(name: str) -> str:
     """Write a name with its numbers as `N`; those in words like `conv1` stay."""
     return re.sub(r"(?<![a-zA-Z0-9])\d+", "N", name)

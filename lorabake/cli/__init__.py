@@ -1,0 +1,75 @@
+"""The command line: parse, call, print. The only place that prints."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+
+import click
+
+from lorabake import __version__
+from lorabake.errors import LorabakeError
+
+COMMANDS = {
+    "bake": "Bake a recipe into a new checkpoint.",
+    "plan": "Show what a bake would do, and what it needs.",
+    "inspect": "Say what a checkpoint or LoRA file is.",
+    "schema": "Print the recipe's JSON Schema, for editors.",
+    "completion": "Print the shell completion script.",
+}
+
+
+class LazyGroup(click.Group):
+    """Import a command's module when it is called, so that `--help` stays fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """List the commands in the order of a user's work."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Load one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"lorabake.cli.{cmd_name}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without loading them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="lorabake")
+def lorabake() -> None:
+    """Bake weighted LoRAs into a SafeTensors checkpoint.
+
+    \b
+    Exit codes: 0 done, 1 a check found a difference, 2 the input is at fault,
+    3 the surroundings are (disk full, device missing, an extra not installed).
+    """
+
+
+def main() -> None:
+    """Run the command line; turn every expected failure into one message and its exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = lorabake.main(standalone_mode=False)
+    except LorabakeError as error:
+        first, *rest = str(error).splitlines() or [type(error).__name__]
+        click.echo(click.style("error: ", fg="red", bold=True) + first, err=True)
+        for line in rest:
+            click.echo(f"  {line.strip()}" if not line.startswith(" ") else line, err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped; the target is what it was before", err=True)
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,21 @@
+"""`lorabake completion`: the script that completes commands and options in a shell."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import get_completion_class
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script for SHELL.
+
+    For bash, add to ~/.bashrc: eval "$(lorabake completion bash)".
+    """
+    from lorabake.cli import lorabake
+
+    completer = get_completion_class(shell)
+    if completer is None:
+        raise click.ClickException(f"click has no completion for {shell}")
+    click.echo(completer(lorabake, {}, "lorabake", "_LORABAKE_COMPLETE").source())

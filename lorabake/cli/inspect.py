@@ -1,0 +1,27 @@
+"""`lorabake inspect`: what is this file?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from lorabake.cli.show import fact_lines
+from lorabake.inspection import inspect as describe
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
+def inspect(path: Path, as_json: bool) -> None:
+    """Say what PATH is: a checkpoint, a LoRA, or a folder of either.
+
+    Tells the family, layout, kinds, ranks, alphas, components, trigger words and training facts.
+    """
+    facts = describe(path)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        for line in fact_lines(facts):
+            click.echo(line)

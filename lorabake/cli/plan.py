@@ -1,0 +1,52 @@
+"""`lorabake plan`: what would happen, and its cost; without torch, without reading a tensor."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import click
+
+from lorabake.cli.show import ledger_lines, size_of
+from lorabake.planning import plan as make_plan
+from lorabake.recipe import load_recipe
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Plan for this path instead of the recipe's.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan's figures as JSON.")
+def plan(recipe: Path, output: Path | None, as_json: bool) -> None:
+    """Show what baking RECIPE would do, and what it needs.
+
+    Reads headers only. Fails as the bake would if a LoRA does not fit whole.
+    """
+    made = make_plan(load_recipe(recipe), output)
+    folder = next(path for path in (made.path.parent, *made.path.parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    report = made.report() | {"free_disk_bytes": free}
+    if as_json:
+        click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        return
+    key_map = made.sources.key_map
+    layouts = ", ".join(f"{name} ({place[0].name})" for name, place in key_map.placed.items())
+    click.echo(f"base      {made.sources.recipe.base.path}: {key_map.architecture.title}; {layouts}")
+    for number, ledger in enumerate(made.ledgers, 1):
+        label = f"lora {number}"
+        for line in ledger_lines(ledger):
+            click.echo(f"{label:<9} {line}")
+            label = ""
+    if made.sources.recipe.vae is not None:
+        click.echo(f"vae       {made.sources.recipe.vae.path} takes the place of the base's")
+    baked = sum(len(bake.targets) for bake in made.bakes)
+    total = sum(len(file.targets) for file in made.files)
+    click.echo(f"baked     {baked} tensors, {size_of(made.baked_bytes)}")
+    click.echo(f"copied    {total - baked} tensors, {size_of(made.copied_bytes)}")
+    files = f" in {len(made.files)} files" if len(made.files) > 1 else ""
+    click.echo(f"output    {made.path}: {size_of(made.size)}{files}; {size_of(free)} free")
+    click.echo(f"memory    about {made.peak_memory() / 2**20:.0f} MiB with two workers")
+    for note in made.notes:
+        click.echo(f"note      {note}")
+    if free < made.size:
+        click.echo("warning   the disk has not enough room for it", err=True)

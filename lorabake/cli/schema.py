@@ -1,0 +1,18 @@
+"""`lorabake schema`: the recipe's JSON Schema."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from lorabake.recipe import recipe_schema
+
+
+@click.command()
+def schema() -> None:
+    """Print the recipe's JSON Schema, for editors.
+
+    Save it, and point the first line of a recipe at it: `# yaml-language-server: $schema=recipe.schema.json`.
+    """
+    click.echo(json.dumps(recipe_schema(), indent=2))

@@ -1,0 +1,50 @@
+"""How the commands put a ledger, a size and a table of facts into words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from lorabake.matching import Ledger
+
+
+def size_of(count: int) -> str:
+    """Write a number of bytes in decimal units."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count = count / 1000  # type: ignore[assignment]
+    return f"{count:.2f} GB"
+
+
+def counts(found: Mapping[object, int]) -> str:
+    """Write counted things in one line."""
+    return ", ".join(f"{name} ×{count}" for name, count in found.items())
+
+
+def ledger_lines(ledger: Ledger) -> Iterator[str]:
+    """Tell what became of one LoRA's tensors."""
+    ranks = "/".join(str(rank) for rank in sorted(ledger.ranks))
+    details = f"{counts(ledger.modules)}; {counts(ledger.kinds)}{f'; rank {ranks}' if ranks else ''}"
+    yield f"{ledger.lora}: {ledger.applied} of {ledger.tensors} tensors applied" + (f" ({details})" if ledger.applied else "")
+    for reason, count in ledger.excluded.items():
+        yield f"  {count} left out: {reason}"
+    for note in ledger.notes:
+        yield f"  note: {note}"
+
+
+def fact_lines(facts: Mapping[str, object], indent: str = "") -> Iterator[str]:
+    """Lay out nested facts for a person."""
+    width = max((len(str(name)) for name in facts), default=0)
+    for name, value in facts.items():
+        label = f"{indent}{name:<{width}}"
+        if isinstance(value, dict) and value and all(isinstance(each, int) for each in value.values()):
+            yield f"{label}  {counts(value)}"
+        elif isinstance(value, dict):
+            yield f"{indent}{name}"
+            yield from fact_lines(value, indent + "  ")
+        elif isinstance(value, list):
+            yield f"{label}  {', '.join(map(str, value))}"
+        elif name == "bytes" and isinstance(value, int):
+            yield f"{label}  {value:,} ({size_of(value)})"
+        else:
+            yield f"{label}  {value}"

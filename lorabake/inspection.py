@@ -1,0 +1,161 @@
+"""What is this file? Family, layout, kinds, ranks, alphas, components and training facts of any input.
+
+Headers only, but for the alphas, which are single numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from lorabake.adapters import kinds_of
+from lorabake.adapters.dora import SLOTS as DORA_SLOTS
+from lorabake.architectures import architectures
+from lorabake.keymap.peft import PeftConfig
+from lorabake.keymap.spelling import LoraTensors, components_named, sort_tensors
+from lorabake.keymap.table import KeyMap
+from lorabake.resolve import family_of, identify
+from lorabake.tensors.checkpoint import Checkpoint, open_lora
+from lorabake.tensors.dtypes import decode_scalar
+from lorabake.tensors.safetensors import TensorInfo
+
+FACTS = (
+    "ss_base_model_version",
+    "ss_sd_model_name",
+    "ss_network_module",
+    "ss_network_dim",
+    "ss_network_alpha",
+    "ss_network_args",
+    "ss_num_train_images",
+    "ss_num_epochs",
+    "ss_steps",
+    "ss_learning_rate",
+    "ss_optimizer",
+    "ss_resolution",
+    "ss_clip_skip",
+    "ss_training_comment",
+    "modelspec.architecture",
+    "modelspec.title",
+    "modelspec.author",
+    "modelspec.date",
+    "modelspec.license",
+    "modelspec.resolution",
+    "modelspec.prediction_type",
+    "software",
+)
+MARKERS = ("v_pred", "ztsnr", "edm_mean", "edm_std", "scaled_fp8")
+
+
+def inspect(path: Path) -> dict[str, object]:
+    """Describe a checkpoint or LoRA; raise FileError if the file is neither or is damaged."""
+    checkpoint, config = open_lora(path)
+    tensors = sort_tensors(checkpoint.tensors.values())
+    is_lora = bool(config or tensors.unsupported) or any("down" in m.slots for m in tensors.modules.values())
+    facts: dict[str, object] = {
+        "path": str(path),
+        "what": "lora" if is_lora else "checkpoint",
+        "bytes": checkpoint.size,
+        "files": sum(len(part.files) for part in checkpoint.parts),
+        "tensors": len(checkpoint.tensors),
+        "dtypes": dict(Counter(info.dtype for info in checkpoint.tensors.values()).most_common()),
+    }
+    if is_lora:
+        where = f"{path}: adapter_config.json"
+        facts |= _describe_lora(checkpoint, tensors, PeftConfig.read(config, where) if config else None)
+    else:
+        facts |= _describe_checkpoint(checkpoint)
+    metadata = checkpoint.metadata
+    facts |= {"trigger words": words} if (words := _trigger_words(metadata)) else {}
+    known = {name: metadata[name] for name in FACTS if metadata.get(name, "None") != "None"}
+    if known:
+        facts["training" if is_lora else "metadata"] = known
+    return facts
+
+
+def _describe_lora(
+    checkpoint: Checkpoint, tensors: LoraTensors, config: PeftConfig | None
+) -> dict[str, object]:
+    kinds: Counter[str] = Counter()
+    ranks: Counter[int] = Counter()
+    alphas: Counter[float] = Counter()
+    components: Counter[str] = Counter()
+    every = [component for each in architectures() for component in each.components]
+    for module in tensors.modules.values():
+        for kind in kinds_of(frozenset(module.slots)):
+            title = "DoRA" if module.slots.keys() & set(DORA_SLOTS) else kind.title
+            kinds["LoRA with a Tucker core" if "mid" in module.slots else title] += 1
+        if "down" in module.slots and module.slots["down"].shape:
+            ranks[module.slots["down"].shape[0]] += 1
+        if "alpha" in module.slots:
+            alphas[_scalar(module.slots["alpha"])] += 1
+        components["/".join(sorted(components_named(module.name, every))) or "not said"] += 1
+    for name, infos in tensors.unsupported.items():
+        kinds[f"{name} (tensors)"] += len(infos)
+    family = family_of(tensors)
+    described: dict[str, object] = {
+        "family": family[0].title if family else "not recognised",
+        "modules": len(tensors.modules),
+        "kinds": dict(kinds),
+        "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
+        "alphas": {f"{alpha:g}": count for alpha, count in sorted(alphas.items())} or "none: scale 1",
+        "components": dict(components),
+    }
+    if config:
+        described["adapter_config"] = {"r": config.rank, "lora_alpha": config.alpha, "rslora": config.rslora}
+        described["alphas"] = f"{config.alpha:g} (adapter_config)" if not alphas else described["alphas"]
+    if family:
+        described["seen by"] = family[1]
+    if tensors.unknown:
+        described["of no known form"] = [info.key for info in tensors.unknown[:5]]
+    return described
+
+
+def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
+    key_map = KeyMap.expand(identify(checkpoint.tensors), checkpoint.tensors)
+    described: dict[str, object] = {
+        "family": key_map.architecture.title,
+        "components": {
+            name: f"{layout.name} layout, {sum(owner == name for owner in key_map.owner.values())} tensors"
+            + (f", prefix {prefix}" if prefix else "")
+            for name, (layout, prefix) in key_map.placed.items()
+        },
+    }
+    outside = len(checkpoint.tensors) - len(key_map.owner)
+    if outside:
+        described["outside any component"] = f"{outside} tensors"
+    markers = [name for name in MARKERS if name in checkpoint.tensors]
+    if markers:
+        described["markers"] = markers
+    baked = checkpoint.metadata.get("lorabake.recipe")
+    if baked:
+        described["baked by lorabake"] = checkpoint.metadata.get("lorabake.version", "")
+        described["recipe"] = _parsed(baked)
+        described["inputs"] = _parsed(checkpoint.metadata.get("lorabake.inputs", "null"))
+    return described
+
+
+def _scalar(info: TensorInfo) -> float:
+    with open(info.file, "rb") as stream:
+        stream.seek(info.start)
+        return decode_scalar(info.dtype, stream.read(info.nbytes))
+
+
+def _trigger_words(metadata: Mapping[str, str]) -> list[str]:
+    """List the trigger phrase, and the tags that the trainer met most often."""
+    words = [metadata["modelspec.trigger_phrase"]] if metadata.get("modelspec.trigger_phrase") else []
+    counts: Counter[str] = Counter()
+    frequency = _parsed(metadata.get("ss_tag_frequency", "null"))
+    for folder in frequency.values() if isinstance(frequency, dict) else ():
+        for tag, count in folder.items() if isinstance(folder, dict) else ():
+            if isinstance(count, int):
+                counts[tag.strip()] += count
+    return words + [f"{tag} ×{count}" for tag, count in counts.most_common(10)]
+
+
+def _parsed(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
