@@ -9,15 +9,16 @@ import os
 import sys
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from lorabake.errors import LorabakeError, SurroundingsError
+from lorabake.errors import FileError, SurroundingsError
 from lorabake.planning import Plan
 from lorabake.planning import plan as make_plan
+from lorabake.provenance import origins
 from lorabake.recipe import Recipe
 from lorabake.write import Inputs, Output, os_error
 
@@ -125,7 +126,7 @@ def _bake(plan: Plan, output: Output, inputs: Inputs, options: RunOptions, began
     crew.start(digest)
     if recipe.output.hash or options.fsync:
         crew.start(follow)
-    stages: Counter[str] = Counter()
+    stages: defaultdict[str, float] = defaultdict(float)
     try:
         if plan.bakes:
             from lorabake.execute import Executor, choose_device, work
@@ -141,7 +142,8 @@ def _bake(plan: Plan, output: Output, inputs: Inputs, options: RunOptions, began
                 crew.start(lambda executor=executor: work(executor, steps, options.progress, crew.stop))  # type: ignore[misc]
         crew.join(memory.sample)
         for executor in executors if plan.bakes else ():
-            stages.update(executor.seconds)
+            for stage, seconds in executor.seconds.items():
+                stages[stage] += seconds
     except BaseException:
         crew.stop.set()
         crew.join_quietly()
@@ -173,12 +175,11 @@ def _check_stated(plan: Plan, digests: dict[str, str]) -> None:
         stated.append((sources.vae, sources.recipe.vae.sha256))
     taken = {path: digests[place] for place, path in plan.digests.items()}
     for checkpoint, wanted in stated:
-        for path, digest in taken.items():
-            if wanted and path in (checkpoint.path, *(h.path for p in checkpoint.parts for h in p.files)):
-                if digest != wanted:
-                    raise LorabakeError(
-                        f"{path}: its SHA-256 is {digest}, and the recipe states {wanted}\nNothing was written."
-                    )
+        for _, path in origins(checkpoint):
+            if wanted and taken[path] != wanted:
+                raise FileError(
+                    f"{path}: its SHA-256 is {taken[path]}, and the recipe states {wanted}\nNothing was written."
+                )
 
 
 class _Crew:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -30,11 +30,15 @@ DEVICE_TILE_VALUES = 1 << 24
 LIMITS = {"F16": 65520.0, "BF16": 3.3961775292304957e38, "F32": float("inf"), "F64": float("inf")}
 """The least magnitude that rounds to infinity."""
 
+SAFE_SQUARES = {"F16": 4e9, "BF16": 1e38, "F32": 1e38, "F64": 1e38}
+"""Bounds on a sum of squares, as float32 can hold it, below which no value can reach its dtype's limit."""
+
 
 class Reader(Protocol):
     """Fill buffers from input files."""
 
-    def read(self, path: Any, start: int, into: memoryview) -> None: ...
+    def read(self, path: Any, start: int, into: memoryview) -> None:
+        """Fill `into` with the bytes of a file from `start`."""
 
 
 Writer = Callable[[int, int, memoryview], None]
@@ -80,10 +84,10 @@ class Executor:
     ) -> None:
         self.plan, self.reader, self._write, self.device, self._warn = plan, reader, write, device, warn
         self.dtype = torch.float64 if plan.sources.recipe.compute_dtype == "float64" else torch.float32
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.tile_values = TILE_VALUES if device.type == "cpu" else DEVICE_TILE_VALUES
         self._buffers: dict[str, torch.Tensor] = {}
-        self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def run(self, step: Bake) -> Iterator[int]:
         """Bake one step; yield the bytes written after each piece. Split pieces when the device is full."""
@@ -95,10 +99,13 @@ class Executor:
                     raise SurroundingsError(
                         f"out of memory while baking {step.targets[0].key}; use fewer --workers"
                     ) from None
-                self._warn(f"{step.targets[0].key}: does not fit into the memory of {self.device}; computed on the CPU")
+                self._warn(
+                    f"{step.targets[0].key}: does not fit into the memory of {self.device}; computed on the CPU"
+                )
                 on_cpu = Executor(self.plan, self.reader, self._write, torch.device("cpu"), self._warn)
                 yield from on_cpu.run(step)
-                self.seconds.update(on_cpu.seconds)
+                for stage, seconds in on_cpu.seconds.items():
+                    self.seconds[stage] += seconds
 
     def _on_stream(self) -> AbstractContextManager[Any]:
         return torch.cuda.stream(self._stream) if self._stream is not None else nullcontext()
@@ -148,9 +155,7 @@ class Executor:
                     parts.append(Replace(region.start, region.stop, value[rows], patch.strength))
                 elif any(slot in shapes for slot in DORA_SLOTS):
                     magnitude = _magnitude(tensors).reshape(-1)[rows]
-                    parts.append(
-                        Renorm(region.start, region.stop, up[rows], down, magnitude, patch.strength)
-                    )
+                    parts.append(Renorm(region.start, region.stop, up[rows], down, magnitude, patch.strength))
                 else:
                     right = down * patch.strength
                     left, right = (right.T, up.T) if patch.view.transpose else (up[rows], right)
@@ -256,7 +261,7 @@ class Executor:
         width = DTYPES[info.dtype].bits // 8
         count = (stop - start) * columns
         raw = self._buffer("in", count * width, torch.uint8, pinned=True)
-        self.reader.read(info.file, info.start + start * columns * width, memoryview(raw.numpy()))
+        self.reader.read(info.file, info.start + start * columns * width, _view(raw))
         source = raw.view(getattr(torch, str(DTYPES[info.dtype].torch)))
         read = time.perf_counter()
         if fresh or self.device.type != "cpu":
@@ -271,22 +276,26 @@ class Executor:
     def _emit(self, step: Bake, target: Target, weight: torch.Tensor, start: int) -> None:
         """Round rows to the output dtype, refuse what it cannot hold, and write them."""
         began = time.perf_counter()
-        low, high = (float(bound) for bound in torch.aminmax(weight)) if weight.numel() else (0.0, 0.0)
-        limit = LIMITS[target.dtype]
-        if not (-limit < low and high < limit):
+        flat = weight.reshape(-1)
+        # A sum of squares below the limit's square clears all values in one cheap pass; NaN fails it, too.
+        if not float(torch.dot(flat, flat)) < SAFE_SQUARES[target.dtype]:
             self._refuse(step, target, weight, start)
         dtype = getattr(torch, str(DTYPES[target.dtype].torch))
         if self.device.type == "cpu" and dtype is self.dtype and weight.is_contiguous():
-            rounded = weight.reshape(-1)
+            rounded = flat
         else:
-            rounded = self._buffer("out", weight.numel(), dtype, pinned=True)
-            rounded.copy_(weight.reshape(-1), non_blocking=True)
+            rounded = self._buffer("out", flat.numel(), dtype, pinned=True)
+            rounded.copy_(flat, non_blocking=True)
             if self._stream is not None:
                 self._stream.synchronize()
         computed = time.perf_counter()
         width = DTYPES[target.dtype].bits // 8
         columns = weight.shape[1]
-        self._write(target.file, target.offset + start * columns * width, memoryview(rounded.view(torch.uint8).numpy()))
+        self._write(
+            target.file,
+            target.offset + start * columns * width,
+            _view(rounded),
+        )
         self.seconds["compute"] += computed - began
         self.seconds["write"] += time.perf_counter() - computed
 
@@ -295,7 +304,7 @@ class Executor:
         before = self._read_rows(target.source, start, start + rows, columns, fresh=True)
         held = weight.abs() < LIMITS[target.dtype]
         wrong = ~held if step.patches else ~held & before.isfinite()
-        if not wrong.any():  # a cast passes on what the base had
+        if not wrong.any():  # a large sum of harmless values, or a cast that passes on what the base had
             return
         row, column = (int(index) for index in wrong.nonzero()[0])
         value, was = float(weight[row, column]), float(before[row, column])
@@ -341,9 +350,7 @@ def choose_device(name: str | None, *, float64: bool, warn: Callable[[str], None
     return device
 
 
-def work(
-    executor: Executor, steps: Iterator[Bake], progress: Callable[[int], None], stop: threading.Event
-) -> None:
+def work(executor: Executor, steps: Iterator[Bake], progress: Callable[[int], None], stop: threading.Event) -> None:
     """Take steps, one at a time, until none is left or `stop` is set; `steps` may be shared by threads."""
     torch.set_num_threads(1)
     for step in steps:
@@ -351,6 +358,11 @@ def work(
             progress(count)
             if stop.is_set():
                 return
+
+
+def _view(tensor: torch.Tensor) -> memoryview:
+    """Show a contiguous CPU tensor's bytes."""
+    return memoryview(tensor.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _shapes(patch: Patch) -> Mapping[str, tuple[int, ...]]:

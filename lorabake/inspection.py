@@ -74,9 +74,7 @@ def inspect(path: Path) -> dict[str, object]:
     return facts
 
 
-def _describe_lora(
-    checkpoint: Checkpoint, tensors: LoraTensors, config: PeftConfig | None
-) -> dict[str, object]:
+def _describe_lora(checkpoint: Checkpoint, tensors: LoraTensors, config: PeftConfig | None) -> dict[str, object]:
     kinds: Counter[str] = Counter()
     ranks: Counter[int] = Counter()
     alphas: Counter[float] = Counter()

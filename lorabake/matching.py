@@ -215,9 +215,12 @@ class _Match:
         if len(fitting) > 1:
             names = ", ".join(each.component for each in fitting)
             raise MatchError(
-                f"LoRA {self.lora.name!r}: {module.name} fits {names}\nSay which with components: [{fitting[0].component}]"
+                f"LoRA {self.lora.name!r}: {module.name} fits {names}\n"
+                f"Say which with components: [{fitting[0].component}]"
             )
-        strengths = {each.component: self._strength(each.component, next(iter(each.views.values()))) for each in found}
+        strengths = {
+            each.component: self._strength(each.component, next(iter(each.views.values()))) for each in found
+        }
         target = (fitting or found)[0]
         if strengths[target.component] == 0:
             self.ledger.excluded["strength 0"] += size
@@ -245,7 +248,8 @@ class _Match:
             if fault is None and any(slot in shapes for slot in DORA_SLOTS) and kind.parameter == "weight":
                 fault = None if axis(shapes, view.shape) else "its DoRA magnitude has neither rows nor columns of it"
             if fault is not None:
-                return f"{fault}; the base's {kind.parameter} is {' × '.join(map(str, view.shape))}{_cause(shapes, view)}"
+                size = " × ".join(map(str, view.shape))
+                return f"{fault}; the base's {kind.parameter} is {size}{_cause(shapes, view)}"
         return None
 
     def _apply(
@@ -352,7 +356,10 @@ class _Match:
         if embedding:
             if not self._excluded_by_component(info.key, 1, "embeddings"):
                 self.faults.strange.append(
-                    (info.key, "a learned embedding: no checkpoint can hold it; leave it out by naming components")
+                    (
+                        info.key,
+                        "a learned embedding: no checkpoint can hold it; leave it out by naming components",
+                    )
                 )
         elif not self._excluded_by_component(info.key, 1):
             self.faults.strange.append((info.key, "no known form"))
@@ -368,7 +375,9 @@ class _Match:
         family = family_of(self.lora.tensors)
         base = self.key_map.architecture
         name = self.lora.name
-        foreign = family is not None and family[0].name != base.name and (self.faults.unmatched or self.faults.misfits)
+        foreign = (
+            family is not None and family[0].name != base.name and (self.faults.unmatched or self.faults.misfits)
+        )
         if foreign and family is not None and not self._base_has_marks(family[0].name):
             seen = self.lora.tensors.modules[family[1]]
             shape = f" {seen.slots['down'].shape}" if "down" in seen.slots else ""

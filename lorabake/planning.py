@@ -16,13 +16,13 @@ from lorabake import provenance
 from lorabake.adapters.dora import SLOTS as DORA_SLOTS
 from lorabake.adapters.dora import axis
 from lorabake.adapters.kind import matrix
-from lorabake.errors import FileError, MatchError, TargetError
+from lorabake.errors import FileError, MatchError, RecipeError, TargetError
 from lorabake.matching import Ledger, Matcher, Patch
 from lorabake.recipe import Recipe
 from lorabake.resolve import GENERIC, Sources, resolve
 from lorabake.tensors.checkpoint import Checkpoint, Part
-from lorabake.tensors.dtypes import DTYPES, FLOAT_NAMES, nbytes
-from lorabake.tensors.safetensors import TensorInfo, encode_header
+from lorabake.tensors.dtypes import FLOAT_NAMES, nbytes
+from lorabake.tensors.safetensors import TensorInfo, encode_header, parse_object
 
 BLOCK = 4096
 """Bytes: untouched ranges keep the base's place relative to such blocks, so that they can be reflinked."""
@@ -198,9 +198,12 @@ class _Planner:
 
     def plan(self) -> Plan:
         self._check_target()
+        self._check_dtypes()
         patches, ledgers = self._match()
         vae = self._replace_vae()
-        targets = [self._targets(name, part, infos, index) for index, (name, part, infos) in enumerate(self._files(vae))]
+        targets = [
+            self._targets(name, part, infos, index) for index, (name, part, infos) in enumerate(self._files(vae))
+        ]
         touched = {region.key: [] for patch in patches for region in patch.view.regions}  # type: dict[str, list[Patch]]
         for patch in patches:
             for key in patch.view.keys:
@@ -211,8 +214,8 @@ class _Planner:
         for target in by_key.values():
             group = groups.get(target.key, (target.key,))
             if target.key in touched and group[0] == target.key:
-                together = dict.fromkeys(id(patch) for key in group for patch in touched[key])
-                chosen = tuple(patch for patch in patches if id(patch) in together)
+                together = {id(patch): patch for key in group for patch in touched[key]}
+                chosen = tuple(together.values())
                 bakes.append(Bake(tuple(by_key[key] for key in group), chosen))
             elif target.key not in touched and target.dtype != target.source.dtype:
                 bakes.append(Bake((target,), ()))
@@ -221,7 +224,7 @@ class _Planner:
         self._note()
         digests, files = self._describe(targets)
         is_folder = self._is_folder
-        texts = self._indexes(files, targets) if is_folder else {}
+        texts = self._indexes(files, targets) | self._configs(targets) if is_folder else {}
         return Plan(
             self.sources,
             self.path,
@@ -257,6 +260,17 @@ class _Planner:
                 real = path.resolve()
                 if target == real or (checkpoint.is_folder and checkpoint.path.resolve() in target.parents):
                     raise TargetError(f"{self.path}: is an input of this recipe ({path}); choose another output")
+                if target in real.parents:
+                    raise TargetError(f"{self.path}: holds an input of this recipe ({path}); choose another output")
+
+    def _check_dtypes(self) -> None:
+        wanted, placed = self.recipe.output.dtype, self.sources.key_map.placed
+        for name in wanted if isinstance(wanted, dict) else ():
+            if name not in placed:
+                raise RecipeError(
+                    f"output.dtype names the component {name!r}, and the base has none\n"
+                    f"The base has: {', '.join(placed) or 'no component of a known name'}"
+                )
 
     def _inputs(self) -> Iterator[Checkpoint]:
         yield self.sources.base
@@ -286,9 +300,10 @@ class _Planner:
             for key in patch.view.keys:
                 info = self.sources.base.tensors[key]
                 if info.dtype not in FLOAT_NAMES.values():
+                    name = self.sources.loras[patch.lora].name
                     raise MatchError(
-                        f"LoRA {self.sources.loras[patch.lora].name!r}: {patch.module} would change {key}, whose dtype "
-                        f"is {info.dtype}\nThis version bakes into float16, bfloat16, float32 and float64 tensors."
+                        f"LoRA {name!r}: {patch.module} would change {key}, whose dtype is {info.dtype}\n"
+                        "This version bakes into float16, bfloat16, float32 and float64 tensors."
                     )
         return patches, [ledger for _, ledger in placed]
 
@@ -337,12 +352,17 @@ class _Planner:
 
     # -- files -----------------------------------------------------------------------------------------
 
-    def _files(self, vae: Mapping[str, TensorInfo]) -> Iterator[tuple[str, Part, list[tuple[TensorInfo, TensorInfo]]]]:
+    def _files(
+        self, vae: Mapping[str, TensorInfo]
+    ) -> Iterator[tuple[str, Part, list[tuple[TensorInfo, TensorInfo]]]]:
         """Yield (name, part, tensors in data order as (base's, the one whose bytes serve))."""
         limit = self.recipe.output.shard_size
         for part in self.sources.base.parts:
             shards = [
-                (_file_name(self.sources.base, part, i), sorted(header.tensors.values(), key=lambda t: (t.start, t.stop)))
+                (
+                    _file_name(self.sources.base, part, i),
+                    sorted(header.tensors.values(), key=lambda t: (t.start, t.stop)),
+                )
                 for i, header in enumerate(part.files)
             ]
             if limit is not None:
@@ -373,13 +393,17 @@ class _Planner:
         offset = 0
         for base, source in infos:
             dtype = self._dtype(base.key, base)
-            found = TensorInfo(base.key, base.name, source.dtype, source.shape, source.file, source.start, source.stop)
+            found = TensorInfo(
+                base.key, base.name, source.dtype, source.shape, source.file, source.start, source.stop
+            )
             target = Target(base.key, found, dtype, base.shape, file, offset)
             offset += target.nbytes
             targets.append(target)
         return name, part, targets
 
-    def _describe(self, targets: list[tuple[str, Part, list[Target]]]) -> tuple[dict[str, Path], tuple[OutputFile, ...]]:
+    def _describe(
+        self, targets: list[tuple[str, Part, list[Target]]]
+    ) -> tuple[dict[str, Path], tuple[OutputFile, ...]]:
         """Compose each file's metadata, with a distinct placeholder for every digest still to be taken."""
         recipe, sources = self.recipe, self.sources
         pending: dict[str, Path] = {}
@@ -391,22 +415,21 @@ class _Planner:
                 pending[found[path]] = path
             return found
 
-        normal = recipe.normal_form()
+        stated = placeholders(sources.base) if recipe.base.sha256 else {}
         inputs: dict[str, object] = {
-            "base": provenance.describe(
-                sources.base, str(normal["base"]["path"]), placeholders(sources.base) if recipe.base.sha256 else {}  # type: ignore[index]
-            ),
+            "base": provenance.describe(sources.base, recipe.base.portable_path, stated),
             "loras": [
-                provenance.describe(lora.checkpoint, str(form["path"]), placeholders(lora.checkpoint))  # type: ignore[index]
-                for lora, form in zip(sources.loras, normal["loras"], strict=True)  # type: ignore[arg-type]
+                provenance.describe(lora.checkpoint, lora.entry.portable_path, placeholders(lora.checkpoint))
+                for lora in sources.loras
             ],
         }
-        if sources.vae is not None:
-            inputs["vae"] = provenance.describe(sources.vae, str(normal["vae"]["path"]), placeholders(sources.vae))  # type: ignore[index]
+        if sources.vae is not None and recipe.vae is not None:
+            vae = placeholders(sources.vae)
+            inputs["vae"] = provenance.describe(sources.vae, recipe.vae.portable_path, vae)
         base_headers = {header.path: header for part in sources.base.parts for header in part.files}
         files = []
         for name, _, file in targets:
-            first = base_headers.get(file[0].source.file) if file else None
+            first = base_headers[sources.base.tensors[file[0].key].file] if file else None
             own = (first or next(iter(base_headers.values()))).metadata
             text = provenance.metadata(own, recipe.normal_json(), inputs, hashed=recipe.output.hash)
             phase = first.data_start % BLOCK if first else 0
@@ -417,25 +440,46 @@ class _Planner:
                 if first is not None and len(first.tensors) == len(file)
                 else tuple(target.source.name for target in file)
             )
-            files.append(
-                OutputFile(name, tuple(file), order, text, phase if aligned else 0, BLOCK if aligned else 1)
-            )
+            files.append(OutputFile(name, tuple(file), order, text, phase if aligned else 0, BLOCK if aligned else 1))
         return pending, tuple(files)
 
-    def _indexes(self, files: tuple[OutputFile, ...], targets: list[tuple[str, Part, list[Target]]]) -> dict[str, str]:
+    def _indexes(
+        self, files: tuple[OutputFile, ...], targets: list[tuple[str, Part, list[Target]]]
+    ) -> dict[str, str]:
         """Write the index of every part that has several files, or had an index."""
         texts = {}
         for part in self.sources.base.parts:
             own = [file for file, (_, each, _) in zip(files, targets, strict=True) if each is part]
             if len(own) < 2 and (part.index is None or self.recipe.output.shard_size is not None):
                 continue
-            name = part.index or f"{_stem(part)}.safetensors.index.json"
-            weight_map = {target.source.name: PurePosixPath(file.name).name for file in own for target in file.targets}
+            name = part.index or _index_name(_stem(part))
+            weight_map = {
+                target.source.name: PurePosixPath(file.name).name for file in own for target in file.targets
+            }
             index = {
                 "metadata": {"total_size": sum(file.data_size for file in own)},
                 "weight_map": dict(sorted(weight_map.items())),
             }
             texts[f"{part.folder}/{name}" if part.folder else name] = json.dumps(index, indent=2) + "\n"
+        return texts
+
+    def _configs(self, targets: list[tuple[str, Part, list[Target]]]) -> dict[str, str]:
+        """Rewrite the dtype in the config.json of every part whose networks were cast to one dtype."""
+        words = {name: word for word, name in FLOAT_NAMES.items()}
+        texts = {}
+        for part in self.sources.base.parts:
+            place = PurePosixPath(part.folder, "config.json")
+            floats = {
+                target.dtype for _, each, file in targets if each is part for target in file if target.dtype in words
+            }
+            if self.recipe.output.dtype == "keep" or len(floats) != 1:
+                continue
+            if Path(place) not in self.sources.base.side_files:
+                continue
+            config = parse_object((self.sources.base.path / place).read_bytes())
+            stale = {name: words[floats.copy().pop()] for name in ("torch_dtype", "dtype") if name in config}
+            if stale:
+                texts[str(place)] = json.dumps(config | stale, indent=2, ensure_ascii=False) + "\n"
         return texts
 
     def _note(self) -> None:
@@ -446,7 +490,9 @@ class _Planner:
             )
         ema = sum(key.startswith("model_ema.") for key in self.sources.base.tensors)
         if ema and self.sources.loras:
-            self.notes.append(f"the base's {ema} EMA copies (model_ema.*) stay as they are; programs that load them see no LoRA")
+            self.notes.append(
+                f"the base's {ema} EMA copies (model_ema.*) stay as they are; programs that load them see no LoRA"
+            )
 
 
 def _file_name(base: Checkpoint, part: Part, index: int) -> str:
@@ -457,6 +503,12 @@ def _file_name(base: Checkpoint, part: Part, index: int) -> str:
 def _stem(part: Part) -> str:
     stem = re.sub(r"-\d+-of-\d+$", "", part.files[0].path.stem)
     return stem.replace("pytorch_model", "model") if stem.startswith("pytorch_model") else stem
+
+
+def _index_name(stem: str) -> str:
+    """Name the index of shards; a variant such as fp16 stands where diffusers and transformers look for it."""
+    named = re.fullmatch(r"((?:diffusion_)?(?:pytorch_)?model)\.(\w+)", stem)
+    return f"{named[1]}.safetensors.index.{named[2]}.json" if named else f"{stem}.safetensors.index.json"
 
 
 def _group(patches: Iterable[Patch]) -> dict[str, tuple[str, ...]]:
@@ -474,10 +526,13 @@ def _copies(targets: Iterable[Target]) -> Iterator[Copy]:
     run: Copy | None = None
     for target in targets:
         source = target.source
-        if run and (run.source, run.stop, run.file) == (source.file, source.start, target.file):
-            if run.offset + run.stop - run.start == target.offset:
-                run = Copy(run.source, run.start, source.stop, run.file, run.offset)
-                continue
+        if (
+            run
+            and (run.source, run.stop, run.file) == (source.file, source.start, target.file)
+            and run.offset + run.stop - run.start == target.offset
+        ):
+            run = Copy(run.source, run.start, source.stop, run.file, run.offset)
+            continue
         if run and run.stop > run.start:
             yield run
         run = Copy(source.file, source.start, source.stop, target.file, target.offset)
@@ -501,5 +556,3 @@ def _working_values(bake: Bake) -> int:
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
-
-

@@ -6,6 +6,7 @@ length is settled before the first byte is written.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -41,12 +42,13 @@ def describe(checkpoint: Checkpoint, path: str, digests: Mapping[Path, str]) -> 
         name = given.relative_to(checkpoint.path).as_posix() if checkpoint.is_folder else path
         digest = {"sha256": digests[given]} if given in digests else {"header_sha256": header.sha256}
         files.append({"name": name, "size": given.stat().st_size, **digest})
-    return {"path": path, "files": files} if checkpoint.is_folder else files[0]
+    config = (checkpoint.path if checkpoint.is_folder else checkpoint.path.parent) / "adapter_config.json"
+    if checkpoint.parts[0].files[0].path.stem == "adapter_model" and config.is_file():
+        files.append({"name": config.name, "sha256": hashlib.sha256(config.read_bytes()).hexdigest()})
+    return {"path": path, "files": files} if checkpoint.is_folder or len(files) > 1 else files[0]
 
 
-def metadata(
-    base: Mapping[str, str], recipe: str, inputs: Mapping[str, object], *, hashed: bool
-) -> dict[str, str]:
+def metadata(base: Mapping[str, str], recipe: str, inputs: Mapping[str, object], *, hashed: bool) -> dict[str, str]:
     """Compose a baked file's metadata: the base's own less its hashes, then lorabake's.
 
     Sites that share models identify a file by the hash inside it, so the base's must not stay. With `hashed`

@@ -153,9 +153,14 @@ class Source(_Part):
     path: FilePath = Field(description="The file, relative to the recipe's folder.")
     sha256: Sha256 | None = Field(None, description="The SHA-256 that the whole file must have.")
 
-    def _normal(self) -> dict[str, object]:
+    @property
+    def portable_path(self) -> str:
+        """Return the path as outputs may carry it: relative, or only the file's name."""
         path = PurePath(self.path)
-        return {"path": path.name if path.is_absolute() else path.as_posix(), "sha256": self.sha256}
+        return path.name if path.is_absolute() else path.as_posix()
+
+    def _normal(self) -> dict[str, object]:
+        return {"path": self.portable_path, "sha256": self.sha256}
 
 
 class Base(Source):
@@ -224,12 +229,12 @@ class Recipe(_Part):
     base: Annotated[Base, BeforeValidator(_path_to_mapping, json_schema_input_type=FilePath | Base)] = Field(
         description="The checkpoint that the LoRAs are baked into.",
     )
-    loras: tuple[
-        Annotated[Lora, BeforeValidator(_path_to_mapping, json_schema_input_type=FilePath | Lora)], ...
-    ] = Field((), description="The LoRAs to bake.")
-    vae: (
-        Annotated[Source, BeforeValidator(_path_to_mapping, json_schema_input_type=FilePath | Source)] | None
-    ) = Field(None, description="A VAE that takes the place of the base's own.")
+    loras: tuple[Annotated[Lora, BeforeValidator(_path_to_mapping, json_schema_input_type=FilePath | Lora)], ...] = (
+        Field((), description="The LoRAs to bake.")
+    )
+    vae: Annotated[Source, BeforeValidator(_path_to_mapping, json_schema_input_type=FilePath | Source)] | None = (
+        Field(None, description="A VAE that takes the place of the base's own.")
+    )
     compute_dtype: Literal["float32", "float64"] = Field(
         "float32",
         description="The precision in which deltas are computed and summed.",
@@ -546,9 +551,7 @@ def _quoted(text: str) -> str:
 
 
 def _nearest(name: object, names: list[str]) -> str:
-    return "".join(
-        f", did you mean {near!r}?" for near in get_close_matches(str(name), names, n=1, cutoff=0.5)
-    )
+    return "".join(f", did you mean {near!r}?" for near in get_close_matches(str(name), names, n=1, cutoff=0.5))
 
 
 def _known_keys(location: Place) -> list[str]:

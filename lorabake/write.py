@@ -23,7 +23,7 @@ from lorabake.errors import FileError, LorabakeError, SurroundingsError, TargetE
 from lorabake.planning import Copy, Plan
 from lorabake.tensors.safetensors import read_header
 
-CHUNK = 16 << 20
+CHUNK = 4 << 20
 NO_RANGE_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
 
 
@@ -105,7 +105,7 @@ def _identity(status: os.stat_result) -> tuple[int, ...]:
 
 
 class Output:
-    """Write a plan's files beside their target; `commit` gives them its name, leaving the block removes them."""
+    """Write a plan's files beside their target; `commit` gives them its name, leaving removes them."""
 
     def __init__(self, plan: Plan, *, overwrite: bool, fsync: bool) -> None:
         self.plan, self.fsync = plan, fsync
@@ -113,6 +113,7 @@ class Output:
         self.partial = self.path.with_name(self.path.name + ".partial")
         self.headers = [file.header() for file in plan.files]
         self.finished = [Finished() for _ in plan.files]
+        self._turns = [threading.Lock() for _ in plan.files]
         self._overwrite = overwrite
         self._fds: list[int] = []
         self._lock: int | None = None
@@ -178,15 +179,16 @@ class Output:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._fds.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
         for fd, header, file in zip(self._fds, self.headers, self.plan.files, strict=True):
-            os.ftruncate(fd, len(header) + file.data_size)
+            _reserve(fd, len(header) + file.data_size)
             os.pwrite(fd, header, 0)
 
     def write(self, file: int, offset: int, data: memoryview) -> None:
         """Write bytes at an offset of a file's data."""
         position = len(self.headers[file]) + offset
         done = 0
-        while done < len(data):
-            done += os.pwrite(self._fds[file], data[done:], position + done)
+        with self._turns[file]:
+            while done < len(data):
+                done += os.pwrite(self._fds[file], data[done:], position + done)
         self.finished[file].add(offset, offset + len(data))
 
     def copy(self, inputs: Inputs, copy: Copy, progress: Callable[[int], None], stop: threading.Event) -> None:
@@ -200,7 +202,8 @@ class Output:
             count = 0
             if in_kernel:
                 try:
-                    count = os.copy_file_range(source, target, length, copy.start + done, base + done)
+                    with self._turns[copy.file]:
+                        count = os.copy_file_range(source, target, length, copy.start + done, base + done)
                 except OSError as error:
                     if error.errno not in NO_RANGE_COPY:
                         raise
@@ -219,9 +222,7 @@ class Output:
         Return the SHA-256 of each file's data; empty texts without `hashed`.
         """
         digests = []
-        for fd, header, file, finished in zip(
-            self._fds, self.headers, self.plan.files, self.finished, strict=True
-        ):
+        for fd, header, file, finished in zip(self._fds, self.headers, self.plan.files, self.finished, strict=True):
             digest = hashlib.sha256()
             buffer = memoryview(bytearray(1 << 20)) if hashed else memoryview(b"")
             for start, end in finished.follow(file.data_size, stop):
@@ -347,7 +348,9 @@ def _lock(path: Path, *, is_folder: bool) -> int:
                     return fd
         except BlockingIOError:
             os.close(fd)
-            raise TargetError(f"{path}: another bake is writing this target; wait for it, or choose another") from None
+            raise TargetError(
+                f"{path}: another bake is writing this target; wait for it, or choose another"
+            ) from None
         except BaseException:
             os.close(fd)
             raise
@@ -376,7 +379,17 @@ def _exchange(one: Path, other: Path) -> bool:
     if libc is None or not hasattr(libc, "renameat2"):
         return False
     at_cwd, exchange = -100, 2
-    return libc.renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0
+    return bool(libc.renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0)
+
+
+def _reserve(fd: int, size: int) -> None:
+    """Give a file its length, and its blocks on the disk where the file system can promise them."""
+    libc = _libc()
+    if libc is not None and size and libc.fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size)):
+        code = ctypes.get_errno()
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OSError(code, os.strerror(code))
+    os.ftruncate(fd, size)
 
 
 def _start_writeback(fd: int, start: int, length: int) -> None:

@@ -32,15 +32,14 @@ def axis(shapes: Shapes, weight: tuple[int, ...]) -> Axis | None:
     return "column" if shape[:1] == (1,) and prod(shape) == weight[1] else None
 
 
-def renorm(
-    updated: torch.Tensor, magnitude: torch.Tensor, axis: Axis, weight: tuple[int, ...]
-) -> torch.Tensor:
+def renorm(updated: torch.Tensor, magnitude: torch.Tensor, axis: Axis, weight: tuple[int, ...]) -> torch.Tensor:
     """Give the rows or columns of V (rows, columns) the lengths in `magnitude`.
 
     `weight` is the module's shape (out, in[, kernel…]); rows may be fewer than out where `axis` is "row".
     """
     if axis == "row":
-        return updated * (magnitude.reshape(-1, 1) / updated.norm(dim=1, keepdim=True))
+        norm = updated.square().sum(dim=1, keepdim=True).sqrt()
+        return updated * (magnitude.reshape(-1, 1) / norm)
     cube = updated.reshape(updated.shape[0], weight[1], -1)
     norm = cube.square().sum(dim=(0, 2), keepdim=True).sqrt()
     return (cube * (magnitude.reshape(1, -1, 1) / norm)).reshape(updated.shape)

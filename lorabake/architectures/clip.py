@@ -4,7 +4,12 @@ from lorabake.components import clip
 from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Mark
 
 PREFIXES = ("", "transformer.", "cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")
-OPENCLIP_PREFIXES = ("", "cond_stage_model.model.", "conditioner.embedders.1.model.", "conditioner.embedders.0.model.")
+OPENCLIP_PREFIXES = (
+    "",
+    "cond_stage_model.model.",
+    "conditioner.embedders.1.model.",
+    "conditioner.embedders.0.model.",
+)
 OTHER_NETWORKS = ("model.diffusion_model.", "first_stage_model.", "unet.", "unet/", "vae.", "vae/")
 
 CLIP = Architecture(

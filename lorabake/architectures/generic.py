@@ -14,7 +14,15 @@ GENERIC = Architecture(
             layouts=(Layout("own", ("",), ()),),
             flat=("lora_unet_", "lora_transformer_", "lycoris_"),
             dotted=("transformer.", "diffusion_model."),
-            optional=("model.", "transformer.", "bert.", "roberta.", "distilbert.", "gpt_neox.", "model.diffusion_model."),
+            optional=(
+                "model.",
+                "transformer.",
+                "bert.",
+                "roberta.",
+                "distilbert.",
+                "gpt_neox.",
+                "model.diffusion_model.",
+            ),
         ),
         Component(
             name="transformer",
@@ -31,7 +39,11 @@ GENERIC = Architecture(
         Component(
             name="text_encoder",
             layouts=(
-                Layout("own", ("text_encoder/", "text_encoders.clip_l.transformer.", "cond_stage_model.transformer."), ()),
+                Layout(
+                    "own",
+                    ("text_encoder/", "text_encoders.clip_l.transformer.", "cond_stage_model.transformer."),
+                    (),
+                ),
             ),
             flat=("lora_te_", "lora_te1_"),
             dotted=("text_encoder.",),

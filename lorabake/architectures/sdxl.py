@@ -46,7 +46,11 @@ SDXL = Architecture(
                 Layout("openclip", (), clip.OPENCLIP),
             ),
             rows=clip.ROWS,
-            dotted=("text_encoder.", "text_encoders.clip_l.transformer.", "conditioner.embedders.0.transformer."),
+            dotted=(
+                "text_encoder.",
+                "text_encoders.clip_l.transformer.",
+                "conditioner.embedders.0.transformer.",
+            ),
             flat=("lora_te1_", "lora_te_"),
         ),
         Component(

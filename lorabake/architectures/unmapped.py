@@ -9,7 +9,11 @@ FLUX = Architecture(
     name="flux",
     title="Flux.1",
     components=(),
-    marks=(Mark("double_blocks_N_img_attn"), Mark("single_blocks_N_linear"), Mark("single_transformer_blocks_N")),
+    marks=(
+        Mark("double_blocks_N_img_attn"),
+        Mark("single_blocks_N_linear"),
+        Mark("single_transformer_blocks_N"),
+    ),
 )
 QWEN_IMAGE = Architecture(
     name="qwen_image",
@@ -24,7 +28,9 @@ ANIMA = Architecture(
     components=(),
     marks=(Mark("llm_adapter"), Mark("blocks_N_adaln_modulation"), Mark("blocks_N_cross_attn_q_proj")),
 )
-WAN = Architecture(name="wan", title="Wan", components=(), marks=(Mark("blocks_N_cross_attn_k_img"), Mark("blocks_N_ffn_N")))
+WAN = Architecture(
+    name="wan", title="Wan", components=(), marks=(Mark("blocks_N_cross_attn_k_img"), Mark("blocks_N_ffn_N"))
+)
 TRANSFORMERS = Architecture(
     name="transformers",
     title="a language model",

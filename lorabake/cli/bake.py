@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from pathlib import Path
 
 import click
@@ -22,7 +23,9 @@ from lorabake.recipe import load_recipe
 @click.option("--device", help="Compute on this device: cpu (default), cuda, cuda:1, mps.")
 @click.option("--workers", type=click.IntRange(1, 64), help="Threads that compute.  [default: the cores, up to 8]")
 @click.option("--overwrite", is_flag=True, help="Replace a target that holds something else.")
-@click.option("--fsync/--no-fsync", default=True, help="Whether to wait until the disk has everything.  [default: yes]")
+@click.option(
+    "--fsync/--no-fsync", default=True, help="Whether to wait until the disk has everything.  [default: yes]"
+)
 @click.option("--report", type=click.Path(path_type=Path), help="Write what happened to this JSON file.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings only.")
 @click.option("--json", "as_json", is_flag=True, help="Print what happened as JSON.")
@@ -54,12 +57,19 @@ def bake(
         from tqdm import tqdm
 
         bar = tqdm(total=plan.copied_bytes + plan.baked_bytes, unit="B", unit_scale=True, desc="baking", leave=False)
+    lock = threading.Lock()
+
+    def advance(count: int) -> None:
+        if bar is not None:
+            with lock:
+                bar.update(count)
+
     options = RunOptions(
         device=device,
         workers=workers or default_workers(),
         overwrite=overwrite,
         fsync=fsync,
-        progress=bar.update if bar is not None else lambda count: None,
+        progress=advance,
         warn=lambda message: click.echo(f"warning: {message}", err=True),
     )
     try:

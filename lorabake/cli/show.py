@@ -16,7 +16,7 @@ def size_of(count: int) -> str:
     return f"{count:.2f} GB"
 
 
-def counts(found: Mapping[object, int]) -> str:
+def counts(found: Mapping[str, int]) -> str:
     """Write counted things in one line."""
     return ", ".join(f"{name} ×{count}" for name, count in found.items())
 
@@ -25,7 +25,9 @@ def ledger_lines(ledger: Ledger) -> Iterator[str]:
     """Tell what became of one LoRA's tensors."""
     ranks = "/".join(str(rank) for rank in sorted(ledger.ranks))
     details = f"{counts(ledger.modules)}; {counts(ledger.kinds)}{f'; rank {ranks}' if ranks else ''}"
-    yield f"{ledger.lora}: {ledger.applied} of {ledger.tensors} tensors applied" + (f" ({details})" if ledger.applied else "")
+    yield f"{ledger.lora}: {ledger.applied} of {ledger.tensors} tensors applied" + (
+        f" ({details})" if ledger.applied else ""
+    )
     for reason, count in ledger.excluded.items():
         yield f"  {count} left out: {reason}"
     for note in ledger.notes:

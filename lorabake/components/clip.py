@@ -39,8 +39,14 @@ ROWS = (
     Row(("text_projection", "text_projection", Bare("text_projection")), transposed=("openclip",)),
 )
 
-HF = (Has("text_model.encoder.layers.0.self_attn.q_proj.weight", ndim=2), Lacks("vision_model.pre_layrnorm.weight"))
-HF_FLAT = (Has("encoder.layers.0.self_attn.q_proj.weight", ndim=2), Has("embeddings.token_embedding.weight", ndim=2))
+HF = (
+    Has("text_model.encoder.layers.0.self_attn.q_proj.weight", ndim=2),
+    Lacks("vision_model.pre_layrnorm.weight"),
+)
+HF_FLAT = (
+    Has("encoder.layers.0.self_attn.q_proj.weight", ndim=2),
+    Has("embeddings.token_embedding.weight", ndim=2),
+)
 OPENCLIP = (Has("transformer.resblocks.0.attn.in_proj_weight", ndim=2), Has("ln_final.weight"))
 
 # cloneofsimo/lora follows the order in which transformers registers the attention's layers: k, v, q, out.

@@ -92,7 +92,9 @@ class PeftConfig:
             where=where,
             rank=_rank(config.get("r", 8), f"{where}: r"),
             alpha=_number(config.get("lora_alpha", 8), f"{where}: lora_alpha"),
-            rank_pattern={k: _rank(v, f"{where}: rank_pattern.{k}") for k, v in _pairs(config, "rank_pattern", where)},
+            rank_pattern={
+                k: _rank(v, f"{where}: rank_pattern.{k}") for k, v in _pairs(config, "rank_pattern", where)
+            },
             alpha_pattern={
                 k: _number(v, f"{where}: alpha_pattern.{k}") for k, v in _pairs(config, "alpha_pattern", where)
             },
@@ -119,7 +121,10 @@ class PeftConfig:
         """Tell whether a whole tensor of this module is meant to replace the base's."""
         if slot == "whole_bias" and self.bias != "none":
             return True
-        return any(module == name or module.endswith("." + name) or f".{name}." in f".{module}." for name in self.modules_to_save)
+        return any(
+            module == name or module.endswith("." + name) or f".{name}." in f".{module}."
+            for name in self.modules_to_save
+        )
 
 
 def from_metadata(metadata: Mapping[str, str], where: str) -> dict[str, PeftConfig]:

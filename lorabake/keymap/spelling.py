@@ -53,7 +53,10 @@ UNSUPPORTED = (
     (r"\.lora_E|\.ranknum", "AdaLoRA"),
     (r"\.?vera_(?:lambda_[bd]|A|B).*", "VeRA"),
     (r"\.hra_u", "HRA"),
-    (r"\.(?:miss|bone)_block|\.c3a_kernel|\.road_(?:theta|alpha)|\.delora_\w+|\.gralora_\w+", "PEFT's other kinds"),
+    (
+        r"\.(?:miss|bone)_block|\.c3a_kernel|\.road_(?:theta|alpha)|\.delora_\w+|\.gralora_\w+",
+        "PEFT's other kinds",
+    ),
     (r"\.(?:fourierft|waveft)_spectrum|\.vblora_\w+|\.randlora_\w+|\.shira_weight", "PEFT's other kinds"),
 )
 

@@ -300,7 +300,7 @@ class _Match:
 
 
 class _Reader:
-    """Look tensor names of one layout up in a table, by exact path first, then with numbers as `{}`."""
+    """Look tensor names of one layout up in a table, by the longest path, with as few `{}` as fit."""
 
     def __init__(self, rows: tuple[Row, ...], layout: int, layouts: int) -> None:
         self.layouts = layouts
@@ -311,6 +311,9 @@ class _Reader:
             for part, each in enumerate(name) if isinstance(name, tuple) else ((None, name),):
                 for template, parameter in _parameters(each):
                     self.index[template] = (row, part, parameter, below)
+        self.numbered: dict[str, list[str]] = {}
+        for template in sorted(self.index, key=lambda template: template.count("{}")):
+            self.numbered.setdefault(_numbered(template.split(".")), []).append(template)
 
     def matches(self, key: str) -> Iterator[_Match]:
         """Yield the match of one tensor name; nothing if it is no parameter of a module."""
@@ -322,24 +325,32 @@ class _Reader:
         elif match.parameter:
             yield match
 
+    def _templates(self, words: list[str]) -> Iterator[str]:
+        """Yield the templates that these words fit, those with the fewest `{}` first."""
+        for template in self.numbered.get(_numbered(words), ()):
+            if all(hole in ("{}", word) for hole, word in zip(template.split("."), words, strict=True)):
+                yield template
+
     def _walk(self, words: list[str], path: tuple[Row, ...], numbers: tuple[str, ...]) -> _Match | None:
         for length in range(len(words), 0, -1):
             head, tail = words[:length], words[length:]
-            seen = tuple(word for word in head if word.isdigit())
-            for template in dict.fromkeys((".".join(head), ".".join("{}" if w.isdigit() else w for w in head))):
-                hit = self.index.get(template)
-                if hit is None:
-                    continue
+            for template in self._templates(head):
+                hit = self.index[template]
                 row, part, parameter, below = hit
-                captured = numbers + (seen if "{}" in template else ())
-                if below is not None:
-                    return below._walk(tail, (*path, row), captured)
+                holes = template.split(".")
+                captured = numbers + tuple(word for word, hole in zip(head, holes, strict=True) if hole == "{}")
+                if below is not None and (found := below._walk(tail, (*path, row), captured)):
+                    return found
                 if parameter is not None:
                     return _Match((*path, row), captured, part, "", parameter) if not tail else None
                 if tail and tail[-1] in ("weight", "bias"):
                     return _Match((*path, row), captured, part, ".".join(tail[:-1]), tail[-1])
                 return _Match((*path, row), captured, part, "", "")
         return None
+
+
+def _numbered(words: list[str]) -> str:
+    return ".".join("{}" if word.isdigit() else word for word in words)
 
 
 def _parameters(name: str) -> Iterator[tuple[str, str | None]]:

@@ -123,9 +123,7 @@ def open_lora(path: Path) -> tuple[Checkpoint, dict[str, object] | None]:
         raise FileError(f"{path}: has adapter_config.json, but neither adapter_model.safetensors nor .bin")
     inner = sorted(p.parent.name for p in path.glob("*/adapter_config.json"))
     if inner:
-        raise FileError(
-            f"{path}: the adapter is in a sub-folder: {some(inner)}\nGive that one: {path / inner[0]}"
-        )
+        raise FileError(f"{path}: the adapter is in a sub-folder: {some(inner)}\nGive that one: {path / inner[0]}")
     return open_checkpoint(path), None
 
 
@@ -267,9 +265,7 @@ def _read_shards(index: Path) -> list[Header]:
     for name in shards:
         header = read_header(index.parent / name)
         if twice := [key for key in header.tensors if key in placed]:
-            raise FileError(
-                f"{header.path}: {len(twice)} tensors are in {placed[twice[0]]} too: {some(twice)}"
-            )
+            raise FileError(f"{header.path}: {len(twice)} tensors are in {placed[twice[0]]} too: {some(twice)}")
         placed |= dict.fromkeys(header.tensors, name)
         headers.append(header)
     if missing := [key for key, name in weight_map.items() if placed.get(key) != name]:

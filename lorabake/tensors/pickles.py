@@ -178,9 +178,7 @@ def _flattened(path: Path, tree: dict[object, object]) -> dict[str, torch.Tensor
             if prefix in found:
                 raise FileError(f"{path}: two tensors would have the key {prefix!r}")
             found[prefix] = value
-        elif (
-            isinstance(value, dict) and id(value) not in seen and all(isinstance(name, str) for name in value)
-        ):
+        elif isinstance(value, dict) and id(value) not in seen and all(isinstance(name, str) for name in value):
             seen.add(id(value))
             dot = "." if prefix else ""
             waiting += [(f"{prefix}{dot}{name}", item) for name, item in reversed(value.items())]

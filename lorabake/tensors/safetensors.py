@@ -249,9 +249,7 @@ def _checked_length(path: Path, head: bytes, size: int) -> int:
     if len(head) < _LENGTH_BYTES:
         raise FileError(f"{path}: too short for SafeTensors: {len(head)} bytes\n{_DOWNLOAD}")
     if length > MAX_HEADER:
-        raise FileError(
-            f"{path}: not SafeTensors: the header would take {length} bytes, the limit is {MAX_HEADER}"
-        )
+        raise FileError(f"{path}: not SafeTensors: the header would take {length} bytes, the limit is {MAX_HEADER}")
     if length > size - _LENGTH_BYTES:
         raise FileError(
             f"{path}: truncated: the header alone takes {_LENGTH_BYTES + length} bytes, the file has {size}"
@@ -276,9 +274,7 @@ def _checked_metadata(path: Path, value: object) -> dict[str, str]:
         raise FileError(f"{path}: __metadata__ is not an object but {_brief.repr(value)}")
     for key, entry in value.items():
         if not isinstance(entry, str):
-            raise FileError(
-                f"{path}: __metadata__ {_brief.repr(key)} is not a string but {_brief.repr(entry)}"
-            )
+            raise FileError(f"{path}: __metadata__ {_brief.repr(key)} is not a string but {_brief.repr(entry)}")
     return value
 
 
