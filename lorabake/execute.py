@@ -83,7 +83,10 @@ class Executor:
         self, plan: Plan, reader: Reader, write: Writer, device: torch.device, warn: Callable[[str], None]
     ) -> None:
         self.plan, self.reader, self._write, self.device, self._warn = plan, reader, write, device, warn
-        self.dtype = torch.float64 if plan.sources.recipe.compute_dtype == "float64" else torch.float32
+        double = plan.sources.recipe.compute_dtype == "float64" or any(
+            target.source.dtype == "F64" for bake in plan.bakes for target in bake.targets
+        )
+        self.dtype = torch.float64 if double else torch.float32
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.tile_values = TILE_VALUES if device.type == "cpu" else DEVICE_TILE_VALUES
         self._buffers: dict[str, torch.Tensor] = {}

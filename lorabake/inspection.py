@@ -13,6 +13,7 @@ from pathlib import Path
 from lorabake.adapters import kinds_of
 from lorabake.adapters.dora import SLOTS as DORA_SLOTS
 from lorabake.architectures import architectures
+from lorabake.architectures.generic import GENERIC
 from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.spelling import LoraTensors, components_named, sort_tensors
 from lorabake.keymap.table import KeyMap
@@ -79,7 +80,7 @@ def _describe_lora(checkpoint: Checkpoint, tensors: LoraTensors, config: PeftCon
     ranks: Counter[int] = Counter()
     alphas: Counter[float] = Counter()
     components: Counter[str] = Counter()
-    every = [component for each in architectures() for component in each.components]
+    tables = [component for each in architectures() if each is not GENERIC for component in each.components]
     for module in tensors.modules.values():
         for kind in kinds_of(frozenset(module.slots)):
             title = "DoRA" if module.slots.keys() & set(DORA_SLOTS) else kind.title
@@ -88,7 +89,8 @@ def _describe_lora(checkpoint: Checkpoint, tensors: LoraTensors, config: PeftCon
             ranks[module.slots["down"].shape[0]] += 1
         if "alpha" in module.slots:
             alphas[_scalar(module.slots["alpha"])] += 1
-        components["/".join(sorted(components_named(module.name, every))) or "not said"] += 1
+        named = components_named(module.name, tables) or components_named(module.name, GENERIC.components)
+        components["/".join(sorted(named)) or "not said"] += 1
     for name, infos in tensors.unsupported.items():
         kinds[f"{name} (tensors)"] += len(infos)
     family = family_of(tensors)

@@ -166,7 +166,8 @@ class _Match:
         own = components_named(key, self.key_map.architecture.components)
         return own or components_named(key, (part for each in architectures() for part in each.components))
 
-    def _strength(self, component: str, view: View) -> float:
+    def _strength(self, component: str, view: View) -> tuple[float, str]:
+        """Return a module's strength, and where it comes from."""
         strength = self.lora.entry.strength
         if isinstance(strength, dict):
             if component not in strength:
@@ -179,8 +180,8 @@ class _Match:
         for glob, factor in self.blocks.items():
             if any(fnmatchcase(name, glob) or fnmatchcase(f"{component}.{name}", glob) for name in names):
                 self.globs_used.add(glob)
-                return strength * factor
-        return strength
+                return strength * factor, f"strength 0 by the block pattern {glob!r}"
+        return strength, "strength 0"
 
     # -- where a module goes -------------------------------------------------------------------------
 
@@ -222,8 +223,8 @@ class _Match:
             each.component: self._strength(each.component, next(iter(each.views.values()))) for each in found
         }
         target = (fitting or found)[0]
-        if strengths[target.component] == 0:
-            self.ledger.excluded["strength 0"] += size
+        if strengths[target.component][0] == 0:
+            self.ledger.excluded[strengths[target.component][1]] += size
             return
         if not fitting:
             self.faults.misfits.append((module.name, self._fault(kinds, shapes, target) or ""))
@@ -231,10 +232,12 @@ class _Match:
         if config and (fault := _config_fault(config, path, shapes)):
             self.faults.misfits.append((module.name, fault))
             return
-        self._apply(module, kinds, target, strengths[target.component], config, path)
+        self._apply(module, kinds, target, strengths[target.component][0], config, path)
 
     def _view(self, target: Module, kind: Kind) -> View | None:
         view = target.views.get(kind.parameter)
+        if not kind.low_rank:
+            return target.views.get(f"stored_{kind.parameter}", view)
         if view is not None and self.turned and kind.parameter == "weight" and len(view.shape) == 2:
             return View(view.regions, (view.shape[1], view.shape[0]), transpose=True)
         return view
@@ -392,11 +395,11 @@ class _Match:
         total = len(self.faults.unmatched) + len(self.faults.misfits) + len(self.faults.strange)
         of = len(self.lora.tensors.modules) + sum(map(len, self.lora.tensors.unsupported.values()))
         of += len(self.lora.tensors.unknown)
-        if self.faults.strange and not self.faults.unmatched and not self.faults.misfits:
-            reasons = {reason for _, reason in self.faults.strange}
-            if len(reasons) == 1:
-                first = f"LoRA {name!r}: {reasons.pop()} ({total} of its tensors)"
-                return "\n".join([first, *lines])
+        reasons = {reason for _, reason in self.faults.strange}
+        if len(reasons) == 1 and total == len(self.faults.strange):
+            names = dict.fromkeys(pattern_of(each) for each, _ in self.faults.strange)
+            more = f" and {len(names) - 3} more patterns" if len(names) > 3 else ""
+            return f"LoRA {name!r}: {reasons.pop()}\n{total} of its tensors: {', '.join([*names][:3])}{more}"
         first = f"LoRA {name!r}: {total} of {of} modules have no place on the base ({self._base_words()})"
         return "\n".join([first, *lines])
 

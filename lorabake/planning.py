@@ -90,7 +90,8 @@ class OutputFile:
         """Encode the header, digests and hashes still zeros, or filled in; the length is the same."""
         text = dict(self.metadata) | dict(hashes or {})
         for placeholder, digest in (digests or {}).items():
-            text["lorabake.inputs"] = text["lorabake.inputs"].replace(placeholder, digest)
+            place, filled = f'"sha256":"{placeholder}"', f'"sha256":"{digest}"'  # a file's name may look like zeros
+            text["lorabake.inputs"] = text["lorabake.inputs"].replace(place, filled)
         entries = ((target.source.name, target.dtype, target.shape) for target in self.targets)
         return encode_header(entries, text, phase=self.phase, align=self.align, order=self.order)
 
@@ -265,7 +266,9 @@ class _Planner:
 
     def _check_dtypes(self) -> None:
         wanted, placed = self.recipe.output.dtype, self.sources.key_map.placed
-        for name in wanted if isinstance(wanted, dict) else ():
+        if not isinstance(wanted, dict):
+            return
+        for name in wanted:
             if name not in placed:
                 raise RecipeError(
                     f"output.dtype names the component {name!r}, and the base has none\n"
@@ -440,6 +443,7 @@ class _Planner:
                 if first is not None and len(first.tensors) == len(file)
                 else tuple(target.source.name for target in file)
             )
+            name = name if self._is_folder else self.path.name
             files.append(OutputFile(name, tuple(file), order, text, phase if aligned else 0, BLOCK if aligned else 1))
         return pending, tuple(files)
 

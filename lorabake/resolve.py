@@ -109,6 +109,8 @@ def family_of(lora: LoraTensors) -> tuple[Architecture, str] | None:
     best: tuple[int, Architecture, str] | None = None
     for architecture in architectures():
         for mark in architecture.marks:
+            if mark.every and not all(mark.fragment in flat for flat, _, _ in widths):
+                continue
             for flat, shape, name in widths:
                 if mark.fragment in flat and mark.columns in (None, shape[1] if len(shape) > 1 else None):
                     score = len(mark.fragment) + (1000 if mark.columns else 0)

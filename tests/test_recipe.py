@@ -134,9 +134,7 @@ class TestGrammar:
     def test_shard_size(self, written: str, size: int) -> None:
         assert parse(SHORT + f"  shard_size: {written}").output.shard_size == size
 
-    @pytest.mark.parametrize(
-        ("written", "size"), [("512", (512, 512)), ("[640, 480]", (640, 480)), ("null", None)]
-    )
+    @pytest.mark.parametrize(("written", "size"), [("512", (512, 512)), ("[640, 480]", (640, 480)), ("null", None)])
     def test_picture_size(self, written: str, size: object) -> None:
         verify = parse(SHORT + f"verify: {{prompts: [a], size: {written}}}").verify
         assert verify is not None
@@ -199,15 +197,11 @@ class TestScalars:
     def test_text(self, written: str) -> None:
         assert "found the text" in message(with_strength(written))
 
-    @pytest.mark.parametrize(
-        "written", ["true", "False", "null", "~", ".nan", ".NaN", ".inf", "-.INF", "1e999"]
-    )
+    @pytest.mark.parametrize("written", ["true", "False", "null", "~", ".nan", ".NaN", ".inf", "-.INF", "1e999"])
     def test_no_numbers_either(self, written: str) -> None:
         assert "strength must be a" in message(with_strength(written))
 
-    @pytest.mark.parametrize(
-        "path", ["yes", "12:30", "2024-01-01", "1e", "=", "C:\\loras\\a", "~/a", "a b.c"]
-    )
+    @pytest.mark.parametrize("path", ["yes", "12:30", "2024-01-01", "1e", "=", "C:\\loras\\a", "~/a", "a b.c"])
     def test_unquoted_paths(self, path: str) -> None:
         assert parse(SHORT.replace("style.safetensors", path)).loras[0].path == path
 
@@ -264,9 +258,7 @@ class TestFaults:
         self.check(file, ":1:2: the character U+0000 is not allowed")
 
     def test_too_many_values(self) -> None:
-        assert message("x: [" + "1, " * 10_001 + "]").endswith(
-            "more than 10000 values, counting what aliases repeat"
-        )
+        assert message("x: [" + "1, " * 10_001 + "]").endswith("more than 10000 values, counting what aliases repeat")
 
     def test_chain_of_aliases(self) -> None:
         chain = "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 5000))
@@ -277,9 +269,7 @@ class TestFaults:
 
     def test_every_line_names_the_file(self) -> None:
         text = "version: 2\nbase:\nloras: x\noutput: 1\n"
-        for line, (row, column) in zip(
-            message(text).split("\n"), [(1, 10), (2, 6), (3, 8), (4, 9)], strict=True
-        ):
+        for line, (row, column) in zip(message(text).split("\n"), [(1, 10), (2, 6), (3, 8), (4, 9)], strict=True):
             assert line.startswith(f"recipe:{row}:{column}: ")
 
     @staticmethod
@@ -368,9 +358,9 @@ class TestNormalForm:
         assert parse(FULL.replace(old, new)).normal_json() != parse(FULL).normal_json()
 
 
-NAMES = st.text(
-    st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1, max_size=20
-).filter(str.strip)
+NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1, max_size=20).filter(
+    str.strip
+)
 PATHS = NAMES.filter(lambda path: bool(Path(path).name.strip()))
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 DTYPES = st.sampled_from(["keep", "float32", "float16", "bfloat16"])
@@ -393,8 +383,7 @@ LORAS = PATHS | st.fixed_dictionaries(
 RECIPES = st.fixed_dictionaries(
     {
         "version": st.just(1),
-        "base": PATHS
-        | st.fixed_dictionaries({"path": PATHS}, optional={"sha256": DIGESTS, "variant": NAMES}),
+        "base": PATHS | st.fixed_dictionaries({"path": PATHS}, optional={"sha256": DIGESTS, "variant": NAMES}),
         "loras": st.lists(LORAS, min_size=1, max_size=3),
         "output": st.fixed_dictionaries(
             {"path": PATHS},
@@ -426,9 +415,7 @@ def shuffled(value: object) -> object:
     """Reverse the order of keys wherever it has no meaning."""
     match value:
         case dict():
-            return {
-                key: value[key] if key == "blocks" else shuffled(value[key]) for key in reversed(list(value))
-            }
+            return {key: value[key] if key == "blocks" else shuffled(value[key]) for key in reversed(list(value))}
         case list():
             return [shuffled(item) for item in value]
     return value
@@ -517,9 +504,7 @@ class TestSchema:
         names = [
             file
             for file in BAD
-            if re.match(
-                r"unknown|missing|strength-(text|true|null|list|empty|comp)|dtype|hash|shard|sha", file.stem
-            )
+            if re.match(r"unknown|missing|strength-(text|true|null|list|empty|comp)|dtype|hash|shard|sha", file.stem)
         ]
         assert len(names) > 15
         for file in names:
@@ -529,9 +514,7 @@ class TestSchema:
 
 
 def test_import_is_light() -> None:
-    script = (
-        "import sys, lorabake.recipe; print([m for m in ('torch', 'numpy', 'click') if m in sys.modules])"
-    )
+    script = "import sys, lorabake.recipe; print([m for m in ('torch', 'numpy', 'click') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 

@@ -20,7 +20,8 @@ def kinds() -> tuple[Kind, ...]:
 
 
 def kinds_of(slots: frozenset[str]) -> tuple[Kind, ...]:
-    """Choose the kinds that together account for all slots of one module; none if they cannot."""
+    """Choose the kinds that together account for all slots of one module, none twice for one parameter; else ()."""
     chosen = tuple(kind for kind in kinds() if kind.required <= slots)
     claimed = frozenset[str]().union(*(kind.required | kind.optional for kind in chosen))
-    return chosen if slots <= claimed else ()
+    once = len({kind.parameter for kind in chosen}) == len(chosen)
+    return chosen if once and slots <= claimed else ()

@@ -34,7 +34,7 @@ CLIP = Architecture(
         ),
     ),
     without=OTHER_NETWORKS,
-    marks=(Mark("text_model_encoder_layers_N_self_attn"),),
+    marks=(Mark("text_model_encoder_layers_N", every=True),),
 )
 
 CLIP_BIGG = Architecture(

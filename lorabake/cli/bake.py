@@ -11,7 +11,7 @@ import click
 
 from lorabake.baking import RunOptions, default_workers
 from lorabake.baking import bake as run_bake
-from lorabake.cli.show import ledger_lines, size_of
+from lorabake.cli.show import ledger_lines, rate_of, shown, size_of
 from lorabake.errors import SurroundingsError
 from lorabake.planning import plan as make_plan
 from lorabake.recipe import load_recipe
@@ -91,6 +91,6 @@ def bake(
         synced = f" ({result.sync_seconds:.1f} s of it waiting for the disk)" if fsync else ""
         memory = f", peak memory {result.peak_memory / 2**20:.0f} MiB" if result.peak_memory else ""
         click.echo(
-            f"{result.path}: {size_of(result.size)} in {result.seconds:.1f} s{synced}, "
-            f"{result.size / result.seconds / 1e9:.2f} GB/s, bottleneck {result.bottleneck}{memory}"
+            f"{shown(result.path)}: {size_of(result.size)} in {result.seconds:.1f} s{synced}, "
+            f"{rate_of(result.size, result.seconds)}, bottleneck {result.bottleneck}{memory}"
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from lorabake.cli.show import ledger_lines, size_of
+from lorabake.cli.show import ledger_lines, shown, size_of
 from lorabake.planning import plan as make_plan
 from lorabake.recipe import load_recipe
 
@@ -44,7 +44,7 @@ def plan(recipe: Path, output: Path | None, as_json: bool) -> None:
     click.echo(f"baked     {baked} tensors, {size_of(made.baked_bytes)}")
     click.echo(f"copied    {total - baked} tensors, {size_of(made.copied_bytes)}")
     files = f" in {len(made.files)} files" if len(made.files) > 1 else ""
-    click.echo(f"output    {made.path}: {size_of(made.size)}{files}; {size_of(free)} free")
+    click.echo(f"output    {shown(made.path)}: {size_of(made.size)}{files}; {size_of(free)} free")
     click.echo(f"memory    about {made.peak_memory() / 2**20:.0f} MiB with two workers")
     for note in made.notes:
         click.echo(f"note      {note}")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from lorabake.matching import Ledger
 
@@ -14,6 +17,17 @@ def size_of(count: int) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count = count / 1000  # type: ignore[assignment]
     return f"{count:.2f} GB"
+
+
+def shown(path: Path) -> str:
+    """Write a path without detours, from the current folder where that is shorter."""
+    whole = path.parent.resolve() / path.name
+    return min(os.path.relpath(whole), str(whole), key=len)
+
+
+def rate_of(count: int, seconds: float) -> str:
+    """Write bytes per second."""
+    return f"{size_of(round(count / max(seconds, 1e-9)))}/s"
 
 
 def counts(found: Mapping[str, int]) -> str:
@@ -44,6 +58,13 @@ def fact_lines(facts: Mapping[str, object], indent: str = "") -> Iterator[str]:
         elif isinstance(value, dict):
             yield f"{indent}{name}"
             yield from fact_lines(value, indent + "  ")
+        elif isinstance(value, list) and all(isinstance(each, dict) for each in value):
+            yield f"{indent}{name}"
+            for each in value:
+                said = {key: part for key, part in each.items() if part not in (None, [], {})}
+                yield f"{indent}  {json.dumps(said, ensure_ascii=False)}"
+        elif value is None:
+            continue
         elif isinstance(value, list):
             yield f"{label}  {', '.join(map(str, value))}"
         elif name == "bytes" and isinstance(value, int):

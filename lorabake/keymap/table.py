@@ -111,11 +111,12 @@ class Component:
 class Mark:
     """Recognise a LoRA of a family by a part of its module names (digits as `N`, dots as `_`).
 
-    With `columns` the module must also read that many inputs.
+    With `columns` the module must also read that many inputs; with `every` all modules must have the part.
     """
 
     fragment: str
     columns: int | None = None
+    every: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,11 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """Locate one module of the base: the views of its parameters, by name (`weight`, `bias`)."""
+    """Locate one module of the base: the views of its parameters, by name (`weight`, `bias`).
+
+    `stored_weight` is there where this very name's layout stores the weight transposed, as the base does: whole
+    tensors come in that form.
+    """
 
     component: str
     name: str
@@ -198,8 +203,17 @@ class KeyMap:
                     turned = layout.name in match.row.transposed
                     for path, part, parts in match.spell(there):
                         view = self._view(match, info, key, part, parts, crossed=crossed, turned=turned)
-                        if view is not None:
-                            modules.setdefault(path, {}).setdefault(match.parameter, view)
+                        if view is None:
+                            continue
+                        views = modules.setdefault(path, {})
+                        views.setdefault(match.parameter, view)
+                        if (
+                            len(info.shape) == 2
+                            and turned
+                            and name in match.row.transposed
+                            and not match.is_bare(there)
+                        ):
+                            views.setdefault(f"stored_{match.parameter}", View(view.regions, info.shape))
                     whole = match.fused(there)
                     if whole is not None:
                         path, part, parts = whole
@@ -267,6 +281,9 @@ class _Match:
     @property
     def row(self) -> Row:
         return self.path[-1]
+
+    def is_bare(self, there: int) -> bool:
+        return isinstance(self.row.names[there], Bare)
 
     def sibling(self, key: str) -> str:
         """Return the key of the weight beside a bias."""

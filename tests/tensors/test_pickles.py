@@ -82,9 +82,7 @@ def test_training_state_around_the_weights_is_left_out(path):
     assert stored(path, wrapper | {"state_dict": {"w": torch.ones(1)}}).keys() == {"w"}
 
 
-@pytest.mark.parametrize(
-    ("name", "component"), [("lora.pt", "unet"), ("lora.text_encoder.pt", "text_encoder")]
-)
+@pytest.mark.parametrize(("name", "component"), [("lora.pt", "unet"), ("lora.text_encoder.pt", "text_encoder")])
 def test_bare_list_of_pairs(tmp_path, name, component):
     matrices = [
         torch.full((4, 1), 0.0),
@@ -226,9 +224,7 @@ def test_temporary_files_go_with_the_process(path):
         "print(open_pickle(pathlib.Path(sys.argv[1])).path)"
     )
     root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True, cwd=root
-    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True, cwd=root)
     temporary = Path(done.stdout.strip())
     assert temporary.is_absolute()
     assert not temporary.parent.parent.exists()

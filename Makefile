@@ -1,0 +1,59 @@
+# make demo    bake the example recipes on tiny models        make lint    ruff and mypy
+# make test    all tests                                      make bench   how to measure
+# make clean   remove what these made
+#
+# PYTHON=python3.12 make test   picks the interpreter of the virtual environment.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip -qq --disable-pip-version-check install -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+# One stamp a set of packages: the demo needs the core alone, so that it starts sooner.
+.venv/core: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; try make PYTHON=…" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lorabake needs Python 3.11 or later" >&2; exit 1; }
+	@echo "setting up .venv (torch is a large download the first time)"
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	@$(PIP) -e .
+	@touch $@
+
+.venv/test: .venv/core
+	@echo "installing what the tests need"
+	@$(PIP) -e '.[test,oracle]'
+	@touch $@
+
+.venv/lint: .venv/core
+	@echo "installing the linters"
+	@$(PIP) -e '.[lint]'
+	@touch $@
+
+demo: .venv/core
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/demo.sh
+
+test: .venv/test
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/lint
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+bench:
+	@echo "The benchmarks bake full-size checkpoints and want 18 GB of disk and a quiet machine:"
+	@echo
+	@echo "    .venv/bin/pip install -c constraints.txt -e '.[oracle]'"
+	@echo "    .venv/bin/python -m benchmarks.inputs DIR"
+	@echo "    .venv/bin/python -m benchmarks.run --inputs DIR --peer"
+	@echo "    .venv/bin/python -m benchmarks.memory --inputs DIR"
+	@echo
+	@echo "benchmarks/README.md says what is measured, and how."
+
+clean:
+	@rm -rf .venv out recipes/inputs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "removed .venv, out, recipes/inputs and caches"

@@ -1,0 +1,371 @@
+"""lorabake's bake of a saved model and a saved PEFT folder equals PEFT's own merge, computed in float64."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+
+from safetensors.torch import save_file  # noqa: E402
+
+from lorabake.errors import LorabakeError  # noqa: E402
+
+# Correct rounding of float16 and bfloat16 is 0.5; float32 sums decide a few ties otherwise.
+LIMITS = {torch.float32: 4.0, torch.float16: 0.51, torch.bfloat16: 0.51}
+EXACT = 0.501
+
+DECODER: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+T5 = {
+    "vocab_size": 64,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_heads": 4,
+    "feed_forward_proj": "gated-gelu",
+    "decoder_start_token_id": 0,
+}
+BERT = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+CLIP = {**BERT, "projection_dim": 24, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+GPT2 = {
+    "vocab_size": 64,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+# model -> (class, config class, config, number of linear layers that "all-linear" reaches)
+MODELS: dict[str, tuple[str, str, dict[str, Any], int]] = {
+    "llama": ("LlamaForCausalLM", "LlamaConfig", DECODER, 14),
+    "mistral": ("MistralForCausalLM", "MistralConfig", DECODER, 14),
+    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", DECODER, 14),
+    "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", DECODER | {"head_dim": 16}, 14),
+    "gemma": ("GemmaForCausalLM", "GemmaConfig", DECODER | {"head_dim": 16, "tie_word_embeddings": True}, 14),
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2, 8),
+    "t5": ("T5ForConditionalGeneration", "T5Config", T5, 36),
+    "bert": ("BertForSequenceClassification", "BertConfig", BERT, 14),
+    "clip": ("CLIPTextModel", "CLIPTextConfig", CLIP, 12),
+    "clip_projection": ("CLIPTextModelWithProjection", "CLIPTextConfig", CLIP, 13),
+}
+
+
+def build(name: str) -> Any:
+    """Make a model with random values everywhere: also in biases and norms, which start as 0 and 1."""
+    cls, config, values, _ = MODELS[name]
+    torch.manual_seed(0)
+    model = getattr(transformers, cls)(getattr(transformers, config)(**values)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def outputs(model: Any) -> torch.Tensor:
+    ids = torch.arange(1, 17).reshape(2, 8) % 64
+    more = {"decoder_input_ids": ids.flip(1)} if model.config.model_type == "t5" else {}
+    with torch.no_grad():
+        return model(input_ids=ids, **more)[0]
+
+
+@pytest.fixture
+def merge(tmp_path: Path, bake: Any, read: Any, assert_baked: Any, shuffle: Any) -> Callable[..., None]:
+    """Save a model and an adapter, merge with PEFT and with lorabake, and compare weights and outputs."""
+
+    def run(
+        model: Any,
+        config: Any,
+        *,
+        dtype: torch.dtype = torch.float32,
+        changed: int | None = None,
+        limit: float | None = None,
+        save: dict[str, Any] | None = None,
+        train_biases: bool = False,
+        **recipe: Any,
+    ) -> None:
+        base, adapter, oracle = tmp_path / "base", tmp_path / "adapter", tmp_path / "oracle"
+        cls = type(model)
+        model.to(dtype).save_pretrained(base, **(save or {}))
+        trained = peft.get_peft_model(model.float(), config)
+        shuffle((n, p) for n, p in trained.named_parameters() if "lora_" in n or "modules_to_save" in n)
+        if train_biases:
+            shuffle((n, p) for n, p in trained.named_parameters() if n.endswith("bias") and p.requires_grad)
+        trained.save_pretrained(adapter)
+
+        saved = cls.from_pretrained(base, dtype=torch.float64)
+        loaded = peft.PeftModel.from_pretrained(saved, adapter).double().eval()
+        wanted = outputs(loaded)
+        merged = loaded.merge_and_unload()
+        merged.save_pretrained(oracle)
+
+        baked = bake(base, adapter, **recipe)
+        worst_allowed = LIMITS[dtype] if limit is None else limit
+        assert_baked(read(baked), read(oracle), read(base), limit=worst_allowed, changed=changed)
+        result, report = cls.from_pretrained(baked, dtype=torch.float32, output_loading_info=True)
+        assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        close = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 2e-1}[dtype]
+        assert torch.allclose(outputs(result.eval()).double(), wanted, atol=close, rtol=close)
+
+    return run
+
+
+def lora(**values: Any) -> Any:
+    return peft.LoraConfig(**{"r": 4, "lora_alpha": 6, "target_modules": "all-linear"} | values)
+
+
+def turned(name: str) -> dict[str, bool]:
+    return {"fan_in_fan_out": True} if name == "gpt2" else {}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_plain_lora_on_all_linear_layers(name: str, merge: Any) -> None:
+    merge(build(name), lora(**turned(name)), changed=MODELS[name][3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "clip"])
+def test_half_precision_is_rounded_once(name: str, dtype: torch.dtype, merge: Any) -> None:
+    merge(build(name), lora(**turned(name)), dtype=dtype)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"use_rslora": True, "r": 3}], ids=str)
+def test_float64_is_correctly_rounded(options: dict[str, Any], merge: Any) -> None:
+    merge(build("llama"), lora(**options), compute_dtype="float64", limit=EXACT)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\.down_proj": 7}},
+        {"alpha_pattern": {"v_proj": 1, "model.layers.0.mlp.up_proj": 11}},
+        # patterns that overlap: the first match wins
+        {
+            "rank_pattern": {"^model.layers.0.self_attn.k_proj": 2, "layers.0.self_attn..*": 5},
+            "alpha_pattern": {"up_proj": 2.5},
+        },
+        {"use_rslora": True, "r": 3},
+        {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 9}},
+        {"use_dora": True},
+        {"use_dora": True, "use_rslora": True, "rank_pattern": {"o_proj": 1}, "alpha_pattern": {"o_proj": 0.5}},
+        {"lora_alpha": -3},
+        {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": [1]},
+        {"target_modules": r".*\.(k|v)_proj", "exclude_modules": ["model.layers.0.self_attn.v_proj"]},
+        {"init_lora_weights": "gaussian"},
+        {"init_lora_weights": "orthogonal"},
+        {"modules_to_save": ["lm_head"]},
+        {"modules_to_save": ["lm_head", "model.norm"], "target_modules": ["q_proj"]},
+        {"modules_to_save": ["embed_tokens"], "target_modules": ["q_proj"]},
+    ],
+    ids=str,
+)
+def test_options_of_lora_config(options: dict[str, Any], merge: Any) -> None:
+    merge(build("llama"), lora(**options))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5", "bert", "clip", "qwen2"])
+def test_dora_on_other_models(name: str, merge: Any) -> None:
+    merge(build(name), lora(use_dora=True, **turned(name)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_dora_in_half_precision_is_rounded_once(name: str, dtype: torch.dtype, merge: Any) -> None:
+    merge(build(name), lora(use_dora=True, **turned(name)), dtype=dtype)
+
+
+# PEFT 0.21.2 takes every 1-D tensor named lora_B for a damaged one, LoRA's bias too: a false alarm.
+@pytest.mark.filterwarnings("ignore:.*LoRA tensor.s. have invalid shape")
+@pytest.mark.parametrize("name", ["clip", "bert", "gpt2"])
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}], ids=str)
+def test_lora_bias(name: str, options: dict[str, Any], merge: Any) -> None:
+    linears = MODELS[name][3]
+    merge(build(name), lora(lora_bias=True, **options, **turned(name)), changed=2 * linears)
+
+
+@pytest.mark.parametrize("name", ["clip", "bert", "gpt2"])
+def test_bias_all(name: str, merge: Any) -> None:
+    merge(build(name), lora(bias="all", **turned(name)), train_biases=True)
+
+
+def test_bias_lora_only(merge: Any) -> None:
+    merge(build("qwen2"), lora(bias="lora_only", target_modules=["q_proj", "v_proj", "o_proj"]), train_biases=True)
+
+
+def test_the_classifier_is_saved_whole(merge: Any) -> None:
+    merge(build("bert"), lora(task_type="SEQ_CLS", target_modules=["query", "value"]), changed=2 * 2 + 2)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
+def test_sharded_base(name: str, merge: Any, tmp_path: Path) -> None:
+    merge(build(name), lora(**turned(name)), save={"max_shard_size": "20KB"})
+    shards = sorted(path.name for path in (tmp_path / "base").glob("*.safetensors"))
+    assert len(shards) > 3
+    assert sorted(path.name for path in (tmp_path / "baked").glob("*.safetensors")) == shards
+
+
+class Convolutions(torch.nn.Module):
+    """A model of no known family with every layer that PEFT puts a plain product on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.square = torch.nn.Conv2d(6, 10, 3, padding=1)
+        self.oblong = torch.nn.Conv2d(10, 8, (1, 5))
+        self.pointwise = torch.nn.Conv2d(8, 8, 1, bias=False)
+        self.line = torch.nn.Conv1d(6, 9, 3)
+        self.cube = torch.nn.Conv3d(4, 5, (3, 1, 2))
+        self.head = torch.nn.Linear(9, 7)
+
+
+LAYERS = ["square", "oblong", "pointwise", "line", "cube", "head"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"use_rslora": True}, {"lora_bias": True}], ids=str)
+@pytest.mark.filterwarnings("ignore:.*LoRA tensor.s. have invalid shape")
+def test_convolutions(
+    options: dict[str, Any],
+    dtype: torch.dtype,
+    bake: Any,
+    read: Any,
+    assert_baked: Any,
+    shuffle: Any,
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    model = Convolutions().to(dtype)
+    base, adapter = tmp_path / "base.safetensors", tmp_path / "adapter"
+    save_file(model.state_dict(), base)
+    layers = [name for name in LAYERS if not (options.get("lora_bias") and name == "pointwise")]
+    trained = peft.get_peft_model(model.float(), lora(target_modules=layers, **options))
+    shuffle((n, p) for n, p in trained.named_parameters() if "lora_" in n)
+    trained.save_pretrained(adapter)
+    merged = trained.double().merge_and_unload().state_dict()
+    baked = bake(base, adapter, output="baked.safetensors")
+    assert_baked(read(baked), merged, read(base), limit=LIMITS[dtype])
+
+
+# -- AutoModel-trained adapters: the path lacks the head's prefix ------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "cls"), [("llama", "LlamaModel"), ("gpt2", "GPT2Model"), ("bert", "BertModel")])
+def test_an_adapter_of_the_headless_model(
+    name: str, cls: str, bake: Any, read: Any, assert_baked: Any, shuffle: Any, tmp_path: Path
+) -> None:
+    model = build(name)
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    model.save_pretrained(base)
+    headless = getattr(transformers, cls).from_pretrained(base, dtype=torch.float32)
+    trained = peft.get_peft_model(headless, lora(target_modules=["q_proj", "c_attn", "query"], **turned(name)))
+    shuffle((n, p) for n, p in trained.named_parameters() if "lora_" in n)
+    trained.save_pretrained(adapter)
+    merged = trained.double().merge_and_unload()
+    inner = model.base_model_prefix
+    expected = model.double().state_dict() | {f"{inner}.{key}": value for key, value in merged.state_dict().items()}
+    assert_baked(read(bake(base, adapter)), expected, read(base), limit=LIMITS[torch.float32], changed=2)
+
+
+def test_an_adapter_of_the_whole_model_on_the_headless_checkpoint(
+    bake: Any, read: Any, assert_baked: Any, shuffle: Any, tmp_path: Path
+) -> None:
+    model = build("llama")
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    model.model.save_pretrained(base)
+    trained = peft.get_peft_model(model, lora())
+    shuffle((n, p) for n, p in trained.named_parameters() if "lora_" in n)
+    trained.save_pretrained(adapter)
+    merged = trained.double().merge_and_unload().model.state_dict()
+    assert_baked(read(bake(base, adapter)), merged, read(base), limit=LIMITS[torch.float32], changed=14)
+
+
+# -- several adapters, strengths ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_two_adapters_with_strengths(
+    dtype: torch.dtype, bake: Any, read: Any, assert_baked: Any, shuffle: Any, tmp_path: Path
+) -> None:
+    base, strengths = tmp_path / "base", {"one": 0.7, "two": -0.4}
+    model = build("mistral").to(dtype)
+    model.save_pretrained(base)
+    model.double()
+    trained = peft.get_peft_model(model, lora(r=3), adapter_name="one")
+    trained.add_adapter("two", lora(r=5, use_rslora=True, target_modules=["q_proj", "up_proj"]))
+    shuffle((n, p) for n, p in trained.named_parameters() if "lora_" in n)
+    trained.float().save_pretrained(tmp_path)
+    trained.double()
+    for name, strength in strengths.items():
+        for module in trained.modules():
+            if isinstance(module, peft.tuners.lora.LoraLayer) and name in module.scaling:
+                module.scaling[name] *= strength
+    merged = trained.merge_and_unload(adapter_names=list(strengths))
+    entries = [{"path": str(tmp_path / name), "strength": value} for name, value in strengths.items()]
+    assert_baked(read(bake(base, *entries)), merged.state_dict(), read(base), limit=LIMITS[dtype], changed=14)
+
+
+# -- refusals: where PEFT's merge is no merge of this base -------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_head_that_the_base_ties_to_its_embedding_is_refused(bake: Any, tmp_path: Path) -> None:
+    model = build("gemma")
+    model.save_pretrained(tmp_path / "base")
+    config = lora(modules_to_save=["lm_head"], target_modules=["q_proj"])
+    with pytest.warns(UserWarning, match="tie"):
+        peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(LorabakeError, match="lm_head"):
+        bake(tmp_path / "base", tmp_path / "adapter")
+
+
+def test_pissa_is_refused(bake: Any, tmp_path: Path) -> None:
+    model = build("llama")
+    model.save_pretrained(tmp_path / "base")
+    peft.get_peft_model(model, lora(init_lora_weights="pissa")).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(LorabakeError, match="init_lora_weights is 'pissa'"):
+        bake(tmp_path / "base", tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("cls", ["LoHaConfig", "LoKrConfig", "IA3Config", "OFTConfig", "VeraConfig"])
+def test_other_kinds_are_refused(cls: str, bake: Any, tmp_path: Path) -> None:
+    model = build("llama")
+    model.save_pretrained(tmp_path / "base")
+    more = {"feedforward_modules": []} if cls == "IA3Config" else {}
+    config = getattr(peft, cls)(target_modules=["q_proj"], **more)
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    kind = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["peft_type"]
+    with pytest.raises(LorabakeError, match=f"type {kind} "):
+        bake(tmp_path / "base", tmp_path / "adapter")
+
+
+def test_an_adapter_of_another_model_is_refused(bake: Any, tmp_path: Path) -> None:
+    build("llama").save_pretrained(tmp_path / "base")
+    peft.get_peft_model(build("bert"), lora()).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(LorabakeError, match="no place on the base|is for"):
+        bake(tmp_path / "base", tmp_path / "adapter")

@@ -1,0 +1,224 @@
+"""The documentation's examples run: recipes parse, commands exist, transcripts are true, extensions bake."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import click
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from lorabake.cli import lorabake
+from lorabake.recipe import parse_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXTENDING = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def commands(text: str) -> list[str]:
+    lines = [line.removeprefix("$ ") for block in blocks(text, "sh") for line in block.splitlines()]
+    lines += [line for block in blocks(text, "console") for line in block.splitlines() if line[:2] == "$ "]
+    lines += re.findall(r"`(lorabake [a-z][^`\n]*)`", text)
+    return [call for line in lines for call in re.findall(r"\blorabake [a-z-][^|;>)]*", line.split(" #")[0])]
+
+
+@pytest.fixture(scope="module")
+def terminal() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("terminal", ROOT / "docs" / "terminal.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder(terminal: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("readme")
+    terminal.prepare(path)
+    return path.resolve()
+
+
+# -- README.md ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", blocks(README, "yaml"))
+def test_recipes_parse(text: str) -> None:
+    parse_recipe(text, ROOT)
+
+
+def test_the_first_recipe_is_the_demo() -> None:
+    demo = (ROOT / "recipes" / "demo.yaml").read_text(encoding="utf-8")
+    assert parse_recipe(blocks(README, "yaml")[0], ROOT) == parse_recipe(demo, ROOT)
+
+
+@pytest.mark.parametrize("call", sorted({*commands(README), *commands(EXTENDING)}))
+def test_commands_exist(call: str) -> None:
+    name, *arguments = shlex.split(call)[1:]
+    command = lorabake.get_command(click.Context(lorabake), name)
+    assert command is not None, f"no command {name}"
+    if arguments:
+        command.make_context(name, arguments)
+
+
+def test_options_exist() -> None:
+    """Every `--option` in the text belongs to a command."""
+    known = {"--help", "--version"}
+    for name in lorabake.list_commands(click.Context(lorabake)):
+        command = lorabake.get_command(click.Context(lorabake), name)
+        assert command is not None
+        known |= {word for each in command.params for word in (*each.opts, *each.secondary_opts)}
+    assert {*re.findall(r"`(--[a-z-]+)", README)} <= known
+
+
+def test_every_command_is_shown() -> None:
+    for name in lorabake.list_commands(click.Context(lorabake)):
+        assert f"**`lorabake {name}`**" in README
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    texts = [*blocks(README, "sh"), *re.findall("`make [a-z]+`", README)]
+    for target in {*re.findall(r"\bmake ([a-z]+)", " ".join(texts))}:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_links_lead_somewhere() -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the transcripts are a POSIX shell's")
+def test_transcripts_are_true(terminal: ModuleType, folder: Path) -> None:
+    for block in blocks(README, "console"):
+        told = terminal.transcript(block, folder)
+        assert terminal.mask(told) == terminal.mask(block), "run: python docs/terminal.py"
+
+
+def test_python_example_runs(folder: Path) -> None:
+    (example,) = blocks(README, "python")
+    command = [sys.executable, "-c", example]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "inputs/ink_style.safetensors 792 of 792 {}"
+    assert done.stdout.splitlines()[-1].startswith("out/from_python.safetensors ".replace("/", os.sep))
+    assert (folder / "out" / "from_python.safetensors").exists()
+
+
+# -- docs/extending.md -------------------------------------------------------------------------------
+
+
+def marked(mark: str) -> list[tuple[str, ...]]:
+    return re.findall(rf"<!-- {mark} -->\n```python\n(.*?)^```$", EXTENDING, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the package with what docs/extending.md adds to it."""
+    root = tmp_path_factory.mktemp("extended")
+    shutil.copytree(ROOT / "lorabake", root / "lorabake", ignore=shutil.ignore_patterns("__pycache__"))
+    files = marked(r"file: (\S+)")
+    assert len(files) == 2
+    for path, text in files:
+        assert not (root / path).exists()
+        (root / path).write_text(text, encoding="utf-8")
+    lines = marked(r"lines: (\S+)")
+    assert len(lines) == 1
+    for path, text in lines:
+        source = (root / path).read_text(encoding="utf-8")
+        opening, added = text.partition("\n")[0], re.findall(r"^    \(.*$", text, re.MULTILINE)
+        assert len(added) == 2
+        assert f"\n{opening}\n" in source
+        text = source.replace(f"\n{opening}\n", "\n".join(["", opening, *added, ""]), 1)
+        (root / path).write_text(text, encoding="utf-8")
+    return root
+
+
+def bake_with(package: Path, recipe: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "lorabake", "bake", str(recipe), "--no-fsync"],
+        cwd=package,
+        env={**os.environ, "PYTHONPATH": str(package)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).standard_normal(shape, dtype=np.float32)
+
+
+def test_added_kind_bakes(extended: Path, tmp_path: Path) -> None:
+    base = {"layers.0.fc.weight": noise(6, 4), "layers.0.fc.bias": noise(6)}
+    lora = {"layers.0.fc.outer_u": noise(6), "layers.0.fc.outer_v": noise(4)}
+    save_file(base, tmp_path / "base.safetensors")
+    save_file(lora, tmp_path / "lora.safetensors")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "version: 1\nbase: base.safetensors\nloras: [{path: lora.safetensors, strength: 0.5}]\n"
+        "output: {path: out.safetensors}\n"
+    )
+    assert "2 of 2 tensors applied (model ×1; outer product ×1; rank 1)" in bake_with(extended, recipe)
+    baked = load_file(tmp_path / "out.safetensors")
+    wanted = base["layers.0.fc.weight"] + 0.5 * np.outer(*lora.values())
+    np.testing.assert_allclose(baked["layers.0.fc.weight"], wanted, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(baked["layers.0.fc.bias"], base["layers.0.fc.bias"])
+
+
+@pytest.mark.parametrize("layout", ["own", "diffusers"])
+def test_added_architecture_bakes(extended: Path, tmp_path: Path, layout: str) -> None:
+    """A diffusers-named LoRA on q and v bakes into fused and into split weights alike."""
+    q, k, v, out = (noise(4, 4) + number for number in range(4))
+    if layout == "own":
+        start = "model.diffusion_model."
+        base = {
+            start + "stem.weight": noise(4, 3),
+            start + "stack.0.mix.qkv.weight": np.concatenate([q, k, v]),
+            start + "stack.0.mix.out.weight": out,
+        }
+    else:
+        names = {"to_q": q, "to_k": k, "to_v": v, "to_out.0": out}
+        base = {f"pebbles.0.attn.{name}.weight": tensor for name, tensor in names.items()}
+        base["embed.weight"] = noise(4, 3)
+    lora = {}
+    for number, name in enumerate(("to_q", "to_v")):
+        lora[f"transformer.pebbles.0.attn.{name}.lora_A.weight"] = noise(2, 4) + number
+        lora[f"transformer.pebbles.0.attn.{name}.lora_B.weight"] = noise(4, 2) - number
+    lora |= {"lora_transformer_stack_0_mix_out.lora_down.weight": noise(2, 4)}
+    lora |= {"lora_transformer_stack_0_mix_out.lora_up.weight": noise(4, 2)}
+    save_file(base, tmp_path / "base.safetensors")
+    save_file(lora, tmp_path / "lora.safetensors")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "version: 1\nbase: base.safetensors\nloras: [lora.safetensors]\noutput: {path: out.safetensors}\n"
+    )
+    assert "6 of 6 tensors applied (transformer ×3; LoRA ×3; rank 2)" in bake_with(extended, recipe)
+    baked = load_file(tmp_path / "out.safetensors")
+
+    def delta(name: str) -> np.ndarray:
+        start = f"transformer.pebbles.0.attn.{name}.lora_"
+        return lora[start + "B.weight"] @ lora[start + "A.weight"]
+
+    if layout == "own":
+        found = np.split(baked["model.diffusion_model.stack.0.mix.qkv.weight"], 3)
+    else:
+        found = [baked[f"pebbles.0.attn.{name}.weight"] for name in ("to_q", "to_k", "to_v")]
+    for tensor, wanted in zip(found, (q + delta("to_q"), k, v + delta("to_v")), strict=True):
+        np.testing.assert_allclose(tensor, wanted, rtol=1e-5, atol=1e-5)

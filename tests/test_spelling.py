@@ -1,0 +1,355 @@
+"""Spellings: real-world keys, each with the module and slot it means, and the places that names lead to."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import pytest
+
+from lorabake.architectures import architectures
+from lorabake.components import clip, unet
+from lorabake.keymap.spelling import (
+    SUFFIXES,
+    UNSUPPORTED,
+    components_named,
+    flatten,
+    pattern_of,
+    sort_tensors,
+    spell_all,
+)
+from lorabake.keymap.table import KeyMap, Module
+from lorabake.keymap.view import Region, View
+from lorabake.resolve import identify
+from tests.tables import infos, load_table, names
+
+# key -> (module, slot); each is as a public trainer writes it (FORMATS A.1 to A.8).
+KEYS = {
+    "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": ("lora_unet_mid_block_attentions_0_proj_in", "down"),
+    "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": (
+        "lora_te_text_model_encoder_layers_0_mlp_fc1",
+        "up",
+    ),
+    "lora_unet_conv_in.lora_mid.weight": ("lora_unet_conv_in", "mid"),
+    "base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight": (
+        "base_model.model.model.layers.0.self_attn.k_proj",
+        "down",
+    ),
+    "transformer.transformer_blocks.0.attn.to_out.0.lora_B.weight": (
+        "transformer.transformer_blocks.0.attn.to_out.0",
+        "up",
+    ),
+    "base_model.model.fc.lora_A.default.weight": ("base_model.model.fc", "down"),
+    "base_model.model.fc.lora_B.default_0.weight": ("base_model.model.fc", "up"),
+    "base_model.model.fc.lora_B.bias": ("base_model.model.fc", "bias"),
+    "base_model.model.fc.lora_B.default.bias": ("base_model.model.fc", "bias"),
+    "diffusion_model.blocks.0.attn.q.lora_A": ("diffusion_model.blocks.0.attn.q", "down"),
+    "diffusion_model.blocks.0.attn.q.lora_B": ("diffusion_model.blocks.0.attn.q", "up"),
+    "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_k.lora.down.weight": (
+        "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_k",
+        "down",
+    ),
+    "unet.down_blocks.0.attn1.to_k.lora.up.weight": ("unet.down_blocks.0.attn1.to_k", "up"),
+    "down_blocks.0.attn1.processor.to_k_lora.down.weight": ("down_blocks.0.attn1.processor.to_k", "down"),
+    "unet.mid_block.attn2.processor.to_out_lora.up.weight": ("unet.mid_block.attn2.processor.to_out", "up"),
+    "text_encoder_2.text_projection.lora_linear_layer.down.weight": ("text_encoder_2.text_projection", "down"),
+    "text_encoder_2.text_projection.lora_linear_layer.up.weight": ("text_encoder_2.text_projection", "up"),
+    "lora_unet_output_blocks_2_2_conv.alpha": ("lora_unet_output_blocks_2_2_conv", "alpha"),
+    "lora_unet_conv_in.dora_scale": ("lora_unet_conv_in", "dora_scale"),
+    "base_model.model.fc.lora_magnitude_vector": ("base_model.model.fc", "magnitude"),
+    "base_model.model.fc.lora_magnitude_vector.weight": ("base_model.model.fc", "magnitude"),
+    "base_model.model.fc.lora_magnitude_vector.default.weight": ("base_model.model.fc", "magnitude"),
+    "transformer.blocks.0.to_q.magnitude": ("transformer.blocks.0.to_q", "magnitude"),
+    "base_model.model.score.weight": ("base_model.model.score", "whole_weight"),
+    "base_model.model.score.modules_to_save.weight": ("base_model.model.score", "whole_weight"),
+    "base_model.model.score.modules_to_save.default.bias": ("base_model.model.score", "whole_bias"),
+    "base_model.model.lin1.bias": ("base_model.model.lin1", "whole_bias"),
+    "unet:12:down": ("unet:12", "down"),
+    "text_encoder:0:up": ("text_encoder:0", "up"),
+}
+UNBAKED = {
+    "lora_unet_conv_in.hada_w1_a": "LoHa",
+    "lora_unet_conv_in.hada_t2": "LoHa",
+    "lora_unet_up_blocks_3_resnets_2_time_emb_proj.lokr_w2_b": "LoKr",
+    "lora_unet_conv_in.lokr_w1": "LoKr",
+    "lora_unet_conv_in.lokr_t2": "LoKr",
+    "oft_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.oft_blocks": "OFT",
+    "oft_unet_double_blocks_0_img_attn_qkv.oft_blocks.2": "OFT",
+    "base_model.model.fc.oft_R.weight": "OFT",
+    "lora_unet_conv_in.rescale": "OFT",
+    "base_model.model.fc.boft_R": "BOFT",
+    "base_model.model.fc.boft_s": "BOFT",
+    "lora_unet_conv_in.a1.weight": "GLoRA",
+    "lora_unet_conv_in.bm.weight": "GLoRA",
+    "lora_unet_conv_in.on_input": "IA3",
+    "base_model.model.fc.ia3_l": "IA3",
+    "diffusion_model.blocks.0.norm3.diff": "full difference",
+    "diffusion_model.blocks.0.self_attn.q.diff_b": "full difference",
+    "lora_unet_norm.w_norm": "full difference",
+    "lora_unet_norm.b_norm": "full difference",
+    "diffusion_model.scale.set_weight": "full difference",
+    "diffusion_model.img_in.reshape_weight": "full difference",
+    "lora_unet_conv_in.bias_indices": "sparse bias",
+    "base_model.model.wte.lora_embedding_A": "embedding LoRA",
+    "base_model.model.wte.lora_embedding_B.default": "embedding LoRA",
+    "base_model.model.wte.token_adapter.trainable_tokens_delta": "trainable tokens",
+    "base_model.model.fc.lora_E": "AdaLoRA",
+    "base_model.model.fc.ranknum": "AdaLoRA",
+    "base_model.model.fc.vera_lambda_b": "VeRA",
+    "base_model.vera_A.default": "VeRA",
+    "base_model.model.fc.hra_u": "HRA",
+    "base_model.model.fc.miss_block": "PEFT's other kinds",
+    "base_model.model.fc.gralora_A": "PEFT's other kinds",
+    "base_model.model.fc.fourierft_spectrum": "PEFT's other kinds",
+    "base_model.model.fc.randlora_lambda": "PEFT's other kinds",
+}
+# What the published LoRAs have beside: learned embeddings, and norms that Flux calls `scale`.
+NO_KNOWN_FORM = {
+    "real_lora_lora_disney": {"<s1>", "<s2>"},
+    "invoke_flux_control_lora_format": {
+        f"{block}.{norm}_norm.scale"
+        for block in ("double_blocks.N.img_attn.norm", "double_blocks.N.txt_attn.norm", "single_blocks.N.norm")
+        for norm in ("key", "query")
+    },
+}
+NO_FORM = ["<s1>", "w_a_000", "lora_unet_unet_down_blocks_0_to_k_lora_down", ".lora_up.weight", "x_lora_up.weight.0"]
+
+
+def sort(*keys: str) -> tuple[dict[str, list[str]], dict[str, list[str]], list[str]]:
+    found = sort_tensors(infos(dict.fromkeys(keys, (4, 4))).values())
+    modules = {name: sorted(module.slots) for name, module in found.modules.items()}
+    unsupported = {kind: [info.key for info in each] for kind, each in found.unsupported.items()}
+    return modules, unsupported, [info.key for info in found.unknown]
+
+
+# -- suffixes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("key", "expected"), KEYS.items(), ids=KEYS)
+def test_a_key_is_a_module_and_a_slot(key: str, expected: tuple[str, str]) -> None:
+    assert sort(key) == ({expected[0]: [expected[1]]}, {}, [])
+
+
+@pytest.mark.parametrize(("key", "kind"), UNBAKED.items(), ids=UNBAKED)
+def test_a_kind_that_cannot_be_baked_is_named(key: str, kind: str) -> None:
+    assert sort(key) == ({}, {kind: [key]}, [])
+
+
+@pytest.mark.parametrize("key", NO_FORM)
+def test_a_key_of_no_known_form_is_said_to_be_one(key: str) -> None:
+    assert sort(key) == ({}, {}, [key])
+
+
+def test_every_suffix_has_an_example() -> None:
+    for rows, examples in ((SUFFIXES, KEYS), (UNSUPPORTED, UNBAKED)):
+        for suffix, meaning in rows:
+            fitting = [key for key in examples if re.search(f"(?:{suffix})\\Z", key)]
+            assert fitting, f"{suffix} ({meaning})"
+
+
+@pytest.mark.parametrize(
+    ("key", "module"),
+    [
+        ("fc.lora_A.default.weight", "fc"),  # not the module fc.lora_A.default
+        ("attn.to_q_lora.down.weight", "attn.to_q"),
+        ("attn.lora.down.weight", "attn"),
+        ("fc.modules_to_save.default.weight", "fc"),
+        ("alpha.lora_A.weight", "alpha"),
+        ("ff.alpha.alpha", "ff.alpha"),
+    ],
+)
+def test_the_longest_suffix_counts(key: str, module: str) -> None:
+    modules, _, _ = sort(key)
+    assert list(modules) == [module]
+
+
+@pytest.mark.parametrize(
+    ("key", "module"),
+    [
+        ("unet._orig_mod.conv_in.lora_A.weight", "unet.conv_in"),
+        ("_orig_mod.conv_in.lora_A.weight", "conv_in"),
+        ("base_model.model.base_layer.experts.lora_A.weight", "base_model.model.experts"),
+    ],
+)
+def test_wrappers_of_training_are_no_part_of_the_module(key: str, module: str) -> None:
+    assert list(sort(key)[0]) == [module]
+
+
+def test_slots_of_one_module_come_together_and_a_second_tensor_for_one_slot_is_strange() -> None:
+    together = sort("m.lora_A.weight", "m.lora_up.weight", "m.alpha", "m.lora_down.weight")
+    assert together == ({"m": ["alpha", "down", "up"]}, {}, ["m.lora_down.weight"])
+
+
+@pytest.mark.parametrize("table", names("lora"))
+def test_every_key_of_every_lora_is_of_a_known_form(table: str) -> None:
+    tensors = load_table(table)
+    found = sort_tensors(tensors.values())
+    strange = {pattern_of(info.key) for info in found.unknown}
+    assert strange == NO_KNOWN_FORM.get(table, set())
+    assert found.unsupported.keys() == ({"LoKr"} if "lokr" in table else set())
+    counted = sum(len(module.slots) for module in found.modules.values())
+    assert counted + sum(map(len, found.unsupported.values())) + len(found.unknown) == len(tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "flat"),
+    [
+        ("unet.down_blocks.1.conv2", "unet.down_blocks.N.conv2", "unet_down_blocks_N_conv2"),
+        ("lora_unet_input_blocks_4_1_proj_in", "lora_unet_input_blocks_N_N_proj_in", None),
+        ("unet:12", "unet:N", None),
+        ("text_encoder_2.text_model/x.31", "text_encoder_N.text_model/x.N", "text_encoder_N_text_model_x_N"),
+    ],
+)
+def test_numbers_are_counted_as_one_pattern(name: str, pattern: str, flat: str | None) -> None:
+    assert pattern_of(name) == pattern
+    assert flatten(name) == (flat or pattern)
+
+
+# -- every spelling of one module ------------------------------------------------------------------------
+
+
+@cache
+def spelled(table: str) -> dict[str, list[Module]]:
+    tensors = load_table(table)
+    return spell_all(KeyMap.expand(identify(tensors), tensors))
+
+
+def views(table: str, name: str) -> list[View]:
+    return [module.views["weight"] for module in spelled(table).get(name, [])]
+
+
+SD1, SDXL = "full_sd15_singlefile_1131", "full_sdxl_singlefile_2515"
+SD1_KEY = "input_blocks.1.1.transformer_blocks.0.attn1.to_out.0"
+SD1_NAME = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0"
+SDXL_KEY = "input_blocks.4.1.transformer_blocks.1.attn2.to_k"
+SDXL_NAME = "down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k"
+TE2 = "text_model.encoder.layers.30.self_attn.k_proj"
+
+
+def flat(name: str) -> str:
+    return name.replace(".", "_")
+
+
+@pytest.mark.parametrize(
+    ("table", "view", "names"),
+    [
+        (
+            SD1,
+            View((Region(f"model.diffusion_model.{SD1_KEY}.weight", 0, 320),), (320, 320)),
+            [
+                f"lora_unet_{flat(SD1_NAME)}",
+                f"lora_unet_{flat(SD1_KEY)}",
+                f"lycoris_{flat(SD1_NAME)}",
+                f"unet.{SD1_NAME}",
+                f"unet.{SD1_NAME.replace('to_out.0', 'processor.to_out')}",
+                SD1_NAME.replace("to_out.0", "processor.to_out"),
+                f"unet.base_model.model.{SD1_NAME}",
+                f"base_model.model.unet.{SD1_NAME}",
+                f"base_model.model.{SD1_NAME}",
+                SD1_NAME,
+                SD1_KEY,
+                f"diffusion_model.{SD1_KEY}",
+                f"model.diffusion_model.{SD1_KEY}",
+            ],
+        ),
+        (
+            SDXL,
+            View((Region(f"model.diffusion_model.{SDXL_KEY}.weight", 0, 640),), (640, 2048)),
+            [
+                f"lora_unet_{flat(SDXL_NAME)}",
+                f"lora_unet_{flat(SDXL_KEY)}",
+                f"lycoris_{flat(SDXL_NAME)}",
+                f"lycoris_{flat(SDXL_KEY)}",
+                f"unet.{SDXL_NAME}",
+                f"unet.{SDXL_NAME.replace('to_k', 'processor.to_k')}",
+                f"base_model.model.{SDXL_NAME}",
+                SDXL_NAME,
+                f"diffusion_model.{SDXL_KEY}",
+                f"model.diffusion_model.{SDXL_KEY}",
+            ],
+        ),
+        (
+            SDXL,
+            View(
+                (Region("conditioner.embedders.1.model.transformer.resblocks.30.attn.in_proj_weight", 1280, 2560),),
+                (1280, 1280),
+            ),
+            [
+                f"lora_te2_{flat(TE2)}",
+                f"lora_te2_{flat(TE2.removeprefix('text_model.'))}",
+                f"text_encoder_2.{TE2}",
+                f"text_encoder_2.{TE2.removeprefix('text_model.')}",
+                f"text_encoder_2.{TE2.replace('k_proj', 'to_k')}",
+                f"text_encoders.clip_g.transformer.{TE2}",
+                f"text_encoder_2.base_model.model.{TE2}",
+            ],
+        ),
+    ],
+)
+def test_every_spelling_of_a_module_leads_to_the_same_rows(table: str, view: View, names: list[str]) -> None:
+    assert {name: views(table, name) for name in names} == {name: [view] for name in names}
+
+
+@pytest.mark.parametrize(
+    ("table", "name"),
+    [
+        (SD1, "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_"),
+        (SD1, "lora_unet_down_blocks_0_attentions_1_transformer_blocks_10_attn1_to_q"),
+        (SD1, "lora_te2_text_model_encoder_layers_0_mlp_fc1"),
+        (SD1, "lora_unet_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"),
+        (SDXL, "lora_unet_down_blocks_0_attentions_0_proj_in"),
+    ],
+)
+def test_a_name_that_is_only_like_a_module_leads_nowhere(table: str, name: str) -> None:
+    assert views(table, name) == []
+
+
+def test_a_name_without_a_component_means_both_text_encoders() -> None:
+    found = spelled(SDXL)["text_model.encoder.layers.3.mlp.fc1"]
+    assert [module.component for module in found] == ["text_encoder", "text_encoder_2"]
+
+
+def test_sd2_takes_the_names_of_transformers_for_openclip() -> None:
+    (view,) = views("arenasys_clip_v2_sd", "lora_te_text_model_encoder_layers_0_self_attn_v_proj")
+    key = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight"
+    assert view == View((Region(key, 2048, 3072),), (1024, 1024))
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("lora_te2_text_model_encoder_layers_0_mlp_fc1", {"text_encoder_2"}),
+        ("lora_te1_text_model_encoder_layers_0_mlp_fc1", {"text_encoder"}),
+        ("text_encoder_2.text_projection", {"text_encoder_2"}),
+        ("base_model.model.unet.conv_in", {"unet"}),
+        ("unet:0", {"unet"}),
+        ("conv_in", set()),
+    ],
+)
+def test_a_key_names_its_component_by_the_longest_prefix(key: str, expected: set[str]) -> None:
+    sdxl = next(each for each in architectures() if each.name == "sdxl")
+    assert components_named(key, sdxl.components) == expected
+
+
+# -- index-named files (cloneofsimo/lora, FORMATS A.1) --------------------------------------------------------
+
+
+def test_blocks_follow_the_trainers_traversal_with_the_middle_last() -> None:
+    heads = [(2, "down_blocks.0"), (2, "down_blocks.1"), (2, "down_blocks.2")]
+    heads += [(3, "up_blocks.1"), (3, "up_blocks.2"), (3, "up_blocks.3"), (1, "mid_block")]
+    expected = tuple(f"{head}.attentions.{i}.transformer_blocks.0" for count, head in heads for i in range(count))
+    assert {order.blocks for order in unet.ORDERS} == {expected}
+
+
+def test_the_feed_forward_stood_between_the_attentions() -> None:
+    attn1 = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
+    attn2 = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
+    ff = "ff.net.0.proj"
+    assert {order.inner for order in unet.ORDERS} == {(*attn1, ff, *attn2), (*attn1, *attn2, ff), (*attn1, *attn2)}
+
+
+def test_text_encoders_list_k_before_v_before_q() -> None:
+    (order,) = clip.ORDERS
+    names = ["k_proj", "v_proj", "q_proj", "out_proj"]
+    assert order.blocks == ("text_model.encoder.layers.{}",)
+    assert list(order.inner) == [f"self_attn.{name}" for name in names]

@@ -1,0 +1,168 @@
+"""The package's shape: who may import whom, what starts fast, and what a library must not do."""
+
+from __future__ import annotations
+
+import ast
+import json
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import lorabake
+
+PACKAGE = Path(lorabake.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Lowest first. Modules of one row do not import each other.
+LAYERS = (
+    ("errors",),
+    ("tensors",),
+    ("keymap",),
+    ("components",),
+    ("architectures", "adapters"),
+    ("recipe",),
+    ("resolve",),
+    ("matching",),
+    ("provenance",),
+    ("planning",),
+    ("write",),
+    ("execute",),
+    ("baking",),
+    ("inspection",),
+    ("cli",),
+)
+LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}
+TOP = {"__init__", "__main__"}
+# Folders whose files do not know of each other, but for what all may use.
+APART = {"architectures": set(), "components": set(), "adapters": {"kind"}}
+
+
+def name_of(path: Path) -> str:
+    """Return a file's dotted name below the package: tensors.dtypes."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts)
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yield the dotted names below lorabake that a file imports anywhere, also only for types."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.removeprefix("lorabake.") for alias in node.names if "lorabake." in alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            if node.module == "lorabake":
+                yield from (alias.name for alias in node.names)
+            elif node.module and node.module.startswith("lorabake."):
+                below = node.module.removeprefix("lorabake.")
+                yield from (f"{below}.{alias.name}" for alias in node.names)
+
+
+def test_every_module_has_a_layer() -> None:
+    roots = {name_of(path).split(".")[0] for path in FILES}
+    assert roots - TOP == LEVEL.keys(), "give it a place in LAYERS"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_go_down(path: Path) -> None:
+    own = name_of(path).split(".")[0]
+    if own in TOP:
+        return
+    for target in imported(path):
+        root = target.split(".")[0]
+        if root == "__version__":
+            continue
+        assert root == own or LEVEL[root] < LEVEL[own], f"{own} imports {target}"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name in APART], ids=name_of)
+def test_files_of_one_sort_do_not_know_each_other(path: Path) -> None:
+    folder = path.parent.name
+    siblings = {each.stem for each in path.parent.glob("*.py")} - APART[folder]
+    for target in imported(path):
+        parts = target.split(".")
+        assert parts[0] != folder or parts[1] not in siblings, f"{name_of(path)} imports {target}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_file_has_a_name_that_says_nothing(path: Path) -> None:
+    words = set(name_of(path).replace(".", "_").split("_"))
+    assert not words & {"util", "utils", "helper", "helpers", "common", "misc", "manager"}
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if "cli" not in p.parts], ids=name_of)
+def test_the_library_neither_prints_nor_exits_nor_swallows(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in {"print", "exit", "quit", "sys.exit", "os._exit", "SystemExit"}
+            assert not called.startswith(("click.", "sys.stdout.", "sys.stderr.", "warnings."))
+        if isinstance(node, ast.ExceptHandler):
+            caught = ast.unparse(node.type) if node.type else "everything"
+            inside = [inner for line in node.body for inner in ast.walk(line)]
+            raises = any(isinstance(inner, ast.Raise) and inner.exc is None for inner in inside)
+            passes_on = any(isinstance(inner, ast.Name) and inner.id == node.name for inner in inside)
+            assert raises or passes_on or caught not in {"everything", "Exception", "BaseException"}, caught
+
+
+# -- what starts without torch -----------------------------------------------------------------------------
+
+
+def write_table(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Write zeros as a SafeTensors file, by hand."""
+    header: dict[str, object] = {}
+    start = 0
+    for key, shape in shapes.items():
+        size = 4 * shape[0] * shape[1]
+        header[key] = {"dtype": "F32", "shape": shape, "data_offsets": [start, start + size]}
+        start += size
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(start))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_table(tmp_path / "base.safetensors", {"fc.weight": (4, 3)})
+    write_table(tmp_path / "lora.safetensors", {"fc.lora_A.weight": (2, 3), "fc.lora_B.weight": (4, 2)})
+    recipe = "version: 1\nbase: base.safetensors\nloras: [lora.safetensors]\noutput: {path: out.safetensors}\n"
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--help"],
+        ["--version"],
+        ["bake", "--help"],
+        ["plan", "recipe.yaml"],
+        ["plan", "--json", "recipe.yaml"],
+        ["inspect", "base.safetensors"],
+        ["inspect", "lora.safetensors"],
+        ["schema"],
+    ],
+    ids=" ".join,
+)
+def test_what_computes_nothing_does_not_load_torch(folder: Path, arguments: list[str]) -> None:
+    script = f"""
+import sys
+import lorabake
+sys.argv = ["lorabake", *{arguments}]
+try:
+    if {arguments}:
+        from lorabake.cli import main
+        main()
+except SystemExit as error:
+    assert not error.code, error.code
+assert "torch" not in sys.modules
+assert {bool(arguments)} or "pydantic" not in sys.modules
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (folder / "out.safetensors").exists()
