@@ -41,6 +41,7 @@ test: .venv/test
 
 lint: .venv/lint
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
 bench:

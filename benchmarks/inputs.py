@@ -215,9 +215,7 @@ def lora_metadata(lora: Lora) -> dict[str, str]:
     }
     if lora.conv:
         rank, alpha = lora.conv
-        metadata["ss_network_args"] = json.dumps(
-            {"algo": "lora", "conv_dim": str(rank), "conv_alpha": str(alpha)}
-        )
+        metadata["ss_network_args"] = json.dumps({"algo": "lora", "conv_dim": str(rank), "conv_alpha": str(alpha)})
     return metadata
 
 

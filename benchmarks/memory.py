@@ -75,9 +75,7 @@ def verdicts(peaks: dict[Bake, float]) -> list[tuple[bool, str]]:
     for loras in LIMITS:
         small, large = (peaks.get(Bake(base, loras)) for base in GROWTH)
         if small is not None and large is not None:
-            text = (
-                f"{GROWTH[0]} to {GROWTH[1]}, {loras}: {large - small:+.0f} MiB, at most {GROWTH_LIMIT:.0f}"
-            )
+            text = f"{GROWTH[0]} to {GROWTH[1]}, {loras}: {large - small:+.0f} MiB, at most {GROWTH_LIMIT:.0f}"
             found.append((large - small <= GROWTH_LIMIT, text))
     return found
 

@@ -65,9 +65,7 @@ class Mode:
 
 MODES = {
     "plain": Mode(False, ("--no-fsync",), {}),
-    "hash": Mode(
-        True, ("--no-fsync",), {"sha256sum": ("sha256sum",), "hashlib": (sys.executable, "-c", DIGEST)}
-    ),
+    "hash": Mode(True, ("--no-fsync",), {"sha256sum": ("sha256sum",), "hashlib": (sys.executable, "-c", DIGEST)}),
     "fsync": Mode(False, (), {"sync": ("sync",)}),
 }
 
@@ -235,8 +233,7 @@ def machine() -> dict[str, object]:
 def as_json(results: dict[str, list[Row]], mode: str) -> str:
     """Write every single measurement."""
     pairs = {
-        name: [{part: cost.as_json() for part, cost in row.items()} for row in rows]
-        for name, rows in results.items()
+        name: [{part: cost.as_json() for part, cost in row.items()} for row in rows] for name, rows in results.items()
     }
     return json.dumps({"mode": mode, "machine": machine(), "pairs": pairs}, indent=1) + "\n"
 

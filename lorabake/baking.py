@@ -6,11 +6,13 @@ Copying untouched ranges starts before torch is imported; hashing follows the fi
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -122,15 +124,16 @@ def _bake(plan: Plan, output: Output, inputs: Inputs, options: RunOptions, began
     def follow() -> None:
         hashes.extend(output.follow(hashed=recipe.output.hash, stop=crew.stop))
 
-    crew.start(copy)
-    crew.start(digest)
-    if recipe.output.hash or options.fsync:
-        crew.start(follow)
     stages: defaultdict[str, float] = defaultdict(float)
     try:
+        with _interrupts_held():
+            crew.start(copy)
+            crew.start(digest)
+            if recipe.output.hash or options.fsync:
+                crew.start(follow)
+            if plan.bakes:
+                from lorabake.execute import Executor, choose_device, work
         if plan.bakes:
-            from lorabake.execute import Executor, choose_device, work
-
             memory.sample()
             device = choose_device(options.device, float64=recipe.compute_dtype == "float64", warn=options.warn)
             steps = _Shared(iter(plan.bakes))
@@ -180,6 +183,19 @@ def _check_stated(plan: Plan, digests: dict[str, str]) -> None:
                 raise FileError(
                     f"{path}: its SHA-256 is {taken[path]}, and the recipe states {wanted}\nNothing was written."
                 )
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let signals wait: torch's import would swallow the KeyboardInterrupt that they raise in this thread.
+
+    Threads started meanwhile leave the signals to this one for good.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Crew:

@@ -267,8 +267,12 @@ class Executor:
         self.reader.read(info.file, info.start + start * columns * width, _view(raw))
         source = raw.view(getattr(torch, str(DTYPES[info.dtype].torch)))
         read = time.perf_counter()
-        if fresh or self.device.type != "cpu":
-            weight = source.to(self.device, copy=True, non_blocking=not fresh).to(self.dtype)
+        if self.device.type != "cpu":  # a stream waits in `_emit` before the pinned buffer is filled again
+            weight = source.to(self.device, copy=True, non_blocking=self._stream is not None and not fresh).to(
+                self.dtype
+            )
+        elif fresh:
+            weight = source.to(self.dtype, copy=True)
         else:
             weight = self._buffer("weight", count, self.dtype)
             weight.copy_(source)
@@ -288,7 +292,7 @@ class Executor:
             rounded = flat
         else:
             rounded = self._buffer("out", flat.numel(), dtype, pinned=True)
-            rounded.copy_(flat, non_blocking=True)
+            rounded.copy_(flat, non_blocking=self._stream is not None)
             if self._stream is not None:
                 self._stream.synchronize()
         computed = time.perf_counter()

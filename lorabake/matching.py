@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cached_property
+from math import prod
 
 from lorabake.adapters import kinds_of
 from lorabake.adapters.dora import SLOTS as DORA_SLOTS
@@ -126,11 +128,7 @@ class _Match:
             self._unknown(info)
         if self.faults:
             raise MatchError(self._complaint())
-        unused = [glob for glob in self.blocks if glob not in self.globs_used]
-        if unused:
-            paths = sorted({name for patch in self.patches for name in self.matcher.names[patch.view.regions]})
-            hint = _nearest(unused[0], paths)
-            raise MatchError(f"LoRA {self.lora.name!r}: blocks pattern {unused[0]!r} matches no module{hint}")
+        self._check_globs()
         if not self.patches and not self.ledger.excluded:
             raise MatchError(f"LoRA {self.lora.name!r}: has no tensors, so there is nothing to bake")
         assert self.ledger.is_balanced, self.ledger
@@ -150,6 +148,19 @@ class _Match:
                     f"LoRA {self.lora.name!r}: no component is called {name!r}{_nearest(name, sorted(everywhere))}\n"
                     f"The base ({self.key_map.architecture.title}) has: {', '.join(known)}"
                 )
+
+    def _check_globs(self) -> None:
+        unused = next((glob for glob in self.blocks if glob not in self.globs_used), None)
+        if unused is None:
+            return
+        paths = {name for patch in self.patches for name in self.matcher.names[patch.view.regions]}
+        if any(fnmatchcase(path, unused) for path in paths):
+            why = "matches only modules that a pattern before it takes"
+        else:
+            plain = re.split(r"[*?[]", unused)[0].rstrip(".")
+            heads = {".".join(path.split(".")[: plain.count(".") + 1]) for path in paths}
+            why = f"matches no module{_nearest(plain, sorted(heads))}"
+        raise MatchError(f"LoRA {self.lora.name!r}: blocks pattern {unused!r} {why}")
 
     def _excluded_by_component(self, key: str, tensors: int, component: str | None = None) -> bool:
         listed = self.lora.entry.components
@@ -243,6 +254,8 @@ class _Match:
         return view
 
     def _fault(self, kinds: tuple[Kind, ...], shapes: Mapping[str, tuple[int, ...]], target: Module) -> str | None:
+        if prod(shapes.get("alpha", ())) != 1:
+            return f"its alpha has the shape {shapes['alpha']}"
         for kind in kinds:
             view = self._view(target, kind)
             if view is None:
@@ -341,8 +354,9 @@ class _Match:
             kinds = kinds_of(frozenset(module.slots))
             shapes = {slot: info.shape for slot, info in module.slots.items()}
             for target in self.matcher.spelled.get(module.name, [])[:1]:
-                if kinds and kinds[0].low_rank and len(target.views["weight"].shape) == 2:
-                    rows, columns = target.views["weight"].shape
+                view = target.views.get("weight")
+                if view and kinds and kinds[0].low_rank and len(view.shape) == 2:
+                    rows, columns = view.shape
                     straight += kinds[0].fault(shapes, (rows, columns)) is None and rows != columns
                     turned += kinds[0].fault(shapes, (columns, rows)) is None and rows != columns
         if not straight and not turned:
@@ -378,9 +392,8 @@ class _Match:
         family = family_of(self.lora.tensors)
         base = self.key_map.architecture
         name = self.lora.name
-        foreign = (
-            family is not None and family[0].name != base.name and (self.faults.unmatched or self.faults.misfits)
-        )
+        placeless = {*self.faults.unmatched, *(module for module, _ in self.faults.misfits)}
+        foreign = family is not None and family[0].name != base.name and family[1] in placeless
         if foreign and family is not None and not self._base_has_marks(family[0].name):
             seen = self.lora.tensors.modules[family[1]]
             shape = f" {seen.slots['down'].shape}" if "down" in seen.slots else ""

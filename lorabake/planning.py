@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path, PurePosixPath
 
 from lorabake import provenance
@@ -21,7 +22,7 @@ from lorabake.matching import Ledger, Matcher, Patch
 from lorabake.recipe import Recipe
 from lorabake.resolve import GENERIC, Sources, resolve
 from lorabake.tensors.checkpoint import Checkpoint, Part
-from lorabake.tensors.dtypes import FLOAT_NAMES, nbytes
+from lorabake.tensors.dtypes import DTYPES, FLOAT_NAMES, nbytes
 from lorabake.tensors.safetensors import TensorInfo, encode_header, parse_object
 
 BLOCK = 4096
@@ -300,6 +301,11 @@ class _Planner:
                     )
                 replaced[key] = patch
         for patch in patches:
+            for slot, info in patch.tensors.items():
+                single = slot == "alpha"
+                if not _is_readable(info.dtype, single=single) or (single and prod(info.shape) != 1):
+                    name, wanted = self.sources.loras[patch.lora].name, "one number" if single else "floats"
+                    raise MatchError(f"LoRA {name!r}: {info.name} is {info.dtype} {list(info.shape)}, not {wanted}")
             for key in patch.view.keys:
                 info = self.sources.base.tensors[key]
                 if info.dtype not in FLOAT_NAMES.values():
@@ -331,6 +337,9 @@ class _Planner:
                 if _squeezed(info.shape) != _squeezed(self.sources.base.tensors[key].shape):
                     shapes = f"{info.shape}, the base's is {self.sources.base.tensors[key].shape}"
                     raise FileError(f"{vae.path}: {info.name} is {shapes}: a VAE of another model?")
+                dtype = self.sources.base.tensors[key].dtype
+                if info.dtype != dtype and not (_is_readable(info.dtype) and dtype in FLOAT_NAMES.values()):
+                    raise FileError(f"{vae.path}: {info.name} is {info.dtype}, and cannot become the base's {dtype}")
                 replaced[key] = info
                 used.add(info.key)
         wanted = [key for key, owner in key_map.owner.items() if owner == "vae"]
@@ -556,6 +565,14 @@ def _working_values(bake: Bake) -> int:
         return factors + 3 * max(TILE_VALUES, largest)
     whole = sum(rows * columns for rows, columns in (matrix(target.shape) for target in bake.targets))
     return factors + 4 * whole
+
+
+def _is_readable(dtype: str, *, single: bool = False) -> bool:
+    """Tell whether torch reads values of a dtype as plain floats; a `single` number may be an integer, too."""
+    found = DTYPES[dtype]
+    if found.torch is None or dtype in ("C64", "F8_E8M0"):
+        return False
+    return found.floating or single
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

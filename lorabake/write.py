@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import filecmp
 import hashlib
 import os
 import shutil
@@ -149,7 +150,10 @@ class Output:
             is_now, wanted = ("a folder", "file") if path.is_dir() else ("a file", "folder")
             raise TargetError(f"{path}: is {is_now}, and the output is to be a {wanted}")
         if not self._overwrite and not self._holds_this_bake():
-            raise TargetError(f"{path}: exists and holds something else\nGive --overwrite to replace it.")
+            raise self._other_content()
+
+    def _other_content(self) -> TargetError:
+        return TargetError(f"{self.path}: exists and holds something else\nGive --overwrite to replace it.")
 
     def _holds_this_bake(self) -> bool:
         """Tell whether the target's headers are those of this very bake, hashes of the data aside."""
@@ -163,7 +167,32 @@ class Output:
             with open(header.path, "rb") as stream:
                 if stream.read(header.data_start) != file.header(digests, hashes):
                     return False
-        return True
+        return not self.plan.is_folder or self._holds_no_others()
+
+    def _holds_no_others(self) -> bool:
+        """Tell whether the target folder holds what this bake puts there, and nothing that it would remove."""
+        base = self.plan.sources.base
+        expected = {Path(file.name) for file in self.plan.files} | {Path(name) for name in self.plan.texts}
+        side_files = set(base.side_files if base.is_folder else ()) - expected
+        found = (path for path in self.path.rglob("*") if path.is_symlink() or not path.is_dir())
+        if {path.relative_to(self.path) for path in found} != expected | side_files:
+            return False
+        if any((self.path / name).read_bytes() != text.encode() for name, text in self.plan.texts.items()):
+            return False
+        return all(filecmp.cmp(base.path / name, self.path / name, shallow=False) for name in side_files)
+
+    def _replaces_other_data(self) -> bool:
+        """Tell whether the target's data differ from the finished ones: headers with hashes differ then, too."""
+        for file in self.plan.files:
+            old, new = (root / file.name if self.plan.is_folder else root for root in (self.path, self.partial))
+            try:
+                same = read_header(old).sha256 == read_header(new).sha256
+                same = same and (bool(_hash_keys(file.metadata)) or filecmp.cmp(old, new, shallow=False))
+            except FileError:
+                return True
+            if not same:
+                return True
+        return False
 
     def _create(self) -> None:
         if not self.plan.is_folder:
@@ -173,22 +202,19 @@ class Output:
             self._fds = [os.dup(self._lock)]
         else:
             for stale in self.partial.iterdir():
-                shutil.rmtree(stale) if stale.is_dir() and not stale.is_symlink() else stale.unlink()
+                _remove(stale)
             for file in self.plan.files:
                 path = self.partial / file.name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._fds.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
         for fd, header, file in zip(self._fds, self.headers, self.plan.files, strict=True):
             _reserve(fd, len(header) + file.data_size)
-            os.pwrite(fd, header, 0)
+            _write_all(fd, memoryview(header), 0)
 
     def write(self, file: int, offset: int, data: memoryview) -> None:
         """Write bytes at an offset of a file's data."""
-        position = len(self.headers[file]) + offset
-        done = 0
         with self._turns[file]:
-            while done < len(data):
-                done += os.pwrite(self._fds[file], data[done:], position + done)
+            _write_all(self._fds[file], data, len(self.headers[file]) + offset)
         self.finished[file].add(offset, offset + len(data))
 
     def copy(self, inputs: Inputs, copy: Copy, progress: Callable[[int], None], stop: threading.Event) -> None:
@@ -249,9 +275,11 @@ class Output:
                 final = file.header(digests, hashes)
                 if len(final) != len(header):
                     raise AssertionError("the header's length changed")
-                os.pwrite(fd, final, 0)
+                _write_all(fd, memoryview(final), 0)
                 if self.fsync:
                     os.fsync(fd)
+            if not self._overwrite and os.path.lexists(self.path) and self._replaces_other_data():
+                raise self._other_content()
             if self.plan.is_folder:
                 self._write_side_files()
                 _rename_folder(self.partial, self.path)
@@ -364,6 +392,7 @@ def _rename_folder(partial: Path, target: Path) -> None:
         return
     if not _exchange(partial, target):
         old = target.with_name(target.name + ".old.partial")
+        _remove(old)
         os.rename(target, old)
         try:
             os.rename(partial, target)
@@ -371,7 +400,15 @@ def _rename_folder(partial: Path, target: Path) -> None:
             os.rename(old, target)
             raise
         partial = old
-    shutil.rmtree(partial)
+    _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -390,6 +427,12 @@ def _reserve(fd: int, size: int) -> None:
         if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OSError(code, os.strerror(code))
     os.ftruncate(fd, size)
+
+
+def _write_all(fd: int, data: memoryview, position: int) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(fd, data[done:], position + done)
 
 
 def _start_writeback(fd: int, start: int, length: int) -> None:

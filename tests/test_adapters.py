@@ -68,7 +68,12 @@ FORMULAS: dict[str, tuple[str, dict[str, Shape], Shape, Formula]] = {
         (4, 3, 1, 2, 3),
         tucker_sum,
     ),
-    "lora_bias": ("lora_bias", {"bias": (6,), "down": (2, 5)}, (6,), lambda tensors, _: tensors["bias"]),
+    "lora_bias": (
+        "lora_bias",
+        {"bias": (6,), "up": (6, 2), "down": (2, 5)},
+        (6,),
+        lambda tensors, _: tensors["bias"],
+    ),
     "whole": ("whole", {"whole_weight": (6, 5, 3, 3)}, (6, 5, 3, 3), lambda tensors, _: tensors["whole_weight"]),
     "whole norm": ("whole", {"whole_weight": (6,)}, (6,), lambda tensors, _: tensors["whole_weight"]),
     "whole_bias": ("whole_bias", {"whole_bias": (6,)}, (6,), lambda tensors, _: tensors["whole_bias"]),
@@ -99,7 +104,7 @@ def test_every_kind_has_a_formula() -> None:
     [
         ("lora", {"up": (6, 2), "down": (2, 5)}, 2),
         ("lora", {"up": (6, 2, 1, 1), "mid": (2, 3, 3, 3), "down": (3, 5, 1, 1)}, 3),
-        ("lora_bias", {"bias": (6,), "down": (4, 5)}, 4),
+        ("lora_bias", {"bias": (6,), "up": (6, 4), "down": (4, 5)}, 4),
         ("whole", {"whole_weight": (6, 5)}, 1),
     ],
 )
@@ -122,8 +127,6 @@ def test_no_two_kinds_are_told_apart_by_order() -> None:
     """The slots that make a kind's own part of a file are asked for by no other kind of that parameter."""
     assert len({kind.name for kind in kinds()}) == len(kinds())
     for one, other in combinations(kinds(), 2):
-        assert not one.required <= other.required
-        assert not other.required <= one.required
         if one.parameter == other.parameter:
             assert not (one.required | one.optional) & (other.required | other.optional)
 
@@ -152,6 +155,7 @@ def test_any_set_of_slots_is_accounted_for_whole_and_once_or_refused() -> None:
         ("down alpha", set()),
         ("alpha", set()),
         ("up bias", set()),
+        ("down bias", set()),
         ("whole_weight alpha", set()),
         ("up down whole_weight", set()),
         ("up down bias whole_bias", set()),
@@ -172,22 +176,28 @@ def test_the_slots_choose_the_kinds(slots: str, expected: set[str]) -> None:
         ("lora", {"up": (6, 2), "down": (2, 5)}, (6, 4), "its delta is 6 × 5"),
         ("lora", {"up": (6, 2), "down": (2, 5)}, (7, 5), "its delta is 6 × 5"),
         ("lora", {"up": (6, 2), "down": (2, 5)}, (6, 5, 3, 3), "its delta is 6 × 5"),
-        ("lora", {"up": (6, 2), "down": (2, 5)}, (5, 6), "exchanged, or the weight is stored transposed"),
+        ("lora", {"up": (6, 2), "down": (2, 5)}, (5, 6), "its delta is 6 × 5: the weight is stored transposed"),
         ("lora", {"up": (6, 2), "down": (3, 5)}, (6, 5), "disagree on the rank"),
-        ("lora", {"up": (2, 5), "down": (6, 2)}, (6, 5), "disagree on the rank"),
+        ("lora", {"up": (2, 5), "down": (6, 2)}, (6, 5), "up and down are exchanged"),
         ("lora", {"up": (6,), "down": (2, 5)}, (6, 5), "at least two dimensions"),
         ("lora", {"up": (6, 2), "down": ()}, (6, 5), "at least two dimensions"),
         ("lora", {"up": (6, 2), "mid": (2, 2), "down": (2, 5)}, (6, 5), "Tucker core"),
         ("lora", {"up": (6, 2), "mid": (2, 4, 3, 3), "down": (3, 5)}, (6, 5, 3, 3), "Tucker core"),
         ("lora", {"up": (6, 4), "mid": (2, 3, 3, 3), "down": (3, 5)}, (6, 5, 3, 3), "disagree on the rank"),
         ("lora", {"up": (6, 2), "mid": (2, 2, 3, 3), "down": (2, 5, 3, 3)}, (6, 5, 3, 3), "Tucker core"),
-        ("lora_bias", {"bias": (5,), "down": (2, 5)}, (6,), "a bias of 5 values"),
+        ("lora", {"up": (2, 6), "down": (6, 2)}, (6, 6), "up and down are exchanged"),
+        ("lora", {"up": (6, 0), "down": (0, 5), "magnitude": (6,)}, (6, 5), "its rank is 0"),
+        ("lora_bias", {"bias": (5,), "up": (6, 2), "down": (2, 5)}, (6,), "a bias of 5 values"),
         ("whole", {"whole_weight": (6, 4)}, (6, 5), "replace"),
         ("whole_bias", {"whole_bias": (5,)}, (6,), "replace"),
     ],
 )
 def test_what_does_not_fit_is_said(name: str, shapes: dict[str, Shape], weight: Shape, words: str) -> None:
     assert words in str(KINDS[name].fault(shapes, weight))
+
+
+def test_factors_of_full_rank_are_not_taken_for_exchanged_ones() -> None:
+    assert KINDS["lora"].fault({"up": (6, 6), "down": (6, 6)}, (6, 6)) is None
 
 
 # -- DoRA ----------------------------------------------------------------------------------------------------
@@ -240,6 +250,10 @@ def test_dora_by_rows_may_see_some_of_the_rows() -> None:
     updated, magnitude = tensors["updated"], tensors["magnitude"]
     some = renorm(updated[2:4], magnitude[2:4], "row", (2, 5))
     assert torch.equal(some, renorm(updated, magnitude, "row", (6, 5))[2:4])
+
+
+def test_a_magnitude_given_twice_fits_nothing() -> None:
+    assert axis({"magnitude": (6,), "dora_scale": (6, 1)}, (6, 5)) is None
 
 
 @pytest.mark.parametrize(

@@ -261,6 +261,19 @@ def test_modules_to_save_replace(tmp_path: Path, strength: float) -> None:
             assert torch.equal(out[key].view(torch.int16), trained.view(torch.int16))
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_lora_is_added_to_what_another_replaces(tmp_path: Path, order: int) -> None:
+    base = b.llama(tmp_path / "base", dtype=torch.float32)["lm_head.weight"]
+    own, slots = b.Values(7)(20, 8), b.lora((20, 8))
+    b.peft(tmp_path / "whole", {"lm_head": {"whole": own}}, modules_to_save=["lm_head"])
+    b.peft(tmp_path / "lora", {"lm_head": slots})
+    loras = [{"path": "whole", "strength": 0.5}, {"path": "lora", "strength": 2}][::order]
+    b.run(b.recipe(tmp_path, base="base", loras=loras, output={"path": "out"}))
+    exact = 0.5 * (base.double() + own.double()) + 2 * b.delta(slots, (20, 8))
+    out = load_file(tmp_path / "out" / "model.safetensors")["lm_head.weight"]
+    b.assert_rounded_once(out, exact, terms=[4 * base, 4 * own])
+
+
 def test_rslora_and_patterns_scale_as_peft_does(tmp_path: Path) -> None:
     base = b.llama(tmp_path / "base", dtype=torch.float32)
     slots = {"self_attn.q_proj": b.lora((8, 8), rank=4), "mlp.up_proj": b.lora((16, 8), rank=9)}

@@ -64,6 +64,8 @@ KEYS = {
     "base_model.model.score.modules_to_save.weight": ("base_model.model.score", "whole_weight"),
     "base_model.model.score.modules_to_save.default.bias": ("base_model.model.score", "whole_bias"),
     "base_model.model.lin1.bias": ("base_model.model.lin1", "whole_bias"),
+    "base_model.model.lin1.base_layer.bias": ("base_model.model.lin1", "whole_bias"),
+    "base_model.model.wte.base_layer.weight": ("base_model.model.wte", "whole_weight"),
     "unet:12:down": ("unet:12", "down"),
     "text_encoder:0:up": ("text_encoder:0", "up"),
 }

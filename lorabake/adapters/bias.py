@@ -15,7 +15,7 @@ class LoraBias(Kind):
 
     name = "lora_bias"
     title = "LoRA bias"
-    required = frozenset({"bias", "down"})
+    required = frozenset({"bias", "up", "down"})
     optional = frozenset({"alpha"})
     parameter = "bias"
     low_rank = True

@@ -21,8 +21,8 @@ Axis = Literal["row", "column"]
 
 
 def axis(shapes: Shapes, weight: tuple[int, ...]) -> Axis | None:
-    """Tell whether the lengths are those of rows or of columns; None if they fit neither."""
-    if len(weight) < 2:
+    """Tell whether the lengths are those of rows or of columns; None if they fit neither, or are given twice."""
+    if len(weight) < 2 or all(slot in shapes for slot in SLOTS):
         return None
     if "magnitude" in shapes:
         return "row" if prod(shapes["magnitude"]) == weight[0] else None

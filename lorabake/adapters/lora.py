@@ -36,13 +36,18 @@ class Lora(Kind):
             return f"up {up} and down {down} must have at least two dimensions"
         if mid is not None and (len(mid) < 3 or mid[1] != down[0] or prod(down[2:]) != 1):
             return f"the Tucker core {mid} does not fit down {down}"
-        if matrix(up)[1] != (mid or down)[0]:
-            return f"up {up} and {'mid' if mid else 'down'} {mid or down} disagree on the rank"
+        if not down[0] and shapes.keys() & {"magnitude", "dora_scale", "bias"}:
+            return "its rank is 0, and it has more than a low-rank delta"
         outputs, inputs = up[0], matrix(down)[1] * (prod(mid[2:]) if mid else 1)
-        if (outputs, inputs) == matrix(weight):
+        agree = matrix(up)[1] == (mid or down)[0]
+        if agree and (outputs, inputs) == matrix(weight):
             return None
+        if mid is None and outputs == inputs and (down[0], matrix(up)[1]) == matrix(weight):
+            return "up and down are exchanged"
+        if not agree:
+            return f"up {up} and {'mid' if mid else 'down'} {mid or down} disagree on the rank"
         if (inputs, outputs) == matrix(weight):
-            return "up and down are exchanged, or the weight is stored transposed"
+            return f"its delta is {outputs} × {inputs}: the weight is stored transposed"
         return f"its delta is {outputs} × {inputs}"
 
     def factors(self, tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor]:

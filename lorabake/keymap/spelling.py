@@ -32,8 +32,8 @@ SUFFIXES = (
     (r"\.dora_scale", "dora_scale"),  # LyCORIS
     (r"\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?", "magnitude"),  # PEFT
     (r"\.magnitude", "magnitude"),  # ai-toolkit
-    (r"(?:\.modules_to_save(?:\.[^.]+)?)?\.weight", "whole_weight"),  # a whole tensor, PEFT's modules_to_save
-    (r"(?:\.modules_to_save(?:\.[^.]+)?)?\.bias", "whole_bias"),
+    (r"(?:\.base_layer|\.modules_to_save(?:\.[^.]+)?)?\.weight", "whole_weight"),  # PEFT: a tensor as it is
+    (r"(?:\.base_layer|\.modules_to_save(?:\.[^.]+)?)?\.bias", "whole_bias"),
     (r":down", "down"),  # cloneofsimo: `unet:3:down`
     (r":up", "up"),
 )

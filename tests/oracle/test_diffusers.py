@@ -187,6 +187,7 @@ def train(
     **config: Any,
 ) -> Path:
     """Put LoRAs on a pipeline as diffusers' training scripts do, and save them as those do."""
+    torch.manual_seed(seed)
     pipeline = load_pipeline(family, base)
     layers, adapted = {}, {}
     for name in components:
@@ -201,6 +202,17 @@ def train(
     facts = _collate_lora_metadata(adapted) if metadata else {}
     type(pipeline).save_lora_weights(folder, **layers, **facts)
     return folder / "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture(scope="module")
+def lora_of(base_of: Any, shuffle: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a family's LoRA on every layer of the UNet and the text encoders."""
+
+    @cache
+    def lora(family: str) -> Path:
+        return train(family, base_of(family), tmp_path_factory.mktemp(family), shuffle, EVERYTHING)
+
+    return lora
 
 
 def restore_magnitudes(pipeline: Any, adapter: str, path: Path) -> None:
@@ -247,8 +259,8 @@ def compare(bake: Any, read: Any, assert_baked: Any, base_of: Any) -> Callable[.
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_fused_and_run_time(family: str, compare: Any, base_of: Any, shuffle: Any, tmp_path: Path) -> None:
-    lora = train(family, base_of(family), tmp_path / "lora", shuffle, EVERYTHING)
+def test_fused_and_run_time(family: str, compare: Any, base_of: Any, lora_of: Any) -> None:
+    lora = lora_of(family)
     baked = load_pipeline(family, compare(family, (lora, 1.0)))
     live = load_pipeline(family, base_of(family))
     plain = run_unet(live.unet)
@@ -259,10 +271,11 @@ def test_fused_and_run_time(family: str, compare: Any, base_of: Any, shuffle: An
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_two_loras_with_weights(family: str, compare: Any, base_of: Any, shuffle: Any, tmp_path: Path) -> None:
-    one = train(family, base_of(family), tmp_path / "one", shuffle, EVERYTHING, r=3)
-    two = train(family, base_of(family), tmp_path / "two", shuffle, seed=2, lora_alpha=1, use_rslora=True)
-    compare(family, (one, 0.7), (two, -0.4))
+def test_two_loras_with_weights(
+    family: str, compare: Any, base_of: Any, lora_of: Any, shuffle: Any, tmp_path: Path
+) -> None:
+    two = train(family, base_of(family), tmp_path / "two", shuffle, seed=2, r=3, lora_alpha=1, use_rslora=True)
+    compare(family, (lora_of(family), 0.7), (two, -0.4))
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
@@ -286,11 +299,10 @@ def test_without_metadata_scale_is_one(compare: Any, base_of: Any, shuffle: Any,
 
 @pytest.mark.parametrize(("family", "dtype"), [("sd1", torch.float16), ("sdxl", torch.bfloat16)], ids=str)
 def test_half_precision_is_rounded_once(
-    family: str, dtype: torch.dtype, compare: Any, base_of: Any, shuffle: Any, tmp_path: Path
+    family: str, dtype: torch.dtype, compare: Any, base_of: Any, lora_of: Any, tmp_path: Path
 ) -> None:
     load_pipeline(family, base_of(family)).to(dtype).save_pretrained(tmp_path / "base")
-    lora = train(family, base_of(family), tmp_path / "lora", shuffle, EVERYTHING)
-    compare(family, (lora, 0.8), base=tmp_path / "base", limit=HALF_LIMIT)
+    compare(family, (lora_of(family), 0.8), base=tmp_path / "base", limit=HALF_LIMIT)
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
@@ -465,16 +477,14 @@ def test_single_file(
     read: Any,
     assert_baked: Any,
     base_of: Any,
-    shuffle: Any,
-    tmp_path: Path,
+    lora_of: Any,
 ) -> None:
     base, single = base_of(family), single_file(family)
     before = tensors_of(load_single_file(family, single, base))
     for key, tensor in read(base).items():
         assert torch.equal(before[key], tensor), key  # the table is diffusers' own, key by key
-    lora = train(family, base, tmp_path / "lora", shuffle, EVERYTHING)
-    fused = fuse(family, base, {"lora": (lora, 0.8)})
-    baked = bake(single, {"path": str(lora), "strength": 0.8}, output="baked.safetensors")
+    fused = fuse(family, base, {"lora": (lora_of(family), 0.8)})
+    baked = bake(single, {"path": str(lora_of(family)), "strength": 0.8}, output="baked.safetensors")
     after = load_single_file(family, baked, base)
     assert_baked(tensors_of(after), tensors_of(fused), before, limit=LIMIT)
     wanted = run_unet(fused.unet.float())
@@ -532,3 +542,28 @@ def test_kohya_on_sdxl(
     else:
         after = read(bake(base, entry))
     assert_baked(after, fused, read(base), limit=LIMIT, changed=len(tensors) // 3)
+
+
+@pytest.mark.parametrize("single", [False, True], ids=["folder", "single"])
+def test_text_projection(
+    single: bool, single_file: Any, bake: Any, read: Any, assert_baked: Any, base_of: Any, tmp_path: Path
+) -> None:
+    """OpenCLIP stores the projection as (in, out): a LoRA has to be turned, and diffusers turns it back.
+
+    diffusers loads no LoRA on it, so the product is the oracle.
+    """
+    base, lora, key = base_of("sdxl"), tmp_path / "lora.safetensors", "text_encoder_2/text_projection.weight"
+    generator = torch.Generator().manual_seed(3)
+    up, down = torch.randn(24, 2, generator=generator), torch.randn(2, 40, generator=generator)
+    save_file(
+        {"lora_te2_text_projection.lora_up.weight": up, "lora_te2_text_projection.lora_down.weight": down}, lora
+    )
+    before = read(base)
+    if single:
+        after = tensors_of(
+            load_single_file("sdxl", bake(single_file("sdxl"), lora, output="baked.safetensors"), base)
+        )
+    else:
+        after = read(bake(base, lora))
+    expected = before | {key: before[key].double() + up.double() @ down.double()}
+    assert_baked(after, expected, before, limit=LIMIT, changed=1)

@@ -1,0 +1,624 @@
+"""Whatever stops a bake, the old target is what it was, and nothing else is left behind."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorabake import write
+from lorabake.baking import RunOptions, bake
+from lorabake.errors import FileError, LorabakeError, SurroundingsError, TargetError
+from lorabake.planning import plan
+from lorabake.recipe import load_recipe
+from tests import builders as b
+
+QUICK = RunOptions(fsync=False)
+OLD = b"what was there before"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    b.save(tmp_path / "base.safetensors", b.sd1())
+    b.sd1_lora(tmp_path / "lora.safetensors")
+    b.recipe(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Path:
+    """Make a diffusers folder with an older target folder."""
+    b.sd1_folder(tmp_path / "base")
+    b.sd1_lora(tmp_path / "lora.safetensors")
+    b.recipe(tmp_path, base="base", output={"path": "out"})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old.txt").write_bytes(OLD)
+    return tmp_path
+
+
+def attempt(folder: Path, **options: object) -> Path:
+    """Bake as a user does: without overwriting unless told."""
+    return b.run(folder / "recipe.yaml", **{"overwrite": False, **options}).path
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def partials(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob("*.partial")]
+
+
+# -- Targets that exist ----------------------------------------------------------------------------------
+
+
+def test_the_same_bake_again_is_accepted_and_other_content_is_not(folder: Path) -> None:
+    target = attempt(folder)
+    before = b.sha256(target)
+    assert b.sha256(attempt(folder)) == before
+    b.recipe(folder, loras=[{"path": "lora.safetensors", "strength": 2}])
+    with pytest.raises(TargetError, match=r"out\.safetensors: exists and holds something else\n.*--overwrite"):
+        attempt(folder)
+    assert b.sha256(target) == before
+    assert b.sha256(attempt(folder, overwrite=True)) != before
+    assert not partials(folder)
+
+
+def test_a_bake_of_another_base_with_the_same_header_is_other_content(folder: Path) -> None:
+    before = b.sha256(attempt(folder))
+    b.save(folder / "base.safetensors", b.sd1(seed=1))  # two fine-tunes of one model have one header
+    with pytest.raises(TargetError, match="exists and holds something else"):
+        attempt(folder)
+    assert b.sha256(folder / "out.safetensors") == before
+    assert not partials(folder)
+
+
+def test_any_other_file_is_refused_and_replaced_on_demand(folder: Path) -> None:
+    (folder / "out.safetensors").write_bytes(OLD)
+    with pytest.raises(TargetError):
+        attempt(folder)
+    assert (folder / "out.safetensors").read_bytes() == OLD
+    attempt(folder, overwrite=True)
+    assert b.header(folder / "out.safetensors")[0]
+
+
+def test_a_folder_is_replaced_whole(pipeline: Path) -> None:
+    with pytest.raises(TargetError, match="exists and holds something else"):
+        attempt(pipeline)
+    assert b.tree(pipeline / "out") == {"old.txt": OLD}
+    attempt(pipeline, overwrite=True)
+    assert "old.txt" not in names(pipeline / "out")
+    before = b.tree(pipeline / "out")
+    attempt(pipeline)
+    assert b.tree(pipeline / "out") == before
+    assert not partials(pipeline)
+
+
+def test_a_file_that_a_user_added_to_the_output_folder_is_not_lost_silently(pipeline: Path) -> None:
+    attempt(pipeline, overwrite=True)
+    (pipeline / "out" / "notes.txt").write_bytes(OLD)
+    with pytest.raises(TargetError, match="exists and holds something else"):
+        attempt(pipeline)
+    assert (pipeline / "out" / "notes.txt").read_bytes() == OLD
+
+
+def test_a_folder_in_a_files_place_and_the_reverse(folder: Path, tmp_path: Path) -> None:
+    (folder / "out.safetensors").mkdir()
+    with pytest.raises(TargetError, match="is a folder, and the output is to be a file"):
+        attempt(folder, overwrite=True)
+    (folder / "out").write_bytes(OLD)
+    b.recipe(folder, output={"path": "out", "shard_size": 1000})
+    with pytest.raises(TargetError, match="is a file, and the output is to be a folder"):
+        attempt(folder, overwrite=True)
+    assert (folder / "out").read_bytes() == OLD
+
+
+def test_a_symbolic_link_at_the_target_is_replaced_not_followed(folder: Path) -> None:
+    (folder / "precious.safetensors").write_bytes(OLD)
+    (folder / "out.safetensors").symlink_to("precious.safetensors")
+    attempt(folder, overwrite=True)
+    assert (folder / "precious.safetensors").read_bytes() == OLD
+    assert not (folder / "out.safetensors").is_symlink()
+
+
+def test_a_symbolic_link_to_a_folder_is_replaced_not_followed(pipeline: Path) -> None:
+    (pipeline / "out").rename(pipeline / "precious")
+    (pipeline / "out").symlink_to("precious")
+    attempt(pipeline, overwrite=True)
+    assert b.tree(pipeline / "precious") == {"old.txt": OLD}
+    assert not (pipeline / "out").is_symlink()
+    assert not partials(pipeline)
+
+
+@pytest.mark.parametrize("where", ["target", "parent"])
+def test_a_loop_of_symbolic_links(folder: Path, where: str) -> None:
+    (folder / "loop.safetensors").symlink_to("loop.safetensors")
+    path = "loop.safetensors" if where == "target" else "loop.safetensors/out.safetensors"
+    b.recipe(folder, output={"path": path})
+    with pytest.raises(TargetError, match=r"loop\.safetensors"):
+        attempt(folder)
+    assert not partials(folder)
+
+
+# -- Outputs onto inputs ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["base.safetensors", "lora.safetensors", "vae.safetensors"])
+@pytest.mark.parametrize("link", [False, True])
+def test_an_output_onto_an_input_is_refused(folder: Path, name: str, link: bool) -> None:
+    b.save(folder / "vae.safetensors", b.vae_file("ldm", seed=2))
+    before = b.tree(folder)
+    path = name
+    if link:
+        (folder / "link.safetensors").symlink_to(name)
+        path = "link.safetensors"
+    b.recipe(folder, vae="vae.safetensors", output={"path": path})
+    with pytest.raises(TargetError, match="is an input of this recipe"):
+        attempt(folder, overwrite=True)
+    after = b.tree(folder)
+    assert all(after[each] == before[each] for each in before if each != "recipe.yaml")
+
+
+@pytest.mark.parametrize("path", ["base", "base/unet", "base/new", "link/new", "."])
+def test_an_output_that_is_in_or_around_a_folder_of_inputs_is_refused(pipeline: Path, path: str) -> None:
+    (pipeline / "link").symlink_to("base")
+    b.recipe(pipeline, base="base", output={"path": path})
+    before = b.tree(pipeline)
+    with pytest.raises(TargetError, match=r"(is|holds) an input of this recipe"):
+        attempt(pipeline, overwrite=True)
+    assert b.tree(pipeline) == before
+
+
+def test_a_folder_that_holds_a_lora_is_not_replaced(pipeline: Path) -> None:
+    (pipeline / "lora.safetensors").rename(pipeline / "out" / "lora.safetensors")
+    b.recipe(pipeline, base="base", loras=["out/lora.safetensors"], output={"path": "out"})
+    with pytest.raises(TargetError, match="holds an input of this recipe"):
+        attempt(pipeline, overwrite=True)
+    assert (pipeline / "out" / "lora.safetensors").exists()
+
+
+def test_an_output_onto_a_hard_link_leaves_the_input(folder: Path) -> None:
+    before = b.sha256(folder / "base.safetensors")
+    os.link(folder / "base.safetensors", folder / "out.safetensors")
+    attempt(folder, overwrite=True)
+    assert b.sha256(folder / "base.safetensors") == before
+
+
+# -- The disk --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_write_permission(folder: Path) -> None:
+    (folder / "sealed").mkdir(mode=0o500)
+    b.recipe(folder, output={"path": "sealed/out.safetensors"})
+    with pytest.raises(TargetError, match="cannot write there: Permission denied"):
+        attempt(folder)
+
+
+def test_a_parent_that_is_a_file(folder: Path) -> None:
+    b.recipe(folder, output={"path": "base.safetensors/out.safetensors"})
+    with pytest.raises(TargetError, match=r"base\.safetensors"):
+        attempt(folder)
+
+
+def test_too_little_room_is_told_before_anything_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(SurroundingsError, match=r"0\.00 GB free, and the bake needs"):
+        attempt(folder)
+    assert not partials(folder)
+
+
+def raise_error(code: int) -> object:
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+@pytest.mark.parametrize("function", ["pwrite", "copy_file_range", "fsync", "replace", "ftruncate"])
+@pytest.mark.parametrize(
+    ("code", "kind", "words"),
+    [
+        (errno.ENOSPC, SurroundingsError, "the disk is full"),
+        (errno.EDQUOT, SurroundingsError, "the disk is full"),
+        (errno.EIO, TargetError, "cannot write there"),
+    ],
+    ids=["full", "quota", "broken"],
+)
+def test_failures_of_the_disk_leave_the_old_target(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, function: str, code: int, kind: type[LorabakeError], words: str
+) -> None:
+    (folder / "out.safetensors").write_bytes(OLD)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, function, raise_error(code))
+        with pytest.raises(kind, match=words):
+            attempt(folder, overwrite=True, fsync=True)
+    assert (folder / "out.safetensors").read_bytes() == OLD
+    assert not partials(folder)
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a file system of 128 KiB, where this process may."""
+    place = tmp_path / "tiny"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount a small disk here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize("reserve", [True, False])
+def test_a_disk_that_is_really_full(
+    folder: Path, tiny_disk: Path, monkeypatch: pytest.MonkeyPatch, reserve: bool
+) -> None:
+    base = b.sd1() | {"padding": torch.zeros(100_000)}
+    b.save(folder / "base.safetensors", base)
+    usage = shutil.disk_usage(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    if not reserve:
+        monkeypatch.setattr(write, "_reserve", os.ftruncate, raising=False)
+    b.recipe(folder, output={"path": "tiny/out.safetensors"})
+    with pytest.raises(SurroundingsError, match="the disk is full"):
+        attempt(folder)
+    assert list(tiny_disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", sorted(write.NO_RANGE_COPY))
+def test_where_the_kernel_cannot_copy_the_program_does(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    wanted = b.sha256(attempt(folder))
+    monkeypatch.setattr(os, "copy_file_range", raise_error(code))
+    assert b.sha256(attempt(folder, overwrite=True)) == wanted
+
+
+def test_a_system_without_range_copies(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = b.sha256(attempt(folder))
+    monkeypatch.delattr(os, "copy_file_range")
+    monkeypatch.setattr(write, "_libc", lambda: None)
+    assert b.sha256(attempt(folder, overwrite=True)) == wanted
+
+
+def test_short_reads_and_writes_are_continued(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = b.sha256(attempt(folder))
+    pwrite, preadv, range_copy = os.pwrite, os.preadv, os.copy_file_range
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, bytes(data[:4096]), at))
+    monkeypatch.setattr(os, "preadv", lambda fd, into, at: preadv(fd, [into[0][:333]], at))
+    monkeypatch.setattr(os, "copy_file_range", lambda a, to, n, x, y: range_copy(a, to, min(n, 777), x, y))
+    assert b.sha256(attempt(folder, overwrite=True)) == wanted
+
+
+# -- Two bakes, and one that was killed ------------------------------------------------------------------
+
+
+def test_a_target_that_another_process_writes_is_left_alone(folder: Path) -> None:
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import fcntl, sys\nf = open('out.safetensors.partial', 'w+')\nfcntl.flock(f, fcntl.LOCK_EX)\n"
+            "f.write('being written'); f.flush(); print(flush=True); sys.stdin.read()",
+        ],
+        cwd=folder,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    with holder:
+        holder.stdout.readline()
+        with pytest.raises(TargetError, match="another bake is writing this target"):
+            attempt(folder)
+        assert (folder / "out.safetensors.partial").read_text() == "being written"
+        holder.stdin.close()
+    attempt(folder)
+    assert not partials(folder)
+
+
+@pytest.mark.parametrize("sort", ["file", "folder"])
+def test_many_bakes_at_once_leave_one_right_target(folder: Path, sort: str) -> None:
+    if sort == "folder":
+        b.recipe(folder, output={"path": "out", "shard_size": 5000})
+    target = attempt(folder)
+    read = b.tree if sort == "folder" else b.sha256
+    wanted = read(target)
+    shutil.rmtree(target) if sort == "folder" else target.unlink()
+    outcomes: list[object] = []
+
+    def one() -> None:
+        try:
+            outcomes.append(attempt(folder, workers=1))
+        except TargetError as error:
+            outcomes.append(str(error))
+
+    threads = [threading.Thread(target=one) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(outcomes) == 8
+    assert target in outcomes
+    assert all(outcome == target or "another bake is writing" in str(outcome) for outcome in outcomes)
+    assert read(target) == wanted
+    assert not partials(folder)
+
+
+def test_what_a_killed_bake_left_is_taken_over(folder: Path) -> None:
+    wanted = b.sha256(attempt(folder))
+    (folder / "out.safetensors").unlink()
+    (folder / "out.safetensors.partial").write_bytes(b"x" * 10_000_000)
+    assert b.sha256(attempt(folder)) == wanted
+    assert not partials(folder)
+
+
+def test_what_a_killed_bake_of_a_folder_left_is_taken_over(pipeline: Path) -> None:
+    left = pipeline / "out.partial"
+    (left / "deep" / "er").mkdir(parents=True)
+    (left / "deep" / "stale.safetensors").write_bytes(OLD)
+    (left / "link").symlink_to(pipeline / "base")
+    attempt(pipeline, overwrite=True)
+    assert b.tree(pipeline / "out").keys() == b.tree(pipeline / "base").keys()
+    assert not partials(pipeline)
+
+
+def test_a_partial_that_is_a_link_is_not_followed(folder: Path) -> None:
+    (folder / "precious").write_bytes(OLD)
+    (folder / "out.safetensors.partial").symlink_to("precious")
+    with pytest.raises(TargetError, match="symbolic link"):
+        attempt(folder)
+    assert (folder / "precious").read_bytes() == OLD
+
+
+# -- Inputs that change ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["base.safetensors", "lora.safetensors"])
+@pytest.mark.parametrize("how", ["rewritten", "replaced", "removed", "longer"])
+def test_an_input_that_changes_while_it_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, how: str
+) -> None:
+    path, check = folder / name, write.Inputs.check_unchanged
+    (folder / "out.safetensors").write_bytes(OLD)
+
+    def change(inputs: write.Inputs) -> None:
+        raw = path.read_bytes()
+        if how in ("removed", "replaced"):
+            path.unlink()
+        if how != "removed":
+            path.write_bytes(raw + (b"!" if how == "longer" else b""))
+            os.utime(path, ns=(1, 1))
+        check(inputs)
+
+    monkeypatch.setattr(write.Inputs, "check_unchanged", change)
+    with pytest.raises(FileError, match=f"{name}: changed while it was read; nothing was written"):
+        attempt(folder, overwrite=True)
+    assert (folder / "out.safetensors").read_bytes() == OLD
+    assert not partials(folder)
+
+
+def test_an_input_that_changes_between_plan_and_bake(folder: Path) -> None:
+    made = plan(load_recipe(folder / "recipe.yaml"))
+    b.save(folder / "base.safetensors", b.sd1(ema=True))
+    with pytest.raises(FileError, match=r"base\.safetensors: changed since the bake was planned"):
+        bake(made, QUICK)
+    (folder / "base.safetensors").unlink()
+    with pytest.raises(FileError, match=r"base\.safetensors: cannot read it any more"):
+        bake(made, QUICK)
+    assert not (folder / "out.safetensors").exists()
+    assert not partials(folder)
+
+
+def test_an_input_that_becomes_shorter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plan(load_recipe(folder / "recipe.yaml"))
+    init = write.Inputs.__init__
+
+    def truncate(inputs: write.Inputs, *arguments: object) -> None:
+        init(inputs, *arguments)  # type: ignore[arg-type]
+        os.truncate(folder / "base.safetensors", 30_000)
+
+    monkeypatch.setattr(write.Inputs, "__init__", truncate)
+    with pytest.raises(FileError, match="became shorter while it was read"):
+        bake(made, QUICK)
+    assert not partials(folder)
+
+
+# -- Folders change places -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_replacing_a_folder(pipeline: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool) -> None:
+    if not exchange:
+        monkeypatch.setattr(write, "_exchange", lambda one, other: False)
+    rename, absent = os.rename, []
+
+    def watched(*arguments: Path) -> None:
+        rename(*arguments)
+        absent.append(not (pipeline / "out").exists())
+
+    monkeypatch.setattr(os, "rename", watched)
+    attempt(pipeline, overwrite=True)
+    assert b.tree(pipeline / "out").keys() == b.tree(pipeline / "base").keys()
+    assert absent == ([] if exchange else [True, False])
+    assert not partials(pipeline)
+
+
+def test_without_an_exchange_a_failure_puts_the_old_folder_back(
+    pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write, "_exchange", lambda one, other: False)
+    rename = os.rename
+
+    def failing(source: Path, target: Path) -> None:
+        if str(source).endswith("out.partial") and str(target).endswith("out"):
+            raise OSError(errno.EIO, "broken")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(TargetError):
+        attempt(pipeline, overwrite=True)
+    assert b.tree(pipeline / "out") == {"old.txt": OLD}
+    assert not partials(pipeline)
+
+
+def test_what_a_bake_killed_between_two_renames_left_is_no_hindrance(
+    pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write, "_exchange", lambda one, other: False)
+    (pipeline / "out.old.partial").mkdir()
+    (pipeline / "out.old.partial" / "older.txt").write_bytes(OLD)
+    attempt(pipeline, overwrite=True)
+    assert b.tree(pipeline / "out").keys() == b.tree(pipeline / "base").keys()
+
+
+# -- Crashes ---------------------------------------------------------------------------------------------
+
+CRASHES = """
+    import json, os, shutil, signal, sys, threading
+    from pathlib import Path
+    import lorabake.execute
+    from tests import builders as b
+
+    recipe, target = Path(sys.argv[1]), Path(sys.argv[2])
+    old = target.with_name("old")
+    digest = (lambda path: sorted((k, hash(v)) for k, v in b.tree(path).items())) if old.is_dir() else b.sha256
+
+    def restore():
+        for path in (target, *target.parent.glob(target.name + ".*partial")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        shutil.copytree(old, target) if old.is_dir() else shutil.copyfile(old, target)
+
+    def forked(last):
+        pid = os.fork()
+        if pid == 0:
+            lock, calls = threading.Lock(), iter(range(10**6))
+            def killing(function):
+                def call(*arguments, **options):
+                    with lock:
+                        if next(calls) == last:
+                            os.kill(os.getpid(), signal.SIGKILL)
+                    return function(*arguments, **options)
+                return call
+            if last is not None:
+                names = "pwrite copy_file_range ftruncate fsync replace rename mkdir unlink rmdir"
+                for name in names.split():
+                    setattr(os, name, killing(getattr(os, name)))
+                shutil.copyfile = killing(shutil.copyfile)
+            b.run(recipe, fsync=True, workers=2)
+            os._exit(0)
+        return os.waitpid(pid, 0)[1]
+
+    restore()
+    before = digest(target)
+    assert forked(None) == 0
+    wanted = digest(target)
+    stages = []
+    for last in range(1000):
+        restore()
+        status = forked(last)
+        found = digest(target) if target.exists() else "absent"
+        assert forked(None) == 0
+        stages.append({
+            "killed": status == signal.SIGKILL, "status": status,
+            "old": found == before, "new": found == wanted,
+            "mended": digest(target) == wanted,
+            "left": [p.name for p in target.parent.glob("*.partial")],
+        })
+        if status == 0:
+            break
+    print(json.dumps(stages))
+"""
+
+
+@pytest.mark.parametrize("sort", ["file", "folder"])
+def test_a_kill_at_any_moment_leaves_the_old_target_or_the_new_one(tmp_path: Path, sort: str) -> None:
+    b.sd1_lora(tmp_path / "lora.safetensors")
+    if sort == "file":
+        b.save(tmp_path / "base.safetensors", b.sd1())
+        (tmp_path / "old").write_bytes(OLD)
+        recipe, target = b.recipe(tmp_path), tmp_path / "out.safetensors"
+    else:
+        b.sd1_folder(tmp_path / "base")
+        (tmp_path / "old").mkdir()
+        (tmp_path / "old" / "old.txt").write_bytes(OLD)
+        recipe, target = b.recipe(tmp_path, base="base", output={"path": "out"}), tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(CRASHES), recipe, target],
+        cwd=Path(__file__).parents[1],
+        env=dict(os.environ, PYTHONHASHSEED="0", PYTHONPATH=str(Path(__file__).parents[1])),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    stages = json.loads(done.stdout)
+    assert len(stages) > 10
+    assert [stage["killed"] for stage in stages] == [True] * (len(stages) - 1) + [False]
+    for number, stage in enumerate(stages):
+        assert stage["old"] or stage["new"], (number, stage)
+        assert stage["mended"], (number, stage)
+        assert stage["left"] == [], (number, stage)
+    news = [stage["new"] for stage in stages]
+    assert news == sorted(news)
+    assert stages[0]["old"]
+
+
+INTERRUPTED = """
+    import os, sys
+    from lorabake import write
+    from lorabake.cli import main
+
+    def wait(self, inputs, copy, progress, stop):
+        print("ready", flush=True)
+        stop.wait(60)
+
+    write.Output.copy = wait
+    sys.argv[0] = "lorabake"
+    main()
+"""
+
+
+def test_sigint_and_sigterm_end_a_bake_cleanly(folder: Path) -> None:
+    (folder / "out.safetensors").write_bytes(OLD)
+    b.recipe(folder)
+    running = []
+    for number, sign in enumerate((signal.SIGINT, signal.SIGTERM) * 2):  # some while torch is being imported
+        place = folder / str(number)
+        place.mkdir()
+        (place / "out.safetensors").write_bytes(OLD)
+        command = ["bake", "recipe.yaml", "-o", str(place / "out.safetensors"), "--overwrite"]
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(INTERRUPTED), *command],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append((place, sign, process))
+    for place, sign, process in running:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        assert partials(place) == ["out.safetensors.partial"]
+        process.send_signal(sign)
+        began = time.monotonic()
+        _, errors = process.communicate(timeout=60)
+        assert time.monotonic() - began < 20
+        assert process.returncode == 130
+        assert "stopped; the target is what it was before" in errors
+        assert "Traceback" not in errors
+        assert names(place) == {"out.safetensors"}
+        assert (place / "out.safetensors").read_bytes() == OLD
