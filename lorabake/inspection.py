@@ -78,7 +78,7 @@ def inspect(path: Path) -> dict[str, object]:
 def _describe_lora(checkpoint: Checkpoint, tensors: LoraTensors, config: PeftConfig | None) -> dict[str, object]:
     kinds: Counter[str] = Counter()
     ranks: Counter[int] = Counter()
-    alphas: Counter[float] = Counter()
+    alphas: Counter[str] = Counter()
     components: Counter[str] = Counter()
     tables = [component for each in architectures() if each is not GENERIC for component in each.components]
     for module in tensors.modules.values():
@@ -88,7 +88,7 @@ def _describe_lora(checkpoint: Checkpoint, tensors: LoraTensors, config: PeftCon
         if "down" in module.slots and module.slots["down"].shape:
             ranks[module.slots["down"].shape[0]] += 1
         if "alpha" in module.slots:
-            alphas[_scalar(module.slots["alpha"])] += 1
+            alphas[_alpha(module.slots["alpha"])] += 1
         named = components_named(module.name, tables) or components_named(module.name, GENERIC.components)
         components["/".join(sorted(named)) or "not said"] += 1
     for name, infos in tensors.unsupported.items():
@@ -99,7 +99,7 @@ def _describe_lora(checkpoint: Checkpoint, tensors: LoraTensors, config: PeftCon
         "modules": len(tensors.modules),
         "kinds": dict(kinds),
         "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
-        "alphas": {f"{alpha:g}": count for alpha, count in sorted(alphas.items())} or "none: scale 1",
+        "alphas": dict(sorted(alphas.items())) or "none: scale 1",
         "components": dict(components),
     }
     if config:
@@ -136,10 +136,13 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
     return described
 
 
-def _scalar(info: TensorInfo) -> float:
+def _alpha(info: TensorInfo) -> str:
     with open(info.file, "rb") as stream:
         stream.seek(info.start)
-        return decode_scalar(info.dtype, stream.read(info.nbytes))
+        try:
+            return f"{decode_scalar(info.dtype, stream.read(info.nbytes)):g}"
+        except ValueError:
+            return f"{info.dtype} {list(info.shape)}, which is no number"
 
 
 def _trigger_words(metadata: Mapping[str, str]) -> list[str]:

@@ -7,7 +7,7 @@ output dtype. A correctly rounded result is at most 0.5 away; sums in float32 ad
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -45,6 +45,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("oracle: worst distance from the oracle's float64 result, in ulp")
         for name in sorted(WORST):
             terminalreporter.write_line(f"{WORST[name]:9.4f}  {name}")
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
+    """Compute in one thread: the models are tiny, and threads that wait for each other take most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
