@@ -1,6 +1,6 @@
 """Run the command line as `python -m lorabake`."""
 
-from lorabake.cli import main
+from lorabake.cli import entry
 
 if __name__ == "__main__":
-    main()
+    entry()

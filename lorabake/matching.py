@@ -79,8 +79,8 @@ class _Faults:
 class Matcher:
     """Place LoRAs on one base."""
 
-    def __init__(self, key_map: KeyMap) -> None:
-        self.key_map = key_map
+    def __init__(self, key_map: KeyMap, tied: str | None = None) -> None:
+        self.key_map, self.tied = key_map, tied
         self.spelled = spell_all(key_map)
         self.names: dict[tuple[Region, ...], list[str]] = {}
         for modules in key_map.modules.values():
@@ -221,6 +221,10 @@ class _Match:
         config, path = self.lora.config_of(module.name)
         if whole and not (config and all(config.saves(path, slot) for slot in whole)):
             self.faults.strange.append((module.name, "a whole tensor that no modules_to_save announces"))
+            return
+        if self.matcher.tied in {each.name for each in found}:
+            why = "the base uses this embedding as its output head, too; one tensor cannot be changed for one use"
+            self.faults.strange.append((module.name, why))
             return
         shapes = {slot: info.shape for slot, info in module.slots.items()}
         fitting = [each for each in found if self._fault(kinds, shapes, each) is None]

@@ -16,7 +16,7 @@ from lorabake.keymap.spelling import INDEXED, PEFT_ROOT, LoraTensors, flatten, s
 from lorabake.keymap.table import Architecture, KeyMap, find
 from lorabake.recipe import Lora, Recipe
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, open_lora
-from lorabake.tensors.safetensors import TensorInfo
+from lorabake.tensors.safetensors import TensorInfo, parse_object
 
 GENERIC = "generic"
 VAE_ONLY = Architecture(name="vae", title="VAE", components=(VAE,))
@@ -94,6 +94,28 @@ def identify(tensors: Mapping[str, TensorInfo]) -> Architecture:
         names = " and ".join(each.title for each in fitting)
         raise MatchError(f"the base looks like {names}: its tensors do not tell them apart")
     return fitting[0] if fitting else next(each for each in architectures() if each.name == GENERIC)
+
+
+def tied_embedding(base: Checkpoint, key_map: KeyMap) -> str | None:
+    """Return the module that is input embedding and output head in one, if the base has such a one.
+
+    It does where no head is stored and config.json names a model that has one.
+    """
+    config = (base.path if base.is_folder else base.path.parent) / "config.json"
+    if not config.is_file():
+        return None
+    try:
+        classes = parse_object(config.read_bytes()).get("architectures")
+    except ValueError as error:
+        raise FileError(f"{config}: is {error}") from None
+    with_head = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM")
+    if not isinstance(classes, list) or not any(str(each).endswith(with_head) for each in classes):
+        return None
+    for component in key_map.architecture.components:
+        names = key_map.modules.get(component.name, {})
+        if component.embeddings and not any(name.endswith(component.heads) for name in names):
+            return next((name for name in names if name.endswith(component.embeddings)), None)
+    return None
 
 
 def family_of(lora: LoraTensors) -> tuple[Architecture, str] | None:

@@ -262,14 +262,16 @@ def test_modules_to_save_replace(tmp_path: Path, strength: float) -> None:
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_lora_is_added_to_what_another_replaces(tmp_path: Path, order: int) -> None:
+@pytest.mark.parametrize("dora", [None, "magnitude"])
+def test_a_lora_is_added_to_what_another_replaces(tmp_path: Path, order: int, dora: str | None) -> None:
     base = b.llama(tmp_path / "base", dtype=torch.float32)["lm_head.weight"]
-    own, slots = b.Values(7)(20, 8), b.lora((20, 8))
+    own, slots = b.Values(7)(20, 8), b.lora((20, 8), dora=dora)
     b.peft(tmp_path / "whole", {"lm_head": {"whole": own}}, modules_to_save=["lm_head"])
-    b.peft(tmp_path / "lora", {"lm_head": slots})
+    b.peft(tmp_path / "lora", {"lm_head": slots}, use_dora=bool(dora))
     loras = [{"path": "whole", "strength": 0.5}, {"path": "lora", "strength": 2}][::order]
     b.run(b.recipe(tmp_path, base="base", loras=loras, output={"path": "out"}))
-    exact = 0.5 * (base.double() + own.double()) + 2 * b.delta(slots, (20, 8))
+    change = b.dora(base, slots) - base.double() if dora else b.delta(slots, (20, 8))
+    exact = 0.5 * (base.double() + own.double()) + 2 * change
     out = load_file(tmp_path / "out" / "model.safetensors")["lm_head.weight"]
     b.assert_rounded_once(out, exact, terms=[4 * base, 4 * own])
 

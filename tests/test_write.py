@@ -630,7 +630,10 @@ def test_sigint_and_sigterm_end_a_bake_cleanly(folder: Path) -> None:
         assert process.stdout.readline() == "ready\n"
         assert partials(place) == ["out.safetensors.partial"]
         process.send_signal(sign)
-        _, errors = process.communicate(timeout=40)
+        try:
+            _, errors = process.communicate(timeout=40)
+        finally:
+            process.kill()
         assert process.returncode == 130
         assert "stopped; the target is what it was before" in errors
         assert "Traceback" not in errors

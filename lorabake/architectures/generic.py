@@ -23,6 +23,8 @@ GENERIC = Architecture(
                 "gpt_neox.",
                 "model.diffusion_model.",
             ),
+            embeddings=("embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tok_embeddings"),
+            heads=("lm_head", "embed_out", "output", "predictions.decoder"),
         ),
         Component(
             name="transformer",

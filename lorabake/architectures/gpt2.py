@@ -33,6 +33,8 @@ GPT2 = Architecture(
                 ),
             ),
             dotted=("transformer.",),
+            embeddings=("wte",),
+            heads=("lm_head",),
         ),
     ),
     marks=(Mark("transformer_h_N_attn_c_attn"),),

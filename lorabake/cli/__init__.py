@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
+import os
 import signal
 import sys
 
@@ -69,6 +71,17 @@ def main() -> None:
         click.echo("stopped; the target is what it was before", err=True)
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def entry() -> None:
+    """Be the process: run the command line, then leave without taking torch down piece by piece (0.3 s)."""
+    try:
+        main()
+    except SystemExit as end:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else 1)
 
 
 def _interrupt(*_: object) -> None:

@@ -95,7 +95,8 @@ class Component:
 
     `dotted` prefixes precede a dotted module path (`unet.`), `flat` ones a path whose dots became underscores
     (`lora_unet_`). `optional` words may lead the path on one side and be absent on the other (`model.`).
-    `orders` reads index-named files.
+    `orders` reads index-named files. `embeddings` end the names of input embeddings that a model without any of
+    the `heads` uses as its output head, too.
     """
 
     name: str
@@ -105,6 +106,8 @@ class Component:
     flat: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     orders: tuple[IndexOrder, ...] = ()
+    embeddings: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

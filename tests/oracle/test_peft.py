@@ -363,7 +363,6 @@ def test_a_head_that_the_base_ties_to_its_embedding_is_refused(bake: Any, tmp_pa
         bake(tmp_path / "base", tmp_path / "adapter")
 
 
-@pytest.mark.xfail(reason="lorabake replaces the embedding, and with it the head that the base ties to it")
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*tie:UserWarning")
 def test_an_embedding_that_the_base_ties_to_its_head_is_refused(bake: Any, shuffle: Any, tmp_path: Path) -> None:
