@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -142,7 +143,7 @@ def _bake(plan: Plan, output: Output, inputs: Inputs, options: RunOptions, began
                 for _ in range(max(1, min(options.workers, len(plan.bakes))))
             ]
             for executor in executors:
-                crew.start(lambda executor=executor: work(executor, steps, options.progress, crew.stop))  # type: ignore[misc]
+                crew.start(partial(work, executor, steps, options.progress, crew.stop))
         crew.join(memory.sample)
         for executor in executors if plan.bakes else ():
             for stage, seconds in executor.seconds.items():
@@ -159,7 +160,7 @@ def _bake(plan: Plan, output: Output, inputs: Inputs, options: RunOptions, began
     return BakeResult(
         plan=plan,
         path=plan.path,
-        size=plan.size,
+        size=output.size,
         data_sha256={file.name: each for file, each in zip(plan.files, hashes, strict=False) if each},
         input_sha256={str(path): digests[place] for place, path in plan.digests.items()},
         seconds=ended - began,
@@ -171,17 +172,12 @@ def _bake(plan: Plan, output: Output, inputs: Inputs, options: RunOptions, began
 
 def _check_stated(plan: Plan, digests: dict[str, str]) -> None:
     """Compare the digests taken with those that the recipe states."""
-    sources = plan.sources
-    stated = [(sources.base, sources.recipe.base.sha256)]
-    stated += [(lora.checkpoint, lora.entry.sha256) for lora in sources.loras]
-    if sources.vae is not None and sources.recipe.vae is not None:
-        stated.append((sources.vae, sources.recipe.vae.sha256))
     taken = {path: digests[place] for place, path in plan.digests.items()}
-    for checkpoint, wanted in stated:
+    for checkpoint, said in plan.sources.inputs:
         for _, path in origins(checkpoint):
-            if wanted and taken[path] != wanted:
+            if said.sha256 and taken[path] != said.sha256:
                 raise FileError(
-                    f"{path}: its SHA-256 is {taken[path]}, and the recipe states {wanted}\nNothing was written."
+                    f"{path}: its SHA-256 is {taken[path]}, and the recipe states {said.sha256}\nNothing was written."
                 )
 
 

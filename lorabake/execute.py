@@ -17,8 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
-from lorabake.adapters.dora import SLOTS as DORA_SLOTS
-from lorabake.adapters.dora import Axis, axis, renorm
+from lorabake.adapters import dora
 from lorabake.adapters.kind import matrix
 from lorabake.errors import MatchError, SurroundingsError, ValueTooLargeError
 from lorabake.matching import Patch
@@ -133,7 +132,7 @@ class Executor:
                 self._buffers.clear()
                 torch.cuda.empty_cache()
                 continue
-            yield (stop - start) * columns * DTYPES[target.dtype].bits // 8
+            yield (stop - start) * columns * _torch_dtype(target.dtype).itemsize
             start = stop
 
     def _parts(self, step: Bake, target: Target, columns: int) -> list[Product | Renorm | Replace]:
@@ -141,7 +140,6 @@ class Executor:
         parts: list[Product | Renorm | Replace] = []
         for patch in step.patches:
             tensors = self._load(patch)
-            shapes = _shapes(patch)
             row = 0
             if patch.kind.low_rank:
                 up, down = patch.kind.factors(tensors)
@@ -156,7 +154,7 @@ class Executor:
                     continue
                 if not patch.kind.low_rank:
                     parts.append(Replace(region.start, region.stop, value[rows], patch.strength))
-                elif any(slot in shapes for slot in DORA_SLOTS):
+                elif patch.has_dora:
                     magnitude = _magnitude(tensors).reshape(-1)[rows]
                     parts.append(Renorm(region.start, region.stop, up[rows], down, magnitude, patch.strength))
                 else:
@@ -183,7 +181,7 @@ class Executor:
                 weight[outer].lerp_(part.value[inner], part.strength)
             else:
                 updated = torch.addmm(base[outer], part.up[inner], part.down)
-                updated = renorm(updated, part.magnitude[inner], "row", tuple(updated.shape))
+                updated = dora.renorm(updated, part.magnitude[inner], "row", tuple(updated.shape))
                 if base is weight:
                     weight[outer].lerp_(updated, part.strength)
                 else:
@@ -214,19 +212,19 @@ class Executor:
             for start in range(0, rows, size):
                 tile = flat[start : start + size]
                 self._emit(step, target, tile, start)
-                yield tile.numel() * DTYPES[target.dtype].bits // 8
+                yield tile.numel() * _torch_dtype(target.dtype).itemsize
 
     def _change(self, patch: Patch, weight: torch.Tensor) -> torch.Tensor:
         """Return what the module's weight (out, columns) becomes at strength 1."""
-        tensors, shapes = self._load(patch), _shapes(patch)
+        tensors = self._load(patch)
         if not patch.kind.low_rank:
             return patch.kind.value(tensors).clone()
         up, down = patch.kind.factors(tensors)
         updated = torch.addmm(weight, up, down * self._scale(patch))
-        if any(slot in shapes for slot in DORA_SLOTS):
-            along: Axis | None = axis(shapes, patch.view.shape)
-            assert along is not None
-            updated = renorm(updated, _magnitude(tensors), along, patch.view.shape)
+        if patch.has_dora:
+            axis = dora.axis(patch.shapes, patch.view.shape)
+            assert axis is not None
+            updated = dora.renorm(updated, _magnitude(tensors), axis, patch.view.shape)
         return updated
 
     # -- in and out ------------------------------------------------------------------------------------
@@ -254,18 +252,18 @@ class Executor:
                 f"LoRA {name!r}: {info.name} is {alpha}, which is no scale\n"
                 f'Leave the module out with a block pattern that names it and the factor 0: blocks: {{"…": 0}}'
             )
-        return alpha / patch.kind.rank(_shapes(patch))
+        return alpha / patch.kind.rank(patch.shapes)
 
     def _read_rows(
         self, info: TensorInfo, start: int, stop: int, columns: int, *, fresh: bool = False
     ) -> torch.Tensor:
         """Read rows of a tensor into the compute dtype on the device; a buffer of this worker unless `fresh`."""
         began = time.perf_counter()
-        width = DTYPES[info.dtype].bits // 8
+        width = _torch_dtype(info.dtype).itemsize
         count = (stop - start) * columns
         raw = self._buffer("in", count * width, torch.uint8, pinned=True)
         self.reader.read(info.file, info.start + start * columns * width, _view(raw))
-        source = raw.view(getattr(torch, str(DTYPES[info.dtype].torch)))
+        source = raw.view(_torch_dtype(info.dtype))
         read = time.perf_counter()
         if self.device.type != "cpu":  # a stream waits in `_emit` before the pinned buffer is filled again
             weight = source.to(self.device, copy=True, non_blocking=self._stream is not None and not fresh).to(
@@ -287,7 +285,7 @@ class Executor:
         # A sum of squares below the limit's square clears all values in one cheap pass; NaN fails it, too.
         if not float(torch.dot(flat, flat)) < SAFE_SQUARES[target.dtype]:
             self._refuse(step, target, weight, start)
-        dtype = getattr(torch, str(DTYPES[target.dtype].torch))
+        dtype = _torch_dtype(target.dtype)
         if self.device.type == "cpu" and dtype is self.dtype and weight.is_contiguous():
             rounded = flat
         else:
@@ -296,13 +294,7 @@ class Executor:
             if self._stream is not None:
                 self._stream.synchronize()
         computed = time.perf_counter()
-        width = DTYPES[target.dtype].bits // 8
-        columns = weight.shape[1]
-        self._write(
-            target.file,
-            target.offset + start * columns * width,
-            _view(rounded),
-        )
+        self._write(target.file, target.offset + start * weight.shape[1] * dtype.itemsize, _view(rounded))
         self.seconds["compute"] += computed - began
         self.seconds["write"] += time.perf_counter() - computed
 
@@ -367,14 +359,16 @@ def work(executor: Executor, steps: Iterator[Bake], progress: Callable[[int], No
                 return
 
 
+def _torch_dtype(name: str) -> torch.dtype:
+    found = getattr(torch, str(DTYPES[name].torch))
+    assert isinstance(found, torch.dtype)
+    return found
+
+
 def _view(tensor: torch.Tensor) -> memoryview:
     """Show a contiguous CPU tensor's bytes."""
     return memoryview(tensor.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
-def _shapes(patch: Patch) -> Mapping[str, tuple[int, ...]]:
-    return {slot: info.shape for slot, info in patch.tensors.items()}
-
-
 def _magnitude(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    return next(tensors[slot] for slot in DORA_SLOTS if slot in tensors)
+    return next(tensors[slot] for slot in dora.SLOTS if slot in tensors)

@@ -10,8 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from lorabake.adapters import kinds_of
-from lorabake.adapters.dora import SLOTS as DORA_SLOTS
+from lorabake.adapters import dora, kinds_of
 from lorabake.architectures import architectures
 from lorabake.architectures.generic import GENERIC
 from lorabake.keymap.peft import PeftConfig
@@ -83,7 +82,7 @@ def _describe_lora(checkpoint: Checkpoint, tensors: LoraTensors, config: PeftCon
     tables = [component for each in architectures() if each is not GENERIC for component in each.components]
     for module in tensors.modules.values():
         for kind in kinds_of(frozenset(module.slots)):
-            title = "DoRA" if module.slots.keys() & set(DORA_SLOTS) else kind.title
+            title = "DoRA" if dora.is_in(module.slots) else kind.title
             kinds["LoRA with a Tucker core" if "mid" in module.slots else title] += 1
         if "down" in module.slots and module.slots["down"].shape:
             ranks[module.slots["down"].shape[0]] += 1

@@ -11,15 +11,13 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from math import prod
 
-from lorabake.adapters import kinds_of
-from lorabake.adapters.dora import SLOTS as DORA_SLOTS
-from lorabake.adapters.dora import axis
+from lorabake.adapters import dora, kinds_of
 from lorabake.adapters.kind import Kind, matrix
 from lorabake.architectures import architectures
 from lorabake.errors import MatchError
 from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.spelling import INDEXED, LoraModule, components_named, flatten, pattern_of, spell_all
-from lorabake.keymap.table import KeyMap, Module
+from lorabake.keymap.table import Architecture, KeyMap, Module
 from lorabake.keymap.view import Region, View
 from lorabake.resolve import GENERIC, LoraSource, family_of
 from lorabake.tensors.safetensors import TensorInfo
@@ -42,6 +40,16 @@ class Patch:
     view: View
     strength: float
     scale: float | None
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each slot's tensor."""
+        return {slot: info.shape for slot, info in self.tensors.items()}
+
+    @property
+    def has_dora(self) -> bool:
+        """Tell whether a magnitude sets the lengths of the result."""
+        return dora.is_in(self.tensors)
 
 
 @dataclass(slots=True)
@@ -105,8 +113,9 @@ class Matcher:
 class _Match:
     def __init__(self, matcher: Matcher, index: int, lora: LoraSource) -> None:
         self.matcher, self.key_map, self.index, self.lora = matcher, matcher.key_map, index, lora
-        family = family_of(lora.tensors)
-        self.ledger = Ledger(lora.name, len(lora.checkpoint.tensors), family[0].title if family else None)
+        self.family = family_of(lora.tensors)
+        title = self.family[0].title if self.family else None
+        self.ledger = Ledger(lora.name, len(lora.checkpoint.tensors), title)
         self.faults = _Faults()
         self.patches: list[Patch] = []
         self.taken: dict[str, list[tuple[int, int, str]]] = {}
@@ -226,7 +235,7 @@ class _Match:
             why = "the base uses this embedding as its output head, too; one tensor cannot be changed for one use"
             self.faults.strange.append((module.name, why))
             return
-        shapes = {slot: info.shape for slot, info in module.slots.items()}
+        shapes = module.shapes
         fitting = [each for each in found if self._fault(kinds, shapes, each) is None]
         if len(fitting) > 1:
             names = ", ".join(each.component for each in fitting)
@@ -265,8 +274,9 @@ class _Match:
             if view is None:
                 return f"the base's module has no {kind.parameter}"
             fault = kind.fault(shapes, view.shape)
-            if fault is None and any(slot in shapes for slot in DORA_SLOTS) and kind.parameter == "weight":
-                fault = None if axis(shapes, view.shape) else "its DoRA magnitude has neither rows nor columns of it"
+            has_dora = dora.is_in(shapes) and kind.parameter == "weight"
+            if fault is None and has_dora and dora.axis(shapes, view.shape) is None:
+                fault = "its DoRA magnitude has neither rows nor columns of it"
             if fault is not None:
                 size = " × ".join(map(str, view.shape))
                 return f"{fault}; the base's {kind.parameter} is {size}{_cause(shapes, view)}"
@@ -285,16 +295,17 @@ class _Match:
             view = self._view(target, kind)
             assert view is not None
             slots = {slot: info for slot, info in module.slots.items() if slot in kind.required | kind.optional}
-            if kind.rank({slot: info.shape for slot, info in slots.items()}) == 0:
+            rank = kind.rank(module.shapes)
+            if rank == 0:
                 self.ledger.excluded["rank 0: no effect"] += len(module.slots)
                 return
             for region in view.regions:
                 self._take(region, module.name)
             scale = config.scale_of(path) if config and "alpha" not in slots else None
             self.patches.append(Patch(self.index, module.name, kind, slots, view, strength, scale))
-            self.ledger.kinds["DoRA" if slots.keys() & set(DORA_SLOTS) else kind.title] += 1
+            self.ledger.kinds["DoRA" if dora.is_in(slots) else kind.title] += 1
             if kind.low_rank and kind.parameter == "weight":
-                self.ledger.ranks[kind.rank({slot: info.shape for slot, info in slots.items()})] += 1
+                self.ledger.ranks[rank] += 1
         self.ledger.applied += len(module.slots)
         self.ledger.modules[target.component] += 1
 
@@ -330,12 +341,7 @@ class _Match:
                 fits = all(
                     target is not None
                     and modules[i].slots.keys() == {"up", "down"}
-                    and self._fault(
-                        kinds_of(frozenset(modules[i].slots)),
-                        {slot: info.shape for slot, info in modules[i].slots.items()},
-                        target,
-                    )
-                    is None
+                    and self._fault(kinds_of(frozenset(modules[i].slots)), modules[i].shapes, target) is None
                     for i, target in enumerate(targets)
                 )
                 if fits:
@@ -356,13 +362,12 @@ class _Match:
         straight = turned = 0
         for module in self.lora.tensors.modules.values():
             kinds = kinds_of(frozenset(module.slots))
-            shapes = {slot: info.shape for slot, info in module.slots.items()}
             for target in self.matcher.spelled.get(module.name, [])[:1]:
                 view = target.views.get("weight")
                 if view and kinds and kinds[0].low_rank and len(view.shape) == 2:
                     rows, columns = view.shape
-                    straight += kinds[0].fault(shapes, (rows, columns)) is None and rows != columns
-                    turned += kinds[0].fault(shapes, (columns, rows)) is None and rows != columns
+                    straight += kinds[0].fault(module.shapes, (rows, columns)) is None and rows != columns
+                    turned += kinds[0].fault(module.shapes, (columns, rows)) is None and rows != columns
         if not straight and not turned:
             raise MatchError(
                 f"LoRA {self.lora.name!r}: fan_in_fan_out is set and every weight is square\n"
@@ -376,12 +381,8 @@ class _Match:
         )
         if embedding:
             if not self._excluded_by_component(info.key, 1, "embeddings"):
-                self.faults.strange.append(
-                    (
-                        info.key,
-                        "a learned embedding: no checkpoint can hold it; leave it out by naming components",
-                    )
-                )
+                why = "a learned embedding: no checkpoint can hold it; leave it out by naming components"
+                self.faults.strange.append((info.key, why))
         elif not self._excluded_by_component(info.key, 1):
             self.faults.strange.append((info.key, "no known form"))
 
@@ -393,15 +394,15 @@ class _Match:
     # -- errors --------------------------------------------------------------------------------------
 
     def _complaint(self) -> str:
-        family = family_of(self.lora.tensors)
-        base = self.key_map.architecture
         name = self.lora.name
         placeless = {*self.faults.unmatched, *(module for module, _ in self.faults.misfits)}
-        foreign = family is not None and family[0].name != base.name and family[1] in placeless
-        if foreign and family is not None and not self._base_has_marks(family[0].name):
-            seen = self.lora.tensors.modules[family[1]]
-            shape = f" {seen.slots['down'].shape}" if "down" in seen.slots else ""
-            return f"LoRA {name!r} is for {family[0].title} (by {family[1]}{shape}); the base is {self._base_words()}"
+        if self.family is not None:
+            family, module = self.family
+            foreign = family is not self.key_map.architecture and module in placeless
+            if foreign and not self._base_has_marks(family):
+                down = self.lora.tensors.modules[module].shapes.get("down")
+                shape = f" {down}" if down else ""
+                return f"LoRA {name!r} is for {family.title} (by {module}{shape}); the base is {self._base_words()}"
         lines = []
         if self.faults.unmatched:
             lines += self._group("no such module on the base", [(each, "") for each in self.faults.unmatched])
@@ -420,13 +421,12 @@ class _Match:
         first = f"LoRA {name!r}: {total} of {of} modules have no place on the base ({self._base_words()})"
         return "\n".join([first, *lines])
 
-    def _base_has_marks(self, family: str) -> bool:
+    def _base_has_marks(self, family: Architecture) -> bool:
         """Tell whether the base, though without a table, has this family's own module names."""
         if self.key_map.architecture.name != GENERIC:
             return False
-        marked = next(each for each in architectures() if each.name == family)
         flat = {flatten(key) for key in self.key_map.tensors}
-        return any(mark.fragment in key for mark in marked.marks for key in flat)
+        return any(mark.fragment in key for mark in family.marks for key in flat)
 
     def _base_words(self) -> str:
         base = self.key_map.architecture
@@ -456,7 +456,7 @@ def _config_fault(config: PeftConfig, path: str, shapes: Mapping[str, tuple[int,
         return None
     if shapes["down"][0] != config.rank_of(path):
         return f"its rank is {shapes['down'][0]}, and adapter_config says {config.rank_of(path)}"
-    if config.dora and not shapes.keys() & set(DORA_SLOTS):
+    if config.dora and not dora.is_in(shapes):
         return "adapter_config says use_dora, and there is no magnitude"
     return None
 

@@ -9,21 +9,20 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path, PurePosixPath
 
 from lorabake import provenance
-from lorabake.adapters.dora import SLOTS as DORA_SLOTS
-from lorabake.adapters.dora import axis
+from lorabake.adapters import dora
 from lorabake.adapters.kind import matrix
 from lorabake.errors import FileError, MatchError, RecipeError, TargetError
 from lorabake.matching import Ledger, Matcher, Patch
 from lorabake.recipe import Recipe
 from lorabake.resolve import GENERIC, Sources, resolve, tied_embedding
-from lorabake.tensors.checkpoint import Checkpoint, Part
+from lorabake.tensors.checkpoint import Checkpoint, Part, read_object
 from lorabake.tensors.dtypes import DTYPES, FLOAT_NAMES, nbytes
-from lorabake.tensors.safetensors import TensorInfo, encode_header, parse_object
+from lorabake.tensors.safetensors import TensorInfo, encode_header
 
 BLOCK = 4096
 """Bytes: untouched ranges keep the base's place relative to such blocks, so that they can be reflinked."""
@@ -186,11 +185,18 @@ def plan(recipe: Recipe, output: str | Path | None = None) -> Plan:
 
 def needs_whole(patch: Patch) -> bool:
     """Tell whether a patch's effect on one row depends on other rows of the base tensor."""
-    shapes = {slot: info.shape for slot, info in patch.tensors.items()}
-    has_dora = any(slot in shapes for slot in DORA_SLOTS)
     if patch.view.transpose:
-        return has_dora or not patch.kind.low_rank
-    return has_dora and axis(shapes, patch.view.shape) == "column"
+        return patch.has_dora or not patch.kind.low_rank
+    return patch.has_dora and dora.axis(patch.shapes, patch.view.shape) == "column"
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """Collect the tensors of one file to be, below the part of the base that it comes from."""
+
+    name: str
+    part: Part
+    targets: tuple[Target, ...]
 
 
 class _Planner:
@@ -203,15 +209,13 @@ class _Planner:
         self._check_dtypes()
         patches, ledgers = self._match()
         vae = self._replace_vae()
-        targets = [
-            self._targets(name, part, infos, index) for index, (name, part, infos) in enumerate(self._files(vae))
-        ]
-        touched = {region.key: [] for patch in patches for region in patch.view.regions}  # type: dict[str, list[Patch]]
+        drafts = list(self._drafts(vae))
+        touched: dict[str, list[Patch]] = {}
         for patch in patches:
             for key in patch.view.keys:
-                touched[key].append(patch)
+                touched.setdefault(key, []).append(patch)
         groups = _group(patches)
-        by_key = {target.key: target for _, _, file in targets for target in file}
+        by_key = {target.key: target for draft in drafts for target in draft.targets}
         bakes = []
         for target in by_key.values():
             group = groups.get(target.key, (target.key,))
@@ -222,22 +226,20 @@ class _Planner:
             elif target.key not in touched and target.dtype != target.source.dtype:
                 bakes.append(Bake((target,), ()))
         baked = {target.key for bake in bakes for target in bake.targets}
-        copies = tuple(_copies(file for _, _, each in targets for file in each if file.key not in baked))
+        copies = tuple(_copies(target for target in by_key.values() if target.key not in baked))
         self._note()
-        digests, files = self._describe(targets)
-        is_folder = self._is_folder
-        texts = self._indexes(files, targets) | self._configs(targets) if is_folder else {}
+        digests, files = self._describe(drafts)
         return Plan(
-            self.sources,
-            self.path,
-            is_folder,
-            files,
-            texts,
-            copies,
-            tuple(bakes),
-            tuple(ledgers),
-            digests,
-            tuple(self.notes),
+            sources=self.sources,
+            path=self.path,
+            is_folder=self._is_folder,
+            files=files,
+            texts=self._indexes(drafts) | self._configs(drafts) if self._is_folder else {},
+            copies=copies,
+            bakes=tuple(bakes),
+            ledgers=tuple(ledgers),
+            digests=digests,
+            notes=tuple(self.notes),
         )
 
     # -- the output's form ----------------------------------------------------------------------------
@@ -256,7 +258,7 @@ class _Planner:
             target = self.path.resolve(strict=False)
         except (OSError, RuntimeError) as error:
             raise TargetError(f"{self.path}: cannot follow this path: {error}") from None
-        for checkpoint in self._inputs():
+        for checkpoint, _ in self.sources.inputs:
             paths = [checkpoint.path, *(header.path for part in checkpoint.parts for header in part.files)]
             for path in paths:
                 real = path.resolve()
@@ -275,12 +277,6 @@ class _Planner:
                     f"output.dtype names the component {name!r}, and the base has none\n"
                     f"The base has: {', '.join(placed) or 'no component of a known name'}"
                 )
-
-    def _inputs(self) -> Iterator[Checkpoint]:
-        yield self.sources.base
-        yield from (lora.checkpoint for lora in self.sources.loras)
-        if self.sources.vae is not None:
-            yield self.sources.vae
 
     # -- what happens to each tensor -------------------------------------------------------------------
 
@@ -364,24 +360,21 @@ class _Planner:
 
     # -- files -----------------------------------------------------------------------------------------
 
-    def _files(
-        self, vae: Mapping[str, TensorInfo]
-    ) -> Iterator[tuple[str, Part, list[tuple[TensorInfo, TensorInfo]]]]:
-        """Yield (name, part, tensors in data order as (base's, the one whose bytes serve))."""
-        limit = self.recipe.output.shard_size
-        for part in self.sources.base.parts:
+    def _drafts(self, vae: Mapping[str, TensorInfo]) -> Iterator[_Draft]:
+        """Lay the tensors of the base out in files, each in the order of its data; `vae` says whose bytes serve."""
+        limit, base = self.recipe.output.shard_size, self.sources.base
+        number = 0
+        for part in base.parts:
             shards = [
-                (
-                    _file_name(self.sources.base, part, i),
-                    sorted(header.tensors.values(), key=lambda t: (t.start, t.stop)),
-                )
-                for i, header in enumerate(part.files)
+                (_file_name(base, part, index), sorted(header.tensors.values(), key=lambda t: (t.start, t.stop)))
+                for index, header in enumerate(part.files)
             ]
             if limit is not None:
                 shards = list(self._reshard(part, [info for _, infos in shards for info in infos], limit))
             for name, infos in shards:
                 place = f"{part.folder}/{name}" if part.folder else name
-                yield place, part, [(info, vae.get(info.key, info)) for info in infos]
+                yield _Draft(place, part, tuple(self._targets(infos, vae, number)))
+                number += 1
 
     def _reshard(self, part: Part, infos: list[TensorInfo], limit: int) -> Iterator[tuple[str, list[TensorInfo]]]:
         shards: list[list[TensorInfo]] = [[]]
@@ -398,24 +391,15 @@ class _Planner:
             suffix = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
             yield f"{stem}{suffix}.safetensors", shard
 
-    def _targets(
-        self, name: str, part: Part, infos: list[tuple[TensorInfo, TensorInfo]], file: int
-    ) -> tuple[str, Part, list[Target]]:
-        targets = []
+    def _targets(self, infos: list[TensorInfo], vae: Mapping[str, TensorInfo], file: int) -> Iterator[Target]:
         offset = 0
-        for base, source in infos:
-            dtype = self._dtype(base.key, base)
-            found = TensorInfo(
-                base.key, base.name, source.dtype, source.shape, source.file, source.start, source.stop
-            )
-            target = Target(base.key, found, dtype, base.shape, file, offset)
+        for base in infos:
+            source = replace(vae.get(base.key, base), key=base.key, name=base.name)
+            target = Target(base.key, source, self._dtype(base.key, base), base.shape, file, offset)
             offset += target.nbytes
-            targets.append(target)
-        return name, part, targets
+            yield target
 
-    def _describe(
-        self, targets: list[tuple[str, Part, list[Target]]]
-    ) -> tuple[dict[str, Path], tuple[OutputFile, ...]]:
+    def _describe(self, drafts: list[_Draft]) -> tuple[dict[str, Path], tuple[OutputFile, ...]]:
         """Compose each file's metadata, with a distinct placeholder for every digest still to be taken."""
         recipe, sources = self.recipe, self.sources
         pending: dict[str, Path] = {}
@@ -440,57 +424,53 @@ class _Planner:
             inputs["vae"] = provenance.describe(sources.vae, recipe.vae.portable_path, vae)
         base_headers = {header.path: header for part in sources.base.parts for header in part.files}
         files = []
-        for name, _, file in targets:
-            first = base_headers[sources.base.tensors[file[0].key].file] if file else None
+        for draft in drafts:
+            names = tuple(target.source.name for target in draft.targets)
+            first = base_headers[sources.base.tensors[draft.targets[0].key].file] if draft.targets else None
             own = (first or next(iter(base_headers.values()))).metadata
             text = provenance.metadata(own, recipe.normal_json(), inputs, hashed=recipe.output.hash)
             phase = first.data_start % BLOCK if first else 0
             aligned = first is not None and phase % 8 == 0
-            keys = {target.source.name for target in file}
-            order = (
-                tuple(key for key in (info.name for info in first.tensors.values()) if key in keys)
-                if first is not None and len(first.tensors) == len(file)
-                else tuple(target.source.name for target in file)
+            keeps = first is not None and {info.name for info in first.tensors.values()} == set(names)
+            order = tuple(info.name for info in first.tensors.values()) if first and keeps else names
+            name = draft.name if self._is_folder else self.path.name
+            files.append(
+                OutputFile(name, draft.targets, order, text, phase if aligned else 0, BLOCK if aligned else 1)
             )
-            name = name if self._is_folder else self.path.name
-            files.append(OutputFile(name, tuple(file), order, text, phase if aligned else 0, BLOCK if aligned else 1))
         return pending, tuple(files)
 
-    def _indexes(
-        self, files: tuple[OutputFile, ...], targets: list[tuple[str, Part, list[Target]]]
-    ) -> dict[str, str]:
+    def _indexes(self, drafts: list[_Draft]) -> dict[str, str]:
         """Write the index of every part that has several files, or had an index."""
         texts = {}
         for part in self.sources.base.parts:
-            own = [file for file, (_, each, _) in zip(files, targets, strict=True) if each is part]
+            own = [draft for draft in drafts if draft.part is part]
             if len(own) < 2 and (part.index is None or self.recipe.output.shard_size is not None):
                 continue
             name = part.index or _index_name(_stem(part))
             weight_map = {
-                target.source.name: PurePosixPath(file.name).name for file in own for target in file.targets
+                target.source.name: PurePosixPath(draft.name).name for draft in own for target in draft.targets
             }
             index = {
-                "metadata": {"total_size": sum(file.data_size for file in own)},
+                "metadata": {"total_size": sum(target.nbytes for draft in own for target in draft.targets)},
                 "weight_map": dict(sorted(weight_map.items())),
             }
             texts[f"{part.folder}/{name}" if part.folder else name] = json.dumps(index, indent=2) + "\n"
         return texts
 
-    def _configs(self, targets: list[tuple[str, Part, list[Target]]]) -> dict[str, str]:
+    def _configs(self, drafts: list[_Draft]) -> dict[str, str]:
         """Rewrite the dtype in the config.json of every part whose networks were cast to one dtype."""
         words = {name: word for word, name in FLOAT_NAMES.items()}
         texts = {}
         for part in self.sources.base.parts:
             place = PurePosixPath(part.folder, "config.json")
-            floats = {
-                target.dtype for _, each, file in targets if each is part for target in file if target.dtype in words
-            }
+            cast = {target.dtype for draft in drafts if draft.part is part for target in draft.targets}
+            floats = cast & words.keys()
             if self.recipe.output.dtype == "keep" or len(floats) != 1:
                 continue
             if Path(place) not in self.sources.base.side_files:
                 continue
-            config = parse_object((self.sources.base.path / place).read_bytes())
-            stale = {name: words[floats.copy().pop()] for name in ("torch_dtype", "dtype") if name in config}
+            config = read_object(self.sources.base.path / place)
+            stale = {name: words[min(floats)] for name in ("torch_dtype", "dtype") if name in config}
             if stale:
                 texts[str(place)] = json.dumps(config | stale, indent=2, ensure_ascii=False) + "\n"
         return texts

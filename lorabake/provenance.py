@@ -12,13 +12,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lorabake import __version__
-from lorabake.tensors.checkpoint import Checkpoint
+from lorabake.tensors.checkpoint import PICKLE_SUFFIXES, Checkpoint
 from lorabake.tensors.safetensors import Header
 
 PLACEHOLDER = "0" * 64
 DATA_HASHES = ("modelspec.hash_sha256", "sshs_model_hash")
 LEGACY_HASH = "sshs_legacy_hash"  # AUTOMATIC1111's: SHA-256 of 64 KiB at 1 MiB, the first eight digits
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 LEGACY_START, LEGACY_BYTES = 0x100000, 0x10000
 
 
@@ -31,7 +30,7 @@ def origins(checkpoint: Checkpoint) -> Iterator[tuple[Header, Path]]:
                 given = checkpoint.path
             elif checkpoint.path not in given.parents:
                 folder = checkpoint.path / part.folder
-                given = next(path for path in folder.glob(f"{given.stem}.*") if path.suffix in PICKLES)
+                given = next(path for path in folder.glob(f"{given.stem}.*") if path.suffix in PICKLE_SUFFIXES)
             yield header, given
 
 

@@ -14,9 +14,9 @@ from lorabake.errors import FileError, MatchError
 from lorabake.keymap.peft import PeftConfig, from_metadata
 from lorabake.keymap.spelling import INDEXED, PEFT_ROOT, LoraTensors, flatten, sort_tensors
 from lorabake.keymap.table import Architecture, KeyMap, find
-from lorabake.recipe import Lora, Recipe
-from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, open_lora
-from lorabake.tensors.safetensors import TensorInfo, parse_object
+from lorabake.recipe import Lora, Recipe, Source
+from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, open_lora, read_object
+from lorabake.tensors.safetensors import TensorInfo
 
 GENERIC = "generic"
 VAE_ONLY = Architecture(name="vae", title="VAE", components=(VAE,))
@@ -55,6 +55,15 @@ class Sources:
     loras: tuple[LoraSource, ...]
     vae: Checkpoint | None
     vae_map: KeyMap | None
+
+    @property
+    def inputs(self) -> tuple[tuple[Checkpoint, Source], ...]:
+        """List every input, and what the recipe says of it."""
+        found: list[tuple[Checkpoint, Source]] = [(self.base, self.recipe.base)]
+        found += [(lora.checkpoint, lora.entry) for lora in self.loras]
+        if self.vae is not None and self.recipe.vae is not None:
+            found.append((self.vae, self.recipe.vae))
+        return tuple(found)
 
 
 def resolve(recipe: Recipe) -> Sources:
@@ -104,10 +113,7 @@ def tied_embedding(base: Checkpoint, key_map: KeyMap) -> str | None:
     config = (base.path if base.is_folder else base.path.parent) / "config.json"
     if not config.is_file():
         return None
-    try:
-        classes = parse_object(config.read_bytes()).get("architectures")
-    except ValueError as error:
-        raise FileError(f"{config}: is {error}") from None
+    classes = read_object(config).get("architectures")
     with_head = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM")
     if not isinstance(classes, list) or not any(str(each).endswith(with_head) for each in classes):
         return None

@@ -22,7 +22,7 @@ from typing import Self
 from lorabake import provenance
 from lorabake.errors import FileError, LorabakeError, SurroundingsError, TargetError
 from lorabake.planning import Copy, Plan
-from lorabake.tensors.safetensors import read_header
+from lorabake.tensors.safetensors import fingerprint, read_header
 
 CHUNK = 4 << 20
 NO_RANGE_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
@@ -32,13 +32,10 @@ class Inputs:
     """Hold every input file open, and notice when one changes while it is read."""
 
     def __init__(self, plan: Plan) -> None:
-        sources = plan.sources
-        checkpoints = [sources.base, *(lora.checkpoint for lora in sources.loras)]
-        checkpoints += [sources.vae] if sources.vae is not None else []
         self._fds: dict[Path, int] = {}
         self._seen: dict[Path, tuple[int, ...]] = {}
         try:
-            for checkpoint in checkpoints:
+            for checkpoint, _ in plan.sources.inputs:
                 for part in checkpoint.parts:
                     for header in part.files:
                         self._open(header.path)
@@ -59,7 +56,7 @@ class Inputs:
         except OSError as error:
             raise FileError(f"{path}: cannot read it any more: {error.strerror}") from None
         self._fds[path] = fd
-        self._seen[path] = _identity(os.fstat(fd))
+        self._seen[path] = fingerprint(fd)
 
     def fd(self, path: Path) -> int:
         """Return the open descriptor of an input."""
@@ -88,10 +85,10 @@ class Inputs:
         """Raise FileError if any input is not what it was when it was opened."""
         for path, fd in self._fds.items():
             try:
-                now = _identity(os.fstat(fd)), _identity(os.stat(path))
-            except OSError:
-                now = ((), ())
-            if now != (self._seen[path], self._seen[path]):
+                same = fingerprint(fd) == fingerprint(path) == self._seen[path]
+            except FileError:
+                same = False
+            if not same:
                 raise FileError(f"{path}: changed while it was read; nothing was written\nRun the bake again.")
 
     def close(self) -> None:
@@ -99,10 +96,6 @@ class Inputs:
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()
-
-
-def _identity(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class Output:
@@ -113,6 +106,7 @@ class Output:
         self.path = plan.path
         self.partial = self.path.with_name(self.path.name + ".partial")
         self.headers = [file.header() for file in plan.files]
+        self.size = sum(len(header) + file.data_size for header, file in zip(self.headers, plan.files, strict=True))
         self.finished = [Finished() for _ in plan.files]
         self._turns = [threading.Lock() for _ in plan.files]
         self._overwrite = overwrite
@@ -125,9 +119,9 @@ class Output:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._check_target()
             free = shutil.disk_usage(self.path.parent).free
-            if free < self.plan.size:
+            if free < self.size:
                 raise SurroundingsError(
-                    f"{self.path.parent}: {_size(free)} free, and the bake needs {_size(self.plan.size)}"
+                    f"{self.path.parent}: {_size(free)} free, and the bake needs {_size(self.size)}"
                 )
             self._lock = _lock(self.partial, is_folder=self.plan.is_folder)
             self._create()

@@ -8,6 +8,7 @@ It wraps whatever kind it sits on, so it is no kind of its own.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 
 SLOTS = ("magnitude", "dora_scale")
 Axis = Literal["row", "column"]
+
+
+def is_in(slots: Iterable[str]) -> bool:
+    """Tell whether a module's slots hold a magnitude."""
+    return any(slot in SLOTS for slot in slots)
 
 
 def axis(shapes: Shapes, weight: tuple[int, ...]) -> Axis | None:

@@ -91,6 +91,11 @@ class LoraModule:
     name: str
     slots: Mapping[str, TensorInfo]
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each slot's tensor."""
+        return {slot: info.shape for slot, info in self.slots.items()}
+
 
 @dataclass(frozen=True, slots=True)
 class LoraTensors:

@@ -16,8 +16,8 @@ from lorabake.errors import FileError
 from lorabake.tensors import pickles
 from lorabake.tensors.safetensors import Header, TensorInfo, parse_object, read_header, some, why
 
-_PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
-_WEIGHT_SUFFIXES = _PICKLE_SUFFIXES | {
+PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
+_WEIGHT_SUFFIXES = PICKLE_SUFFIXES | {
     ".safetensors", ".msgpack", ".h5", ".onnx", ".onnx_data", ".gguf", ".tflite", ".ot"
 }  # fmt: skip
 
@@ -112,13 +112,13 @@ def open_lora(path: Path) -> tuple[Checkpoint, dict[str, object] | None]:
     if not os.path.isdir(path):
         config = path.with_name("adapter_config.json")
         has_config = path.stem == "adapter_model" and os.path.exists(config)
-        return open_checkpoint(path), _read_object(config) if has_config else None
+        return open_checkpoint(path), read_object(config) if has_config else None
     config = path / "adapter_config.json"
     adapters = [path / name for name in ("adapter_model.safetensors", "adapter_model.bin")]
     found = next((adapter for adapter in adapters if os.path.exists(adapter)), None)
     if found is not None:
         checkpoint = _checkpoint(path, [_part(found, "")], ())
-        return checkpoint, _read_object(config) if os.path.exists(config) else None
+        return checkpoint, read_object(config) if os.path.exists(config) else None
     if os.path.exists(config):
         raise FileError(f"{path}: has adapter_config.json, but neither adapter_model.safetensors nor .bin")
     inner = sorted(p.parent.name for p in path.glob("*/adapter_config.json"))
@@ -152,7 +152,7 @@ def _checkpoint(path: Path, parts: list[Part], side_files: tuple[Path, ...]) -> 
 
 def _components(pipeline: Path) -> list[Path]:
     """List the folders that model_index.json names: `"unet": ["diffusers", "UNet2DConditionModel"]`."""
-    named = [name for name, value in _read_object(pipeline).items() if isinstance(value, list)]
+    named = [name for name, value in read_object(pipeline).items() if isinstance(value, list)]
     return [folder for folder in _folders(pipeline.parent) if folder.name in named]
 
 
@@ -243,7 +243,7 @@ def _part(path: Path, folder: str) -> Part:
 
 def _read_file(path: Path) -> Header:
     is_pickle = False
-    if path.suffix.lower() in _PICKLE_SUFFIXES and os.path.isfile(path):
+    if path.suffix.lower() in PICKLE_SUFFIXES and os.path.isfile(path):
         with suppress(OSError), path.open("rb") as file:  # read_header words the fault
             is_pickle = file.read(4).startswith(pickles.MAGICS)
     return pickles.open_pickle(path) if is_pickle else read_header(path)
@@ -277,7 +277,7 @@ def _read_shards(index: Path) -> list[Header]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     """Return which shard an index says each tensor is in."""
-    weight_map = _read_object(index).get("weight_map")
+    weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FileError(f"{index}: has no weight_map")
     for name in weight_map.values():
@@ -286,7 +286,8 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _read_object(path: Path) -> dict[str, object]:
+def read_object(path: Path) -> dict[str, object]:
+    """Read a file that holds a JSON object, such as a config.json; raise FileError where it doesn't."""
     try:
         return parse_object(path.read_bytes())
     except OSError as error:

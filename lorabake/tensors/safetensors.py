@@ -133,13 +133,13 @@ def parse_object(raw: bytes) -> dict[str, object]:
     return value
 
 
-def fingerprint(path: Path) -> tuple[int, int, int, int]:
+def fingerprint(path: Path | int) -> tuple[int, int, int, int]:
     """Return what changes when a file is replaced or written: device, inode, size, time of change (ns).
 
-    Raise FileError where the file can't be reached.
+    `path` may be an open descriptor. Raise FileError where the file can't be reached.
     """
     try:
-        status = path.stat()
+        status = os.stat(path)
     except (OSError, ValueError) as error:
         raise FileError(f"{path}: {why(error)}") from None
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
