@@ -339,7 +339,9 @@ def choose_device(name: str | None, *, float64: bool, warn: Callable[[str], None
         if device.type == "mps" and float64:
             warn("mps cannot compute in float64; computed on the CPU")
             return torch.device("cpu")
-        torch.ones(1, device=device).add_(1).cpu()
+        _call_first(device, torch.float32)
+        if device.type != "mps":
+            _call_first(device, torch.float64)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = str(error).splitlines()[0]
         raise SurroundingsError(f"device {name!r} cannot be used: {first}\nTry --device cpu.") from None
@@ -347,6 +349,20 @@ def choose_device(name: str | None, *, float64: bool, warn: Callable[[str], None
         raise SurroundingsError("device 'meta' holds no values\nTry --device cpu.")
     torch.backends.cuda.matmul.allow_tf32 = False
     return device
+
+
+def _call_first(device: torch.device, dtype: torch.dtype) -> None:
+    """Call what the workers will call, once, while there is one thread.
+
+    When two threads make MKL's first calls at the same moment, one of them may compute with a precision below
+    float32 (seen with torch 2.13 on a processor with AMX, in one fresh process of a hundred).
+    """
+    for size in (8, 256):
+        square = torch.ones(size, size, dtype=dtype, device=device)
+        square.addmm_(square, square).addmm_(square[:, :1], square[:1]).addmm_(square, square.T)
+        square[:, :1].addmm_(square[:, :1], square[:1, :1])  # a bias
+        (square @ square.expand(3, size, size)).sum()  # a Tucker core
+        torch.dot(square[0], square[0]).cpu()
 
 
 def work(executor: Executor, steps: Iterator[Bake], progress: Callable[[int], None], stop: threading.Event) -> None:
