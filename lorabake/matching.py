@@ -121,6 +121,7 @@ class _Match:
         self.taken: dict[str, list[tuple[int, int, str]]] = {}
         self.globs_used: set[str] = set()
         self.blocks = lora.entry.blocks
+        self.unlisted = f"not in components: [{', '.join(lora.entry.components or ())}]"
         self.turned = False
 
     def run(self) -> tuple[list[Patch], Ledger]:
@@ -138,8 +139,10 @@ class _Match:
         if self.faults:
             raise MatchError(self._complaint())
         self._check_globs()
-        if not self.patches and not self.ledger.excluded:
+        if not self.ledger.tensors:
             raise MatchError(f"LoRA {self.lora.name!r}: has no tensors, so there is nothing to bake")
+        if self.ledger.excluded[self.unlisted] == self.ledger.tensors:
+            raise MatchError(f"LoRA {self.lora.name!r}: all of its tensors are {self.unlisted}")
         assert self.ledger.is_balanced, self.ledger
         self._note_missing_alpha()
         return self.patches, self.ledger
@@ -178,7 +181,7 @@ class _Match:
         named = {component} if component else self._components_named(key)
         if not named or named & set(listed):
             return False
-        self.ledger.excluded[f"not in components: [{', '.join(listed)}]"] += tensors
+        self.ledger.excluded[self.unlisted] += tensors
         return True
 
     def _components_named(self, key: str) -> set[str]:
@@ -243,12 +246,10 @@ class _Match:
                 f"LoRA {self.lora.name!r}: {module.name} fits {names}\n"
                 f"Say which with components: [{fitting[0].component}]"
             )
-        strengths = {
-            each.component: self._strength(each.component, next(iter(each.views.values()))) for each in found
-        }
         target = (fitting or found)[0]
-        if strengths[target.component][0] == 0:
-            self.ledger.excluded[strengths[target.component][1]] += size
+        strength, reason = self._strength(target.component, next(iter(target.views.values())))
+        if strength == 0:
+            self.ledger.excluded[reason] += size
             return
         if not fitting:
             self.faults.misfits.append((module.name, self._fault(kinds, shapes, target) or ""))
@@ -256,7 +257,7 @@ class _Match:
         if config and (fault := _config_fault(config, path, shapes)):
             self.faults.misfits.append((module.name, fault))
             return
-        self._apply(module, kinds, target, strengths[target.component][0], config, path)
+        self._apply(module, kinds, target, strength, config, path)
 
     def _view(self, target: Module, kind: Kind) -> View | None:
         view = target.views.get(kind.parameter)

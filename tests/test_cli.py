@@ -112,6 +112,13 @@ def test_a_report_that_cannot_be_written(cli: Cli, folder: Path) -> None:
     assert (folder / "out.safetensors").exists()
 
 
+@pytest.mark.parametrize("place", ["out.safetensors", "base.safetensors", "lora.safetensors", "recipe.yaml"])
+def test_a_report_takes_the_place_of_nothing(cli: Cli, folder: Path, place: str) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    refused(cli("bake", "recipe.yaml", "--quiet", "--report", f"./{place}"), place, "choose another file")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_output_and_overwrite(cli: Cli, folder: Path) -> None:
     assert cli("bake", "recipe.yaml", "-o", "other.safetensors").code == 0
     assert not (folder / "out.safetensors").exists()

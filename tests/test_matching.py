@@ -279,6 +279,18 @@ def test_a_component_that_strength_forgets_is_named() -> None:
     assert strengths(TE | Q, strength={"unet": 0.5}, components=("unet",)) == [0.5]
 
 
+def test_strength_may_be_silent_of_a_component_that_the_lora_does_not_fit() -> None:
+    tensors = load_table("real_sd_lora_anime_style_adapter_model")  # named alike in both of SDXL's encoders
+    patches, _ = matcher("full_sdxl_singlefile_2515").match(0, source(tensors, strength={"text_encoder": 0.5}))
+    assert {patch.strength for patch in patches} == {0.5}
+
+
+def test_components_that_leave_out_the_whole_lora_are_refused() -> None:
+    assert refusal(Q, SD15, components=("text_encoder", "vae")) == (
+        "LoRA 'style': all of its tensors are not in components: [text_encoder, vae]"
+    )
+
+
 @pytest.mark.parametrize("entry", [{"strength": {"unett": 1.0}}, {"components": ("unett",)}])
 def test_a_component_that_does_not_exist_is_named_with_the_nearest(entry: dict[str, object]) -> None:
     first, second = refusal(Q, SD15, **entry).splitlines()

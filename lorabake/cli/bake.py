@@ -12,8 +12,10 @@ import click
 from lorabake.baking import RunOptions, default_workers
 from lorabake.baking import bake as run_bake
 from lorabake.cli.show import ledger_lines, rate_of, shown, size_of
-from lorabake.errors import SurroundingsError
+from lorabake.errors import SurroundingsError, TargetError
+from lorabake.planning import Plan
 from lorabake.planning import plan as make_plan
+from lorabake.provenance import origins
 from lorabake.recipe import load_recipe
 
 
@@ -46,6 +48,8 @@ def bake(
     file of that name stays as it was. The same recipe and inputs give the same bytes.
     """
     plan = make_plan(load_recipe(recipe), output)
+    if report is not None:
+        _check_report(report, plan)
     talks = not (quiet or as_json)
     for ledger in plan.ledgers if talks else ():
         for line in ledger_lines(ledger):
@@ -94,3 +98,12 @@ def bake(
             f"{shown(result.path)}: {size_of(result.size)} in {result.seconds:.1f} s{synced}, "
             f"{rate_of(result.size, result.seconds)}, bottleneck {result.bottleneck}{memory}"
         )
+
+
+def _check_report(report: Path, plan: Plan) -> None:
+    """Refuse a report that would overwrite the checkpoint, or something that it is made of."""
+    inputs = [path for checkpoint, _ in plan.sources.inputs for _, path in origins(checkpoint)]
+    taken = [path.resolve() for path in (plan.path, plan.sources.recipe.file, *inputs) if path is not None]
+    place = report.resolve()
+    if any(path in (place, *place.parents) for path in taken):
+        raise TargetError(f"{report}: is the output, or an input, of this bake; choose another file for the report")
