@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from lorabake.adapters import dora, kinds_of
+from lorabake.adapters import dora, kinds_of, suffixes
 from lorabake.architectures import architectures
 from lorabake.architectures.generic import GENERIC
 from lorabake.keymap.peft import PeftConfig
@@ -51,7 +51,7 @@ MARKERS = ("v_pred", "ztsnr", "edm_mean", "edm_std", "scaled_fp8")
 def inspect(path: Path) -> dict[str, object]:
     """Describe a checkpoint or LoRA; raise FileError if the file is neither or is damaged."""
     checkpoint, config = open_lora(path)
-    tensors = sort_tensors(checkpoint.tensors.values())
+    tensors = sort_tensors(checkpoint.tensors.values(), suffixes())
     is_lora = bool(config or tensors.unsupported) or any("down" in m.slots for m in tensors.modules.values())
     facts: dict[str, object] = {
         "path": str(path),

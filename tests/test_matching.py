@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lorabake.adapters import suffixes
 from lorabake.errors import FileError, MatchError
 from lorabake.keymap.peft import PeftConfig, from_metadata
 from lorabake.keymap.spelling import sort_tensors
@@ -47,7 +48,7 @@ def source(
     return LoraSource(
         entry=Lora(path=name, **entry),
         checkpoint=Checkpoint(path, False, (Part("", None, (header,)),), tensors, ()),
-        tensors=sort_tensors(tensors.values()),
+        tensors=sort_tensors(tensors.values(), suffixes()),
         config=None if config is None else PeftConfig.read(config, "adapter_config.json"),
         component_configs=from_metadata(metadata or {}, name),
     )

@@ -136,15 +136,6 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path, text in files:
         assert not (root / path).exists()
         (root / path).write_text(text, encoding="utf-8")
-    lines = marked(r"lines: (\S+)")
-    assert len(lines) == 1
-    for path, text in lines:
-        source = (root / path).read_text(encoding="utf-8")
-        opening, added = text.partition("\n")[0], re.findall(r"^    \(.*$", text, re.MULTILINE)
-        assert len(added) == 2
-        assert f"\n{opening}\n" in source
-        text = source.replace(f"\n{opening}\n", "\n".join(["", opening, *added, ""]), 1)
-        (root / path).write_text(text, encoding="utf-8")
     return root
 
 

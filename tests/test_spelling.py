@@ -7,10 +7,10 @@ from functools import cache
 
 import pytest
 
+from lorabake.adapters import suffixes
 from lorabake.architectures import architectures
 from lorabake.components import clip, unet
 from lorabake.keymap.spelling import (
-    SUFFIXES,
     UNSUPPORTED,
     components_named,
     flatten,
@@ -118,7 +118,7 @@ NO_FORM = ["<s1>", "w_a_000", "lora_unet_unet_down_blocks_0_to_k_lora_down", ".l
 
 
 def sort(*keys: str) -> tuple[dict[str, list[str]], dict[str, list[str]], list[str]]:
-    found = sort_tensors(infos(dict.fromkeys(keys, (4, 4))).values())
+    found = sort_tensors(infos(dict.fromkeys(keys, (4, 4))).values(), suffixes())
     modules = {name: sorted(module.slots) for name, module in found.modules.items()}
     unsupported = {kind: [info.key for info in each] for kind, each in found.unsupported.items()}
     return modules, unsupported, [info.key for info in found.unknown]
@@ -143,7 +143,7 @@ def test_a_key_of_no_known_form_is_said_to_be_one(key: str) -> None:
 
 
 def test_every_suffix_has_an_example() -> None:
-    for rows, examples in ((SUFFIXES, KEYS), (UNSUPPORTED, UNBAKED)):
+    for rows, examples in ((suffixes(), KEYS), (UNSUPPORTED, UNBAKED)):
         for suffix, meaning in rows:
             fitting = [key for key in examples if re.search(f"(?:{suffix})\\Z", key)]
             assert fitting, f"{suffix} ({meaning})"
@@ -185,7 +185,7 @@ def test_slots_of_one_module_come_together_and_a_second_tensor_for_one_slot_is_s
 @pytest.mark.parametrize("table", names("lora"))
 def test_every_key_of_every_lora_is_of_a_known_form(table: str) -> None:
     tensors = load_table(table)
-    found = sort_tensors(tensors.values())
+    found = sort_tensors(tensors.values(), suffixes())
     strange = {pattern_of(info.key) for info in found.unknown}
     assert strange == NO_KNOWN_FORM.get(table, set())
     assert found.unsupported.keys() == ({"LoKr"} if "lokr" in table else set())

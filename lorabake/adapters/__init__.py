@@ -19,6 +19,12 @@ def kinds() -> tuple[Kind, ...]:
     return tuple(kind for module in modules for kind in getattr(module, "KINDS", ()))
 
 
+@cache
+def suffixes() -> tuple[tuple[str, str], ...]:
+    """List how files spell the slots of all kinds; at most one of them fits a key at one place."""
+    return tuple(row for kind in kinds() for row in kind.suffixes)
+
+
 def kinds_of(slots: frozenset[str]) -> tuple[Kind, ...]:
     """Choose the kinds that together account for all slots of one module, none twice for one parameter; else ()."""
     chosen = tuple(kind for kind in kinds() if kind.required <= slots)

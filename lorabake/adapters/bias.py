@@ -17,6 +17,7 @@ class LoraBias(Kind):
     title = "LoRA bias"
     required = frozenset({"bias", "up", "down"})
     optional = frozenset({"alpha"})
+    suffixes = ((r"\.lora_B(?:\.[^.]+)?\.bias", "bias"),)
     parameter = "bias"
     low_rank = True
 

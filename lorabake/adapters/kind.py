@@ -20,14 +20,16 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Kind:
     """Define one adapter algorithm.
 
-    `required` and `optional` name its slots; `parameter` is what it changes in a module (`weight`, `bias`).
-    A kind overrides `fault` and either `factors` (then `low_rank` is true) or `value`.
+    `required` and `optional` name its slots, `suffixes` how files spell them: a pattern at a key's end, and the
+    slot that it fills. `parameter` is what it changes in a module (`weight`, `bias`). A kind overrides `fault` and
+    either `factors` (then `low_rank` is true) or `value`.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     required: ClassVar[frozenset[str]]
     optional: ClassVar[frozenset[str]] = frozenset()
+    suffixes: ClassVar[tuple[tuple[str, str], ...]]
     parameter: ClassVar[str] = "weight"
     low_rank: ClassVar[bool] = False
 

@@ -23,6 +23,25 @@ class Lora(Kind):
     title = "LoRA"
     required = frozenset({"up", "down"})
     optional = frozenset({"mid", "alpha", "magnitude", "dora_scale"})
+    suffixes = (
+        (r"\.lora_down\.weight", "down"),  # kohya, LyCORIS
+        (r"\.lora_up\.weight", "up"),
+        (r"\.lora_mid\.weight", "mid"),
+        (r"\.lora_A(?:\.[^.]+)?\.weight", "down"),  # PEFT, diffusers; an adapter's name may stand inside
+        (r"\.lora_B(?:\.[^.]+)?\.weight", "up"),
+        (r"\.lora_A", "down"),
+        (r"\.lora_B", "up"),
+        (r"[._]lora\.down\.weight", "down"),  # diffusers up to 0.26, with `_lora` its attention processors
+        (r"[._]lora\.up\.weight", "up"),
+        (r"\.lora_linear_layer\.down\.weight", "down"),  # diffusers, LoRACompatible layers
+        (r"\.lora_linear_layer\.up\.weight", "up"),
+        (r":down", "down"),  # cloneofsimo: `unet:3:down`
+        (r":up", "up"),
+        (r"\.alpha", "alpha"),
+        (r"\.dora_scale", "dora_scale"),  # LyCORIS
+        (r"\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?", "magnitude"),  # PEFT
+        (r"\.magnitude", "magnitude"),  # ai-toolkit
+    )
     low_rank = True
 
     def rank(self, shapes: Shapes) -> int:

@@ -16,6 +16,7 @@ class Whole(Kind):
     name = "whole"
     title = "whole tensor"
     required = frozenset({"whole_weight"})
+    suffixes = ((r"(?:\.base_layer|\.modules_to_save(?:\.[^.]+)?)?\.weight", "whole_weight"),)
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for the parameter's own shape."""
@@ -34,6 +35,7 @@ class WholeBias(Whole):
     name = "whole_bias"
     title = "whole bias"
     required = frozenset({"whole_bias"})
+    suffixes = ((r"(?:\.base_layer|\.modules_to_save(?:\.[^.]+)?)?\.bias", "whole_bias"),)
     parameter = "bias"
 
 

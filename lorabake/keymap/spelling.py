@@ -1,6 +1,6 @@
 """Spellings: how LoRA files write a module's name and the role of each tensor.
 
-A LoRA key is a module's name followed by a suffix; `SUFFIXES` says which slot of an adapter each suffix fills.
+A LoRA key is a module's name followed by a suffix; each adapter kind says which suffixes fill which of its slots.
 The other direction is never parsed: `spell` writes every module of the base in each spelling that a trainer
 could have used, and the LoRA's names are looked up among them.
 """
@@ -10,35 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from lorabake.keymap.table import Component, KeyMap, Module
 from lorabake.tensors.safetensors import TensorInfo
 
-# Suffix -> slot. An adapter's name (`.default`, any word) may stand inside PEFT's.
-SUFFIXES = (
-    (r"\.lora_down\.weight", "down"),  # kohya, LyCORIS
-    (r"\.lora_up\.weight", "up"),
-    (r"\.lora_mid\.weight", "mid"),
-    (r"\.lora_A(?:\.[^.]+)?\.weight", "down"),  # PEFT, diffusers
-    (r"\.lora_B(?:\.[^.]+)?\.weight", "up"),
-    (r"\.lora_B(?:\.[^.]+)?\.bias", "bias"),
-    (r"\.lora_A", "down"),
-    (r"\.lora_B", "up"),
-    (r"[._]lora\.down\.weight", "down"),  # diffusers up to 0.26, with `_lora` its attention processors
-    (r"[._]lora\.up\.weight", "up"),
-    (r"\.lora_linear_layer\.down\.weight", "down"),  # diffusers, LoRACompatible layers
-    (r"\.lora_linear_layer\.up\.weight", "up"),
-    (r"\.alpha", "alpha"),
-    (r"\.dora_scale", "dora_scale"),  # LyCORIS
-    (r"\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?", "magnitude"),  # PEFT
-    (r"\.magnitude", "magnitude"),  # ai-toolkit
-    (r"(?:\.base_layer|\.modules_to_save(?:\.[^.]+)?)?\.weight", "whole_weight"),  # PEFT: a tensor as it is
-    (r"(?:\.base_layer|\.modules_to_save(?:\.[^.]+)?)?\.bias", "whole_bias"),
-    (r":down", "down"),  # cloneofsimo: `unet:3:down`
-    (r":up", "up"),
-)
+# A pattern at a key's end, and the slot that it fills.
+Suffix = tuple[str, str]
 
-# Suffix -> kind, for kinds that this version does not bake: they are named, never skipped.
+# Suffix -> kind, for kinds that this version does not bake: they are named, never skipped. A kind that declares
+# the same suffix goes before.
 UNSUPPORTED = (
     (r"\.hada_[wt][12](?:_[ab])?", "LoHa"),
     (r"\.lokr_[wt][12](?:_[ab])?", "LoKr"),
@@ -59,10 +40,6 @@ UNSUPPORTED = (
     ),
     (r"\.(?:fourierft|waveft)_spectrum|\.vblora_\w+|\.randlora_\w+|\.shira_weight", "PEFT's other kinds"),
 )
-
-# One pattern for all: the leftmost match that reaches the key's end is the longest suffix.
-_ROWS = (*SUFFIXES, *UNSUPPORTED)
-_SUFFIX = re.compile("(?:" + "|".join(f"(?P<row{i}>{suffix})" for i, (suffix, _) in enumerate(_ROWS)) + r")\Z")
 
 # What may stand around a module's path in a file: training wrappers.
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|base_layer)\.")
@@ -106,24 +83,32 @@ class LoraTensors:
     unknown: list[TensorInfo]
 
 
-def sort_tensors(tensors: Iterable[TensorInfo]) -> LoraTensors:
-    """Read each key of a LoRA file as (module, slot)."""
+def sort_tensors(tensors: Iterable[TensorInfo], suffixes: tuple[Suffix, ...]) -> LoraTensors:
+    """Read each key of a LoRA file as (module, slot), by the suffixes that the adapter kinds declare."""
     slots: dict[str, dict[str, TensorInfo]] = {}
     unsupported: dict[str, list[TensorInfo]] = {}
     unknown: list[TensorInfo] = []
+    rows, pattern = (*suffixes, *UNSUPPORTED), _any_suffix(suffixes)
     for info in tensors:
-        match = _SUFFIX.search(info.key)
+        match = pattern.search(info.key)
         row = int(match.lastgroup.removeprefix("row")) if match and match.lastgroup else -1
-        if match is None or (row < len(SUFFIXES) and not match.start()):
+        if match is None or (row < len(suffixes) and not match.start()):
             unknown.append(info)
-        elif row >= len(SUFFIXES):
-            unsupported.setdefault(_ROWS[row][1], []).append(info)
+        elif row >= len(suffixes):
+            unsupported.setdefault(rows[row][1], []).append(info)
         else:
             module = _WRAPPERS.sub("", info.key[: match.start()])
-            if slots.setdefault(module, {}).setdefault(_ROWS[row][1], info) is not info:
+            if slots.setdefault(module, {}).setdefault(rows[row][1], info) is not info:
                 unknown.append(info)
     modules = {name: LoraModule(name, found) for name, found in slots.items()}
     return LoraTensors(modules, unsupported, unknown)
+
+
+@cache
+def _any_suffix(suffixes: tuple[Suffix, ...]) -> re.Pattern[str]:
+    """Join all suffixes in one pattern: its leftmost match that reaches the key's end is the longest of them."""
+    rows = enumerate((*suffixes, *UNSUPPORTED))
+    return re.compile("(?:" + "|".join(f"(?P<row{row}>{suffix})" for row, (suffix, _) in rows) + r")\Z")
 
 
 def spell(component: Component, prefix: str, path: str) -> Iterator[str]:
