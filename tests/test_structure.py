@@ -32,6 +32,8 @@ LAYERS = (
     ("write",),
     ("execute",),
     ("baking",),
+    ("verification",),
+    ("report",),
     ("inspection",),
     ("cli",),
 )

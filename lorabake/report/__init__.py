@@ -1,0 +1,1 @@
+"""Show a verification: one HTML page, JSON, JUnit XML, Markdown and a picture grid."""

@@ -1,0 +1,165 @@
+"""What verification finds: rows of a verdict, and the figures and pictures behind them.
+
+Plain data, no torch: the stages write it, the report shows it, the command line takes its exit code from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from lorabake.planning import Plan
+
+    Pixels = NDArray[np.uint8]
+
+
+class Status(StrEnum):
+    """Rank findings; the verdict is the worst of them, and FAIL alone makes it a difference."""
+
+    PASS = "pass"
+    SKIP = "skip"
+    WARN = "warn"
+    FAIL = "fail"
+
+    @property
+    def severity(self) -> int:
+        """Count up from the harmless."""
+        return list(Status).index(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """State one row of the verdict.
+
+    `check` is a dotted name that starts with its stage ("weights.strength"), `subject` what was looked at (a tensor,
+    a LoRA, a picture), `measured` and `limit` figures as text, or empty; `note` says it in a sentence.
+    """
+
+    check: str
+    status: Status
+    subject: str
+    measured: str = ""
+    limit: str = ""
+    note: str = ""
+
+    @property
+    def stage(self) -> str:
+        """Name the stage: structure, weights or samples."""
+        return self.check.split(".")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """Say how much one LoRA changes one block: ‖ΔW‖/‖W‖, Frobenius norms over all its baked weights there.
+
+    `block` is a module path shortened to its block (down_blocks.1.attentions.0), in the model's order within its
+    `component`.
+    """
+
+    lora: str
+    component: str
+    block: str
+    relative: float
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """Compare two results under the same noise: of the final latents (relative L2) and of the pictures.
+
+    `psnr` is in dB (infinite for equal pictures), `ssim` in [-1, 1], after Wang et al. 2004.
+    """
+
+    latents: float
+    psnr: float
+    ssim: float
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSample:
+    """Hold what the models made of one prompt.
+
+    `pictures` by model: base, runtime (base + LoRAs at run time), floor (run-time weights rounded to the output's
+    dtypes), baked. `likeness` compares with the run-time picture: base (the ceiling), floor, baked.
+    """
+
+    prompt: str
+    seed: int
+    pictures: Mapping[str, Pixels]
+    likeness: Mapping[str, Likeness]
+
+
+@dataclass(frozen=True, slots=True)
+class SweepSample:
+    """Hold one prompt's run-time pictures at several factors on all strengths, in rising order."""
+
+    prompt: str
+    seed: int
+    strengths: tuple[float, ...]
+    pictures: tuple[Pixels, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextSample:
+    """Hold what three language models say to one prompt.
+
+    `texts` by model: base, runtime, floor, baked. `logits` gives, by model, the largest absolute logit difference
+    from the run-time model at each position of the run-time model's text.
+    """
+
+    prompt: str
+    texts: Mapping[str, str]
+    logits: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Hold the third stage's pictures or texts and how they were made.
+
+    `reference` tells who applied the LoRAs at run time ("diffusers", "peft", "lorabake hooks"), `settings` the
+    sampling's facts in words (scheduler, steps, size, guidance, device).
+    """
+
+    reference: str
+    settings: Mapping[str, str]
+    pictures: tuple[PromptSample, ...] = ()
+    sweep: tuple[SweepSample, ...] = ()
+    texts: tuple[TextSample, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """Hold everything that verifying one checkpoint brought: the verdict, and what the report shows.
+
+    `plan` is None where the baked file could not be read far enough to make one; `seconds` is by stage.
+    """
+
+    baked: Path
+    recipe: str
+    findings: tuple[Finding, ...]
+    seconds: Mapping[str, float]
+    plan: Plan | None = None
+    effects: tuple[Effect, ...] = ()
+    samples: Samples | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def status(self) -> Status:
+        """Return the worst status; a skipped check does not spoil a verdict."""
+        return max((finding.status for finding in self.findings), key=lambda each: each.severity, default=Status.SKIP)
+
+    @property
+    def is_true(self) -> bool:
+        """Tell whether no check found a difference."""
+        return self.status is not Status.FAIL
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0 where the checkpoint is what the recipe says, 1 where it is not."""
+        return 0 if self.is_true else 1
