@@ -70,6 +70,19 @@ class Effect:
 
 
 @dataclass(frozen=True, slots=True)
+class TensorVerdict:
+    """Say what one LoRA did to one tensor: `what` is "applied" or the cause of a difference, `factor` its strength
+    there over the one due, None where it could not be told.
+    """
+
+    lora: str
+    module: str
+    key: str
+    what: str
+    factor: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Likeness:
     """Compare two results under the same noise: of the final latents (relative L2) and of the pictures.
 
@@ -146,6 +159,7 @@ class Verification:
     seconds: Mapping[str, float]
     plan: Plan | None = None
     effects: tuple[Effect, ...] = ()
+    tensors: tuple[TensorVerdict, ...] = ()
     samples: Samples | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
 

@@ -32,7 +32,10 @@ Formula = Callable[[Tensors, Array, Place, float], Array]
 
 
 def lora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
-    """W + scale·B·A (arXiv 2106.09685); with a Tucker core M, ΔW[o,i,y,x] = Σ B[o,m]·M[m,n,y,x]·A[n,i] (2309.14859)."""
+    """W + scale·B·A (arXiv 2106.09685).
+
+    With a Tucker core M, ΔW[o,i,y,x] = Σ B[o,m]·M[m,n,y,x]·A[n,i] (arXiv 2309.14859).
+    """
     up, down = tensors["up"], tensors["down"]
     left = up.reshape(up.shape[0], -1)[place.rows]
     if "mid" in tensors:
@@ -49,13 +52,13 @@ def dora(tensors: Tensors, updated: Array, place: Place) -> Array:
     """V·d/‖V‖ with V = W + ΔW, by rows or by columns (arXiv 2402.09353); V itself where there is no magnitude."""
     if "magnitude" in tensors:
         lengths = tensors["magnitude"].reshape(-1)[place.rows]
-        return updated * (lengths / np.sqrt((updated**2).sum(axis=1)))[:, None]
+        return np.asarray(updated * (lengths / np.sqrt((updated**2).sum(axis=1)))[:, None])
     if "dora_scale" not in tensors:
         return updated
     scale = tensors["dora_scale"]
     if scale.shape[0] == place.shape[0] and scale.size == place.shape[0]:
         lengths = scale.reshape(-1)[place.rows]
-        return updated * (lengths / np.sqrt((updated**2).sum(axis=1)))[:, None]
+        return np.asarray(updated * (lengths / np.sqrt((updated**2).sum(axis=1)))[:, None])
     cube = updated.reshape(place.shape[0], place.shape[1], -1)
     norms = np.sqrt((cube**2).sum(axis=(0, 2)))
     return np.asarray((cube * (scale.reshape(-1) / norms)[None, :, None]).reshape(updated.shape))

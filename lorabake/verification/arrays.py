@@ -1,0 +1,94 @@
+"""Read tensors as float64 NumPy arrays, a few rows at a time, apart from the code that bakes."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorabake.errors import FileError
+from lorabake.tensors.dtypes import DTYPES, decode_scalar
+from lorabake.tensors.safetensors import TensorInfo
+from lorabake.verification.formulas import Array
+
+CHUNK = 4 << 20
+
+MANTISSA = {"F16": 10, "BF16": 7, "F32": 23, "F64": 52}
+"""Bits behind the leading one."""
+
+LEAST = {"F16": 2.0**-14, "BF16": 2.0**-126, "F32": 2.0**-126, "F64": 2.0**-1022}
+"""The least normal number; below it the spacing stays the same."""
+
+
+class Files:
+    """Hold files open and read them from any thread."""
+
+    def __init__(self) -> None:
+        self._fds: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    def raw(self, path: Path, start: int, count: int) -> bytes:
+        """Return `count` bytes from `start`; raise FileError where the file has become shorter."""
+        with self._lock:
+            fd = self._fds.get(path)
+            if fd is None:
+                try:
+                    fd = self._fds[path] = os.open(path, os.O_RDONLY)
+                except OSError as error:
+                    raise FileError(f"{path}: cannot be read: {error.strerror}") from None
+        data = os.pread(fd, count, start)
+        while len(data) < count:
+            more = os.pread(fd, count - len(data), start + len(data))
+            if not more:
+                raise FileError(f"{path}: became shorter while it was read")
+            data += more
+        return data
+
+    def rows(self, info: TensorInfo, start: int, stop: int, columns: int) -> Array:
+        """Return rows of a tensor as (rows, columns)."""
+        width = DTYPES[info.dtype].bits // 8
+        raw = self.raw(info.file, info.start + start * columns * width, (stop - start) * columns * width)
+        return decode(info.dtype, raw).reshape(stop - start, columns)
+
+    def whole(self, info: TensorInfo) -> Array:
+        """Return a whole tensor in its own shape."""
+        return decode(info.dtype, self.raw(info.file, info.start, info.nbytes)).reshape(info.shape)
+
+    def equal(self, one: TensorInfo, other: TensorInfo) -> bool:
+        """Tell whether two tensors hold the same bytes."""
+        if one.nbytes != other.nbytes:
+            return False
+        return all(
+            self.raw(one.file, one.start + place, min(CHUNK, one.nbytes - place))
+            == self.raw(other.file, other.start + place, min(CHUNK, one.nbytes - place))
+            for place in range(0, one.nbytes, CHUNK)
+        )
+
+    def close(self) -> None:
+        """Close every file."""
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+
+
+def decode(dtype: str, raw: bytes) -> Array:
+    """Widen little-endian values of any dtype with a plain number to float64."""
+    if dtype == "BF16":  # the upper half of a float32
+        return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4").astype(np.float64)
+    if dtype in ("F8_E4M3", "F8_E5M2"):
+        values = np.array([decode_scalar(dtype, bytes([byte])) for byte in range(256)])
+        return np.asarray(values[np.frombuffer(raw, np.uint8)])
+    codes = {"BOOL": "?", "U8": "u1", "I8": "i1"}
+    code = codes.get(dtype) or f"<{dtype[0].lower()}{DTYPES[dtype].bits // 8}"
+    values_of_any: NDArray[Any] = np.frombuffer(raw, code)
+    return values_of_any.astype(np.float64)
+
+
+def spacing(dtype: str, values: Array) -> Array:
+    """Return the unit in the last place of a dtype at each value."""
+    powers = (values.view(np.uint64) & np.uint64(0x7FF0000000000000)).view(np.float64)
+    return np.asarray(np.maximum(powers, LEAST[dtype]) * 2.0 ** -MANTISSA[dtype])

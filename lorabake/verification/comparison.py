@@ -1,0 +1,87 @@
+"""Compare one tensor of a checkpoint with what is due, value by value, in units in the last place (ulps)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lorabake.planning import Bake, Target
+from lorabake.tensors.safetensors import TensorInfo
+from lorabake.verification.arrays import spacing
+from lorabake.verification.formulas import Array
+from lorabake.verification.recompute import Indices, Recomputation, Tile
+
+
+@dataclass(slots=True)
+class Share:
+    """Sum up one patch's change δ over a tensor: ‖δ‖², and its inner products with what arrived and what was due."""
+
+    energy: float = 0.0
+    arrived: float = 0.0
+    due: float = 0.0
+
+
+@dataclass(slots=True)
+class Comparison:
+    """Tell how one tensor compares with what is due.
+
+    `wrong` counts the values out of their bound and `rows` names their rows; `worst` is the largest distance in ulps;
+    `nonfinite` counts values that are no numbers though the due ones are, and gives the first one's row and column.
+    """
+
+    target: Target
+    found: TensorInfo
+    step: Bake
+    is_copy: bool
+    values: int = 0
+    inexact: int = 0
+    wrong: int = 0
+    worst: float = 0.0
+    rows: set[int] = field(default_factory=set)
+    nonfinite: tuple[int, int, int] | None = None
+    base_energy: float = 0.0
+    shares: dict[int, Share] = field(default_factory=dict)
+    """By the patch's place in the step."""
+
+    @property
+    def is_right(self) -> bool:
+        """Tell whether every value is within its bound."""
+        return not self.wrong and self.nonfinite is None
+
+    def add(self, tile: Tile, found: Array, recomputation: Recomputation) -> None:
+        """Compare the rows of one tile: each value may be half an ulp off, and what the bake's precision allows."""
+        dtype = self.found.dtype
+        with np.errstate(invalid="ignore", over="ignore"):
+            error = np.abs(found - tile.exact)
+            ulps = error / spacing(dtype, found)
+        finite = np.isfinite(found)
+        if not finite.all():
+            # NaN and infinity that the base has pass where nothing is added to them.
+            strange = ~finite & (found != tile.exact) & ~(np.isnan(found) & np.isnan(tile.exact))
+            ulps[~finite] = 0
+            self._note_nonfinite(np.argwhere(strange), tile.start)
+        self.values += found.size
+        self.worst = max(self.worst, float(ulps.max(initial=0.0)))
+        suspects = np.nonzero(ulps > 0.5)
+        if len(suspects[0]):
+            rows, columns = suspects
+            limit = 0.5 * spacing(dtype, found[suspects])
+            if tile.changes:
+                limit = np.asarray(limit + recomputation.slack(tile, rows, columns))
+            wrong = error[suspects] > limit
+            self.inexact += len(rows)
+            self.wrong += int(wrong.sum())
+            self.rows.update((rows[wrong] + tile.start).tolist())
+        self.base_energy += float(np.vdot(tile.base, tile.base))
+        for change in tile.changes:
+            share = self.shares.setdefault(change.number, Share())
+            own, base = change.delta.ravel(), tile.base[change.rows]
+            share.energy += float(np.dot(own, own))
+            share.arrived += float(np.dot(np.nan_to_num(found[change.rows] - base).ravel(), own))
+            share.due += float(np.dot((tile.exact[change.rows] - base).ravel(), own))
+
+    def _note_nonfinite(self, at: Indices, start: int) -> None:
+        if len(at):
+            count, row, column = self.nonfinite or (0, int(at[0][0]) + start, int(at[0][1]))
+            self.nonfinite = (count + len(at), row, column)

@@ -1,0 +1,417 @@
+"""Say what a wrong tensor holds instead: a LoRA left out, at another strength, exchanged, of another module …
+
+Let E be what a checkpoint's tensor differs by from the base, and D_k the change that patch k makes at strength 1.
+Least squares over the D_k give the strengths that are there. Since a coarse dtype swallows small changes, they are
+compared with the strengths that least squares finds in the rightly rounded result, not with the recipe's. What that
+leaves unexplained is held against everything that is known to go wrong in merges.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from math import isclose, sqrt
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorabake.adapters.kind import matrix
+from lorabake.keymap.spelling import pattern_of
+from lorabake.matching import Patch
+from lorabake.planning import Plan
+from lorabake.verification.arrays import spacing
+from lorabake.verification.comparison import Comparison
+from lorabake.verification.findings import Finding, Status
+from lorabake.verification.recompute import Recomputation, rounded
+
+if TYPE_CHECKING:
+    Matrix = NDArray[np.float32]
+
+NOISE = 9.0
+"""Times the energy of one rounding: what a change may leave unexplained, for rounding twice or in a sum."""
+
+NUDGED_ULPS = 4.0
+SHIFTS = (1, -1, 2, -2)
+SKETCH = 160
+"""Columns of the random sketch that estimates the rank of an unknown change."""
+
+
+class Cause(StrEnum):
+    """Name what is there instead of what is due; the value is the check's name after `weights.`."""
+
+    MISSING = "missing"
+    SIGN = "sign"
+    TWICE = "twice"
+    ALPHA = "alpha"
+    RSLORA = "rslora"
+    STRENGTH = "strength"
+    EXCHANGED = "exchanged"
+    OTHER_MODULE = "other_module"
+    SHIFTED = "shifted"
+    DORA = "dora"
+    ROUNDING = "rounding"
+    NUDGED = "nudged"
+    NONFINITE = "nonfinite"
+    OTHER_LORA = "other_lora"
+    VALUES = "values"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Say what one tensor holds instead of what is due.
+
+    `lora` and `module` name the patch that is at fault, None for what no patch explains; `factor` is the strength
+    found over the strength due; `also` lists causes that would look the same; `detail` completes the sentence.
+    """
+
+    key: str
+    cause: Cause
+    lora: int | None = None
+    module: str = ""
+    factor: float | None = None
+    also: frozenset[Cause] = frozenset()
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Scene:
+    """Hold the wrong rows of one tensor: E, the rightly rounded E, each own patch's rows of it and D; the noise."""
+
+    rows: NDArray[np.int64]
+    total_rows: int
+    found: Matrix
+    due: Matrix
+    own: tuple[tuple[Patch, Matrix], ...]
+    noise: float
+
+
+class Diagnostician:
+    """Explain wrong tensors of one checkpoint."""
+
+    def __init__(self, plan: Plan, recomputation: Recomputation) -> None:
+        self.plan, self.recomputation = plan, recomputation
+        self._by_shape: dict[tuple[int, int], list[Patch]] = {}
+        for patch in {id(patch): patch for bake in plan.bakes for patch in bake.patches}.values():
+            if patch.kind.low_rank and patch.kind.parameter == "weight":
+                self._by_shape.setdefault((patch.view.rows, patch.view.columns), []).append(patch)
+
+    def explain(self, result: Comparison) -> list[Diagnosis]:
+        """Return one diagnosis for each patch that is at fault, or one of the tensor as a whole."""
+        key = result.target.key
+        if result.nonfinite is not None:
+            count, row, column = result.nonfinite
+            return [Diagnosis(key, Cause.NONFINITE, detail=f"{count} values, the first at [{row}, {column}]")]
+        nudge = f"{result.wrong} of {result.values} values, by up to {result.worst:.3g} ulp"
+        few = result.wrong <= max(4, result.values // 1000)
+        if few and result.worst <= NUDGED_ULPS:
+            return [Diagnosis(key, Cause.NUDGED, detail=nudge)]
+        if not result.rows:  # bytes of no floating tensor
+            return [Diagnosis(key, Cause.VALUES, detail="other bytes")]
+        scene = self._scene(result)
+        found = self._by_strengths(key, scene)
+        if found is not None:
+            return found or [Diagnosis(key, Cause.ROUNDING, detail=nudge)]
+        return [self._by_guess(key, scene, result)]
+
+    # -- the evidence ----------------------------------------------------------------------------------
+
+    def _scene(self, result: Comparison) -> _Scene:
+        rows = np.array(sorted(result.rows))
+        count, columns = matrix(result.target.shape)
+        if len(rows) > count // 2:
+            rows = np.arange(count)
+        place = {row: index for index, row in enumerate(rows.tolist())}
+        found, due = (np.zeros((len(rows), columns), np.float32) for _ in range(2))
+        own: dict[int, Matrix] = {}
+        noise = 0.0
+        for tile in self.recomputation.tiles(result.step):
+            if tile.target.key != result.target.key:
+                continue
+            here = [row for row in range(tile.start, tile.start + len(tile.base)) if row in place]
+            if not here:
+                continue
+            inner, outer = np.array(here) - tile.start, np.array([place[row] for row in here])
+            values = self.recomputation.files.rows(result.found, tile.start, tile.start + len(tile.base), columns)
+            units = spacing(result.found.dtype, values[inner])
+            noise += float(np.square(units).sum()) / 12
+            found[outer] = values[inner] - tile.base[inner]
+            due[outer] = rounded(result.found.dtype, tile.exact[inner]) - tile.base[inner]
+            for change in tile.changes:
+                delta = own.setdefault(change.number, np.zeros((len(rows), columns), np.float32))
+                mine = (inner >= change.rows.start) & (inner < change.rows.stop)
+                delta[outer[mine]] = change.delta[inner[mine] - change.rows.start] / change.patch.strength
+        patches = tuple((result.step.patches[index], delta) for index, delta in sorted(own.items()) if delta.any())
+        return _Scene(rows, count, found, due, patches, noise)
+
+    # -- strengths -------------------------------------------------------------------------------------
+
+    def _by_strengths(self, key: str, scene: _Scene) -> list[Diagnosis] | None:
+        """Explain E by other strengths of the own patches; None where that leaves more than noise."""
+        if not scene.own:
+            return None
+        deltas = [delta.ravel() for _, delta in scene.own]
+        gram = np.array([[_dot(one, other) for other in deltas] for one in deltas])
+        found = np.linalg.lstsq(gram, np.array([_dot(each, scene.found.ravel()) for each in deltas]), rcond=1e-9)[0]
+        due = np.linalg.lstsq(gram, np.array([_dot(each, scene.due.ravel()) for each in deltas]), rcond=1e-9)[0]
+        rest = scene.found.ravel() - sum(weight * delta for weight, delta in zip(found, deltas, strict=True))
+        if _dot(rest, rest) > NOISE * scene.noise:
+            return None
+        spread = scene.noise / scene.found.size * np.diag(np.linalg.pinv(gram))
+        diagnoses = []
+        for (patch, _), there, wanted, variance in zip(scene.own, found, due, spread, strict=True):
+            if not wanted:
+                continue
+            factor, tolerance = float(there / wanted), 4 * sqrt(variance) / abs(wanted) + 0.004
+            if abs(factor - 1) > tolerance:
+                causes = list(self._causes(patch, factor, tolerance))
+                cause = causes[0] if causes else Cause.STRENGTH
+                also = frozenset(causes[1:])
+                detail = _where(scene)
+                diagnoses.append(Diagnosis(key, cause, patch.lora, patch.module, factor, also, detail))
+        return diagnoses
+
+    def _causes(self, patch: Patch, factor: float, tolerance: float) -> Iterator[Cause]:
+        rank = patch.kind.rank(patch.shapes)
+        known = {
+            Cause.MISSING: 0.0,
+            Cause.SIGN: -1.0,
+            Cause.ALPHA: 1 / self.recomputation.scale(patch),
+            Cause.RSLORA: sqrt(rank),
+            Cause.TWICE: 2.0,
+        }
+        for cause, value in known.items():
+            if isclose(factor, value, abs_tol=max(tolerance, 0.02 * abs(value))):
+                yield cause
+        if isclose(factor, 1 / sqrt(rank), rel_tol=0.02) and rank > 1:
+            yield Cause.RSLORA
+
+    # -- guesses ---------------------------------------------------------------------------------------
+
+    def _by_guess(self, key: str, scene: _Scene, result: Comparison) -> Diagnosis:
+        """Try what is known to go wrong, one patch at a time, and describe what nothing explains."""
+        expected = sum((patch.strength * delta for patch, delta in scene.own), np.zeros_like(scene.found))
+        for patch, delta in scene.own:
+            rest = scene.found - (expected - patch.strength * delta)
+            for cause, other, detail in self._variants(patch, delta, scene):
+                if self._explains(rest, other, scene):
+                    return Diagnosis(key, cause, patch.lora, patch.module, detail=detail + _where(scene))
+            if (stranger := self._stranger(rest, patch, scene)) is not None:
+                name = self.plan.sources.loras[stranger.lora].name
+                detail = f"it holds the change of {stranger.module}" + (
+                    f" of {name}" if stranger.lora != patch.lora else ""
+                )
+                return Diagnosis(key, Cause.OTHER_MODULE, patch.lora, patch.module, detail=detail)
+        if not scene.own and (stranger := self._stranger(scene.found, None, scene)) is not None:
+            return Diagnosis(
+                key, Cause.OTHER_MODULE, stranger.lora, stranger.module, detail="a tensor that no LoRA has a part in"
+            )
+        return self._unknown(key, scene, scene.found - expected, result)
+
+    def _variants(self, patch: Patch, delta: Matrix, scene: _Scene) -> Iterator[tuple[Cause, Matrix, str]]:
+        whole = len(scene.rows) == scene.total_rows
+        if patch.has_dora and (plain := self._plain(patch)) is not None and len(patch.view.regions) == 1:
+            first = patch.view.regions[0].start
+            inside = (scene.rows >= first) & (scene.rows < first + len(plain))
+            other = np.zeros_like(delta)
+            other[inside] = plain[scene.rows[inside] - first]
+            yield Cause.DORA, other, ""
+        if whole and delta.shape[0] == delta.shape[1]:
+            yield Cause.EXCHANGED, np.ascontiguousarray(delta.T), ""
+        for shift in SHIFTS:
+            if len(delta) > abs(shift) + 1:
+                yield Cause.SHIFTED, np.roll(delta, shift, axis=0), f"by {abs(shift)} {'down' if shift > 0 else 'up'}"
+
+    def _plain(self, patch: Patch) -> Matrix | None:
+        """Return scale·B·A of a low-rank patch, without its DoRA magnitude."""
+        if not patch.kind.low_rank or patch.view.transpose:
+            return None
+        factors = self._factors(patch)
+        return None if factors is None else np.asarray(factors[0] @ factors[1], np.float32)
+
+    def _factors(self, patch: Patch) -> tuple[Matrix, Matrix] | None:
+        tensors = self.recomputation.tensors(patch)
+        if "up" not in tensors or "mid" in tensors:
+            return None
+        up, down = tensors["up"], tensors["down"]
+        left = up.reshape(len(up), -1) * self.recomputation.scale(patch)
+        return left.astype(np.float32), down.reshape(len(down), -1).astype(np.float32)
+
+    def _stranger(self, rest: Matrix, own: Patch | None, scene: _Scene) -> Patch | None:
+        """Find another module's change in E, by ⟨E, B·A⟩ = ⟨E·Aᵀ, B⟩; neighbours of the module come first."""
+        energy = _dot(rest, rest)
+        if len(scene.rows) != scene.total_rows and own is None:
+            return None
+        if own is not None:
+            regions = own.view.regions
+            if len(regions) != 1 or own.view.transpose:
+                return None
+            inside = (scene.rows >= regions[0].start) & (scene.rows < regions[0].stop)
+            if int(inside.sum()) != own.view.rows:
+                return None
+            rest = rest[inside]
+        shape = rest.shape
+        name = own.module if own else ""
+        candidates = sorted(self._by_shape.get((shape[0], shape[1]), []), key=lambda each: -_alike(each.module, name))
+        for patch in candidates:
+            if own is not None and (patch.lora, patch.module) == (own.lora, own.module):
+                continue
+            factors = self._factors(patch)
+            if factors is None:
+                continue
+            up, down = factors
+            if len(up) != shape[0]:
+                continue
+            inner = _dot(rest @ down.T, up)
+            size = _dot(up.T @ up, down @ down.T)
+            if size and energy - inner * inner / size <= max(NOISE * scene.noise, 0.05 * energy):
+                return patch
+        return None
+
+    def _explains(self, rest: Matrix, other: Matrix, scene: _Scene) -> bool:
+        size = _dot(other, other)
+        if not size:
+            return False
+        inner, energy = _dot(rest, other), _dot(rest, rest)
+        return energy - inner * inner / size <= max(NOISE * scene.noise, 0.05 * energy)
+
+    def _unknown(self, key: str, scene: _Scene, rest: Matrix, result: Comparison) -> Diagnosis:
+        energy = _dot(rest, rest)
+        rank, captured = _rank(rest, scene.noise)
+        size = sqrt(energy / max(result.base_energy, 1e-300))
+        if rank and captured > 0.9 and min(rest.shape) > 2 * rank:
+            return Diagnosis(
+                key, Cause.OTHER_LORA, detail=f"a change of rank {rank}, {size:.2g} of the base's norm{_where(scene)}"
+            )
+        return Diagnosis(key, Cause.VALUES, detail=f"a change of {size:.2g} of the base's norm{_where(scene)}")
+
+
+SENTENCES = {
+    Cause.MISSING: "is not applied",
+    Cause.SIGN: "is applied with its sign flipped",
+    Cause.ALPHA: "is applied without its alpha: the scale alpha/rank was left out",
+    Cause.RSLORA: "is scaled by the wrong one of alpha/rank and alpha/√rank (rsLoRA)",
+    Cause.TWICE: "is applied twice",
+    Cause.STRENGTH: "is applied at another strength",
+    Cause.EXCHANGED: "has up and down exchanged",
+    Cause.OTHER_MODULE: "is applied to the wrong tensor",
+    Cause.SHIFTED: "lies on the wrong rows",
+    Cause.DORA: "is added without DoRA's norm",
+    Cause.ROUNDING: "was rounded more than once on the way",
+    Cause.NUDGED: "is off in its last places",
+    Cause.NONFINITE: "holds NaN or infinity",
+    Cause.OTHER_LORA: "holds a low-rank change that no LoRA of the recipe makes there: another LoRA?",
+    Cause.VALUES: "holds other values",
+}
+"""What each cause says of its subject, a LoRA or a tensor."""
+
+_FACTORS = (Cause.MISSING, Cause.SIGN, Cause.ALPHA, Cause.RSLORA, Cause.TWICE)
+
+
+def findings(plan: Plan, diagnoses: list[Diagnosis], results: list[Comparison]) -> Iterator[Finding]:
+    """Sum diagnoses up: one finding for each cause and LoRA, component, or tensor without either."""
+    for index, lora in enumerate(plan.sources.loras):
+        own = [each for each in diagnoses if each.lora == index]
+        modules = {patch.module for bake in plan.bakes for patch in bake.patches if patch.lora == index}
+        for (cause, _), group in _grouped(own).items():
+            limit = "×1" if group[0].factor is not None else ""
+            places = Counter(pattern_of(each.module) for each in group)
+            where = f"on {len({each.module for each in group})} of {len(modules)} modules: {_listed(places)}"
+            details = dict.fromkeys(f"{each.key}: {each.detail.strip()}" for each in group if each.detail.strip())
+            also = frozenset.intersection(*(each.also | {each.cause} for each in group)) - {cause}
+            or_else = "".join(f"; as if it {SENTENCES[other]}" for other in sorted(also))
+            yield Finding(
+                f"weights.{cause}",
+                Status.FAIL,
+                lora.name,
+                _measured(plan, index, group),
+                limit,
+                f"{SENTENCES[cause]} {where}{or_else}{_some(details)}",
+            )
+    owner = plan.sources.key_map.owner
+    sizes = Counter(owner.get(each.target.key, "") for each in results if each.is_copy)
+    loose: dict[tuple[Cause, str], list[Diagnosis]] = {}
+    for each in diagnoses:
+        if each.lora is None:
+            loose.setdefault((each.cause, owner.get(each.key, "")), []).append(each)
+    for (cause, component), group in loose.items():
+        places = Counter(pattern_of(each.key) for each in group)
+        if component and len(group) > 1 and len(group) == sizes[component]:
+            note = f"the whole component is another one: all {len(group)} tensors that the recipe leaves alone differ"
+            yield Finding(f"weights.{cause}", Status.FAIL, component, f"{len(group)} tensors", "0", note)
+            continue
+        details = dict.fromkeys(f"{each.key}: {each.detail.strip()}" for each in group if each.detail)
+        subject = group[0].key if len(group) == 1 else f"{len(group)} tensors"
+        note = SENTENCES[cause] if len(group) == 1 else f"{SENTENCES[cause]}: {_listed(places)}"
+        yield Finding(f"weights.{cause}", Status.FAIL, subject, "", "", f"{note}{_some(details)}")
+
+
+def _grouped(own: list[Diagnosis]) -> dict[tuple[Cause, float], list[Diagnosis]]:
+    """Group by cause, strengths by how far off they are; a cause that fits all factors of a LoRA goes first."""
+    measured = [each for each in own if each.factor is not None]
+    common = frozenset.intersection(*(each.also | {each.cause} for each in measured)) if measured else frozenset()
+    shared = next((cause for cause in _FACTORS if cause in common), None)
+    groups: dict[tuple[Cause, float], list[Diagnosis]] = {}
+    for each in own:
+        cause = shared if shared is not None and each.factor is not None else each.cause
+        step = round(each.factor or 0, 2) if cause is Cause.STRENGTH else 0.0
+        groups.setdefault((cause, step), []).append(each)
+    return groups
+
+
+def _measured(plan: Plan, lora: int, group: list[Diagnosis]) -> str:
+    """Write the factors found, and the strengths they come to where the recipe has one for all."""
+    factors = [each.factor for each in group if each.factor is not None]
+    if not factors:
+        return f"{len(group)} tensors"
+    low, high = min(factors), max(factors)
+    strength = plan.sources.loras[lora].entry.strength
+    if high - low > 0.02 * max(abs(high), 1):
+        return f"×{low:.2f} to ×{high:.2f}"
+    middle = sorted(factors)[len(factors) // 2]
+    absolute = f" (strength {middle * strength:.2g}, not {strength:g})" if isinstance(strength, float) else ""
+    return f"×{middle:.2f}{absolute}"
+
+
+def _listed(places: Counter[str]) -> str:
+    shown = [f"{name} ×{count}" if count > 1 else name for name, count in places.most_common(3)]
+    return ", ".join(shown) + (f" and {len(places) - 3} more patterns" if len(places) > 3 else "")
+
+
+def _some(details: dict[str, None]) -> str:
+    shown = [*details][:3]
+    more = f" and {len(details) - 3} more" if len(details) > 3 else ""
+    return f" ({'; '.join(shown)}{more})" if shown else ""
+
+
+def _dot(one: Matrix, other: Matrix) -> float:
+    return float(np.dot(one.ravel().astype(np.float64), other.ravel().astype(np.float64)))
+
+
+def _rank(rest: Matrix, noise: float) -> tuple[int, float]:
+    """Estimate the rank of a change above rounding noise, and the share of its energy within that rank."""
+    generator = np.random.default_rng(0)
+    columns = min(SKETCH, *rest.shape)
+    basis, _ = np.linalg.qr(rest @ generator.standard_normal((rest.shape[1], columns)).astype(np.float32))
+    values = np.linalg.svd(basis.T @ rest, compute_uv=False).astype(np.float64)
+    floor = sqrt(noise / rest.size) * (sqrt(rest.shape[0]) + sqrt(rest.shape[1]))
+    rank = int((values > 1.5 * floor).sum())
+    energy = _dot(rest, rest)
+    return rank, float(np.square(values[:rank]).sum() / energy) if energy else 0.0
+
+
+def _alike(one: str, other: str) -> int:
+    """Count the characters that two names share at their beginning."""
+    return next((at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), len(other))
+
+
+def _where(scene: _Scene) -> str:
+    """Name the rows, where not all are wrong."""
+    if len(scene.rows) == scene.total_rows:
+        return ""
+    first, last = int(scene.rows[0]), int(scene.rows[-1])
+    if last - first + 1 == len(scene.rows):
+        return f" (rows {first} to {last} of {scene.total_rows})" if first < last else f" (row {first})"
+    return f" ({len(scene.rows)} of {scene.total_rows} rows, from {first} to {last})"

@@ -1,0 +1,152 @@
+"""Work out what a baked tensor ought to hold: float64, plain formulas, nothing of the executor.
+
+The plan says which patches meet which rows; everything after that is done here a second time. Tensors come a few
+rows at a time, so that memory stays that of a bake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorabake.adapters.kind import matrix
+from lorabake.matching import Patch
+from lorabake.planning import Bake, Plan, Target
+from lorabake.tensors.dtypes import decode_scalar
+from lorabake.verification.arrays import LEAST, MANTISSA, Files, spacing
+from lorabake.verification.formulas import FORMULAS, Array, Place, Tensors
+
+Indices = NDArray[np.intp]
+TILE_VALUES = 1 << 17
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Hold what one patch, the step's `number`th, adds to rows `rows` of a tile, its strength included."""
+
+    number: int
+    patch: Patch
+    rows: slice
+    delta: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Hold rows of one tensor from `start`, as (rows, columns): the base's, and what the output ought to hold."""
+
+    target: Target
+    start: int
+    base: Array
+    exact: Array
+    changes: tuple[Change, ...]
+
+
+class Recomputation:
+    """Recompute the steps of one plan."""
+
+    def __init__(self, plan: Plan, files: Files) -> None:
+        self.plan, self.files = plan, files
+
+    def tiles(self, step: Bake) -> Iterator[Tile]:
+        """Yield a step's tensors in tiles of rows; `step` may have no patches, then the base is what is due."""
+        if step.by_rows and not any(patch.view.transpose for patch in step.patches):
+            yield from self._by_rows(step.targets[0], step.patches)
+        else:
+            yield from self._whole(step)
+
+    def tensors(self, patch: Patch) -> Tensors:
+        """Read a patch's tensors, alpha apart."""
+        return {slot: self.files.whole(info) for slot, info in patch.tensors.items() if slot != "alpha"}
+
+    def scale(self, patch: Patch) -> float:
+        """Return alpha/rank, or what takes its place."""
+        if patch.scale is not None:
+            return patch.scale
+        if "alpha" not in patch.tensors:
+            return 1.0
+        info = patch.tensors["alpha"]
+        return decode_scalar(info.dtype, self.files.raw(info.file, info.start, info.nbytes)) / patch.kind.rank(
+            patch.shapes
+        )
+
+    def slack(self, tile: Tile, rows: Indices, columns: Indices) -> Array:
+        """Bound the error that the bake's own precision allows at some places of a tile.
+
+        A sum of n products in a precision ε is off by some n·ε times its largest partial sum; the largest change in
+        the tile, four times over, stands for that.
+        """
+        double = self.plan.sources.recipe.compute_dtype == "float64" or tile.target.source.dtype == "F64"
+        epsilon = 2.0**-53 if double else 2.0**-24
+        at = rows, columns
+        sizes = 16 * (np.abs(tile.base[at]) + np.abs(tile.exact[at]))
+        for change in tile.changes:
+            patch = change.patch
+            inside = (rows >= change.rows.start) & (rows < change.rows.stop)
+            reached = np.abs(change.delta).max(initial=0.0)
+            terms = 16 + (patch.kind.rank(patch.shapes) if patch.kind.low_rank else max(patch.view.shape))
+            sizes = sizes + inside * (terms + 64 * patch.has_dora) * reached * 4
+        return np.asarray(epsilon * sizes)
+
+    # -- the two ways ----------------------------------------------------------------------------------
+
+    def _by_rows(self, target: Target, patches: tuple[Patch, ...]) -> Iterator[Tile]:
+        rows, columns = matrix(target.shape)
+        size = max(1, TILE_VALUES // max(1, columns))
+        loaded = [(*each, self.tensors(each[1]), self.scale(each[1])) for each in enumerate(patches)]
+        for start in range(0, rows, size):
+            stop = min(start + size, rows)
+            base = self.files.rows(target.source, start, stop, columns)
+            exact, changes = base.copy() if patches else base, []
+            for number, patch, tensors, scale in loaded:
+                row = 0
+                for region in patch.view.regions:
+                    first, last = max(start, region.start), min(stop, region.stop)
+                    if region.key == target.key and first < last:
+                        offset = row - region.start
+                        inner = slice(first - start, last - start)
+                        place = Place(slice(first + offset, last + offset), patch.view.shape)
+                        delta = _delta(patch, tensors, base[inner], place, scale)
+                        exact[inner] += delta
+                        changes.append(Change(number, patch, inner, delta))
+                    row += region.stop - region.start
+            yield Tile(target, start, base, exact, tuple(changes))
+
+    def _whole(self, step: Bake) -> Iterator[Tile]:
+        base = {each.key: self.files.whole(each.source).reshape(matrix(each.shape)) for each in step.targets}
+        exact = {key: array.copy() for key, array in base.items()}
+        parts: dict[str, list[Change]] = {key: [] for key in base}
+        for number, patch in enumerate(step.patches):
+            view = patch.view
+            if view.transpose:
+                weight = np.ascontiguousarray(base[view.regions[0].key].T)
+            else:
+                weight = np.concatenate([base[region.key][region.start : region.stop] for region in view.regions])
+            place = Place(slice(0, view.rows), view.shape)
+            changed = _delta(patch, self.tensors(patch), weight, place, self.scale(patch))
+            if view.transpose:
+                changed = changed.T
+            row = 0
+            for region in view.regions:
+                rows = slice(region.start, region.stop)
+                delta = changed[row : row + region.stop - region.start]
+                exact[region.key][rows] += delta
+                parts[region.key].append(Change(number, patch, rows, delta))
+                row += region.stop - region.start
+        for target in step.targets:
+            yield Tile(target, 0, base[target.key], exact[target.key], tuple(parts[target.key]))
+
+
+def _delta(patch: Patch, tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    updated = FORMULAS[patch.kind.name](tensors, weight, place, scale)
+    return np.asarray(patch.strength * (updated - weight))
+
+
+def rounded(dtype: str, values: Array) -> Array:
+    """Round to the nearest value that a dtype has, ties to even; overflow is left as it is."""
+    if dtype not in MANTISSA:
+        return values
+    unit = spacing(dtype, np.where(np.abs(values) < LEAST[dtype], LEAST[dtype], values))
+    return np.asarray(np.rint(values / unit) * unit)

@@ -1,0 +1,296 @@
+"""The second stage: is every tensor what the recipe makes of it?
+
+What no LoRA touches must be byte-equal to the base; what is baked is recomputed and compared in units in the last
+place (ulps) of the output's dtype. Streamed, a few rows at a time; no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import islice
+from math import prod, sqrt
+from pathlib import Path
+
+from threadpoolctl import threadpool_limits
+
+from lorabake.baking import default_workers
+from lorabake.planning import Bake, Plan, Target
+from lorabake.provenance import DATA_HASHES
+from lorabake.tensors.checkpoint import Checkpoint
+from lorabake.tensors.dtypes import FLOAT_NAMES
+from lorabake.tensors.safetensors import Header, TensorInfo
+from lorabake.verification.arrays import CHUNK, Files
+from lorabake.verification.comparison import Comparison, Share
+from lorabake.verification.diagnosis import Diagnosis, Diagnostician, findings
+from lorabake.verification.findings import Effect, Finding, Status, TensorVerdict
+from lorabake.verification.recompute import Recomputation
+
+FAINT = 0.9
+"""Share of a LoRA's change that arrived, below which the output's dtype is too coarse for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsResult:
+    """Hold the stage's findings, what each LoRA does where, what was found of each in each tensor, and digests."""
+
+    findings: tuple[Finding, ...]
+    effects: tuple[Effect, ...]
+    tensors: tuple[TensorVerdict, ...]
+    digests: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    step: Bake
+    is_copy: bool
+
+
+def check_weights(
+    plan: Plan,
+    baked: Checkpoint,
+    *,
+    sample: int | None = None,
+    progress: Callable[[int], None] = lambda count: None,
+) -> WeightsResult:
+    """Compare a checkpoint's tensors with what the plan would make; `sample` looks at so many of them only.
+
+    `progress` receives counts of bytes, from any thread. Raise FileError where an input or the checkpoint cannot be
+    read to its end.
+    """
+    files = Files()
+    try:
+        with threadpool_limits(1):
+            return _Check(plan, baked, files, progress).run(sample)
+    finally:
+        files.close()
+
+
+class _Check:
+    def __init__(self, plan: Plan, baked: Checkpoint, files: Files, progress: Callable[[int], None]) -> None:
+        self.plan, self.baked, self.files, self.progress = plan, baked, files, progress
+        self.recomputation = Recomputation(plan, files)
+
+    def run(self, sample: int | None) -> WeightsResult:
+        jobs = self._jobs()
+        chosen = jobs if sample is None or sample >= len(jobs) else _spread(jobs, sample)
+        with ThreadPoolExecutor(default_workers() + 1) as pool:
+            digesting = pool.submit(self._digest)
+            results = list(self._compared(pool, chosen))
+            digests = digesting.result()
+        diagnostician = Diagnostician(self.plan, self.recomputation)
+        diagnoses = [each for result in results if not result.is_right for each in diagnostician.explain(result)]
+        left = len(jobs) - len(chosen)
+        return WeightsResult(
+            (
+                *self._inputs(digests),
+                *self._data_hashes(digests),
+                *_untouched([each for each in results if each.is_copy], left),
+                *_baked([each for each in results if not each.is_copy], left),
+                *self._loras(results),
+                *findings(self.plan, diagnoses, results),
+            ),
+            tuple(self._effects(results)),
+            tuple(self._verdicts(results, diagnoses)),
+            digests,
+        )
+
+    # -- the work --------------------------------------------------------------------------------------
+
+    def _jobs(self) -> list[_Job]:
+        """List the steps of the plan, and each untouched tensor as one; without what the checkpoint lacks."""
+        touched = {target.key for bake in self.plan.bakes for target in bake.targets}
+        copies = (target for file in self.plan.files for target in file.targets if target.key not in touched)
+        jobs = [_Job(bake, False) for bake in self.plan.bakes] + [_Job(Bake((each,), ()), True) for each in copies]
+        return [job for job in jobs if any(self._found(target) for target in job.step.targets)]
+
+    def _found(self, target: Target) -> TensorInfo | None:
+        info = self.baked.tensors.get(target.key)
+        return info if info is not None and info.shape == target.shape else None
+
+    def _compared(self, pool: ThreadPoolExecutor, jobs: Iterable[_Job]) -> Iterator[Comparison]:
+        """Run jobs in a pool, few of them waiting at a time, and yield what they give."""
+        left = iter(jobs)
+        running = {pool.submit(self._compare, job) for job in islice(left, default_workers())}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            running |= {pool.submit(self._compare, job) for job in islice(left, len(done))}
+            for each in done:
+                yield from each.result()
+
+    def _compare(self, job: _Job) -> list[Comparison]:
+        results = {
+            target.key: Comparison(target, found, job.step, job.is_copy)
+            for target in job.step.targets
+            if (found := self._found(target)) is not None
+        }
+        if job.is_copy:
+            (copied,) = results.values()
+            source, found = copied.target.source, copied.found
+            if source.dtype == found.dtype and self.files.equal(source, found):
+                self.progress(found.nbytes)
+                return [copied]
+            copied.wrong = 1  # whatever the values are: the bytes differ
+            if not {source.dtype, found.dtype} <= {*FLOAT_NAMES.values()}:
+                return [copied]
+        for tile in self.recomputation.tiles(job.step):
+            if tile.target.key in results:
+                result = results[tile.target.key]
+                rows, columns = tile.base.shape
+                values = self.files.rows(result.found, tile.start, tile.start + rows, columns)
+                result.add(tile, values, self.recomputation)
+                self.progress(result.found.nbytes * tile.base.size // max(1, prod(result.target.shape)))
+        return [*results.values()]
+
+    def _digest(self) -> dict[str, str]:
+        """Take the digests of the LoRAs, and of the data of files that say their own."""
+        inputs = dict.fromkeys(self.plan.digests.values())
+        digests = {str(path): self._sha256(path, 0, path.stat().st_size) for path in inputs}
+        for header in _headers(self.baked):
+            if any(name in header.metadata for name in DATA_HASHES):
+                digests[_data_of(header)] = self._sha256(header.path, header.data_start, header.size)
+        return digests
+
+    def _sha256(self, path: Path, start: int, stop: int) -> str:
+        digest = hashlib.sha256()
+        for place in range(start, stop, CHUNK):
+            digest.update(self.files.raw(path, place, min(CHUNK, stop - place)))
+        return digest.hexdigest()
+
+    # -- what it says ----------------------------------------------------------------------------------
+
+    def _inputs(self, digests: Mapping[str, str]) -> Iterator[Finding]:
+        """Compare the LoRAs' digests with those that the checkpoint says it was made of."""
+        said = self.baked.metadata.get("lorabake.inputs")
+        if said is None:
+            return
+        texts = re.findall(r'"sha256":"([0-9a-f]{64})"', said)
+        for path, digest in digests.items():
+            lora = next(
+                (each for each in self.plan.sources.loras if path.startswith(str(each.checkpoint.path))), None
+            )
+            if lora is None:
+                continue
+            if digest in texts:
+                yield Finding("weights.input", Status.PASS, lora.name, digest[:12], "", "is the file that was baked")
+            else:
+                note = f"changed since the bake: the checkpoint's header names other files than {Path(path).name}"
+                yield Finding("weights.input", Status.FAIL, lora.name, digest[:12], "", note)
+
+    def _data_hashes(self, digests: Mapping[str, str]) -> Iterator[Finding]:
+        for header in _headers(self.baked):
+            taken = digests.get(_data_of(header))
+            if taken is None:
+                continue
+            for name in DATA_HASHES:
+                said = header.metadata.get(name, taken).removeprefix("0x")
+                if said != taken:
+                    note = f"the header's {name} is not the SHA-256 of the data: it was changed after it was written"
+                    yield Finding("weights.digest", Status.FAIL, header.path.name, taken[:12], said[:12], note)
+                    break
+            else:
+                note = "the data has the SHA-256 that the header states"
+                yield Finding("weights.digest", Status.PASS, header.path.name, taken[:12], taken[:12], note)
+
+    def _loras(self, results: Sequence[Comparison]) -> Iterator[Finding]:
+        for index, lora in enumerate(self.plan.sources.loras):
+            own = [(each, share) for each in results for share in _shares(each, index)]
+            right = [each for each, _ in own if each.is_right]
+            if own and len(right) == len(own):
+                note = f"applied to all {len(own)} tensors at the recipe's strength"
+                yield Finding("weights.lora", Status.PASS, lora.name, f"{len(right)} tensors", f"{len(own)}", note)
+            arrived, due = sum(share.arrived for _, share in own), sum(share.due for _, share in own)
+            if right and due > 0 and arrived / due < FAINT:
+                note = "the rest of its change was lost below the resolution of the output's dtype"
+                yield Finding(
+                    "weights.resolution", Status.WARN, lora.name, f"{arrived / due:.0%}", f"{FAINT:.0%}", note
+                )
+
+    def _verdicts(self, results: Iterable[Comparison], diagnoses: Iterable[Diagnosis]) -> Iterator[TensorVerdict]:
+        loras = self.plan.sources.loras
+        faults = {(each.key, each.lora, each.module): each for each in diagnoses}
+        for result in results:
+            loose = faults.get((result.target.key, None, ""))
+            for patch in result.step.patches:
+                key = result.target.key
+                if key not in patch.view.keys:
+                    continue
+                fault = faults.get((key, patch.lora, patch.module), loose)
+                what, factor = ("applied", 1.0) if fault is None else (fault.cause.value, fault.factor)
+                yield TensorVerdict(loras[patch.lora].name, patch.module, key, what, factor)
+
+    def _effects(self, results: Iterable[Comparison]) -> Iterator[Effect]:
+        """Sum ‖ΔW‖² and ‖W‖² up over blocks, in the model's order."""
+        place = {
+            region.key: (component, block_of(name))
+            for component, modules in self.plan.sources.key_map.modules.items()
+            for name, module in modules.items()
+            for view in module.views.values()
+            for region in view.regions
+        }
+        order = {key: number for number, key in enumerate(self.plan.sources.base.tensors)}
+        sums: dict[tuple[int, str, str], list[float]] = {}
+        for result in sorted(results, key=lambda each: order[each.target.key]):
+            component, block = place.get(result.target.key, ("", result.target.key))
+            for number, share in result.shares.items():
+                entry = sums.setdefault((result.step.patches[number].lora, component, block), [0.0, 0.0])
+                entry[0] += share.energy
+                entry[1] += result.base_energy
+        for (lora, component, block), (change, base) in sums.items():
+            if base:
+                yield Effect(self.plan.sources.loras[lora].name, component, block, sqrt(change / base))
+
+
+def block_of(module: str) -> str:
+    """Shorten a module's path to its block: down_blocks.1.attentions.0, text_model.encoder.layers.3."""
+    parts = module.split(".")
+    numbers = [at for at, part in enumerate(parts) if part.isdigit()]
+    if not numbers:
+        return parts[0]
+    last = numbers[0]
+    if len(numbers) > 1 and numbers[1] == last + 2 and parts[last + 1] not in ("to_out", "net"):
+        last = numbers[1]
+    return ".".join(parts[: last + 1])
+
+
+def _untouched(results: Sequence[Comparison], left: int) -> Iterator[Finding]:
+    right = sum(each.is_right for each in results)
+    if right:
+        note = "byte-equal to the base" + (f"; a sample, {left} tensors were not looked at" if left else "")
+        yield Finding(
+            "weights.untouched", Status.PASS, f"{right} untouched tensors", f"{right}", str(len(results)), note
+        )
+
+
+def _baked(results: Sequence[Comparison], left: int) -> Iterator[Finding]:
+    right = [each for each in results if each.is_right]
+    if right:
+        values, inexact = sum(each.values for each in right), sum(each.inexact for each in right)
+        worst = max(each.worst for each in right)
+        note = f"{1 - inexact / max(values, 1):.4%} of {values:,} values are the nearest ones" + (
+            f"; a sample, {left} tensors were not looked at" if left else ""
+        )
+        limit = "0.5 ulp and float32's own error"
+        yield Finding(
+            "weights.baked", Status.PASS, f"{len(right)} baked tensors", f"worst {worst:.3f} ulp", limit, note
+        )
+
+
+def _shares(result: Comparison, lora: int) -> Iterator[Share]:
+    return (share for place, share in result.shares.items() if result.step.patches[place].lora == lora)
+
+
+def _spread(jobs: list[_Job], count: int) -> list[_Job]:
+    """Choose jobs at even distances, so that every part of the model is looked at."""
+    return [jobs[at * len(jobs) // count] for at in range(count)]
+
+
+def _headers(checkpoint: Checkpoint) -> Iterator[Header]:
+    return (header for part in checkpoint.parts for header in part.files)
+
+
+def _data_of(header: Header) -> str:
+    return f"data of {header.path.name}"
