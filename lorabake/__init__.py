@@ -1,4 +1,4 @@
-"""Bake weighted LoRAs into a checkpoint: `load_recipe`, `plan`, `bake`."""
+"""Bake weighted LoRAs into a checkpoint: `load_recipe`, `plan`, `bake`, `verify`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,33 @@ if TYPE_CHECKING:
     from lorabake.baking import BakeResult, RunOptions, bake
     from lorabake.planning import Plan, plan
     from lorabake.recipe import Recipe, load_recipe
+    from lorabake.verification import VerifyOptions, verify
+    from lorabake.verification.findings import Verification
 
-__all__ = ["BakeResult", "Plan", "Recipe", "RunOptions", "bake", "load_recipe", "plan"]
+__all__ = [
+    "BakeResult",
+    "Plan",
+    "Recipe",
+    "RunOptions",
+    "Verification",
+    "VerifyOptions",
+    "bake",
+    "load_recipe",
+    "plan",
+    "verify",
+]
 
 _HOMES = {
     "BakeResult": "baking",
     "Plan": "planning",
     "Recipe": "recipe",
     "RunOptions": "baking",
+    "Verification": "verification.findings",
+    "VerifyOptions": "verification",
     "bake": "baking",
     "load_recipe": "recipe",
     "plan": "planning",
+    "verify": "verification",
 }
 
 

@@ -269,6 +269,12 @@ class Recipe(_Part):
         """Join a path to the recipe's folder; an absolute one stays, and `~` and variables mean nothing."""
         return self._folder / path
 
+    def placed(self, folder: Path) -> Recipe:
+        """Return this recipe with relative paths starting from another folder."""
+        moved = self.model_copy()
+        moved._folder = folder.absolute()
+        return moved
+
     def normal_form(self) -> dict[str, object]:
         """Reduce the recipe to what may change the bytes, with defaults filled in and keys sorted.
 

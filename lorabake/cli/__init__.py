@@ -16,6 +16,7 @@ from lorabake.errors import LorabakeError
 COMMANDS = {
     "bake": "Bake a recipe into a new checkpoint.",
     "plan": "Show what a bake would do, and what it needs.",
+    "verify": "Prove that a checkpoint is what its recipe says.",
     "inspect": "Say what a checkpoint or LoRA file is.",
     "schema": "Print the recipe's JSON Schema, for editors.",
     "completion": "Print the shell completion script.",

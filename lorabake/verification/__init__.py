@@ -1,1 +1,133 @@
 """Step 6 of the flow: prove that a checkpoint is what its recipe says, by structure, by weights, by samples."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from lorabake.errors import FileError
+from lorabake.planning import plan as make_plan
+from lorabake.recipe import Recipe
+from lorabake.tensors.checkpoint import open_checkpoint
+from lorabake.tensors.safetensors import some
+from lorabake.verification.findings import Finding, SampleOptions, Samples, Status, Verification
+from lorabake.verification.structure import check_structure
+from lorabake.verification.weights import WeightsResult, check_weights
+
+__all__ = ["STAGES", "VerifyOptions", "embedded_recipe", "verify"]
+
+STAGES = ("structure", "weights", "samples")
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyOptions:
+    """Say how thoroughly to look.
+
+    `sample_weights` looks at so many tensors only; `begin` is told each stage and the bytes it will read (0 where
+    unknown), `progress` counts of them, from any thread.
+    """
+
+    stages: tuple[str, ...] = STAGES
+    sample_weights: int | None = None
+    samples: SampleOptions = field(default_factory=SampleOptions)
+    begin: Callable[[str, int], None] = lambda stage, total: None
+    progress: Callable[[int], None] = lambda count: None
+
+
+def verify(recipe: Recipe, baked: str | Path | None = None, options: VerifyOptions | None = None) -> Verification:
+    """Compare a checkpoint (the recipe's output, unless `baked` is given) with what the recipe makes.
+
+    Whatever is wrong with the checkpoint is a finding. Raise FileError, MatchError or RecipeError where the inputs
+    are at fault, and for a checkpoint that is not there; SurroundingsError where sampling lacks an extra.
+    """
+    options = options or VerifyOptions()
+    path = Path(baked) if baked is not None else recipe.locate(recipe.output.path)
+    if not path.exists():
+        raise FileError(f"{path}: no such file\nBake it first, or name the checkpoint with --baked.")
+    plan = make_plan(recipe, path)
+    findings: list[Finding] = []
+    seconds: dict[str, float] = {}
+    weights: WeightsResult | None = None
+    samples: Samples | None = None
+
+    began = time.perf_counter()
+    options.begin("structure", 0)
+    told, checkpoint = check_structure(plan, path)
+    seconds["structure"] = time.perf_counter() - began
+    if "structure" in options.stages or checkpoint is None:
+        findings += told
+    for stage in STAGES[1:]:
+        if stage not in options.stages:
+            continue
+        if checkpoint is None:
+            findings.append(Finding(f"{stage}.skipped", Status.SKIP, path.name, "", "", "the file cannot be read"))
+            continue
+        began = time.perf_counter()
+        if stage == "weights":
+            options.begin(stage, checkpoint.size)
+            weights = check_weights(plan, checkpoint, sample=options.sample_weights, progress=options.progress)
+            findings += weights.findings
+        else:
+            from lorabake.verification.sampling import sample
+
+            samples, told = sample(plan, path, options.samples)
+            findings += told
+        seconds[stage] = time.perf_counter() - began
+    source = recipe.file.read_text(encoding="utf-8") if recipe.file else json.dumps(recipe.normal_form(), indent=2)
+    return Verification(
+        baked=path,
+        recipe=source,
+        findings=tuple(findings),
+        seconds=seconds,
+        plan=plan,
+        effects=weights.effects if weights else (),
+        tensors=weights.tensors if weights else (),
+        samples=samples,
+        digests=weights.digests if weights else {},
+    )
+
+
+def embedded_recipe(baked: Path, inputs: Path | None = None) -> Recipe:
+    """Return the recipe in a checkpoint's metadata; its inputs are looked for in `inputs`.
+
+    Without `inputs`, beside the checkpoint and in the current folder. Raise FileError for a checkpoint without a
+    recipe, and for inputs that are in none of these folders.
+    """
+    text = open_checkpoint(baked).metadata.get("lorabake.recipe")
+    if text is None:
+        raise FileError(
+            f"{baked}: holds no recipe, so lorabake did not bake it\n"
+            "Give the recipe that it should follow: lorabake verify RECIPE --baked FILE"
+        )
+    try:
+        form = json.loads(text)
+        for lora in form["loras"]:
+            lora["blocks"] = dict(lora["blocks"])
+        form["output"]["path"] = baked.name
+        recipe = Recipe.model_validate_json(json.dumps(_without_none(form)))
+    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise FileError(f"{baked}: the recipe in its metadata is damaged: {str(error).splitlines()[0]}") from None
+    names = [recipe.base.path, *(lora.path for lora in recipe.loras), *([recipe.vae.path] if recipe.vae else [])]
+    folders = [inputs] if inputs is not None else [baked.absolute().parent, Path.cwd()]
+    for folder in folders:
+        if all((folder / name).exists() for name in names):
+            return recipe.placed(folder)
+    missing = [name for name in names if not (folders[0] / name).exists()]
+    raise FileError(
+        f"{baked}: the inputs of its recipe are not in {' or '.join(map(str, folders))}: {some(missing)}\n"
+        "Say where they lie with --inputs DIR, or give the recipe: lorabake verify RECIPE --baked FILE"
+    )
+
+
+def _without_none(value: object) -> object:
+    match value:
+        case dict():
+            return {key: _without_none(each) for key, each in value.items() if each is not None}
+        case list():
+            return [_without_none(each) for each in value]
+    return value

@@ -8,7 +8,7 @@ import numpy as np
 
 from lorabake.planning import Bake, Target
 from lorabake.tensors.safetensors import TensorInfo
-from lorabake.verification.arrays import spacing
+from lorabake.verification.arrays import MANTISSA, spacing
 from lorabake.verification.formulas import Array
 from lorabake.verification.recompute import Indices, Recomputation, Tile
 
@@ -45,13 +45,19 @@ class Comparison:
     """By the patch's place in the step."""
 
     @property
+    def dtype(self) -> str:
+        """Return the dtype whose resolution counts: the coarser of the one found and the one due."""
+        pair = self.found.dtype, self.target.dtype
+        return min(pair, key=lambda name: MANTISSA.get(name, 0))
+
+    @property
     def is_right(self) -> bool:
         """Tell whether every value is within its bound."""
         return not self.wrong and self.nonfinite is None
 
     def add(self, tile: Tile, found: Array, recomputation: Recomputation) -> None:
         """Compare the rows of one tile: each value may be half an ulp off, and what the bake's precision allows."""
-        dtype = self.found.dtype
+        dtype = self.dtype
         with np.errstate(invalid="ignore", over="ignore"):
             error = np.abs(found - tile.exact)
             ulps = error / spacing(dtype, found)

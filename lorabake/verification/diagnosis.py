@@ -135,10 +135,10 @@ class Diagnostician:
                 continue
             inner, outer = np.array(here) - tile.start, np.array([place[row] for row in here])
             values = self.recomputation.files.rows(result.found, tile.start, tile.start + len(tile.base), columns)
-            units = spacing(result.found.dtype, values[inner])
+            units = spacing(result.dtype, values[inner])
             noise += float(np.square(units).sum()) / 12
             found[outer] = values[inner] - tile.base[inner]
-            due[outer] = rounded(result.found.dtype, tile.exact[inner]) - tile.base[inner]
+            due[outer] = rounded(result.dtype, tile.exact[inner]) - tile.base[inner]
             for change in tile.changes:
                 delta = own.setdefault(change.number, np.zeros((len(rows), columns), np.float32))
                 mine = (inner >= change.rows.start) & (inner < change.rows.stop)
@@ -179,8 +179,8 @@ class Diagnostician:
             Cause.MISSING: 0.0,
             Cause.SIGN: -1.0,
             Cause.ALPHA: 1 / self.recomputation.scale(patch),
-            Cause.RSLORA: sqrt(rank),
             Cause.TWICE: 2.0,
+            Cause.RSLORA: sqrt(rank),
         }
         for cause, value in known.items():
             if isclose(factor, value, abs_tol=max(tolerance, 0.02 * abs(value))):
@@ -193,6 +193,12 @@ class Diagnostician:
     def _by_guess(self, key: str, scene: _Scene, result: Comparison) -> Diagnosis:
         """Try what is known to go wrong, one patch at a time, and describe what nothing explains."""
         expected = sum((patch.strength * delta for patch, delta in scene.own), np.zeros_like(scene.found))
+        for shift in SHIFTS if scene.own else ():
+            if len(expected) > 2 * abs(shift) and self._explains(
+                scene.found, np.roll(expected, shift, axis=0), scene
+            ):
+                detail = f"{abs(shift)} {'down' if shift > 0 else 'up'}{_where(scene)}"
+                return Diagnosis(key, Cause.SHIFTED, scene.own[0][0].lora, scene.own[0][0].module, detail=detail)
         for patch, delta in scene.own:
             rest = scene.found - (expected - patch.strength * delta)
             for cause, other, detail in self._variants(patch, delta, scene):
@@ -220,9 +226,6 @@ class Diagnostician:
             yield Cause.DORA, other, ""
         if whole and delta.shape[0] == delta.shape[1]:
             yield Cause.EXCHANGED, np.ascontiguousarray(delta.T), ""
-        for shift in SHIFTS:
-            if len(delta) > abs(shift) + 1:
-                yield Cause.SHIFTED, np.roll(delta, shift, axis=0), f"by {abs(shift)} {'down' if shift > 0 else 'up'}"
 
     def _plain(self, patch: Patch) -> Matrix | None:
         """Return scale·B·A of a low-rank patch, without its DoRA magnitude."""
@@ -241,8 +244,7 @@ class Diagnostician:
 
     def _stranger(self, rest: Matrix, own: Patch | None, scene: _Scene) -> Patch | None:
         """Find another module's change in E, by ⟨E, B·A⟩ = ⟨E·Aᵀ, B⟩; neighbours of the module come first."""
-        energy = _dot(rest, rest)
-        if len(scene.rows) != scene.total_rows and own is None:
+        if own is None and scene.rows[-1] - scene.rows[0] + 1 != len(scene.rows):
             return None
         if own is not None:
             regions = own.view.regions
@@ -252,7 +254,7 @@ class Diagnostician:
             if int(inside.sum()) != own.view.rows:
                 return None
             rest = rest[inside]
-        shape = rest.shape
+        energy, shape = _dot(rest, rest), rest.shape
         name = own.module if own else ""
         candidates = sorted(self._by_shape.get((shape[0], shape[1]), []), key=lambda each: -_alike(each.module, name))
         for patch in candidates:
@@ -307,7 +309,7 @@ SENTENCES = {
 }
 """What each cause says of its subject, a LoRA or a tensor."""
 
-_FACTORS = (Cause.MISSING, Cause.SIGN, Cause.ALPHA, Cause.RSLORA, Cause.TWICE)
+_FACTORS = (Cause.MISSING, Cause.SIGN, Cause.ALPHA, Cause.TWICE, Cause.RSLORA)
 
 
 def findings(plan: Plan, diagnoses: list[Diagnosis], results: list[Comparison]) -> Iterator[Finding]:
@@ -315,7 +317,7 @@ def findings(plan: Plan, diagnoses: list[Diagnosis], results: list[Comparison]) 
     for index, lora in enumerate(plan.sources.loras):
         own = [each for each in diagnoses if each.lora == index]
         modules = {patch.module for bake in plan.bakes for patch in bake.patches if patch.lora == index}
-        for (cause, _), group in _grouped(own).items():
+        for cause, group in _grouped(own):
             limit = "×1" if group[0].factor is not None else ""
             places = Counter(pattern_of(each.module) for each in group)
             where = f"on {len({each.module for each in group})} of {len(modules)} modules: {_listed(places)}"
@@ -348,16 +350,20 @@ def findings(plan: Plan, diagnoses: list[Diagnosis], results: list[Comparison]) 
         yield Finding(f"weights.{cause}", Status.FAIL, subject, "", "", f"{note}{_some(details)}")
 
 
-def _grouped(own: list[Diagnosis]) -> dict[tuple[Cause, float], list[Diagnosis]]:
+def _grouped(own: list[Diagnosis]) -> list[tuple[Cause, list[Diagnosis]]]:
     """Group by cause, strengths by how far off they are; a cause that fits all factors of a LoRA goes first."""
     measured = [each for each in own if each.factor is not None]
     common = frozenset.intersection(*(each.also | {each.cause} for each in measured)) if measured else frozenset()
     shared = next((cause for cause in _FACTORS if cause in common), None)
-    groups: dict[tuple[Cause, float], list[Diagnosis]] = {}
-    for each in own:
+    groups: list[tuple[Cause, list[Diagnosis]]] = []
+    for each in sorted(own, key=lambda each: (each.factor is not None, each.cause, each.factor or 0)):
         cause = shared if shared is not None and each.factor is not None else each.cause
-        step = round(each.factor or 0, 2) if cause is Cause.STRENGTH else 0.0
-        groups.setdefault((cause, step), []).append(each)
+        if groups and groups[-1][0] is cause:
+            before = groups[-1][1][-1].factor
+            if cause is not Cause.STRENGTH or (each.factor or 0) - (before or 0) < 0.03:
+                groups[-1][1].append(each)
+                continue
+        groups.append((cause, [each]))
     return groups
 
 

@@ -5,7 +5,7 @@ Plain data, no torch: the stages write it, the report shows it, the command line
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -92,6 +92,24 @@ class Likeness:
     latents: float
     psnr: float
     ssim: float
+
+
+@dataclass(frozen=True, slots=True)
+class SampleOptions:
+    """Say what to sample; whatever is None is the recipe's, or the family's default.
+
+    `size` is (width, height) in pixels, `strengths` factors on all strengths of the recipe. `progress` is told the
+    steps done, the steps in all, and what is being made.
+    """
+
+    prompts: tuple[str, ...] | None = None
+    seed: int | None = None
+    steps: int | None = None
+    size: tuple[int, int] | None = None
+    guidance: float | None = None
+    device: str | None = None
+    strengths: tuple[float, ...] = ()
+    progress: Callable[[int, int, str], None] = lambda done, total, label: None
 
 
 @dataclass(frozen=True, slots=True)

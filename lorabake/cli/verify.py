@@ -1,0 +1,189 @@
+"""`lorabake verify`: is this checkpoint what its recipe says? Findings, a verdict, and a report to look at."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lorabake.cli.show import shown
+from lorabake.errors import RecipeError
+from lorabake.recipe import load_recipe
+from lorabake.verification import STAGES, VerifyOptions, embedded_recipe
+from lorabake.verification import verify as run_verify
+from lorabake.verification.findings import Finding, SampleOptions, Status, Verification
+
+COLOURS = {Status.PASS: "green", Status.SKIP: "bright_black", Status.WARN: "yellow", Status.FAIL: "red"}
+
+
+@click.command()
+@click.argument("target", type=click.Path(path_type=Path), metavar="RECIPE|FILE")
+@click.option("--baked", type=click.Path(path_type=Path), help="The checkpoint.  [default: the recipe's output]")
+@click.option("--inputs", type=click.Path(path_type=Path), help="The folder of the inputs that FILE's recipe names.")
+@click.option("--stage", "stages", multiple=True, type=click.Choice(STAGES), help="Only this stage; repeatable.")
+@click.option("--sample-weights", type=click.IntRange(1), metavar="N", help="Look at N tensors only, evenly spread.")
+@click.option("--prompt", "prompts", multiple=True, help="Sample this prompt instead of the recipe's; repeatable.")
+@click.option("--seed", type=click.IntRange(0), help="The seed of the first noise.")
+@click.option("--steps", type=click.IntRange(1), help="Denoising steps.")
+@click.option("--size", metavar="SIDE|WxH", help="The pictures' size in pixels.")
+@click.option("--device", help="Sample on this device: cpu (default), cuda, cuda:1, mps.")
+@click.option("--strengths", metavar="0,0.5,1", help="Draw a sweep: factors on all strengths.")
+@click.option("--report", type=click.Path(path_type=Path, file_okay=False), help="Write the report to this folder.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the verdict and what is wrong only.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def verify(
+    target: Path,
+    baked: Path | None,
+    inputs: Path | None,
+    stages: tuple[str, ...],
+    sample_weights: int | None,
+    prompts: tuple[str, ...],
+    seed: int | None,
+    steps: int | None,
+    size: str | None,
+    device: str | None,
+    strengths: str | None,
+    report: Path | None,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Prove that a checkpoint is what a recipe says.
+
+    Give the RECIPE, or a FILE that lorabake baked: its header holds the recipe. Three stages: structure (headers),
+    weights (every tensor, recomputed in float64), samples (pictures or texts by base, base with LoRAs at run time,
+    and checkpoint; needs lorabake[verify] and prompts).
+
+    \b
+    Exit codes: 0 it is, 1 it is not, 2 the inputs are at fault, 3 an extra is missing.
+    """
+    if target.suffix.lower() in (".yaml", ".yml"):
+        if inputs is not None:
+            raise RecipeError("--inputs is for a FILE without its recipe; a recipe says where its inputs lie")
+        recipe = load_recipe(target)
+    else:
+        if baked is not None:
+            raise RecipeError(f"{target}: is no recipe (.yaml), so --baked has nothing to be compared with")
+        recipe, baked = embedded_recipe(target, inputs), target
+    bars = _Bars(shown=not (quiet or as_json) and sys.stderr.isatty())
+    options = VerifyOptions(
+        stages=stages or STAGES,
+        sample_weights=sample_weights,
+        samples=SampleOptions(
+            prompts=prompts or None,
+            seed=seed,
+            steps=steps,
+            size=_size(size),
+            device=device,
+            strengths=_strengths(strengths),
+            progress=bars.step,
+        ),
+        begin=bars.begin,
+        progress=bars.advance,
+    )
+    try:
+        verification = run_verify(recipe, baked, options)
+    finally:
+        bars.close()
+    files = {}
+    if report is not None or as_json:
+        from lorabake import report as reporting
+
+        if report is not None:
+            files = reporting.write(verification, report)
+        if as_json:
+            click.echo(json.dumps(reporting.record.compose(verification), indent=2, ensure_ascii=False))
+    if not as_json:
+        for line in _lines(verification, quiet=quiet):
+            click.echo(line)
+        if files and not quiet:
+            click.echo(f"report: {shown(files['html'])}")
+    return verification.exit_code
+
+
+def _lines(verification: Verification, *, quiet: bool) -> Iterator[str]:
+    """Lay the findings out by stage, then say the verdict."""
+    rows = [each for each in verification.findings if not quiet or each.status in (Status.WARN, Status.FAIL)]
+    stage = ""
+    for finding in rows:
+        if finding.stage != stage:
+            stage = finding.stage
+            took = verification.seconds.get(stage)
+            yield click.style(stage, bold=True) + (f" ({took:.1f} s)" if took is not None and not quiet else "")
+        yield _line(finding)
+    counts = {status: sum(each.status is status for each in verification.findings) for status in Status}
+    told = ", ".join(f"{count} {status.value}" for status, count in counts.items() if count)
+    name = shown(verification.baked)
+    if verification.is_true:
+        yield click.style("TRUE", fg="green", bold=True) + f": {name} is what its recipe says ({told})"
+    else:
+        yield click.style("DIFFERENT", fg="red", bold=True) + f": {name} is not what its recipe says ({told})"
+
+
+def _line(finding: Finding) -> str:
+    status = click.style(f"{finding.status.value:4}", fg=COLOURS[finding.status])
+    limit = f" (limit {finding.limit})" if finding.limit and finding.limit != finding.measured else ""
+    measured = f": {finding.measured}{limit}" if finding.measured else ""
+    note = f" - {finding.note}" if finding.note else ""
+    return f"  {status} {finding.check.partition('.')[2]:12} {finding.subject}{measured}{note}"
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    width, _, height = text.lower().partition("x")
+    if not width.isdigit() or not (height or width).isdigit() or not int(width) or not int(height or width):
+        raise RecipeError(f"--size {text}: give a side in pixels, or two as 768x512")
+    return int(width), int(height or width)
+
+
+def _strengths(text: str | None) -> tuple[float, ...]:
+    if text is None:
+        return ()
+    try:
+        values = tuple(float(each) for each in text.split(","))
+    except ValueError:
+        values = (float("nan"),)
+    if any(value - value for value in values):
+        raise RecipeError(f"--strengths {text}: give numbers with commas between them, such as 0,0.5,1")
+    return tuple(sorted(set(values)))
+
+
+class _Bars:
+    """Show a bar for the bytes read, then one for the steps sampled; nothing unless `shown`."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self._shown = shown
+        self._bar: Any = None
+        self._lock = threading.Lock()
+
+    def begin(self, stage: str, total: int) -> None:
+        self.close()
+        if total and self._shown:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, unit="B", unit_scale=True, desc=stage, leave=False)
+
+    def advance(self, count: int) -> None:
+        with self._lock:
+            if self._bar is not None:
+                self._bar.update(count)
+
+    def step(self, done: int, total: int, label: str) -> None:
+        if not self._shown:
+            return
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, unit="step", leave=False)
+        self._bar.set_description(label, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
