@@ -1,0 +1,115 @@
+"""The report for a CI job's page ($GITHUB_STEP_SUMMARY): summary.md, in GitHub's Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from lorabake.report import grid
+from lorabake.report.pictures import gain
+from lorabake.report.wording import MODELS, by_stage, encode, figure, headline, largest, sentence, tally
+from lorabake.verification.findings import Finding, Status
+
+if TYPE_CHECKING:
+    from lorabake.verification.findings import Likeness, Samples, Verification
+
+MOST_ROWS = 50
+"""GitHub refuses a summary above 1 MiB; whoever has more to read opens the page."""
+
+SIGNS = {Status.FAIL: "❌ fail", Status.WARN: "⚠️ warn"}
+
+
+def render(verification: Verification) -> bytes:
+    """Write the verdict, what failed or warned, counts by stage and the samples' figures."""
+    word, meaning = headline(verification)
+    sign = {"TRUE": "✅", "DIFFERENT": "❌"}.get(word, "⏭️")
+    lines = [f"## {sign} {word}: {meaning}", "", f"`lorabake verify`: {escaped(str(verification.baked))}", ""]
+    lines += [*_counts(verification), ""]
+    loud = [finding for finding in verification.findings if finding.status in SIGNS]
+    if loud:
+        loud.sort(key=lambda finding: -finding.status.severity)
+        lines += ["### Findings", "", *_findings(loud), ""]
+    if verification.samples:
+        lines += _figures(verification.samples)
+    return encode("\n".join(lines).rstrip() + "\n")
+
+
+def escaped(text: str) -> str:
+    """Take every meaning that Markdown or HTML gives to a text's signs, also in a table."""
+    spaced = " ".join(text.split())
+    return re.sub(r"([\\`*_\[\]|!#~@])", r"\\\1", spaced.replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def _counts(verification: Verification) -> Iterator[str]:
+    yield from _table(
+        ["stage", "findings", "seconds"],
+        (
+            [stage, tally(findings), figure(verification.seconds.get(stage))]
+            for stage, findings in by_stage(verification).items()
+        ),
+    )
+
+
+def _findings(loud: list[Finding]) -> Iterator[str]:
+    yield from _table(
+        ["", "check", "what", "finding"],
+        ([SIGNS[each.status], each.check, each.subject, sentence(each)] for each in loud[:MOST_ROWS]),
+    )
+    if len(loud) > MOST_ROWS:
+        yield f"\n{len(loud) - MOST_ROWS} more are in the report."
+
+
+def _figures(samples: Samples) -> list[str]:
+    lines = []
+    if samples.pictures:
+        lines += [
+            "### Pictures",
+            "",
+            f"Likeness to the run-time pictures ({escaped(samples.reference)}): *rounded* is the floor, what "
+            "rounding alone changes; *base* the ceiling.",
+            "",
+            *_table(
+                ["prompt", "seed", "model", "latents, relative L2", "PSNR, dB", "SSIM"],
+                (
+                    [each.prompt, str(each.seed), MODELS[model], *_likeness(each.likeness[model])]
+                    for each in samples.pictures
+                    for model in ("floor", "baked", "base")
+                    if model in each.likeness
+                ),
+            ),
+            "",
+            f"The pictures are in `{grid.FILE}`, a row for each prompt: base, run time, baked, and the difference "
+            f"between the last two ×{gain(samples.pictures)}.",
+            "",
+        ]
+    if samples.texts:
+        lines += [
+            "### Texts",
+            "",
+            f"Largest logit difference from the run-time model ({escaped(samples.reference)}).",
+            "",
+            *_table(
+                ["prompt", "rounded", "baked", "base"],
+                (
+                    [
+                        each.prompt,
+                        *(figure(largest(each.logits.get(model, ()))) for model in ("floor", "baked", "base")),
+                    ]
+                    for each in samples.texts
+                ),
+            ),
+            "",
+        ]
+    return lines
+
+
+def _likeness(likeness: Likeness) -> list[str]:
+    return [figure(likeness.latents), figure(likeness.psnr), figure(likeness.ssim)]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"|{'---|' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(escaped(cell) for cell in row)} |"

@@ -1,0 +1,76 @@
+"""Turn pixel arrays into PNG files and difference pictures, with zlib and NumPy alone.
+
+A PNG needs so little that the report asks for no imaging library: PNG specification, third edition (W3C 2025).
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lorabake.verification.findings import Pixels, PromptSample
+
+LARGEST_GAIN = 64
+
+
+def png(pixels: Pixels, description: str = "") -> bytes:
+    """Encode pixels (height, width, 3) as PNG; `description` goes into a text chunk, in Latin-1."""
+    height, width, _ = pixels.shape
+    ahead = zlib.compress(_filtered(pixels), 6)
+    text = f"Description\0{description}".encode("latin-1", errors="replace")
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        *([(b"tEXt", text)] if description else []),
+        (b"IDAT", ahead),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+
+
+def data_uri(pixels: Pixels) -> str:
+    """Write pixels as a URI that a page can carry in itself."""
+    return "data:image/png;base64," + base64.b64encode(png(pixels)).decode("ascii")
+
+
+def distance(one: Pixels, other: Pixels) -> Pixels:
+    """Return |one − other| by pixel and channel, 0 to 255."""
+    return np.maximum(one, other) - np.minimum(one, other)
+
+
+def gain(samples: Iterable[PromptSample]) -> int:
+    """Choose one factor for all difference pictures: the largest power of two up to 64 that clips none."""
+    largest = max(
+        (int(distance(each.pictures["baked"], each.pictures["runtime"]).max()) for each in samples), default=0
+    )
+    factor = LARGEST_GAIN
+    while factor > 1 and factor * largest > 255:
+        factor //= 2
+    return factor
+
+
+def amplified(sample: PromptSample, factor: int) -> Pixels:
+    """Return the difference between baked and run time, brightened."""
+    wide = distance(sample.pictures["baked"], sample.pictures["runtime"]).astype(np.int64) * factor
+    return np.minimum(wide, 255).astype(np.uint8)
+
+
+def _filtered(pixels: Pixels) -> bytes:
+    """Predict each byte by the Paeth filter (section 9.4): photographs become a third smaller."""
+    here = pixels.astype(np.int16)
+    padded = np.pad(here, ((1, 0), (1, 0), (0, 0)))
+    left, up, corner = padded[1:, :-1], padded[:-1, 1:], padded[:-1, :-1]
+    guess = left + up - corner
+    to_left, to_up, to_corner = abs(guess - left), abs(guess - up), abs(guess - corner)
+    nearest = np.where((to_left <= to_up) & (to_left <= to_corner), left, np.where(to_up <= to_corner, up, corner))
+    lines = ((here - nearest) & 255).astype(np.uint8).reshape(len(pixels), -1)
+    return np.insert(lines, 0, 4, axis=1).tobytes()

@@ -1,0 +1,71 @@
+"""The words and numbers that all forms of the report share, so that none of them says something else."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+
+from lorabake.verification import STAGES
+from lorabake.verification.findings import Finding, Status, Verification
+
+MODELS = {"base": "base", "runtime": "run time", "floor": "rounded", "baked": "baked"}
+"""What a reader sees for each model that was sampled, in the order of the report."""
+
+
+def headline(verification: Verification) -> tuple[str, str]:
+    """Return the verdict as one word and a sentence."""
+    if not verification.is_true:
+        return "DIFFERENT", "this file is not what the recipe says"
+    if not {Status.PASS, Status.WARN} & {finding.status for finding in verification.findings}:
+        return "NOT CHECKED", "no check could be made"
+    return "TRUE", "this file is what the recipe says"
+
+
+def by_status(findings: Iterable[Finding]) -> dict[Status, int]:
+    """Count findings by status, from the harmless up; every status has an entry."""
+    counts = Counter(finding.status for finding in findings)
+    return {status: counts[status] for status in Status}
+
+
+def by_stage(verification: Verification) -> dict[str, tuple[Finding, ...]]:
+    """Group findings by stage; a stage that was not run has an entry without findings."""
+    names = dict.fromkeys((*STAGES, *(finding.stage for finding in verification.findings)))
+    return {name: tuple(each for each in verification.findings if each.stage == name) for name in names}
+
+
+def tally(findings: Iterable[Finding]) -> str:
+    """Write counts in words: 1 failed, 12 passed; or "not run" for none."""
+    words = {Status.FAIL: "failed", Status.WARN: "warned", Status.SKIP: "skipped", Status.PASS: "passed"}
+    counts = by_status(findings)
+    return ", ".join(f"{counts[status]} {word}" for status, word in words.items() if counts[status]) or "not run"
+
+
+def sentence(finding: Finding) -> str:
+    """Say a finding in one line: its note, and what was measured against which limit."""
+    figures = f"measured {finding.measured}" if finding.measured else ""
+    if finding.limit:
+        figures += f"{', ' if figures else ''}limit {finding.limit}"
+    if not finding.note:
+        return figures or finding.check
+    return f"{finding.note.rstrip('.')}{f' ({figures})' if figures else ''}."
+
+
+def figure(value: float | None) -> str:
+    """Write a measured number with four digits; ∞ and NaN as such, an en dash where nothing was measured."""
+    if value is None:
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return "NaN" if math.isnan(value) else f"{value:.4g}".replace("-", "−")
+
+
+def largest(values: Iterable[float]) -> float | None:
+    """Return the largest value, NaN if any is; None of none."""
+    seen = list(values)
+    return next((value for value in seen if math.isnan(value)), max(seen, default=None))
+
+
+def encode(text: str) -> bytes:
+    """Encode as UTF-8; what a file name holds beyond Unicode becomes a question mark."""
+    return text.encode("utf-8", errors="replace")
