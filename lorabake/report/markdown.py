@@ -45,7 +45,7 @@ def _counts(verification: Verification) -> Iterator[str]:
     yield from _table(
         ["stage", "findings", "seconds"],
         (
-            [stage, tally(findings), figure(verification.seconds.get(stage))]
+            [stage, tally(findings), f"{verification.seconds[stage]:.1f}" if stage in verification.seconds else "–"]
             for stage, findings in by_stage(verification).items()
         ),
     )

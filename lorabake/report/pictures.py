@@ -23,12 +23,11 @@ LARGEST_GAIN = 64
 def png(pixels: Pixels, description: str = "") -> bytes:
     """Encode pixels (height, width, 3) as PNG; `description` goes into a text chunk, in Latin-1."""
     height, width, _ = pixels.shape
-    ahead = zlib.compress(_filtered(pixels), 6)
     text = f"Description\0{description}".encode("latin-1", errors="replace")
     chunks = [
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
         *([(b"tEXt", text)] if description else []),
-        (b"IDAT", ahead),
+        (b"IDAT", zlib.compress(_filtered(pixels))),
         (b"IEND", b""),
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -65,12 +64,19 @@ def amplified(sample: PromptSample, factor: int) -> Pixels:
 
 
 def _filtered(pixels: Pixels) -> bytes:
-    """Predict each byte by the Paeth filter (section 9.4): photographs become a third smaller."""
-    here = pixels.astype(np.int16)
-    padded = np.pad(here, ((1, 0), (1, 0), (0, 0)))
-    left, up, corner = padded[1:, :-1], padded[:-1, 1:], padded[:-1, :-1]
-    guess = left + up - corner
-    to_left, to_up, to_corner = abs(guess - left), abs(guess - up), abs(guess - corner)
-    nearest = np.where((to_left <= to_up) & (to_left <= to_corner), left, np.where(to_up <= to_corner, up, corner))
-    lines = ((here - nearest) & 255).astype(np.uint8).reshape(len(pixels), -1)
-    return np.insert(lines, 0, 4, axis=1).tobytes()
+    """Predict each byte by the Paeth filter (section 9.4): photographs become a third smaller.
+
+    Line by line, so that a large grid takes no more memory than itself.
+    """
+    lines = []
+    up = np.zeros((pixels.shape[1] + 1, 3), np.int16)
+    for row in pixels:
+        here = np.pad(row.astype(np.int16), ((1, 0), (0, 0)))
+        left, corner = here[:-1], up[:-1]
+        guess = left + up[1:] - corner
+        to_left, to_up, to_corner = abs(guess - left), abs(guess - up[1:]), abs(guess - corner)
+        second = np.where(to_up <= to_corner, up[1:], corner)
+        nearest = np.where((to_left <= to_up) & (to_left <= to_corner), left, second)
+        lines.append(b"\x04" + ((here[1:] - nearest) & 255).astype(np.uint8).tobytes())
+        up = here
+    return b"".join(lines)
