@@ -59,7 +59,8 @@ def verify(
     and checkpoint; needs lorabake[verify] and prompts).
 
     \b
-    Exit codes: 0 it is, 1 it is not, 2 the inputs are at fault, 3 an extra is missing.
+    Exit codes: 0 it is, 1 it is not, 2 the inputs are at fault (or nothing could be
+    checked), 3 an extra is missing.
     """
     if target.suffix.lower() in (".yaml", ".yml"):
         if inputs is not None:
@@ -118,10 +119,13 @@ def _lines(verification: Verification, *, quiet: bool) -> Iterator[str]:
     counts = {status: sum(each.status is status for each in verification.findings) for status in Status}
     told = ", ".join(f"{count} {status.value}" for status, count in counts.items() if count)
     name = shown(verification.baked)
-    if verification.is_true:
-        yield click.style("TRUE", fg="green", bold=True) + f": {name} is what its recipe says ({told})"
-    else:
-        yield click.style("DIFFERENT", fg="red", bold=True) + f": {name} is not what its recipe says ({told})"
+    match verification.exit_code:
+        case 0:
+            yield click.style("TRUE", fg="green", bold=True) + f": {name} is what its recipe says ({told})"
+        case 1:
+            yield click.style("DIFFERENT", fg="red", bold=True) + f": {name} is not what its recipe says ({told})"
+        case _:
+            yield click.style("NOT CHECKED", fg="yellow", bold=True) + f": {name} ({told})"
 
 
 def _line(finding: Finding) -> str:

@@ -193,5 +193,7 @@ class Verification:
 
     @property
     def exit_code(self) -> int:
-        """Return 0 where the checkpoint is what the recipe says, 1 where it is not."""
+        """Return 0 for a checkpoint that is what the recipe says, 1 for one that is not, 2 if nothing was checked."""
+        if all(finding.status is Status.SKIP for finding in self.findings):
+            return 2
         return 0 if self.is_true else 1

@@ -169,7 +169,7 @@ def _metadata(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
     differing = sorted(_differences(there, here))
     if differing:
         note = f"it was baked from another recipe: {'; '.join(differing[:5])}"
-        yield Finding("structure.metadata", Status.FAIL, baked.path.name, f"{len(differing)} differences", "0", note)
+        yield Finding("structure.metadata", Status.FAIL, baked.path.name, f"differences: {len(differing)}", "0", note)
     else:
         yield Finding("structure.metadata", Status.PASS, baked.path.name, "", "", "the header holds this recipe")
     inputs = _parsed(baked.metadata.get("lorabake.inputs", "{}"))

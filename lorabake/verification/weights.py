@@ -83,19 +83,19 @@ class _Check:
             digests = digesting.result()
         diagnostician = Diagnostician(self.plan, self.recomputation)
         diagnoses = [each for result in results if not result.is_right for each in diagnostician.explain(result)]
-        left = len(jobs) - len(chosen)
         return WeightsResult(
             (
                 *self._inputs(digests),
                 *self._data_hashes(digests),
-                *_untouched([each for each in results if each.is_copy], left),
-                *_baked([each for each in results if not each.is_copy], left),
+                *_untouched([each for each in results if each.is_copy]),
+                *_baked([each for each in results if not each.is_copy]),
+                *_sampled(len(chosen), len(jobs)),
                 *self._loras(results),
                 *findings(self.plan, diagnoses, results),
             ),
             tuple(self._effects(results)),
             tuple(self._verdicts(results, diagnoses)),
-            digests,
+            {self._named(path): digest for path, digest in digests.items()},
         )
 
     # -- the work --------------------------------------------------------------------------------------
@@ -186,6 +186,14 @@ class _Check:
                 note = f"changed since the bake: the checkpoint's header names other files than {Path(path).name}"
                 yield Finding("weights.input", Status.FAIL, lora.name, digest[:12], "", note)
 
+    def _named(self, path: str) -> str:
+        """Name a digested file as the recipe does."""
+        for checkpoint, said in self.plan.sources.inputs:
+            root = str(checkpoint.path)
+            if path == root or path.startswith(root + "/"):
+                return said.portable_path + path.removeprefix(root)
+        return path
+
     def _data_hashes(self, digests: Mapping[str, str]) -> Iterator[Finding]:
         for header in _headers(self.baked):
             taken = digests.get(_data_of(header))
@@ -230,22 +238,23 @@ class _Check:
 
     def _effects(self, results: Iterable[Comparison]) -> Iterator[Effect]:
         """Sum ‖ΔW‖² and ‖W‖² up over blocks, in the model's order."""
-        place = {
-            region.key: (component, block_of(name))
-            for component, modules in self.plan.sources.key_map.modules.items()
-            for name, module in modules.items()
-            for view in module.views.values()
-            for region in view.regions
-        }
-        order = {key: number for number, key in enumerate(self.plan.sources.base.tensors)}
+        place: dict[str, tuple[str, str]] = {}
+        for component, modules in self.plan.sources.key_map.modules.items():
+            for name, module in modules.items():
+                for view in module.views.values():
+                    for region in view.regions:
+                        place.setdefault(region.key, (component, block_of(name)))
         sums: dict[tuple[int, str, str], list[float]] = {}
-        for result in sorted(results, key=lambda each: order[each.target.key]):
+        for result in results:
             component, block = place.get(result.target.key, ("", result.target.key))
             for number, share in result.shares.items():
                 entry = sums.setdefault((result.step.patches[number].lora, component, block), [0.0, 0.0])
                 entry[0] += share.energy
                 entry[1] += result.base_energy
-        for (lora, component, block), (change, base) in sums.items():
+        components = [*self.plan.sources.key_map.modules]
+        for (lora, component, block), (change, base) in sorted(
+            sums.items(), key=lambda item: (item[0][0], components.index(item[0][1]), in_order(item[0][2]))
+        ):
             if base:
                 yield Effect(self.plan.sources.loras[lora].name, component, block, sqrt(change / base))
 
@@ -257,32 +266,44 @@ def block_of(module: str) -> str:
     if not numbers:
         return parts[0]
     last = numbers[0]
-    if len(numbers) > 1 and numbers[1] == last + 2 and parts[last + 1] not in ("to_out", "net"):
+    if len(numbers) > 1 and numbers[1] == last + 2 and parts[last + 1] not in ("to_out", "net", "transformer_blocks"):
         last = numbers[1]
     return ".".join(parts[: last + 1])
 
 
-def _untouched(results: Sequence[Comparison], left: int) -> Iterator[Finding]:
+def in_order(block: str) -> tuple[int, list[int], str]:
+    """Rank a block as the model runs: inputs, down, middle, up, outputs; else by its numbers."""
+    stages = ("conv_in", "time_", "add_embedding", "down_", "mid_", "up_")
+    stage = next((number for number, start in enumerate(stages) if block.startswith(start)), len(stages))
+    kind = "attentions" in block  # within a level a resnet runs before the attention of its number
+    numbers = [int(part) for part in block.split(".") if part.isdigit()]
+    return stage, [*numbers, int(kind)], block
+
+
+def _untouched(results: Sequence[Comparison]) -> Iterator[Finding]:
     right = sum(each.is_right for each in results)
     if right:
-        note = "byte-equal to the base" + (f"; a sample, {left} tensors were not looked at" if left else "")
+        subject = f"{right} untouched tensors"
         yield Finding(
-            "weights.untouched", Status.PASS, f"{right} untouched tensors", f"{right}", str(len(results)), note
+            "weights.untouched", Status.PASS, subject, f"{right}", f"{len(results)}", "byte-equal to the base"
         )
 
 
-def _baked(results: Sequence[Comparison], left: int) -> Iterator[Finding]:
+def _baked(results: Sequence[Comparison]) -> Iterator[Finding]:
     right = [each for each in results if each.is_right]
     if right:
         values, inexact = sum(each.values for each in right), sum(each.inexact for each in right)
         worst = max(each.worst for each in right)
-        note = f"{1 - inexact / max(values, 1):.4%} of {values:,} values are the nearest ones" + (
-            f"; a sample, {left} tensors were not looked at" if left else ""
-        )
+        note = f"{1 - inexact / max(values, 1):.4%} of {values:,} values are the nearest ones"
         limit = "0.5 ulp and float32's own error"
-        yield Finding(
-            "weights.baked", Status.PASS, f"{len(right)} baked tensors", f"worst {worst:.3f} ulp", limit, note
-        )
+        subject = f"{len(right)} baked tensors"
+        yield Finding("weights.baked", Status.PASS, subject, f"worst {worst:.3f} ulp", limit, note)
+
+
+def _sampled(chosen: int, jobs: int) -> Iterator[Finding]:
+    if chosen < jobs:
+        note = "the others were not looked at; leave --sample-weights out to see them all"
+        yield Finding("weights.sampled", Status.SKIP, f"{chosen} of {jobs} tensors", "", "", note)
 
 
 def _shares(result: Comparison, lora: int) -> Iterator[Share]:
