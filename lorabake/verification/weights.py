@@ -238,12 +238,13 @@ class _Check:
 
     def _effects(self, results: Iterable[Comparison]) -> Iterator[Effect]:
         """Sum ‖ΔW‖² and ‖W‖² up over blocks, in the model's order."""
-        place: dict[str, tuple[str, str]] = {}
+        names: dict[str, tuple[str, str]] = {}
         for component, modules in self.plan.sources.key_map.modules.items():
             for name, module in modules.items():
-                for view in module.views.values():
-                    for region in view.regions:
-                        place.setdefault(region.key, (component, block_of(name)))
+                for key in {key for view in module.views.values() for key in view.keys}:
+                    # Of a module's names in several layouts the longest tells most: diffusers' and transformers'.
+                    names[key] = max(names.get(key, ("", "")), (component, name), key=lambda pair: len(pair[1]))
+        place = {key: (component, block_of(name)) for key, (component, name) in names.items()}
         sums: dict[tuple[int, str, str], list[float]] = {}
         for result in results:
             component, block = place.get(result.target.key, ("", result.target.key))
