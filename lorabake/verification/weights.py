@@ -242,8 +242,7 @@ class _Check:
         for component, modules in self.plan.sources.key_map.modules.items():
             for name, module in modules.items():
                 for key in {key for view in module.views.values() for key in view.keys}:
-                    # Of a module's names in several layouts the longest tells most: diffusers' and transformers'.
-                    names[key] = max(names.get(key, ("", "")), (component, name), key=lambda pair: len(pair[1]))
+                    names[key] = max(names.get(key, ("", "")), (component, name), key=lambda pair: _telling(pair[1]))
         place = {key: (component, block_of(name)) for key, (component, name) in names.items()}
         sums: dict[tuple[int, str, str], list[float]] = {}
         for result in results:
@@ -272,10 +271,18 @@ def block_of(module: str) -> str:
     return ".".join(parts[: last + 1])
 
 
+STAGES = ("conv_in", "time_", "add_embedding", "down_", "mid_", "up_", "conv_norm_out", "conv_out")
+"""How the names of diffusers' UNets begin, in the order in which they run."""
+
+
+def _telling(name: str) -> tuple[bool, int]:
+    """Rank a module's names in several layouts: diffusers' first, else the longest tells most."""
+    return name.startswith(STAGES), len(name)
+
+
 def in_order(block: str) -> tuple[int, list[int], str]:
     """Rank a block as the model runs: inputs, down, middle, up, outputs; else by its numbers."""
-    stages = ("conv_in", "time_", "add_embedding", "down_", "mid_", "up_")
-    stage = next((number for number, start in enumerate(stages) if block.startswith(start)), len(stages))
+    stage = next((number for number, start in enumerate(STAGES) if block.startswith(start)), len(STAGES))
     kind = "attentions" in block  # within a level a resnet runs before the attention of its number
     numbers = [int(part) for part in block.split(".") if part.isdigit()]
     return stage, [*numbers, int(kind)], block
