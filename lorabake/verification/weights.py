@@ -253,7 +253,7 @@ class _Check:
                 entry[1] += result.base_energy
         components = [*self.plan.sources.key_map.modules]
         for (lora, component, block), (change, base) in sorted(
-            sums.items(), key=lambda item: (item[0][0], components.index(item[0][1]), in_order(item[0][2]))
+            sums.items(), key=lambda item: (components.index(item[0][1]), in_order(item[0][2]), item[0][0])
         ):
             if base:
                 yield Effect(self.plan.sources.loras[lora].name, component, block, sqrt(change / base))
@@ -283,9 +283,10 @@ def _telling(name: str) -> tuple[bool, int]:
 def in_order(block: str) -> tuple[int, list[int], str]:
     """Rank a block as the model runs: inputs, down, middle, up, outputs; else by its numbers."""
     stage = next((number for number, start in enumerate(STAGES) if block.startswith(start)), len(STAGES))
-    kind = "attentions" in block  # within a level a resnet runs before the attention of its number
     numbers = [int(part) for part in block.split(".") if part.isdigit()]
-    return stage, [*numbers, int(kind)], block
+    if "samplers" in block:  # a level ends with it
+        numbers[-1] = 99
+    return stage, [*numbers, "attentions" in block], block  # an attention follows the resnet of its number
 
 
 def _untouched(results: Sequence[Comparison]) -> Iterator[Finding]:
