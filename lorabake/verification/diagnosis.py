@@ -320,8 +320,11 @@ def findings(plan: Plan, diagnoses: list[Diagnosis], results: list[Comparison]) 
         for cause, group in _grouped(own):
             limit = "×1" if group[0].factor is not None else ""
             places = Counter(pattern_of(each.module) for each in group)
-            where = f"on {len({each.module for each in group})} of {len(modules)} modules: {_listed(places)}"
-            details = dict.fromkeys(f"{each.key}: {each.detail.strip()}" for each in group if each.detail.strip())
+            found = {each.module for each in group}
+            where = (
+                f"on {len(found)} of {len(modules)} modules: {found.pop() if len(found) == 1 else _listed(places)}"
+            )
+            details = _details(group, "")
             also = frozenset.intersection(*(each.also | {each.cause} for each in group)) - {cause}
             or_else = "".join(f"; as if it {SENTENCES[other]}" for other in sorted(also))
             yield Finding(
@@ -344,8 +347,8 @@ def findings(plan: Plan, diagnoses: list[Diagnosis], results: list[Comparison]) 
             note = f"the whole component is another one: all {len(group)} tensors that the recipe leaves alone differ"
             yield Finding(f"weights.{cause}", Status.FAIL, component, f"{len(group)} tensors", "0", note)
             continue
-        details = dict.fromkeys(f"{each.key}: {each.detail.strip()}" for each in group if each.detail)
         subject = group[0].key if len(group) == 1 else f"{len(group)} tensors"
+        details = _details(group, subject)
         note = SENTENCES[cause] if len(group) == 1 else f"{SENTENCES[cause]}: {_listed(places)}"
         yield Finding(f"weights.{cause}", Status.FAIL, subject, "", "", f"{note}{_some(details)}")
 
@@ -371,7 +374,7 @@ def _measured(plan: Plan, lora: int, group: list[Diagnosis]) -> str:
     """Write the factors found, and the strengths they come to where the recipe has one for all."""
     factors = [each.factor for each in group if each.factor is not None]
     if not factors:
-        return f"{len(group)} tensors"
+        return f"{len(group)} tensor{'s' * (len(group) > 1)}"
     low, high = min(factors), max(factors)
     strength = plan.sources.loras[lora].entry.strength
     if high - low > 0.02 * max(abs(high), 1):
@@ -384,6 +387,12 @@ def _measured(plan: Plan, lora: int, group: list[Diagnosis]) -> str:
 def _listed(places: Counter[str]) -> str:
     shown = [f"{name} ×{count}" if count > 1 else name for name, count in places.most_common(3)]
     return ", ".join(shown) + (f" and {len(places) - 3} more patterns" if len(places) > 3 else "")
+
+
+def _details(group: list[Diagnosis], subject: str) -> dict[str, None]:
+    """Gather what is told of single tensors; the `subject` of the finding needs no name again."""
+    told = ((each.key, each.detail.strip()) for each in group if each.detail.strip())
+    return dict.fromkeys(detail if key == subject else f"{key}: {detail}" for key, detail in told)
 
 
 def _some(details: dict[str, None]) -> str:

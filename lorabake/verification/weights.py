@@ -132,8 +132,9 @@ class _Check:
             source, found = copied.target.source, copied.found
             are_floats = {source.dtype, found.dtype} <= {*FLOAT_NAMES.values()}
             if source.dtype == found.dtype or not are_floats:
-                copied.wrong = int(not self._holds_same(source, found))
-                if not copied.wrong or not are_floats:
+                same = self._holds_same(source, found)
+                if same or not are_floats:
+                    copied.wrong = int(not same)
                     self.progress(found.nbytes)
                     return [copied]
         for tile in self.recomputation.tiles(job.step):
