@@ -215,7 +215,7 @@ def round_twice(world: World) -> None:
     """Round the change to float16, then the sum."""
     delta = b.delta(world.slots[b.unet_lora(Q)], (WIDTH, WIDTH)) * 0.8
     base = world.base(KEY_Q)
-    world.edit(KEY_Q, lambda _: base + delta.half().bfloat16().half())
+    world.edit(KEY_Q, lambda _: base + delta.half())
 
 
 def forget_norm(world: World) -> None:

@@ -54,3 +54,10 @@ def test_exchanged_shards_are_named(tmp_path: Path) -> None:
     (found,) = failures(recipe, out)
     assert found.check == "structure.shards"
     assert f"{one.name} holds what belongs into {other.name}" in found.note
+
+
+def test_the_documented_table_is_this_one() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "verification.md").read_text()
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| ") and "`" in line.split("|")[2]]
+    documented = [(row[1].strip(), row[2].strip(" `")) for row in rows]
+    assert documented == [(each.fault, each.check) for each in MUTATIONS] + [("shards exchanged", "structure.shards")]
