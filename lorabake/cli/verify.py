@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -139,10 +140,10 @@ def _line(finding: Finding) -> str:
 def _size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    width, _, height = text.lower().partition("x")
-    if not width.isdigit() or not (height or width).isdigit() or not int(width) or not int(height or width):
+    sides = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text.lower())
+    if sides is None:
         raise RecipeError(f"--size {text}: give a side in pixels, or two as 768x512")
-    return int(width), int(height or width)
+    return int(sides[1]), int(sides[2] or sides[1])
 
 
 def _strengths(text: str | None) -> tuple[float, ...]:

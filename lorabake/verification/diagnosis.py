@@ -107,7 +107,7 @@ class Diagnostician:
         nudge = f"{result.wrong} of {result.values} values, by up to {result.worst:.3g} ulp"
         few = result.wrong <= max(4, result.values // 1000)
         if few and result.worst <= NUDGED_ULPS:
-            return [Diagnosis(key, Cause.NUDGED, detail=nudge)]
+            return [Diagnosis(key, Cause.NUDGED if result.is_copy else Cause.ROUNDING, detail=nudge)]
         if not result.rows:  # bytes of no floating tensor
             return [Diagnosis(key, Cause.VALUES, detail="other bytes")]
         scene = self._scene(result)
@@ -301,7 +301,7 @@ SENTENCES = {
     Cause.OTHER_MODULE: "is applied to the wrong tensor",
     Cause.SHIFTED: "lies on the wrong rows",
     Cause.DORA: "is added without DoRA's norm",
-    Cause.ROUNDING: "was rounded more than once on the way",
+    Cause.ROUNDING: "was rounded more than once on the way, or changed in its last places",
     Cause.NUDGED: "is off in its last places",
     Cause.NONFINITE: "holds NaN or infinity",
     Cause.OTHER_LORA: "holds a low-rank change that no LoRA of the recipe makes there: another LoRA?",
