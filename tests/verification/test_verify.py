@@ -151,7 +151,7 @@ def test_dropped_buffers_are_told(folder: Path) -> None:
 
 
 def test_a_change_below_the_outputs_resolution_warns(folder: Path) -> None:
-    b.sd1_lora(folder / "faint.safetensors", rank=4, size=0.03)
+    b.sd1_lora(folder / "faint.safetensors", rank=4, size=0.008)
     b.run(b.recipe(folder, loras=["faint.safetensors"]))
     warned = found(look(folder), Status.WARN)["weights.resolution"]
     assert warned.subject == "faint.safetensors"
