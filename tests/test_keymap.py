@@ -154,7 +154,17 @@ def test_a_fused_name_on_a_split_base_is_the_parts_in_order() -> None:
 
 
 def test_a_fused_name_needs_all_its_parts() -> None:
-    assert expand(QKV, {"q.weight": (6, 5), "k.weight": (6, 5)}, layout=1).keys() == {"q", "k"}
+    modules = expand(QKV, {"q.weight": (6, 5), "k.weight": (6, 5)}, layout=1)
+    assert modules.keys() == {"q", "qkv.0", "k", "qkv.1"}
+
+
+@pytest.mark.parametrize(
+    ("layout", "tensors"), [(0, {"qkv.weight": (12, 5)}), (1, {f"{n}.weight": (4, 5) for n in "qkv"})]
+)
+def test_parts_of_a_fused_module_also_go_by_number(layout: int, tensors: Shapes) -> None:
+    modules = expand(QKV, tensors, layout=layout)
+    assert modules.keys() == {"qkv", "q", "k", "v", "qkv.0", "qkv.1", "qkv.2"}
+    assert [modules[f"qkv.{part}"] for part in range(3)] == [modules[name] for name in "qkv"]
 
 
 def test_numbered_parts_are_joined_per_block() -> None:
@@ -172,6 +182,19 @@ def test_swapped_halves_are_read_in_the_other_order_across_layouts_only() -> Non
         assert modules[name]["weight"] == View((Region(key, 0, 6),), (6, 4))
         assert modules[other]["weight"] == View((Region(key, 3, 6), Region(key, 0, 3)), (6, 4))
         assert [region.start for region in modules[other]["bias"].regions] == [3, 0]
+
+
+def test_halves_may_be_swapped_at_one_ratio_of_rows_to_columns_only() -> None:
+    rows = (Row(("m.{}", "n.{}"), swapped=("l0",), swapped_ratio=2),)
+    modules = expand(rows, {"m.0.weight": (8, 4), "m.0.bias": (8,), "m.1.weight": (12, 4), "m.1.bias": (12,)})
+    assert [region.start for view in modules["n.0"].values() for region in view.regions] == [4, 0, 4, 0]
+    assert modules["n.1"] == {"weight": whole("m.1.weight", 12, 4), "bias": whole("m.1.bias", 12)}
+
+
+def test_a_name_that_two_layouts_give_to_different_tensors_is_left_out() -> None:
+    rows = (Row(("b.{}", "b.{}"), (Row(("one", "two")), Row(("two", "one")))),)
+    assert expand(rows, {"b.0.one.weight": (4,), "b.0.two.weight": (4,)}).keys() == set()
+    assert expand(rows, {"b.0.one.weight": (4,)}).keys() == {"b.0.one", "b.0.two"}
 
 
 def test_transposed_turns_matrices_in_that_layout_only() -> None:

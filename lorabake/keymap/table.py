@@ -32,7 +32,8 @@ class Row:
     the weight has columns) or `"rest"` (an equal share of what is left), by default equal shares.
     `rows` continues the table below this path; without it everything below is named alike in all layouts.
     `transposed` names the layouts that store the weight as (in, out); `swapped` those that store its two
-    halves in the other order.
+    halves in the other order, with `swapped_ratio` only where the weight has that many times as many rows as
+    columns.
     """
 
     names: tuple[Name, ...]
@@ -40,6 +41,7 @@ class Row:
     sizes: tuple[str, ...] = ()
     transposed: tuple[str, ...] = ()
     swapped: tuple[str, ...] = ()
+    swapped_ratio: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,8 @@ class KeyMap:
     """Expand an architecture against the tensors of one base.
 
     `placed` says where each component was found, `owner` which component a base tensor belongs to, `modules`
-    every module under each dotted name of each layout: component -> name -> module.
+    every module under each dotted name of each layout: component -> name -> module. A name by which two layouts
+    mean different tensors is left out, and what fused modules hold also goes by number (`qkv.0`, `qkv.1` …).
     """
 
     architecture: Architecture
@@ -196,6 +199,7 @@ class KeyMap:
         others = [p for name, (_, p) in self.placed.items() if name != component.name and len(p) > len(prefix)]
         fused: dict[tuple[str, str], list[Region | None]] = {}
         modules: dict[str, dict[str, View]] = {}
+        unclear: set[str] = set()
         for key, info in self.tensors.items():
             if not key.startswith(prefix) or any(key.startswith(other) for other in others):
                 continue
@@ -209,7 +213,8 @@ class KeyMap:
                         if view is None:
                             continue
                         views = modules.setdefault(path, {})
-                        views.setdefault(match.parameter, view)
+                        if views.setdefault(match.parameter, view) != view:
+                            unclear.add(path)
                         if (
                             len(info.shape) == 2
                             and turned
@@ -227,7 +232,7 @@ class KeyMap:
                             rows = sum(region.stop for region in regions)
                             view = View(regions, (rows, *info.shape[1:]))
                             modules.setdefault(path, {}).setdefault(match.parameter, view)
-        return {name: Module(component.name, name, views) for name, views in modules.items()}
+        return {name: Module(component.name, name, views) for name, views in modules.items() if name not in unclear}
 
     def _view(
         self, match: _Match, info: TensorInfo, key: str, part: int, parts: int, *, crossed: bool, turned: bool
@@ -236,13 +241,13 @@ class KeyMap:
         rows = shape[0] if shape else 1
         if turned and len(shape) == 2:
             return View((Region(key, 0, rows),), (shape[1], shape[0]), transpose=True)
-        if crossed:
+        weight = self.tensors.get(match.sibling(key))
+        columns = weight.shape[1] if weight is not None and len(weight.shape) > 1 else 0
+        if crossed and match.row.swapped_ratio in (None, rows / columns if columns else None):
             half = rows // 2
             return View((Region(key, half, rows), Region(key, 0, half)), shape)
         if parts == 1:
             return View((Region(key, 0, rows),), shape)
-        weight = self.tensors.get(match.sibling(key))
-        columns = weight.shape[1] if weight is not None and len(weight.shape) > 1 else 0
         sizes = _sizes(match.row.sizes or ("rest",) * parts, rows, columns)
         if sizes is None:
             return None
@@ -302,6 +307,11 @@ class _Match:
             yield self._join(there, leaf[self.part]), 0, 1
         elif self.part is None:
             yield self._join(there, leaf), 0, 1
+            parts = next((len(name) for name in self.row.names if isinstance(name, tuple)), 0)
+            for part in range(parts):
+                yield f"{self._join(there, leaf)}.{part}", part, parts
+        else:
+            yield f"{self._join(there, leaf)}.{self.part}", 0, 1
 
     def fused(self, there: int) -> tuple[str, int, int] | None:
         """Return (module name, part, parts) if the other layout fuses this tensor with others."""
