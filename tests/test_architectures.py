@@ -68,6 +68,71 @@ PLACES: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
     "stripped_text_encoder_model": ("clip", {"text_encoder": ("hf", "")}),
     "transformers_sd21_clip_h": ("clip", {"text_encoder": ("hf", "")}),
 }
+# Networks by themselves: most are diffusers' own, below no prefix.
+ALONE = {
+    "ace_step": ["diffusers_ace_step"],
+    "auraflow": ["diffusers_auraflow"],
+    "chroma": ["diffusers_chroma"],
+    "cogvideox": ["diffusers_cogvideox"],
+    "cogview4": ["diffusers_cogview4"],
+    "cosmos": ["diffusers_cosmos1", "diffusers_cosmos2"],
+    "flux": ["diffusers_flux1_dev_transformer"],
+    "flux2": ["diffusers_flux2_dev"],
+    "hidream": ["diffusers_hidream"],
+    "hunyuan_image": ["diffusers_hunyuan_image"],
+    "hunyuan_video": ["diffusers_hunyuan_video", "diffusers_framepack"],
+    "hunyuandit": ["diffusers_hunyuandit"],
+    "kandinsky5": ["diffusers_kandinsky5"],
+    "ltx": ["diffusers_ltx_video"],
+    "ltx2": ["diffusers_ltx2"],
+    "lumina2": ["diffusers_lumina2"],
+    "mochi": ["diffusers_mochi"],
+    "pixart": ["diffusers_pixart_alpha", "diffusers_pixart_alpha_1024", "diffusers_pixart_sigma"],
+    "qwen_image": ["diffusers_qwen_image"],
+    "sana": ["diffusers_sana_1600m"],
+    "sd3": ["diffusers_sd3_3_medium_diffusers", "diffusers_sd35_medium", "diffusers_sd35_large"],
+    "wan": ["diffusers_wan21_t2v_14b", "diffusers_wan21_i2v", "diffusers_wan_vace", "diffusers_wan_animate"],
+    "z_image": ["diffusers_z_image_turbo"],
+}
+PLACES |= {
+    table: (family, {"transformer": ("diffusers", "")}) for family, tables in ALONE.items() for table in tables
+}
+PLACES |= {
+    "diffusers_cascade_b": ("stable_cascade_decoder", {"decoder": ("diffusers", "")}),
+    "diffusers_cascade_c": ("stable_cascade", {"prior": ("diffusers", "")}),
+    "diffusers_controlnet_sd15": ("controlnet", {"controlnet": ("diffusers", "")}),
+    "diffusers_controlnet_sdxl": ("controlnet_xl", {"controlnet": ("diffusers", "")}),
+    "diffusers_kolors_unet": ("kolors", {"unet": ("diffusers", "")}),
+    "diffusers_motion_adapter": ("motion_module", {"motion_adapter": ("diffusers", "")}),
+    "full_flux1_dev_bfl_780": ("flux", {"transformer": ("bfl", "")}),
+    "full_flux1_schnell_bfl_776": ("flux", {"transformer": ("bfl", "")}),
+    "invoke_anima_comfyui_keys": ("anima", {"transformer": ("nvidia", "net.")}),
+    "invoke_flux2_transformer_bfl_keys": ("flux2", {"transformer": ("bfl", "")}),
+    "invoke_z_image_transformer_comfyui_keys": ("z_image", {"transformer": ("native", "")}),
+    "mecha_flux_flux": (
+        "flux",
+        {
+            "transformer": ("bfl", "model.diffusion_model."),
+            "text_encoder": ("hf", "text_encoders.clip_l.transformer."),
+            "text_encoder_2": ("hf", "text_encoders.t5xxl.transformer."),
+            "vae": ("ldm", "vae."),
+        },
+    ),
+    "mecha_sd3_comfyui": (
+        "sd3",
+        {
+            "transformer": ("sai", "model.diffusion_model."),
+            "text_encoder": ("hf", "text_encoders.clip_l.transformer."),
+            "text_encoder_2": ("hf", "text_encoders.clip_g.transformer."),
+            "text_encoder_3": ("hf", "text_encoders.t5xxl.transformer."),
+            "vae": FIRST,
+        },
+    ),
+    "stripped_hard_edge_detection_canny_diffusion_pytorch_model_fp16": (
+        "controlnet",
+        {"controlnet": ("diffusers", "")},
+    ),
+}
 FAMILIES = [each for each in architectures() if each.components and each.name != GENERIC]
 
 
@@ -131,15 +196,17 @@ def test_only_ema_copies_and_buffers_belong_to_no_component(table: str, outside:
 
 
 def test_generic_puts_the_parts_of_a_combined_file_into_their_components() -> None:
-    placed = {name: prefix for name, (_, prefix) in key_map("mecha_flux_flux").placed.items()}
-    assert placed == {
-        "model": "",
+    parts = {
         "transformer": "model.diffusion_model.",
         "text_encoder": "text_encoders.clip_l.transformer.",
         "text_encoder_3": "text_encoders.t5xxl.transformer.",
         "vae": "vae.",
     }
-    assert key_map("mecha_flux_flux").modules["model"] == {}
+    tensors = infos({f"{prefix}strange.weight": (4, 4) for prefix in parts.values()})
+    found = KeyMap.expand(identify(tensors), tensors)
+    assert found.architecture.name == GENERIC
+    assert {name: prefix for name, (_, prefix) in found.placed.items()} == {"model": "", **parts}
+    assert found.modules["model"] == {}
 
 
 # -- tables are data -------------------------------------------------------------------------------------

@@ -108,9 +108,9 @@ SD1_UNETS = {"diffusers_sd15_unet", "arenasys_unet_v1_inpainting", "arenasys_une
 SDXL = {"full_sdxl_singlefile_2515", "mecha_sdxl_kohya"}
 CLIP_L = {"arenasys_clip_v1_sd", "stripped_juggernaut_xl_v9_text_encoder_model_fp16"}
 COMBINED = {"mecha_flux_flux", "mecha_sd3_comfyui"}
-FLUX_DIFFUSERS = {"diffusers_flux1_dev_transformer", "diffusers_hunyuan_video"}
+FLUX = {"diffusers_flux1_dev_transformer", "full_flux1_dev_bfl_780", "mecha_flux_flux", "diffusers_hunyuan_video"}
 BASES = sorted(
-    SD1 | SD1_UNETS | SDXL | CLIP_L | COMBINED | FLUX_DIFFUSERS
+    SD1 | SD1_UNETS | SDXL | CLIP_L | COMBINED | FLUX
     | {
         "arenasys_clip_v2_sd",
         "arenasys_clip_xl_sd",
@@ -119,16 +119,14 @@ BASES = sorted(
         "arenasys_vae_v1_sd",
         "diffusers_qwen_image",
         "diffusers_sd21_unet",
-        "full_flux1_dev_bfl_780",
         "mecha_sdxl_diffusers_unet_only",
         "stripped_juggernaut_xl_v9_text_encoder_2_model_fp16",
         "transformers_t5xxl_encoder",
     }
 )  # fmt: skip
 
-# LoRA -> (its family, the bases that it fits whole). Two rows are wrong, and known to be: neither Flux nor
-# HunyuanVideo nor Qwen-Image has a table yet, their blocks have equal names and widths, and so a Flux LoRA of
-# diffusers fits the HunyuanVideo transformer, and the excerpt of a Qwen-Image LoRA fits both.
+# LoRA -> (its family, the bases that it fits whole). What no name or shape tells apart fits, too: the blocks of
+# Flux.1 and HunyuanVideo have equal names and widths, and an excerpt of a Qwen-Image LoRA has nothing else.
 CLIP, UNET = "CLIP text encoder", "Stable Diffusion 1.x"
 FITS: dict[str, tuple[str | None, set[str]]] = {
     "arenasys_lora_v1_clip": (CLIP, SD1 | SDXL | CLIP_L | COMBINED),
@@ -143,12 +141,12 @@ FITS: dict[str, tuple[str | None, set[str]]] = {
     "real_synthetic_dataset_generator_with_stable_diffusion_pytorch_lora_weights": (UNET, SD1 | SD1_UNETS),
     "real_lora_analog_svd_rank4": (None, SD1),
     "stripped_shinkai_makoto_offset": (UNET, SD1),
-    "invoke_flux_lora_diffusers_base_model_format": ("Flux.1", FLUX_DIFFUSERS),
-    "invoke_flux_lora_diffusers_format": ("Flux.1", FLUX_DIFFUSERS),
-    "invoke_flux_lora_diffusers_no_proj_mlp_format": ("Flux.1", FLUX_DIFFUSERS),
-    "stripped_stripped_models_peft_adapter_model": ("Flux.1", FLUX_DIFFUSERS),
-    "invoke_flux_lora_kohya_format": ("Flux.1", {"full_flux1_dev_bfl_780", "mecha_flux_flux"}),
-    "invoke_qwen_image_lora_diffusers_format": (None, FLUX_DIFFUSERS | {"diffusers_qwen_image"}),
+    "invoke_flux_lora_diffusers_base_model_format": ("Flux.1", FLUX),
+    "invoke_flux_lora_diffusers_format": ("Flux.1", FLUX),
+    "invoke_flux_lora_diffusers_no_proj_mlp_format": ("Flux.1", FLUX),
+    "stripped_stripped_models_peft_adapter_model": ("Flux.1", FLUX),
+    "invoke_flux_lora_kohya_format": ("Flux.1", FLUX),
+    "invoke_qwen_image_lora_diffusers_format": (None, FLUX | {"diffusers_qwen_image"}),
     "invoke_flux_control_lora_format": ("Flux.1", set()),
     "invoke_anima_lora_kohya_format": ("Anima", set()),
     "invoke_anima_lora_kohya_with_te_format": ("Anima", set()),
@@ -169,12 +167,16 @@ TITLES = {
     "sdxl_refiner": "Stable Diffusion XL refiner",
     "clip": "CLIP text encoder",
     "clip_bigg": "OpenCLIP bigG text encoder",
+    "flux": "Flux.1",
+    "hunyuan_video": "HunyuanVideo",
+    "qwen_image": "Qwen-Image",
+    "sd3": "Stable Diffusion 3",
     "generic": "of a family without a table",
 }
-# Bases without a table that have a family's own module names: what is missing is said module by module.
+# Bases that have a family's own module names: what is missing is said module by module.
 ALIKE = {
-    "Flux.1": {"full_flux1_dev_bfl_780", "mecha_flux_flux"} | FLUX_DIFFUSERS,
-    "a language model": {"transformers_t5xxl_encoder"} | COMBINED,
+    "Flux.1": FLUX,
+    "a language model": {"transformers_t5xxl_encoder"},
 }
 
 

@@ -19,6 +19,7 @@ SDXL = Architecture(
                         Has("label_emb.0.0.weight", ndim=2),
                         Lacks("input_blocks.1.1.proj_in.weight"),
                         Lacks("input_blocks.10.0.in_layers.0.weight"),
+                        Lacks("zero_convs.0.0.weight"),
                     ),
                 ),
                 Layout(
@@ -31,6 +32,7 @@ SDXL = Architecture(
                         Lacks("down_blocks.0.attentions.0.proj_in.weight"),
                         Lacks("down_blocks.3.resnets.0.norm1.weight"),
                         Lacks("encoder_hid_proj.weight"),
+                        Lacks("controlnet_down_blocks.0.weight"),
                     ),
                 ),
             ),

@@ -4,7 +4,7 @@ OpenCLIP keeps q, k and v in one `in_proj_weight` and stores `text_projection` a
 transformers 5.6 and later save `CLIPTextModel` without the leading `text_model.`.
 """
 
-from lorabake.keymap.table import Bare, Has, IndexOrder, Lacks, Row
+from lorabake.keymap.table import Bare, Component, Has, IndexOrder, Lacks, Layout, Row
 
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
@@ -55,4 +55,41 @@ ORDERS = (
         ("text_model.encoder.layers.{}",),
         ("self_attn.k_proj", "self_attn.v_proj", "self_attn.q_proj", "self_attn.out_proj"),
     ),
+)
+
+# Beside a diffusion transformer: single files name CLIP by what it is, pipelines by its place.
+CLIP_L = Component(
+    name="text_encoder",
+    layouts=(
+        Layout("hf", ("text_encoders.clip_l.transformer.", "text_encoder/"), HF),
+        Layout("hf_flat", ("text_encoders.clip_l.transformer.", "text_encoder/"), HF_FLAT),
+        Layout("openclip", (), OPENCLIP),
+    ),
+    rows=ROWS,
+    dotted=("text_encoder.", "text_encoders.clip_l.transformer."),
+    flat=("lora_te1_", "lora_te_"),
+)
+
+CLIP_L_SECOND = Component(
+    name="text_encoder_2",
+    layouts=(
+        Layout("hf", ("text_encoders.clip_l.transformer.", "text_encoder_2/"), HF),
+        Layout("hf_flat", ("text_encoders.clip_l.transformer.", "text_encoder_2/"), HF_FLAT),
+        Layout("openclip", (), OPENCLIP),
+    ),
+    rows=ROWS,
+    dotted=("text_encoder_2.", "text_encoders.clip_l.transformer."),
+    flat=("lora_te2_",),
+)
+
+CLIP_G = Component(
+    name="text_encoder_2",
+    layouts=(
+        Layout("hf", ("text_encoders.clip_g.transformer.", "text_encoder_2/"), HF),
+        Layout("hf_flat", ("text_encoders.clip_g.transformer.", "text_encoder_2/"), HF_FLAT),
+        Layout("openclip", (), OPENCLIP),
+    ),
+    rows=ROWS,
+    dotted=("text_encoder_2.", "text_encoders.clip_g.transformer."),
+    flat=("lora_te2_",),
 )

@@ -45,3 +45,10 @@ VAE = Component(
     dotted=("vae.", "first_stage_model."),
     flat=("lora_vae_",),
 )
+
+# The VAE of a family that every code base names in its own way: only its own names lead to it.
+OTHER_VAE = Component(
+    name="vae",
+    layouts=(Layout("own", ("vae/", "vae.", "first_stage_model."), ()),),
+    dotted=("vae.",),
+)

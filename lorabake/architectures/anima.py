@@ -1,0 +1,32 @@
+"""Anima: Cosmos-Predict2 with an adapter for a language model; Qwen3, VAE."""
+
+from lorabake.components import cosmos, text, transformer
+from lorabake.components.vae import OTHER_VAE
+from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark, Row
+
+ANIMA = Architecture(
+    name="anima",
+    title="Anima",
+    components=(
+        Component(
+            name="transformer",
+            layouts=(
+                Layout(
+                    "nvidia",
+                    transformer.SINGLE_FILE,
+                    (
+                        Has("blocks.0.adaln_modulation_self_attn.1.weight", ndim=2),
+                        Has("llm_adapter.blocks.0.cross_attn.q_proj.weight", ndim=2),
+                    ),
+                ),
+                Layout("diffusers", (), ()),
+            ),
+            rows=(*cosmos.ROWS, Row(("llm_adapter", "text_conditioner"))),
+            dotted=transformer.DOTTED,
+            flat=transformer.FLAT,
+        ),
+        text.ONLY,
+        OTHER_VAE,
+    ),
+    marks=(Mark("llm_adapter"), Mark("blocks_N_adaln_modulation"), Mark("blocks_N_cross_attn_q_proj")),
+)

@@ -1,0 +1,60 @@
+"""ControlNets of Stable Diffusion 1.x, 2.x and XL, bases of their own."""
+
+from lorabake.components import controlnet, unet
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout
+
+CONTROLNET = Architecture(
+    name="controlnet",
+    title="ControlNet of Stable Diffusion 1.x or 2.x",
+    components=(
+        Component(
+            name="controlnet",
+            layouts=(
+                Layout(
+                    "ldm",
+                    ("control_model.", ""),
+                    (Has("zero_convs.0.0.weight", ndim=4), Has("input_blocks.1.1.proj_in.weight")),
+                ),
+                Layout(
+                    "diffusers",
+                    ("controlnet/", ""),
+                    (
+                        Has("controlnet_down_blocks.0.weight", ndim=4),
+                        Has("down_blocks.0.attentions.0.proj_in.weight"),
+                    ),
+                ),
+            ),
+            rows=(*unet.FOUR_LEVELS, *controlnet.ROWS),
+            dotted=("controlnet.", "control_model."),
+            flat=("lora_controlnet_", "lora_unet_"),
+        ),
+    ),
+)
+
+CONTROLNET_XL = Architecture(
+    name="controlnet_xl",
+    title="ControlNet of Stable Diffusion XL",
+    components=(
+        Component(
+            name="controlnet",
+            layouts=(
+                Layout(
+                    "ldm",
+                    ("control_model.", ""),
+                    (Has("zero_convs.0.0.weight", ndim=4), Lacks("input_blocks.1.1.proj_in.weight")),
+                ),
+                Layout(
+                    "diffusers",
+                    ("controlnet/", ""),
+                    (
+                        Has("controlnet_down_blocks.0.weight", ndim=4),
+                        Lacks("down_blocks.0.attentions.0.proj_in.weight"),
+                    ),
+                ),
+            ),
+            rows=(*unet.THREE_LEVELS, *controlnet.ROWS),
+            dotted=("controlnet.", "control_model."),
+            flat=("lora_controlnet_", "lora_unet_"),
+        ),
+    ),
+)

@@ -1,0 +1,78 @@
+"""Flux.2 (dev, klein): modulation shared by all blocks, no biases; one language model, VAE."""
+
+from lorabake.components import text, transformer
+from lorabake.components.transformer import ADDED_QKV, QKV
+from lorabake.components.vae import VAE
+from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Mark, Row
+
+FLUX2 = Architecture(
+    name="flux2",
+    title="Flux.2",
+    components=(
+        Component(
+            name="transformer",
+            layouts=(
+                Layout(
+                    "bfl",
+                    transformer.SINGLE_FILE,
+                    (
+                        Has("double_stream_modulation_img.lin.weight", ndim=2),
+                        Has("single_blocks.0.linear1.weight", ndim=2),
+                    ),
+                ),
+                Layout(
+                    "diffusers",
+                    transformer.FOLDER,
+                    (
+                        Has("double_stream_modulation_img.linear.weight", ndim=2),
+                        Has("single_transformer_blocks.0.attn.to_qkv_mlp_proj.weight", ndim=2),
+                    ),
+                ),
+            ),
+            rows=(
+                Row(
+                    ("double_blocks.{}", "transformer_blocks.{}"),
+                    (
+                        Row(("img_attn.qkv", QKV)),
+                        Row(("txt_attn.qkv", ADDED_QKV)),
+                        Row(("img_attn.proj", "attn.to_out.0")),
+                        Row(("txt_attn.proj", "attn.to_add_out")),
+                        Row((Bare("img_attn.norm.query_norm.scale"), "attn.norm_q")),
+                        Row((Bare("img_attn.norm.key_norm.scale"), "attn.norm_k")),
+                        Row((Bare("txt_attn.norm.query_norm.scale"), "attn.norm_added_q")),
+                        Row((Bare("txt_attn.norm.key_norm.scale"), "attn.norm_added_k")),
+                        Row(("img_mlp.0", "ff.linear_in")),
+                        Row(("img_mlp.2", "ff.linear_out")),
+                        Row(("txt_mlp.0", "ff_context.linear_in")),
+                        Row(("txt_mlp.2", "ff_context.linear_out")),
+                    ),
+                ),
+                Row(
+                    ("single_blocks.{}", "single_transformer_blocks.{}"),
+                    (
+                        Row(("linear1", "attn.to_qkv_mlp_proj")),
+                        Row(("linear2", "attn.to_out")),
+                        Row((Bare("norm.query_norm.scale"), "attn.norm_q")),
+                        Row((Bare("norm.key_norm.scale"), "attn.norm_k")),
+                    ),
+                ),
+                Row(("img_in", "x_embedder")),
+                Row(("txt_in", "context_embedder")),
+                Row(("time_in.in_layer", "time_guidance_embed.timestep_embedder.linear_1")),
+                Row(("time_in.out_layer", "time_guidance_embed.timestep_embedder.linear_2")),
+                Row(("guidance_in.in_layer", "time_guidance_embed.guidance_embedder.linear_1")),
+                Row(("guidance_in.out_layer", "time_guidance_embed.guidance_embedder.linear_2")),
+                Row(("double_stream_modulation_img.lin", "double_stream_modulation_img.linear")),
+                Row(("double_stream_modulation_txt.lin", "double_stream_modulation_txt.linear")),
+                Row(("single_stream_modulation.lin", "single_stream_modulation.linear")),
+                Row(("final_layer.linear", "proj_out")),
+                Row(("final_layer.adaLN_modulation.1", "norm_out.linear"), swapped=("bfl",)),
+            ),
+            dotted=transformer.DOTTED,
+            flat=transformer.FLAT,
+        ),
+        text.ONLY,
+        VAE,
+    ),
+    marks=(Mark("single_transformer_blocks_N_attn_to_qkv_mlp_proj"), Mark("double_stream_modulation_img")),
+)

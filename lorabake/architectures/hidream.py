@@ -1,0 +1,33 @@
+"""HiDream-I1 and -E1: one naming for all; CLIP-L, CLIP-G, T5, Llama, VAE."""
+
+from lorabake.components import clip, text, transformer
+from lorabake.components.vae import VAE
+from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark
+
+HIDREAM = Architecture(
+    name="hidream",
+    title="HiDream",
+    components=(
+        Component(
+            name="transformer",
+            layouts=(
+                Layout(
+                    "diffusers",
+                    transformer.ANY,
+                    (
+                        Has("double_stream_blocks.0.block.attn1.to_q.weight", ndim=2),
+                        Has("caption_projection.0.linear.weight", ndim=2),
+                    ),
+                ),
+            ),
+            dotted=transformer.DOTTED,
+            flat=transformer.FLAT,
+        ),
+        clip.CLIP_L,
+        clip.CLIP_G,
+        text.T5_THIRD,
+        text.LLAMA_FOURTH,
+        VAE,
+    ),
+    marks=(Mark("double_stream_blocks_N_block"), Mark("single_stream_blocks_N_block")),
+)

@@ -1,0 +1,28 @@
+"""Kandinsky 5 (image and video): one naming for all; Qwen2.5-VL, CLIP-L, VAE."""
+
+from lorabake.components import clip, text, transformer
+from lorabake.components.vae import OTHER_VAE
+from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark
+
+KANDINSKY5 = Architecture(
+    name="kandinsky5",
+    title="Kandinsky 5",
+    components=(
+        Component(
+            name="transformer",
+            layouts=(
+                Layout(
+                    "diffusers",
+                    transformer.ANY,
+                    (Has("visual_transformer_blocks.0.cross_attention.to_query.weight", ndim=2),),
+                ),
+            ),
+            dotted=transformer.DOTTED,
+            flat=transformer.FLAT,
+        ),
+        text.ONLY,
+        clip.CLIP_L_SECOND,
+        OTHER_VAE,
+    ),
+    marks=(Mark("visual_transformer_blocks_N"),),
+)

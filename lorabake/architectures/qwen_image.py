@@ -1,0 +1,32 @@
+"""Qwen-Image and Qwen-Image-Edit: one naming for all; Qwen2.5-VL, VAE."""
+
+from lorabake.components import text, transformer
+from lorabake.components.vae import OTHER_VAE
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Mark
+
+QWEN_IMAGE = Architecture(
+    name="qwen_image",
+    title="Qwen-Image",
+    components=(
+        Component(
+            name="transformer",
+            layouts=(
+                Layout(
+                    "diffusers",
+                    transformer.ANY,
+                    (
+                        Has("txt_norm.weight", ndim=1),
+                        Has("transformer_blocks.0.img_mod.1.weight", ndim=2),
+                        Has("transformer_blocks.0.attn.add_q_proj.weight", ndim=2),
+                        Lacks("controlnet_blocks.0.weight"),
+                    ),
+                ),
+            ),
+            dotted=transformer.DOTTED,
+            flat=transformer.FLAT,
+        ),
+        text.ONLY,
+        OTHER_VAE,
+    ),
+    marks=(Mark("transformer_blocks_N_img_m"), Mark("transformer_blocks_N_txt_m")),
+)

@@ -1,0 +1,67 @@
+"""Text encoders beside a diffusion transformer, but CLIP: T5 and language models.
+
+Single files name them by what they are (`text_encoders.t5xxl.transformer.`), pipelines by their order, and both
+keep the names of transformers inside.
+"""
+
+from lorabake.keymap.table import Component, Has, Layout
+
+T5_NEEDS = (Has("encoder.block.0.layer.0.SelfAttention.q.weight", ndim=2),)
+
+# Where T5 is the second of two, some trainers still count it as the third.
+T5_SECOND = Component(
+    name="text_encoder_2",
+    layouts=(Layout("hf", ("text_encoders.t5xxl.transformer.", "text_encoder_2/"), T5_NEEDS),),
+    dotted=("text_encoder_2.", "text_encoders.t5xxl.transformer."),
+    flat=("lora_te2_", "lora_te3_"),
+)
+
+T5_THIRD = Component(
+    name="text_encoder_3",
+    layouts=(Layout("hf", ("text_encoders.t5xxl.transformer.", "text_encoder_3/"), T5_NEEDS),),
+    dotted=("text_encoder_3.", "text_encoders.t5xxl.transformer."),
+    flat=("lora_te3_",),
+)
+
+LLAMA = Component(
+    name="text_encoder",
+    layouts=(Layout("hf", ("text_encoders.llama.transformer.", "text_encoder/"), ()),),
+    dotted=("text_encoder.", "text_encoders.llama.transformer."),
+    flat=("lora_te1_", "lora_te_"),
+    optional=("model.",),
+)
+
+LLAMA_FOURTH = Component(
+    name="text_encoder_4",
+    layouts=(Layout("hf", ("text_encoders.llama.transformer.", "text_encoder_4/"), ()),),
+    dotted=("text_encoder_4.", "text_encoders.llama.transformer."),
+    flat=("lora_te4_",),
+    optional=("model.",),
+)
+
+# The one text encoder of a family that has one: T5, UMT5, Gemma, Qwen, Mistral, ChatGLM.
+ONLY = Component(
+    name="text_encoder",
+    layouts=(
+        Layout(
+            "hf",
+            (
+                "text_encoder/",
+                "text_encoders.t5xxl.transformer.",
+                "text_encoders.umt5xxl.transformer.",
+                "text_encoders.gemma2_2b.transformer.",
+                "text_encoders.qwen25_7b.transformer.",
+                "text_encoders.qwen25_3b.transformer.",
+                "text_encoders.qwen3_06b.transformer.",
+                "text_encoders.qwen3_4b.transformer.",
+                "text_encoders.qwen3_8b.transformer.",
+                "text_encoders.mistral3_24b.transformer.",
+                "text_encoders.",
+            ),
+            (),
+        ),
+    ),
+    dotted=("text_encoder.",),
+    flat=("lora_te_", "lora_te1_"),
+    optional=("model.",),
+)
