@@ -79,7 +79,9 @@ def _describe_lora(checkpoint: Checkpoint, tensors: LoraTensors, config: PeftCon
     ranks: Counter[int] = Counter()
     alphas: Counter[str] = Counter()
     components: Counter[str] = Counter()
-    tables = [component for each in architectures() if each is not GENERIC for component in each.components]
+    family = family_of(tensors)
+    own = family[0].components if family else ()
+    tables = own or [part for each in architectures() if each is not GENERIC for part in each.components]
     for module in tensors.modules.values():
         for kind in kinds_of(frozenset(module.slots)):
             title = "DoRA" if dora.is_in(module.slots) else kind.title
@@ -92,7 +94,6 @@ def _describe_lora(checkpoint: Checkpoint, tensors: LoraTensors, config: PeftCon
         components["/".join(sorted(named)) or "not said"] += 1
     for name, infos in tensors.unsupported.items():
         kinds[f"{name} (tensors)"] += len(infos)
-    family = family_of(tensors)
     described: dict[str, object] = {
         "family": family[0].title if family else "not recognised",
         "modules": len(tensors.modules),

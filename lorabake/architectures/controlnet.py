@@ -26,7 +26,6 @@ CONTROLNET = Architecture(
             ),
             rows=(*unet.FOUR_LEVELS, *controlnet.ROWS),
             dotted=("controlnet.", "control_model."),
-            flat=("lora_controlnet_", "lora_unet_"),
         ),
     ),
 )
@@ -54,7 +53,6 @@ CONTROLNET_XL = Architecture(
             ),
             rows=(*unet.THREE_LEVELS, *controlnet.ROWS),
             dotted=("controlnet.", "control_model."),
-            flat=("lora_controlnet_", "lora_unet_"),
         ),
     ),
 )

@@ -48,7 +48,6 @@ MOTION_MODULE = Architecture(
                 Row(("mid_block.motion_modules.{}.temporal_transformer", "mid_block.motion_modules.{}"), MODULE),
             ),
             dotted=("unet.", "motion_adapter."),
-            flat=("lora_unet_",),
         ),
     ),
     marks=(Mark("motion_modules_N"),),
