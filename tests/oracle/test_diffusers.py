@@ -436,7 +436,7 @@ def write_single_file(family: str, folder: Path, tensors: dict[str, torch.Tensor
     single: dict[str, torch.Tensor] = {}
     for component, (prefix, names) in SINGLE[family].items():
         for name, module in key_map.modules[component].items():
-            if not re.match(names, name):
+            if not re.match(names, name) or re.search(r"in_proj\.\d$", name):  # q, k and v by number
                 continue
             for parameter, view in module.views.items():
                 value = view.read(tensors)
