@@ -218,6 +218,15 @@ class Verify(_Part):
     steps: Whole | None = Field(None, description="The number of denoising steps.")
     size: PictureSize | None = Field(None, description="The pictures' side, or [width, height], in pixels.")
     guidance: Annotated[float, Field(ge=0)] | None = Field(None, description="The guidance scale.")
+    prediction: Literal["epsilon", "v_prediction"] | None = Field(
+        None, description="What the model predicts, where its family does not say."
+    )
+    config: FilePath | None = Field(
+        None, description="A folder of diffusers configurations, for a model whose family's do not fit."
+    )
+    tokenizers: FilePath | None = Field(
+        None, description="A folder with the tokenizer of a language model, where the base has none."
+    )
 
 
 class Recipe(_Part):

@@ -1,0 +1,195 @@
+"""Apply LoRAs to a network that is already built, as programs do at run time.
+
+diffusers and PEFT load the files where they can: independent implementations, with names of their own for every
+module. Where they cannot, or would leave a part out, the weights get what lorabake's formulas make of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lorabake.errors import SurroundingsError
+from lorabake.keymap.view import View
+from lorabake.matching import Patch
+from lorabake.planning import Plan
+from lorabake.resolve import LoraSource
+from lorabake.verification.arrays import Files
+from lorabake.verification.formulas import Array
+from lorabake.verification.networks import submodule
+from lorabake.verification.recompute import Recomputation, rounded
+
+if TYPE_CHECKING:
+    import torch
+
+Factors = tuple[float, ...]
+"""One factor a LoRA, on top of the recipe's strengths."""
+
+
+class CannotLoadError(Exception):
+    """Say why diffusers or PEFT cannot be the reference for a LoRA."""
+
+
+class Weights:
+    """Set a network's weights to what the formulas make of the base's."""
+
+    def __init__(self, plan: Plan, files: Files) -> None:
+        self.plan, self.recomputation = plan, Recomputation(plan, files)
+
+    def place(self, network: torch.nn.Module, component: str, factors: Factors, *, round_off: bool) -> None:
+        """Put W + Σ factor·δ in place of each baked weight, rounded to the output's dtype if asked."""
+        import torch
+
+        spots = self._spots(network, component)
+        for step in self.plan.bakes:
+            if not any(target.key in spots for target in step.targets):
+                continue
+            made: dict[str, Array] = {}
+            for tile in self.recomputation.tiles(step):
+                exact = tile.base.copy()
+                for change in tile.changes:
+                    exact[change.rows] += factors[change.patch.lora] * change.delta
+                whole = made.setdefault(tile.target.key, np.empty((_rows(tile.target.shape), exact.shape[1])))
+                whole[tile.start : tile.start + len(exact)] = (
+                    rounded(tile.target.dtype, exact) if round_off else exact
+                )
+            values = {
+                target.key: torch.from_numpy(made[target.key].astype(np.float32)).reshape(target.shape)
+                for target in step.targets
+            }
+            for target in step.targets:
+                for parameter, view in spots[target.key]:
+                    value = view.read({key: values[key] for key in view.keys})
+                    with torch.no_grad():
+                        parameter.copy_(value.reshape(parameter.shape))
+
+    def _spots(self, network: torch.nn.Module, component: str) -> dict[str, list[tuple[torch.Tensor, View]]]:
+        """Find the parameters of the network that each baked tensor of the component fills."""
+        key_map = self.plan.sources.key_map
+        baked = {target.key for bake in self.plan.bakes for target in bake.targets}
+        wanted = {key for key in baked if key_map.owner.get(key) == component}
+        spots: dict[str, list[tuple[torch.Tensor, View]]] = {}
+        taken: set[int] = set()
+        for name, module in key_map.modules[component].items():
+            found = submodule(network, name)
+            for parameter, view in module.views.items() if found else ():
+                place = getattr(found[1] if found else None, parameter, None)
+                if place is None or id(place) in taken or not wanted & {*view.keys}:
+                    continue
+                if not {*view.keys} <= wanted:
+                    continue  # a fused view over tensors that are split in this network, too
+                taken.add(id(place))
+                for key in view.keys:
+                    spots.setdefault(key, []).append((place, view))
+        if missing := wanted - spots.keys():
+            first = sorted(missing)[0]
+            raise SurroundingsError(
+                f"{len(missing)} tensors have no place in diffusers' {component}, such as {first}"
+            )
+        return spots
+
+
+class Loaders:
+    """Let diffusers or PEFT load each LoRA into the networks that it changes."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.patches: dict[int, list[Patch]] = {}
+        for patch in {id(patch): patch for bake in plan.bakes for patch in bake.patches}.values():
+            self.patches.setdefault(patch.lora, []).append(patch)
+        self.layers: dict[str, int] = {}
+
+    def load(self, network: torch.nn.Module, component: str, factors: Factors) -> None:
+        """Load every LoRA's part for one network, at the recipe's strengths times `factors`.
+
+        Raise CannotLoadError where a library cannot load a part of what the recipe applies.
+        """
+        for index, lora in enumerate(self.plan.sources.loras):
+            wanted = self._wanted(network, component, index)
+            if not wanted:
+                continue
+            adapter = f"lora_{index}"
+            try:
+                if lora.config is not None:
+                    _load_peft(network, lora, adapter)
+                else:
+                    _load_diffusers(network, component, lora, adapter)
+            except CannotLoadError:
+                raise
+            except Exception as error:
+                first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise CannotLoadError(f"{lora.name}: {first[:200]}") from error
+            layers = {
+                name: module for name, module in network.named_modules() if adapter in getattr(module, "scaling", {})
+            }
+            if missing := sorted(wanted.keys() - layers.keys()):
+                raise CannotLoadError(f"{lora.name}: {len(missing)} modules would be left out, such as {missing[0]}")
+            for name, layer in layers.items():
+                scaling: dict[str, float] = layer.scaling
+                scaling[adapter] *= wanted.get(name, 0.0) * factors[index]
+            self.layers[lora.name] = self.layers.get(lora.name, 0) + len(wanted)
+
+    def _wanted(self, network: torch.nn.Module, component: str, index: int) -> dict[str, float]:
+        """Return the network's modules that one LoRA changes, and its strength there."""
+        key_map = self.plan.sources.key_map
+        wanted: dict[str, float] = {}
+        own = [patch for patch in self.patches.get(index, []) if key_map.owner.get(patch.view.keys[0]) == component]
+        if not own:
+            return {}
+        names: dict[tuple[object, ...], list[str]] = {}
+        for name, module in key_map.modules[component].items():
+            for view in module.views.values():
+                names.setdefault(view.regions, []).append(name)
+        for patch in own:
+            if patch.kind.name != "lora" or patch.has_dora or "mid" in patch.tensors:
+                what = "DoRA" if patch.has_dora else "a Tucker core" if "mid" in patch.tensors else patch.kind.title
+                lora = self.plan.sources.loras[index].name
+                raise CannotLoadError(f"{lora}: {what} follows other rules in diffusers and PEFT")
+            found = [at for name in names.get(patch.view.regions, []) if (at := submodule(network, name))]
+            if not found:
+                raise CannotLoadError(f"{patch.module} has no module of its own in diffusers' {component}")
+            wanted[found[0][0]] = patch.strength
+        return wanted
+
+
+def _load_diffusers(network: Any, component: str, lora: LoraSource, adapter: str) -> None:
+    from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
+
+    if lora.checkpoint.is_folder or len(lora.checkpoint.parts[0].files) != 1:
+        raise CannotLoadError(f"{lora.name}: not a single file")
+    path = lora.checkpoint.path
+    if path.suffix != ".safetensors":
+        raise CannotLoadError(f"{lora.name}: a pickle")
+    is_sdxl = component == "text_encoder_2" or "add_embedding" in dict(network.named_children())
+    mixin = StableDiffusionXLLoraLoaderMixin if is_sdxl else StableDiffusionLoraLoaderMixin
+    options = {"unet_config": network.config} if component == "unet" else {}
+    state, alphas = mixin.lora_state_dict(str(path), local_files_only=True, **options)
+    if not any(key.startswith(f"{component}.") for key in state):
+        raise CannotLoadError(f"{lora.name}: diffusers finds nothing for {component}")
+    if component == "unet":
+        mixin.load_lora_into_unet(state, network_alphas=alphas, unet=network, adapter_name=adapter)
+    else:
+        mixin.load_lora_into_text_encoder(
+            state, network_alphas=alphas, text_encoder=network, prefix=component, adapter_name=adapter
+        )
+
+
+def _load_peft(network: Any, lora: LoraSource, adapter: str) -> None:
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    header = lora.checkpoint.parts[0].files[0]
+    if header.path.suffix != ".safetensors":
+        raise CannotLoadError(f"{lora.name}: a pickle")
+    config = LoraConfig.from_pretrained(str(header.path.parent))
+    config.inference_mode = True
+    inject_adapter_in_model(config, network, adapter)
+    state = {key.removeprefix("base_model.model."): value.float() for key, value in load_file(header.path).items()}
+    result = set_peft_model_state_dict(network, state, adapter_name=adapter)
+    if result is not None and result.unexpected_keys:
+        raise CannotLoadError(f"{lora.name}: PEFT has no place for {result.unexpected_keys[0]}")
+
+
+def _rows(shape: tuple[int, ...]) -> int:
+    return shape[0] if shape else 1

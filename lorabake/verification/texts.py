@@ -1,0 +1,197 @@
+"""Let language models speak: greedy text by the base, by the base with its LoRAs, and by the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lorabake.errors import FileError
+from lorabake.planning import Plan
+from lorabake.tensors.checkpoint import read_object
+from lorabake.verification.arrays import Files
+from lorabake.verification.findings import Finding, SampleOptions, Samples, Status, TextSample
+from lorabake.verification.recompute import Recomputation, rounded
+
+TOKENS = 48
+"""How many tokens a model adds to a prompt, unless --steps says otherwise."""
+
+LEAST = 1e-5
+"""The difference between logits below which two float32 results count as equal."""
+
+
+def is_language_model(plan: Plan) -> bool:
+    """Tell whether the base is a folder of transformers whose model writes text."""
+    config = plan.sources.base.path / "config.json"
+    if not plan.sources.base.is_folder or not config.is_file():
+        return False
+    names = read_object(config).get("architectures")
+    return isinstance(names, list) and any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+
+
+def speak(
+    plan: Plan, baked: Path, prompts: tuple[str, ...], options: SampleOptions
+) -> tuple[Samples | None, list[Finding]]:
+    """Continue each prompt with four models, and compare their logits over the run-time model's text."""
+    tokenizer = _tokenizer(plan)
+    if isinstance(tokenizer, Finding):
+        return None, [tokenizer]
+    tokens = options.steps or TOKENS
+    device = options.device or "cpu"
+    texts: dict[tuple[str, int], str] = {}
+    logits: dict[tuple[str, int], Any] = {}
+    paths: list[Any] = []
+    reference = _reference(plan)
+    names = ("runtime", "base", "floor", "baked")
+    for done, name in enumerate(names):
+        model = _model(plan, baked, name, reference).to(device)
+        for number, prompt in enumerate(prompts):
+            ids = tokenizer(prompt, return_tensors="pt").input_ids.to(device)
+            said = _greedy(model, ids, tokens)
+            if name == "runtime":
+                paths.append(said)
+            texts[name, number] = tokenizer.decode(said[0].tolist(), skip_special_tokens=True)
+            logits[name, number] = _logits(model, paths[number])
+            options.progress(done * len(prompts) + number + 1, len(names) * len(prompts), name)
+        del model
+    found: list[TextSample] = []
+    findings = [
+        Finding(
+            "samples.reference", Status.PASS, "run-time model", reference, "", "who applied the LoRAs at run time"
+        )
+    ]
+    for number, prompt in enumerate(prompts):
+        own = {
+            name: tuple(np.abs(logits[name, number] - logits["runtime", number]).max(axis=1).tolist())
+            for name in ("base", "floor", "baked")
+        }
+        found.append(TextSample(prompt, {name: texts[name, number] for name in names}, own))
+        findings += _judge(found[-1])
+    settings = {"text": "greedy", "tokens": str(tokens), "device": device, "precision": "float32"}
+    return Samples(reference, settings, texts=tuple(found)), findings
+
+
+def _tokenizer(plan: Plan) -> Any:
+    """Load the tokenizer of the base or of `verify.tokenizers`; a finding where there is none."""
+    from transformers import AutoTokenizer
+
+    said = plan.sources.recipe.verify
+    folder = plan.sources.base.path
+    if said is not None and said.tokenizers is not None:
+        folder = plan.sources.recipe.locate(said.tokenizers)
+        if not folder.is_dir():
+            raise FileError(f"{folder}: verify.tokenizers must be a folder with a tokenizer")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        why = str(error).splitlines()[0][:120]
+        note = f"no tokenizer that transformers can read: {why}; name one in verify.tokenizers"
+        return Finding("samples.skipped", Status.SKIP, folder.name, "", "", note)
+
+
+def _reference(plan: Plan) -> str:
+    """Say who can apply the LoRAs: PEFT, where all are its folders and the recipe takes them whole."""
+    simple = all(
+        lora.config is not None and lora.entry.components is None and not lora.entry.blocks and not lora.config.dora
+        for lora in plan.sources.loras
+    )
+    uniform = len({(patch.lora, patch.strength) for bake in plan.bakes for patch in bake.patches}) <= len(
+        plan.sources.loras
+    )
+    plain = all(patch.kind.name == "lora" for bake in plan.bakes for patch in bake.patches)
+    return "PEFT" if plan.sources.loras and simple and uniform and plain else "lorabake's formulas"
+
+
+def _model(plan: Plan, baked: Path, name: str, reference: str) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = baked if name == "baked" else plan.sources.base.path
+    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    model.eval()  # type: ignore[no-untyped-call]
+    if name == "runtime" and reference == "PEFT":
+        return _with_peft(plan, model)
+    if name in ("runtime", "floor"):
+        _place(plan, model, round_off=name == "floor")
+    return model
+
+
+def _with_peft(plan: Plan, model: Any) -> Any:
+    from peft import PeftModel
+
+    strengths = {patch.lora: patch.strength for bake in plan.bakes for patch in bake.patches}
+    for index, lora in enumerate(plan.sources.loras):
+        folder = lora.checkpoint.parts[0].files[0].path.parent
+        if index == 0:
+            model = PeftModel.from_pretrained(model, str(folder), adapter_name="lora_0", is_trainable=False)
+        else:
+            model.load_adapter(str(folder), adapter_name=f"lora_{index}", is_trainable=False)
+    model.base_model.set_adapter([f"lora_{index}" for index in range(len(plan.sources.loras))])
+    for module in model.modules():
+        for adapter in getattr(module, "scaling", {}):
+            module.scaling[adapter] *= strengths.get(int(adapter.removeprefix("lora_")), 0.0)
+    return model.eval()
+
+
+def _place(plan: Plan, model: Any, *, round_off: bool) -> None:
+    """Put the recomputed weights in place; transformers' names are the base's own."""
+    import torch
+
+    parameters = dict(model.named_parameters())
+    prefix = next((f"{start}" for start in ("", "model.", "transformer.") if _fits(plan, parameters, start)), None)
+    if prefix is None:
+        raise FileError(f"{plan.sources.base.path}: transformers names its tensors otherwise than the files do")
+    files = Files()
+    try:
+        for step in plan.bakes:
+            for tile in Recomputation(plan, files).tiles(step):
+                values = rounded(tile.target.dtype, tile.exact) if round_off else tile.exact
+                place = parameters[prefix + tile.target.source.name]
+                with torch.no_grad():
+                    rows = place.view(*(tile.target.shape[:1] or (1,)), -1)
+                    rows[tile.start : tile.start + len(values)] = torch.from_numpy(values.astype(np.float32))
+    finally:
+        files.close()
+
+
+def _fits(plan: Plan, parameters: dict[str, Any], prefix: str) -> bool:
+    return all(prefix + target.source.name in parameters for bake in plan.bakes for target in bake.targets)
+
+
+def _greedy(model: Any, ids: Any, tokens: int) -> Any:
+    import torch
+
+    with torch.no_grad():
+        return model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False
+        )
+
+
+def _logits(model: Any, ids: Any) -> Any:
+    """Return the logits (positions, vocabulary) over a text."""
+    import torch
+
+    with torch.no_grad():
+        return model(input_ids=ids).logits[0].float().cpu().numpy()
+
+
+def _judge(each: TextSample) -> Iterator[Finding]:
+    """Hold the largest difference of the checkpoint's logits against floor and ceiling."""
+    floor, measured, ceiling = (max(each.logits[name], default=0.0) for name in ("floor", "baked", "base"))
+    low = max(floor, LEAST)
+    limit = max((low * max(ceiling, low)) ** 0.5, 2 * low)
+    is_true = measured <= limit
+    note = (
+        f"{'at the floor' if measured <= 2 * low else 'above the floor'} of {floor:.2g}; the base is at {ceiling:.2g}"
+    )
+    status = Status.PASS if is_true else Status.FAIL
+    yield Finding("samples.logits", status, each.prompt, f"{measured:.2g}", f"{limit:.2g}", note)
+    same = each.texts["baked"] == each.texts["runtime"]
+    note = "the checkpoint says what the run-time model says" if same else f"it says: {each.texts['baked']}"
+    told = Status.PASS if same else Status.FAIL if not is_true else Status.WARN
+    yield Finding("samples.text", told, each.prompt, "", "", note)
+    if ceiling <= 2 * low:
+        note = "the LoRAs change nothing that is heard: the base has the same logits"
+        yield Finding("samples.effect", Status.WARN, each.prompt, f"{ceiling:.2g}", f"above {2 * low:.2g}", note)
