@@ -190,9 +190,8 @@ class _Check:
     def _named(self, path: str) -> str:
         """Name a digested file as the recipe does."""
         for checkpoint, said in self.plan.sources.inputs:
-            root = str(checkpoint.path)
-            if path == root or path.startswith(root + "/"):
-                return said.portable_path + path.removeprefix(root)
+            if _is_part(path, checkpoint):
+                return said.portable_path + path.removeprefix(str(checkpoint.path))
         return path
 
     def _data_hashes(self, digests: Mapping[str, str]) -> Iterator[Finding]:
@@ -327,6 +326,11 @@ def _spread(jobs: list[_Job], count: int) -> list[_Job]:
 
 def _headers(checkpoint: Checkpoint) -> Iterator[Header]:
     return (header for part in checkpoint.parts for header in part.files)
+
+
+def _is_part(path: str, checkpoint: Checkpoint) -> bool:
+    """Tell whether a file is a checkpoint, or lies in its folder."""
+    return path == str(checkpoint.path) or Path(path).is_relative_to(checkpoint.path)
 
 
 def _data_of(header: Header) -> str:
