@@ -176,9 +176,7 @@ class _Check:
             return
         texts = re.findall(r'"sha256":"([0-9a-f]{64})"', said)
         for path, digest in digests.items():
-            lora = next(
-                (each for each in self.plan.sources.loras if path.startswith(str(each.checkpoint.path))), None
-            )
+            lora = next((each for each in self.plan.sources.loras if _is_part(path, each.checkpoint)), None)
             if lora is None:
                 continue
             if digest in texts:
