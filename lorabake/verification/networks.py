@@ -160,7 +160,9 @@ def tokenizer(pad_token: str = "<|endoftext|>") -> Any:
         folder = Path(name)
         (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
         (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
-        made = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token=pad_token)
+        made = CLIPTokenizer(
+            str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token=pad_token, model_max_length=77
+        )
     if len(made) != VOCABULARY:
         raise SurroundingsError(f"transformers made a tokenizer of {len(made)} tokens, not {VOCABULARY}; {EXTRA}")
     return made
