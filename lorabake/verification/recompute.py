@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorabake.adapters.kind import matrix
+from lorabake.errors import SurroundingsError
 from lorabake.matching import Patch
 from lorabake.planning import Bake, Plan, Target
 from lorabake.tensors.dtypes import decode_scalar
@@ -140,7 +141,12 @@ class Recomputation:
 
 
 def _delta(patch: Patch, tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
-    updated = FORMULAS[patch.kind.name](tensors, weight, place, scale)
+    formula = FORMULAS.get(patch.kind.name)
+    if formula is None:
+        raise SurroundingsError(
+            f"verification has no formula for {patch.kind.title}\nAdd one to lorabake/verification/formulas.py."
+        )
+    updated = formula(tensors, weight, place, scale)
     return np.asarray(patch.strength * (updated - weight))
 
 
