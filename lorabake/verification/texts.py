@@ -120,6 +120,7 @@ def _model(plan: Plan, baked: Path, name: str, reference: str) -> Any:
 
 def _with_peft(plan: Plan, model: Any) -> Any:
     from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     strengths = {patch.lora: patch.strength for bake in plan.bakes for patch in bake.patches}
     for index, lora in enumerate(plan.sources.loras):
@@ -129,9 +130,9 @@ def _with_peft(plan: Plan, model: Any) -> Any:
         else:
             model.load_adapter(str(folder), adapter_name=f"lora_{index}", is_trainable=False)
     model.base_model.set_adapter([f"lora_{index}" for index in range(len(plan.sources.loras))])
-    for module in model.modules():
-        for adapter in getattr(module, "scaling", {}):
-            module.scaling[adapter] *= strengths.get(int(adapter.removeprefix("lora_")), 0.0)
+    for layer in model.modules():
+        for adapter in layer.scaling if isinstance(layer, BaseTunerLayer) else ():
+            layer.scaling[adapter] *= strengths.get(int(adapter.removeprefix("lora_")), 0.0)
     return model.eval()
 
 
