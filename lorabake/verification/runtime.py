@@ -6,6 +6,7 @@ module. Where they cannot, or would leave a part out, the weights get what lorab
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -98,13 +99,15 @@ class Loaders:
         self.patches: dict[int, list[Patch]] = {}
         for patch in {id(patch): patch for bake in plan.bakes for patch in bake.patches}.values():
             self.patches.setdefault(patch.lora, []).append(patch)
-        self.layers: dict[str, int] = {}
 
     def load(self, network: torch.nn.Module, component: str, factors: Factors) -> None:
         """Load every LoRA's part for one network, at the recipe's strengths times `factors`.
 
         Raise CannotLoadError where a library cannot load a part of what the recipe applies.
         """
+        from peft.tuners.lora import LoraLayer
+
+        loaded: list[str] = []
         for index, lora in enumerate(self.plan.sources.loras):
             wanted = self._wanted(network, component, index)
             if not wanted:
@@ -121,14 +124,19 @@ class Loaders:
                 first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise CannotLoadError(f"{lora.name}: {first[:200]}") from error
             layers = {
-                name: module for name, module in network.named_modules() if adapter in getattr(module, "scaling", {})
+                name: module
+                for name, module in network.named_modules()
+                if isinstance(module, LoraLayer) and adapter in module.scaling
             }
             if missing := sorted(wanted.keys() - layers.keys()):
                 raise CannotLoadError(f"{lora.name}: {len(missing)} modules would be left out, such as {missing[0]}")
             for name, layer in layers.items():
                 scaling: dict[str, float] = layer.scaling
                 scaling[adapter] *= wanted.get(name, 0.0) * factors[index]
-            self.layers[lora.name] = self.layers.get(lora.name, 0) + len(wanted)
+            loaded.append(adapter)
+        for module in network.modules():
+            if isinstance(module, LoraLayer):  # each library leaves only the last one that it loaded active
+                module.set_adapter([adapter for adapter in loaded if adapter in module.scaling])
 
     def _wanted(self, network: torch.nn.Module, component: str, index: int) -> dict[str, float]:
         """Return the network's modules that one LoRA changes, and its strength there."""
@@ -184,7 +192,10 @@ def _load_peft(network: Any, lora: LoraSource, adapter: str) -> None:
         raise CannotLoadError(f"{lora.name}: a pickle")
     config = LoraConfig.from_pretrained(str(header.path.parent))
     config.inference_mode = True
-    inject_adapter_in_model(config, network, adapter)
+    with warnings.catch_warnings():
+        # It warns of the second adapter in one model, which is the purpose here.
+        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
+        inject_adapter_in_model(config, network, adapter)
     state = {key.removeprefix("base_model.model."): value.float() for key, value in load_file(header.path).items()}
     result = set_peft_model_state_dict(network, state, adapter_name=adapter)
     if result is not None and result.unexpected_keys:

@@ -1,9 +1,11 @@
 """The third stage: let the base, the base with its LoRAs at run time, and the checkpoint make the same thing.
 
 Two controls take the place of thresholds. The *floor* is the run-time model with its weights rounded to the output's
-dtype: a right bake is no further from the run-time model than that. The *ceiling* is the base, without the LoRAs. A
-checkpoint passes where it is nearer to the floor than to the ceiling, on a logarithmic scale: its distance is below
-their geometric mean.
+dtype: a right bake is no further from the run-time model than that. The *ceiling* is the base, without the LoRAs, or
+the model without one of them where that is nearer. A checkpoint passes where it is nearer to the floor than to the
+ceiling, on a logarithmic scale: its distance is below their geometric mean. Samplers multiply rounding, but floor
+and checkpoint alike, so that a right bake has the floor's distance to a few per cent; twice the floor always passes.
+Where not even the ceiling is above that, the prompt cannot tell, and the finding warns.
 """
 
 from __future__ import annotations
@@ -184,10 +186,8 @@ class _Studio:
         without = [Variant(f"without {i}", tuple(float(i != j) for j in range(loras))) for i in range(loras)]
         alone = without if loras > 1 else []
         sweep = [Variant(f"sweep {factor}", (factor,) * loras) for factor in self.options.strengths]
-        work = {variant: range(len(self.prompts)) for variant in variants}
-        work |= {variant: range(1) for variant in alone}
-        work |= {variant: range(len(self.prompts)) for variant in sweep}
-        self.total = sum(len(numbers) for numbers in work.values()) * self.setting.steps
+        work = [*variants, *alone, *sweep]
+        self.total = len(work) * len(self.prompts) * self.setting.steps
         results = self._make(work)
         pictures = tuple(self._sample(results, number) for number in range(len(self.prompts)))
         strips = tuple(
@@ -200,11 +200,12 @@ class _Studio:
             for number, prompt in enumerate(self.prompts if sweep else ())
         )
         samples = Samples(self._reference(), self._settings(), pictures, strips)
-        return samples, [*self._findings(results, pictures), *self._effects(results, alone, pictures)]
+        away = [self._distances(results, variant) for variant in alone or variants[:1] * loras]
+        return samples, [*self._findings(results, pictures, away), *self._effects(pictures, away)]
 
     # -- making ----------------------------------------------------------------------------------------
 
-    def _make(self, work: Mapping[Variant, range]) -> Results:
+    def _make(self, work: list[Variant]) -> Results:
         try:
             return self._with(work)
         except CannotLoadError as error:
@@ -212,7 +213,7 @@ class _Studio:
             self.done = 0
             return self._with(work)
 
-    def _with(self, work: Mapping[Variant, range]) -> Results:
+    def _with(self, work: list[Variant]) -> Results:
         """Encode with all models, then denoise with all, then decode, so that only one network is in memory."""
         placed = self.plan.sources.key_map.placed
         encoders = [name for name in TEXT_ENCODERS if name in placed]
@@ -220,14 +221,14 @@ class _Studio:
         words: dict[tuple[Variant, int], Words] = {}
         for variant in work:
             networks = {name: self._network(name, variant) for name in encoders}
-            for number in work[variant]:
+            for number in range(len(self.prompts)):
                 words[variant, number] = encode(
                     networks, tokenizers, self.prompts[number], self.negative, self.setting.device
                 )
         results = Results()
         for variant in work:
             unet = self._network("unet", variant)
-            for number in work[variant]:
+            for number in range(len(self.prompts)):
                 tick = partial(self._tick, f"{variant.name}, prompt {number + 1} of {len(self.prompts)}")
                 results.latents[variant.name, number] = denoise(
                     unet,
@@ -240,7 +241,7 @@ class _Studio:
             del unet
         for variant in work:
             vae = self._network("vae", variant)
-            for number in work[variant]:
+            for number in range(len(self.prompts)):
                 latents = results.latents[variant.name, number]
                 results.pictures[variant.name, number] = decode(vae, latents, self.setting.device)
             del vae
@@ -291,7 +292,16 @@ class _Studio:
         }
         return PromptSample(self.prompts[number], self.seed + number, pictures, likenesses)
 
-    def _findings(self, results: Results, pictures: tuple[PromptSample, ...]) -> Iterator[Finding]:
+    def _distances(self, results: Results, variant: Variant) -> list[float]:
+        """Measure how far the latents of one model are from the run-time model's, by prompt."""
+        return [
+            distance(results.latents[variant.name, number], results.latents["runtime", number])
+            for number in range(len(self.prompts))
+        ]
+
+    def _findings(
+        self, results: Results, pictures: tuple[PromptSample, ...], away: list[list[float]]
+    ) -> Iterator[Finding]:
         yield self._told()
         for number, each in enumerate(pictures):
             broken = [name for name in each.pictures if not np.isfinite(results.latents[name, number]).all()]
@@ -306,7 +316,10 @@ class _Studio:
                     "" if is_new else ", and so is the run-time model's"
                 )
                 yield Finding("samples.constant", Status.FAIL if is_new else Status.WARN, each.prompt, "", "", note)
-            yield _judge(each)
+            low = 2 * max(each.likeness["floor"].latents, LEAST)
+            # A LoRA that this prompt does not show is no ceiling.
+            wrong = [measured[number] for measured in away if measured[number] > low]
+            yield _judge(each, min([each.likeness["base"].latents, *wrong]))
 
     def _told(self) -> Finding:
         if self.fallback:
@@ -322,25 +335,18 @@ class _Studio:
             kinds[lora.name] = len(self.loaders.patches.get(index, []))
         return kinds
 
-    def _effects(
-        self, results: Results, alone: list[Variant], pictures: tuple[PromptSample, ...]
-    ) -> Iterator[Finding]:
-        """Tell LoRAs that change nothing that is seen: the first prompt with them and without is as at the floor."""
-        floor = max(pictures[0].likeness["floor"].latents, LEAST)
-        for index, lora in enumerate(self.plan.sources.loras):
-            if alone:
-                reference = results.latents["runtime", 0]
-                measured = distance(results.latents[alone[index].name, 0], reference)
-            else:
-                measured = pictures[0].likeness["base"].latents
-            if not isfinite(measured):
+    def _effects(self, pictures: tuple[PromptSample, ...], away: list[list[float]]) -> Iterator[Finding]:
+        """Tell LoRAs that no prompt shows: every picture with them and without is as at the floor."""
+        floors = [max(each.likeness["floor"].latents, LEAST) for each in pictures]
+        for lora, distances in zip(self.plan.sources.loras, away, strict=True):
+            if not all(isfinite(each) for each in (*distances, *floors)):
                 continue
-            seen = measured > 2 * floor
-            note = (
-                "leaving it out changes the first picture" if seen else "leaving it out changes nothing that is seen"
-            )
-            status = Status.PASS if seen else Status.WARN
-            yield Finding("samples.effect", status, lora.name, f"{measured:.2g}", f"above {2 * floor:.2g}", note)
+            most = max(range(len(floors)), key=lambda number: distances[number] / floors[number])
+            measured, limit = distances[most], 2 * floors[most]
+            is_seen = measured > limit
+            note = f"leaving it out changes {'the pictures' if is_seen else 'nothing that is seen'}"
+            status = Status.PASS if is_seen else Status.WARN
+            yield Finding("samples.effect", status, lora.name, f"{measured:.2g}", f"above {limit:.2g}", note)
 
     # -- words -----------------------------------------------------------------------------------------
 
@@ -364,16 +370,19 @@ class _Studio:
         }
 
 
-def _judge(each: PromptSample) -> Finding:
-    """Place the checkpoint between floor and ceiling."""
-    measured, floor, ceiling = (each.likeness[name] for name in ("baked", "floor", "base"))
+def _judge(each: PromptSample, ceiling: float) -> Finding:
+    """Place the checkpoint between the floor and the nearest wrong model."""
+    measured, floor = each.likeness["baked"], each.likeness["floor"]
     low = max(floor.latents, LEAST)
-    limit = sqrt(low * max(ceiling.latents, low))
-    is_true = measured.latents <= max(limit, 2 * low)
-    told = "at the floor" if measured.latents <= 2 * low else "nearer to the floor than to the ceiling"
-    told = told if is_true else "not what base and LoRAs make at run time"
-    note = f"{told}; floor {_figures(floor)}; ceiling {_figures(ceiling)}"
-    status = Status.PASS if is_true else Status.FAIL
+    limit = max(sqrt(low * ceiling), 2 * low)
+    if not measured.latents <= limit:
+        status, told = Status.FAIL, "not what base and LoRAs make at run time"
+    elif ceiling <= 2 * low:
+        status, told = Status.WARN, "this prompt cannot tell: rounding changes the picture as much as the LoRAs do"
+    else:
+        status = Status.PASS
+        told = "at the floor" if measured.latents <= 2 * low else "nearer to the floor than to the ceiling"
+    note = f"{told}; floor {_figures(floor)}; ceiling {_figures(each.likeness['base'])}"
     return Finding("samples.likeness", status, each.prompt, _figures(measured), f"latents {limit:.2g}", note)
 
 

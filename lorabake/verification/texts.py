@@ -14,6 +14,10 @@ from lorabake.tensors.checkpoint import read_object
 from lorabake.verification.arrays import Files
 from lorabake.verification.findings import Finding, SampleOptions, Samples, Status, TextSample
 from lorabake.verification.recompute import Recomputation, rounded
+from lorabake.verification.runtime import CannotLoadError
+
+FORMULAS_APPLIED = "lorabake's formulas"
+"""Who applies the LoRAs where PEFT cannot."""
 
 TOKENS = 48
 """How many tokens a model adds to a prompt, unless --steps says otherwise."""
@@ -43,10 +47,14 @@ def speak(
     texts: dict[tuple[str, int], str] = {}
     logits: dict[tuple[str, int], Any] = {}
     paths: list[Any] = []
-    reference = _reference(plan)
+    reference, why = _reference(plan)
     names = ("runtime", "base", "floor", "baked")
     for done, name in enumerate(names):
-        model = _model(plan, baked, name, reference).to(device)
+        try:
+            model = _model(plan, baked, name, reference).to(device)
+        except CannotLoadError as error:
+            reference, why = FORMULAS_APPLIED, str(error)
+            model = _model(plan, baked, name, reference).to(device)
         for number, prompt in enumerate(prompts):
             ids = tokenizer(prompt, return_tensors="pt").input_ids.to(device)
             said = _greedy(model, ids, tokens)
@@ -58,9 +66,7 @@ def speak(
         del model
     found: list[TextSample] = []
     findings = [
-        Finding(
-            "samples.reference", Status.PASS, "run-time model", reference, "", "who applied the LoRAs at run time"
-        )
+        Finding("samples.reference", Status.PASS, "run-time model", reference, "", f"it applied the LoRAs: {why}")
     ]
     for number, prompt in enumerate(prompts):
         own = {
@@ -91,17 +97,20 @@ def _tokenizer(plan: Plan) -> Any:
         return Finding("samples.skipped", Status.SKIP, folder.name, "", "", note)
 
 
-def _reference(plan: Plan) -> str:
-    """Say who can apply the LoRAs: PEFT, where all are its folders and the recipe takes them whole."""
-    simple = all(
-        lora.config is not None and lora.entry.components is None and not lora.entry.blocks and not lora.config.dora
-        for lora in plan.sources.loras
-    )
-    uniform = len({(patch.lora, patch.strength) for bake in plan.bakes for patch in bake.patches}) <= len(
-        plan.sources.loras
-    )
-    plain = all(patch.kind.name == "lora" for bake in plan.bakes for patch in bake.patches)
-    return "PEFT" if plan.sources.loras and simple and uniform and plain else "lorabake's formulas"
+def _reference(plan: Plan) -> tuple[str, str]:
+    """Say who can apply the LoRAs, and why: PEFT, where all are its folders and the recipe takes them whole."""
+    patches = [patch for bake in plan.bakes for patch in bake.patches]
+    uniform = len({(patch.lora, patch.strength) for patch in patches}) <= len(plan.sources.loras)
+    for lora in plan.sources.loras:
+        if lora.config is None:
+            return FORMULAS_APPLIED, f"{lora.name} is no folder of PEFT's"
+    if not uniform:
+        return FORMULAS_APPLIED, "the recipe gives a LoRA several strengths"
+    if any(patch.kind.name != "lora" or patch.has_dora for patch in patches):
+        return FORMULAS_APPLIED, "not all modules are plain LoRA"
+    if not patches:
+        return FORMULAS_APPLIED, "the recipe has no LoRA"
+    return "PEFT", "a program that knows nothing of lorabake"
 
 
 def _model(plan: Plan, baked: Path, name: str, reference: str) -> Any:
@@ -119,20 +128,31 @@ def _model(plan: Plan, baked: Path, name: str, reference: str) -> Any:
 
 
 def _with_peft(plan: Plan, model: Any) -> Any:
+    """Let PEFT load the LoRAs; raise CannotLoadError where it would apply other modules than the recipe does."""
     from peft import PeftModel
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.tuners.lora import LoraLayer
 
-    strengths = {patch.lora: patch.strength for bake in plan.bakes for patch in bake.patches}
+    patches = {id(patch): patch for bake in plan.bakes for patch in bake.patches}.values()
+    strengths = {patch.lora: patch.strength for patch in patches}
+    names = [f"lora_{index}" for index in range(len(plan.sources.loras))]
     for index, lora in enumerate(plan.sources.loras):
         folder = lora.checkpoint.parts[0].files[0].path.parent
-        if index == 0:
-            model = PeftModel.from_pretrained(model, str(folder), adapter_name="lora_0", is_trainable=False)
-        else:
-            model.load_adapter(str(folder), adapter_name=f"lora_{index}", is_trainable=False)
-    model.base_model.set_adapter([f"lora_{index}" for index in range(len(plan.sources.loras))])
-    for layer in model.modules():
-        for adapter in layer.scaling if isinstance(layer, BaseTunerLayer) else ():
-            layer.scaling[adapter] *= strengths.get(int(adapter.removeprefix("lora_")), 0.0)
+        try:
+            if index == 0:
+                model = PeftModel.from_pretrained(model, str(folder), adapter_name=names[0], is_trainable=False)
+            else:
+                model.load_adapter(str(folder), adapter_name=names[index], is_trainable=False)
+        except Exception as error:
+            raise CannotLoadError(
+                f"PEFT cannot load {lora.name}: {str(error).partition(chr(10))[0][:200]}"
+            ) from error
+        layers = [each for each in model.modules() if isinstance(each, LoraLayer) and names[index] in each.scaling]
+        due = sum(patch.lora == index for patch in patches)
+        if len(layers) != due:
+            raise CannotLoadError(f"PEFT changes {len(layers)} modules by {lora.name}, the recipe {due}")
+        for layer in layers:
+            layer.scaling[names[index]] *= strengths.get(index, 0.0)
+    model.base_model.set_adapter(names)
     return model.eval()
 
 

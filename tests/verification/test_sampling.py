@@ -106,6 +106,20 @@ def test_a_lora_left_out_of_the_bake_is_a_difference(tmp_path: Path) -> None:
 
 
 @needs_extra
+@pytest.mark.parametrize("second", [NEON, BLORP], ids=["diffusers", "peft"])
+def test_every_lora_is_active_at_run_time(tmp_path: Path, second: object) -> None:
+    """Each library leaves only the LoRA that it loaded last active; then the first would seem to have no effect."""
+    tensors = load_file(DEMO / "neon.safetensors")
+    save_file({key: value.clone() for key, value in tensors.items()}, tmp_path / "first.safetensors")
+    path = recipe(tmp_path, ["first.safetensors", second])
+    run(path)
+    verification = look(path)
+    assert verification.status is Status.PASS, verification.findings
+    likeness = verification.samples.pictures[0].likeness  # type: ignore[union-attr]
+    assert likeness["floor"].latents < likeness["base"].latents / 10
+
+
+@needs_extra
 def test_nan_is_a_difference(tmp_path: Path) -> None:
     path = recipe(tmp_path, [NEON])
     out = run(path)
@@ -257,6 +271,42 @@ def test_a_language_model_tells_its_story(tmp_path: Path) -> None:
     content["loras"] = ["stories260K_dragon"]
     path.write_text(yaml.safe_dump(content))
     assert found(look(path), "logits").status is Status.FAIL
+
+
+def story(folder: Path, *loras: object) -> Path:
+    for name in ("stories260K", "stories260K_dragon"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / "recipes" / name)
+    path = folder / "recipe.yaml"
+    content = {"version": 1, "base": "stories260K", "loras": list(loras), "output": {"path": "out"}}
+    path.write_text(yaml.safe_dump({**content, "verify": {"prompts": ["Once upon a time"]}}))
+    return path
+
+
+@needs_extra
+def test_peft_applies_several_loras_together(tmp_path: Path) -> None:
+    copied = tmp_path / "again"
+    copied.mkdir()
+    for file in (ROOT / "recipes" / "stories260K_dragon").iterdir():
+        (copied / file.name).write_bytes(file.read_bytes())
+    path = story(tmp_path, {"path": "stories260K_dragon", "strength": 0.75}, {"path": "again", "strength": 0.25})
+    run(path)
+    verification = look(path)
+    assert verification.status is Status.PASS, verification.findings
+    assert verification.samples is not None
+    assert verification.samples.reference == "PEFT"
+    assert "green dragon named Tom" in verification.samples.texts[0].texts["runtime"]
+
+
+@needs_extra
+def test_peft_is_no_reference_where_the_recipe_leaves_modules_out(tmp_path: Path) -> None:
+    path = story(tmp_path, {"path": "stories260K_dragon", "blocks": {"model.layers.0.*": 0}})
+    run(path)
+    verification = look(path)
+    assert verification.status is Status.PASS, verification.findings
+    told = found(verification, "reference")
+    assert told.measured == "lorabake's formulas"
+    assert "PEFT changes" in told.note
 
 
 def test_the_command_is_listed() -> None:
