@@ -1,6 +1,6 @@
-# make demo    bake the example recipes on tiny models        make lint    ruff and mypy
+# make demo    bake, prove and show the demo recipes          make lint    ruff and mypy
 # make test    all tests                                      make bench   how to measure
-# make clean   remove what these made
+# make docs    refresh what the README shows                  make clean   remove what these made
 #
 # PYTHON=python3.12 make test   picks the interpreter of the virtual environment.
 
@@ -9,18 +9,23 @@ BIN := .venv/bin
 PIP := $(BIN)/pip -qq --disable-pip-version-check install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint docs bench clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
-# One stamp a set of packages: the demo needs the core alone, so that it starts sooner.
+# One stamp a set of packages.
 .venv/core: pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; try make PYTHON=…" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lorabake needs Python 3.11 or later" >&2; exit 1; }
 	@echo "setting up .venv (torch is a large download the first time)"
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	@$(PIP) -e .
+	@touch $@
+
+.venv/verify: .venv/core
+	@echo "installing what sampling needs"
+	@$(PIP) -e '.[verify]'
 	@touch $@
 
 .venv/test: .venv/core
@@ -33,7 +38,7 @@ help:
 	@$(PIP) -e '.[lint]'
 	@touch $@
 
-demo: .venv/core
+demo: .venv/verify
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/demo.sh
 
 test: .venv/test
@@ -43,6 +48,9 @@ lint: .venv/lint
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+docs: .venv/verify
+	@$(BIN)/python docs/terminal.py
 
 bench:
 	@echo "The benchmarks bake full-size checkpoints and want 18 GB of disk and a quiet machine:"

@@ -1,6 +1,6 @@
-"""Refresh what the documentation shows of the command line, by running it.
+"""Refresh what the documentation shows, by running it.
 
-    python docs/terminal.py             rewrite the outputs in README.md and draw docs/demo.svg
+    python docs/terminal.py             rewrite the outputs in README.md, draw docs/demo.svg, sample docs/demo.png
 
 Every ```console block of the README is a transcript: its `$ ` lines are run, in order, in a fresh folder that
 holds a copy of recipes/ with its inputs. A test runs them too, and compares (`mask` leaves out what differs from
@@ -27,11 +27,12 @@ VOLATILE = (
     (r"in [\d.]+ s \([\d.]+ s of it", "in … s (… s of it"),
     (r"[\d.]+ [kMG]B/s, bottleneck \w+, peak memory \d+ MiB", "…, peak memory …"),
     (r"\b[0-9a-f]{64}\b", "…"),
+    (r"^(structure|weights|samples) \([\d.]+ s\)", r"\1 (… s)"),
 )
 PICTURE = (
-    "lorabake plan recipes/demo.yaml -o out/demo.safetensors",
-    "lorabake bake recipes/demo.yaml -o out/demo.safetensors",
-    "lorabake bake recipes/llm.yaml -o out/dragon",
+    "lorabake bake recipes/demo.yaml",
+    "lorabake verify recipes/demo.yaml --stage structure --stage weights",
+    "lorabake bake recipes/llm.yaml",
     "python recipes/story.py out/dragon",
 )
 
@@ -69,7 +70,7 @@ def transcript(block: str, folder: Path) -> str:
 def mask(text: str) -> str:
     """Leave out sizes of disks, times and digests."""
     for pattern, word in VOLATILE:
-        text = re.sub(pattern, word, text)
+        text = re.sub(pattern, word, text, flags=re.MULTILINE)
     return text
 
 
@@ -86,7 +87,7 @@ def picture(text: str, columns: int = 126) -> str:
     shapes = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"',
         f' viewBox="0 0 {width} {height}">',
-        "<title>lorabake bakes three LoRAs into a checkpoint</title>",
+        "<title>lorabake bakes two LoRAs into a checkpoint and proves it</title>",
         f'<rect width="{width}" height="{height}" rx="8" fill="#16181d"/>',
         *(f'<circle cx="{margin + i * 18}" cy="18" r="5" fill="#3a3f4a"/>' for i in range(3)),
         f'<g font-family="{fonts}" font-size="13" xml:space="preserve">',
@@ -111,7 +112,9 @@ def main() -> None:
         shutil.rmtree(folder / "out", ignore_errors=True)
         shown = "\n".join(f"$ {command}\n{run(command, folder)}" for command in PICTURE)
         (ROOT / "docs" / "demo.svg").write_text(picture(shown), encoding="utf-8")
-    print("README.md and docs/demo.svg are up to date")
+        run("lorabake verify recipes/demo.yaml --stage samples --report out/report", folder)
+        shutil.copy(folder / "out" / "report" / "grid.png", ROOT / "docs" / "demo.png")
+    print("README.md, docs/demo.svg and docs/demo.png are up to date")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The demo: plan, bake and inspect an image checkpoint, then bake a language model and let it talk.
-# `make demo` runs it; so does `bash recipes/demo.sh`, where lorabake is installed.
+# The demo: bake a style and a character into a small image model, prove it, and show it; then the same with a language
+# model. `make demo` runs it; so does `bash recipes/demo.sh`, where lorabake[verify] is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,26 +11,26 @@ if [ ! -t 1 ] || [ -n "${NO_COLOR:-}" ]; then
     show() { printf '$ %s\n' "$*"; "$@" 2>&1; }
 fi
 
-title "Make a small Stable Diffusion 1.x checkpoint and three LoRAs"
-show python recipes/make_inputs.py
-
 title "What would the bake do? (headers only)"
-show lorabake plan recipes/demo.yaml -o out/demo.safetensors
+show lorabake plan recipes/demo.yaml
 
 title "Bake it"
-show lorabake bake recipes/demo.yaml -o out/demo.safetensors --overwrite
+show lorabake bake recipes/demo.yaml --overwrite
 
-title "What is in the new file?"
-show lorabake inspect out/demo.safetensors
+title "Is it what the recipe says? By headers, by weights, by pictures"
+show lorabake verify recipes/demo.yaml --strengths 0,0.5,1 --report out/report
 
-title "A real language model: a LoRA that was trained to talk of dragons"
-show lorabake bake recipes/llm.yaml -o out/dragon --overwrite
+title "A language model: a LoRA that was trained to talk of dragons"
+show lorabake bake recipes/llm.yaml --overwrite
 show python recipes/story.py recipes/stories260K
 show python recipes/story.py out/dragon
+show lorabake verify recipes/llm.yaml --report out/report_llm --quiet
 
 title "Done"
 printf '%s\n' \
-    "out/demo.safetensors       the image checkpoint, from recipes/demo.yaml" \
+    "out/report/index.html      the proof, with pictures: open it in a browser" \
+    "out/demo.safetensors       the image model with both LoRAs, from recipes/demo.yaml" \
+    "out/report_llm/index.html  what base, run time and bake tell" \
     "out/dragon/                the language model, from recipes/llm.yaml" \
     "recipes/                   more recipes to try: single, stacked, per_component, blocks" \
     "README.md                  how to write your own"

@@ -60,12 +60,11 @@ def test_the_small_checkpoint_is_recognised_whole(folder: Path) -> None:
 
 
 def test_blocks_change_what_they_name(folder: Path) -> None:
-    """In the demo the third LoRA leaves the finest level of the way in alone."""
-    planned = plan(load_recipe(folder / "demo.yaml"))
-    names = {patch.module for bake in planned.bakes for patch in bake.patches if patch.lora == 2}
-    assert names
-    assert not any(name.startswith("lora_unet_down_blocks_0_") for name in names)
-    assert planned.ledgers[2].excluded == {"strength 0 by the block pattern 'down_blocks.0.*'": 93}
+    planned = plan(load_recipe(folder / "blocks.yaml"))
+    strengths = {patch.module: patch.strength for bake in planned.bakes for patch in bake.patches}
+    assert not any(name.startswith("lora_te_") for name in strengths)
+    assert {strength for name, strength in strengths.items() if "mid_block" in name} == {0.8 * 0.25}
+    assert planned.ledgers[0].excluded == {"strength 0 by the block pattern 'text_encoder.*'": 216}
 
 
 def test_inputs_are_reproducible(folder: Path, tmp_path: Path) -> None:

@@ -132,10 +132,13 @@ def _sizes(component: str, key_map: KeyMap) -> Config:
             "latent_channels": shape("post_quant_conv")[1],
         }
     width = shape("text_model.encoder.layers.0.mlp.fc1")[1]
+    layers = count("text_model.encoder.layers.{}.mlp.fc1")
+    if component == "text_encoder" and key_map.placed[component][0].name == "openclip":
+        layers = min(layers, 23)  # SD 2.x reads the state before the last of 24 layers; diffusers leaves that one out
     return {
         "hidden_size": width,
         "intermediate_size": shape("text_model.encoder.layers.0.mlp.fc1")[0],
-        "num_hidden_layers": count("text_model.encoder.layers.{}.mlp.fc1"),
+        "num_hidden_layers": layers,
         "num_attention_heads": max(1, width // 64),
         "projection_dim": shape("text_projection")[0] if "text_projection" in modules else width,
     }
