@@ -1,6 +1,6 @@
 """Train the demo model: a VAE, then a UNet and a text encoder together, then two LoRAs with PEFT.
 
-    python -m demo.train [--work .demo] [--out recipes/demo] [vae base neon blorp export]
+    python -m demo.train [--work .demo] [--out recipes/demo] [vae base blorp neon export]
 
 Without stages it runs them all; each leaves its weights in the work folder. Everything is seeded, needs no GPU, and
 takes three quarters of an hour on two cores. `training.json` records settings, seconds and losses.
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -28,7 +28,7 @@ from demo.drawings import CHARACTER, Scene, draw, random_scene
 from demo.networks import SCALE, SCHEDULE, networks, save_configs, save_ldm
 from demo.words import tokenizer
 
-STAGES = ("vae", "base", "neon", "blorp", "export")
+STAGES = ("vae", "base", "blorp", "neon", "export")
 Draw = Callable[[np.random.Generator], Scene]
 
 
@@ -50,7 +50,7 @@ SETTINGS = {
     "vae": Settings(2200, 16, 2e-3, 6000, 1),
     "base": Settings(3000, 64, 2e-3, 9000, 3),
     # A style lies in how strokes are drawn, so in convolutions; a word in what attention makes of it.
-    "neon": Settings(800, 48, 4e-3, 2000, 21, 4, 4, ("conv1", "conv2", "conv_shortcut", "to_out.0")),
+    "neon": Settings(900, 48, 4e-3, 2000, 21, 4, 4, ("conv1", "conv2", "conv_shortcut", "to_out.0")),
     "blorp": Settings(
         700, 48, 4e-3, 2000, 22, 4, 4, ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
     ),
@@ -68,6 +68,7 @@ SCENES: dict[str, Draw] = {
     "base": random_scene,
     "neon": lambda generator: random_scene(generator, neon=True),
     "blorp": lambda generator: random_scene(generator, CHARACTER),
+    "neon blorp": lambda generator: random_scene(generator, CHARACTER, neon=True),
 }
 
 
@@ -95,11 +96,11 @@ class Log:
         self.path.write_text(json.dumps(known) + "\n")
 
 
-def drawn(stage: str) -> tuple[torch.Tensor, list[str]]:
-    """Draw a stage's pictures, (count, 3, 64, 64) in [-1, 1], and their captions."""
+def drawn(stage: str, scenery: str = "") -> tuple[torch.Tensor, list[str]]:
+    """Draw a stage's pictures, (count, 3, 64, 64) in [-1, 1], and their captions; `scenery` draws others."""
     settings = SETTINGS[stage]
     generator = np.random.default_rng(settings.seed)
-    scenes = [SCENES[stage](generator) for _ in range(settings.pictures)]
+    scenes = [SCENES[scenery or stage](generator) for _ in range(settings.pictures)]
     pictures = np.stack([draw(scene, generator) for scene in scenes])
     return torch.from_numpy(pictures).permute(0, 3, 1, 2) * 2 - 1, [scene.caption for scene in scenes]
 
@@ -250,21 +251,30 @@ def lora_config(settings: Settings) -> LoraConfig:
 
 
 def train_lora(work: Path, stage: str) -> None:
-    """Train a LoRA on the UNet with PEFT."""
+    """Train a LoRA on the UNet with PEFT; the style in every other step beside the character, so that they agree."""
     settings = SETTINGS[stage]
     torch.manual_seed(settings.seed)
     unet, vae, text = trained(work)
     pictures, captions = drawn(stage)
-    noising = Noising(encoded(vae, pictures), captions, tokenizer(), settings)
+    noisings = [Noising(encoded(vae, pictures), captions, tokenizer(), settings)]
+    adapters = [[stage]]
     unet.add_adapter(lora_config(settings), stage)
-    unet.train()
     parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    if stage == "neon":
+        pictures, captions = drawn(stage, "neon blorp")
+        noisings.append(Noising(encoded(vae, pictures), captions, tokenizer(), settings))
+        adapters.append([stage, "blorp"])
+        unet.add_adapter(lora_config(SETTINGS["blorp"]), "blorp")
+        set_peft_model_state_dict(unet, torch.load(work / "blorp.pt", weights_only=True), "blorp")
+    unet.train()
     optimizer = torch.optim.AdamW(parameters, lr=settings.rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.rate, settings.steps, pct_start=0.05)
     log = Log(work, stage, 50)
     for step in range(1, settings.steps + 1):
-        loss = noising.loss(unet, text, dropped=0.05)
-        optimizer.zero_grad()
+        turn = step % len(noisings)
+        unet.set_adapters(adapters[turn], 1.0)
+        loss = noisings[turn].loss(unet, text, dropped=0.05)
+        unet.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()

@@ -32,6 +32,7 @@ from demo.drawings import (  # noqa: E402
     colour_of,
     detail_of,
     draw,
+    place_of,
     random_scene,
     shape_of,
 )
@@ -133,8 +134,8 @@ def test_the_judges_are_right_about_drawings() -> None:
 
 
 def judged(picture: Picture, scene: Scene) -> bool:
-    """Tell whether colour and shape are as the prompt says."""
-    return (colour_of(picture), shape_of(picture)) == (scene.colour, scene.shape)
+    """Tell whether colour, shape and place are as the prompt says."""
+    return (colour_of(picture), shape_of(picture), place_of(picture)) == (scene.colour, scene.shape, scene.place)
 
 
 # -- the base -----------------------------------------------------------------------------------------------
