@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ def verify(recipe: Recipe, baked: str | Path | None = None, options: VerifyOptio
     are at fault, and for a checkpoint that is not there; SurroundingsError where sampling lacks an extra.
     """
     options = options or VerifyOptions()
-    path = Path(baked) if baked is not None else recipe.locate(recipe.output.path)
+    path = Path(os.path.normpath(baked if baked is not None else recipe.locate(recipe.output.path)))
     if not path.exists():
         raise FileError(f"{path}: no such file\nBake it first, or name the checkpoint with --baked.")
     plan = make_plan(recipe, path)

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from math import isfinite, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,7 +125,10 @@ def _quiet() -> Iterator[None]:
         library.disable_progress_bar()
     peft_level = logging.getLogger("peft").level
     try:
-        yield
+        with catch_warnings():
+            simplefilter("ignore", FutureWarning)
+            simplefilter("ignore", DeprecationWarning)
+            yield
     finally:
         for library, level in zip(libraries, levels, strict=True):
             library.set_verbosity(level)

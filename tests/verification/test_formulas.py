@@ -57,6 +57,7 @@ def test_decoding_is_torchs(name: str, dtype: torch.dtype) -> None:
 )
 def test_spacing_and_rounding_are_those_of_the_dtype(name: str, dtype: torch.dtype) -> None:
     values = b.Values(2)(2000).double() * torch.exp2(torch.linspace(-30, 10, 2000).double())
+    values = values[values.to(dtype) != 0]
     held = values.to(torch.float32).to(dtype).double()
     np.testing.assert_array_equal(rounded(name, held.numpy()), held.numpy())
     np.testing.assert_array_equal(spacing(name, held.numpy()), b.ulp(held, dtype).numpy())
