@@ -189,11 +189,10 @@ def build(
     if component in TEXT_ENCODERS:
         maker = CLIPTextModelWithProjection if component == "text_encoder_2" else CLIPTextModel
         if converted:
-            from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+            from diffusers.loaders import single_file_utils
 
-            network = create_diffusers_clip_model_from_ldm(  # type: ignore[no-untyped-call]
-                maker, checkpoint=state, torch_dtype=torch.float32, **options
-            )
+            convert: Any = single_file_utils.create_diffusers_clip_model_from_ldm  # it has no types
+            network = convert(maker, checkpoint=state, torch_dtype=torch.float32, **options)
         else:
             network = maker(CLIPTextConfig.from_pretrained(configs.folder / component))
             if not hasattr(network, "text_model"):

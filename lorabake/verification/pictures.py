@@ -80,7 +80,8 @@ def denoise(
     import torch
     from diffusers import DDIMScheduler
 
-    scheduler = DDIMScheduler.from_config(dict(scheduler_config))  # type: ignore[no-untyped-call]
+    maker: Any = DDIMScheduler  # its methods have no types
+    scheduler = maker.from_config(dict(scheduler_config))
     scheduler.set_timesteps(setting.steps)
     width, height = (side // setting.factor for side in setting.size)
     generator = torch.Generator().manual_seed(seed)

@@ -118,8 +118,8 @@ def _model(plan: Plan, baked: Path, name: str, reference: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     folder = baked if name == "baked" else plan.sources.base.path
-    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    model.eval()  # type: ignore[no-untyped-call]
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    model.eval()
     if name == "runtime" and reference == "PEFT":
         return _with_peft(plan, model)
     if name in ("runtime", "floor"):
