@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from threading import Barrier
 from typing import Generic, TypeVar
 
 from lorabake.errors import FileError, SurroundingsError
@@ -142,8 +143,9 @@ def _bake(plan: Plan, output: Output, inputs: Inputs, options: RunOptions, began
                 Executor(plan, inputs, output.write, device, options.warn)
                 for _ in range(max(1, min(options.workers, len(plan.bakes))))
             ]
+            ready = Barrier(len(executors))
             for executor in executors:
-                crew.start(partial(work, executor, steps, options.progress, crew.stop))
+                crew.start(partial(work, executor, steps, options.progress, crew.stop, ready))
         crew.join(memory.sample)
         for executor in executors if plan.bakes else ():
             for stage, seconds in executor.seconds.items():

@@ -353,6 +353,9 @@ def choose_device(name: str | None, *, float64: bool, warn: Callable[[str], None
     return device
 
 
+_TURN = threading.Lock()
+
+
 def _call_first(device: torch.device, dtype: torch.dtype) -> None:
     """Call what the workers will call, once, while there is one thread.
 
@@ -367,9 +370,26 @@ def _call_first(device: torch.device, dtype: torch.dtype) -> None:
         torch.dot(square[0], square[0]).cpu()
 
 
-def work(executor: Executor, steps: Iterator[Bake], progress: Callable[[int], None], stop: threading.Event) -> None:
-    """Take steps, one at a time, until none is left or `stop` is set; `steps` may be shared by threads."""
+def work(
+    executor: Executor,
+    steps: Iterator[Bake],
+    progress: Callable[[int], None],
+    stop: threading.Event,
+    ready: threading.Barrier,
+) -> None:
+    """Take steps, one at a time, until none is left or `stop` is set; `steps` may be shared by threads.
+
+    What a thread sets up in its own first calls must not race either: workers make them in turns, and none begins
+    before all have (`ready` counts them).
+    """
     torch.set_num_threads(1)
+    try:
+        with _TURN:
+            _call_first(torch.device("cpu"), executor.dtype)
+        ready.wait()
+    except BaseException:
+        ready.abort()
+        raise
     for step in steps:
         for count in executor.run(step):
             progress(count)
