@@ -122,6 +122,11 @@ class Plan:
         return sum(len(file.header()) + file.data_size for file in self.files)
 
     @property
+    def patches(self) -> tuple[Patch, ...]:
+        """List every patch of every step once."""
+        return tuple({id(patch): patch for bake in self.bakes for patch in bake.patches}.values())
+
+    @property
     def baked_bytes(self) -> int:
         """Count the bytes that are computed."""
         return sum(target.nbytes for bake in self.bakes for target in bake.targets)

@@ -1,7 +1,6 @@
 """Flux.2 (dev, klein): modulation shared by all blocks, no biases; one language model, VAE."""
 
-from lorabake.components import text, transformer
-from lorabake.components.transformer import ADDED_QKV, QKV
+from lorabake.components import flux, text, transformer
 from lorabake.components.vae import VAE
 from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Mark, Row
 
@@ -33,14 +32,7 @@ FLUX2 = Architecture(
                 Row(
                     ("double_blocks.{}", "transformer_blocks.{}"),
                     (
-                        Row(("img_attn.qkv", QKV)),
-                        Row(("txt_attn.qkv", ADDED_QKV)),
-                        Row(("img_attn.proj", "attn.to_out.0")),
-                        Row(("txt_attn.proj", "attn.to_add_out")),
-                        Row((Bare("img_attn.norm.query_norm.scale"), "attn.norm_q")),
-                        Row((Bare("img_attn.norm.key_norm.scale"), "attn.norm_k")),
-                        Row((Bare("txt_attn.norm.query_norm.scale"), "attn.norm_added_q")),
-                        Row((Bare("txt_attn.norm.key_norm.scale"), "attn.norm_added_k")),
+                        *flux.ATTENTION,
                         Row(("img_mlp.0", "ff.linear_in")),
                         Row(("img_mlp.2", "ff.linear_out")),
                         Row(("txt_mlp.0", "ff_context.linear_in")),

@@ -9,7 +9,7 @@ QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
 ADDED_QKV = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
 
 # Layouts, in this order: bfl, diffusers.
-DOUBLE_BLOCKS = (
+ATTENTION = (
     Row(("img_attn.qkv", QKV)),
     Row(("txt_attn.qkv", ADDED_QKV)),
     Row(("img_attn.proj", "attn.to_out.0")),
@@ -18,6 +18,10 @@ DOUBLE_BLOCKS = (
     Row((Bare("img_attn.norm.key_norm.scale"), "attn.norm_k")),
     Row((Bare("txt_attn.norm.query_norm.scale"), "attn.norm_added_q")),
     Row((Bare("txt_attn.norm.key_norm.scale"), "attn.norm_added_k")),
+)
+
+DOUBLE_BLOCKS = (
+    *ATTENTION,
     Row(("img_mlp.0", "ff.net.0.proj")),
     Row(("img_mlp.2", "ff.net.2")),
     Row(("txt_mlp.0", "ff_context.net.0.proj")),

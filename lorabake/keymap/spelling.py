@@ -8,6 +8,7 @@ could have used, and the LoRA's names are looked up among them.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -165,6 +166,13 @@ def components_named(key: str, components: Iterable[Component]) -> set[str]:
 def pattern_of(name: str) -> str:
     """Write a name with its numbers as `N`; those in words like `conv1` stay."""
     return re.sub(r"(?<![a-zA-Z0-9])\d+", "N", name)
+
+
+def patterns(names: Iterable[str]) -> str:
+    """List names by their patterns, the most frequent three with their counts."""
+    counts = Counter(map(pattern_of, names))
+    shown = ", ".join(f"{name} ×{count}" if count > 1 else name for name, count in counts.most_common(3))
+    return shown + (f" and {len(counts) - 3} more patterns" if len(counts) > 3 else "")
 
 
 def flatten(name: str) -> str:

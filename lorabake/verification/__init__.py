@@ -60,8 +60,8 @@ def verify(recipe: Recipe, baked: str | Path | None = None, options: VerifyOptio
     options.begin("structure", 0)
     told, checkpoint = check_structure(plan, path)
     seconds["structure"] = time.perf_counter() - began
-    if "structure" in options.stages or checkpoint is None:
-        findings += told
+    # A file of another form is never true, whatever else was asked for.
+    findings += [each for each in told if "structure" in options.stages or each.status is Status.FAIL]
     for stage in STAGES[1:]:
         if stage not in options.stages:
             continue
@@ -76,6 +76,7 @@ def verify(recipe: Recipe, baked: str | Path | None = None, options: VerifyOptio
         else:
             from lorabake.verification.sampling import sample
 
+            options.begin(stage, 0)
             samples, told = sample(plan, path, options.samples)
             findings += told
         seconds[stage] = time.perf_counter() - began

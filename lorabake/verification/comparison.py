@@ -61,6 +61,7 @@ class Comparison:
         with np.errstate(invalid="ignore", over="ignore"):
             error = np.abs(found - tile.exact)
             ulps = error / spacing(dtype, found)
+        ulps[np.isnan(ulps)] = np.inf  # a number where none is due
         finite = np.isfinite(found)
         if not finite.all():
             # NaN and infinity that the base has pass where nothing is added to them.
@@ -75,7 +76,7 @@ class Comparison:
             limit = 0.5 * spacing(dtype, found[suspects])
             if tile.changes:
                 limit = np.asarray(limit + recomputation.slack(tile, rows, columns))
-            wrong = error[suspects] > limit
+            wrong = ~(error[suspects] <= limit)
             self.inexact += len(rows)
             self.wrong += int(wrong.sum())
             self.rows.update((rows[wrong] + tile.start).tolist())

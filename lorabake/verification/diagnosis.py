@@ -12,14 +12,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from math import isclose, sqrt
+from math import isclose, isinf, sqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lorabake.adapters.kind import matrix
-from lorabake.keymap.spelling import pattern_of
+from lorabake.keymap.spelling import patterns
 from lorabake.matching import Patch
 from lorabake.planning import Plan
 from lorabake.verification.arrays import spacing
@@ -94,7 +94,7 @@ class Diagnostician:
     def __init__(self, plan: Plan, recomputation: Recomputation) -> None:
         self.plan, self.recomputation = plan, recomputation
         self._by_shape: dict[tuple[int, int], list[Patch]] = {}
-        for patch in {id(patch): patch for bake in plan.bakes for patch in bake.patches}.values():
+        for patch in plan.patches:
             if patch.kind.low_rank and patch.kind.parameter == "weight":
                 self._by_shape.setdefault((patch.view.rows, patch.view.columns), []).append(patch)
 
@@ -104,12 +104,14 @@ class Diagnostician:
         if result.nonfinite is not None:
             count, row, column = result.nonfinite
             return [Diagnosis(key, Cause.NONFINITE, detail=f"{count} values, the first at [{row}, {column}]")]
+        if not result.rows:
+            return [Diagnosis(key, Cause.VALUES, detail="other bytes")]
+        if isinf(result.worst):
+            return [Diagnosis(key, Cause.VALUES, detail="numbers where none are due")]
         nudge = f"{result.wrong} of {result.values} values, by up to {result.worst:.3g} ulp"
         few = result.wrong <= max(4, result.values // 1000)
         if few and result.worst <= NUDGED_ULPS:
             return [Diagnosis(key, Cause.NUDGED if result.is_copy else Cause.ROUNDING, detail=nudge)]
-        if not result.rows:  # bytes of no floating tensor
-            return [Diagnosis(key, Cause.VALUES, detail="other bytes")]
         scene = self._scene(result)
         found = self._by_strengths(key, scene)
         if found is not None:
@@ -316,14 +318,12 @@ def findings(plan: Plan, diagnoses: list[Diagnosis], results: list[Comparison]) 
     """Sum diagnoses up: one finding for each cause and LoRA, component, or tensor without either."""
     for index, lora in enumerate(plan.sources.loras):
         own = [each for each in diagnoses if each.lora == index]
-        modules = {patch.module for bake in plan.bakes for patch in bake.patches if patch.lora == index}
+        modules = {patch.module for patch in plan.patches if patch.lora == index}
         for cause, group in _grouped(own):
             limit = "×1" if group[0].factor is not None else ""
-            places = Counter(pattern_of(each.module) for each in group)
             found = {each.module for each in group}
-            where = (
-                f"on {len(found)} of {len(modules)} modules: {found.pop() if len(found) == 1 else _listed(places)}"
-            )
+            names = group[0].module if len(found) == 1 else patterns(each.module for each in group)
+            where = f"on {len(found)} of {len(modules)} modules: {names}"
             details = _details(group, "")
             also = frozenset.intersection(*(each.also | {each.cause} for each in group)) - {cause}
             or_else = "".join(f"; as if it {SENTENCES[other]}" for other in sorted(also))
@@ -342,14 +342,13 @@ def findings(plan: Plan, diagnoses: list[Diagnosis], results: list[Comparison]) 
         if each.lora is None:
             loose.setdefault((each.cause, owner.get(each.key, "")), []).append(each)
     for (cause, component), group in loose.items():
-        places = Counter(pattern_of(each.key) for each in group)
         if component and len(group) > 1 and len(group) == sizes[component]:
             note = f"the whole component is another one: all {len(group)} tensors that the recipe leaves alone differ"
             yield Finding(f"weights.{cause}", Status.FAIL, component, f"{len(group)} tensors", "0", note)
             continue
         subject = group[0].key if len(group) == 1 else f"{len(group)} tensors"
         details = _details(group, subject)
-        note = SENTENCES[cause] if len(group) == 1 else f"{SENTENCES[cause]}: {_listed(places)}"
+        note = SENTENCES[cause] if len(group) == 1 else f"{SENTENCES[cause]}: {patterns(each.key for each in group)}"
         yield Finding(f"weights.{cause}", Status.FAIL, subject, "", "", f"{note}{_some(details)}")
 
 
@@ -382,11 +381,6 @@ def _measured(plan: Plan, lora: int, group: list[Diagnosis]) -> str:
     middle = sorted(factors)[len(factors) // 2]
     absolute = f" (strength {middle * strength:.2g}, not {strength:g})" if isinstance(strength, float) else ""
     return f"×{middle:.2f}{absolute}"
-
-
-def _listed(places: Counter[str]) -> str:
-    shown = [f"{name} ×{count}" if count > 1 else name for name, count in places.most_common(3)]
-    return ", ".join(shown) + (f" and {len(places) - 3} more patterns" if len(places) > 3 else "")
 
 
 def _details(group: list[Diagnosis], subject: str) -> dict[str, None]:

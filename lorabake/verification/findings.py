@@ -153,7 +153,7 @@ class TextSample:
 class Samples:
     """Hold the third stage's pictures or texts and how they were made.
 
-    `reference` tells who applied the LoRAs at run time ("diffusers", "peft", "lorabake hooks"), `settings` the
+    `reference` tells who applied the LoRAs at run time (diffusers, PEFT, lorabake's formulas), `settings` the
     sampling's facts in words (scheduler, steps, size, guidance, device).
     """
 

@@ -48,7 +48,7 @@ def has_configs(plan: Plan) -> bool:
     base = plan.sources.base
     if base.is_folder:
         return (base.path / "model_index.json").is_file() and "unet" in plan.sources.key_map.placed
-    return bool(_shipped().joinpath(plan.sources.key_map.architecture.name, "model_index.json").is_file())
+    return bool(shipped().joinpath(plan.sources.key_map.architecture.name, "model_index.json").is_file())
 
 
 @contextmanager
@@ -69,11 +69,11 @@ def configs(plan: Plan) -> Iterator[Configs]:
         elif plan.sources.base.is_folder:
             parts = _read(plan.sources.base.path)
         else:
-            with resources.as_file(_shipped() / plan.sources.key_map.architecture.name) as source:
+            with resources.as_file(shipped() / plan.sources.key_map.architecture.name) as source:
                 parts = _read(source)
             for component, config in parts.items():
                 if component in plan.sources.key_map.modules:
-                    config.update(_sizes(component, plan.sources.key_map))
+                    config.update(sizes_of(component, plan.sources.key_map))
         for component, config in parts.items():
             name = "scheduler_config.json" if component == "scheduler" else "config.json"
             (folder / component).mkdir()
@@ -81,7 +81,8 @@ def configs(plan: Plan) -> Iterator[Configs]:
         yield Configs(folder, parts)
 
 
-def _shipped() -> Any:
+def shipped() -> Any:
+    """Return the folder of configurations and vocabulary that comes with lorabake."""
     return resources.files("lorabake.verification").joinpath("configs")
 
 
@@ -94,7 +95,7 @@ def _read(source: Path) -> dict[str, Config]:
     return found
 
 
-def _sizes(component: str, key_map: KeyMap) -> Config:
+def sizes_of(component: str, key_map: KeyMap) -> Config:
     """Read the sizes that a header tells of one network."""
     modules = key_map.modules[component]
 
@@ -152,7 +153,7 @@ def tokenizer(pad_token: str = "<|endoftext|>") -> Any:
     """
     from transformers import CLIPTokenizer
 
-    packed = _shipped().joinpath("clip", "bpe_simple_vocab_16e6.txt.gz").read_bytes()
+    packed = shipped().joinpath("clip", "bpe_simple_vocab_16e6.txt.gz").read_bytes()
     merges = gzip.decompress(packed).decode("utf-8").split("\n")[1 : VOCABULARY - 512 - 2 + 1]
     # Bytes that print stand for themselves, the others for the characters from U+0100 on.
     printed = [*range(33, 127), *range(161, 173), *range(174, 256)]

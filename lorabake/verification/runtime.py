@@ -6,8 +6,8 @@ module. Where they cannot, or would leave a part out, the weights get what lorab
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings, filterwarnings
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from lorabake.verification.recompute import Recomputation, rounded
 
 if TYPE_CHECKING:
     import torch
+
+FORMULAS_APPLIED = "lorabake's formulas"
+"""Who applies the LoRAs where diffusers and PEFT cannot."""
 
 Factors = tuple[float, ...]
 """One factor a LoRA, on top of the recipe's strengths."""
@@ -97,7 +100,7 @@ class Loaders:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.patches: dict[int, list[Patch]] = {}
-        for patch in {id(patch): patch for bake in plan.bakes for patch in bake.patches}.values():
+        for patch in plan.patches:
             self.patches.setdefault(patch.lora, []).append(patch)
 
     def load(self, network: torch.nn.Module, component: str, factors: Factors) -> None:
@@ -192,9 +195,9 @@ def _load_peft(network: Any, lora: LoraSource, adapter: str) -> None:
         raise CannotLoadError(f"{lora.name}: a pickle")
     config = LoraConfig.from_pretrained(str(header.path.parent))
     config.inference_mode = True
-    with warnings.catch_warnings():
+    with catch_warnings():
         # It warns of the second adapter in one model, which is the purpose here.
-        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
+        filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
         inject_adapter_in_model(config, network, adapter)
     state = {key.removeprefix("base_model.model."): value.float() for key, value in load_file(header.path).items()}
     result = set_peft_model_state_dict(network, state, adapter_name=adapter)

@@ -11,6 +11,7 @@ Where not even the ceiling is above that, the prompt cannot tell, and the findin
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,7 +28,8 @@ from numpy.typing import NDArray
 from lorabake.errors import RecipeError, SurroundingsError
 from lorabake.planning import Plan
 from lorabake.recipe import Verify
-from lorabake.tensors.checkpoint import open_checkpoint
+from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint
+from lorabake.tensors.dtypes import DTYPES
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.verification.arrays import Files
 from lorabake.verification.findings import (
@@ -42,7 +44,7 @@ from lorabake.verification.findings import (
 from lorabake.verification.metrics import distance, likeness
 from lorabake.verification.networks import EXTRA, TEXT_ENCODERS, Configs, build, configs, has_configs, tokenizer
 from lorabake.verification.pictures import Setting, Words, decode, denoise, encode
-from lorabake.verification.runtime import CannotLoadError, Factors, Loaders, Weights
+from lorabake.verification.runtime import FORMULAS_APPLIED, CannotLoadError, Factors, Loaders, Weights
 
 if TYPE_CHECKING:
     from lorabake.verification.findings import Pixels
@@ -97,6 +99,9 @@ def sample(plan: Plan, baked: Path, options: SampleOptions) -> tuple[Samples | N
     if not speaks and (lacking or not {*TEXT_ENCODERS} & plan.sources.key_map.placed.keys()):
         note = "a single network: pictures take a UNet, a VAE and a text encoder"
         return None, [Finding("samples.skipped", Status.SKIP, baked.name, "", "", note)]
+    if not speaks and (lost := _unfit(plan, baked)):
+        note = f"{lost[0]} and {len(lost) - 1} more tensors are not there in the base's shape"
+        return None, [Finding("samples.skipped", Status.SKIP, baked.name, "", "", note)]
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise SurroundingsError(
             f"sampling needs {', '.join(missing)}\nTo sample, {EXTRA}; or leave it out with --stage"
@@ -110,6 +115,21 @@ def sample(plan: Plan, baked: Path, options: SampleOptions) -> tuple[Samples | N
                 return _Studio(plan, baked, made, files, prompts, options).run()
         finally:
             files.close()
+
+
+def _unfit(plan: Plan, baked: Path) -> list[str]:
+    """List what a network would miss in the checkpoint: weights that are absent or of another shape."""
+    there = _opened(plan, baked).tensors
+    owner = plan.sources.key_map.owner
+    return [
+        key
+        for key, info in plan.sources.base.tensors.items()
+        if key in owner and DTYPES[info.dtype].floating and (key not in there or there[key].shape != info.shape)
+    ]
+
+
+def _opened(plan: Plan, baked: Path) -> Checkpoint:
+    return open_checkpoint(baked, plan.sources.recipe.base.variant if baked.is_dir() else None)
 
 
 @contextmanager
@@ -146,7 +166,7 @@ class _Studio:
         self.plan, self.configs, self.files, self.prompts, self.options = plan, made, files, prompts, options
         self.seed = options.seed if options.seed is not None else said.seed
         self.negative = said.negative_prompt
-        self.baked = open_checkpoint(baked, plan.sources.recipe.base.variant if baked.is_dir() else None)
+        self.baked = _opened(plan, baked)
         side = int(made.parts["vae"].get("sample_size", 512))
         guidance = options.guidance if options.guidance is not None else said.guidance
         self.setting = Setting(
@@ -329,15 +349,10 @@ class _Studio:
         if self.fallback:
             note = f"lorabake's formulas applied the LoRAs at run time, because of {self.fallback}"
             return Finding("samples.reference", Status.PASS, "run-time model", self._reference(), "", note)
-        layers = ", ".join(f"{name} ×{count}" for name, count in self._layers().items())
+        counts = Counter(self.plan.sources.loras[patch.lora].name for patch in self.plan.patches)
+        layers = ", ".join(f"{name} ×{count}" for name, count in counts.items())
         note = f"loaded by a program that knows nothing of lorabake: {layers} modules"
         return Finding("samples.reference", Status.PASS, "run-time model", self._reference(), "", note)
-
-    def _layers(self) -> dict[str, int]:
-        kinds: dict[str, int] = {}
-        for index, lora in enumerate(self.plan.sources.loras):
-            kinds[lora.name] = len(self.loaders.patches.get(index, []))
-        return kinds
 
     def _effects(self, pictures: tuple[PromptSample, ...], away: list[list[float]]) -> Iterator[Finding]:
         """Tell LoRAs that no prompt shows: every picture with them and without is as at the floor."""
@@ -356,7 +371,7 @@ class _Studio:
 
     def _reference(self) -> str:
         if self.fallback:
-            return "lorabake's formulas"
+            return FORMULAS_APPLIED
         kinds = {"PEFT" if lora.config is not None else "diffusers" for lora in self.plan.sources.loras}
         return " and ".join(sorted(kinds)) or "diffusers"
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import filecmp
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lorabake.errors import FileError
-from lorabake.keymap.spelling import pattern_of
+from lorabake.keymap.spelling import patterns
 from lorabake.planning import OutputFile, Plan, Target
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint
 from lorabake.tensors.safetensors import Header, read_header
@@ -64,10 +64,10 @@ def _keys(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
     missing = [key for key in planned if key not in baked.tensors]
     surplus = [key for key in baked.tensors if key not in planned]
     if missing:
-        note = f"tensors of the base are not there: {_listed(missing)}"
+        note = f"tensors of the base are not there: {patterns(missing)}"
         yield Finding("structure.keys", Status.FAIL, _subject(missing), f"{len(missing)} missing", "0", note)
     if surplus:
-        note = f"tensors that the base does not have: {_listed(surplus)}"
+        note = f"tensors that the base does not have: {patterns(surplus)}"
         yield Finding("structure.keys", Status.FAIL, _subject(surplus), f"{len(surplus)} more", "0", note)
     if not missing and not surplus:
         yield Finding("structure.keys", Status.PASS, f"{len(planned)} tensors", "", "", "exactly the base's keys")
@@ -84,11 +84,11 @@ def _forms(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
         if info.shape != target.shape:
             shapes.append(target.key)
     for (there, due), keys in dtypes.items():
-        note = f"{there} where {due} is due: {_listed(keys)}"
+        note = f"{there} where {due} is due: {patterns(keys)}"
         yield Finding("structure.dtype", Status.FAIL, _subject(keys), there, due, note)
     if shapes:
         info, target = baked.tensors[shapes[0]], _targets(plan)[shapes[0]]
-        note = f"other shapes: {_listed(shapes)}"
+        note = f"other shapes: {patterns(shapes)}"
         limit = str(list(target.shape))
         yield Finding("structure.shape", Status.FAIL, _subject(shapes), str(list(info.shape)), limit, note)
     if common and not dtypes and not shapes:
@@ -218,9 +218,3 @@ def _differences(there: object, here: object, place: str = "") -> Iterator[str]:
 
 def _subject(keys: list[str]) -> str:
     return keys[0] if len(keys) == 1 else f"{len(keys)} tensors"
-
-
-def _listed(keys: Iterable[str]) -> str:
-    counts = Counter(pattern_of(key) for key in keys)
-    shown = ", ".join(f"{name} ×{count}" if count > 1 else name for name, count in counts.most_common(3))
-    return shown + (f" and {len(counts) - 3} more patterns" if len(counts) > 3 else "")

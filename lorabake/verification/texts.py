@@ -14,10 +14,7 @@ from lorabake.tensors.checkpoint import read_object
 from lorabake.verification.arrays import Files
 from lorabake.verification.findings import Finding, SampleOptions, Samples, Status, TextSample
 from lorabake.verification.recompute import Recomputation, rounded
-from lorabake.verification.runtime import CannotLoadError
-
-FORMULAS_APPLIED = "lorabake's formulas"
-"""Who applies the LoRAs where PEFT cannot."""
+from lorabake.verification.runtime import FORMULAS_APPLIED, CannotLoadError
 
 TOKENS = 48
 """How many tokens a model adds to a prompt, unless --steps says otherwise."""
@@ -99,7 +96,7 @@ def _tokenizer(plan: Plan) -> Any:
 
 def _reference(plan: Plan) -> tuple[str, str]:
     """Say who can apply the LoRAs, and why: PEFT, where all are its folders and the recipe takes them whole."""
-    patches = [patch for bake in plan.bakes for patch in bake.patches]
+    patches = plan.patches
     uniform = len({(patch.lora, patch.strength) for patch in patches}) <= len(plan.sources.loras)
     for lora in plan.sources.loras:
         if lora.config is None:
@@ -132,8 +129,7 @@ def _with_peft(plan: Plan, model: Any) -> Any:
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
 
-    patches = {id(patch): patch for bake in plan.bakes for patch in bake.patches}.values()
-    strengths = {patch.lora: patch.strength for patch in patches}
+    strengths = {patch.lora: patch.strength for patch in plan.patches}
     names = [f"lora_{index}" for index in range(len(plan.sources.loras))]
     for index, lora in enumerate(plan.sources.loras):
         folder = lora.checkpoint.parts[0].files[0].path.parent
@@ -147,7 +143,7 @@ def _with_peft(plan: Plan, model: Any) -> Any:
                 f"PEFT cannot load {lora.name}: {str(error).partition(chr(10))[0][:200]}"
             ) from error
         layers = [each for each in model.modules() if isinstance(each, LoraLayer) and names[index] in each.scaling]
-        due = sum(patch.lora == index for patch in patches)
+        due = sum(patch.lora == index for patch in plan.patches)
         if len(layers) != due:
             raise CannotLoadError(f"PEFT changes {len(layers)} modules by {lora.name}, the recipe {due}")
         for layer in layers:
@@ -161,13 +157,14 @@ def _place(plan: Plan, model: Any, *, round_off: bool) -> None:
     import torch
 
     parameters = dict(model.named_parameters())
-    prefix = next((f"{start}" for start in ("", "model.", "transformer.") if _fits(plan, parameters, start)), None)
+    prefix = next((start for start in ("", "model.", "transformer.") if _fits(plan, parameters, start)), None)
     if prefix is None:
         raise FileError(f"{plan.sources.base.path}: transformers names its tensors otherwise than the files do")
     files = Files()
+    recomputation = Recomputation(plan, files)
     try:
         for step in plan.bakes:
-            for tile in Recomputation(plan, files).tiles(step):
+            for tile in recomputation.tiles(step):
                 values = rounded(tile.target.dtype, tile.exact) if round_off else tile.exact
                 place = parameters[prefix + tile.target.source.name]
                 with torch.no_grad():

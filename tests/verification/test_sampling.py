@@ -20,7 +20,7 @@ from lorabake.keymap.table import KeyMap
 from lorabake.resolve import identify
 from lorabake.verification import VerifyOptions, verify
 from lorabake.verification.findings import Finding, SampleOptions, Status, Verification
-from lorabake.verification.networks import _shipped, _sizes, tokenizer
+from lorabake.verification.networks import shipped, sizes_of, tokenizer
 from lorabake.verification.sampling import NEEDED
 from tests import builders as b
 from tests.tables import load_table
@@ -130,6 +130,18 @@ def test_nan_is_a_difference(tmp_path: Path) -> None:
     assert found(look(path), "finite").status is Status.FAIL
 
 
+def test_a_checkpoint_that_lacks_tensors_is_not_sampled(tmp_path: Path) -> None:
+    path = recipe(tmp_path, [NEON])
+    out = run(path)
+    tensors = load_file(out)
+    tensors["model.diffusion_model.out.2.weight"] = tensors["model.diffusion_model.out.2.weight"][:, :8].clone()
+    del tensors["model.diffusion_model.out.2.bias"]
+    save_file(tensors, out)
+    verification = look(path)
+    assert verification.exit_code == 1
+    assert "1 more tensors are not there in the base's shape" in found(verification, "skipped").note
+
+
 @needs_extra
 def test_a_lora_without_effect_warns(tmp_path: Path) -> None:
     tensors = load_file(DEMO / "neon.safetensors")
@@ -234,13 +246,13 @@ def test_sizes_read_from_real_headers_are_the_published_ones(table: str, family:
     key_map = KeyMap.expand(identify(tensors), tensors)
     assert key_map.architecture.name == family
     for component in components:
-        published = json.loads(_shipped().joinpath(family, component, "config.json").read_text())
-        assert {name: published[name] for name in _sizes(component, key_map)} == _sizes(component, key_map)
+        published = json.loads(shipped().joinpath(family, component, "config.json").read_text())
+        assert {name: published[name] for name in sizes_of(component, key_map)} == sizes_of(component, key_map)
 
 
 def test_an_inpainting_header_widens_the_input() -> None:
     tensors = load_table("diffusers_sd15_inpaint_unet")
-    assert _sizes("unet", KeyMap.expand(SD1, tensors))["in_channels"] == 9
+    assert sizes_of("unet", KeyMap.expand(SD1, tensors))["in_channels"] == 9
 
 
 # -- texts --------------------------------------------------------------------------------------------------

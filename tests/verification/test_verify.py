@@ -158,6 +158,36 @@ def test_a_change_below_the_outputs_resolution_warns(folder: Path) -> None:
     assert int(warned.measured.rstrip("%")) < 90
 
 
+def test_other_bytes_of_the_same_number_are_a_difference(folder: Path) -> None:
+    key = "model.diffusion_model.out.2.bias"
+    for name in ("base", "out"):
+        tensors = load_file(folder / f"{name}.safetensors")
+        tensors[key][0] = 0.0 if name == "base" else -0.0
+        b.save(folder / f"{name}.safetensors", tensors)
+    fault = found(look(folder))["weights.values"]
+    assert (fault.subject, "other bytes" in fault.note) == (key, True)
+
+
+def test_a_number_where_the_base_has_none_is_a_difference(folder: Path) -> None:
+    key = "model.diffusion_model.out.2.bias"
+    base = load_file(folder / "base.safetensors")
+    base[key][0] = float("nan")
+    b.save(folder / "base.safetensors", base)
+    b.run(b.recipe(folder, loras=["one.safetensors"], output={"dtype": "float32"}))
+    assert look(folder).status is Status.PASS
+    tensors = load_file(folder / "out.safetensors")
+    tensors[key][0] = 0.0
+    save_plain(folder, tensors)
+    assert [each.subject for each in found(look(folder)).values()] == [key]
+
+
+def test_a_file_that_lacks_tensors_is_never_true(folder: Path) -> None:
+    tensors = merged(folder, 0.8, 0.5)
+    del tensors[b.SD1_KEYS[b.Q]]
+    save_plain(folder, tensors)
+    assert "structure.keys" in found(look(folder, stages=("weights",)))
+
+
 def test_a_sample_of_the_weights_is_said_to_be_one(folder: Path) -> None:
     verification = look(folder, sample_weights=20)
     assert verification.is_true
