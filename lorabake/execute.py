@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 
 from lorabake.adapters import dora
-from lorabake.adapters.kind import matrix
+from lorabake.adapters.kind import Tensors, Terms, matrix
 from lorabake.errors import MatchError, SurroundingsError, ValueTooLargeError
 from lorabake.matching import Patch
 from lorabake.planning import TILE_VALUES, Bake, Plan, Target
@@ -54,15 +54,15 @@ class Product:
 
 
 @dataclass(frozen=True, slots=True)
-class Renorm:
-    """Change rows by one DoRA patch: V = W + up @ down, its rows given the lengths in `magnitude`."""
+class Update:
+    """Change rows `start` to `stop` by a patch whose delta is no plain product; `start` is the module's row `row`."""
 
     start: int
     stop: int
-    up: torch.Tensor
-    down: torch.Tensor
-    magnitude: torch.Tensor
-    strength: float
+    row: int
+    patch: Patch
+    tensors: Tensors
+    terms: Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class Executor:
 
     def _by_rows(self, step: Bake, target: Target) -> Iterator[int]:
         rows, columns = matrix(target.shape)
-        parts = self._parts(step, target, columns)
+        parts = self._parts(step, target)
         size = max(1, self.tile_values // max(1, columns))
         start = 0
         while start < rows:
@@ -135,30 +135,23 @@ class Executor:
             yield (stop - start) * columns * _torch_dtype(target.dtype).itemsize
             start = stop
 
-    def _parts(self, step: Bake, target: Target, columns: int) -> list[Product | Renorm | Replace]:
+    def _parts(self, step: Bake, target: Target) -> list[Product | Update | Replace]:
         stacks: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
-        parts: list[Product | Renorm | Replace] = []
+        parts: list[Product | Update | Replace] = []
         for patch in step.patches:
-            tensors = self._load(patch)
+            tensors, terms = self._prepare(patch)
             row = 0
-            if patch.kind.low_rank:
-                up, down = patch.kind.factors(tensors)
-                down = down * self._scale(patch)
-            else:
-                value = patch.kind.value(tensors)
             for region in patch.view.regions:
-                count = region.stop - region.start
-                rows = slice(row, row + count)
-                row += count
+                rows = slice(row, row + region.stop - region.start)
+                row = rows.stop
                 if region.key != target.key:
                     continue
-                if not patch.kind.low_rank:
-                    parts.append(Replace(region.start, region.stop, value[rows], patch.strength))
-                elif patch.has_dora:
-                    magnitude = _magnitude(tensors).reshape(-1)[rows]
-                    parts.append(Renorm(region.start, region.stop, up[rows], down, magnitude, patch.strength))
+                if patch.kind.replaces:
+                    parts.append(Replace(region.start, region.stop, tensors["value"][rows], patch.strength))
+                elif patch.has_dora or not patch.kind.low_rank:
+                    parts.append(Update(region.start, region.stop, rows.start, patch, tensors, terms))
                 else:
-                    right = down * patch.strength
+                    up, right = tensors["up"], tensors["down"] * patch.strength
                     left, right = (right.T, up.T) if patch.view.transpose else (up[rows], right)
                     stacks.setdefault((region.start, region.stop), []).append((left, right))
         for (start, stop), factors in stacks.items():
@@ -167,9 +160,9 @@ class Executor:
             parts.append(Product(start, stop, left.contiguous(), right.contiguous()))
         return sorted(parts, key=lambda part: not isinstance(part, Replace))
 
-    def _apply(self, weight: torch.Tensor, parts: list[Product | Renorm | Replace], first: int) -> None:
+    def _apply(self, weight: torch.Tensor, parts: list[Product | Update | Replace], first: int) -> None:
         began = time.perf_counter()
-        base = weight.clone() if len(parts) > 1 and any(isinstance(part, Renorm) for part in parts) else weight
+        base = weight.clone() if len(parts) > 1 and any(isinstance(part, Update) for part in parts) else weight
         for part in parts:
             start, stop = max(part.start, first), min(part.stop, first + weight.shape[0])
             if start >= stop:
@@ -180,12 +173,17 @@ class Executor:
             elif isinstance(part, Replace):
                 weight[outer].lerp_(part.value[inner], part.strength)
             else:
-                updated = torch.addmm(base[outer], part.up[inner], part.down)
-                updated = dora.renorm(updated, part.magnitude[inner], "row", tuple(updated.shape))
-                if base is weight:
-                    weight[outer].lerp_(updated, part.strength)
+                rows = slice(part.row + inner.start, part.row + inner.stop)
+                change, strength = (
+                    _change(part.patch, part.tensors, base[outer], rows, part.terms),
+                    part.patch.strength,
+                )
+                if not part.patch.has_dora:
+                    weight[outer].add_(change, alpha=strength)
+                elif base is weight:
+                    weight[outer].lerp_(change, strength)
                 else:
-                    weight[outer].add_(updated.sub_(base[outer]), alpha=part.strength)
+                    weight[outer].add_(change.sub_(base[outer]), alpha=strength)
         self.seconds["compute"] += time.perf_counter() - began
 
     # -- whole tensors at once -------------------------------------------------------------------------
@@ -197,13 +195,19 @@ class Executor:
         }
         baked = {key: tensor.clone() for key, tensor in base.items()}
         began = time.perf_counter()
-        for patch in sorted(step.patches, key=lambda patch: patch.kind.low_rank):
+        for patch in sorted(step.patches, key=lambda patch: not patch.kind.replaces):
             weight = patch.view.read(base).reshape(patch.view.rows, -1)
-            changed = self._change(patch, weight)
-            if len(step.patches) == 1 and patch.strength == 1 and patch.view.transpose:
-                baked[patch.view.keys[0]] = changed.T.contiguous()
+            tensors, terms = self._prepare(patch)
+            if patch.kind.replaces or patch.has_dora:
+                whole = slice(0, patch.view.rows)
+                changed = tensors["value"] if patch.kind.replaces else _change(patch, tensors, weight, whole, terms)
+                if len(step.patches) == 1 and patch.strength == 1 and patch.view.transpose:
+                    baked[patch.view.keys[0]] = changed.T.contiguous()
+                    continue
+                delta = changed - weight
             else:
-                patch.view.add(baked, changed.sub_(weight).mul_(patch.strength))
+                delta = _change(patch, tensors, weight, slice(0, patch.view.rows), terms)
+            patch.view.add(baked, delta * patch.strength)
         self.seconds["compute"] += time.perf_counter() - began
         for target in step.targets:
             rows, columns = matrix(target.shape)
@@ -214,34 +218,35 @@ class Executor:
                 self._emit(step, target, tile, start)
                 yield tile.numel() * _torch_dtype(target.dtype).itemsize
 
-    def _change(self, patch: Patch, weight: torch.Tensor) -> torch.Tensor:
-        """Return what the module's weight (out, columns) becomes at strength 1."""
-        tensors = self._load(patch)
-        if not patch.kind.low_rank:
-            return patch.kind.value(tensors).clone()
-        up, down = patch.kind.factors(tensors)
-        updated = torch.addmm(weight, up, down * self._scale(patch))
-        if patch.has_dora:
-            axis = dora.axis(patch.shapes, patch.view.shape)
-            assert axis is not None
-            updated = dora.renorm(updated, _magnitude(tensors), axis, patch.view.shape)
-        return updated
-
     # -- in and out ------------------------------------------------------------------------------------
 
-    def _load(self, patch: Patch) -> dict[str, torch.Tensor]:
-        """Read a patch's tensors, alpha apart."""
-        return {
+    def _prepare(self, patch: Patch) -> tuple[Tensors, Terms]:
+        """Read a patch's tensors, and compute what all of its rows share; products take the scale in."""
+        kind = patch.kind
+        tensors = {
             slot: self._read_rows(info, 0, *matrix(info.shape), fresh=True).reshape(info.shape)
             for slot, info in patch.tensors.items()
-            if slot != "alpha"
+            if slot != "alpha" or not kind.alpha_is_scale
         }
+        terms = Terms(patch.view.shape, self._scale(patch), patch.settings)
+        if kind.replaces:
+            return {"value": kind.value(tensors)}, terms
+        try:
+            if kind.low_rank:
+                up, down = kind.factors(tensors, terms)
+                prepared: dict[str, torch.Tensor] = {"up": up, "down": down * terms.scale}
+            else:
+                prepared = dict(kind.prepare({s: t for s, t in tensors.items() if s not in dora.SLOTS}, terms))
+        except ValueError as error:
+            name = self.plan.sources.loras[patch.lora].name
+            raise MatchError(f"LoRA {name!r}: {patch.module}: {str(error).splitlines()[0]}") from None
+        return prepared | {slot: tensors[slot] for slot in dora.SLOTS if slot in tensors}, terms
 
     def _scale(self, patch: Patch) -> float:
         if patch.scale is not None:
             return patch.scale
         info = patch.tensors.get("alpha")
-        if info is None:
+        if info is None or not patch.kind.alpha_is_scale:
             return 1.0
         raw = bytearray(info.nbytes)
         self.reader.read(info.file, info.start, memoryview(raw))
@@ -252,7 +257,7 @@ class Executor:
                 f"LoRA {name!r}: {info.name} is {alpha}, which is no scale\n"
                 f'Leave the module out with a block pattern that names it and the factor 0: blocks: {{"…": 0}}'
             )
-        return alpha / patch.kind.rank(patch.shapes)
+        return patch.kind.scale(alpha, patch.shapes)
 
     def _read_rows(
         self, info: TensorInfo, start: int, stop: int, columns: int, *, fresh: bool = False
@@ -368,6 +373,7 @@ def _call_first(device: torch.device, dtype: torch.dtype) -> None:
         square[:, :1].addmm_(square[:, :1], square[:1, :1])  # a bias
         (square @ square.expand(3, size, size)).sum()  # a Tucker core
         torch.dot(square[0], square[0]).cpu()
+        torch.linalg.solve(torch.eye(size, dtype=dtype, device=device), square)  # a rotation
 
 
 def work(
@@ -420,5 +426,16 @@ def _view(tensor: torch.Tensor) -> memoryview:
     return memoryview(tensor.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
-def _magnitude(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    return next(tensors[slot] for slot in dora.SLOTS if slot in tensors)
+def _change(patch: Patch, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+    """Return W(1) − W of some rows of a module; where a magnitude sets their lengths, W(1) itself."""
+    kind = patch.kind
+    if not patch.has_dora:
+        return tensors["up"][rows] @ tensors["down"] if kind.low_rank else kind.delta(tensors, weight, rows, terms)
+    if kind.low_rank:
+        updated = torch.addmm(weight, tensors["up"][rows], tensors["down"])
+    else:
+        updated = weight + kind.delta(tensors, weight, rows, terms)
+    axis = dora.axis(patch.shapes, terms.shape)
+    assert axis is not None
+    magnitude = next(tensors[slot] for slot in dora.SLOTS if slot in tensors).reshape(-1)
+    return dora.renorm(updated, magnitude[rows] if axis == "row" else magnitude, axis, terms.shape)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from lorabake.adapters import dora, kinds_of, suffixes
+from lorabake.adapters import dora, kinds_of, peft_fields, suffixes
 from lorabake.architectures import architectures
 from lorabake.architectures.generic import GENERIC
 from lorabake.keymap.peft import PeftConfig
@@ -63,7 +63,9 @@ def inspect(path: Path) -> dict[str, object]:
     }
     if is_lora:
         where = f"{path}: adapter_config.json"
-        facts |= _describe_lora(checkpoint, tensors, PeftConfig.read(config, where) if config else None)
+        facts |= _describe_lora(
+            checkpoint, tensors, PeftConfig.read(config, where, peft_fields()) if config else None
+        )
     else:
         facts |= _describe_checkpoint(checkpoint)
     metadata = checkpoint.metadata

@@ -12,7 +12,7 @@ from functools import cached_property
 from math import prod
 
 from lorabake.adapters import dora, kinds_of
-from lorabake.adapters.kind import Kind, matrix
+from lorabake.adapters.kind import Kind, Settings, matrix
 from lorabake.architectures import architectures
 from lorabake.errors import MatchError
 from lorabake.keymap.peft import PeftConfig
@@ -30,7 +30,7 @@ class Patch:
     """Hold one change of one parameter of one module.
 
     `strength` is the user's, all factors in; `scale` the file's own, or None where the alpha tensor in
-    `tensors` says it (1 where there is none either).
+    `tensors` says it (1 where there is none either); `settings` what the kind took from the file's configuration.
     """
 
     lora: int
@@ -40,6 +40,7 @@ class Patch:
     view: View
     strength: float
     scale: float | None
+    settings: Settings = field(default_factory=dict)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -229,7 +230,8 @@ class _Match:
         if not kinds:
             self.faults.strange.append((module.name, f"incomplete or unknown set: {', '.join(sorted(module.slots))}"))
             return
-        whole = module.slots.keys() & {"whole_weight", "whole_bias"}
+        replaced = frozenset[str]().union(*(kind.required for kind in kinds if kind.replaces))
+        whole = replaced & {"whole_weight", "whole_bias"}
         config, path = self.lora.config_of(module.name)
         if whole and not (config and all(config.saves(path, slot) for slot in whole)):
             self.faults.strange.append((module.name, "a whole tensor that no modules_to_save announces"))
@@ -261,7 +263,7 @@ class _Match:
 
     def _view(self, target: Module, kind: Kind) -> View | None:
         view = target.views.get(kind.parameter)
-        if not kind.low_rank:
+        if kind.replaces:
             return target.views.get(f"stored_{kind.parameter}", view)
         if view is not None and self.turned and kind.parameter == "weight" and len(view.shape) == 2:
             return View(view.regions, (view.shape[1], view.shape[0]), transpose=True)
@@ -273,6 +275,8 @@ class _Match:
         for kind in kinds:
             view = self._view(target, kind)
             if view is None:
+                if kind.where_present:
+                    continue
                 return f"the base's module has no {kind.parameter}"
             fault = kind.fault(shapes, view.shape)
             has_dora = dora.is_in(shapes) and kind.parameter == "weight"
@@ -292,21 +296,28 @@ class _Match:
         config: PeftConfig | None,
         path: str,
     ) -> None:
+        slots = frozenset(module.slots)
+        if any(kind.rank(module.shapes) == 0 for kind in kinds):
+            self.ledger.excluded["rank 0: no effect"] += len(slots)
+            return
         for kind in kinds:
             view = self._view(target, kind)
-            assert view is not None
-            slots = {slot: info for slot, info in module.slots.items() if slot in kind.required | kind.optional}
-            rank = kind.rank(module.shapes)
-            if rank == 0:
-                self.ledger.excluded["rank 0: no effect"] += len(module.slots)
+            if view is None:
+                continue
+            tensors = {slot: module.slots[slot] for slot in sorted(kind.claims(slots) - kind.markers)}
+            try:
+                fields, named = (config.fields, path) if config else (None, module.name)
+                settings = kind.settings(fields, named, module.shapes)
+            except ValueError as error:
+                self.faults.strange.append((module.name, str(error)))
                 return
             for region in view.regions:
                 self._take(region, module.name)
-            scale = config.scale_of(path) if config and "alpha" not in slots else None
-            self.patches.append(Patch(self.index, module.name, kind, slots, view, strength, scale))
-            self.ledger.kinds["DoRA" if dora.is_in(slots) else kind.title] += 1
-            if kind.low_rank and kind.parameter == "weight":
-                self.ledger.ranks[rank] += 1
+            scale = config.scale_of(path) if config and "alpha" not in tensors and kind.alpha_is_scale else None
+            self.patches.append(Patch(self.index, module.name, kind, tensors, view, strength, scale, settings))
+            self.ledger.kinds["DoRA" if dora.is_in(tensors) else kind.title] += 1
+            if kind.parameter == "weight" and kind.alpha_is_scale and (kind.low_rank or "alpha" in kind.optional):
+                self.ledger.ranks[kind.rank(module.shapes)] += 1
         self.ledger.applied += len(module.slots)
         self.ledger.modules[target.component] += 1
 
@@ -365,7 +376,7 @@ class _Match:
             kinds = kinds_of(frozenset(module.slots))
             for target in self.matcher.spelled.get(module.name, [])[:1]:
                 view = target.views.get("weight")
-                if view and kinds and kinds[0].low_rank and len(view.shape) == 2:
+                if view and kinds and not kinds[0].replaces and len(view.shape) == 2:
                     rows, columns = view.shape
                     straight += kinds[0].fault(module.shapes, (rows, columns)) is None and rows != columns
                     turned += kinds[0].fault(module.shapes, (columns, rows)) is None and rows != columns
@@ -389,7 +400,7 @@ class _Match:
 
     def _note_missing_alpha(self) -> None:
         silent = [patch for patch in self.patches if patch.scale is None and "alpha" not in patch.tensors]
-        if any(patch.module.startswith("base_model.") and patch.kind.low_rank for patch in silent):
+        if any(patch.module.startswith("base_model.") and "alpha" in patch.kind.optional for patch in silent):
             self.ledger.notes.append(NO_CONFIG)
 
     # -- errors --------------------------------------------------------------------------------------
@@ -453,11 +464,9 @@ class _Match:
 
 
 def _config_fault(config: PeftConfig, path: str, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    if "down" not in shapes:
-        return None
-    if shapes["down"][0] != config.rank_of(path):
+    if "down" in shapes and shapes["down"][0] != config.rank_of(path):
         return f"its rank is {shapes['down'][0]}, and adapter_config says {config.rank_of(path)}"
-    if config.dora and not dora.is_in(shapes):
+    if config.dora and "down" in shapes and not dora.is_in(shapes):
         return "adapter_config says use_dora, and there is no magnitude"
     return None
 

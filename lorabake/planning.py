@@ -192,7 +192,8 @@ def needs_whole(patch: Patch) -> bool:
     """Tell whether a patch's effect on one row depends on other rows of the base tensor."""
     if patch.view.transpose:
         return patch.has_dora or not patch.kind.low_rank
-    return patch.has_dora and dora.axis(patch.shapes, patch.view.shape) == "column"
+    column = patch.has_dora and dora.axis(patch.shapes, patch.view.shape) == "column"
+    return column or not patch.kind.by_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +294,7 @@ class _Planner:
         patches = [patch for found, _ in placed for patch in found]
         replaced: dict[str, Patch] = {}
         for patch in patches:
-            for key in patch.view.keys if not patch.kind.low_rank else ():
+            for key in patch.view.keys if patch.kind.replaces else ():
                 if key in replaced:
                     first = self.sources.loras[replaced[key].lora].name
                     raise MatchError(
@@ -303,7 +304,7 @@ class _Planner:
                 replaced[key] = patch
         for patch in patches:
             for slot, info in patch.tensors.items():
-                single = slot == "alpha"
+                single = slot in ("alpha", "on_input")
                 if not _is_readable(info.dtype, single=single) or (single and prod(info.shape) != 1):
                     name, wanted = self.sources.loras[patch.lora].name, "one number" if single else "floats"
                     raise MatchError(f"LoRA {name!r}: {info.name} is {info.dtype} {list(info.shape)}, not {wanted}")

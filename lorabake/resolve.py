@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lorabake.adapters import suffixes
+from lorabake.adapters import peft_fields, suffixes
 from lorabake.architectures import architectures
 from lorabake.components.vae import VAE
 from lorabake.errors import FileError, MatchError
@@ -91,8 +91,8 @@ def open_source(recipe: Recipe, entry: Lora) -> LoraSource:
         entry=entry,
         checkpoint=checkpoint,
         tensors=sort_tensors(checkpoint.tensors.values(), suffixes()),
-        config=None if config is None else PeftConfig.read(config, f"{where}: adapter_config.json"),
-        component_configs=from_metadata(checkpoint.metadata, where),
+        config=None if config is None else PeftConfig.read(config, f"{where}: adapter_config.json", peft_fields()),
+        component_configs=from_metadata(checkpoint.metadata, where, peft_fields()),
     )
 
 

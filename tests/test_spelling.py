@@ -68,29 +68,34 @@ KEYS = {
     "base_model.model.wte.base_layer.weight": ("base_model.model.wte", "whole_weight"),
     "unet:12:down": ("unet:12", "down"),
     "text_encoder:0:up": ("text_encoder:0", "up"),
+    **{
+        f"lora_unet_conv_in.{slot}": ("lora_unet_conv_in", slot)
+        for slot in (
+            *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
+            *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+            *("w_norm", "b_norm", "rescale", "on_input"),
+        )
+    },
+    **{
+        f"lora_unet_conv_in.{slot}.weight": ("lora_unet_conv_in", f"glora_{slot}")
+        for slot in ("a1", "a2", "b1", "b2", "bm")
+    },
+    "oft_unet_input_blocks_4_1_proj_in.oft_blocks": ("oft_unet_input_blocks_4_1_proj_in", "oft_blocks"),
+    "lora_unet_mid_block_attentions_0_proj_in.oft_diag": ("lora_unet_mid_block_attentions_0_proj_in", "oft_diag"),
+    "base_model.model.fc.oft_R.weight": ("base_model.model.fc", "oft_R"),
+    "base_model.model.fc.oft_R.default.weight": ("base_model.model.fc", "oft_R"),
+    "transformer.fc.scaled_oft": ("transformer.fc", "scaled_oft"),
+    "base_model.model.fc.boft_R": ("base_model.model.fc", "boft_R"),
+    "base_model.model.fc.boft_s": ("base_model.model.fc", "boft_s"),
+    "base_model.model.fc.ia3_l": ("base_model.model.fc", "ia3_l"),
+    "diffusion_model.blocks.0.norm3.diff": ("diffusion_model.blocks.0.norm3", "diff"),
+    "diffusion_model.blocks.0.self_attn.q.diff_b": ("diffusion_model.blocks.0.self_attn.q", "diff_b"),
+    "diffusion_model.scale.set_weight": ("diffusion_model.scale", "set_weight"),
 }
 UNBAKED = {
-    "lora_unet_conv_in.hada_w1_a": "LoHa",
-    "lora_unet_conv_in.hada_t2": "LoHa",
-    "lora_unet_up_blocks_3_resnets_2_time_emb_proj.lokr_w2_b": "LoKr",
-    "lora_unet_conv_in.lokr_w1": "LoKr",
-    "lora_unet_conv_in.lokr_t2": "LoKr",
-    "oft_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.oft_blocks": "OFT",
-    "oft_unet_double_blocks_0_img_attn_qkv.oft_blocks.2": "OFT",
-    "base_model.model.fc.oft_R.weight": "OFT",
-    "lora_unet_conv_in.rescale": "OFT",
-    "base_model.model.fc.boft_R": "BOFT",
-    "base_model.model.fc.boft_s": "BOFT",
-    "lora_unet_conv_in.a1.weight": "GLoRA",
-    "lora_unet_conv_in.bm.weight": "GLoRA",
-    "lora_unet_conv_in.on_input": "IA3",
-    "base_model.model.fc.ia3_l": "IA3",
-    "diffusion_model.blocks.0.norm3.diff": "full difference",
-    "diffusion_model.blocks.0.self_attn.q.diff_b": "full difference",
-    "lora_unet_norm.w_norm": "full difference",
-    "lora_unet_norm.b_norm": "full difference",
-    "diffusion_model.scale.set_weight": "full difference",
-    "diffusion_model.img_in.reshape_weight": "full difference",
+    "oft_unet_double_blocks_0_img_attn_qkv.oft_blocks.2": "OFT in several parts",
+    "base_model.model.fc.oft_r": "OFT in several parts",
+    "diffusion_model.img_in.reshape_weight": "a weight that grows",
     "lora_unet_conv_in.bias_indices": "sparse bias",
     "base_model.model.wte.lora_embedding_A": "embedding LoRA",
     "base_model.model.wte.lora_embedding_B.default": "embedding LoRA",
@@ -188,7 +193,7 @@ def test_every_key_of_every_lora_is_of_a_known_form(table: str) -> None:
     found = sort_tensors(tensors.values(), suffixes())
     strange = {pattern_of(info.key) for info in found.unknown}
     assert strange == NO_KNOWN_FORM.get(table, set())
-    assert found.unsupported.keys() == ({"LoKr"} if "lokr" in table else set())
+    assert not found.unsupported
     counted = sum(len(module.slots) for module in found.modules.values())
     assert counted + sum(map(len, found.unsupported.values())) + len(found.unknown) == len(tensors)
 

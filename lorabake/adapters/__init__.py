@@ -26,8 +26,25 @@ def suffixes() -> tuple[tuple[str, str], ...]:
 
 
 def kinds_of(slots: frozenset[str]) -> tuple[Kind, ...]:
-    """Choose the kinds that together account for all slots of one module, none twice for one parameter; else ()."""
-    chosen = tuple(kind for kind in kinds() if kind.required <= slots)
-    claimed = frozenset[str]().union(*(kind.required | kind.optional for kind in chosen))
+    """Choose the kinds that together account for all slots of one module, none twice for one parameter; else ().
+
+    A kind that another one's slots contain gives way to it: `weight` beside `on_input` is no whole tensor.
+    """
+    claims = {kind: claimed for kind in kinds() if (claimed := kind.claims(slots))}
+    chosen = tuple(
+        kind
+        for kind, own in claims.items()
+        if not any(own < other and kind.parameter == each.parameter for each, other in claims.items())
+    )
     once = len({kind.parameter for kind in chosen}) == len(chosen)
-    return chosen if once and slots <= claimed else ()
+    return chosen if once and slots == frozenset[str]().union(*(claims[kind] for kind in chosen)) else ()
+
+
+@cache
+def peft_fields() -> dict[str, frozenset[str]]:
+    """Map each of PEFT's types that can be baked to the configuration fields that are read for it."""
+    found: dict[str, frozenset[str]] = {}
+    for kind in kinds():
+        if kind.peft_type:
+            found[kind.peft_type] = found.get(kind.peft_type, frozenset()) | kind.peft_fields
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Shapes, Tensors, matrix
+from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, matrix
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ class LoraBias(Kind):
             return None
         return f"a bias of {shapes['bias'][0] if shapes['bias'] else 1} values"
 
-    def factors(self, tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+    def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
         """Write β as the product of itself and one."""
         bias = tensors["bias"].reshape(-1, 1)
         return bias, bias.new_ones(1, 1)

@@ -7,6 +7,7 @@ Strength, dtype, device, slicing and accumulation are the executor's business. A
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,34 +16,85 @@ if TYPE_CHECKING:
 
 Tensors = Mapping[str, "torch.Tensor"]
 Shapes = Mapping[str, tuple[int, ...]]
+Settings = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Say what holds for all rows of one module: its shape (out, in[, kernel…]), its scale, and its settings.
+
+    `scale` is alpha/rank or what takes its place; `settings` what `Kind.settings` made of the file's configuration.
+    """
+
+    shape: tuple[int, ...]
+    scale: float = 1.0
+    settings: Settings = field(default_factory=dict)
 
 
 class Kind:
     """Define one adapter algorithm.
 
     `required` and `optional` name its slots, `suffixes` how files spell them: a pattern at a key's end, and the
-    slot that it fills. `parameter` is what it changes in a module (`weight`, `bias`). A kind overrides `fault` and
-    either `factors` (then `low_rank` is true) or `value`.
+    slot that it fills; of `markers` the presence counts, not the value. `parameter` is what it changes in a module
+    (`weight`, `bias`); with `where_present` it may lack in the base. A kind overrides `fault` and one of
+
+    - `factors`, with `low_rank`: a product that is added,
+    - `delta`: anything else that is added, or that depends on the weight,
+    - `value`, with `replaces`: what the parameter becomes, whatever it was.
+
+    `by_rows` is false where rows of the delta depend on other rows of the weight. `alpha_is_scale` is false where
+    alpha means something else: then it comes with the tensors. `peft_type` is PEFT's name, `peft_fields` the fields
+    of its configuration that the kind reads.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     required: ClassVar[frozenset[str]]
     optional: ClassVar[frozenset[str]] = frozenset()
+    markers: ClassVar[frozenset[str]] = frozenset()
     suffixes: ClassVar[tuple[tuple[str, str], ...]]
     parameter: ClassVar[str] = "weight"
+    where_present: ClassVar[bool] = False
     low_rank: ClassVar[bool] = False
+    replaces: ClassVar[bool] = False
+    by_rows: ClassVar[bool] = True
+    alpha_is_scale: ClassVar[bool] = True
+    peft_type: ClassVar[str] = ""
+    peft_fields: ClassVar[frozenset[str]] = frozenset()
+
+    def claims(self, slots: frozenset[str]) -> frozenset[str]:
+        """Return the slots of a module that this kind accounts for; none if it lacks one that it needs."""
+        return slots & (self.required | self.optional) if self.required <= slots else frozenset()
 
     def rank(self, shapes: Shapes) -> int:
         """Return the rank that alpha is divided by; 1 for a kind without one."""
         return 1
 
+    def scale(self, alpha: float, shapes: Shapes) -> float:
+        """Return what the file's alpha multiplies the delta by."""
+        return alpha / self.rank(shapes)
+
+    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+        """Choose what the kind needs to know of PEFT's configuration, None where there is none.
+
+        `module` is the module's name in the file. Raise ValueError, saying why, if it can't be baked as configured.
+        """
+        return {}
+
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Say why tensors of these shapes cannot change a weight of that shape, or None if they can."""
         raise NotImplementedError
 
-    def factors(self, tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+    def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (up, down), shaped (out, rank) and (rank, columns), whose product is the unscaled delta."""
+        raise NotImplementedError
+
+    def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
+        """Compute once what all rows need; `delta` gets the result in the place of the tensors."""
+        return tensors
+
+    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+        """Return W(1) − W of some rows of the module, scale included; `weight` holds those rows (rows, columns)."""
         raise NotImplementedError
 
     def value(self, tensors: Tensors) -> torch.Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Shapes, Tensors, matrix
+from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, matrix
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +43,7 @@ class Lora(Kind):
         (r"\.magnitude", "magnitude"),  # ai-toolkit
     )
     low_rank = True
+    peft_type = "LORA"
 
     def rank(self, shapes: Shapes) -> int:
         """Return the number of rows of `down`."""
@@ -69,7 +70,7 @@ class Lora(Kind):
             return f"its delta is {outputs} × {inputs}: the weight is stored transposed"
         return f"its delta is {outputs} × {inputs}"
 
-    def factors(self, tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+    def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
         """Flatten both; a Tucker core is folded into the right-hand factor."""
         up, down = tensors["up"].flatten(1), tensors["down"].flatten(1)
         if "mid" in tensors:

@@ -1,4 +1,4 @@
-"""Whole tensors inside an adapter (PEFT's `modules_to_save` and trained biases): W' = T."""
+"""Whole tensors inside an adapter (PEFT's `modules_to_save`, trained biases; ComfyUI's `set_weight`): W' = T."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class Whole(Kind):
     title = "whole tensor"
     required = frozenset({"whole_weight"})
     suffixes = ((r"(?:\.base_layer|\.modules_to_save(?:\.[^.]+)?)?\.weight", "whole_weight"),)
+    replaces = True
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for the parameter's own shape."""
@@ -39,4 +40,13 @@ class WholeBias(Whole):
     parameter = "bias"
 
 
-KINDS = (Whole(), WholeBias())
+class SetWeight(Whole):
+    """Replace a parameter by what the file says, as ComfyUI's `set_weight` does."""
+
+    name = "set_weight"
+    title = "set weight"
+    required = frozenset({"set_weight"})
+    suffixes = ((r"\.set_weight", "set_weight"),)
+
+
+KINDS = (Whole(), WholeBias(), SetWeight())

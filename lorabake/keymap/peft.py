@@ -13,17 +13,43 @@ from dataclasses import dataclass, field
 from lorabake.errors import FileError
 
 HONOURED = {
-    "r",
-    "lora_alpha",
-    "rank_pattern",
-    "alpha_pattern",
-    "use_rslora",
-    "use_dora",
-    "fan_in_fan_out",
-    "lora_bias",
-    "bias",
-    "modules_to_save",
+    "LORA": frozenset(
+        {
+            "r",
+            "lora_alpha",
+            "rank_pattern",
+            "alpha_pattern",
+            "use_rslora",
+            "use_dora",
+            "fan_in_fan_out",
+            "lora_bias",
+            "bias",
+        }
+    ),
+    "LOHA": frozenset({"r", "alpha", "rank_pattern", "alpha_pattern", "rank_dropout", "module_dropout"})
+    | {"use_effective_conv2d", "init_weights"},
+    "LOKR": frozenset({"r", "alpha", "rank_pattern", "alpha_pattern", "rank_dropout", "module_dropout"})
+    | {"use_effective_conv2d", "init_weights", "decompose_both", "decompose_factor", "rank_dropout_scale"},
 }
+"""PEFT's type -> the fields that this module reads, or that the tensors' shapes tell; kinds add what they read."""
+
+SCALED = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
+"""PEFT's type -> the field that is divided by the rank."""
+
+REFUSED = {
+    "PROMPT_TUNING": "it learns tokens put before the input, no weights",
+    "MULTITASK_PROMPT_TUNING": "it learns tokens put before the input, no weights",
+    "P_TUNING": "it learns tokens put before the input, no weights",
+    "PREFIX_TUNING": "it learns keys and values put before the input, no weights",
+    "CPT": "it learns tokens put before the input, no weights",
+    "CARTRIDGE": "it learns keys and values put before the input, no weights",
+    "ADAPTION_PROMPT": "it gates prompts inside the attention; no weight can hold that",
+    "XLORA": "it mixes several LoRAs anew for each token; no weight can hold that",
+    "POLY": "it mixes several LoRAs by task; no one weight can hold that",
+    "TRAINABLE_TOKENS": "it replaces rows of the embedding; not supported by this version",
+}
+"""PEFT's types that cannot become weights, and why."""
+
 WITHOUT_EFFECT = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -36,6 +62,7 @@ WITHOUT_EFFECT = {
     "lora_dropout",
     "lora_ga_config",
     "megatron_config",
+    "modules_to_save",
     "megatron_core",
     "peft_type",
     "peft_version",
@@ -52,9 +79,14 @@ PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 @dataclass(frozen=True, slots=True)
 class PeftConfig:
-    """Hold what adapter_config.json says of ranks and scales; `where` is its place, for messages."""
+    """Hold what adapter_config.json says of ranks and scales; `where` is its place, for messages.
+
+    `kind` is PEFT's type, `fields` the configuration as it was read, for adapter kinds that need more.
+    """
 
     where: str
+    kind: str
+    fields: Mapping[str, object]
     rank: int
     alpha: float
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
@@ -66,22 +98,27 @@ class PeftConfig:
     modules_to_save: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, config: Mapping[str, object], where: str) -> PeftConfig:
-        """Check a parsed configuration; raise FileError for what is malformed or changes the mathematics."""
-        kind = config.get("peft_type", "LORA")
-        if kind != "LORA":
-            raise FileError(f"{where}: adapters of PEFT type {kind} are not supported")
+    def read(cls, config: Mapping[str, object], where: str, types: Mapping[str, frozenset[str]]) -> PeftConfig:
+        """Check a parsed configuration; raise FileError for what is malformed or changes the mathematics.
+
+        `types` maps PEFT's types that can be baked to the further fields that their adapter kinds read.
+        """
+        kind = str(config.get("peft_type", "LORA"))
+        if kind not in types:
+            why = REFUSED.get(kind, "not supported by this version")
+            raise FileError(f"{where}: an adapter of PEFT's type {kind} cannot be baked: {why}")
         init = config.get("init_lora_weights")
         if init not in PLAIN_INITS:
             raise FileError(
                 f"{where}: init_lora_weights is {init!r}: such an adapter was trained against a changed base\n"
                 "Convert it to a plain LoRA with PEFT (path_initial_model_for_weight_conversion), then bake that."
             )
-        known = HONOURED | WITHOUT_EFFECT | {"init_lora_weights"}
+        known = HONOURED.get(kind, frozenset()) | types[kind] | WITHOUT_EFFECT | {"init_lora_weights"}
         strange = [name for name, value in config.items() if name not in known and value not in (None, False, {}, [])]
         if strange:
             names = ", ".join(f"{name} = {json.dumps(config[name])[:60]}" for name in sorted(strange))
             raise FileError(f"{where}: fields that may change the result and are not supported: {names}")
+        alpha = SCALED.get(kind, "")
         modules = config.get("modules_to_save") or ()
         bias = config.get("bias", "none")
         if bias not in ("none", "all", "lora_only"):
@@ -90,8 +127,10 @@ class PeftConfig:
             raise FileError(f"{where}: modules_to_save must be a list of names")
         return cls(
             where=where,
-            rank=_rank(config.get("r", 8), f"{where}: r"),
-            alpha=_number(config.get("lora_alpha", 8), f"{where}: lora_alpha"),
+            kind=kind,
+            fields=config,
+            rank=_rank(config.get("r", 8) if kind in SCALED else 8, f"{where}: r"),
+            alpha=_number(config.get(alpha, 8), f"{where}: {alpha}"),
             rank_pattern={
                 k: _rank(v, f"{where}: rank_pattern.{k}") for k, v in _pairs(config, "rank_pattern", where)
             },
@@ -111,7 +150,12 @@ class PeftConfig:
         return self.rank if pattern is None else self.rank_pattern[pattern]
 
     def scale_of(self, module: str) -> float:
-        """Return alpha/rank of a module, or alpha/√rank with rsLoRA (Kalajdzievski 2023, arXiv 2312.03732)."""
+        """Return alpha/rank of a module, or alpha/√rank with rsLoRA (Kalajdzievski 2023, arXiv 2312.03732).
+
+        It is 1 for types that have no such scale.
+        """
+        if self.kind not in SCALED:
+            return 1.0
         pattern = _first(self.alpha_pattern, module, self.where)
         alpha = self.alpha if pattern is None else self.alpha_pattern[pattern]
         rank = self.rank_of(module)
@@ -127,7 +171,9 @@ class PeftConfig:
         )
 
 
-def from_metadata(metadata: Mapping[str, str], where: str) -> dict[str, PeftConfig]:
+def from_metadata(
+    metadata: Mapping[str, str], where: str, types: Mapping[str, frozenset[str]]
+) -> dict[str, PeftConfig]:
     """Read diffusers' `lora_adapter_metadata`: component -> configuration.
 
     Its keys carry the component in front (`unet.r`, `text_encoder.lora_alpha`).
@@ -146,7 +192,9 @@ def from_metadata(metadata: Mapping[str, str], where: str) -> dict[str, PeftConf
     for key, value in flat.items():
         component, _, name = key.partition(".")
         sections.setdefault(component, {})[name] = value
-    return {component: PeftConfig.read(section, f"{where}, {component}") for component, section in sections.items()}
+    return {
+        component: PeftConfig.read(section, f"{where}, {component}", types) for component, section in sections.items()
+    }
 
 
 def _first(patterns: Mapping[str, object], module: str, where: str) -> str | None:

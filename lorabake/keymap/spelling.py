@@ -22,13 +22,8 @@ Suffix = tuple[str, str]
 # Suffix -> kind, for kinds that this version does not bake: they are named, never skipped. A kind that declares
 # the same suffix goes before.
 UNSUPPORTED = (
-    (r"\.hada_[wt][12](?:_[ab])?", "LoHa"),
-    (r"\.lokr_[wt][12](?:_[ab])?", "LoKr"),
-    (r"\.oft_(?:blocks(?:\.\d+)?|diag|R\.weight|r)|\.rescale", "OFT"),
-    (r"\.boft_[Rs]", "BOFT"),
-    (r"\.(?:a1|a2|b1|b2|bm)\.weight", "GLoRA"),
-    (r"\.on_input|\.ia3_l", "IA3"),
-    (r"\.diff(?:_b)?|\.[wb]_norm|\.set_weight|\.reshape_weight", "full difference"),
+    (r"\.oft_(?:blocks\.\d+|r)", "OFT in several parts"),
+    (r"\.reshape_weight", "a weight that grows"),
     (r"\.bias_(?:indices|values|size)", "sparse bias"),
     (r"\.lora_embedding_[AB](?:\.[^.]+)?", "embedding LoRA"),
     (r"\.token_adapter\.trainable_tokens_delta", "trainable tokens"),
@@ -125,6 +120,7 @@ def spell(component: Component, prefix: str, path: str) -> Iterator[str]:
         flat = each.replace(".", "_")
         for start in component.flat:
             yield start + flat
+            yield start.replace("lora_", "oft_", 1) + flat  # kohya's OFT
         yield "lycoris_" + flat
         yield each
         yield PEFT_ROOT + each

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from lorabake.adapters import dora
 from lorabake.adapters.kind import matrix
 from lorabake.keymap.spelling import patterns
 from lorabake.matching import Patch
@@ -25,6 +26,7 @@ from lorabake.planning import Plan
 from lorabake.verification.arrays import spacing
 from lorabake.verification.comparison import Comparison
 from lorabake.verification.findings import Finding, Status
+from lorabake.verification.formulas import FORMULAS, Place
 from lorabake.verification.recompute import Recomputation, rounded
 
 if TYPE_CHECKING:
@@ -230,11 +232,13 @@ class Diagnostician:
             yield Cause.EXCHANGED, np.ascontiguousarray(delta.T), ""
 
     def _plain(self, patch: Patch) -> Matrix | None:
-        """Return scale·B·A of a low-rank patch, without its DoRA magnitude."""
-        if not patch.kind.low_rank or patch.view.transpose:
+        """Return a patch's scaled delta without its DoRA magnitude."""
+        if patch.view.transpose:
             return None
-        factors = self._factors(patch)
-        return None if factors is None else np.asarray(factors[0] @ factors[1], np.float32)
+        tensors = {slot: array for slot, array in self.recomputation.tensors(patch).items() if slot not in dora.SLOTS}
+        place = Place(slice(0, patch.view.rows), patch.view.shape, patch.settings)
+        weight = np.zeros((patch.view.rows, patch.view.columns))
+        return FORMULAS[patch.kind.name](tensors, weight, place, self.recomputation.scale(patch)).astype(np.float32)
 
     def _factors(self, patch: Patch) -> tuple[Matrix, Matrix] | None:
         tensors = self.recomputation.tensors(patch)

@@ -3,15 +3,16 @@
 A second, independent account of the mathematics: nothing here is shared with `adapters/` or the executor, nothing
 is fast, and each function reads like the formula in its paper. A test asks that every kind has one.
 
-A formula takes a module's tensors by slot (alpha apart), the scale alpha/rank, and `weight`: rows `rows` of the
-module's weight as (rows, columns), columns = inputs × kernel. `shape` is the whole weight's (out, in[, kernel…]).
+A formula takes a module's tensors by slot (alpha only where it is no scale), the scale alpha/rank, and `weight`: rows
+`rows` of the module's weight as (rows, columns), columns = inputs × kernel. `shape` is the whole weight's
+(out, in[, kernel…]).
 It returns what those rows become at strength 1. Kinds whose rows depend on each other get all rows at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +23,11 @@ Tensors = Mapping[str, Array]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Say which rows of a module's weight are asked for, and the shape of the whole."""
+    """Say which rows of a module's weight are asked for, the shape of the whole, and the kind's settings."""
 
     rows: slice
     shape: tuple[int, ...]
+    settings: Mapping[str, object] = field(default_factory=dict)
 
 
 Formula = Callable[[Tensors, Array, Place, float], Array]
@@ -75,10 +77,166 @@ def whole(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     return value.reshape(place.shape[0] if place.shape else 1, -1)[place.rows]
 
 
+def loha(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W + scale·(A₁B₁) ⊙ (A₂B₂) (arXiv 2108.06098); with cores, each factor is Σ A[m,o]·T[m,n,k]·B[n,i]."""
+    delta = np.ones_like(weight)
+    for k in "12":
+        left, right = tensors[f"hada_w{k}_a"], tensors[f"hada_w{k}_b"]
+        if f"hada_t{k}" in tensors:
+            core = tensors[f"hada_t{k}"]
+            core = core.reshape(core.shape[0], core.shape[1], -1)
+            delta *= np.einsum("mo,mnk,ni->oik", left[:, place.rows], core, right).reshape(weight.shape)
+        else:
+            delta *= left[place.rows] @ right
+    return dora(tensors, weight + scale * delta, place)
+
+
+def lokr(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W + scale·W₁ ⊗ W₂ with W₂ flattened to (o₂, rest) (arXiv 2309.14859)."""
+    factors = []
+    for k in "12":
+        if f"lokr_w{k}" in tensors:
+            factor = tensors[f"lokr_w{k}"]
+        elif f"lokr_t{k}" in tensors:
+            left, core, right = (tensors[name] for name in (f"lokr_w{k}_a", f"lokr_t{k}", f"lokr_w{k}_b"))
+            factor = np.einsum("mo,mnk,ni->oik", left, core.reshape(*core.shape[:2], -1), right)
+        else:
+            right = tensors[f"lokr_w{k}_b"]
+            factor = tensors[f"lokr_w{k}_a"] @ right.reshape(right.shape[0], -1)
+        factors.append(factor.reshape(factor.shape[0], -1))
+    first, second = factors
+    high, low = np.divmod(np.arange(place.rows.start, place.rows.stop), second.shape[0])
+    delta = np.einsum("ri,rj->rij", first[high], second[low]).reshape(weight.shape)
+    return dora(tensors, weight + scale * delta, place)
+
+
+def glora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W + scale·(b1·b2 + (W·a1)·a2), or with the names exchanged, as in LyCORIS 1.x."""
+    a1, a2, b1, b2 = (tensors[f"glora_{name}"] for name in ("a1", "a2", "b1", "b2"))
+    out, inputs, rank = place.shape[0], place.shape[1], a1.size // place.shape[1]
+    if not (a1.shape[0] == inputs and b1.shape[0] == out and a2.shape[0] == rank and b2.shape[0] == rank):
+        a1, a2, b1, b2 = a2, a1, b2, b1
+    a1, a2, b1 = a1.reshape(inputs, rank), a2.reshape(rank, inputs), b1.reshape(out, rank)
+    if "glora_bm" in tensors:
+        core = tensors["glora_bm"]
+        b2 = np.einsum("mnk,ni->mik", core.reshape(rank, rank, -1), b2.reshape(rank, inputs))
+    cube = weight.reshape(len(weight), inputs, -1)
+    mixed = np.einsum("oik,ir,rj->ojk", cube, a1, a2, optimize=True).reshape(weight.shape)
+    return np.asarray(weight + scale * (mixed + b1[place.rows] @ b2.reshape(rank, -1)))
+
+
+def ia3(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W ⊙ (1 + w), one w an output or an input."""
+    return _scaled(weight, 1 + tensors["whole_weight"].reshape(-1), place, inputs=tensors["on_input"].any())
+
+
+def ia3_peft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W ⊙ l (arXiv 2205.05638)."""
+    return _scaled(weight, tensors["ia3_l"].reshape(-1), place, inputs=place.settings["inputs"])
+
+
+def ia3_peft_bias(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """Return b ⊙ l where l scales outputs."""
+    return weight if place.settings["inputs"] else weight * tensors["ia3_l"].reshape(-1, 1)[place.rows]
+
+
+def _scaled(weight: Array, factors: Array, place: Place, *, inputs: object) -> Array:
+    if not inputs:
+        return weight * factors[place.rows, None]
+    return np.asarray((weight.reshape(len(weight), place.shape[1], -1) * factors[:, None]).reshape(weight.shape))
+
+
+def difference(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W + D."""
+    (found,) = (value for slot, value in tensors.items() if slot not in ("magnitude", "dora_scale"))
+    delta = found.reshape(place.shape[0] if place.shape else 1, -1)[place.rows]
+    return dora(tensors, weight + delta, place)
+
+
+def oft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """Rᵀ·W by blocks of rows, or R·W after R·W on rows a butterfly apart (arXiv 2306.07280, 2311.06243)."""
+    blocks = tensors["oft_blocks"]
+    skew = blocks - np.swapaxes(blocks, -1, -2)
+    if "alpha" in tensors:
+        bound, norm = tensors["alpha"].item() * place.shape[0], float(np.sqrt((skew**2).sum()))
+        if norm > bound and (bound > 0 or place.settings["kohya"]):
+            skew = skew * (bound / norm)
+    one = np.eye(blocks.shape[-1])
+    turns = (one + skew) @ np.linalg.inv(one - skew)
+    size, turned = blocks.shape[-1], weight.copy()
+    if blocks.ndim == 3:
+        for block, turn in enumerate(turns):
+            rows = slice(block * size, (block + 1) * size)
+            turned[rows] = turn.T @ weight[rows]
+    else:
+        for level, matrices in enumerate(turns):
+            order = np.arange(len(weight)).reshape(-1, 2, 2**level * size // 2).swapaxes(1, 2).reshape(-1)
+            for block, turn in enumerate(matrices):
+                mixed = order[block * size : (block + 1) * size]
+                turned[mixed] = turn @ turned[mixed]
+    return turned * tensors["rescale"].reshape(-1, 1) if "rescale" in tensors else turned
+
+
+def oft_diag(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """Multiply each block of rows by its matrix, transposed."""
+    blocks = tensors["oft_diag"]
+    cube = weight.reshape(blocks.shape[0], blocks.shape[1], -1)
+    return np.asarray(np.einsum("nab,nac->nbc", blocks, cube).reshape(weight.shape))
+
+
+def oft_peft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W·Rᵀ by blocks of columns; R is exact, or the cut series of its inverse (arXiv 2506.19847)."""
+    packed, terms = tensors["oft_R"], place.settings["terms"]
+    size = next(b for b in range(2, weight.shape[1] + 1) if b * (b - 1) // 2 == packed.shape[1])
+    turned = np.empty_like(weight)
+    for block in range(weight.shape[1] // size):
+        skew = np.zeros((size, size))
+        skew[np.triu_indices(size, 1)] = packed[block % len(packed)]
+        skew -= skew.T
+        if place.settings["scaled"]:
+            skew /= 2 * np.sqrt(size - 1)
+        one = np.eye(size)
+        if terms:
+            powers = [np.linalg.matrix_power(skew, power) for power in range(int(terms))]  # type: ignore[call-overload]
+            factors = [1.0] + [2.0] * (len(powers) - 2) + [1.0 if len(powers) > 2 else 2.0] * (len(powers) > 1)
+            turn = sum((factor * power for factor, power in zip(factors, powers, strict=True)), np.zeros_like(one))
+        else:
+            turn = (one - skew) @ np.linalg.inv(one + skew)
+        columns = slice(block * size, (block + 1) * size)
+        turned[:, columns] = weight[:, columns] @ turn.T
+    return turned
+
+
+def boft_peft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """(W·Rᵀ) ⊙ s by blocks of columns (arXiv 2311.06243, one round)."""
+    blocks = tensors["boft_R"][0]
+    size, turned = blocks.shape[1], np.empty_like(weight)
+    for block, values in enumerate(blocks):
+        skew, one = (values - values.T) / 2, np.eye(size)
+        columns = slice(block * size, (block + 1) * size)
+        turned[:, columns] = weight[:, columns] @ ((one - skew) @ np.linalg.inv(one + skew)).T
+    return turned * tensors["boft_s"].reshape(-1, 1)[place.rows]
+
+
 FORMULAS: dict[str, Formula] = {
     "lora": lora,
     "lora_bias": lora_bias,
     "whole": whole,
     "whole_bias": whole,
+    "set_weight": whole,
+    "loha": loha,
+    "lokr": lokr,
+    "glora": glora,
+    "ia3": ia3,
+    "ia3_peft": ia3_peft,
+    "ia3_peft_bias": ia3_peft_bias,
+    "diff": difference,
+    "diff_b": difference,
+    "w_norm": difference,
+    "b_norm": difference,
+    "oft": oft,
+    "oft_diag": oft_diag,
+    "oft_peft": oft_peft,
+    "boft_peft": boft_peft,
 }
 """By `Kind.name`."""

@@ -59,19 +59,22 @@ class Recomputation:
             yield from self._whole(step)
 
     def tensors(self, patch: Patch) -> Tensors:
-        """Read a patch's tensors, alpha apart."""
-        return {slot: self.files.whole(info) for slot, info in patch.tensors.items() if slot != "alpha"}
+        """Read a patch's tensors, alpha only where it is no scale."""
+        return {
+            slot: self.files.whole(info)
+            for slot, info in patch.tensors.items()
+            if slot != "alpha" or not patch.kind.alpha_is_scale
+        }
 
     def scale(self, patch: Patch) -> float:
         """Return alpha/rank, or what takes its place."""
         if patch.scale is not None:
             return patch.scale
-        if "alpha" not in patch.tensors:
+        if "alpha" not in patch.tensors or not patch.kind.alpha_is_scale:
             return 1.0
         info = patch.tensors["alpha"]
-        return decode_scalar(info.dtype, self.files.raw(info.file, info.start, info.nbytes)) / patch.kind.rank(
-            patch.shapes
-        )
+        alpha = decode_scalar(info.dtype, self.files.raw(info.file, info.start, info.nbytes))
+        return patch.kind.scale(alpha, patch.shapes)
 
     def slack(self, tile: Tile, rows: Indices, columns: Indices) -> Array:
         """Bound the error that the bake's own precision allows at some places of a tile.
@@ -87,6 +90,8 @@ class Recomputation:
             patch = change.patch
             inside = (rows >= change.rows.start) & (rows < change.rows.stop)
             reached = np.abs(change.delta).max(initial=0.0)
+            if not patch.kind.low_rank and not patch.kind.replaces:  # the weight itself may be what is summed
+                reached += np.abs(tile.base[change.rows]).max(initial=0.0)
             terms = 16 + (patch.kind.rank(patch.shapes) if patch.kind.low_rank else max(patch.view.shape))
             sizes = sizes + inside * (terms + 64 * patch.has_dora) * reached * 4
         return np.asarray(epsilon * sizes)
@@ -108,7 +113,7 @@ class Recomputation:
                     if region.key == target.key and first < last:
                         offset = row - region.start
                         inner = slice(first - start, last - start)
-                        place = Place(slice(first + offset, last + offset), patch.view.shape)
+                        place = Place(slice(first + offset, last + offset), patch.view.shape, patch.settings)
                         delta = _delta(patch, tensors, base[inner], place, scale)
                         exact[inner] += delta
                         changes.append(Change(number, patch, inner, delta))
@@ -125,7 +130,7 @@ class Recomputation:
                 weight = np.ascontiguousarray(base[view.regions[0].key].T)
             else:
                 weight = np.concatenate([base[region.key][region.start : region.stop] for region in view.regions])
-            place = Place(slice(0, view.rows), view.shape)
+            place = Place(slice(0, view.rows), view.shape, patch.settings)
             changed = _delta(patch, self.tensors(patch), weight, place, self.scale(patch))
             if view.transpose:
                 changed = changed.T

@@ -139,10 +139,18 @@ def test_every_tensor_has_its_place(
     assert ledger.ranks == {rank: applied // 2}
 
 
+@pytest.mark.parametrize("base", ["sd15", "sd15_with_ema"])
+def test_lokr_has_its_place(base: str, base_of: Any, plan: Any) -> None:
+    (ledger,) = plan(base_of(base), LOKR).ledgers
+    assert (ledger.tensors, ledger.applied) == (1750, 1750)
+    assert ledger.modules == {"unet": 278, "text_encoder": 72}
+    assert ledger.kinds == {"LoKr": 350}
+
+
 @pytest.mark.parametrize(
     ("lora", "base", "entry", "first_line"),
     [
-        (LOKR, "sd15", {}, r"'.*': LoKr is not supported by this version.*"),
+        (LOKR, "sdxl", {}, r"'.*': 189 of 350 modules have no place on the base .*"),
         (DISNEY, "sd15", {}, r"'.*': a learned embedding: .*; leave it out by naming components.*"),
         (DIFFUSERS, "sd21", {}, r"'.*' is for Stable Diffusion 1\.x .*; the base is Stable Diffusion 2\.x.*"),
         (DIFFUSERS, "sdxl", {}, r"'.*' is for Stable Diffusion 1\.x .*; the base is Stable Diffusion XL.*"),

@@ -1,0 +1,68 @@
+"""Whole differences: W' = W + ΔW, as full fine-tunes and norm layers are saved (LyCORIS, ComfyUI, ai-toolkit)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, matrix
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Difference(Kind):
+    """Add a tensor of the weight's own shape."""
+
+    name = "diff"
+    title = "full difference"
+    required = frozenset({"diff"})
+    optional = frozenset({"magnitude", "dora_scale"})
+    suffixes = ((r"\.diff", "diff"),)
+    slot: ClassVar[str] = "diff"
+
+    def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Ask for the parameter's own shape."""
+        shape = shapes[self.slot]
+        return None if matrix(shape) == matrix(weight) else f"its difference is {shape}"
+
+    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+        """Return these rows of the difference."""
+        return tensors[self.slot].reshape(terms.shape[0] if terms.shape else 1, -1)[rows]
+
+
+class BiasDifference(Difference):
+    """Add a difference to the bias."""
+
+    name = "diff_b"
+    title = "bias difference"
+    required = frozenset({"diff_b"})
+    optional = frozenset()
+    suffixes = ((r"\.diff_b", "diff_b"),)
+    parameter = "bias"
+    slot = "diff_b"
+
+
+class NormDifference(Difference):
+    """Add a difference to a norm layer's weight."""
+
+    name = "w_norm"
+    title = "norm"
+    required = frozenset({"w_norm"})
+    optional = frozenset()
+    suffixes = ((r"\.w_norm", "w_norm"),)
+    slot = "w_norm"
+
+
+class NormBiasDifference(Difference):
+    """Add a difference to a norm layer's bias."""
+
+    name = "b_norm"
+    title = "norm bias"
+    required = frozenset({"b_norm"})
+    optional = frozenset()
+    suffixes = ((r"\.b_norm", "b_norm"),)
+    parameter = "bias"
+    slot = "b_norm"
+
+
+KINDS = (Difference(), BiasDifference(), NormDifference(), NormBiasDifference())

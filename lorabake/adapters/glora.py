@@ -1,0 +1,81 @@
+"""GLoRA: ΔW = alpha/rank · (B-part + W·A-part), two low-rank products of which one multiplies the weight.
+
+LyCORIS since 2.0: a1 (in, rank), a2 (rank, in), b1 (out, rank), b2 (rank, in[, kernel…]): ΔW = b1·b2 + (W·a1)·a2.
+LyCORIS 1.x has the same names the other way round: a1 (rank, in), a2 (in, rank), b1 (rank, in), b2 (out, rank):
+ΔW = b2·b1 + (W·a2)·a1. On a convolution W's inputs are what the A-part mixes; `bm` (rank, rank, kernel…) is a Tucker
+core of the B-part. Chavan et al. 2023 (arXiv 2306.07967), as LyCORIS defines it.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, matrix
+
+if TYPE_CHECKING:
+    import torch
+
+SLOTS = ("a1", "a2", "b1", "b2")
+TURNED = {"a1": "a2", "a2": "a1", "b1": "b2", "b2": "b1"}
+
+
+class Glora(Kind):
+    """Add a low-rank product, and the weight times another."""
+
+    name = "glora"
+    title = "GLoRA"
+    required = frozenset({"glora_a1", "glora_a2", "glora_b1", "glora_b2"})
+    optional = frozenset({"glora_bm", "alpha"})
+    suffixes = tuple((rf"\.{slot}\.weight", f"glora_{slot}") for slot in (*SLOTS, "bm"))
+
+    def rank(self, shapes: Shapes) -> int:
+        """Return the smaller side of a1."""
+        return min(matrix(shapes["glora_a1"]))
+
+    def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Ask for one of the two orientations."""
+        if len(weight) < 2:
+            return "it needs a weight with inputs"
+        if _is_new(shapes, weight) or _is_old(shapes, weight):
+            return None
+        return "its tensors " + ", ".join(f"{slot} {shapes[f'glora_{slot}']}" for slot in SLOTS) + " do not fit"
+
+    def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
+        """Name the factors as LyCORIS does today, flat, and fold the core in."""
+        shapes = {slot: tuple(tensor.shape) for slot, tensor in tensors.items()}
+        new = _is_new(shapes, terms.shape)
+        found = {slot: tensors[f"glora_{slot if new else TURNED[slot]}"].flatten(1) for slot in SLOTS}
+        if "glora_bm" in tensors:
+            found["b2"] = (found["b2"].T @ tensors["glora_bm"].flatten(2)).flatten(1)
+        return found
+
+    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+        """Mix the inputs of these rows by a1·a2, and add b1·b2."""
+        cube = weight.reshape(weight.shape[0], terms.shape[1], -1).transpose(1, 2)
+        mixed = ((cube @ tensors["a1"]) @ tensors["a2"]).transpose(1, 2).flatten(1)
+        return (mixed + tensors["b1"][rows] @ tensors["b2"]).mul_(terms.scale)
+
+
+def _is_new(shapes: Shapes, weight: tuple[int, ...]) -> bool:
+    a1, a2, b1, b2 = (matrix(shapes[f"glora_{slot}"]) for slot in SLOTS)
+    rank, kernel = a1[1], prod(shapes.get("glora_bm", ())[2:])
+    fits = (a1[0], a2, b1, (b2[0], b2[1] * kernel)) == (
+        weight[1],
+        (rank, weight[1]),
+        (weight[0], rank),
+        (rank, matrix(weight)[1]),
+    )
+    return fits and ("glora_bm" not in shapes or shapes["glora_bm"][:2] == (rank, rank))
+
+
+def _is_old(shapes: Shapes, weight: tuple[int, ...]) -> bool:
+    if "glora_bm" in shapes:
+        return False
+    a1, a2, b1, b2 = (matrix(shapes[f"glora_{slot}"]) for slot in SLOTS)
+    rank = a1[0]
+    wanted = (rank, weight[1]), (weight[1], rank), (rank, matrix(weight)[1]), (weight[0], rank)
+    return (a1, a2, b1, b2) == wanted
+
+
+KINDS = (Glora(),)

@@ -1,0 +1,107 @@
+"""IA3: each output (or input) of a module is scaled by a trained number. Liu et al. 2022 (arXiv 2205.05638).
+
+LyCORIS stores what is added to 1 (`weight`, with `on_input` 0 or 1): W' = W ⊙ (1 + w), the bias as it was.
+PEFT stores the factor itself (`ia3_l`): W' = W ⊙ l; where it scales outputs, b' = b ⊙ l as well.
+"""
+
+from __future__ import annotations
+
+import re
+from math import prod
+from typing import TYPE_CHECKING, ClassVar
+
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms
+
+if TYPE_CHECKING:
+    import torch
+
+
+def _scaled(weight: torch.Tensor, factor: torch.Tensor, rows: slice, terms: Terms, *, inputs: bool) -> torch.Tensor:
+    """Return W ⊙ factor, with one factor an input or one an output."""
+    if not inputs:
+        return weight * factor.reshape(-1, 1)[rows]
+    cube = weight.reshape(weight.shape[0], terms.shape[1], -1)
+    return (cube * factor.reshape(1, -1, 1)).reshape(weight.shape)
+
+
+class Ia3(Kind):
+    """Scale outputs or inputs by 1 + w (LyCORIS)."""
+
+    name = "ia3"
+    title = "IA3"
+    required = frozenset({"whole_weight", "on_input"})
+    suffixes = ((r"\.on_input", "on_input"),)
+
+    def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Ask for one number an output or an input."""
+        count = prod(shapes["whole_weight"])
+        return None if count in weight[:2] else f"it scales {count} outputs or inputs"
+
+    def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
+        """Read which side is scaled."""
+        factor = tensors["whole_weight"].reshape(-1)
+        side = "inputs" if bool(tensors["on_input"].reshape(-1)[0]) else "outputs"
+        if factor.numel() != terms.shape[side == "inputs"]:
+            raise ValueError(f"on_input says that it scales {side}, and it has {factor.numel()} numbers")
+        return {side: factor}
+
+    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+        """Return W ⊙ w."""
+        ((side, factor),) = tensors.items()
+        return _scaled(weight, factor, rows, terms, inputs=side == "inputs")
+
+
+class PeftIa3(Kind):
+    """Scale outputs or inputs by l (PEFT)."""
+
+    name = "ia3_peft"
+    title = "IA3"
+    required = frozenset({"ia3_l"})
+    suffixes: ClassVar[tuple[tuple[str, str], ...]] = ((r"\.ia3_l", "ia3_l"),)
+    peft_type = "IA3"
+    peft_fields = frozenset({"feedforward_modules", "init_ia3_weights"})
+
+    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+        """Tell by the shape which side is scaled; a convolution's tells nothing, there `feedforward_modules` does."""
+        shape = shapes["ia3_l"]
+        if len(shape) == 2 and 1 in shape and shape != (1, 1):
+            return {"inputs": shape[0] == 1}
+        listed = (config or {}).get("feedforward_modules")
+        if config is None or not isinstance(listed, (str, list, type(None))):
+            raise ValueError("no adapter_config.json says whether IA3 scales its inputs or outputs")
+        if isinstance(listed, str):
+            return {"inputs": re.fullmatch(listed, module) is not None}
+        return {"inputs": any(module == name or module.endswith(f".{name}") for name in listed or ())}
+
+    def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Ask for one number an output or an input."""
+        shape = shapes["ia3_l"]
+        fits = prod(shape) in weight[:2] and (len(shape) != 2 or shape in ((weight[0], 1), (1, weight[1])))
+        return None if fits else f"its factors are {shape}"
+
+    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+        """Return W ⊙ (l − 1)."""
+        return _scaled(weight, tensors["ia3_l"] - 1, rows, terms, inputs=bool(terms.settings["inputs"]))
+
+
+class PeftIa3Bias(PeftIa3):
+    """Scale the bias with the outputs."""
+
+    name = "ia3_peft_bias"
+    title = "IA3 bias"
+    suffixes = ()
+    parameter = "bias"
+    where_present = True
+
+    def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Leave the check to the weight."""
+        return None
+
+    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+        """Return b ⊙ (l − 1) if l scales outputs."""
+        if terms.settings["inputs"]:
+            return weight.new_zeros(weight.shape)
+        return weight * (tensors["ia3_l"] - 1).reshape(-1, 1)[rows]
+
+
+KINDS = (Ia3(), PeftIa3(), PeftIa3Bias())

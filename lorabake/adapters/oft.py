@@ -1,0 +1,240 @@
+"""OFT and BOFT: blocks of outputs or inputs are rotated. W' = R·W or W·R, R orthogonal by Cayley's map of a skew Q.
+
+LyCORIS and kohya rotate outputs. Diagonal OFT (`oft_blocks`, (n, b, b)): Q = X − Xᵀ, R = (I + Q)(I − Q)⁻¹, and each
+block of b rows becomes Rᵀ·W. BOFT (`oft_blocks`, (m, n, b, b)): m rounds of R·W on rows that a butterfly of stride
+2^i·b/2 brings together. alpha is a constraint: ‖Q‖ of all blocks together is at most alpha × out; kohya takes alpha 0
+for no rotation, LyCORIS for no constraint. `rescale` (out) multiplies the rows afterwards. `oft_diag`, of 2023, holds
+the blocks R themselves.
+PEFT rotates inputs. OFT (`oft_R`, (n, b·(b−1)/2)): Q from the strict upper triangle, W' = W·Rᵀ with
+R = (I − Q)(I + Q)⁻¹, or, with `use_cayley_neumann`, the first terms of the series of (I + Q)(I − Q)⁻¹, which is the
+opposite rotation. BOFT (`boft_R`, (1, n, b, b)): Q = (X − Xᵀ)/2, R as in OFT, and rows scaled by `boft_s`.
+OneTrainer's OFT (`oft_R` and a marker `scaled_oft`): PEFT's with the series of five terms and Q/(2·√(b − 1)).
+Qiu et al. 2023 (arXiv 2306.07280); Liu et al. 2023, BOFT (arXiv 2311.06243); Qiu et al. 2025 (arXiv 2506.19847).
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, cast
+
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, matrix
+
+if TYPE_CHECKING:
+    import torch
+
+
+def cayley(skew: torch.Tensor) -> torch.Tensor:
+    """Return (I + Q)(I − Q)⁻¹ of skew matrices Q (…, b, b)."""
+    import torch
+
+    identity = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
+    turn: torch.Tensor = torch.linalg.solve(identity - skew, identity + skew)  # the two commute
+    return turn
+
+
+def series(skew: torch.Tensor, terms: int) -> torch.Tensor:
+    """Return I + 2Q + 2Q² + … + Q^(terms−1), the series of Cayley's map cut off as PEFT does."""
+    import torch
+
+    total = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device).expand(skew.shape).clone()
+    power = skew
+    for term in range(1, terms):
+        total = total + power * (1 if term == terms - 1 and terms > 2 else 2)
+        power = power @ skew
+    return total
+
+
+class Oft(Kind):
+    """Rotate blocks of outputs (LyCORIS's diagonal OFT and BOFT, kohya's OFT)."""
+
+    name = "oft"
+    title = "OFT"
+    required = frozenset({"oft_blocks"})
+    optional = frozenset({"alpha", "rescale"})
+    suffixes = ((r"\.oft_blocks", "oft_blocks"), (r"\.rescale", "rescale"))
+    by_rows = False
+    alpha_is_scale = False
+
+    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+        """Tell kohya's files by their prefix: they mean something else by alpha 0."""
+        return {"kohya": module.startswith("oft_")}
+
+    def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Ask for square blocks that cover the outputs."""
+        shape = shapes["oft_blocks"]
+        if len(shape) not in (3, 4) or shape[-1] != shape[-2]:
+            return f"its blocks {shape} are no square matrices"
+        if not weight or shape[-3] * shape[-1] != weight[0]:
+            return f"its blocks turn {shape[-3] * shape[-1]} outputs"
+        if len(shape) == 4 and (shape[-1] % 2 or weight[0] % (2 ** shape[0] * (shape[-1] // 2))):
+            return f"its {shape[0]} butterfly rounds of blocks of {shape[-1]} do not divide the outputs"
+        if "rescale" in shapes and prod(shapes["rescale"]) != weight[0]:
+            return f"it rescales {prod(shapes['rescale'])} outputs"
+        return None
+
+    def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
+        """Build the rotations (rounds, n, b, b), as they multiply rows."""
+        blocks = tensors["oft_blocks"]
+        skew = blocks - blocks.transpose(-1, -2)
+        if "alpha" in tensors:
+            bound = float(tensors["alpha"].reshape(-1)[0]) * terms.shape[0]
+            norm = float(skew.norm())
+            if (bound > 0 or terms.settings["kohya"]) and norm > bound:
+                skew = skew * (max(bound, 0.0) / norm)
+        turns = cayley(skew)
+        found = {"rounds": turns} if turns.dim() == 4 else {"turns": turns.transpose(-1, -2)}
+        return found | ({"rescale": tensors["rescale"]} if "rescale" in tensors else {})
+
+    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+        """Rotate all rows, round after round."""
+        columns = weight.shape[1]
+        if "turns" in tensors:
+            turned = tensors["turns"] @ weight.reshape(-1, tensors["turns"].shape[-1], columns)
+        else:
+            turned = weight
+            for number, turns in enumerate(tensors["rounds"]):
+                size = turns.shape[-1]
+                stride = 2**number * (size // 2)
+                near = turned.reshape(-1, 2, stride, columns).transpose(1, 2)
+                near = turns @ near.reshape(-1, size, columns)
+                turned = near.reshape(-1, stride, 2, columns).transpose(1, 2)
+        turned = turned.reshape(weight.shape)
+        if "rescale" in tensors:
+            turned = turned * tensors["rescale"].reshape(-1, 1)
+        return turned - weight
+
+
+class OldOft(Kind):
+    """Turn blocks of outputs by the matrices in the file (kohya's OFT of 2023)."""
+
+    name = "oft_diag"
+    title = "OFT"
+    required = frozenset({"oft_diag"})
+    optional = frozenset({"alpha"})
+    suffixes = ((r"\.oft_diag", "oft_diag"),)
+    by_rows = False
+    alpha_is_scale = False
+
+    def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Ask for square blocks that cover the outputs."""
+        shape = shapes["oft_diag"]
+        if len(shape) == 3 and shape[1] == shape[2] and weight and shape[0] * shape[1] == weight[0]:
+            return None
+        return f"its blocks are {shape}"
+
+    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+        """Multiply each block of rows by its matrix, transposed."""
+        blocks = tensors["oft_diag"]
+        turned = blocks.transpose(1, 2) @ weight.reshape(blocks.shape[0], blocks.shape[1], -1)
+        return turned.reshape(weight.shape) - weight
+
+
+class PeftOft(Kind):
+    """Rotate blocks of inputs (PEFT's OFT, OneTrainer's)."""
+
+    name = "oft_peft"
+    title = "OFT"
+    required = frozenset({"oft_R"})
+    optional = frozenset({"scaled_oft"})
+    markers = optional
+    suffixes = ((r"\.oft_R(?:\.[^.]+)?\.weight", "oft_R"), (r"\.(?:oft_R\.)?scaled_oft", "scaled_oft"))
+    peft_type = "OFT"
+    peft_fields = frozenset(
+        {"r", "oft_block_size", "use_cayley_neumann", "num_cayley_neumann_terms", "block_share", "rank_pattern"}
+        | {"coft", "eps", "module_dropout", "fan_in_fan_out", "bias", "init_weights", "alpha_pattern"}
+    )
+
+    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+        """Choose the rotation: the tensors alone do not tell which of two opposite ones is meant."""
+        if "scaled_oft" in shapes:
+            return {"terms": 5, "scaled": True}
+        if config is None:
+            raise ValueError("no adapter_config.json says use_cayley_neumann: the two readings turn opposite ways")
+        if "use_cayley_neumann" not in config:
+            raise ValueError("its adapter_config.json, of an older PEFT, does not say use_cayley_neumann")
+        count = config.get("num_cayley_neumann_terms", 5)
+        if type(count) is not int or count < 1:
+            raise ValueError(f"num_cayley_neumann_terms is {count!r}")
+        count = 4 if count == 3 else count  # PEFT computes the same for both
+        return {"terms": count if config["use_cayley_neumann"] else 0, "scaled": False}
+
+    def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Ask for as many packed triangles as cover the inputs, or for one that all blocks share."""
+        shape, columns = shapes["oft_R"], matrix(weight)[1]
+        size = _block_size(shape[-1]) if len(shape) == 2 else 0
+        if not size or columns % size or shape[0] not in (1, columns // size):
+            return f"its packed rotations {shape} do not cover {columns} inputs"
+        return None
+
+    def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
+        """Unpack the triangles and build what multiplies blocks of columns from the right."""
+        import torch
+
+        packed = tensors["oft_R"]
+        size = _block_size(packed.shape[1])
+        rows, columns = torch.triu_indices(size, size, 1, device=packed.device)
+        skew = packed.new_zeros(packed.shape[0], size, size)
+        skew[:, rows, columns] = packed
+        skew = skew - skew.transpose(1, 2)
+        if terms.settings["scaled"]:
+            skew = skew / (2 * (size - 1) ** 0.5)
+        count = cast(int, terms.settings["terms"])
+        return {"turns": (series(skew, count) if count else cayley(-skew)).transpose(1, 2)}
+
+    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+        """Rotate the blocks of these rows."""
+        return _turn_inputs(weight, tensors["turns"]) - weight
+
+
+class PeftBoft(Kind):
+    """Rotate blocks of inputs and scale outputs (PEFT's BOFT of one round)."""
+
+    name = "boft_peft"
+    title = "BOFT"
+    required = frozenset({"boft_R", "boft_s"})
+    suffixes = ((r"\.boft_R", "boft_R"), (r"\.boft_s", "boft_s"))
+    peft_type = "BOFT"
+    peft_fields = frozenset(
+        {"boft_block_size", "boft_block_num", "boft_n_butterfly_factor", "boft_dropout", "fan_in_fan_out", "bias"}
+        | {"init_weights"}
+    )
+
+    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+        """Refuse several rounds."""
+        if shapes["boft_R"][:1] != (1,):
+            raise ValueError(
+                f"PEFT's BOFT of {shapes['boft_R'][0]} butterfly rounds is not supported (PEFT bakes it on CUDA only)"
+            )
+        return {}
+
+    def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Ask for square blocks that cover the inputs, and one scale an output."""
+        shape = shapes["boft_R"]
+        if len(shape) != 4 or shape[2] != shape[3] or shape[1] * shape[2] != matrix(weight)[1]:
+            return f"its blocks {shape} do not cover {matrix(weight)[1]} inputs"
+        return None if prod(shapes["boft_s"]) == weight[0] else f"it scales {prod(shapes['boft_s'])} outputs"
+
+    def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
+        """Build what multiplies blocks of columns from the right."""
+        blocks = tensors["boft_R"][0]
+        skew = (blocks - blocks.transpose(1, 2)) / 2
+        return {"turns": cayley(-skew).transpose(1, 2), "lengths": tensors["boft_s"].reshape(-1, 1)}
+
+    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+        """Rotate and scale these rows."""
+        return _turn_inputs(weight, tensors["turns"]) * tensors["lengths"][rows] - weight
+
+
+def _block_size(packed: int) -> int:
+    """Return b where b·(b − 1)/2 = packed, or 0."""
+    size = round((1 + (1 + 8 * packed) ** 0.5) / 2)
+    return size if size > 1 and size * (size - 1) // 2 == packed else 0
+
+
+def _turn_inputs(weight: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Multiply each block of columns from the right by its matrix (b, b), or by the one that they share."""
+    blocks = weight.reshape(weight.shape[0], -1, turns.shape[-1]).transpose(0, 1)
+    return (blocks @ turns).transpose(0, 1).reshape(weight.shape)
+
+
+KINDS = (Oft(), OldOft(), PeftOft(), PeftBoft())

@@ -1,0 +1,162 @@
+"""Every algorithm of LyCORIS: what its modules compute in training is what lorabake bakes.
+
+The weight that a module trains is read off its forward pass, one unit input at a time: LyCORIS's own merge counts the
+scale of LoHa and LoKr twice, which `test_merging_with_lycoris_counts_the_scale_twice` shows.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests import builders as b
+
+lycoris = pytest.importorskip("lycoris")
+
+pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]
+
+LAYERS: dict[str, Any] = {
+    "linear": lambda: torch.nn.Linear(8, 16),
+    "conv1d": lambda: torch.nn.Conv1d(8, 16, 3),
+    "conv2d": lambda: torch.nn.Conv2d(8, 16, 3),
+    "conv2d 1×1": lambda: torch.nn.Conv2d(8, 16, 1),
+    "conv3d": lambda: torch.nn.Conv3d(8, 16, 2),
+}
+ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "LoCon": ("LoConModule", {}),
+    "LoCon, Tucker": ("LoConModule", {"use_tucker": True}),
+    "LoCon, rsLoRA": ("LoConModule", {"rs_lora": True}),
+    "LoCon, DoRA": ("LoConModule", {"weight_decompose": True}),
+    "LoCon, DoRA by column": ("LoConModule", {"weight_decompose": True, "wd_on_out": False}),
+    "LoHa": ("LohaModule", {}),
+    "LoHa, Tucker": ("LohaModule", {"use_tucker": True}),
+    "LoHa, DoRA": ("LohaModule", {"weight_decompose": True}),
+    "LoHa, DoRA by column": ("LohaModule", {"weight_decompose": True, "wd_on_out": False}),
+    "LoKr": ("LokrModule", {"lora_dim": 1, "factor": 2}),
+    "LoKr, both": ("LokrModule", {"lora_dim": 1, "factor": 4, "decompose_both": True}),
+    "LoKr, Tucker": ("LokrModule", {"lora_dim": 1, "factor": 2, "use_tucker": True}),
+    "LoKr, whole": ("LokrModule", {"lora_dim": 100, "factor": 2, "full_matrix": True}),
+    "LoKr, unbalanced": ("LokrModule", {"lora_dim": 1, "factor": 2, "unbalanced_factorization": True}),
+    "LoKr, DoRA": ("LokrModule", {"lora_dim": 1, "factor": 2, "weight_decompose": True}),
+    "LoKr, DoRA by column": (
+        "LokrModule",
+        {"lora_dim": 1, "factor": 2, "weight_decompose": True, "wd_on_out": False},
+    ),
+    "GLoRA": ("GLoRAModule", {}),
+    "IA3": ("IA3Module", {}),
+    "IA3 of inputs": ("IA3Module", {"train_on_input": True}),
+    "full": ("FullModule", {}),
+    "diagonal OFT": ("DiagOFTModule", {}),
+    "diagonal OFT, constrained": ("DiagOFTModule", {"constraint": 0.05}),
+    "diagonal OFT, rescaled": ("DiagOFTModule", {"rescaled": True}),
+    "BOFT": ("ButterflyOFTModule", {"lora_dim": 2}),
+    "BOFT, constrained and rescaled": ("ButterflyOFTModule", {"lora_dim": 2, "constraint": 0.05, "rescaled": True}),
+}
+
+
+def module_class(name: str) -> Any:
+    import lycoris.modules as modules
+
+    for module in ("locon", "loha", "lokr", "glora", "ia3", "full", "diag_oft", "boft", "norms"):
+        found = getattr(__import__(f"lycoris.modules.{module}", fromlist=[name]), name, None)
+        if found is not None:
+            return found
+    raise LookupError(f"{modules} has no {name}")
+
+
+def wrap(algorithm: str, layer: torch.nn.Module, seed: int = 1) -> Any:
+    """Put an algorithm on a layer, with random parameters, alpha 1 and rank 2."""
+    name, options = ALGORITHMS[algorithm]
+    options = {"lora_dim": 2, "alpha": 1, **options}
+    torch.manual_seed(seed)
+    module = module_class(name)("lora_unet_layer", layer, 1.0, **options)
+    with torch.no_grad():
+        for parameter_name, parameter in module.named_parameters():
+            if parameter_name.startswith("org_module"):
+                continue
+            if parameter_name in ("dora_scale", "rescale"):
+                parameter.mul_(1 + 0.2 * torch.rand_like(parameter))
+            elif isinstance(layer, torch.nn.modules.conv._ConvNd) or parameter.requires_grad:
+                parameter.copy_(torch.randn_like(parameter) * 0.5)
+    return module.eval()
+
+
+def trained_weight(layer: Any, module: Any) -> torch.Tensor:
+    """Read W off the forward pass of the adapted layer: one unit input a column, the bias taken off."""
+    weight = layer.weight.detach().clone()
+    shape = tuple(weight.shape)
+    module.apply_to()
+    columns = prod(shape[1:])
+    with torch.no_grad():
+        inputs = torch.eye(columns, dtype=weight.dtype).reshape(columns, *shape[1:])
+        answers = layer(inputs) - layer(torch.zeros_like(inputs[:1]))
+    return answers.reshape(columns, shape[0]).T.reshape(shape)
+
+
+def bake(folder: Path, base: dict[str, torch.Tensor], module: Any, strength: float = 1.0) -> dict[str, torch.Tensor]:
+    b.save(folder / "base.safetensors", base)
+    state = module.custom_state_dict() or module.state_dict()
+    tensors = {f"lora_unet_layer.{name}": tensor.detach().float().contiguous() for name, tensor in state.items()}
+    b.save(folder / "lora.safetensors", tensors)
+    return load_file(b.bake_sd1(folder, loras=[{"path": "lora.safetensors", "strength": strength}]))
+
+
+def parameters(layer: Any) -> dict[str, torch.Tensor]:
+    return {f"layer.{name}": parameter.detach().clone() for name, parameter in layer.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_trained_weight_is_baked(algorithm: str, kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = LAYERS[kind]()
+    base = parameters(layer)
+    module = wrap(algorithm, layer)
+    wanted, before = trained_weight(layer, module), base["layer.weight"]
+    assert (wanted - before).abs().max() > 3e-3, "the adapter changes nothing"
+    baked = bake(tmp_path, base, module)
+    torch.testing.assert_close(baked["layer.weight"], wanted, rtol=2e-5, atol=2e-5)
+    half = bake(tmp_path, base, module, 0.5)["layer.weight"]
+    torch.testing.assert_close(half, before + (wanted - before) / 2, rtol=2e-5, atol=2e-5)
+    if algorithm == "full":
+        torch.testing.assert_close(baked["layer.bias"], module.bias.detach(), rtol=2e-5, atol=2e-5)
+    else:
+        assert torch.equal(baked["layer.bias"], base["layer.bias"])
+
+
+def test_norms_are_baked(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.LayerNorm(8)
+    base = parameters(layer)
+    module = module_class("NormModule")("lora_unet_layer", layer, 1.0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    inputs = torch.randn(5, 8)
+    module.apply_to()
+    wanted = layer(inputs)
+    baked = bake(tmp_path, base, module)
+    found = torch.nn.functional.layer_norm(inputs, (8,), baked["layer.weight"], baked["layer.bias"])
+    torch.testing.assert_close(found, wanted, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("algorithm", ["LoHa", "LoKr"])
+def test_merging_with_lycoris_counts_the_scale_twice(algorithm: str) -> None:
+    """alpha 1 and rank 2: the trained delta has the scale 1/2, that of LyCORIS's merge 1/4; hence no comparison."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(16, 16)
+    base = layer.weight.detach().clone()
+    name, options = ALGORITHMS[algorithm]
+    module = module_class(name)("lora_unet_layer", layer, 1.0, **{**options, "lora_dim": 2, "alpha": 1})
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    merged = module.get_merged_weight()[0].detach() - base
+    trained = trained_weight(layer, module) - base
+    ratio = (merged / trained).median()
+    assert float(ratio) == pytest.approx(0.5, rel=1e-3)
