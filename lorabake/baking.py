@@ -137,7 +137,7 @@ def _bake(plan: Plan, output: Output, inputs: Inputs, options: RunOptions, began
                 from lorabake.execute import Executor, choose_device, work
         if plan.bakes:
             memory.sample()
-            device = choose_device(options.device, float64=recipe.compute_dtype == "float64", warn=options.warn)
+            device = choose_device(options.device, float64=recipe.in_float64, warn=options.warn)
             steps = _Shared(iter(plan.bakes))
             executors = [
                 Executor(plan, inputs, output.write, device, options.warn)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from lorabake.adapters import dora
 from lorabake.adapters.kind import Tensors, Terms, matrix
 from lorabake.errors import MatchError, SurroundingsError, ValueTooLargeError
 from lorabake.matching import Patch
+from lorabake.methods import combine, masks_of
 from lorabake.planning import TILE_VALUES, Bake, Plan, Target
 from lorabake.tensors.dtypes import DTYPES, decode_scalar
 from lorabake.tensors.safetensors import TensorInfo
@@ -82,7 +83,7 @@ class Executor:
         self, plan: Plan, reader: Reader, write: Writer, device: torch.device, warn: Callable[[str], None]
     ) -> None:
         self.plan, self.reader, self._write, self.device, self._warn = plan, reader, write, device, warn
-        double = plan.sources.recipe.compute_dtype == "float64" or any(
+        double = plan.sources.recipe.in_float64 or any(
             target.source.dtype == "F64" for bake in plan.bakes for target in bake.targets
         )
         self.dtype = torch.float64 if double else torch.float32
@@ -194,6 +195,7 @@ class Executor:
             for target in step.targets
         }
         baked = {key: tensor.clone() for key, tensor in base.items()}
+        deltas: dict[int, torch.Tensor] = {}
         began = time.perf_counter()
         for patch in sorted(step.patches, key=lambda patch: not patch.kind.replaces):
             weight = patch.view.read(base).reshape(patch.view.rows, -1)
@@ -201,13 +203,17 @@ class Executor:
             if patch.kind.replaces or patch.has_dora:
                 whole = slice(0, patch.view.rows)
                 changed = tensors["value"] if patch.kind.replaces else _change(patch, tensors, weight, whole, terms)
-                if len(step.patches) == 1 and patch.strength == 1 and patch.view.transpose:
+                if len(step.patches) == 1 and step.summed and patch.strength == 1 and patch.view.transpose:
                     baked[patch.view.keys[0]] = changed.T.contiguous()
                     continue
                 delta = changed - weight
             else:
                 delta = _change(patch, tensors, weight, slice(0, patch.view.rows), terms)
-            patch.view.add(baked, delta * patch.strength)
+            if step.summed or patch.kind.replaces:
+                patch.view.add(baked, delta * patch.strength)
+            else:
+                deltas[id(patch)] = delta.contiguous()
+        self._combine(step, deltas, baked)
         self.seconds["compute"] += time.perf_counter() - began
         for target in step.targets:
             rows, columns = matrix(target.shape)
@@ -217,6 +223,22 @@ class Executor:
                 tile = flat[start : start + size]
                 self._emit(step, target, tile, start)
                 yield tile.numel() * _torch_dtype(target.dtype).itemsize
+
+    def _combine(self, step: Bake, deltas: Mapping[int, torch.Tensor], baked: Mapping[str, torch.Tensor]) -> None:
+        """Add what the recipe's method makes of deltas at strength 1, piece by piece."""
+        if step.summed:
+            return
+        method = self.plan.sources.recipe.method
+        for key, start, stop, there in step.pieces():
+            turned = there[0].patch.view.transpose
+            parts = [
+                deltas[id(piece.patch)].T.contiguous() if turned else deltas[id(piece.patch)][piece.rows]
+                for piece in there
+            ]
+            masks = masks_of(method, key, start, [piece.patch.lora for piece in there], parts[0].numel())
+            total = combine(method, parts, [piece.patch.strength for piece in there], masks)
+            rows = baked[key] if turned else baked[key][start:stop]
+            rows += total.reshape(rows.shape)
 
     # -- in and out ------------------------------------------------------------------------------------
 

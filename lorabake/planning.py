@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import prod
 from pathlib import Path, PurePosixPath
 
@@ -63,16 +64,48 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """Say which rows of its module a patch has in a piece of a tensor."""
+
+    patch: Patch
+    rows: slice
+
+
+@dataclass(frozen=True, slots=True)
 class Bake:
-    """Compute tensors that patches touch together; without patches, cast one."""
+    """Compute tensors that patches touch together; without patches, cast one.
+
+    `summed` is false where the recipe's method combines deltas otherwise.
+    """
 
     targets: tuple[Target, ...]
     patches: tuple[Patch, ...]
+    summed: bool = True
 
     @property
     def by_rows(self) -> bool:
         """Tell whether any rows of the tensor can be computed without the others."""
-        return len(self.targets) == 1 and all(not needs_whole(patch) for patch in self.patches)
+        return self.summed and len(self.targets) == 1 and all(not needs_whole(patch) for patch in self.patches)
+
+    def pieces(self) -> Iterator[tuple[str, int, int, tuple[Piece, ...]]]:
+        """Cut the targets' rows where any patch begins or ends: (tensor, first row, last row, who is there)."""
+        for target in self.targets:
+            places = []
+            for patch in self.patches:
+                row = 0
+                for region in patch.view.regions:
+                    if region.key == target.key and not patch.kind.replaces:
+                        places.append((region, row, patch))
+                    row += region.stop - region.start
+            cuts = sorted({at for region, _, _ in places for at in (region.start, region.stop)})
+            for start, stop in pairwise(cuts):
+                there = tuple(
+                    Piece(patch, slice(row + start - region.start, row + stop - region.start))
+                    for region, row, patch in places
+                    if region.start <= start and stop <= region.stop
+                )
+                if there:
+                    yield target.key, start, stop, there
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +171,7 @@ class Plan:
 
     def peak_memory(self, workers: int = 2) -> int:
         """Estimate the bytes of anonymous memory that a bake needs."""
-        wide = 8 if self.sources.recipe.compute_dtype == "float64" else 4
+        wide = 8 if self.sources.recipe.in_float64 else 4
         largest = max((_working_values(bake) for bake in self.bakes), default=0)
         return RUNTIME_BYTES + workers * wide * largest
 
@@ -220,7 +253,8 @@ class _Planner:
         for patch in patches:
             for key in patch.view.keys:
                 touched.setdefault(key, []).append(patch)
-        groups = _group(patches)
+        summed = self.recipe.method.name == "sum"
+        groups = _group(patches, summed=summed)
         by_key = {target.key: target for draft in drafts for target in draft.targets}
         bakes = []
         for target in by_key.values():
@@ -228,7 +262,7 @@ class _Planner:
             if target.key in touched and group[0] == target.key:
                 together = {id(patch): patch for key in group for patch in touched[key]}
                 chosen = tuple(together.values())
-                bakes.append(Bake(tuple(by_key[key] for key in group), chosen))
+                bakes.append(Bake(tuple(by_key[key] for key in group), chosen, summed))
             elif target.key not in touched and target.dtype != target.source.dtype:
                 bakes.append(Bake((target,), ()))
         baked = {target.key for bake in bakes for target in bake.targets}
@@ -510,11 +544,11 @@ def _index_name(stem: str) -> str:
     return f"{named[1]}.safetensors.index.{named[2]}.json" if named else f"{stem}.safetensors.index.json"
 
 
-def _group(patches: Iterable[Patch]) -> dict[str, tuple[str, ...]]:
+def _group(patches: Iterable[Patch], *, summed: bool) -> dict[str, tuple[str, ...]]:
     """Join base tensors that a patch can only change together; name each group by its first tensor."""
     group: dict[str, list[str]] = {}
     for patch in patches:
-        if len(patch.view.keys) > 1 and needs_whole(patch):
+        if len(patch.view.keys) > 1 and (needs_whole(patch) or not summed):
             merged = list(dict.fromkeys(key for each in patch.view.keys for key in group.get(each, [each])))
             group |= dict.fromkeys(merged, merged)
     return {key: tuple(keys) for key, keys in group.items()}

@@ -99,6 +99,11 @@ def _exactly_int(value: object) -> int:
     raise _expected("1")
 
 
+def _name_to_mapping(value: object) -> object:
+    """Let a name alone stand for a mapping."""
+    return {"name": value} if isinstance(value, str) else value
+
+
 def _path_to_mapping(value: object) -> object:
     match value:
         case str():
@@ -200,6 +205,35 @@ class Lora(Source):
         }
 
 
+class Method(_Part):
+    """Say how the deltas of several LoRAs on one weight become one."""
+
+    name: Literal["sum", "ties", "dare_linear", "dare_ties", "magnitude_prune", "svd"] = Field(
+        "sum", description="The method: the exact sum, TIES, DARE, pruning by magnitude, or a sum of limited rank."
+    )
+    density: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="The share of each delta's values that ties, dare and magnitude_prune keep."
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="The seed of what dare drops.")
+    rank: Whole | None = Field(None, description="The rank that svd keeps.")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Method:
+        wanted = {"sum": set(), "svd": {"rank"}}.get(
+            self.name, {"density"} | ({"seed"} if "dare" in self.name else set())
+        )
+        for field in ("density", "rank"):
+            if field in wanted and field not in self.model_fields_set:
+                raise PydanticCustomError(
+                    "method_field", "the method {name} needs {field}", {"name": self.name, "field": field}
+                )
+        for field in sorted(self.model_fields_set - wanted - {"name"}):
+            raise PydanticCustomError(
+                "method_field", "the method {name} has no {field}", {"name": self.name, "field": field}
+            )
+        return self
+
+
 class Output(_Part):
     """Say where the baked checkpoint goes and in which form."""
 
@@ -244,6 +278,10 @@ class Recipe(_Part):
     vae: Annotated[Source, BeforeValidator(_path_to_mapping, json_schema_input_type=FilePath | Source)] | None = (
         Field(None, description="A VAE that takes the place of the base's own.")
     )
+    method: Annotated[Method, BeforeValidator(_name_to_mapping, json_schema_input_type=Text | Method)] = Field(
+        default_factory=lambda: Method.model_validate({}),
+        description="How the deltas of several LoRAs on one weight become one.",
+    )
     compute_dtype: Literal["float32", "float64"] = Field(
         "float32",
         description="The precision in which deltas are computed and summed.",
@@ -284,6 +322,11 @@ class Recipe(_Part):
         moved._folder = folder.absolute()
         return moved
 
+    @property
+    def in_float64(self) -> bool:
+        """Tell whether deltas are computed in float64: as asked for, or where a method decides by their values."""
+        return self.compute_dtype == "float64" or self.method.name != "sum"
+
     def normal_form(self) -> dict[str, object]:
         """Reduce the recipe to what may change the bytes, with defaults filled in and keys sorted.
 
@@ -302,6 +345,8 @@ class Recipe(_Part):
                 "shard_size": self.output.shard_size,
             },
         }
+        if self.method.name != "sum":
+            form["method"] = self.method.model_dump()
         return {key: _sorted(form[key]) for key in sorted(form)}
 
     def normal_json(self) -> str:

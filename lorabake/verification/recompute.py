@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from lorabake.adapters.kind import matrix
 from lorabake.errors import SurroundingsError
 from lorabake.matching import Patch
+from lorabake.methods import masks_of
 from lorabake.planning import Bake, Plan, Target
 from lorabake.tensors.dtypes import decode_scalar
 from lorabake.verification.arrays import LEAST, MANTISSA, Files, spacing
+from lorabake.verification.combinations import combined
 from lorabake.verification.formulas import FORMULAS, Array, Place, Tensors
 
 Indices = NDArray[np.intp]
@@ -82,7 +84,7 @@ class Recomputation:
         A sum of n products in a precision ε is off by some n·ε times its largest partial sum; the largest change in
         the tile, four times over, stands for that.
         """
-        double = self.plan.sources.recipe.compute_dtype == "float64" or tile.target.source.dtype == "F64"
+        double = self.plan.sources.recipe.in_float64 or tile.target.source.dtype == "F64"
         epsilon = 2.0**-53 if double else 2.0**-24
         at = rows, columns
         sizes = 16 * (np.abs(tile.base[at]) + np.abs(tile.exact[at]))
@@ -124,6 +126,7 @@ class Recomputation:
         base = {each.key: self.files.whole(each.source).reshape(matrix(each.shape)) for each in step.targets}
         exact = {key: array.copy() for key, array in base.items()}
         parts: dict[str, list[Change]] = {key: [] for key in base}
+        own: dict[int, Array] = {}
         for number, patch in enumerate(step.patches):
             view = patch.view
             if view.transpose:
@@ -134,6 +137,9 @@ class Recomputation:
             changed = _delta(patch, self.tensors(patch), weight, place, self.scale(patch))
             if view.transpose:
                 changed = changed.T
+            if not step.summed and not patch.kind.replaces:
+                own[id(patch)] = np.ascontiguousarray(changed) / patch.strength
+                continue
             row = 0
             for region in view.regions:
                 rows = slice(region.start, region.stop)
@@ -141,6 +147,17 @@ class Recomputation:
                 exact[region.key][rows] += delta
                 parts[region.key].append(Change(number, patch, rows, delta))
                 row += region.stop - region.start
+        for key, start, stop, there in () if step.summed else step.pieces():
+            deltas = [
+                own[id(piece.patch)] if piece.patch.view.transpose else own[id(piece.patch)][piece.rows]
+                for piece in there
+            ]
+            method, loras = self.plan.sources.recipe.method, [piece.patch.lora for piece in there]
+            masks = masks_of(method, key, start, loras, deltas[0].size)
+            total = combined(method, deltas, [piece.patch.strength for piece in there], masks)
+            rows = slice(start, stop) if not there[0].patch.view.transpose else slice(0, len(exact[key]))
+            exact[key][rows] += total
+            parts[key].append(Change(step.patches.index(there[0].patch), there[0].patch, rows, total))
         for target in step.targets:
             yield Tile(target, 0, base[target.key], exact[target.key], tuple(parts[target.key]))
 

@@ -110,6 +110,8 @@ class Loaders:
         """
         from peft.tuners.lora import LoraLayer
 
+        if not all(bake.summed for bake in self.plan.bakes):
+            raise CannotLoadError(f"the recipe's method, {self.plan.sources.recipe.method.name}, is no sum")
         loaded: list[str] = []
         for index, lora in enumerate(self.plan.sources.loras):
             wanted = self._wanted(network, component, index)

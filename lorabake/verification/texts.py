@@ -105,6 +105,8 @@ def _reference(plan: Plan) -> tuple[str, str]:
         return FORMULAS_APPLIED, "the recipe gives a LoRA several strengths"
     if any(patch.kind.name != "lora" or patch.has_dora for patch in patches):
         return FORMULAS_APPLIED, "not all modules are plain LoRA"
+    if not all(bake.summed for bake in plan.bakes):
+        return FORMULAS_APPLIED, f"the recipe's method, {plan.sources.recipe.method.name}, is no sum"
     if not patches:
         return FORMULAS_APPLIED, "the recipe has no LoRA"
     return "PEFT", "a program that knows nothing of lorabake"
