@@ -464,9 +464,11 @@ class _Match:
 
 
 def _config_fault(config: PeftConfig, path: str, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    if "down" in shapes and shapes["down"][0] != config.rank_of(path):
+    if "down" not in shapes or config.kind != "LORA":
+        return None
+    if shapes["down"][0] != config.rank_of(path):
         return f"its rank is {shapes['down'][0]}, and adapter_config says {config.rank_of(path)}"
-    if config.dora and "down" in shapes and not dora.is_in(shapes):
+    if config.dora and not dora.is_in(shapes):
         return "adapter_config says use_dora, and there is no magnitude"
     return None
 

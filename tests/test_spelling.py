@@ -87,6 +87,18 @@ KEYS = {
     "transformer.fc.scaled_oft": ("transformer.fc", "scaled_oft"),
     "base_model.model.fc.boft_R": ("base_model.model.fc", "boft_R"),
     "base_model.model.fc.boft_s": ("base_model.model.fc", "boft_s"),
+    **{
+        f"base_model.model.fc.{slot}": ("base_model.model.fc", slot)
+        for slot in (
+            *("hra_u", "hira_A", "hira_B", "lora_E", "c3a_kernel", "road_theta", "road_alpha", "fourierft_spectrum"),
+            *("miss_block", "delora_A", "delora_B", "delora_lambda", "delora_w_norm"),
+        )
+    },
+    "base_model.model.fc.bone_block": ("base_model.model.fc", "miss_block"),
+    "base_model.model.wte.lora_embedding_A": ("base_model.model.wte", "embedding_down"),
+    "base_model.model.wte.lora_embedding_B.default": ("base_model.model.wte", "embedding_up"),
+    "base_model.model.norm.ln_tuning_layers.weight": ("base_model.model.norm", "ln_weight"),
+    "base_model.model.norm.ln_tuning_layers.bias": ("base_model.model.norm", "ln_bias"),
     "base_model.model.fc.ia3_l": ("base_model.model.fc", "ia3_l"),
     "diffusion_model.blocks.0.norm3.diff": ("diffusion_model.blocks.0.norm3", "diff"),
     "diffusion_model.blocks.0.self_attn.q.diff_b": ("diffusion_model.blocks.0.self_attn.q", "diff_b"),
@@ -97,18 +109,15 @@ UNBAKED = {
     "base_model.model.fc.oft_r": "OFT in several parts",
     "diffusion_model.img_in.reshape_weight": "a weight that grows",
     "lora_unet_conv_in.bias_indices": "sparse bias",
-    "base_model.model.wte.lora_embedding_A": "embedding LoRA",
-    "base_model.model.wte.lora_embedding_B.default": "embedding LoRA",
     "base_model.model.wte.token_adapter.trainable_tokens_delta": "trainable tokens",
-    "base_model.model.fc.lora_E": "AdaLoRA",
-    "base_model.model.fc.ranknum": "AdaLoRA",
     "base_model.model.fc.vera_lambda_b": "VeRA",
     "base_model.vera_A.default": "VeRA",
-    "base_model.model.fc.hra_u": "HRA",
-    "base_model.model.fc.miss_block": "PEFT's other kinds",
-    "base_model.model.fc.gralora_A": "PEFT's other kinds",
-    "base_model.model.fc.fourierft_spectrum": "PEFT's other kinds",
-    "base_model.model.fc.randlora_lambda": "PEFT's other kinds",
+    "base_model.model.fc.gralora_A": "GraLoRA",
+    "base_model.model.fc.waveft_spectrum": "WaveFT",
+    "base_model.model.fc.vblora_logits_A": "VB-LoRA",
+    "base_model.vblora_vector_bank": "VB-LoRA",
+    "base_model.model.fc.randlora_lambda": "RandLoRA",
+    "base_model.model.fc.shira_weight": "SHiRA",
 }
 # What the published LoRAs have beside: learned embeddings, and norms that Flux calls `scale`.
 NO_KNOWN_FORM = {

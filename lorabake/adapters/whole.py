@@ -49,4 +49,25 @@ class SetWeight(Whole):
     suffixes = ((r"\.set_weight", "set_weight"),)
 
 
-KINDS = (Whole(), WholeBias(), SetWeight())
+class NormWeight(Whole):
+    """Replace a norm layer's weight (PEFT's LN tuning)."""
+
+    name = "ln_tuning"
+    title = "LN tuning"
+    required = frozenset({"ln_weight"})
+    suffixes = ((r"\.ln_tuning_layers(?:\.[^.]+)?\.weight", "ln_weight"),)
+    peft_type = "LN_TUNING"
+    peft_fields = frozenset({"init_weights", "bias"})
+
+
+class NormBias(Whole):
+    """Replace a norm layer's bias (PEFT's LN tuning)."""
+
+    name = "ln_tuning_bias"
+    title = "LN tuning's bias"
+    required = frozenset({"ln_bias"})
+    suffixes = ((r"\.ln_tuning_layers(?:\.[^.]+)?\.bias", "ln_bias"),)
+    parameter = "bias"
+
+
+KINDS = (Whole(), WholeBias(), SetWeight(), NormWeight(), NormBias())

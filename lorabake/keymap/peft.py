@@ -118,10 +118,10 @@ class PeftConfig:
         if strange:
             names = ", ".join(f"{name} = {json.dumps(config[name])[:60]}" for name in sorted(strange))
             raise FileError(f"{where}: fields that may change the result and are not supported: {names}")
-        alpha = SCALED.get(kind, "")
+        scaled, alpha = kind in SCALED, SCALED.get(kind, "")
         modules = config.get("modules_to_save") or ()
         bias = config.get("bias", "none")
-        if bias not in ("none", "all", "lora_only"):
+        if bias not in ("none", "all") and not str(bias).endswith("_only"):
             raise FileError(f"{where}: bias must be none, all or lora_only, not {bias!r}")
         if not isinstance(modules, (list, tuple)) or not all(isinstance(name, str) for name in modules):
             raise FileError(f"{where}: modules_to_save must be a list of names")
@@ -129,13 +129,15 @@ class PeftConfig:
             where=where,
             kind=kind,
             fields=config,
-            rank=_rank(config.get("r", 8) if kind in SCALED else 8, f"{where}: r"),
+            rank=_rank(config.get("r", 8) if scaled else 8, f"{where}: r"),
             alpha=_number(config.get(alpha, 8), f"{where}: {alpha}"),
             rank_pattern={
-                k: _rank(v, f"{where}: rank_pattern.{k}") for k, v in _pairs(config, "rank_pattern", where)
+                k: _rank(v, f"{where}: rank_pattern.{k}")
+                for k, v in _pairs(config if scaled else {}, "rank_pattern", where)
             },
             alpha_pattern={
-                k: _number(v, f"{where}: alpha_pattern.{k}") for k, v in _pairs(config, "alpha_pattern", where)
+                k: _number(v, f"{where}: alpha_pattern.{k}")
+                for k, v in _pairs(config if scaled else {}, "alpha_pattern", where)
             },
             rslora=_flag(config, "use_rslora", where),
             dora=_flag(config, "use_dora", where),

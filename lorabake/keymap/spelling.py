@@ -25,16 +25,13 @@ UNSUPPORTED = (
     (r"\.oft_(?:blocks\.\d+|r)", "OFT in several parts"),
     (r"\.reshape_weight", "a weight that grows"),
     (r"\.bias_(?:indices|values|size)", "sparse bias"),
-    (r"\.lora_embedding_[AB](?:\.[^.]+)?", "embedding LoRA"),
     (r"\.token_adapter\.trainable_tokens_delta", "trainable tokens"),
-    (r"\.lora_E|\.ranknum", "AdaLoRA"),
     (r"\.?vera_(?:lambda_[bd]|A|B).*", "VeRA"),
-    (r"\.hra_u", "HRA"),
-    (
-        r"\.(?:miss|bone)_block|\.c3a_kernel|\.road_(?:theta|alpha)|\.delora_\w+|\.gralora_\w+",
-        "PEFT's other kinds",
-    ),
-    (r"\.(?:fourierft|waveft)_spectrum|\.vblora_\w+|\.randlora_\w+|\.shira_weight", "PEFT's other kinds"),
+    (r"\.gralora_\w+", "GraLoRA"),
+    (r"\.waveft_spectrum", "WaveFT"),
+    (r"\.?vblora_\w+", "VB-LoRA"),
+    (r"\.?randlora_\w+", "RandLoRA"),
+    (r"\.shira_weight", "SHiRA"),
 )
 
 # What may stand around a module's path in a file: training wrappers.

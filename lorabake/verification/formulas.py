@@ -218,6 +218,100 @@ def boft_peft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Ar
     return turned * tensors["boft_s"].reshape(-1, 1)[place.rows]
 
 
+def hra(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W·Π(I − 2·u·uᵀ) (arXiv 2405.17484); orthogonal vectors by a QR decomposition."""
+    vectors = tensors["hra_u"] / np.linalg.norm(tensors["hra_u"], axis=0)
+    if place.settings["orthogonal"]:
+        vectors = np.linalg.qr(vectors)[0]
+    turned = weight
+    for vector in vectors.T:
+        turned = turned - 2 * np.outer(turned @ vector, vector)
+    return turned
+
+
+def hira(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W ⊙ (1 + B·A)."""
+    return np.asarray(weight * (1 + tensors["hira_B"][place.rows] @ tensors["hira_A"]))
+
+
+def miss(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W[o, i] + M[i mod r, o], or W·M + W + M by blocks (arXiv 2409.15371)."""
+    block, numbers = tensors["miss_block"], np.arange(place.rows.start, place.rows.stop)
+    columns = np.arange(weight.shape[1])
+    if block.ndim == 2:
+        return weight + block[columns[None, :] % block.shape[0], numbers[:, None] % block.shape[1]]
+    size, changed = block.shape[1], weight.copy()
+    for at, row in enumerate(numbers):
+        for first in range(0, weight.shape[1], size):
+            part = slice(first, first + size)
+            changed[at, part] += weight[at, part] @ block[row // size] + block[row // size, row % size]
+    return changed
+
+
+def adalora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W + alpha/(r + 1e-5)·B·diag(E)·A (arXiv 2303.10512)."""
+    product = tensors["up"][place.rows] @ np.diag(tensors["lora_E"].reshape(-1)) @ tensors["down"]
+    scale = float(place.settings["scale"])  # type: ignore[arg-type]
+    return np.asarray(weight + scale * product)
+
+
+def c3a(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W[m·b + k, n·b + j] + w[m, n, (j − k) mod b] / in (arXiv 2407.19342)."""
+    kernel = tensors["c3a_kernel"]
+    size = kernel.shape[2]
+    (m, k), (n, j) = (
+        np.divmod(np.arange(*ends), size) for ends in ((place.rows.start, place.rows.stop), (weight.shape[1],))
+    )
+    return np.asarray(weight + kernel[m[:, None], n[None, :], (j[None, :] - k[:, None]) % size] / weight.shape[1])
+
+
+def delora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W + Σᵢ λ/(r·‖aᵢ‖·‖bᵢ‖)·bᵢ·aᵢ ⊙ n (arXiv 2503.18225)."""
+    changed = weight.copy()
+    for a, b in zip(tensors["delora_A"], tensors["delora_B"].T, strict=True):
+        lengths = max(float(np.linalg.norm(a)), 1e-4) * max(float(np.linalg.norm(b)), 1e-4)
+        strength = tensors["delora_lambda"].item() / (len(tensors["delora_A"]) * lengths)
+        changed += strength * np.outer(b[place.rows], a * tensors["delora_w_norm"])
+    return changed
+
+
+def embedding_lora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W + scale·(B·A)ᵀ."""
+    return np.asarray(weight + scale * (tensors["embedding_up"] @ tensors["embedding_down"][:, place.rows]).T)
+
+
+def road(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """R·W with one 2 × 2 rotation, stretched, for outputs h and h + g/2 of each group (arXiv 2409.00119)."""
+    size, variant = int(place.settings["group"]), place.settings["variant"]  # type: ignore[call-overload]
+    theta, alpha = tensors["road_theta"].reshape(-1), tensors["road_alpha"].reshape(-1)
+    outputs = np.arange(len(weight))
+    group, inside = np.divmod(outputs, size)
+    if variant == "road_1":
+        first = second = group * (size // 2) + inside % (size // 2)
+    elif variant == "road_2":
+        first = second = outputs
+    else:
+        first, second = 2 * size * group + inside, 2 * size * group + size + inside
+    upper = inside < size // 2
+    partner = np.where(upper, outputs + size // 2, outputs - size // 2)
+    straight, across = alpha[first] * np.cos(theta[first]), alpha[second] * np.sin(theta[second])
+    return np.asarray(straight[:, None] * weight + np.where(upper, -across, across)[:, None] * weight[partner])
+
+
+def fourierft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W[a, b] + scaling/(out·in)·Σ c·cos 2π(a·p/out + b·q/in); torch only draws the places (arXiv 2405.03003)."""
+    import torch
+
+    spectrum, (out, columns) = tensors["fourierft_spectrum"], (place.shape[0], weight.shape[1])
+    generator = torch.Generator().manual_seed(int(place.settings["seed"]))  # type: ignore[call-overload]
+    places = torch.randperm(out * columns, generator=generator)[: len(spectrum)].numpy()
+    p, q = np.divmod(places, columns)
+    rows = np.exp(2j * np.pi * np.outer(np.arange(place.rows.start, place.rows.stop), p) / out)
+    waves = np.exp(2j * np.pi * np.outer(q, np.arange(columns)) / columns)
+    scaling = float(place.settings["scaling"])  # type: ignore[arg-type]
+    return np.asarray(weight + scaling / (out * columns) * ((rows * spectrum) @ waves).real)
+
+
 FORMULAS: dict[str, Formula] = {
     "lora": lora,
     "lora_bias": lora_bias,
@@ -238,5 +332,17 @@ FORMULAS: dict[str, Formula] = {
     "oft_diag": oft_diag,
     "oft_peft": oft_peft,
     "boft_peft": boft_peft,
+    "hra": hra,
+    "hira": hira,
+    "miss": miss,
+    "adalora": adalora,
+    "c3a": c3a,
+    "delora": delora,
+    "embedding_lora": embedding_lora,
+    "road": road,
+    "road_bias": road,
+    "fourierft": fourierft,
+    "ln_tuning": whole,
+    "ln_tuning_bias": whole,
 }
 """By `Kind.name`."""

@@ -395,7 +395,6 @@ def test_prompts_are_refused(bake: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"target_modules": ["embed_tokens", "q_proj"]}, "embedding LoRA is not supported"),
         ({"target_modules": ["q_proj"], "trainable_token_indices": [3, 5]}, "trainable_token_indices"),
     ],
     ids=str,

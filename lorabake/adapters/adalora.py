@@ -1,0 +1,66 @@
+"""AdaLoRA: ΔW = alpha/(r + 1e-5) · B·(A ⊙ E), a product with trained singular values E (r, 1).
+
+alpha is PEFT's `lora_alpha` itself, or r where that is not positive. Zhang et al. 2023 (arXiv 2303.10512).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, matrix
+
+if TYPE_CHECKING:
+    import torch
+
+
+class AdaLora(Kind):
+    """Add a product of three."""
+
+    name = "adalora"
+    title = "AdaLoRA"
+    required = frozenset({"up", "down", "lora_E"})
+    suffixes = ((r"\.lora_E", "lora_E"),)
+    low_rank = True
+    peft_type = "ADALORA"
+    peft_fields = frozenset(
+        {
+            "r",
+            "lora_alpha",
+            "lora_dropout",
+            "fan_in_fan_out",
+            "bias",
+            "target_r",
+            "init_r",
+            "tinit",
+            "tfinal",
+            "deltaT",
+        }
+        | {"beta1", "beta2", "orth_reg_weight", "total_step", "rank_pattern"}
+    )
+
+    def rank(self, shapes: Shapes) -> int:
+        """Return the number of singular values."""
+        return shapes["down"][0]
+
+    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+        """Compute the scale."""
+        alpha = (config or {}).get("lora_alpha")
+        if type(alpha) not in (int, float):
+            raise ValueError("no adapter_config.json says lora_alpha")
+        rank = shapes["down"][0]
+        value = cast(float, alpha)
+        return {"scale": (value if value > 0 else rank) / (rank + 1e-5)}
+
+    def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Check the product's shape."""
+        up, down = shapes["up"], shapes["down"]
+        if len(up) != 2 or len(down) != 2 or up[1] != down[0] or shapes["lora_E"] != (down[0], 1):
+            return f"lora_A {down}, lora_B {up} and lora_E {shapes['lora_E']} disagree on the rank"
+        return None if (up[0], down[1]) == matrix(weight) else f"its delta is {up[0]} × {down[1]}"
+
+    def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put singular values and scale into the right-hand factor."""
+        return tensors["up"], tensors["down"] * tensors["lora_E"] * cast(float, terms.settings["scale"])
+
+
+KINDS = (AdaLora(),)

@@ -1,0 +1,52 @@
+"""DeLoRA: ΔW = B·diag(λ/(r·‖aᵢ‖·‖bᵢ‖))·A ⊙ n: strength and direction apart.
+
+A (r, in) has rows aᵢ, B (out, r) columns bᵢ, lengths below 1e-4 count as that; n (in) holds the lengths that the
+base's columns had. Bini et al. 2025 (arXiv 2503.18225), as in PEFT.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, matrix
+
+if TYPE_CHECKING:
+    import torch
+
+SLOTS = ("delora_A", "delora_B", "delora_lambda", "delora_w_norm")
+
+
+class DeLora(Kind):
+    """Add a product of bounded strength."""
+
+    name = "delora"
+    title = "DeLoRA"
+    required = frozenset(SLOTS)
+    suffixes = tuple((rf"\.{slot}", slot) for slot in SLOTS)
+    low_rank = True
+    peft_type = "DELORA"
+    peft_fields = frozenset(
+        {"r", "delora_lambda", "module_dropout", "init_weights", "rank_pattern", "lambda_pattern", "bias"}
+    )
+
+    def rank(self, shapes: Shapes) -> int:
+        """Return the number of rows of A."""
+        return shapes["delora_A"][0]
+
+    def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Check the product's shape, and that lengths are there for all inputs."""
+        a, b = shapes["delora_A"], shapes["delora_B"]
+        if len(a) != 2 or len(b) != 2 or b[1] != a[0]:
+            return f"delora_A {a} and delora_B {b} disagree on the rank"
+        if (b[0], a[1]) != matrix(weight) or shapes["delora_w_norm"] != (a[1],):
+            return f"its delta is {b[0]} × {a[1]}, with lengths of {shapes['delora_w_norm']} inputs"
+        return None
+
+    def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale B's columns and A's columns."""
+        a, b = tensors["delora_A"], tensors["delora_B"]
+        lengths = a.norm(dim=1).clamp(min=1e-4) * b.norm(dim=0).clamp(min=1e-4)
+        return b * (tensors["delora_lambda"] / (len(a) * lengths)), a * tensors["delora_w_norm"]
+
+
+KINDS = (DeLora(),)

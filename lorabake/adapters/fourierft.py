@@ -1,0 +1,65 @@
+"""FourierFT: ΔW = scaling · Re(inverse 2-D Fourier transform of a sparse spectrum).
+
+The file holds the coefficients alone (`fourierft_spectrum`); their places are drawn by torch's generator on the CPU
+from the configuration's `random_loc_seed`, and drawn again here. Gao et al. 2024 (arXiv 2405.03003).
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, cast
+
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, matrix
+
+if TYPE_CHECKING:
+    import torch
+
+
+class FourierFt(Kind):
+    """Add a sparse spectrum's transform."""
+
+    name = "fourierft"
+    title = "FourierFT"
+    required = frozenset({"fourierft_spectrum"})
+    suffixes = ((r"\.fourierft_spectrum", "fourierft_spectrum"),)
+    peft_type = "FOURIERFT"
+    peft_fields = frozenset(
+        {"n_frequency", "n_frequency_pattern", "scaling", "random_loc_seed", "fan_in_fan_out", "init_weights", "bias"}
+    )
+
+    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+        """Read the scale and the seed of the places."""
+        scaling, seed = (config or {}).get("scaling"), (config or {}).get("random_loc_seed")
+        if type(scaling) not in (int, float) or type(seed) is not int:
+            raise ValueError("no adapter_config.json says scaling and random_loc_seed")
+        return {"scaling": scaling, "seed": seed}
+
+    def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Ask for no more coefficients than values."""
+        shape = shapes["fourierft_spectrum"]
+        return None if len(shape) == 1 and shape[0] <= prod(matrix(weight)) else f"its spectrum is {shape}"
+
+    def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
+        """Put the coefficients in their places and transform them."""
+        import torch
+
+        spectrum = tensors["fourierft_spectrum"]
+        rows, columns = matrix(terms.shape)
+        places = drawn(rows * columns, len(spectrum), cast(int, terms.settings["seed"])).to(spectrum.device)
+        dense = spectrum.new_zeros(rows * columns)
+        dense[places] = spectrum
+        return {"delta": torch.fft.ifft2(dense.view(rows, columns)).real * cast(float, terms.settings["scaling"])}
+
+    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+        """Return these rows."""
+        return tensors["delta"][rows]
+
+
+def drawn(count: int, kept: int, seed: int) -> torch.Tensor:
+    """Draw `kept` of `count` places as PEFT does."""
+    import torch
+
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:kept]
+
+
+KINDS = (FourierFt(),)

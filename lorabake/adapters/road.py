@@ -1,0 +1,79 @@
+"""RoAd: outputs h and h + g/2 of each group of g are rotated and stretched as a pair; the bias goes along.
+
+W'[h] = α·cos θ·W[h] − α·sin θ·W[h + g/2] and W'[h + g/2] = α·sin θ·W[h] + α·cos θ·W[h + g/2]. PEFT's variants differ in
+what shares θ and α: `road_1` a pair, `road_2` nothing, `road_4` not even cosine and sine. Liao and Monz 2024
+(arXiv 2409.00119).
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms
+
+if TYPE_CHECKING:
+    import torch
+
+PARAMETERS = {"road_1": 0.5, "road_2": 1, "road_4": 2}
+"""Variant -> parameters an output."""
+
+
+class Road(Kind):
+    """Rotate pairs of outputs."""
+
+    name = "road"
+    title = "RoAd"
+    required = frozenset({"road_theta", "road_alpha"})
+    suffixes: ClassVar[tuple[tuple[str, str], ...]] = (
+        (r"\.road_theta", "road_theta"),
+        (r"\.road_alpha", "road_alpha"),
+    )
+    by_rows = False
+    peft_type = "ROAD"
+    peft_fields = frozenset({"variant", "group_size", "init_weights", "bias"})
+
+    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+        """Read the variant and the size of groups."""
+        variant, size = (config or {}).get("variant"), (config or {}).get("group_size", 64)
+        if variant not in PARAMETERS or type(size) is not int or size < 2 or size % 2:
+            raise ValueError("no adapter_config.json says RoAd's variant and an even group_size")
+        if prod(shapes["road_theta"]) % (PARAMETERS[str(variant)] * size):
+            raise ValueError(f"groups of {size} do not divide its outputs")
+        return {"variant": variant, "group": size}
+
+    def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Ask for as many parameters as one of the variants has."""
+        counts = {prod(shapes[slot]) for slot in self.required}
+        fits = len(counts) == 1 and weight and counts.pop() / weight[0] in PARAMETERS.values()
+        return None if fits else f"its angles are {shapes['road_theta']}"
+
+    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+        """Rotate all rows."""
+        import torch
+
+        size = cast(int, terms.settings["group"])
+        theta, alpha = tensors["road_theta"].reshape(-1), tensors["road_alpha"].reshape(-1)
+        if terms.settings["variant"] == "road_4":
+            theta, alpha = (each.reshape(-1, 2, 2, size // 2) for each in (theta, alpha))
+            cosine, sine = alpha[:, 0] * theta[:, 0].cos(), alpha[:, 1] * theta[:, 1].sin()
+        else:
+            halves = 1 if terms.settings["variant"] == "road_1" else 2
+            theta, alpha = (each.reshape(-1, halves, size // 2).expand(-1, 2, -1) for each in (theta, alpha))
+            cosine, sine = alpha * theta.cos(), alpha * theta.sin()
+        pairs = weight.reshape(-1, 2, size // 2, weight.shape[1])
+        other = torch.stack([-pairs[:, 1], pairs[:, 0]], dim=1)
+        return (pairs * (cosine[..., None] - 1) + other * sine[..., None]).reshape(weight.shape)
+
+
+class RoadBias(Road):
+    """Rotate the bias with the outputs."""
+
+    name = "road_bias"
+    title = "RoAd's bias"
+    suffixes = ()
+    parameter = "bias"
+    where_present = True
+
+
+KINDS = (Road(), RoadBias())
