@@ -27,10 +27,17 @@ from lorabake.tensors.dtypes import DTYPES, decode_scalar
 from lorabake.tensors.safetensors import TensorInfo
 
 DEVICE_TILE_VALUES = 1 << 24
-LIMITS = {"F16": 65520.0, "BF16": 3.3961775292304957e38, "F32": float("inf"), "F64": float("inf")}
-"""The least magnitude that rounds to infinity."""
+LIMITS = {
+    "F8_E4M3": 464.0,
+    "F8_E5M2": 61440.0,
+    "F16": 65520.0,
+    "BF16": 3.3961775292304957e38,
+    "F32": float("inf"),
+    "F64": float("inf"),
+}
+"""The least magnitude that rounds to no number."""
 
-SAFE_SQUARES = {"F16": 4e9, "BF16": 1e38, "F32": 1e38, "F64": 1e38}
+SAFE_SQUARES = {"F8_E4M3": 2e5, "F8_E5M2": 3.7e9, "F16": 4e9, "BF16": 1e38, "F32": 1e38, "F64": 1e38}
 """Bounds on a sum of squares, as float32 can hold it, below which no value can reach its dtype's limit."""
 
 
@@ -316,7 +323,7 @@ class Executor:
         if self.device.type == "cpu" and dtype is self.dtype and weight.is_contiguous():
             rounded = flat
         else:
-            if self.dtype is torch.float64 and dtype.itemsize == 2:
+            if self.dtype is torch.float64 and dtype.itemsize <= 2:
                 flat = _rounded_to_odd(flat)
             rounded = self._buffer("out", flat.numel(), dtype, pinned=True)
             rounded.copy_(flat, non_blocking=self._stream is not None)
@@ -432,10 +439,10 @@ def _torch_dtype(name: str) -> torch.dtype:
 
 
 def _rounded_to_odd(values: torch.Tensor) -> torch.Tensor:
-    """Narrow float64 to float32 so that rounding once more, to 16 bits, gives what rounding once would give.
+    """Narrow float64 to float32 so that rounding once more, to 16 or 8 bits, gives what rounding once would give.
 
-    torch narrows to 16 bits by way of float32, and rounding to nearest twice may end at the wrong neighbour. Cut off
-    instead, with the last bit set where anything was cut (Boldo and Melquiond 2008).
+    torch narrows to so few bits by way of float32, and rounding to nearest twice may end at the wrong neighbour. Cut
+    off instead, with the last bit set where anything was cut (Boldo and Melquiond 2008).
     """
     near = values.float()
     inexact, beyond = near.double() != values, near.double().abs() > values.abs()

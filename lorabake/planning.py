@@ -348,9 +348,21 @@ class _Planner:
                     name = self.sources.loras[patch.lora].name
                     raise MatchError(
                         f"LoRA {name!r}: {patch.module} would change {key}, whose dtype is {info.dtype}\n"
-                        "This version bakes into float16, bfloat16, float32 and float64 tensors."
+                        "This version bakes into float8, float16, bfloat16, float32 and float64 tensors."
+                    )
+                if scale := self._scale_of(key):
+                    name = self.sources.loras[patch.lora].name
+                    raise MatchError(
+                        f"LoRA {name!r}: {patch.module} would change {key}, which is scaled by {scale}\n"
+                        "This version cannot bake into scaled weights; give it a base with plain ones."
                     )
         return patches, [ledger for _, ledger in placed]
+
+    def _scale_of(self, key: str) -> str | None:
+        """Return the tensor that holds the scales of a quantised weight, or says that it is one."""
+        module = key.removesuffix(".weight")
+        names = (f"{module}.{each}" for each in ("scale_weight", "weight_scale", "weight_scale_inv", "comfy_quant"))
+        return next((name for name in names if name in self.sources.base.tensors), None)
 
     def _replace_vae(self) -> dict[str, TensorInfo]:
         """Map each VAE tensor of the base to the one that takes its place."""
@@ -396,6 +408,11 @@ class _Planner:
             wanted = wanted.get(owner or "", "keep")
         if wanted == "keep" or base.dtype not in FLOAT_NAMES.values() or not base.nbytes or owner is None:
             return base.dtype
+        if FLOAT_NAMES[wanted] != base.dtype and (scale := self._scale_of(key)):
+            raise FileError(
+                f"{key} is scaled by {scale}, so output.dtype cannot make it {wanted}\n"
+                "This version cannot decode scaled weights; give it a base with plain ones."
+            )
         return FLOAT_NAMES[wanted]
 
     # -- files -----------------------------------------------------------------------------------------
@@ -499,7 +516,7 @@ class _Planner:
 
     def _configs(self, drafts: list[_Draft]) -> dict[str, str]:
         """Rewrite the dtype in the config.json of every part whose networks were cast to one dtype."""
-        words = {name: word for word, name in FLOAT_NAMES.items()}
+        words = {name: str(DTYPES[name].torch) for name in FLOAT_NAMES.values()}
         texts = {}
         for part in self.sources.base.parts:
             place = PurePosixPath(part.folder, "config.json")

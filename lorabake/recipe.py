@@ -117,7 +117,7 @@ Text: TypeAlias = Annotated[str, Field(pattern=_VISIBLE)]
 FilePath: TypeAlias = Annotated[str, Field(pattern=_FILE)]
 Sha256: TypeAlias = Annotated[str, Field(pattern=_SHA256), AfterValidator(str.lower)]
 Whole: TypeAlias = Annotated[int, Field(ge=1)]
-Dtype: TypeAlias = Literal["keep", "float32", "float16", "bfloat16"]
+Dtype: TypeAlias = Literal["keep", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
 
 ByteSize: TypeAlias = Annotated[
     int,

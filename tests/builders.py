@@ -531,7 +531,13 @@ def dora(weight: torch.Tensor, slots: Mapping[str, torch.Tensor], scale: float |
     return changed / norm * magnitude.reshape((-1, 1, *rest) if by_row else (1, -1, *rest))
 
 
-MANTISSA = {torch.float16: (10, -14), torch.bfloat16: (7, -126), torch.float32: (23, -126)}
+MANTISSA = {
+    torch.float8_e4m3fn: (3, -6),
+    torch.float8_e5m2: (2, -14),
+    torch.float16: (10, -14),
+    torch.bfloat16: (7, -126),
+    torch.float32: (23, -126),
+}
 
 
 def ulp(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lorabake import VerifyOptions, load_recipe, verify
 from lorabake.errors import FileError, LorabakeError, MatchError, TargetError, ValueTooLargeError
 from tests import builders as b
 from tests.builders import CONV, FF, K2, PROJ_IN, SD1_KEYS, TE_Q, Q, W
@@ -398,13 +399,63 @@ def test_nan_passes_untouched_and_stops_where_a_lora_would_spread_it(tmp_path: P
     assert not (tmp_path / "other.safetensors").exists()
 
 
-def test_floats_of_eight_bits_are_not_baked_into(tmp_path: Path) -> None:
+EIGHT_BITS = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
+
+
+@pytest.mark.parametrize("dtype", EIGHT_BITS.values(), ids=str)
+@pytest.mark.parametrize("compute", ["float32", "float64"])
+def test_floats_of_eight_bits_are_decoded_changed_and_rounded_once(
+    dtype: torch.dtype, compute: str, tmp_path: Path
+) -> None:
+    base = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in b.sd1().items()}
+    b.save(tmp_path / "base.safetensors", base)
+    slots = b.lora((W, W), size=0.5)
+    kohya(tmp_path, Q, slots)
+    out = b.bake_sd1(tmp_path, compute_dtype=compute)
+    after, key = load_file(out), SD1_KEYS[Q]
+    assert {name for name in base if after[name].view(torch.uint8).ne(base[name].view(torch.uint8)).any()} == {key}
+    exact = base[key].double() + b.delta(slots, (W, W))
+    b.assert_rounded_once(after[key], exact, terms=[exact.abs() * 4])
+    options = VerifyOptions(stages=("structure", "weights"))
+    assert verify(load_recipe(tmp_path / "recipe.yaml"), options=options).is_true
+
+
+@pytest.mark.parametrize(("word", "dtype"), EIGHT_BITS.items())
+def test_the_output_may_have_eight_bits_and_a_base_of_eight_more(
+    word: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    base = b.sd1(extras=False)
+    b.save(tmp_path / "base.safetensors", base)
+    narrow = load_file(b.bake_sd1(tmp_path, loras=[], output={"dtype": word}))
+    assert all(torch.equal(narrow[key].float(), tensor.to(dtype).float()) for key, tensor in base.items())
+    b.save(tmp_path / "base.safetensors", narrow)
+    wide = load_file(b.bake_sd1(tmp_path, loras=[], output={"dtype": "float16", "path": "wide.safetensors"}))
+    assert all(torch.equal(wide[key], tensor.half()) for key, tensor in narrow.items())
+
+
+def test_eight_bits_that_overflow_are_refused(tmp_path: Path) -> None:
+    base = b.sd1()
+    base[SD1_KEYS[Q]] = torch.full((W, W), 440.0).to(torch.float8_e4m3fn)
+    b.save(tmp_path / "base.safetensors", base)
+    kohya(tmp_path, Q, {"up": torch.full((W, 1), 60.0), "down": torch.ones(1, W)})
+    with pytest.raises(ValueTooLargeError, match="508 with LoRA .*; F8_E4M3 cannot hold it"):
+        b.bake_sd1(tmp_path)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["scale_weight", "weight_scale", "weight_scale_inv", "comfy_quant"])
+def test_scaled_weights_are_refused_not_misread(name: str, tmp_path: Path) -> None:
     base = b.sd1()
     base[SD1_KEYS[Q]] = base[SD1_KEYS[Q]].to(torch.float8_e4m3fn)
+    base[SD1_KEYS[Q].removesuffix("weight") + name] = torch.ones(1)
     b.save(tmp_path / "base.safetensors", base)
     kohya(tmp_path, Q, b.lora((W, W)))
-    with pytest.raises(MatchError, match="F8_E4M3"):
+    with pytest.raises(MatchError, match=f"which is scaled by .*{name}"):
         b.bake_sd1(tmp_path)
+    with pytest.raises(FileError, match=f"is scaled by .*{name}, so output.dtype cannot make it float16"):
+        b.bake_sd1(tmp_path, loras=[], output={"dtype": "float16"})
+    kohya(tmp_path, K2, b.lora((W, b.CONTEXT)))
+    assert b.bake_sd1(tmp_path).exists()  # what no LoRA touches may be scaled
 
 
 # -- What a dtype cannot hold ----------------------------------------------------------------------------

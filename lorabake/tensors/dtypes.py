@@ -47,7 +47,14 @@ DTYPES: dict[str, Dtype] = {
 }
 """Every dtype that safetensors 0.8 knows, by its name in a header."""
 
-FLOAT_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
+FLOAT_NAMES = {
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float64": "F64",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+}
 """The recipe's words for output dtypes, and their names in a header."""
 
 _STRUCT_CODES = {

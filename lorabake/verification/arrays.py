@@ -17,10 +17,17 @@ from lorabake.verification.formulas import Array
 
 CHUNK = 4 << 20
 
-MANTISSA = {"F16": 10, "BF16": 7, "F32": 23, "F64": 52}
+MANTISSA = {"F8_E4M3": 3, "F8_E5M2": 2, "F16": 10, "BF16": 7, "F32": 23, "F64": 52}
 """Bits behind the leading one."""
 
-LEAST = {"F16": 2.0**-14, "BF16": 2.0**-126, "F32": 2.0**-126, "F64": 2.0**-1022}
+LEAST = {
+    "F8_E4M3": 2.0**-6,
+    "F8_E5M2": 2.0**-14,
+    "F16": 2.0**-14,
+    "BF16": 2.0**-126,
+    "F32": 2.0**-126,
+    "F64": 2.0**-1022,
+}
 """The least normal number; below it the spacing stays the same."""
 
 

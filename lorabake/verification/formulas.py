@@ -239,7 +239,7 @@ def miss(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     block, numbers = tensors["miss_block"], np.arange(place.rows.start, place.rows.stop)
     columns = np.arange(weight.shape[1])
     if block.ndim == 2:
-        return weight + block[columns[None, :] % block.shape[0], numbers[:, None] % block.shape[1]]
+        return np.asarray(weight + block[columns[None, :] % block.shape[0], numbers[:, None] % block.shape[1]])
     size, changed = block.shape[1], weight.copy()
     for at, row in enumerate(numbers):
         for first in range(0, weight.shape[1], size):
