@@ -1,0 +1,464 @@
+"""File formats: what each trainer calls a module of each family, and the rows of the base that it means.
+
+The names are literals, from FORMATS: a trainer's prefix before the names of one of the family's layouts. `PAGE`
+lists the cells that are proven here; docs/formats.md is written from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+
+import pytest
+
+from lorabake.errors import MatchError
+from lorabake.keymap.table import KeyMap
+from lorabake.keymap.view import Region
+from lorabake.matching import Ledger, Matcher, Patch
+from lorabake.resolve import identify
+from lorabake.tensors.safetensors import TensorInfo
+from tests.tables import infos
+from tests.test_families import network
+from tests.test_matching import source
+from tests.translation import translate
+
+# family -> (header, the layout that is not diffusers', [(its name, first row, last row, diffusers' name)]).
+# The rows are those of the first name's weight that the second name means.
+GOLD: dict[str, tuple[str, str, list[tuple[str, int, int, str]]]] = {
+    "Stable Diffusion 1.x": (
+        "full_sd15_singlefile_1131",
+        "diffusers",
+        [
+            (
+                "input_blocks.1.1.transformer_blocks.0.attn1.to_q",
+                0,
+                320,
+                "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+            ),
+            (
+                "output_blocks.11.1.transformer_blocks.0.attn2.to_out.0",
+                0,
+                320,
+                "up_blocks.3.attentions.2.transformer_blocks.0.attn2.to_out.0",
+            ),
+        ],
+    ),
+    "Stable Diffusion XL": (
+        "full_sdxl_singlefile_2515",
+        "diffusers",
+        [
+            (
+                "input_blocks.4.1.transformer_blocks.1.attn2.to_k",
+                0,
+                640,
+                "down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k",
+            ),
+            ("output_blocks.2.2.conv", 0, 1280, "up_blocks.0.upsamplers.0.conv"),
+        ],
+    ),
+    "Stable Diffusion 3": (
+        "diffusers_sd35_medium",
+        "sai",
+        [
+            ("joint_blocks.0.x_block.attn.qkv", 1536, 3072, "transformer_blocks.0.attn.to_k"),
+            ("joint_blocks.3.context_block.attn.qkv", 3072, 4608, "transformer_blocks.3.attn.add_v_proj"),
+            ("joint_blocks.3.context_block.mlp.fc1", 0, 6144, "transformer_blocks.3.ff_context.net.0.proj"),
+        ],
+    ),
+    "Flux.1": (
+        "diffusers_flux1_dev_transformer",
+        "bfl",
+        [
+            ("double_blocks.0.img_attn.qkv", 3072, 6144, "transformer_blocks.0.attn.to_k"),
+            ("double_blocks.18.txt_attn.qkv", 0, 3072, "transformer_blocks.18.attn.add_q_proj"),
+            ("double_blocks.1.img_mlp.0", 0, 12288, "transformer_blocks.1.ff.net.0.proj"),
+            ("single_blocks.12.linear1", 9216, 21504, "single_transformer_blocks.12.proj_mlp"),
+            ("single_blocks.12.linear2", 0, 3072, "single_transformer_blocks.12.proj_out"),
+            ("time_in.in_layer", 0, 3072, "time_text_embed.timestep_embedder.linear_1"),
+        ],
+    ),
+    "Flux.2": (
+        "diffusers_flux2_dev",
+        "bfl",
+        [
+            ("double_blocks.0.img_attn.qkv", 12288, 18432, "transformer_blocks.0.attn.to_v"),
+            ("single_blocks.0.linear1", 0, 55296, "single_transformer_blocks.0.attn.to_qkv_mlp_proj"),
+            ("single_blocks.0.linear2", 0, 6144, "single_transformer_blocks.0.attn.to_out"),
+        ],
+    ),
+    "Chroma": (
+        "diffusers_chroma",
+        "bfl",
+        [
+            ("double_blocks.0.img_attn.qkv", 0, 3072, "transformer_blocks.0.attn.to_q"),
+            ("single_blocks.0.linear1", 3072, 6144, "single_transformer_blocks.0.attn.to_k"),
+        ],
+    ),
+    "Qwen-Image": (
+        "diffusers_qwen_image",
+        "",
+        [
+            ("transformer_blocks.7.attn.to_q", 0, 3072, "transformer_blocks.7.attn.to_q"),
+            ("transformer_blocks.7.img_mlp.net.0.proj", 0, 12288, "transformer_blocks.7.img_mlp.net.0.proj"),
+        ],
+    ),
+    "Z-Image": (
+        "diffusers_z_image_turbo",
+        "native",
+        [
+            ("layers.0.attention.qkv", 3840, 7680, "layers.0.attention.to_k"),
+            ("noise_refiner.1.attention.out", 0, 3840, "noise_refiner.1.attention.to_out.0"),
+            ("layers.3.feed_forward.w1", 0, 10240, "layers.3.feed_forward.w1"),
+        ],
+    ),
+    "Lumina 2": (
+        "diffusers_lumina2",
+        "alpha_vllm",
+        [
+            ("layers.0.attention.qkv", 2304, 3072, "layers.0.attn.to_k"),
+            ("context_refiner.0.attention.out", 0, 2304, "context_refiner.0.attn.to_out.0"),
+        ],
+    ),
+    "HiDream": (
+        "diffusers_hidream",
+        "",
+        [
+            (
+                "single_stream_blocks.0.block.attn1.to_q",
+                0,
+                2560,
+                "single_stream_blocks.0.block.attn1.to_q",
+            ),
+            (
+                "double_stream_blocks.3.block.ff_i.experts.1.w2",
+                0,
+                2560,
+                "double_stream_blocks.3.block.ff_i.experts.1.w2",
+            ),
+        ],
+    ),
+    "PixArt": (
+        "diffusers_pixart_alpha_1024",
+        "pixart",
+        [
+            ("blocks.5.attn.qkv", 2304, 3456, "transformer_blocks.5.attn1.to_v"),
+            ("blocks.5.cross_attn.kv_linear", 0, 1152, "transformer_blocks.5.attn2.to_k"),
+        ],
+    ),
+    "Sana": (
+        "diffusers_sana_1600m",
+        "nvlabs",
+        [
+            ("blocks.0.attn.qkv", 2240, 4480, "transformer_blocks.0.attn1.to_k"),
+            ("blocks.0.cross_attn.q_linear", 0, 2240, "transformer_blocks.0.attn2.to_q"),
+        ],
+    ),
+    "AuraFlow": (
+        "diffusers_auraflow",
+        "fal",
+        [
+            ("double_layers.0.attn.w2k", 0, 3072, "joint_transformer_blocks.0.attn.to_k"),
+            ("single_layers.0.attn.w1q", 0, 3072, "single_transformer_blocks.0.attn.to_q"),
+        ],
+    ),
+    "HunyuanDiT": (
+        "diffusers_hunyuandit",
+        "tencent",
+        [("blocks.0.attn1.Wqkv", 1408, 2816, "blocks.0.attn1.to_k")],
+    ),
+    "HunyuanImage": (
+        "diffusers_hunyuan_image",
+        "comfy",
+        [("double_blocks.0.img_attn.qkv", 3584, 7168, "transformer_blocks.0.attn.to_k")],
+    ),
+    "CogView4": (
+        "diffusers_cogview4",
+        "",
+        [("transformer_blocks.0.attn1.to_q", 0, 2560, "transformer_blocks.0.attn1.to_q")],
+    ),
+    "Kolors": (
+        "diffusers_kolors_unet",
+        "",
+        [
+            (
+                "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
+                0,
+                640,
+                "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
+            )
+        ],
+    ),
+    "Stable Cascade (stage C)": (
+        "diffusers_cascade_c",
+        "sai",
+        [("down_blocks.0.2.attention.attn.in_proj", 2048, 4096, "down_blocks.0.2.attention.to_k")],
+    ),
+    "Wan": (
+        "diffusers_wan21_i2v",
+        "wan",
+        [
+            ("blocks.7.self_attn.q", 0, 5120, "blocks.7.attn1.to_q"),
+            ("blocks.7.cross_attn.k_img", 0, 5120, "blocks.7.attn2.add_k_proj"),
+            ("blocks.7.ffn.0", 0, 13824, "blocks.7.ffn.net.0.proj"),
+        ],
+    ),
+    "HunyuanVideo": (
+        "diffusers_hunyuan_video",
+        "tencent",
+        [
+            ("double_blocks.0.img_attn_qkv", 3072, 6144, "transformer_blocks.0.attn.to_k"),
+            ("single_blocks.7.linear1", 9216, 21504, "single_transformer_blocks.7.proj_mlp"),
+            ("double_blocks.3.img_mlp.fc1", 0, 12288, "transformer_blocks.3.ff.net.0.proj"),
+        ],
+    ),
+    "LTX-Video": (
+        "diffusers_ltx_video",
+        "lightricks",
+        [("transformer_blocks.0.attn1.to_q", 0, 2048, "transformer_blocks.0.attn1.to_q")],
+    ),
+    "LTX-2": (
+        "diffusers_ltx2",
+        "lightricks",
+        [("transformer_blocks.0.attn1.to_q", 0, 4096, "transformer_blocks.0.attn1.to_q")],
+    ),
+    "Mochi": (
+        "diffusers_mochi",
+        "genmo",
+        [("blocks.0.attn.qkv_x", 0, 3072, "transformer_blocks.0.attn1.to_q")],
+    ),
+    "CogVideoX": (
+        "diffusers_cogvideox",
+        "",
+        [("transformer_blocks.0.attn1.to_q", 0, 1920, "transformer_blocks.0.attn1.to_q")],
+    ),
+    "Cosmos": (
+        "diffusers_cosmos2",
+        "nvidia",
+        [("blocks.0.self_attn.q_proj", 0, 2048, "transformer_blocks.0.attn1.to_q")],
+    ),
+    "Anima": (
+        "invoke_anima_comfyui_keys",
+        "",
+        [("blocks.0.self_attn.q_proj", 0, 2048, "transformer_blocks.0.attn1.to_q")],
+    ),
+    "Kandinsky 5": (
+        "diffusers_kandinsky5",
+        "",
+        [
+            (
+                "visual_transformer_blocks.0.self_attention.to_query",
+                0,
+                2048,
+                "visual_transformer_blocks.0.self_attention.to_query",
+            )
+        ],
+    ),
+    "ACE-Step 1.5": (
+        "diffusers_ace_step",
+        "ace_step",
+        [("layers.0.self_attn.k_proj", 0, 1024, "layers.0.self_attn.to_k")],
+    ),
+}
+UNETS = ("Stable Diffusion 1.x", "Stable Diffusion XL", "Kolors")
+CASCADE = ("Stable Cascade (stage C)",)
+TRANSFORMERS = tuple(family for family in GOLD if family not in (*UNETS, *CASCADE))
+
+KOHYA = (".lora_down.weight", ".lora_up.weight", ".alpha")
+PEFT = (".lora_A.weight", ".lora_B.weight", "")
+OLD = (".lora.down.weight", ".lora.up.weight", "")
+
+# diffusers' ending -> the number of the slice that fused modules call it.
+SLICES = {"to_q": 0, "to_k": 1, "to_v": 2, "add_q_proj": 0, "add_k_proj": 1, "add_v_proj": 2, "proj_mlp": 3}
+
+# format -> (prefix, whose names follow: own, diffusers, or slices of own, are dots kept, suffixes, families).
+FORMATS: dict[str, tuple[str, str, bool, tuple[str, str, str], tuple[str, ...]]] = {
+    "kohya, musubi-tuner: `lora_unet_`, own names": ("lora_unet_", "own", False, KOHYA, (*UNETS, *TRANSFORMERS)),
+    "musubi-tuner: `lora_unet__`": ("lora_unet__", "own", False, KOHYA, TRANSFORMERS),
+    "kohya: `lora_unet_`, diffusers' names": ("lora_unet_", "diffusers", False, KOHYA, (*UNETS, *TRANSFORMERS)),
+    "LyCORIS, SimpleTuner: `lycoris_`": ("lycoris_", "diffusers", False, KOHYA, tuple(GOLD)),
+    "OneTrainer: `lora_transformer_`": ("lora_transformer_", "diffusers", False, KOHYA, TRANSFORMERS),
+    "OneTrainer: `lora_prior_unet_`": ("lora_prior_unet_", "diffusers", False, KOHYA, CASCADE),
+    "OneTrainer: slices by number": ("transformer.", "slices", True, KOHYA, TRANSFORMERS),
+    "diffusers, SimpleTuner, ai-toolkit: `transformer.`": ("transformer.", "diffusers", True, PEFT, TRANSFORMERS),
+    "diffusers: `unet.`": ("unet.", "diffusers", True, PEFT, UNETS),
+    "diffusers ≤ 0.26: `unet.`": ("unet.", "diffusers", True, OLD, UNETS),
+    "ComfyUI, ai-toolkit, diffusion-pipe: `diffusion_model.`": (
+        "diffusion_model.",
+        "own",
+        True,
+        PEFT,
+        (*(family for family in UNETS if family != "Kolors"), *CASCADE, *TRANSFORMERS),
+    ),
+    "PEFT: `base_model.model.`": ("base_model.model.", "diffusers", True, PEFT, tuple(GOLD)),
+    "fal, PEFT on own names": ("base_model.model.", "own", True, PEFT, tuple(GOLD)),
+    "no prefix": ("", "diffusers", True, PEFT, tuple(GOLD)),
+}
+
+
+@cache
+def bases(family: str) -> dict[str, Matcher]:
+    """Make the family's base in its own and in diffusers' layout: whose names it has -> matcher."""
+    table, there, _ = GOLD[family]
+    component, here, tensors = network(table)
+    made = {here: tensors}
+    if there and there != here:
+        made[there] = infos(translate(component, tensors, here, there))
+    found = {}
+    for layout, each in made.items():
+        key_map = KeyMap.expand(identify(each), each)
+        assert key_map.placed[component.name][0].name == layout
+        found["diffusers" if layout == "diffusers" else "own"] = Matcher(key_map)
+    return found
+
+
+def place(name: str, suffixes: tuple[str, str, str], shape: tuple[int, ...], base: Matcher) -> tuple[Patch, Ledger]:
+    """Place a LoRA of one module, of rank 4."""
+    down, up, alpha = suffixes
+    kernel = [1] * (len(shape) - 2)
+    shapes = {name + down: (4, *shape[1:]), name + up: (shape[0], 4, *kernel)} | ({name + alpha: ()} if alpha else {})
+    (patch,), ledger = base.match(0, source(infos(shapes)))
+    assert ledger.applied == len(shapes)
+    return patch, ledger
+
+
+CELLS = [
+    (format_, family, *module)
+    for format_, (_, whose, _, _, families) in FORMATS.items()
+    for family in families
+    for module in GOLD[family][2]
+    if whose != "slices" or module[3].rpartition(".")[2] in SLICES
+    if whose != "slices" or module[0].endswith(("qkv", "qkv_x", "linear1"))
+]
+
+
+def expected_rows(tensors: Mapping[str, TensorInfo], whose: str, module: tuple[str, int, int, str]) -> list[Region]:
+    """Say which rows a name of a gold module means on a base of these tensors; [] where it has parts to join."""
+    own, first, last, diffusers = module
+    key = own + ("_weight" if f"{own}_weight" in tensors else ".weight")
+    if key not in tensors:
+        key, first, last = f"{diffusers}.weight", 0, last - first
+        assert tensors[key].shape[0] == last
+        return [] if whose == "own" and diffusers.rpartition(".")[2] in SLICES else [Region(key, first, last)]
+    return [Region(key, 0, tensors[key].shape[0]) if whose == "own" else Region(key, first, last)]
+
+
+@pytest.mark.parametrize(("format_", "family", "own", "first", "last", "diffusers"), CELLS)
+def test_a_trainers_name_leads_to_its_rows(
+    format_: str, family: str, own: str, first: int, last: int, diffusers: str
+) -> None:
+    prefix, whose, dotted, suffixes, _ = FORMATS[format_]
+    for base in bases(family).values():
+        tensors = base.key_map.tensors
+        regions = expected_rows(tensors, whose, (own, first, last, diffusers))
+        if not regions:
+            continue
+        name = {"own": own, "diffusers": diffusers}.get(whose, f"{own}.{SLICES.get(diffusers.rpartition('.')[2])}")
+        file = prefix + (name if dotted else name.replace(".", "_"))
+        count = sum(region.stop - region.start for region in regions)
+        patch, _ = place(file, suffixes, (count, *tensors[regions[0].key].shape[1:]), base)
+        assert list(patch.view.regions) == regions, file
+
+
+# -- names that no layout has -----------------------------------------------------------------------------------
+
+Q, K, V = (f"attn.to_{letter}" for letter in "qkv")
+XLABS = {  # FORMATS A.9: name -> (columns, bfl's rows, diffusers' modules)
+    "double_blocks.18.processor.qkv_lora1": ("double_blocks.18.img_attn.qkv", 9216, 3072, "transformer_blocks.18", Q),
+    "double_blocks.0.processor.qkv_lora2": (
+        "double_blocks.0.txt_attn.qkv",
+        9216,
+        3072,
+        "transformer_blocks.0",
+        "attn.add_q_proj",
+    ),
+    "double_blocks.0.processor.proj_lora1": (
+        "double_blocks.0.img_attn.proj",
+        3072,
+        3072,
+        "transformer_blocks.0",
+        "attn.to_out.0",
+    ),
+    "double_blocks.0.processor.proj_lora2": (
+        "double_blocks.0.txt_attn.proj",
+        3072,
+        3072,
+        "transformer_blocks.0",
+        "attn.to_add_out",
+    ),
+    "single_blocks.37.processor.qkv_lora": (
+        "single_blocks.37.linear1",
+        9216,
+        3072,
+        "single_transformer_blocks.37",
+        Q,
+    ),
+    "single_blocks.37.processor.proj_lora": (
+        "single_blocks.37.linear2",
+        3072,
+        15360,
+        "single_transformer_blocks.37",
+        "proj_out",
+    ),
+}
+DIFFSYNTH = {
+    "blocks.0.attn.b_to_qkv": ("double_blocks.0.txt_attn.qkv", 9216, 3072, "transformer_blocks.0", "attn.add_q_proj"),
+    "blocks.0.ff_a.2": ("double_blocks.0.img_mlp.2", 3072, 12288, "transformer_blocks.0", "ff.net.2"),
+    "blocks.0.norm1_b.linear": (
+        "double_blocks.0.txt_mod.lin",
+        18432,
+        3072,
+        "transformer_blocks.0",
+        "norm1_context.linear",
+    ),
+    "single_blocks.0.to_qkv_mlp": ("single_blocks.0.linear1", 21504, 3072, "single_transformer_blocks.0", Q),
+    "single_blocks.0.proj_out": ("single_blocks.0.linear2", 3072, 15360, "single_transformer_blocks.0", "proj_out"),
+    "single_blocks.0.norm.linear": (
+        "single_blocks.0.modulation.lin",
+        9216,
+        3072,
+        "single_transformer_blocks.0",
+        "norm.linear",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("suffixes", "name", "module"),
+    [
+        *(((".down.weight", ".up.weight", ""), *each) for each in XLABS.items()),
+        *(((".lora_A.default.weight", ".lora_B.default.weight", ""), *each) for each in DIFFSYNTH.items()),
+    ],
+)
+def test_flux_has_names_of_its_own_in_xlabs_and_diffsynth(
+    suffixes: tuple[str, str, str], name: str, module: tuple[str, int, int, str, str]
+) -> None:
+    own, rows, columns, block, leaf = module
+    layouts = bases("Flux.1")
+    patch, _ = place(name, suffixes, (rows, columns), layouts["own"])
+    assert patch.view.regions == (Region(f"{own}.weight", 0, rows),)
+    patch, _ = place(name, suffixes, (rows, columns), layouts["diffusers"])
+    leaves = [leaf]
+    if rows in (9216, 21504) and "norm" not in leaf:
+        leaves = [Q, K, V] if leaf == Q else ["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"]
+        leaves += ["proj_mlp"] * (rows == 21504)
+    assert [region.key for region in patch.view.regions] == [f"{block}.{each}.weight" for each in leaves]
+    assert patch.view.shape == (rows, columns)
+
+
+def test_xlabs_singles_leave_the_feed_forward_of_linear1_alone() -> None:
+    name = "single_blocks.0.processor.qkv_lora"
+    with pytest.raises(MatchError, match="does not fit"):
+        place(name, (".down.weight", ".up.weight", ""), (21504, 3072), bases("Flux.1")["own"])
+
+
+def test_a_whole_xlabs_file_is_placed() -> None:
+    shapes = {
+        f"double_blocks.{block}.processor.{kind}_lora{side}.{half}.weight": shape
+        for block in range(19)
+        for kind, rows in (("qkv", 9216), ("proj", 3072))
+        for side in (1, 2)
+        for half, shape in (("down", (16, 3072)), ("up", (rows, 16)))
+    }
+    for base in bases("Flux.1").values():
+        patches, ledger = base.match(0, source(infos(shapes)))
+        assert (len(patches), ledger.applied, ledger.family) == (76, 152, "Flux.1")
