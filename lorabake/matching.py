@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import takewhile
 from math import prod
 
 from lorabake.adapters import dora, kinds_of
 from lorabake.adapters.kind import Kind, matrix
 from lorabake.architectures import architectures
 from lorabake.errors import MatchError
+from lorabake.keymap import split_qkv
 from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.spelling import INDEXED, LoraModule, components_named, flatten, pattern_of, spell_all
 from lorabake.keymap.table import Architecture, KeyMap, Module
@@ -30,7 +32,7 @@ class Patch:
     """Hold one change of one parameter of one module.
 
     `strength` is the user's, all factors in; `scale` the file's own, or None where the alpha tensor in
-    `tensors` says it (1 where there is none either).
+    `tensors` says it (1 where there is none either). That alpha is over the rank of one of `parts` parts.
     """
 
     lora: int
@@ -40,6 +42,7 @@ class Patch:
     view: View
     strength: float
     scale: float | None
+    parts: int = 1
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -123,6 +126,7 @@ class _Match:
         self.blocks = lora.entry.blocks
         self.unlisted = f"not in components: [{', '.join(lora.entry.components or ())}]"
         self.turned = False
+        self.apart: Counter[str] = Counter()
 
     def run(self) -> tuple[list[Patch], Ledger]:
         self._check_components()
@@ -145,6 +149,7 @@ class _Match:
             raise MatchError(f"LoRA {self.lora.name!r}: all of its tensors are {self.unlisted}")
         assert self.ledger.is_balanced, self.ledger
         self._note_missing_alpha()
+        self.ledger.notes += [split_qkv.NOTE.format(count=n, source=source) for source, n in self.apart.items()]
         return self.patches, self.ledger
 
     # -- what the recipe says ------------------------------------------------------------------------
@@ -303,7 +308,8 @@ class _Match:
             for region in view.regions:
                 self._take(region, module.name)
             scale = config.scale_of(path) if config and "alpha" not in slots else None
-            self.patches.append(Patch(self.index, module.name, kind, slots, view, strength, scale))
+            parts = self._parts(module, target) if "alpha" in slots else 1
+            self.patches.append(Patch(self.index, module.name, kind, slots, view, strength, scale, parts))
             self.ledger.kinds["DoRA" if dora.is_in(slots) else kind.title] += 1
             if kind.low_rank and kind.parameter == "weight":
                 self.ledger.ranks[rank] += 1
@@ -318,6 +324,36 @@ class _Match:
                     "A file that has one module under two names would be applied twice."
                 )
         self.taken[region.key].append((region.start, region.stop, name))
+
+    # -- q, k and v that were trained apart ----------------------------------------------------------
+
+    def _parts(self, module: LoraModule, target: Module) -> int:
+        """Count the parts that each have a share of a fused module's rank, and alpha over that share."""
+        sizes = self._sizes(target)
+        if len(sizes) < 2 or "down" not in module.slots or module.shapes["down"][0] % len(sizes):
+            return 1
+        said = split_qkv.said_by(self.lora.checkpoint.metadata)
+        if said is False or (said is None and not split_qkv.seen_in(module, sizes, self._scales)):
+            return 1
+        self.apart["metadata" if said else "the zeros in its up"] += 1
+        return len(sizes)
+
+    def _sizes(self, target: Module) -> list[int]:
+        """List the rows of what a fused module holds."""
+        modules = self.key_map.modules[target.component]
+        names = (f"{target.name}.{part}" for part in range(len(modules)))
+        return [modules[name].views["weight"].rows for name in takewhile(modules.__contains__, names)]
+
+    @cached_property
+    def _scales(self) -> set[float]:
+        """Collect alpha/rank of the modules that hold one layer."""
+        scales = set()
+        for module in self.lora.tensors.modules.values():
+            targets = self.matcher.spelled.get(module.name, [])
+            scale = split_qkv.scale_of(module)
+            if scale is not None and targets and len(self._sizes(targets[0])) < 2:
+                scales.add(scale)
+        return scales
 
     # -- files that need a look at all modules -------------------------------------------------------
 

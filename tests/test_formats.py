@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+import lorabake
 from lorabake.errors import MatchError
 from lorabake.keymap.table import KeyMap
 from lorabake.keymap.view import Region
 from lorabake.matching import Ledger, Matcher, Patch
 from lorabake.resolve import identify
 from lorabake.tensors.safetensors import TensorInfo
+from tests import builders as b
 from tests.tables import infos
 from tests.test_families import network
 from tests.test_matching import source
@@ -462,3 +467,103 @@ def test_a_whole_xlabs_file_is_placed() -> None:
     for base in bases("Flux.1").values():
         patches, ledger = base.match(0, source(infos(shapes)))
         assert (len(patches), ledger.applied, ledger.family) == (76, 152, "Flux.1")
+
+
+# -- q, k and v trained apart, saved as one (kohya's split_qkv, FORMATS A.2) ----------------------------------
+
+H, RANK, ALPHA = 8, 2, 1.0
+FUSED = {"double_blocks_0_img_attn_qkv": (H, H, H), "single_blocks_0_linear1": (H, H, H, 4 * H)}
+
+
+def small_flux(folder: Path) -> b.Tensors:
+    """Save Flux with one block of each sort."""
+    values = b.Values(3)
+    shapes = {
+        "double_blocks.0.img_attn.qkv": (3 * H, H),
+        "double_blocks.0.img_attn.proj": (H, H),
+        "double_blocks.0.img_mod.lin": (6 * H, H),
+        "single_blocks.0.linear1": (7 * H, H),
+        "single_blocks.0.linear2": (H, 5 * H),
+        "img_in": (H, 4),
+        "vector_in.in_layer": (H, H),
+    }
+    base = {f"{name}.weight": values(*shape) for name, shape in shapes.items()}
+    b.save(folder / "base.safetensors", base)
+    return base
+
+
+def apart(
+    folder: Path, metadata: dict[str, str] | None, *, alpha: float = ALPHA, other: float = ALPHA, noise: float = 0
+) -> dict[str, torch.Tensor]:
+    """Save a LoRA of fused modules whose parts were trained apart; return B·A of each module, by the base's key."""
+    values = b.Values(7)
+    tensors: b.Tensors = {}
+    products = {}
+    for name, sizes in FUSED.items():
+        downs, ups = [values(RANK, H) for _ in sizes], [values(size, RANK) for size in sizes]
+        up = torch.block_diag(*ups)
+        up[up == 0] = -0.0
+        up[0, -1] += noise
+        tensors |= {
+            f"lora_unet_{name}.lora_down.weight": torch.cat(downs),
+            f"lora_unet_{name}.lora_up.weight": up,
+            f"lora_unet_{name}.alpha": torch.tensor(alpha),
+        }
+        key = {3: "double_blocks.0.img_attn.qkv", 4: "single_blocks.0.linear1"}[len(sizes)]
+        products[f"{key}.weight"] = torch.cat(
+            [one.double() @ two.double() for one, two in zip(ups, downs, strict=True)]
+        )
+    tensors |= {
+        "lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": values(RANK, H),
+        "lora_unet_double_blocks_0_img_attn_proj.lora_up.weight": values(H, RANK),
+        "lora_unet_double_blocks_0_img_attn_proj.alpha": torch.tensor(other),
+    }
+    b.save(folder / "lora.safetensors", tensors, metadata=metadata)
+    return products
+
+
+@pytest.mark.parametrize(
+    ("metadata", "source"),
+    [
+        ({"ss_network_args": '{"split_qkv": "True", "train_blocks": "all"}'}, "metadata"),
+        ({"ss_network_dim": "2"}, "the zeros in its up"),
+        (None, "the zeros in its up"),
+    ],
+)
+def test_alpha_of_one_part_is_over_its_rank(metadata: dict[str, str] | None, source: str, tmp_path: Path) -> None:
+    base, products = small_flux(tmp_path), apart(tmp_path, metadata)
+    recipe = lorabake.load_recipe(b.recipe(tmp_path))
+    notes = lorabake.plan(recipe).ledgers[0].notes
+    assert len(notes) == 1
+    assert "split_qkv" in notes[0]
+    assert notes[0].endswith(f"in 2 modules, by {source}")
+    out = load_file(b.run(tmp_path / "recipe.yaml").path)
+    for key, product in products.items():
+        exact = base[key].double() + ALPHA / RANK * product
+        b.assert_rounded_once(out[key], exact, terms=[base[key], product])
+    options = lorabake.VerifyOptions(stages=("structure", "weights"))
+    assert lorabake.verify(recipe, options=options).exit_code == 0
+
+
+@pytest.mark.parametrize("arguments", ['{"train_blocks": "all"}', '{"split_qkv": "False"}'])
+def test_the_metadata_knows_better_than_the_values(arguments: str, tmp_path: Path) -> None:
+    base, products = small_flux(tmp_path), apart(tmp_path, {"ss_network_args": arguments})
+    out = load_file(b.run(b.recipe(tmp_path)).path)
+    for key, product in products.items():
+        parts = 4 if "linear1" in key else 3
+        exact = base[key].double() + ALPHA / (parts * RANK) * product
+        b.assert_rounded_once(out[key], exact, terms=[base[key], product])
+
+
+def test_a_converted_file_has_blocks_and_an_alpha_for_them_all(tmp_path: Path) -> None:
+    small_flux(tmp_path)
+    apart(tmp_path, None, alpha=6.0, other=2.0)  # scale 1 of the whole rank for q, k and v, and of the others
+    (ledger,) = lorabake.plan(lorabake.load_recipe(b.recipe(tmp_path))).ledgers
+    assert ledger.notes == []
+
+
+def test_one_value_beside_the_blocks_speaks_against_parts(tmp_path: Path) -> None:
+    small_flux(tmp_path)
+    apart(tmp_path, None, noise=1e-30)
+    (ledger,) = lorabake.plan(lorabake.load_recipe(b.recipe(tmp_path))).ledgers
+    assert ledger.notes == []

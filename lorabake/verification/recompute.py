@@ -69,9 +69,8 @@ class Recomputation:
         if "alpha" not in patch.tensors:
             return 1.0
         info = patch.tensors["alpha"]
-        return decode_scalar(info.dtype, self.files.raw(info.file, info.start, info.nbytes)) / patch.kind.rank(
-            patch.shapes
-        )
+        alpha = decode_scalar(info.dtype, self.files.raw(info.file, info.start, info.nbytes))
+        return alpha / (patch.kind.rank(patch.shapes) // patch.parts)
 
     def slack(self, tile: Tile, rows: Indices, columns: Indices) -> Array:
         """Bound the error that the bake's own precision allows at some places of a tile.
