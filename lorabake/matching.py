@@ -18,7 +18,16 @@ from lorabake.architectures import architectures
 from lorabake.errors import MatchError
 from lorabake.keymap import split_qkv
 from lorabake.keymap.peft import PeftConfig
-from lorabake.keymap.spelling import INDEXED, LoraModule, components_named, flatten, pattern_of, spell_all
+from lorabake.keymap.spelling import (
+    INDEXED,
+    MARKERS,
+    REASONS,
+    LoraModule,
+    components_named,
+    flatten,
+    pattern_of,
+    spell_all,
+)
 from lorabake.keymap.table import Architecture, KeyMap, Module
 from lorabake.keymap.view import Region, View
 from lorabake.resolve import GENERIC, LoraSource, family_of
@@ -130,6 +139,8 @@ class _Match:
 
     def run(self) -> tuple[list[Patch], Ledger]:
         self._check_components()
+        for marker in MARKERS.keys() & self.lora.checkpoint.tensors.keys():
+            raise MatchError(f"LoRA {self.lora.name!r}: {MARKERS[marker]}")
         indexed = self._indexed_modules()
         self.turned = self._is_turned()
         for module in self.lora.tensors.modules.values():
@@ -137,7 +148,9 @@ class _Match:
         for kind, infos in self.lora.tensors.unsupported.items():
             for info in infos:
                 if not self._excluded_by_component(info.key, 1):
-                    self.faults.strange.append((info.key, f"{kind} is not supported by this version"))
+                    self.faults.strange.append(
+                        (info.key, REASONS.get(kind, f"{kind} is not supported by this version"))
+                    )
         for info in self.lora.tensors.unknown:
             self._unknown(info)
         if self.faults:
@@ -238,6 +251,9 @@ class _Match:
         config, path = self.lora.config_of(module.name)
         if whole and not (config and all(config.saves(path, slot) for slot in whole)):
             self.faults.strange.append((module.name, "a whole tensor that no modules_to_save announces"))
+            return
+        if config is None and "lora_a" in module.slots:
+            self.faults.strange.append((module.name, "MLX-LM's adapter_config.json is not there: it has the scale"))
             return
         if self.matcher.tied in {each.name for each in found}:
             why = "the base uses this embedding as its output head, too; one tensor cannot be changed for one use"
@@ -489,11 +505,9 @@ class _Match:
 
 
 def _config_fault(config: PeftConfig, path: str, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    if "down" not in shapes:
-        return None
-    if shapes["down"][0] != config.rank_of(path):
+    if "down" in shapes and shapes["down"][0] != config.rank_of(path):
         return f"its rank is {shapes['down'][0]}, and adapter_config says {config.rank_of(path)}"
-    if config.dora and not dora.is_in(shapes):
+    if config.dora and shapes.keys() & {"down", "lora_a"} and not dora.is_in(shapes):
         return "adapter_config says use_dora, and there is no magnitude"
     return None
 

@@ -6,6 +6,8 @@ lists the cells that are proven here; docs/formats.md is written from it.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -15,7 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 import lorabake
-from lorabake.errors import MatchError
+from lorabake.errors import LorabakeError, MatchError
+from lorabake.inspection import inspect
+from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.table import KeyMap
 from lorabake.keymap.view import Region
 from lorabake.matching import Ledger, Matcher, Patch
@@ -567,3 +571,117 @@ def test_one_value_beside_the_blocks_speaks_against_parts(tmp_path: Path) -> Non
     apart(tmp_path, None, noise=1e-30)
     (ledger,) = lorabake.plan(lorabake.load_recipe(b.recipe(tmp_path))).ledgers
     assert ledger.notes == []
+
+
+# -- MLX-LM (FORMATS A.9) ------------------------------------------------------------------------------------
+
+MLX_Q, MLX_DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
+
+
+def mlx(folder: Path, *, dora: bool = False, config: dict[str, object] | None = None) -> b.Tensors:
+    """Save an adapter as mlx_lm.lora does; return its tensors."""
+    values = b.Values(5)
+    tensors = {}
+    for name, rows, columns in ((MLX_Q, 8, 8), (MLX_DOWN, 8, 16)):
+        tensors |= {f"{name}.lora_a": values(columns, 3), f"{name}.lora_b": values(3, rows)}
+        if dora:
+            tensors[f"{name}.m"] = values(rows).abs() + 0.5
+    b.save(folder / "adapters.safetensors", tensors, metadata={"format": "mlx"})
+    how = {
+        "fine_tune_type": "dora" if dora else "lora",
+        "num_layers": 2,
+        "lora_parameters": {"rank": 3, "scale": 2.5},
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(how | (config or {})))
+    return tensors
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("path", ["adapter", "adapter/adapters.safetensors"])
+def test_mlx_factors_are_turned_and_scaled_as_the_config_says(path: str, dora: bool, tmp_path: Path) -> None:
+    base = b.llama(tmp_path / "base", dtype=torch.float32)
+    tensors = mlx(tmp_path / "adapter", dora=dora)
+    recipe = lorabake.load_recipe(b.recipe(tmp_path, base="base", loras=[path], output={"path": "out"}))
+    lorabake.bake(recipe, lorabake.RunOptions(fsync=False))
+    out = load_file(tmp_path / "out" / "model.safetensors")
+    for name in (MLX_Q, MLX_DOWN):
+        down, up = tensors[f"{name}.lora_a"].double(), tensors[f"{name}.lora_b"].double()
+        exact = base[f"{name}.weight"].double() + 2.5 * torch.einsum("ir,ro->oi", down, up)
+        if dora:
+            exact = exact / exact.norm(dim=1, keepdim=True) * tensors[f"{name}.m"].double()[:, None]
+        b.assert_rounded_once(out[f"{name}.weight"], exact, terms=[base[f"{name}.weight"], torch.tensor(20.0)])
+    changed = [key for key, tensor in base.items() if not torch.equal(tensor, out[key])]
+    assert changed == [f"{MLX_Q}.weight", f"{MLX_DOWN}.weight"]
+    options = lorabake.VerifyOptions(stages=("structure", "weights"))
+    assert lorabake.verify(recipe, options=options).exit_code == 0
+    described = inspect(tmp_path / path)
+    assert (described["what"], described["ranks"]) == ("lora", {"3": 2})
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"fine_tune_type": "full"}, "fine_tune_type is 'full': only lora and dora can be baked"),
+        ({"lora_parameters": [3]}, "lora_parameters must be a mapping"),
+        ({"lora_parameters": {"scale": "20"}}, "lora_parameters.scale must be a finite number, not '20'"),
+        ({"fine_tune_type": "dora"}, "use_dora, and there is no magnitude"),
+    ],
+)
+def test_an_mlx_config_that_does_not_go_is_refused(config: dict[str, object], words: str, tmp_path: Path) -> None:
+    b.llama(tmp_path / "base")
+    mlx(tmp_path / "adapter", config=config)
+    recipe = lorabake.load_recipe(b.recipe(tmp_path, base="base", loras=["adapter"], output={"path": "out"}))
+    with pytest.raises(LorabakeError, match=re.escape(words)):
+        lorabake.plan(recipe)
+
+
+def test_the_scale_of_mlx_is_20_unless_it_is_said() -> None:
+    assert PeftConfig.read({"lora_parameters": {"rank": 8}}, "c").scale_of("x") == 20
+    assert PeftConfig.read({"lora_parameters": {"scale": 0.1}}, "c").scale_of("x") == 0.1
+
+
+# -- files that cannot be baked, and why -------------------------------------------------------------------------
+
+LLAMA = {"model.layers.0.self_attn.q_proj.weight": (8, 8)}
+REFUSED = {
+    "MLX without its config": (
+        {f"{MLX_Q}.lora_a": (8, 2), f"{MLX_Q}.lora_b": (2, 8)},
+        "MLX-LM's adapter_config.json is not there: it has the scale",
+    ),
+    "torchtune": (
+        {"layers.0.attn.q_proj.lora_a.weight": (2, 8), "layers.0.attn.q_proj.lora_b.weight": (8, 2)},
+        "torchtune has q and k in another order of rows than the checkpoint",
+    ),
+    "litgpt": (
+        {"transformer.h.0.attn.qkv.lora_A": (6, 8), "transformer.h.0.attn.qkv.lora_B": (24, 2)},
+        "litgpt has q, k and v in one, in an order that only its own configuration tells",
+    ),
+    "nunchaku": (
+        {"transformer_blocks.0.qkv_proj.lora_down": (16, 8), "transformer_blocks.0.qkv_proj.lora_up": (24, 16)},
+        "nunchaku packs a LoRA for one kernel; bake the LoRA that it was made of",
+    ),
+    "HCP-Diffusion": (
+        {
+            "down_blocks.0.attentions.0.proj_in.___.layer.W_down": (2, 8),
+            "down_blocks.0.attentions.0.proj_in.___.layer.W_up": (8, 2),
+        },
+        "HCP-Diffusion's scale cannot be told from the file",
+    ),
+    "Stability's Control-LoRA": (
+        {
+            "lora_controlnet": (0,),
+            "input_blocks.1.0.in_layers.2.up": (8, 2),
+            "input_blocks.1.0.in_layers.2.down": (2, 8),
+        },
+        "a Control-LoRA: it makes a ControlNet out of a UNet, and changes no checkpoint",
+    ),
+}
+
+
+@pytest.mark.parametrize("format_", REFUSED)
+def test_what_cannot_be_baked_is_refused_in_one_line(format_: str) -> None:
+    shapes, reason = REFUSED[format_]
+    base = infos(LLAMA)
+    with pytest.raises(MatchError) as caught:
+        Matcher(KeyMap.expand(identify(base), base)).match(0, source(infos(shapes)))
+    assert str(caught.value).splitlines()[0] == f"LoRA 'style': {reason}"

@@ -70,6 +70,9 @@ KEYS = {
     "base_model.model.lin1.base_layer.bias": ("base_model.model.lin1", "whole_bias"),
     "base_model.model.wte.base_layer.weight": ("base_model.model.wte", "whole_weight"),
     "unet:12:down": ("unet:12", "down"),
+    "model.layers.0.self_attn.q_proj.lora_a": ("model.layers.0.self_attn.q_proj", "lora_a"),
+    "model.layers.0.self_attn.q_proj.lora_b": ("model.layers.0.self_attn.q_proj", "lora_b"),
+    "model.layers.0.self_attn.q_proj.m": ("model.layers.0.self_attn.q_proj", "magnitude"),
     "text_encoder:0:up": ("text_encoder:0", "up"),
 }
 UNBAKED = {
@@ -107,6 +110,14 @@ UNBAKED = {
     "base_model.model.fc.gralora_A": "PEFT's other kinds",
     "base_model.model.fc.fourierft_spectrum": "PEFT's other kinds",
     "base_model.model.fc.randlora_lambda": "PEFT's other kinds",
+    "layers.0.attn.q_proj.lora_a.weight": "torchtune's LoRA",
+    "transformer.h.0.attn.qkv.lora_A": "litgpt's LoRA",
+    "transformer.h.10.mlp.fc_1.lora_B": "litgpt's LoRA",
+    "lm_head.lora_A": "litgpt's LoRA",
+    "transformer_blocks.0.qkv_proj.lora_down": "nunchaku's LoRA",
+    "transformer_blocks.0.qkv_proj.lora_up": "nunchaku's LoRA",
+    "down_blocks.0.attentions.0.proj_in.___.layer.W_down": "HCP-Diffusion's LoRA",
+    "down_blocks.0.attentions.0.proj_in.___.alpha": "HCP-Diffusion's LoRA",
 }
 # What the published LoRAs have beside: learned embeddings, and norms that Flux calls `scale`.
 NO_KNOWN_FORM = {

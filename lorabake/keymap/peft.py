@@ -1,4 +1,4 @@
-"""PEFT's adapter_config.json, and the same facts as diffusers keeps them in a file's metadata.
+"""PEFT's adapter_config.json (and MLX-LM's), and the same facts as diffusers keeps them in a file's metadata.
 
 Every field is honoured, known to be without effect on a merge, or refused.
 """
@@ -68,6 +68,8 @@ class PeftConfig:
     @classmethod
     def read(cls, config: Mapping[str, object], where: str) -> PeftConfig:
         """Check a parsed configuration; raise FileError for what is malformed or changes the mathematics."""
+        if "lora_parameters" in config and "peft_type" not in config:
+            return cls._read_mlx(config, where)
         kind = config.get("peft_type", "LORA")
         if kind != "LORA":
             raise FileError(f"{where}: adapters of PEFT type {kind} are not supported")
@@ -104,6 +106,18 @@ class PeftConfig:
             bias=str(bias),
             modules_to_save=tuple(modules),
         )
+
+    @classmethod
+    def _read_mlx(cls, config: Mapping[str, object], where: str) -> PeftConfig:
+        """Read what MLX-LM says: its scale takes the place of alpha/rank, and is 20 unless it is said."""
+        how = config.get("fine_tune_type", "lora")
+        if how not in ("lora", "dora"):
+            raise FileError(f"{where}: fine_tune_type is {how!r}: only lora and dora can be baked")
+        parameters = config["lora_parameters"]
+        if not isinstance(parameters, dict):
+            raise FileError(f"{where}: lora_parameters must be a mapping")
+        scale = _number(parameters.get("scale", 20.0), f"{where}: lora_parameters.scale")
+        return cls(where=where, rank=1, alpha=scale, dora=how == "dora")
 
     def rank_of(self, module: str) -> int:
         """Return the rank that a module was trained with."""
