@@ -26,7 +26,7 @@ from lorabake.matching import Ledger, Matcher, Patch
 from lorabake.resolve import identify
 from lorabake.tensors.safetensors import TensorInfo
 from tests import builders as b
-from tests.tables import infos
+from tests.tables import infos, load_table
 from tests.test_families import network
 from tests.test_matching import source
 from tests.translation import translate
@@ -63,6 +63,30 @@ GOLD: dict[str, tuple[str, str, list[tuple[str, int, int, str]]]] = {
                 "down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k",
             ),
             ("output_blocks.2.2.conv", 0, 1280, "up_blocks.0.upsamplers.0.conv"),
+        ],
+    ),
+    "Stable Diffusion 2.x": (
+        "arenasys_unet_v2_sd",
+        "diffusers",
+        [
+            (
+                "input_blocks.1.1.transformer_blocks.0.attn2.to_k",
+                0,
+                320,
+                "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k",
+            )
+        ],
+    ),
+    "Stable Diffusion XL refiner": (
+        "arenasys_unet_xl_refiner",
+        "diffusers",
+        [
+            (
+                "input_blocks.4.1.transformer_blocks.0.attn1.to_q",
+                0,
+                768,
+                "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
+            )
         ],
     ),
     "Stable Diffusion 3": (
@@ -268,7 +292,13 @@ GOLD: dict[str, tuple[str, str, list[tuple[str, int, int, str]]]] = {
         [("layers.0.self_attn.k_proj", 0, 1024, "layers.0.self_attn.to_k")],
     ),
 }
-UNETS = ("Stable Diffusion 1.x", "Stable Diffusion XL", "Kolors")
+UNETS = (
+    "Stable Diffusion 1.x",
+    "Stable Diffusion 2.x",
+    "Stable Diffusion XL",
+    "Stable Diffusion XL refiner",
+    "Kolors",
+)
 CASCADE = ("Stable Cascade (stage C)",)
 TRANSFORMERS = tuple(family for family in GOLD if family not in (*UNETS, *CASCADE))
 
@@ -366,6 +396,159 @@ def test_a_trainers_name_leads_to_its_rows(
         count = sum(region.stop - region.start for region in regions)
         patch, _ = place(file, suffixes, (count, *tensors[regions[0].key].shape[1:]), base)
         assert list(patch.view.regions) == regions, file
+
+
+# -- text encoders ---------------------------------------------------------------------------------------------
+
+LAYER = "text_model.encoder.layers.7"
+Q_PROJ = f"{LAYER}.self_attn.q_proj"
+BLOCK = "encoder.block.3.layer.0.SelfAttention.q"
+TE1_SD1 = f"cond_stage_model.transformer.{Q_PROJ}"
+TE1_SDXL, TE2_SDXL = f"conditioner.embedders.0.transformer.{Q_PROJ}", "conditioner.embedders.1.model"
+CLIP_L, CLIP_G, T5 = (f"text_encoders.{name}.transformer" for name in ("clip_l", "clip_g", "t5xxl"))
+SD1, SDXL = "full_sd15_singlefile_1131", "full_sdxl_singlefile_2515"
+SD3, FLUX = "mecha_sd3_comfyui", "mecha_flux_flux"
+
+# (format, family, base, the file's name of a module, the base's key, its first and last row)
+TEXT_CELLS = [
+    ("kohya: `lora_te…`", "Stable Diffusion 1.x", SD1, f"lora_te_{Q_PROJ}", TE1_SD1, 0, 768),
+    ("kohya: `lora_te…`", "Stable Diffusion 1.x", SD1, f"lora_te1_{Q_PROJ}", TE1_SD1, 0, 768),
+    ("kohya: `lora_te…`", "Stable Diffusion XL", SDXL, f"lora_te1_{Q_PROJ}", TE1_SDXL, 0, 768),
+    (
+        "kohya: `lora_te…`",
+        "Stable Diffusion XL",
+        SDXL,
+        f"lora_te2_{Q_PROJ.replace('q_', 'v_')}",
+        f"{TE2_SDXL}.transformer.resblocks.7.attn.in_proj_",
+        2560,
+        3840,
+    ),
+    ("kohya: `lora_te…`", "Stable Diffusion 3", SD3, f"lora_te1_{Q_PROJ}", f"{CLIP_L}.{Q_PROJ}", 0, 768),
+    ("kohya: `lora_te…`", "Stable Diffusion 3", SD3, f"lora_te2_{Q_PROJ}", f"{CLIP_G}.{Q_PROJ}", 0, 1280),
+    ("kohya: `lora_te…`", "Stable Diffusion 3", SD3, f"lora_te3_{BLOCK}", f"{T5}.{BLOCK}", 0, 4096),
+    ("kohya: `lora_te…`", "Flux.1", FLUX, f"lora_te1_{Q_PROJ}", f"{CLIP_L}.{Q_PROJ}", 0, 768),
+    ("kohya: `lora_te…`", "Flux.1", FLUX, f"lora_te3_{BLOCK}", f"{T5}.{BLOCK}", 0, 4096),
+    ("OneTrainer: `lora_te2_` is T5", "Flux.1", FLUX, f"lora_te2_{BLOCK}", f"{T5}.{BLOCK}", 0, 4096),
+    ("diffusers: `text_encoder….`", "Stable Diffusion 1.x", SD1, f"text_encoder.{Q_PROJ}", TE1_SD1, 0, 768),
+    (
+        "diffusers: `text_encoder….`",
+        "Stable Diffusion 1.x",
+        SD1,
+        f"text_encoder.{LAYER}.self_attn.to_q",
+        TE1_SD1,
+        0,
+        768,
+    ),
+    (
+        "diffusers: `text_encoder….`",
+        "Stable Diffusion XL",
+        SDXL,
+        f"text_encoder_2.{LAYER}.mlp.fc1",
+        f"{TE2_SDXL}.transformer.resblocks.7.mlp.c_fc",
+        0,
+        5120,
+    ),
+    ("diffusers: `text_encoder….`", "Stable Diffusion 3", SD3, f"text_encoder_3.{BLOCK}", f"{T5}.{BLOCK}", 0, 4096),
+    ("diffusers: `text_encoder….`", "Flux.1", FLUX, f"text_encoder_2.{BLOCK}", f"{T5}.{BLOCK}", 0, 4096),
+    ("ComfyUI: `text_encoders.….`", "Stable Diffusion 1.x", SD1, f"{CLIP_L}.{Q_PROJ}", TE1_SD1, 0, 768),
+    ("ComfyUI: `text_encoders.….`", "Stable Diffusion XL", SDXL, f"{CLIP_L}.{Q_PROJ}", TE1_SDXL, 0, 768),
+    (
+        "ComfyUI: `text_encoders.….`",
+        "Stable Diffusion XL",
+        SDXL,
+        f"{CLIP_G}.{Q_PROJ}",
+        f"{TE2_SDXL}.transformer.resblocks.7.attn.in_proj_",
+        0,
+        1280,
+    ),
+    ("ComfyUI: `text_encoders.….`", "Stable Diffusion 3", SD3, f"{CLIP_G}.{Q_PROJ}", f"{CLIP_G}.{Q_PROJ}", 0, 1280),
+    ("ComfyUI: `text_encoders.….`", "Flux.1", FLUX, f"{T5}.{BLOCK}", f"{T5}.{BLOCK}", 0, 4096),
+]
+
+
+@cache
+def single_file(table: str) -> Matcher:
+    tensors = load_table(table)
+    return Matcher(KeyMap.expand(identify(tensors), tensors))
+
+
+@pytest.mark.parametrize(("format_", "family", "table", "name", "key", "first", "last"), TEXT_CELLS)
+def test_a_text_encoders_name_leads_to_its_rows(
+    format_: str, family: str, table: str, name: str, key: str, first: int, last: int
+) -> None:
+    base = single_file(table)
+    key += "weight" if key.endswith("_") else ".weight"
+    flat = name.startswith("lora_")
+    columns = base.key_map.tensors[key].shape[1]
+    patch, _ = place(name.replace(".", "_") if flat else name, KOHYA if flat else PEFT, (last - first, columns), base)
+    assert base.key_map.architecture.title == family
+    assert patch.view.regions == (Region(key, first, last),)
+
+
+# family -> (its network, below which folder, its language model's own name in ComfyUI)
+LANGUAGE = {
+    "Lumina 2": ("diffusers_lumina2", "transformer", "gemma2_2b"),
+    "Z-Image": ("diffusers_z_image_turbo", "transformer", "qwen3_4b"),
+    "Qwen-Image": ("diffusers_qwen_image", "transformer", "qwen25_7b"),
+    "Wan": ("diffusers_wan21_t2v_14b", "transformer", "umt5xxl"),
+}
+LANGUAGE_FORMATS = {
+    "kohya: `lora_te…`": ["lora_te_layers_0_self_attn_q_proj", "lora_te_model_layers_0_self_attn_q_proj"],
+    "diffusers: `text_encoder….`": ["text_encoder.model.layers.0.self_attn.q_proj"],
+    "ComfyUI: `text_encoders.….`": ["text_encoders.{}.transformer.model.layers.0.self_attn.q_proj"],
+}
+
+
+@pytest.mark.parametrize("family", LANGUAGE)
+@pytest.mark.parametrize("format_", LANGUAGE_FORMATS)
+def test_a_language_model_beside_a_transformer_is_found(format_: str, family: str) -> None:
+    table, folder, own = LANGUAGE[family]
+    shapes = {f"{folder}/{key}": info.shape for key, info in load_table(table).items()}
+    key = "text_encoder/model.layers.0.self_attn.q_proj.weight"
+    tensors = infos(shapes | {key: (16, 8)})
+    base = Matcher(KeyMap.expand(identify(tensors), tensors))
+    assert base.key_map.architecture.title == family
+    for name in LANGUAGE_FORMATS[format_]:
+        patch, _ = place(name.format(own), PEFT, (16, 8), base)
+        assert patch.view.regions == (Region(key, 0, 16),)
+
+
+def test_the_text_encoder_of_cascades_prior_has_a_prefix_of_its_own() -> None:
+    shapes = {f"prior/{key}": info.shape for key, info in load_table("diffusers_cascade_c").items()}
+    key = f"prior_text_encoder/{Q_PROJ}.weight"
+    hf = {f"prior_text_encoder/{LAYER.replace('7', '0')}.self_attn.q_proj.weight": (1280, 1280), key: (1280, 1280)}
+    tensors = infos(shapes | hf)
+    patch, _ = place(
+        f"lora_prior_te_{Q_PROJ.replace('.', '_')}",
+        KOHYA,
+        (1280, 1280),
+        Matcher(KeyMap.expand(identify(tensors), tensors)),
+    )
+    assert patch.view.regions == (Region(key, 0, 1280),)
+
+
+# -- AnimateDiff ---------------------------------------------------------------------------------------------------
+
+MOTION = "down_blocks.0.motion_modules.1.temporal_transformer.transformer_blocks.0.attention_blocks.1"
+
+
+@pytest.mark.parametrize(("leaf", "own"), [("to_q", "to_q"), ("to_out", "to_out.0")])
+def test_a_motion_lora_changes_a_motion_module(leaf: str, own: str) -> None:
+    component, here, tensors = network("diffusers_motion_adapter")
+    old = infos(translate(component, tensors, here, "animatediff"))
+    suffixes = ("_lora.down.weight", "_lora.up.weight", "")
+    for base, key in (
+        (old, f"{MOTION}.{own}.weight"),
+        (tensors, f"down_blocks.0.motion_modules.1.transformer_blocks.0.attn2.{own}.weight"),
+    ):
+        matcher = Matcher(KeyMap.expand(identify(base), base))
+        patch, _ = place(f"{MOTION}.processor.{leaf}", suffixes, (320, 320), matcher)
+        assert patch.view.regions == (Region(key, 0, 320),)
+
+
+def test_a_motion_lora_does_not_fit_the_checkpoint_beside() -> None:
+    with pytest.raises(MatchError, match=r"^LoRA 'style' is for AnimateDiff motion module \(by [^\n]*$"):
+        place(f"{MOTION}.processor.to_q", ("_lora.down.weight", "_lora.up.weight", ""), (320, 320), single_file(SD1))
 
 
 # -- names that no layout has -----------------------------------------------------------------------------------
