@@ -17,16 +17,19 @@ import torch
 from safetensors.torch import load_file
 
 import lorabake
+from lorabake.adapters import suffixes
+from lorabake.architectures import architectures
 from lorabake.errors import LorabakeError, MatchError
 from lorabake.inspection import inspect
 from lorabake.keymap.peft import PeftConfig
+from lorabake.keymap.spelling import sort_tensors
 from lorabake.keymap.table import KeyMap
 from lorabake.keymap.view import Region
 from lorabake.matching import Ledger, Matcher, Patch
-from lorabake.resolve import identify
+from lorabake.resolve import GENERIC, identify
 from lorabake.tensors.safetensors import TensorInfo
 from tests import builders as b
-from tests.tables import infos, load_table
+from tests.tables import infos, load_table, names
 from tests.test_families import network
 from tests.test_matching import source
 from tests.translation import translate
@@ -359,6 +362,15 @@ def place(name: str, suffixes: tuple[str, str, str], shape: tuple[int, ...], bas
     assert ledger.applied == len(shapes)
     return patch, ledger
 
+
+# Where a format is not one of the prefixes above: format -> families, each proven by a test further below.
+OTHERS = {
+    "XLabs, USO": ("Flux.1",),
+    "DiffSynth-Studio": ("Flux.1",),
+    "kohya with `split_qkv`": ("Flux.1",),
+    "AnimateDiff's motion LoRA": ("AnimateDiff motion module",),
+    "MLX-LM": ("language models",),
+}
 
 CELLS = [
     (format_, family, *module)
@@ -868,3 +880,167 @@ def test_what_cannot_be_baked_is_refused_in_one_line(format_: str) -> None:
     with pytest.raises(MatchError) as caught:
         Matcher(KeyMap.expand(identify(base), base)).match(0, source(infos(shapes)))
     assert str(caught.value).splitlines()[0] == f"LoRA 'style': {reason}"
+
+
+# -- the page ----------------------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parent.parent / "docs" / "formats.md"
+EXAMPLES = {
+    "kohya, musubi-tuner: `lora_unet_`, own names": "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight",
+    "musubi-tuner: `lora_unet__`": "lora_unet__blocks_0_self_attn_q.lora_down.weight",
+    "kohya: `lora_unet_`, diffusers' names": "lora_unet_layers_0_attention_to_q.lora_down.weight",
+    "LyCORIS, SimpleTuner: `lycoris_`": "lycoris_transformer_blocks_0_attn_to_q.lora_down.weight",
+    "OneTrainer: `lora_transformer_`": "lora_transformer_transformer_blocks_0_attn_to_q.lora_down.weight",
+    "OneTrainer: `lora_prior_unet_`": "lora_prior_unet_down_blocks_0_2_attention_to_q.lora_down.weight",
+    "OneTrainer: slices by number": "transformer.double_blocks.0.img_attn.qkv.0.lora_down.weight",
+    "diffusers, SimpleTuner, ai-toolkit: `transformer.`": "transformer.transformer_blocks.0.attn.to_q.lora_A.weight",
+    "diffusers: `unet.`": "unet.down_blocks.0.attentions.0.proj_in.lora_A.weight",
+    "diffusers ≤ 0.26: `unet.`": "unet.down_blocks.0.attentions.0.proj_in.lora.down.weight",
+    "ComfyUI, ai-toolkit, diffusion-pipe: `diffusion_model.`": "diffusion_model.blocks.0.self_attn.q.lora_A.weight",
+    "PEFT: `base_model.model.`": "base_model.model.transformer_blocks.0.attn.to_q.lora_A.weight",
+    "fal, PEFT on own names": "base_model.model.double_blocks.0.img_attn.qkv.lora_A.weight",
+    "no prefix": "transformer_blocks.0.attn.to_q.lora_A.weight",
+    "kohya: `lora_te…`": "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight",
+    "OneTrainer: `lora_te2_` is T5": "lora_te2_encoder_block_0_layer_0_SelfAttention_q.lora_down.weight",
+    "diffusers: `text_encoder….`": "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight",
+    "ComfyUI: `text_encoders.….`": "text_encoders.clip_l.transformer.text_model.….lora_A.weight",
+    "XLabs, USO": "double_blocks.0.processor.qkv_lora1.down.weight",
+    "DiffSynth-Studio": "blocks.0.attn.a_to_qkv.lora_A.default.weight",
+    "kohya with `split_qkv`": "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight",
+    "AnimateDiff's motion LoRA": "down_blocks.0.motion_modules.0.….processor.to_q_lora.down.weight",
+    "MLX-LM": "model.layers.0.self_attn.q_proj.lora_a",
+}
+
+
+def page() -> str:
+    """Write docs/formats.md: each mark stands for a test of this file."""
+    proven: dict[str, set[str]] = {}
+    for format_, family, *_ in (*CELLS, *TEXT_CELLS):
+        proven.setdefault(format_, set()).add(family)
+    for format_ in LANGUAGE_FORMATS:
+        proven.setdefault(format_, set()).update(LANGUAGE)
+    proven |= {format_: set(families) for format_, families in OTHERS.items()}
+    families = list(dict.fromkeys((*GOLD, *(name for names in OTHERS.values() for name in names))))
+    letters = dict(zip(EXAMPLES, "abcdefghijklmnopqrstuvwxyz", strict=False))
+    lines = [
+        "# LoRA file formats",
+        "",
+        "Whose LoRAs lorabake reads, by family. Each ● is proven by `tests/test_formats.py`, which writes this page:",
+        "the names that the trainer writes lead to the rows of the base that it trained, in each layout of the base.",
+        "",
+        "| | format | for example |",
+        "|---|---|---|",
+        *(f"| {letters[name]} | {name} | `{example}` |" for name, example in EXAMPLES.items()),
+        "",
+        f"| family | {' | '.join(letters.values())} |",
+        "|---|" + "---|" * len(letters),
+        *(
+            f"| {family} | {' | '.join('●' if family in proven[name] else '' for name in letters)} |"
+            for family in families
+        ),
+        "",
+        "Suffixes go with any prefix: `.lora_down.weight`, `.lora_A.weight`, `.lora_A.default.weight`,",
+        "`.lora.down.weight`, `_lora.down.weight`, `.lora_linear_layer.down.weight`, and their counterparts.",
+        "cloneofsimo's files, which number their modules (`unet:0:down`), are read for Stable Diffusion 1.x and 2.x.",
+        "",
+        "Refused, with the reason, since nothing in the file tells how to bake it:",
+        "",
+        *(f"- **{name}**: {reason}." for name, (_, reason) in REFUSED.items()),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def test_the_page_says_what_is_proven() -> None:
+    proven = {cell[0] for cell in (*CELLS, *TEXT_CELLS)} | LANGUAGE_FORMATS.keys() | OTHERS.keys()
+    assert proven == EXAMPLES.keys()
+    assert PAGE.read_text(encoding="utf-8") == page(), "write it anew: python -m tests.test_formats"
+
+
+@pytest.mark.parametrize("format_", EXAMPLES)
+def test_the_examples_of_the_page_are_of_a_known_form(format_: str) -> None:
+    found = sort_tensors(infos({EXAMPLES[format_]: (2, 8)}).values(), suffixes())
+    (module,) = found.modules.values()
+    assert module.slots.keys() <= {"down", "lora_a"}
+
+
+# -- whose is it --------------------------------------------------------------------------------------------------
+
+SHARED = Path("/work/shared/headers")
+OF_NO_FAMILY = {  # parts of checkpoints, and files whose keys name no family
+    "arenasys_depth_v2_sd",
+    "arenasys_unet_v1_ema",
+    "arenasys_unet_v1_pix2pix_ema",
+    "arenasys_vae_v1_sd",
+    "diffusers_sd15_vae",
+    "invoke_flux2_vae_bfl_keys",
+    "stripped_clip_vit_large_patch14_model",
+    "stripped_juggernaut_xl_v9_vae_diffusion_pytorch_model_fp16",
+    "transformers_t5xxl_encoder",
+}
+
+
+@pytest.mark.parametrize("table", names("checkpoint"))
+def test_a_header_is_of_one_family(table: str) -> None:
+    assert len(fitting(load_table(table))) == (table not in OF_NO_FAMILY)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no such folder")
+def test_headers_that_do_not_come_with_the_tests_are_of_one_family_too() -> None:
+    for path in sorted(SHARED.glob("*.json")):
+        table = json.loads(path.read_text())
+        if table["kind"] == "checkpoint":
+            assert len(fitting(infos(table["tensors"]))) == (path.stem not in OF_NO_FAMILY), path.stem
+
+
+# LoRAs that another family's base takes whole: equal names, equal sizes (docs/families.md says so).
+EQUAL = {
+    ("Flux.1", "HunyuanVideo"),
+    ("Stable Diffusion XL", "Kolors"),
+    ("Kolors", "Stable Diffusion XL"),
+}
+# Those that share most names, so that the modules without a place are listed instead.
+ALIKE = {
+    ("Flux.1", "Chroma"),
+    ("Chroma", "Flux.1"),
+    ("Chroma", "HunyuanVideo"),
+    ("Flux.2", "Flux.1"),
+    ("HunyuanImage", "Flux.1"),
+    ("HunyuanImage", "HunyuanVideo"),
+    ("AuraFlow", "Flux.1"),
+    ("Cosmos", "Anima"),
+    ("Anima", "Cosmos"),
+}
+
+
+@pytest.mark.parametrize("family", [family for family in GOLD if family != "CogView4"])  # its names are not its own
+def test_a_lora_of_another_family_is_refused_in_one_line(family: str) -> None:
+    table, _, _ = GOLD[family]
+    _, _, tensors = network(table)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for key, info in tensors.items():
+        prefix = "unet." if family in UNETS else "prior." if family in CASCADE else "transformer."
+        name = prefix + key.removesuffix(".weight")
+        if key.endswith(".weight") and len(info.shape) == 2 and ("block" in key or "layer" in key):
+            shapes |= {f"{name}.lora_A.weight": (4, info.shape[1]), f"{name}.lora_B.weight": (info.shape[0], 4)}
+    lora = source(infos(shapes))
+    for other in GOLD:
+        base = next(iter(bases(other).values()))
+        if (family, other) in EQUAL or family == other:
+            patches, _ = base.match(0, lora)
+            assert len(patches) == len(shapes) / 2
+            continue
+        with pytest.raises(MatchError) as caught:
+            base.match(0, lora)
+        if (family, other) not in ALIKE:
+            assert len(str(caught.value).splitlines()) == 1, (other, str(caught.value))
+            assert "is for " in str(caught.value)
+
+
+def fitting(tensors: dict[str, TensorInfo]) -> list[str]:
+    known = [each for each in architectures() if each.components and each.name != GENERIC]
+    return [each.name for each in known if each.fits(tensors)]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
