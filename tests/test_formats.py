@@ -367,7 +367,7 @@ def place(name: str, suffixes: tuple[str, str, str], shape: tuple[int, ...], bas
 OTHERS = {
     "XLabs, USO": ("Flux.1",),
     "DiffSynth-Studio": ("Flux.1",),
-    "kohya with `split_qkv`": ("Flux.1",),
+    "kohya with `split_qkv`": ("Flux.1", "Stable Diffusion 3", "Lumina 2"),
     "AnimateDiff's motion LoRA": ("AnimateDiff motion module",),
     "MLX-LM": ("language models",),
 }
@@ -752,6 +752,30 @@ def test_the_metadata_knows_better_than_the_values(arguments: str, tmp_path: Pat
         parts = 4 if "linear1" in key else 3
         exact = base[key].double() + ALPHA / (parts * RANK) * product
         b.assert_rounded_once(out[key], exact, terms=[base[key], product])
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "shape", "parts"),
+    [
+        ("Flux.1", "double_blocks_3_txt_attn_qkv", (9216, 3072), 3),
+        ("Flux.1", "single_blocks_3_linear1", (21504, 3072), 4),
+        ("Flux.1", "single_blocks_3_linear2", (3072, 15360), 1),
+        ("Stable Diffusion 3", "joint_blocks_0_x_block_attn_qkv", (4608, 1536), 3),
+        ("Stable Diffusion 3", "joint_blocks_0_context_block_attn_qkv", (4608, 1536), 3),
+        ("Lumina 2", "layers_0_attention_qkv", (3840, 2304), 3),  # q has more rows than k and v
+        ("Lumina 2", "layers_0_attn_to_k", (768, 2304), 1),
+    ],
+)
+def test_the_families_that_kohya_trains_apart(family: str, name: str, shape: tuple[int, int], parts: int) -> None:
+    shapes = {
+        f"lora_unet_{name}.lora_down.weight": (12, shape[1]),
+        f"lora_unet_{name}.lora_up.weight": (shape[0], 12),
+        f"lora_unet_{name}.alpha": (),
+    }
+    metadata = {"ss_network_args": '{"split_qkv": "True"}'}
+    for base in bases(family).values():
+        (patch,), _ = base.match(0, source(infos(shapes), metadata=metadata))
+        assert patch.parts == parts
 
 
 def test_a_converted_file_has_blocks_and_an_alpha_for_them_all(tmp_path: Path) -> None:
