@@ -778,6 +778,17 @@ def test_the_families_that_kohya_trains_apart(family: str, name: str, shape: tup
         assert patch.parts == parts
 
 
+@pytest.mark.parametrize(
+    "comment", ["dimension is resized from 8 to 6; ", "Dynamic resize with sv_fro: 0.9 from 8; "]
+)
+def test_a_resized_file_has_the_metadata_and_other_factors(comment: str, tmp_path: Path) -> None:
+    small_flux(tmp_path)
+    metadata = {"ss_network_args": '{"split_qkv": "True"}', "ss_training_comment": comment}
+    apart(tmp_path, metadata, noise=0.5)
+    (ledger,) = lorabake.plan(lorabake.load_recipe(b.recipe(tmp_path))).ledgers
+    assert ledger.notes == []
+
+
 def test_a_converted_file_has_blocks_and_an_alpha_for_them_all(tmp_path: Path) -> None:
     small_flux(tmp_path)
     apart(tmp_path, None, alpha=6.0, other=2.0)  # scale 1 of the whole rank for q, k and v, and of the others

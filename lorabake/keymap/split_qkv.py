@@ -20,7 +20,13 @@ NOTE = "q, k and v were trained apart (split_qkv): alpha is over the rank of one
 
 
 def said_by(metadata: Mapping[str, str]) -> bool | None:
-    """Return what the trainer's metadata says of split_qkv; None where it has no arguments of the network."""
+    """Return what the trainer's metadata says of split_qkv; None where it has no arguments of the network.
+
+    kohya's script that changes ranks keeps these, but not the blocks; it leaves a comment.
+    """
+    comment = metadata.get("ss_training_comment", "")
+    if "is resized from" in comment or "Dynamic resize with" in comment:
+        return None
     try:
         arguments = json.loads(metadata.get("ss_network_args", "null"))
     except (ValueError, RecursionError):

@@ -218,7 +218,9 @@ class KeyMap:
             if component.name in key_map.placed:
                 modules = key_map._list_modules(component)
                 named = [module for alias in component.aliases for module in alias.resolve(modules)]
-                key_map.modules[component.name] = {module.name: module for module in named} | modules
+                key_map.modules[component.name] = modules
+                for module in named:
+                    modules.setdefault(module.name, module)
         return key_map
 
     def _list_modules(self, component: Component) -> dict[str, Module]:
