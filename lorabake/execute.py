@@ -286,7 +286,7 @@ class Executor:
                 f"LoRA {name!r}: {info.name} is {alpha}, which is no scale\n"
                 f'Leave the module out with a block pattern that names it and the factor 0: blocks: {{"…": 0}}'
             )
-        return patch.kind.scale(alpha, patch.shapes)
+        return patch.kind.scale(alpha, patch.shapes) * patch.parts
 
     def _read_rows(
         self, info: TensorInfo, start: int, stop: int, columns: int, *, fresh: bool = False

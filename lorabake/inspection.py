@@ -52,7 +52,9 @@ def inspect(path: Path) -> dict[str, object]:
     """Describe a checkpoint or LoRA; raise FileError if the file is neither or is damaged."""
     checkpoint, config = open_lora(path)
     tensors = sort_tensors(checkpoint.tensors.values(), suffixes())
-    is_lora = bool(config or tensors.unsupported) or any("down" in m.slots for m in tensors.modules.values())
+    is_lora = bool(config or tensors.unsupported) or any(
+        m.slots.keys() & {"down", "lora_a"} for m in tensors.modules.values()
+    )
     facts: dict[str, object] = {
         "path": str(path),
         "what": "lora" if is_lora else "checkpoint",
@@ -90,6 +92,8 @@ def _describe_lora(checkpoint: Checkpoint, tensors: LoraTensors, config: PeftCon
             kinds["LoRA with a Tucker core" if "mid" in module.slots else title] += 1
         if "down" in module.slots and module.slots["down"].shape:
             ranks[module.slots["down"].shape[0]] += 1
+        if "lora_a" in module.slots and module.slots["lora_a"].shape:
+            ranks[module.slots["lora_a"].shape[-1]] += 1
         if "alpha" in module.slots:
             alphas[_alpha(module.slots["alpha"])] += 1
         named = components_named(module.name, tables) or components_named(module.name, GENERIC.components)

@@ -9,14 +9,25 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import takewhile
 from math import prod
 
 from lorabake.adapters import dora, kinds_of
 from lorabake.adapters.kind import Kind, Settings, matrix
 from lorabake.architectures import architectures
 from lorabake.errors import MatchError
+from lorabake.keymap import split_qkv
 from lorabake.keymap.peft import PeftConfig
-from lorabake.keymap.spelling import INDEXED, LoraModule, components_named, flatten, pattern_of, spell_all
+from lorabake.keymap.spelling import (
+    INDEXED,
+    MARKERS,
+    REASONS,
+    LoraModule,
+    components_named,
+    flatten,
+    pattern_of,
+    spell_all,
+)
 from lorabake.keymap.table import Architecture, KeyMap, Module
 from lorabake.keymap.view import Region, View
 from lorabake.resolve import GENERIC, LoraSource, family_of
@@ -31,6 +42,7 @@ class Patch:
 
     `strength` is the user's, all factors in; `scale` the file's own, or None where the alpha tensor in
     `tensors` says it (1 where there is none either); `settings` what the kind took from the file's configuration.
+    That alpha is over the rank of one of `parts` parts.
     """
 
     lora: int
@@ -41,6 +53,7 @@ class Patch:
     strength: float
     scale: float | None
     settings: Settings = field(default_factory=dict)
+    parts: int = 1
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -124,9 +137,12 @@ class _Match:
         self.blocks = lora.entry.blocks
         self.unlisted = f"not in components: [{', '.join(lora.entry.components or ())}]"
         self.turned = False
+        self.apart: Counter[str] = Counter()
 
     def run(self) -> tuple[list[Patch], Ledger]:
         self._check_components()
+        for marker in MARKERS.keys() & self.lora.checkpoint.tensors.keys():
+            raise MatchError(f"LoRA {self.lora.name!r}: {MARKERS[marker]}")
         indexed = self._indexed_modules()
         self.turned = self._is_turned()
         for module in self.lora.tensors.modules.values():
@@ -134,7 +150,9 @@ class _Match:
         for kind, infos in self.lora.tensors.unsupported.items():
             for info in infos:
                 if not self._excluded_by_component(info.key, 1):
-                    self.faults.strange.append((info.key, f"{kind} is not supported by this version"))
+                    self.faults.strange.append(
+                        (info.key, REASONS.get(kind, f"{kind} is not supported by this version"))
+                    )
         for info in self.lora.tensors.unknown:
             self._unknown(info)
         if self.faults:
@@ -146,6 +164,7 @@ class _Match:
             raise MatchError(f"LoRA {self.lora.name!r}: all of its tensors are {self.unlisted}")
         assert self.ledger.is_balanced, self.ledger
         self._note_missing_alpha()
+        self.ledger.notes += [split_qkv.NOTE.format(count=n, source=source) for source, n in self.apart.items()]
         return self.patches, self.ledger
 
     # -- what the recipe says ------------------------------------------------------------------------
@@ -236,6 +255,9 @@ class _Match:
         if whole and not (config and all(config.saves(path, slot) for slot in whole)):
             self.faults.strange.append((module.name, "a whole tensor that no modules_to_save announces"))
             return
+        if config is None and "lora_a" in module.slots:
+            self.faults.strange.append((module.name, "MLX-LM's adapter_config.json is not there: it has the scale"))
+            return
         if self.matcher.tied in {each.name for each in found}:
             why = "the base uses this embedding as its output head, too; one tensor cannot be changed for one use"
             self.faults.strange.append((module.name, why))
@@ -314,7 +336,8 @@ class _Match:
             for region in view.regions:
                 self._take(region, module.name)
             scale = config.scale_of(path) if config and "alpha" not in tensors and kind.alpha_is_scale else None
-            self.patches.append(Patch(self.index, module.name, kind, tensors, view, strength, scale, settings))
+            parts = self._parts(module, target) if "alpha" in tensors and kind.low_rank else 1
+            self.patches.append(Patch(self.index, module.name, kind, tensors, view, strength, scale, settings, parts))
             self.ledger.kinds["DoRA" if dora.is_in(tensors) else kind.title] += 1
             if kind.parameter == "weight" and kind.alpha_is_scale and (kind.low_rank or "alpha" in kind.optional):
                 self.ledger.ranks[kind.rank(module.shapes)] += 1
@@ -329,6 +352,36 @@ class _Match:
                     "A file that has one module under two names would be applied twice."
                 )
         self.taken[region.key].append((region.start, region.stop, name))
+
+    # -- q, k and v that were trained apart ----------------------------------------------------------
+
+    def _parts(self, module: LoraModule, target: Module) -> int:
+        """Count the parts that each have a share of a fused module's rank, and alpha over that share."""
+        sizes = self._sizes(target)
+        if len(sizes) < 2 or "down" not in module.slots or module.shapes["down"][0] % len(sizes):
+            return 1
+        said = split_qkv.said_by(self.lora.checkpoint.metadata)
+        if said is False or (said is None and not split_qkv.seen_in(module, sizes, self._scales)):
+            return 1
+        self.apart["metadata" if said else "the zeros in its up"] += 1
+        return len(sizes)
+
+    def _sizes(self, target: Module) -> list[int]:
+        """List the rows of what a fused module holds."""
+        modules = self.key_map.modules[target.component]
+        names = (f"{target.name}.{part}" for part in range(len(modules)))
+        return [modules[name].views["weight"].rows for name in takewhile(modules.__contains__, names)]
+
+    @cached_property
+    def _scales(self) -> set[float]:
+        """Collect alpha/rank of the modules that hold one layer."""
+        scales = set()
+        for module in self.lora.tensors.modules.values():
+            targets = self.matcher.spelled.get(module.name, [])
+            scale = split_qkv.scale_of(module)
+            if scale is not None and targets and len(self._sizes(targets[0])) < 2:
+                scales.add(scale)
+        return scales
 
     # -- files that need a look at all modules -------------------------------------------------------
 
@@ -464,11 +517,11 @@ class _Match:
 
 
 def _config_fault(config: PeftConfig, path: str, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    if "down" not in shapes or config.kind != "LORA":
+    if config.kind != "LORA":
         return None
-    if shapes["down"][0] != config.rank_of(path):
+    if "down" in shapes and shapes["down"][0] != config.rank_of(path):
         return f"its rank is {shapes['down'][0]}, and adapter_config says {config.rank_of(path)}"
-    if config.dora and not dora.is_in(shapes):
+    if config.dora and shapes.keys() & {"down", "lora_a"} and not dora.is_in(shapes):
         return "adapter_config says use_dora, and there is no magnitude"
     return None
 

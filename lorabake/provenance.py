@@ -42,7 +42,7 @@ def describe(checkpoint: Checkpoint, path: str, digests: Mapping[Path, str]) -> 
         digest = {"sha256": digests[given]} if given in digests else {"header_sha256": header.sha256}
         files.append({"name": name, "size": given.stat().st_size, **digest})
     config = (checkpoint.path if checkpoint.is_folder else checkpoint.path.parent) / "adapter_config.json"
-    if checkpoint.parts[0].files[0].path.stem == "adapter_model" and config.is_file():
+    if checkpoint.parts[0].files[0].path.stem in ("adapter_model", "adapters") and config.is_file():
         files.append({"name": config.name, "sha256": hashlib.sha256(config.read_bytes()).hexdigest()})
     return {"path": path, "files": files} if checkpoint.is_folder or len(files) > 1 else files[0]
 

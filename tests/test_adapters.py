@@ -68,6 +68,12 @@ FORMULAS: dict[str, tuple[str, dict[str, Shape], Shape, Formula]] = {
         (4, 3, 1, 2, 3),
         tucker_sum,
     ),
+    "MLX": (
+        "mlx",
+        {"lora_a": (5, 2), "lora_b": (2, 6)},
+        (6, 5),
+        lambda tensors, _: torch.einsum("ir,ro->oi", tensors["lora_a"], tensors["lora_b"]),
+    ),
     "lora_bias": (
         "lora_bias",
         {"bias": (6,), "up": (6, 2), "down": (2, 5)},
@@ -105,6 +111,7 @@ def test_a_kind_computes_its_formula(case: str) -> None:
         ("lora", {"up": (6, 2), "down": (2, 5)}, 2),
         ("lora", {"up": (6, 2, 1, 1), "mid": (2, 3, 3, 3), "down": (3, 5, 1, 1)}, 3),
         ("lora_bias", {"bias": (6,), "up": (6, 4), "down": (4, 5)}, 4),
+        ("mlx", {"lora_a": (5, 3), "lora_b": (3, 6)}, 3),
         ("whole", {"whole_weight": (6, 5)}, 1),
     ],
 )

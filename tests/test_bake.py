@@ -438,7 +438,7 @@ def test_eight_bits_that_overflow_are_refused(tmp_path: Path) -> None:
     base[SD1_KEYS[Q]] = torch.full((W, W), 440.0).to(torch.float8_e4m3fn)
     b.save(tmp_path / "base.safetensors", base)
     kohya(tmp_path, Q, {"up": torch.full((W, 1), 60.0), "down": torch.ones(1, W)})
-    with pytest.raises(ValueTooLargeError, match="508 with LoRA .*; F8_E4M3 cannot hold it"):
+    with pytest.raises(ValueTooLargeError, match=r"508 with LoRA .*; F8_E4M3 cannot hold it"):
         b.bake_sd1(tmp_path)
     assert not (tmp_path / "out.safetensors").exists()
 

@@ -52,6 +52,9 @@ KEYS = {
     "unet.down_blocks.0.attn1.to_k.lora.up.weight": ("unet.down_blocks.0.attn1.to_k", "up"),
     "down_blocks.0.attn1.processor.to_k_lora.down.weight": ("down_blocks.0.attn1.processor.to_k", "down"),
     "unet.mid_block.attn2.processor.to_out_lora.up.weight": ("unet.mid_block.attn2.processor.to_out", "up"),
+    "double_blocks.0.processor.qkv_lora1.down.weight": ("double_blocks.0.processor.qkv_lora1", "down"),
+    "double_blocks.0.processor.proj_lora2.up.weight": ("double_blocks.0.processor.proj_lora2", "up"),
+    "single_blocks.0.processor.qkv_lora.down.weight": ("single_blocks.0.processor.qkv", "down"),
     "text_encoder_2.text_projection.lora_linear_layer.down.weight": ("text_encoder_2.text_projection", "down"),
     "text_encoder_2.text_projection.lora_linear_layer.up.weight": ("text_encoder_2.text_projection", "up"),
     "lora_unet_output_blocks_2_2_conv.alpha": ("lora_unet_output_blocks_2_2_conv", "alpha"),
@@ -67,6 +70,9 @@ KEYS = {
     "base_model.model.lin1.base_layer.bias": ("base_model.model.lin1", "whole_bias"),
     "base_model.model.wte.base_layer.weight": ("base_model.model.wte", "whole_weight"),
     "unet:12:down": ("unet:12", "down"),
+    "model.layers.0.self_attn.q_proj.lora_a": ("model.layers.0.self_attn.q_proj", "lora_a"),
+    "model.layers.0.self_attn.q_proj.lora_b": ("model.layers.0.self_attn.q_proj", "lora_b"),
+    "model.layers.0.self_attn.q_proj.m": ("model.layers.0.self_attn.q_proj", "magnitude"),
     "text_encoder:0:up": ("text_encoder:0", "up"),
     **{
         f"lora_unet_conv_in.{slot}": ("lora_unet_conv_in", slot)
@@ -118,6 +124,14 @@ UNBAKED = {
     "base_model.vblora_vector_bank": "VB-LoRA",
     "base_model.model.fc.randlora_lambda": "RandLoRA",
     "base_model.model.fc.shira_weight": "SHiRA",
+    "layers.0.attn.q_proj.lora_a.weight": "torchtune's LoRA",
+    "transformer.h.0.attn.qkv.lora_A": "litgpt's LoRA",
+    "transformer.h.10.mlp.fc_1.lora_B": "litgpt's LoRA",
+    "lm_head.lora_A": "litgpt's LoRA",
+    "transformer_blocks.0.qkv_proj.lora_down": "nunchaku's LoRA",
+    "transformer_blocks.0.qkv_proj.lora_up": "nunchaku's LoRA",
+    "down_blocks.0.attentions.0.proj_in.___.layer.W_down": "HCP-Diffusion's LoRA",
+    "down_blocks.0.attentions.0.proj_in.___.alpha": "HCP-Diffusion's LoRA",
 }
 # What the published LoRAs have beside: learned embeddings, and norms that Flux calls `scale`.
 NO_KNOWN_FORM = {

@@ -25,7 +25,7 @@ LAYERS = (
     ("components",),
     ("architectures", "adapters"),
     ("recipe",),
-    ("resolve",),
+    ("resolve", "methods"),
     ("matching",),
     ("provenance",),
     ("planning",),

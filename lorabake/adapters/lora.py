@@ -33,6 +33,8 @@ class Lora(Kind):
         (r"\.lora_B", "up"),
         (r"[._]lora\.down\.weight", "down"),  # diffusers up to 0.26, with `_lora` its attention processors
         (r"[._]lora\.up\.weight", "up"),
+        (r"(?<=_lora[12])\.down\.weight", "down"),  # XLabs: `qkv_lora1.down.weight` for the image, 2 for the text
+        (r"(?<=_lora[12])\.up\.weight", "up"),
         (r"\.lora_linear_layer\.down\.weight", "down"),  # diffusers, LoRACompatible layers
         (r"\.lora_linear_layer\.up\.weight", "up"),
         (r":down", "down"),  # cloneofsimo: `unet:3:down`

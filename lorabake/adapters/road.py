@@ -1,8 +1,8 @@
 """RoAd: outputs h and h + g/2 of each group of g are rotated and stretched as a pair; the bias goes along.
 
 W'[h] = α·cos θ·W[h] − α·sin θ·W[h + g/2] and W'[h + g/2] = α·sin θ·W[h] + α·cos θ·W[h + g/2]. PEFT's variants
-differ in what shares θ and α: `road_1` a pair, `road_2` nothing, `road_4` not even cosine and sine. Liao and Monz 2024
-(arXiv 2409.00119).
+differ in what shares θ and α: `road_1` a pair, `road_2` nothing, `road_4` not even cosine and sine. Liao and Monz,
+2024 (arXiv 2409.00119).
 """
 
 from __future__ import annotations

@@ -41,5 +41,5 @@ ACE_STEP = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
-    marks=(Mark("layers_N_cross_attn_o_proj"),),
+    marks=(Mark("layers_N_cross_attn_o_proj"), Mark("layers_N_cross_attn_to_")),
 )

@@ -71,5 +71,5 @@ AURAFLOW = Architecture(
         text.ONLY,
         VAE,
     ),
-    marks=(Mark("double_layers_N_attn_wNq"), Mark("joint_transformer_blocks_N")),
+    marks=(Mark("double_layers_N_attn_w"), Mark("single_layers_N_attn_w"), Mark("joint_transformer_blocks_N")),
 )

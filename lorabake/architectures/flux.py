@@ -47,6 +47,7 @@ FLUX = Architecture(
             ),
             dotted=transformer.DOTTED,
             flat=transformer.FLAT,
+            aliases=(*flux.XLABS, *flux.DIFFSYNTH),
         ),
         clip.CLIP_L,
         text.T5_SECOND,
@@ -56,5 +57,8 @@ FLUX = Architecture(
         Mark("double_blocks_N_img_attn"),
         Mark("single_blocks_N_linear"),
         Mark("single_transformer_blocks_N"),
+        Mark("double_blocks_N_processor"),
+        Mark("blocks_N_attn_a_to_"),
+        Mark("single_blocks_N_to_qkv_mlp"),
     ),
 )

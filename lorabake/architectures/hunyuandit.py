@@ -65,5 +65,10 @@ HUNYUANDIT = Architecture(
         text.ONLY,
         VAE,
     ),
-    marks=(Mark("blocks_N_attnN_Wqkv"), Mark("blocks_N_attnN_kv_proj")),
+    marks=(
+        Mark("blocks_N_attn1_Wqkv"),
+        Mark("blocks_N_attn2_kv_proj"),
+        Mark("blocks_N_attn2_q_proj"),
+        Mark("blocks_N_skip_linear"),
+    ),
 )

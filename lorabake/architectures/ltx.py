@@ -46,5 +46,5 @@ LTX = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
-    marks=(Mark("patchify_proj"),),
+    marks=(Mark("patchify_proj"), Mark("transformer_blocks_N_attn2_to_k", columns=2048)),
 )

@@ -63,5 +63,9 @@ LTX2 = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
-    marks=(Mark("audio_to_video_attn"), Mark("video_to_audio_attn")),
+    marks=(
+        Mark("audio_to_video_attn"),
+        Mark("video_to_audio_attn"),
+        Mark("transformer_blocks_N_attn2_to_k", columns=4096),
+    ),
 )

@@ -63,5 +63,10 @@ LUMINA2 = Architecture(
         text.ONLY,
         VAE,
     ),
-    marks=(Mark("layers_N_feed_forward_linear_N"), Mark("time_caption_embed")),
+    marks=(
+        Mark("layers_N_feed_forward_linear_N"),
+        Mark("time_caption_embed"),
+        Mark("layers_N_attention_qkv", columns=2304),
+        Mark("layers_N_attn_to_q", columns=2304),
+    ),
 )

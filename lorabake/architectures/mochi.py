@@ -58,5 +58,5 @@ MOCHI = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
-    marks=(Mark("blocks_N_attn_qkv_x"), Mark("transformer_blocks_N_attnN_add_q_proj")),
+    marks=(Mark("blocks_N_attn_qkv_x"), Mark("transformer_blocks_N_attn1_add_q_proj")),
 )

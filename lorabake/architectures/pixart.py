@@ -64,5 +64,9 @@ PIXART = Architecture(
         text.ONLY,
         VAE,
     ),
-    marks=(Mark("adaln_single_emb_resolution_embedder"),),
+    marks=(
+        Mark("adaln_single_emb_resolution_embedder"),
+        Mark("blocks_N_cross_attn_kv_linear", columns=1152),
+        Mark("transformer_blocks_N_attn1_to_q", columns=1152),
+    ),
 )

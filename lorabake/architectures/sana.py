@@ -63,5 +63,10 @@ SANA = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
-    marks=(Mark("ff_conv_inverted"), Mark("mlp_inverted_conv")),
+    marks=(
+        Mark("ff_conv_inverted"),
+        Mark("mlp_inverted_conv"),
+        Mark("blocks_N_cross_attn_kv_linear", columns=2240),
+        Mark("transformer_blocks_N_attn1_to_q", columns=2240),
+    ),
 )

@@ -49,5 +49,8 @@ SD1 = Architecture(
         ),
         VAE,
     ),
-    marks=(Mark("attn2_to_k", columns=768), Mark("attn2_processor_to_k", columns=768)),
+    marks=(
+        Mark("N_transformer_blocks_N_attn2_to_k", columns=768),
+        Mark("N_transformer_blocks_N_attn2_processor_to_k", columns=768),
+    ),
 )

@@ -49,5 +49,8 @@ SD2 = Architecture(
         ),
         VAE,
     ),
-    marks=(Mark("attn2_to_k", columns=1024), Mark("attn2_processor_to_k", columns=1024)),
+    marks=(
+        Mark("N_transformer_blocks_N_attn2_to_k", columns=1024),
+        Mark("N_transformer_blocks_N_attn2_processor_to_k", columns=1024),
+    ),
 )

@@ -78,5 +78,9 @@ SD3 = Architecture(
         text.T5_THIRD,
         VAE,
     ),
-    marks=(Mark("joint_blocks_N"),),
+    marks=(
+        Mark("joint_blocks_N"),
+        Mark("transformer_blocks_N_attn_to_q", columns=1536),
+        Mark("transformer_blocks_N_attn_to_q", columns=2432),
+    ),
 )

@@ -69,8 +69,8 @@ SDXL = Architecture(
         VAE,
     ),
     marks=(
-        Mark("attn2_to_k", columns=2048),
-        Mark("attn2_processor_to_k", columns=2048),
+        Mark("N_transformer_blocks_N_attn2_to_k", columns=2048),
+        Mark("N_transformer_blocks_N_attn2_processor_to_k", columns=2048),
         Mark("lora_te2_text_model_encoder_layers_N_self_attn_q_proj", columns=1280),
     ),
 )
@@ -120,5 +120,5 @@ REFINER = Architecture(
         ),
         VAE,
     ),
-    marks=(Mark("attn2_to_k", columns=1280),),
+    marks=(Mark("N_transformer_blocks_N_attn2_to_k", columns=1280),),
 )

@@ -46,7 +46,7 @@ PRIOR = Architecture(
         ),
         TEXT_ENCODER,
     ),
-    marks=(Mark("lora_prior_unet"),),
+    marks=(Mark("lora_prior_unet"), Mark("blocks_N_N_attention")),
 )
 
 DECODER = Architecture(

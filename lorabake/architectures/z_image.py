@@ -51,5 +51,9 @@ Z_IMAGE = Architecture(
         text.ONLY,
         VAE,
     ),
-    marks=(Mark("layers_N_attention_to"), Mark("layers_N_adaLN_modulation_0")),
+    marks=(
+        Mark("layers_N_attention_to"),
+        Mark("layers_N_adaLN_modulation_N"),
+        Mark("layers_N_attention_qkv", columns=3840),
+    ),
 )

@@ -3,7 +3,7 @@
 Source of the pairs: the conversion that diffusers performs when it loads a single file.
 """
 
-from lorabake.keymap.table import Bare, Row
+from lorabake.keymap.table import Alias, Bare, Row
 
 QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
 ADDED_QKV = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
@@ -44,4 +44,38 @@ ROWS = (
     Row(("img_in", "x_embedder")),
     Row(("txt_in", "context_embedder")),
     Row(("final_layer.linear", "proj_out")),
+)
+
+# XLabs keeps its LoRAs in attention processors: 1 for the image, 2 for the text.
+XLABS = (
+    Alias("double_blocks.{}.processor.qkv_lora1", ("double_blocks.{}.img_attn.qkv",)),
+    Alias("double_blocks.{}.processor.qkv_lora2", ("double_blocks.{}.txt_attn.qkv",)),
+    Alias("double_blocks.{}.processor.proj_lora1", ("double_blocks.{}.img_attn.proj",)),
+    Alias("double_blocks.{}.processor.proj_lora2", ("double_blocks.{}.txt_attn.proj",)),
+    Alias(
+        "single_blocks.{}.processor.qkv",
+        (
+            "single_transformer_blocks.{}.attn.to_q",
+            "single_transformer_blocks.{}.attn.to_k",
+            "single_transformer_blocks.{}.attn.to_v",
+        ),
+    ),
+    Alias("single_blocks.{}.processor.proj", ("single_blocks.{}.linear2",)),
+)
+
+# DiffSynth-Studio's own names: a for the image, b for the text.
+DIFFSYNTH = (
+    Alias("blocks.{}.attn.a_to_qkv", ("double_blocks.{}.img_attn.qkv",)),
+    Alias("blocks.{}.attn.a_to_out", ("double_blocks.{}.img_attn.proj",)),
+    Alias("blocks.{}.ff_a.0", ("double_blocks.{}.img_mlp.0",)),
+    Alias("blocks.{}.ff_a.2", ("double_blocks.{}.img_mlp.2",)),
+    Alias("blocks.{}.norm1_a.linear", ("double_blocks.{}.img_mod.lin",)),
+    Alias("blocks.{}.attn.b_to_qkv", ("double_blocks.{}.txt_attn.qkv",)),
+    Alias("blocks.{}.attn.b_to_out", ("double_blocks.{}.txt_attn.proj",)),
+    Alias("blocks.{}.ff_b.0", ("double_blocks.{}.txt_mlp.0",)),
+    Alias("blocks.{}.ff_b.2", ("double_blocks.{}.txt_mlp.2",)),
+    Alias("blocks.{}.norm1_b.linear", ("double_blocks.{}.txt_mod.lin",)),
+    Alias("single_blocks.{}.to_qkv_mlp", ("single_blocks.{}.linear1",)),
+    Alias("single_blocks.{}.proj_out", ("single_blocks.{}.linear2",)),
+    Alias("single_blocks.{}.norm.linear", ("single_blocks.{}.modulation.lin",)),
 )

@@ -39,29 +39,24 @@ LLAMA_FOURTH = Component(
     optional=("model.",),
 )
 
+# What single files and ComfyUI's LoRAs call it: by what it is.
+NAMED = (
+    "text_encoders.t5xxl.transformer.",
+    "text_encoders.umt5xxl.transformer.",
+    "text_encoders.gemma2_2b.transformer.",
+    "text_encoders.qwen25_7b.transformer.",
+    "text_encoders.qwen25_3b.transformer.",
+    "text_encoders.qwen3_06b.transformer.",
+    "text_encoders.qwen3_4b.transformer.",
+    "text_encoders.qwen3_8b.transformer.",
+    "text_encoders.mistral3_24b.transformer.",
+)
+
 # The one text encoder of a family that has one: T5, UMT5, Gemma, Qwen, Mistral, ChatGLM.
 ONLY = Component(
     name="text_encoder",
-    layouts=(
-        Layout(
-            "hf",
-            (
-                "text_encoder/",
-                "text_encoders.t5xxl.transformer.",
-                "text_encoders.umt5xxl.transformer.",
-                "text_encoders.gemma2_2b.transformer.",
-                "text_encoders.qwen25_7b.transformer.",
-                "text_encoders.qwen25_3b.transformer.",
-                "text_encoders.qwen3_06b.transformer.",
-                "text_encoders.qwen3_4b.transformer.",
-                "text_encoders.qwen3_8b.transformer.",
-                "text_encoders.mistral3_24b.transformer.",
-                "text_encoders.",
-            ),
-            (),
-        ),
-    ),
-    dotted=("text_encoder.",),
+    layouts=(Layout("hf", ("text_encoder/", *NAMED, "text_encoders."), ()),),
+    dotted=("text_encoder.", *NAMED),
     flat=("lora_te_", "lora_te1_"),
     optional=("model.",),
 )

@@ -1,4 +1,4 @@
-"""PEFT's adapter_config.json, and the same facts as diffusers keeps them in a file's metadata.
+"""PEFT's adapter_config.json (and MLX-LM's), and the same facts as diffusers keeps them in a file's metadata.
 
 Every field is honoured, known to be without effect on a merge, or refused.
 """
@@ -103,6 +103,8 @@ class PeftConfig:
 
         `types` maps PEFT's types that can be baked to the further fields that their adapter kinds read.
         """
+        if "lora_parameters" in config and "peft_type" not in config:
+            return cls._read_mlx(config, where)
         kind = str(config.get("peft_type", "LORA"))
         if kind not in types:
             why = REFUSED.get(kind, "not supported by this version")
@@ -145,6 +147,18 @@ class PeftConfig:
             bias=str(bias),
             modules_to_save=tuple(modules),
         )
+
+    @classmethod
+    def _read_mlx(cls, config: Mapping[str, object], where: str) -> PeftConfig:
+        """Read what MLX-LM says: its scale takes the place of alpha/rank, and is 20 unless it is said."""
+        how = config.get("fine_tune_type", "lora")
+        if how not in ("lora", "dora"):
+            raise FileError(f"{where}: fine_tune_type is {how!r}: only lora and dora can be baked")
+        parameters = config["lora_parameters"]
+        if not isinstance(parameters, dict):
+            raise FileError(f"{where}: lora_parameters must be a mapping")
+        scale = _number(parameters.get("scale", 20.0), f"{where}: lora_parameters.scale")
+        return cls(where=where, kind="LORA", fields=config, rank=1, alpha=scale, dora=how == "dora")
 
     def rank_of(self, module: str) -> int:
         """Return the rank that a module was trained with."""

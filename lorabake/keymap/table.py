@@ -7,10 +7,11 @@ Nothing here parses a LoRA's name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from lorabake.keymap.view import Region, View
+from lorabake.keymap.view import Region, View, join
 from lorabake.tensors.safetensors import TensorInfo
 
 Name = str | tuple[str, ...]
@@ -92,13 +93,39 @@ class IndexOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class Alias:
+    """Give a trainer's own name to a module, or to several that it sees as one, under any layout's names.
+
+    Numbers are `{}` in all of them.
+    """
+
+    name: str
+    of: tuple[str, ...]
+
+    def resolve(self, modules: Mapping[str, Module]) -> Iterator[Module]:
+        """Yield the modules that a base has for this name."""
+        pattern = re.compile(re.escape(self.of[0]).replace(r"\{\}", r"(\d+)") + r"\Z")
+        for path, first in modules.items():
+            if match := pattern.match(path):
+                parts = [modules.get(each.format(*match.groups())) for each in self.of]
+                found = [part for part in parts if part is not None]
+                if len(found) == len(parts):
+                    views = {
+                        parameter: joined
+                        for parameter in ("weight", "bias")
+                        if (joined := join([part.views.get(parameter) for part in found])) is not None
+                    }
+                    yield Module(first.component, self.name.format(*match.groups()), views)
+
+
+@dataclass(frozen=True, slots=True)
 class Component:
     """Describe one network of a model: its layouts, its names, and how LoRA files spell its prefix.
 
     `dotted` prefixes precede a dotted module path (`unet.`), `flat` ones a path whose dots became underscores
     (`lora_unet_`). `optional` words may lead the path on one side and be absent on the other (`model.`).
     `orders` reads index-named files. `embeddings` end the names of input embeddings that a model without any of
-    the `heads` uses as its output head, too.
+    the `heads` uses as its output head, too. `aliases` are names that no layout has.
     """
 
     name: str
@@ -110,6 +137,7 @@ class Component:
     orders: tuple[IndexOrder, ...] = ()
     embeddings: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
+    aliases: tuple[Alias, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +216,11 @@ class KeyMap:
                 key_map.placed[component.name] = place
         for component in architecture.components:
             if component.name in key_map.placed:
-                key_map.modules[component.name] = key_map._list_modules(component)
+                modules = key_map._list_modules(component)
+                named = [module for alias in component.aliases for module in alias.resolve(modules)]
+                key_map.modules[component.name] = modules
+                for module in named:
+                    modules.setdefault(module.name, module)
         return key_map
 
     def _list_modules(self, component: Component) -> dict[str, Module]:

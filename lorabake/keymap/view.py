@@ -6,7 +6,7 @@ weight through it and writing a result back through it are the same object.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -74,3 +74,21 @@ class View:
             piece = delta.reshape(self.rows, -1)[row : row + region.stop - region.start]
             target.add_(piece.reshape(target.shape))
             row += region.stop - region.start
+
+
+def join(views: Sequence[View | None]) -> View | None:
+    """Put views with equal columns under each other; None where one is missing or they do not go together."""
+    found = [view for view in views if view is not None]
+    if len(found) < len(views) or len({view.shape[1:] for view in found}) != 1:
+        return None
+    if len(found) == 1:
+        return found[0]
+    if any(view.transpose or not view.shape for view in found):
+        return None
+    regions: list[Region] = []
+    for region in (region for view in found for region in view.regions):
+        if regions and (regions[-1].key, regions[-1].stop) == (region.key, region.start):
+            regions[-1] = Region(region.key, regions[-1].start, region.stop)
+        else:
+            regions.append(region)
+    return View(tuple(regions), (sum(view.rows for view in found), *found[0].shape[1:]))

@@ -104,17 +104,17 @@ def open_checkpoint(path: Path, variant: str | None = None) -> Checkpoint:
 
 
 def open_lora(path: Path) -> tuple[Checkpoint, dict[str, object] | None]:
-    """Read the header of a LoRA, a file or a PEFT folder, and the `adapter_config.json` that goes with it.
+    """Read the header of a LoRA, a file or a folder of PEFT or MLX-LM, and its `adapter_config.json`.
 
     Raise FileError as open_checkpoint does, for a config that is no JSON object, for a PEFT folder without
     an adapter, and for a folder whose adapters lie in sub-folders.
     """
     if not os.path.isdir(path):
         config = path.with_name("adapter_config.json")
-        has_config = path.stem == "adapter_model" and os.path.exists(config)
+        has_config = path.stem in ("adapter_model", "adapters") and os.path.exists(config)
         return open_checkpoint(path), read_object(config) if has_config else None
     config = path / "adapter_config.json"
-    adapters = [path / name for name in ("adapter_model.safetensors", "adapter_model.bin")]
+    adapters = [path / name for name in ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors")]
     found = next((adapter for adapter in adapters if os.path.exists(adapter)), None)
     if found is not None:
         checkpoint = _checkpoint(path, [_part(found, "")], ())

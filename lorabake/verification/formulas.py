@@ -71,6 +71,12 @@ def lora_bias(tensors: Tensors, weight: Array, place: Place, scale: float) -> Ar
     return weight + scale * tensors["bias"].reshape(-1, 1)[place.rows]
 
 
+def mlx(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W + scale·(a·b)ᵀ, or with its magnitude."""
+    delta = scale * np.einsum("ir,ro->oi", tensors["lora_a"], tensors["lora_b"][:, place.rows])
+    return dora(tensors, weight + delta, place)
+
+
 def whole(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     """Return T, whatever the weight was."""
     (value,) = tensors.values()
@@ -315,6 +321,7 @@ def fourierft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Ar
 FORMULAS: dict[str, Formula] = {
     "lora": lora,
     "lora_bias": lora_bias,
+    "mlx": mlx,
     "whole": whole,
     "whole_bias": whole,
     "set_weight": whole,

@@ -76,7 +76,7 @@ class Recomputation:
             return 1.0
         info = patch.tensors["alpha"]
         alpha = decode_scalar(info.dtype, self.files.raw(info.file, info.start, info.nbytes))
-        return patch.kind.scale(alpha, patch.shapes)
+        return patch.kind.scale(alpha, patch.shapes) * patch.parts
 
     def slack(self, tile: Tile, rows: Indices, columns: Indices) -> Array:
         """Bound the error that the bake's own precision allows at some places of a tile.
