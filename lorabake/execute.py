@@ -23,7 +23,7 @@ from lorabake.errors import MatchError, SurroundingsError, ValueTooLargeError
 from lorabake.matching import Patch
 from lorabake.methods import combine, masks_of
 from lorabake.planning import TILE_VALUES, Bake, Plan, Target
-from lorabake.tensors.dtypes import DTYPES, decode_scalar
+from lorabake.tensors.dtypes import DTYPES, LARGEST, decode_scalar
 from lorabake.tensors.safetensors import TensorInfo
 
 DEVICE_TILE_VALUES = 1 << 24
@@ -201,6 +201,9 @@ class Executor:
             target.key: self._read_rows(target.source, 0, *matrix(target.shape), fresh=True).reshape(target.shape)
             for target in step.targets
         }
+        for target in step.targets:
+            if target.scale_key:
+                base[target.key] *= base[target.scale_key].reshape(-1, *[1] * (len(target.shape) - 1))
         baked = {key: tensor.clone() for key, tensor in base.items()}
         deltas: dict[int, torch.Tensor] = {}
         began = time.perf_counter()
@@ -221,6 +224,10 @@ class Executor:
             else:
                 deltas[id(patch)] = delta.contiguous()
         self._combine(step, deltas, baked)
+        dtypes = {target.key: target.dtype for target in step.targets}
+        for target in step.targets:
+            if target.scale_key:
+                self._rescale(target, dtypes[target.scale_key], baked)
         self.seconds["compute"] += time.perf_counter() - began
         for target in step.targets:
             rows, columns = matrix(target.shape)
@@ -246,6 +253,16 @@ class Executor:
             total = combine(method, parts, [piece.patch.strength for piece in there], masks)
             rows = baked[key] if turned else baked[key][start:stop]
             rows += total.reshape(rows.shape)
+
+    def _rescale(self, target: Target, scale_dtype: str, baked: dict[str, torch.Tensor]) -> None:
+        """Divide a weight by fresh scales: the largest value, of all or of each row, becomes its dtype's largest."""
+        scale = baked[target.scale_key]
+        flat = baked[target.key].flatten(1)
+        largest = flat.abs().amax(dim=1) if scale.numel() == flat.shape[0] else flat.abs().amax()
+        fresh = torch.where(largest > 0, largest / LARGEST[target.dtype], torch.ones_like(largest))
+        fresh = fresh.to(_torch_dtype(scale_dtype)).to(self.dtype)
+        baked[target.scale_key] = fresh.reshape(scale.shape)
+        baked[target.key] = (flat / fresh.reshape(-1, 1)).reshape(target.shape)
 
     # -- in and out ------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from lorabake.matching import Ledger, Matcher, Patch
 from lorabake.recipe import Recipe
 from lorabake.resolve import GENERIC, Sources, resolve, tied_embedding
 from lorabake.tensors.checkpoint import Checkpoint, Part, read_object
-from lorabake.tensors.dtypes import DTYPES, FLOAT_NAMES, nbytes
+from lorabake.tensors.dtypes import DTYPES, FLOAT_NAMES, LARGEST, nbytes
 from lorabake.tensors.safetensors import TensorInfo, encode_header
 
 BLOCK = 4096
@@ -37,7 +37,10 @@ RUNTIME_BYTES = 190 << 20
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Say where one tensor comes from and where it goes: `file` of the plan, `offset` from that file's data."""
+    """Say where one tensor comes from and where it goes: `file` of the plan, `offset` from that file's data.
+
+    `scale_key` names the tensor whose values (one, or one a row) multiply this one's, where it is stored scaled.
+    """
 
     key: str
     source: TensorInfo
@@ -45,6 +48,7 @@ class Target:
     shape: tuple[int, ...]
     file: int
     offset: int
+    scale_key: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -262,7 +266,9 @@ class _Planner:
             if target.key in touched and group[0] == target.key:
                 together = {id(patch): patch for key in group for patch in touched[key]}
                 chosen = tuple(together.values())
-                bakes.append(Bake(tuple(by_key[key] for key in group), chosen, summed))
+                targets = [replace(by_key[key], scale_key=self._scale_of(key) or "") for key in group]
+                targets += [by_key[each.scale_key] for each in targets if each.scale_key]
+                bakes.append(Bake(tuple(targets), chosen, summed))
             elif target.key not in touched and target.dtype != target.source.dtype:
                 bakes.append(Bake((target,), ()))
         baked = {target.key for bake in bakes for target in bake.targets}
@@ -350,11 +356,12 @@ class _Planner:
                         f"LoRA {name!r}: {patch.module} would change {key}, whose dtype is {info.dtype}\n"
                         "This version bakes into float8, float16, bfloat16, float32 and float64 tensors."
                     )
-                if scale := self._scale_of(key):
+                scale = self._scale_of(key)
+                if scale and not self._is_plain_scale(info, self.sources.base.tensors[scale]):
                     name = self.sources.loras[patch.lora].name
                     raise MatchError(
                         f"LoRA {name!r}: {patch.module} would change {key}, which is scaled by {scale}\n"
-                        "This version cannot bake into scaled weights; give it a base with plain ones."
+                        "This version bakes into float8 weights with one scale, or one a row; give it such a base."
                     )
         return patches, [ledger for _, ledger in placed]
 
@@ -363,6 +370,14 @@ class _Planner:
         module = key.removesuffix(".weight")
         names = (f"{module}.{each}" for each in ("scale_weight", "weight_scale", "weight_scale_inv", "comfy_quant"))
         return next((name for name in names if name in self.sources.base.tensors), None)
+
+    def _is_plain_scale(self, weight: TensorInfo, scale: TensorInfo) -> bool:
+        """Tell whether a weight is float8 times one number, or one a row."""
+        module = weight.key.removesuffix(".weight")
+        named = scale.key in (f"{module}.scale_weight", f"{module}.weight_scale")
+        known = f"{module}.comfy_quant" not in self.sources.base.tensors
+        fits = prod(scale.shape) in (1, weight.shape[0]) and scale.dtype in ("F32", "BF16", "F16")
+        return named and known and fits and weight.dtype in LARGEST
 
     def _replace_vae(self) -> dict[str, TensorInfo]:
         """Map each VAE tensor of the base to the one that takes its place."""

@@ -443,8 +443,50 @@ def test_eight_bits_that_overflow_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out.safetensors").exists()
 
 
-@pytest.mark.parametrize("name", ["scale_weight", "weight_scale", "weight_scale_inv", "comfy_quant"])
-def test_scaled_weights_are_refused_not_misread(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", [False, True], ids=["one scale", "one a row"])
+@pytest.mark.parametrize("name", ["scale_weight", "weight_scale"])
+@pytest.mark.parametrize("dtype", EIGHT_BITS.values(), ids=str)
+def test_scaled_weights_are_decoded_changed_and_scaled_anew(
+    dtype: torch.dtype, name: str, rows: bool, tmp_path: Path
+) -> None:
+    """Twice the decoded weight must not become twice the old numbers: the scale grows, and nothing overflows."""
+    base, largest = b.sd1(), torch.finfo(dtype).max
+    scales = {}
+    for number, key in enumerate((SD1_KEYS[Q], SD1_KEYS[FF], SD1_KEYS[CONV])):
+        weight = b.Values(number)(*base[key].shape) * 0.02
+        size = weight.abs().flatten(1).amax(1) if rows else weight.abs().amax().reshape(1)
+        scales[key] = (size / largest).reshape(-1, *[1] * (weight.dim() - 1))
+        base[key] = (weight / scales[key]).to(dtype)
+        base[key.removesuffix("weight") + name] = scales[key].reshape(-1, 1) if rows else scales[key].reshape(())
+    base["scaled_fp8"] = torch.empty(2).to(dtype)
+    b.save(tmp_path / "base.safetensors", base)
+    slots = {Q: b.lora((W, W), size=0.5), CONV: b.lora(tuple(base[SD1_KEYS[CONV]].shape), size=0.3)}
+    b.kohya(tmp_path / "lora.safetensors", {b.unet_lora(each): slots[each] for each in slots})
+    after = load_file(b.bake_sd1(tmp_path))
+    touched = {SD1_KEYS[Q], SD1_KEYS[CONV]}
+    old, new = b.tensor_bytes(tmp_path / "base.safetensors"), b.tensor_bytes(tmp_path / "out.safetensors")
+    changed = {key for key in base if old[key] != new[key]}
+    assert changed == touched | {key.removesuffix("weight") + name for key in touched}
+    for each, key in ((Q, SD1_KEYS[Q]), (CONV, SD1_KEYS[CONV])):
+        exact = base[key].double() * scales[key].double() + b.delta(slots[each], tuple(base[key].shape))
+        fresh = after[key.removesuffix("weight") + name].double()
+        wanted = exact.abs().flatten(1).amax(1, keepdim=True) if rows else exact.abs().amax()
+        torch.testing.assert_close(fresh, wanted.reshape(fresh.shape) / largest, rtol=1e-6, atol=0)
+        units = exact / fresh.reshape(-1, *[1] * (exact.dim() - 1))
+        b.assert_rounded_once(after[key], units, terms=[units.abs() * 4])
+        assert float(after[key].float().abs().max()) == largest
+    options = VerifyOptions(stages=("structure", "weights"))
+    verification = verify(load_recipe(tmp_path / "recipe.yaml"), options=options)
+    assert verification.is_true, [each for each in verification.findings if each.status == "fail"]
+    wrong = after | {SD1_KEYS[Q].removesuffix("weight") + name: base[SD1_KEYS[Q].removesuffix("weight") + name]}
+    b.save(tmp_path / "wrong.safetensors", wrong)
+    found = verify(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "wrong.safetensors", options=options)
+    assert not found.is_true
+    assert any(each.status == "fail" and each.check.startswith("weights.") for each in found.findings)
+
+
+@pytest.mark.parametrize("name", ["weight_scale_inv", "comfy_quant"])
+def test_weights_of_other_scales_are_refused_not_misread(name: str, tmp_path: Path) -> None:
     base = b.sd1()
     base[SD1_KEYS[Q]] = base[SD1_KEYS[Q]].to(torch.float8_e4m3fn)
     base[SD1_KEYS[Q].removesuffix("weight") + name] = torch.ones(1)

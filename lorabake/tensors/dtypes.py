@@ -57,6 +57,9 @@ FLOAT_NAMES = {
 }
 """The recipe's words for output dtypes, and their names in a header."""
 
+LARGEST = {"F8_E4M3": 448.0, "F8_E5M2": 57344.0}
+"""The largest value of the dtypes that weights are scaled into."""
+
 _STRUCT_CODES = {
     "BOOL": "?",
     "U8": "B",

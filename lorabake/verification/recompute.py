@@ -7,7 +7,7 @@ rows at a time, so that memory stays that of a bake.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from lorabake.errors import SurroundingsError
 from lorabake.matching import Patch
 from lorabake.methods import masks_of
 from lorabake.planning import Bake, Plan, Target
-from lorabake.tensors.dtypes import decode_scalar
+from lorabake.tensors.dtypes import LARGEST, decode_scalar
 from lorabake.verification.arrays import LEAST, MANTISSA, Files, spacing
 from lorabake.verification.combinations import combined
 from lorabake.verification.formulas import FORMULAS, Array, Place, Tensors
@@ -124,6 +124,9 @@ class Recomputation:
 
     def _whole(self, step: Bake) -> Iterator[Tile]:
         base = {each.key: self.files.whole(each.source).reshape(matrix(each.shape)) for each in step.targets}
+        for target in step.targets:
+            if target.scale_key:
+                base[target.key] *= base[target.scale_key].reshape(-1, 1)
         exact = {key: array.copy() for key, array in base.items()}
         parts: dict[str, list[Change]] = {key: [] for key in base}
         own: dict[int, Array] = {}
@@ -158,8 +161,29 @@ class Recomputation:
             rows = slice(start, stop) if not there[0].patch.view.transpose else slice(0, len(exact[key]))
             exact[key][rows] += total
             parts[key].append(Change(step.patches.index(there[0].patch), there[0].patch, rows, total))
+        stored = {target.key: target.dtype for target in step.targets}
+        for target in step.targets:
+            if target.scale_key:  # all in units of the scale that is due
+                scale = _fresh(exact[target.key], exact[target.scale_key], target.dtype, stored[target.scale_key])
+                old, due = base[target.scale_key], scale.reshape(base[target.scale_key].shape)
+                exact[target.scale_key] = due
+                first = parts[target.key][0]  # what changes a weight changes its scale
+                parts[target.scale_key] = [Change(first.number, first.patch, slice(0, len(due)), due - old)]
+                base[target.key] /= scale
+                exact[target.key] /= scale
+                parts[target.key] = [
+                    replace(each, delta=each.delta / (scale if scale.size == 1 else scale[each.rows]))
+                    for each in parts[target.key]
+                ]
         for target in step.targets:
             yield Tile(target, 0, base[target.key], exact[target.key], tuple(parts[target.key]))
+
+
+def _fresh(weight: Array, scale: Array, dtype: str, scale_dtype: str) -> Array:
+    """Return the scale (1, 1), or one a row (rows, 1), by which the largest value becomes the dtype's largest."""
+    sizes = np.abs(weight)
+    largest = sizes.max(axis=1, keepdims=True) if scale.size == len(weight) else sizes.max(keepdims=True)
+    return rounded(scale_dtype, np.where(largest > 0, largest / LARGEST[dtype], 1.0))
 
 
 def _delta(patch: Patch, tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:

@@ -247,7 +247,9 @@ class _Check:
         place = {key: (component, block_of(name)) for key, (component, name) in names.items()}
         sums: dict[tuple[int, str, str], list[float]] = {}
         for result in results:
-            component, block = place.get(result.target.key, ("", result.target.key))
+            if result.target.key not in place:  # a scale, no weight
+                continue
+            component, block = place[result.target.key]
             for number, share in result.shares.items():
                 entry = sums.setdefault((result.step.patches[number].lora, component, block), [0.0, 0.0])
                 entry[0] += share.energy
