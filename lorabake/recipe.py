@@ -241,6 +241,7 @@ class Output(_Part):
     dtype: OutputDtype = Field("keep", description="The dtype of the tensors, or one for each component.")
     hash: bool = Field(True, description="Whether the header carries the SHA-256 of the tensor data.")
     shard_size: ByteSize | None = Field(None, description="The largest size of one file, such as 5GB.")
+    allow_loss: bool = Field(False, description="Whether most of a LoRA may be lost in the output's dtype.")
 
 
 class Verify(_Part):

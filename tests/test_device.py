@@ -45,9 +45,9 @@ def cramped(rows: int) -> type[execute.Executor]:
             self._fits(weight)
             super()._apply(weight, *arguments)
 
-        def _change(self, patch: Any, weight: torch.Tensor) -> torch.Tensor:
-            self._fits(weight)
-            return super()._change(patch, weight)
+        def _combine(self, step: Any, deltas: Any, baked: dict[str, torch.Tensor]) -> None:
+            self._fits(next(iter(baked.values())))
+            super()._combine(step, deltas, baked)
 
     return Cramped
 
@@ -120,7 +120,7 @@ def test_a_cpu_out_of_memory_ends_the_bake(
         raise error
 
     monkeypatch.setattr(execute.Executor, "_apply", fail)
-    monkeypatch.setattr(execute.Executor, "_change", fail)
+    monkeypatch.setattr(execute.Executor, "_combine", fail)
     with pytest.raises(SurroundingsError, match=r"out of memory.*fewer --workers"):
         b.run(folder / "recipe.yaml")
     assert {path.name for path in folder.iterdir()} == {"base.safetensors", "lora.safetensors", "recipe.yaml"}

@@ -17,6 +17,7 @@ from lorabake.planning import Plan
 from lorabake.planning import plan as make_plan
 from lorabake.provenance import origins
 from lorabake.recipe import load_recipe
+from lorabake.tensors.dtypes import COARSE
 
 
 @click.command()
@@ -56,6 +57,16 @@ def bake(
             click.echo(line, err=True)
     for note in plan.notes if not quiet else ():
         click.echo(f"note: {note}", err=True)
+    shares: dict[int, float] = {}
+    if any(target.dtype in COARSE for step in plan.bakes for target in step.targets if step.patches):
+        from lorabake.verification import survival
+
+        shares = survival.survival(plan)
+        for warning in survival.check(plan, shares):
+            click.echo(f"warning: {warning}", err=True)
+        for lora, share in shares.items() if talks else ():
+            name = plan.sources.loras[lora].name
+            click.echo(f"{name}: about {share:.1%} of its change survives the output's dtype", err=True)
     bar = None
     if talks and sys.stderr.isatty():
         from tqdm import tqdm
@@ -81,7 +92,10 @@ def bake(
     finally:
         if bar is not None:
             bar.close()
-    text = json.dumps(result.report(), indent=2, ensure_ascii=False)
+    figures = result.report()
+    if shares:
+        figures["survival"] = {str(lora): round(share, 4) for lora, share in shares.items()}
+    text = json.dumps(figures, indent=2, ensure_ascii=False)
     if report is not None:
         try:
             report.write_text(text + "\n", encoding="utf-8")

@@ -17,15 +17,26 @@ from lorabake.recipe import load_recipe
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Plan for this path instead of the recipe's.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan's figures as JSON.")
-def plan(recipe: Path, output: Path | None, as_json: bool) -> None:
+@click.option(
+    "--estimate", is_flag=True, help="Estimate what survives of each LoRA in the output's dtype (reads tensors)."
+)
+def plan(recipe: Path, output: Path | None, as_json: bool, estimate: bool) -> None:
     """Show what baking RECIPE would do, and what it needs.
 
-    Reads headers only. Fails as the bake would if a LoRA does not fit whole.
+    Reads headers only, and with --estimate a sample of the tensors. Fails as the bake would if a LoRA does not fit
+    whole.
     """
     made = make_plan(load_recipe(recipe), output)
+    shares: dict[int, float] = {}
+    if estimate:
+        from lorabake.verification.survival import survival
+
+        shares = survival(made)
     folder = next(path for path in (made.path.parent, *made.path.parents) if path.exists())
     free = shutil.disk_usage(folder).free
     report = made.report() | {"free_disk_bytes": free}
+    if estimate:
+        report["survival"] = {str(lora): round(share, 4) for lora, share in shares.items()}
     if as_json:
         click.echo(json.dumps(report, indent=2, ensure_ascii=False))
         return
@@ -37,6 +48,8 @@ def plan(recipe: Path, output: Path | None, as_json: bool) -> None:
         for line in ledger_lines(ledger):
             click.echo(f"{label:<9} {line}")
             label = ""
+        if number - 1 in shares:
+            click.echo(f"{'':<9}   about {shares[number - 1]:.1%} of its change survives the output's dtype")
     if made.sources.recipe.vae is not None:
         click.echo(f"vae       {made.sources.recipe.vae.path} takes the place of the base's")
     baked = sum(len(bake.targets) for bake in made.bakes)

@@ -60,6 +60,9 @@ FLOAT_NAMES = {
 LARGEST = {"F8_E4M3": 448.0, "F8_E5M2": 57344.0}
 """The largest value of the dtypes that weights are scaled into."""
 
+COARSE = {"BF16", *LARGEST}
+"""Dtypes whose resolution may swallow what a usual LoRA changes."""
+
 _STRUCT_CODES = {
     "BOOL": "?",
     "U8": "B",
