@@ -187,13 +187,25 @@ def _check_stated(plan: Plan, digests: dict[str, str]) -> None:
 def _interrupts_held() -> Iterator[None]:
     """Let signals wait: torch's import would swallow the KeyboardInterrupt that they raise in this thread.
 
-    Threads started meanwhile leave the signals to this one for good.
+    Threads started meanwhile leave the signals to this one for good. Threads from before may still get one (NumPy's
+    do), so that the handlers wait, too.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    held = {signal.SIGINT, signal.SIGTERM}
+    came: list[int] = []
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {each: signal.getsignal(each) for each in held if callable(signal.getsignal(each))}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    for each in handlers:
+        signal.signal(each, lambda number, _: came.append(number))
     try:
         yield
     finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 class _Crew:

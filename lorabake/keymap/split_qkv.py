@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from lorabake.keymap.spelling import LoraModule
 from lorabake.tensors.dtypes import decode_scalar
 from lorabake.tensors.safetensors import TensorInfo
@@ -65,6 +63,8 @@ def alpha_of(module: LoraModule) -> float | None:
 
 def _has_blocks(up: TensorInfo, sizes: Sequence[int]) -> bool:
     """Tell whether all values beside the diagonal of blocks are zero, and not all on it."""
+    import numpy as np
+
     raw = np.frombuffer(_bytes(up), np.uint8)
     rows, parts = sum(sizes), len(sizes)
     if up.shape[0] != rows or raw.size % (rows * up.shape[1]):
