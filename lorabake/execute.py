@@ -419,7 +419,6 @@ def _call_first(device: torch.device, dtype: torch.dtype) -> None:
         square[:, :1].addmm_(square[:, :1], square[:1, :1])  # a bias
         (square @ square.expand(3, size, size)).sum()  # a Tucker core
         torch.dot(square[0], square[0]).cpu()
-        torch.linalg.solve(torch.eye(size, dtype=dtype, device=device), square)  # a rotation
 
 
 def work(

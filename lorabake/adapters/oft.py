@@ -14,6 +14,7 @@ Qiu et al. 2023 (arXiv 2306.07280); Liu et al. 2023, BOFT (arXiv 2311.06243); Qi
 
 from __future__ import annotations
 
+import threading
 from math import prod
 from typing import TYPE_CHECKING, cast
 
@@ -23,12 +24,17 @@ if TYPE_CHECKING:
     import torch
 
 
+_ONE_AT_A_TIME = threading.Lock()
+"""Held while a linear system is solved: LAPACK's first calls in a process must not race (see `execute`)."""
+
+
 def cayley(skew: torch.Tensor) -> torch.Tensor:
     """Return (I + Q)(I − Q)⁻¹ of skew matrices Q (…, b, b)."""
     import torch
 
     identity = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
-    turn: torch.Tensor = torch.linalg.solve(identity - skew, identity + skew)  # the two commute
+    with _ONE_AT_A_TIME:
+        turn: torch.Tensor = torch.linalg.solve(identity - skew, identity + skew)  # the two commute
     return turn
 
 

@@ -121,7 +121,8 @@ def sort_tensors(tensors: Iterable[TensorInfo], suffixes: tuple[Suffix, ...]) ->
 def _any_suffix(suffixes: tuple[Suffix, ...]) -> re.Pattern[str]:
     """Join all suffixes in one pattern: its leftmost match that reaches the key's end is the longest of them."""
     rows = enumerate((*suffixes, *UNSUPPORTED))
-    return re.compile("(?:" + "|".join(f"(?P<row{row}>{suffix})" for row, (suffix, _) in rows) + r")\Z")
+    where = r"(?:\A|(?=[.:]|_lora))"  # no suffix begins elsewhere; to try all at every letter takes long
+    return re.compile(where + "(?:" + "|".join(f"(?P<row{row}>{suffix})" for row, (suffix, _) in rows) + r")\Z")
 
 
 def spell(component: Component, prefix: str, path: str) -> Iterator[str]:
