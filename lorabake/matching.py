@@ -425,17 +425,22 @@ class _Match:
         if self.key_map.architecture.name != GENERIC:
             return False
         straight = turned = 0
+        square = True
         for module in self.lora.tensors.modules.values():
             kinds = kinds_of(frozenset(module.slots))
             for target in self.matcher.spelled.get(module.name, [])[:1]:
                 view = target.views.get("weight")
                 if view and kinds and not kinds[0].replaces and len(view.shape) == 2:
                     rows, columns = view.shape
-                    straight += kinds[0].fault(module.shapes, (rows, columns)) is None and rows != columns
-                    turned += kinds[0].fault(module.shapes, (columns, rows)) is None and rows != columns
+                    as_is = kinds[0].fault(module.shapes, (rows, columns)) is None
+                    other = kinds[0].fault(module.shapes, (columns, rows)) is None
+                    straight += as_is and not other
+                    turned += other and not as_is
+                    square = square and rows == columns
         if not straight and not turned:
+            why = "every weight is square" if square else "its tensors would fit either way"
             raise MatchError(
-                f"LoRA {self.lora.name!r}: fan_in_fan_out is set and every weight is square\n"
+                f"LoRA {self.lora.name!r}: fan_in_fan_out is set and {why}\n"
                 "lorabake has no table for this base, so it cannot tell whether its weights are transposed."
             )
         return turned > 0 and straight == 0

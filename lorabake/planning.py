@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from math import prod
 from pathlib import Path, PurePosixPath
@@ -24,6 +25,12 @@ from lorabake.resolve import GENERIC, Sources, resolve, tied_embedding
 from lorabake.tensors.checkpoint import Checkpoint, Part, read_object
 from lorabake.tensors.dtypes import DTYPES, FLOAT_NAMES, LARGEST, nbytes
 from lorabake.tensors.safetensors import TensorInfo, encode_header
+
+SCALES = ("scale_weight", "weight_scale", "weight_scale_inv", "comfy_quant")
+"""What a quantised weight's scale, or its mark, is called beside it."""
+
+HARMLESS = ("weight", "bias", "input_scale", "scale_input")
+"""What may stand beside a weight of 8 bits without a say in its values."""
 
 BLOCK = 4096
 """Bytes: untouched ranges keep the base's place relative to such blocks, so that they can be reflinked."""
@@ -366,18 +373,37 @@ class _Planner:
         return patches, [ledger for _, ledger in placed]
 
     def _scale_of(self, key: str) -> str | None:
-        """Return the tensor that holds the scales of a quantised weight, or says that it is one."""
+        """Return the tensor that holds the scales of a quantised weight, or says that it is one.
+
+        Beside a weight of 8 bits whatever is no bias, and no scale of the inputs, counts as such.
+        """
+        tensors = self.sources.base.tensors
         module = key.removesuffix(".weight")
-        names = (f"{module}.{each}" for each in ("scale_weight", "weight_scale", "weight_scale_inv", "comfy_quant"))
-        return next((name for name in names if name in self.sources.base.tensors), None)
+        known = [f"{module}.{leaf}" for leaf in SCALES if f"{module}.{leaf}" in tensors]
+        if known or DTYPES[tensors[key].dtype].bits != 8:
+            return next(iter(known), None)
+        return next((other for other in self._beside.get(module, ()) if other != key), None)
+
+    @cached_property
+    def _beside(self) -> Mapping[str, Sequence[str]]:
+        """List, by module, the tensors beside its weight, and those named after the weight itself."""
+        beside: dict[str, list[str]] = {}
+        for key in self.sources.base.tensors:
+            module, _, leaf = key.rpartition(".")
+            if leaf not in HARMLESS:
+                beside.setdefault(module.removesuffix(".weight"), []).append(key)
+            if stem := re.match(r"(.+)_scales?(?:_inv)?\Z", key):
+                beside.setdefault(stem[1], []).append(key)
+        return beside
 
     def _is_plain_scale(self, weight: TensorInfo, scale: TensorInfo) -> bool:
-        """Tell whether a weight is float8 times one number, or one a row."""
+        """Tell whether a weight is float8 times one number, or one a row (no column, no block), and nothing else."""
         module = weight.key.removesuffix(".weight")
         named = scale.key in (f"{module}.scale_weight", f"{module}.weight_scale")
-        known = f"{module}.comfy_quant" not in self.sources.base.tensors
-        fits = prod(scale.shape) in (1, weight.shape[0]) and scale.dtype in ("F32", "BF16", "F16")
-        return named and known and fits and weight.dtype in LARGEST
+        alone = set(self._beside.get(module, ())) <= {weight.key, scale.key}
+        by_row = scale.shape[:1] == weight.shape[:1] and prod(scale.shape) == weight.shape[0]
+        fits = (prod(scale.shape) == 1 or by_row) and scale.dtype in ("F32", "BF16", "F16")
+        return named and alone and fits and weight.dtype in LARGEST
 
     def _replace_vae(self) -> dict[str, TensorInfo]:
         """Map each VAE tensor of the base to the one that takes its place."""

@@ -485,11 +485,20 @@ def test_scaled_weights_are_decoded_changed_and_scaled_anew(
     assert any(each.status == "fail" and each.check.startswith("weights.") for each in found.findings)
 
 
-@pytest.mark.parametrize("name", ["weight_scale_inv", "comfy_quant"])
-def test_weights_of_other_scales_are_refused_not_misread(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        *((name, (1,)) for name in ("weight_scale_inv", "comfy_quant", "scale", "scales", "SCB", "weight_scale_2")),
+        *((name, (1,)) for name in ("weight.scale", "zero_point")),
+        *((name, shape) for name in ("weight_scale", "scale_weight") for shape in ((1, W), (4, 2), (2, 2, 2))),
+    ],
+    ids=str,
+)
+def test_weights_of_other_scales_are_refused_not_misread(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Columns and blocks may be as many as rows (here 8), and names as many as there are programs."""
     base = b.sd1()
     base[SD1_KEYS[Q]] = base[SD1_KEYS[Q]].to(torch.float8_e4m3fn)
-    base[SD1_KEYS[Q].removesuffix("weight") + name] = torch.ones(1)
+    base[SD1_KEYS[Q].removesuffix("weight") + name] = torch.ones(shape)
     b.save(tmp_path / "base.safetensors", base)
     kohya(tmp_path, Q, b.lora((W, W)))
     with pytest.raises(MatchError, match=f"which is scaled by .*{name}"):
@@ -498,6 +507,21 @@ def test_weights_of_other_scales_are_refused_not_misread(name: str, tmp_path: Pa
         b.bake_sd1(tmp_path, loras=[], output={"dtype": "float16"})
     kohya(tmp_path, K2, b.lora((W, b.CONTEXT)))
     assert b.bake_sd1(tmp_path).exists()  # what no LoRA touches may be scaled
+
+
+def test_a_scale_of_a_scale_is_refused(tmp_path: Path) -> None:
+    base = b.sd1()
+    base[SD1_KEYS[Q]] = base[SD1_KEYS[Q]].to(torch.float8_e4m3fn)
+    module = SD1_KEYS[Q].removesuffix("weight")
+    base |= {module + "weight_scale": torch.ones(1), module + "weight_scale_2": torch.ones(1)}
+    b.save(tmp_path / "base.safetensors", base)
+    kohya(tmp_path, Q, b.lora((W, W)))
+    with pytest.raises(MatchError, match=r"which is scaled by .*weight_scale"):
+        b.bake_sd1(tmp_path)
+    del base[module + "weight_scale_2"]
+    base |= {module + "input_scale": torch.ones(1), module + "bias": torch.ones(W)}
+    b.save(tmp_path / "base.safetensors", base)
+    assert b.bake_sd1(tmp_path).exists()  # scales of inputs have no say in the weight
 
 
 # -- What a dtype cannot hold ----------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, matrix
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, matrix
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +53,14 @@ class Lokr(Kind):
         """Ignore alpha where both factors are whole."""
         decomposed = "lokr_w1_b" in shapes or "lokr_w2_b" in shapes
         return alpha / self.rank(shapes) if decomposed else 1.0
+
+    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+        """Refuse what PEFT lays out in a way of its own."""
+        if config is not None and len(shapes.get("lokr_w2", ())) == 3:
+            raise ValueError(
+                "PEFT trains a whole lokr_w2 of a 1-D convolution in another order than a Kronecker product's"
+            )
+        return {}
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Check that the product has the weight's rows and columns."""

@@ -156,6 +156,8 @@ class PeftOft(Kind):
             return {"terms": 5, "scaled": True}
         if config is None:
             raise ValueError("no adapter_config.json says use_cayley_neumann: the two readings turn opposite ways")
+        if config.get("coft"):
+            raise ValueError("coft is set: PEFT projects such rotations once more whenever it loads them")
         if "use_cayley_neumann" not in config:
             raise ValueError("its adapter_config.json, of an older PEFT, does not say use_cayley_neumann")
         count = config.get("num_cayley_neumann_terms", 5)

@@ -15,13 +15,14 @@ from lorabake.verification.findings import Status
 from tests import builders as b
 
 peft = pytest.importorskip("peft")
+Conv1D = pytest.importorskip("transformers.pytorch_utils").Conv1D
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]
 OPTIONS = VerifyOptions(stages=("structure", "weights"))
 
 
 class Net(torch.nn.Module):
-    """Two linear layers, a convolution, a norm and an embedding."""
+    """Two linear layers, convolutions of both sorts and transformers' own, a norm and an embedding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,10 +31,13 @@ class Net(torch.nn.Module):
         self.norm = torch.nn.LayerNorm(32)
         self.out = torch.nn.Linear(32, 16)
         self.conv = torch.nn.Conv2d(4, 8, 3)
+        self.conv1 = torch.nn.Conv1d(4, 8, 3)
+        self.turned = Conv1D(24, 16)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         hidden = self.out(self.norm(self.fc(self.emb(tokens))))
-        return hidden + self.conv(hidden.reshape(1, 4, -1, 4)).mean()
+        hidden = hidden + self.conv(hidden.reshape(1, 4, -1, 4)).mean() + self.conv1(hidden.reshape(1, 4, -1)).mean()
+        return self.turned(hidden)
 
 
 LAYERS = ["fc", "out"]
@@ -80,6 +84,27 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "RoAd 2": ("RoadConfig", {"variant": "road_2", "group_size": 8}),
     "RoAd 4": ("RoadConfig", {"variant": "road_4", "group_size": 8}),
     "LN tuning": ("LNTuningConfig", {"target_modules": ["norm"]}),
+    "OFT on a convolution": (
+        "OFTConfig",
+        {"oft_block_size": 6, "r": 0, "use_cayley_neumann": False, "target_modules": ["conv"]},
+    ),
+    "BOFT on a convolution": (
+        "BOFTConfig",
+        {"boft_block_size": 6, "boft_n_butterfly_factor": 1, "target_modules": ["conv"]},
+    ),
+    "HRA on a convolution": ("HRAConfig", {"r": 4, "target_modules": ["conv"]}),
+    "AdaLoRA on a convolution": (
+        "AdaLoraConfig",
+        {"init_r": 4, "target_r": 2, "total_step": 10, "target_modules": ["conv"]},
+    ),
+    "LoHa in one dimension": ("LoHaConfig", {"r": 3, "alpha": 5, "target_modules": ["conv1"]}),
+    "LoKr in one dimension": ("LoKrConfig", {"r": 1, "alpha": 5, "target_modules": ["conv1"]}),
+    "LoRA in one dimension": ("LoraConfig", {"r": 3, "lora_alpha": 5, "target_modules": ["conv1"]}),
+    "AdaLoRA on Conv1D": (
+        "AdaLoraConfig",
+        {"init_r": 4, "target_r": 2, "total_step": 10, "target_modules": ["turned"], "fan_in_fan_out": True},
+    ),
+    "LoRA on Conv1D": ("LoraConfig", {"r": 3, "target_modules": ["turned"], "fan_in_fan_out": True}),
     "an embedding": ("LoraConfig", {"r": 3, "lora_alpha": 5, "target_modules": ["emb"]}),
     "an embedding and more": ("LoraConfig", {"r": 3, "lora_alpha": 5, "target_modules": ["emb", "fc"]}),
 }
@@ -120,8 +145,8 @@ def test_a_method_of_peft_is_baked(name: str, dtype: torch.dtype, tmp_path: Path
         size = wanted[key].abs().max().expand(wanted[key].shape) * 8  # PEFT computes some of it in float32, too
         b.assert_rounded_once(after[key], wanted[key], terms=[size])
     assert {key for key in before if not torch.equal(before[key], after[key])} <= changed
-    findings = verify(load_recipe(tmp_path / "recipe.yaml"), options=OPTIONS).findings
-    assert not [each for each in findings if each.status is Status.FAIL]
+    verification = verify(load_recipe(tmp_path / "recipe.yaml"), options=OPTIONS)
+    assert verification.status is Status.PASS, verification.findings
     half = load_file(b.bake_sd1(tmp_path, loras=[{"path": "adapter", "strength": 0.5}]))
     for key in changed:
         middle = (before[key].double() + wanted[key]) / 2
@@ -134,3 +159,53 @@ def test_every_method_without_its_configuration_is_refused(tmp_path: Path) -> No
         (tmp_path / "adapter" / "adapter_model.safetensors").rename(tmp_path / "alone.safetensors")
         with pytest.raises(LorabakeError, match=r"no adapter_config\.json says"):
             b.bake_sd1(tmp_path, loras=["alone.safetensors"])
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "LoKr of its own order in one dimension": (
+        "LoKrConfig",
+        {"r": 2, "alpha": 5, "target_modules": ["conv1"]},
+        "PEFT trains a whole lokr_w2 of a 1-D convolution",
+    ),
+    "OFT projected on loading": (
+        "OFTConfig",
+        {"oft_block_size": 8, "r": 0, "use_cayley_neumann": False, "coft": True, "eps": 0.05},
+        "coft is set",
+    ),
+    "FourierFT where no shape tells the sides": (
+        "FourierFTConfig",
+        {"n_frequency": 40, "target_modules": ["turned"]},
+        "fan_in_fan_out is set and its tensors would fit either way",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_peft_does_otherwise_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    *method, words = REFUSED[name]
+    monkeypatch.setitem(METHODS, name, tuple(method))
+    adapter(tmp_path, name, torch.float32)
+    with pytest.raises(LorabakeError, match=words):
+        b.bake_sd1(tmp_path, loras=["adapter"])
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_fourierft_on_gpt2_whose_table_tells_the_sides(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=30, n_positions=8)
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(config)
+    model.save_pretrained(tmp_path / "base")
+    trained = peft.get_peft_model(model, peft.FourierFTConfig(n_frequency=30, target_modules=["c_attn", "c_fc"]))
+    with torch.no_grad():
+        for key, parameter in trained.named_parameters():
+            if "fourierft" in key:
+                parameter.copy_(torch.randn_like(parameter))
+    trained.save_pretrained(tmp_path / "adapter")
+    exact = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "base", dtype=torch.float64)
+    wanted = peft.PeftModel.from_pretrained(exact, tmp_path / "adapter").double().merge_and_unload().state_dict()
+    path = b.bake_sd1(tmp_path, base="base", loras=["adapter"], output={"path": "out"})
+    after = load_file(path / "model.safetensors")
+    for key in ("transformer.h.0.attn.c_attn.weight", "transformer.h.0.mlp.c_fc.weight"):
+        b.assert_rounded_once(after[key], wanted[key], terms=[wanted[key].abs().max().expand(wanted[key].shape) * 8])
+    assert verify(load_recipe(tmp_path / "recipe.yaml"), options=OPTIONS).status is Status.PASS
