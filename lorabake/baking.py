@@ -5,7 +5,6 @@ Copying untouched ranges starts before torch is imported; hashing follows the fi
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -13,25 +12,21 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import Barrier
 from typing import Generic, TypeVar
 
 from lorabake.errors import FileError, SurroundingsError
-from lorabake.planning import Plan
+from lorabake.planning import Plan, default_workers
 from lorabake.planning import plan as make_plan
 from lorabake.provenance import origins
 from lorabake.recipe import Recipe
+from lorabake.tensors.dtypes import COARSE
 from lorabake.write import Inputs, Output, os_error
 
 Item = TypeVar("Item")
-
-
-def default_workers() -> int:
-    """Count the cores this process may use, eight at most."""
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +50,8 @@ class BakeResult:
 
     `data_sha256` maps each file to the SHA-256 of its tensor data (empty without `output.hash`); `input_sha256`
     each digested input to its own. `stages` are the workers' seconds by stage, `peak_memory` bytes of anonymous
-    memory, or None where the system does not tell.
+    memory, or None where the system does not tell. `survival` estimates, for an output in a coarse dtype, the share
+    of each LoRA's change that its resolution keeps, by the LoRA's number.
     """
 
     plan: Plan
@@ -67,6 +63,7 @@ class BakeResult:
     sync_seconds: float
     stages: dict[str, float]
     peak_memory: int | None
+    survival: dict[int, float]
 
     @property
     def bottleneck(self) -> str:
@@ -85,6 +82,7 @@ class BakeResult:
             "stages": {stage: round(seconds, 3) for stage, seconds in sorted(self.stages.items())},
             "bottleneck": self.bottleneck,
             "peak_memory_bytes": self.peak_memory,
+            "survival": {str(lora): round(share, 4) for lora, share in self.survival.items()},
             "plan": self.plan.report(),
         }
 
@@ -97,11 +95,12 @@ def bake(recipe: Recipe | Plan, options: RunOptions | None = None) -> BakeResult
     options = options or RunOptions()
     began = time.perf_counter()
     plan = recipe if isinstance(recipe, Plan) else make_plan(recipe)
+    shares = _survival(plan, options.warn)
     output = Output(plan, overwrite=options.overwrite, fsync=options.fsync)
     inputs = Inputs(plan)
     try:
         with output:
-            return _bake(plan, output, inputs, options, began)
+            return replace(_bake(plan, output, inputs, options, began), survival=shares)
     finally:
         inputs.close()
 
@@ -169,7 +168,20 @@ def _bake(plan: Plan, output: Output, inputs: Inputs, options: RunOptions, began
         sync_seconds=ended - syncing,
         stages=dict(stages),
         peak_memory=memory.peak,
+        survival={},
     )
+
+
+def _survival(plan: Plan, warn: Callable[[str], None]) -> dict[int, float]:
+    """Estimate what a coarse output keeps of each LoRA; warn where that is little, and stop where it is less."""
+    if not any(target.dtype in COARSE for step in plan.bakes if step.patches for target in step.targets):
+        return {}
+    from lorabake.verification.survival import check, survival
+
+    shares = survival(plan)
+    for warning in check(plan, shares):
+        warn(warning)
+    return shares
 
 
 def _check_stated(plan: Plan, digests: dict[str, str]) -> None:

@@ -6,6 +6,7 @@ Pure: no tensor is read. Everything after the plan only obeys it.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -230,6 +231,11 @@ def plan(recipe: Recipe, output: str | Path | None = None) -> Plan:
     not fit whole, TargetError for an output that is an input or of the wrong form.
     """
     return _Planner(resolve(recipe), Path(output) if output else recipe.locate(recipe.output.path)).plan()
+
+
+def default_workers() -> int:
+    """Count the cores this process may use, eight at most."""
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
 
 
 def needs_whole(patch: Patch) -> bool:

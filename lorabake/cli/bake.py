@@ -9,15 +9,14 @@ from pathlib import Path
 
 import click
 
-from lorabake.baking import RunOptions, default_workers
+from lorabake.baking import RunOptions
 from lorabake.baking import bake as run_bake
-from lorabake.cli.show import ledger_lines, rate_of, shown, size_of
+from lorabake.cli.show import ledger_lines, rate_of, shown, size_of, survives
 from lorabake.errors import SurroundingsError, TargetError
-from lorabake.planning import Plan
+from lorabake.planning import Plan, default_workers
 from lorabake.planning import plan as make_plan
 from lorabake.provenance import origins
 from lorabake.recipe import load_recipe
-from lorabake.tensors.dtypes import COARSE
 
 
 @click.command()
@@ -57,16 +56,6 @@ def bake(
             click.echo(line, err=True)
     for note in plan.notes if not quiet else ():
         click.echo(f"note: {note}", err=True)
-    shares: dict[int, float] = {}
-    if any(target.dtype in COARSE for step in plan.bakes for target in step.targets if step.patches):
-        from lorabake.verification import survival
-
-        shares = survival.survival(plan)
-        for warning in survival.check(plan, shares):
-            click.echo(f"warning: {warning}", err=True)
-        for lora, share in shares.items() if talks else ():
-            name = plan.sources.loras[lora].name
-            click.echo(f"{name}: about {share:.1%} of its change survives the output's dtype", err=True)
     bar = None
     if talks and sys.stderr.isatty():
         from tqdm import tqdm
@@ -92,10 +81,7 @@ def bake(
     finally:
         if bar is not None:
             bar.close()
-    figures = result.report()
-    if shares:
-        figures["survival"] = {str(lora): round(share, 4) for lora, share in shares.items()}
-    text = json.dumps(figures, indent=2, ensure_ascii=False)
+    text = json.dumps(result.report(), indent=2, ensure_ascii=False)
     if report is not None:
         try:
             report.write_text(text + "\n", encoding="utf-8")
@@ -106,6 +92,8 @@ def bake(
     if as_json:
         click.echo(text)
     if talks:
+        for lora, share in result.survival.items():
+            click.echo(survives(plan.sources.loras[lora].name, share), err=True)
         synced = f" ({result.sync_seconds:.1f} s of it waiting for the disk)" if fsync else ""
         memory = f", peak memory {result.peak_memory / 2**20:.0f} MiB" if result.peak_memory else ""
         click.echo(

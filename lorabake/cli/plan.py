@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from lorabake.cli.show import ledger_lines, shown, size_of
+from lorabake.cli.show import ledger_lines, shown, size_of, survives
 from lorabake.planning import plan as make_plan
 from lorabake.recipe import load_recipe
 
@@ -49,7 +49,7 @@ def plan(recipe: Path, output: Path | None, as_json: bool, estimate: bool) -> No
             click.echo(f"{label:<9} {line}")
             label = ""
         if number - 1 in shares:
-            click.echo(f"{'':<9}   about {shares[number - 1]:.1%} of its change survives the output's dtype")
+            click.echo(f"{'':<9} {survives(ledger.lora, shares[number - 1])}")
     if made.sources.recipe.vae is not None:
         click.echo(f"vae       {made.sources.recipe.vae.path} takes the place of the base's")
     baked = sum(len(bake.targets) for bake in made.bakes)

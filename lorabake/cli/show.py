@@ -35,6 +35,11 @@ def counts(found: Mapping[str, int]) -> str:
     return ", ".join(f"{name} ×{count}" for name, count in found.items())
 
 
+def survives(lora: str, share: float) -> str:
+    """Tell how much of a LoRA's change the output keeps."""
+    return f"{lora}: about {share:.1%} of its change survives the output's dtype"
+
+
 def ledger_lines(ledger: Ledger) -> Iterator[str]:
     """Tell what became of one LoRA's tensors."""
     ranks = "/".join(str(rank) for rank in sorted(ledger.ranks))

@@ -6,7 +6,7 @@ rows at a time, so that memory stays that of a bake.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -53,10 +53,13 @@ class Recomputation:
     def __init__(self, plan: Plan, files: Files) -> None:
         self.plan, self.files = plan, files
 
-    def tiles(self, step: Bake) -> Iterator[Tile]:
-        """Yield a step's tensors in tiles of rows; `step` may have no patches, then the base is what is due."""
+    def tiles(self, step: Bake, some: int | None = None) -> Iterator[Tile]:
+        """Yield a step's tensors in tiles of rows; `step` may have no patches, then the base is what is due.
+
+        With `some`, yield that many smaller tiles, spread over the rows, of a tensor whose rows stand alone.
+        """
         if step.by_rows and not any(patch.view.transpose for patch in step.patches):
-            yield from self._by_rows(step.targets[0], step.patches)
+            yield from self._by_rows(step.targets[0], step.patches, some)
         else:
             yield from self._whole(step)
 
@@ -100,11 +103,14 @@ class Recomputation:
 
     # -- the two ways ----------------------------------------------------------------------------------
 
-    def _by_rows(self, target: Target, patches: tuple[Patch, ...]) -> Iterator[Tile]:
+    def _by_rows(self, target: Target, patches: tuple[Patch, ...], some: int | None) -> Iterator[Tile]:
         rows, columns = matrix(target.shape)
-        size = max(1, TILE_VALUES // max(1, columns))
+        size = max(1, TILE_VALUES // max(1, columns) // (some or 1))
+        starts: Sequence[int] = range(0, rows, size)
+        if some and some < len(starts):
+            starts = [at * (rows - size) // (some - 1) for at in range(some)]
         loaded = [(*each, self.tensors(each[1]), self.scale(each[1])) for each in enumerate(patches)]
-        for start in range(0, rows, size):
+        for start in starts:
             stop = min(start + size, rows)
             base = self.files.rows(target.source, start, stop, columns)
             exact, changes = base.copy() if patches else base, []

@@ -7,6 +7,7 @@ is ⟨W_written − W_exact + Δ, Δ⟩/⟨Δ, Δ⟩: what arrives, projected on
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -18,31 +19,47 @@ from lorabake.verification.recompute import Recomputation, rounded
 WARN, STOP = 0.9, 0.5
 """Below the first a bake warns, below the second it stops unless the recipe allows the loss."""
 
+TILES = 4
+"""Places looked at in each weight, from its first rows to its last."""
+
 
 def survival(plan: Plan, tensors: int = 16) -> dict[int, float]:
-    """Estimate what survives of each LoRA, by its number, from the first rows of `tensors` of its weights."""
-    own: defaultdict[int, list[Bake]] = defaultdict(list)
+    """Estimate what survives of each LoRA, by its number, from a few rows all over some of its weights.
+
+    `tensors` weights are looked at, or every row of all of them where nothing changes there. A LoRA that changes
+    nothing at all has no entry.
+    """
+    own: defaultdict[int, dict[int, Bake]] = defaultdict(dict)
     for step in plan.bakes:
-        for lora in {patch.lora for patch in step.patches}:
-            own[lora].append(step)
-    chosen = {id(step): step for steps in own.values() for step in steps[:: -(-len(steps) // tensors)]}
-    due: defaultdict[int, float] = defaultdict(float)
-    arrived: defaultdict[int, float] = defaultdict(float)
+        for patch in step.patches:
+            own[patch.lora][id(step)] = step
     files = Files()
+    shares: dict[int, float] = {}
     try:
         recomputation = Recomputation(plan, files)
-        for step in chosen.values():
-            tile = next(recomputation.tiles(step))
-            if tile.target.dtype not in MANTISSA:
-                continue
-            lost = rounded(tile.target.dtype, tile.exact) - tile.exact
-            for change in tile.changes:
-                energy = float(np.vdot(change.delta, change.delta))
-                due[change.patch.lora] += energy
-                arrived[change.patch.lora] += energy + float(np.vdot(lost[change.rows], change.delta))
+        for lora, steps in sorted(own.items()):
+            few = list(steps.values())[:: -(-len(steps) // tensors)]
+            share = _share(recomputation, lora, few, TILES)
+            share = _share(recomputation, lora, steps.values(), None) if share is None else share
+            shares |= {} if share is None else {lora: share}
     finally:
         files.close()
-    return {lora: arrived[lora] / energy for lora, energy in sorted(due.items()) if energy}
+    return shares
+
+
+def _share(recomputation: Recomputation, lora: int, steps: Iterable[Bake], tiles: int | None) -> float | None:
+    """Return the share of one LoRA's change that arrives in `tiles` places of each step; None without a change."""
+    due = arrived = 0.0
+    for tile in (tile for step in steps for tile in recomputation.tiles(step, tiles)):
+        if tile.target.dtype not in MANTISSA:
+            continue
+        lost = rounded(tile.target.dtype, tile.exact) - tile.exact
+        for change in tile.changes:
+            if change.patch.lora == lora:
+                energy = float(np.vdot(change.delta, change.delta))
+                due += energy
+                arrived += energy + float(np.vdot(lost[change.rows], change.delta))
+    return arrived / due if due else None
 
 
 def check(plan: Plan, found: dict[int, float]) -> list[str]:

@@ -17,8 +17,7 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
-from lorabake.baking import default_workers
-from lorabake.planning import Bake, Plan, Target
+from lorabake.planning import Bake, Plan, Target, default_workers
 from lorabake.provenance import DATA_HASHES
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.dtypes import FLOAT_NAMES
