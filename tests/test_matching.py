@@ -665,6 +665,25 @@ def test_fan_in_fan_out_turns_weights_only_where_the_shapes_say_so() -> None:
     assert "stored transposed" in refusal(shapes, base, config=PLAIN)
 
 
+@pytest.mark.parametrize(
+    ("tensors", "who"),
+    [
+        ({"fc.qweight": (1, 6), "fc.scales": (1, 6), "fc.qzeros": (1, 1)}, "GPTQ or AWQ"),
+        ({"fc.weight": (15, 1), "fc.weight.absmax": (1,)}, "bitsandbytes"),
+        ({"fc.weight_packed": (6, 1), "fc.weight_scale": (6, 1)}, "compressed-tensors"),
+        ({"fc.weight": (6, 3), "fc.weight_scale": (6, 1), "fc.weight_scale_2": ()}, "NVFP4"),
+        ({"fc_blocks": (6, 1, 16), "fc_scales": (6, 1)}, "MXFP4"),
+    ],
+)
+def test_packed_weights_are_called_so(tensors: Shapes, who: str) -> None:
+    base: Shapes = {"other.weight": (4, 4), **tensors}
+    first, second = refusal(low_rank("fc", 6, 5), base).splitlines()
+    assert first == f"LoRA 'style': the base's weights are packed ({who}), and this version cannot unpack them"
+    assert "float16" in second
+    patches, _ = match(low_rank("other", 4, 4), base)  # what is not packed beside them bakes
+    assert keys(patches) == {"other": "other.weight"}
+
+
 def test_fan_in_fan_out_on_squares_alone_cannot_be_decided() -> None:
     message = refusal(peft("square", 5, 5), {"square.weight": (5, 5)}, config=FAN_IN_FAN_OUT)
     assert message.splitlines()[0] == "LoRA 'style': fan_in_fan_out is set and every weight is square"
