@@ -99,6 +99,13 @@ class Executor:
         self._buffers: dict[str, torch.Tensor] = {}
         self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
+    @property
+    def uses_lapack(self) -> bool:
+        """Tell whether anything but matrix products may be asked for."""
+        plan = self.plan
+        by_kind = any(not (patch.kind.low_rank or patch.kind.replaces) for patch in plan.patches)
+        return by_kind or plan.sources.recipe.method.name == "svd"
+
     def run(self, step: Bake) -> Iterator[int]:
         """Bake one step; yield the bytes written after each piece. Split pieces when the device is full."""
         with self._on_stream():
@@ -182,10 +189,8 @@ class Executor:
                 weight[outer].lerp_(part.value[inner], part.strength)
             else:
                 rows = slice(part.row + inner.start, part.row + inner.stop)
-                change, strength = (
-                    _change(part.patch, part.tensors, base[outer], rows, part.terms),
-                    part.patch.strength,
-                )
+                change = _change(part.patch, part.tensors, base[outer], rows, part.terms)
+                strength = part.patch.strength
                 if not part.patch.has_dora:
                     weight[outer].add_(change, alpha=strength)
                 elif base is weight:
@@ -210,15 +215,15 @@ class Executor:
         for patch in sorted(step.patches, key=lambda patch: not patch.kind.replaces):
             weight = patch.view.read(base).reshape(patch.view.rows, -1)
             tensors, terms = self._prepare(patch)
-            if patch.kind.replaces or patch.has_dora:
-                whole = slice(0, patch.view.rows)
-                changed = tensors["value"] if patch.kind.replaces else _change(patch, tensors, weight, whole, terms)
-                if len(step.patches) == 1 and step.summed and patch.strength == 1 and patch.view.transpose:
-                    baked[patch.view.keys[0]] = changed.T.contiguous()
-                    continue
-                delta = changed - weight
+            if patch.kind.replaces:
+                delta = tensors["value"]
             else:
                 delta = _change(patch, tensors, weight, slice(0, patch.view.rows), terms)
+            if patch.kind.replaces or patch.has_dora:  # it is W(1) itself so far
+                if len(step.patches) == 1 and step.summed and patch.strength == 1 and patch.view.transpose:
+                    baked[patch.view.keys[0]] = delta.T.contiguous()
+                    continue
+                delta = delta - weight
             if step.summed or patch.kind.replaces:
                 patch.view.add(baked, delta * patch.strength)
             else:
@@ -421,6 +426,13 @@ def _call_first(device: torch.device, dtype: torch.dtype) -> None:
         torch.dot(square[0], square[0]).cpu()
 
 
+def _call_lapack(dtype: torch.dtype) -> None:
+    """Call once, for the same reason, what only rotations and the method svd need."""
+    square = torch.eye(256, dtype=dtype)
+    torch.linalg.solve(square, square)
+    torch.linalg.svd(square[:8, :8])
+
+
 def work(
     executor: Executor,
     steps: Iterator[Bake],
@@ -437,6 +449,8 @@ def work(
     try:
         with _TURN:
             _call_first(torch.device("cpu"), executor.dtype)
+            if executor.uses_lapack:
+                _call_lapack(executor.dtype)
         ready.wait()
     except BaseException:
         ready.abort()

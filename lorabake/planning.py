@@ -357,7 +357,7 @@ class _Planner:
                 replaced[key] = patch
         for patch in patches:
             for slot, info in patch.tensors.items():
-                single = slot in ("alpha", "on_input")
+                single = slot in patch.kind.numbers
                 if not _is_readable(info.dtype, single=single) or (single and prod(info.shape) != 1):
                     name, wanted = self.sources.loras[patch.lora].name, "one number" if single else "floats"
                     raise MatchError(f"LoRA {name!r}: {info.name} is {info.dtype} {list(info.shape)}, not {wanted}")

@@ -610,7 +610,7 @@ INTERRUPTED = """
 """
 
 
-def test_sigint_and_sigterm_end_a_bake_cleanly(folder: Path) -> None:
+def test_sigint_and_sigterm_end_a_bake_cleanly(folder: Path, request: pytest.FixtureRequest) -> None:
     running = []
     for sign, when in ((signal.SIGTERM, "importing"), (signal.SIGINT, "working")):
         place = folder / when
@@ -625,6 +625,8 @@ def test_sigint_and_sigterm_end_a_bake_cleanly(folder: Path) -> None:
             text=True,
         )
         running.append((place, sign, process))
+    for _, _, process in running:
+        request.addfinalizer(process.kill)
     for place, sign, process in running:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, matrix
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, product_fault
 
 if TYPE_CHECKING:
     import torch
@@ -53,10 +53,9 @@ class AdaLora(Kind):
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Check the product's shape."""
-        up, down = shapes["up"], shapes["down"]
-        if len(up) != 2 or len(down) != 2 or up[1] != down[0] or shapes["lora_E"] != (down[0], 1):
-            return f"lora_A {down}, lora_B {up} and lora_E {shapes['lora_E']} disagree on the rank"
-        return None if (up[0], down[1]) == matrix(weight) else f"its delta is {up[0]} × {down[1]}"
+        if shapes["lora_E"] != (*shapes["down"][:1], 1):
+            return f"lora_A {shapes['down']} and lora_E {shapes['lora_E']} disagree on the rank"
+        return product_fault(shapes["up"], shapes["down"], weight, "lora_B and lora_A")
 
     def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
         """Put singular values and scale into the right-hand factor."""

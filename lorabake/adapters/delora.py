@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, matrix
+from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, product_fault
 
 if TYPE_CHECKING:
     import torch
@@ -35,12 +35,9 @@ class DeLora(Kind):
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Check the product's shape, and that lengths are there for all inputs."""
-        a, b = shapes["delora_A"], shapes["delora_B"]
-        if len(a) != 2 or len(b) != 2 or b[1] != a[0]:
-            return f"delora_A {a} and delora_B {b} disagree on the rank"
-        if (b[0], a[1]) != matrix(weight) or shapes["delora_w_norm"] != (a[1],):
-            return f"its delta is {b[0]} × {a[1]}, with lengths of {shapes['delora_w_norm']} inputs"
-        return None
+        fault = product_fault(shapes["delora_B"], shapes["delora_A"], weight, "delora_B and delora_A")
+        lengths = shapes["delora_w_norm"]
+        return fault or (None if lengths == weight[1:] else f"it has the lengths of {lengths} inputs")
 
     def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale B's columns and A's columns."""

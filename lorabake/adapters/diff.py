@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, matrix
 
@@ -18,16 +18,16 @@ class Difference(Kind):
     required = frozenset({"diff"})
     optional = frozenset({"magnitude", "dora_scale"})
     suffixes = ((r"\.diff", "diff"),)
-    slot: ClassVar[str] = "diff"
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for the parameter's own shape."""
-        shape = shapes[self.slot]
+        (shape,) = (shapes[slot] for slot in self.required)
         return None if matrix(shape) == matrix(weight) else f"its difference is {shape}"
 
     def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
         """Return these rows of the difference."""
-        return tensors[self.slot].reshape(terms.shape[0] if terms.shape else 1, -1)[rows]
+        (found,) = (tensors[slot] for slot in self.required)
+        return found.reshape(terms.shape[0] if terms.shape else 1, -1)[rows]
 
 
 class BiasDifference(Difference):
@@ -39,7 +39,6 @@ class BiasDifference(Difference):
     optional = frozenset()
     suffixes = ((r"\.diff_b", "diff_b"),)
     parameter = "bias"
-    slot = "diff_b"
 
 
 class NormDifference(Difference):
@@ -50,7 +49,6 @@ class NormDifference(Difference):
     required = frozenset({"w_norm"})
     optional = frozenset()
     suffixes = ((r"\.w_norm", "w_norm"),)
-    slot = "w_norm"
 
 
 class NormBiasDifference(Difference):
@@ -62,7 +60,6 @@ class NormBiasDifference(Difference):
     optional = frozenset()
     suffixes = ((r"\.b_norm", "b_norm"),)
     parameter = "bias"
-    slot = "b_norm"
 
 
 KINDS = (Difference(), BiasDifference(), NormDifference(), NormBiasDifference())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, matrix
+from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, product_fault
 
 if TYPE_CHECKING:
     import torch
@@ -29,10 +29,8 @@ class EmbeddingLora(Kind):
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Check the product's shape."""
-        up, down = shapes["embedding_up"], shapes["embedding_down"]
-        if len(up) != 2 or len(down) != 2 or up[1] != down[0]:
-            return f"lora_embedding_A {down} and lora_embedding_B {up} disagree on the rank"
-        return None if (down[1], up[0]) == matrix(weight) else f"its delta is {down[1]} × {up[0]}"
+        up, down = shapes["embedding_up"][::-1], shapes["embedding_down"][::-1]
+        return product_fault(down, up, weight, "lora_embedding_A and lora_embedding_B, turned,")
 
     def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
         """Exchange and turn the factors."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, matrix
+from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, product_fault
 
 if TYPE_CHECKING:
     import torch
@@ -22,10 +22,7 @@ class Hira(Kind):
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Check the product's shape."""
-        a, b = shapes["hira_A"], shapes["hira_B"]
-        if len(a) != 2 or len(b) != 2 or b[1] != a[0]:
-            return f"hira_A {a} and hira_B {b} disagree on the rank"
-        return None if (b[0], a[1]) == matrix(weight) else f"its factor is {b[0]} × {a[1]}"
+        return product_fault(shapes["hira_B"], shapes["hira_A"], weight, "hira_B and hira_A")
 
     def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
         """Return W ⊙ B·A."""

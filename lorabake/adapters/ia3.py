@@ -31,6 +31,7 @@ class Ia3(Kind):
     title = "IA3"
     required = frozenset({"whole_weight", "on_input"})
     suffixes = ((r"\.on_input", "on_input"),)
+    numbers = frozenset({"on_input"})
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for one number an output or an input."""

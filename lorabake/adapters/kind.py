@@ -35,7 +35,8 @@ class Kind:
     """Define one adapter algorithm.
 
     `required` and `optional` name its slots, `suffixes` how files spell them: a pattern at a key's end, and the
-    slot that it fills; of `markers` the presence counts, not the value. `parameter` is what it changes in a module
+    slot that it fills; of `markers` the presence counts, not the value, and `numbers` are
+    single ones, of any dtype. `parameter` is what it changes in a module
     (`weight`, `bias`); with `where_present` it may lack in the base. A kind overrides `fault` and one of
 
     - `factors`, with `low_rank`: a product that is added,
@@ -44,7 +45,7 @@ class Kind:
 
     `by_rows` is false where rows of the delta depend on other rows of the weight. `alpha_is_scale` is false where
     alpha means something else: then it comes with the tensors. `peft_type` is PEFT's name, `peft_fields` the fields
-    of its configuration that the kind reads.
+    of its configuration that it reads, that the shapes tell, or that have no effect on a merge.
     """
 
     name: ClassVar[str]
@@ -52,6 +53,7 @@ class Kind:
     required: ClassVar[frozenset[str]]
     optional: ClassVar[frozenset[str]] = frozenset()
     markers: ClassVar[frozenset[str]] = frozenset()
+    numbers: ClassVar[frozenset[str]] = frozenset({"alpha"})
     suffixes: ClassVar[tuple[tuple[str, str], ...]]
     parameter: ClassVar[str] = "weight"
     where_present: ClassVar[bool] = False
@@ -100,6 +102,15 @@ class Kind:
     def value(self, tensors: Tensors) -> torch.Tensor:
         """Return what the parameter becomes at strength 1, shaped (out, columns), whatever it was."""
         raise NotImplementedError
+
+
+def product_fault(up: tuple[int, ...], down: tuple[int, ...], weight: tuple[int, ...], names: str) -> str | None:
+    """Say why up (out, rank) times down (rank, columns) has not the weight's shape, or None if it has."""
+    if len(up) != 2 or len(down) != 2:
+        return f"{names} must be matrices"
+    if up[1] != down[0]:
+        return f"{names} disagree on the rank: {up[0]} × {up[1]} times {down[0]} × {down[1]}"
+    return None if (up[0], down[1]) == matrix(weight) else f"its delta is {up[0]} × {down[1]}"
 
 
 def matrix(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -26,7 +26,10 @@ class Loha(Kind):
     optional = frozenset({"hada_t1", "hada_t2", "alpha", "magnitude", "dora_scale"})
     suffixes = tuple((rf"\.{slot}", slot) for slot in sorted(required | {"hada_t1", "hada_t2"}))
     peft_type = "LOHA"
-    peft_fields = frozenset({"r", "alpha", "rank_pattern", "alpha_pattern"})
+    peft_fields = frozenset(
+        {"r", "alpha", "rank_pattern", "alpha_pattern", "rank_dropout", "module_dropout", "use_effective_conv2d"}
+        | {"init_weights"}
+    )
 
     def rank(self, shapes: Shapes) -> int:
         """Return the number of rows of B₁."""

@@ -34,7 +34,10 @@ class Lokr(Kind):
     optional = frozenset().union(*W1, *W2, {"alpha", "magnitude", "dora_scale"})
     suffixes = tuple((rf"\.{slot}", slot) for slot in sorted(frozenset().union(*W1, *W2)))
     peft_type = "LOKR"
-    peft_fields = frozenset({"r", "alpha", "rank_pattern", "alpha_pattern"})
+    peft_fields = frozenset(
+        {"r", "alpha", "rank_pattern", "alpha_pattern", "rank_dropout", "module_dropout", "use_effective_conv2d"}
+        | {"init_weights", "decompose_both", "decompose_factor", "rank_dropout_scale"}
+    )
 
     def claims(self, slots: frozenset[str]) -> frozenset[str]:
         """Ask for each factor in one of its forms."""

@@ -46,6 +46,10 @@ class Lora(Kind):
     )
     low_rank = True
     peft_type = "LORA"
+    peft_fields = frozenset(
+        {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "fan_in_fan_out", "lora_bias"}
+        | {"bias"}
+    )
 
     def rank(self, shapes: Shapes) -> int:
         """Return the number of rows of `down`."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, matrix
+from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, product_fault
 
 if TYPE_CHECKING:
     import torch
@@ -29,13 +29,7 @@ class Mlx(Kind):
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Check a (in, r) and b (r, out) against the weight."""
-        first, second = shapes["lora_a"], shapes["lora_b"]
-        if len(first) != 2 or len(second) != 2:
-            return f"lora_a {first} and lora_b {second} must have two dimensions"
-        if first[1] != second[0]:
-            return f"lora_a {first} and lora_b {second} disagree on the rank"
-        delta = second[1], first[0]
-        return None if delta == matrix(weight) else f"its delta is {delta[0]} × {delta[1]}"
+        return product_fault(shapes["lora_b"][::-1], shapes["lora_a"][::-1], weight, "lora_b and lora_a, turned,")
 
     def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
         """Turn both."""

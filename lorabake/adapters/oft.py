@@ -14,9 +14,8 @@ Qiu et al. 2023 (arXiv 2306.07280); Liu et al. 2023, BOFT (arXiv 2311.06243); Qi
 
 from __future__ import annotations
 
-import threading
 from math import prod
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, matrix
 
@@ -24,17 +23,12 @@ if TYPE_CHECKING:
     import torch
 
 
-_ONE_AT_A_TIME = threading.Lock()
-"""Held while a linear system is solved: LAPACK's first calls in a process must not race (see `execute`)."""
-
-
 def cayley(skew: torch.Tensor) -> torch.Tensor:
     """Return (I + Q)(I − Q)⁻¹ of skew matrices Q (…, b, b)."""
     import torch
 
     identity = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
-    with _ONE_AT_A_TIME:
-        turn: torch.Tensor = torch.linalg.solve(identity - skew, identity + skew)  # the two commute
+    turn: torch.Tensor = torch.linalg.solve(identity - skew, identity + skew)  # the two commute
     return turn
 
 
@@ -57,7 +51,7 @@ class Oft(Kind):
     title = "OFT"
     required = frozenset({"oft_blocks"})
     optional = frozenset({"alpha", "rescale"})
-    suffixes = ((r"\.oft_blocks", "oft_blocks"), (r"\.rescale", "rescale"))
+    suffixes: ClassVar[tuple[tuple[str, str], ...]] = ((r"\.oft_blocks", "oft_blocks"), (r"\.rescale", "rescale"))
     by_rows = False
     alpha_is_scale = False
 
@@ -110,16 +104,13 @@ class Oft(Kind):
         return turned - weight
 
 
-class OldOft(Kind):
+class OldOft(Oft):
     """Turn blocks of outputs by the matrices in the file (kohya's OFT of 2023)."""
 
     name = "oft_diag"
-    title = "OFT"
     required = frozenset({"oft_diag"})
     optional = frozenset({"alpha"})
     suffixes = ((r"\.oft_diag", "oft_diag"),)
-    by_rows = False
-    alpha_is_scale = False
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for square blocks that cover the outputs."""
@@ -128,11 +119,9 @@ class OldOft(Kind):
             return None
         return f"its blocks are {shape}"
 
-    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
-        """Multiply each block of rows by its matrix, transposed."""
-        blocks = tensors["oft_diag"]
-        turned = blocks.transpose(1, 2) @ weight.reshape(blocks.shape[0], blocks.shape[1], -1)
-        return turned.reshape(weight.shape) - weight
+    def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
+        """Take the blocks, as they multiply rows."""
+        return {"turns": tensors["oft_diag"].transpose(1, 2)}
 
 
 class PeftOft(Kind):

@@ -12,27 +12,6 @@ from dataclasses import dataclass, field
 
 from lorabake.errors import FileError
 
-HONOURED = {
-    "LORA": frozenset(
-        {
-            "r",
-            "lora_alpha",
-            "rank_pattern",
-            "alpha_pattern",
-            "use_rslora",
-            "use_dora",
-            "fan_in_fan_out",
-            "lora_bias",
-            "bias",
-        }
-    ),
-    "LOHA": frozenset({"r", "alpha", "rank_pattern", "alpha_pattern", "rank_dropout", "module_dropout"})
-    | {"use_effective_conv2d", "init_weights"},
-    "LOKR": frozenset({"r", "alpha", "rank_pattern", "alpha_pattern", "rank_dropout", "module_dropout"})
-    | {"use_effective_conv2d", "init_weights", "decompose_both", "decompose_factor", "rank_dropout_scale"},
-}
-"""PEFT's type -> the fields that this module reads, or that the tensors' shapes tell; kinds add what they read."""
-
 SCALED = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
 """PEFT's type -> the field that is divided by the rank."""
 
@@ -101,7 +80,7 @@ class PeftConfig:
     def read(cls, config: Mapping[str, object], where: str, types: Mapping[str, frozenset[str]]) -> PeftConfig:
         """Check a parsed configuration; raise FileError for what is malformed or changes the mathematics.
 
-        `types` maps PEFT's types that can be baked to the further fields that their adapter kinds read.
+        `types` maps PEFT's types that can be baked to the fields that their adapter kinds know.
         """
         if "lora_parameters" in config and "peft_type" not in config:
             return cls._read_mlx(config, where)
@@ -115,7 +94,7 @@ class PeftConfig:
                 f"{where}: init_lora_weights is {init!r}: such an adapter was trained against a changed base\n"
                 "Convert it to a plain LoRA with PEFT (path_initial_model_for_weight_conversion), then bake that."
             )
-        known = HONOURED.get(kind, frozenset()) | types[kind] | WITHOUT_EFFECT | {"init_lora_weights"}
+        known = types[kind] | WITHOUT_EFFECT | {"init_lora_weights"}
         strange = [name for name, value in config.items() if name not in known and value not in (None, False, {}, [])]
         if strange:
             names = ", ".join(f"{name} = {json.dumps(config[name])[:60]}" for name in sorted(strange))

@@ -138,7 +138,8 @@ def spell(component: Component, prefix: str, path: str) -> Iterator[str]:
         flat = each.replace(".", "_")
         for start in component.flat:
             yield start + flat
-            yield start.replace("lora_", "oft_", 1) + flat  # kohya's OFT
+            if start == "lora_unet_":
+                yield "oft_unet_" + flat  # kohya's OFT
         yield "lycoris_" + flat
         yield each
         yield PEFT_ROOT + each
