@@ -24,12 +24,14 @@ from lorabake.matching import Patch
 from lorabake.methods import combine, masks_of
 from lorabake.planning import TILE_VALUES, Bake, Plan, Target
 from lorabake.tensors.dtypes import DTYPES, LARGEST, decode_scalar
+from lorabake.tensors.packing import PackedInfo, decode, largest_of, spread, unit
 from lorabake.tensors.safetensors import TensorInfo
 
 DEVICE_TILE_VALUES = 1 << 24
 LIMITS = {
     "F8_E4M3": 464.0,
     "F8_E5M2": 61440.0,
+    "I8": 127.5,
     "F16": 65520.0,
     "BF16": 3.3961775292304957e38,
     "F32": float("inf"),
@@ -37,7 +39,7 @@ LIMITS = {
 }
 """The least magnitude that rounds to no number."""
 
-SAFE_SQUARES = {"F8_E4M3": 2e5, "F8_E5M2": 3.7e9, "F16": 4e9, "BF16": 1e38, "F32": 1e38, "F64": 1e38}
+SAFE_SQUARES = {"F8_E4M3": 2e5, "F8_E5M2": 3.7e9, "I8": 1.6e4, "F16": 4e9, "BF16": 1e38, "F32": 1e38, "F64": 1e38}
 """Bounds on a sum of squares, as float32 can hold it, below which no value can reach its dtype's limit."""
 
 
@@ -202,13 +204,11 @@ class Executor:
     # -- whole tensors at once -------------------------------------------------------------------------
 
     def _whole(self, step: Bake) -> Iterator[int]:
-        base = {
-            target.key: self._read_rows(target.source, 0, *matrix(target.shape), fresh=True).reshape(target.shape)
-            for target in step.targets
-        }
+        base = {target.key: self._read_whole(target.source) for target in step.targets}
         for target in step.targets:
             if target.scale_key:
-                base[target.key] *= base[target.scale_key].reshape(-1, *[1] * (len(target.shape) - 1))
+                scale = base[target.scale_key] * unit(target.scale_key)
+                base[target.key].view(matrix(target.shape)).mul_(spread(scale, target.shape))
         baked = {key: tensor.clone() for key, tensor in base.items()}
         deltas: dict[int, torch.Tensor] = {}
         began = time.perf_counter()
@@ -260,14 +260,17 @@ class Executor:
             rows += total.reshape(rows.shape)
 
     def _rescale(self, target: Target, scale_dtype: str, baked: dict[str, torch.Tensor]) -> None:
-        """Divide a weight by fresh scales: the largest value, of all or of each row, becomes its dtype's largest."""
-        scale = baked[target.scale_key]
-        flat = baked[target.key].flatten(1)
-        largest = flat.abs().amax(dim=1) if scale.numel() == flat.shape[0] else flat.abs().amax()
-        fresh = torch.where(largest > 0, largest / LARGEST[target.dtype], torch.ones_like(largest))
+        """Divide a weight by fresh scales: the largest value that each is for becomes its dtype's largest."""
+        shape = tuple(baked[target.scale_key].shape)
+        largest = largest_of(baked[target.key], target.shape, shape) / (
+            LARGEST[target.dtype] * unit(target.scale_key)
+        )
+        fresh = torch.where(largest > 0, largest, torch.ones_like(largest))
         fresh = fresh.to(_torch_dtype(scale_dtype)).to(self.dtype)
-        baked[target.scale_key] = fresh.reshape(scale.shape)
-        baked[target.key] = (flat / fresh.reshape(-1, 1)).reshape(target.shape)
+        baked[target.scale_key] = fresh
+        flat = baked[target.key].reshape(matrix(target.shape))
+        scale = spread(fresh * unit(target.scale_key), target.shape)
+        baked[target.key] = (flat / scale).reshape(target.shape)
 
     # -- in and out ------------------------------------------------------------------------------------
 
@@ -275,7 +278,7 @@ class Executor:
         """Read a patch's tensors, and compute what all of its rows share; products take the scale in."""
         kind = patch.kind
         tensors = {
-            slot: self._read_rows(info, 0, *matrix(info.shape), fresh=True).reshape(info.shape)
+            slot: self._read_whole(info)
             for slot, info in patch.tensors.items()
             if slot != "alpha" or not kind.alpha_is_scale
         }
@@ -309,6 +312,18 @@ class Executor:
                 f'Leave the module out with a block pattern that names it and the factor 0: blocks: {{"…": 0}}'
             )
         return patch.kind.scale(alpha, patch.shapes) * patch.parts
+
+    def _read_whole(self, info: TensorInfo) -> torch.Tensor:
+        """Read a whole tensor into the compute dtype on the device, decoded, in its own shape."""
+        if isinstance(info, PackedInfo):
+            return decode(info, {role: self._read_stored(part) for role, part in info.parts.items()}, self.dtype)
+        return self._read_rows(info, 0, *matrix(info.shape), fresh=True).reshape(info.shape)
+
+    def _read_stored(self, info: TensorInfo) -> torch.Tensor:
+        """Read a whole tensor as it is stored."""
+        raw = torch.empty(info.nbytes, dtype=torch.uint8)
+        self.reader.read(info.file, info.start, _view(raw))
+        return raw.view(_torch_dtype(info.dtype)).reshape(info.shape).to(self.device)
 
     def _read_rows(
         self, info: TensorInfo, start: int, stop: int, columns: int, *, fresh: bool = False
@@ -345,8 +360,10 @@ class Executor:
         if self.device.type == "cpu" and dtype is self.dtype and weight.is_contiguous():
             rounded = flat
         else:
-            if self.dtype is torch.float64 and dtype.itemsize <= 2:
+            if self.dtype is torch.float64 and dtype.itemsize <= 2 and dtype.is_floating_point:
                 flat = _rounded_to_odd(flat)
+            if not dtype.is_floating_point:
+                flat = flat.round()
             rounded = self._buffer("out", flat.numel(), dtype, pinned=True)
             rounded.copy_(flat, non_blocking=self._stream is not None)
             if self._stream is not None:
@@ -357,8 +374,7 @@ class Executor:
         self.seconds["write"] += time.perf_counter() - computed
 
     def _refuse(self, step: Bake, target: Target, weight: torch.Tensor, start: int) -> None:
-        rows, columns = weight.shape
-        before = self._read_rows(target.source, start, start + rows, columns, fresh=True)
+        before = self._read_whole(target.source).reshape(matrix(target.shape))[start : start + len(weight)]
         held = weight.abs() < LIMITS[target.dtype]
         wrong = ~held if step.patches else ~held & before.isfinite()
         if not wrong.any():  # a large sum of harmless values, or a cast that passes on what the base had

@@ -19,6 +19,7 @@ from lorabake.keymap.table import KeyMap
 from lorabake.resolve import family_of, identify
 from lorabake.tensors.checkpoint import Checkpoint, open_lora
 from lorabake.tensors.dtypes import decode_scalar
+from lorabake.tensors.packing import find_packing
 from lorabake.tensors.safetensors import TensorInfo
 
 FACTS = (
@@ -119,7 +120,9 @@ def _describe_lora(checkpoint: Checkpoint, tensors: LoraTensors, config: PeftCon
 
 
 def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
-    key_map = KeyMap.expand(identify(checkpoint.tensors), checkpoint.tensors)
+    packing = find_packing(checkpoint.tensors, {})
+    tensors = packing.logical(checkpoint.tensors)
+    key_map = KeyMap.expand(identify(tensors), tensors)
     described: dict[str, object] = {
         "family": key_map.architecture.title,
         "components": {
@@ -128,7 +131,10 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
             for name, (layout, prefix) in key_map.placed.items()
         },
     }
-    outside = len(checkpoint.tensors) - len(key_map.owner)
+    ways = Counter(info.dtype for info in (*packing.packed.values(), *packing.scaled.values()))
+    if ways:
+        described["packed weights"] = dict(ways.most_common())
+    outside = len(tensors) - len(key_map.owner)
     if outside:
         described["outside any component"] = f"{outside} tensors"
     markers = [name for name in MARKERS if name in checkpoint.tensors]

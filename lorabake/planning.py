@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -24,14 +24,17 @@ from lorabake.matching import Ledger, Matcher, Patch
 from lorabake.recipe import Recipe
 from lorabake.resolve import GENERIC, Sources, resolve, tied_embedding
 from lorabake.tensors.checkpoint import Checkpoint, Part, read_object
-from lorabake.tensors.dtypes import DTYPES, FLOAT_NAMES, LARGEST, nbytes
+from lorabake.tensors.dtypes import DTYPES, FLOAT_NAMES, nbytes
+from lorabake.tensors.packing import PackedInfo
 from lorabake.tensors.safetensors import TensorInfo, encode_header
 
-SCALES = ("scale_weight", "weight_scale", "weight_scale_inv", "comfy_quant")
-"""What a quantised weight's scale, or its mark, is called beside it."""
-
-HARMLESS = ("weight", "bias", "input_scale", "scale_input")
-"""What may stand beside a weight of 8 bits without a say in its values."""
+_OTHER_SCALES = (
+    "This version knows one scale, one a row, a column, a block of 128 by 128 or of one row, and no other scheme.\n"
+    "Give it such a base, or a plain one."
+)
+_NAME_A_DTYPE = (
+    "Packed weights are decoded, and not packed again: say what they become with output.dtype (such as bfloat16)."
+)
 
 BLOCK = 4096
 """Bytes: untouched ranges keep the base's place relative to such blocks, so that they can be reflinked."""
@@ -47,7 +50,7 @@ RUNTIME_BYTES = 190 << 20
 class Target:
     """Say where one tensor comes from and where it goes: `file` of the plan, `offset` from that file's data.
 
-    `scale_key` names the tensor whose values (one, or one a row) multiply this one's, where it is stored scaled.
+    `scale_key` names the tensor whose values multiply this one's, where it is stored scaled and stays so.
     """
 
     key: str
@@ -97,7 +100,9 @@ class Bake:
     @property
     def by_rows(self) -> bool:
         """Tell whether any rows of the tensor can be computed without the others."""
-        return self.summed and len(self.targets) == 1 and all(not needs_whole(patch) for patch in self.patches)
+        if len(self.targets) > 1 or isinstance(self.targets[0].source, PackedInfo):
+            return False
+        return self.summed and all(not needs_whole(patch) for patch in self.patches)
 
     def pieces(self) -> Iterator[tuple[str, int, int, tuple[Piece, ...]]]:
         """Cut the targets' rows where any patch begins or ends: (tensor, first row, last row, who is there)."""
@@ -279,7 +284,7 @@ class _Planner:
             if target.key in touched and group[0] == target.key:
                 together = {id(patch): patch for key in group for patch in touched[key]}
                 chosen = tuple(together.values())
-                targets = [replace(by_key[key], scale_key=self._scale_of(key) or "") for key in group]
+                targets = [by_key[key] for key in group]
                 targets += [by_key[each.scale_key] for each in targets if each.scale_key]
                 bakes.append(Bake(tuple(targets), chosen, summed))
             elif target.key not in touched and target.dtype != target.source.dtype:
@@ -362,54 +367,25 @@ class _Planner:
                     name, wanted = self.sources.loras[patch.lora].name, "one number" if single else "floats"
                     raise MatchError(f"LoRA {name!r}: {info.name} is {info.dtype} {list(info.shape)}, not {wanted}")
             for key in patch.view.keys:
-                info = self.sources.base.tensors[key]
-                if info.dtype not in FLOAT_NAMES.values():
+                if fault := self._stored_fault(key):
                     name = self.sources.loras[patch.lora].name
-                    raise MatchError(
-                        f"LoRA {name!r}: {patch.module} would change {key}, whose dtype is {info.dtype}\n"
-                        "This version bakes into float8, float16, bfloat16, float32 and float64 tensors."
-                    )
-                scale = self._scale_of(key)
-                if scale and not self._is_plain_scale(info, self.sources.base.tensors[scale]):
-                    name = self.sources.loras[patch.lora].name
-                    raise MatchError(
-                        f"LoRA {name!r}: {patch.module} would change {key}, which is scaled by {scale}\n"
-                        "This version bakes into float8 weights with one scale, or one a row; give it such a base."
-                    )
+                    raise MatchError(f"LoRA {name!r}: {patch.module} would change {key}, {fault}")
         return patches, [ledger for _, ledger in placed]
 
-    def _scale_of(self, key: str) -> str | None:
-        """Return the tensor that holds the scales of a quantised weight, or says that it is one.
-
-        Beside a weight of 8 bits whatever is no bias, and no scale of the inputs, counts as such.
-        """
-        tensors = self.sources.base.tensors
-        module = key.removesuffix(".weight")
-        known = [f"{module}.{leaf}" for leaf in SCALES if f"{module}.{leaf}" in tensors]
-        if known or DTYPES[tensors[key].dtype].bits != 8:
-            return next(iter(known), None)
-        return next((other for other in self._beside.get(module, ()) if other != key), None)
-
-    @cached_property
-    def _beside(self) -> Mapping[str, Sequence[str]]:
-        """List, by module, the tensors beside its weight, and those named after the weight itself."""
-        beside: dict[str, list[str]] = {}
-        for key in self.sources.base.tensors:
-            module, _, leaf = key.rpartition(".")
-            if leaf not in HARMLESS:
-                beside.setdefault(module.removesuffix(".weight"), []).append(key)
-            if stem := re.match(r"(.+)_scales?(?:_inv)?\Z", key):
-                beside.setdefault(stem[1], []).append(key)
-        return beside
-
-    def _is_plain_scale(self, weight: TensorInfo, scale: TensorInfo) -> bool:
-        """Tell whether a weight is float8 times one number, or one a row (no column, no block), and nothing else."""
-        module = weight.key.removesuffix(".weight")
-        named = scale.key in (f"{module}.scale_weight", f"{module}.weight_scale")
-        alone = set(self._beside.get(module, ())) <= {weight.key, scale.key}
-        by_row = scale.shape[:1] == weight.shape[:1] and prod(scale.shape) == weight.shape[0]
-        fits = (prod(scale.shape) == 1 or by_row) and scale.dtype in ("F32", "BF16", "F16")
-        return named and alone and fits and weight.dtype in LARGEST
+    def _stored_fault(self, key: str) -> str | None:
+        """Say why a weight cannot be changed in the way in which it is stored, to follow its name."""
+        info, packing = self.sources.key_map.tensors[key], self.sources.packing
+        if isinstance(info, PackedInfo):
+            if self._dtype(key, info) == info.dtype:
+                return f"which is packed ({info.dtype})\n{_NAME_A_DTYPE}"
+        elif key in packing.strange:
+            return f"which is scaled by {packing.strange[key]}\n{_OTHER_SCALES}"
+        elif info.dtype not in FLOAT_NAMES.values() and key not in packing.scaled:
+            return (
+                f"whose dtype is {info.dtype}\n"
+                "This version bakes into float8, float16, bfloat16, float32 and float64 tensors, and scaled int8."
+            )
+        return None
 
     def _replace_vae(self) -> dict[str, TensorInfo]:
         """Map each VAE tensor of the base to the one that takes its place."""
@@ -448,19 +424,51 @@ class _Planner:
         return replaced
 
     def _dtype(self, key: str, base: TensorInfo) -> str:
-        """Return the output dtype: only floating tensors are cast, and of a known family only its networks'."""
-        wanted = self.recipe.output.dtype
+        """Return the output dtype: only weights are cast, and of a known family only its networks'."""
+        wanted, packing = self.recipe.output.dtype, self.sources.packing
         owner = self.sources.key_map.owner.get(key)
         if isinstance(wanted, dict):
             wanted = wanted.get(owner or "", "keep")
-        if wanted == "keep" or base.dtype not in FLOAT_NAMES.values() or not base.nbytes or owner is None:
+        if wanted == "keep" or not base.nbytes or owner is None or key in self._scale_keys:
             return base.dtype
-        if FLOAT_NAMES[wanted] != base.dtype and (scale := self._scale_of(key)):
+        if base.dtype not in FLOAT_NAMES.values() and key not in packing.scaled and not isinstance(base, PackedInfo):
+            return base.dtype
+        if FLOAT_NAMES[wanted] != base.dtype and key in packing.strange:
             raise FileError(
-                f"{key} is scaled by {scale}, so output.dtype cannot make it {wanted}\n"
-                "This version cannot decode scaled weights; give it a base with plain ones."
+                f"{key} is scaled by {packing.strange[key]}, so output.dtype cannot make it {wanted}\n{_OTHER_SCALES}"
             )
         return FLOAT_NAMES[wanted]
+
+    @cached_property
+    def _scale_keys(self) -> set[str]:
+        """Collect the scales of weights that may stay scaled, and what else says how they are stored."""
+        scaled = self.sources.packing.scaled.items()
+        return {part.key for key, info in scaled for part in info.parts.values() if part.key != key}
+
+    @cached_property
+    def _decoded(self) -> dict[str, PackedInfo]:
+        """Map every tensor that is part of a weight to be decoded to that weight."""
+        packing, found = self.sources.packing, dict[str, PackedInfo]()
+        for key, info in (*packing.packed.items(), *packing.scaled.items()):
+            stored = info.parts["weight"] if key in packing.scaled else info
+            if self._dtype(key, stored) != stored.dtype:
+                found |= dict.fromkeys((part.key for part in info.parts.values()), info)
+            elif info.dtype.startswith("GGUF"):
+                raise FileError(f"{info.file}: {key} is packed ({info.dtype})\n{_NAME_A_DTYPE}")
+        return found
+
+    def _stored(self, infos: Iterable[TensorInfo]) -> Iterator[TensorInfo]:
+        """Put decoded weights in the place of the first of their parts; what says how they were stored goes."""
+        done, decoded = set(), self._decoded
+        kept = {key for key in self.sources.packing.scaled if key not in decoded}
+        for info in infos:
+            weight = decoded.get(info.key)
+            if weight is None:
+                if not decoded or not info.key.endswith("scaled_fp8") or kept:
+                    yield info
+            elif weight.key not in done:
+                done.add(weight.key)
+                yield weight
 
     # -- files -----------------------------------------------------------------------------------------
 
@@ -474,10 +482,12 @@ class _Planner:
                 for index, header in enumerate(part.files)
             ]
             if limit is not None:
-                shards = list(self._reshard(part, [info for _, infos in shards for info in infos], limit))
+                whole = self._stored(info for _, infos in shards for info in infos)
+                shards = list(self._reshard(part, list(whole), limit))
             for name, infos in shards:
                 place = f"{part.folder}/{name}" if part.folder else name
-                yield _Draft(place, part, tuple(self._targets(infos, vae, number)))
+                stored = infos if limit is not None else self._stored(infos)
+                yield _Draft(place, part, tuple(self._targets(stored, vae, number)))
                 number += 1
 
     def _reshard(self, part: Part, infos: list[TensorInfo], limit: int) -> Iterator[tuple[str, list[TensorInfo]]]:
@@ -495,11 +505,13 @@ class _Planner:
             suffix = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
             yield f"{stem}{suffix}.safetensors", shard
 
-    def _targets(self, infos: list[TensorInfo], vae: Mapping[str, TensorInfo], file: int) -> Iterator[Target]:
+    def _targets(self, infos: Iterable[TensorInfo], vae: Mapping[str, TensorInfo], file: int) -> Iterator[Target]:
         offset = 0
         for base in infos:
             source = replace(vae.get(base.key, base), key=base.key, name=base.name)
-            target = Target(base.key, source, self._dtype(base.key, base), base.shape, file, offset)
+            dtype, scaled = self._dtype(base.key, base), self.sources.packing.scaled.get(base.key)
+            scale = scaled.parts["scale"].key if scaled and dtype == base.dtype else ""
+            target = Target(base.key, source, dtype, base.shape, file, offset, scale)
             offset += target.nbytes
             yield target
 
@@ -527,11 +539,14 @@ class _Planner:
             vae = placeholders(sources.vae)
             inputs["vae"] = provenance.describe(sources.vae, recipe.vae.portable_path, vae)
         base_headers = {header.path: header for part in sources.base.parts for header in part.files}
+        stored = {**sources.key_map.tensors, **sources.base.tensors}
         files = []
         for draft in drafts:
             names = tuple(target.source.name for target in draft.targets)
-            first = base_headers[sources.base.tensors[draft.targets[0].key].file] if draft.targets else None
-            own = (first or next(iter(base_headers.values()))).metadata
+            first = base_headers[stored[draft.targets[0].key].file] if draft.targets else None
+            own = dict((first or next(iter(base_headers.values()))).metadata)
+            if self._decoded:
+                own.pop("_quantization_metadata", None)
             text = provenance.metadata(own, recipe.normal_json(), inputs, hashed=recipe.output.hash)
             phase = first.data_start % BLOCK if first else 0
             aligned = first is not None and phase % 8 == 0
@@ -569,14 +584,18 @@ class _Planner:
             place = PurePosixPath(part.folder, "config.json")
             cast = {target.dtype for draft in drafts if draft.part is part for target in draft.targets}
             floats = cast & words.keys()
-            if self.recipe.output.dtype == "keep" or len(floats) != 1:
+            if self.recipe.output.dtype == "keep" or (len(floats) != 1 and not self._decoded):
                 continue
             if Path(place) not in self.sources.base.side_files:
                 continue
             config = read_object(self.sources.base.path / place)
-            stale = {name: words[min(floats)] for name in ("torch_dtype", "dtype") if name in config}
-            if stale:
-                texts[str(place)] = json.dumps(config | stale, indent=2, ensure_ascii=False) + "\n"
+            names = ("torch_dtype", "dtype") if len(floats) == 1 else ()
+            stale = {name: words[min(floats)] for name in names if name in config}
+            plain = config | stale
+            if self._decoded:
+                plain.pop("quantization_config", None)
+            if plain != config:
+                texts[str(place)] = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
         return texts
 
     def _note(self) -> None:
@@ -585,6 +604,10 @@ class _Planner:
             self.notes.append(
                 "no table knows the base's family: modules are matched by the base's own names and their shapes"
             )
+        if self._decoded:
+            ways = Counter(info.dtype for info in {info.key: info for info in self._decoded.values()}.values())
+            told = ", ".join(f"{count} {way}" for way, count in ways.most_common())
+            self.notes.append(f"decoded into plain weights: {told}")
         ema = sum(key.startswith("model_ema.") for key in self.sources.base.tensors)
         if ema and self.sources.loras:
             self.notes.append(
@@ -648,7 +671,8 @@ def _working_values(bake: Bake) -> int:
     if bake.by_rows:
         return factors + 3 * max(TILE_VALUES, largest)
     whole = sum(rows * columns for rows, columns in (matrix(target.shape) for target in bake.targets))
-    return factors + 4 * whole
+    packed = any(isinstance(target.source, PackedInfo) for target in bake.targets)
+    return factors + (10 if packed else 4) * whole
 
 
 def _is_readable(dtype: str, *, single: bool = False) -> bool:

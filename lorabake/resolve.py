@@ -17,6 +17,7 @@ from lorabake.keymap.spelling import INDEXED, PEFT_ROOT, LoraTensors, flatten, s
 from lorabake.keymap.table import Architecture, KeyMap, find
 from lorabake.recipe import Lora, Recipe, Source
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, open_lora, read_object
+from lorabake.tensors.packing import Packing, find_packing
 from lorabake.tensors.safetensors import TensorInfo
 
 GENERIC = "generic"
@@ -48,10 +49,11 @@ class LoraSource:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Hold every input of a recipe, opened and identified."""
+    """Hold every input of a recipe, opened and identified; `packing` says what of the base is no plain floats."""
 
     recipe: Recipe
     base: Checkpoint
+    packing: Packing
     key_map: KeyMap
     loras: tuple[LoraSource, ...]
     vae: Checkpoint | None
@@ -78,9 +80,11 @@ def resolve(recipe: Recipe) -> Sources:
         if find(VAE, vae.tensors) is None:
             raise FileError(f"{vae.path}: not a VAE: it has no encoder.down… tensors")
         vae_map = KeyMap.expand(VAE_ONLY, vae.tensors)
-    key_map = KeyMap.expand(identify(base.tensors), base.tensors)
+    packing = find_packing(base.tensors, _config_of(base))
+    tensors = packing.logical(base.tensors)
+    key_map = KeyMap.expand(identify(tensors), tensors)
     loras = tuple(open_source(recipe, entry) for entry in recipe.loras)
-    return Sources(recipe, base, key_map, loras, vae, vae_map)
+    return Sources(recipe, base, packing, key_map, loras, vae, vae_map)
 
 
 def open_source(recipe: Recipe, entry: Lora) -> LoraSource:
@@ -111,10 +115,7 @@ def tied_embedding(base: Checkpoint, key_map: KeyMap) -> str | None:
 
     It does where no head is stored and config.json names a model that has one.
     """
-    config = (base.path if base.is_folder else base.path.parent) / "config.json"
-    if not config.is_file():
-        return None
-    classes = read_object(config).get("architectures")
+    classes = _config_of(base).get("architectures")
     with_head = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM")
     if not isinstance(classes, list) or not any(str(each).endswith(with_head) for each in classes):
         return None
@@ -123,6 +124,12 @@ def tied_embedding(base: Checkpoint, key_map: KeyMap) -> str | None:
         if component.embeddings and not any(name.endswith(component.heads) for name in names):
             return next((name for name in names if name.endswith(component.embeddings)), None)
     return None
+
+
+def _config_of(base: Checkpoint) -> dict[str, object]:
+    """Read the config.json of a model's folder; an empty one where there is none."""
+    config = (base.path if base.is_folder else base.path.parent) / "config.json"
+    return read_object(config) if config.is_file() else {}
 
 
 def family_of(lora: LoraTensors) -> tuple[Architecture, str] | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorabake.errors import FileError
-from lorabake.tensors import pickles
+from lorabake.tensors import gguf, pickles
 from lorabake.tensors.safetensors import Header, TensorInfo, parse_object, read_header, some, why
 
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
@@ -246,6 +246,8 @@ def _read_file(path: Path) -> Header:
     if path.suffix.lower() in PICKLE_SUFFIXES and os.path.isfile(path):
         with suppress(OSError), path.open("rb") as file:  # read_header words the fault
             is_pickle = file.read(4).startswith(pickles.MAGICS)
+    if path.suffix.lower() == ".gguf" and os.path.isfile(path):
+        return gguf.open_gguf(path)
     return pickles.open_pickle(path) if is_pickle else read_header(path)
 
 

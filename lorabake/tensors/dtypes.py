@@ -57,7 +57,7 @@ FLOAT_NAMES = {
 }
 """The recipe's words for output dtypes, and their names in a header."""
 
-LARGEST = {"F8_E4M3": 448.0, "F8_E5M2": 57344.0}
+LARGEST = {"F8_E4M3": 448.0, "F8_E5M2": 57344.0, "I8": 127.0}
 """The largest value of the dtypes that weights are scaled into."""
 
 COARSE = {"BF16", *LARGEST}

@@ -39,7 +39,7 @@ _FOREIGN = (
     (b"\x80\x03", "a pickle", _CONVERT),
     (b"\x80\x04", "a pickle", _CONVERT),
     (b"\x80\x05", "a pickle", _CONVERT),
-    (b"GGUF", "a GGUF file", "Quantised GGUF models cannot be baked; use the SafeTensors release."),
+    (b"GGUF", "a GGUF file", "Name it *.gguf, so that it is read as one."),
     (b"\x1f\x8b", "a gzip archive", "Unpack it first (gunzip)."),
     (b"version https://git-lfs", "a git-lfs pointer", "Run `git lfs pull` to fetch the real file."),
     (b"<!doctype", "an HTML page", "The download gave a web page, perhaps a login: download it again."),

@@ -12,17 +12,20 @@ from numpy.typing import NDArray
 
 from lorabake.errors import FileError
 from lorabake.tensors.dtypes import DTYPES, decode_scalar
+from lorabake.tensors.packing import PackedInfo
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.verification.formulas import Array
+from lorabake.verification.unpacking import unpack
 
 CHUNK = 4 << 20
 
-MANTISSA = {"F8_E4M3": 3, "F8_E5M2": 2, "F16": 10, "BF16": 7, "F32": 23, "F64": 52}
+MANTISSA = {"F8_E4M3": 3, "F8_E5M2": 2, "I8": 0, "F16": 10, "BF16": 7, "F32": 23, "F64": 52}
 """Bits behind the leading one."""
 
 LEAST = {
     "F8_E4M3": 2.0**-6,
     "F8_E5M2": 2.0**-14,
+    "I8": 1.0,
     "F16": 2.0**-14,
     "BF16": 2.0**-126,
     "F32": 2.0**-126,
@@ -57,13 +60,23 @@ class Files:
 
     def rows(self, info: TensorInfo, start: int, stop: int, columns: int) -> Array:
         """Return rows of a tensor as (rows, columns)."""
+        if isinstance(info, PackedInfo):
+            return self.whole(info).reshape(-1, columns)[start:stop]
         width = DTYPES[info.dtype].bits // 8
         raw = self.raw(info.file, info.start + start * columns * width, (stop - start) * columns * width)
         return decode(info.dtype, raw).reshape(stop - start, columns)
 
     def whole(self, info: TensorInfo) -> Array:
-        """Return a whole tensor in its own shape."""
+        """Return a whole tensor in its own shape, decoded."""
+        if isinstance(info, PackedInfo):
+            return unpack(info, lambda role: self.stored(info.parts[role]))
         return decode(info.dtype, self.raw(info.file, info.start, info.nbytes)).reshape(info.shape)
+
+    def stored(self, info: TensorInfo) -> NDArray[Any]:
+        """Return a part of a packed weight: bytes as they are, numbers of any dtype as float64."""
+        if info.dtype == "U8":
+            return np.frombuffer(self.raw(info.file, info.start, info.nbytes), np.uint8).reshape(info.shape)
+        return self.whole(info)
 
     def equal(self, one: TensorInfo, other: TensorInfo) -> bool:
         """Tell whether two tensors hold the same bytes."""
@@ -97,5 +110,7 @@ def decode(dtype: str, raw: bytes) -> Array:
 
 def spacing(dtype: str, values: Array) -> Array:
     """Return the unit in the last place of a dtype at each value."""
+    if dtype == "I8":
+        return np.ones_like(values)
     powers = (values.view(np.uint64) & np.uint64(0x7FF0000000000000)).view(np.float64)
     return np.asarray(np.maximum(powers, LEAST[dtype]) * 2.0 ** -MANTISSA[dtype])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lorabake.planning import Bake, Target
+from lorabake.tensors.packing import PackedInfo
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.verification.arrays import MANTISSA, spacing
 from lorabake.verification.formulas import Array
@@ -74,7 +75,7 @@ class Comparison:
         if len(suspects[0]):
             rows, columns = suspects
             limit = 0.5 * spacing(dtype, found[suspects])
-            if tile.changes:
+            if tile.changes or isinstance(tile.target.source, PackedInfo):
                 limit = np.asarray(limit + recomputation.slack(tile, rows, columns))
             wrong = ~(error[suspects] <= limit)
             self.inexact += len(rows)

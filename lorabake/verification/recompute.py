@@ -21,6 +21,7 @@ from lorabake.tensors.dtypes import LARGEST, decode_scalar
 from lorabake.verification.arrays import LEAST, MANTISSA, Files, spacing
 from lorabake.verification.combinations import combined
 from lorabake.verification.formulas import FORMULAS, Array, Place, Tensors
+from lorabake.verification.unpacking import largest, scales
 
 Indices = NDArray[np.intp]
 TILE_VALUES = 1 << 17
@@ -130,9 +131,11 @@ class Recomputation:
 
     def _whole(self, step: Bake) -> Iterator[Tile]:
         base = {each.key: self.files.whole(each.source).reshape(matrix(each.shape)) for each in step.targets}
+        shapes = {target.key: target.shape for target in step.targets}
         for target in step.targets:
             if target.scale_key:
-                base[target.key] *= base[target.scale_key].reshape(-1, 1)
+                stored = base[target.scale_key].reshape(shapes[target.scale_key])
+                base[target.key] *= scales(stored, target.shape, target.scale_key)
         exact = {key: array.copy() for key, array in base.items()}
         parts: dict[str, list[Change]] = {key: [] for key in base}
         own: dict[int, Array] = {}
@@ -167,29 +170,31 @@ class Recomputation:
             rows = slice(start, stop) if not there[0].patch.view.transpose else slice(0, len(exact[key]))
             exact[key][rows] += total
             parts[key].append(Change(step.patches.index(there[0].patch), there[0].patch, rows, total))
-        stored = {target.key: target.dtype for target in step.targets}
+        dtypes = {target.key: target.dtype for target in step.targets}
         for target in step.targets:
             if target.scale_key:  # all in units of the scale that is due
-                scale = _fresh(exact[target.key], exact[target.scale_key], target.dtype, stored[target.scale_key])
-                old, due = base[target.scale_key], scale.reshape(base[target.scale_key].shape)
+                old, shape = base[target.scale_key], shapes[target.scale_key]
+                fresh = _fresh(exact[target.key], old.reshape(shape), target, dtypes[target.scale_key])
+                due = fresh.reshape(old.shape)
+                scale = scales(fresh, target.shape, target.scale_key)
                 exact[target.scale_key] = due
                 first = parts[target.key][0]  # what changes a weight changes its scale
                 parts[target.scale_key] = [Change(first.number, first.patch, slice(0, len(due)), due - old)]
                 base[target.key] /= scale
                 exact[target.key] /= scale
                 parts[target.key] = [
-                    replace(each, delta=each.delta / (scale if scale.size == 1 else scale[each.rows]))
+                    replace(each, delta=each.delta / (scale if len(scale) == 1 else scale[each.rows]))
                     for each in parts[target.key]
                 ]
         for target in step.targets:
             yield Tile(target, 0, base[target.key], exact[target.key], tuple(parts[target.key]))
 
 
-def _fresh(weight: Array, scale: Array, dtype: str, scale_dtype: str) -> Array:
-    """Return the scale (1, 1), or one a row (rows, 1), by which the largest value becomes the dtype's largest."""
-    sizes = np.abs(weight)
-    largest = sizes.max(axis=1, keepdims=True) if scale.size == len(weight) else sizes.max(keepdims=True)
-    return rounded(scale_dtype, np.where(largest > 0, largest / LARGEST[dtype], 1.0))
+def _fresh(weight: Array, scale: Array, target: Target, scale_dtype: str) -> Array:
+    """Return the scales, in their shape, by which the largest value of each block becomes the dtype's largest."""
+    sizes = largest(weight, scale) / LARGEST[target.dtype]
+    sizes *= 127.0 if target.scale_key.endswith("SCB") else 1.0
+    return rounded(scale_dtype, np.where(sizes > 0, sizes, 1.0))
 
 
 def _delta(patch: Patch, tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:

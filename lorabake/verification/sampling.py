@@ -91,6 +91,9 @@ def sample(plan: Plan, baked: Path, options: SampleOptions) -> tuple[Samples | N
     if not prompts:
         note = "no prompts: give verify.prompts in the recipe, or --prompt"
         return None, [Finding("samples.skipped", Status.SKIP, baked.name, "", "", note)]
+    if plan.sources.packing.packed or plan.sources.packing.scaled:
+        note = "the base's weights are packed or scaled: there is no plain model to compare with"
+        return None, [Finding("samples.skipped", Status.SKIP, baked.name, "", "", note)]
     speaks = is_language_model(plan)
     if not speaks and not has_configs(plan):
         note = f"lorabake cannot sample {plan.sources.key_map.architecture.title}"

@@ -1,0 +1,81 @@
+"""GGUF files, read through the `gguf` package: a header like any other, quantised tensors as packed weights.
+
+Image and video models keep their makers' names in GGUF. Language models do not (llama.cpp renames modules and
+exchanges rows of q and k), and are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorabake.errors import FileError, SurroundingsError
+from lorabake.tensors.packing import PackedInfo
+from lorabake.tensors.safetensors import Header, TensorInfo
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+MAGIC = b"GGUF"
+PLAIN = ("F32", "F16", "BF16", "F64")
+MODELS = {
+    "aura", "cosmos", "flux", "hidream", "hyvid", "lumina2", "ltxv", "pixart", "qwen_image", "sd1", "sd3", "sdxl",
+    "wan",
+}  # fmt: skip
+"""Names of architectures whose GGUF files keep the makers' names (ComfyUI-GGUF's converter)."""
+
+
+def open_gguf(path: Path) -> Header:
+    """Read the header of a GGUF file; raise FileError for a damaged one and for a language model."""
+    try:
+        import gguf
+    except ImportError:
+        raise SurroundingsError(
+            f"{path}: GGUF files need the package gguf\nInstall the extra: pip install 'lorabake[gguf]'"
+        ) from None
+    try:
+        reader = gguf.GGUFReader(path)
+    except (ValueError, OSError, IndexError, KeyError, UnicodeError) as error:
+        raise FileError(f"{path}: a damaged GGUF file: {error}") from None
+    said = reader.get_field("general.architecture")
+    name = str(said.contents()) if said else "nothing"
+    if name not in MODELS:
+        raise FileError(
+            f"{path}: a GGUF file of a model called {name!r}, whose names and rows llama.cpp has changed\n"
+            "Only image and video models can be baked from GGUF; use the SafeTensors release."
+        )
+    tensors: dict[str, TensorInfo] = {}
+    for tensor in reader.tensors:
+        original = reader.get_field(f"comfy.gguf.orig_shape.{tensor.name}")
+        shape = original.contents() if original else reversed(tensor.shape.tolist())
+        start = int(tensor.data_offset)
+        kind, size, stop = tensor.tensor_type.name, tuple(map(int, shape)), start + int(tensor.n_bytes)
+        plain = TensorInfo(tensor.name, tensor.name, kind, size, path, start, stop)
+        if kind in PLAIN:
+            tensors[tensor.name] = plain
+            continue
+        data = replace(plain, dtype="U8", shape=(stop - start,))
+        way = f"GGUF {kind}"
+        tensors[tensor.name] = PackedInfo(
+            tensor.name, tensor.name, way, size, path, start, stop, {"data": data}, {"type": kind}
+        )
+    start = int(reader.data_offset)
+    with path.open("rb") as stream:
+        digest = hashlib.sha256(stream.read(start)).hexdigest()
+    return Header(path, tensors, {}, start, path.stat().st_size, digest)
+
+
+def dequantize(info: PackedInfo, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return the values of a quantised tensor, as the gguf package has them."""
+    import numpy as np
+    from gguf import GGMLQuantizationType
+    from gguf.constants import GGML_QUANT_SIZES
+    from gguf.quants import dequantize as unpack
+
+    kind = GGMLQuantizationType[str(info.facts["type"])]
+    _, width = GGML_QUANT_SIZES[kind]
+    values: NDArray[np.float32] = unpack(raw.reshape(-1, width), kind)
+    return np.ascontiguousarray(values, dtype=np.float32).reshape(info.shape)

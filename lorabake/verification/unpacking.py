@@ -1,0 +1,135 @@
+"""What packed and scaled weights hold, worked out a second time: NumPy, float64, apart from what bakes.
+
+Each function goes by the description of its format, index by index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorabake.tensors.packing import PackedInfo
+from lorabake.verification.formulas import Array
+
+Parts = Mapping[str, NDArray[Any]]
+E2M1 = [sign * size for sign in (1, -1) for size in (0, 0.5, 1, 1.5, 2, 3, 4, 6)]
+
+
+def scales(stored: Array, shape: tuple[int, ...], name: str) -> Array:
+    """Return the scale of each value of a weight, (rows, columns) or what broadcasts to it."""
+    factor = 1 / 127 if name.endswith("SCB") else 1.0
+    rows, columns = shape[0] if shape else 1, int(np.prod(shape[1:], dtype=int))
+    if stored.size == 1:
+        return np.full((1, 1), stored.item() * factor)
+    if stored.size == rows and stored.shape[0] == rows:
+        return stored.reshape(rows, 1) * factor
+    down, across = stored.shape
+    return np.asarray(stored[np.ix_(starts(rows, down), starts(columns, across, short=down == rows))] * factor)
+
+
+def starts(size: int, count: int, *, short: bool = False) -> NDArray[np.intp]:
+    """Return which of `count` blocks each of `size` places is in: even ones, or of 128 and the rest."""
+    even = count in (1, size) or (short and size % count == 0)
+    return np.arange(size) // (size // count if even else 128)
+
+
+def largest(weight: Array, stored: Array) -> Array:
+    """Return the largest magnitude in the block of each stored scale, in the scales' shape."""
+    rows, columns = weight.shape
+    if stored.size == 1 or (stored.size == rows and stored.shape[0] == rows):
+        by_row = np.abs(weight).max(axis=1)
+        return np.asarray((by_row.max() if stored.size == 1 else by_row).reshape(stored.shape))
+    down, across = stored.shape
+    found = np.zeros(stored.shape)
+    where = np.broadcast_arrays(starts(rows, down)[:, None], starts(columns, across, short=down == rows)[None])
+    np.maximum.at(found, (where[0].ravel(), where[1].ravel()), np.abs(weight).ravel())
+    return found
+
+
+def unpack(info: PackedInfo, stored: Callable[[str], NDArray[Any]]) -> Array:
+    """Return a weight's values in its own shape; `stored` reads one of its parts as the numbers that it holds."""
+    way = info.dtype.partition(" ")[0]
+    return WAYS[way](info, stored)
+
+
+Stored = Callable[[str], NDArray[Any]]
+
+
+def _scaled(info: PackedInfo, stored: Stored) -> Array:
+    weight = stored("weight")
+    factors = scales(stored("scale"), info.shape, info.parts["scale"].key)
+    return np.asarray((weight.reshape(info.shape[0] if info.shape else 1, -1) * factors).reshape(info.shape))
+
+
+def _gguf(info: PackedInfo, stored: Stored) -> Array:
+    from lorabake.tensors.gguf import dequantize
+
+    return dequantize(info, stored("data")).astype(np.float64)
+
+
+def _bitsandbytes(info: PackedInfo, stored: Stored) -> Array:
+    codes, table, sizes = stored("codes").ravel().astype(np.uint8), stored("quant_map"), stored("absmax")
+    if nested := info.facts["nested_blocksize"]:
+        places = np.arange(sizes.size) // int(str(nested))
+        sizes = stored("nested_quant_map")[sizes.astype(int)] * stored("nested_absmax")[places]
+        sizes = sizes + float(str(info.facts["offset"]))
+    values = np.empty(codes.size * 2)
+    values[0::2], values[1::2] = table[codes // 16], table[codes % 16]
+    return np.asarray(
+        (values * sizes[np.arange(values.size) // int(str(info.facts["blocksize"]))]).reshape(info.shape)
+    )
+
+
+def _bits(words: NDArray[Any], bits: int, place: NDArray[np.intp]) -> NDArray[np.int64]:
+    """Return bits `place`·bits and up of each number."""
+    numbers = words.astype(np.int64) % 2**32
+    return np.asarray(numbers // 2 ** (place * bits) % 2**bits)
+
+
+def _gptq(info: PackedInfo, stored: Stored) -> Array:
+    bits, offset = int(str(info.facts["bits"])), int(str(info.facts["offset"]))
+    many, (out, inputs) = 32 // bits, info.shape
+    scale, i, o = stored("scales"), np.arange(inputs), np.arange(out)
+    group = stored("g_idx").astype(int) if "g_idx" in info.parts else i // (inputs // len(scale))
+    code = _bits(stored("qweight")[i // many], bits, (i % many)[:, None])
+    zero = (_bits(stored("qzeros")[:, o // many], bits, (o % many)[None, :]) + offset) % 2**bits
+    return np.asarray(((code - zero[group]) * scale[group]).T)
+
+
+def _awq(info: PackedInfo, stored: Stored) -> Array:
+    out, inputs = info.shape
+    scale, o = stored("scales"), np.arange(out)
+    place = np.array([0, 4, 1, 5, 2, 6, 3, 7])[o % 8][None, :]
+    group = np.arange(inputs) // (inputs // len(scale))
+    code, zero = (_bits(stored(name)[:, o // 8], 4, place) for name in ("qweight", "qzeros"))
+    return np.asarray(((code - zero[group]) * scale[group]).T)
+
+
+def _compressed(info: PackedInfo, stored: Stored) -> Array:
+    bits, scale, (_, inputs) = int(str(info.facts["bits"])), stored("scale"), info.shape
+    many, i = 32 // bits, np.arange(inputs)
+    code = _bits(stored("packed")[:, i // many], bits, (i % many)[None, :])
+    return np.asarray((code - 2 ** (bits - 1)) * scale[:, i // (inputs // scale.shape[1])])
+
+
+def _mxfp4(info: PackedInfo, stored: Stored) -> Array:
+    blocks, table = stored("blocks").astype(int), np.array(E2M1)
+    values = np.empty((*blocks.shape[:3], 32))
+    values[..., 0::2], values[..., 1::2] = table[blocks % 16], table[blocks // 16]
+    values *= 2.0 ** (stored("scales") - 127.0)[..., None]
+    return np.ascontiguousarray(values.reshape(*blocks.shape[:2], -1).swapaxes(1, 2))
+
+
+WAYS: dict[str, Callable[[PackedInfo, Stored], Array]] = {
+    "scaled": _scaled,
+    "GGUF": _gguf,
+    "bitsandbytes": _bitsandbytes,
+    "GPTQ": _gptq,
+    "AWQ": _awq,
+    "compressed-tensors": _compressed,
+    "MXFP4": _mxfp4,
+}
+"""By the first word of a packed tensor's dtype."""
