@@ -264,17 +264,19 @@ class _Planner:
     def __init__(self, sources: Sources, path: Path) -> None:
         self.sources, self.path, self.recipe = sources, path, sources.recipe
         self.notes: list[str] = []
+        self.grown: dict[str, PackedInfo] = {}
 
     def plan(self) -> Plan:
         self._check_target()
         self._check_dtypes()
         patches, ledgers = self._match()
-        vae = self._replace_vae()
-        drafts = list(self._drafts(vae))
         touched: dict[str, list[Patch]] = {}
         for patch in patches:
             for key in patch.view.keys:
                 touched.setdefault(key, []).append(patch)
+        self.grown = {key: info for key, info in self.sources.packing.grown.items() if key in touched}
+        vae = self._replace_vae()
+        drafts = list(self._drafts(vae))
         summed = self.recipe.method.name == "sum"
         groups = _group(patches, summed=summed)
         by_key = {target.key: target for draft in drafts for target in draft.targets}
@@ -429,6 +431,8 @@ class _Planner:
         owner = self.sources.key_map.owner.get(key)
         if isinstance(wanted, dict):
             wanted = wanted.get(owner or "", "keep")
+        if isinstance(base, PackedInfo) and key in packing.grown:
+            return self._dtype(key, base.parts["weight"])
         if wanted == "keep" or not base.nbytes or owner is None or key in self._scale_keys:
             return base.dtype
         if base.dtype not in FLOAT_NAMES.values() and key not in packing.scaled and not isinstance(base, PackedInfo):
@@ -448,7 +452,7 @@ class _Planner:
     @cached_property
     def _decoded(self) -> dict[str, PackedInfo]:
         """Map every tensor that is part of a weight to be decoded to that weight."""
-        packing, found = self.sources.packing, dict[str, PackedInfo]()
+        packing, found = self.sources.packing, dict(self.grown)
         for key, info in (*packing.packed.items(), *packing.scaled.items()):
             stored = info.parts["weight"] if key in packing.scaled else info
             if self._dtype(key, stored) != stored.dtype:
@@ -457,6 +461,11 @@ class _Planner:
                 raise FileError(f"{info.file}: {key} is packed ({info.dtype})\n{_NAME_A_DTYPE}")
         return found
 
+    @property
+    def _unpacks(self) -> bool:
+        """Tell whether any packed or scaled weight becomes a plain one."""
+        return any(info.key not in self.grown for info in self._decoded.values())
+
     def _stored(self, infos: Iterable[TensorInfo]) -> Iterator[TensorInfo]:
         """Put decoded weights in the place of the first of their parts; what says how they were stored goes."""
         done, decoded = set(), self._decoded
@@ -464,7 +473,7 @@ class _Planner:
         for info in infos:
             weight = decoded.get(info.key)
             if weight is None:
-                if not decoded or not info.key.endswith("scaled_fp8") or kept:
+                if kept or not self._unpacks or not info.key.endswith("scaled_fp8"):
                     yield info
             elif weight.key not in done:
                 done.add(weight.key)
@@ -545,7 +554,7 @@ class _Planner:
             names = tuple(target.source.name for target in draft.targets)
             first = base_headers[stored[draft.targets[0].key].file] if draft.targets else None
             own = dict((first or next(iter(base_headers.values()))).metadata)
-            if self._decoded:
+            if self._unpacks:
                 own.pop("_quantization_metadata", None)
             text = provenance.metadata(own, recipe.normal_json(), inputs, hashed=recipe.output.hash)
             phase = first.data_start % BLOCK if first else 0
@@ -584,19 +593,28 @@ class _Planner:
             place = PurePosixPath(part.folder, "config.json")
             cast = {target.dtype for draft in drafts if draft.part is part for target in draft.targets}
             floats = cast & words.keys()
-            if self.recipe.output.dtype == "keep" or (len(floats) != 1 and not self._decoded):
+            if not self._decoded and (self.recipe.output.dtype == "keep" or len(floats) != 1):
                 continue
             if Path(place) not in self.sources.base.side_files:
                 continue
             config = read_object(self.sources.base.path / place)
-            names = ("torch_dtype", "dtype") if len(floats) == 1 else ()
+            is_cast = self.recipe.output.dtype != "keep" and len(floats) == 1
+            names = ("torch_dtype", "dtype") if is_cast else ()
             stale = {name: words[min(floats)] for name in names if name in config}
-            plain = config | stale
-            if self._decoded:
+            plain = config | stale | self._widths(part, config)
+            if self._unpacks:
                 plain.pop("quantization_config", None)
             if plain != config:
                 texts[str(place)] = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
         return texts
+
+    def _widths(self, part: Part, config: Mapping[str, object]) -> dict[str, object]:
+        """Say in diffusers' words that the first layer of a network reads more channels than it did."""
+        for info in self.grown.values():
+            before, after = info.parts["weight"].shape[1:2], info.shape[1:2]
+            if info.key.startswith(f"{part.folder}/") and [config.get("in_channels")] == [*before]:
+                return {"in_channels": after[0], "out_channels": config.get("out_channels") or before[0]}
+        return {}
 
     def _note(self) -> None:
         key_map = self.sources.key_map
@@ -604,8 +622,12 @@ class _Planner:
             self.notes.append(
                 "no table knows the base's family: modules are matched by the base's own names and their shapes"
             )
-        if self._decoded:
-            ways = Counter(info.dtype for info in {info.key: info for info in self._decoded.values()}.values())
+        ways = Counter(info.dtype for info in {info.key: info for info in self._decoded.values()}.values())
+        for key, info in self.grown.items():
+            before, after = (" × ".join(map(str, each.shape)) for each in (info.parts["weight"], info))
+            self.notes.append(f"{key} grows from {before} to {after}, as a LoRA asks")
+            del ways[info.dtype]
+        if ways:
             told = ", ".join(f"{count} {way}" for way, count in ways.most_common())
             self.notes.append(f"decoded into plain weights: {told}")
         ema = sum(key.startswith("model_ema.") for key in self.sources.base.tensors)

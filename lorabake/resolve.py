@@ -6,18 +6,20 @@ Headers only: no tensor is read.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import le
 
 from lorabake.adapters import peft_fields, suffixes
 from lorabake.architectures import architectures
 from lorabake.components.vae import VAE
 from lorabake.errors import FileError, MatchError
 from lorabake.keymap.peft import PeftConfig, from_metadata
-from lorabake.keymap.spelling import INDEXED, PEFT_ROOT, LoraTensors, flatten, sort_tensors
-from lorabake.keymap.table import Architecture, KeyMap, find
+from lorabake.keymap.spelling import INDEXED, PEFT_ROOT, LoraTensors, flatten, sort_tensors, spell_all
+from lorabake.keymap.table import Architecture, KeyMap, Module, find
 from lorabake.recipe import Lora, Recipe, Source
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, open_lora, read_object
-from lorabake.tensors.packing import Packing, find_packing
+from lorabake.tensors.dtypes import FLOAT_NAMES, LARGEST
+from lorabake.tensors.packing import PackedInfo, Packing, find_packing, grow, read_shape
 from lorabake.tensors.safetensors import TensorInfo
 
 GENERIC = "generic"
@@ -84,6 +86,9 @@ def resolve(recipe: Recipe) -> Sources:
     tensors = packing.logical(base.tensors)
     key_map = KeyMap.expand(identify(tensors), tensors)
     loras = tuple(open_source(recipe, entry) for entry in recipe.loras)
+    if wider := grown(key_map, loras):
+        packing = replace(packing, grown=wider)
+        key_map = KeyMap.expand(key_map.architecture, tensors | wider)
     return Sources(recipe, base, packing, key_map, loras, vae, vae_map)
 
 
@@ -124,6 +129,38 @@ def tied_embedding(base: Checkpoint, key_map: KeyMap) -> str | None:
         if component.embeddings and not any(name.endswith(component.heads) for name in names):
             return next((name for name in names if name.endswith(component.embeddings)), None)
     return None
+
+
+def grown(key_map: KeyMap, loras: tuple[LoraSource, ...]) -> dict[str, PackedInfo]:
+    """Find the weights that LoRAs widen: by ComfyUI's `reshape_weight`, or as Flux's control LoRAs do `img_in`."""
+    found: dict[str, PackedInfo] = {}
+    spelled: dict[str, list[Module]] = {}
+    for lora in loras:
+        is_control = any("norm_scale" in module.slots for module in lora.tensors.modules.values())
+        for module in lora.tensors.modules.values() if lora.entry.strength != 0 else ():
+            if "reshape_weight" in module.slots:
+                shape = read_shape(module.slots["reshape_weight"])
+            elif is_control and module.name.endswith("img_in") and module.slots.keys() >= {"up", "down"}:
+                shape = (module.shapes["up"][0], *module.shapes["down"][1:])
+            else:
+                continue
+            spelled = spelled or spell_all(key_map)
+            for target in spelled.get(module.name, ()):
+                view = target.views.get("weight")
+                weight = key_map.tensors.get(view.keys[0]) if view else None
+                if view is None or weight is None or weight.shape == shape:
+                    continue
+                smaller = len(shape) == len(weight.shape) and all(map(le, weight.shape, shape))
+                is_plain = view.shape == weight.shape and not view.transpose and weight.dtype in FLOAT_NAMES.values()
+                if not smaller or not is_plain or weight.dtype in LARGEST:
+                    sizes = f"from {list(weight.shape)} ({weight.dtype}) to {list(shape)}"
+                    raise MatchError(
+                        f"LoRA {lora.name!r}: {module.name} would make {weight.key} grow {sizes}\n"
+                        "Only a plain weight of its own can grow, and none can shrink."
+                    )
+                if found.setdefault(weight.key, grow(weight, shape)).shape != shape:
+                    raise MatchError(f"LoRA {lora.name!r}: makes {weight.key} grow otherwise than a LoRA before it")
+    return found
 
 
 def _config_of(base: Checkpoint) -> dict[str, object]:

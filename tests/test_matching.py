@@ -19,7 +19,7 @@ from lorabake.keymap.table import KeyMap
 from lorabake.keymap.view import Region, View
 from lorabake.matching import Ledger, Matcher, Patch
 from lorabake.recipe import Lora
-from lorabake.resolve import LoraSource, identify
+from lorabake.resolve import LoraSource, grown, identify
 from lorabake.tensors.checkpoint import Checkpoint, Part
 from lorabake.tensors.safetensors import Header, TensorInfo
 from tests.tables import infos, load_metadata, load_table, names
@@ -149,7 +149,7 @@ FITS: dict[str, tuple[str | None, set[str]]] = {
     "stripped_stripped_models_peft_adapter_model": ("Flux.1", FLUX),
     "invoke_flux_lora_kohya_format": ("Flux.1", FLUX),
     "invoke_qwen_image_lora_diffusers_format": (None, FLUX | {"diffusers_qwen_image"}),
-    "invoke_flux_control_lora_format": ("Flux.1", set()),
+    "invoke_flux_control_lora_format": ("Flux.1", FLUX - {"diffusers_hunyuan_video"}),
     "invoke_anima_lora_kohya_format": ("Anima", set()),
     "invoke_anima_lora_kohya_with_te_format": ("Anima", set()),
     "invoke_anima_lora_peft_format": ("Anima", set()),
@@ -195,10 +195,13 @@ def test_a_lora_fits_whole_or_is_refused(base: str, monkeypatch: pytest.MonkeyPa
     for lora, (known, fits) in FITS.items():
         opened = source(load_table(lora), lora, metadata=load_metadata(lora))
         if base in fits:
-            patches, ledger = on.match(0, opened)
+            wider = grown(on.key_map, (opened,))
+            assert len(wider) == (lora == "invoke_flux_control_lora_format")
+            wide = Matcher(KeyMap.expand(family, {**on.key_map.tensors, **wider})) if wider else on
+            patches, ledger = wide.match(0, opened)
             assert ledger.is_balanced
             assert (ledger.applied, ledger.excluded) == (len(opened.checkpoint.tensors), {}), lora
-            assert len(patches) == len(opened.tensors.modules), lora
+            assert len({patch.module for patch in patches}) == len(opened.tensors.modules), lora
             assert ledger.family == known
             continue
         with pytest.raises(MatchError) as caught:

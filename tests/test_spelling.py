@@ -108,12 +108,13 @@ KEYS = {
     "base_model.model.fc.ia3_l": ("base_model.model.fc", "ia3_l"),
     "diffusion_model.blocks.0.norm3.diff": ("diffusion_model.blocks.0.norm3", "diff"),
     "diffusion_model.blocks.0.self_attn.q.diff_b": ("diffusion_model.blocks.0.self_attn.q", "diff_b"),
+    "double_blocks.0.img_attn.norm.key_norm.scale": ("double_blocks.0.img_attn.norm.key_norm", "norm_scale"),
+    "diffusion_model.img_in.reshape_weight": ("diffusion_model.img_in", "reshape_weight"),
     "diffusion_model.scale.set_weight": ("diffusion_model.scale", "set_weight"),
 }
 UNBAKED = {
     "oft_unet_double_blocks_0_img_attn_qkv.oft_blocks.2": "OFT in several parts",
     "base_model.model.fc.oft_r": "OFT in several parts",
-    "diffusion_model.img_in.reshape_weight": "a weight that grows",
     "lora_unet_conv_in.bias_indices": "sparse bias",
     "base_model.model.wte.token_adapter.trainable_tokens_delta": "trainable tokens",
     "base_model.model.fc.vera_lambda_b": "VeRA",
@@ -133,14 +134,9 @@ UNBAKED = {
     "down_blocks.0.attentions.0.proj_in.___.layer.W_down": "HCP-Diffusion's LoRA",
     "down_blocks.0.attentions.0.proj_in.___.alpha": "HCP-Diffusion's LoRA",
 }
-# What the published LoRAs have beside: learned embeddings, and norms that Flux calls `scale`.
+# What the published LoRAs have beside: learned embeddings.
 NO_KNOWN_FORM = {
     "real_lora_lora_disney": {"<s1>", "<s2>"},
-    "invoke_flux_control_lora_format": {
-        f"{block}.{norm}_norm.scale"
-        for block in ("double_blocks.N.img_attn.norm", "double_blocks.N.txt_attn.norm", "single_blocks.N.norm")
-        for norm in ("key", "query")
-    },
 }
 NO_FORM = ["<s1>", "w_a_000", "lora_unet_unet_down_blocks_0_to_k_lora_down", ".lora_up.weight", "x_lora_up.weight.0"]
 

@@ -16,7 +16,8 @@ class Difference(Kind):
     name = "diff"
     title = "full difference"
     required = frozenset({"diff"})
-    optional = frozenset({"magnitude", "dora_scale"})
+    optional = frozenset({"magnitude", "dora_scale", "reshape_weight"})
+    markers = frozenset({"reshape_weight"})
     suffixes = ((r"\.diff", "diff"),)
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:

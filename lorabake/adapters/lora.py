@@ -22,7 +22,8 @@ class Lora(Kind):
     name = "lora"
     title = "LoRA"
     required = frozenset({"up", "down"})
-    optional = frozenset({"mid", "alpha", "magnitude", "dora_scale"})
+    optional = frozenset({"mid", "alpha", "magnitude", "dora_scale", "reshape_weight"})
+    markers = frozenset({"reshape_weight"})
     suffixes = (
         (r"\.lora_down\.weight", "down"),  # kohya, LyCORIS
         (r"\.lora_up\.weight", "up"),
@@ -43,6 +44,7 @@ class Lora(Kind):
         (r"\.dora_scale", "dora_scale"),  # LyCORIS
         (r"\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?", "magnitude"),  # PEFT
         (r"\.magnitude", "magnitude"),  # ai-toolkit
+        (r"\.reshape_weight", "reshape_weight"),  # ComfyUI: the weight grows to this shape first
     )
     low_rank = True
     peft_type = "LORA"

@@ -49,6 +49,15 @@ class SetWeight(Whole):
     suffixes = ((r"\.set_weight", "set_weight"),)
 
 
+class SetScale(Whole):
+    """Replace a norm layer's weight where it is called `scale` (Black Forest Labs' control LoRAs)."""
+
+    name = "set_scale"
+    title = "norm's scale"
+    required = frozenset({"norm_scale"})
+    suffixes = ((r"(?<=_norm)\.scale", "norm_scale"),)
+
+
 class NormWeight(Whole):
     """Replace a norm layer's weight (PEFT's LN tuning)."""
 
@@ -70,4 +79,4 @@ class NormBias(Whole):
     parameter = "bias"
 
 
-KINDS = (Whole(), WholeBias(), SetWeight(), NormWeight(), NormBias())
+KINDS = (Whole(), WholeBias(), SetWeight(), SetScale(), NormWeight(), NormBias())

@@ -47,7 +47,7 @@ FLUX = Architecture(
             ),
             dotted=transformer.DOTTED,
             flat=transformer.FLAT,
-            aliases=(*flux.XLABS, *flux.DIFFSYNTH),
+            aliases=(*flux.XLABS, *flux.DIFFSYNTH, *flux.CONTROL),
         ),
         clip.CLIP_L,
         text.T5_SECOND,

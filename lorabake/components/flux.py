@@ -63,6 +63,13 @@ XLABS = (
     Alias("single_blocks.{}.processor.proj", ("single_blocks.{}.linear2",)),
 )
 
+# Black Forest Labs' control LoRAs hold norms whole: `key_norm` has the tensor `scale`.
+CONTROL = tuple(
+    Alias(f"{norm}.{which}_norm", (f"{norm}.{which}_norm.scale",))
+    for norm in ("double_blocks.{}.img_attn.norm", "double_blocks.{}.txt_attn.norm", "single_blocks.{}.norm")
+    for which in ("query", "key")
+)
+
 # DiffSynth-Studio's own names: a for the image, b for the text.
 DIFFSYNTH = (
     Alias("blocks.{}.attn.a_to_qkv", ("double_blocks.{}.img_attn.qkv",)),

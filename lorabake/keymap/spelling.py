@@ -23,7 +23,6 @@ Suffix = tuple[str, str]
 # the same suffix goes before.
 UNSUPPORTED = (
     (r"\.oft_(?:blocks\.\d+|r)", "OFT in several parts"),
-    (r"\.reshape_weight", "a weight that grows"),
     (r"\.bias_(?:indices|values|size)", "sparse bias"),
     (r"\.token_adapter\.trainable_tokens_delta", "trainable tokens"),
     (r"\.?vera_(?:lambda_[bd]|A|B).*", "VeRA"),

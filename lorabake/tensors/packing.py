@@ -60,12 +60,14 @@ class PackedInfo(TensorInfo):
 class Packing:
     """Hold a checkpoint's packed and scaled weights, by the weight's key.
 
-    `strange` maps weights of 8 bits to a tensor beside them whose role is unknown.
+    `strange` maps weights of 8 bits to a tensor beside them whose role is unknown; `grown` are plain weights that a
+    LoRA widens.
     """
 
     packed: Mapping[str, PackedInfo] = field(default_factory=dict)
     scaled: Mapping[str, PackedInfo] = field(default_factory=dict)
     strange: Mapping[str, str] = field(default_factory=dict)
+    grown: Mapping[str, PackedInfo] = field(default_factory=dict)
 
     def logical(self, tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
         """Return a checkpoint's tensors as if nothing were packed: each packed weight in its first part's place."""
@@ -270,9 +272,7 @@ def _compressed(module: str, tensors: Mapping[str, TensorInfo]) -> PackedInfo | 
         return None
     if {f"{module}.weight_zero_point", f"{module}.weight_g_idx"} & tensors.keys() or len(scale.shape) != 2:
         return None
-    raw = _raw(noted)
-    half = len(raw) // 2
-    out, inputs = (int.from_bytes(raw[at : at + half], "little") for at in (0, half))
+    out, inputs = read_shape(noted)
     bits = next((bits for bits in (4, 8) if packed.shape == (out, -(-inputs * bits // 32))), 0)
     if not bits or scale.shape[0] != out or inputs % max(scale.shape[1], 1):
         return None
@@ -287,6 +287,11 @@ def _mxfp4(key: str, tensors: Mapping[str, TensorInfo]) -> PackedInfo | None:
         return None
     experts, rows, groups, _ = blocks.shape
     return _described("MXFP4", key, (experts, groups * 32, rows), {"blocks": blocks, "scales": scales})
+
+
+def grow(weight: TensorInfo, shape: tuple[int, ...]) -> PackedInfo:
+    """Describe a weight with zeros behind its values along every side that is shorter than in `shape`."""
+    return _described("padded", weight.key, shape, {"weight": weight})
 
 
 def _described(
@@ -307,6 +312,10 @@ def decode(info: PackedInfo, parts: Mapping[str, torch.Tensor], dtype: torch.dty
         scale = parts["scale"].to(dtype) * unit(info.parts["scale"].key)
         flat = parts["weight"].to(dtype).reshape(info.shape[0] if info.shape else 1, -1)
         return (flat * spread(scale, info.shape)).reshape(info.shape)
+    if way == "padded":
+        whole = parts["weight"].new_zeros(info.shape, dtype=dtype)
+        whole[tuple(slice(size) for size in parts["weight"].shape)] = parts["weight"]
+        return whole
     if way == "GGUF":
         from lorabake.tensors.gguf import dequantize
 
@@ -363,6 +372,14 @@ def _groups(inputs: int, groups: int, like: torch.Tensor) -> torch.Tensor:
 def _stretch(sizes: torch.Tensor, block: int, like: torch.Tensor) -> torch.Tensor:
     """Repeat each block's size for its values; the last block may be short."""
     return sizes.repeat_interleave(block)[: like.numel()]
+
+
+def read_shape(info: TensorInfo) -> tuple[int, ...]:
+    """Read a tensor of a few whole numbers, such as a shape; () where it holds none."""
+    if info.dtype not in ("I64", "I32", "I16", "U8") or len(info.shape) != 1:
+        return ()
+    raw, width = _raw(info), DTYPES[info.dtype].bits // 8
+    return tuple(int.from_bytes(raw[at : at + width], "little") for at in range(0, len(raw), width))
 
 
 def _raw(info: TensorInfo) -> bytes:

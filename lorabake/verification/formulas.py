@@ -325,6 +325,7 @@ FORMULAS: dict[str, Formula] = {
     "whole": whole,
     "whole_bias": whole,
     "set_weight": whole,
+    "set_scale": whole,
     "loha": loha,
     "lokr": lokr,
     "glora": glora,

@@ -64,6 +64,11 @@ def _scaled(info: PackedInfo, stored: Stored) -> Array:
     return np.asarray((weight.reshape(info.shape[0] if info.shape else 1, -1) * factors).reshape(info.shape))
 
 
+def _padded(info: PackedInfo, stored: Stored) -> Array:
+    weight = stored("weight")
+    return np.pad(weight, [(0, due - size) for due, size in zip(info.shape, weight.shape, strict=True)])
+
+
 def _gguf(info: PackedInfo, stored: Stored) -> Array:
     from lorabake.tensors.gguf import dequantize
 
@@ -125,6 +130,7 @@ def _mxfp4(info: PackedInfo, stored: Stored) -> Array:
 
 WAYS: dict[str, Callable[[PackedInfo, Stored], Array]] = {
     "scaled": _scaled,
+    "padded": _padded,
     "GGUF": _gguf,
     "bitsandbytes": _bitsandbytes,
     "GPTQ": _gptq,
