@@ -97,6 +97,7 @@ class Executor:
         )
         self.dtype = torch.float64 if double else torch.float32
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.sequential = plan.sources.recipe.is_sequential
         self.tile_values = TILE_VALUES if device.type == "cpu" else DEVICE_TILE_VALUES
         self._buffers: dict[str, torch.Tensor] = {}
         self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -170,16 +171,20 @@ class Executor:
                 else:
                     up, right = tensors["up"], tensors["down"] * patch.strength
                     left, right = (right.T, up.T) if patch.view.transpose else (up[rows], right)
-                    stacks.setdefault((region.start, region.stop), []).append((left, right))
+                    if self.sequential:
+                        parts.append(Product(region.start, region.stop, left.contiguous(), right.contiguous()))
+                    else:
+                        stacks.setdefault((region.start, region.stop), []).append((left, right))
         for (start, stop), factors in stacks.items():
             left = torch.cat([left for left, _ in factors], dim=1) if len(factors) > 1 else factors[0][0]
             right = torch.cat([right for _, right in factors]) if len(factors) > 1 else factors[0][1]
             parts.append(Product(start, stop, left.contiguous(), right.contiguous()))
-        return sorted(parts, key=lambda part: not isinstance(part, Replace))
+        return parts if self.sequential else sorted(parts, key=lambda part: not isinstance(part, Replace))
 
     def _apply(self, weight: torch.Tensor, parts: list[Product | Update | Replace], first: int) -> None:
         began = time.perf_counter()
-        base = weight.clone() if len(parts) > 1 and any(isinstance(part, Update) for part in parts) else weight
+        reads = len(parts) > 1 and any(isinstance(part, Update) for part in parts)
+        base = weight.clone() if reads and not self.sequential else weight
         for part in parts:
             start, stop = max(part.start, first), min(part.stop, first + weight.shape[0])
             if start >= stop:
@@ -192,7 +197,7 @@ class Executor:
             else:
                 rows = slice(part.row + inner.start, part.row + inner.stop)
                 change = _change(part.patch, part.tensors, base[outer], rows, part.terms)
-                strength = part.patch.strength
+                strength = part.patch.share
                 if not part.patch.has_dora:
                     weight[outer].add_(change, alpha=strength)
                 elif base is weight:
@@ -212,20 +217,21 @@ class Executor:
         baked = {key: tensor.clone() for key, tensor in base.items()}
         deltas: dict[int, torch.Tensor] = {}
         began = time.perf_counter()
-        for patch in sorted(step.patches, key=lambda patch: not patch.kind.replaces):
-            weight = patch.view.read(base).reshape(patch.view.rows, -1)
+        in_order = step.patches if self.sequential else sorted(step.patches, key=lambda each: not each.kind.replaces)
+        for patch in in_order:
+            weight = patch.view.read(baked if self.sequential else base).reshape(patch.view.rows, -1)
             tensors, terms = self._prepare(patch)
             if patch.kind.replaces:
                 delta = tensors["value"]
             else:
                 delta = _change(patch, tensors, weight, slice(0, patch.view.rows), terms)
-            if patch.kind.replaces or patch.has_dora:  # it is W(1) itself so far
-                if len(step.patches) == 1 and step.summed and patch.strength == 1 and patch.view.transpose:
+            if patch.kind.replaces or patch.has_dora:  # it is no difference so far
+                if len(step.patches) == 1 and step.summed and patch.share == 1 and patch.view.transpose:
                     baked[patch.view.keys[0]] = delta.T.contiguous()
                     continue
                 delta = delta - weight
             if step.summed or patch.kind.replaces:
-                patch.view.add(baked, delta * patch.strength)
+                patch.view.add(baked, delta * patch.share)
             else:
                 deltas[id(patch)] = delta.contiguous()
         self._combine(step, deltas, baked)
@@ -502,15 +508,13 @@ def _view(tensor: torch.Tensor) -> memoryview:
 
 
 def _change(patch: Patch, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
-    """Return W(1) − W of some rows of a module; where a magnitude sets their lengths, W(1) itself."""
+    """Return W(1) − W of some rows of a module; where a magnitude sets their lengths, W(1) or what stands for it."""
     kind = patch.kind
     if not patch.has_dora:
         return tensors["up"][rows] @ tensors["down"] if kind.low_rank else kind.delta(tensors, weight, rows, terms)
-    if kind.low_rank:
-        updated = torch.addmm(weight, tensors["up"][rows], tensors["down"])
-    else:
-        updated = weight + kind.delta(tensors, weight, rows, terms)
+    delta = tensors["up"][rows] @ tensors["down"] if kind.low_rank else kind.delta(tensors, weight, rows, terms)
     axis = dora.axis(patch.shapes, terms.shape)
     assert axis is not None
     magnitude = next(tensors[slot] for slot in dora.SLOTS if slot in tensors).reshape(-1)
-    return dora.renorm(updated, magnitude[rows] if axis == "row" else magnitude, axis, terms.shape)
+    lengths = magnitude[rows] if axis == "row" else magnitude
+    return dora.apply(weight, delta, lengths, axis, terms.shape, patch.semantics, patch.strength)

@@ -51,7 +51,7 @@ class Patch:
 
     `strength` is the user's, all factors in; `scale` the file's own, or None where the alpha tensor in
     `tensors` says it (1 where there is none either); `settings` what the kind took from the file's configuration.
-    That alpha is over the rank of one of `parts` parts.
+    That alpha is over the rank of one of `parts` parts. `semantics` names a program whose reading is followed.
     """
 
     lora: int
@@ -63,6 +63,7 @@ class Patch:
     scale: float | None
     settings: Settings = field(default_factory=dict)
     parts: int = 1
+    semantics: str = ""
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -73,6 +74,13 @@ class Patch:
     def has_dora(self) -> bool:
         """Tell whether a magnitude sets the lengths of the result."""
         return dora.is_in(self.tensors)
+
+    @property
+    def share(self) -> float:
+        """Return what W(1) − W is multiplied by: the strength, unless `semantics` has another law."""
+        if self.has_dora:
+            return 1.0 if self.semantics in dora.STRENGTH_INSIDE else self.strength
+        return self.kind.share(self.strength, self.semantics)
 
 
 @dataclass(slots=True)
@@ -339,6 +347,11 @@ class _Match:
             try:
                 fields, named = (config.fields, path) if config else (None, module.name)
                 settings = kind.settings(fields, named, module.shapes)
+                semantics = self.lora.entry.semantics or ""
+                if semantics and dora.is_in(tensors):
+                    dora.check(semantics, module.shapes)
+                if semantics:
+                    settings = {**settings, **kind.meant(semantics, module.shapes)}
             except ValueError as error:
                 self.faults.strange.append((module.name, str(error)))
                 return
@@ -346,7 +359,8 @@ class _Match:
                 self._take(region, module.name)
             scale = config.scale_of(path) if config and "alpha" not in tensors and kind.alpha_is_scale else None
             parts = self._parts(module, target) if "alpha" in tensors and kind.low_rank else 1
-            self.patches.append(Patch(self.index, module.name, kind, tensors, view, strength, scale, settings, parts))
+            patch = Patch(self.index, module.name, kind, tensors, view, strength, scale, settings, parts, semantics)
+            self.patches.append(patch)
             self.ledger.kinds["DoRA" if dora.is_in(tensors) else kind.title] += 1
             if kind.parameter == "weight" and kind.alpha_is_scale and (kind.low_rank or "alpha" in kind.optional):
                 self.ledger.ranks[kind.rank(module.shapes)] += 1

@@ -247,7 +247,8 @@ def needs_whole(patch: Patch) -> bool:
     """Tell whether a patch's effect on one row depends on other rows of the base tensor."""
     if patch.view.transpose:
         return patch.has_dora or not patch.kind.low_rank
-    column = patch.has_dora and dora.axis(patch.shapes, patch.view.shape) == "column"
+    axis = dora.axis(patch.shapes, patch.view.shape) if patch.has_dora else None
+    column = patch.has_dora and dora.reads_columns(patch.semantics, axis)
     return column or not patch.kind.by_rows
 
 
@@ -285,7 +286,7 @@ class _Planner:
             group = groups.get(target.key, (target.key,))
             if target.key in touched and group[0] == target.key:
                 together = {id(patch): patch for key in group for patch in touched[key]}
-                chosen = tuple(together.values())
+                chosen = tuple(sorted(together.values(), key=lambda patch: patch.lora))
                 targets = [by_key[key] for key in group]
                 targets += [by_key[each.scale_key] for each in targets if each.scale_key]
                 bakes.append(Bake(tuple(targets), chosen, summed))

@@ -117,6 +117,7 @@ Text: TypeAlias = Annotated[str, Field(pattern=_VISIBLE)]
 FilePath: TypeAlias = Annotated[str, Field(pattern=_FILE)]
 Sha256: TypeAlias = Annotated[str, Field(pattern=_SHA256), AfterValidator(str.lower)]
 Whole: TypeAlias = Annotated[int, Field(ge=1)]
+Semantics: TypeAlias = Literal["comfyui", "a1111", "peft", "lycoris"]
 Dtype: TypeAlias = Literal["keep", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
 
 ByteSize: TypeAlias = Annotated[
@@ -195,6 +196,10 @@ class Lora(Source):
         None,
         description="The only components to take from the LoRA; its other components are left out.",
     )
+    semantics: Semantics | None = Field(
+        None,
+        description="The program whose reading of DoRA and OFT is followed, where it differs from the definition.",
+    )
 
     def _normal(self) -> dict[str, object]:
         return {
@@ -202,6 +207,7 @@ class Lora(Source):
             "strength": _sorted(self.strength),
             "blocks": [[glob, factor] for glob, factor in self.blocks.items()],
             "components": None if self.components is None else sorted(set(self.components)),
+            **({"semantics": self.semantics} if self.semantics else {}),
         }
 
 
@@ -283,6 +289,10 @@ class Recipe(_Part):
         default_factory=lambda: Method.model_validate({}),
         description="How the deltas of several LoRAs on one weight become one.",
     )
+    compose: Literal["sum", "sequential"] = Field(
+        "sum",
+        description="Whether each LoRA is taken against the base's own weight, or against what those before it made.",
+    )
     compute_dtype: Literal["float32", "float64"] = Field(
         "float32",
         description="The precision in which deltas are computed and summed.",
@@ -301,7 +311,19 @@ class Recipe(_Part):
                 "nothing to bake: give at least one of loras, vae and output.dtype",
                 {"at": ("loras",)},
             )
+        other = "compose" if self.is_sequential else "semantics" if any(each.semantics for each in self.loras) else ""
+        if other and self.method.name != "sum":
+            raise PydanticCustomError(
+                "method_and",
+                "{other} is for the exact sum: the method {name} takes each delta against the base, at strength 1",
+                {"name": self.method.name, "other": other, "at": ("method",)},
+            )
         return self
+
+    @property
+    def is_sequential(self) -> bool:
+        """Tell whether each LoRA sees the weight as the LoRAs before it left it."""
+        return self.compose == "sequential"
 
     @property
     def folder(self) -> Path:
@@ -348,6 +370,8 @@ class Recipe(_Part):
         }
         if self.method.name != "sum":
             form["method"] = self.method.model_dump()
+        if self.is_sequential:
+            form["compose"] = self.compose
         return {key: _sorted(form[key]) for key in sorted(form)}
 
     def normal_json(self) -> str:

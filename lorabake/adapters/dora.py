@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 SLOTS = ("magnitude", "dora_scale")
 Axis = Literal["row", "column"]
 
+STRENGTH_INSIDE = ("peft", "lycoris")
+"""Programs for which a magnitude at strength s is no mixture of W and W(1)."""
+
 
 def is_in(slots: Iterable[str]) -> bool:
     """Tell whether a module's slots hold a magnitude."""
@@ -36,6 +39,44 @@ def axis(shapes: Shapes, weight: tuple[int, ...]) -> Axis | None:
     if shape[:1] == weight[:1] and prod(shape[1:]) == 1:
         return "row"
     return "column" if shape[:1] == (1,) and prod(shape) == weight[1] else None
+
+
+def check(semantics: str, shapes: Shapes) -> None:
+    """Raise ValueError for a magnitude that a program could not have read."""
+    if semantics == "a1111" and "dora_scale" not in shapes:
+        raise ValueError("AUTOMATIC1111 does not read magnitudes of this spelling")
+    if semantics == "peft" and shapes.get("dora_scale", ())[:1] == (1,):
+        raise ValueError("PEFT has magnitudes of rows alone")
+
+
+def reads_columns(semantics: str, axis: Axis | None) -> bool:
+    """Tell whether the norms are those of columns, for which it takes all rows."""
+    return axis == "column" or semantics == "a1111"
+
+
+def apply(
+    weight: torch.Tensor,
+    delta: torch.Tensor,
+    magnitude: torch.Tensor,
+    axis: Axis,
+    shape: tuple[int, ...],
+    semantics: str,
+    strength: float,
+) -> torch.Tensor:
+    """Return what W (rows, columns) becomes: W(1), or W(s) in programs of `STRENGTH_INSIDE`.
+
+    PEFT: (W + s·Δ)·d/‖W + s·Δ‖. LyCORIS: V·(1 + s·(d/‖V‖ − 1)). ComfyUI: V·d/‖W‖ by rows. AUTOMATIC1111: V·d/‖V‖ with
+    norms of columns, whatever d is. The small numbers that some add to the norm are left out.
+    """
+    if semantics == "peft":
+        return renorm(weight + strength * delta, magnitude, axis, shape)
+    updated = weight + delta
+    if semantics == "comfyui" and axis == "row":
+        return updated * (magnitude.reshape(-1, 1) / weight.square().sum(dim=1, keepdim=True).sqrt())
+    if semantics == "a1111" and axis == "row":
+        return renorm(updated, magnitude.new_ones(shape[1]), "column", shape) * magnitude.reshape(-1, 1)
+    result = renorm(updated, magnitude, axis, shape)
+    return updated + strength * (result - updated) if semantics == "lycoris" else result
 
 
 def renorm(updated: torch.Tensor, magnitude: torch.Tensor, axis: Axis, weight: tuple[int, ...]) -> torch.Tensor:

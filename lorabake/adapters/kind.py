@@ -83,6 +83,14 @@ class Kind:
         """
         return {}
 
+    def meant(self, semantics: str, shapes: Shapes) -> Settings:
+        """Return the settings that follow a program's reading of the kind; raise ValueError for one not known."""
+        return {}
+
+    def share(self, strength: float, semantics: str) -> float:
+        """Return what W(1) − W is multiplied by at a strength, in a program's reading."""
+        return strength
+
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Say why tensors of these shapes cannot change a weight of that shape, or None if they can."""
         raise NotImplementedError

@@ -59,6 +59,18 @@ class Oft(Kind):
         """Tell kohya's files by their prefix: they mean something else by alpha 0."""
         return {"kohya": module.startswith("oft_")}
 
+    def meant(self, semantics: str, shapes: Shapes) -> Settings:
+        """ComfyUI bounds ‖Q‖ by alpha alone, and knows no `rescale`."""
+        if semantics != "comfyui":
+            return {}
+        if len(next(iter(shapes[slot] for slot in self.required))) == 4:
+            raise ValueError("ComfyUI's BOFT at a strength is no law that lorabake knows; leave semantics out")
+        return {"kohya": False, "bare": True}
+
+    def share(self, strength: float, semantics: str) -> float:
+        """ComfyUI multiplies by the strength twice."""
+        return strength * strength if semantics == "comfyui" else strength
+
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for square blocks that cover the outputs."""
         shape = shapes["oft_blocks"]
@@ -77,13 +89,14 @@ class Oft(Kind):
         blocks = tensors["oft_blocks"]
         skew = blocks - blocks.transpose(-1, -2)
         if "alpha" in tensors:
-            bound = float(tensors["alpha"].reshape(-1)[0]) * terms.shape[0]
+            bound = float(tensors["alpha"].reshape(-1)[0]) * (1 if terms.settings.get("bare") else terms.shape[0])
             norm = float(skew.norm())
             if (bound > 0 or terms.settings["kohya"]) and norm > bound:
                 skew = skew * (max(bound, 0.0) / norm)
         turns = cayley(skew)
         found = {"rounds": turns} if turns.dim() == 4 else {"turns": turns.transpose(-1, -2)}
-        return found | ({"rescale": tensors["rescale"]} if "rescale" in tensors else {})
+        rescales = "rescale" in tensors and not terms.settings.get("bare")
+        return found | ({"rescale": tensors["rescale"]} if rescales else {})
 
     def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
         """Rotate all rows, round after round."""

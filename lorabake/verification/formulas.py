@@ -23,11 +23,16 @@ Tensors = Mapping[str, Array]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Say which rows of a module's weight are asked for, the shape of the whole, and the kind's settings."""
+    """Say which rows of a module's weight are asked for, the shape of the whole, and the kind's settings.
+
+    `semantics` names a program whose law is followed, with `strength` where that goes into it.
+    """
 
     rows: slice
     shape: tuple[int, ...]
     settings: Mapping[str, object] = field(default_factory=dict)
+    semantics: str = ""
+    strength: float = 1.0
 
 
 Formula = Callable[[Tensors, Array, Place, float], Array]
@@ -47,23 +52,30 @@ def lora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     else:
         right = down
     delta = scale * (left @ right.reshape(left.shape[1], -1))
-    return dora(tensors, weight + delta, place)
+    return dora(tensors, weight, delta, place)
 
 
-def dora(tensors: Tensors, updated: Array, place: Place) -> Array:
-    """V·d/‖V‖ with V = W + ΔW, by rows or by columns (arXiv 2402.09353); V itself where there is no magnitude."""
-    if "magnitude" in tensors:
-        lengths = tensors["magnitude"].reshape(-1)[place.rows]
-        return np.asarray(updated * (lengths / np.sqrt((updated**2).sum(axis=1)))[:, None])
-    if "dora_scale" not in tensors:
-        return updated
-    scale = tensors["dora_scale"]
-    if scale.shape[0] == place.shape[0] and scale.size == place.shape[0]:
-        lengths = scale.reshape(-1)[place.rows]
-        return np.asarray(updated * (lengths / np.sqrt((updated**2).sum(axis=1)))[:, None])
-    cube = updated.reshape(place.shape[0], place.shape[1], -1)
-    norms = np.sqrt((cube**2).sum(axis=(0, 2)))
-    return np.asarray((cube * (scale.reshape(-1) / norms)[None, :, None]).reshape(updated.shape))
+def dora(tensors: Tensors, weight: Array, delta: Array, place: Place) -> Array:
+    """V·d/‖V‖ with V = W + ΔW, by rows or by columns (arXiv 2402.09353); V itself where there is no magnitude.
+
+    PEFT has s·ΔW in V; LyCORIS V·(1 + s·(d/‖V‖ − 1)); ComfyUI, by rows, ‖W‖; AUTOMATIC1111 always norms of columns.
+    """
+    given = tensors.get("magnitude", tensors.get("dora_scale"))
+    if given is None:
+        return weight + delta
+    by_row = "magnitude" in tensors or (given.shape[0] == place.shape[0] and given.size == place.shape[0])
+    updated = weight + (place.strength if place.semantics == "peft" else 1.0) * delta
+    measured = weight if place.semantics == "comfyui" and by_row else updated
+    cube = measured.reshape(len(measured), place.shape[1], -1)
+    if by_row and place.semantics != "a1111":
+        norms = np.sqrt((cube**2).sum(axis=(1, 2), keepdims=True))
+    else:
+        norms = np.sqrt((cube**2).sum(axis=(0, 2), keepdims=True))
+    lengths = given.reshape(-1)[place.rows][:, None, None] if by_row else given.reshape(1, -1, 1)
+    ratio = lengths / norms
+    if place.semantics == "lycoris":
+        ratio = 1 + place.strength * (ratio - 1)
+    return np.asarray((updated.reshape(cube.shape) * ratio).reshape(updated.shape))
 
 
 def lora_bias(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -74,7 +86,7 @@ def lora_bias(tensors: Tensors, weight: Array, place: Place, scale: float) -> Ar
 def mlx(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     """W + scale·(a·b)ᵀ, or with its magnitude."""
     delta = scale * np.einsum("ir,ro->oi", tensors["lora_a"], tensors["lora_b"][:, place.rows])
-    return dora(tensors, weight + delta, place)
+    return dora(tensors, weight, delta, place)
 
 
 def whole(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -94,7 +106,7 @@ def loha(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
             delta *= np.einsum("mo,mnk,ni->oik", left[:, place.rows], core, right).reshape(weight.shape)
         else:
             delta *= left[place.rows] @ right
-    return dora(tensors, weight + scale * delta, place)
+    return dora(tensors, weight, scale * delta, place)
 
 
 def lokr(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -113,7 +125,7 @@ def lokr(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     first, second = factors
     high, low = np.divmod(np.arange(place.rows.start, place.rows.stop), second.shape[0])
     delta = np.einsum("ri,rj->rij", first[high], second[low]).reshape(weight.shape)
-    return dora(tensors, weight + scale * delta, place)
+    return dora(tensors, weight, scale * delta, place)
 
 
 def glora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -156,7 +168,7 @@ def difference(tensors: Tensors, weight: Array, place: Place, scale: float) -> A
     """W + D."""
     (found,) = (value for slot, value in tensors.items() if slot not in ("magnitude", "dora_scale"))
     delta = found.reshape(place.shape[0] if place.shape else 1, -1)[place.rows]
-    return dora(tensors, weight + delta, place)
+    return dora(tensors, weight, delta, place)
 
 
 def oft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -164,7 +176,8 @@ def oft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     blocks = tensors["oft_blocks"]
     skew = blocks - np.swapaxes(blocks, -1, -2)
     if "alpha" in tensors:
-        bound, norm = tensors["alpha"].item() * place.shape[0], float(np.sqrt((skew**2).sum()))
+        size = 1 if place.semantics == "comfyui" else place.shape[0]
+        bound, norm = tensors["alpha"].item() * size, float(np.sqrt((skew**2).sum()))
         if norm > bound and (bound > 0 or place.settings["kohya"]):
             skew = skew * (bound / norm)
     one = np.eye(blocks.shape[-1])
@@ -180,7 +193,8 @@ def oft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
             for block, turn in enumerate(matrices):
                 mixed = order[block * size : (block + 1) * size]
                 turned[mixed] = turn @ turned[mixed]
-    return turned * tensors["rescale"].reshape(-1, 1) if "rescale" in tensors else turned
+    rescales = "rescale" in tensors and place.semantics != "comfyui"
+    return turned * tensors["rescale"].reshape(-1, 1) if rescales else turned
 
 
 def oft_diag(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:

@@ -53,6 +53,7 @@ class Recomputation:
 
     def __init__(self, plan: Plan, files: Files) -> None:
         self.plan, self.files = plan, files
+        self.sequential = plan.sources.recipe.is_sequential
 
     def tiles(self, step: Bake, some: int | None = None) -> Iterator[Tile]:
         """Yield a step's tensors in tiles of rows; `step` may have no patches, then the base is what is due.
@@ -122,8 +123,9 @@ class Recomputation:
                     if region.key == target.key and first < last:
                         offset = row - region.start
                         inner = slice(first - start, last - start)
-                        place = Place(slice(first + offset, last + offset), patch.view.shape, patch.settings)
-                        delta = _delta(patch, tensors, base[inner], place, scale)
+                        place = _place(patch, slice(first + offset, last + offset))
+                        seen = exact if self.sequential else base
+                        delta = _delta(patch, tensors, seen[inner], place, scale)
                         exact[inner] += delta
                         changes.append(Change(number, patch, inner, delta))
                     row += region.stop - region.start
@@ -140,12 +142,12 @@ class Recomputation:
         parts: dict[str, list[Change]] = {key: [] for key in base}
         own: dict[int, Array] = {}
         for number, patch in enumerate(step.patches):
-            view = patch.view
+            view, seen = patch.view, exact if self.sequential else base
             if view.transpose:
-                weight = np.ascontiguousarray(base[view.regions[0].key].T)
+                weight = np.ascontiguousarray(seen[view.regions[0].key].T)
             else:
-                weight = np.concatenate([base[region.key][region.start : region.stop] for region in view.regions])
-            place = Place(slice(0, view.rows), view.shape, patch.settings)
+                weight = np.concatenate([seen[region.key][region.start : region.stop] for region in view.regions])
+            place = _place(patch, slice(0, view.rows))
             changed = _delta(patch, self.tensors(patch), weight, place, self.scale(patch))
             if view.transpose:
                 changed = changed.T
@@ -197,6 +199,10 @@ def _fresh(weight: Array, scale: Array, target: Target, scale_dtype: str) -> Arr
     return rounded(scale_dtype, np.where(sizes > 0, sizes, 1.0))
 
 
+def _place(patch: Patch, rows: slice) -> Place:
+    return Place(rows, patch.view.shape, patch.settings, patch.semantics, patch.strength)
+
+
 def _delta(patch: Patch, tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     formula = FORMULAS.get(patch.kind.name)
     if formula is None:
@@ -204,7 +210,7 @@ def _delta(patch: Patch, tensors: Tensors, weight: Array, place: Place, scale: f
             f"verification has no formula for {patch.kind.title}\nAdd one to lorabake/verification/formulas.py."
         )
     updated = formula(tensors, weight, place, scale)
-    return np.asarray(patch.strength * (updated - weight))
+    return np.asarray(patch.share * (updated - weight))
 
 
 def rounded(dtype: str, values: Array) -> Array:
