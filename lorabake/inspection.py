@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from lorabake.adapters import dora, kinds_of, peft_fields, suffixes
+from lorabake.adapters import dora, kinds_of, peft_fields, shared, suffixes
 from lorabake.architectures import architectures
 from lorabake.architectures.generic import GENERIC
 from lorabake.keymap.peft import PeftConfig
@@ -52,7 +52,7 @@ MARKERS = ("v_pred", "ztsnr", "edm_mean", "edm_std", "scaled_fp8")
 def inspect(path: Path) -> dict[str, object]:
     """Describe a checkpoint or LoRA; raise FileError if the file is neither or is damaged."""
     checkpoint, config = open_lora(path)
-    tensors = sort_tensors(checkpoint.tensors.values(), suffixes())
+    tensors = sort_tensors(checkpoint.tensors.values(), suffixes(), shared())
     is_lora = bool(config or tensors.unsupported) or any(
         m.slots.keys() & {"down", "lora_a"} for m in tensors.modules.values()
     )

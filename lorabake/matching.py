@@ -174,6 +174,11 @@ class _Match:
             self._unknown(info)
         if self.faults:
             raise MatchError(self._complaint())
+        if common := self.lora.tensors.common:
+            if self.patches:
+                self.ledger.applied += common
+            else:
+                self.ledger.excluded["shared by modules that are left out"] += common
         self._check_globs()
         if not self.ledger.tensors:
             raise MatchError(f"LoRA {self.lora.name!r}: has no tensors, so there is nothing to bake")
@@ -246,7 +251,7 @@ class _Match:
     # -- where a module goes -------------------------------------------------------------------------
 
     def _place(self, module: LoraModule, indexed: Module | None) -> None:
-        size = len(module.slots)
+        size = module.size
         if module.slots.keys() == {"alpha"}:
             self.ledger.excluded["alpha without a LoRA: no effect"] += size
             return
@@ -337,7 +342,7 @@ class _Match:
     ) -> None:
         slots = frozenset(module.slots)
         if any(kind.rank(module.shapes) == 0 for kind in kinds):
-            self.ledger.excluded["rank 0: no effect"] += len(slots)
+            self.ledger.excluded["rank 0: no effect"] += module.size
             return
         for kind in kinds:
             view = self._view(target, kind)
@@ -364,7 +369,7 @@ class _Match:
             self.ledger.kinds["DoRA" if dora.is_in(tensors) else kind.title] += 1
             if kind.parameter == "weight" and kind.alpha_is_scale and (kind.low_rank or "alpha" in kind.optional):
                 self.ledger.ranks[kind.rank(module.shapes)] += 1
-        self.ledger.applied += len(module.slots)
+        self.ledger.applied += module.size
         self.ledger.modules[target.component] += 1
 
     def _take(self, region: Region, name: str) -> None:

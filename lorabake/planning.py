@@ -365,9 +365,10 @@ class _Planner:
                 replaced[key] = patch
         for patch in patches:
             for slot, info in patch.tensors.items():
-                single = slot in patch.kind.numbers
-                if not _is_readable(info.dtype, single=single) or (single and prod(info.shape) != 1):
-                    name, wanted = self.sources.loras[patch.lora].name, "one number" if single else "floats"
+                single, whole = slot in patch.kind.numbers, slot in patch.kind.integers
+                if not _is_readable(info.dtype, integers=single or whole) or (single and prod(info.shape) != 1):
+                    wanted = "one number" if single else "whole numbers" if whole else "floats"
+                    name = self.sources.loras[patch.lora].name
                     raise MatchError(f"LoRA {name!r}: {info.name} is {info.dtype} {list(info.shape)}, not {wanted}")
             for key in patch.view.keys:
                 if fault := self._stored_fault(key):
@@ -698,12 +699,12 @@ def _working_values(bake: Bake) -> int:
     return factors + (10 if packed else 4) * whole
 
 
-def _is_readable(dtype: str, *, single: bool = False) -> bool:
-    """Tell whether torch reads values of a dtype as plain floats; a `single` number may be an integer, too."""
+def _is_readable(dtype: str, *, integers: bool = False) -> bool:
+    """Tell whether torch reads values of a dtype as plain numbers, floats alone unless `integers` may be, too."""
     found = DTYPES[dtype]
     if found.torch is None or dtype in ("C64", "F8_E8M0"):
         return False
-    return found.floating or single
+    return found.floating or integers
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

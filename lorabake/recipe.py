@@ -544,7 +544,7 @@ class _Tree:
             case "extra_forbidden":
                 key = str(place[-1])
                 return self._keys[place], f"unknown key {_quoted(key)}{_nearest(key, _known_keys(place))}"
-            case "nothing_to_bake":
+            case "nothing_to_bake" | "method_and" | "method_field":
                 return mark, error["msg"]
             case "too_short":
                 return mark, f"{name} must not be empty"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from operator import le
 
-from lorabake.adapters import peft_fields, suffixes
+from lorabake.adapters import peft_fields, shared, suffixes
 from lorabake.architectures import architectures
 from lorabake.components.vae import VAE
 from lorabake.errors import FileError, MatchError
@@ -99,7 +99,7 @@ def open_source(recipe: Recipe, entry: Lora) -> LoraSource:
     return LoraSource(
         entry=entry,
         checkpoint=checkpoint,
-        tensors=sort_tensors(checkpoint.tensors.values(), suffixes()),
+        tensors=sort_tensors(checkpoint.tensors.values(), suffixes(), shared()),
         config=None if config is None else PeftConfig.read(config, f"{where}: adapter_config.json", peft_fields()),
         component_configs=from_metadata(checkpoint.metadata, where, peft_fields()),
     )

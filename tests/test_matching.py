@@ -709,7 +709,7 @@ def test_a_family_with_a_table_knows_its_transposed_weights(config: dict[str, ob
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"peft_type": "VERA"}, "PEFT's type VERA cannot be baked"),
+        ({"peft_type": "XLORA"}, "PEFT's type XLORA cannot be baked"),
         *(
             ({"init_lora_weights": init}, "trained against a changed base")
             for init in ("pissa", "pissa_niter_16", "olora", "loftq", "corda")

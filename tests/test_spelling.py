@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 
-from lorabake.adapters import suffixes
+from lorabake.adapters import shared, suffixes
 from lorabake.architectures import architectures
 from lorabake.components import clip, unet
 from lorabake.keymap.spelling import (
@@ -110,6 +110,25 @@ KEYS = {
     "diffusion_model.blocks.0.self_attn.q.diff_b": ("diffusion_model.blocks.0.self_attn.q", "diff_b"),
     "double_blocks.0.img_attn.norm.key_norm.scale": ("double_blocks.0.img_attn.norm.key_norm", "norm_scale"),
     "diffusion_model.img_in.reshape_weight": ("diffusion_model.img_in", "reshape_weight"),
+    "base_model.model.fc.vera_lambda_b": ("base_model.model.fc", "vera_lambda_b"),
+    "base_model.model.fc.vera_lambda_d": ("base_model.model.fc", "vera_lambda_d"),
+    "base_model.model.fc.gralora_A": ("base_model.model.fc", "gralora_A"),
+    "base_model.model.fc.gralora_B": ("base_model.model.fc", "gralora_B"),
+    "base_model.model.fc.gralora_A_general.weight": ("base_model.model.fc", "gralora_A_general"),
+    "base_model.model.fc.gralora_B_general.weight": ("base_model.model.fc", "gralora_B_general"),
+    "base_model.model.fc.waveft_spectrum": ("base_model.model.fc", "waveft_spectrum"),
+    "base_model.model.fc.vblora_logits_A": ("base_model.model.fc", "logits_A"),
+    "base_model.model.fc.vblora_logits_B": ("base_model.model.fc", "logits_B"),
+    "base_model.model.fc.vblora_logits_A_topk_indices": ("base_model.model.fc", "indices_A"),
+    "base_model.model.fc.vblora_logits_A_topk_weights": ("base_model.model.fc", "weights_A"),
+    "base_model.model.fc.vblora_logits_B_topk_indices": ("base_model.model.fc", "indices_B"),
+    "base_model.model.fc.vblora_logits_B_topk_weights": ("base_model.model.fc", "weights_B"),
+    "base_model.model.fc.randlora_lambda": ("base_model.model.fc", "randlora_lambda"),
+    "base_model.model.fc.randlora_gamma": ("base_model.model.fc", "randlora_gamma"),
+    "base_model.model.fc.randlora_A": ("base_model.model.fc", "randlora_A"),
+    "base_model.model.fc.randlora_B": ("base_model.model.fc", "randlora_B"),
+    "base_model.model.fc.shira_weight": ("base_model.model.fc", "shira_weight"),
+    "base_model.model.fc.shira_indices": ("base_model.model.fc", "shira_indices"),
     "diffusion_model.scale.set_weight": ("diffusion_model.scale", "set_weight"),
 }
 UNBAKED = {
@@ -117,14 +136,6 @@ UNBAKED = {
     "base_model.model.fc.oft_r": "OFT in several parts",
     "lora_unet_conv_in.bias_indices": "sparse bias",
     "base_model.model.wte.token_adapter.trainable_tokens_delta": "trainable tokens",
-    "base_model.model.fc.vera_lambda_b": "VeRA",
-    "base_model.vera_A.default": "VeRA",
-    "base_model.model.fc.gralora_A": "GraLoRA",
-    "base_model.model.fc.waveft_spectrum": "WaveFT",
-    "base_model.model.fc.vblora_logits_A": "VB-LoRA",
-    "base_model.vblora_vector_bank": "VB-LoRA",
-    "base_model.model.fc.randlora_lambda": "RandLoRA",
-    "base_model.model.fc.shira_weight": "SHiRA",
     "layers.0.attn.q_proj.lora_a.weight": "torchtune's LoRA",
     "transformer.h.0.attn.qkv.lora_A": "litgpt's LoRA",
     "transformer.h.10.mlp.fc_1.lora_B": "litgpt's LoRA",
@@ -171,6 +182,18 @@ def test_every_suffix_has_an_example() -> None:
         for suffix, meaning in rows:
             fitting = [key for key in examples if re.search(f"(?:{suffix})\\Z", key)]
             assert fitting, f"{suffix} ({meaning})"
+
+
+def test_shared_tensors_belong_to_every_module_that_needs_them() -> None:
+    keys = ["base_model.vera_A", "base_model.vera_B.default", "base_model.vblora_vector_bank"]
+    keys += [f"base_model.model.{name}.vera_lambda_{which}" for name in ("a", "b") for which in "bd"]
+    found = sort_tensors(infos(dict.fromkeys(keys, (4, 4))).values(), suffixes(), shared())
+    assert sorted(found.modules) == ["base_model.model.a", "base_model.model.b"]
+    for module in found.modules.values():
+        assert sorted(module.slots) == ["vera_A", "vera_B", "vera_lambda_b", "vera_lambda_d"]
+    assert {module.size for module in found.modules.values()} == {2}
+    assert found.common == 2
+    assert [info.key for info in found.unknown] == ["base_model.vblora_vector_bank"]
 
 
 @pytest.mark.parametrize(

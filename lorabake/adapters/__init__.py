@@ -25,6 +25,12 @@ def suffixes() -> tuple[tuple[str, str], ...]:
     return tuple(row for kind in kinds() for row in kind.suffixes)
 
 
+@cache
+def shared() -> tuple[tuple[str, str, str], ...]:
+    """List the tensors that modules of a file may have in common: key, slot, and the slot that needs it."""
+    return tuple(row for kind in kinds() for row in kind.shared)
+
+
 def kinds_of(slots: frozenset[str]) -> tuple[Kind, ...]:
     """Choose the kinds that together account for all slots of one module, none twice for one parameter; else ().
 

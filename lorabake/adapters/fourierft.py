@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, matrix
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, drawn, matrix
 
 if TYPE_CHECKING:
     import torch
@@ -53,13 +53,6 @@ class FourierFt(Kind):
     def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
         """Return these rows."""
         return tensors["delta"][rows]
-
-
-def drawn(count: int, kept: int, seed: int) -> torch.Tensor:
-    """Draw `kept` of `count` places as PEFT does."""
-    import torch
-
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:kept]
 
 
 KINDS = (FourierFt(),)

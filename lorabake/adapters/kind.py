@@ -35,9 +35,11 @@ class Kind:
     """Define one adapter algorithm.
 
     `required` and `optional` name its slots, `suffixes` how files spell them: a pattern at a key's end, and the
-    slot that it fills; of `markers` the presence counts, not the value, and `numbers` are
-    single ones, of any dtype. `parameter` is what it changes in a module
-    (`weight`, `bias`); with `where_present` it may lack in the base. A kind overrides `fault` and one of
+    slot that it fills; of `markers` the presence counts, not the value, `numbers` are single ones, of any dtype, and
+    `integers` hold whole numbers. `shared` are tensors that modules of a file have in common: the pattern of a whole
+    key, the slot that it fills, and the slot by which a module shows that it needs it. `parameter` is what it
+    changes in a module (`weight`, `bias`); with `where_present` it may lack in the base. A kind overrides `fault`
+    and one of
 
     - `factors`, with `low_rank`: a product that is added,
     - `delta`: anything else that is added, or that depends on the weight,
@@ -54,7 +56,9 @@ class Kind:
     optional: ClassVar[frozenset[str]] = frozenset()
     markers: ClassVar[frozenset[str]] = frozenset()
     numbers: ClassVar[frozenset[str]] = frozenset({"alpha"})
+    integers: ClassVar[frozenset[str]] = frozenset()
     suffixes: ClassVar[tuple[tuple[str, str], ...]]
+    shared: ClassVar[tuple[tuple[str, str, str], ...]] = ()
     parameter: ClassVar[str] = "weight"
     where_present: ClassVar[bool] = False
     low_rank: ClassVar[bool] = False
@@ -119,6 +123,13 @@ def product_fault(up: tuple[int, ...], down: tuple[int, ...], weight: tuple[int,
     if up[1] != down[0]:
         return f"{names} disagree on the rank: {up[0]} × {up[1]} times {down[0]} × {down[1]}"
     return None if (up[0], down[1]) == matrix(weight) else f"its delta is {up[0]} × {down[1]}"
+
+
+def drawn(count: int, kept: int, seed: int) -> torch.Tensor:
+    """Draw `kept` of `count` places as PEFT does: by torch's generator on the CPU."""
+    import torch
+
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:kept]
 
 
 def matrix(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -25,12 +25,6 @@ UNSUPPORTED = (
     (r"\.oft_(?:blocks\.\d+|r)", "OFT in several parts"),
     (r"\.bias_(?:indices|values|size)", "sparse bias"),
     (r"\.token_adapter\.trainable_tokens_delta", "trainable tokens"),
-    (r"\.?vera_(?:lambda_[bd]|A|B).*", "VeRA"),
-    (r"\.gralora_\w+", "GraLoRA"),
-    (r"\.waveft_spectrum", "WaveFT"),
-    (r"\.?vblora_\w+", "VB-LoRA"),
-    (r"\.?randlora_\w+", "RandLoRA"),
-    (r"\.shira_weight", "SHiRA"),
     (r"\.lora_[ab]\.weight", "torchtune's LoRA"),
     (
         r"\A(?:transformer\.h\.\d+\.(?:attn\.(?:qkv|proj)|mlp\.(?:fc|proj|fc_[12]))|lm_head)\.lora_[AB]",
@@ -75,10 +69,16 @@ INDEXED = re.compile(r"(?P<component>\w+):(?P<index>\d+)\Z")
 
 @dataclass(frozen=True, slots=True)
 class LoraModule:
-    """Hold the tensors that a LoRA file has for one module, by slot."""
+    """Hold the tensors that a LoRA file has for one module, by slot; those in `shared` serve other modules, too."""
 
     name: str
     slots: Mapping[str, TensorInfo]
+    shared: frozenset[str] = frozenset()
+
+    @property
+    def size(self) -> int:
+        """Count the tensors of this module alone."""
+        return len(self.slots) - len(self.shared)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -88,20 +88,33 @@ class LoraModule:
 
 @dataclass(frozen=True, slots=True)
 class LoraTensors:
-    """Sort a LoRA file's tensors: by module; of unsupported kinds, by kind; and those of no known form."""
+    """Sort a LoRA file's tensors: by module; of unsupported kinds, by kind; and those of no known form.
+
+    `common` counts those that several modules share.
+    """
 
     modules: dict[str, LoraModule]
     unsupported: dict[str, list[TensorInfo]]
     unknown: list[TensorInfo]
+    common: int = 0
 
 
-def sort_tensors(tensors: Iterable[TensorInfo], suffixes: tuple[Suffix, ...]) -> LoraTensors:
-    """Read each key of a LoRA file as (module, slot), by the suffixes that the adapter kinds declare."""
+def sort_tensors(
+    tensors: Iterable[TensorInfo], suffixes: tuple[Suffix, ...], shared: tuple[tuple[str, str, str], ...] = ()
+) -> LoraTensors:
+    """Read each key of a LoRA file as (module, slot), by the suffixes that the adapter kinds declare.
+
+    `shared` lists the keys of tensors that modules have in common: pattern, slot, and the slot that needs it.
+    """
     slots: dict[str, dict[str, TensorInfo]] = {}
     unsupported: dict[str, list[TensorInfo]] = {}
     unknown: list[TensorInfo] = []
     rows, pattern = (*suffixes, *UNSUPPORTED), _any_suffix(suffixes)
+    common: list[tuple[TensorInfo, list[tuple[str, str]]]] = []
     for info in tensors:
+        if needed := [(slot, by) for key, slot, by in shared if re.fullmatch(key, info.key)]:
+            common.append((info, needed))
+            continue
         match = pattern.search(info.key)
         row = int(match.lastgroup.removeprefix("row")) if match and match.lastgroup else -1
         if match is None or (row < len(suffixes) and not match.start()):
@@ -112,8 +125,18 @@ def sort_tensors(tensors: Iterable[TensorInfo], suffixes: tuple[Suffix, ...]) ->
             module = _WRAPPERS.sub("", info.key[: match.start()])
             if slots.setdefault(module, {}).setdefault(rows[row][1], info) is not info:
                 unknown.append(info)
-    modules = {name: LoraModule(name, found) for name, found in slots.items()}
-    return LoraTensors(modules, unsupported, unknown)
+    borrowed: dict[str, set[str]] = {}
+    used = 0
+    for info, needed in common:
+        takers = [(name, slot) for slot, by in needed for name, found in slots.items() if by in found]
+        used += bool(takers)
+        if not takers:
+            unknown.append(info)
+        for name, slot in takers:
+            if slots[name].setdefault(slot, info) is info:
+                borrowed.setdefault(name, set()).add(slot)
+    modules = {name: LoraModule(name, found, frozenset(borrowed.get(name, ()))) for name, found in slots.items()}
+    return LoraTensors(modules, unsupported, unknown, used)
 
 
 @cache

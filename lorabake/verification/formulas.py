@@ -332,6 +332,107 @@ def fourierft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Ar
     return np.asarray(weight + scaling / (out * columns) * ((rows * spectrum) @ waves).real)
 
 
+def waveft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W + scaling·S, or the inverse Haar transform of S, coefficient by coefficient; torch only draws the places."""
+    import torch
+
+    spectrum, (out, inputs) = tensors["waveft_spectrum"], place.shape
+    generator = torch.Generator().manual_seed(int(place.settings["seed"]))  # type: ignore[call-overload]
+    places = torch.randperm(out * inputs, generator=generator)[: len(spectrum)].numpy()
+    rows, columns = np.divmod(places, inputs)
+    if place.settings["transform"]:
+        tall, wide = (out + 1) // 2, (inputs + 1) // 2
+        delta = np.zeros((2 * tall, 2 * wide))
+        vertical, horizontal = rows >= tall, columns >= wide  # the lower and the right quarters
+        for a in (0, 1):
+            for b in (0, 1):
+                signs = np.where(horizontal & (a == 1), -1.0, 1.0) * np.where(vertical & (b == 1), -1.0, 1.0)
+                np.add.at(delta, (2 * (rows % tall) + a, 2 * (columns % wide) + b), signs * spectrum / 2)
+    else:
+        delta = np.zeros((out, inputs))
+        delta[rows, columns] = spectrum
+    scaling = float(place.settings["scaling"])  # type: ignore[arg-type]
+    return np.asarray(weight + scaling * delta[place.rows, :inputs])
+
+
+def shira(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W, and each value added in its place (arXiv 2406.13175)."""
+    rows, columns = tensors["shira_indices"].astype(int)
+    delta = np.zeros(place.shape)
+    for row, column, value in zip(rows, columns, tensors["shira_weight"], strict=True):
+        delta[row, column] += value
+    return np.asarray(weight + delta[place.rows])
+
+
+def gralora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W + scale·(blocks + B·A), the block of outputs c and inputs n being (A[n][:, c-th share]·B[c][n-th share])ᵀ."""
+    a, b = tensors["gralora_A"], tensors["gralora_B"]
+    k, share = len(a), a.shape[2] // len(a)
+    delta = np.block(
+        [
+            [(a[n][:, c * share : (c + 1) * share] @ b[c][n * share : (n + 1) * share]).T for n in range(k)]
+            for c in range(k)
+        ]
+    )
+    if "gralora_A_general" in tensors:
+        delta = delta + tensors["gralora_B_general"] @ tensors["gralora_A_general"]
+    factor = float(place.settings["scale"])  # type: ignore[arg-type]
+    return np.asarray(weight + factor * delta[place.rows])
+
+
+def vera(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W + diag(λ_b)·B·diag(λ_d)·A, cut to the weight (arXiv 2310.11454)."""
+    a, b = tensors["vera_A"][:, : weight.shape[1]], tensors["vera_B"][place.rows]
+    return np.asarray(
+        weight + np.diag(tensors["vera_lambda_b"][place.rows]) @ b @ np.diag(tensors["vera_lambda_d"]) @ a
+    )
+
+
+def randlora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W + alpha/r·Σ_j B[o, j]·P[j, i], j counting (rank, base) in P and (base, rank) in B (arXiv 2502.00987)."""
+    scales, short = tensors["randlora_lambda"], min(place.shape)
+    rank, bases = scales.shape
+    left, right = np.zeros((max(place.shape), rank * bases)), np.zeros((rank * bases, short))
+    for r in range(rank):
+        for n in range(bases):
+            left[:, n * rank + r] = tensors["randlora_B"][: len(left), n, r]
+            right[r * bases + n] = scales[r, n] * tensors["randlora_A"][r, 0, :short] * tensors["randlora_gamma"][n]
+    delta = left @ right if place.shape[1] == short else (left @ right).T
+    factor = float(place.settings["scale"])  # type: ignore[arg-type]
+    return np.asarray(weight + factor * delta[place.rows])
+
+
+def vblora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W + B·A, whose pieces mix the vectors of a bank by the softmax of the largest logits (arXiv 2405.15179)."""
+    topk, bank = int(place.settings["topk"]), tensors["bank"]  # type: ignore[call-overload]
+    shares = []
+    for side in "AB":
+        logits = tensors[f"logits_{side}"]
+        least = np.sort(logits, axis=-1)[..., -topk][..., None]
+        powers = np.where(logits >= least, np.exp(logits - logits.max(axis=-1, keepdims=True)), 0.0)
+        shares.append(powers / powers.sum(axis=-1, keepdims=True))
+    return _from_bank(shares[0], shares[1], bank, weight, place)
+
+
+def vblora_topk(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W + B·A, whose pieces mix the named vectors of a bank by their weights, which sum up to 1."""
+    bank, shares = tensors["bank"], []
+    for side in "AB":
+        names, given = tensors[f"indices_{side}"].astype(int), tensors[f"weights_{side}"]
+        dense = np.zeros((*names.shape[:2], len(bank)))
+        for at in np.ndindex(*names.shape[:2]):
+            dense[at][names[at][:-1]] += given[at]
+            dense[at][names[at][-1]] += 1 - given[at].sum()
+        shares.append(dense)
+    return _from_bank(shares[0], shares[1], bank, weight, place)
+
+
+def _from_bank(a: Array, b: Array, bank: Array, weight: Array, place: Place) -> Array:
+    right = np.einsum("rph,hv->rpv", a, bank).reshape(len(a), -1)
+    left = np.einsum("prh,hv->pvr", b, bank).reshape(-1, len(a))
+    return np.asarray(weight + left[place.rows] @ right)
+
+
 FORMULAS: dict[str, Formula] = {
     "lora": lora,
     "lora_bias": lora_bias,
@@ -364,6 +465,13 @@ FORMULAS: dict[str, Formula] = {
     "road": road,
     "road_bias": road,
     "fourierft": fourierft,
+    "waveft": waveft,
+    "shira": shira,
+    "gralora": gralora,
+    "vera": vera,
+    "randlora": randlora,
+    "vblora": vblora,
+    "vblora_topk": vblora_topk,
     "ln_tuning": whole,
     "ln_tuning_bias": whole,
 }

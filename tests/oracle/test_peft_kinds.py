@@ -33,6 +33,7 @@ class Net(torch.nn.Module):
         self.conv = torch.nn.Conv2d(4, 8, 3)
         self.conv1 = torch.nn.Conv1d(4, 8, 3)
         self.turned = Conv1D(24, 16)
+        self.odd = torch.nn.Linear(7, 11)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         hidden = self.out(self.norm(self.fc(self.emb(tokens))))
@@ -80,6 +81,24 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "C3A": ("C3AConfig", {"block_size": 8}),
     "DeLoRA": ("DeloraConfig", {"r": 4}),
     "FourierFT": ("FourierFTConfig", {"n_frequency": 40}),
+    "WaveFT": ("WaveFTConfig", {"n_frequency": 40}),
+    "WaveFT, sides of odd length": ("WaveFTConfig", {"n_frequency": 40, "target_modules": ["odd"]}),
+    "WaveFT without a transform": ("WaveFTConfig", {"n_frequency": 40, "use_idwt": False}),
+    "SHiRA": ("ShiraConfig", {"r": 3}),
+    "GraLoRA": ("GraloraConfig", {"r": 8, "gralora_k": 2, "alpha": 12}),
+    "GraLoRA, hybrid": ("GraloraConfig", {"r": 8, "gralora_k": 4, "alpha": 12, "hybrid_r": 3}),
+    "GraLoRA on Conv1D": (
+        "GraloraConfig",
+        {"r": 8, "gralora_k": 4, "alpha": 12, "target_modules": ["turned"], "fan_in_fan_out": True},
+    ),
+    "VeRA": ("VeraConfig", {"r": 5}),
+    "VeRA on Conv1D": ("VeraConfig", {"r": 5, "target_modules": ["turned"], "fan_in_fan_out": True}),
+    "RandLoRA": ("RandLoraConfig", {"r": 5, "randlora_alpha": 7}),
+    "VB-LoRA": ("VBLoRAConfig", {"r": 2, "num_vectors": 10, "vector_length": 8, "topk": 3}),
+    "VB-LoRA, the chosen alone": (
+        "VBLoRAConfig",
+        {"r": 2, "num_vectors": 10, "vector_length": 8, "topk": 3, "save_only_topk_weights": True},
+    ),
     "RoAd 1": ("RoadConfig", {"variant": "road_1", "group_size": 8}),
     "RoAd 2": ("RoadConfig", {"variant": "road_2", "group_size": 8}),
     "RoAd 4": ("RoadConfig", {"variant": "road_4", "group_size": 8}),
@@ -154,7 +173,7 @@ def test_a_method_of_peft_is_baked(name: str, dtype: torch.dtype, tmp_path: Path
 
 
 def test_every_method_without_its_configuration_is_refused(tmp_path: Path) -> None:
-    for name in ("OFT", "HRA", "RoAd 1", "FourierFT", "AdaLoRA"):
+    for name in ("OFT", "HRA", "RoAd 1", "FourierFT", "AdaLoRA", "GraLoRA", "WaveFT", "VB-LoRA", "RandLoRA"):
         adapter(tmp_path, name, torch.float32)
         (tmp_path / "adapter" / "adapter_model.safetensors").rename(tmp_path / "alone.safetensors")
         with pytest.raises(LorabakeError, match=r"no adapter_config\.json says"):
@@ -162,6 +181,18 @@ def test_every_method_without_its_configuration_is_refused(tmp_path: Path) -> No
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "VeRA without its matrices": ("VeraConfig", {"r": 5, "save_projection": False}, "its random matrices are not in"),
+    "RandLoRA without its matrices": (
+        "RandLoraConfig",
+        {"r": 5, "save_projection": False},
+        "its random matrices are not in",
+    ),
+    "WaveFT by another wavelet": ("WaveFTConfig", {"n_frequency": 40, "wavelet_family": "db2"}, "its wavelet is db2"),
+    "WaveFT where no shape tells the sides": (
+        "WaveFTConfig",
+        {"n_frequency": 40, "target_modules": ["turned"], "fan_in_fan_out": True},
+        "fan_in_fan_out is set and its tensors would fit either way",
+    ),
     "LoKr of its own order in one dimension": (
         "LoKrConfig",
         {"r": 2, "alpha": 5, "target_modules": ["conv1"]},
