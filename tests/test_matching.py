@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lorabake.adapters import peft_fields, suffixes
+from lorabake.adapters import peft_fields, shared, suffixes
 from lorabake.errors import FileError, MatchError
 from lorabake.keymap.peft import PeftConfig, from_metadata
 from lorabake.keymap.spelling import sort_tensors
@@ -50,7 +50,7 @@ def source(
     return LoraSource(
         entry=Lora(path=name, **entry),
         checkpoint=Checkpoint(path, False, (Part("", None, (header,)),), tensors, ()),
-        tensors=sort_tensors(tensors.values(), suffixes()),
+        tensors=sort_tensors(tensors.values(), suffixes(), shared()),
         config=None if config is None else PeftConfig.read(config, "adapter_config.json", peft_fields()),
         component_configs=from_metadata(metadata or {}, name, peft_fields()),
     )
