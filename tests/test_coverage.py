@@ -195,7 +195,8 @@ FORMS: dict[str, tuple[str, Form, dict[str, object] | None]] = {
 }
 ELSEWHERE = {
     "whole", "whole_bias", "ln_tuning_bias", "ia3_peft_bias", "road_bias", "diff_b", "b_norm", "lora_bias", "mlx",
-    "oft_diag", "embedding_lora", "set_scale", "vblora_topk",
+    "oft_diag",
+    "trainable_tokens", "embedding_lora", "set_scale", "vblora_topk",
 }  # fmt: skip
 """Kinds that go with one above, or with layers that only language models have."""
 
@@ -268,9 +269,9 @@ def page() -> str:
         "",
         "On how many sorts of layers of each network (equal names but for numbers, equal shapes) an adapter of each",
         f"kind finds its place: {len(FORMS)} kinds, {len(GOLD)} families, {total} cells. `tests/test_coverage.py`",
-        "proves every cell in each layout of the family, and writes this page. A cell is empty where a kind is made for",
-        "no layer of the network. What the kinds do to a weight is in [kinds.md](kinds.md), whose files are read in",
-        "[formats.md](formats.md).",
+        "proves every cell in each layout of the family, and writes this page. A cell is empty where a kind is made",
+        "for no layer of the network. What the kinds do to a weight is in [kinds.md](kinds.md), whose files are read",
+        "in [formats.md](formats.md).",
         "",
         "| | kind |",
         "|---|---|",

@@ -162,6 +162,8 @@ def world(folder: Path, pack: Callable[[str], Packed], **output: object) -> tupl
     base = {**stored, **other, "norm.weight": torch.ones(4, dtype=torch.float16), "fc.bias": torch.zeros(OUT).half()}
     b.save(folder / "base.safetensors", base)
     b.kohya(folder / "lora.safetensors", {FC: LORA})
+    if "fc.g_idx" in base:
+        (folder / "config.json").write_text('{"quantization_config": {"quant_method": "gptq", "bits": 4}}')
     return b.recipe(folder, output=output), values
 
 
@@ -234,10 +236,19 @@ def test_packed_weights_need_a_dtype_only_where_they_change(name: str, tmp_path:
 
 def test_gptq_of_the_second_format_stores_zeros_as_they_are(tmp_path: Path) -> None:
     recipe, values = world(tmp_path, gptq(4, second=True), dtype="float32")
-    (tmp_path / "config.json").write_text('{"quantization_config": {"checkpoint_format": "gptq_v2"}}')
+    said = {"quant_method": "gptq", "checkpoint_format": "gptq_v2"}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": said}))
     b.run(recipe)
     exact = values + b.delta(LORA, (OUT, IN))
     b.assert_rounded_once(load_file(tmp_path / "out.safetensors")["fc.weight"], exact, terms=[exact.abs() * 16])
+
+
+@pytest.mark.parametrize("said", [{}, {"quant_method": "gptq", "checkpoint_format": "marlin"}], ids=str)
+def test_gptq_of_no_known_format_is_not_guessed(said: dict[str, object], tmp_path: Path) -> None:
+    recipe, _ = world(tmp_path, gptq(4), dtype="float32")
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": said}))
+    with pytest.raises(MatchError, match=r"the base's weights are packed \(GPTQ or AWQ\)"):
+        b.run(recipe)
 
 
 def test_experts_in_mxfp4_become_what_the_model_multiplies_by(tmp_path: Path) -> None:
@@ -301,6 +312,16 @@ def test_notes_of_comfyui_are_read(said: dict[str, object], is_known: bool, tmp_
 
 
 # -- Against the programs that pack -----------------------------------------------------------------------
+
+
+@pytest.mark.oracle
+def test_transformers_reads_mxfp4_likewise(tmp_path: Path) -> None:
+    mxfp4 = pytest.importorskip("transformers.integrations.mxfp4")
+    blocks, scales = numbers(1, 3, 8, 2, 16, high=256).to(torch.uint8), (numbers(2, 3, 8, 2) + 118).to(torch.uint8)
+    b.save(tmp_path / "base.safetensors", {"e.gate_up_proj_blocks": blocks, "e.gate_up_proj_scales": scales})
+    b.run(b.recipe(tmp_path, loras=[], output={"dtype": "bfloat16"}))
+    own = mxfp4.convert_moe_packed_tensors(blocks, scales, dtype=torch.bfloat16)
+    assert torch.equal(load_file(tmp_path / "out.safetensors")["e.gate_up_proj"], own)
 
 
 @pytest.mark.parametrize("nested", [False, True])

@@ -129,13 +129,13 @@ KEYS = {
     "base_model.model.fc.randlora_B": ("base_model.model.fc", "randlora_B"),
     "base_model.model.fc.shira_weight": ("base_model.model.fc", "shira_weight"),
     "base_model.model.fc.shira_indices": ("base_model.model.fc", "shira_indices"),
+    "base_model.model.wte.token_adapter.trainable_tokens_delta": ("base_model.model.wte", "tokens"),
     "diffusion_model.scale.set_weight": ("diffusion_model.scale", "set_weight"),
 }
 UNBAKED = {
     "oft_unet_double_blocks_0_img_attn_qkv.oft_blocks.2": "OFT in several parts",
     "base_model.model.fc.oft_r": "OFT in several parts",
     "lora_unet_conv_in.bias_indices": "sparse bias",
-    "base_model.model.wte.token_adapter.trainable_tokens_delta": "trainable tokens",
     "layers.0.attn.q_proj.lora_a.weight": "torchtune's LoRA",
     "transformer.h.0.attn.qkv.lora_A": "litgpt's LoRA",
     "transformer.h.10.mlp.fc_1.lora_B": "litgpt's LoRA",

@@ -25,7 +25,6 @@ REFUSED = {
     "ADAPTION_PROMPT": "it gates prompts inside the attention; no weight can hold that",
     "XLORA": "it mixes several LoRAs anew for each token; no weight can hold that",
     "POLY": "it mixes several LoRAs by task; no one weight can hold that",
-    "TRAINABLE_TOKENS": "it replaces rows of the embedding; not supported by this version",
 }
 """PEFT's types that cannot become weights, and why."""
 

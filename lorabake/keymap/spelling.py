@@ -24,7 +24,6 @@ Suffix = tuple[str, str]
 UNSUPPORTED = (
     (r"\.oft_(?:blocks\.\d+|r)", "OFT in several parts"),
     (r"\.bias_(?:indices|values|size)", "sparse bias"),
-    (r"\.token_adapter\.trainable_tokens_delta", "trainable tokens"),
     (r"\.lora_[ab]\.weight", "torchtune's LoRA"),
     (
         r"\A(?:transformer\.h\.\d+\.(?:attn\.(?:qkv|proj)|mlp\.(?:fc|proj|fc_[12]))|lm_head)\.lora_[AB]",

@@ -243,7 +243,10 @@ def _bitsandbytes(key: str, tensors: Mapping[str, TensorInfo]) -> PackedInfo | N
 
 
 def _by_groups(module: str, tensors: Mapping[str, TensorInfo], options: Facts) -> PackedInfo | None:
-    """Describe GPTQ (arXiv 2210.17323) packed along the inputs, and AWQ (arXiv 2306.00978) along the outputs."""
+    """Describe GPTQ (arXiv 2210.17323) packed along the inputs, and AWQ (arXiv 2306.00978) along the outputs.
+
+    GPTQ's two formats differ in nothing but what they mean by a zero: config.json has to say which it is.
+    """
     names = ("qweight", "qzeros", "scales", "g_idx")
     parts = {name: tensors[f"{module}.{name}"] for name in names if f"{module}.{name}" in tensors}
     weight, zeros, scales = (parts[name].shape for name in names[:3])
@@ -260,7 +263,9 @@ def _by_groups(module: str, tensors: Mapping[str, TensorInfo], options: Facts) -
     inputs = weight[0] * 32 // bits
     if parts.get("g_idx", replace(parts["scales"], shape=(inputs,))).shape != (inputs,) or inputs % groups:
         return None
-    offset = 0 if options.get("checkpoint_format") == "gptq_v2" else 1
+    offset = {"gptq": 1, "gptq_v2": 0}.get(str(options.get("checkpoint_format", "gptq")))
+    if options.get("quant_method") != "gptq" or offset is None:
+        return None  # nothing says whether zeros are stored less one, or that it was not packed anew for one kernel
     return _described("GPTQ", key, (out, inputs), parts, {"bits": bits, "offset": offset})
 
 

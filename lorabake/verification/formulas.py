@@ -332,6 +332,15 @@ def fourierft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Ar
     return np.asarray(weight + scaling / (out * columns) * ((rows * spectrum) @ waves).real)
 
 
+def trained_tokens(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W with some rows replaced."""
+    changed, rows = weight.copy(), place.settings["rows"]
+    for row, new in zip(rows, tensors["tokens"], strict=True):  # type: ignore[call-overload]
+        if place.rows.start <= row < place.rows.stop:
+            changed[row - place.rows.start] = new
+    return changed
+
+
 def waveft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     """W + scaling·S, or the inverse Haar transform of S, coefficient by coefficient; torch only draws the places."""
     import torch
@@ -466,6 +475,7 @@ FORMULAS: dict[str, Formula] = {
     "road_bias": road,
     "fourierft": fourierft,
     "waveft": waveft,
+    "trainable_tokens": trained_tokens,
     "shira": shira,
     "gralora": gralora,
     "vera": vera,

@@ -99,6 +99,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         "VBLoRAConfig",
         {"r": 2, "num_vectors": 10, "vector_length": 8, "topk": 3, "save_only_topk_weights": True},
     ),
+    "trained tokens": ("TrainableTokensConfig", {"token_indices": [7, 3, 19], "target_modules": ["emb"]}),
+    "trained tokens beside a LoRA": ("LoraConfig", {"r": 3, "trainable_token_indices": {"emb": [3, 7]}}),
     "RoAd 1": ("RoadConfig", {"variant": "road_1", "group_size": 8}),
     "RoAd 2": ("RoadConfig", {"variant": "road_2", "group_size": 8}),
     "RoAd 4": ("RoadConfig", {"variant": "road_4", "group_size": 8}),
@@ -173,7 +175,18 @@ def test_a_method_of_peft_is_baked(name: str, dtype: torch.dtype, tmp_path: Path
 
 
 def test_every_method_without_its_configuration_is_refused(tmp_path: Path) -> None:
-    for name in ("OFT", "HRA", "RoAd 1", "FourierFT", "AdaLoRA", "GraLoRA", "WaveFT", "VB-LoRA", "RandLoRA"):
+    for name in (
+        "OFT",
+        "HRA",
+        "RoAd 1",
+        "FourierFT",
+        "AdaLoRA",
+        "GraLoRA",
+        "WaveFT",
+        "VB-LoRA",
+        "RandLoRA",
+        "trained tokens",
+    ):
         adapter(tmp_path, name, torch.float32)
         (tmp_path / "adapter" / "adapter_model.safetensors").rename(tmp_path / "alone.safetensors")
         with pytest.raises(LorabakeError, match=r"no adapter_config\.json says"):
