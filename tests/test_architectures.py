@@ -100,6 +100,9 @@ PLACES |= {
 PLACES |= {
     "diffusers_cascade_b": ("stable_cascade_decoder", {"decoder": ("diffusers", "")}),
     "diffusers_cascade_c": ("stable_cascade", {"prior": ("diffusers", "")}),
+    "diffusers_controlnet_flux": ("controlnet_flux", {"controlnet": ("diffusers", "")}),
+    "diffusers_controlnet_sd3": ("controlnet_sd3", {"controlnet": ("diffusers", "")}),
+    "diffusers_controlnet_sd35": ("controlnet_sd3", {"controlnet": ("diffusers", "")}),
     "diffusers_controlnet_sd15": ("controlnet", {"controlnet": ("diffusers", "")}),
     "diffusers_controlnet_sdxl": ("controlnet_xl", {"controlnet": ("diffusers", "")}),
     "diffusers_kolors_unet": ("kolors", {"unet": ("diffusers", "")}),

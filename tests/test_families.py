@@ -178,6 +178,12 @@ def rows(key: str, *cuts: int, columns: int) -> View:
             rows("joint_blocks.22.context_block.adaLN_modulation.1", 0, 9216, columns=1536),
         ),
         (
+            "diffusers_controlnet_sd35",
+            "sai",
+            "transformer_blocks.18.attn.to_v",
+            rows("transformer_blocks.18.attn.qkv", 4864, 7296, columns=2432),
+        ),
+        (
             "diffusers_lumina2",
             "alpha_vllm",
             "layers.25.attn.to_k",

@@ -1,0 +1,25 @@
+"""ControlNets of Flux.1 as diffusers names them (InstantX, Shakker Labs, Jasper), bases of their own."""
+
+from lorabake.keymap.table import Architecture, Component, Has, Layout
+
+CONTROLNET_FLUX = Architecture(
+    name="controlnet_flux",
+    title="ControlNet of Flux.1",
+    components=(
+        Component(
+            name="controlnet",
+            layouts=(
+                Layout(
+                    "diffusers",
+                    ("controlnet/", ""),
+                    (
+                        Has("controlnet_x_embedder.weight", ndim=2),
+                        Has("controlnet_blocks.0.weight", ndim=2),
+                        Has("transformer_blocks.0.norm1_context.linear.weight", ndim=2),
+                    ),
+                ),
+            ),
+            dotted=("controlnet.",),
+        ),
+    ),
+)
