@@ -1,4 +1,4 @@
-"""Cosmos-Predict2 in both layouts, Cosmos 1 as diffusers names it; T5, VAE."""
+"""Cosmos-Predict2; T5, VAE."""
 
 from lorabake.components import cosmos, text, transformer
 from lorabake.components.vae import OTHER_VAE
@@ -26,6 +26,7 @@ COSMOS = Architecture(
                     (
                         Has("transformer_blocks.0.norm1.linear_1.weight", ndim=2),
                         Has("time_embed.t_embedder.linear_1.weight", ndim=2),
+                        Lacks("learnable_pos_embed.pos_emb_t"),
                     ),
                 ),
             ),

@@ -69,6 +69,7 @@ CHECKPOINTS = {
     "diffusers_cascade_b": ("sai", "convert_stable_cascade_unet_single_file_to_diffusers", ()),
     "diffusers_cascade_c": ("sai", "convert_stable_cascade_unet_single_file_to_diffusers", ()),
     "diffusers_chroma": ("bfl", "convert_chroma_transformer_checkpoint_to_diffusers", ()),
+    "diffusers_cosmos1": ("nvidia", "convert_cosmos1", ()),
     "diffusers_cosmos2": ("nvidia", "convert_cosmos_transformer_checkpoint_to_diffusers", ()),
     "diffusers_flux1_dev_transformer": ("bfl", "convert_flux_transformer_checkpoint_to_diffusers", ()),
     "diffusers_flux2_dev": ("bfl", "convert_flux2_transformer_checkpoint_to_diffusers", ()),
@@ -92,6 +93,22 @@ CHECKPOINTS = {
     "diffusers_wan_vace": ("wan", "convert_wan_transformer_to_diffusers", ()),
     "diffusers_z_image_turbo": ("native", "convert_z_image_transformer_checkpoint_to_diffusers", ()),
 }
+
+
+class _Cosmos1(dict[str, torch.Tensor]):
+    """Still say that the version's mark is there: diffusers empties the dictionary before it looks for it."""
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+
+def convert_cosmos1(tensors: Tensors) -> Tensors:
+    """Let diffusers convert Cosmos 1."""
+    named = _Cosmos1({f"net.{key}": tensor for key, tensor in tensors.items()})
+    converted: Tensors = single_file_utils.convert_cosmos_transformer_checkpoint_to_diffusers(named)
+    return converted
+
+
 # Tensors that are no rows of a table: they have other shapes in both layouts.
 UNMAPPED = ("motion_encoder.",)
 
@@ -99,7 +116,7 @@ UNMAPPED = ("motion_encoder.",)
 @pytest.mark.parametrize("table", CHECKPOINTS)
 def test_both_layouts_hold_the_rows_that_diffusers_conversion_gives(table: str) -> None:
     there, name, unread = CHECKPOINTS[table]
-    convert: Callable[[Tensors], Tensors] = getattr(single_file_utils, name)
+    convert: Callable[[Tensors], Tensors] = getattr(single_file_utils, name, convert_cosmos1)
     _check_conversion(table, there, convert, unread)
 
 
