@@ -64,10 +64,13 @@ XLABS = (
 )
 
 # Black Forest Labs' control LoRAs hold norms whole: `key_norm` has the tensor `scale`.
-CONTROL = tuple(
-    Alias(f"{norm}.{which}_norm", (f"{norm}.{which}_norm.scale",))
-    for norm in ("double_blocks.{}.img_attn.norm", "double_blocks.{}.txt_attn.norm", "single_blocks.{}.norm")
-    for which in ("query", "key")
+CONTROL = (
+    Alias("double_blocks.{}.img_attn.norm.query_norm", ("double_blocks.{}.img_attn.norm.query_norm.scale",)),
+    Alias("double_blocks.{}.img_attn.norm.key_norm", ("double_blocks.{}.img_attn.norm.key_norm.scale",)),
+    Alias("double_blocks.{}.txt_attn.norm.query_norm", ("double_blocks.{}.txt_attn.norm.query_norm.scale",)),
+    Alias("double_blocks.{}.txt_attn.norm.key_norm", ("double_blocks.{}.txt_attn.norm.key_norm.scale",)),
+    Alias("single_blocks.{}.norm.query_norm", ("single_blocks.{}.norm.query_norm.scale",)),
+    Alias("single_blocks.{}.norm.key_norm", ("single_blocks.{}.norm.key_norm.scale",)),
 )
 
 # DiffSynth-Studio's own names: a for the image, b for the text.
