@@ -172,6 +172,10 @@ def test_a_method_of_peft_is_baked(name: str, dtype: torch.dtype, tmp_path: Path
     for key in changed:
         middle = (before[key].double() + wanted[key]) / 2
         b.assert_rounded_once(half[key], middle, terms=[middle.abs().max().expand(middle.shape) * 8])
+    whole = load_recipe(b.recipe(tmp_path, loras=["adapter"]))
+    told = verify(whole, tmp_path / "out.safetensors", options=OPTIONS)
+    faults = [each.check for each in told.findings if each.status is Status.FAIL]
+    assert any(check.startswith("weights.") for check in faults), told.findings
 
 
 def test_every_method_without_its_configuration_is_refused(tmp_path: Path) -> None:
