@@ -392,20 +392,23 @@ def test_prompts_are_refused(bake: Any, tmp_path: Path) -> None:
         bake(tmp_path / "base", tmp_path / "adapter")
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"target_modules": ["q_proj"], "trainable_token_indices": [3, 5]}, "trainable_token_indices"),
-    ],
-    ids=str,
-)
 @pytest.mark.filterwarnings("ignore:.*embedding layers:UserWarning")
-def test_parts_of_other_kinds_are_refused(options: dict[str, Any], reason: str, bake: Any, tmp_path: Path) -> None:
+def test_trained_tokens_replace_their_rows(bake: Any, read: Any, tmp_path: Path) -> None:
     model = build("llama")
     model.save_pretrained(tmp_path / "base")
-    peft.get_peft_model(model, lora(**options)).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    with pytest.raises(LorabakeError, match=reason):
-        bake(tmp_path / "base", tmp_path / "adapter")
+    tuned = peft.get_peft_model(model, lora(target_modules=["q_proj"], trainable_token_indices=[3, 5]))
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "trainable_tokens_delta" in name:
+                parameter.add_(0.3)
+    tuned.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    tuned.merge_and_unload().save_pretrained(tmp_path / "merged")
+    after, wanted = read(bake(tmp_path / "base", tmp_path / "adapter")), read(tmp_path / "merged")
+    before = read(tmp_path / "base")
+    key = "model.embed_tokens.weight"
+    changed = (after[key] != before[key]).any(dim=1).nonzero().flatten().tolist()
+    assert changed == [3, 5]
+    assert torch.equal(after[key], wanted[key])
 
 
 def test_an_adapter_of_another_model_is_refused(bake: Any, tmp_path: Path) -> None:

@@ -1,0 +1,38 @@
+"""LLaVA, Gemma 3 and their like: transformers stores them under older names than those that it has in memory."""
+
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Row
+
+LLAVA = Architecture(
+    name="llava",
+    title="a vision-language model in LLaVA's names",
+    components=(
+        Component(
+            name="model",
+            layouts=(
+                Layout(
+                    "stored",
+                    ("",),
+                    (Has("language_model.model.layers.0.input_layernorm.weight"),),
+                ),
+                Layout(
+                    "memory",
+                    ("",),
+                    (
+                        Has("model.language_model.layers.0.input_layernorm.weight"),
+                        Lacks("model.visual.patch_embed.proj.weight"),
+                    ),
+                ),
+            ),
+            rows=(
+                Row(("language_model.model.layers.{}", "model.language_model.layers.{}")),
+                Row(("language_model.model.embed_tokens", "model.language_model.embed_tokens")),
+                Row(("language_model.model.norm", "model.language_model.norm")),
+                Row(("language_model.lm_head", "lm_head")),
+                Row(("vision_tower", "model.vision_tower")),
+                Row(("multi_modal_projector", "model.multi_modal_projector")),
+            ),
+            embeddings=("embed_tokens",),
+            heads=("lm_head",),
+        ),
+    ),
+)
