@@ -62,6 +62,20 @@ GPT2 = {
     "eos_token_id": 2,
 }
 
+MOE = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+DEEPSEEK = {
+    "n_routed_experts": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+    "first_k_dense_replace": 1,
+    "num_key_value_heads": 4,
+}
+
 # model -> (class, config class, config, number of linear layers that "all-linear" reaches)
 MODELS: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "llama": ("LlamaForCausalLM", "LlamaConfig", DECODER, 14),
@@ -74,12 +88,43 @@ MODELS: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "bert": ("BertForSequenceClassification", "BertConfig", BERT, 14),
     "clip": ("CLIPTextModel", "CLIPTextConfig", CLIP, 12),
     "clip_projection": ("CLIPTextModelWithProjection", "CLIPTextConfig", CLIP, 13),
+    "phi3": ("Phi3ForCausalLM", "Phi3Config", DECODER, 8),
+    "gpt_neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", DECODER, 8),
+    "falcon": ("FalconForCausalLM", "FalconConfig", DECODER | {"new_decoder_architecture": False}, 8),
+    "olmo2": ("Olmo2ForCausalLM", "Olmo2Config", DECODER, 14),
+    "starcoder2": ("Starcoder2ForCausalLM", "Starcoder2Config", DECODER, 12),
+    "glm": ("GlmForCausalLM", "GlmConfig", DECODER | {"head_dim": 8}, 12),
+}
+
+
+# Models that PEFT merges, and that cannot be run in float64 or that "all-linear" does not suit: with their targets.
+SPARSE: dict[str, tuple[str, str, dict[str, Any], list[str]]] = {
+    "mamba": (
+        "MambaForCausalLM",
+        "MambaConfig",
+        DECODER | {"state_size": 4, "time_step_rank": 2},
+        ["in_proj", "x_proj"],
+    ),
+    "mixtral": ("MixtralForCausalLM", "MixtralConfig", DECODER | {"num_local_experts": 2}, ["q_proj", "o_proj"]),
+    "qwen2_moe": ("Qwen2MoeForCausalLM", "Qwen2MoeConfig", DECODER | MOE, ["q_proj", "o_proj"]),
+    "deepseek": (
+        "DeepseekV3ForCausalLM",
+        "DeepseekV3Config",
+        DECODER | MOE | DEEPSEEK,
+        ["q_a_proj", "kv_b_proj", "o_proj"],
+    ),
+    "gpt_oss": (
+        "GptOssForCausalLM",
+        "GptOssConfig",
+        DECODER | {"num_local_experts": 2, "head_dim": 8},
+        ["q_proj", "o_proj"],
+    ),
 }
 
 
 def build(name: str) -> Any:
     """Make a model with random values everywhere: also in biases and norms, which start as 0 and 1."""
-    cls, config, values, _ = MODELS[name]
+    cls, config, values, *_ = SPARSE[name] if name in SPARSE else MODELS[name]
     torch.manual_seed(0)
     model = getattr(transformers, cls)(getattr(transformers, config)(**values)).eval()
     with torch.no_grad():
@@ -147,6 +192,47 @@ def turned(name: str) -> dict[str, bool]:
 @pytest.mark.parametrize("name", MODELS)
 def test_plain_lora_on_all_linear_layers(name: str, merge: Any) -> None:
     merge(build(name), lora(**turned(name)), changed=MODELS[name][3])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", SPARSE)
+def test_mixtures_of_experts_and_mamba(name: str, bake: Any, read: Any, tmp_path: Path) -> None:
+    """Experts lie apart on the disk and fused in memory; what is beside them has one name."""
+    model = build(name).float()
+    model.save_pretrained(tmp_path / "base")
+    tuned = peft.get_peft_model(model, lora(target_modules=SPARSE[name][3], init_lora_weights=False))
+    tuned.save_pretrained(tmp_path / "adapter")
+    tuned.merge_and_unload().save_pretrained(tmp_path / "merged")
+    before, wanted = read(tmp_path / "base"), read(tmp_path / "merged")
+    after = read(bake(tmp_path / "base", tmp_path / "adapter"))
+    assert after.keys() == wanted.keys()
+    changed = {key for key in wanted if not torch.equal(wanted[key], before[key])}
+    assert len(changed) >= 4
+    for key in after:
+        if key in changed:
+            torch.testing.assert_close(after[key], wanted[key], rtol=1e-5, atol=1e-6)
+        else:
+            assert torch.equal(after[key], before[key])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_loras_on_single_experts_fit_the_disk(bake: Any, read: Any, tmp_path: Path) -> None:
+    """Before transformers 5 every expert was a module of its own, as it still is on the disk."""
+    build("mixtral").float().save_pretrained(tmp_path / "base")
+    before = read(tmp_path / "base")
+    key = "model.layers.1.block_sparse_moe.experts.1.w2"
+    out, inputs = before[f"{key}.weight"].shape
+    up, down = torch.randn(out, 4), torch.randn(4, inputs)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    save_file(
+        {f"base_model.model.{key}.lora_A.weight": down, f"base_model.model.{key}.lora_B.weight": up},
+        folder / "adapter_model.safetensors",
+    )
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 8}')
+    after = read(bake(tmp_path / "base", folder))
+    torch.testing.assert_close(after[f"{key}.weight"], before[f"{key}.weight"] + 2 * up @ down, rtol=1e-5, atol=1e-5)
+    assert {each for each in after if not torch.equal(after[each], before[each])} == {f"{key}.weight"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
