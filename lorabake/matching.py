@@ -13,6 +13,7 @@ from itertools import takewhile
 from math import prod
 
 from lorabake.adapters import dora, kinds_of
+from lorabake.adapters.experts import EXPERTS
 from lorabake.adapters.kind import Kind, Settings, matrix
 from lorabake.architectures import architectures
 from lorabake.errors import MatchError
@@ -256,6 +257,10 @@ class _Match:
             self.ledger.excluded["alpha without a LoRA: no effect"] += size
             return
         found = [indexed] if indexed else self.matcher.spelled.get(module.name, [])
+        config, path = self.lora.config_of(module.name)
+        on_experts = not found and config is not None and bool(config.parameters)
+        if on_experts and config is not None:
+            found = self._stacks(module.name, config)
         listed = self.lora.entry.components
         if listed is not None:
             allowed = [each for each in found if each.component in listed]
@@ -267,13 +272,13 @@ class _Match:
             if not self._excluded_by_component(module.name, size):
                 self.faults.unmatched.append(module.name)
             return
-        kinds = kinds_of(frozenset(module.slots))
+        slots = frozenset(module.slots)
+        kinds = (EXPERTS,) if on_experts and slots == EXPERTS.required else kinds_of(slots)
         if not kinds:
             self.faults.strange.append((module.name, f"incomplete or unknown set: {', '.join(sorted(module.slots))}"))
             return
         replaced = frozenset[str]().union(*(kind.required for kind in kinds if kind.replaces))
         whole = replaced & {"whole_weight", "whole_bias"}
-        config, path = self.lora.config_of(module.name)
         if whole and not (config and all(config.saves(path, slot) for slot in whole)):
             self.faults.strange.append((module.name, "a whole tensor that no modules_to_save announces"))
             return
@@ -286,6 +291,9 @@ class _Match:
             return
         shapes = module.shapes
         fitting = [each for each in found if self._fault(kinds, shapes, each) is None]
+        if len(fitting) > 1 and on_experts:
+            self.faults.strange.append((module.name, "it fits several stacks of experts, and no name says which"))
+            return
         if len(fitting) > 1:
             names = ", ".join(each.component for each in fitting)
             raise MatchError(
@@ -300,10 +308,20 @@ class _Match:
         if not fitting:
             self.faults.misfits.append((module.name, self._fault(kinds, shapes, target) or ""))
             return
-        if config and (fault := _config_fault(config, path, shapes)):
+        if on_experts:
+            path = f"{path.removesuffix('.base_layer')}.{target.name.rpartition('.')[2]}"
+        count = EXPERTS.experts(shapes, target.views["weight"].shape) if kinds == (EXPERTS,) else 1
+        if config and (fault := _config_fault(config, path, shapes, count)):
             self.faults.misfits.append((module.name, fault))
             return
         self._apply(module, kinds, target, strength, config, path)
+
+    def _stacks(self, name: str, config: PeftConfig) -> list[Module]:
+        """Find the stacks of experts that a module of trained parameters may be of; the names do not say which."""
+        while name.endswith(".base_layer"):
+            name = name.removesuffix(".base_layer")
+        places = [self.matcher.spelled.get(f"{name}.{each}", []) for each in config.parameters]
+        return [module for found in places for module in found]
 
     def _view(self, target: Module, kind: Kind) -> View | None:
         view = target.views.get(kind.parameter)
@@ -348,7 +366,8 @@ class _Match:
             view = self._view(target, kind)
             if view is None:
                 continue
-            tensors = {slot: module.slots[slot] for slot in sorted(kind.claims(slots) - kind.markers)}
+            claimed = slots if kind is EXPERTS else kind.claims(slots)
+            tensors = {slot: module.slots[slot] for slot in sorted(claimed - kind.markers)}
             try:
                 fields, named = (config.fields, path) if config else (None, module.name)
                 settings = kind.settings(fields, named, module.shapes)
@@ -554,11 +573,11 @@ class _Match:
         return lines
 
 
-def _config_fault(config: PeftConfig, path: str, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+def _config_fault(config: PeftConfig, path: str, shapes: Mapping[str, tuple[int, ...]], experts: int) -> str | None:
     if config.kind != "LORA":
         return None
-    if "down" in shapes and shapes["down"][0] != config.rank_of(path):
-        return f"its rank is {shapes['down'][0]}, and adapter_config says {config.rank_of(path)}"
+    if "down" in shapes and shapes["down"][0] != config.rank_of(path) * experts:
+        return f"its rank is {shapes['down'][0] / experts:g}, and adapter_config says {config.rank_of(path)}"
     if config.dora and shapes.keys() & {"down", "lora_a"} and not dora.is_in(shapes):
         return "adapter_config says use_dora, and there is no magnitude"
     return None

@@ -196,7 +196,8 @@ FORMS: dict[str, tuple[str, Form, dict[str, object] | None]] = {
 ELSEWHERE = {
     "whole", "whole_bias", "ln_tuning_bias", "ia3_peft_bias", "road_bias", "diff_b", "b_norm", "lora_bias", "mlx",
     "oft_diag",
-    "trainable_tokens", "embedding_lora", "set_scale", "vblora_topk",
+    "trainable_tokens",
+    "expert_lora", "embedding_lora", "set_scale", "vblora_topk",
 }  # fmt: skip
 """Kinds that go with one above, or with layers that only language models have."""
 

@@ -307,7 +307,7 @@ def test_strength_zero_is_the_base_byte_for_byte(name: str, tmp_path: Path) -> N
 def test_every_kind_has_a_case() -> None:
     own = {case.kind for shape in WEIGHTS.values() for case in cases(shape).values()}
     elsewhere = {"lora", "lora_bias", "whole", "whole_bias", "mlx"}  # test_bake.py, test_formats.py
-    elsewhere |= {"set_scale", "vblora_topk"}  # test_growth.py, oracle/test_peft_kinds.py
+    elsewhere |= {"set_scale", "vblora_topk", "expert_lora"}  # test_growth.py, oracle/
     biases = {kind.name for kind in kinds() if kind.parameter == "bias"}
     of_peft = {kind.name for kind in kinds() if kind.peft_type} - own
     assert {kind.name for kind in kinds()} == own | elsewhere | biases | of_peft

@@ -50,7 +50,7 @@ class Lora(Kind):
     peft_type = "LORA"
     peft_fields = frozenset(
         {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "fan_in_fan_out", "lora_bias"}
-        | {"bias", "trainable_token_indices"}
+        | {"bias", "trainable_token_indices", "target_parameters"}
     )
 
     def rank(self, shapes: Shapes) -> int:

@@ -59,7 +59,8 @@ PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 class PeftConfig:
     """Hold what adapter_config.json says of ranks and scales; `where` is its place, for messages.
 
-    `kind` is PEFT's type, `fields` the configuration as it was read, for adapter kinds that need more.
+    `kind` is PEFT's type, `fields` the configuration as it was read, for adapter kinds that need more. `parameters`
+    are the last words of `target_parameters`, tensors that are no layer's weight.
     """
 
     where: str
@@ -74,6 +75,7 @@ class PeftConfig:
     fan_in_fan_out: bool = False
     bias: str = "none"
     modules_to_save: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, config: Mapping[str, object], where: str, types: Mapping[str, frozenset[str]]) -> PeftConfig:
@@ -124,6 +126,7 @@ class PeftConfig:
             fan_in_fan_out=_flag(config, "fan_in_fan_out", where),
             bias=str(bias),
             modules_to_save=tuple(modules),
+            parameters=tuple(str(each).rpartition(".")[2] for each in config.get("target_parameters") or ()),  # type: ignore[attr-defined]
         )
 
     @classmethod

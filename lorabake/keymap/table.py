@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from lorabake.keymap.experts import stacks
 from lorabake.keymap.view import Region, View, join
 from lorabake.tensors.safetensors import TensorInfo
 
@@ -218,6 +219,9 @@ class KeyMap:
             if component.name in key_map.placed:
                 modules = key_map._list_modules(component)
                 named = [module for alias in component.aliases for module in alias.resolve(modules)]
+                _, prefix = key_map.placed[component.name]
+                own = {key.removeprefix(prefix): info for key, info in tensors.items() if ".experts." in key}
+                named += [Module(component.name, name, {"weight": view}) for name, view in stacks(modules, own)]
                 key_map.modules[component.name] = modules
                 for module in named:
                     modules.setdefault(module.name, module)

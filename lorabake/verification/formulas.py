@@ -332,6 +332,21 @@ def fourierft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Ar
     return np.asarray(weight + scaling / (out * columns) * ((rows * spectrum) @ waves).real)
 
 
+def expert_lora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W_e + scale·B_e·A_e for each expert e; in B the experts are the inner side of the columns."""
+    up, down = tensors["up"], tensors["down"]
+    (out, ranks), inputs, shape = up.shape, down.shape[1], place.shape
+    count = shape[0] if len(shape) == 3 else shape[0] // out
+    deltas = np.empty((count, out, inputs))
+    for expert in range(count):
+        own = slice(expert * ranks // count, (expert + 1) * ranks // count)
+        deltas[expert] = scale * (up[:, expert::count] @ down[own])
+    if len(shape) == 3 and shape[1] == inputs:
+        deltas = deltas.swapaxes(1, 2)
+    flat = deltas.reshape(count, -1) if len(shape) == 3 else deltas.reshape(-1, inputs)
+    return np.asarray(weight + flat[place.rows])
+
+
 def trained_tokens(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     """W with some rows replaced."""
     changed, rows = weight.copy(), place.settings["rows"]
@@ -476,6 +491,7 @@ FORMULAS: dict[str, Formula] = {
     "fourierft": fourierft,
     "waveft": waveft,
     "trainable_tokens": trained_tokens,
+    "expert_lora": expert_lora,
     "shira": shira,
     "gralora": gralora,
     "vera": vera,

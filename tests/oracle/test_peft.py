@@ -14,6 +14,7 @@ peft = pytest.importorskip("peft")
 
 from safetensors.torch import save_file  # noqa: E402
 
+from lorabake import VerifyOptions, load_recipe, verify  # noqa: E402
 from lorabake.errors import LorabakeError  # noqa: E402
 
 # Correct rounding of float16 and bfloat16 is 0.5; float32 sums decide a few ties otherwise.
@@ -213,6 +214,42 @@ def test_mixtures_of_experts_and_mamba(name: str, bake: Any, read: Any, tmp_path
             torch.testing.assert_close(after[key], wanted[key], rtol=1e-5, atol=1e-6)
         else:
             assert torch.equal(after[key], before[key])
+
+
+PARAMETERS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {"target_parameters": PARAMETERS}) for name in ("mixtral", "qwen2_moe", "deepseek", "gpt_oss")),
+        *((name, {"target_parameters": PARAMETERS[1:]}) for name in ("mixtral", "deepseek", "gpt_oss")),
+        ("mixtral", {"target_modules": ["w1", "w2", "w3"]}),  # PEFT makes patterns of ranks and alphas of these
+        ("deepseek", {"target_modules": ["gate_proj", "up_proj", "down_proj"]}),
+        ("deepseek", {"target_modules": ["gate_proj", "up_proj", "down_proj"], "use_rslora": True}),
+    ],
+    ids=str,
+)
+def test_loras_on_experts(name: str, options: dict[str, Any], bake: Any, read: Any, tmp_path: Path) -> None:
+    """PEFT trains the stack that transformers has in memory; the disk has the experts apart, or the stack turned."""
+    model = build(name).float()
+    model.save_pretrained(tmp_path / "base")
+    tuned = peft.get_peft_model(model, lora(**{"target_modules": ["o_proj"], "init_lora_weights": False} | options))
+    tuned.save_pretrained(tmp_path / "adapter")
+    tuned.merge_and_unload().save_pretrained(tmp_path / "merged")
+    before, wanted = read(tmp_path / "base"), read(tmp_path / "merged")
+    baked = bake(tmp_path / "base", tmp_path / "adapter")
+    after = read(baked)
+    changed = {key for key in wanted if not torch.equal(wanted[key], before[key])}
+    assert sum("experts" in key for key in changed) >= 2
+    for key in after:
+        if key in changed:
+            torch.testing.assert_close(after[key], wanted[key], rtol=1e-5, atol=1e-6)
+        else:
+            assert torch.equal(after[key], before[key])
+    options_ = VerifyOptions(stages=("structure", "weights"))
+    assert verify(load_recipe(tmp_path / "baked.yaml"), options=options_).is_true
 
 
 @pytest.mark.filterwarnings("ignore")

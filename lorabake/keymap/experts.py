@@ -1,0 +1,43 @@
+"""Experts of a mixture: apart on the disk, one tensor in memory, where PEFT trains them (`target_parameters`).
+
+transformers 5 stacks `experts.0.down_proj`, `experts.1.down_proj` … as `experts.down_proj` (experts, out, in), and
+the gate and up projections of each under each other as `experts.gate_up_proj`. A few models store such stacks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from lorabake.keymap.view import Region, View, join
+
+if TYPE_CHECKING:
+    from lorabake.keymap.table import Module
+    from lorabake.tensors.safetensors import TensorInfo
+
+EXPERT = re.compile(r"(?P<start>.*)\b(?:mlp|block_sparse_moe)\.experts\.(?P<number>\d+)\.(?P<part>\w+)")
+STACKS = {"down_proj": (("down_proj",), ("w2",)), "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3"))}
+"""What is stacked -> what it is of, in either naming."""
+
+
+def stacks(modules: Mapping[str, Module], tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, View]]:
+    """Yield the stacks of a base's experts, named as in memory: (experts · out, in), or 3-D as the disk has them.
+
+    `tensors` are by the names that the component has for them.
+    """
+    found: dict[str, dict[int, dict[str, Module]]] = {}
+    for name, module in modules.items():
+        if ".experts." in name and (match := EXPERT.fullmatch(name)):
+            experts = found.setdefault(match["start"], {})
+            experts.setdefault(int(match["number"]), {})[match["part"]] = module
+    for start, experts in found.items():
+        for stack, namings in STACKS.items():
+            for parts in namings:
+                rows = [experts.get(number, {}).get(part) for number in range(len(experts)) for part in parts]
+                view = join([module.views.get("weight") if module else None for module in rows])
+                if view is not None and len(view.shape) == 2:
+                    yield f"{start}mlp.experts.{stack}", view
+    for name, info in tensors.items():
+        if name.endswith(tuple(f".experts.{stack}" for stack in STACKS)) and len(info.shape) == 3:
+            yield name, View((Region(info.key, 0, info.shape[0]),), info.shape)
