@@ -99,7 +99,8 @@ class Recomputation:
             reached = np.abs(change.delta).max(initial=0.0)
             if not patch.kind.low_rank and not patch.kind.replaces:  # the weight itself may be what is summed
                 reached += np.abs(tile.base[change.rows]).max(initial=0.0)
-            terms = 16 + (patch.kind.rank(patch.shapes) if patch.kind.low_rank else max(patch.view.shape))
+            sides = patch.view.shape[1:] if patch.kind.by_rows else patch.view.shape
+            terms = 16 + (patch.kind.rank(patch.shapes) if patch.kind.low_rank else max(sides, default=1))
             sizes = sizes + inside * (terms + 64 * patch.has_dora) * reached * 4
         return np.asarray(epsilon * sizes)
 
