@@ -27,8 +27,9 @@ class Share:
 class Comparison:
     """Tell how one tensor compares with what is due.
 
-    `wrong` counts the values out of their bound and `rows` names their rows; `worst` is the largest distance in ulps;
-    `nonfinite` counts values that are no numbers though the due ones are, and gives the first one's row and column.
+    `wrong` counts the values out of their bound and `rows` names their rows; `worst` is the largest distance, in ulps
+    of the larger number; `nonfinite` counts values that are no numbers though the due ones are, and gives the first
+    one's row and column.
     """
 
     target: Target
@@ -70,9 +71,13 @@ class Comparison:
             ulps[~finite] = 0
             self._note_nonfinite(np.argwhere(strange), tile.start)
         self.values += found.size
-        self.worst = max(self.worst, float(ulps.max(initial=0.0)))
         suspects = np.nonzero(ulps > 0.5)
+        self.worst = max(self.worst, min(float(ulps.max(initial=0.0)), 0.5))
         if len(suspects[0]):
+            # Where a sum all but cancels, the unit is that of what it should have been, not of what is left.
+            sizes = np.fmax(np.abs(found[suspects]), np.abs(tile.exact[suspects]))
+            away = error[suspects] / spacing(dtype, sizes)
+            self.worst = max(self.worst, float(np.where(np.isnan(away), np.inf, away).max()))
             rows, columns = suspects
             limit = 0.5 * spacing(dtype, found[suspects])
             if tile.changes or isinstance(tile.target.source, PackedInfo):
