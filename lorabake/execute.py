@@ -445,6 +445,8 @@ def _call_first(device: torch.device, dtype: torch.dtype) -> None:
         square.addmm_(square, square).addmm_(square[:, :1], square[:1]).addmm_(square, square.T)
         square[:, :1].addmm_(square[:, :1], square[:1, :1])  # a bias
         (square @ square.expand(3, size, size)).sum()  # a Tucker core
+        square.square().sum(dim=1, keepdim=True).sqrt()  # a magnitude: roots come from MKL, too
+        square.softmax(dim=-1).cos().add_(square.sin())  # banks of vectors, rotations by angles
         torch.dot(square[0], square[0]).cpu()
 
 
