@@ -1001,7 +1001,7 @@ def test_the_examples_of_the_page_are_of_a_known_form(format_: str) -> None:
 
 # -- whose is it --------------------------------------------------------------------------------------------------
 
-SHARED = Path("/work/shared/headers")
+SHARED = Path(__file__).parents[2] / "shared" / "headers"
 OF_NO_FAMILY = {  # parts of checkpoints, and files whose keys name no family
     "arenasys_depth_v2_sd",
     "arenasys_unet_v1_ema",
