@@ -380,10 +380,17 @@ class Executor:
         self.seconds["write"] += time.perf_counter() - computed
 
     def _refuse(self, step: Bake, target: Target, weight: torch.Tensor, start: int) -> None:
-        before = self._read_whole(target.source).reshape(matrix(target.shape))[start : start + len(weight)]
-        held = weight.abs() < LIMITS[target.dtype]
-        wrong = ~held if step.patches else ~held & before.isfinite()
-        if not wrong.any():  # a large sum of harmless values, or a cast that passes on what the base had
+        wrong = ~(weight.abs() < LIMITS[target.dtype])
+        if not wrong.any():  # a large sum of harmless values
+            return
+        rows, columns = weight.shape
+        if isinstance(target.source, PackedInfo):
+            before = self._read_whole(target.source).reshape(-1, columns)[start : start + rows]
+        else:
+            before = self._read_rows(target.source, start, start + rows, columns, fresh=True)
+        if not step.patches:
+            wrong &= before.isfinite()
+        if not wrong.any():  # a cast that passes on what the base had
             return
         row, column = (int(index) for index in wrong.nonzero()[0])
         value, was = float(weight[row, column]), float(before[row, column])
@@ -512,9 +519,9 @@ def _view(tensor: torch.Tensor) -> memoryview:
 def _change(patch: Patch, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
     """Return W(1) − W of some rows of a module; where a magnitude sets their lengths, W(1) or what stands for it."""
     kind = patch.kind
-    if not patch.has_dora:
-        return tensors["up"][rows] @ tensors["down"] if kind.low_rank else kind.delta(tensors, weight, rows, terms)
     delta = tensors["up"][rows] @ tensors["down"] if kind.low_rank else kind.delta(tensors, weight, rows, terms)
+    if not patch.has_dora:
+        return delta
     axis = dora.axis(patch.shapes, terms.shape)
     assert axis is not None
     magnitude = next(tensors[slot] for slot in dora.SLOTS if slot in tensors).reshape(-1)

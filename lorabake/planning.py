@@ -470,15 +470,14 @@ class _Planner:
 
     def _stored(self, infos: Iterable[TensorInfo]) -> Iterator[TensorInfo]:
         """Put decoded weights in the place of the first of their parts; what says how they were stored goes."""
-        done, decoded = set(), self._decoded
+        decoded = self._decoded
         kept = {key for key in self.sources.packing.scaled if key not in decoded}
         for info in infos:
             weight = decoded.get(info.key)
             if weight is None:
                 if kept or not self._unpacks or not info.key.endswith("scaled_fp8"):
                     yield info
-            elif weight.key not in done:
-                done.add(weight.key)
+            elif info.key == next(iter(weight.parts.values())).key:
                 yield weight
 
     # -- files -----------------------------------------------------------------------------------------
@@ -489,16 +488,14 @@ class _Planner:
         number = 0
         for part in base.parts:
             shards = [
-                (_file_name(base, part, index), sorted(header.tensors.values(), key=lambda t: (t.start, t.stop)))
+                (_file_name(base, part, index), list(self._stored(sorted(header.tensors.values(), key=_place))))
                 for index, header in enumerate(part.files)
             ]
             if limit is not None:
-                whole = self._stored(info for _, infos in shards for info in infos)
-                shards = list(self._reshard(part, list(whole), limit))
+                shards = list(self._reshard(part, [info for _, infos in shards for info in infos], limit))
             for name, infos in shards:
                 place = f"{part.folder}/{name}" if part.folder else name
-                stored = infos if limit is not None else self._stored(infos)
-                yield _Draft(place, part, tuple(self._targets(stored, vae, number)))
+                yield _Draft(place, part, tuple(self._targets(infos, vae, number)))
                 number += 1
 
     def _reshard(self, part: Part, infos: list[TensorInfo], limit: int) -> Iterator[tuple[str, list[TensorInfo]]]:
@@ -516,7 +513,7 @@ class _Planner:
             suffix = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
             yield f"{stem}{suffix}.safetensors", shard
 
-    def _targets(self, infos: Iterable[TensorInfo], vae: Mapping[str, TensorInfo], file: int) -> Iterator[Target]:
+    def _targets(self, infos: list[TensorInfo], vae: Mapping[str, TensorInfo], file: int) -> Iterator[Target]:
         offset = 0
         for base in infos:
             source = replace(vae.get(base.key, base), key=base.key, name=base.name)
@@ -550,11 +547,12 @@ class _Planner:
             vae = placeholders(sources.vae)
             inputs["vae"] = provenance.describe(sources.vae, recipe.vae.portable_path, vae)
         base_headers = {header.path: header for part in sources.base.parts for header in part.files}
-        stored = {**sources.key_map.tensors, **sources.base.tensors}
         files = []
         for draft in drafts:
             names = tuple(target.source.name for target in draft.targets)
-            first = base_headers[stored[draft.targets[0].key].file] if draft.targets else None
+            key = draft.targets[0].key if draft.targets else ""
+            info = sources.base.tensors.get(key) or sources.key_map.tensors.get(key)
+            first = base_headers[info.file] if info else None
             own = dict((first or next(iter(base_headers.values()))).metadata)
             if self._unpacks:
                 own.pop("_quantization_metadata", None)
@@ -595,14 +593,13 @@ class _Planner:
             place = PurePosixPath(part.folder, "config.json")
             cast = {target.dtype for draft in drafts if draft.part is part for target in draft.targets}
             floats = cast & words.keys()
-            if not self._decoded and (self.recipe.output.dtype == "keep" or len(floats) != 1):
+            is_cast = self.recipe.output.dtype != "keep" and len(floats) == 1
+            if not is_cast and not self._decoded:
                 continue
             if Path(place) not in self.sources.base.side_files:
                 continue
             config = read_object(self.sources.base.path / place)
-            is_cast = self.recipe.output.dtype != "keep" and len(floats) == 1
-            names = ("torch_dtype", "dtype") if is_cast else ()
-            stale = {name: words[min(floats)] for name in names if name in config}
+            stale = {name: words[min(floats)] for name in ("torch_dtype", "dtype") if is_cast and name in config}
             plain = config | stale | self._widths(part, config)
             if self._unpacks:
                 plain.pop("quantization_config", None)
@@ -637,6 +634,10 @@ class _Planner:
             self.notes.append(
                 f"the base's {ema} EMA copies (model_ema.*) stay as they are; programs that load them see no LoRA"
             )
+
+
+def _place(info: TensorInfo) -> tuple[int, int]:
+    return info.start, info.stop
 
 
 def _file_name(base: Checkpoint, part: Part, index: int) -> str:
