@@ -487,10 +487,11 @@ class _Planner:
         limit, base = self.recipe.output.shard_size, self.sources.base
         number = 0
         for part in base.parts:
-            shards = [
-                (_file_name(base, part, index), list(self._stored(sorted(header.tensors.values(), key=_place))))
-                for index, header in enumerate(part.files)
-            ]
+            shards = []
+            for index, header in enumerate(part.files):
+                stored = list(self._stored(sorted(header.tensors.values(), key=lambda info: (info.start, info.stop))))
+                if stored or not header.tensors:  # parts of weights that lie elsewhere leave no file behind
+                    shards.append((_file_name(base, part, index), stored))
             if limit is not None:
                 shards = list(self._reshard(part, [info for _, infos in shards for info in infos], limit))
             for name, infos in shards:
@@ -634,10 +635,6 @@ class _Planner:
             self.notes.append(
                 f"the base's {ema} EMA copies (model_ema.*) stay as they are; programs that load them see no LoRA"
             )
-
-
-def _place(info: TensorInfo) -> tuple[int, int]:
-    return info.start, info.stop
 
 
 def _file_name(base: Checkpoint, part: Part, index: int) -> str:

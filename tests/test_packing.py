@@ -269,15 +269,17 @@ def test_experts_in_mxfp4_become_what_the_model_multiplies_by(tmp_path: Path) ->
     assert verify(load_recipe(recipe), options=WEIGHTS).is_true
 
 
-def test_the_parts_of_one_weight_may_lie_in_several_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("alone", [False, True], ids=["beside others", "alone"])
+def test_the_parts_of_one_weight_may_lie_in_several_files(alone: bool, tmp_path: Path) -> None:
     """transformers cuts shards wherever they are full."""
     stored, values = nf4(nested=True)("fc")
     folder = tmp_path / "base"
     folder.mkdir()
     norm = {"norm.weight": torch.ones(4).half()}
     first = {key: tensor for key, tensor in stored.items() if key in ("fc.weight.absmax", "fc.weight.quant_map")}
-    files = {"model-00001-of-00002.safetensors": first | norm}
-    files["model-00002-of-00002.safetensors"] = {key: value for key, value in stored.items() if key not in first}
+    rest = {key: value for key, value in stored.items() if key not in first}
+    files = {"model-00001-of-00002.safetensors": first if alone else first | norm}
+    files["model-00002-of-00002.safetensors"] = rest | norm if alone else rest
     for name, tensors in files.items():
         b.save(folder / name, tensors)
     index = {key: name for name, tensors in files.items() for key in tensors}
@@ -286,7 +288,7 @@ def test_the_parts_of_one_weight_may_lie_in_several_files(tmp_path: Path) -> Non
     recipe = b.recipe(tmp_path, base="base", output={"path": "out", "dtype": "float32"})
     b.run(recipe)
     held = {path.name: sorted(load_file(path)) for path in sorted((tmp_path / "out").glob("*.safetensors"))}
-    assert list(held.values()) == [["norm.weight"], ["fc.weight"]]
+    assert list(held.values()) == ([["fc.weight", "norm.weight"]] if alone else [["norm.weight"], ["fc.weight"]])
     after = load_file(tmp_path / "out" / "model-00002-of-00002.safetensors")["fc.weight"]
     exact = values + b.delta(LORA, (OUT, IN))
     b.assert_rounded_once(after, exact, terms=[exact.abs() * 16])
