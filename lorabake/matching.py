@@ -175,6 +175,7 @@ class _Match:
             self._unknown(info)
         if self.faults:
             raise MatchError(self._complaint())
+        self._check_announced()
         if common := self.lora.tensors.common:
             if self.patches:
                 self.ledger.applied += common
@@ -187,6 +188,7 @@ class _Match:
             raise MatchError(f"LoRA {self.lora.name!r}: all of its tensors are {self.unlisted}")
         assert self.ledger.is_balanced, self.ledger
         self._note_missing_alpha()
+        self._note_idle_semantics()
         self.ledger.notes += [split_qkv.NOTE.format(count=n, source=source) for source, n in self.apart.items()]
         return self.patches, self.ledger
 
@@ -502,6 +504,20 @@ class _Match:
                 self.faults.strange.append((info.key, why))
         elif not self._excluded_by_component(info.key, 1):
             self.faults.strange.append((info.key, "no known form"))
+
+    def _check_announced(self) -> None:
+        """Ask for the tensors that a configuration announces beside those of its layers."""
+        slots = {slot for module in self.lora.tensors.modules.values() for slot in module.slots}
+        config = self.lora.config
+        if config and config.fields.get("trainable_token_indices") and "tokens" not in slots:
+            raise MatchError(
+                f"LoRA {self.lora.name!r}: adapter_config says trainable_token_indices, and the file has no such rows"
+            )
+
+    def _note_idle_semantics(self) -> None:
+        meant = self.lora.entry.semantics
+        if meant and not any(patch.has_dora or patch.kind.meant(meant, patch.shapes) for patch in self.patches):
+            self.ledger.notes.append(f"semantics: {meant} changes nothing here: it is about DoRA and OFT")
 
     def _note_missing_alpha(self) -> None:
         silent = [patch for patch in self.patches if patch.scale is None and "alpha" not in patch.tensors]

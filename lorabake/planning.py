@@ -281,6 +281,7 @@ class _Planner:
         summed = self.recipe.method.name == "sum"
         groups = _group(patches, summed=summed)
         by_key = {target.key: target for draft in drafts for target in draft.targets}
+        assert len(by_key) == sum(len(draft.targets) for draft in drafts), "a tensor is planned twice"
         bakes = []
         for target in by_key.values():
             group = groups.get(target.key, (target.key,))

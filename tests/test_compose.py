@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lorabake import load_recipe
+from lorabake import load_recipe, plan
 from lorabake.errors import MatchError, RecipeError
 from lorabake.verification import VerifyOptions, verify
 from tests import builders as b
@@ -211,6 +211,8 @@ def test_plain_loras_mean_the_same_to_all(tmp_path: Path) -> None:
         recipe = b.recipe(tmp_path, loras=[{"path": "lora.safetensors", "strength": 0.5, "semantics": semantics}])
         b.run(recipe)
         found.add(b.tensor_bytes(tmp_path / "out.safetensors")["fc.weight"])
+        (told,) = [note for ledger in plan(load_recipe(recipe)).ledgers for note in ledger.notes]
+        assert told == f"semantics: {semantics} changes nothing here: it is about DoRA and OFT"
     assert len(found) == 1
 
 

@@ -698,6 +698,12 @@ def test_fan_in_fan_out_does_not_need_a_weight() -> None:
     assert "the base's module has no weight" in message
 
 
+def test_trained_tokens_that_are_announced_must_be_there() -> None:
+    config: dict[str, object] = {**PLAIN, "trainable_token_indices": [3, 5]}
+    with pytest.raises(MatchError, match="says trainable_token_indices, and the file has no such rows"):
+        match(peft("fc", 8, 8), {"fc.weight": (8, 8)}, config=config)
+
+
 @pytest.mark.parametrize("config", [PLAIN, FAN_IN_FAN_OUT])
 def test_a_family_with_a_table_knows_its_transposed_weights(config: dict[str, object]) -> None:
     base: Shapes = {"wte.weight": (50, 8), "h.0.attn.c_attn.weight": (8, 24), "h.0.attn.c_proj.weight": (8, 8)}
@@ -727,6 +733,8 @@ def test_a_family_with_a_table_knows_its_transposed_weights(config: dict[str, ob
         ({"rank_pattern": {"fc": 1.5}}, "rank_pattern.fc must be a positive whole number"),
         ({"alpha_pattern": ["fc"]}, "alpha_pattern must be a mapping"),
         ({"modules_to_save": "score"}, "modules_to_save must be a list"),
+        ({"target_parameters": 5}, "target_parameters must be a list of names"),
+        ({"target_parameters": [5]}, "target_parameters must be a list of names"),
     ],
 )
 def test_a_configuration_that_changes_the_result_is_refused(change: dict[str, object], words: str) -> None:

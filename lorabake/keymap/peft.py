@@ -101,12 +101,10 @@ class PeftConfig:
             names = ", ".join(f"{name} = {json.dumps(config[name])[:60]}" for name in sorted(strange))
             raise FileError(f"{where}: fields that may change the result and are not supported: {names}")
         scaled, alpha = kind in SCALED, SCALED.get(kind, "")
-        modules = config.get("modules_to_save") or ()
+        modules = _names(config, "modules_to_save", where)
         bias = config.get("bias", "none")
         if bias not in ("none", "all") and not str(bias).endswith("_only"):
             raise FileError(f"{where}: bias must be none, all or lora_only, not {bias!r}")
-        if not isinstance(modules, (list, tuple)) or not all(isinstance(name, str) for name in modules):
-            raise FileError(f"{where}: modules_to_save must be a list of names")
         return cls(
             where=where,
             kind=kind,
@@ -125,8 +123,8 @@ class PeftConfig:
             dora=_flag(config, "use_dora", where),
             fan_in_fan_out=_flag(config, "fan_in_fan_out", where),
             bias=str(bias),
-            modules_to_save=tuple(modules),
-            parameters=tuple(str(each).rpartition(".")[2] for each in config.get("target_parameters") or ()),  # type: ignore[attr-defined]
+            modules_to_save=modules,
+            parameters=tuple(name.rpartition(".")[2] for name in _names(config, "target_parameters", where)),
         )
 
     @classmethod
@@ -209,6 +207,13 @@ def _pairs(config: Mapping[str, object], name: str, where: str) -> list[tuple[st
     if not isinstance(value, dict):
         raise FileError(f"{where}: {name} must be a mapping")
     return list(value.items())
+
+
+def _names(config: Mapping[str, object], name: str, where: str) -> tuple[str, ...]:
+    value = config.get(name) or ()
+    if not isinstance(value, (list, tuple)) or not all(isinstance(each, str) for each in value):
+        raise FileError(f"{where}: {name} must be a list of names")
+    return tuple(value)
 
 
 def _rank(value: object, where: str) -> int:
