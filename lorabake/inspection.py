@@ -16,7 +16,7 @@ from lorabake.architectures.generic import GENERIC
 from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.spelling import LoraTensors, components_named, sort_tensors
 from lorabake.keymap.table import KeyMap
-from lorabake.resolve import family_of, identify
+from lorabake.resolve import family_of, identify, model_config
 from lorabake.tensors.checkpoint import Checkpoint, open_lora
 from lorabake.tensors.dtypes import decode_scalar
 from lorabake.tensors.packing import find_packing
@@ -120,7 +120,7 @@ def _describe_lora(checkpoint: Checkpoint, tensors: LoraTensors, config: PeftCon
 
 
 def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
-    packing = find_packing(checkpoint.tensors, {})
+    packing = find_packing(checkpoint.tensors, model_config(checkpoint))
     tensors = packing.logical(checkpoint.tensors)
     key_map = KeyMap.expand(identify(tensors), tensors)
     described: dict[str, object] = {

@@ -311,7 +311,7 @@ class _Match:
             self.faults.misfits.append((module.name, self._fault(kinds, shapes, target) or ""))
             return
         if on_experts:
-            path = f"{path.removesuffix('.base_layer')}.{target.name.rpartition('.')[2]}"
+            path = f"{_unwrapped(path)}.{target.name.rpartition('.')[2]}"
         count = EXPERTS.experts(shapes, target.views["weight"].shape) if kinds == (EXPERTS,) else 1
         if config and (fault := _config_fault(config, path, shapes, count)):
             self.faults.misfits.append((module.name, fault))
@@ -320,9 +320,7 @@ class _Match:
 
     def _stacks(self, name: str, config: PeftConfig) -> list[Module]:
         """Find the stacks of experts that a module of trained parameters may be of; the names do not say which."""
-        while name.endswith(".base_layer"):
-            name = name.removesuffix(".base_layer")
-        places = [self.matcher.spelled.get(f"{name}.{each}", []) for each in config.parameters]
+        places = [self.matcher.spelled.get(f"{_unwrapped(name)}.{each}", []) for each in config.parameters]
         return [module for found in places for module in found]
 
     def _view(self, target: Module, kind: Kind) -> View | None:
@@ -368,8 +366,7 @@ class _Match:
             view = self._view(target, kind)
             if view is None:
                 continue
-            claimed = slots if kind is EXPERTS else kind.claims(slots)
-            tensors = {slot: module.slots[slot] for slot in sorted(claimed - kind.markers)}
+            tensors = {slot: module.slots[slot] for slot in sorted(kind.claims(slots) - kind.markers)}
             try:
                 fields, named = (config.fields, path) if config else (None, module.name)
                 settings = kind.settings(fields, named, module.shapes)
@@ -587,6 +584,11 @@ class _Match:
             hint = self.matcher.nearest(names[0]) if title.startswith("no such") and count < 2 else ""
             lines.append(f"    {pattern} ×{len(names)}{': ' + reason if reason else ''}{hint}")
         return lines
+
+
+def _unwrapped(name: str) -> str:
+    """Return the module that PEFT wraps once for each of its tensors."""
+    return re.sub(r"(?:\.base_layer)+\Z", "", name)
 
 
 def _config_fault(config: PeftConfig, path: str, shapes: Mapping[str, tuple[int, ...]], experts: int) -> str | None:

@@ -82,7 +82,7 @@ def resolve(recipe: Recipe) -> Sources:
         if find(VAE, vae.tensors) is None:
             raise FileError(f"{vae.path}: not a VAE: it has no encoder.down… tensors")
         vae_map = KeyMap.expand(VAE_ONLY, vae.tensors)
-    packing = find_packing(base.tensors, _config_of(base))
+    packing = find_packing(base.tensors, model_config(base))
     tensors = packing.logical(base.tensors)
     key_map = KeyMap.expand(identify(tensors), tensors)
     loras = tuple(open_source(recipe, entry) for entry in recipe.loras)
@@ -120,7 +120,7 @@ def tied_embedding(base: Checkpoint, key_map: KeyMap) -> str | None:
 
     It does where no head is stored and config.json names a model that has one.
     """
-    classes = _config_of(base).get("architectures")
+    classes = model_config(base).get("architectures")
     with_head = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM")
     if not isinstance(classes, list) or not any(str(each).endswith(with_head) for each in classes):
         return None
@@ -163,7 +163,7 @@ def grown(key_map: KeyMap, loras: tuple[LoraSource, ...]) -> dict[str, PackedInf
     return found
 
 
-def _config_of(base: Checkpoint) -> dict[str, object]:
+def model_config(base: Checkpoint) -> dict[str, object]:
     """Read the config.json of a model's folder; an empty one where there is none."""
     config = (base.path if base.is_folder else base.path.parent) / "config.json"
     return read_object(config) if config.is_file() else {}

@@ -36,7 +36,7 @@ def kinds_of(slots: frozenset[str]) -> tuple[Kind, ...]:
 
     A kind that another one's slots contain gives way to it: `weight` beside `on_input` is no whole tensor.
     """
-    claims = {kind: claimed for kind in kinds() if (claimed := kind.claims(slots))}
+    claims = {kind: claimed for kind in kinds() if not kind.by_place and (claimed := kind.claims(slots))}
     chosen = tuple(
         kind
         for kind, own in claims.items()

@@ -22,10 +22,7 @@ class ExpertLora(Kind):
     title = "LoRA on experts"
     required = frozenset({"up", "down"})
     suffixes = ()
-
-    def claims(self, slots: frozenset[str]) -> frozenset[str]:
-        """Claim nothing: slots do not tell it from a LoRA."""
-        return frozenset()
+    by_place = True
 
     def experts(self, shapes: Shapes, weight: tuple[int, ...]) -> int:
         """Count the experts in a weight; 0 where the tensors are for another one."""

@@ -37,9 +37,9 @@ class Kind:
     `required` and `optional` name its slots, `suffixes` how files spell them: a pattern at a key's end, and the
     slot that it fills; of `markers` the presence counts, not the value, `numbers` are single ones, of any dtype, and
     `integers` hold whole numbers. `shared` are tensors that modules of a file have in common: the pattern of a whole
-    key, the slot that it fills, and the slot by which a module shows that it needs it. `parameter` is what it
-    changes in a module (`weight`, `bias`); with `where_present` it may lack in the base. A kind overrides `fault`
-    and one of
+    key, the slot that it fills, and the slot by which a module shows that it needs it. With `by_place` slots do not
+    tell the kind, but where the module lies. `parameter` is what it changes in a module (`weight`, `bias`); with
+    `where_present` it may lack in the base. A kind overrides `fault` and one of
 
     - `factors`, with `low_rank`: a product that is added,
     - `delta`: anything else that is added, or that depends on the weight,
@@ -59,6 +59,7 @@ class Kind:
     integers: ClassVar[frozenset[str]] = frozenset()
     suffixes: ClassVar[tuple[tuple[str, str], ...]]
     shared: ClassVar[tuple[tuple[str, str, str], ...]] = ()
+    by_place: ClassVar[bool] = False
     parameter: ClassVar[str] = "weight"
     where_present: ClassVar[bool] = False
     low_rank: ClassVar[bool] = False

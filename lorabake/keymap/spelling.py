@@ -109,10 +109,10 @@ def sort_tensors(
     unsupported: dict[str, list[TensorInfo]] = {}
     unknown: list[TensorInfo] = []
     rows, pattern = (*suffixes, *UNSUPPORTED), _any_suffix(suffixes)
-    common: list[tuple[TensorInfo, list[tuple[str, str]]]] = []
+    common, in_common = list[TensorInfo](), re.compile("|".join(key for key, _, _ in shared) or r"(?!)")
     for info in tensors:
-        if needed := [(slot, by) for key, slot, by in shared if re.fullmatch(key, info.key)]:
-            common.append((info, needed))
+        if in_common.fullmatch(info.key):
+            common.append(info)
             continue
         match = pattern.search(info.key)
         row = int(match.lastgroup.removeprefix("row")) if match and match.lastgroup else -1
@@ -124,18 +124,18 @@ def sort_tensors(
             module = _WRAPPERS.sub("", info.key[: match.start()])
             if slots.setdefault(module, {}).setdefault(rows[row][1], info) is not info:
                 unknown.append(info)
-    borrowed: dict[str, set[str]] = {}
-    used = 0
-    for info, needed in common:
-        takers = [(name, slot) for slot, by in needed for name, found in slots.items() if by in found]
-        used += bool(takers)
+    borrowed: dict[str, set[str]] = {name: set() for name in slots}
+    idle = []
+    for info in common:
+        needed = {by: slot for key, slot, by in shared if re.fullmatch(key, info.key)}
+        takers = [(name, needed[by]) for name, found in slots.items() for by in needed.keys() & found.keys()]
         if not takers:
-            unknown.append(info)
+            idle.append(info)
         for name, slot in takers:
             if slots[name].setdefault(slot, info) is info:
-                borrowed.setdefault(name, set()).add(slot)
-    modules = {name: LoraModule(name, found, frozenset(borrowed.get(name, ()))) for name, found in slots.items()}
-    return LoraTensors(modules, unsupported, unknown, used)
+                borrowed[name].add(slot)
+    modules = {name: LoraModule(name, found, frozenset(borrowed[name])) for name, found in slots.items()}
+    return LoraTensors(modules, unsupported, unknown + idle, len(common) - len(idle))
 
 
 @cache

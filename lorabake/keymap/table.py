@@ -219,13 +219,20 @@ class KeyMap:
             if component.name in key_map.placed:
                 modules = key_map._list_modules(component)
                 named = [module for alias in component.aliases for module in alias.resolve(modules)]
-                _, prefix = key_map.placed[component.name]
-                own = {key.removeprefix(prefix): info for key, info in tensors.items() if ".experts." in key}
-                named += [Module(component.name, name, {"weight": view}) for name, view in stacks(modules, own)]
+                named += key_map._stacks(component, modules)
                 key_map.modules[component.name] = modules
                 for module in named:
                     modules.setdefault(module.name, module)
         return key_map
+
+    def _stacks(self, component: Component, modules: Mapping[str, Module]) -> list[Module]:
+        _, prefix = self.placed[component.name]
+        own = {
+            key.removeprefix(prefix): info
+            for key, info in self.tensors.items()
+            if ".experts." in key and self.owner.get(key) == component.name
+        }
+        return [Module(component.name, name, {"weight": view}) for name, view in stacks(modules, own)]
 
     def _list_modules(self, component: Component) -> dict[str, Module]:
         layout, prefix = self.placed[component.name]
