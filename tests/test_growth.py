@@ -90,7 +90,7 @@ def test_control_loras_of_flux(layout: str, strength: float, tmp_path: Path) -> 
     for leaf, change in (("weight", delta), ("bias", strength * lora[f"{qkv}.lora_B.bias"])):
         old = torch.cat([before[f"{name}.{leaf}"] for name in names]).double()
         near(torch.cat([after[f"{name}.{leaf}"] for name in names]), old + change)
-    scale = f"double_blocks.0.img_attn.norm.{'key_norm.scale'}"
+    scale = "double_blocks.0.img_attn.norm.key_norm.scale"
     norm = scale if layout == "bfl" else "transformer_blocks.0.attn.norm_k.weight"
     near(after[norm], before[norm].double() * (1 - strength) + strength * lora[scale])
     assert "grows from 8 × 4 to 8 × 10" in plan(load_recipe(recipe)).notes[0]

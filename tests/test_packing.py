@@ -55,7 +55,6 @@ def gptq(bits: int, *, shuffled: bool = False, second: bool = False) -> Callable
             f"{name}.scales": scales,
             f"{name}.g_idx": group.int(),
         }
-        stored[f"{name}.qweight"] = words(codes.clone(), bits).T.contiguous()
         return stored, (codes - zeros[group].T).double() * scales[group].T.double()
 
     return pack

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, product_fault
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, product_fault, stated
 
 if TYPE_CHECKING:
     import torch
@@ -44,12 +44,9 @@ class AdaLora(Kind):
 
     def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
         """Compute the scale."""
-        alpha = (config or {}).get("lora_alpha")
-        if type(alpha) not in (int, float):
-            raise ValueError("no adapter_config.json says lora_alpha")
+        alpha = stated(config, "lora_alpha")
         rank = shapes["down"][0]
-        value = cast(float, alpha)
-        return {"scale": (value if value > 0 else rank) / (rank + 1e-5)}
+        return {"scale": (alpha if alpha > 0 else rank) / (rank + 1e-5)}
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Check the product's shape."""

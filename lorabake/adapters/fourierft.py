@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, drawn, matrix
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, matrix, scattered
 
 if TYPE_CHECKING:
     import torch
@@ -44,11 +44,8 @@ class FourierFt(Kind):
         import torch
 
         spectrum = tensors["fourierft_spectrum"]
-        rows, columns = matrix(terms.shape)
-        places = drawn(rows * columns, len(spectrum), cast(int, terms.settings["seed"])).to(spectrum.device)
-        dense = spectrum.new_zeros(rows * columns)
-        dense[places] = spectrum
-        return {"delta": torch.fft.ifft2(dense.view(rows, columns)).real * cast(float, terms.settings["scaling"])}
+        dense = scattered(spectrum, matrix(terms.shape), cast(int, terms.settings["seed"]))
+        return {"delta": torch.fft.ifft2(dense).real * cast(float, terms.settings["scaling"])}
 
     def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
         """Return these rows."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, stated
 
 if TYPE_CHECKING:
     import torch
@@ -37,11 +37,9 @@ class GraLora(Kind):
 
     def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
         """Compute the scale."""
-        alpha = (config or {}).get("alpha")
-        if type(alpha) not in (int, float):
-            raise ValueError("no adapter_config.json says alpha")
+        alpha = stated(config, "alpha")
         hybrid = shapes["gralora_A_general"][0] if "gralora_A_general" in shapes else 0
-        return {"scale": cast(float, alpha) / (shapes["gralora_A"][2] + hybrid)}
+        return {"scale": alpha / (shapes["gralora_A"][2] + hybrid)}
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for blocks that cover the weight."""

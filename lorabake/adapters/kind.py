@@ -126,11 +126,23 @@ def product_fault(up: tuple[int, ...], down: tuple[int, ...], weight: tuple[int,
     return None if (up[0], down[1]) == matrix(weight) else f"its delta is {up[0]} × {down[1]}"
 
 
-def drawn(count: int, kept: int, seed: int) -> torch.Tensor:
-    """Draw `kept` of `count` places as PEFT does: by torch's generator on the CPU."""
+def stated(config: Settings | None, name: str) -> float:
+    """Return a number that PEFT's configuration has to say; raise ValueError where it does not."""
+    value = (config or {}).get(name)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ValueError(f"no adapter_config.json says {name}")
+    return value
+
+
+def scattered(values: torch.Tensor, shape: tuple[int, int], seed: int) -> torch.Tensor:
+    """Put values into a matrix of zeros, in places drawn as PEFT does: by torch's generator on the CPU."""
     import torch
 
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:kept]
+    count = shape[0] * shape[1]
+    places = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[: len(values)]
+    dense = values.new_zeros(count)
+    dense[places.to(values.device)] = values
+    return dense.view(shape)
 
 
 def matrix(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, stated
 
 if TYPE_CHECKING:
     import torch
@@ -46,15 +46,13 @@ class RandLora(Kind):
 
     def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
         """Compute the scale, and ask for the matrices themselves."""
-        alpha = (config or {}).get("randlora_alpha")
-        if type(alpha) not in (int, float):
-            raise ValueError("no adapter_config.json says randlora_alpha")
+        alpha = stated(config, "randlora_alpha")
         if not shapes.keys() >= self.optional:
             raise ValueError(
                 "its random matrices are not in the file (save_projection was off)\n"
                 "Load it with PEFT, set save_projection, and save it again."
             )
-        return {"scale": cast(float, alpha) / shapes["randlora_lambda"][0]}
+        return {"scale": alpha / shapes["randlora_lambda"][0]}
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for matrices that reach to the weight's sides."""

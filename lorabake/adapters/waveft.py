@@ -10,7 +10,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, drawn
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, scattered
 
 if TYPE_CHECKING:
     import torch
@@ -51,10 +51,7 @@ class WaveFt(Kind):
         import torch
 
         spectrum, (rows, columns) = tensors["waveft_spectrum"], terms.shape
-        places = drawn(rows * columns, len(spectrum), cast(int, terms.settings["seed"])).to(spectrum.device)
-        dense = spectrum.new_zeros(rows * columns)
-        dense[places] = spectrum
-        dense = dense.view(rows, columns)
+        dense = scattered(spectrum, (rows, columns), cast(int, terms.settings["seed"]))
         if terms.settings["transform"]:
             even = torch.nn.functional.pad(dense, (0, columns % 2, 0, rows % 2))
             (a, h), (v, d) = (half.chunk(2, dim=1) for half in even.chunk(2, dim=0))

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, cast
 
 from lorabake.tensors.dtypes import DTYPES, LARGEST
 from lorabake.tensors.safetensors import TensorInfo
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 Facts = Mapping[str, object]
+Parts = Mapping[str, "torch.Tensor"]
 
 SCALES = ("scale_weight", "weight_scale", "weight_scale_inv", "SCB")
 """What the scales of a weight of 8 bits are called beside it; bitsandbytes' SCB is 127 times one."""
@@ -40,9 +41,13 @@ AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """The values of e2m1, by their four bits (OCP Microscaling Formats 1.0)."""
 
-MAX_NOTE = 4096
+BITSANDBYTES = (
+    "absmax", "quant_map", "nested_absmax", "nested_quant_map", "quant_state.bitsandbytes__nf4",
+    "quant_state.bitsandbytes__fp4",
+)  # fmt: skip
+"""What stands behind the name of a weight in bitsandbytes' 4 bits."""
 
-Value = TypeVar("Value")
+MAX_NOTE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +82,6 @@ class Packing:
             owner = owners.get(key, key)
             found.setdefault(owner, self.packed.get(owner, tensor))
         return found
-
-
-Read = Callable[[TensorInfo], bytes]
 
 
 def find_packing(tensors: Mapping[str, TensorInfo], config: Mapping[str, object]) -> Packing:
@@ -224,8 +226,8 @@ def _packed(tensors: Mapping[str, TensorInfo], options: Facts) -> Iterator[Packe
 
 def _bitsandbytes(key: str, tensors: Mapping[str, TensorInfo]) -> PackedInfo | None:
     """bitsandbytes' 4 bits (Dettmers et al. 2023, arXiv 2305.14314): codes, a table of values, sizes of blocks."""
-    parts = {name[len(key) + 1 :]: info for name, info in tensors.items() if name.startswith(key + ".")}
-    note = next((name for name in parts if name.startswith("quant_state.bitsandbytes__")), None)
+    parts = {leaf: tensors[f"{key}.{leaf}"] for leaf in BITSANDBYTES if f"{key}.{leaf}" in tensors}
+    note = next((leaf for leaf in parts if leaf.startswith("quant_state")), None)
     if note is None or "quant_map" not in parts or tensors[key].dtype != "U8":
         return None
     said = _json(parts[note])
@@ -308,56 +310,97 @@ def _described(
     return PackedInfo(key, name, title, shape, first.file, first.start, first.stop, parts, facts or {})
 
 
-def decode(info: PackedInfo, parts: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-    """Return a weight's values in its own shape; `parts` hold their tensors as they are stored."""
+def decode(info: PackedInfo, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    """Return a weight's values in its own shape; `parts` hold its tensors as they are stored."""
+    return DECODERS[info.dtype.partition(" ")[0]](info, parts, dtype)
+
+
+def _decode_scaled(info: PackedInfo, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    scale = parts["scale"].to(dtype) * unit(info.parts["scale"].key)
+    flat = parts["weight"].to(dtype).reshape(info.shape[0] if info.shape else 1, -1)
+    return (flat * spread(scale, info.shape)).reshape(info.shape)
+
+
+def _decode_padded(info: PackedInfo, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    whole = parts["weight"].new_zeros(info.shape, dtype=dtype)
+    whole[tuple(slice(size) for size in parts["weight"].shape)] = parts["weight"]
+    return whole
+
+
+def _decode_gguf(info: PackedInfo, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
     import torch
 
-    way = info.dtype.partition(" ")[0]
-    if way == "scaled":
-        scale = parts["scale"].to(dtype) * unit(info.parts["scale"].key)
-        flat = parts["weight"].to(dtype).reshape(info.shape[0] if info.shape else 1, -1)
-        return (flat * spread(scale, info.shape)).reshape(info.shape)
-    if way == "padded":
-        whole = parts["weight"].new_zeros(info.shape, dtype=dtype)
-        whole[tuple(slice(size) for size in parts["weight"].shape)] = parts["weight"]
-        return whole
-    if way == "GGUF":
-        from lorabake.tensors.gguf import dequantize
+    from lorabake.tensors.gguf import dequantize
 
-        return torch.from_numpy(dequantize(info, parts["data"].cpu().numpy())).to(parts["data"].device, dtype)
-    if way == "bitsandbytes":
-        codes = parts["codes"].reshape(-1)
-        values = parts["quant_map"].to(dtype)[torch.stack((codes >> 4, codes & 15), dim=1).reshape(-1).long()]
-        sizes = parts["absmax"].to(dtype)
-        if info.facts["nested_blocksize"]:
-            outer = _stretch(parts["nested_absmax"].to(dtype), cast(int, info.facts["nested_blocksize"]), sizes)
-            table = parts["nested_quant_map"].to(dtype)
-            sizes = table[parts["absmax"].long()] * outer + cast(float, info.facts["offset"])
-        return (values * _stretch(sizes, cast(int, info.facts["blocksize"]), values)).reshape(info.shape)
-    if way == "MXFP4":
-        pairs = parts["blocks"]
-        codes = torch.stack((pairs & 15, pairs >> 4), dim=-1).flatten(-2)
-        powers = torch.ldexp(torch.ones_like(parts["scales"], dtype=dtype), parts["scales"].int() - 127)
-        rows = (torch.tensor(FP4, dtype=dtype, device=codes.device)[codes.long()] * powers[..., None]).flatten(-2)
-        return rows.transpose(1, 2).contiguous()
+    return torch.from_numpy(dequantize(info, parts["data"].cpu().numpy())).to(parts["data"].device, dtype)
+
+
+def _decode_bitsandbytes(info: PackedInfo, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    import torch
+
+    codes = parts["codes"].reshape(-1)
+    values = parts["quant_map"].to(dtype)[torch.stack((codes >> 4, codes & 15), dim=1).reshape(-1).long()]
+    sizes = parts["absmax"].to(dtype)
+    if info.facts["nested_blocksize"]:
+        outer = _stretch(parts["nested_absmax"].to(dtype), cast(int, info.facts["nested_blocksize"]), sizes)
+        table = parts["nested_quant_map"].to(dtype)
+        sizes = table[parts["absmax"].long()] * outer + cast(float, info.facts["offset"])
+    return (values * _stretch(sizes, cast(int, info.facts["blocksize"]), values)).reshape(info.shape)
+
+
+def _decode_gptq(info: PackedInfo, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
     bits = cast(int, info.facts["bits"])
-    if way == "compressed-tensors":
-        codes = _unpack(parts["packed"], bits)[:, : info.shape[1]]
-        scales = parts["scale"].to(dtype)
-        return (codes - (1 << bits - 1)).to(dtype) * scales.repeat_interleave(info.shape[1] // scales.shape[1], 1)
-    scales, zeros = parts["scales"].to(dtype), _unpack(parts["qzeros"], bits)
-    groups, inputs = scales.shape[0], info.shape[1]
-    if way == "GPTQ":
-        codes = _unpack(parts["qweight"].T, bits).T
-        zeros = (zeros + cast(int, info.facts["offset"])) & ((1 << bits) - 1)
-        group = parts["g_idx"].long() if "g_idx" in parts else _groups(inputs, groups, codes)
-    else:
-        places = torch.tensor([AWQ_ORDER.index(place) for place in range(8)], device=scales.device)
-        codes, zeros = (
-            each.view(len(each), -1, 8)[..., places].flatten(1) for each in (_unpack(parts["qweight"], bits), zeros)
-        )
-        group = _groups(inputs, groups, codes)
+    codes = _unpack(parts["qweight"].T, bits).T
+    zeros = (_unpack(parts["qzeros"], bits) + cast(int, info.facts["offset"])) & ((1 << bits) - 1)
+    return _by_group(codes, zeros, parts, dtype)
+
+
+def _decode_awq(info: PackedInfo, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    import torch
+
+    places = torch.tensor([AWQ_ORDER.index(place) for place in range(8)], device=parts["scales"].device)
+    codes, zeros = (_unpack(parts[name], 4) for name in ("qweight", "qzeros"))
+    codes, zeros = (each.view(len(each), -1, 8)[..., places].flatten(1) for each in (codes, zeros))
+    return _by_group(codes, zeros, parts, dtype)
+
+
+def _by_group(codes: torch.Tensor, zeros: torch.Tensor, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    """Return (code − zero)·scale, transposed; codes are (in, out), zeros and scales (groups, out)."""
+    import torch
+
+    scales, inputs = parts["scales"].to(dtype), codes.shape[0]
+    even = torch.arange(inputs, device=codes.device) // (inputs // scales.shape[0])
+    group = parts["g_idx"].long() if "g_idx" in parts else even
     return ((codes - zeros[group]).to(dtype) * scales[group]).T.contiguous()
+
+
+def _decode_compressed(info: PackedInfo, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    bits, scales = cast(int, info.facts["bits"]), parts["scale"].to(dtype)
+    codes = _unpack(parts["packed"], bits)[:, : info.shape[1]] - (1 << bits - 1)
+    return codes.to(dtype) * scales.repeat_interleave(info.shape[1] // scales.shape[1], 1)
+
+
+def _decode_mxfp4(info: PackedInfo, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    import torch
+
+    pairs = parts["blocks"]
+    codes = torch.stack((pairs & 15, pairs >> 4), dim=-1).flatten(-2)
+    powers = torch.ldexp(torch.ones_like(parts["scales"], dtype=dtype), parts["scales"].int() - 127)
+    rows = (torch.tensor(FP4, dtype=dtype, device=codes.device)[codes.long()] * powers[..., None]).flatten(-2)
+    return rows.transpose(1, 2).contiguous()
+
+
+DECODERS = {
+    "scaled": _decode_scaled,
+    "padded": _decode_padded,
+    "GGUF": _decode_gguf,
+    "bitsandbytes": _decode_bitsandbytes,
+    "GPTQ": _decode_gptq,
+    "AWQ": _decode_awq,
+    "compressed-tensors": _decode_compressed,
+    "MXFP4": _decode_mxfp4,
+}
+"""By the first word of a packed tensor's dtype."""
 
 
 def _unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
@@ -366,12 +409,6 @@ def _unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
 
     shifts = torch.arange(0, 32, bits, device=words.device)
     return ((words.long()[..., None] >> shifts) & ((1 << bits) - 1)).flatten(1)
-
-
-def _groups(inputs: int, groups: int, like: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    return torch.arange(inputs, device=like.device) // (inputs // groups)
 
 
 def _stretch(sizes: torch.Tensor, block: int, like: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ Each function goes by the description of its format, index by index.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lorabake.tensors.packing import PackedInfo
 from lorabake.verification.formulas import Array
 
-Parts = Mapping[str, NDArray[Any]]
+Stored = Callable[[str], NDArray[Any]]
 E2M1 = [sign * size for sign in (1, -1) for size in (0, 0.5, 1, 1.5, 2, 3, 4, 6)]
 
 
@@ -49,13 +49,10 @@ def largest(weight: Array, stored: Array) -> Array:
     return found
 
 
-def unpack(info: PackedInfo, stored: Callable[[str], NDArray[Any]]) -> Array:
+def unpack(info: PackedInfo, stored: Stored) -> Array:
     """Return a weight's values in its own shape; `stored` reads one of its parts as the numbers that it holds."""
     way = info.dtype.partition(" ")[0]
     return WAYS[way](info, stored)
-
-
-Stored = Callable[[str], NDArray[Any]]
 
 
 def _scaled(info: PackedInfo, stored: Stored) -> Array:
