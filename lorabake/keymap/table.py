@@ -373,7 +373,10 @@ class _Match:
 
 
 class _Reader:
-    """Look tensor names of one layout up in a table, by the longest path, with as few `{}` as fit."""
+    """Look tensor names of one layout up in a table, by the longest path, with as few `{}` as fit.
+
+    A `{}` inside a word (`block{}`) is looked for in the templates that have one, after all others.
+    """
 
     def __init__(self, rows: tuple[Row, ...], layout: int, layouts: int) -> None:
         self.layouts = layouts
@@ -385,8 +388,12 @@ class _Reader:
                 for template, parameter in _parameters(each):
                     self.index[template] = (row, part, parameter, below)
         self.numbered: dict[str, list[str]] = {}
+        self.inside: list[str] = []
         for template in sorted(self.index, key=lambda template: template.count("{}")):
-            self.numbered.setdefault(_numbered(template.split(".")), []).append(template)
+            if any("{}" in word and word != "{}" for word in template.split(".")):
+                self.inside.append(template)
+            else:
+                self.numbered.setdefault(_numbered(template.split(".")), []).append(template)
 
     def matches(self, key: str) -> Iterator[_Match]:
         """Yield the match of one tensor name; nothing if it is no parameter of a module."""
@@ -403,6 +410,9 @@ class _Reader:
         for template in self.numbered.get(_numbered(words), ()):
             if all(hole in ("{}", word) for hole, word in zip(template.split("."), words, strict=True)):
                 yield template
+        for template in self.inside:
+            if template.count(".") == len(words) - 1 and _numbers(template, words) is not None:
+                yield template
 
     def _walk(self, words: list[str], path: tuple[Row, ...], numbers: tuple[str, ...]) -> _Match | None:
         for length in range(len(words), 0, -1):
@@ -410,8 +420,7 @@ class _Reader:
             for template in self._templates(head):
                 hit = self.index[template]
                 row, part, parameter, below = hit
-                holes = template.split(".")
-                captured = numbers + tuple(word for word, hole in zip(head, holes, strict=True) if hole == "{}")
+                captured = numbers + (_numbers(template, head) or ())
                 if below is not None and (found := below._walk(tail, (*path, row), captured)):
                     return found
                 if parameter is not None:
@@ -424,6 +433,16 @@ class _Reader:
 
 def _numbered(words: list[str]) -> str:
     return ".".join("{}" if word.isdigit() else word for word in words)
+
+
+def _numbers(template: str, words: list[str]) -> tuple[str, ...] | None:
+    """Return the numbers that stand for the `{}` of a template; None where other words stand for its own."""
+    holes = template.split(".")
+    if all("{}" not in hole or hole == "{}" for hole in holes):  # most have whole words: no pattern is needed
+        pairs = list(zip(holes, words, strict=True))
+        return tuple(word for hole, word in pairs if hole == "{}")
+    match = re.fullmatch(re.escape(template).replace(r"\{\}", r"(\d+)"), ".".join(words))
+    return match and match.groups()
 
 
 def _parameters(name: str) -> Iterator[tuple[str, str | None]]:
