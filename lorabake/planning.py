@@ -39,6 +39,9 @@ _NAME_A_DTYPE = (
 BLOCK = 4096
 """Bytes: untouched ranges keep the base's place relative to such blocks, so that they can be reflinked."""
 
+FINE_BITS = 16
+"""Dtypes of more bits hold whatever a LoRA changes: nothing is gained by drawing."""
+
 TILE_VALUES = 1 << 18
 """Values of a tensor computed at a time; as float32 a tile of 1 MiB stays in a core's cache."""
 
@@ -50,7 +53,8 @@ RUNTIME_BYTES = 190 << 20
 class Target:
     """Say where one tensor comes from and where it goes: `file` of the plan, `offset` from that file's data.
 
-    `scale_key` names the tensor whose values multiply this one's, where it is stored scaled and stays so.
+    `scale_key` names the tensor whose values multiply this one's, where it is stored scaled and stays so. What is
+    computed for it is rounded by chance where `is_drawn`.
     """
 
     key: str
@@ -60,6 +64,7 @@ class Target:
     file: int
     offset: int
     scale_key: str = ""
+    is_drawn: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -521,7 +526,9 @@ class _Planner:
             source = replace(vae.get(base.key, base), key=base.key, name=base.name)
             dtype, scaled = self._dtype(base.key, base), self.sources.packing.scaled.get(base.key)
             scale = scaled.parts["scale"].key if scaled and dtype == base.dtype else ""
-            target = Target(base.key, source, dtype, base.shape, file, offset, scale)
+            drawn = self.recipe.output.rounding.is_drawn and base.key not in self._scale_keys
+            drawn = drawn and DTYPES[dtype].bits <= FINE_BITS
+            target = Target(base.key, source, dtype, base.shape, file, offset, scale, drawn)
             offset += target.nbytes
             yield target
 
@@ -684,13 +691,15 @@ def _copies(targets: Iterable[Target]) -> Iterator[Copy]:
 
 
 def _working_values(bake: Bake) -> int:
-    """Count the values that one worker holds while it computes a step."""
+    """Count the values that one worker holds while it computes a step: factors, what draws take, and weights."""
     factors = 0
     for patch in bake.patches:
         for info in patch.tensors.values():
             rows, columns = matrix(info.shape)
             factors += 2 * rows * columns
     largest = max(matrix(target.shape)[1] for target in bake.targets)
+    if any(target.is_drawn for target in bake.targets):
+        factors += 8 * max(TILE_VALUES, largest)
     if bake.by_rows:
         return factors + 3 * max(TILE_VALUES, largest)
     whole = sum(rows * columns for rows, columns in (matrix(target.shape) for target in bake.targets))
