@@ -101,17 +101,21 @@ def _forms(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
 
 def _order(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
     """Compare which file holds which tensor, and the order in header and data."""
-    headers = {_name(plan, baked, header): header for part in baked.parts for header in part.files}
+    found = [header for part in baked.parts for header in part.files]
+    headers = {name_of(baked, header): header for header in found}
+    if not baked.is_folder and len(plan.files) == 1:
+        headers = dict.fromkeys([plan.files[0].name], found[0])  # whatever it is called by now
     for file in plan.files:
         header = headers.get(file.name)
         if header is None:
             note = f"no such file; there is {', '.join(sorted(headers))}"
             yield Finding("structure.shards", _severity(baked), file.name, "", "", note)
             continue
-        if {target.source.name for target in file.targets} != header.tensors.keys():
+        names = [info.name for info in header.tensors.values()]
+        if {target.source.name for target in file.targets} != {*names}:
             continue  # told by the keys
         data = [info.name for info in sorted(header.tensors.values(), key=lambda info: (info.start, info.stop))]
-        in_order = [*header.tensors] == [*file.order]
+        in_order = names == [*file.order]
         same = data == _data_order(file)
         if in_order and same:
             yield Finding("structure.order", Status.PASS, file.name, "", "", "keys and data in the base's order")
@@ -126,10 +130,10 @@ def _data_order(file: OutputFile) -> list[str]:
     return [target.source.name for target in sorted(file.targets, key=lambda each: (each.offset, each.nbytes))]
 
 
-def _name(plan: Plan, baked: Checkpoint, header: Header) -> str:
-    if not baked.is_folder:
-        return plan.files[0].name if len(plan.files) == 1 else header.path.name
-    return header.path.relative_to(baked.path).as_posix()
+def name_of(checkpoint: Checkpoint, header: Header) -> str:
+    """Name a file of a checkpoint by its path in the folder: those of several components may be called the same."""
+    inside = checkpoint.is_folder and header.path.is_relative_to(checkpoint.path)  # what was a pickle lies elsewhere
+    return header.path.relative_to(checkpoint.path).as_posix() if inside else header.path.name
 
 
 def _severity(baked: Checkpoint) -> Status:

@@ -27,6 +27,7 @@ from lorabake.verification.comparison import Comparison, Share
 from lorabake.verification.diagnosis import Diagnosis, Diagnostician, findings
 from lorabake.verification.findings import Effect, Finding, Status, TensorVerdict
 from lorabake.verification.recompute import Recomputation
+from lorabake.verification.structure import name_of
 
 FAINT = 0.9
 """Share of a LoRA's change that arrived, below which the output's dtype is too coarse for it."""
@@ -160,8 +161,11 @@ class _Check:
         digests = {str(path): self._sha256(path, 0, path.stat().st_size) for path in inputs}
         for header in _headers(self.baked):
             if any(name in header.metadata for name in DATA_HASHES):
-                digests[_data_of(header)] = self._sha256(header.path, header.data_start, header.size)
+                digests[self._data_of(header)] = self._sha256(header.path, header.data_start, header.size)
         return digests
+
+    def _data_of(self, header: Header) -> str:
+        return f"data of {name_of(self.baked, header)}"
 
     def _sha256(self, path: Path, start: int, stop: int) -> str:
         digest = hashlib.sha256()
@@ -196,18 +200,19 @@ class _Check:
 
     def _data_hashes(self, digests: Mapping[str, str]) -> Iterator[Finding]:
         for header in _headers(self.baked):
-            taken = digests.get(_data_of(header))
+            taken = digests.get(self._data_of(header))
             if taken is None:
                 continue
+            subject = name_of(self.baked, header)
             for name in DATA_HASHES:
                 said = header.metadata.get(name, taken).removeprefix("0x")
                 if said != taken:
                     note = f"the header's {name} is not the SHA-256 of the data: it was changed after it was written"
-                    yield Finding("weights.digest", Status.FAIL, header.path.name, taken[:12], said[:12], note)
+                    yield Finding("weights.digest", Status.FAIL, subject, taken[:12], said[:12], note)
                     break
             else:
                 note = "the data has the SHA-256 that the header states"
-                yield Finding("weights.digest", Status.PASS, header.path.name, taken[:12], taken[:12], note)
+                yield Finding("weights.digest", Status.PASS, subject, taken[:12], taken[:12], note)
 
     def _loras(self, results: Sequence[Comparison]) -> Iterator[Finding]:
         for index, lora in enumerate(self.plan.sources.loras):
@@ -336,7 +341,3 @@ def _headers(checkpoint: Checkpoint) -> Iterator[Header]:
 def _is_part(path: str, checkpoint: Checkpoint) -> bool:
     """Tell whether a file is a checkpoint, or lies in its folder."""
     return path == str(checkpoint.path) or Path(path).is_relative_to(checkpoint.path)
-
-
-def _data_of(header: Header) -> str:
-    return f"data of {header.path.name}"
