@@ -105,7 +105,8 @@ def bake(
 def _check_report(report: Path, plan: Plan) -> None:
     """Refuse a report that would overwrite the checkpoint, or something that it is made of."""
     inputs = [path for checkpoint, _ in plan.sources.inputs for _, path in origins(checkpoint)]
-    taken = [path.resolve() for path in (plan.path, plan.sources.recipe.file, *inputs) if path is not None]
+    beside = [each.path for each in plan.embeddings]
+    taken = [path.resolve() for path in (plan.path, *beside, plan.sources.recipe.file, *inputs) if path is not None]
     place = report.resolve()
     if any(path in (place, *place.parents) for path in taken):
         raise TargetError(f"{report}: is the output, or an input, of this bake; choose another file for the report")

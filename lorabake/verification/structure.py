@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lorabake.errors import FileError
 from lorabake.keymap.spelling import patterns
-from lorabake.planning import OutputFile, Plan, Target
+from lorabake.planning import Embedding, OutputFile, Plan, Target
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint
 from lorabake.tensors.safetensors import Header, read_header
 from lorabake.verification.findings import Finding, Status
@@ -31,7 +31,7 @@ def check_structure(plan: Plan, path: Path) -> tuple[list[Finding], Checkpoint |
         note += ", and so does the index"
     found = [Finding("structure.file", Status.PASS, path.name, f"{size:,} bytes", "", note)]
     found += [*_keys(plan, baked), *_forms(plan, baked), *_order(plan, baked)]
-    found += [*_side_files(plan, path), *_metadata(plan, baked)]
+    found += [*_side_files(plan, path), *_embeddings(plan, baked), *_metadata(plan, baked)]
     return found, baked
 
 
@@ -159,6 +159,29 @@ def _side_files(plan: Plan, path: Path) -> Iterator[Finding]:
     elif plan.sources.base.side_files:
         count = len(plan.sources.base.side_files)
         yield Finding("structure.side_files", Status.PASS, path.name, f"{count} files", "", "configs as they must be")
+
+
+def _embeddings(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
+    """Look for the learned embeddings beside the checkpoint; another tool may have left them where they were."""
+    for embedding in plan.embeddings:
+        fault = _embedding_fault(embedding)
+        status = _severity(baked) if fault else Status.PASS
+        note = fault or f"holds the learned embedding of {embedding.token!r}"
+        yield Finding("structure.embedding", status, embedding.path.name, "", "", note)
+
+
+def _embedding_fault(embedding: Embedding) -> str:
+    """Say what is wrong with the header of a file of textual inversion; nothing where it is as planned."""
+    if not embedding.path.is_file():
+        return f"is missing, and should hold the learned embedding of {embedding.token!r}"
+    try:
+        there = read_header(embedding.path).tensors
+    except FileError as error:
+        return f"cannot be read: {str(error).removeprefix(f'{embedding.path}: ').splitlines()[0]}"
+    due = {each.name: (each.info.dtype, each.shape) for each in embedding.vectors}
+    found = {name: (info.dtype, info.shape) for name, info in there.items()}
+    wrong = [name for name in {**due, **found} if due.get(name) != found.get(name)]
+    return f"its tensors are not the planned ones: {', '.join(wrong[:3])}" if wrong else ""
 
 
 def _metadata(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:

@@ -17,11 +17,12 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
+from lorabake.errors import FileError
 from lorabake.planning import Bake, Plan, Target, default_workers
 from lorabake.provenance import DATA_HASHES
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.dtypes import FLOAT_NAMES
-from lorabake.tensors.safetensors import Header, TensorInfo
+from lorabake.tensors.safetensors import Header, TensorInfo, read_header
 from lorabake.verification.arrays import CHUNK, Files
 from lorabake.verification.comparison import Comparison, Share
 from lorabake.verification.diagnosis import Diagnosis, Diagnostician, findings
@@ -91,6 +92,7 @@ class _Check:
                 *_baked([each for each in results if not each.is_copy]),
                 *_sampled(len(chosen), len(jobs)),
                 *self._loras(results),
+                *self._embeddings(),
                 *findings(self.plan, diagnoses, results),
             ),
             tuple(self._effects(results)),
@@ -227,6 +229,22 @@ class _Check:
                 yield Finding(
                     "weights.resolution", Status.WARN, lora.name, f"{arrived / due:.0%}", f"{FAINT:.0%}", note
                 )
+
+    def _embeddings(self) -> Iterator[Finding]:
+        """Compare the files of learned embeddings with the LoRAs' tensors; what is not there, the headers told."""
+        for embedding in self.plan.embeddings:
+            try:
+                there = read_header(embedding.path).tensors
+            except FileError:
+                continue
+            pairs = [(each.info, there[each.name]) for each in embedding.vectors if each.name in there]
+            if not pairs:
+                continue
+            wrong = sum(not self.files.equal(due, found) for due, found in pairs)
+            status = Status.FAIL if wrong else Status.PASS
+            lora = self.plan.sources.loras[embedding.lora].name
+            note = f"{'other bytes than' if wrong else 'byte-equal to'} those of {embedding.token!r} in {lora}"
+            yield Finding("weights.embedding", status, embedding.path.name, f"{len(pairs)} tensors", "", note)
 
     def _verdicts(self, results: Iterable[Comparison], diagnoses: Iterable[Diagnosis]) -> Iterator[TensorVerdict]:
         loras = self.plan.sources.loras
