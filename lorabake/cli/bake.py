@@ -11,6 +11,7 @@ import click
 
 from lorabake.baking import RunOptions
 from lorabake.baking import bake as run_bake
+from lorabake.cli import CONTEXT
 from lorabake.cli.show import ledger_lines, rate_of, shown, size_of, survives
 from lorabake.errors import SurroundingsError, TargetError
 from lorabake.planning import Plan, default_workers
@@ -19,7 +20,7 @@ from lorabake.provenance import origins
 from lorabake.recipe import load_recipe
 
 
-@click.command()
+@click.command(context_settings=CONTEXT)
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write here instead of the recipe's path.")
 @click.option("--device", help="Compute on this device: cpu (default), cuda, cuda:1, mps.")
