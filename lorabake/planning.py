@@ -335,6 +335,8 @@ class _Planner:
         baked = {target.key for bake in bakes for target in bake.targets}
         copies = tuple(_copies(target for target in by_key.values() if target.key not in baked))
         self._note()
+        if self.recipe.output.rounding.is_drawn and not any(t.is_drawn for bake in bakes for t in bake.targets):
+            self.notes.append("rounding: stochastic changes nothing here: nothing is rounded to 16 or 8 bits")
         digests, files = self._describe(drafts)
         return Plan(
             sources=self.sources,

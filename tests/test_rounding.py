@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from lorabake import VerifyOptions, load_recipe, plan, verify
 from lorabake.recipe import parse_recipe
 from lorabake.rounding import drawn, round_by
+from lorabake.verification import embedded_recipe
 from lorabake.verification.recompute import rounded_by
 from lorabake.verification.survival import survival
 from tests import builders as b
@@ -304,11 +305,22 @@ def test_what_nearest_loses_survives(tmp_path: Path) -> None:
     assert near < 0.1 < 0.7 < share < 1.3
 
 
+def test_it_is_told_where_nothing_is_drawn(tmp_path: Path) -> None:
+    recipe = world(tmp_path, torch.float32)
+    plain = b.run(b.recipe(tmp_path, output={"path": "plain.safetensors"})).path
+    made = b.run(recipe)
+    assert [note for note in made.plan.notes if note.startswith("rounding: stochastic changes nothing here")]
+    assert b.tensor_bytes(made.path) == b.tensor_bytes(plain)
+    assert not [note for note in plan(load_recipe(world(tmp_path))).notes if "rounding" in note]
+
+
 def test_the_recipe_says_it_and_the_header_holds_it(tmp_path: Path) -> None:
     text = "version: 1\nbase: a\nloras: [b]\noutput: {path: o.safetensors, rounding: stochastic}"
     rounding = parse_recipe(text, tmp_path).output.rounding
     assert (rounding.name, rounding.seed) == ("stochastic", 0)
     plain = parse_recipe(text.replace(", rounding: stochastic", ""), tmp_path)
     assert plain.normal_form() == parse_recipe(text.replace("stochastic", "nearest"), tmp_path).normal_form()
-    out = b.run(world(tmp_path)).path
+    recipe = world(tmp_path)
+    out = b.run(recipe).path
+    assert embedded_recipe(out).normal_form() == load_recipe(recipe).normal_form()
     assert '"rounding":{"name":"stochastic","seed":7}' in b.header(out)[1]["lorabake.recipe"]
