@@ -306,9 +306,8 @@ def test_what_nearest_loses_survives(tmp_path: Path) -> None:
 
 
 def test_it_is_told_where_nothing_is_drawn(tmp_path: Path) -> None:
-    recipe = world(tmp_path, torch.float32)
+    made = b.run(world(tmp_path, torch.float32))
     plain = b.run(b.recipe(tmp_path, output={"path": "plain.safetensors"})).path
-    made = b.run(recipe)
     assert [note for note in made.plan.notes if note.startswith("rounding: stochastic changes nothing here")]
     assert b.tensor_bytes(made.path) == b.tensor_bytes(plain)
     assert not [note for note in plan(load_recipe(world(tmp_path))).notes if "rounding" in note]
