@@ -23,6 +23,7 @@ from lorabake.errors import MatchError, SurroundingsError, ValueTooLargeError
 from lorabake.matching import Patch
 from lorabake.methods import combine, masks_of
 from lorabake.planning import TILE_VALUES, Bake, Plan, Target
+from lorabake.rounding import drawn, round_by
 from lorabake.tensors.dtypes import DTYPES, LARGEST, decode_scalar
 from lorabake.tensors.packing import PackedInfo, decode, largest_of, spread, unit
 from lorabake.tensors.safetensors import TensorInfo
@@ -366,6 +367,10 @@ class Executor:
         if self.device.type == "cpu" and dtype is self.dtype and weight.is_contiguous():
             rounded = flat
         else:
+            if target.is_drawn:
+                seed = self.plan.sources.recipe.output.rounding.seed
+                numbers = drawn(seed, target.key, start * weight.shape[1], flat)
+                flat = round_by(numbers, flat, dtype)
             if self.dtype is torch.float64 and dtype.itemsize <= 2 and dtype.is_floating_point:
                 flat = _rounded_to_odd(flat)
             if not dtype.is_floating_point:

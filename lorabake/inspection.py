@@ -13,6 +13,7 @@ from pathlib import Path
 from lorabake.adapters import dora, kinds_of, peft_fields, shared, suffixes
 from lorabake.architectures import architectures
 from lorabake.architectures.generic import GENERIC
+from lorabake.keymap.embeddings import read_vectors
 from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.spelling import LoraTensors, components_named, sort_tensors
 from lorabake.keymap.table import KeyMap
@@ -53,7 +54,7 @@ def inspect(path: Path) -> dict[str, object]:
     """Describe a checkpoint or LoRA; raise FileError if the file is neither or is damaged."""
     checkpoint, config = open_lora(path)
     tensors = sort_tensors(checkpoint.tensors.values(), suffixes(), shared())
-    is_lora = bool(config or tensors.unsupported) or any(
+    is_lora = bool(config or tensors.unsupported or _embeddings(checkpoint, tensors)) or any(
         m.slots.keys() & {"down", "lora_a"} for m in tensors.modules.values()
     )
     facts: dict[str, object] = {
@@ -114,9 +115,19 @@ def _describe_lora(checkpoint: Checkpoint, tensors: LoraTensors, config: PeftCon
         described["alphas"] = f"{config.alpha:g} (adapter_config)" if not alphas else described["alphas"]
     if family:
         described["seen by"] = family[1]
-    if tensors.unknown:
-        described["of no known form"] = [info.key for info in tensors.unknown[:5]]
+    learned = _embeddings(checkpoint, tensors)
+    if learned:
+        described["learned embeddings"] = sorted({*learned.values()})
+    strange = [info.key for info in tensors.unknown if info.key not in learned]
+    if strange:
+        described["of no known form"] = strange[:5]
     return described
+
+
+def _embeddings(checkpoint: Checkpoint, tensors: LoraTensors) -> dict[str, str]:
+    """Map the keys of learned embeddings to their tokens."""
+    found = ((info.key, read_vectors(info, checkpoint.metadata)) for info in tensors.unknown)
+    return {key: vectors.token for key, vectors in found if vectors is not None}
 
 
 def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:

@@ -18,6 +18,7 @@ from lorabake.adapters.kind import Kind, Settings, matrix
 from lorabake.architectures import architectures
 from lorabake.errors import MatchError
 from lorabake.keymap import split_qkv
+from lorabake.keymap.embeddings import FOR_ONETRAINER, Vectors, read_vectors
 from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.spelling import (
     INDEXED,
@@ -86,7 +87,10 @@ class Patch:
 
 @dataclass(slots=True)
 class Ledger:
-    """Count what became of one LoRA's tensors: applied, or excluded by the recipe and why."""
+    """Count what became of one LoRA's tensors: applied, or excluded by the recipe and why.
+
+    `embeddings` are learned ones, by token and name, which go to files of their own; `written` counts them by file.
+    """
 
     lora: str
     tensors: int
@@ -96,12 +100,15 @@ class Ledger:
     kinds: Counter[str] = field(default_factory=Counter)
     ranks: Counter[int] = field(default_factory=Counter)
     excluded: Counter[str] = field(default_factory=Counter)
+    embeddings: dict[str, dict[str, Vectors]] = field(default_factory=dict)
+    written: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
     def is_balanced(self) -> bool:
         """Tell whether every tensor is accounted for."""
-        return self.applied + sum(self.excluded.values()) == self.tensors
+        embedded = sum(map(len, self.embeddings.values()))
+        return self.applied + sum(self.excluded.values()) + embedded == self.tensors
 
 
 @dataclass(slots=True)
@@ -187,6 +194,7 @@ class _Match:
         if self.ledger.excluded[self.unlisted] == self.ledger.tensors:
             raise MatchError(f"LoRA {self.lora.name!r}: all of its tensors are {self.unlisted}")
         assert self.ledger.is_balanced, self.ledger
+        self._note_embeddings()
         self._note_missing_alpha()
         self._note_idle_semantics()
         self.ledger.notes += [split_qkv.NOTE.format(count=n, source=source) for source, n in self.apart.items()]
@@ -492,15 +500,13 @@ class _Match:
         return turned > 0 and straight == 0
 
     def _unknown(self, info: TensorInfo) -> None:
-        embedding = len(info.shape) <= 2 and (
-            self.lora.checkpoint.metadata.get(info.key) == "<embed>" or info.key.startswith("bundle_emb.")
-        )
-        if embedding:
-            if not self._excluded_by_component(info.key, 1, "embeddings"):
-                why = "a learned embedding: no checkpoint can hold it; leave it out by naming components"
-                self.faults.strange.append((info.key, why))
-        elif not self._excluded_by_component(info.key, 1):
+        vectors = read_vectors(info, self.lora.checkpoint.metadata)
+        if self._excluded_by_component(info.key, 1, "embeddings" if vectors else None):
+            return
+        if vectors is None:
             self.faults.strange.append((info.key, "no known form"))
+        elif self.ledger.embeddings.setdefault(vectors.token, {}).setdefault(vectors.name, vectors) is not vectors:
+            self.faults.strange.append((info.key, f"a second embedding of {vectors.token!r}"))
 
     def _check_announced(self) -> None:
         """Ask for the tensors that a configuration announces beside those of its layers."""
@@ -510,6 +516,13 @@ class _Match:
             raise MatchError(
                 f"LoRA {self.lora.name!r}: adapter_config says trainable_token_indices, and the file has no such rows"
             )
+
+    def _note_embeddings(self) -> None:
+        if self.ledger.embeddings:
+            self.ledger.notes.append("learned embeddings stay as they are: no strength and no dtype applies to them")
+        names = {name for vectors in self.ledger.embeddings.values() for name in vectors}
+        if any(name.endswith(FOR_ONETRAINER) for name in names):
+            self.ledger.notes.append(f"only OneTrainer reads embeddings called …{FOR_ONETRAINER}")
 
     def _note_idle_semantics(self) -> None:
         meant = self.lora.entry.semantics

@@ -5,6 +5,7 @@ Pure: no tensor is read. Everything after the plan only obeys it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -12,14 +13,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from math import prod
 from pathlib import Path, PurePosixPath
 
-from lorabake import provenance
+from lorabake import __version__, provenance
 from lorabake.adapters import dora
 from lorabake.adapters.kind import matrix
 from lorabake.errors import FileError, MatchError, RecipeError, TargetError
+from lorabake.keymap.embeddings import Vectors, file_stem
 from lorabake.matching import Ledger, Matcher, Patch
 from lorabake.recipe import Recipe
 from lorabake.resolve import GENERIC, Sources, resolve, tied_embedding
@@ -39,6 +40,9 @@ _NAME_A_DTYPE = (
 BLOCK = 4096
 """Bytes: untouched ranges keep the base's place relative to such blocks, so that they can be reflinked."""
 
+FINE_BITS = 16
+"""Dtypes of more bits hold whatever a LoRA changes: nothing is gained by drawing."""
+
 TILE_VALUES = 1 << 18
 """Values of a tensor computed at a time; as float32 a tile of 1 MiB stays in a core's cache."""
 
@@ -50,7 +54,8 @@ RUNTIME_BYTES = 190 << 20
 class Target:
     """Say where one tensor comes from and where it goes: `file` of the plan, `offset` from that file's data.
 
-    `scale_key` names the tensor whose values multiply this one's, where it is stored scaled and stays so.
+    `scale_key` names the tensor whose values multiply this one's, where it is stored scaled and stays so. What is
+    computed for it is rounded by chance where `is_drawn`.
     """
 
     key: str
@@ -60,6 +65,7 @@ class Target:
     file: int
     offset: int
     scale_key: str = ""
+    is_drawn: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -115,7 +121,7 @@ class Bake:
                         places.append((region, row, patch))
                     row += region.stop - region.start
             cuts = sorted({at for region, _, _ in places for at in (region.start, region.stop)})
-            for start, stop in pairwise(cuts):
+            for start, stop in itertools.pairwise(cuts):
                 there = tuple(
                     Piece(patch, slice(row + start - region.start, row + stop - region.start))
                     for region, row, patch in places
@@ -152,6 +158,26 @@ class OutputFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Embedding:
+    """Describe one planned file of textual inversion, beside the output: a LoRA's learned embedding of one token."""
+
+    path: Path
+    lora: int
+    token: str
+    vectors: tuple[Vectors, ...]
+
+    def header(self) -> bytes:
+        """Encode the header; the data are the LoRA's, in the same order."""
+        text = {"format": "pt", "lorabake.version": __version__, "lorabake.token": self.token}
+        return encode_header(((each.name, each.info.dtype, each.shape) for each in self.vectors), text)
+
+    @property
+    def size(self) -> int:
+        """Count the file's bytes."""
+        return len(self.header()) + sum(each.info.nbytes for each in self.vectors)
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Hold all that a bake will do. `digests` maps each placeholder in the metadata to the file it stands for."""
 
@@ -165,6 +191,7 @@ class Plan:
     ledgers: tuple[Ledger, ...]
     digests: Mapping[str, Path]
     notes: tuple[str, ...]
+    embeddings: tuple[Embedding, ...] = ()
 
     @property
     def size(self) -> int:
@@ -225,6 +252,16 @@ class Plan:
                 }
                 for ledger in self.ledgers
             ],
+            "embeddings": [
+                {
+                    "path": each.path.name,
+                    "lora": self.ledgers[each.lora].lora,
+                    "token": each.token,
+                    "tensors": {vectors.name: list(vectors.shape) for vectors in each.vectors},
+                    "bytes": each.size,
+                }
+                for each in self.embeddings
+            ],
             "notes": list(self.notes),
         }
 
@@ -268,9 +305,11 @@ class _Planner:
         self.grown: dict[str, PackedInfo] = {}
 
     def plan(self) -> Plan:
-        self._check_target()
+        self._check_form()
+        self._check_is_no_input(self.path)
         self._check_dtypes()
         patches, ledgers = self._match()
+        embeddings = tuple(self._embeddings(ledgers))
         touched: dict[str, list[Patch]] = {}
         for patch in patches:
             for key in patch.view.keys:
@@ -296,6 +335,8 @@ class _Planner:
         baked = {target.key for bake in bakes for target in bake.targets}
         copies = tuple(_copies(target for target in by_key.values() if target.key not in baked))
         self._note()
+        if self.recipe.output.rounding.is_drawn and not any(t.is_drawn for bake in bakes for t in bake.targets):
+            self.notes.append("rounding: stochastic changes nothing here: nothing is rounded to 16 or 8 bits")
         digests, files = self._describe(drafts)
         return Plan(
             sources=self.sources,
@@ -308,6 +349,7 @@ class _Planner:
             ledgers=tuple(ledgers),
             digests=digests,
             notes=tuple(self.notes),
+            embeddings=embeddings,
         )
 
     # -- the output's form ----------------------------------------------------------------------------
@@ -316,24 +358,26 @@ class _Planner:
     def _is_folder(self) -> bool:
         return self.sources.base.is_folder or self.recipe.output.shard_size is not None
 
-    def _check_target(self) -> None:
+    def _check_form(self) -> None:
         if self._is_folder and self.path.suffix in (".safetensors", ".ckpt"):
             why = "shard_size is set" if not self.sources.base.is_folder else "the base is a folder"
             raise TargetError(f"{self.path}: {why}, so the output must be a folder, not a file")
         if not self._is_folder and self.path.suffix != ".safetensors":
             raise TargetError(f"{self.path}: the output must be a .safetensors file")
+
+    def _check_is_no_input(self, written: Path) -> None:
         try:
-            target = self.path.resolve(strict=False)
+            target = written.resolve(strict=False)
         except (OSError, RuntimeError) as error:
-            raise TargetError(f"{self.path}: cannot follow this path: {error}") from None
+            raise TargetError(f"{written}: cannot follow this path: {error}") from None
         for checkpoint, _ in self.sources.inputs:
             paths = [checkpoint.path, *(header.path for part in checkpoint.parts for header in part.files)]
             for path in paths:
                 real = path.resolve()
                 if target == real or (checkpoint.is_folder and checkpoint.path.resolve() in target.parents):
-                    raise TargetError(f"{self.path}: is an input of this recipe ({path}); choose another output")
+                    raise TargetError(f"{written}: is an input of this recipe ({path}); choose another output")
                 if target in real.parents:
-                    raise TargetError(f"{self.path}: holds an input of this recipe ({path}); choose another output")
+                    raise TargetError(f"{written}: holds an input of this recipe ({path}); choose another output")
 
     def _check_dtypes(self) -> None:
         wanted, placed = self.recipe.output.dtype, self.sources.key_map.placed
@@ -345,6 +389,24 @@ class _Planner:
                     f"output.dtype names the component {name!r}, and the base has none\n"
                     f"The base has: {', '.join(placed) or 'no component of a known name'}"
                 )
+
+    def _embeddings(self, ledgers: list[Ledger]) -> Iterator[Embedding]:
+        """Plan a file beside the output for each learned embedding, and enter it in the ledger.
+
+        Files of tokens that come to one name are numbered, in the order of the LoRAs.
+        """
+        stem = self.path.name if self._is_folder else self.path.stem
+        taken: set[str] = set()
+        for number, ledger in enumerate(ledgers):
+            for token, vectors in ledger.embeddings.items():
+                word = file_stem(token)
+                names = (f"{word}-{count}" if count > 1 else word for count in itertools.count(1))
+                chosen = next(name for name in names if name.casefold() not in taken)
+                taken.add(chosen.casefold())
+                path = self.path.with_name(f"{stem}.{chosen}.safetensors")
+                self._check_is_no_input(path)
+                ledger.written[f"{path.name}: the learned embedding of {token!r}"] = len(vectors)
+                yield Embedding(path, number, token, tuple(vectors.values()))
 
     # -- what happens to each tensor -------------------------------------------------------------------
 
@@ -521,7 +583,9 @@ class _Planner:
             source = replace(vae.get(base.key, base), key=base.key, name=base.name)
             dtype, scaled = self._dtype(base.key, base), self.sources.packing.scaled.get(base.key)
             scale = scaled.parts["scale"].key if scaled and dtype == base.dtype else ""
-            target = Target(base.key, source, dtype, base.shape, file, offset, scale)
+            drawn = self.recipe.output.rounding.is_drawn and base.key not in self._scale_keys
+            drawn = drawn and DTYPES[dtype].bits <= FINE_BITS
+            target = Target(base.key, source, dtype, base.shape, file, offset, scale, drawn)
             offset += target.nbytes
             yield target
 
@@ -684,13 +748,15 @@ def _copies(targets: Iterable[Target]) -> Iterator[Copy]:
 
 
 def _working_values(bake: Bake) -> int:
-    """Count the values that one worker holds while it computes a step."""
+    """Count the values that one worker holds while it computes a step: factors, what draws take, and weights."""
     factors = 0
     for patch in bake.patches:
         for info in patch.tensors.values():
             rows, columns = matrix(info.shape)
             factors += 2 * rows * columns
     largest = max(matrix(target.shape)[1] for target in bake.targets)
+    if any(target.is_drawn for target in bake.targets):
+        factors += 8 * max(TILE_VALUES, largest)
     if bake.by_rows:
         return factors + 3 * max(TILE_VALUES, largest)
     whole = sum(rows * columns for rows, columns in (matrix(target.shape) for target in bake.targets))

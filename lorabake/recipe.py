@@ -240,11 +240,35 @@ class Method(_Part):
         return self
 
 
+class Rounding(_Part):
+    """Say which of its two neighbours in the output's dtype a value becomes."""
+
+    name: Literal["nearest", "stochastic"] = Field(
+        "nearest", description="The nearest one, or one drawn so that on average the value stays what it is."
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="The seed of what stochastic rounding draws.")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Rounding:
+        if "seed" in self.model_fields_set and not self.is_drawn:
+            raise PydanticCustomError("method_field", "the rounding {name} has no seed", {"name": self.name})
+        return self
+
+    @property
+    def is_drawn(self) -> bool:
+        """Tell whether chance decides, by the seed."""
+        return self.name == "stochastic"
+
+
 class Output(_Part):
     """Say where the baked checkpoint goes and in which form."""
 
     path: FilePath = Field(description="The file to write, relative to the recipe's folder.")
     dtype: OutputDtype = Field("keep", description="The dtype of the tensors, or one for each component.")
+    rounding: Annotated[Rounding, BeforeValidator(_name_to_mapping, json_schema_input_type=Text | Rounding)] = Field(
+        default_factory=lambda: Rounding.model_validate({}),
+        description="How what is computed becomes values of the output's dtype.",
+    )
     hash: bool = Field(True, description="Whether the header carries the SHA-256 of the tensor data.")
     shard_size: ByteSize | None = Field(None, description="The largest size of one file, such as 5GB.")
     allow_loss: bool = Field(False, description="Whether most of a LoRA may be lost in the output's dtype.")
@@ -366,6 +390,7 @@ class Recipe(_Part):
                 "dtype": self.output.dtype,
                 "hash": self.output.hash,
                 "shard_size": self.output.shard_size,
+                **({"rounding": self.output.rounding.model_dump()} if self.output.rounding.is_drawn else {}),
             },
         }
         if self.method.name != "sum":

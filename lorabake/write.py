@@ -1,6 +1,7 @@
 """Step 5 of the flow: bytes at planned offsets, then fsync and an atomic rename.
 
-Everything is written to `NAME.partial` beside the target. Whatever stops a bake, the target is what it was.
+Everything is written to `NAME.partial` beside the target. Whatever stops a bake, the target is what it was. Learned
+embeddings, files of their own, get their names just before it does.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
 
 from lorabake import provenance
 from lorabake.errors import FileError, LorabakeError, SurroundingsError, TargetError
-from lorabake.planning import Copy, Plan
+from lorabake.planning import Copy, Embedding, Plan
 from lorabake.tensors.safetensors import fingerprint, read_header
 
 CHUNK = 4 << 20
@@ -113,18 +114,21 @@ class Output:
         self._fds: list[int] = []
         self._lock: int | None = None
         self._committed = False
+        self._beside = [_Beside(embedding) for embedding in plan.embeddings]
 
     def __enter__(self) -> Self:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._check_target()
             free = shutil.disk_usage(self.path.parent).free
-            if free < self.size:
-                raise SurroundingsError(
-                    f"{self.path.parent}: {_size(free)} free, and the bake needs {_size(self.size)}"
-                )
+            needed = self.size + sum(embedding.size for embedding in self.plan.embeddings)
+            if free < needed:
+                raise SurroundingsError(f"{self.path.parent}: {_size(free)} free, and the bake needs {_size(needed)}")
             self._lock = _lock(self.partial, is_folder=self.plan.is_folder)
             self._create()
+            for each in self._beside:
+                each.create()
+            self._check_beside()
         except OSError as error:
             self._clean()
             raise os_error(self.partial, error) from None
@@ -146,8 +150,16 @@ class Output:
         if not self._overwrite and not self._holds_this_bake():
             raise self._other_content()
 
-    def _other_content(self) -> TargetError:
-        return TargetError(f"{self.path}: exists and holds something else\nGive --overwrite to replace it.")
+    def _other_content(self, path: Path | None = None) -> TargetError:
+        return TargetError(f"{path or self.path}: exists and holds something else\nGive --overwrite to replace it.")
+
+    def _check_beside(self) -> None:
+        """Refuse to replace a file where a learned embedding goes, unless it holds the same, or may be replaced."""
+        for each in self._beside:
+            if each.path.is_dir():
+                raise TargetError(f"{each.path}: is a folder, and a learned embedding is to be written there")
+            if os.path.lexists(each.path) and not self._overwrite and not each.is_there:
+                raise self._other_content(each.path)
 
     def _holds_this_bake(self) -> bool:
         """Tell whether the target's headers are those of this very bake, hashes of the data aside."""
@@ -274,11 +286,17 @@ class Output:
                     os.fsync(fd)
             if not self._overwrite and os.path.lexists(self.path) and self._replaces_other_data():
                 raise self._other_content()
+            self._check_beside()
             if self.plan.is_folder:
                 self._write_side_files()
-                _rename_folder(self.partial, self.path)
-            else:
-                os.replace(self.partial, self.path)
+            with ExitStack() as undo:
+                for each in self._beside:
+                    each.put(undo, fsync=self.fsync)
+                if self.plan.is_folder:
+                    _rename_folder(self.partial, self.path)
+                else:
+                    os.replace(self.partial, self.path)
+                undo.pop_all()
             self._committed = True
             if self.fsync:
                 _fsync_folder(self.path.parent)
@@ -305,6 +323,8 @@ class Output:
         for fd in self._fds:
             os.close(fd)
         self._fds = []
+        for each in self._beside:
+            each.clean()
         if self._lock is not None:
             if not self._committed:
                 if self.plan.is_folder:
@@ -314,6 +334,64 @@ class Output:
                         self.partial.unlink()
             os.close(self._lock)
             self._lock = None
+
+
+class _Beside:
+    """Write a learned embedding beside the output."""
+
+    def __init__(self, embedding: Embedding) -> None:
+        self.embedding, self.path = embedding, embedding.path
+        self.partial = self.path.with_name(self.path.name + ".partial")
+        self.old = self.path.with_name(self.path.name + ".old.partial")
+        self._lock: int | None = None
+        self._is_put = False
+
+    def create(self) -> None:
+        """Write the whole file under its partial name, a chunk at a time."""
+        self._lock = _lock(self.partial, is_folder=False)
+        self.old.unlink(missing_ok=True)
+        os.ftruncate(self._lock, 0)
+        head = self.embedding.header()
+        _write_all(self._lock, memoryview(head), 0)
+        position = len(head)
+        for info in (vectors.info for vectors in self.embedding.vectors):
+            with open(info.file, "rb") as stream:
+                for start in range(info.start, info.stop, CHUNK):
+                    stream.seek(start)
+                    chunk = stream.read(min(CHUNK, info.stop - start))
+                    _write_all(self._lock, memoryview(chunk), position)
+                    position += len(chunk)
+
+    @property
+    def is_there(self) -> bool:
+        """Tell whether the target holds the same bytes already."""
+        return self.path.is_file() and filecmp.cmp(self.partial, self.path, shallow=False)
+
+    def put(self, undo: ExitStack, *, fsync: bool) -> None:
+        """Give the file its name; `undo` brings back what had it before."""
+        if fsync:
+            _fsync(self.partial)
+        undo.callback(self._take_back)
+        if os.path.lexists(self.path):
+            os.replace(self.path, self.old)
+        os.replace(self.partial, self.path)
+        self._is_put = True
+
+    def _take_back(self) -> None:
+        if os.path.lexists(self.old):
+            os.replace(self.old, self.path)
+        elif self._is_put:
+            self.path.unlink()
+
+    def clean(self) -> None:
+        """Remove what is left beside the target."""
+        if self._lock is None:
+            return
+        for path in (self.old,) if self._is_put else (self.partial,):
+            with suppress(OSError):
+                path.unlink()
+        os.close(self._lock)
+        self._lock = None
 
 
 class Finished:

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import pytest
 import torch
 
 from lorabake import __version__
-from lorabake.cli import COMMANDS, main
+from lorabake.cli import COMMANDS, lorabake, main
 from lorabake.recipe import recipe_schema
 from tests import builders as b
 from tests.builders import Q, W
@@ -294,6 +295,16 @@ def test_help(cli: Cli, arguments: list[str], flag: str) -> None:
     assert ended.err == ""
     if not arguments:
         assert all(f"  {command} " in ended.out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_alone_has_the_same_options_for_help(name: str) -> None:
+    """click makes a command's help option once, with the names that its first context has."""
+    command = lorabake.get_command(click.Context(lorabake), name)
+    assert command is not None
+    option = command.get_help_option(command.context_class(command, info_name=name, **command.context_settings))
+    assert option is not None
+    assert option.opts == ["-h", "--help"]
 
 
 def test_version(cli: Cli) -> None:

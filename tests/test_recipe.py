@@ -488,7 +488,7 @@ class TestSchema:
     def test_every_field_is_described_and_no_other_allowed(self) -> None:
         schema = recipe_schema()
         objects = [schema, *schema["$defs"].values()]  # type: ignore[attr-defined]
-        assert len(objects) == 7
+        assert len(objects) == 8
         for part in objects:
             assert part["additionalProperties"] is False
             assert part["title"]

@@ -25,7 +25,7 @@ LAYERS = (
     ("components",),
     ("architectures", "adapters"),
     ("recipe",),
-    ("resolve", "methods"),
+    ("resolve", "methods", "rounding"),
     ("matching",),
     ("provenance",),
     ("planning",),

@@ -23,6 +23,11 @@ COMMANDS = {
 }
 
 
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+"""Settings of each command, not of the group alone: click keeps the help option of a command's first context, which
+need not have the group's as its parent."""
+
+
 class LazyGroup(click.Group):
     """Import a command's module when it is called, so that `--help` stays fast."""
 
@@ -43,7 +48,7 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="lorabake")
 def lorabake() -> None:
     """Bake weighted LoRAs into a SafeTensors checkpoint.

@@ -11,6 +11,7 @@ import click
 
 from lorabake.baking import RunOptions
 from lorabake.baking import bake as run_bake
+from lorabake.cli import CONTEXT
 from lorabake.cli.show import ledger_lines, rate_of, shown, size_of, survives
 from lorabake.errors import SurroundingsError, TargetError
 from lorabake.planning import Plan, default_workers
@@ -19,7 +20,7 @@ from lorabake.provenance import origins
 from lorabake.recipe import load_recipe
 
 
-@click.command()
+@click.command(context_settings=CONTEXT)
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write here instead of the recipe's path.")
 @click.option("--device", help="Compute on this device: cpu (default), cuda, cuda:1, mps.")
@@ -105,7 +106,8 @@ def bake(
 def _check_report(report: Path, plan: Plan) -> None:
     """Refuse a report that would overwrite the checkpoint, or something that it is made of."""
     inputs = [path for checkpoint, _ in plan.sources.inputs for _, path in origins(checkpoint)]
-    taken = [path.resolve() for path in (plan.path, plan.sources.recipe.file, *inputs) if path is not None]
+    beside = [each.path for each in plan.embeddings]
+    taken = [path.resolve() for path in (plan.path, *beside, plan.sources.recipe.file, *inputs) if path is not None]
     place = report.resolve()
     if any(path in (place, *place.parents) for path in taken):
         raise TargetError(f"{report}: is the output, or an input, of this bake; choose another file for the report")

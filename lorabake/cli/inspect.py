@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
+from lorabake.cli import CONTEXT
 from lorabake.cli.show import fact_lines
 from lorabake.inspection import inspect as describe
 
 
-@click.command()
+@click.command(context_settings=CONTEXT)
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
 def inspect(path: Path, as_json: bool) -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import click
 
+from lorabake.cli import CONTEXT
 from lorabake.cli.show import ledger_lines, shown, size_of, survives
 from lorabake.planning import plan as make_plan
 from lorabake.recipe import load_recipe
 
 
-@click.command()
+@click.command(context_settings=CONTEXT)
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Plan for this path instead of the recipe's.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan's figures as JSON.")

@@ -6,10 +6,11 @@ import json
 
 import click
 
+from lorabake.cli import CONTEXT
 from lorabake.recipe import recipe_schema
 
 
-@click.command()
+@click.command(context_settings=CONTEXT)
 def schema() -> None:
     """Print the recipe's JSON Schema, for editors.
 

@@ -49,6 +49,8 @@ def ledger_lines(ledger: Ledger) -> Iterator[str]:
     )
     for reason, count in ledger.excluded.items():
         yield f"  {count} left out: {reason}"
+    for place, count in ledger.written.items():
+        yield f"  {count} written to {place}"
     for note in ledger.notes:
         yield f"  note: {note}"
 

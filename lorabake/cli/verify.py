@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from lorabake.cli import CONTEXT
 from lorabake.cli.show import shown
 from lorabake.errors import RecipeError
 from lorabake.recipe import load_recipe
@@ -22,7 +23,7 @@ from lorabake.verification.findings import Finding, SampleOptions, Status, Verif
 COLOURS = {Status.PASS: "green", Status.SKIP: "bright_black", Status.WARN: "yellow", Status.FAIL: "red"}
 
 
-@click.command()
+@click.command(context_settings=CONTEXT)
 @click.argument("target", type=click.Path(path_type=Path), metavar="RECIPE|FILE")
 @click.option("--baked", type=click.Path(path_type=Path), help="The checkpoint.  [default: the recipe's output]")
 @click.option("--inputs", type=click.Path(path_type=Path), help="The folder of the inputs that FILE's recipe names.")

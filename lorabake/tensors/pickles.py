@@ -13,7 +13,7 @@ import shutil
 import struct
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,9 @@ _TRAINING_STATE = {
     "optimizer_states",
 }
 
+EMBEDDING = "<embed>"
+"""What cloneofsimo's metadata say of a learned embedding: {"<s1>": "<embed>"}."""
+
 _CONVERT = (
     "Use the model's SafeTensors release. If there is none and you trust the file, load it where it can do\n"
     "no harm with torch.load(path, weights_only=False), and save it with safetensors.torch.save_file."
@@ -49,7 +52,8 @@ def open_pickle(path: Path) -> Header:
 
     The temporary file is named after the pickle and lasts until the process ends; the same pickle, unchanged,
     is stored once. Nested dicts become dotted keys. A bare list of LoRA matrices, as cloneofsimo/lora first
-    saved them, gets the keys of its later files: `unet:0:up`, `unet:0:down` …
+    saved them, gets the keys of its later files: `unet:0:up`, `unet:0:down` …; their `.ti.pt` hold learned
+    embeddings.
 
     Raise FileError for a damaged pickle, one that wants to run code, and one that holds anything else than
     tensors; SurroundingsError where the temporary file cannot be written.
@@ -64,7 +68,7 @@ def _stored(path: Path, identity: tuple[int, int, int, int]) -> Header:
         _check_storable(path, key, tensor, identity[2])
     entries = [(key, _names()[tensor.dtype], tuple(tensor.shape)) for key, tensor in tensors.items()]
     try:
-        header = encode_header(entries, {})
+        header = encode_header(entries, _metadata(path, tensors))
     except ValueError as error:
         raise FileError(f"{path}: has a key that SafeTensors cannot hold: {error}") from None
     try:
@@ -146,6 +150,11 @@ def _pairs(path: Path, loaded: list[object]) -> Iterator[tuple[str, torch.Tensor
     component = "text_encoder" if path.name.endswith(".text_encoder.pt") else "unet"
     for position, tensor in enumerate(tensors):
         yield f"{component}:{position // 2}:{'down' if position % 2 else 'up'}", tensor
+
+
+def _metadata(path: Path, keys: Iterable[str]) -> dict[str, str]:
+    """Say what cloneofsimo's SafeTensors files say of learned embeddings, whose pickles hold nothing else."""
+    return dict.fromkeys(keys, EMBEDDING) if path.name.endswith(".ti.pt") else {}
 
 
 def _unwrapped(path: Path, wrapper: dict[object, object]) -> dict[object, object]:

@@ -34,6 +34,16 @@ LEAST = {
 """The least normal number; below it the spacing stays the same."""
 
 
+GREATEST = {
+    "F8_E4M3": 448.0,
+    "F8_E5M2": 57344.0,
+    "I8": 127.0,
+    "F16": 65504.0,
+    "BF16": 2.0**128 - 2.0**120,
+}
+"""The largest number of the dtypes to which stochastic rounding goes."""
+
+
 class Files:
     """Hold files open and read them from any thread."""
 

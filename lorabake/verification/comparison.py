@@ -11,7 +11,7 @@ from lorabake.tensors.packing import PackedInfo
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.verification.arrays import MANTISSA, spacing
 from lorabake.verification.formulas import Array
-from lorabake.verification.recompute import Indices, Recomputation, Tile
+from lorabake.verification.recompute import Indices, Recomputation, Tile, rounded_by
 
 
 @dataclass(slots=True)
@@ -53,13 +53,21 @@ class Comparison:
         return min(pair, key=lambda name: MANTISSA.get(name, 0))
 
     @property
+    def is_drawn(self) -> bool:
+        """Tell whether chance, by the recipe's seed, said where each value goes."""
+        return self.target.is_drawn and self.found.dtype == self.target.dtype
+
+    @property
     def is_right(self) -> bool:
         """Tell whether every value is within its bound."""
         return not self.wrong and self.nonfinite is None
 
     def add(self, tile: Tile, found: Array, recomputation: Recomputation) -> None:
-        """Compare the rows of one tile: each value may be half an ulp off, and what the bake's precision allows."""
-        dtype = self.dtype
+        """Compare the rows of one tile: each value may be half an ulp off, and what the bake's precision allows.
+
+        One that is drawn may be what that precision's least and greatest outcome are rounded to, or lie between.
+        """
+        dtype, numbers = self.dtype, recomputation.numbers(tile) if self.is_drawn else None
         with np.errstate(invalid="ignore", over="ignore"):
             error = np.abs(found - tile.exact)
             ulps = error / spacing(dtype, found)
@@ -71,18 +79,26 @@ class Comparison:
             ulps[~finite] = 0
             self._note_nonfinite(np.argwhere(strange), tile.start)
         self.values += found.size
-        suspects = np.nonzero(ulps > 0.5)
-        self.worst = max(self.worst, min(float(ulps.max(initial=0.0)), 0.5))
+        if numbers is None:
+            suspects = np.nonzero(ulps > 0.5)
+        else:
+            suspects = np.nonzero(finite & (found != rounded_by(numbers, dtype, tile.exact)))
+        self.worst = max(self.worst, min(float(ulps.max(initial=0.0)), 0.5 if numbers is None else 1.0))
         if len(suspects[0]):
             # Where a sum all but cancels, the unit is that of what it should have been, not of what is left.
             sizes = np.fmax(np.abs(found[suspects]), np.abs(tile.exact[suspects]))
             away = error[suspects] / spacing(dtype, sizes)
             self.worst = max(self.worst, float(np.where(np.isnan(away), np.inf, away).max()))
             rows, columns = suspects
-            limit = 0.5 * spacing(dtype, found[suspects])
-            if tile.changes or isinstance(tile.target.source, PackedInfo):
-                limit = np.asarray(limit + recomputation.slack(tile, rows, columns))
-            wrong = ~(error[suspects] <= limit)
+            is_exact = not tile.changes and not isinstance(tile.target.source, PackedInfo)
+            slack = np.zeros(len(rows)) if is_exact else recomputation.slack(tile, rows, columns)
+            if numbers is None:
+                wrong = ~(error[suspects] <= 0.5 * spacing(dtype, found[suspects]) + slack)
+            else:
+                least, most = (
+                    rounded_by(numbers[suspects], dtype, tile.exact[suspects] + off) for off in (-slack, slack)
+                )
+                wrong = ~((least <= found[suspects]) & (found[suspects] <= most))
             self.inexact += len(rows)
             self.wrong += int(wrong.sum())
             self.rows.update((rows[wrong] + tile.start).tolist())

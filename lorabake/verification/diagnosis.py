@@ -36,6 +36,9 @@ NOISE = 9.0
 """Times the energy of one rounding: what a change may leave unexplained, for rounding twice or in a sum."""
 
 NUDGED_ULPS = 4.0
+ONE_ULP = 1.001
+"""The distance from either neighbour of a value, and float32's own error."""
+
 SHIFTS = (1, -1, 2, -2)
 SKETCH = 160
 """Columns of the random sketch that estimates the rank of an unknown change."""
@@ -55,6 +58,7 @@ class Cause(StrEnum):
     SHIFTED = "shifted"
     DORA = "dora"
     ROUNDING = "rounding"
+    DRAWS = "draws"
     NUDGED = "nudged"
     NONFINITE = "nonfinite"
     OTHER_LORA = "other_lora"
@@ -116,6 +120,8 @@ class Diagnostician:
             return [Diagnosis(key, Cause.NUDGED if result.is_copy else Cause.ROUNDING, detail=nudge)]
         scene = self._scene(result)
         found = self._by_strengths(key, scene)
+        if result.is_drawn and result.worst <= ONE_ULP and (found == [] or not scene.own):
+            return [Diagnosis(key, Cause.DRAWS)]
         if found is not None:
             return found or [Diagnosis(key, Cause.ROUNDING, detail=nudge)]
         return [self._by_guess(key, scene, result)]
@@ -131,18 +137,20 @@ class Diagnostician:
         found, due = (np.zeros((len(rows), columns), np.float32) for _ in range(2))
         own: dict[int, Matrix] = {}
         noise = 0.0
-        for tile in self.recomputation.tiles(result.step):
+        recomputation = self.recomputation
+        for tile in recomputation.tiles(result.step):
             if tile.target.key != result.target.key:
                 continue
             here = [row for row in range(tile.start, tile.start + len(tile.base)) if row in place]
             if not here:
                 continue
             inner, outer = np.array(here) - tile.start, np.array([place[row] for row in here])
-            values = self.recomputation.files.rows(result.found, tile.start, tile.start + len(tile.base), columns)
+            values = recomputation.files.rows(result.found, tile.start, tile.start + len(tile.base), columns)
             units = spacing(result.dtype, values[inner])
-            noise += float(np.square(units).sum()) / 12
+            noise += float(np.square(units).sum()) / (4 if result.is_drawn else 12)
             found[outer] = values[inner] - tile.base[inner]
-            due[outer] = rounded(result.dtype, tile.exact[inner]) - tile.base[inner]
+            as_due = recomputation.rounded(tile, tile.exact) if result.is_drawn else rounded(result.dtype, tile.exact)
+            due[outer] = as_due[inner] - tile.base[inner]
             for change in tile.changes:
                 delta = own.setdefault(change.number, np.zeros((len(rows), columns), np.float32))
                 mine = (inner >= change.rows.start) & (inner < change.rows.stop)
@@ -308,6 +316,7 @@ SENTENCES = {
     Cause.SHIFTED: "lies on the wrong rows",
     Cause.DORA: "is added without DoRA's norm",
     Cause.ROUNDING: "was rounded more than once on the way, or changed in its last places",
+    Cause.DRAWS: "is rounded otherwise than the recipe's seed draws: by another seed, or to nearest",
     Cause.NUDGED: "is off in its last places",
     Cause.NONFINITE: "holds NaN or infinity",
     Cause.OTHER_LORA: "holds a low-rank change that no LoRA of the recipe makes there: another LoRA?",

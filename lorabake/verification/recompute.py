@@ -6,6 +6,7 @@ rows at a time, so that memory stays that of a bake.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,12 +19,13 @@ from lorabake.matching import Patch
 from lorabake.methods import masks_of
 from lorabake.planning import Bake, Plan, Target
 from lorabake.tensors.dtypes import LARGEST, decode_scalar
-from lorabake.verification.arrays import LEAST, MANTISSA, Files, spacing
+from lorabake.verification.arrays import GREATEST, LEAST, MANTISSA, Files, spacing
 from lorabake.verification.combinations import combined
 from lorabake.verification.formulas import FORMULAS, Array, Place, Tensors
 from lorabake.verification.unpacking import largest, scales
 
 Indices = NDArray[np.intp]
+Numbers = NDArray[np.uint64]
 TILE_VALUES = 1 << 17
 
 
@@ -103,6 +105,24 @@ class Recomputation:
             terms = 16 + (patch.kind.rank(patch.shapes) if patch.kind.low_rank else max(sides, default=1))
             sizes = sizes + inside * (terms + 64 * patch.has_dora) * reached * 4
         return np.asarray(epsilon * sizes)
+
+    def rounded(self, tile: Tile, values: Array) -> Array:
+        """Round values that stand for a tile's as the output's are: to nearest, or as the recipe's seed has it."""
+        dtype = tile.target.dtype
+        if not tile.target.is_drawn:
+            return rounded(dtype, values)
+        return rounded_by(self.numbers(tile), dtype, values)
+
+    def numbers(self, tile: Tile) -> Numbers:
+        """Draw again, by SplitMix64, the numbers of 62 bits that decide where a tile's values go."""
+        seed = self.plan.sources.recipe.output.rounding.seed
+        digest = hashlib.blake2b(f"{seed}/{tile.target.key}".encode(), digest_size=8).digest()
+        first = tile.start * tile.base.shape[1] + 1
+        place = np.arange(first, first + tile.base.size, dtype=np.uint64)
+        state = np.frombuffer(digest, "<u8") + place * np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ state >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ state >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+        return np.asarray((state ^ state >> np.uint64(31)) >> np.uint64(2)).reshape(tile.base.shape)
 
     # -- the two ways ----------------------------------------------------------------------------------
 
@@ -220,3 +240,16 @@ def rounded(dtype: str, values: Array) -> Array:
         return values
     unit = spacing(dtype, np.where(np.abs(values) < LEAST[dtype], LEAST[dtype], values))
     return np.asarray(np.rint(values / unit) * unit)
+
+
+def rounded_by(numbers: Numbers, dtype: str, values: Array) -> Array:
+    """Round to the neighbour away from zero where the distance from the other one, in units, exceeds number/2^62.
+
+    For given numbers this never falls as the values rise.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        unit = spacing(dtype, values)
+        part, lower = np.modf(np.abs(values) / unit)
+        away = numbers < (part * 2.0**62).astype(np.uint64)
+        sizes = np.minimum((lower + away) * unit, GREATEST[dtype])
+    return np.where(np.isfinite(values), np.copysign(sizes, values), values)

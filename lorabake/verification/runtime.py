@@ -19,7 +19,7 @@ from lorabake.resolve import LoraSource
 from lorabake.verification.arrays import Files
 from lorabake.verification.formulas import Array
 from lorabake.verification.networks import submodule
-from lorabake.verification.recompute import Recomputation, rounded
+from lorabake.verification.recompute import Recomputation
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ class Weights:
                     exact[change.rows] += factors[change.patch.lora] * change.delta
                 whole = made.setdefault(tile.target.key, np.empty((_rows(tile.target.shape), exact.shape[1])))
                 whole[tile.start : tile.start + len(exact)] = (
-                    rounded(tile.target.dtype, exact) if round_off else exact
+                    self.recomputation.rounded(tile, exact) if round_off else exact
                 )
             values = {
                 target.key: torch.from_numpy(made[target.key].astype(np.float32)).reshape(target.shape)

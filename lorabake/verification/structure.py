@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lorabake.errors import FileError
 from lorabake.keymap.spelling import patterns
-from lorabake.planning import OutputFile, Plan, Target
+from lorabake.planning import Embedding, OutputFile, Plan, Target
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint
 from lorabake.tensors.safetensors import Header, read_header
 from lorabake.verification.findings import Finding, Status
@@ -31,7 +31,7 @@ def check_structure(plan: Plan, path: Path) -> tuple[list[Finding], Checkpoint |
         note += ", and so does the index"
     found = [Finding("structure.file", Status.PASS, path.name, f"{size:,} bytes", "", note)]
     found += [*_keys(plan, baked), *_forms(plan, baked), *_order(plan, baked)]
-    found += [*_side_files(plan, path), *_metadata(plan, baked)]
+    found += [*_side_files(plan, path), *_embeddings(plan, baked), *_metadata(plan, baked)]
     return found, baked
 
 
@@ -101,17 +101,21 @@ def _forms(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
 
 def _order(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
     """Compare which file holds which tensor, and the order in header and data."""
-    headers = {_name(plan, baked, header): header for part in baked.parts for header in part.files}
+    found = [header for part in baked.parts for header in part.files]
+    headers = {name_of(baked, header): header for header in found}
+    if not baked.is_folder and len(plan.files) == 1:
+        headers = dict.fromkeys([plan.files[0].name], found[0])  # whatever it is called by now
     for file in plan.files:
         header = headers.get(file.name)
         if header is None:
             note = f"no such file; there is {', '.join(sorted(headers))}"
             yield Finding("structure.shards", _severity(baked), file.name, "", "", note)
             continue
-        if {target.source.name for target in file.targets} != header.tensors.keys():
+        names = [info.name for info in header.tensors.values()]
+        if {target.source.name for target in file.targets} != {*names}:
             continue  # told by the keys
         data = [info.name for info in sorted(header.tensors.values(), key=lambda info: (info.start, info.stop))]
-        in_order = [*header.tensors] == [*file.order]
+        in_order = names == [*file.order]
         same = data == _data_order(file)
         if in_order and same:
             yield Finding("structure.order", Status.PASS, file.name, "", "", "keys and data in the base's order")
@@ -126,10 +130,10 @@ def _data_order(file: OutputFile) -> list[str]:
     return [target.source.name for target in sorted(file.targets, key=lambda each: (each.offset, each.nbytes))]
 
 
-def _name(plan: Plan, baked: Checkpoint, header: Header) -> str:
-    if not baked.is_folder:
-        return plan.files[0].name if len(plan.files) == 1 else header.path.name
-    return header.path.relative_to(baked.path).as_posix()
+def name_of(checkpoint: Checkpoint, header: Header) -> str:
+    """Name a file of a checkpoint by its path in the folder: those of several components may be called the same."""
+    inside = checkpoint.is_folder and header.path.is_relative_to(checkpoint.path)  # what was a pickle lies elsewhere
+    return header.path.relative_to(checkpoint.path).as_posix() if inside else header.path.name
 
 
 def _severity(baked: Checkpoint) -> Status:
@@ -155,6 +159,29 @@ def _side_files(plan: Plan, path: Path) -> Iterator[Finding]:
     elif plan.sources.base.side_files:
         count = len(plan.sources.base.side_files)
         yield Finding("structure.side_files", Status.PASS, path.name, f"{count} files", "", "configs as they must be")
+
+
+def _embeddings(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
+    """Look for the learned embeddings beside the checkpoint; another tool may have left them where they were."""
+    for embedding in plan.embeddings:
+        fault = _embedding_fault(embedding)
+        status = _severity(baked) if fault else Status.PASS
+        note = fault or f"holds the learned embedding of {embedding.token!r}"
+        yield Finding("structure.embedding", status, embedding.path.name, "", "", note)
+
+
+def _embedding_fault(embedding: Embedding) -> str:
+    """Say what is wrong with the header of a file of textual inversion; nothing where it is as planned."""
+    if not embedding.path.is_file():
+        return f"is missing, and should hold the learned embedding of {embedding.token!r}"
+    try:
+        there = read_header(embedding.path).tensors
+    except FileError as error:
+        return f"cannot be read: {str(error).removeprefix(f'{embedding.path}: ').splitlines()[0]}"
+    due = {each.name: (each.info.dtype, each.shape) for each in embedding.vectors}
+    found = {name: (info.dtype, info.shape) for name, info in there.items()}
+    wrong = [name for name in {**due, **found} if due.get(name) != found.get(name)]
+    return f"its tensors are not the planned ones: {', '.join(wrong[:3])}" if wrong else ""
 
 
 def _metadata(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:

@@ -1,7 +1,8 @@
 """How much of each LoRA's change the output's dtype can hold, worked out on a sample before anything is written.
 
-A change Δ smaller than half the distance between neighbours of a dtype leaves a value as it was. What survives of Δ
-is ⟨W_written − W_exact + Δ, Δ⟩/⟨Δ, Δ⟩: what arrives, projected on what is due. 1 is all of it, 0 nothing.
+A change Δ smaller than half the distance between neighbours of a dtype leaves a value as it was, rounded to nearest;
+rounded by chance it moves few values all the way, and on average survives. What survives of Δ is
+⟨W_written − W_exact + Δ, Δ⟩/⟨Δ, Δ⟩: what arrives, projected on what is due. 1 is all of it, 0 nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from lorabake.errors import ValueTooLargeError
 from lorabake.planning import Bake, Plan
 from lorabake.verification.arrays import MANTISSA, Files
-from lorabake.verification.recompute import Recomputation, rounded
+from lorabake.verification.recompute import Recomputation
 
 WARN, STOP = 0.9, 0.5
 """Below the first a bake warns, below the second it stops unless the recipe allows the loss."""
@@ -53,7 +54,7 @@ def _share(recomputation: Recomputation, lora: int, steps: Iterable[Bake], tiles
     for tile in (tile for step in steps for tile in recomputation.tiles(step, tiles)):
         if tile.target.dtype not in MANTISSA:
             continue
-        lost = rounded(tile.target.dtype, tile.exact) - tile.exact
+        lost = recomputation.rounded(tile, tile.exact) - tile.exact
         for change in tile.changes:
             if change.patch.lora == lora:
                 energy = float(np.vdot(change.delta, change.delta))

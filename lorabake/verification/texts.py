@@ -13,7 +13,7 @@ from lorabake.planning import Plan
 from lorabake.tensors.checkpoint import read_object
 from lorabake.verification.arrays import Files
 from lorabake.verification.findings import Finding, SampleOptions, Samples, Status, TextSample
-from lorabake.verification.recompute import Recomputation, rounded
+from lorabake.verification.recompute import Recomputation
 from lorabake.verification.runtime import FORMULAS_APPLIED, CannotLoadError
 
 TOKENS = 48
@@ -167,7 +167,7 @@ def _place(plan: Plan, model: Any, *, round_off: bool) -> None:
     try:
         for step in plan.bakes:
             for tile in recomputation.tiles(step):
-                values = rounded(tile.target.dtype, tile.exact) if round_off else tile.exact
+                values = recomputation.rounded(tile, tile.exact) if round_off else tile.exact
                 place = parameters[prefix + tile.target.source.name]
                 with torch.no_grad():
                     rows = place.view(*(tile.target.shape[:1] or (1,)), -1)

@@ -17,16 +17,18 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
+from lorabake.errors import FileError
 from lorabake.planning import Bake, Plan, Target, default_workers
 from lorabake.provenance import DATA_HASHES
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.dtypes import FLOAT_NAMES
-from lorabake.tensors.safetensors import Header, TensorInfo
+from lorabake.tensors.safetensors import Header, TensorInfo, read_header
 from lorabake.verification.arrays import CHUNK, Files
 from lorabake.verification.comparison import Comparison, Share
 from lorabake.verification.diagnosis import Diagnosis, Diagnostician, findings
 from lorabake.verification.findings import Effect, Finding, Status, TensorVerdict
 from lorabake.verification.recompute import Recomputation
+from lorabake.verification.structure import name_of
 
 FAINT = 0.9
 """Share of a LoRA's change that arrived, below which the output's dtype is too coarse for it."""
@@ -90,6 +92,7 @@ class _Check:
                 *_baked([each for each in results if not each.is_copy]),
                 *_sampled(len(chosen), len(jobs)),
                 *self._loras(results),
+                *self._embeddings(),
                 *findings(self.plan, diagnoses, results),
             ),
             tuple(self._effects(results)),
@@ -160,8 +163,11 @@ class _Check:
         digests = {str(path): self._sha256(path, 0, path.stat().st_size) for path in inputs}
         for header in _headers(self.baked):
             if any(name in header.metadata for name in DATA_HASHES):
-                digests[_data_of(header)] = self._sha256(header.path, header.data_start, header.size)
+                digests[self._data_of(header)] = self._sha256(header.path, header.data_start, header.size)
         return digests
+
+    def _data_of(self, header: Header) -> str:
+        return f"data of {name_of(self.baked, header)}"
 
     def _sha256(self, path: Path, start: int, stop: int) -> str:
         digest = hashlib.sha256()
@@ -196,18 +202,19 @@ class _Check:
 
     def _data_hashes(self, digests: Mapping[str, str]) -> Iterator[Finding]:
         for header in _headers(self.baked):
-            taken = digests.get(_data_of(header))
+            taken = digests.get(self._data_of(header))
             if taken is None:
                 continue
+            subject = name_of(self.baked, header)
             for name in DATA_HASHES:
                 said = header.metadata.get(name, taken).removeprefix("0x")
                 if said != taken:
                     note = f"the header's {name} is not the SHA-256 of the data: it was changed after it was written"
-                    yield Finding("weights.digest", Status.FAIL, header.path.name, taken[:12], said[:12], note)
+                    yield Finding("weights.digest", Status.FAIL, subject, taken[:12], said[:12], note)
                     break
             else:
                 note = "the data has the SHA-256 that the header states"
-                yield Finding("weights.digest", Status.PASS, header.path.name, taken[:12], taken[:12], note)
+                yield Finding("weights.digest", Status.PASS, subject, taken[:12], taken[:12], note)
 
     def _loras(self, results: Sequence[Comparison]) -> Iterator[Finding]:
         for index, lora in enumerate(self.plan.sources.loras):
@@ -222,6 +229,22 @@ class _Check:
                 yield Finding(
                     "weights.resolution", Status.WARN, lora.name, f"{arrived / due:.0%}", f"{FAINT:.0%}", note
                 )
+
+    def _embeddings(self) -> Iterator[Finding]:
+        """Compare the files of learned embeddings with the LoRAs' tensors; what is not there, the headers told."""
+        for embedding in self.plan.embeddings:
+            try:
+                there = read_header(embedding.path).tensors
+            except FileError:
+                continue
+            pairs = [(each.info, there[each.name]) for each in embedding.vectors if each.name in there]
+            if not pairs:
+                continue
+            wrong = sum(not self.files.equal(due, found) for due, found in pairs)
+            status = Status.FAIL if wrong else Status.PASS
+            lora = self.plan.sources.loras[embedding.lora].name
+            note = f"{'other bytes than' if wrong else 'byte-equal to'} those of {embedding.token!r} in {lora}"
+            yield Finding("weights.embedding", status, embedding.path.name, f"{len(pairs)} tensors", "", note)
 
     def _verdicts(self, results: Iterable[Comparison], diagnoses: Iterable[Diagnosis]) -> Iterator[TensorVerdict]:
         loras = self.plan.sources.loras
@@ -301,12 +324,15 @@ def _untouched(results: Sequence[Comparison]) -> Iterator[Finding]:
 
 
 def _baked(results: Sequence[Comparison]) -> Iterator[Finding]:
-    right = [each for each in results if each.is_right]
-    if right:
+    ways = {False: ("0.5 ulp", "the nearest ones"), True: ("1 ulp as drawn", "the ones that the seed draws")}
+    for is_drawn, (bound, what) in ways.items():
+        right = [each for each in results if each.is_right and each.is_drawn is is_drawn]
+        if not right:
+            continue
         values, inexact = sum(each.values for each in right), sum(each.inexact for each in right)
         worst = max(each.worst for each in right)
-        note = f"{1 - inexact / max(values, 1):.4%} of {values:,} values are the nearest ones"
-        limit = "0.5 ulp and float32's own error"
+        note = f"{1 - inexact / max(values, 1):.4%} of {values:,} values are {what}"
+        limit = f"{bound} and float32's own error"
         subject = f"{len(right)} baked tensors"
         yield Finding("weights.baked", Status.PASS, subject, f"worst {worst:.3f} ulp", limit, note)
 
@@ -333,7 +359,3 @@ def _headers(checkpoint: Checkpoint) -> Iterator[Header]:
 def _is_part(path: str, checkpoint: Checkpoint) -> bool:
     """Tell whether a file is a checkpoint, or lies in its folder."""
     return path == str(checkpoint.path) or Path(path).is_relative_to(checkpoint.path)
-
-
-def _data_of(header: Header) -> str:
-    return f"data of {header.path.name}"

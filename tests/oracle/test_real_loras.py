@@ -139,6 +139,14 @@ def test_every_tensor_has_its_place(
     assert ledger.ranks == {rank: applied // 2}
 
 
+@pytest.mark.parametrize("base", SD15[:2])
+def test_learned_embeddings_get_files_of_their_own(base: str, base_of: Any, plan: Any) -> None:
+    planned = plan(base_of(base), DISNEY)
+    assert [each.path.name for each in planned.embeddings] == ["baked.s1.safetensors", "baked.s2.safetensors"]
+    assert [[vectors.shape for vectors in each.vectors] for each in planned.embeddings] == [[(1, 768)]] * 2
+    assert (planned.ledgers[0].applied, planned.ledgers[0].tensors) == (384, 386)
+
+
 @pytest.mark.parametrize("base", ["sd15", "sd15_with_ema"])
 def test_lokr_has_its_place(base: str, base_of: Any, plan: Any) -> None:
     (ledger,) = plan(base_of(base), LOKR).ledgers
@@ -151,7 +159,6 @@ def test_lokr_has_its_place(base: str, base_of: Any, plan: Any) -> None:
     ("lora", "base", "entry", "first_line"),
     [
         (LOKR, "sdxl", {}, r"'.*': 189 of 350 modules have no place on the base .*"),
-        (DISNEY, "sd15", {}, r"'.*': a learned embedding: .*; leave it out by naming components.*"),
         (DIFFUSERS, "sd21", {}, r"'.*' is for Stable Diffusion 1\.x .*; the base is Stable Diffusion 2\.x.*"),
         (DIFFUSERS, "sdxl", {}, r"'.*' is for Stable Diffusion 1\.x .*; the base is Stable Diffusion XL.*"),
         (f"{KIRIKO}.pt", "sd15", {}, r"'.*': 128 of 128 modules have no place on the base .*"),

@@ -101,6 +101,27 @@ def test_fused_transposed_and_whole_tensors_verify(tmp_path: Path) -> None:
     assert verify(load_recipe(path), None, BOTH).status is Status.PASS
 
 
+def test_a_folder_whose_files_are_called_the_same_verifies(tmp_path: Path) -> None:
+    b.sd1_folder(tmp_path / "base")
+    b.sd1_lora(tmp_path / "lora.safetensors")
+    recipe = b.recipe(tmp_path, base="base", output={"path": "out"})
+    out = b.run(recipe).path
+    verification = verify(load_recipe(recipe), None, BOTH)
+    assert verification.is_true
+    stem = "diffusion_pytorch_model.safetensors"
+    files = {f"unet/{stem}", f"vae/{stem}", "text_encoder/model.safetensors"}
+    for check in ("structure.order", "weights.digest"):
+        assert {each.subject for each in verification.findings if each.check == check} == files
+    spoilt = out / "vae" / stem
+    entries, metadata, data = b.header(spoilt)
+    text = json.dumps({"__metadata__": metadata, **dict(reversed(entries.items()))}).encode()
+    spoilt.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    findings = verify(load_recipe(recipe), None, BOTH).findings
+    wrong = {(each.check, each.subject) for each in findings if each.status == "fail"}
+    assert ("structure.order", f"vae/{stem}") in wrong
+    assert ("weights.digest", f"unet/{stem}") not in wrong
+
+
 # -- files of other tools -----------------------------------------------------------------------------------
 
 

@@ -1,0 +1,69 @@
+"""Stochastic rounding: of its two neighbours in a dtype a value becomes the one that is drawn.
+
+The farther one is drawn the more rarely, so that on average a value stays what it is. What is drawn for a value
+depends on the recipe's seed, the tensor's name and the value's place in it alone: the place counts the steps of
+SplitMix64 (Steele, Lea and Flood 2014, https://doi.org/10.1145/2660193.2660195), which begins at a digest of the
+other two. Whole numbers are the same on every device, for any cut into tiles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+BITS = 62
+"""Bits of a drawn number: as many as a product with them leaves exact, and positive, in 64."""
+
+STEP = 0x9E3779B97F4A7C15
+MIXES = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+LAST = 31
+
+
+def drawn(seed: int, key: str, start: int, like: torch.Tensor) -> torch.Tensor:
+    """Draw a whole number below 2^BITS for each value of a flat tensor, the first of which has the place `start`."""
+    import torch
+
+    digest = hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=8).digest()
+    begin = int.from_bytes(digest, "little") + (start + 1) * STEP
+    numbers = torch.arange(like.numel(), dtype=torch.int64, device=like.device)
+    numbers.mul_(_signed(STEP)).add_(_signed(begin))
+    for shift, factor in MIXES:
+        numbers.bitwise_xor_(_shifted(numbers, shift)).mul_(_signed(factor))
+    numbers.bitwise_xor_(_shifted(numbers, LAST))
+    return _shifted(numbers, 64 - BITS)
+
+
+def round_by(numbers: torch.Tensor, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return flat values, in their own dtype, each at one of its neighbours in another one, as the numbers decide.
+
+    The magnitude is rounded, up where the number is less than its distance from the lower neighbour. Every step is
+    exact. What lies beyond the largest value becomes that; what is no number stays.
+    """
+    import torch
+
+    sizes = values.abs()
+    whole, bits = (torch.int32, 0x7F800000) if values.dtype is torch.float32 else (torch.int64, 0x7FF << 52)
+    if dtype.is_floating_point:
+        info = torch.finfo(dtype)
+        units = (sizes.view(whole) & bits).view(values.dtype).clamp_(min=info.smallest_normal).mul_(info.eps)
+        largest = info.max
+    else:
+        units, largest = torch.ones_like(sizes), torch.iinfo(dtype).max
+    counts = sizes.div_(units)
+    lower = counts.floor()
+    up = numbers < counts.sub_(lower).mul_(2.0**BITS).long()
+    rounded = lower.add_(up).mul_(units).clamp_(max=largest).copysign_(values)
+    return torch.where(values.isfinite(), rounded, values)
+
+
+def _shifted(numbers: torch.Tensor, count: int) -> torch.Tensor:
+    """Shift to the right as if there were no sign."""
+    return (numbers >> count).bitwise_and_((1 << 64 - count) - 1)
+
+
+def _signed(number: int) -> int:
+    """Read the lowest 64 bits as torch's int64 does."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
