@@ -343,6 +343,7 @@ def test_deltas_are_taken_on_the_base_and_summed(name: str, tmp_path: Path) -> N
             "disagree on the rank",
         ),
         ({".ia3_l": (3, 1)}, r"its factors are \(3, 1\)"),
+        ({".boft_R": (2, 1, 8, 8), ".boft_s": (16, 1)}, "its 2 butterfly rounds do not divide 1 blocks of 8"),
     ],
 )
 def test_what_does_not_fit_is_said(tensors: dict[str, Shape], words: str, tmp_path: Path) -> None:

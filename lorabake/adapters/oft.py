@@ -7,7 +7,8 @@ for no rotation, LyCORIS for no constraint. `rescale` (out) multiplies the rows 
 the blocks R themselves.
 PEFT rotates inputs. OFT (`oft_R`, (n, b·(b−1)/2)): Q from the strict upper triangle, W' = W·Rᵀ with
 R = (I − Q)(I + Q)⁻¹, or, with `use_cayley_neumann`, the first terms of the series of (I + Q)(I − Q)⁻¹, which is the
-opposite rotation. BOFT (`boft_R`, (1, n, b, b)): Q = (X − Xᵀ)/2, R as in OFT, and rows scaled by `boft_s`.
+opposite rotation. BOFT (`boft_R`, (m, n, b, b)): Q = (X − Xᵀ)/2, R as in OFT; in round i a block turns two halves
+(of b/2 columns) that lie 2^i halves apart; then rows are scaled by `boft_s`.
 OneTrainer's OFT (`oft_R` and a marker `scaled_oft`): PEFT's with the series of five terms and Q/(2·√(b − 1)).
 Qiu et al. 2023 (arXiv 2306.07280); Liu et al. 2023, BOFT (arXiv 2311.06243); Qiu et al. 2025 (arXiv 2506.19847).
 """
@@ -197,7 +198,7 @@ class PeftOft(Kind):
 
 
 class PeftBoft(Kind):
-    """Rotate blocks of inputs and scale outputs (PEFT's BOFT of one round)."""
+    """Rotate blocks of inputs and scale outputs (PEFT's BOFT)."""
 
     name = "boft_peft"
     title = "BOFT"
@@ -209,30 +210,30 @@ class PeftBoft(Kind):
         | {"init_weights"}
     )
 
-    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
-        """Refuse several rounds."""
-        if shapes["boft_R"][:1] != (1,):
-            raise ValueError(
-                f"PEFT's BOFT of {shapes['boft_R'][0]} butterfly rounds is not supported (PEFT bakes it on CUDA only)"
-            )
-        return {}
-
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-        """Ask for square blocks that cover the inputs, and one scale an output."""
+        """Ask for square blocks that cover the inputs, in pairs for each further round, and one scale an output."""
         shape = shapes["boft_R"]
-        if len(shape) != 4 or shape[2] != shape[3] or shape[1] * shape[2] != matrix(weight)[1]:
+        if len(shape) != 4 or not shape[0] or shape[2] != shape[3] or shape[1] * shape[2] != matrix(weight)[1]:
             return f"its blocks {shape} do not cover {matrix(weight)[1]} inputs"
+        if shape[0] > 1 and (shape[2] % 2 or shape[1] % 2 ** (shape[0] - 1)):
+            return f"its {shape[0]} butterfly rounds do not divide {shape[1]} blocks of {shape[2]}"
         return None if prod(shapes["boft_s"]) == weight[0] else f"it scales {prod(shapes['boft_s'])} outputs"
 
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
-        """Build what multiplies blocks of columns from the right."""
-        blocks = tensors["boft_R"][0]
-        skew = (blocks - blocks.transpose(1, 2)) / 2
-        return {"turns": cayley(-skew).transpose(1, 2), "lengths": tensors["boft_s"].reshape(-1, 1)}
+        """Build what multiplies blocks of columns from the right, round by round."""
+        blocks = tensors["boft_R"]
+        skew = (blocks - blocks.transpose(-1, -2)) / 2
+        return {"rounds": cayley(-skew).transpose(-1, -2), "lengths": tensors["boft_s"].reshape(-1, 1)}
 
     def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
         """Rotate and scale these rows."""
-        return _turn_inputs(weight, tensors["turns"]) * tensors["lengths"][rows] - weight
+        first, *others = tensors["rounds"]
+        turned = _turn_inputs(weight, first)
+        for number, turns in enumerate(others, 1):
+            apart = turned.reshape(len(turned), -1, 2, 2**number, turns.shape[-1] // 2)
+            near = _turn_inputs(apart.transpose(2, 3).reshape(weight.shape), turns)
+            turned = near.reshape(apart.transpose(2, 3).shape).transpose(2, 3).reshape(weight.shape)
+        return turned * tensors["lengths"][rows] - weight
 
 
 def _block_size(packed: int) -> int:

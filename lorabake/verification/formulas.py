@@ -228,13 +228,16 @@ def oft_peft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Arr
 
 
 def boft_peft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
-    """(W·Rᵀ) ⊙ s by blocks of columns (arXiv 2311.06243, one round)."""
-    blocks = tensors["boft_R"][0]
-    size, turned = blocks.shape[1], np.empty_like(weight)
-    for block, values in enumerate(blocks):
-        skew, one = (values - values.T) / 2, np.eye(size)
-        columns = slice(block * size, (block + 1) * size)
-        turned[:, columns] = weight[:, columns] @ ((one - skew) @ np.linalg.inv(one + skew)).T
+    """(W·Mᵀ) ⊙ s; in round i a block turns two halves of a block's columns, 2^i halves apart (arXiv 2311.06243)."""
+    size, turned = tensors["boft_R"].shape[-1], weight.copy()
+    for level, blocks in enumerate(tensors["boft_R"]):
+        for block, values in enumerate(blocks):
+            group, pair = divmod(block, 2**level)
+            near = group * 2 ** (level + 1) + pair
+            halves = (range(half * size // 2, (half + 1) * size // 2) for half in (near, near + 2**level))
+            columns = [column for half in halves for column in half]
+            skew, one = (values - values.T) / 2, np.eye(size)
+            turned[:, columns] = turned[:, columns] @ ((one - skew) @ np.linalg.inv(one + skew)).T
     return turned * tensors["boft_s"].reshape(-1, 1)[place.rows]
 
 

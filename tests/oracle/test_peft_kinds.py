@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,6 +71,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         {"oft_block_size": 8, "r": 0, "use_cayley_neumann": False, "block_share": True},
     ),
     "BOFT": ("BOFTConfig", {"boft_block_size": 4, "boft_n_butterfly_factor": 1}),
+    "BOFT, two rounds": ("BOFTConfig", {"boft_block_size": 4, "boft_n_butterfly_factor": 2}),
+    "BOFT, three rounds": ("BOFTConfig", {"boft_block_size": 0, "boft_block_num": 4, "boft_n_butterfly_factor": 3}),
     "HRA": ("HRAConfig", {"r": 4}),
     "HRA, orthogonal": ("HRAConfig", {"r": 4, "apply_GS": True}),
     "HiRA": ("HiraConfig", {"r": 3}),
@@ -113,6 +116,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         "BOFTConfig",
         {"boft_block_size": 6, "boft_n_butterfly_factor": 1, "target_modules": ["conv"]},
     ),
+    "BOFT on a convolution, two rounds": (
+        "BOFTConfig",
+        {"boft_block_size": 6, "boft_n_butterfly_factor": 2, "target_modules": ["conv"]},
+    ),
     "HRA on a convolution": ("HRAConfig", {"r": 4, "target_modules": ["conv"]}),
     "AdaLoRA on a convolution": (
         "AdaLoraConfig",
@@ -129,6 +136,16 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "an embedding": ("LoraConfig", {"r": 3, "lora_alpha": 5, "target_modules": ["emb"]}),
     "an embedding and more": ("LoraConfig", {"r": 3, "lora_alpha": 5, "target_modules": ["emb", "fc"]}),
 }
+
+
+@pytest.fixture(autouse=True)
+def _no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let PEFT's BOFT have several rounds: its CUDA extension lays square blocks out along a diagonal, no more."""
+
+    def laid_out(blocks: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.stack([torch.block_diag(*each) for each in blocks])]
+
+    monkeypatch.setattr("peft.tuners.boft.layer.get_fbd_cuda", lambda: SimpleNamespace(forward=laid_out))
 
 
 def adapter(folder: Path, name: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
