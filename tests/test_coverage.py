@@ -50,6 +50,12 @@ def blocks(o: int, i: int, k: Shape) -> dict[str, Shape] | None:
     return {"oft_blocks": (o // size, size, size), "alpha": ()} if size else None
 
 
+def parts(o: int, i: int, k: Shape) -> dict[str, Shape] | None:
+    size = side(o // 2)
+    halves = {f"oft_blocks.{half}": (o // 2 // size, size, size) for half in (0, 1)} if size and o % 2 == 0 else None
+    return {**halves, "alpha": ()} if halves else None
+
+
 def butterfly(o: int, i: int, k: Shape) -> dict[str, Shape] | None:
     return {"oft_blocks": (2, o // 4, 4, 4)} if o % 8 == 0 else None
 
@@ -131,6 +137,7 @@ FORMS: dict[str, tuple[str, Form, dict[str, object] | None]] = {
     ),
     "IA3": ("ia3", matrices(lambda o, i, k: {"weight": (o, 1, *ones(k)), "on_input": ()}), None),
     "OFT": ("oft", matrices(blocks), None),
+    "OFT in parts": ("oft_parts", matrices(parts), None),
     "BOFT": ("oft", matrices(butterfly), None),
     "difference": ("diff", lambda shape: {"diff": shape}, None),
     "norm": ("w_norm", lambda shape: {"w_norm": shape} if len(shape) == 1 else None, None),

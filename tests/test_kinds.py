@@ -132,6 +132,16 @@ def cases(shape: Shape) -> dict[str, Case]:
             settings={"kohya": True},
             prefix="oft_unet_",
         ),
+        "OFT of kohya for Flux": Case(
+            "oft_parts",
+            {
+                ".oft_blocks.0": ("oft_blocks_0", (2, 2, 2)),
+                ".oft_blocks.1": ("oft_blocks_1", (2, 2, 2)),
+                ".oft_blocks.2": ("oft_blocks_2", (2, 4, 4)),
+            },
+            alpha(0.1),
+            prefix="oft_unet_",
+        ),
         "OFT, rescaled": Case(
             "oft",
             {".oft_blocks": ("oft_blocks", (2, 8, 8)), ".rescale": ("rescale", (16, 1, *ones))},
@@ -216,7 +226,7 @@ def formula(case: Case, weight: torch.Tensor) -> torch.Tensor:
     """Work W(1) out in float64, all rows at once."""
     shape = tuple(weight.shape)
     tensors = {slot: tensor.double().numpy() for slot, tensor in tensors_of(case).values()}
-    if case.kind != "oft":
+    if next(kind for kind in kinds() if kind.name == case.kind).alpha_is_scale:
         tensors.pop("alpha", None)
     flat = weight.double().numpy().reshape(shape[0], -1)
     found = FORMULAS[case.kind](tensors, flat, Place(slice(0, shape[0]), shape, case.settings), case.scale)
@@ -274,6 +284,8 @@ FAULTS: dict[str, tuple[str, Change, str]] = {
     "OFT turned the other way": ("OFT", turned("oft_blocks"), "weights.values"),
     "OFT's constraint left out": ("OFT, constrained", without("alpha"), "weights.values"),
     "OFT's rescale left out": ("OFT, rescaled", without("rescale"), "weights.values"),
+    "OFT's constraint taken for all parts together": ("OFT of kohya for Flux", scaled(".alpha", 4), "weights.values"),
+    "OFT of one part left out": ("OFT of kohya for Flux", scaled(".oft_blocks.1", 0), "weights.missing"),
     "BOFT turned the other way": ("BOFT", turned("oft_blocks"), "weights.values"),
     "OneTrainer's OFT turned the other way": ("OneTrainer's OFT", scaled("oft_R.weight", -1.0), "weights.values"),
     "DoRA left out of LoHa": ("LoHa with DoRA by row", without("dora_scale"), "weights.dora"),
@@ -337,6 +349,8 @@ def test_deltas_are_taken_on_the_base_and_summed(name: str, tmp_path: Path) -> N
         ({".lokr_w1": (4, 2)}, "incomplete or unknown set: lokr_w1"),
         ({".oft_blocks": (3, 4, 4)}, "its blocks turn 12 outputs"),
         ({".oft_blocks": (4, 4)}, "no square matrices"),
+        ({".oft_blocks.0": (4, 2, 2), ".oft_blocks.1": (2, 2, 2), ".alpha": ()}, "its blocks turn 12 outputs"),
+        ({".oft_blocks.0": (4, 4), ".alpha": ()}, "no square matrices"),
         ({".diff": (8, 16)}, r"its difference is \(8, 16\)"),
         (
             {".hada_w1_a": (16, 3), ".hada_w1_b": (2, 8), ".hada_w2_a": (16, 3), ".hada_w2_b": (3, 8)},
@@ -432,6 +446,37 @@ def test_a_kind_trained_on_a_fused_weight_lands_on_its_parts(name: str, tmp_path
     wanted = torch.from_numpy(np.array(FORMULAS[name](slots, weight.numpy(), place, 1.0)))
     found = torch.cat([after[key] for key in parts])
     b.assert_rounded_once(found, wanted, terms=[wanted.abs().max().expand(wanted.shape) * 4])
+    options = VerifyOptions(stages=("structure", "weights"))
+    assert verify(load_recipe(tmp_path / "recipe.yaml"), options=options).is_true
+
+
+@pytest.mark.parametrize("alpha", [0.02, 10.0, 0.0])
+def test_kohyas_oft_for_flux_turns_each_part_as_its_training_does(alpha: float, tmp_path: Path) -> None:
+    """q, k, v and mlp of a fused layer, on a base that splits them: each its own blocks and its own bound."""
+    sizes, values, block = (8, 8, 8, 32), b.Values(5), "single_transformer_blocks.0"
+    parts = [f"{block}.{name}.weight" for name in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")]
+    base = {key: values(size, 8) for key, size in zip(parts, sizes, strict=True)}
+    others = ("transformer_blocks.0.norm1_context.linear", "x_embedder", "transformer_blocks.0.attn.add_q_proj")
+    others += ("time_text_embed.text_embedder.linear_1", "transformer_blocks.0.attn.to_out.0")
+    base |= {f"{name}.weight": values(8, 8) for name in others}
+    b.save(tmp_path / "base.safetensors", base)
+    blocks = [values(4, size // 4, size // 4, size=0.4) for size in sizes]
+    out = values(4, 2, 2, size=0.4)
+    layer, flat = "oft_unet_single_blocks_0_linear1", "oft_unet_double_blocks_0_img_attn_proj"
+    lora = {f"{layer}.oft_blocks.{number}": tensor for number, tensor in enumerate(blocks)}
+    lora |= {f"{flat}.oft_blocks.0": out, f"{flat}.alpha": torch.tensor(alpha), f"{layer}.alpha": torch.tensor(alpha)}
+    b.save(tmp_path / "lora.safetensors", lora)
+    after = load_file(b.bake_sd1(tmp_path))
+    turned = [*parts, "transformer_blocks.0.attn.to_out.0.weight"]
+    for key, own in zip(turned, [*blocks, out], strict=True):
+        count, size, _ = own.shape
+        skew = own.double() - own.double().transpose(1, 2)
+        skew *= skew.norm().clamp(max=alpha * count * size) / skew.norm()
+        eye = torch.eye(size, dtype=torch.float64)
+        rotation = (eye + skew) @ (eye - skew).inverse()
+        wanted = torch.einsum("knm,knp->kmp", rotation, base[key].double().view(count, size, -1)).reshape(-1, 8)
+        b.assert_rounded_once(after[key], wanted, terms=[wanted.abs().max().expand(wanted.shape) * 4])
+    assert {key for key in base if not torch.equal(base[key], after[key])} == (set(turned) if alpha else set())
     options = VerifyOptions(stages=("structure", "weights"))
     assert verify(load_recipe(tmp_path / "recipe.yaml"), options=options).is_true
 

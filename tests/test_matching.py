@@ -437,7 +437,7 @@ def test_an_alpha_is_one_number() -> None:
     ("key", "reason"),
     [
         ("fc.bias_indices", "sparse bias is not supported by this version"),
-        ("fc.oft_blocks.1", "OFT in several parts is not supported by this version"),
+        ("fc.oft_blocks.4", "OFT in more than four parts is not supported by this version"),
         ("strange", "no known form"),
     ],
 )

@@ -130,11 +130,15 @@ KEYS = {
     "base_model.model.fc.shira_weight": ("base_model.model.fc", "shira_weight"),
     "base_model.model.fc.shira_indices": ("base_model.model.fc", "shira_indices"),
     "base_model.model.wte.token_adapter.trainable_tokens_delta": ("base_model.model.wte", "tokens"),
+    "oft_unet_double_blocks_0_img_attn_qkv.oft_blocks.0": ("oft_unet_double_blocks_0_img_attn_qkv", "oft_blocks_0"),
+    "oft_unet_single_blocks_0_linear1.oft_blocks.1": ("oft_unet_single_blocks_0_linear1", "oft_blocks_1"),
+    "oft_unet_single_blocks_0_linear1.oft_blocks.2": ("oft_unet_single_blocks_0_linear1", "oft_blocks_2"),
+    "oft_unet_single_blocks_0_linear1.oft_blocks.3": ("oft_unet_single_blocks_0_linear1", "oft_blocks_3"),
     "diffusion_model.scale.set_weight": ("diffusion_model.scale", "set_weight"),
 }
 UNBAKED = {
-    "oft_unet_double_blocks_0_img_attn_qkv.oft_blocks.2": "OFT in several parts",
-    "base_model.model.fc.oft_r": "OFT in several parts",
+    "oft_unet_double_blocks_0_img_attn_qkv.oft_blocks.4": "OFT in more than four parts",
+    "base_model.model.fc.oft_r": "OFT of PEFT before 0.14",
     "lora_unet_conv_in.bias_indices": "sparse bias",
     "layers.0.attn.q_proj.lora_a.weight": "torchtune's LoRA",
     "transformer.h.0.attn.qkv.lora_A": "litgpt's LoRA",

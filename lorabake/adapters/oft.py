@@ -3,8 +3,9 @@
 LyCORIS and kohya rotate outputs. Diagonal OFT (`oft_blocks`, (n, b, b)): Q = X − Xᵀ, R = (I + Q)(I − Q)⁻¹, and each
 block of b rows becomes Rᵀ·W. BOFT (`oft_blocks`, (m, n, b, b)): m rounds of R·W on rows that a butterfly of stride
 2^i·b/2 brings together. alpha is a constraint: ‖Q‖ of all blocks together is at most alpha × out; kohya takes alpha 0
-for no rotation, LyCORIS for no constraint. `rescale` (out) multiplies the rows afterwards. `oft_diag`, of 2023, holds
-the blocks R themselves.
+for no rotation, LyCORIS for no constraint. `rescale` (out) multiplies the rows afterwards. kohya's OFT for Flux has a
+list (`oft_blocks.0`, …), one for each part of a fused layer, or one for a layer of one part; each turns its own rows
+and has its own constraint. `oft_diag`, of 2023, holds the blocks R themselves.
 PEFT rotates inputs. OFT (`oft_R`, (n, b·(b−1)/2)): Q from the strict upper triangle, W' = W·Rᵀ with
 R = (I − Q)(I + Q)⁻¹, or, with `use_cayley_neumann`, the first terms of the series of (I + Q)(I − Q)⁻¹, which is the
 opposite rotation. BOFT (`boft_R`, (m, n, b, b)): Q = (X − Xᵀ)/2, R as in OFT; in round i a block turns two halves
@@ -43,6 +44,12 @@ def series(skew: torch.Tensor, terms: int) -> torch.Tensor:
         total = total + power * (1 if term == terms - 1 and terms > 2 else 2)
         power = power @ skew
     return total
+
+
+def bounded(skew: torch.Tensor, bound: float) -> torch.Tensor:
+    """Shrink Q of all blocks together to the norm `bound` where it is longer."""
+    norm = float(skew.norm())
+    return skew * (max(bound, 0.0) / norm) if norm > bound else skew
 
 
 class Oft(Kind):
@@ -91,9 +98,8 @@ class Oft(Kind):
         skew = blocks - blocks.transpose(-1, -2)
         if "alpha" in tensors:
             bound = float(tensors["alpha"].reshape(-1)[0]) * (1 if terms.settings.get("bare") else terms.shape[0])
-            norm = float(skew.norm())
-            if (bound > 0 or terms.settings["kohya"]) and norm > bound:
-                skew = skew * (max(bound, 0.0) / norm)
+            if bound > 0 or terms.settings["kohya"]:
+                skew = bounded(skew, bound)
         turns = cayley(skew)
         found = {"rounds": turns} if turns.dim() == 4 else {"turns": turns.transpose(-1, -2)}
         rescales = "rescale" in tensors and not terms.settings.get("bare")
@@ -136,6 +142,57 @@ class OldOft(Oft):
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
         """Take the blocks, as they multiply rows."""
         return {"turns": tensors["oft_diag"].transpose(1, 2)}
+
+
+PARTS = tuple(f"oft_blocks_{part}" for part in range(4))
+
+
+class PartedOft(Kind):
+    """Rotate blocks of outputs, part by part of a fused layer (kohya's OFT for Flux)."""
+
+    name = "oft_parts"
+    title = "OFT"
+    required = frozenset({PARTS[0], "alpha"})
+    optional = frozenset(PARTS[1:])
+    suffixes = tuple((rf"\.oft_blocks\.{number}", part) for number, part in enumerate(PARTS))
+    by_rows = False
+    alpha_is_scale = False
+
+    def claims(self, slots: frozenset[str]) -> frozenset[str]:
+        """Ask for parts without a gap."""
+        there = slots & frozenset(PARTS)
+        return super().claims(slots) if there == frozenset(PARTS[: len(there)]) else frozenset()
+
+    def meant(self, semantics: str, shapes: Shapes) -> Settings:
+        """Refuse: no program but kohya's reads such files."""
+        raise ValueError(f"semantics: {semantics} is about a program that does not read OFT in parts")
+
+    def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Ask for square blocks that cover the outputs, one part after the other."""
+        blocks = [shapes[part] for part in PARTS if part in shapes]
+        if any(len(shape) != 3 or shape[1] != shape[2] for shape in blocks):
+            return f"its blocks {', '.join(map(str, blocks))} are no square matrices"
+        turned = sum(shape[0] * shape[1] for shape in blocks)
+        return None if weight and turned == weight[0] else f"its blocks turn {turned} outputs"
+
+    def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
+        """Build the rotations of each part, as they multiply rows."""
+        alpha, found = float(tensors["alpha"].reshape(-1)[0]), {}
+        for part in PARTS:
+            if part in tensors:
+                blocks = tensors[part]
+                skew = bounded(blocks - blocks.transpose(1, 2), alpha * blocks.shape[0] * blocks.shape[1])
+                found[part] = cayley(skew).transpose(1, 2)
+        return found
+
+    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+        """Rotate all rows."""
+        change, start = -weight, 0
+        for turns in tensors.values():
+            own = slice(start, start + turns.shape[0] * turns.shape[1])
+            change[own] += (turns @ weight[own].reshape(len(turns), turns.shape[1], -1)).flatten(0, 1)
+            start = own.stop
+        return change
 
 
 class PeftOft(Kind):
@@ -248,4 +305,4 @@ def _turn_inputs(weight: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     return (blocks @ turns).transpose(0, 1).reshape(weight.shape)
 
 
-KINDS = (Oft(), OldOft(), PeftOft(), PeftBoft())
+KINDS = (Oft(), PartedOft(), OldOft(), PeftOft(), PeftBoft())

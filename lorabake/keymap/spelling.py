@@ -22,7 +22,8 @@ Suffix = tuple[str, str]
 # Suffix -> kind, for kinds that this version does not bake: they are named, never skipped. A kind that declares
 # the same suffix goes before.
 UNSUPPORTED = (
-    (r"\.oft_(?:blocks\.\d+|r)", "OFT in several parts"),
+    (r"\.oft_blocks\.\d+", "OFT in more than four parts"),
+    (r"\.oft_r", "OFT of PEFT before 0.14"),
     (r"\.bias_(?:indices|values|size)", "sparse bias"),
     (r"\.lora_[ab]\.weight", "torchtune's LoRA"),
     (
@@ -35,6 +36,8 @@ UNSUPPORTED = (
 
 # Kind -> why it is none that can be baked, and what helps.
 REASONS = {
+    "OFT of PEFT before 0.14": "PEFT before 0.14 laid OFT out otherwise, and today's cannot read it\n"
+    "Merge it with the PEFT that trained it.",
     "torchtune's LoRA": "torchtune has q and k in another order of rows than the checkpoint\n"
     "Save the adapter in PEFT's format (torchtune does both), and bake that.",
     "litgpt's LoRA": "litgpt has q, k and v in one, in an order that only its own configuration tells\n"

@@ -197,6 +197,18 @@ def oft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     return turned * tensors["rescale"].reshape(-1, 1) if rescales else turned
 
 
+def oft_parts(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """Rᵀ·W by blocks of rows, each part of the rows bounded by alpha times their number (kohya's OFT for Flux)."""
+    turned, start = np.empty_like(weight), 0
+    for slot in sorted(slot for slot in tensors if slot != "alpha"):
+        blocks = tensors[slot]
+        rows = slice(start, start + blocks.shape[0] * blocks.shape[1])
+        own = Place(slice(0, rows.stop - start), (rows.stop - start, *place.shape[1:]), {"kohya": True})
+        turned[rows] = oft({"oft_blocks": blocks, "alpha": tensors["alpha"]}, weight[rows], own, scale)
+        start = rows.stop
+    return turned
+
+
 def oft_diag(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     """Multiply each block of rows by its matrix, transposed."""
     blocks = tensors["oft_diag"]
@@ -479,6 +491,7 @@ FORMULAS: dict[str, Formula] = {
     "w_norm": difference,
     "b_norm": difference,
     "oft": oft,
+    "oft_parts": oft_parts,
     "oft_diag": oft_diag,
     "oft_peft": oft_peft,
     "boft_peft": boft_peft,
