@@ -152,6 +152,8 @@ def test_any_set_of_slots_is_accounted_for_whole_and_once_or_refused() -> None:
         ("up down alpha mid dora_scale", {"lora"}),
         ("up down magnitude", {"lora"}),
         ("up down bias", {"lora", "lora_bias"}),
+        ("up down alpha mid sparse_places sparse_values sparse_size", {"sparse_lora"}),
+        ("up down alpha sparse_places sparse_values", set()),
         ("up down alpha whole_bias", {"lora", "whole_bias"}),
         ("whole_weight whole_bias", {"whole", "whole_bias"}),
         ("whole_weight", {"whole"}),

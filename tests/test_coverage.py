@@ -109,6 +109,11 @@ PEFT = "base_model.model."
 FORMS: dict[str, tuple[str, Form, dict[str, object] | None]] = {
     "LoRA, LoCon": ("lora", matrices(up), None),
     "Tucker": ("lora", matrices(tucker), None),
+    "LoRA, sparse values": (
+        "sparse_lora",
+        matrices(lambda o, i, k: up(o, i, k) | {"bias_indices": (2, 9), "bias_values": (9,), "bias_size": (2,)}),
+        None,
+    ),
     "DoRA": ("lora", matrices(lambda o, i, k: up(o, i, k) | {"dora_scale": (o, 1, *ones(k))}), None),
     "LoHa": (
         "loha",

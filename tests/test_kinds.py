@@ -56,6 +56,26 @@ def cases(shape: Shape) -> dict[str, Case]:
     columns, kernel = prod(shape[1:]), shape[2:]
     ones = (1,) * len(kernel)
     found = {
+        "LoRA and sparse values": Case(
+            "sparse_lora",
+            {
+                ".lora_up.weight": ("up", (16, 3, *ones)),
+                ".lora_down.weight": ("down", (3, *shape[1:])),
+                ".bias_values": ("sparse_values", (5,)),
+            },
+            {
+                ".bias_indices": (
+                    "sparse_places",
+                    torch.tensor([[0, 0, 3, 9, 15], [0, 7, columns - 1, 2, 5]], dtype=torch.int16),
+                ),
+                ".bias_size": ("sparse_size", torch.tensor([16, columns], dtype=torch.int16)),
+                **alpha(1.5),
+            },
+            scale=0.5,
+        ),
+        "DyLoRA of LyCORIS's beginnings": Case(
+            "lora", {".dyn_up": ("up", (16, 3)), ".dyn_down": ("down", (3, columns))}, alpha(1.5), scale=0.5
+        ),
         "LoHa": Case("loha", loha(columns), alpha(1.5), scale=0.5),
         "LoHa without alpha": Case("loha", loha(columns)),
         "LoHa with DoRA by row": Case(
@@ -278,6 +298,7 @@ FAULTS: dict[str, tuple[str, Change, str]] = {
     "LoHa's scale counted twice": ("LoHa", scaled(".alpha", 0.5), "weights.strength"),
     "LoHa's alpha ignored": ("LoHa", without("alpha"), "weights.alpha"),
     "LoKr's scale counted twice": ("LoKr, second decomposed", scaled(".alpha", 0.5), "weights.strength"),
+    "the sparse values left out of a LoRA": ("LoRA and sparse values", without("bias_"), "weights.values"),
     "GLoRA's part on the weight left out": ("GLoRA", scaled("a1.weight", 0.0), "weights.other_lora"),
     "IA3's factor taken for its difference from 1": ("IA3 of outputs", scaled(".weight", -1.0), "weights.sign"),
     "a difference halved": ("difference", scaled(".diff", 0.5), "weights.strength"),
@@ -318,7 +339,7 @@ def test_strength_zero_is_the_base_byte_for_byte(name: str, tmp_path: Path) -> N
 
 def test_every_kind_has_a_case() -> None:
     own = {case.kind for shape in WEIGHTS.values() for case in cases(shape).values()}
-    elsewhere = {"lora", "lora_bias", "whole", "whole_bias", "mlx"}  # test_bake.py, test_formats.py
+    elsewhere = {"lora_bias", "whole", "whole_bias", "mlx"}  # test_bake.py, test_formats.py
     elsewhere |= {"set_scale", "vblora_topk", "expert_lora"}  # test_growth.py, oracle/
     biases = {kind.name for kind in kinds() if kind.parameter == "bias"}
     of_peft = {kind.name for kind in kinds() if kind.peft_type} - own

@@ -436,7 +436,8 @@ def test_an_alpha_is_one_number() -> None:
 @pytest.mark.parametrize(
     ("key", "reason"),
     [
-        ("fc.bias_indices", "sparse bias is not supported by this version"),
+        ("fc.bias_indices", "incomplete or unknown set: sparse_places"),
+        ("fc.lora_B.3", "DyLoRA's blocks as they are in training"),
         ("fc.oft_blocks.4", "OFT in more than four parts is not supported by this version"),
         ("strange", "no known form"),
     ],

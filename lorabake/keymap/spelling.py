@@ -24,7 +24,7 @@ Suffix = tuple[str, str]
 UNSUPPORTED = (
     (r"\.oft_blocks\.\d+", "OFT in more than four parts"),
     (r"\.oft_r", "OFT of PEFT before 0.14"),
-    (r"\.bias_(?:indices|values|size)", "sparse bias"),
+    (r"\.(?:lora_[AB]|up_list|down_list)\.\d+", "DyLoRA in blocks"),
     (r"\.lora_[ab]\.weight", "torchtune's LoRA"),
     (
         r"\A(?:transformer\.h\.\d+\.(?:attn\.(?:qkv|proj)|mlp\.(?:fc|proj|fc_[12]))|lm_head)\.lora_[AB]",
@@ -38,6 +38,8 @@ UNSUPPORTED = (
 REASONS = {
     "OFT of PEFT before 0.14": "PEFT before 0.14 laid OFT out otherwise, and today's cannot read it\n"
     "Merge it with the PEFT that trained it.",
+    "DyLoRA in blocks": "DyLoRA's blocks as they are in training, before the trainer saves them as one LoRA\n"
+    "Load it with the program that trained it, and save it as its scripts do.",
     "torchtune's LoRA": "torchtune has q and k in another order of rows than the checkpoint\n"
     "Save the adapter in PEFT's format (torchtune does both), and bake that.",
     "litgpt's LoRA": "litgpt has q, k and v in one, in an order that only its own configuration tells\n"

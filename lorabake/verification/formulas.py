@@ -55,6 +55,15 @@ def lora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     return dora(tensors, weight, delta, place)
 
 
+def sparse_lora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W + scale·(B·A + S), S sparse (LyCORIS's extraction)."""
+    changed = lora(tensors, weight, place, scale)
+    for row, column, value in zip(*tensors["sparse_places"].astype(int), tensors["sparse_values"], strict=True):
+        if place.rows.start <= row < place.rows.stop:
+            changed[row - place.rows.start, column] += scale * value
+    return changed
+
+
 def dora(tensors: Tensors, weight: Array, delta: Array, place: Place) -> Array:
     """V·d/‖V‖ with V = W + ΔW, by rows or by columns (arXiv 2402.09353); V itself where there is no magnitude.
 
@@ -474,6 +483,7 @@ def _from_bank(a: Array, b: Array, bank: Array, weight: Array, place: Place) -> 
 
 FORMULAS: dict[str, Formula] = {
     "lora": lora,
+    "sparse_lora": sparse_lora,
     "lora_bias": lora_bias,
     "mlx": mlx,
     "whole": whole,
