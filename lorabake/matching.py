@@ -156,6 +156,7 @@ class _Match:
         self.unlisted = f"not in components: [{', '.join(lora.entry.components or ())}]"
         self.turned = False
         self.apart: Counter[str] = Counter()
+        self.sides: dict[str, tuple[int, int]] = {}
 
     def run(self) -> tuple[list[Patch], Ledger]:
         self._check_components()
@@ -370,6 +371,9 @@ class _Match:
             try:
                 fields, named = (config.fields, path) if config else (None, module.name)
                 settings = kind.settings(fields, named, module.shapes)
+                if kind.drawn - slots:
+                    largest = self._largest(kind, target.component)
+                    settings = {**settings, **kind.redraw(fields, module.shapes, largest)}
                 semantics = self.lora.entry.semantics or ""
                 if semantics and dora.is_in(tensors):
                     dora.check(semantics, module.shapes)
@@ -389,6 +393,22 @@ class _Match:
                 self.ledger.ranks[kind.rank(module.shapes)] += 1
         self.ledger.applied += module.size
         self.ledger.modules[target.component] += 1
+
+    def _largest(self, kind: Kind, component: str) -> tuple[int, int]:
+        """Return the most outputs and inputs of the weights that a kind's modules are for, left out or not."""
+        if component not in self.sides:
+            sides = []
+            for module in self.lora.tensors.modules.values():
+                if kind.required <= module.slots.keys():
+                    found = self.matcher.spelled.get(module.name, [])
+                    targets = [each for each in found if self._fault((kind,), module.shapes, each) is None]
+                    if not targets:
+                        raise ValueError(
+                            f"its random matrices depend on the size of {module.name}, which has no place"
+                        )
+                    sides += [view.shape for each in targets[:1] if (view := self._view(each, kind))]
+            self.sides[component] = (max(shape[0] for shape in sides), max(shape[1] for shape in sides))
+        return self.sides[component]
 
     def _take(self, region: Region, name: str) -> None:
         for start, stop, other in self.taken.setdefault(region.key, []):

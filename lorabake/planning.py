@@ -690,6 +690,8 @@ def _working_values(bake: Bake) -> int:
         for info in patch.tensors.values():
             rows, columns = matrix(info.shape)
             factors += 2 * rows * columns
+        if "drawn" in patch.settings:
+            factors += 2 * patch.kind.drawn_values(patch.settings)
     largest = max(matrix(target.shape)[1] for target in bake.targets)
     if bake.by_rows:
         return factors + 3 * max(TILE_VALUES, largest)

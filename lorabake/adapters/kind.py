@@ -37,7 +37,8 @@ class Kind:
     `required` and `optional` name its slots, `suffixes` how files spell them: a pattern at a key's end, and the
     slot that it fills; of `markers` the presence counts, not the value, `numbers` are single ones, of any dtype, and
     `integers` hold whole numbers. `shared` are tensors that modules of a file have in common: the pattern of a whole
-    key, the slot that it fills, and the slot by which a module shows that it needs it. With `by_place` slots do not
+    key, the slot that it fills, and the slot by which a module shows that it needs it; `drawn` are those of random
+    values, which are drawn again where the file lacks them. With `by_place` slots do not
     tell the kind, but where the module lies. `parameter` is what it changes in a module (`weight`, `bias`); with
     `where_present` it may lack in the base. A kind overrides `fault` and one of
 
@@ -59,6 +60,7 @@ class Kind:
     integers: ClassVar[frozenset[str]] = frozenset()
     suffixes: ClassVar[tuple[tuple[str, str], ...]]
     shared: ClassVar[tuple[tuple[str, str, str], ...]] = ()
+    drawn: ClassVar[frozenset[str]] = frozenset()
     by_place: ClassVar[bool] = False
     parameter: ClassVar[str] = "weight"
     where_present: ClassVar[bool] = False
@@ -87,6 +89,17 @@ class Kind:
         `module` is the module's name in the file. Raise ValueError, saying why, if it can't be baked as configured.
         """
         return {}
+
+    def redraw(self, config: Settings | None, shapes: Shapes, largest: tuple[int, int]) -> Settings:
+        """Choose what drawing again takes; `largest` are the most outputs and inputs of all weights of the file.
+
+        Raise ValueError, saying why, if that cannot be known.
+        """
+        raise NotImplementedError
+
+    def drawn_values(self, settings: Settings) -> int:
+        """Count the values that are drawn again."""
+        return 0
 
     def meant(self, semantics: str, shapes: Shapes) -> Settings:
         """Return the settings that follow a program's reading of the kind; raise ValueError for one not known."""
@@ -132,6 +145,14 @@ def stated(config: Settings | None, name: str) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ValueError(f"no adapter_config.json says {name}")
     return value
+
+
+def seed_of(config: Settings | None) -> int:
+    """Return the seed of random matrices that a file left out; raise ValueError where that was not meant."""
+    seed = stated(config, "projection_prng_key")
+    if (config or {}).get("save_projection", True):
+        raise ValueError("adapter_config.json says save_projection, and its random matrices are not in the file")
+    return int(seed)
 
 
 def scattered(values: torch.Tensor, shape: tuple[int, int], seed: int) -> torch.Tensor:

@@ -2,15 +2,15 @@
 
 B (`up`) is (out, rank[, 1, 1]), A (`down`) is (rank, in[, kh, kw]); with a core M (`mid`, (rank, rank, kh, kw))
 A is (rank, in, 1, 1) and ΔW[o,i,y,x] = Σ_{m,n} B[o,m]·M[m,n,y,x]·A[n,i].
-LyCORIS's extraction may add what the product misses most, a sparse residual S: ΔW = alpha/rank · (B·A + S), with n values
-(`bias_values`) at places (`bias_indices`, (2, n)) of the flattened weight (`bias_size`). S changes no bias.
+LyCORIS's extraction may add what the product misses most, a sparse S: ΔW = alpha/rank · (B·A + S), n values
+(`bias_values`) at places (`bias_indices`, (2, n)) of the flattened weight (`bias_size`); S is about no bias.
 Hu et al. 2021 (arXiv 2106.09685); the convolutions and the core as in LyCORIS (arXiv 2309.14859).
 """
 
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, matrix
 
@@ -26,7 +26,7 @@ class Lora(Kind):
     required = frozenset({"up", "down"})
     optional = frozenset({"mid", "alpha", "magnitude", "dora_scale", "reshape_weight"})
     markers = frozenset({"reshape_weight"})
-    suffixes = (
+    suffixes: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"\.lora_down\.weight", "down"),  # kohya, LyCORIS
         (r"\.lora_up\.weight", "up"),
         (r"\.lora_mid\.weight", "mid"),

@@ -1,17 +1,31 @@
 """VeRA: all modules share two random matrices; each has two vectors of its own: ΔW = (λ_b ⊙ B)·(λ_d ⊙ A).
 
 A (r, most inputs) and B (most outputs, r) are cut to the module's inputs and outputs; λ_d (r) and λ_b (out) scale
-their rows. Kopiczko et al. 2024 (arXiv 2310.11454); PEFT's layout.
+their rows. A file without A and B (`save_projection: false`) names the seed by which torch's generator on the CPU
+drew them, A first, both uniform within ±√(6/columns). Kopiczko et al. 2024 (arXiv 2310.11454); PEFT's layout.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, seed_of
 
 if TYPE_CHECKING:
     import torch
+
+
+@lru_cache(maxsize=1)
+def draw(seed: int, rank: int, outputs: int, inputs: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw A and B; they are the same for all modules, so the last ones are kept."""
+    import torch
+
+    generator, found = torch.Generator().manual_seed(seed), []
+    for rows, columns in ((rank, inputs), (outputs, rank)):
+        bound = (6 / columns) ** 0.5
+        found.append(torch.empty((rows, columns), dtype=torch.float32).uniform_(-bound, bound, generator=generator))
+    return found[0], found[1]
 
 
 class Vera(Kind):
@@ -26,6 +40,7 @@ class Vera(Kind):
         (r"base_model\.vera_A(?:\.[^.]+)?", "vera_A", "vera_lambda_d"),
         (r"base_model\.vera_B(?:\.[^.]+)?", "vera_B", "vera_lambda_d"),
     )
+    drawn = optional
     low_rank = True
     peft_type = "VERA"
     peft_fields = frozenset(
@@ -37,17 +52,19 @@ class Vera(Kind):
         """Return the length of λ_d."""
         return shapes["vera_lambda_d"][0]
 
-    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
-        """Ask for the matrices themselves: drawn again, they depend on all modules that were trained."""
-        if not shapes.keys() >= self.optional:
-            raise ValueError(
-                "its random matrices are not in the file (save_projection was off)\n"
-                "Load it with PEFT, set save_projection, and save it again."
-            )
-        return {}
+    def redraw(self, config: Settings | None, shapes: Shapes, largest: tuple[int, int]) -> Settings:
+        """Read the seed."""
+        return {"drawn": (seed_of(config), self.rank(shapes), *largest)}
+
+    def drawn_values(self, settings: Settings) -> int:
+        """Count both matrices."""
+        _, rank, outputs, inputs = cast(tuple[int, int, int, int], settings["drawn"])
+        return rank * (outputs + inputs)
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for matrices that reach to the weight's sides."""
+        if ("vera_A" in shapes) != ("vera_B" in shapes):
+            return "only one of its two random matrices is in the file"
         rank, outputs = shapes["vera_lambda_d"], shapes["vera_lambda_b"]
         a, b = shapes.get("vera_A", (*rank, 1 << 62)), shapes.get("vera_B", (1 << 62, *rank))
         if len(rank) != 1 or len(a) != 2 or len(b) != 2 or a[0] < rank[0] or b[1] != a[0] or a[0] != rank[0]:
@@ -58,9 +75,12 @@ class Vera(Kind):
 
     def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
         """Cut the matrices and scale their rows."""
-        out, inputs = terms.shape
-        up = tensors["vera_lambda_b"][:, None] * tensors["vera_B"][:out]
-        return up, tensors["vera_lambda_d"][:, None] * tensors["vera_A"][:, :inputs]
+        outer, inner = tensors["vera_lambda_b"][:, None], tensors["vera_lambda_d"][:, None]
+        if "drawn" in terms.settings:
+            a, b = draw(*cast(tuple[int, int, int, int], terms.settings["drawn"]))
+        else:
+            a, b = tensors["vera_A"], tensors["vera_B"]
+        return outer * b[: terms.shape[0]].to(outer), inner * a[:, : terms.shape[1]].to(inner)
 
 
 KINDS = (Vera(),)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -430,24 +431,60 @@ def gralora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Arra
 
 def vera(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     """W + diag(λ_b)·B·diag(λ_d)·A, cut to the weight (arXiv 2310.11454)."""
-    a, b = tensors["vera_A"][:, : weight.shape[1]], tensors["vera_B"][place.rows]
-    return np.asarray(
-        weight + np.diag(tensors["vera_lambda_b"][place.rows]) @ b @ np.diag(tensors["vera_lambda_d"]) @ a
-    )
+    drawn = place.settings.get("drawn")
+    a, b = _vera_bases(drawn) if drawn else (tensors["vera_A"], tensors["vera_B"])
+    left = np.diag(tensors["vera_lambda_b"][place.rows]) @ b[place.rows]
+    return np.asarray(weight + left @ np.diag(tensors["vera_lambda_d"]) @ a[:, : weight.shape[1]])
+
+
+@lru_cache(maxsize=1)
+def _vera_bases(drawn: tuple[int, int, int, int]) -> tuple[Array, Array]:
+    """Draw A and B as PEFT does, by Kaiming's law; torch draws, and no more."""
+    import torch
+
+    seed, rank, outputs, inputs = drawn
+    generator = torch.Generator().manual_seed(seed)
+    a, b = torch.empty(rank, inputs), torch.empty(outputs, rank)
+    for matrix in (a, b):
+        torch.nn.init.kaiming_uniform_(matrix, generator=generator)
+    return a.double().numpy(), b.double().numpy()
 
 
 def randlora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     """W + alpha/r·Σ_j B[o, j]·P[j, i], j counting (rank, base) in P and (base, rank) in B (arXiv 2502.00987)."""
-    scales, short = tensors["randlora_lambda"], min(place.shape)
+    drawn, scales, short = place.settings.get("drawn"), tensors["randlora_lambda"], min(place.shape)
+    a, b = _randlora_bases(drawn) if drawn else (tensors["randlora_A"], tensors["randlora_B"])
     rank, bases = scales.shape
-    left, right = np.zeros((max(place.shape), rank * bases)), np.zeros((rank * bases, short))
+    turned = place.shape[1] != short
+    high = b[: place.shape[1]] if turned else b[place.rows]
+    left, right = np.zeros((len(high), rank * bases)), np.zeros((rank * bases, short))
     for r in range(rank):
         for n in range(bases):
-            left[:, n * rank + r] = tensors["randlora_B"][: len(left), n, r]
-            right[r * bases + n] = scales[r, n] * tensors["randlora_A"][r, 0, :short] * tensors["randlora_gamma"][n]
-    delta = left @ right if place.shape[1] == short else (left @ right).T
+            left[:, n * rank + r] = high[:, n, r]
+            right[r * bases + n] = scales[r, n] * a[r, 0, :short] * tensors["randlora_gamma"][n]
+    delta = (left @ right[:, place.rows]).T if turned else left @ right
     factor = float(place.settings["scale"])  # type: ignore[arg-type]
-    return np.asarray(weight + factor * delta[place.rows])
+    return np.asarray(weight + factor * delta)
+
+
+@lru_cache(maxsize=1)
+def _randlora_bases(drawn: tuple[int, tuple[int, ...], tuple[int, ...], float]) -> tuple[Array, Array]:
+    """Draw A and B as PEFT does, rounded to bfloat16 as it rounds; torch draws, and no more."""
+    import torch
+
+    seed, of_a, of_b, sparsity = drawn
+    generator, found = torch.Generator().manual_seed(seed), []
+    for rows, bases, columns in (of_a, of_b):
+        if sparsity:
+            chances = torch.rand((rows, bases, columns), generator=generator).numpy()
+            signs = np.where(chances < 1 / (2 * sparsity), -1.0, np.where(chances > 1 - 1 / (2 * sparsity), 1.0, 0.0))
+            found.append(signs / signs.std(ddof=1))
+        else:
+            values = torch.empty((bases, rows, columns), dtype=torch.bfloat16)
+            for basis in values:
+                torch.nn.init.kaiming_uniform_(basis[:, None], a=5**0.5, generator=generator)
+            found.append((values / values.std()).double().numpy().swapaxes(0, 1))
+    return found[0], found[1]
 
 
 def vblora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:

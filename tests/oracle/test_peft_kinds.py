@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -97,6 +98,23 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "VeRA": ("VeraConfig", {"r": 5}),
     "VeRA on Conv1D": ("VeraConfig", {"r": 5, "target_modules": ["turned"], "fan_in_fan_out": True}),
     "RandLoRA": ("RandLoraConfig", {"r": 5, "randlora_alpha": 7}),
+    "VeRA, drawn again": ("VeraConfig", {"r": 5, "save_projection": False, "target_modules": ["fc", "out", "odd"]}),
+    "VeRA on Conv1D, drawn again": (
+        "VeraConfig",
+        {"r": 5, "save_projection": False, "target_modules": ["turned"], "fan_in_fan_out": True},
+    ),
+    "RandLoRA, drawn again": (
+        "RandLoraConfig",
+        {"r": 5, "randlora_alpha": 7, "save_projection": False, "target_modules": ["fc", "out", "odd"]},
+    ),
+    "RandLoRA, drawn again, sparse": (
+        "RandLoraConfig",
+        {"r": 5, "randlora_alpha": 7, "save_projection": False, "sparse": True},
+    ),
+    "RandLoRA, drawn again, very sparse": (
+        "RandLoraConfig",
+        {"r": 5, "randlora_alpha": 7, "save_projection": False, "very_sparse": True},
+    ),
     "VB-LoRA": ("VBLoRAConfig", {"r": 2, "num_vectors": 10, "vector_length": 8, "topk": 3}),
     "VB-LoRA, the chosen alone": (
         "VBLoRAConfig",
@@ -215,12 +233,6 @@ def test_every_method_without_its_configuration_is_refused(tmp_path: Path) -> No
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "VeRA without its matrices": ("VeraConfig", {"r": 5, "save_projection": False}, "its random matrices are not in"),
-    "RandLoRA without its matrices": (
-        "RandLoraConfig",
-        {"r": 5, "save_projection": False},
-        "its random matrices are not in",
-    ),
     "WaveFT by another wavelet": ("WaveFTConfig", {"n_frequency": 40, "wavelet_family": "db2"}, "its wavelet is db2"),
     "WaveFT where no shape tells the sides": (
         "WaveFTConfig",
@@ -253,6 +265,27 @@ def test_what_peft_does_otherwise_is_refused(name: str, tmp_path: Path, monkeypa
     with pytest.raises(LorabakeError, match=words):
         b.bake_sd1(tmp_path, loras=["adapter"])
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_matrices_drawn_again_depend_on_what_is_left_out(tmp_path: Path) -> None:
+    """The widest layer is switched off, and its size still counts; without its place nothing is known."""
+    wanted = adapter(tmp_path, "VeRA, drawn again", torch.float32)
+    before = load_file(tmp_path / "base.safetensors")
+    left_out = [{"path": "adapter", "blocks": {"fc": 0, "out": 1}}]
+    after = load_file(b.bake_sd1(tmp_path, loras=left_out))
+    assert torch.equal(after["fc.weight"], before["fc.weight"])
+    b.assert_rounded_once(after["out.weight"], wanted["out.weight"], terms=[wanted["out.weight"].abs() + 8])
+    b.save(tmp_path / "base.safetensors", {key: tensor for key, tensor in before.items() if not key.startswith("fc")})
+    with pytest.raises(LorabakeError, match=r"depend on base_model\.model\.fc, which has no place"):
+        b.bake_sd1(tmp_path, loras=["adapter"])
+
+
+def test_matrices_that_were_to_be_saved_are_asked_for(tmp_path: Path) -> None:
+    adapter(tmp_path, "VeRA, drawn again", torch.float32)
+    place = tmp_path / "adapter" / "adapter_config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"save_projection": True}))
+    with pytest.raises(LorabakeError, match="its random matrices are not in the file"):
+        b.bake_sd1(tmp_path, loras=["adapter"])
 
 
 def test_fourierft_on_gpt2_whose_table_tells_the_sides(tmp_path: Path) -> None:
