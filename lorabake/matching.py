@@ -403,9 +403,7 @@ class _Match:
                     found = self.matcher.spelled.get(module.name, [])
                     targets = [each for each in found if self._fault((kind,), module.shapes, each) is None]
                     if not targets:
-                        raise ValueError(
-                            f"its random matrices depend on the size of {module.name}, which has no place"
-                        )
+                        raise ValueError(f"its random matrices depend on {module.name}, which has no place")
                     sides += [view.shape for each in targets[:1] if (view := self._view(each, kind))]
             self.sides[component] = (max(shape[0] for shape in sides), max(shape[1] for shape in sides))
         return self.sides[component]
