@@ -81,7 +81,7 @@ class Patch:
         """Return what W(1) − W is multiplied by: the strength, unless `semantics` has another law."""
         if self.has_dora:
             return 1.0 if self.semantics in dora.STRENGTH_INSIDE else self.strength
-        return self.kind.share(self.strength, self.semantics)
+        return self.kind.share(self.strength, self.settings)
 
 
 @dataclass(slots=True)
@@ -378,7 +378,7 @@ class _Match:
                 if semantics and dora.is_in(tensors):
                     dora.check(semantics, module.shapes)
                 if semantics:
-                    settings = {**settings, **kind.meant(semantics, module.shapes)}
+                    settings = {**settings, **kind.meant(semantics, module.shapes, strength)}
             except ValueError as error:
                 self.faults.strange.append((module.name, str(error)))
                 return
@@ -531,7 +531,9 @@ class _Match:
 
     def _note_idle_semantics(self) -> None:
         meant = self.lora.entry.semantics
-        if meant and not any(patch.has_dora or patch.kind.meant(meant, patch.shapes) for patch in self.patches):
+        if meant and not any(
+            patch.has_dora or patch.kind.meant(meant, patch.shapes, patch.strength) for patch in self.patches
+        ):
             self.ledger.notes.append(f"semantics: {meant} changes nothing here: it is about DoRA and OFT")
 
     def _note_missing_alpha(self) -> None:

@@ -101,12 +101,12 @@ class Kind:
         """Count the values that are drawn again."""
         return 0
 
-    def meant(self, semantics: str, shapes: Shapes) -> Settings:
+    def meant(self, semantics: str, shapes: Shapes, strength: float) -> Settings:
         """Return the settings that follow a program's reading of the kind; raise ValueError for one not known."""
         return {}
 
-    def share(self, strength: float, semantics: str) -> float:
-        """Return what W(1) − W is multiplied by at a strength, in a program's reading."""
+    def share(self, strength: float, settings: Settings) -> float:
+        """Return what W(1) − W is multiplied by at a strength, in the reading that the settings follow."""
         return strength
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:

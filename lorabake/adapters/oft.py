@@ -67,17 +67,20 @@ class Oft(Kind):
         """Tell kohya's files by their prefix: they mean something else by alpha 0."""
         return {"kohya": module.startswith("oft_")}
 
-    def meant(self, semantics: str, shapes: Shapes) -> Settings:
-        """ComfyUI bounds ‖Q‖ by alpha alone, and knows no `rescale`."""
+    def meant(self, semantics: str, shapes: Shapes, strength: float) -> Settings:
+        """ComfyUI bounds ‖Q‖ by alpha alone; its OFT knows no `rescale`, its BOFT has the strength in each round."""
         if semantics != "comfyui":
             return {}
-        if len(next(iter(shapes[slot] for slot in self.required))) == 4:
-            raise ValueError("ComfyUI's BOFT at a strength is no law that lorabake knows; leave semantics out")
-        return {"kohya": False, "bare": True}
+        read_as = {"kohya": False, "bound": 1}
+        if len(shapes["oft_blocks"]) == 3:
+            return read_as | {"bare": True, "squared": True}
+        if "alpha" not in shapes:
+            raise ValueError("ComfyUI fails at BOFT without alpha, and leaves it out")
+        return read_as | {"inside": strength}
 
-    def share(self, strength: float, semantics: str) -> float:
-        """ComfyUI multiplies by the strength twice."""
-        return strength * strength if semantics == "comfyui" else strength
+    def share(self, strength: float, settings: Settings) -> float:
+        """ComfyUI multiplies OFT by the strength twice."""
+        return strength * strength if settings.get("squared") else strength
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for square blocks that cover the outputs."""
@@ -94,13 +97,18 @@ class Oft(Kind):
 
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
         """Build the rotations (rounds, n, b, b), as they multiply rows."""
+        import torch
+
         blocks = tensors["oft_blocks"]
         skew = blocks - blocks.transpose(-1, -2)
         if "alpha" in tensors:
-            bound = float(tensors["alpha"].reshape(-1)[0]) * (1 if terms.settings.get("bare") else terms.shape[0])
+            bound = float(tensors["alpha"].reshape(-1)[0]) * cast(int, terms.settings.get("bound", terms.shape[0]))
             if bound > 0 or terms.settings["kohya"]:
                 skew = bounded(skew, bound)
         turns = cayley(skew)
+        if "inside" in terms.settings:
+            eye = torch.eye(turns.shape[-1], dtype=turns.dtype, device=turns.device)
+            turns = eye + cast(float, terms.settings["inside"]) * (turns - eye)
         found = {"rounds": turns} if turns.dim() == 4 else {"turns": turns.transpose(-1, -2)}
         rescales = "rescale" in tensors and not terms.settings.get("bare")
         return found | ({"rescale": tensors["rescale"]} if rescales else {})
@@ -163,7 +171,7 @@ class PartedOft(Kind):
         there = slots & frozenset(PARTS)
         return super().claims(slots) if there == frozenset(PARTS[: len(there)]) else frozenset()
 
-    def meant(self, semantics: str, shapes: Shapes) -> Settings:
+    def meant(self, semantics: str, shapes: Shapes, strength: float) -> Settings:
         """Refuse: no program but kohya's reads such files."""
         raise ValueError(f"semantics: {semantics} is about a program that does not read OFT in parts")
 

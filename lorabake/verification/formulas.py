@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Indices = NDArray[np.int64]
 Tensors = Mapping[str, Array]
 
 
@@ -182,7 +183,10 @@ def difference(tensors: Tensors, weight: Array, place: Place, scale: float) -> A
 
 
 def oft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
-    """Rᵀ·W by blocks of rows, or R·W after R·W on rows a butterfly apart (arXiv 2306.07280, 2311.06243)."""
+    """Rᵀ·W by blocks of rows, or R·W after R·W on rows a butterfly apart (arXiv 2306.07280, 2311.06243).
+
+    ComfyUI's bound is alpha alone; its OFT has no `rescale`, its BOFT s·R + (1 − s)·I in the place of R.
+    """
     blocks = tensors["oft_blocks"]
     skew = blocks - np.swapaxes(blocks, -1, -2)
     if "alpha" in tensors:
@@ -192,6 +196,8 @@ def oft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
             skew = skew * (bound / norm)
     one = np.eye(blocks.shape[-1])
     turns = (one + skew) @ np.linalg.inv(one - skew)
+    if blocks.ndim == 4 and place.semantics == "comfyui":
+        turns = place.strength * turns + (1 - place.strength) * one
     size, turned = blocks.shape[-1], weight.copy()
     if blocks.ndim == 3:
         for block, turn in enumerate(turns):
@@ -203,7 +209,7 @@ def oft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
             for block, turn in enumerate(matrices):
                 mixed = order[block * size : (block + 1) * size]
                 turned[mixed] = turn @ turned[mixed]
-    rescales = "rescale" in tensors and place.semantics != "comfyui"
+    rescales = "rescale" in tensors and (place.semantics != "comfyui" or blocks.ndim == 4)
     return turned * tensors["rescale"].reshape(-1, 1) if rescales else turned
 
 
@@ -382,26 +388,42 @@ def trained_tokens(tensors: Tensors, weight: Array, place: Place, scale: float) 
 
 
 def waveft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
-    """W + scaling·S, or the inverse Haar transform of S, coefficient by coefficient; torch only draws the places."""
+    """W + scaling·S, or one step of the inverse wavelet transform of S in zeros; torch only draws the places."""
     import torch
 
     spectrum, (out, inputs) = tensors["waveft_spectrum"], place.shape
     generator = torch.Generator().manual_seed(int(place.settings["seed"]))  # type: ignore[call-overload]
     places = torch.randperm(out * inputs, generator=generator)[: len(spectrum)].numpy()
     rows, columns = np.divmod(places, inputs)
-    if place.settings["transform"]:
-        tall, wide = (out + 1) // 2, (inputs + 1) // 2
-        delta = np.zeros((2 * tall, 2 * wide))
-        vertical, horizontal = rows >= tall, columns >= wide  # the lower and the right quarters
-        for a in (0, 1):
-            for b in (0, 1):
-                signs = np.where(horizontal & (a == 1), -1.0, 1.0) * np.where(vertical & (b == 1), -1.0, 1.0)
-                np.add.at(delta, (2 * (rows % tall) + a, 2 * (columns % wide) + b), signs * spectrum / 2)
+    wavelet = str(place.settings["wavelet"])
+    delta = np.zeros((out, inputs))
+    if wavelet == "db1":
+        delta = _haar(rows, columns, spectrum, (out, inputs))
+    elif wavelet:
+        import pywt
+
+        beyond = pywt.Wavelet(wavelet).rec_len - 2
+        tall, wide = (size + beyond + size % 2 for size in (out, inputs))
+        dense = np.zeros((tall, wide))
+        dense[rows + (tall - out) // 2, columns + (wide - inputs) // 2] = spectrum
+        (a, h), (v, d) = (np.hsplit(half, 2) for half in np.vsplit(dense, 2))
+        delta = pywt.idwt2((a, (h, v, d)), wavelet)
     else:
-        delta = np.zeros((out, inputs))
         delta[rows, columns] = spectrum
     scaling = float(place.settings["scaling"])  # type: ignore[arg-type]
     return np.asarray(weight + scaling * delta[place.rows, :inputs])
+
+
+def _haar(rows: Indices, columns: Indices, spectrum: Array, shape: tuple[int, int]) -> Array:
+    """Transform coefficient by coefficient: each makes a square of four values, of signs that its quarter tells."""
+    tall, wide = (shape[0] + 1) // 2, (shape[1] + 1) // 2
+    delta = np.zeros((2 * tall, 2 * wide))
+    vertical, horizontal = rows >= tall, columns >= wide  # the lower and the right quarters
+    for a in (0, 1):
+        for b in (0, 1):
+            signs = np.where(horizontal & (a == 1), -1.0, 1.0) * np.where(vertical & (b == 1), -1.0, 1.0)
+            np.add.at(delta, (2 * (rows % tall) + a, 2 * (columns % wide) + b), signs * spectrum / 2)
+    return delta
 
 
 def shira(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:

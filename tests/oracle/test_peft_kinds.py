@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from lorabake import VerifyOptions, load_recipe, verify
-from lorabake.errors import LorabakeError
+from lorabake.adapters.waveft import WAVELETS
+from lorabake.errors import LorabakeError, SurroundingsError
 from lorabake.verification.findings import Status
 from tests import builders as b
 
@@ -87,6 +88,13 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "FourierFT": ("FourierFTConfig", {"n_frequency": 40}),
     "WaveFT": ("WaveFTConfig", {"n_frequency": 40}),
     "WaveFT, sides of odd length": ("WaveFTConfig", {"n_frequency": 40, "target_modules": ["odd"]}),
+    **{
+        f"WaveFT by {wavelet}": (
+            "WaveFTConfig",
+            {"n_frequency": 40, "wavelet_family": wavelet, "target_modules": ["fc", "odd"]},
+        )
+        for wavelet in ("db2", "db10", "sym5", "coif3")
+    },
     "WaveFT without a transform": ("WaveFTConfig", {"n_frequency": 40, "use_idwt": False}),
     "SHiRA": ("ShiraConfig", {"r": 3}),
     "GraLoRA": ("GraloraConfig", {"r": 8, "gralora_k": 2, "alpha": 12}),
@@ -233,7 +241,11 @@ def test_every_method_without_its_configuration_is_refused(tmp_path: Path) -> No
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "WaveFT by another wavelet": ("WaveFTConfig", {"n_frequency": 40, "wavelet_family": "db2"}, "its wavelet is db2"),
+    "WaveFT by what is no wavelet": (
+        "WaveFTConfig",
+        {"n_frequency": 40, "wavelet_family": "coif4"},
+        "its wavelet is coif4, and PEFT has no true filters of that",
+    ),
     "WaveFT where no shape tells the sides": (
         "WaveFTConfig",
         {"n_frequency": 40, "target_modules": ["turned"], "fan_in_fan_out": True},
@@ -286,6 +298,26 @@ def test_matrices_that_were_to_be_saved_are_asked_for(tmp_path: Path) -> None:
     place.write_text(json.dumps(json.loads(place.read_text()) | {"save_projection": True}))
     with pytest.raises(LorabakeError, match="its random matrices are not in the file"):
         b.bake_sd1(tmp_path, loras=["adapter"])
+
+
+def test_wavelets_ask_for_their_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter(tmp_path, "WaveFT by db2", torch.float32)
+    monkeypatch.setattr("lorabake.adapters.waveft.find_spec", lambda name: None)
+    with pytest.raises(SurroundingsError, match=r"db2 needs the package PyWavelets"):
+        b.bake_sd1(tmp_path, loras=["adapter"])
+
+
+def test_the_wavelets_are_those_whose_filters_peft_has(tmp_path: Path) -> None:
+    pywt = pytest.importorskip("pywt")
+    theirs = pytest.importorskip("peft.tuners.waveft.wavelet")
+    true = {
+        name
+        for name in theirs.wavelist()
+        if name != "haar"
+        and len(theirs.Wavelet(name).rec_lo) == pywt.Wavelet(name).rec_len
+        and theirs.Wavelet(name).rec_lo == pytest.approx(pywt.Wavelet(name).rec_lo, abs=1e-9)
+    }
+    assert true == WAVELETS
 
 
 def test_fourierft_on_gpt2_whose_table_tells_the_sides(tmp_path: Path) -> None:
