@@ -156,6 +156,16 @@ FORMS: dict[str, tuple[str, Form, dict[str, object] | None]] = {
     ),
     "HRA": ("hra", matrices(lambda o, i, k: {"hra_u": (i * prod(k), R)}), {"peft_type": "HRA"}),
     "HiRA": ("hira", linears(lambda o, i: {"hira_A": (R, i), "hira_B": (o, R)}), {"peft_type": "HIRA"}),
+    "DEFT": (
+        "deft",
+        linears(lambda o, i: {"deft_P": (o, R), "deft_R": (R, i)}),
+        {"peft_type": "DEFT", "decomposition_method": "relu"},
+    ),
+    "Super-Tuning": (
+        "supertuning",
+        linears(lambda o, i: {"supertuning_values": (9,), "supertuning_indices": (9,)}),
+        {"peft_type": "SUPERTUNING"},
+    ),
     "MiSS": ("miss", linears(lambda o, i: {"miss_block": (R, o)}), {"peft_type": "MISS", "r": R}),
     "AdaLoRA": (
         "adalora",
@@ -197,6 +207,18 @@ FORMS: dict[str, tuple[str, Form, dict[str, object] | None]] = {
         ),
         {"peft_type": "VERA"},
     ),
+    "PVeRA": (
+        "pvera",
+        linears(
+            lambda o, i: {
+                "pvera_lambda_b": (o,),
+                "pvera_lambda_d": (2 * R,),
+                "base_model.pvera_A": (2 * R, i),
+                "base_model.pvera_B": (o, R),
+            }
+        ),
+        {"peft_type": "PVERA"},
+    ),
     "RandLoRA": ("randlora", linears(randlora), {"peft_type": "RANDLORA", "randlora_alpha": 8}),
     "VB-LoRA": ("vblora", linears(bank), {"peft_type": "VBLORA", "topk": 2}),
     "LN tuning": (
@@ -208,7 +230,7 @@ FORMS: dict[str, tuple[str, Form, dict[str, object] | None]] = {
 ELSEWHERE = {
     "whole", "whole_bias", "ln_tuning_bias", "ia3_peft_bias", "road_bias", "diff_b", "b_norm", "lora_bias", "mlx",
     "oft_diag",
-    "trainable_tokens",
+    "trainable_tokens", "beft",
     "expert_lora", "embedding_lora", "set_scale", "vblora_topk",
 }  # fmt: skip
 """Kinds that go with one above, or with layers that only language models have."""

@@ -139,6 +139,29 @@ KEYS = {
     "lora_unet_conv_in.bias_size": ("lora_unet_conv_in", "sparse_size"),
     "lora_unet_conv_in.dyn_down": ("lora_unet_conv_in", "down"),
     "lora_unet_conv_in.dyn_up": ("lora_unet_conv_in", "up"),
+    "base_model.model.fc.beft_bias": ("base_model.model.fc", "beft_bias"),
+    "base_model.model.fc.deft_P": ("base_model.model.fc", "deft_P"),
+    "base_model.model.fc.deft_R": ("base_model.model.fc", "deft_R"),
+    "base_model.model.fc.supertuning_values": ("base_model.model.fc", "super_values"),
+    "base_model.model.fc.supertuning_indices": ("base_model.model.fc", "super_places"),
+    "base_model.model.fc.supertuning_lora_A.weight": ("base_model.model.fc", "super_A"),
+    "base_model.model.fc.supertuning_lora_B.weight": ("base_model.model.fc", "super_B"),
+    "base_model.model.fc.pvera_lambda_b": ("base_model.model.fc", "pvera_lambda_b"),
+    "base_model.model.fc.pvera_lambda_d": ("base_model.model.fc", "pvera_lambda_d"),
+    "base_model.model.fc.lora_velora_embed": ("base_model.model.fc", "velora_embed"),
+    "base_model.model.fc.lora_monteclora_sampler.expert_weights": (
+        "base_model.model.fc",
+        "monteclora_expert_weights",
+    ),
+    "base_model.model.fc.lora_monteclora_sampler.expert_weights_prior": (
+        "base_model.model.fc",
+        "monteclora_expert_weights_prior",
+    ),
+    "base_model.model.fc.lora_monteclora_sampler.gaussian_var_prior": (
+        "base_model.model.fc",
+        "monteclora_gaussian_var_prior",
+    ),
+    "fc.lora_monteclora_sampler.std_prior": ("fc", "monteclora_std_prior"),
     "diffusion_model.scale.set_weight": ("diffusion_model.scale", "set_weight"),
 }
 UNBAKED = {

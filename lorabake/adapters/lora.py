@@ -18,14 +18,24 @@ if TYPE_CHECKING:
     import torch
 
 
+IN_TRAINING = {
+    r"\.lora_velora_embed(?:\.[^.]+)?": "velora_embed",
+    **{
+        rf"\.lora_monteclora_sampler(?:\.[^.]+)?\.{part}": f"monteclora_{part}"
+        for part in ("expert_weights", "expert_weights_prior", "gaussian_var_prior", "std_prior")
+    },
+}
+"""What PEFT's VeLoRA and MonteCLoRA need for training alone, and save."""
+
+
 class Lora(Kind):
     """Add the product of two thin matrices."""
 
     name = "lora"
     title = "LoRA"
     required = frozenset({"up", "down"})
-    optional = frozenset({"mid", "alpha", "magnitude", "dora_scale", "reshape_weight"})
-    markers = frozenset({"reshape_weight"})
+    markers = frozenset({"reshape_weight", *IN_TRAINING.values()})
+    optional = frozenset({"mid", "alpha", "magnitude", "dora_scale"}) | markers
     suffixes: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"\.lora_down\.weight", "down"),  # kohya, LyCORIS
         (r"\.lora_up\.weight", "up"),
@@ -49,12 +59,13 @@ class Lora(Kind):
         (r"\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?", "magnitude"),  # PEFT
         (r"\.magnitude", "magnitude"),  # ai-toolkit
         (r"\.reshape_weight", "reshape_weight"),  # ComfyUI: the weight grows to this shape first
+        *IN_TRAINING.items(),
     )
     low_rank = True
     peft_type = "LORA"
     peft_fields = frozenset(
         {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "fan_in_fan_out", "lora_bias"}
-        | {"bias", "trainable_token_indices", "target_parameters"}
+        | {"bias", "trainable_token_indices", "target_parameters", "velora_config", "monteclora_config"}
     )
 
     def rank(self, shapes: Shapes) -> int:

@@ -228,6 +228,8 @@ class PeftOft(Kind):
             raise ValueError("coft is set: PEFT projects such rotations once more whenever it loads them")
         if "use_cayley_neumann" not in config:
             raise ValueError("its adapter_config.json, of an older PEFT, does not say use_cayley_neumann")
+        if config["use_cayley_neumann"] and "peft_version" not in config:  # said since 0.18
+            raise ValueError("its adapter_config.json is of a PEFT before 0.18, whose series was another")
         count = config.get("num_cayley_neumann_terms", 5)
         if type(count) is not int or count < 1:
             raise ValueError(f"num_cayley_neumann_terms is {count!r}")

@@ -7,22 +7,26 @@ drew them, A first, both uniform within ±√(6/columns). Kopiczko et al. 2024 (
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
 from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, seed_of
 
 if TYPE_CHECKING:
     import torch
 
+Found = TypeVar("Found")
+Drawn = tuple[int, int, int, int, int]
+
 
 @lru_cache(maxsize=1)
-def draw(seed: int, rank: int, outputs: int, inputs: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw A and B; they are the same for all modules, so the last ones are kept."""
+def draw(seed: int, high: int, rank: int, outputs: int, inputs: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw A, `high` rows of it, and B; they are the same for all modules, so the last ones are kept."""
     import torch
 
     generator, found = torch.Generator().manual_seed(seed), []
-    for rows, columns in ((rank, inputs), (outputs, rank)):
+    for rows, columns in ((high, inputs), (outputs, rank)):
         bound = (6 / columns) ** 0.5
         found.append(torch.empty((rows, columns), dtype=torch.float32).uniform_(-bound, bound, generator=generator))
     return found[0], found[1]
@@ -35,8 +39,11 @@ class Vera(Kind):
     title = "VeRA"
     required = frozenset({"vera_lambda_b", "vera_lambda_d"})
     optional = frozenset({"vera_A", "vera_B"})
-    suffixes = ((r"\.vera_lambda_b", "vera_lambda_b"), (r"\.vera_lambda_d", "vera_lambda_d"))
-    shared = (
+    suffixes: ClassVar[tuple[tuple[str, str], ...]] = (
+        (r"\.vera_lambda_b", "vera_lambda_b"),
+        (r"\.vera_lambda_d", "vera_lambda_d"),
+    )
+    shared: ClassVar[tuple[tuple[str, str, str], ...]] = (
         (r"base_model\.vera_A(?:\.[^.]+)?", "vera_A", "vera_lambda_d"),
         (r"base_model\.vera_B(?:\.[^.]+)?", "vera_B", "vera_lambda_d"),
     )
@@ -54,12 +61,13 @@ class Vera(Kind):
 
     def redraw(self, config: Settings | None, shapes: Shapes, largest: tuple[int, int]) -> Settings:
         """Read the seed."""
-        return {"drawn": (seed_of(config), self.rank(shapes), *largest)}
+        high = next(shapes[slot][0] for slot in shapes if slot.endswith("vera_lambda_d"))
+        return {"drawn": (seed_of(config), high, self.rank(shapes), *largest)}
 
     def drawn_values(self, settings: Settings) -> int:
         """Count both matrices."""
-        _, rank, outputs, inputs = cast(tuple[int, int, int, int], settings["drawn"])
-        return rank * (outputs + inputs)
+        _, high, rank, outputs, inputs = cast(Drawn, settings["drawn"])
+        return rank * outputs + high * inputs
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for matrices that reach to the weight's sides."""
@@ -77,10 +85,57 @@ class Vera(Kind):
         """Cut the matrices and scale their rows."""
         outer, inner = tensors["vera_lambda_b"][:, None], tensors["vera_lambda_d"][:, None]
         if "drawn" in terms.settings:
-            a, b = draw(*cast(tuple[int, int, int, int], terms.settings["drawn"]))
+            a, b = draw(*cast(Drawn, terms.settings["drawn"]))
         else:
             a, b = tensors["vera_A"], tensors["vera_B"]
-        return outer * b[: terms.shape[0]].to(outer), inner * a[:, : terms.shape[1]].to(inner)
+        return outer * b[: terms.shape[0]].to(outer), inner * a[: len(inner), : terms.shape[1]].to(inner)
 
 
-KINDS = (Vera(),)
+class Pvera(Vera):
+    """Add the mean of what PVeRA samples: the upper halves of A and λ_d; the lower ones are about its spread."""
+
+    name = "pvera"
+    title = "PVeRA"
+    required = frozenset({"pvera_lambda_b", "pvera_lambda_d"})
+    optional = frozenset({"pvera_A", "pvera_B"})
+    suffixes = ((r"\.pvera_lambda_b", "pvera_lambda_b"), (r"\.pvera_lambda_d", "pvera_lambda_d"))
+    shared = (
+        (r"base_model\.pvera_A(?:\.[^.]+)?", "pvera_A", "pvera_lambda_d"),
+        (r"base_model\.pvera_B(?:\.[^.]+)?", "pvera_B", "pvera_lambda_d"),
+    )
+    drawn = optional
+    peft_type = "PVERA"
+    peft_fields = frozenset(
+        {"r", "projection_prng_key", "save_projection", "pvera_dropout", "d_initial", "fan_in_fan_out", "bias"}
+        | {"init_weights", "sample_at_inference", "generator_seed"}
+    )
+
+    def rank(self, shapes: Shapes) -> int:
+        """Return half the length of λ_d."""
+        return shapes["pvera_lambda_d"][0] // 2
+
+    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+        """Refuse what is drawn anew for each token."""
+        if (config or {}).get("sample_at_inference"):
+            raise ValueError("sample_at_inference is set: it draws anew for each token; no weight can hold that")
+        return {}
+
+    def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Ask for halves that VeRA would take."""
+        both = shapes["pvera_lambda_d"], shapes.get("pvera_A", shapes["pvera_lambda_d"])
+        if any(not shape or shape[0] % 2 for shape in both):
+            return f"its vectors {both[0]} and matrix {both[1]} have no halves"
+        halves = {slot: (shape[0] // 2, *shape[1:]) for slot, shape in shapes.items() if slot.endswith(("_d", "_A"))}
+        return super().fault(_as_vera({**shapes, **halves}), weight)
+
+    def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take the upper halves, as VeRA's."""
+        halves = {slot: tensor.chunk(2)[0] for slot, tensor in tensors.items() if slot.endswith(("_d", "_A"))}
+        return super().factors(_as_vera({**tensors, **halves}), terms)
+
+
+def _as_vera(found: Mapping[str, Found]) -> dict[str, Found]:
+    return {slot.removeprefix("p"): each for slot, each in found.items()}
+
+
+KINDS = (Vera(), Pvera())

@@ -280,6 +280,29 @@ def hra(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     return turned
 
 
+def deft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """(I − Q·Cᵀ)·W + s·Q·R, Q = P and C = relu(P), or both the orthogonal factor of P."""
+    p = tensors["deft_P"]
+    left, right = (np.linalg.qr(p)[0],) * 2 if place.settings["orthogonal"] else (p, np.maximum(p, 0.0))
+    changed = (np.eye(len(p)) - left @ right.T) @ weight
+    if "deft_R" in tensors:
+        changed = changed + float(place.settings["scale"]) * left @ tensors["deft_R"]  # type: ignore[arg-type]
+    return np.asarray(changed)
+
+
+def supertuning(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W + S + s·B·A, the values of S counted along the rows (arXiv 2607.09287)."""
+    changed = weight.copy()
+    rows, columns = np.divmod(tensors["super_places"].astype(int), weight.shape[1])
+    for row, column, value in zip(rows, columns, tensors["super_values"], strict=True):
+        if place.rows.start <= row < place.rows.stop:
+            changed[row - place.rows.start, column] += value
+    if "super_A" in tensors:
+        factor = float(place.settings["scale"])  # type: ignore[arg-type]
+        changed += factor * tensors["super_B"][place.rows] @ tensors["super_A"]
+    return changed
+
+
 def hira(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     """W ⊙ (1 + B·A)."""
     return np.asarray(weight * (1 + tensors["hira_B"][place.rows] @ tensors["hira_A"]))
@@ -459,14 +482,23 @@ def vera(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     return np.asarray(weight + left @ np.diag(tensors["vera_lambda_d"]) @ a[:, : weight.shape[1]])
 
 
+def pvera(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W + diag(λ_b)·B·diag(μ)·A, μ and A the upper halves of λ_d and of the matrix (arXiv 2512.07703)."""
+    drawn = place.settings.get("drawn")
+    a, b = _vera_bases(drawn) if drawn else (tensors["pvera_A"], tensors["pvera_B"])
+    rank = b.shape[1]
+    left = tensors["pvera_lambda_b"][place.rows, None] * b[place.rows]
+    return np.asarray(weight + left @ (tensors["pvera_lambda_d"][:rank, None] * a[:rank, : weight.shape[1]]))
+
+
 @lru_cache(maxsize=1)
-def _vera_bases(drawn: tuple[int, int, int, int]) -> tuple[Array, Array]:
+def _vera_bases(drawn: tuple[int, int, int, int, int]) -> tuple[Array, Array]:
     """Draw A and B as PEFT does, by Kaiming's law; torch draws, and no more."""
     import torch
 
-    seed, rank, outputs, inputs = drawn
+    seed, high, rank, outputs, inputs = drawn
     generator = torch.Generator().manual_seed(seed)
-    a, b = torch.empty(rank, inputs), torch.empty(outputs, rank)
+    a, b = torch.empty(high, inputs), torch.empty(outputs, rank)
     for matrix in (a, b):
         torch.nn.init.kaiming_uniform_(matrix, generator=generator)
     return a.double().numpy(), b.double().numpy()
@@ -557,6 +589,7 @@ FORMULAS: dict[str, Formula] = {
     "ia3_peft_bias": ia3_peft_bias,
     "diff": difference,
     "diff_b": difference,
+    "beft": difference,
     "w_norm": difference,
     "b_norm": difference,
     "oft": oft,
@@ -566,6 +599,8 @@ FORMULAS: dict[str, Formula] = {
     "boft_peft": boft_peft,
     "hra": hra,
     "hira": hira,
+    "deft": deft,
+    "supertuning": supertuning,
     "miss": miss,
     "adalora": adalora,
     "c3a": c3a,
@@ -580,6 +615,7 @@ FORMULAS: dict[str, Formula] = {
     "shira": shira,
     "gralora": gralora,
     "vera": vera,
+    "pvera": pvera,
     "randlora": randlora,
     "vblora": vblora,
     "vblora_topk": vblora_topk,

@@ -159,6 +159,21 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         {"init_r": 4, "target_r": 2, "total_step": 10, "target_modules": ["turned"], "fan_in_fan_out": True},
     ),
     "LoRA on Conv1D": ("LoraConfig", {"r": 3, "target_modules": ["turned"], "fan_in_fan_out": True}),
+    "BEFT": ("BeftConfig", {}),
+    "DEFT": ("DeftConfig", {"r": 3}),
+    "DEFT, orthogonal": ("DeftConfig", {"r": 3, "decomposition_method": "qr", "alpha": 5}),
+    "DEFT, nothing put in": ("DeftConfig", {"r": 3, "para": True}),
+    "DEFT on Conv1D": ("DeftConfig", {"r": 3, "target_modules": ["turned"], "fan_in_fan_out": True}),
+    "Super-Tuning": ("SupertuningConfig", {"sparsity": 0.9}),
+    "Super-Tuning and a product": ("SupertuningConfig", {"sparsity": 0.9, "r": 2, "lora_alpha": 3}),
+    "PVeRA": ("PveraConfig", {"r": 5}),
+    "PVeRA, drawn again": ("PveraConfig", {"r": 5, "save_projection": False}),
+    "IA3 on Conv1D": (
+        "IA3Config",
+        {"target_modules": ["turned"], "feedforward_modules": [], "fan_in_fan_out": True},
+    ),
+    "VeLoRA": ("LoraConfig", {"r": 3, "velora_config": peft.VeloraConfig(num_groups=4)}),
+    "MonteCLoRA": ("LoraConfig", {"r": 3, "monteclora_config": peft.MontecloraConfig(num_samples=2)}),
     "an embedding": ("LoraConfig", {"r": 3, "lora_alpha": 5, "target_modules": ["emb"]}),
     "an embedding and more": ("LoraConfig", {"r": 3, "lora_alpha": 5, "target_modules": ["emb", "fc"]}),
 }
@@ -260,6 +275,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "OFTConfig",
         {"oft_block_size": 8, "r": 0, "use_cayley_neumann": False, "coft": True, "eps": 0.05},
         "coft is set",
+    ),
+    "PVeRA drawn anew for each token": (
+        "PveraConfig",
+        {"r": 5, "sample_at_inference": True},
+        "it draws anew for each",
+    ),
+    "Super-Tuning without its places": (
+        "SupertuningConfig",
+        {"sparsity": 0.9, "save_precomputed_indices": False},
+        "its places are not in the file",
     ),
     "FourierFT where no shape tells the sides": (
         "FourierFTConfig",
