@@ -342,8 +342,8 @@ class _Match:
                     continue
                 return f"the base's module has no {kind.parameter}"
             fault = kind.fault(shapes, view.shape)
-            has_dora = dora.is_in(shapes) and kind.parameter == "weight"
-            if fault is None and has_dora and dora.axis(shapes, view.shape) is None:
+            has_dora = bool(kind.lengths & shapes.keys())
+            if fault is None and has_dora and dora.axis(shapes, view.shape, kind.length_axis) is None:
                 fault = "its DoRA magnitude has neither rows nor columns of it"
             if fault is not None:
                 size = " × ".join(map(str, view.shape))
@@ -378,7 +378,10 @@ class _Match:
                 if semantics and dora.is_in(tensors):
                     dora.check(semantics, module.shapes)
                 if semantics:
-                    settings = {**settings, **kind.meant(semantics, module.shapes, strength)}
+                    meant = kind.meant(semantics, module.shapes, strength)
+                    if meant and dora.is_in(tensors):
+                        raise ValueError(f"{semantics} has no law of DoRA on {kind.title} that lorabake knows")
+                    settings = {**settings, **meant}
             except ValueError as error:
                 self.faults.strange.append((module.name, str(error)))
                 return
@@ -616,7 +619,7 @@ def _config_fault(config: PeftConfig, path: str, shapes: Mapping[str, tuple[int,
         return None
     if "down" in shapes and shapes["down"][0] != config.rank_of(path) * experts:
         return f"its rank is {shapes['down'][0] / experts:g}, and adapter_config says {config.rank_of(path)}"
-    if config.dora and shapes.keys() & {"down", "lora_a"} and not dora.is_in(shapes):
+    if config.dora and shapes.keys() & {"down", "lora_a", "embedding_down"} and not dora.is_in(shapes):
         return "adapter_config says use_dora, and there is no magnitude"
     return None
 

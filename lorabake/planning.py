@@ -247,7 +247,7 @@ def needs_whole(patch: Patch) -> bool:
     """Tell whether a patch's effect on one row depends on other rows of the base tensor."""
     if patch.view.transpose:
         return patch.has_dora or not patch.kind.low_rank
-    axis = dora.axis(patch.shapes, patch.view.shape) if patch.has_dora else None
+    axis = dora.axis(patch.shapes, patch.view.shape, patch.kind.length_axis) if patch.has_dora else None
     column = patch.has_dora and dora.reads_columns(patch.semantics, axis)
     return column or not patch.kind.by_rows
 

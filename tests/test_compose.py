@@ -226,6 +226,13 @@ def test_boft(semantics: str | None, strength: float, tmp_path: Path) -> None:
     assert_true(recipe)
 
 
+def test_dora_on_oft_has_no_law_of_comfyui(tmp_path: Path) -> None:
+    b.save(tmp_path / "base.safetensors", {"fc.weight": b.Values(20)(16, 8)})
+    lora(tmp_path, "lora", {"oft_blocks": b.Values(7)(4, 4, 4), "dora_scale": torch.ones(16, 1)})
+    with pytest.raises(MatchError, match="comfyui has no law of DoRA on OFT that lorabake knows"):
+        b.run(b.recipe(tmp_path, loras=[{"path": "lora.safetensors", "semantics": "comfyui"}]))
+
+
 def test_boft_that_comfyui_cannot_read_is_refused(tmp_path: Path) -> None:
     b.save(tmp_path / "base.safetensors", {"fc.weight": b.Values(20)(16, 8)})
     lora(tmp_path, "lora", {"oft_blocks": b.Values(7)(2, 4, 4, 4)})

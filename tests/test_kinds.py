@@ -21,7 +21,8 @@ from lorabake.adapters import kinds
 from lorabake.errors import LorabakeError
 from lorabake.recipe import load_recipe
 from lorabake.verification.findings import Status
-from lorabake.verification.formulas import FORMULAS, Place
+from lorabake.verification.formulas import Place
+from lorabake.verification.formulas import changed as work_out
 from tests import builders as b
 
 Shape = tuple[int, ...]
@@ -136,6 +137,7 @@ def cases(shape: Shape) -> dict[str, Case]:
             "ia3", {".weight": ("whole_weight", (8,))}, {".on_input": ("on_input", torch.tensor(1))}
         ),
         "difference": Case("diff", {".diff": ("diff", shape)}),
+        "difference of DoRA": Case("diff", {".diff": ("diff", shape), ".dora_scale": ("dora_scale", (16, 1, *ones))}),
         "norm": Case("w_norm", {".w_norm": ("w_norm", shape)}),
         "set": Case("set_weight", {".set_weight": ("set_weight", shape)}),
         "OFT": Case("oft", {".oft_blocks": ("oft_blocks", (4, 4, 4))}, settings={"kohya": False}),
@@ -249,7 +251,7 @@ def formula(case: Case, weight: torch.Tensor) -> torch.Tensor:
     if next(kind for kind in kinds() if kind.name == case.kind).alpha_is_scale:
         tensors.pop("alpha", None)
     flat = weight.double().numpy().reshape(shape[0], -1)
-    found = FORMULAS[case.kind](tensors, flat, Place(slice(0, shape[0]), shape, case.settings), case.scale)
+    found = work_out(case.kind, tensors, flat, Place(slice(0, shape[0]), shape, case.settings), case.scale)
     return torch.from_numpy(np.array(found)).reshape(shape)
 
 
@@ -310,6 +312,7 @@ FAULTS: dict[str, tuple[str, Change, str]] = {
     "BOFT turned the other way": ("BOFT", turned("oft_blocks"), "weights.values"),
     "OneTrainer's OFT turned the other way": ("OneTrainer's OFT", scaled("oft_R.weight", -1.0), "weights.values"),
     "DoRA left out of LoHa": ("LoHa with DoRA by row", without("dora_scale"), "weights.dora"),
+    "DoRA left out of a difference": ("difference of DoRA", without("dora_scale"), "weights.dora"),
     "DoRA left out of LoKr": ("LoKr of DoRA", without("dora_scale"), "weights.dora"),
 }
 
@@ -328,6 +331,33 @@ def test_a_fault_of_a_kind_is_named(fault: str, tmp_path: Path) -> None:
     findings = verify(load_recipe(tmp_path / "recipe.yaml"), options=options).findings
     failed = {each.check for each in findings if each.status is Status.FAIL}
     assert failed - {"structure.metadata", "structure.order"} == {check}, findings
+
+
+CORES = ("LoHa with cores", "LoKr with a core", "GLoRA with a core", "BOFT", "OFT of kohya for Flux", "difference")
+ALONE = [name for name, case in cases(LINEAR).items() if ".dora_scale" not in case.shapes]
+
+
+@pytest.mark.parametrize(
+    ("name", "weight", "axis"),
+    [(name, "linear", axis) for name in ALONE if name != "set" for axis in ("row", "column")]
+    + [(name, "conv2d", axis) for name in CORES for axis in ("row", "column")],
+)
+def test_dora_sits_on_whatever_changes_a_weight(name: str, weight: str, axis: str, tmp_path: Path) -> None:
+    """V·d/‖V‖ with V what the kind alone makes of the weight, worked out here."""
+    shape = WEIGHTS[weight]
+    case, base, rest = cases(shape)[name], b.Values(7)(*shape), (1,) * len(shape[2:])
+    write(tmp_path, case, base)
+    lengths = b.Values(11)(*((16, 1) if axis == "row" else (1, 8)), *rest).abs() + 0.5
+    lora = load_file(tmp_path / "lora.safetensors") | {f"{case.prefix}layer.dora_scale": lengths}
+    b.save(tmp_path / "lora.safetensors", lora)
+    alone = formula(case, base)
+    over = [1, *range(2, alone.dim())] if axis == "row" else [0, *range(2, alone.dim())]
+    whole = alone * lengths.double() / alone.square().sum(dim=over, keepdim=True).sqrt()
+    after = load_file(b.bake_sd1(tmp_path, loras=[{"path": "lora.safetensors", "strength": 0.7}]))["layer.weight"]
+    wanted = base.double() + 0.7 * (whole - base.double())
+    b.assert_rounded_once(after, wanted, terms=[wanted.abs().max().expand(wanted.shape) * 8])
+    result = verify(load_recipe(tmp_path / "recipe.yaml"), options=VerifyOptions(stages=("structure", "weights")))
+    assert result.is_true, [finding for finding in result.findings if finding.status is Status.FAIL]
 
 
 @pytest.mark.parametrize("name", cases(LINEAR))
@@ -433,7 +463,7 @@ def test_a_kind_on_one_third_of_a_fused_weight(name: str, tmp_path: Path) -> Non
     q, k, v = before[key].chunk(3)
     place = Place(slice(0, size), (size, size), {"kohya": False})
     slots = {suffix.removeprefix("."): tensor.double().numpy() for suffix, tensor in tensors.items()}
-    changed = torch.from_numpy(np.array(FORMULAS[kind](slots, k.double().numpy(), place, 1.0)))
+    changed = torch.from_numpy(np.array(work_out(kind, slots, k.double().numpy(), place, 1.0)))
     wanted = torch.cat([q.double(), k.double() + 0.5 * (changed - k.double()), v.double()])
     b.assert_rounded_once(after[key], wanted, terms=[wanted.abs().max().expand(wanted.shape) * 4])
     assert torch.equal(after[key].chunk(3)[0], q)
@@ -464,7 +494,7 @@ def test_a_kind_trained_on_a_fused_weight_lands_on_its_parts(name: str, tmp_path
     weight = torch.cat([base[key] for key in parts]).double()
     slots = {suffix.removeprefix("."): tensor.double().numpy() for suffix, tensor in files[name].items()}
     place = Place(slice(0, 3 * size), (3 * size, size), {"kohya": False})
-    wanted = torch.from_numpy(np.array(FORMULAS[name](slots, weight.numpy(), place, 1.0)))
+    wanted = torch.from_numpy(np.array(work_out(name, slots, weight.numpy(), place, 1.0)))
     found = torch.cat([after[key] for key in parts])
     b.assert_rounded_once(found, wanted, terms=[wanted.abs().max().expand(wanted.shape) * 4])
     options = VerifyOptions(stages=("structure", "weights"))
@@ -520,5 +550,5 @@ def test_a_kind_on_a_weight_stored_transposed(name: str, tmp_path: Path) -> None
     weight = before[key].T.double()
     slots = {suffix.removeprefix("."): tensor.double().numpy() for suffix, tensor in files[name].items()}
     place = Place(slice(0, size + 2), (size + 2, size), {"kohya": False})
-    wanted = torch.from_numpy(np.array(FORMULAS[name](slots, np.ascontiguousarray(weight.numpy()), place, 1.0)))
+    wanted = torch.from_numpy(np.array(work_out(name, slots, np.ascontiguousarray(weight.numpy()), place, 1.0)))
     b.assert_rounded_once(after[key].T, wanted, terms=[wanted.abs().max().expand(wanted.shape) * 4])

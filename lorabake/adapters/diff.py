@@ -17,7 +17,7 @@ class Difference(Kind):
     name = "diff"
     title = "full difference"
     required = frozenset({"diff"})
-    optional = frozenset({"magnitude", "dora_scale", "reshape_weight"})
+    optional = frozenset({"reshape_weight"})
     markers = frozenset({"reshape_weight"})
     suffixes = ((r"\.diff", "diff"),)
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
     import torch
+
+MAGNITUDES = frozenset({"magnitude", "dora_scale"})
+"""The slots of DoRA's lengths, which may sit on whatever kind changes a weight."""
 
 Tensors = Mapping[str, "torch.Tensor"]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -46,6 +49,7 @@ class Kind:
     - `delta`: anything else that is added, or that depends on the weight,
     - `value`, with `replaces`: what the parameter becomes, whatever it was.
 
+    Those that do not replace a weight may have DoRA on top; `length_axis` says of what a `magnitude` has the lengths.
     `by_rows` is false where rows of the delta depend on other rows of the weight. `alpha_is_scale` is false where
     alpha means something else: then it comes with the tensors. `peft_type` is PEFT's name, `peft_fields` the fields
     of its configuration that it reads, that the shapes tell, or that have no effect on a merge.
@@ -67,13 +71,19 @@ class Kind:
     low_rank: ClassVar[bool] = False
     replaces: ClassVar[bool] = False
     by_rows: ClassVar[bool] = True
+    length_axis: ClassVar[Literal["row", "column"]] = "row"
     alpha_is_scale: ClassVar[bool] = True
     peft_type: ClassVar[str] = ""
     peft_fields: ClassVar[frozenset[str]] = frozenset()
 
     def claims(self, slots: frozenset[str]) -> frozenset[str]:
         """Return the slots of a module that this kind accounts for; none if it lacks one that it needs."""
-        return slots & (self.required | self.optional) if self.required <= slots else frozenset()
+        return slots & (self.required | self.optional | self.lengths) if self.required <= slots else frozenset()
+
+    @property
+    def lengths(self) -> frozenset[str]:
+        """Return the slots of DoRA's lengths, if there may be any."""
+        return frozenset() if self.replaces or self.parameter != "weight" else MAGNITUDES
 
     def rank(self, shapes: Shapes) -> int:
         """Return the rank that alpha is divided by; 1 for a kind without one."""

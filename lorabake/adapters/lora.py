@@ -35,7 +35,7 @@ class Lora(Kind):
     title = "LoRA"
     required = frozenset({"up", "down"})
     markers = frozenset({"reshape_weight", *IN_TRAINING.values()})
-    optional = frozenset({"mid", "alpha", "magnitude", "dora_scale"}) | markers
+    optional = frozenset({"mid", "alpha"}) | markers
     suffixes: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"\.lora_down\.weight", "down"),  # kohya, LyCORIS
         (r"\.lora_up\.weight", "up"),

@@ -53,8 +53,7 @@ def lora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
         right = np.einsum("mnk,ni->mik", core, down.reshape(down.shape[0], -1))
     else:
         right = down
-    delta = scale * (left @ right.reshape(left.shape[1], -1))
-    return dora(tensors, weight, delta, place)
+    return np.asarray(weight + scale * (left @ right.reshape(left.shape[1], -1)))
 
 
 def sparse_lora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -66,15 +65,23 @@ def sparse_lora(tensors: Tensors, weight: Array, place: Place, scale: float) -> 
     return changed
 
 
+def changed(kind: str, tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """Return what a kind makes of rows of a weight, with DoRA on top where there is a magnitude."""
+    own = {slot: values for slot, values in tensors.items() if slot not in ("magnitude", "dora_scale")}
+    updated = FORMULAS[kind](own, weight, place, scale)
+    return updated if len(own) == len(tensors) else dora(tensors, weight, updated - weight, place)
+
+
 def dora(tensors: Tensors, weight: Array, delta: Array, place: Place) -> Array:
-    """V·d/‖V‖ with V = W + ΔW, by rows or by columns (arXiv 2402.09353); V itself where there is no magnitude.
+    """V·d/‖V‖ with V = W + ΔW, by rows or by columns (arXiv 2402.09353); PEFT's on an embedding are by columns.
 
     PEFT has s·ΔW in V; LyCORIS V·(1 + s·(d/‖V‖ − 1)); ComfyUI, by rows, ‖W‖; AUTOMATIC1111 always norms of columns.
     """
     given = tensors.get("magnitude", tensors.get("dora_scale"))
-    if given is None:
-        return weight + delta
-    by_row = "magnitude" in tensors or (given.shape[0] == place.shape[0] and given.size == place.shape[0])
+    assert given is not None
+    by_row = given.shape[0] == place.shape[0] and given.size == place.shape[0]
+    if "magnitude" in tensors:
+        by_row = "embedding_up" not in tensors
     updated = weight + (place.strength if place.semantics == "peft" else 1.0) * delta
     measured = weight if place.semantics == "comfyui" and by_row else updated
     cube = measured.reshape(len(measured), place.shape[1], -1)
@@ -95,9 +102,8 @@ def lora_bias(tensors: Tensors, weight: Array, place: Place, scale: float) -> Ar
 
 
 def mlx(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
-    """W + scale·(a·b)ᵀ, or with its magnitude."""
-    delta = scale * np.einsum("ir,ro->oi", tensors["lora_a"], tensors["lora_b"][:, place.rows])
-    return dora(tensors, weight, delta, place)
+    """W + scale·(a·b)ᵀ."""
+    return np.asarray(weight + scale * np.einsum("ir,ro->oi", tensors["lora_a"], tensors["lora_b"][:, place.rows]))
 
 
 def whole(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -117,7 +123,7 @@ def loha(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
             delta *= np.einsum("mo,mnk,ni->oik", left[:, place.rows], core, right).reshape(weight.shape)
         else:
             delta *= left[place.rows] @ right
-    return dora(tensors, weight, scale * delta, place)
+    return np.asarray(weight + scale * delta)
 
 
 def lokr(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -136,7 +142,7 @@ def lokr(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     first, second = factors
     high, low = np.divmod(np.arange(place.rows.start, place.rows.stop), second.shape[0])
     delta = np.einsum("ri,rj->rij", first[high], second[low]).reshape(weight.shape)
-    return dora(tensors, weight, scale * delta, place)
+    return np.asarray(weight + scale * delta)
 
 
 def glora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -177,9 +183,8 @@ def _scaled(weight: Array, factors: Array, place: Place, *, inputs: object) -> A
 
 def difference(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     """W + D."""
-    (found,) = (value for slot, value in tensors.items() if slot not in ("magnitude", "dora_scale"))
-    delta = found.reshape(place.shape[0] if place.shape else 1, -1)[place.rows]
-    return dora(tensors, weight, delta, place)
+    (found,) = tensors.values()
+    return np.asarray(weight + found.reshape(place.shape[0] if place.shape else 1, -1)[place.rows])
 
 
 def oft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:

@@ -175,6 +175,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "VeLoRA": ("LoraConfig", {"r": 3, "velora_config": peft.VeloraConfig(num_groups=4)}),
     "MonteCLoRA": ("LoraConfig", {"r": 3, "monteclora_config": peft.MontecloraConfig(num_samples=2)}),
     "an embedding": ("LoraConfig", {"r": 3, "lora_alpha": 5, "target_modules": ["emb"]}),
+    "an embedding, DoRA": ("LoraConfig", {"r": 3, "lora_alpha": 5, "target_modules": ["emb"], "use_dora": True}),
     "an embedding and more": ("LoraConfig", {"r": 3, "lora_alpha": 5, "target_modules": ["emb", "fc"]}),
 }
 
