@@ -25,6 +25,7 @@ UNSUPPORTED = (
     (r"\.oft_blocks\.\d+", "OFT in more than four parts"),
     (r"\.oft_r", "OFT of PEFT before 0.14"),
     (r"\.(?:lora_[AB]|up_list|down_list)\.\d+", "DyLoRA in blocks"),
+    (r"\.(?:[qp]_layer\.weight|lambda_layer)", "T-LoRA"),
     (r"\.lora_[ab]\.weight", "torchtune's LoRA"),
     (
         r"\A(?:transformer\.h\.\d+\.(?:attn\.(?:qkv|proj)|mlp\.(?:fc|proj|fc_[12]))|lm_head)\.lora_[AB]",
@@ -40,6 +41,7 @@ REASONS = {
     "Merge it with the PEFT that trained it.",
     "DyLoRA in blocks": "DyLoRA's blocks as they are in training, before the trainer saves them as one LoRA\n"
     "Load it with the program that trained it, and save it as its scripts do.",
+    "T-LoRA": "its rank depends on the timestep, and its change on where its training began: the file does not say",
     "torchtune's LoRA": "torchtune has q and k in another order of rows than the checkpoint\n"
     "Save the adapter in PEFT's format (torchtune does both), and bake that.",
     "litgpt's LoRA": "litgpt has q, k and v in one, in an order that only its own configuration tells\n"
