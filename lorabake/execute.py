@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 
 from lorabake.adapters import dora
-from lorabake.adapters.kind import Tensors, Terms, matrix
+from lorabake.adapters.kind import MAGNITUDES, Tensors, Terms, matrix
 from lorabake.errors import MatchError, SurroundingsError, ValueTooLargeError
 from lorabake.matching import Patch
 from lorabake.methods import combine, masks_of
@@ -292,16 +292,17 @@ class Executor:
         terms = Terms(patch.view.shape, self._scale(patch), patch.settings)
         if kind.replaces:
             return {"value": kind.value(tensors)}, terms
+        own = {slot: tensor for slot, tensor in tensors.items() if slot not in MAGNITUDES}
         try:
             if kind.low_rank:
-                up, down = kind.factors(tensors, terms)
+                up, down = kind.factors(own, terms)
                 prepared: dict[str, torch.Tensor] = {"up": up, "down": down * terms.scale}
             else:
-                prepared = dict(kind.prepare({s: t for s, t in tensors.items() if s not in dora.SLOTS}, terms))
+                prepared = dict(kind.prepare(own, terms))
         except ValueError as error:
             name = self.plan.sources.loras[patch.lora].name
             raise MatchError(f"LoRA {name!r}: {patch.module}: {str(error).splitlines()[0]}") from None
-        return prepared | {slot: tensors[slot] for slot in dora.SLOTS if slot in tensors}, terms
+        return prepared | {slot: tensors[slot] for slot in MAGNITUDES & tensors.keys()}, terms
 
     def _scale(self, patch: Patch) -> float:
         if patch.scale is not None:
@@ -524,11 +525,12 @@ def _view(tensor: torch.Tensor) -> memoryview:
 def _change(patch: Patch, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
     """Return W(1) − W of some rows of a module; where a magnitude sets their lengths, W(1) or what stands for it."""
     kind = patch.kind
-    delta = tensors["up"][rows] @ tensors["down"] if kind.low_rank else kind.delta(tensors, weight, rows, terms)
+    own = {slot: tensor for slot, tensor in tensors.items() if slot not in MAGNITUDES} if patch.has_dora else tensors
+    delta = own["up"][rows] @ own["down"] if kind.low_rank else kind.delta(own, weight, rows, terms)
     if not patch.has_dora:
         return delta
-    axis = dora.axis(patch.shapes, terms.shape)
+    axis = dora.axis(patch.shapes, terms.shape, kind.length_axis)
     assert axis is not None
-    magnitude = next(tensors[slot] for slot in dora.SLOTS if slot in tensors).reshape(-1)
+    magnitude = next(tensors[slot] for slot in MAGNITUDES & tensors.keys()).reshape(-1)
     lengths = magnitude[rows] if axis == "row" else magnitude
     return dora.apply(weight, delta, lengths, axis, terms.shape, patch.semantics, patch.strength)

@@ -82,7 +82,7 @@ class Patch:
         """Return what W(1) − W is multiplied by: the strength, unless `semantics` has another law."""
         if self.has_dora:
             return 1.0 if self.semantics in dora.STRENGTH_INSIDE else self.strength
-        return self.kind.share(self.strength, self.semantics)
+        return self.kind.share(self.strength, self.settings)
 
 
 @dataclass(slots=True)
@@ -163,6 +163,7 @@ class _Match:
         self.unlisted = f"not in components: [{', '.join(lora.entry.components or ())}]"
         self.turned = False
         self.apart: Counter[str] = Counter()
+        self.sides: dict[str, tuple[int, int]] = {}
 
     def run(self) -> tuple[list[Patch], Ledger]:
         self._check_components()
@@ -349,8 +350,8 @@ class _Match:
                     continue
                 return f"the base's module has no {kind.parameter}"
             fault = kind.fault(shapes, view.shape)
-            has_dora = dora.is_in(shapes) and kind.parameter == "weight"
-            if fault is None and has_dora and dora.axis(shapes, view.shape) is None:
+            has_dora = bool(kind.lengths & shapes.keys())
+            if fault is None and has_dora and dora.axis(shapes, view.shape, kind.length_axis) is None:
                 fault = "its DoRA magnitude has neither rows nor columns of it"
             if fault is not None:
                 size = " × ".join(map(str, view.shape))
@@ -378,11 +379,17 @@ class _Match:
             try:
                 fields, named = (config.fields, path) if config else (None, module.name)
                 settings = kind.settings(fields, named, module.shapes)
+                if kind.drawn - slots:
+                    largest = self._largest(kind, target.component)
+                    settings = {**settings, **kind.redraw(fields, module.shapes, largest)}
                 semantics = self.lora.entry.semantics or ""
                 if semantics and dora.is_in(tensors):
                     dora.check(semantics, module.shapes)
                 if semantics:
-                    settings = {**settings, **kind.meant(semantics, module.shapes)}
+                    meant = kind.meant(semantics, module.shapes, strength)
+                    if meant and dora.is_in(tensors):
+                        raise ValueError(f"{semantics} has no law of DoRA on {kind.title} that lorabake knows")
+                    settings = {**settings, **meant}
             except ValueError as error:
                 self.faults.strange.append((module.name, str(error)))
                 return
@@ -397,6 +404,20 @@ class _Match:
                 self.ledger.ranks[kind.rank(module.shapes)] += 1
         self.ledger.applied += module.size
         self.ledger.modules[target.component] += 1
+
+    def _largest(self, kind: Kind, component: str) -> tuple[int, int]:
+        """Return the most outputs and inputs of the weights that a kind's modules are for, left out or not."""
+        if component not in self.sides:
+            sides = []
+            for module in self.lora.tensors.modules.values():
+                if kind.required <= module.slots.keys():
+                    found = self.matcher.spelled.get(module.name, [])
+                    targets = [each for each in found if self._fault((kind,), module.shapes, each) is None]
+                    if not targets:
+                        raise ValueError(f"its random matrices depend on {module.name}, which has no place")
+                    sides += [view.shape for each in targets[:1] if (view := self._view(each, kind))]
+            self.sides[component] = (max(shape[0] for shape in sides), max(shape[1] for shape in sides))
+        return self.sides[component]
 
     def _take(self, region: Region, name: str) -> None:
         for start, stop, other in self.taken.setdefault(region.key, []):
@@ -526,7 +547,9 @@ class _Match:
 
     def _note_idle_semantics(self) -> None:
         meant = self.lora.entry.semantics
-        if meant and not any(patch.has_dora or patch.kind.meant(meant, patch.shapes) for patch in self.patches):
+        if meant and not any(
+            patch.has_dora or patch.kind.meant(meant, patch.shapes, patch.strength) for patch in self.patches
+        ):
             self.ledger.notes.append(f"semantics: {meant} changes nothing here: it is about DoRA and OFT")
 
     def _note_missing_alpha(self) -> None:
@@ -609,7 +632,7 @@ def _config_fault(config: PeftConfig, path: str, shapes: Mapping[str, tuple[int,
         return None
     if "down" in shapes and shapes["down"][0] != config.rank_of(path) * experts:
         return f"its rank is {shapes['down'][0] / experts:g}, and adapter_config says {config.rank_of(path)}"
-    if config.dora and shapes.keys() & {"down", "lora_a"} and not dora.is_in(shapes):
+    if config.dora and shapes.keys() & {"down", "lora_a", "embedding_down"} and not dora.is_in(shapes):
         return "adapter_config says use_dora, and there is no magnitude"
     return None
 

@@ -284,7 +284,7 @@ def needs_whole(patch: Patch) -> bool:
     """Tell whether a patch's effect on one row depends on other rows of the base tensor."""
     if patch.view.transpose:
         return patch.has_dora or not patch.kind.low_rank
-    axis = dora.axis(patch.shapes, patch.view.shape) if patch.has_dora else None
+    axis = dora.axis(patch.shapes, patch.view.shape, patch.kind.length_axis) if patch.has_dora else None
     column = patch.has_dora and dora.reads_columns(patch.semantics, axis)
     return column or not patch.kind.by_rows
 
@@ -754,6 +754,8 @@ def _working_values(bake: Bake) -> int:
         for info in patch.tensors.values():
             rows, columns = matrix(info.shape)
             factors += 2 * rows * columns
+        if "drawn" in patch.settings:
+            factors += 2 * patch.kind.drawn_values(patch.settings)
     largest = max(matrix(target.shape)[1] for target in bake.targets)
     if any(target.is_drawn for target in bake.targets):
         factors += 8 * max(TILE_VALUES, largest)

@@ -196,10 +196,47 @@ def test_oft(semantics: str | None, strength: float, tmp_path: Path) -> None:
     assert_true(recipe)
 
 
-def test_boft_of_comfyui_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("strength", [1.0, 0.5, -1.0])
+@pytest.mark.parametrize("semantics", [None, "comfyui", "lycoris"], ids=str)
+def test_boft(semantics: str | None, strength: float, tmp_path: Path) -> None:
+    """ComfyUI: the strength inside each round and outside once more, alpha itself as the bound."""
+    blocks, alpha, rescale = b.Values(7)(2, 4, 4, 4) * 0.5, 0.7, b.Values(8)(16, 1).abs() + 0.5
+    weight = b.Values(20)(16, 8)
+    b.save(tmp_path / "base.safetensors", {"fc.weight": weight})
+    lora(tmp_path, "lora", {"oft_blocks": blocks, "alpha": torch.tensor(alpha), "rescale": rescale})
+    entry: dict[str, object] = {"path": "lora.safetensors", "strength": strength}
+    recipe = b.recipe(tmp_path, loras=[entry | ({"semantics": semantics} if semantics else {})])
+    b.run(recipe)
+    after = load_file(tmp_path / "out.safetensors")["fc.weight"].double()
+    comfy, eye = semantics == "comfyui", torch.eye(4, dtype=torch.float64)
+    skew = (blocks - blocks.transpose(2, 3)).double()
+    skew = skew * min(1.0, alpha * (1 if comfy else 16) / float(skew.norm()))
+    turned = weight.double()
+    for number, turns in enumerate((eye + skew) @ (eye - skew).inverse()):
+        if comfy:
+            turns = turns * strength + (1 - strength) * eye
+        apart = 2 * 2**number  # row c meets row c + apart
+        pairs = [row for row in range(16) if row // apart % 2 == 0]
+        order = [row for pair in pairs for row in (pair, pair + apart)]
+        mixed = torch.block_diag(*turns) @ turned[order]
+        turned = torch.empty_like(turned)
+        turned[order] = mixed
+    exact = weight.double() + strength * (turned * rescale.double() - weight.double())
+    torch.testing.assert_close(after, exact, rtol=1e-5, atol=1e-5)
+    assert_true(recipe)
+
+
+def test_dora_on_oft_has_no_law_of_comfyui(tmp_path: Path) -> None:
+    b.save(tmp_path / "base.safetensors", {"fc.weight": b.Values(20)(16, 8)})
+    lora(tmp_path, "lora", {"oft_blocks": b.Values(7)(4, 4, 4), "dora_scale": torch.ones(16, 1)})
+    with pytest.raises(MatchError, match="comfyui has no law of DoRA on OFT that lorabake knows"):
+        b.run(b.recipe(tmp_path, loras=[{"path": "lora.safetensors", "semantics": "comfyui"}]))
+
+
+def test_boft_that_comfyui_cannot_read_is_refused(tmp_path: Path) -> None:
     b.save(tmp_path / "base.safetensors", {"fc.weight": b.Values(20)(16, 8)})
     lora(tmp_path, "lora", {"oft_blocks": b.Values(7)(2, 4, 4, 4)})
-    with pytest.raises(MatchError, match="ComfyUI's BOFT"):
+    with pytest.raises(MatchError, match="ComfyUI fails at BOFT without alpha"):
         b.run(b.recipe(tmp_path, loras=[{"path": "lora.safetensors", "semantics": "comfyui"}]))
 
 

@@ -50,6 +50,12 @@ def blocks(o: int, i: int, k: Shape) -> dict[str, Shape] | None:
     return {"oft_blocks": (o // size, size, size), "alpha": ()} if size else None
 
 
+def parts(o: int, i: int, k: Shape) -> dict[str, Shape] | None:
+    size = side(o // 2)
+    halves = {f"oft_blocks.{half}": (o // 2 // size, size, size) for half in (0, 1)} if size and o % 2 == 0 else None
+    return {**halves, "alpha": ()} if halves else None
+
+
 def butterfly(o: int, i: int, k: Shape) -> dict[str, Shape] | None:
     return {"oft_blocks": (2, o // 4, 4, 4)} if o % 8 == 0 else None
 
@@ -103,6 +109,11 @@ PEFT = "base_model.model."
 FORMS: dict[str, tuple[str, Form, dict[str, object] | None]] = {
     "LoRA, LoCon": ("lora", matrices(up), None),
     "Tucker": ("lora", matrices(tucker), None),
+    "LoRA, sparse values": (
+        "sparse_lora",
+        matrices(lambda o, i, k: up(o, i, k) | {"bias_indices": (2, 9), "bias_values": (9,), "bias_size": (2,)}),
+        None,
+    ),
     "DoRA": ("lora", matrices(lambda o, i, k: up(o, i, k) | {"dora_scale": (o, 1, *ones(k))}), None),
     "LoHa": (
         "loha",
@@ -131,6 +142,7 @@ FORMS: dict[str, tuple[str, Form, dict[str, object] | None]] = {
     ),
     "IA3": ("ia3", matrices(lambda o, i, k: {"weight": (o, 1, *ones(k)), "on_input": ()}), None),
     "OFT": ("oft", matrices(blocks), None),
+    "OFT in parts": ("oft_parts", matrices(parts), None),
     "BOFT": ("oft", matrices(butterfly), None),
     "difference": ("diff", lambda shape: {"diff": shape}, None),
     "norm": ("w_norm", lambda shape: {"w_norm": shape} if len(shape) == 1 else None, None),
@@ -144,6 +156,16 @@ FORMS: dict[str, tuple[str, Form, dict[str, object] | None]] = {
     ),
     "HRA": ("hra", matrices(lambda o, i, k: {"hra_u": (i * prod(k), R)}), {"peft_type": "HRA"}),
     "HiRA": ("hira", linears(lambda o, i: {"hira_A": (R, i), "hira_B": (o, R)}), {"peft_type": "HIRA"}),
+    "DEFT": (
+        "deft",
+        linears(lambda o, i: {"deft_P": (o, R), "deft_R": (R, i)}),
+        {"peft_type": "DEFT", "decomposition_method": "relu"},
+    ),
+    "Super-Tuning": (
+        "supertuning",
+        linears(lambda o, i: {"supertuning_values": (9,), "supertuning_indices": (9,)}),
+        {"peft_type": "SUPERTUNING"},
+    ),
     "MiSS": ("miss", linears(lambda o, i: {"miss_block": (R, o)}), {"peft_type": "MISS", "r": R}),
     "AdaLoRA": (
         "adalora",
@@ -185,6 +207,18 @@ FORMS: dict[str, tuple[str, Form, dict[str, object] | None]] = {
         ),
         {"peft_type": "VERA"},
     ),
+    "PVeRA": (
+        "pvera",
+        linears(
+            lambda o, i: {
+                "pvera_lambda_b": (o,),
+                "pvera_lambda_d": (2 * R,),
+                "base_model.pvera_A": (2 * R, i),
+                "base_model.pvera_B": (o, R),
+            }
+        ),
+        {"peft_type": "PVERA"},
+    ),
     "RandLoRA": ("randlora", linears(randlora), {"peft_type": "RANDLORA", "randlora_alpha": 8}),
     "VB-LoRA": ("vblora", linears(bank), {"peft_type": "VBLORA", "topk": 2}),
     "LN tuning": (
@@ -196,7 +230,7 @@ FORMS: dict[str, tuple[str, Form, dict[str, object] | None]] = {
 ELSEWHERE = {
     "whole", "whole_bias", "ln_tuning_bias", "ia3_peft_bias", "road_bias", "diff_b", "b_norm", "lora_bias", "mlx",
     "oft_diag",
-    "trainable_tokens",
+    "trainable_tokens", "beft",
     "expert_lora", "embedding_lora", "set_scale", "vblora_topk",
 }  # fmt: skip
 """Kinds that go with one above, or with layers that only language models have."""

@@ -21,7 +21,8 @@ from lorabake.adapters import kinds
 from lorabake.errors import LorabakeError
 from lorabake.recipe import load_recipe
 from lorabake.verification.findings import Status
-from lorabake.verification.formulas import FORMULAS, Place
+from lorabake.verification.formulas import Place
+from lorabake.verification.formulas import changed as work_out
 from tests import builders as b
 
 Shape = tuple[int, ...]
@@ -56,6 +57,26 @@ def cases(shape: Shape) -> dict[str, Case]:
     columns, kernel = prod(shape[1:]), shape[2:]
     ones = (1,) * len(kernel)
     found = {
+        "LoRA and sparse values": Case(
+            "sparse_lora",
+            {
+                ".lora_up.weight": ("up", (16, 3, *ones)),
+                ".lora_down.weight": ("down", (3, *shape[1:])),
+                ".bias_values": ("sparse_values", (5,)),
+            },
+            {
+                ".bias_indices": (
+                    "sparse_places",
+                    torch.tensor([[0, 0, 3, 9, 15], [0, 7, columns - 1, 2, 5]], dtype=torch.int16),
+                ),
+                ".bias_size": ("sparse_size", torch.tensor([16, columns], dtype=torch.int16)),
+                **alpha(1.5),
+            },
+            scale=0.5,
+        ),
+        "DyLoRA of LyCORIS's beginnings": Case(
+            "lora", {".dyn_up": ("up", (16, 3)), ".dyn_down": ("down", (3, columns))}, alpha(1.5), scale=0.5
+        ),
         "LoHa": Case("loha", loha(columns), alpha(1.5), scale=0.5),
         "LoHa without alpha": Case("loha", loha(columns)),
         "LoHa with DoRA by row": Case(
@@ -116,6 +137,7 @@ def cases(shape: Shape) -> dict[str, Case]:
             "ia3", {".weight": ("whole_weight", (8,))}, {".on_input": ("on_input", torch.tensor(1))}
         ),
         "difference": Case("diff", {".diff": ("diff", shape)}),
+        "difference of DoRA": Case("diff", {".diff": ("diff", shape), ".dora_scale": ("dora_scale", (16, 1, *ones))}),
         "norm": Case("w_norm", {".w_norm": ("w_norm", shape)}),
         "set": Case("set_weight", {".set_weight": ("set_weight", shape)}),
         "OFT": Case("oft", {".oft_blocks": ("oft_blocks", (4, 4, 4))}, settings={"kohya": False}),
@@ -130,6 +152,16 @@ def cases(shape: Shape) -> dict[str, Case]:
             {".oft_blocks": ("oft_blocks", (4, 4, 4))},
             alpha(0.02),
             settings={"kohya": True},
+            prefix="oft_unet_",
+        ),
+        "OFT of kohya for Flux": Case(
+            "oft_parts",
+            {
+                ".oft_blocks.0": ("oft_blocks_0", (2, 2, 2)),
+                ".oft_blocks.1": ("oft_blocks_1", (2, 2, 2)),
+                ".oft_blocks.2": ("oft_blocks_2", (2, 4, 4)),
+            },
+            alpha(0.1),
             prefix="oft_unet_",
         ),
         "OFT, rescaled": Case(
@@ -216,10 +248,10 @@ def formula(case: Case, weight: torch.Tensor) -> torch.Tensor:
     """Work W(1) out in float64, all rows at once."""
     shape = tuple(weight.shape)
     tensors = {slot: tensor.double().numpy() for slot, tensor in tensors_of(case).values()}
-    if case.kind != "oft":
+    if next(kind for kind in kinds() if kind.name == case.kind).alpha_is_scale:
         tensors.pop("alpha", None)
     flat = weight.double().numpy().reshape(shape[0], -1)
-    found = FORMULAS[case.kind](tensors, flat, Place(slice(0, shape[0]), shape, case.settings), case.scale)
+    found = work_out(case.kind, tensors, flat, Place(slice(0, shape[0]), shape, case.settings), case.scale)
     return torch.from_numpy(np.array(found)).reshape(shape)
 
 
@@ -268,15 +300,19 @@ FAULTS: dict[str, tuple[str, Change, str]] = {
     "LoHa's scale counted twice": ("LoHa", scaled(".alpha", 0.5), "weights.strength"),
     "LoHa's alpha ignored": ("LoHa", without("alpha"), "weights.alpha"),
     "LoKr's scale counted twice": ("LoKr, second decomposed", scaled(".alpha", 0.5), "weights.strength"),
+    "the sparse values left out of a LoRA": ("LoRA and sparse values", without("bias_"), "weights.values"),
     "GLoRA's part on the weight left out": ("GLoRA", scaled("a1.weight", 0.0), "weights.other_lora"),
     "IA3's factor taken for its difference from 1": ("IA3 of outputs", scaled(".weight", -1.0), "weights.sign"),
     "a difference halved": ("difference", scaled(".diff", 0.5), "weights.strength"),
     "OFT turned the other way": ("OFT", turned("oft_blocks"), "weights.values"),
     "OFT's constraint left out": ("OFT, constrained", without("alpha"), "weights.values"),
     "OFT's rescale left out": ("OFT, rescaled", without("rescale"), "weights.values"),
+    "OFT's constraint taken for all parts together": ("OFT of kohya for Flux", scaled(".alpha", 4), "weights.values"),
+    "OFT of one part left out": ("OFT of kohya for Flux", scaled(".oft_blocks.1", 0), "weights.missing"),
     "BOFT turned the other way": ("BOFT", turned("oft_blocks"), "weights.values"),
     "OneTrainer's OFT turned the other way": ("OneTrainer's OFT", scaled("oft_R.weight", -1.0), "weights.values"),
     "DoRA left out of LoHa": ("LoHa with DoRA by row", without("dora_scale"), "weights.dora"),
+    "DoRA left out of a difference": ("difference of DoRA", without("dora_scale"), "weights.dora"),
     "DoRA left out of LoKr": ("LoKr of DoRA", without("dora_scale"), "weights.dora"),
 }
 
@@ -297,6 +333,33 @@ def test_a_fault_of_a_kind_is_named(fault: str, tmp_path: Path) -> None:
     assert failed - {"structure.metadata", "structure.order"} == {check}, findings
 
 
+CORES = ("LoHa with cores", "LoKr with a core", "GLoRA with a core", "BOFT", "OFT of kohya for Flux", "difference")
+ALONE = [name for name, case in cases(LINEAR).items() if ".dora_scale" not in case.shapes]
+
+
+@pytest.mark.parametrize(
+    ("name", "weight", "axis"),
+    [(name, "linear", axis) for name in ALONE if name != "set" for axis in ("row", "column")]
+    + [(name, "conv2d", axis) for name in CORES for axis in ("row", "column")],
+)
+def test_dora_sits_on_whatever_changes_a_weight(name: str, weight: str, axis: str, tmp_path: Path) -> None:
+    """V·d/‖V‖ with V what the kind alone makes of the weight, worked out here."""
+    shape = WEIGHTS[weight]
+    case, base, rest = cases(shape)[name], b.Values(7)(*shape), (1,) * len(shape[2:])
+    write(tmp_path, case, base)
+    lengths = b.Values(11)(*((16, 1) if axis == "row" else (1, 8)), *rest).abs() + 0.5
+    lora = load_file(tmp_path / "lora.safetensors") | {f"{case.prefix}layer.dora_scale": lengths}
+    b.save(tmp_path / "lora.safetensors", lora)
+    alone = formula(case, base)
+    over = [1, *range(2, alone.dim())] if axis == "row" else [0, *range(2, alone.dim())]
+    whole = alone * lengths.double() / alone.square().sum(dim=over, keepdim=True).sqrt()
+    after = load_file(b.bake_sd1(tmp_path, loras=[{"path": "lora.safetensors", "strength": 0.7}]))["layer.weight"]
+    wanted = base.double() + 0.7 * (whole - base.double())
+    b.assert_rounded_once(after, wanted, terms=[wanted.abs().max().expand(wanted.shape) * 8])
+    result = verify(load_recipe(tmp_path / "recipe.yaml"), options=VerifyOptions(stages=("structure", "weights")))
+    assert result.is_true, [finding for finding in result.findings if finding.status is Status.FAIL]
+
+
 @pytest.mark.parametrize("name", cases(LINEAR))
 def test_strength_zero_is_the_base_byte_for_byte(name: str, tmp_path: Path) -> None:
     write(tmp_path, cases(LINEAR)[name], b.Values(7)(*LINEAR, dtype=torch.float16))
@@ -306,7 +369,7 @@ def test_strength_zero_is_the_base_byte_for_byte(name: str, tmp_path: Path) -> N
 
 def test_every_kind_has_a_case() -> None:
     own = {case.kind for shape in WEIGHTS.values() for case in cases(shape).values()}
-    elsewhere = {"lora", "lora_bias", "whole", "whole_bias", "mlx"}  # test_bake.py, test_formats.py
+    elsewhere = {"lora_bias", "whole", "whole_bias", "mlx"}  # test_bake.py, test_formats.py
     elsewhere |= {"set_scale", "vblora_topk", "expert_lora"}  # test_growth.py, oracle/
     biases = {kind.name for kind in kinds() if kind.parameter == "bias"}
     of_peft = {kind.name for kind in kinds() if kind.peft_type} - own
@@ -337,12 +400,15 @@ def test_deltas_are_taken_on_the_base_and_summed(name: str, tmp_path: Path) -> N
         ({".lokr_w1": (4, 2)}, "incomplete or unknown set: lokr_w1"),
         ({".oft_blocks": (3, 4, 4)}, "its blocks turn 12 outputs"),
         ({".oft_blocks": (4, 4)}, "no square matrices"),
+        ({".oft_blocks.0": (4, 2, 2), ".oft_blocks.1": (2, 2, 2), ".alpha": ()}, "its blocks turn 12 outputs"),
+        ({".oft_blocks.0": (4, 4), ".alpha": ()}, "no square matrices"),
         ({".diff": (8, 16)}, r"its difference is \(8, 16\)"),
         (
             {".hada_w1_a": (16, 3), ".hada_w1_b": (2, 8), ".hada_w2_a": (16, 3), ".hada_w2_b": (3, 8)},
             "disagree on the rank",
         ),
         ({".ia3_l": (3, 1)}, r"its factors are \(3, 1\)"),
+        ({".boft_R": (2, 1, 8, 8), ".boft_s": (16, 1)}, "its 2 butterfly rounds do not divide 1 blocks of 8"),
     ],
 )
 def test_what_does_not_fit_is_said(tensors: dict[str, Shape], words: str, tmp_path: Path) -> None:
@@ -397,7 +463,7 @@ def test_a_kind_on_one_third_of_a_fused_weight(name: str, tmp_path: Path) -> Non
     q, k, v = before[key].chunk(3)
     place = Place(slice(0, size), (size, size), {"kohya": False})
     slots = {suffix.removeprefix("."): tensor.double().numpy() for suffix, tensor in tensors.items()}
-    changed = torch.from_numpy(np.array(FORMULAS[kind](slots, k.double().numpy(), place, 1.0)))
+    changed = torch.from_numpy(np.array(work_out(kind, slots, k.double().numpy(), place, 1.0)))
     wanted = torch.cat([q.double(), k.double() + 0.5 * (changed - k.double()), v.double()])
     b.assert_rounded_once(after[key], wanted, terms=[wanted.abs().max().expand(wanted.shape) * 4])
     assert torch.equal(after[key].chunk(3)[0], q)
@@ -428,9 +494,40 @@ def test_a_kind_trained_on_a_fused_weight_lands_on_its_parts(name: str, tmp_path
     weight = torch.cat([base[key] for key in parts]).double()
     slots = {suffix.removeprefix("."): tensor.double().numpy() for suffix, tensor in files[name].items()}
     place = Place(slice(0, 3 * size), (3 * size, size), {"kohya": False})
-    wanted = torch.from_numpy(np.array(FORMULAS[name](slots, weight.numpy(), place, 1.0)))
+    wanted = torch.from_numpy(np.array(work_out(name, slots, weight.numpy(), place, 1.0)))
     found = torch.cat([after[key] for key in parts])
     b.assert_rounded_once(found, wanted, terms=[wanted.abs().max().expand(wanted.shape) * 4])
+    options = VerifyOptions(stages=("structure", "weights"))
+    assert verify(load_recipe(tmp_path / "recipe.yaml"), options=options).is_true
+
+
+@pytest.mark.parametrize("alpha", [0.02, 10.0, 0.0])
+def test_kohyas_oft_for_flux_turns_each_part_as_its_training_does(alpha: float, tmp_path: Path) -> None:
+    """q, k, v and mlp of a fused layer, on a base that splits them: each its own blocks and its own bound."""
+    sizes, values, block = (8, 8, 8, 32), b.Values(5), "single_transformer_blocks.0"
+    parts = [f"{block}.{name}.weight" for name in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")]
+    base = {key: values(size, 8) for key, size in zip(parts, sizes, strict=True)}
+    others = ("transformer_blocks.0.norm1_context.linear", "x_embedder", "transformer_blocks.0.attn.add_q_proj")
+    others += ("time_text_embed.text_embedder.linear_1", "transformer_blocks.0.attn.to_out.0")
+    base |= {f"{name}.weight": values(8, 8) for name in others}
+    b.save(tmp_path / "base.safetensors", base)
+    blocks = [values(4, size // 4, size // 4, size=0.4) for size in sizes]
+    out = values(4, 2, 2, size=0.4)
+    layer, flat = "oft_unet_single_blocks_0_linear1", "oft_unet_double_blocks_0_img_attn_proj"
+    lora = {f"{layer}.oft_blocks.{number}": tensor for number, tensor in enumerate(blocks)}
+    lora |= {f"{flat}.oft_blocks.0": out, f"{flat}.alpha": torch.tensor(alpha), f"{layer}.alpha": torch.tensor(alpha)}
+    b.save(tmp_path / "lora.safetensors", lora)
+    after = load_file(b.bake_sd1(tmp_path))
+    turned = [*parts, "transformer_blocks.0.attn.to_out.0.weight"]
+    for key, own in zip(turned, [*blocks, out], strict=True):
+        count, size, _ = own.shape
+        skew = own.double() - own.double().transpose(1, 2)
+        skew *= skew.norm().clamp(max=alpha * count * size) / skew.norm()
+        eye = torch.eye(size, dtype=torch.float64)
+        rotation = (eye + skew) @ (eye - skew).inverse()
+        wanted = torch.einsum("knm,knp->kmp", rotation, base[key].double().view(count, size, -1)).reshape(-1, 8)
+        b.assert_rounded_once(after[key], wanted, terms=[wanted.abs().max().expand(wanted.shape) * 4])
+    assert {key for key in base if not torch.equal(base[key], after[key])} == (set(turned) if alpha else set())
     options = VerifyOptions(stages=("structure", "weights"))
     assert verify(load_recipe(tmp_path / "recipe.yaml"), options=options).is_true
 
@@ -453,5 +550,5 @@ def test_a_kind_on_a_weight_stored_transposed(name: str, tmp_path: Path) -> None
     weight = before[key].T.double()
     slots = {suffix.removeprefix("."): tensor.double().numpy() for suffix, tensor in files[name].items()}
     place = Place(slice(0, size + 2), (size + 2, size), {"kohya": False})
-    wanted = torch.from_numpy(np.array(FORMULAS[name](slots, np.ascontiguousarray(weight.numpy()), place, 1.0)))
+    wanted = torch.from_numpy(np.array(work_out(name, slots, np.ascontiguousarray(weight.numpy()), place, 1.0)))
     b.assert_rounded_once(after[key].T, wanted, terms=[wanted.abs().max().expand(wanted.shape) * 4])

@@ -438,8 +438,9 @@ def test_an_alpha_is_one_number() -> None:
 @pytest.mark.parametrize(
     ("key", "reason"),
     [
-        ("fc.bias_indices", "sparse bias is not supported by this version"),
-        ("fc.oft_blocks.1", "OFT in several parts is not supported by this version"),
+        ("fc.bias_indices", "incomplete or unknown set: sparse_places"),
+        ("fc.lora_B.3", "DyLoRA's blocks as they are in training"),
+        ("fc.oft_blocks.4", "OFT in more than four parts is not supported by this version"),
         ("strange", "no known form"),
     ],
 )
@@ -722,11 +723,14 @@ def test_a_family_with_a_table_knows_its_transposed_weights(config: dict[str, ob
         ({"peft_type": "XLORA"}, "PEFT's type XLORA cannot be baked"),
         *(
             ({"init_lora_weights": init}, "trained against a changed base")
-            for init in ("pissa", "pissa_niter_16", "olora", "loftq", "corda")
+            for init in ("pissa", "pissa_niter_16", "olora", "loftq", "corda", "lora_ga")
         ),
-        ({"alora_invocation_tokens": [1, 2]}, r"alora_invocation_tokens = \[1, 2\]"),
-        ({"layer_replication": [[0, 4]]}, "layer_replication"),
-        ({"use_qalora": True}, "use_qalora"),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens is set: it acts after some tokens alone"),
+        ({"arrow_config": {"top_k": 3}}, "arrow_config is set: it mixes several LoRAs anew for each token"),
+        ({"kasa_config": {"beta": 1}}, "kasa_config is set: it was trained against a base without"),
+        ({"use_bdlora": {"nblocks": 2}}, "use_bdlora is set: it stores blocks of a matrix"),
+        ({"layer_replication": [[0, 4]]}, "layer_replication is set: it makes a model of more layers"),
+        ({"use_qalora": True}, "use_qalora is set: it takes means over groups of inputs"),
         ({"something_new": 1}, "something_new = 1"),
         ({"bias": "some"}, "bias must be none, all or lora_only"),
         ({"r": 0}, "r must be a positive whole number"),

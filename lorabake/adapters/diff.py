@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
 from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, matrix
@@ -16,7 +17,7 @@ class Difference(Kind):
     name = "diff"
     title = "full difference"
     required = frozenset({"diff"})
-    optional = frozenset({"magnitude", "dora_scale", "reshape_weight"})
+    optional = frozenset({"reshape_weight"})
     markers = frozenset({"reshape_weight"})
     suffixes = ((r"\.diff", "diff"),)
 
@@ -42,6 +43,24 @@ class BiasDifference(Difference):
     parameter = "bias"
 
 
+class Beft(Difference):
+    """Add a trained vector to the bias (PEFT's BEFT)."""
+
+    name = "beft"
+    title = "BEFT"
+    required = frozenset({"beft_bias"})
+    optional = frozenset()
+    suffixes = ((r"\.beft_bias(?:\.[^.]+)?", "beft_bias"),)
+    parameter = "bias"
+    peft_type = "BEFT"
+    peft_fields = frozenset({"init_weights"})
+
+    def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Ask for one value an output."""
+        count = prod(shapes["beft_bias"])
+        return None if (count,) == weight else f"it has {count} values"
+
+
 class NormDifference(Difference):
     """Add a difference to a norm layer's weight."""
 
@@ -63,4 +82,4 @@ class NormBiasDifference(Difference):
     parameter = "bias"
 
 
-KINDS = (Difference(), BiasDifference(), NormDifference(), NormBiasDifference())
+KINDS = (Difference(), BiasDifference(), Beft(), NormDifference(), NormBiasDifference())

@@ -1,8 +1,9 @@
 """DoRA: the direction comes from W + Δ, the length of each row (or column) from a trained magnitude.
 
 W' = V · d/‖V‖ with V = W + scale·Δ and d the magnitude. PEFT's `magnitude` and LyCORIS's `dora_scale` of shape
-(out, 1, …) hold one length an output row; a `dora_scale` of shape (1, in, …) one an input, whose norm is taken
-over outputs and kernel (OneTrainer, older LyCORIS). Liu et al. 2024 (arXiv 2402.09353).
+(out, 1, …) hold one length an output row (on embeddings PEFT's is one a column); a `dora_scale` of shape (1, in, …)
+one an input, whose norm is taken over outputs and kernel (OneTrainer, older LyCORIS). Liu et al. 2024 (arXiv
+2402.09353).
 It wraps whatever kind it sits on, so it is no kind of its own.
 """
 
@@ -12,12 +13,11 @@ from collections.abc import Iterable
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
-from lorabake.adapters.kind import Shapes
+from lorabake.adapters.kind import MAGNITUDES, Shapes
 
 if TYPE_CHECKING:
     import torch
 
-SLOTS = ("magnitude", "dora_scale")
 Axis = Literal["row", "column"]
 
 STRENGTH_INSIDE = ("peft", "lycoris")
@@ -26,15 +26,18 @@ STRENGTH_INSIDE = ("peft", "lycoris")
 
 def is_in(slots: Iterable[str]) -> bool:
     """Tell whether a module's slots hold a magnitude."""
-    return any(slot in SLOTS for slot in slots)
+    return any(slot in MAGNITUDES for slot in slots)
 
 
-def axis(shapes: Shapes, weight: tuple[int, ...]) -> Axis | None:
-    """Tell whether the lengths are those of rows or of columns; None if they fit neither, or are given twice."""
-    if len(weight) < 2 or all(slot in shapes for slot in SLOTS):
+def axis(shapes: Shapes, weight: tuple[int, ...], of_magnitudes: Axis = "row") -> Axis | None:
+    """Tell whether the lengths are those of rows or of columns; None if they fit neither, or are given twice.
+
+    `of_magnitudes` are those of a `magnitude`, whose shape does not tell.
+    """
+    if len(weight) < 2 or shapes.keys() >= MAGNITUDES:
         return None
     if "magnitude" in shapes:
-        return "row" if prod(shapes["magnitude"]) == weight[0] else None
+        return of_magnitudes if prod(shapes["magnitude"]) == weight[of_magnitudes == "column"] else None
     shape = shapes["dora_scale"]
     if shape[:1] == weight[:1] and prod(shape[1:]) == 1:
         return "row"

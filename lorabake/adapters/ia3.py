@@ -60,7 +60,7 @@ class PeftIa3(Kind):
     required = frozenset({"ia3_l"})
     suffixes: ClassVar[tuple[tuple[str, str], ...]] = ((r"\.ia3_l", "ia3_l"),)
     peft_type = "IA3"
-    peft_fields = frozenset({"feedforward_modules", "init_ia3_weights"})
+    peft_fields = frozenset({"feedforward_modules", "init_ia3_weights", "fan_in_fan_out"})
 
     def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
         """Tell by the shape which side is scaled; a convolution's tells nothing, there `feedforward_modules` does."""

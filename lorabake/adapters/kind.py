@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
     import torch
+
+MAGNITUDES = frozenset({"magnitude", "dora_scale"})
+"""The slots of DoRA's lengths, which may sit on whatever kind changes a weight."""
 
 Tensors = Mapping[str, "torch.Tensor"]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -37,7 +40,8 @@ class Kind:
     `required` and `optional` name its slots, `suffixes` how files spell them: a pattern at a key's end, and the
     slot that it fills; of `markers` the presence counts, not the value, `numbers` are single ones, of any dtype, and
     `integers` hold whole numbers. `shared` are tensors that modules of a file have in common: the pattern of a whole
-    key, the slot that it fills, and the slot by which a module shows that it needs it. With `by_place` slots do not
+    key, the slot that it fills, and the slot by which a module shows that it needs it; `drawn` are those of random
+    values, which are drawn again where the file lacks them. With `by_place` slots do not
     tell the kind, but where the module lies. `parameter` is what it changes in a module (`weight`, `bias`); with
     `where_present` it may lack in the base. A kind overrides `fault` and one of
 
@@ -45,6 +49,7 @@ class Kind:
     - `delta`: anything else that is added, or that depends on the weight,
     - `value`, with `replaces`: what the parameter becomes, whatever it was.
 
+    Those that do not replace a weight may have DoRA on top; `length_axis` says of what a `magnitude` has the lengths.
     `by_rows` is false where rows of the delta depend on other rows of the weight. `alpha_is_scale` is false where
     alpha means something else: then it comes with the tensors. `peft_type` is PEFT's name, `peft_fields` the fields
     of its configuration that it reads, that the shapes tell, or that have no effect on a merge.
@@ -59,19 +64,26 @@ class Kind:
     integers: ClassVar[frozenset[str]] = frozenset()
     suffixes: ClassVar[tuple[tuple[str, str], ...]]
     shared: ClassVar[tuple[tuple[str, str, str], ...]] = ()
+    drawn: ClassVar[frozenset[str]] = frozenset()
     by_place: ClassVar[bool] = False
     parameter: ClassVar[str] = "weight"
     where_present: ClassVar[bool] = False
     low_rank: ClassVar[bool] = False
     replaces: ClassVar[bool] = False
     by_rows: ClassVar[bool] = True
+    length_axis: ClassVar[Literal["row", "column"]] = "row"
     alpha_is_scale: ClassVar[bool] = True
     peft_type: ClassVar[str] = ""
     peft_fields: ClassVar[frozenset[str]] = frozenset()
 
     def claims(self, slots: frozenset[str]) -> frozenset[str]:
         """Return the slots of a module that this kind accounts for; none if it lacks one that it needs."""
-        return slots & (self.required | self.optional) if self.required <= slots else frozenset()
+        return slots & (self.required | self.optional | self.lengths) if self.required <= slots else frozenset()
+
+    @property
+    def lengths(self) -> frozenset[str]:
+        """Return the slots of DoRA's lengths, if there may be any."""
+        return frozenset() if self.replaces or self.parameter != "weight" else MAGNITUDES
 
     def rank(self, shapes: Shapes) -> int:
         """Return the rank that alpha is divided by; 1 for a kind without one."""
@@ -88,12 +100,23 @@ class Kind:
         """
         return {}
 
-    def meant(self, semantics: str, shapes: Shapes) -> Settings:
+    def redraw(self, config: Settings | None, shapes: Shapes, largest: tuple[int, int]) -> Settings:
+        """Choose what drawing again takes; `largest` are the most outputs and inputs of all weights of the file.
+
+        Raise ValueError, saying why, if that cannot be known.
+        """
+        raise NotImplementedError
+
+    def drawn_values(self, settings: Settings) -> int:
+        """Count the values that are drawn again."""
+        return 0
+
+    def meant(self, semantics: str, shapes: Shapes, strength: float) -> Settings:
         """Return the settings that follow a program's reading of the kind; raise ValueError for one not known."""
         return {}
 
-    def share(self, strength: float, semantics: str) -> float:
-        """Return what W(1) − W is multiplied by at a strength, in a program's reading."""
+    def share(self, strength: float, settings: Settings) -> float:
+        """Return what W(1) − W is multiplied by at a strength, in the reading that the settings follow."""
         return strength
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
@@ -132,6 +155,14 @@ def stated(config: Settings | None, name: str) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ValueError(f"no adapter_config.json says {name}")
     return value
+
+
+def seed_of(config: Settings | None) -> int:
+    """Return the seed of random matrices that a file left out; raise ValueError where that was not meant."""
+    seed = stated(config, "projection_prng_key")
+    if (config or {}).get("save_projection", True):
+        raise ValueError("adapter_config.json says save_projection, and its random matrices are not in the file")
+    return int(seed)
 
 
 def scattered(values: torch.Tensor, shape: tuple[int, int], seed: int) -> torch.Tensor:

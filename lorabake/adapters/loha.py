@@ -23,7 +23,7 @@ class Loha(Kind):
     name = "loha"
     title = "LoHa"
     required = frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"})
-    optional = frozenset({"hada_t1", "hada_t2", "alpha", "magnitude", "dora_scale"})
+    optional = frozenset({"hada_t1", "hada_t2", "alpha"})
     suffixes = tuple((rf"\.{slot}", slot) for slot in sorted(required | {"hada_t1", "hada_t2"}))
     peft_type = "LOHA"
     peft_fields = frozenset(

@@ -31,7 +31,7 @@ class Lokr(Kind):
     name = "lokr"
     title = "LoKr"
     required = frozenset()
-    optional = frozenset().union(*W1, *W2, {"alpha", "magnitude", "dora_scale"})
+    optional = frozenset().union(*W1, *W2, {"alpha"})
     suffixes = tuple((rf"\.{slot}", slot) for slot in sorted(frozenset().union(*W1, *W2)))
     peft_type = "LOKR"
     peft_fields = frozenset(
@@ -43,7 +43,7 @@ class Lokr(Kind):
         """Ask for each factor in one of its forms."""
         first = frozenset(slot for slot in slots if slot.startswith("lokr_w1"))
         second = frozenset(slot for slot in slots if slot.startswith(("lokr_w2", "lokr_t2")))
-        return slots & self.optional if first in W1 and second in W2 else frozenset()
+        return slots & (self.optional | self.lengths) if first in W1 and second in W2 else frozenset()
 
     def rank(self, shapes: Shapes) -> int:
         """Return the rank of the decomposed factor (of W₂ if both are, as ComfyUI does); 1 if none is."""

@@ -2,18 +2,30 @@
 
 B (`up`) is (out, rank[, 1, 1]), A (`down`) is (rank, in[, kh, kw]); with a core M (`mid`, (rank, rank, kh, kw))
 A is (rank, in, 1, 1) and ΔW[o,i,y,x] = Σ_{m,n} B[o,m]·M[m,n,y,x]·A[n,i].
+LyCORIS's extraction may add what the product misses most, a sparse S: ΔW = alpha/rank · (B·A + S), n values
+(`bias_values`) at places (`bias_indices`, (2, n)) of the flattened weight (`bias_size`); S is about no bias.
 Hu et al. 2021 (arXiv 2106.09685); the convolutions and the core as in LyCORIS (arXiv 2309.14859).
 """
 
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, matrix
 
 if TYPE_CHECKING:
     import torch
+
+
+IN_TRAINING = {
+    r"\.lora_velora_embed(?:\.[^.]+)?": "velora_embed",
+    **{
+        rf"\.lora_monteclora_sampler(?:\.[^.]+)?\.{part}": f"monteclora_{part}"
+        for part in ("expert_weights", "expert_weights_prior", "gaussian_var_prior", "std_prior")
+    },
+}
+"""What PEFT's VeLoRA and MonteCLoRA need for training alone, and save."""
 
 
 class Lora(Kind):
@@ -22,9 +34,9 @@ class Lora(Kind):
     name = "lora"
     title = "LoRA"
     required = frozenset({"up", "down"})
-    optional = frozenset({"mid", "alpha", "magnitude", "dora_scale", "reshape_weight"})
-    markers = frozenset({"reshape_weight"})
-    suffixes = (
+    markers = frozenset({"reshape_weight", *IN_TRAINING.values()})
+    optional = frozenset({"mid", "alpha"}) | markers
+    suffixes: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"\.lora_down\.weight", "down"),  # kohya, LyCORIS
         (r"\.lora_up\.weight", "up"),
         (r"\.lora_mid\.weight", "mid"),
@@ -40,17 +52,20 @@ class Lora(Kind):
         (r"\.lora_linear_layer\.up\.weight", "up"),
         (r":down", "down"),  # cloneofsimo: `unet:3:down`
         (r":up", "up"),
+        (r"\.dyn_down", "down"),  # LyCORIS's first DyLoRA
+        (r"\.dyn_up", "up"),
         (r"\.alpha", "alpha"),
         (r"\.dora_scale", "dora_scale"),  # LyCORIS
         (r"\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?", "magnitude"),  # PEFT
         (r"\.magnitude", "magnitude"),  # ai-toolkit
         (r"\.reshape_weight", "reshape_weight"),  # ComfyUI: the weight grows to this shape first
+        *IN_TRAINING.items(),
     )
     low_rank = True
     peft_type = "LORA"
     peft_fields = frozenset(
         {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "fan_in_fan_out", "lora_bias"}
-        | {"bias", "trainable_token_indices", "target_parameters"}
+        | {"bias", "trainable_token_indices", "target_parameters", "velora_config", "monteclora_config"}
     )
 
     def rank(self, shapes: Shapes) -> int:
@@ -86,4 +101,46 @@ class Lora(Kind):
         return up, down
 
 
-KINDS = (Lora(),)
+class SparseLora(Lora):
+    """Add the product of two thin matrices and sparse values (LyCORIS's extraction)."""
+
+    name = "sparse_lora"
+    title = "LoRA with a sparse residual"
+    required = frozenset({"up", "down", "sparse_places", "sparse_values", "sparse_size"})
+    optional = frozenset({"mid", "alpha"})
+    markers = frozenset()
+    integers = frozenset({"sparse_places", "sparse_size"})
+    suffixes = (
+        (r"\.bias_indices", "sparse_places"),
+        (r"\.bias_values", "sparse_values"),
+        (r"\.bias_size", "sparse_size"),
+    )
+    low_rank = False
+    peft_type = ""
+
+    def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Ask for one row and one column a value."""
+        values, places, size = (shapes[f"sparse_{what}"] for what in ("values", "places", "size"))
+        if len(values) != 1 or places != (2, *values) or size != (2,):
+            return f"its sparse values {values}, places {places} and size {size} do not go together"
+        return super().fault(shapes, weight)
+
+    def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
+        """Put the values in their places."""
+        size = tuple(int(side) for side in tensors["sparse_size"])
+        if size != matrix(terms.shape):
+            raise ValueError(f"its sparse values are for a weight of {size[0]} × {size[1]}")
+        rows, columns = tensors["sparse_places"].long()
+        inside = (rows >= 0) & (rows < size[0]) & (columns >= 0) & (columns < size[1])
+        if not bool(inside.all()):
+            raise ValueError("its sparse values have places out of the weight")
+        up, down = self.factors(tensors, terms)
+        dense = tensors["sparse_values"].new_zeros(size)
+        return {"up": up, "down": down, "rest": dense.index_put_((rows, columns), tensors["sparse_values"], True)}
+
+    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+        """Add the product's rows and the sparse ones."""
+        return (tensors["up"][rows] @ tensors["down"]).add_(tensors["rest"][rows]).mul_(terms.scale)
+
+
+KINDS = (Lora(), SparseLora())

@@ -19,7 +19,6 @@ class Mlx(Kind):
     name = "mlx"
     title = "LoRA"
     required = frozenset({"lora_a", "lora_b"})
-    optional = frozenset({"magnitude"})
     suffixes = ((r"\.lora_a", "lora_a"), (r"\.lora_b", "lora_b"), (r"\.m", "magnitude"))
     low_rank = True
 

@@ -3,11 +3,13 @@
 LyCORIS and kohya rotate outputs. Diagonal OFT (`oft_blocks`, (n, b, b)): Q = X − Xᵀ, R = (I + Q)(I − Q)⁻¹, and each
 block of b rows becomes Rᵀ·W. BOFT (`oft_blocks`, (m, n, b, b)): m rounds of R·W on rows that a butterfly of stride
 2^i·b/2 brings together. alpha is a constraint: ‖Q‖ of all blocks together is at most alpha × out; kohya takes alpha 0
-for no rotation, LyCORIS for no constraint. `rescale` (out) multiplies the rows afterwards. `oft_diag`, of 2023, holds
-the blocks R themselves.
+for no rotation, LyCORIS for no constraint. `rescale` (out) multiplies the rows afterwards. kohya's OFT for Flux has a
+list (`oft_blocks.0`, …), one for each part of a fused layer, or one for a layer of one part; each turns its own rows
+and has its own constraint. `oft_diag`, of 2023, holds the blocks R themselves.
 PEFT rotates inputs. OFT (`oft_R`, (n, b·(b−1)/2)): Q from the strict upper triangle, W' = W·Rᵀ with
 R = (I − Q)(I + Q)⁻¹, or, with `use_cayley_neumann`, the first terms of the series of (I + Q)(I − Q)⁻¹, which is the
-opposite rotation. BOFT (`boft_R`, (1, n, b, b)): Q = (X − Xᵀ)/2, R as in OFT, and rows scaled by `boft_s`.
+opposite rotation. BOFT (`boft_R`, (m, n, b, b)): Q = (X − Xᵀ)/2, R as in OFT; in round i a block turns two halves
+(of b/2 columns) that lie 2^i halves apart; then rows are scaled by `boft_s`.
 OneTrainer's OFT (`oft_R` and a marker `scaled_oft`): PEFT's with the series of five terms and Q/(2·√(b − 1)).
 Qiu et al. 2023 (arXiv 2306.07280); Liu et al. 2023, BOFT (arXiv 2311.06243); Qiu et al. 2025 (arXiv 2506.19847).
 """
@@ -44,6 +46,12 @@ def series(skew: torch.Tensor, terms: int) -> torch.Tensor:
     return total
 
 
+def bounded(skew: torch.Tensor, bound: float) -> torch.Tensor:
+    """Shrink Q of all blocks together to the norm `bound` where it is longer."""
+    norm = float(skew.norm())
+    return skew * (max(bound, 0.0) / norm) if norm > bound else skew
+
+
 class Oft(Kind):
     """Rotate blocks of outputs (LyCORIS's diagonal OFT and BOFT, kohya's OFT)."""
 
@@ -59,17 +67,20 @@ class Oft(Kind):
         """Tell kohya's files by their prefix: they mean something else by alpha 0."""
         return {"kohya": module.startswith("oft_")}
 
-    def meant(self, semantics: str, shapes: Shapes) -> Settings:
-        """ComfyUI bounds ‖Q‖ by alpha alone, and knows no `rescale`."""
+    def meant(self, semantics: str, shapes: Shapes, strength: float) -> Settings:
+        """ComfyUI bounds ‖Q‖ by alpha alone; its OFT knows no `rescale`, its BOFT has the strength in each round."""
         if semantics != "comfyui":
             return {}
-        if len(next(iter(shapes[slot] for slot in self.required))) == 4:
-            raise ValueError("ComfyUI's BOFT at a strength is no law that lorabake knows; leave semantics out")
-        return {"kohya": False, "bare": True}
+        read_as = {"kohya": False, "bound": 1}
+        if len(shapes["oft_blocks"]) == 3:
+            return read_as | {"bare": True, "squared": True}
+        if "alpha" not in shapes:
+            raise ValueError("ComfyUI fails at BOFT without alpha, and leaves it out")
+        return read_as | {"inside": strength}
 
-    def share(self, strength: float, semantics: str) -> float:
-        """ComfyUI multiplies by the strength twice."""
-        return strength * strength if semantics == "comfyui" else strength
+    def share(self, strength: float, settings: Settings) -> float:
+        """ComfyUI multiplies OFT by the strength twice."""
+        return strength * strength if settings.get("squared") else strength
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for square blocks that cover the outputs."""
@@ -86,14 +97,18 @@ class Oft(Kind):
 
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
         """Build the rotations (rounds, n, b, b), as they multiply rows."""
+        import torch
+
         blocks = tensors["oft_blocks"]
         skew = blocks - blocks.transpose(-1, -2)
         if "alpha" in tensors:
-            bound = float(tensors["alpha"].reshape(-1)[0]) * (1 if terms.settings.get("bare") else terms.shape[0])
-            norm = float(skew.norm())
-            if (bound > 0 or terms.settings["kohya"]) and norm > bound:
-                skew = skew * (max(bound, 0.0) / norm)
+            bound = float(tensors["alpha"].reshape(-1)[0]) * cast(int, terms.settings.get("bound", terms.shape[0]))
+            if bound > 0 or terms.settings["kohya"]:
+                skew = bounded(skew, bound)
         turns = cayley(skew)
+        if "inside" in terms.settings:
+            eye = torch.eye(turns.shape[-1], dtype=turns.dtype, device=turns.device)
+            turns = eye + cast(float, terms.settings["inside"]) * (turns - eye)
         found = {"rounds": turns} if turns.dim() == 4 else {"turns": turns.transpose(-1, -2)}
         rescales = "rescale" in tensors and not terms.settings.get("bare")
         return found | ({"rescale": tensors["rescale"]} if rescales else {})
@@ -137,6 +152,57 @@ class OldOft(Oft):
         return {"turns": tensors["oft_diag"].transpose(1, 2)}
 
 
+PARTS = tuple(f"oft_blocks_{part}" for part in range(4))
+
+
+class PartedOft(Kind):
+    """Rotate blocks of outputs, part by part of a fused layer (kohya's OFT for Flux)."""
+
+    name = "oft_parts"
+    title = "OFT"
+    required = frozenset({PARTS[0], "alpha"})
+    optional = frozenset(PARTS[1:])
+    suffixes = tuple((rf"\.oft_blocks\.{number}", part) for number, part in enumerate(PARTS))
+    by_rows = False
+    alpha_is_scale = False
+
+    def claims(self, slots: frozenset[str]) -> frozenset[str]:
+        """Ask for parts without a gap."""
+        there = slots & frozenset(PARTS)
+        return super().claims(slots) if there == frozenset(PARTS[: len(there)]) else frozenset()
+
+    def meant(self, semantics: str, shapes: Shapes, strength: float) -> Settings:
+        """Refuse: no program but kohya's reads such files."""
+        raise ValueError(f"semantics: {semantics} is about a program that does not read OFT in parts")
+
+    def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Ask for square blocks that cover the outputs, one part after the other."""
+        blocks = [shapes[part] for part in PARTS if part in shapes]
+        if any(len(shape) != 3 or shape[1] != shape[2] for shape in blocks):
+            return f"its blocks {', '.join(map(str, blocks))} are no square matrices"
+        turned = sum(shape[0] * shape[1] for shape in blocks)
+        return None if weight and turned == weight[0] else f"its blocks turn {turned} outputs"
+
+    def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
+        """Build the rotations of each part, as they multiply rows."""
+        alpha, found = float(tensors["alpha"].reshape(-1)[0]), {}
+        for part in PARTS:
+            if part in tensors:
+                blocks = tensors[part]
+                skew = bounded(blocks - blocks.transpose(1, 2), alpha * blocks.shape[0] * blocks.shape[1])
+                found[part] = cayley(skew).transpose(1, 2)
+        return found
+
+    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+        """Rotate all rows."""
+        change, start = -weight, 0
+        for turns in tensors.values():
+            own = slice(start, start + turns.shape[0] * turns.shape[1])
+            change[own] += (turns @ weight[own].reshape(len(turns), turns.shape[1], -1)).flatten(0, 1)
+            start = own.stop
+        return change
+
+
 class PeftOft(Kind):
     """Rotate blocks of inputs (PEFT's OFT, OneTrainer's)."""
 
@@ -162,6 +228,8 @@ class PeftOft(Kind):
             raise ValueError("coft is set: PEFT projects such rotations once more whenever it loads them")
         if "use_cayley_neumann" not in config:
             raise ValueError("its adapter_config.json, of an older PEFT, does not say use_cayley_neumann")
+        if config["use_cayley_neumann"] and "peft_version" not in config:  # said since 0.18
+            raise ValueError("its adapter_config.json is of a PEFT before 0.18, whose series was another")
         count = config.get("num_cayley_neumann_terms", 5)
         if type(count) is not int or count < 1:
             raise ValueError(f"num_cayley_neumann_terms is {count!r}")
@@ -197,7 +265,7 @@ class PeftOft(Kind):
 
 
 class PeftBoft(Kind):
-    """Rotate blocks of inputs and scale outputs (PEFT's BOFT of one round)."""
+    """Rotate blocks of inputs and scale outputs (PEFT's BOFT)."""
 
     name = "boft_peft"
     title = "BOFT"
@@ -209,30 +277,30 @@ class PeftBoft(Kind):
         | {"init_weights"}
     )
 
-    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
-        """Refuse several rounds."""
-        if shapes["boft_R"][:1] != (1,):
-            raise ValueError(
-                f"PEFT's BOFT of {shapes['boft_R'][0]} butterfly rounds is not supported (PEFT bakes it on CUDA only)"
-            )
-        return {}
-
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-        """Ask for square blocks that cover the inputs, and one scale an output."""
+        """Ask for square blocks that cover the inputs, in pairs for each further round, and one scale an output."""
         shape = shapes["boft_R"]
-        if len(shape) != 4 or shape[2] != shape[3] or shape[1] * shape[2] != matrix(weight)[1]:
+        if len(shape) != 4 or not shape[0] or shape[2] != shape[3] or shape[1] * shape[2] != matrix(weight)[1]:
             return f"its blocks {shape} do not cover {matrix(weight)[1]} inputs"
+        if shape[0] > 1 and (shape[2] % 2 or shape[1] % 2 ** (shape[0] - 1)):
+            return f"its {shape[0]} butterfly rounds do not divide {shape[1]} blocks of {shape[2]}"
         return None if prod(shapes["boft_s"]) == weight[0] else f"it scales {prod(shapes['boft_s'])} outputs"
 
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
-        """Build what multiplies blocks of columns from the right."""
-        blocks = tensors["boft_R"][0]
-        skew = (blocks - blocks.transpose(1, 2)) / 2
-        return {"turns": cayley(-skew).transpose(1, 2), "lengths": tensors["boft_s"].reshape(-1, 1)}
+        """Build what multiplies blocks of columns from the right, round by round."""
+        blocks = tensors["boft_R"]
+        skew = (blocks - blocks.transpose(-1, -2)) / 2
+        return {"rounds": cayley(-skew).transpose(-1, -2), "lengths": tensors["boft_s"].reshape(-1, 1)}
 
     def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
         """Rotate and scale these rows."""
-        return _turn_inputs(weight, tensors["turns"]) * tensors["lengths"][rows] - weight
+        first, *others = tensors["rounds"]
+        turned = _turn_inputs(weight, first)
+        for number, turns in enumerate(others, 1):
+            apart = turned.reshape(len(turned), -1, 2, 2**number, turns.shape[-1] // 2)
+            near = _turn_inputs(apart.transpose(2, 3).reshape(weight.shape), turns)
+            turned = near.reshape(apart.transpose(2, 3).shape).transpose(2, 3).reshape(weight.shape)
+        return turned * tensors["lengths"][rows] - weight
 
 
 def _block_size(packed: int) -> int:
@@ -247,4 +315,4 @@ def _turn_inputs(weight: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     return (blocks @ turns).transpose(0, 1).reshape(weight.shape)
 
 
-KINDS = (Oft(), OldOft(), PeftOft(), PeftBoft())
+KINDS = (Oft(), PartedOft(), OldOft(), PeftOft(), PeftBoft())

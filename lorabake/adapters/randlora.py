@@ -4,16 +4,47 @@ With n bases of rank r for a weight whose shorter side is m: A (r, 1, ≥ m), B 
 `randlora_lambda` (r, n), `randlora_gamma` (n, m). P[r', n', j] = λ[r', n']·A[r', 0, j]·γ[n', j]; P and B are laid out
 flat as they lie in memory, (r·n, m) and (longer, n·r), and multiplied: ΔW = alpha/r·B·P, or its transpose where
 outputs are the shorter side. Albert et al. 2025 (arXiv 2502.00987); PEFT's layout, flat order included.
+A file without A and B (`save_projection: false`) names the seed by which torch's generator on the CPU drew them, for
+the largest sides of all weights: uniform, in bfloat16, B basis by basis; or, sparse, −1, 0 and 1 by uniform numbers.
+Both are divided by their standard deviation.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+from math import prod
 from typing import TYPE_CHECKING, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, stated
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, seed_of, stated
 
 if TYPE_CHECKING:
     import torch
+
+
+Shape = tuple[int, int, int]
+
+
+def sizes(rank: int, largest: tuple[int, int]) -> tuple[Shape, Shape]:
+    """Return the shapes of A and B for the most outputs and inputs."""
+    return (rank, 1, min(largest)), (max(largest), -(-min(largest) // rank), rank)
+
+
+@lru_cache(maxsize=1)
+def draw(seed: int, a: Shape, b: Shape, sparsity: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw A and B; they are the same for all modules, and large, so the last ones are kept."""
+    import torch
+
+    generator, found = torch.Generator().manual_seed(seed), []
+    for rows, bases, columns in (a, b):
+        if sparsity:
+            chances = torch.rand((rows, bases, columns), generator=generator)
+            drawn = (chances > 1 - 1 / (2 * sparsity)).float() - (chances < 1 / (2 * sparsity)).float()
+        else:
+            bound = columns**-0.5  # Kaiming's uniform law with a = √5, whose fan-in is 1 · columns
+            each = [torch.empty((rows, 1, columns), dtype=torch.bfloat16) for _ in range(bases)]
+            drawn = torch.cat([basis.uniform_(-bound, bound, generator=generator) for basis in each], dim=1)
+        found.append(drawn / drawn.std())
+    return found[0], found[1]
 
 
 class RandLora(Kind):
@@ -33,6 +64,7 @@ class RandLora(Kind):
         (r"base_model\.randlora_A(?:\.[^.]+)?", "randlora_A", "randlora_lambda"),
         (r"base_model\.randlora_B(?:\.[^.]+)?", "randlora_B", "randlora_lambda"),
     )
+    drawn = optional
     low_rank = True
     peft_type = "RANDLORA"
     peft_fields = frozenset(
@@ -45,22 +77,29 @@ class RandLora(Kind):
         return shapes["randlora_lambda"][0] * shapes["randlora_lambda"][1]
 
     def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
-        """Compute the scale, and ask for the matrices themselves."""
-        alpha = stated(config, "randlora_alpha")
-        if not shapes.keys() >= self.optional:
-            raise ValueError(
-                "its random matrices are not in the file (save_projection was off)\n"
-                "Load it with PEFT, set save_projection, and save it again."
-            )
-        return {"scale": alpha / shapes["randlora_lambda"][0]}
+        """Compute the scale."""
+        return {"scale": stated(config, "randlora_alpha") / shapes["randlora_lambda"][0]}
+
+    def redraw(self, config: Settings | None, shapes: Shapes, largest: tuple[int, int]) -> Settings:
+        """Read the seed and how sparse the matrices are."""
+        said, rank = config or {}, shapes["randlora_lambda"][0]
+        sparsity = min(largest) ** 0.5 if said.get("very_sparse") else 3.0 if said.get("sparse") else 0.0
+        return {"drawn": (seed_of(config), *sizes(rank, largest), sparsity)}
+
+    def drawn_values(self, settings: Settings) -> int:
+        """Count both matrices."""
+        _, a, b, _ = cast(tuple[int, Shape, Shape, float], settings["drawn"])
+        return prod(a) + prod(b)
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for matrices that reach to the weight's sides."""
         scales, gamma = shapes["randlora_lambda"], shapes["randlora_gamma"]
         if len(weight) != 2 or len(scales) != 2 or gamma != (scales[1], min(weight)):
             return f"its scales {scales} and {gamma} are for another size"
-        if not shapes.keys() >= self.optional:
+        if not shapes.keys() & self.drawn:
             return None
+        if not shapes.keys() >= self.drawn:
+            return "only one of its two random matrices is in the file"
         a, b = shapes["randlora_A"], shapes["randlora_B"]
         fits = len(a) == len(b) == 3 and a[:2] == (scales[0], 1) and b[2] == scales[0]
         if not fits or a[2] < min(weight) or b[0] < max(weight) or b[1] < scales[1]:
@@ -71,9 +110,13 @@ class RandLora(Kind):
         """Scale the smaller matrix; the other stays as it is."""
         short, long = min(terms.shape), max(terms.shape)
         scales = tensors["randlora_lambda"]
-        right = scales[:, :, None] * tensors["randlora_A"][:, :, :short] * tensors["randlora_gamma"]
+        if "drawn" in terms.settings:
+            a, b = draw(*cast(tuple[int, Shape, Shape, float], terms.settings["drawn"]))
+        else:
+            a, b = tensors["randlora_A"], tensors["randlora_B"]
+        right = scales[:, :, None] * a[:, :, :short].to(scales) * tensors["randlora_gamma"]
         right = right.flatten(end_dim=1) * cast(float, terms.settings["scale"])
-        left = tensors["randlora_B"][:long, : scales.shape[1]].flatten(1)
+        left = b[:long, : scales.shape[1]].to(scales).flatten(1)
         return (left, right) if short == terms.shape[1] else (right.T, left.T)
 
 

@@ -22,7 +22,7 @@ class Shira(Kind):
     integers = frozenset({"shira_indices"})
     suffixes = ((r"\.shira_weight", "shira_weight"), (r"\.shira_indices", "shira_indices"))
     peft_type = "SHIRA"
-    peft_fields = frozenset({"r", "mask_type", "random_seed", "init_weights"})
+    peft_fields = frozenset({"r", "mask_type", "random_seed", "init_weights", "fan_in_fan_out"})
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for one row and one column a value."""

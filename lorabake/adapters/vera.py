@@ -1,17 +1,35 @@
 """VeRA: all modules share two random matrices; each has two vectors of its own: ΔW = (λ_b ⊙ B)·(λ_d ⊙ A).
 
 A (r, most inputs) and B (most outputs, r) are cut to the module's inputs and outputs; λ_d (r) and λ_b (out) scale
-their rows. Kopiczko et al. 2024 (arXiv 2310.11454); PEFT's layout.
+their rows. A file without A and B (`save_projection: false`) names the seed by which torch's generator on the CPU
+drew them, A first, both uniform within ±√(6/columns). Kopiczko et al. 2024 (arXiv 2310.11454); PEFT's layout.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, seed_of
 
 if TYPE_CHECKING:
     import torch
+
+Found = TypeVar("Found")
+Drawn = tuple[int, int, int, int, int]
+
+
+@lru_cache(maxsize=1)
+def draw(seed: int, high: int, rank: int, outputs: int, inputs: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw A, `high` rows of it, and B; they are the same for all modules, so the last ones are kept."""
+    import torch
+
+    generator, found = torch.Generator().manual_seed(seed), []
+    for rows, columns in ((high, inputs), (outputs, rank)):
+        bound = (6 / columns) ** 0.5
+        found.append(torch.empty((rows, columns), dtype=torch.float32).uniform_(-bound, bound, generator=generator))
+    return found[0], found[1]
 
 
 class Vera(Kind):
@@ -21,11 +39,15 @@ class Vera(Kind):
     title = "VeRA"
     required = frozenset({"vera_lambda_b", "vera_lambda_d"})
     optional = frozenset({"vera_A", "vera_B"})
-    suffixes = ((r"\.vera_lambda_b", "vera_lambda_b"), (r"\.vera_lambda_d", "vera_lambda_d"))
-    shared = (
+    suffixes: ClassVar[tuple[tuple[str, str], ...]] = (
+        (r"\.vera_lambda_b", "vera_lambda_b"),
+        (r"\.vera_lambda_d", "vera_lambda_d"),
+    )
+    shared: ClassVar[tuple[tuple[str, str, str], ...]] = (
         (r"base_model\.vera_A(?:\.[^.]+)?", "vera_A", "vera_lambda_d"),
         (r"base_model\.vera_B(?:\.[^.]+)?", "vera_B", "vera_lambda_d"),
     )
+    drawn = optional
     low_rank = True
     peft_type = "VERA"
     peft_fields = frozenset(
@@ -37,17 +59,20 @@ class Vera(Kind):
         """Return the length of λ_d."""
         return shapes["vera_lambda_d"][0]
 
-    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
-        """Ask for the matrices themselves: drawn again, they depend on all modules that were trained."""
-        if not shapes.keys() >= self.optional:
-            raise ValueError(
-                "its random matrices are not in the file (save_projection was off)\n"
-                "Load it with PEFT, set save_projection, and save it again."
-            )
-        return {}
+    def redraw(self, config: Settings | None, shapes: Shapes, largest: tuple[int, int]) -> Settings:
+        """Read the seed."""
+        high = next(shapes[slot][0] for slot in shapes if slot.endswith("vera_lambda_d"))
+        return {"drawn": (seed_of(config), high, self.rank(shapes), *largest)}
+
+    def drawn_values(self, settings: Settings) -> int:
+        """Count both matrices."""
+        _, high, rank, outputs, inputs = cast(Drawn, settings["drawn"])
+        return rank * outputs + high * inputs
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for matrices that reach to the weight's sides."""
+        if ("vera_A" in shapes) != ("vera_B" in shapes):
+            return "only one of its two random matrices is in the file"
         rank, outputs = shapes["vera_lambda_d"], shapes["vera_lambda_b"]
         a, b = shapes.get("vera_A", (*rank, 1 << 62)), shapes.get("vera_B", (1 << 62, *rank))
         if len(rank) != 1 or len(a) != 2 or len(b) != 2 or a[0] < rank[0] or b[1] != a[0] or a[0] != rank[0]:
@@ -58,9 +83,59 @@ class Vera(Kind):
 
     def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
         """Cut the matrices and scale their rows."""
-        out, inputs = terms.shape
-        up = tensors["vera_lambda_b"][:, None] * tensors["vera_B"][:out]
-        return up, tensors["vera_lambda_d"][:, None] * tensors["vera_A"][:, :inputs]
+        outer, inner = tensors["vera_lambda_b"][:, None], tensors["vera_lambda_d"][:, None]
+        if "drawn" in terms.settings:
+            a, b = draw(*cast(Drawn, terms.settings["drawn"]))
+        else:
+            a, b = tensors["vera_A"], tensors["vera_B"]
+        return outer * b[: terms.shape[0]].to(outer), inner * a[: len(inner), : terms.shape[1]].to(inner)
 
 
-KINDS = (Vera(),)
+class Pvera(Vera):
+    """Add the mean of what PVeRA samples: the upper halves of A and λ_d; the lower ones are about its spread."""
+
+    name = "pvera"
+    title = "PVeRA"
+    required = frozenset({"pvera_lambda_b", "pvera_lambda_d"})
+    optional = frozenset({"pvera_A", "pvera_B"})
+    suffixes = ((r"\.pvera_lambda_b", "pvera_lambda_b"), (r"\.pvera_lambda_d", "pvera_lambda_d"))
+    shared = (
+        (r"base_model\.pvera_A(?:\.[^.]+)?", "pvera_A", "pvera_lambda_d"),
+        (r"base_model\.pvera_B(?:\.[^.]+)?", "pvera_B", "pvera_lambda_d"),
+    )
+    drawn = optional
+    peft_type = "PVERA"
+    peft_fields = frozenset(
+        {"r", "projection_prng_key", "save_projection", "pvera_dropout", "d_initial", "fan_in_fan_out", "bias"}
+        | {"init_weights", "sample_at_inference", "generator_seed"}
+    )
+
+    def rank(self, shapes: Shapes) -> int:
+        """Return half the length of λ_d."""
+        return shapes["pvera_lambda_d"][0] // 2
+
+    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+        """Refuse what is drawn anew for each token."""
+        if (config or {}).get("sample_at_inference"):
+            raise ValueError("sample_at_inference is set: it draws anew for each token; no weight can hold that")
+        return {}
+
+    def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Ask for halves that VeRA would take."""
+        both = shapes["pvera_lambda_d"], shapes.get("pvera_A", shapes["pvera_lambda_d"])
+        if any(not shape or shape[0] % 2 for shape in both):
+            return f"its vectors {both[0]} and matrix {both[1]} have no halves"
+        halves = {slot: (shape[0] // 2, *shape[1:]) for slot, shape in shapes.items() if slot.endswith(("_d", "_A"))}
+        return super().fault(_as_vera({**shapes, **halves}), weight)
+
+    def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take the upper halves, as VeRA's."""
+        halves = {slot: tensor.chunk(2)[0] for slot, tensor in tensors.items() if slot.endswith(("_d", "_A"))}
+        return super().factors(_as_vera({**tensors, **halves}), terms)
+
+
+def _as_vera(found: Mapping[str, Found]) -> dict[str, Found]:
+    return {slot.removeprefix("p"): each for slot, each in found.items()}
+
+
+KINDS = (Vera(), Pvera())

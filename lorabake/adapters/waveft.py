@@ -1,19 +1,50 @@
 """WaveFT: ΔW = scaling · the inverse wavelet transform of a sparse spectrum, or that spectrum itself.
 
-The file holds the coefficients (`waveft_spectrum`); their places are drawn as for FourierFT. With the Haar wavelet
-(db1) the four quarters A, H, V, D of the spectrum S (both sides even, one zero more where they are odd) give
-Δ[2p + a, 2q + b] = (A + (−1)ᵃ·H + (−1)ᵇ·V + (−1)ᵃ⁺ᵇ·D)[p, q]/2. Bilican et al. 2025 (arXiv 2505.12532); PEFT.
+The file holds the coefficients (`waveft_spectrum`); their places are drawn as for FourierFT. The spectrum S lies in
+the middle of a larger matrix: by the filter's taps less two, and one more where that is odd. Its quarters A, H, V, D
+are one step of a wavelet transform, H high-pass along the first side, V along the second. PyWavelets has the filters,
+but for Haar's (db1).
+Bilican et al. 2025 (arXiv 2505.12532); PEFT.
 """
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from math import prod
 from typing import TYPE_CHECKING, cast
 
 from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, scattered
+from lorabake.errors import SurroundingsError
 
 if TYPE_CHECKING:
     import torch
+
+
+HAAR = (0.5**0.5, 0.5**0.5)
+WAVELETS = {
+    *(f"db{order}" for order in range(1, 11)),
+    *(f"sym{order}" for order in range(2, 11)),
+    *(f"coif{order}" for order in range(1, 4)),
+}
+"""The wavelets that PEFT has filters of, those of coif4 and coif5 being others than the wavelets'."""
+
+
+def low_pass(wavelet: str) -> tuple[float, ...]:
+    """Return the filter by which a wavelet's averages are put together."""
+    if wavelet == "db1":
+        return HAAR
+    import pywt
+
+    return tuple(pywt.Wavelet(wavelet).rec_lo)
+
+
+def synthesis(low: torch.Tensor, high: torch.Tensor, taps: tuple[float, ...]) -> torch.Tensor:
+    """Put averages and differences together along the first side, twice as long less the taps beyond two."""
+    count, size = len(taps), len(low)
+    found = low.new_zeros(2 * size - 2 + count, *low.shape[1:])
+    for tap in range(count):
+        found[tap : tap + 2 * size - 1 : 2] += taps[tap] * low + (-1) ** tap * taps[-1 - tap] * high
+    return found[count - 2 : len(found) - count + 2]
 
 
 class WaveFt(Kind):
@@ -35,9 +66,16 @@ class WaveFt(Kind):
         scaling, seed, family = (said.get(name) for name in ("scaling", "random_loc_seed", "wavelet_family"))
         if type(scaling) not in (int, float) or type(seed) is not int or type(said.get("use_idwt")) is not bool:
             raise ValueError("no adapter_config.json says scaling, random_loc_seed and use_idwt")
-        if said["use_idwt"] and family not in ("db1", "haar"):
-            raise ValueError(f"its wavelet is {family}: only db1 (Haar's) is supported")
-        return {"scaling": scaling, "seed": seed, "transform": said["use_idwt"]}
+        if not said["use_idwt"]:
+            return {"scaling": scaling, "seed": seed, "wavelet": ""}
+        if family not in WAVELETS:
+            raise ValueError(f"its wavelet is {family}, and PEFT has no true filters of that")
+        if family != "db1" and not find_spec("pywt"):
+            raise SurroundingsError(
+                f"{module}: the wavelet {family} needs the package PyWavelets\n"
+                "Install the extra: pip install 'lorabake[wavelets]'"
+            )
+        return {"scaling": scaling, "seed": seed, "wavelet": family}
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for no more coefficients than values."""
@@ -52,12 +90,14 @@ class WaveFt(Kind):
 
         spectrum, (rows, columns) = tensors["waveft_spectrum"], terms.shape
         dense = scattered(spectrum, (rows, columns), cast(int, terms.settings["seed"]))
-        if terms.settings["transform"]:
-            even = torch.nn.functional.pad(dense, (0, columns % 2, 0, rows % 2))
-            (a, h), (v, d) = (half.chunk(2, dim=1) for half in even.chunk(2, dim=0))
-            quarters = [[a + h + v + d, a + h - v - d], [a - h + v - d, a - h - v + d]]
-            woven = torch.stack([torch.stack(pair, dim=-1).flatten(-2) for pair in quarters], dim=1).flatten(0, 1)
-            dense = woven[:rows, :columns] / 2
+        if wavelet := cast(str, terms.settings["wavelet"]):
+            taps = low_pass(wavelet)
+            above, left = (((len(taps) - 2) + side % 2) // 2 for side in (rows, columns))
+            below, right = (len(taps) - 2 + side % 2 - before for side, before in ((rows, above), (columns, left)))
+            wide = torch.nn.functional.pad(dense, (left, right, above, below))
+            (a, h), (v, d) = (half.chunk(2, dim=1) for half in wide.chunk(2, dim=0))
+            straight, across = synthesis(a.T, v.T, taps).T, synthesis(h.T, d.T, taps).T
+            dense = synthesis(straight, across, taps)[:rows, :columns]
         return {"delta": dense * cast(float, terms.settings["scaling"])}
 
     def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:

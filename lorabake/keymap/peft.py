@@ -25,18 +25,30 @@ REFUSED = {
     "ADAPTION_PROMPT": "it gates prompts inside the attention; no weight can hold that",
     "XLORA": "it mixes several LoRAs anew for each token; no weight can hold that",
     "POLY": "it mixes several LoRAs by task; no one weight can hold that",
+    "LILY": "it mixes several products anew for each token; no weight can hold that",
+    "SHADOW": "it runs a network of its own beside the model; no weight can hold that",
+    "OSF": "it trains against a decomposition of the base that is not in the file\nMerge it with PEFT.",
+    "PSOFT": "it trains against a decomposition of the base that is not in the file\nMerge it with PEFT.",
+    "ADAMSS": "it trains against a decomposition of the base that is not in the file\nMerge it with PEFT.",
+    "FROD": "it trains against a decomposition of several layers at once\nMerge it with PEFT.",
+    "TINYLORA": "its vectors are dealt out to the layers in the order in which PEFT meets them\nMerge it with PEFT.",
+    "UNILORA": "its values are dealt out to the layers in the order in which PEFT meets them\nMerge it with PEFT.",
+    "PEANUT": "it feeds the base's weights through a small network\nMerge it with PEFT.",
+    "GLORA": "its change of a bias depends on the weight beside it\nMerge it with PEFT.",
 }
 """PEFT's types that cannot become weights, and why."""
 
 WITHOUT_EFFECT = {
     "auto_mapping",
     "base_model_name_or_path",
+    "corda_config",
     "ensure_weight_tying",
     "eva_config",
     "exclude_modules",
     "inference_mode",
     "layers_pattern",
     "layers_to_transform",
+    "loftq_config",
     "lora_dropout",
     "lora_ga_config",
     "megatron_config",
@@ -50,9 +62,20 @@ WITHOUT_EFFECT = {
     "target_modules",
     "task_type",
 }
-# Initialisations that leave the base as it was; the others (PiSSA, OLoRA, LoftQ, CorDA …) train against a base
+REFUSED_FIELDS = {
+    "alora_invocation_tokens": "it acts after some tokens alone; no weight can hold that",
+    "arrow_config": "it mixes several LoRAs anew for each token; no weight can hold that",
+    "kasa_config": "it was trained against a base without its least singular parts\nMerge it with PEFT.",
+    "layer_replication": "it makes a model of more layers out of the base's",
+    "use_bdlora": "it stores blocks of a matrix, and its configuration tells which layers by parts of names\n"
+    "Merge it with PEFT.",
+    "use_qalora": "it takes means over groups of inputs, for weights quantised so; PEFT itself cannot merge it",
+}
+"""Fields that make another method of a LoRA, and why that cannot be baked."""
+
+# Initialisations that leave the base as it was; the others (PiSSA, OLoRA, LoftQ, CorDA, LoRA-GA) train against a base
 # with a part taken out, so that a merge into the original one would be wrong.
-PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
+PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +118,9 @@ class PeftConfig:
                 f"{where}: init_lora_weights is {init!r}: such an adapter was trained against a changed base\n"
                 "Convert it to a plain LoRA with PEFT (path_initial_model_for_weight_conversion), then bake that."
             )
+        for name, why in REFUSED_FIELDS.items():
+            if config.get(name) not in (None, False, {}, []):
+                raise FileError(f"{where}: {name} is set: {why}")
         known = types[kind] | WITHOUT_EFFECT | {"init_lora_weights"}
         strange = [name for name, value in config.items() if name not in known and value not in (None, False, {}, [])]
         if strange:

@@ -22,8 +22,10 @@ Suffix = tuple[str, str]
 # Suffix -> kind, for kinds that this version does not bake: they are named, never skipped. A kind that declares
 # the same suffix goes before.
 UNSUPPORTED = (
-    (r"\.oft_(?:blocks\.\d+|r)", "OFT in several parts"),
-    (r"\.bias_(?:indices|values|size)", "sparse bias"),
+    (r"\.oft_blocks\.\d+", "OFT in more than four parts"),
+    (r"\.oft_r", "OFT of PEFT before 0.14"),
+    (r"\.(?:lora_[AB]|up_list|down_list)\.\d+", "DyLoRA in blocks"),
+    (r"\.(?:[qp]_layer\.weight|lambda_layer)", "T-LoRA"),
     (r"\.lora_[ab]\.weight", "torchtune's LoRA"),
     (
         r"\A(?:transformer\.h\.\d+\.(?:attn\.(?:qkv|proj)|mlp\.(?:fc|proj|fc_[12]))|lm_head)\.lora_[AB]",
@@ -35,6 +37,11 @@ UNSUPPORTED = (
 
 # Kind -> why it is none that can be baked, and what helps.
 REASONS = {
+    "OFT of PEFT before 0.14": "PEFT before 0.14 laid OFT out otherwise, and today's cannot read it\n"
+    "Merge it with the PEFT that trained it.",
+    "DyLoRA in blocks": "DyLoRA's blocks as they are in training, before the trainer saves them as one LoRA\n"
+    "Load it with the program that trained it, and save it as its scripts do.",
+    "T-LoRA": "its rank depends on the timestep, and its change on where its training began: the file does not say",
     "torchtune's LoRA": "torchtune has q and k in another order of rows than the checkpoint\n"
     "Save the adapter in PEFT's format (torchtune does both), and bake that.",
     "litgpt's LoRA": "litgpt has q, k and v in one, in an order that only its own configuration tells\n"

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lorabake.adapters import dora
-from lorabake.adapters.kind import matrix
+from lorabake.adapters.kind import MAGNITUDES, matrix
 from lorabake.keymap.spelling import patterns
 from lorabake.matching import Patch
 from lorabake.planning import Plan
@@ -243,7 +242,7 @@ class Diagnostician:
         """Return a patch's scaled delta without its DoRA magnitude."""
         if patch.view.transpose:
             return None
-        tensors = {slot: array for slot, array in self.recomputation.tensors(patch).items() if slot not in dora.SLOTS}
+        tensors = {slot: array for slot, array in self.recomputation.tensors(patch).items() if slot not in MAGNITUDES}
         place = Place(slice(0, patch.view.rows), patch.view.shape, patch.settings)
         weight = np.zeros((patch.view.rows, patch.view.columns))
         return FORMULAS[patch.kind.name](tensors, weight, place, self.recomputation.scale(patch)).astype(np.float32)

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Indices = NDArray[np.int64]
 Tensors = Mapping[str, Array]
 
 
@@ -51,19 +53,35 @@ def lora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
         right = np.einsum("mnk,ni->mik", core, down.reshape(down.shape[0], -1))
     else:
         right = down
-    delta = scale * (left @ right.reshape(left.shape[1], -1))
-    return dora(tensors, weight, delta, place)
+    return np.asarray(weight + scale * (left @ right.reshape(left.shape[1], -1)))
+
+
+def sparse_lora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W + scale·(B·A + S), S sparse (LyCORIS's extraction)."""
+    changed = lora(tensors, weight, place, scale)
+    for row, column, value in zip(*tensors["sparse_places"].astype(int), tensors["sparse_values"], strict=True):
+        if place.rows.start <= row < place.rows.stop:
+            changed[row - place.rows.start, column] += scale * value
+    return changed
+
+
+def changed(kind: str, tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """Return what a kind makes of rows of a weight, with DoRA on top where there is a magnitude."""
+    own = {slot: values for slot, values in tensors.items() if slot not in ("magnitude", "dora_scale")}
+    updated = FORMULAS[kind](own, weight, place, scale)
+    return updated if len(own) == len(tensors) else dora(tensors, weight, updated - weight, place)
 
 
 def dora(tensors: Tensors, weight: Array, delta: Array, place: Place) -> Array:
-    """V·d/‖V‖ with V = W + ΔW, by rows or by columns (arXiv 2402.09353); V itself where there is no magnitude.
+    """V·d/‖V‖ with V = W + ΔW, by rows or by columns (arXiv 2402.09353); PEFT's on an embedding are by columns.
 
     PEFT has s·ΔW in V; LyCORIS V·(1 + s·(d/‖V‖ − 1)); ComfyUI, by rows, ‖W‖; AUTOMATIC1111 always norms of columns.
     """
     given = tensors.get("magnitude", tensors.get("dora_scale"))
-    if given is None:
-        return weight + delta
-    by_row = "magnitude" in tensors or (given.shape[0] == place.shape[0] and given.size == place.shape[0])
+    assert given is not None
+    by_row = given.shape[0] == place.shape[0] and given.size == place.shape[0]
+    if "magnitude" in tensors:
+        by_row = "embedding_up" not in tensors
     updated = weight + (place.strength if place.semantics == "peft" else 1.0) * delta
     measured = weight if place.semantics == "comfyui" and by_row else updated
     cube = measured.reshape(len(measured), place.shape[1], -1)
@@ -84,9 +102,8 @@ def lora_bias(tensors: Tensors, weight: Array, place: Place, scale: float) -> Ar
 
 
 def mlx(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
-    """W + scale·(a·b)ᵀ, or with its magnitude."""
-    delta = scale * np.einsum("ir,ro->oi", tensors["lora_a"], tensors["lora_b"][:, place.rows])
-    return dora(tensors, weight, delta, place)
+    """W + scale·(a·b)ᵀ."""
+    return np.asarray(weight + scale * np.einsum("ir,ro->oi", tensors["lora_a"], tensors["lora_b"][:, place.rows]))
 
 
 def whole(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -106,7 +123,7 @@ def loha(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
             delta *= np.einsum("mo,mnk,ni->oik", left[:, place.rows], core, right).reshape(weight.shape)
         else:
             delta *= left[place.rows] @ right
-    return dora(tensors, weight, scale * delta, place)
+    return np.asarray(weight + scale * delta)
 
 
 def lokr(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -125,7 +142,7 @@ def lokr(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     first, second = factors
     high, low = np.divmod(np.arange(place.rows.start, place.rows.stop), second.shape[0])
     delta = np.einsum("ri,rj->rij", first[high], second[low]).reshape(weight.shape)
-    return dora(tensors, weight, scale * delta, place)
+    return np.asarray(weight + scale * delta)
 
 
 def glora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -166,13 +183,15 @@ def _scaled(weight: Array, factors: Array, place: Place, *, inputs: object) -> A
 
 def difference(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     """W + D."""
-    (found,) = (value for slot, value in tensors.items() if slot not in ("magnitude", "dora_scale"))
-    delta = found.reshape(place.shape[0] if place.shape else 1, -1)[place.rows]
-    return dora(tensors, weight, delta, place)
+    (found,) = tensors.values()
+    return np.asarray(weight + found.reshape(place.shape[0] if place.shape else 1, -1)[place.rows])
 
 
 def oft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
-    """Rᵀ·W by blocks of rows, or R·W after R·W on rows a butterfly apart (arXiv 2306.07280, 2311.06243)."""
+    """Rᵀ·W by blocks of rows, or R·W after R·W on rows a butterfly apart (arXiv 2306.07280, 2311.06243).
+
+    ComfyUI's bound is alpha alone; its OFT has no `rescale`, its BOFT s·R + (1 − s)·I in the place of R.
+    """
     blocks = tensors["oft_blocks"]
     skew = blocks - np.swapaxes(blocks, -1, -2)
     if "alpha" in tensors:
@@ -182,6 +201,8 @@ def oft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
             skew = skew * (bound / norm)
     one = np.eye(blocks.shape[-1])
     turns = (one + skew) @ np.linalg.inv(one - skew)
+    if blocks.ndim == 4 and place.semantics == "comfyui":
+        turns = place.strength * turns + (1 - place.strength) * one
     size, turned = blocks.shape[-1], weight.copy()
     if blocks.ndim == 3:
         for block, turn in enumerate(turns):
@@ -193,8 +214,20 @@ def oft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
             for block, turn in enumerate(matrices):
                 mixed = order[block * size : (block + 1) * size]
                 turned[mixed] = turn @ turned[mixed]
-    rescales = "rescale" in tensors and place.semantics != "comfyui"
+    rescales = "rescale" in tensors and (place.semantics != "comfyui" or blocks.ndim == 4)
     return turned * tensors["rescale"].reshape(-1, 1) if rescales else turned
+
+
+def oft_parts(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """Rᵀ·W by blocks of rows, each part of the rows bounded by alpha times their number (kohya's OFT for Flux)."""
+    turned, start = np.empty_like(weight), 0
+    for slot in sorted(slot for slot in tensors if slot != "alpha"):
+        blocks = tensors[slot]
+        rows = slice(start, start + blocks.shape[0] * blocks.shape[1])
+        own = Place(slice(0, rows.stop - start), (rows.stop - start, *place.shape[1:]), {"kohya": True})
+        turned[rows] = oft({"oft_blocks": blocks, "alpha": tensors["alpha"]}, weight[rows], own, scale)
+        start = rows.stop
+    return turned
 
 
 def oft_diag(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -228,13 +261,16 @@ def oft_peft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Arr
 
 
 def boft_peft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
-    """(W·Rᵀ) ⊙ s by blocks of columns (arXiv 2311.06243, one round)."""
-    blocks = tensors["boft_R"][0]
-    size, turned = blocks.shape[1], np.empty_like(weight)
-    for block, values in enumerate(blocks):
-        skew, one = (values - values.T) / 2, np.eye(size)
-        columns = slice(block * size, (block + 1) * size)
-        turned[:, columns] = weight[:, columns] @ ((one - skew) @ np.linalg.inv(one + skew)).T
+    """(W·Mᵀ) ⊙ s; in round i a block turns two halves of a block's columns, 2^i halves apart (arXiv 2311.06243)."""
+    size, turned = tensors["boft_R"].shape[-1], weight.copy()
+    for level, blocks in enumerate(tensors["boft_R"]):
+        for block, values in enumerate(blocks):
+            group, pair = divmod(block, 2**level)
+            near = group * 2 ** (level + 1) + pair
+            halves = (range(half * size // 2, (half + 1) * size // 2) for half in (near, near + 2**level))
+            columns = [column for half in halves for column in half]
+            skew, one = (values - values.T) / 2, np.eye(size)
+            turned[:, columns] = turned[:, columns] @ ((one - skew) @ np.linalg.inv(one + skew)).T
     return turned * tensors["boft_s"].reshape(-1, 1)[place.rows]
 
 
@@ -247,6 +283,29 @@ def hra(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     for vector in vectors.T:
         turned = turned - 2 * np.outer(turned @ vector, vector)
     return turned
+
+
+def deft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """(I − Q·Cᵀ)·W + s·Q·R, Q = P and C = relu(P), or both the orthogonal factor of P."""
+    p = tensors["deft_P"]
+    left, right = (np.linalg.qr(p)[0],) * 2 if place.settings["orthogonal"] else (p, np.maximum(p, 0.0))
+    changed = (np.eye(len(p)) - left @ right.T) @ weight
+    if "deft_R" in tensors:
+        changed = changed + float(place.settings["scale"]) * left @ tensors["deft_R"]  # type: ignore[arg-type]
+    return np.asarray(changed)
+
+
+def supertuning(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W + S + s·B·A, the values of S counted along the rows (arXiv 2607.09287)."""
+    changed = weight.copy()
+    rows, columns = np.divmod(tensors["super_places"].astype(int), weight.shape[1])
+    for row, column, value in zip(rows, columns, tensors["super_values"], strict=True):
+        if place.rows.start <= row < place.rows.stop:
+            changed[row - place.rows.start, column] += value
+    if "super_A" in tensors:
+        factor = float(place.settings["scale"])  # type: ignore[arg-type]
+        changed += factor * tensors["super_B"][place.rows] @ tensors["super_A"]
+    return changed
 
 
 def hira(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -357,26 +416,42 @@ def trained_tokens(tensors: Tensors, weight: Array, place: Place, scale: float) 
 
 
 def waveft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
-    """W + scaling·S, or the inverse Haar transform of S, coefficient by coefficient; torch only draws the places."""
+    """W + scaling·S, or one step of the inverse wavelet transform of S in zeros; torch only draws the places."""
     import torch
 
     spectrum, (out, inputs) = tensors["waveft_spectrum"], place.shape
     generator = torch.Generator().manual_seed(int(place.settings["seed"]))  # type: ignore[call-overload]
     places = torch.randperm(out * inputs, generator=generator)[: len(spectrum)].numpy()
     rows, columns = np.divmod(places, inputs)
-    if place.settings["transform"]:
-        tall, wide = (out + 1) // 2, (inputs + 1) // 2
-        delta = np.zeros((2 * tall, 2 * wide))
-        vertical, horizontal = rows >= tall, columns >= wide  # the lower and the right quarters
-        for a in (0, 1):
-            for b in (0, 1):
-                signs = np.where(horizontal & (a == 1), -1.0, 1.0) * np.where(vertical & (b == 1), -1.0, 1.0)
-                np.add.at(delta, (2 * (rows % tall) + a, 2 * (columns % wide) + b), signs * spectrum / 2)
+    wavelet = str(place.settings["wavelet"])
+    delta = np.zeros((out, inputs))
+    if wavelet == "db1":
+        delta = _haar(rows, columns, spectrum, (out, inputs))
+    elif wavelet:
+        import pywt
+
+        beyond = pywt.Wavelet(wavelet).rec_len - 2
+        tall, wide = (size + beyond + size % 2 for size in (out, inputs))
+        dense = np.zeros((tall, wide))
+        dense[rows + (tall - out) // 2, columns + (wide - inputs) // 2] = spectrum
+        (a, h), (v, d) = (np.hsplit(half, 2) for half in np.vsplit(dense, 2))
+        delta = pywt.idwt2((a, (h, v, d)), wavelet)
     else:
-        delta = np.zeros((out, inputs))
         delta[rows, columns] = spectrum
     scaling = float(place.settings["scaling"])  # type: ignore[arg-type]
     return np.asarray(weight + scaling * delta[place.rows, :inputs])
+
+
+def _haar(rows: Indices, columns: Indices, spectrum: Array, shape: tuple[int, int]) -> Array:
+    """Transform coefficient by coefficient: each makes a square of four values, of signs that its quarter tells."""
+    tall, wide = (shape[0] + 1) // 2, (shape[1] + 1) // 2
+    delta = np.zeros((2 * tall, 2 * wide))
+    vertical, horizontal = rows >= tall, columns >= wide  # the lower and the right quarters
+    for a in (0, 1):
+        for b in (0, 1):
+            signs = np.where(horizontal & (a == 1), -1.0, 1.0) * np.where(vertical & (b == 1), -1.0, 1.0)
+            np.add.at(delta, (2 * (rows % tall) + a, 2 * (columns % wide) + b), signs * spectrum / 2)
+    return delta
 
 
 def shira(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -406,24 +481,69 @@ def gralora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Arra
 
 def vera(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     """W + diag(λ_b)·B·diag(λ_d)·A, cut to the weight (arXiv 2310.11454)."""
-    a, b = tensors["vera_A"][:, : weight.shape[1]], tensors["vera_B"][place.rows]
-    return np.asarray(
-        weight + np.diag(tensors["vera_lambda_b"][place.rows]) @ b @ np.diag(tensors["vera_lambda_d"]) @ a
-    )
+    drawn = place.settings.get("drawn")
+    a, b = _vera_bases(drawn) if drawn else (tensors["vera_A"], tensors["vera_B"])
+    left = np.diag(tensors["vera_lambda_b"][place.rows]) @ b[place.rows]
+    return np.asarray(weight + left @ np.diag(tensors["vera_lambda_d"]) @ a[:, : weight.shape[1]])
+
+
+def pvera(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    """W + diag(λ_b)·B·diag(μ)·A, μ and A the upper halves of λ_d and of the matrix (arXiv 2512.07703)."""
+    drawn = place.settings.get("drawn")
+    a, b = _vera_bases(drawn) if drawn else (tensors["pvera_A"], tensors["pvera_B"])
+    rank = b.shape[1]
+    left = tensors["pvera_lambda_b"][place.rows, None] * b[place.rows]
+    return np.asarray(weight + left @ (tensors["pvera_lambda_d"][:rank, None] * a[:rank, : weight.shape[1]]))
+
+
+@lru_cache(maxsize=1)
+def _vera_bases(drawn: tuple[int, int, int, int, int]) -> tuple[Array, Array]:
+    """Draw A and B as PEFT does, by Kaiming's law; torch draws, and no more."""
+    import torch
+
+    seed, high, rank, outputs, inputs = drawn
+    generator = torch.Generator().manual_seed(seed)
+    a, b = torch.empty(high, inputs), torch.empty(outputs, rank)
+    for matrix in (a, b):
+        torch.nn.init.kaiming_uniform_(matrix, generator=generator)
+    return a.double().numpy(), b.double().numpy()
 
 
 def randlora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     """W + alpha/r·Σ_j B[o, j]·P[j, i], j counting (rank, base) in P and (base, rank) in B (arXiv 2502.00987)."""
-    scales, short = tensors["randlora_lambda"], min(place.shape)
+    drawn, scales, short = place.settings.get("drawn"), tensors["randlora_lambda"], min(place.shape)
+    a, b = _randlora_bases(drawn) if drawn else (tensors["randlora_A"], tensors["randlora_B"])
     rank, bases = scales.shape
-    left, right = np.zeros((max(place.shape), rank * bases)), np.zeros((rank * bases, short))
+    turned = place.shape[1] != short
+    high = b[: place.shape[1]] if turned else b[place.rows]
+    left, right = np.zeros((len(high), rank * bases)), np.zeros((rank * bases, short))
     for r in range(rank):
         for n in range(bases):
-            left[:, n * rank + r] = tensors["randlora_B"][: len(left), n, r]
-            right[r * bases + n] = scales[r, n] * tensors["randlora_A"][r, 0, :short] * tensors["randlora_gamma"][n]
-    delta = left @ right if place.shape[1] == short else (left @ right).T
+            left[:, n * rank + r] = high[:, n, r]
+            right[r * bases + n] = scales[r, n] * a[r, 0, :short] * tensors["randlora_gamma"][n]
+    delta = (left @ right[:, place.rows]).T if turned else left @ right
     factor = float(place.settings["scale"])  # type: ignore[arg-type]
-    return np.asarray(weight + factor * delta[place.rows])
+    return np.asarray(weight + factor * delta)
+
+
+@lru_cache(maxsize=1)
+def _randlora_bases(drawn: tuple[int, tuple[int, ...], tuple[int, ...], float]) -> tuple[Array, Array]:
+    """Draw A and B as PEFT does, rounded to bfloat16 as it rounds; torch draws, and no more."""
+    import torch
+
+    seed, of_a, of_b, sparsity = drawn
+    generator, found = torch.Generator().manual_seed(seed), []
+    for rows, bases, columns in (of_a, of_b):
+        if sparsity:
+            chances = torch.rand((rows, bases, columns), generator=generator).numpy()
+            signs = np.where(chances < 1 / (2 * sparsity), -1.0, np.where(chances > 1 - 1 / (2 * sparsity), 1.0, 0.0))
+            found.append(signs / signs.std(ddof=1))
+        else:
+            values = torch.empty((bases, rows, columns), dtype=torch.bfloat16)
+            for basis in values:
+                torch.nn.init.kaiming_uniform_(basis[:, None], a=5**0.5, generator=generator)
+            found.append((values / values.std()).double().numpy().swapaxes(0, 1))
+    return found[0], found[1]
 
 
 def vblora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -459,6 +579,7 @@ def _from_bank(a: Array, b: Array, bank: Array, weight: Array, place: Place) -> 
 
 FORMULAS: dict[str, Formula] = {
     "lora": lora,
+    "sparse_lora": sparse_lora,
     "lora_bias": lora_bias,
     "mlx": mlx,
     "whole": whole,
@@ -473,14 +594,18 @@ FORMULAS: dict[str, Formula] = {
     "ia3_peft_bias": ia3_peft_bias,
     "diff": difference,
     "diff_b": difference,
+    "beft": difference,
     "w_norm": difference,
     "b_norm": difference,
     "oft": oft,
+    "oft_parts": oft_parts,
     "oft_diag": oft_diag,
     "oft_peft": oft_peft,
     "boft_peft": boft_peft,
     "hra": hra,
     "hira": hira,
+    "deft": deft,
+    "supertuning": supertuning,
     "miss": miss,
     "adalora": adalora,
     "c3a": c3a,
@@ -495,6 +620,7 @@ FORMULAS: dict[str, Formula] = {
     "shira": shira,
     "gralora": gralora,
     "vera": vera,
+    "pvera": pvera,
     "randlora": randlora,
     "vblora": vblora,
     "vblora_topk": vblora_topk,

@@ -21,7 +21,7 @@ from lorabake.planning import Bake, Plan, Target
 from lorabake.tensors.dtypes import LARGEST, decode_scalar
 from lorabake.verification.arrays import GREATEST, LEAST, MANTISSA, Files, spacing
 from lorabake.verification.combinations import combined
-from lorabake.verification.formulas import FORMULAS, Array, Place, Tensors
+from lorabake.verification.formulas import FORMULAS, Array, Place, Tensors, changed
 from lorabake.verification.unpacking import largest, scales
 
 Indices = NDArray[np.intp]
@@ -225,12 +225,11 @@ def _place(patch: Patch, rows: slice) -> Place:
 
 
 def _delta(patch: Patch, tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
-    formula = FORMULAS.get(patch.kind.name)
-    if formula is None:
+    if patch.kind.name not in FORMULAS:
         raise SurroundingsError(
             f"verification has no formula for {patch.kind.title}\nAdd one to lorabake/verification/formulas.py."
         )
-    updated = formula(tensors, weight, place, scale)
+    updated = changed(patch.kind.name, tensors, weight, place, scale)
     return np.asarray(patch.share * (updated - weight))
 
 

@@ -62,7 +62,7 @@ ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {
 def module_class(name: str) -> Any:
     import lycoris.modules as modules
 
-    for module in ("locon", "loha", "lokr", "glora", "ia3", "full", "diag_oft", "boft", "norms"):
+    for module in ("locon", "loha", "lokr", "glora", "ia3", "full", "diag_oft", "boft", "norms", "dylora"):
         found = getattr(__import__(f"lycoris.modules.{module}", fromlist=[name]), name, None)
         if found is not None:
             return found
@@ -160,3 +160,45 @@ def test_merging_with_lycoris_counts_the_scale_twice(algorithm: str) -> None:
     trained = trained_weight(layer, module) - base
     ratio = (merged / trained).median()
     assert float(ratio) == pytest.approx(0.5, rel=1e-3)
+
+
+class Net(torch.nn.Module):
+    """A linear layer and a convolution that LyCORIS's extraction looks at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(12, 10, bias=False)
+        self.conv = torch.nn.Conv2d(6, 10, 3, bias=False)
+
+
+def test_an_extracted_lora_with_all_of_its_residual_is_the_fine_tune(tmp_path: Path) -> None:
+    """LyCORIS extracts rank 2 and, with no sparsity, everything that it misses: baked, they are the tuned model."""
+    torch.manual_seed(0)
+    base, tuned = Net(), Net()
+    extract = pytest.importorskip("lycoris.utils").extract_diff
+    options = {"linear_mode_param": 2, "conv_mode_param": 2, "use_bias": True, "sparsity": 0.0, "small_conv": False}
+    tensors = extract([], [], base, tuned, "fixed", **options)
+    assert {key.rpartition(".")[2] for key in tensors} >= {"bias_indices", "bias_values", "bias_size"}
+    b.save(tmp_path / "lora.safetensors", tensors)
+    b.save(tmp_path / "base.safetensors", {key: tensor.clone() for key, tensor in base.state_dict().items()})
+    baked = load_file(b.bake_sd1(tmp_path))
+    for key, tensor in tuned.state_dict().items():
+        torch.testing.assert_close(baked[key], tensor, rtol=0, atol=1e-3)  # the extraction is stored in float16
+        half = load_file(b.bake_sd1(tmp_path, loras=[{"path": "lora.safetensors", "strength": 0.5}]))[key]
+        torch.testing.assert_close(half, (base.state_dict()[key] + tensor) / 2, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv2d"])
+def test_dylora_is_saved_as_one_lora_whose_readers_have_a_smaller_scale(kind: str, tmp_path: Path) -> None:
+    """At full rank LyCORIS trains with alpha over the number of blocks; its file means alpha over the rank."""
+    torch.manual_seed(0)
+    layer = LAYERS[kind]()
+    base = parameters(layer)
+    module = module_class("DyLoraModule")("lora_unet_layer", layer, 1.0, lora_dim=4, alpha=1, block_size=2)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    trained = module.get_diff_weight(rank=2)[0].detach()
+    assert set(module.custom_state_dict()) == {"alpha", "lora_up.weight", "lora_down.weight"}
+    change = bake(tmp_path, base, module)["layer.weight"] - base["layer.weight"]
+    torch.testing.assert_close(change, trained.reshape(change.shape) / 2, rtol=2e-5, atol=2e-5)

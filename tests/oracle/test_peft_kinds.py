@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from lorabake import VerifyOptions, load_recipe, verify
-from lorabake.errors import LorabakeError
+from lorabake.adapters.waveft import WAVELETS
+from lorabake.errors import LorabakeError, SurroundingsError
 from lorabake.verification.findings import Status
 from tests import builders as b
 
@@ -70,6 +73,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         {"oft_block_size": 8, "r": 0, "use_cayley_neumann": False, "block_share": True},
     ),
     "BOFT": ("BOFTConfig", {"boft_block_size": 4, "boft_n_butterfly_factor": 1}),
+    "BOFT, two rounds": ("BOFTConfig", {"boft_block_size": 4, "boft_n_butterfly_factor": 2}),
+    "BOFT, three rounds": ("BOFTConfig", {"boft_block_size": 0, "boft_block_num": 4, "boft_n_butterfly_factor": 3}),
     "HRA": ("HRAConfig", {"r": 4}),
     "HRA, orthogonal": ("HRAConfig", {"r": 4, "apply_GS": True}),
     "HiRA": ("HiraConfig", {"r": 3}),
@@ -83,6 +88,13 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "FourierFT": ("FourierFTConfig", {"n_frequency": 40}),
     "WaveFT": ("WaveFTConfig", {"n_frequency": 40}),
     "WaveFT, sides of odd length": ("WaveFTConfig", {"n_frequency": 40, "target_modules": ["odd"]}),
+    **{
+        f"WaveFT by {wavelet}": (
+            "WaveFTConfig",
+            {"n_frequency": 40, "wavelet_family": wavelet, "target_modules": ["fc", "odd"]},
+        )
+        for wavelet in ("db2", "db10", "sym5", "coif3")
+    },
     "WaveFT without a transform": ("WaveFTConfig", {"n_frequency": 40, "use_idwt": False}),
     "SHiRA": ("ShiraConfig", {"r": 3}),
     "GraLoRA": ("GraloraConfig", {"r": 8, "gralora_k": 2, "alpha": 12}),
@@ -94,6 +106,23 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "VeRA": ("VeraConfig", {"r": 5}),
     "VeRA on Conv1D": ("VeraConfig", {"r": 5, "target_modules": ["turned"], "fan_in_fan_out": True}),
     "RandLoRA": ("RandLoraConfig", {"r": 5, "randlora_alpha": 7}),
+    "VeRA, drawn again": ("VeraConfig", {"r": 5, "save_projection": False, "target_modules": ["fc", "out", "odd"]}),
+    "VeRA on Conv1D, drawn again": (
+        "VeraConfig",
+        {"r": 5, "save_projection": False, "target_modules": ["turned"], "fan_in_fan_out": True},
+    ),
+    "RandLoRA, drawn again": (
+        "RandLoraConfig",
+        {"r": 5, "randlora_alpha": 7, "save_projection": False, "target_modules": ["fc", "out", "odd"]},
+    ),
+    "RandLoRA, drawn again, sparse": (
+        "RandLoraConfig",
+        {"r": 5, "randlora_alpha": 7, "save_projection": False, "sparse": True},
+    ),
+    "RandLoRA, drawn again, very sparse": (
+        "RandLoraConfig",
+        {"r": 5, "randlora_alpha": 7, "save_projection": False, "very_sparse": True},
+    ),
     "VB-LoRA": ("VBLoRAConfig", {"r": 2, "num_vectors": 10, "vector_length": 8, "topk": 3}),
     "VB-LoRA, the chosen alone": (
         "VBLoRAConfig",
@@ -113,6 +142,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         "BOFTConfig",
         {"boft_block_size": 6, "boft_n_butterfly_factor": 1, "target_modules": ["conv"]},
     ),
+    "BOFT on a convolution, two rounds": (
+        "BOFTConfig",
+        {"boft_block_size": 6, "boft_n_butterfly_factor": 2, "target_modules": ["conv"]},
+    ),
     "HRA on a convolution": ("HRAConfig", {"r": 4, "target_modules": ["conv"]}),
     "AdaLoRA on a convolution": (
         "AdaLoraConfig",
@@ -126,9 +159,35 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         {"init_r": 4, "target_r": 2, "total_step": 10, "target_modules": ["turned"], "fan_in_fan_out": True},
     ),
     "LoRA on Conv1D": ("LoraConfig", {"r": 3, "target_modules": ["turned"], "fan_in_fan_out": True}),
+    "BEFT": ("BeftConfig", {}),
+    "DEFT": ("DeftConfig", {"r": 3}),
+    "DEFT, orthogonal": ("DeftConfig", {"r": 3, "decomposition_method": "qr", "alpha": 5}),
+    "DEFT, nothing put in": ("DeftConfig", {"r": 3, "para": True}),
+    "DEFT on Conv1D": ("DeftConfig", {"r": 3, "target_modules": ["turned"], "fan_in_fan_out": True}),
+    "Super-Tuning": ("SupertuningConfig", {"sparsity": 0.9}),
+    "Super-Tuning and a product": ("SupertuningConfig", {"sparsity": 0.9, "r": 2, "lora_alpha": 3}),
+    "PVeRA": ("PveraConfig", {"r": 5}),
+    "PVeRA, drawn again": ("PveraConfig", {"r": 5, "save_projection": False}),
+    "IA3 on Conv1D": (
+        "IA3Config",
+        {"target_modules": ["turned"], "feedforward_modules": [], "fan_in_fan_out": True},
+    ),
+    "VeLoRA": ("LoraConfig", {"r": 3, "velora_config": peft.VeloraConfig(num_groups=4)}),
+    "MonteCLoRA": ("LoraConfig", {"r": 3, "monteclora_config": peft.MontecloraConfig(num_samples=2)}),
     "an embedding": ("LoraConfig", {"r": 3, "lora_alpha": 5, "target_modules": ["emb"]}),
+    "an embedding, DoRA": ("LoraConfig", {"r": 3, "lora_alpha": 5, "target_modules": ["emb"], "use_dora": True}),
     "an embedding and more": ("LoraConfig", {"r": 3, "lora_alpha": 5, "target_modules": ["emb", "fc"]}),
 }
+
+
+@pytest.fixture(autouse=True)
+def _no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let PEFT's BOFT have several rounds: its CUDA extension lays square blocks out along a diagonal, no more."""
+
+    def laid_out(blocks: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.stack([torch.block_diag(*each) for each in blocks])]
+
+    monkeypatch.setattr("peft.tuners.boft.layer.get_fbd_cuda", lambda: SimpleNamespace(forward=laid_out))
 
 
 def adapter(folder: Path, name: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -198,13 +257,11 @@ def test_every_method_without_its_configuration_is_refused(tmp_path: Path) -> No
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "VeRA without its matrices": ("VeraConfig", {"r": 5, "save_projection": False}, "its random matrices are not in"),
-    "RandLoRA without its matrices": (
-        "RandLoraConfig",
-        {"r": 5, "save_projection": False},
-        "its random matrices are not in",
+    "WaveFT by what is no wavelet": (
+        "WaveFTConfig",
+        {"n_frequency": 40, "wavelet_family": "coif4"},
+        "its wavelet is coif4, and PEFT has no true filters of that",
     ),
-    "WaveFT by another wavelet": ("WaveFTConfig", {"n_frequency": 40, "wavelet_family": "db2"}, "its wavelet is db2"),
     "WaveFT where no shape tells the sides": (
         "WaveFTConfig",
         {"n_frequency": 40, "target_modules": ["turned"], "fan_in_fan_out": True},
@@ -219,6 +276,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "OFTConfig",
         {"oft_block_size": 8, "r": 0, "use_cayley_neumann": False, "coft": True, "eps": 0.05},
         "coft is set",
+    ),
+    "PVeRA drawn anew for each token": (
+        "PveraConfig",
+        {"r": 5, "sample_at_inference": True},
+        "it draws anew for each",
+    ),
+    "Super-Tuning without its places": (
+        "SupertuningConfig",
+        {"sparsity": 0.9, "save_precomputed_indices": False},
+        "its places are not in the file",
     ),
     "FourierFT where no shape tells the sides": (
         "FourierFTConfig",
@@ -236,6 +303,47 @@ def test_what_peft_does_otherwise_is_refused(name: str, tmp_path: Path, monkeypa
     with pytest.raises(LorabakeError, match=words):
         b.bake_sd1(tmp_path, loras=["adapter"])
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_matrices_drawn_again_depend_on_what_is_left_out(tmp_path: Path) -> None:
+    """The widest layer is switched off, and its size still counts; without its place nothing is known."""
+    wanted = adapter(tmp_path, "VeRA, drawn again", torch.float32)
+    before = load_file(tmp_path / "base.safetensors")
+    left_out = [{"path": "adapter", "blocks": {"fc": 0, "out": 1}}]
+    after = load_file(b.bake_sd1(tmp_path, loras=left_out))
+    assert torch.equal(after["fc.weight"], before["fc.weight"])
+    b.assert_rounded_once(after["out.weight"], wanted["out.weight"], terms=[wanted["out.weight"].abs() + 8])
+    b.save(tmp_path / "base.safetensors", {key: tensor for key, tensor in before.items() if not key.startswith("fc")})
+    with pytest.raises(LorabakeError, match=r"depend on base_model\.model\.fc, which has no place"):
+        b.bake_sd1(tmp_path, loras=["adapter"])
+
+
+def test_matrices_that_were_to_be_saved_are_asked_for(tmp_path: Path) -> None:
+    adapter(tmp_path, "VeRA, drawn again", torch.float32)
+    place = tmp_path / "adapter" / "adapter_config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"save_projection": True}))
+    with pytest.raises(LorabakeError, match="its random matrices are not in the file"):
+        b.bake_sd1(tmp_path, loras=["adapter"])
+
+
+def test_wavelets_ask_for_their_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter(tmp_path, "WaveFT by db2", torch.float32)
+    monkeypatch.setattr("lorabake.adapters.waveft.find_spec", lambda name: None)
+    with pytest.raises(SurroundingsError, match=r"db2 needs the package PyWavelets"):
+        b.bake_sd1(tmp_path, loras=["adapter"])
+
+
+def test_the_wavelets_are_those_whose_filters_peft_has(tmp_path: Path) -> None:
+    pywt = pytest.importorskip("pywt")
+    theirs = pytest.importorskip("peft.tuners.waveft.wavelet")
+    true = {
+        name
+        for name in theirs.wavelist()
+        if name != "haar"
+        and len(theirs.Wavelet(name).rec_lo) == pywt.Wavelet(name).rec_len
+        and theirs.Wavelet(name).rec_lo == pytest.approx(pywt.Wavelet(name).rec_lo, abs=1e-9)
+    }
+    assert true == WAVELETS
 
 
 def test_fourierft_on_gpt2_whose_table_tells_the_sides(tmp_path: Path) -> None:
