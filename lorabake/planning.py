@@ -22,7 +22,7 @@ from lorabake.adapters.kind import matrix
 from lorabake.errors import FileError, MatchError, RecipeError, TargetError
 from lorabake.matching import Ledger, Matcher, Patch
 from lorabake.recipe import Recipe
-from lorabake.resolve import GENERIC, Sources, resolve, tied_embedding
+from lorabake.resolve import GENERIC, Sources, find_tie, resolve
 from lorabake.tensors.checkpoint import Checkpoint, Part, read_object
 from lorabake.tensors.dtypes import DTYPES, FLOAT_NAMES, nbytes
 from lorabake.tensors.packing import PackedInfo
@@ -351,7 +351,7 @@ class _Planner:
     def _match(self) -> tuple[list[Patch], list[Ledger]]:
         if not self.sources.loras:
             return [], []
-        matcher = Matcher(self.sources.key_map, tied_embedding(self.sources.base, self.sources.key_map))
+        matcher = Matcher(self.sources.key_map, find_tie(self.sources.base, self.sources.key_map))
         placed = [matcher.match(index, lora) for index, lora in enumerate(self.sources.loras)]
         patches = [patch for found, _ in placed for patch in found]
         replaced: dict[str, Patch] = {}
