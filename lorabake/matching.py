@@ -31,7 +31,7 @@ from lorabake.keymap.spelling import (
 )
 from lorabake.keymap.table import Architecture, KeyMap, Module
 from lorabake.keymap.view import Region, View
-from lorabake.resolve import GENERIC, LoraSource, family_of
+from lorabake.resolve import GENERIC, LoraSource, Tie, family_of
 from lorabake.tensors.safetensors import TensorInfo
 
 PACKED = {
@@ -119,8 +119,8 @@ class _Faults:
 class Matcher:
     """Place LoRAs on one base."""
 
-    def __init__(self, key_map: KeyMap, tied: str | None = None) -> None:
-        self.key_map, self.tied = key_map, tied
+    def __init__(self, key_map: KeyMap, tie: Tie | None = None) -> None:
+        self.key_map, self.tie = key_map, tie
         self.spelled = spell_all(key_map)
         self.names: dict[tuple[Region, ...], list[str]] = {}
         for modules in key_map.modules.values():
@@ -287,8 +287,7 @@ class _Match:
         if config is None and "lora_a" in module.slots:
             self.faults.strange.append((module.name, "MLX-LM's adapter_config.json is not there: it has the scale"))
             return
-        if self.matcher.tied in {each.name for each in found}:
-            why = "the base uses this embedding as its output head, too; one tensor cannot be changed for one use"
+        if why := self._tied(module, found):
             self.faults.strange.append((module.name, why))
             return
         shapes = module.shapes
@@ -318,6 +317,20 @@ class _Match:
             return
         self._apply(module, kinds, target, strength, config, path)
 
+    def _tied(self, module: LoraModule, found: Iterable[Module]) -> str | None:
+        """Say why an embedding cannot be changed that is the output head, too; PEFT trains tokens of both at once."""
+        tie = self.matcher.tie
+        if tie is None or all(each.name != tie.embedding for each in found):
+            return None
+        if "tokens" not in module.slots:
+            why = "the base uses this embedding as its output head, too; one tensor cannot be changed for one use"
+            return None if tie.head else why
+        spelled = self.matcher.spelled
+        trained = [each.name for each in self.lora.tensors.modules.values() if "tokens" in each.slots]
+        if tie.head is None or any(each.name == tie.head for name in trained for each in spelled.get(name, ())):
+            return None
+        return f"config.json ties it to the output head, whose tokens change, too, and {tie.head} is stored apart"
+
     def _stacks(self, name: str, config: PeftConfig) -> list[Module]:
         """Find the stacks of experts that a module of trained parameters may be of; the names do not say which."""
         places = [self.matcher.spelled.get(f"{_unwrapped(name)}.{each}", []) for each in config.parameters]
@@ -327,7 +340,8 @@ class _Match:
         view = target.views.get(kind.parameter)
         if kind.replaces:
             return target.views.get(f"stored_{kind.parameter}", view)
-        if view is not None and self.turned and kind.parameter == "weight" and len(view.shape) == 2:
+        turned = self.turned and kind.parameter == "weight" and not kind.on_embedding
+        if view is not None and turned and len(view.shape) == 2:
             return View(view.regions, (view.shape[1], view.shape[0]), transpose=True)
         return view
 
@@ -470,21 +484,21 @@ class _Match:
             return False
         if self.key_map.architecture.name != GENERIC:
             return False
-        straight = turned = 0
-        square = True
+        straight = turned = squares = matrices = 0
         for module in self.lora.tensors.modules.values():
-            kinds = kinds_of(frozenset(module.slots))
+            kinds = [each for each in kinds_of(frozenset(module.slots)) if each.parameter == "weight"]
             for target in self.matcher.spelled.get(module.name, [])[:1]:
                 view = target.views.get("weight")
-                if view and kinds and not kinds[0].replaces and len(view.shape) == 2:
+                if view and kinds and not kinds[0].replaces and not kinds[0].on_embedding and len(view.shape) == 2:
                     rows, columns = view.shape
                     as_is = kinds[0].fault(module.shapes, (rows, columns)) is None
                     other = kinds[0].fault(module.shapes, (columns, rows)) is None
                     straight += as_is and not other
                     turned += other and not as_is
-                    square = square and rows == columns
-        if not straight and not turned:
-            why = "every weight is square" if square else "its tensors would fit either way"
+                    squares += as_is and rows == columns
+                    matrices += as_is or other
+        if matrices and not straight and not turned:
+            why = "every weight is square" if squares == matrices else "its tensors would fit either way"
             raise MatchError(
                 f"LoRA {self.lora.name!r}: fan_in_fan_out is set and {why}\n"
                 "lorabake has no table for this base, so it cannot tell whether its weights are transposed."

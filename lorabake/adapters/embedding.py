@@ -21,6 +21,7 @@ class EmbeddingLora(Kind):
         (r"\.lora_embedding_A(?:\.[^.]+)?", "embedding_down"),
     )
     low_rank = True
+    on_embedding = True
     peft_type = "LORA"
 
     def rank(self, shapes: Shapes) -> int:

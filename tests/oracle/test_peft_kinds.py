@@ -31,14 +31,16 @@ class Net(torch.nn.Module):
         self.norm = torch.nn.LayerNorm(32)
         self.out = torch.nn.Linear(32, 16)
         self.conv = torch.nn.Conv2d(4, 8, 3)
+        self.grouped = torch.nn.Conv2d(4, 4, 3, groups=2)
         self.conv1 = torch.nn.Conv1d(4, 8, 3)
         self.turned = Conv1D(24, 16)
+        self.square = Conv1D(24, 24)
         self.odd = torch.nn.Linear(7, 11)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         hidden = self.out(self.norm(self.fc(self.emb(tokens))))
         hidden = hidden + self.conv(hidden.reshape(1, 4, -1, 4)).mean() + self.conv1(hidden.reshape(1, 4, -1)).mean()
-        return self.turned(hidden)
+        return self.square(self.turned(hidden))
 
 
 LAYERS = ["fc", "out"]
@@ -58,6 +60,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "rank and alpha patterns": ("LoHaConfig", {"r": 3, "rank_pattern": {"out": 2}, "alpha_pattern": {"fc": 7}}),
     "IA3": ("IA3Config", {"feedforward_modules": ["out"]}),
+    "IA3 on Conv1D": ("IA3Config", {"target_modules": ["turned"], "feedforward_modules": []}),
+    "IA3 on the inputs of Conv1D": ("IA3Config", {"target_modules": ["turned"], "feedforward_modules": ["turned"]}),
     "IA3 on a convolution": ("IA3Config", {"target_modules": ["conv"], "feedforward_modules": []}),
     "OFT": ("OFTConfig", {"oft_block_size": 8, "r": 0, "use_cayley_neumann": False}),
     "OFT by the series": ("OFTConfig", {"oft_block_size": 8, "r": 0, "use_cayley_neumann": True}),
@@ -124,6 +128,16 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "AdaLoRA on Conv1D": (
         "AdaLoraConfig",
         {"init_r": 4, "target_r": 2, "total_step": 10, "target_modules": ["turned"], "fan_in_fan_out": True},
+    ),
+    "LoRA on Conv1D and its bias": ("LoraConfig", {"r": 3, "target_modules": ["turned"], "lora_bias": True}),
+    "LoRA on Conv1D and an embedding": ("LoraConfig", {"r": 3, "target_modules": ["turned", "emb"]}),
+    "tokens and a square Conv1D": (
+        "LoraConfig",
+        {"r": 3, "target_modules": ["turned", "square"], "trainable_token_indices": {"emb": [3, 7]}},
+    ),
+    "LoRA on a convolution, with fan_in_fan_out": (
+        "LoraConfig",
+        {"r": 3, "target_modules": ["conv"], "fan_in_fan_out": True},
     ),
     "LoRA on Conv1D": ("LoraConfig", {"r": 3, "target_modules": ["turned"], "fan_in_fan_out": True}),
     "an embedding": ("LoraConfig", {"r": 3, "lora_alpha": 5, "target_modules": ["emb"]}),
@@ -219,6 +233,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "OFTConfig",
         {"oft_block_size": 8, "r": 0, "use_cayley_neumann": False, "coft": True, "eps": 0.05},
         "coft is set",
+    ),
+    "IA3 on the inputs of a grouped convolution": (
+        "IA3Config",
+        {"target_modules": ["grouped"], "feedforward_modules": ["grouped"]},
+        r"it scales 4 inputs, and the base's weight is 4 × 2 × 3",
+    ),
+    "a square Conv1D that nothing tells": (
+        "LoraConfig",
+        {"r": 3, "target_modules": ["square", "emb"]},
+        "fan_in_fan_out is set and every weight is square",
     ),
     "FourierFT where no shape tells the sides": (
         "FourierFTConfig",
