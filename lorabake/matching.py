@@ -155,6 +155,7 @@ class _Match:
         self.blocks = lora.entry.blocks
         self.unlisted = f"not in components: [{', '.join(lora.entry.components or ())}]"
         self.turned = False
+        self.alphas: list[str] = []
         self.apart: Counter[str] = Counter()
 
     def run(self) -> tuple[list[Patch], Ledger]:
@@ -176,6 +177,7 @@ class _Match:
         if self.faults:
             raise MatchError(self._complaint())
         self._check_announced()
+        self._check_alphas()
         if common := self.lora.tensors.common:
             if self.patches:
                 self.ledger.applied += common
@@ -256,6 +258,7 @@ class _Match:
     def _place(self, module: LoraModule, indexed: Module | None) -> None:
         size = module.size
         if module.slots.keys() == {"alpha"}:
+            self.alphas.append(module.name)
             self.ledger.excluded["alpha without a LoRA: no effect"] += size
             return
         found = [indexed] if indexed else self.matcher.spelled.get(module.name, [])
@@ -524,6 +527,18 @@ class _Match:
             raise MatchError(
                 f"LoRA {self.lora.name!r}: adapter_config says trainable_token_indices, and the file has no such rows"
             )
+
+    def _check_alphas(self) -> None:
+        """Refuse an alpha under another name of a module than that of its factors, which would do without it."""
+        places = {name: self.matcher.spelled.get(name, ()) for name in self.alphas}
+        for name, view in ((name, each.views.get("weight")) for name, found in places.items() for each in found):
+            for patch in self.patches:
+                lacks = patch.scale is None and "alpha" in patch.kind.optional and "alpha" not in patch.tensors
+                if patch.view == view and lacks:
+                    raise MatchError(
+                        f"LoRA {self.lora.name!r}: {name}.alpha and {patch.module} are one module under two names\n"
+                        "Rename one of them, so that it is told whether that alpha counts."
+                    )
 
     def _note_idle_semantics(self) -> None:
         meant = self.lora.entry.semantics

@@ -699,9 +699,9 @@ def _working_values(bake: Bake) -> int:
 
 
 def _is_readable(dtype: str, *, integers: bool = False) -> bool:
-    """Tell whether torch reads values of a dtype as plain numbers, floats alone unless `integers` may be, too."""
+    """Tell whether a bake and its verification read a dtype as numbers: floats, or also `integers`."""
     found = DTYPES[dtype]
-    if found.torch is None or dtype in ("C64", "F8_E8M0"):
+    if found.torch is None or dtype in ("C64", "F8_E8M0") or dtype.endswith("FNUZ"):
         return False
     return found.floating or integers
 

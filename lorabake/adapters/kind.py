@@ -38,9 +38,9 @@ class Kind:
     slot that it fills; of `markers` the presence counts, not the value, `numbers` are single ones, of any dtype, and
     `integers` hold whole numbers. `shared` are tensors that modules of a file have in common: the pattern of a whole
     key, the slot that it fills, and the slot by which a module shows that it needs it. With `by_place` slots do not
-    tell the kind, but where the module lies; with `on_embedding` it is for embeddings, which no model stores transposed.
-    `parameter` is what it changes in a module (`weight`, `bias`); with `where_present` it may lack in the base. A kind
-    overrides `fault` and one of
+    tell the kind, but where the module lies; with `on_embedding` it is for embeddings, which no model turns.
+    `parameter` is what it changes in a module (`weight`, `bias`); with `where_present` it may lack in the base.
+    A kind overrides `fault` and one of
 
     - `factors`, with `low_rank`: a product that is added,
     - `delta`: anything else that is added, or that depends on the weight,
