@@ -284,6 +284,11 @@ class _Match:
             return
         replaced = frozenset[str]().union(*(kind.required for kind in kinds if kind.replaces))
         whole = replaced & {"whole_weight", "whole_bias"}
+        if "whole_weight" in whole and dora.is_in(slots):
+            self.faults.strange.append((module.name, "a magnitude beside the weight that it is for"))
+            return
+        if "whole_weight" in whole and any(kind.low_rank and kind.parameter == "weight" for kind in kinds):
+            whole = whole if config is None else set()  # an embedding's or a head's own (save_embedding_layers)
         if whole and not (config and all(config.saves(path, slot) for slot in whole)):
             self.faults.strange.append((module.name, "a whole tensor that no modules_to_save announces"))
             return

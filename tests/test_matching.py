@@ -638,7 +638,7 @@ def test_a_whole_tensor_that_nothing_announces_is_refused(config: dict[str, obje
 def test_trained_biases_replace_where_the_configuration_says_so(bias: str, wrapper: str) -> None:
     shapes = peft("fc", 6, 5) | {f"base_model.model.fc.{wrapper}bias": (6,)}
     patches, _ = match(shapes, config=PLAIN | {"bias": bias})
-    assert [patch.kind.name for patch in patches] == ["lora", "whole_bias"]
+    assert [patch.kind.name for patch in patches] == ["whole_bias", "lora"]
     assert "no modules_to_save announces" in refusal(shapes, config=PLAIN)
 
 

@@ -44,7 +44,7 @@ class Kind:
 
     - `factors`, with `low_rank`: a product that is added,
     - `delta`: anything else that is added, or that depends on the weight,
-    - `value`, with `replaces`: what the parameter becomes, whatever it was.
+    - `value`, with `replaces`: what the parameter becomes, whatever it was; with `underlies` another may add to that.
 
     `by_rows` is false where rows of the delta depend on other rows of the weight. `alpha_is_scale` is false where
     alpha means something else: then it comes with the tensors. `peft_type` is PEFT's name, `peft_fields` the fields
@@ -66,6 +66,7 @@ class Kind:
     where_present: ClassVar[bool] = False
     low_rank: ClassVar[bool] = False
     replaces: ClassVar[bool] = False
+    underlies: ClassVar[bool] = False
     by_rows: ClassVar[bool] = True
     alpha_is_scale: ClassVar[bool] = True
     peft_type: ClassVar[str] = ""

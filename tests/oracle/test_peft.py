@@ -346,23 +346,23 @@ def test_the_classifier_is_saved_whole(merge: Any) -> None:
     merge(build("bert"), lora(task_type="SEQ_CLS", target_modules=["query", "value"]), changed=2 * 2 + 2)
 
 
-@pytest.mark.xfail(
-    raises=LorabakeError, reason="PEFT saves lm_head.base_layer.weight beside the factors; lorabake refuses it"
-)
+@pytest.mark.parametrize("compose", ["sum", "sequential"])
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 @pytest.mark.filterwarnings("ignore:.*embedding layers:UserWarning")
-def test_the_head_as_a_target(
-    strength: float, bake: Any, read: Any, assert_baked: Any, shuffle: Any, tmp_path: Path
+def test_the_head_and_the_embedding_as_targets(
+    strength: float, compose: str, bake: Any, read: Any, assert_baked: Any, shuffle: Any, tmp_path: Path
 ) -> None:
     model, base, adapter = build("llama"), tmp_path / "base", tmp_path / "adapter"
     model.save_pretrained(base)
-    trained = peft.get_peft_model(model, lora(target_modules=["q_proj", "lm_head"]))
+    trained = peft.get_peft_model(model, lora(target_modules=["q_proj", "lm_head", "embed_tokens"]))
     shuffle((n, p) for n, p in trained.named_parameters() if "lora_" in n)
     trained.save_pretrained(adapter)
     merged, before = trained.double().merge_and_unload().state_dict(), read(base)
     expected = {key: before[key].double() + strength * (merged[key] - before[key].double()) for key in before}
-    baked = read(bake(base, {"path": str(adapter), "strength": strength}))
-    assert_baked(baked, expected, before, limit=LIMITS[torch.float32], changed=3)
+    path = bake(base, {"path": str(adapter), "strength": strength}, compose=compose)
+    assert_baked(read(path), expected, before, limit=LIMITS[torch.float32], changed=4)
+    recipe = load_recipe(tmp_path / "baked.yaml")
+    assert verify(recipe, path, VerifyOptions(stages=("structure", "weights"))).is_true
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
