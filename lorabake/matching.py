@@ -288,7 +288,7 @@ class _Match:
             self.faults.strange.append((module.name, "a magnitude beside the weight that it is for"))
             return
         if "whole_weight" in whole and any(kind.low_rank and kind.parameter == "weight" for kind in kinds):
-            whole = whole if config is None else set()  # an embedding's or a head's own (save_embedding_layers)
+            whole = whole if config is None else frozenset()  # an embedding's or a head's own (save_embedding_layers)
         if whole and not (config and all(config.saves(path, slot) for slot in whole)):
             self.faults.strange.append((module.name, "a whole tensor that no modules_to_save announces"))
             return
