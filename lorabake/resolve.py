@@ -43,8 +43,9 @@ class LoraSource:
 
     def config_of(self, module: str) -> tuple[PeftConfig | None, str]:
         """Return the configuration that speaks of a module, and the module's path in its words."""
-        if self.config is not None:
-            return self.config, module.removeprefix(PEFT_ROOT)
+        whole = self.config or self.component_configs.get("")
+        if whole is not None:
+            return whole, module.removeprefix(PEFT_ROOT)
         component, _, path = module.partition(".")
         return self.component_configs.get(component), path
 

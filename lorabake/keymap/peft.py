@@ -171,7 +171,8 @@ def from_metadata(
 ) -> dict[str, PeftConfig]:
     """Read diffusers' `lora_adapter_metadata`: component -> configuration.
 
-    Its keys carry the component in front (`unet.r`, `text_encoder.lora_alpha`).
+    Its keys carry the component in front (`unet.r`, `text_encoder.lora_alpha`) where a pipeline saved them. A model's
+    own `save_lora_adapter` puts none there, and that configuration goes by "".
     """
     text = metadata.get("lora_adapter_metadata")
     if text is None:
@@ -185,7 +186,7 @@ def from_metadata(
         raise FileError(f"{where} must be a JSON object")
     sections: dict[str, dict[str, object]] = {}
     for key, value in flat.items():
-        component, _, name = key.partition(".")
+        component, _, name = key.rpartition(".")
         sections.setdefault(component, {})[name] = value
     return {
         component: PeftConfig.read(section, f"{where}, {component}", types) for component, section in sections.items()
