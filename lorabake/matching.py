@@ -319,6 +319,8 @@ class _Match:
             return
         if on_experts:
             path = f"{_unwrapped(path)}.{target.name.rpartition('.')[2]}"
+        elif config:
+            path = config.trained(path)
         count = EXPERTS.experts(shapes, target.views["weight"].shape) if kinds == (EXPERTS,) else 1
         if config and (fault := _config_fault(config, path, shapes, count)):
             self.faults.misfits.append((module.name, fault))
@@ -341,7 +343,8 @@ class _Match:
 
     def _stacks(self, name: str, config: PeftConfig) -> list[Module]:
         """Find the stacks of experts that a module of trained parameters may be of; the names do not say which."""
-        places = [self.matcher.spelled.get(f"{_unwrapped(name)}.{each}", []) for each in config.parameters]
+        words = dict.fromkeys(parameter.rpartition(".")[2] for parameter in config.parameters)
+        places = [self.matcher.spelled.get(f"{_unwrapped(name)}.{each}", []) for each in words]
         return [module for found in places for module in found]
 
     def _view(self, target: Module, kind: Kind) -> View | None:

@@ -135,6 +135,16 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         "LoraConfig",
         {"r": 3, "target_modules": ["turned", "square"], "trainable_token_indices": {"emb": [3, 7]}},
     ),
+    "LoRA on parameters, by their names": (
+        "LoraConfig",
+        {
+            "r": 3,
+            "target_modules": ["out"],
+            "target_parameters": ["fc.weight", "odd.weight"],
+            "alpha_pattern": {"fc.weight": 9, "odd": 2, "out": 5},
+            "rank_pattern": {"odd.weight": 2},
+        },
+    ),
     "LoRA on a convolution, with fan_in_fan_out": (
         "LoraConfig",
         {"r": 3, "target_modules": ["conv"], "fan_in_fan_out": True},
