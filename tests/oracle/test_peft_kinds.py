@@ -272,6 +272,46 @@ def test_what_peft_does_otherwise_is_refused(name: str, tmp_path: Path, monkeypa
     assert not (tmp_path / "out.safetensors").exists()
 
 
+class _Chain(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(8, 12), torch.nn.Linear(12, 8)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(values).tanh())
+
+
+def test_adalora_that_gave_up_ranks_keeps_its_scale(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = _Chain()
+    b.save(tmp_path / "base.safetensors", {key: tensor.clone() for key, tensor in net.state_dict().items()})
+    config = peft.AdaLoraConfig(
+        target_modules=["first", "second"],
+        init_r=6,
+        target_r=2,
+        tinit=1,
+        tfinal=2,
+        deltaT=1,
+        total_step=12,
+        lora_alpha=5,
+    )
+    model = peft.get_peft_model(net, config)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    descent, values, aims = torch.optim.Adam(trained, 0.05), torch.randn(64, 8), torch.randn(64, 8)
+    for step in range(12):
+        descent.zero_grad()
+        (model(values) - aims).square().mean().backward()
+        descent.step()
+        model.base_model.update_and_allocate(step)
+    model.save_pretrained(tmp_path / "adapter")
+    left = {key: tensor.shape[0] for key, tensor in load_file(tmp_path / "adapter/adapter_model.safetensors").items()}
+    assert {count for key, count in left.items() if key.endswith("lora_E")} - {0, 6}
+    wanted = model.double().merge_and_unload().state_dict()
+    after = load_file(b.bake_sd1(tmp_path, loras=["adapter"]))
+    for key, tensor in after.items():
+        assert torch.allclose(tensor.double(), wanted[key], rtol=1e-6, atol=1e-6), key
+
+
 def test_fourierft_on_gpt2_whose_table_tells_the_sides(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=30, n_positions=8)
