@@ -32,7 +32,7 @@ from lorabake.keymap.spelling import (
 )
 from lorabake.keymap.table import Architecture, KeyMap, Module
 from lorabake.keymap.view import Region, View
-from lorabake.resolve import GENERIC, LoraSource, family_of
+from lorabake.resolve import GENERIC, LoraSource, Tie, family_of
 from lorabake.tensors.safetensors import TensorInfo
 
 PACKED = {
@@ -126,8 +126,8 @@ class _Faults:
 class Matcher:
     """Place LoRAs on one base."""
 
-    def __init__(self, key_map: KeyMap, tied: str | None = None) -> None:
-        self.key_map, self.tied = key_map, tied
+    def __init__(self, key_map: KeyMap, tie: Tie | None = None) -> None:
+        self.key_map, self.tie = key_map, tie
         self.spelled = spell_all(key_map)
         self.names: dict[tuple[Region, ...], list[str]] = {}
         for modules in key_map.modules.values():
@@ -162,6 +162,7 @@ class _Match:
         self.blocks = lora.entry.blocks
         self.unlisted = f"not in components: [{', '.join(lora.entry.components or ())}]"
         self.turned = False
+        self.alphas: list[str] = []
         self.apart: Counter[str] = Counter()
         self.sides: dict[str, tuple[int, int]] = {}
 
@@ -184,6 +185,7 @@ class _Match:
         if self.faults:
             raise MatchError(self._complaint())
         self._check_announced()
+        self._check_alphas()
         if common := self.lora.tensors.common:
             if self.patches:
                 self.ledger.applied += common
@@ -265,6 +267,7 @@ class _Match:
     def _place(self, module: LoraModule, indexed: Module | None) -> None:
         size = module.size
         if module.slots.keys() == {"alpha"}:
+            self.alphas.append(module.name)
             self.ledger.excluded["alpha without a LoRA: no effect"] += size
             return
         found = [indexed] if indexed else self.matcher.spelled.get(module.name, [])
@@ -290,14 +293,18 @@ class _Match:
             return
         replaced = frozenset[str]().union(*(kind.required for kind in kinds if kind.replaces))
         whole = replaced & {"whole_weight", "whole_bias"}
+        if "whole_weight" in whole and dora.is_in(slots):
+            self.faults.strange.append((module.name, "a magnitude beside the weight that it is for"))
+            return
+        if "whole_weight" in whole and any(kind.low_rank and kind.parameter == "weight" for kind in kinds):
+            whole = whole if config is None else frozenset()  # an embedding's or a head's own (save_embedding_layers)
         if whole and not (config and all(config.saves(path, slot) for slot in whole)):
             self.faults.strange.append((module.name, "a whole tensor that no modules_to_save announces"))
             return
         if config is None and "lora_a" in module.slots:
             self.faults.strange.append((module.name, "MLX-LM's adapter_config.json is not there: it has the scale"))
             return
-        if self.matcher.tied in {each.name for each in found}:
-            why = "the base uses this embedding as its output head, too; one tensor cannot be changed for one use"
+        if why := self._tied(module, found):
             self.faults.strange.append((module.name, why))
             return
         shapes = module.shapes
@@ -321,22 +328,40 @@ class _Match:
             return
         if on_experts:
             path = f"{_unwrapped(path)}.{target.name.rpartition('.')[2]}"
+        elif config:
+            path = config.trained(path)
         count = EXPERTS.experts(shapes, target.views["weight"].shape) if kinds == (EXPERTS,) else 1
         if config and (fault := _config_fault(config, path, shapes, count)):
             self.faults.misfits.append((module.name, fault))
             return
         self._apply(module, kinds, target, strength, config, path)
 
+    def _tied(self, module: LoraModule, found: Iterable[Module]) -> str | None:
+        """Say why an embedding cannot be changed that is the output head, too; PEFT trains tokens of both at once."""
+        tie = self.matcher.tie
+        if tie is None or all(each.name != tie.embedding for each in found):
+            return None
+        if "tokens" not in module.slots:
+            why = "the base uses this embedding as its output head, too; one tensor cannot be changed for one use"
+            return None if tie.head else why
+        spelled = self.matcher.spelled
+        trained = [each.name for each in self.lora.tensors.modules.values() if "tokens" in each.slots]
+        if tie.head is None or any(each.name == tie.head for name in trained for each in spelled.get(name, ())):
+            return None
+        return f"config.json ties it to the output head, whose tokens change, too, and {tie.head} is stored apart"
+
     def _stacks(self, name: str, config: PeftConfig) -> list[Module]:
         """Find the stacks of experts that a module of trained parameters may be of; the names do not say which."""
-        places = [self.matcher.spelled.get(f"{_unwrapped(name)}.{each}", []) for each in config.parameters]
+        words = dict.fromkeys(parameter.rpartition(".")[2] for parameter in config.parameters)
+        places = [self.matcher.spelled.get(f"{_unwrapped(name)}.{each}", []) for each in words]
         return [module for found in places for module in found]
 
     def _view(self, target: Module, kind: Kind) -> View | None:
         view = target.views.get(kind.parameter)
         if kind.replaces:
             return target.views.get(f"stored_{kind.parameter}", view)
-        if view is not None and self.turned and kind.parameter == "weight" and len(view.shape) == 2:
+        turned = self.turned and kind.parameter == "weight" and not kind.on_embedding
+        if view is not None and turned and len(view.shape) == 2:
             return View(view.regions, (view.shape[1], view.shape[0]), transpose=True)
         return view
 
@@ -499,21 +524,21 @@ class _Match:
             return False
         if self.key_map.architecture.name != GENERIC:
             return False
-        straight = turned = 0
-        square = True
+        straight = turned = squares = matrices = 0
         for module in self.lora.tensors.modules.values():
-            kinds = kinds_of(frozenset(module.slots))
+            kinds = [each for each in kinds_of(frozenset(module.slots)) if each.parameter == "weight"]
             for target in self.matcher.spelled.get(module.name, [])[:1]:
                 view = target.views.get("weight")
-                if view and kinds and not kinds[0].replaces and len(view.shape) == 2:
+                if view and kinds and not kinds[0].replaces and not kinds[0].on_embedding and len(view.shape) == 2:
                     rows, columns = view.shape
                     as_is = kinds[0].fault(module.shapes, (rows, columns)) is None
                     other = kinds[0].fault(module.shapes, (columns, rows)) is None
                     straight += as_is and not other
                     turned += other and not as_is
-                    square = square and rows == columns
-        if not straight and not turned:
-            why = "every weight is square" if square else "its tensors would fit either way"
+                    squares += as_is and rows == columns
+                    matrices += as_is or other
+        if matrices and not straight and not turned:
+            why = "every weight is square" if squares == matrices else "its tensors would fit either way"
             raise MatchError(
                 f"LoRA {self.lora.name!r}: fan_in_fan_out is set and {why}\n"
                 "lorabake has no table for this base, so it cannot tell whether its weights are transposed."
@@ -544,6 +569,18 @@ class _Match:
         names = {name for vectors in self.ledger.embeddings.values() for name in vectors}
         if any(name.endswith(FOR_ONETRAINER) for name in names):
             self.ledger.notes.append(f"only OneTrainer reads embeddings called …{FOR_ONETRAINER}")
+
+    def _check_alphas(self) -> None:
+        """Refuse an alpha under another name of a module than that of its factors, which would do without it."""
+        places = {name: self.matcher.spelled.get(name, ()) for name in self.alphas}
+        for name, view in ((name, each.views.get("weight")) for name, found in places.items() for each in found):
+            for patch in self.patches:
+                lacks = patch.scale is None and "alpha" in patch.kind.optional and "alpha" not in patch.tensors
+                if patch.view == view and lacks:
+                    raise MatchError(
+                        f"LoRA {self.lora.name!r}: {name}.alpha and {patch.module} are one module under two names\n"
+                        "Rename one of them, so that it is told whether that alpha counts."
+                    )
 
     def _note_idle_semantics(self) -> None:
         meant = self.lora.entry.semantics

@@ -23,7 +23,7 @@ from lorabake.errors import FileError, MatchError, RecipeError, TargetError
 from lorabake.keymap.embeddings import Vectors, file_stem
 from lorabake.matching import Ledger, Matcher, Patch
 from lorabake.recipe import Recipe
-from lorabake.resolve import GENERIC, Sources, resolve, tied_embedding
+from lorabake.resolve import GENERIC, Sources, find_tie, resolve
 from lorabake.tensors.checkpoint import Checkpoint, Part, read_object
 from lorabake.tensors.dtypes import DTYPES, FLOAT_NAMES, nbytes
 from lorabake.tensors.packing import PackedInfo
@@ -413,7 +413,7 @@ class _Planner:
     def _match(self) -> tuple[list[Patch], list[Ledger]]:
         if not self.sources.loras:
             return [], []
-        matcher = Matcher(self.sources.key_map, tied_embedding(self.sources.base, self.sources.key_map))
+        matcher = Matcher(self.sources.key_map, find_tie(self.sources.base, self.sources.key_map))
         placed = [matcher.match(index, lora) for index, lora in enumerate(self.sources.loras)]
         patches = [patch for found, _ in placed for patch in found]
         replaced: dict[str, Patch] = {}
@@ -767,9 +767,9 @@ def _working_values(bake: Bake) -> int:
 
 
 def _is_readable(dtype: str, *, integers: bool = False) -> bool:
-    """Tell whether torch reads values of a dtype as plain numbers, floats alone unless `integers` may be, too."""
+    """Tell whether a bake and its verification read a dtype as numbers: floats, or also `integers`."""
     found = DTYPES[dtype]
-    if found.torch is None or dtype in ("C64", "F8_E8M0"):
+    if found.torch is None or dtype in ("C64", "F8_E8M0") or dtype.endswith("FNUZ"):
         return False
     return found.floating or integers
 

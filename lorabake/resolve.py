@@ -43,10 +43,19 @@ class LoraSource:
 
     def config_of(self, module: str) -> tuple[PeftConfig | None, str]:
         """Return the configuration that speaks of a module, and the module's path in its words."""
-        if self.config is not None:
-            return self.config, module.removeprefix(PEFT_ROOT)
+        whole = self.config or self.component_configs.get("")
+        if whole is not None:
+            return whole, module.removeprefix(PEFT_ROOT)
         component, _, path = module.partition(".")
         return self.component_configs.get(component), path
+
+
+@dataclass(frozen=True, slots=True)
+class Tie:
+    """Name an input embedding that is the output head, too; `head` is a second copy that is stored as the head's."""
+
+    embedding: str
+    head: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,19 +124,22 @@ def identify(tensors: Mapping[str, TensorInfo]) -> Architecture:
     return fitting[0] if fitting else next(each for each in architectures() if each.name == GENERIC)
 
 
-def tied_embedding(base: Checkpoint, key_map: KeyMap) -> str | None:
-    """Return the module that is input embedding and output head in one, if the base has such a one.
+def find_tie(base: Checkpoint, key_map: KeyMap) -> Tie | None:
+    """Find the module that is input embedding and output head in one, if the base has such a one.
 
-    It does where no head is stored and config.json names a model that has one.
+    It has where config.json names a model with a head and none is stored, or says that the two are one.
     """
-    classes = model_config(base).get("architectures")
+    config = model_config(base)
+    classes = config.get("architectures")
     with_head = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM")
     if not isinstance(classes, list) or not any(str(each).endswith(with_head) for each in classes):
         return None
     for component in key_map.architecture.components:
         names = key_map.modules.get(component.name, {})
-        if component.embeddings and not any(name.endswith(component.heads) for name in names):
-            return next((name for name in names if name.endswith(component.embeddings)), None)
+        head = next((name for name in names if component.heads and name.endswith(component.heads)), None)
+        if component.embeddings and (head is None or config.get("tie_word_embeddings") is True):
+            embedding = next((name for name in names if name.endswith(component.embeddings)), None)
+            return Tie(embedding, head) if embedding else None
     return None
 
 

@@ -138,8 +138,10 @@ def test_any_set_of_slots_is_accounted_for_whole_and_once_or_refused() -> None:
     few = [frozenset(slots) for count in range(4) for slots in combinations(SLOTS, count)]
     for slots in (*few, *whole, *(one | other for one, other in combinations(whole, 2))):
         chosen = kinds_of(slots)
-        parameters = [kind.parameter for kind in chosen]
+        parameters = [(kind.parameter, kind.underlies) for kind in chosen]
         assert len(set(parameters)) == len(parameters), sorted(slots)
+        under = {kind.parameter for kind in chosen if kind.underlies}
+        assert all(kind.low_rank for kind in chosen if kind.parameter in under and not kind.underlies), sorted(slots)
         assert all(kind.required <= slots for kind in chosen)
         if chosen:
             assert slots <= frozenset().union(*(kind.claims(slots) for kind in chosen))
@@ -186,8 +188,10 @@ def test_any_set_of_slots_is_accounted_for_whole_and_once_or_refused() -> None:
         ("up bias", set()),
         ("down bias", set()),
         ("whole_weight alpha", set()),
-        ("up down whole_weight", set()),
-        ("up down bias whole_bias", set()),
+        ("up down whole_weight", {"whole", "lora"}),
+        ("up down bias whole_bias", {"whole_bias", "lora", "lora_bias"}),
+        ("up down set_weight", set()),
+        ("hada_w1_a hada_w1_b hada_w2_a hada_w2_b whole_weight", set()),
         ("up down unheard_of", set()),
         ("", set()),
     ],

@@ -243,6 +243,21 @@ def test_lora_bias(tmp_path: Path) -> None:
     b.assert_rounded_once(out["h.0.attn.c_attn.weight"], weight.double() + change, terms=[weight, change])
 
 
+@pytest.mark.parametrize("compose", ["sum", "sequential"])
+@pytest.mark.parametrize("strength", [1.0, 0.25])
+def test_a_lora_is_added_to_the_weight_that_is_saved_with_it(tmp_path: Path, strength: float, compose: str) -> None:
+    """PEFT does so where an embedding or the head is a target; it is not always the base's to the last bit."""
+    base = b.llama(tmp_path / "base")
+    own, slots = b.Values(7)(20, 8, dtype=torch.bfloat16), b.lora((20, 8))
+    b.peft(tmp_path / "lora", {"lm_head.base_layer": {"whole": own}, "lm_head": slots})
+    recipe = {"base": "base", "output": {"path": "out"}, "compose": compose}
+    path = b.recipe(tmp_path, loras=[{"path": "lora", "strength": strength}], **recipe)
+    out = load_file(b.run(path).path / "model.safetensors")["lm_head.weight"]
+    change = b.delta(slots, (20, 8), 1.0)
+    exact = base["lm_head.weight"].double() * (1 - strength) + strength * (own.double() + change)
+    b.assert_rounded_once(out, exact, terms=[base["lm_head.weight"], own, change])
+
+
 @pytest.mark.parametrize("strength", [1.0, 0.25, -1.0])
 def test_modules_to_save_replace(tmp_path: Path, strength: float) -> None:
     base = b.llama(tmp_path / "base")

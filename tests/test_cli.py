@@ -471,6 +471,8 @@ STRANGE_LORAS: dict[str, dict[str, tuple[str, list[int], bytes]]] = {
     "four-bit alpha": {".alpha": ("F4", [2], bytes(1))},
     "complex factors": {".lora_up.weight": ("C64", [W, 1], bytes(8 * W))},
     "four-bit factors": {".lora_up.weight": ("F4", [W, 1], bytes(W // 2))},
+    "factors in the floats of one maker": {".lora_up.weight": ("F8_E4M3FNUZ", [W, 1], bytes(W))},
+    "an alpha in them": {".alpha": ("F8_E4M3FNUZ", [], bytes([64]))},
     "scale factors": {".lora_up.weight": ("F8_E8M0", [W, 1], bytes([255] * W))},
     "a factor of no dimensions": {".lora_down.weight": ("F32", [], bytes(4))},
     "a factor of one dimension": {".lora_up.weight": ("F32", [W], bytes(4 * W))},
@@ -499,12 +501,12 @@ def test_inspect_strange_loras(cli: Cli, folder: Path, sort: str) -> None:
     assert cli("inspect", "lora.safetensors").code in (0, 2)
 
 
-@pytest.mark.parametrize("dtype", ["F4", "C64", "F8_E8M0"])
+@pytest.mark.parametrize("dtype", ["F4", "C64", "F8_E8M0", "F8_E4M3FNUZ"])
 def test_strange_dtypes_in_a_vae(cli: Cli, folder: Path, dtype: str) -> None:
     entries = {}
     for name, tensor in b.vae_file("ldm", seed=3).items():
         count = tensor.numel()
-        size = {"F4": count // 2, "C64": 8 * count, "F8_E8M0": count}[dtype]
+        size = {"F4": count // 2, "C64": 8 * count, "F8_E8M0": count}.get(dtype, count)
         entries[name] = (dtype, list(tensor.shape), bytes(size))
     raw_file(folder / "vae.safetensors", entries)
     b.recipe(folder, loras=[], vae="vae.safetensors")

@@ -170,7 +170,7 @@ FORMS: dict[str, tuple[str, Form, dict[str, object] | None]] = {
     "AdaLoRA": (
         "adalora",
         linears(lambda o, i: {"lora_A": (R, i), "lora_B": (o, R), "lora_E": (R, 1)}),
-        {"peft_type": "ADALORA", "lora_alpha": 8},
+        {"peft_type": "ADALORA", "lora_alpha": 8, "init_r": R},
     ),
     "C3A": ("c3a", linears(circulant), {"peft_type": "C3A"}),
     "DeLoRA": (

@@ -406,6 +406,12 @@ def test_an_alpha_by_itself_is_counted() -> None:
     assert (ledger.applied, ledger.excluded) == (3, {"alpha without a LoRA: no effect": 1})
 
 
+def test_an_alpha_under_another_name_of_its_module_is_not_lost() -> None:
+    factors = {key: shape for key, shape in low_rank("lora_unet_fc", 6, 5).items() if not key.endswith(".alpha")}
+    with pytest.raises(MatchError, match=r"fc\.alpha and lora_unet_fc are one module"):
+        match(factors | {"fc.alpha": ()})
+
+
 def test_a_rank_of_zero_is_counted() -> None:
     shapes = low_rank("lora_unet_fc", 6, 5, 0) | low_rank("lora_unet_score", 3, 6)
     patches, ledger = match(shapes)
@@ -637,7 +643,7 @@ def test_a_whole_tensor_that_nothing_announces_is_refused(config: dict[str, obje
 def test_trained_biases_replace_where_the_configuration_says_so(bias: str, wrapper: str) -> None:
     shapes = peft("fc", 6, 5) | {f"base_model.model.fc.{wrapper}bias": (6,)}
     patches, _ = match(shapes, config=PLAIN | {"bias": bias})
-    assert [patch.kind.name for patch in patches] == ["lora", "whole_bias"]
+    assert [patch.kind.name for patch in patches] == ["whole_bias", "lora"]
     assert "no modules_to_save announces" in refusal(shapes, config=PLAIN)
 
 

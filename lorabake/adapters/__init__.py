@@ -34,7 +34,8 @@ def shared() -> tuple[tuple[str, str, str], ...]:
 def kinds_of(slots: frozenset[str]) -> tuple[Kind, ...]:
     """Choose the kinds that together account for all slots of one module, none twice for one parameter; else ().
 
-    A kind that another one's slots contain gives way to it: `weight` beside `on_input` is no whole tensor.
+    A kind that another one's slots contain gives way to it: `weight` beside `on_input` is no whole tensor. What
+    `underlies` comes first, and a product may be added to it.
     """
     claims = {kind: claimed for kind in kinds() if not kind.by_place and (claimed := kind.claims(slots))}
     chosen = tuple(
@@ -42,7 +43,10 @@ def kinds_of(slots: frozenset[str]) -> tuple[Kind, ...]:
         for kind, own in claims.items()
         if not any(own < other and kind.parameter == each.parameter for each, other in claims.items())
     )
-    once = len({kind.parameter for kind in chosen}) == len(chosen)
+    chosen = tuple(sorted(chosen, key=lambda kind: not kind.underlies))
+    under = {kind.parameter for kind in chosen if kind.underlies}
+    fits = all(kind.underlies or kind.low_rank or kind.parameter not in under for kind in chosen)
+    once = fits and len({(kind.parameter, kind.underlies) for kind in chosen}) == len(chosen)
     return chosen if once and slots == frozenset[str]().union(*(claims[kind] for kind in chosen)) else ()
 
 

@@ -1,6 +1,7 @@
-"""AdaLoRA: ΔW = alpha/(r + 1e-5) · B·(A ⊙ E), a product with trained singular values E (r, 1).
+"""AdaLoRA: ΔW = alpha/(r + 1e-5) · B·(A ⊙ E), a product with trained singular values E (kept, 1).
 
-alpha is PEFT's `lora_alpha` itself, or r where that is not positive. Zhang et al. 2023 (arXiv 2303.10512).
+r is the rank that the training began with; of its singular values the file has those that were kept. alpha is PEFT's
+`lora_alpha` itself, or r where that is not positive. Zhang et al. 2023 (arXiv 2303.10512).
 """
 
 from __future__ import annotations
@@ -43,10 +44,18 @@ class AdaLora(Kind):
         return shapes["down"][0]
 
     def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
-        """Compute the scale."""
-        alpha = stated(config, "lora_alpha")
-        rank = shapes["down"][0]
-        return {"scale": (alpha if alpha > 0 else rank) / (rank + 1e-5)}
+        """Read alpha and the first rank; refuse a count of singular values that the configuration does not know."""
+        alpha, rank = stated(config, "lora_alpha"), stated(config, "init_r")
+        patterns = (config or {}).get("rank_pattern")
+        kept = patterns.get(f"{module}.lora_E") if isinstance(patterns, dict) else None
+        count = sum(map(bool, kept)) if isinstance(kept, list) else rank
+        if count != shapes["down"][0]:
+            raise ValueError(f"it has {shapes['down'][0]} singular values, and adapter_config.json says {count:g}")
+        if alpha <= 0 and count != rank:
+            raise ValueError(
+                "lora_alpha is not positive: PEFT then scales by another rank after loading than in training"
+            )
+        return {"alpha": alpha if alpha > 0 else rank, "rank": rank}
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Check the product's shape."""
@@ -56,7 +65,8 @@ class AdaLora(Kind):
 
     def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
         """Put singular values and scale into the right-hand factor."""
-        return tensors["up"], tensors["down"] * tensors["lora_E"] * cast(float, terms.settings["scale"])
+        scale = cast(float, terms.settings["alpha"]) / (cast(float, terms.settings["rank"]) + 1e-5)
+        return tensors["up"], tensors["down"] * tensors["lora_E"] * scale
 
 
 KINDS = (AdaLora(),)

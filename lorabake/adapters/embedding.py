@@ -22,6 +22,7 @@ class EmbeddingLora(Kind):
     )
     low_rank = True
     length_axis = "column"
+    on_embedding = True
     peft_type = "LORA"
 
     def rank(self, shapes: Shapes) -> int:

@@ -80,6 +80,16 @@ class PeftIa3(Kind):
         fits = prod(shape) in weight[:2] and (len(shape) != 2 or shape in ((weight[0], 1), (1, weight[1])))
         return None if fits else f"its factors are {shape}"
 
+    def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
+        """Check that there is one factor for each of what is scaled; a grouped convolution has fewer inputs a row."""
+        inputs, count = bool(terms.settings["inputs"]), tensors["ia3_l"].numel()
+        if count != terms.shape[inputs]:
+            side = "inputs" if inputs else "outputs"
+            raise ValueError(
+                f"it scales {count} {side}, and the base's weight is {' × '.join(map(str, terms.shape))}"
+            )
+        return tensors
+
     def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
         """Return W ⊙ (l − 1)."""
         return _scaled(weight, tensors["ia3_l"] - 1, rows, terms, inputs=bool(terms.settings["inputs"]))
@@ -97,6 +107,10 @@ class PeftIa3Bias(PeftIa3):
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Leave the check to the weight."""
         return None
+
+    def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
+        """Leave the check to the weight."""
+        return tensors
 
     def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
         """Return b ⊙ (l − 1) if l scales outputs."""

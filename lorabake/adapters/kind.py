@@ -41,13 +41,13 @@ class Kind:
     slot that it fills; of `markers` the presence counts, not the value, `numbers` are single ones, of any dtype, and
     `integers` hold whole numbers. `shared` are tensors that modules of a file have in common: the pattern of a whole
     key, the slot that it fills, and the slot by which a module shows that it needs it; `drawn` are those of random
-    values, which are drawn again where the file lacks them. With `by_place` slots do not
-    tell the kind, but where the module lies. `parameter` is what it changes in a module (`weight`, `bias`); with
-    `where_present` it may lack in the base. A kind overrides `fault` and one of
+    values, which are drawn again where the file lacks them. With `by_place` slots do not tell the kind, but where the
+    module lies; with `on_embedding` it is for embeddings, which no model turns. `parameter` is what it changes in a
+    module (`weight`, `bias`); with `where_present` it may lack in the base. A kind overrides `fault` and one of
 
     - `factors`, with `low_rank`: a product that is added,
     - `delta`: anything else that is added, or that depends on the weight,
-    - `value`, with `replaces`: what the parameter becomes, whatever it was.
+    - `value`, with `replaces`: what the parameter becomes, whatever it was; with `underlies` another may add to that.
 
     Those that do not replace a weight may have DoRA on top; `length_axis` says of what a `magnitude` has the lengths.
     `by_rows` is false where rows of the delta depend on other rows of the weight. `alpha_is_scale` is false where
@@ -66,10 +66,12 @@ class Kind:
     shared: ClassVar[tuple[tuple[str, str, str], ...]] = ()
     drawn: ClassVar[frozenset[str]] = frozenset()
     by_place: ClassVar[bool] = False
+    on_embedding: ClassVar[bool] = False
     parameter: ClassVar[str] = "weight"
     where_present: ClassVar[bool] = False
     low_rank: ClassVar[bool] = False
     replaces: ClassVar[bool] = False
+    underlies: ClassVar[bool] = False
     by_rows: ClassVar[bool] = True
     length_axis: ClassVar[Literal["row", "column"]] = "row"
     alpha_is_scale: ClassVar[bool] = True

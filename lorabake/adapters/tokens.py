@@ -20,6 +20,7 @@ class TrainedTokens(Kind):
     title = "trained tokens"
     required = frozenset({"tokens"})
     suffixes = ((r"\.(?:token_adapter\.)?trainable_tokens_delta(?:\.[^.]+)?", "tokens"),)
+    on_embedding = True
     peft_type = "TRAINABLE_TOKENS"
     peft_fields = frozenset({"token_indices", "init_weights"})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from lorabake.adapters.kind import Kind, Shapes, Tensors, matrix
 
@@ -18,6 +18,7 @@ class Whole(Kind):
     required = frozenset({"whole_weight"})
     suffixes = ((r"(?:\.base_layer|\.modules_to_save(?:\.[^.]+)?)?\.weight", "whole_weight"),)
     replaces = True
+    underlies: ClassVar[bool] = True  # PEFT saves the weight of an embedding or a head with the LoRA on it
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for the parameter's own shape."""
@@ -45,6 +46,7 @@ class SetWeight(Whole):
 
     name = "set_weight"
     title = "set weight"
+    underlies = False
     required = frozenset({"set_weight"})
     suffixes = ((r"\.set_weight", "set_weight"),)
 
@@ -54,6 +56,7 @@ class SetScale(Whole):
 
     name = "set_scale"
     title = "norm's scale"
+    underlies = False
     required = frozenset({"norm_scale"})
     suffixes = ((r"(?<=_norm)\.scale", "norm_scale"),)
 
@@ -63,6 +66,7 @@ class NormWeight(Whole):
 
     name = "ln_tuning"
     title = "LN tuning"
+    underlies = False
     required = frozenset({"ln_weight"})
     suffixes = ((r"\.ln_tuning_layers(?:\.[^.]+)?\.weight", "ln_weight"),)
     peft_type = "LN_TUNING"
@@ -74,6 +78,7 @@ class NormBias(Whole):
 
     name = "ln_tuning_bias"
     title = "LN tuning's bias"
+    underlies = False
     required = frozenset({"ln_bias"})
     suffixes = ((r"\.ln_tuning_layers(?:\.[^.]+)?\.bias", "ln_bias"),)
     parameter = "bias"

@@ -83,7 +83,7 @@ class PeftConfig:
     """Hold what adapter_config.json says of ranks and scales; `where` is its place, for messages.
 
     `kind` is PEFT's type, `fields` the configuration as it was read, for adapter kinds that need more. `parameters`
-    are the last words of `target_parameters`, tensors that are no layer's weight.
+    are PEFT's `target_parameters`: tensors, named as such and not by their layers.
     """
 
     where: str
@@ -150,7 +150,7 @@ class PeftConfig:
             fan_in_fan_out=_flag(config, "fan_in_fan_out", where),
             bias=str(bias),
             modules_to_save=modules,
-            parameters=tuple(name.rpartition(".")[2] for name in _names(config, "target_parameters", where)),
+            parameters=_names(config, "target_parameters", where),
         )
 
     @classmethod
@@ -164,6 +164,11 @@ class PeftConfig:
             raise FileError(f"{where}: lora_parameters must be a mapping")
         scale = _number(parameters.get("scale", 20.0), f"{where}: lora_parameters.scale")
         return cls(where=where, kind="LORA", fields=config, rank=1, alpha=scale, dora=how == "dora")
+
+    def trained(self, module: str) -> str:
+        """Return the name by which patterns know what is trained of a module: its own, or that of its weight."""
+        weight = f"{module}.weight"
+        return weight if any(f".{weight}".endswith(f".{name}") for name in self.parameters) else module
 
     def rank_of(self, module: str) -> int:
         """Return the rank that a module was trained with."""
@@ -197,7 +202,8 @@ def from_metadata(
 ) -> dict[str, PeftConfig]:
     """Read diffusers' `lora_adapter_metadata`: component -> configuration.
 
-    Its keys carry the component in front (`unet.r`, `text_encoder.lora_alpha`).
+    Its keys carry the component in front (`unet.r`, `text_encoder.lora_alpha`) where a pipeline saved them. A model's
+    own `save_lora_adapter` puts none there, and that configuration goes by "".
     """
     text = metadata.get("lora_adapter_metadata")
     if text is None:
@@ -211,7 +217,7 @@ def from_metadata(
         raise FileError(f"{where} must be a JSON object")
     sections: dict[str, dict[str, object]] = {}
     for key, value in flat.items():
-        component, _, name = key.partition(".")
+        component, _, name = key.rpartition(".")
         sections.setdefault(component, {})[name] = value
     return {
         component: PeftConfig.read(section, f"{where}, {component}", types) for component, section in sections.items()

@@ -328,10 +328,10 @@ def miss(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
 
 
 def adalora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
-    """W + alpha/(r + 1e-5)·B·diag(E)·A (arXiv 2303.10512)."""
+    """W + alpha/(r + 1e-5)·B·diag(E)·A, r the rank before any was given up (arXiv 2303.10512)."""
     product = tensors["up"][place.rows] @ np.diag(tensors["lora_E"].reshape(-1)) @ tensors["down"]
-    scale = float(place.settings["scale"])  # type: ignore[arg-type]
-    return np.asarray(weight + scale * product)
+    alpha, rank = (float(str(place.settings[name])) for name in ("alpha", "rank"))
+    return np.asarray(weight + alpha * product / (rank + 1e-5))
 
 
 def c3a(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:

@@ -292,6 +292,29 @@ def test_ranks_and_alphas_by_pattern(family: str, compare: Any, base_of: Any, sh
     compare(family, (lora, 0.5))
 
 
+def test_a_models_own_adapter_says_its_scale_without_a_component(
+    base_of: Any, bake: Any, read: Any, assert_baked: Any, shuffle: Any, tmp_path: Path
+) -> None:
+    """`save_lora_adapter` writes neither the component nor a prefix into the names."""
+    base = base_of("sd1")
+    unet = load_pipeline("sd1", base).unet
+    config = peft.LoraConfig(
+        r=4, lora_alpha=6, target_modules=ATTENTION, use_rslora=True, alpha_pattern={"attn1.to_q": 9}
+    )
+    unet.add_adapter(config)
+    shuffle((name, parameter) for name, parameter in unet.named_parameters() if "lora_" in name)
+    unet.save_lora_adapter(tmp_path / "lora")
+    unet.to(torch.float64).fuse_lora()
+    fused = {
+        "unet/" + key.replace(".base_layer", ""): tensor
+        for key, tensor in unet.state_dict().items()
+        if ".lora_" not in key
+    }
+    before, after = read(base), read(bake(base, tmp_path / "lora"))
+    own = {key for key in before if key.startswith("unet/")}
+    assert_baked(*({key: each[key] for key in own} for each in (after, fused, before)), limit=LIMIT)
+
+
 def test_without_metadata_scale_is_one(compare: Any, base_of: Any, shuffle: Any, tmp_path: Path) -> None:
     lora = train("sd1", base_of("sd1"), tmp_path / "lora", shuffle, metadata=False)
     compare("sd1", (lora, 1.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -345,23 +346,23 @@ def test_the_classifier_is_saved_whole(merge: Any) -> None:
     merge(build("bert"), lora(task_type="SEQ_CLS", target_modules=["query", "value"]), changed=2 * 2 + 2)
 
 
-@pytest.mark.xfail(
-    raises=LorabakeError, reason="PEFT saves lm_head.base_layer.weight beside the factors; lorabake refuses it"
-)
+@pytest.mark.parametrize("compose", ["sum", "sequential"])
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 @pytest.mark.filterwarnings("ignore:.*embedding layers:UserWarning")
-def test_the_head_as_a_target(
-    strength: float, bake: Any, read: Any, assert_baked: Any, shuffle: Any, tmp_path: Path
+def test_the_head_and_the_embedding_as_targets(
+    strength: float, compose: str, bake: Any, read: Any, assert_baked: Any, shuffle: Any, tmp_path: Path
 ) -> None:
     model, base, adapter = build("llama"), tmp_path / "base", tmp_path / "adapter"
     model.save_pretrained(base)
-    trained = peft.get_peft_model(model, lora(target_modules=["q_proj", "lm_head"]))
+    trained = peft.get_peft_model(model, lora(target_modules=["q_proj", "lm_head", "embed_tokens"]))
     shuffle((n, p) for n, p in trained.named_parameters() if "lora_" in n)
     trained.save_pretrained(adapter)
     merged, before = trained.double().merge_and_unload().state_dict(), read(base)
     expected = {key: before[key].double() + strength * (merged[key] - before[key].double()) for key in before}
-    baked = read(bake(base, {"path": str(adapter), "strength": strength}))
-    assert_baked(baked, expected, before, limit=LIMITS[torch.float32], changed=3)
+    path = bake(base, {"path": str(adapter), "strength": strength}, compose=compose)
+    assert_baked(read(path), expected, before, limit=LIMITS[torch.float32], changed=4)
+    recipe = load_recipe(tmp_path / "baked.yaml")
+    assert verify(recipe, path, VerifyOptions(stages=("structure", "weights"))).is_true
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
@@ -532,6 +533,34 @@ def test_trained_tokens_replace_their_rows(bake: Any, read: Any, tmp_path: Path)
     changed = (after[key] != before[key]).any(dim=1).nonzero().flatten().tolist()
     assert changed == [3, 5]
     assert torch.equal(after[key], wanted[key])
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("is_apart", [False, True])
+def test_trained_tokens_of_a_tied_embedding_change_the_head_too(
+    is_apart: bool, bake: Any, read: Any, tmp_path: Path
+) -> None:
+    """PEFT trains them in both; a copy of the head that is stored apart would keep the old rows."""
+    model, base = build("gemma"), tmp_path / "base"
+    model.save_pretrained(base)
+    if is_apart:
+        config = json.loads((base / "config.json").read_text())
+        (base / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+        tensors = read(base)
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    tuned = peft.get_peft_model(model, lora(target_modules=["q_proj"], trainable_token_indices=[3, 5]))
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "trainable_tokens_delta" in name:
+                parameter.add_(0.3)
+    tuned.save_pretrained(tmp_path / "adapter")
+    if is_apart:
+        with pytest.raises(LorabakeError, match="lm_head is stored apart"):
+            bake(base, tmp_path / "adapter")
+        return
+    baked = type(model).from_pretrained(bake(base, tmp_path / "adapter"))
+    assert torch.allclose(outputs(baked.eval()), outputs(tuned.eval()), atol=1e-5)
 
 
 def test_an_adapter_of_another_model_is_refused(bake: Any, tmp_path: Path) -> None:

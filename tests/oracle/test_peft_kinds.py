@@ -34,14 +34,16 @@ class Net(torch.nn.Module):
         self.norm = torch.nn.LayerNorm(32)
         self.out = torch.nn.Linear(32, 16)
         self.conv = torch.nn.Conv2d(4, 8, 3)
+        self.grouped = torch.nn.Conv2d(4, 4, 3, groups=2)
         self.conv1 = torch.nn.Conv1d(4, 8, 3)
         self.turned = Conv1D(24, 16)
+        self.square = Conv1D(24, 24)
         self.odd = torch.nn.Linear(7, 11)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         hidden = self.out(self.norm(self.fc(self.emb(tokens))))
         hidden = hidden + self.conv(hidden.reshape(1, 4, -1, 4)).mean() + self.conv1(hidden.reshape(1, 4, -1)).mean()
-        return self.turned(hidden)
+        return self.square(self.turned(hidden))
 
 
 LAYERS = ["fc", "out"]
@@ -61,6 +63,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "rank and alpha patterns": ("LoHaConfig", {"r": 3, "rank_pattern": {"out": 2}, "alpha_pattern": {"fc": 7}}),
     "IA3": ("IA3Config", {"feedforward_modules": ["out"]}),
+    "IA3 on Conv1D": ("IA3Config", {"target_modules": ["turned"], "feedforward_modules": []}),
+    "IA3 on the inputs of Conv1D": ("IA3Config", {"target_modules": ["turned"], "feedforward_modules": ["turned"]}),
     "IA3 on a convolution": ("IA3Config", {"target_modules": ["conv"], "feedforward_modules": []}),
     "OFT": ("OFTConfig", {"oft_block_size": 8, "r": 0, "use_cayley_neumann": False}),
     "OFT by the series": ("OFTConfig", {"oft_block_size": 8, "r": 0, "use_cayley_neumann": True}),
@@ -157,6 +161,26 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "AdaLoRA on Conv1D": (
         "AdaLoraConfig",
         {"init_r": 4, "target_r": 2, "total_step": 10, "target_modules": ["turned"], "fan_in_fan_out": True},
+    ),
+    "LoRA on Conv1D and its bias": ("LoraConfig", {"r": 3, "target_modules": ["turned"], "lora_bias": True}),
+    "LoRA on Conv1D and an embedding": ("LoraConfig", {"r": 3, "target_modules": ["turned", "emb"]}),
+    "tokens and a square Conv1D": (
+        "LoraConfig",
+        {"r": 3, "target_modules": ["turned", "square"], "trainable_token_indices": {"emb": [3, 7]}},
+    ),
+    "LoRA on parameters, by their names": (
+        "LoraConfig",
+        {
+            "r": 3,
+            "target_modules": ["out"],
+            "target_parameters": ["fc.weight", "odd.weight"],
+            "alpha_pattern": {"fc.weight": 9, "odd": 2, "out": 5},
+            "rank_pattern": {"odd.weight": 2},
+        },
+    ),
+    "LoRA on a convolution, with fan_in_fan_out": (
+        "LoraConfig",
+        {"r": 3, "target_modules": ["conv"], "fan_in_fan_out": True},
     ),
     "LoRA on Conv1D": ("LoraConfig", {"r": 3, "target_modules": ["turned"], "fan_in_fan_out": True}),
     "BEFT": ("BeftConfig", {}),
@@ -287,6 +311,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"sparsity": 0.9, "save_precomputed_indices": False},
         "its places are not in the file",
     ),
+    "IA3 on the inputs of a grouped convolution": (
+        "IA3Config",
+        {"target_modules": ["grouped"], "feedforward_modules": ["grouped"]},
+        r"it scales 4 inputs, and the base's weight is 4 × 2 × 3",
+    ),
+    "a square Conv1D that nothing tells": (
+        "LoraConfig",
+        {"r": 3, "target_modules": ["square", "emb"]},
+        "fan_in_fan_out is set and every weight is square",
+    ),
     "FourierFT where no shape tells the sides": (
         "FourierFTConfig",
         {"n_frequency": 40, "target_modules": ["turned"]},
@@ -344,6 +378,45 @@ def test_the_wavelets_are_those_whose_filters_peft_has(tmp_path: Path) -> None:
         and theirs.Wavelet(name).rec_lo == pytest.approx(pywt.Wavelet(name).rec_lo, abs=1e-9)
     }
     assert true == WAVELETS
+    ),
+class _Chain(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(8, 12), torch.nn.Linear(12, 8)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(values).tanh())
+
+
+def test_adalora_that_gave_up_ranks_keeps_its_scale(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = _Chain()
+    b.save(tmp_path / "base.safetensors", {key: tensor.clone() for key, tensor in net.state_dict().items()})
+    config = peft.AdaLoraConfig(
+        target_modules=["first", "second"],
+        init_r=6,
+        target_r=2,
+        tinit=1,
+        tfinal=2,
+        deltaT=1,
+        total_step=12,
+        lora_alpha=5,
+    )
+    model = peft.get_peft_model(net, config)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    descent, values, aims = torch.optim.Adam(trained, 0.05), torch.randn(64, 8), torch.randn(64, 8)
+    for step in range(12):
+        descent.zero_grad()
+        (model(values) - aims).square().mean().backward()
+        descent.step()
+        model.base_model.update_and_allocate(step)
+    model.save_pretrained(tmp_path / "adapter")
+    left = {key: tensor.shape[0] for key, tensor in load_file(tmp_path / "adapter/adapter_model.safetensors").items()}
+    assert {count for key, count in left.items() if key.endswith("lora_E")} - {0, 6}
+    wanted = model.double().merge_and_unload().state_dict()
+    after = load_file(b.bake_sd1(tmp_path, loras=["adapter"]))
+    for key, tensor in after.items():
+        assert torch.allclose(tensor.double(), wanted[key], rtol=1e-6, atol=1e-6), key
 
 
 def test_fourierft_on_gpt2_whose_table_tells_the_sides(tmp_path: Path) -> None:
