@@ -287,7 +287,8 @@ class _Match:
         if config is None and "lora_a" in module.slots:
             self.faults.strange.append((module.name, "MLX-LM's adapter_config.json is not there: it has the scale"))
             return
-        if self.matcher.tied in {each.name for each in found}:
+        views = [view for each in found for view in each.views.values()]
+        if any(self.matcher.tied in self.matcher.names[view.regions] for view in views):
             why = "the base uses this embedding as its output head, too; one tensor cannot be changed for one use"
             self.faults.strange.append((module.name, why))
             return
