@@ -21,6 +21,7 @@ from lorabake.tensors.checkpoint import Checkpoint, open_lora
 from lorabake.tensors.dtypes import decode_scalar
 from lorabake.tensors.packing import find_packing
 from lorabake.tensors.safetensors import TensorInfo
+from lorabake.translation import dialect_of, transcribe
 
 FACTS = (
     "ss_base_model_version",
@@ -112,6 +113,8 @@ def _describe_lora(checkpoint: Checkpoint, tensors: LoraTensors, config: PeftCon
     if config:
         described["adapter_config"] = {"r": config.rank, "lora_alpha": config.alpha, "rslora": config.rslora}
         described["alphas"] = f"{config.alpha:g} (adapter_config)" if not alphas else described["alphas"]
+    if dialect := dialect_of(checkpoint):
+        described["names of"] = dialect.title
     if family:
         described["seen by"] = family[1]
     if tensors.unknown:
@@ -120,6 +123,7 @@ def _describe_lora(checkpoint: Checkpoint, tensors: LoraTensors, config: PeftCon
 
 
 def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
+    checkpoint = transcribe(checkpoint)
     packing = find_packing(checkpoint.tensors, model_config(checkpoint))
     tensors = packing.logical(checkpoint.tensors)
     key_map = KeyMap.expand(identify(tensors), tensors)

@@ -24,21 +24,12 @@ Suffix = tuple[str, str]
 UNSUPPORTED = (
     (r"\.oft_(?:blocks\.\d+|r)", "OFT in several parts"),
     (r"\.bias_(?:indices|values|size)", "sparse bias"),
-    (r"\.lora_[ab]\.weight", "torchtune's LoRA"),
-    (
-        r"\A(?:transformer\.h\.\d+\.(?:attn\.(?:qkv|proj)|mlp\.(?:fc|proj|fc_[12]))|lm_head)\.lora_[AB]",
-        "litgpt's LoRA",
-    ),
     (r"\.lora_(?:down|up)", "nunchaku's LoRA"),
     (r"\.___\.(?:layer\.W_(?:down|up)|alpha)", "HCP-Diffusion's LoRA"),
 )
 
 # Kind -> why it is none that can be baked, and what helps.
 REASONS = {
-    "torchtune's LoRA": "torchtune has q and k in another order of rows than the checkpoint\n"
-    "Save the adapter in PEFT's format (torchtune does both), and bake that.",
-    "litgpt's LoRA": "litgpt has q, k and v in one, in an order that only its own configuration tells\n"
-    "Merge it with litgpt, and convert the result.",
     "nunchaku's LoRA": "nunchaku packs a LoRA for one kernel; bake the LoRA that it was made of",
     "HCP-Diffusion's LoRA": "HCP-Diffusion's scale cannot be told from the file\n"
     "Convert it with hcpdiff.tools.lora_convert (--to_webui), and bake that.",
