@@ -87,12 +87,15 @@ def _describe_lora(checkpoint: Checkpoint, tensors: LoraTensors, config: PeftCon
     components: Counter[str] = Counter()
     family = family_of(tensors)
     own = family[0].components if family else ()
+    dialect = dialect_of(checkpoint)
     tables = own or [part for each in architectures() if each is not GENERIC for part in each.components]
     for module in tensors.modules.values():
         for kind in kinds_of(frozenset(module.slots)):
             title = "DoRA" if dora.is_in(module.slots) else kind.title
             kinds["LoRA with a Tucker core" if "mid" in module.slots else title] += 1
-        if "down" in module.slots and module.slots["down"].shape:
+        if dialect and module.shapes.get("up"):  # the other factor may hold those of several modules, or be turned
+            ranks[module.slots["up"].shape[-1]] += 1
+        elif "down" in module.slots and module.slots["down"].shape:
             ranks[module.slots["down"].shape[0]] += 1
         if "lora_a" in module.slots and module.slots["lora_a"].shape:
             ranks[module.slots["lora_a"].shape[-1]] += 1
@@ -113,8 +116,10 @@ def _describe_lora(checkpoint: Checkpoint, tensors: LoraTensors, config: PeftCon
     if config:
         described["adapter_config"] = {"r": config.rank, "lora_alpha": config.alpha, "rslora": config.rslora}
         described["alphas"] = f"{config.alpha:g} (adapter_config)" if not alphas else described["alphas"]
-    if dialect := dialect_of(checkpoint):
+    if dialect:
         described["names of"] = dialect.title
+        alpha = checkpoint.facts.get("adapter.lora.alpha", "said by the files beside it")
+        described["alphas"] = f"{config.alpha:g} (adapter_config)" if config else str(alpha)
     if family:
         described["seen by"] = family[1]
     if tensors.unknown:

@@ -132,10 +132,10 @@ def _parts(module: LoraModule, said: _Said, heads: Heads) -> Iterator[LoraModule
     """Cut the factors of a fused module into those of q, k and v; tensors are counted with the first."""
     if module.slots.keys() != {"up", "down"} or not said.trained:
         raise ValueError(f"{module.name} has {', '.join(sorted(module.slots))}, not the factors of q, k and v")
-    up, down, counts = module.slots["up"], module.slots["down"], {"q": heads.queries, "k": heads.groups}
-    each = [counts.get(part, heads.groups) for part in said.trained]
-    size, rest = divmod(up.shape[0], sum(each))
-    if rest or down.shape[0] != said.config.rank * len(each):
+    up, down = module.slots["up"], module.slots["down"]
+    each = [heads.queries if part == "q" else heads.groups for part in said.trained]
+    size, rest = divmod(up.shape[0] if len(up.shape) == len(down.shape) == 2 else 0, sum(each))
+    if rest or not size or down.shape[0] != said.config.rank * len(each):
         raise ValueError(
             f"{module.name} has factors {up.shape} and {down.shape}: not those of {', '.join(said.trained)} of rank "
             f"{said.config.rank}, with {heads.queries} heads in {heads.groups} groups"
@@ -208,6 +208,12 @@ def _litgpt(dialect: Dialect, lora: _Lora) -> _Said:
     training, model = (_read_yaml(folder / name, lora.name) for name in ("hyperparameters.yaml", "model_config.yaml"))
     rank, alpha = (_number(training, name, folder / "hyperparameters.yaml") for name in ("lora_r", "lora_alpha"))
     queries, groups = (_number(model, name, folder / "model_config.yaml") for name in ("n_head", "n_query_groups"))
+    base = _heads(lora.base)
+    if base not in (None, Heads(queries, groups)):
+        raise MatchError(
+            f"LoRA {lora.name!r}: litgpt's model_config.yaml says {queries} heads in {groups} groups, and the base's "
+            "config.json does not"
+        )
     config = PeftConfig(str(folder / "hyperparameters.yaml"), "LORA", {}, rank, float(alpha))
     trained = tuple(
         part

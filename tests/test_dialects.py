@@ -199,12 +199,19 @@ LIT_MODEL = {"n_head": 2, "n_query_groups": 1, "head_size": 4}
 def litgpt(folder: Path, trained: object, model: object, *, rows: int = 12) -> None:
     values = b.Values(2)
     tensors = {"transformer.h.0.attn.qkv.lora_A": values(4, 8), "transformer.h.0.attn.qkv.lora_B": values(rows, 2)}
-    (folder / "adapter").mkdir()
+    (folder / "adapter").mkdir(exist_ok=True)
     torch.save({"model": tensors}, folder / "adapter" / "lit_model.pth.lora")
     for name, said in (("hyperparameters.yaml", trained), ("model_config.yaml", model)):
         if said is not None:
             text = said if isinstance(said, str) else yaml.safe_dump(said)
             (folder / "adapter" / name).write_text(text)
+
+
+def test_litgpt_factors_that_are_no_matrices_are_refused(tmp_path: Path) -> None:
+    base_of(tmp_path)
+    for rows in (0, 7):
+        litgpt(tmp_path, LIT_TRAINED, LIT_MODEL, rows=rows)
+        assert f"factors ({rows}, 2) and (4, 8): not those of q, v of rank 2" in refusal(tmp_path, "adapter")
 
 
 @pytest.mark.parametrize(
@@ -219,6 +226,11 @@ def litgpt(folder: Path, trained: object, model: object, *, rows: int = 12) -> N
         ({**LIT_TRAINED, "lora_key": True}, LIT_MODEL, "not those of q, k, v of rank 2, with 2 heads in 1 groups"),
         ({**LIT_TRAINED, "lora_value": False}, LIT_MODEL, "not those of q of rank 2"),
         ({**LIT_TRAINED, "lora_r": 4}, LIT_MODEL, "not those of q, v of rank 4"),
+        (
+            LIT_TRAINED,
+            {"n_head": 4, "n_query_groups": 2},
+            "says 4 heads in 2 groups, and the base's config.json does not",
+        ),
         ({"lora_r": 2, "lora_alpha": 4}, LIT_MODEL, "has down, up, not the factors of q, k and v"),
     ],
 )
@@ -240,6 +252,8 @@ def test_what_says_how_a_lora_lies_is_kept_with_its_digest(tmp_path: Path) -> No
         "hyperparameters.yaml",
         "model_config.yaml",
     ]
+    described = inspect(tmp_path / "adapter")
+    assert (described["names of"], described["ranks"]) == ("litgpt", {"2": 1})
     assert plan.ledgers[0].tensors == plan.ledgers[0].applied == 2
     assert {key for patch in plan.patches for key in patch.view.keys} == {f"{Q}.weight", f"{Q[:-6]}v_proj.weight"}
 
@@ -289,7 +303,8 @@ def test_a_norm_in_a_lora_in_gguf_takes_the_place_of_the_bases(tmp_path: Path) -
     changed = {key for key, tensor in base.items() if not torch.equal(tensor, after[key])}
     assert changed == {f"{Q}.weight", "model.layers.1.input_layernorm.weight"}
     assert torch.equal(after["model.layers.1.input_layernorm.weight"], torch.ones(8))
-    assert inspect(tmp_path / "lora.gguf")["names of"] == "llama.cpp"
+    described = inspect(tmp_path / "lora.gguf")
+    assert (described["names of"], described["alphas"], described["ranks"]) == ("llama.cpp", "4.0", {"2": 1})
 
 
 def test_a_lora_in_gguf_of_an_image_model_has_the_names_of_the_checkpoint(tmp_path: Path) -> None:

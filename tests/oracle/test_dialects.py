@@ -54,7 +54,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3", {}),
 }
 OTHER_FIELDS: dict[str, dict[str, Any]] = {
-    "GPTNeoX": {"rotary_pct": 0.5, "hidden_act": "gelu", "attention_bias": True},
+    "GPTNeoX": {"num_key_value_heads": 4, "rotary_pct": 0.5, "hidden_act": "gelu", "attention_bias": True},
     "Gemma2": {"head_dim": 8},
 }
 
