@@ -328,7 +328,9 @@ class Executor:
         return self._read_rows(info, 0, *matrix(info.shape), fresh=True).reshape(info.shape)
 
     def _read_stored(self, info: TensorInfo) -> torch.Tensor:
-        """Read a whole tensor as it is stored."""
+        """Read a whole tensor as it is stored; a part that is packed itself, decoded."""
+        if isinstance(info, PackedInfo):
+            return self._read_whole(info)
         raw = torch.empty(info.nbytes, dtype=torch.uint8)
         self.reader.read(info.file, info.start, _view(raw))
         return raw.view(_torch_dtype(info.dtype)).reshape(info.shape).to(self.device)

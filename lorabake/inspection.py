@@ -22,6 +22,7 @@ from lorabake.tensors.checkpoint import Checkpoint, open_lora
 from lorabake.tensors.dtypes import decode_scalar
 from lorabake.tensors.packing import find_packing
 from lorabake.tensors.safetensors import TensorInfo
+from lorabake.translation import dialect_of, transcribe
 
 FACTS = (
     "ss_base_model_version",
@@ -87,12 +88,15 @@ def _describe_lora(checkpoint: Checkpoint, tensors: LoraTensors, config: PeftCon
     components: Counter[str] = Counter()
     family = family_of(tensors)
     own = family[0].components if family else ()
+    dialect = dialect_of(checkpoint)
     tables = own or [part for each in architectures() if each is not GENERIC for part in each.components]
     for module in tensors.modules.values():
         for kind in kinds_of(frozenset(module.slots)):
             title = "DoRA" if dora.is_in(module.slots) else kind.title
             kinds["LoRA with a Tucker core" if "mid" in module.slots else title] += 1
-        if "down" in module.slots and module.slots["down"].shape:
+        if dialect and module.shapes.get("up"):  # the other factor may hold those of several modules, or be turned
+            ranks[module.slots["up"].shape[-1]] += 1
+        elif "down" in module.slots and module.slots["down"].shape:
             ranks[module.slots["down"].shape[0]] += 1
         if "lora_a" in module.slots and module.slots["lora_a"].shape:
             ranks[module.slots["lora_a"].shape[-1]] += 1
@@ -113,6 +117,10 @@ def _describe_lora(checkpoint: Checkpoint, tensors: LoraTensors, config: PeftCon
     if config:
         described["adapter_config"] = {"r": config.rank, "lora_alpha": config.alpha, "rslora": config.rslora}
         described["alphas"] = f"{config.alpha:g} (adapter_config)" if not alphas else described["alphas"]
+    if dialect:
+        described["names of"] = dialect.title
+        alpha = checkpoint.facts.get("adapter.lora.alpha", "said by the files beside it")
+        described["alphas"] = f"{config.alpha:g} (adapter_config)" if config else str(alpha)
     if family:
         described["seen by"] = family[1]
     learned = _embeddings(checkpoint, tensors)
@@ -131,6 +139,7 @@ def _embeddings(checkpoint: Checkpoint, tensors: LoraTensors) -> dict[str, str]:
 
 
 def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
+    checkpoint = transcribe(checkpoint)
     packing = find_packing(checkpoint.tensors, model_config(checkpoint))
     tensors = packing.logical(checkpoint.tensors)
     key_map = KeyMap.expand(identify(tensors), tensors)

@@ -339,7 +339,8 @@ class _Match:
     def _tied(self, module: LoraModule, found: Iterable[Module]) -> str | None:
         """Say why an embedding cannot be changed that is the output head, too; PEFT trains tokens of both at once."""
         tie = self.matcher.tie
-        if tie is None or all(each.name != tie.embedding for each in found):
+        views = [view for each in found for view in each.views.values()]
+        if tie is None or all(tie.embedding not in self.matcher.names[view.regions] for view in views):
             return None
         if "tokens" not in module.slots:
             why = "the base uses this embedding as its output head, too; one tensor cannot be changed for one use"

@@ -429,7 +429,7 @@ class _Planner:
         for patch in patches:
             for slot, info in patch.tensors.items():
                 single, whole = slot in patch.kind.numbers, slot in patch.kind.integers
-                if not _is_readable(info.dtype, integers=single or whole) or (single and prod(info.shape) != 1):
+                if not _is_readable(info, integers=single or whole) or (single and prod(info.shape) != 1):
                     wanted = "one number" if single else "whole numbers" if whole else "floats"
                     name = self.sources.loras[patch.lora].name
                     raise MatchError(f"LoRA {name!r}: {info.name} is {info.dtype} {list(info.shape)}, not {wanted}")
@@ -476,7 +476,7 @@ class _Planner:
                     shapes = f"{info.shape}, the base's is {self.sources.base.tensors[key].shape}"
                     raise FileError(f"{vae.path}: {info.name} is {shapes}: a VAE of another model?")
                 dtype = self.sources.base.tensors[key].dtype
-                if info.dtype != dtype and not (_is_readable(info.dtype) and dtype in FLOAT_NAMES.values()):
+                if info.dtype != dtype and not (_is_readable(info) and dtype in FLOAT_NAMES.values()):
                     raise FileError(f"{vae.path}: {info.name} is {info.dtype}, and cannot become the base's {dtype}")
                 replaced[key] = info
                 used.add(info.key)
@@ -522,7 +522,7 @@ class _Planner:
             stored = info.parts["weight"] if key in packing.scaled else info
             if self._dtype(key, stored) != stored.dtype:
                 found |= dict.fromkeys((part.key for part in info.parts.values()), info)
-            elif info.dtype.startswith("GGUF"):
+            elif isinstance(self.sources.base.tensors.get(key), PackedInfo):  # no SafeTensors could hold it as it is
                 raise FileError(f"{info.file}: {key} is packed ({info.dtype})\n{_NAME_A_DTYPE}")
         return found
 
@@ -766,10 +766,12 @@ def _working_values(bake: Bake) -> int:
     return factors + (10 if packed else 4) * whole
 
 
-def _is_readable(dtype: str, *, integers: bool = False) -> bool:
-    """Tell whether a bake and its verification read a dtype as numbers: floats, or also `integers`."""
-    found = DTYPES[dtype]
-    if found.torch is None or dtype in ("C64", "F8_E8M0") or dtype.endswith("FNUZ"):
+def _is_readable(info: TensorInfo, *, integers: bool = False) -> bool:
+    """Tell whether a bake and its verification read a tensor as numbers: floats, or also `integers`."""
+    if isinstance(info, PackedInfo):
+        return True
+    found = DTYPES[info.dtype]
+    if found.torch is None or info.dtype in ("C64", "F8_E8M0") or info.dtype.endswith("FNUZ"):
         return False
     return found.floating or integers
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lorabake import __version__
-from lorabake.tensors.checkpoint import PICKLE_SUFFIXES, Checkpoint
+from lorabake.tensors.checkpoint import PICKLE_SUFFIXES, Checkpoint, said_beside
 from lorabake.tensors.safetensors import Header
 
 PLACEHOLDER = "0" * 64
@@ -41,8 +41,8 @@ def describe(checkpoint: Checkpoint, path: str, digests: Mapping[Path, str]) -> 
         name = given.relative_to(checkpoint.path).as_posix() if checkpoint.is_folder else path
         digest = {"sha256": digests[given]} if given in digests else {"header_sha256": header.sha256}
         files.append({"name": name, "size": given.stat().st_size, **digest})
-    config = (checkpoint.path if checkpoint.is_folder else checkpoint.path.parent) / "adapter_config.json"
-    if checkpoint.parts[0].files[0].path.stem in ("adapter_model", "adapters") and config.is_file():
+    _, first = next(origins(checkpoint))
+    for config in said_beside(first):
         files.append({"name": config.name, "sha256": hashlib.sha256(config.read_bytes()).hexdigest()})
     return {"path": path, "files": files} if checkpoint.is_folder or len(files) > 1 else files[0]
 

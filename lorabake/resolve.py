@@ -21,6 +21,7 @@ from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, open_lora, 
 from lorabake.tensors.dtypes import FLOAT_NAMES, LARGEST
 from lorabake.tensors.packing import PackedInfo, Packing, find_packing, grow, read_shape
 from lorabake.tensors.safetensors import TensorInfo
+from lorabake.translation import config_of, transcribe, translate
 
 GENERIC = "generic"
 VAE_ONLY = Architecture(name="vae", title="VAE", components=(VAE,))
@@ -82,7 +83,7 @@ class Sources:
 
 def resolve(recipe: Recipe) -> Sources:
     """Open every input of the recipe; raise FileError for what is missing, damaged or of another format."""
-    base = open_checkpoint(recipe.locate(recipe.base.path), recipe.base.variant)
+    base = transcribe(open_checkpoint(recipe.locate(recipe.base.path), recipe.base.variant))
     if base.is_folder and recipe.base.sha256:
         raise FileError(f"{base.path}: sha256 is for a file, and the base is a folder")
     vae = vae_map = None
@@ -91,13 +92,15 @@ def resolve(recipe: Recipe) -> Sources:
         if find(VAE, vae.tensors) is None:
             raise FileError(f"{vae.path}: not a VAE: it has no encoder.down… tensors")
         vae_map = KeyMap.expand(VAE_ONLY, vae.tensors)
-    packing = find_packing(base.tensors, model_config(base))
+    config = model_config(base)
+    packing = find_packing(base.tensors, config)
     tensors = packing.logical(base.tensors)
     key_map = KeyMap.expand(identify(tensors), tensors)
     loras = tuple(open_source(recipe, entry) for entry in recipe.loras)
     if wider := grown(key_map, loras):
         packing = replace(packing, grown=wider)
         key_map = KeyMap.expand(key_map.architecture, tensors | wider)
+    loras = tuple(_translated(lora, key_map, config) for lora in loras)
     return Sources(recipe, base, packing, key_map, loras, vae, vae_map)
 
 
@@ -112,6 +115,15 @@ def open_source(recipe: Recipe, entry: Lora) -> LoraSource:
         config=None if config is None else PeftConfig.read(config, f"{where}: adapter_config.json", peft_fields()),
         component_configs=from_metadata(checkpoint.metadata, where, peft_fields()),
     )
+
+
+def _translated(lora: LoraSource, key_map: KeyMap, config: Mapping[str, object]) -> LoraSource:
+    """Put another library's LoRA into transformers' order, and give the base's modules that library's names, too."""
+    found = translate(lora.name, lora.checkpoint, lora.tensors, lora.config, key_map, config)
+    for module in found.modules:
+        if key_map.modules[module.component].setdefault(module.name, module).views != module.views:
+            raise MatchError(f"LoRA {lora.name!r}: finds {module.name} in other rows than a LoRA before it")
+    return replace(lora, tensors=found.tensors, config=found.config)
 
 
 def identify(tensors: Mapping[str, TensorInfo]) -> Architecture:
@@ -176,7 +188,9 @@ def grown(key_map: KeyMap, loras: tuple[LoraSource, ...]) -> dict[str, PackedInf
 
 
 def model_config(base: Checkpoint) -> dict[str, object]:
-    """Read the config.json of a model's folder; an empty one where there is none."""
+    """Read the config.json of a model's folder, or what a GGUF file says in its place; empty where there is none."""
+    if base.facts:
+        return config_of(base.facts)
     config = (base.path if base.is_folder else base.path.parent) / "config.json"
     return read_object(config) if config.is_file() else {}
 

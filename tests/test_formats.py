@@ -370,6 +370,9 @@ OTHERS = {
     "kohya with `split_qkv`": ("Flux.1", "Stable Diffusion 3", "Lumina 2"),
     "AnimateDiff's motion LoRA": ("AnimateDiff motion module",),
     "MLX-LM": ("language models",),
+    "torchtune": ("language models",),  # these three by tests/oracle/test_dialects.py
+    "litgpt": ("language models",),
+    "llama.cpp (GGUF)": ("language models",),
 }
 
 CELLS = [
@@ -878,14 +881,6 @@ REFUSED = {
         {f"{MLX_Q}.lora_a": (8, 2), f"{MLX_Q}.lora_b": (2, 8)},
         "MLX-LM's adapter_config.json is not there: it has the scale",
     ),
-    "torchtune": (
-        {"layers.0.attn.q_proj.lora_a.weight": (2, 8), "layers.0.attn.q_proj.lora_b.weight": (8, 2)},
-        "torchtune has q and k in another order of rows than the checkpoint",
-    ),
-    "litgpt": (
-        {"transformer.h.0.attn.qkv.lora_A": (6, 8), "transformer.h.0.attn.qkv.lora_B": (24, 2)},
-        "litgpt has q, k and v in one, in an order that only its own configuration tells",
-    ),
     "nunchaku": (
         {"transformer_blocks.0.qkv_proj.lora_down": (16, 8), "transformer_blocks.0.qkv_proj.lora_up": (24, 16)},
         "nunchaku packs a LoRA for one kernel; bake the LoRA that it was made of",
@@ -944,6 +939,9 @@ EXAMPLES = {
     "kohya with `split_qkv`": "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight",
     "AnimateDiff's motion LoRA": "down_blocks.0.motion_modules.0.….processor.to_q_lora.down.weight",
     "MLX-LM": "model.layers.0.self_attn.q_proj.lora_a",
+    "torchtune": "layers.0.attn.q_proj.lora_a.weight",
+    "litgpt": "transformer.h.0.attn.qkv.lora_A",
+    "llama.cpp (GGUF)": "blk.0.attn_q.weight.lora_a",
 }
 
 

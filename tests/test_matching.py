@@ -808,3 +808,9 @@ def test_diffusers_metadata_gives_each_component_its_scale() -> None:
 def test_damaged_metadata_is_an_error(text: str, words: str) -> None:
     with pytest.raises(FileError, match=words):
         source({}, metadata={"lora_adapter_metadata": text})
+
+
+def test_an_output_head_has_the_name_that_transformers_has_in_memory() -> None:
+    base = made_for(infos({"embed_out.weight": (20, 8), "gpt_neox.embed_in.weight": (20, 8)}))
+    (patch,), _ = base.match(0, source(infos(peft("lm_head", 20, 8)), config={"r": 2, "lora_alpha": 4}))
+    assert patch.view.keys == ("embed_out.weight",)

@@ -393,16 +393,8 @@ def test_gguf(kind: str, tmp_path: Path) -> None:
     assert_true(recipe, wrong="fc.weight")
 
 
-def test_language_models_in_gguf_are_refused(tmp_path: Path) -> None:
-    gguf = pytest.importorskip("gguf")
-    writer = gguf.GGUFWriter(tmp_path / "base.gguf", "llama")
-    writer.add_tensor("blk.0.attn_q.weight", np.ones((4, 4), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    with pytest.raises(FileError, match=r"a model called 'llama', whose names and rows llama.cpp has changed"):
-        b.run(b.recipe(tmp_path, base="base.gguf", loras=[], output={"dtype": "float32"}))
+def test_a_damaged_gguf_file_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
     (tmp_path / "base.gguf").write_bytes(b"GGUF" + b"\0" * 8)
     with pytest.raises(FileError, match="damaged GGUF"):
         b.run(b.recipe(tmp_path, base="base.gguf", loras=[], output={"dtype": "float32"}))

@@ -162,6 +162,11 @@ KEYS = {
         "monteclora_gaussian_var_prior",
     ),
     "fc.lora_monteclora_sampler.std_prior": ("fc", "monteclora_std_prior"),
+    "layers.0.attn.q_proj.lora_a.weight": ("layers.0.attn.q_proj", "down"),
+    "layers.0.attn.q_proj.lora_b.weight": ("layers.0.attn.q_proj", "up"),
+    "blk.0.attn_q.weight.lora_a": ("blk.0.attn_q", "down"),
+    "blk.0.attn_q.weight.lora_b": ("blk.0.attn_q", "up"),
+    "transformer.h.0.attn.qkv.lora_A": ("transformer.h.0.attn.qkv", "down"),
     "diffusion_model.scale.set_weight": ("diffusion_model.scale", "set_weight"),
 }
 UNBAKED = {
@@ -171,10 +176,6 @@ UNBAKED = {
     "lora_unet_conv_in.lambda_layer": "T-LoRA",
     "lora_unet_conv_in.q_layer.weight": "T-LoRA",
     "lora_unet_conv_in.up_list.3": "DyLoRA in blocks",
-    "layers.0.attn.q_proj.lora_a.weight": "torchtune's LoRA",
-    "transformer.h.0.attn.qkv.lora_A": "litgpt's LoRA",
-    "transformer.h.10.mlp.fc_1.lora_B": "litgpt's LoRA",
-    "lm_head.lora_A": "litgpt's LoRA",
     "transformer_blocks.0.qkv_proj.lora_down": "nunchaku's LoRA",
     "transformer_blocks.0.qkv_proj.lora_up": "nunchaku's LoRA",
     "down_blocks.0.attentions.0.proj_in.___.layer.W_down": "HCP-Diffusion's LoRA",

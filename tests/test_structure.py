@@ -23,8 +23,9 @@ LAYERS = (
     ("tensors",),
     ("keymap",),
     ("components",),
-    ("architectures", "adapters"),
+    ("architectures", "adapters", "dialects"),
     ("recipe",),
+    ("translation",),
     ("resolve", "methods", "rounding"),
     ("matching",),
     ("provenance",),
@@ -40,7 +41,7 @@ LAYERS = (
 LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}
 TOP = {"__init__", "__main__"}
 # Folders whose files do not know of each other, but for what all may use.
-APART = {"architectures": set(), "components": set(), "adapters": {"kind"}}
+APART = {"architectures": set(), "components": set(), "dialects": set(), "adapters": {"kind"}}
 
 
 def name_of(path: Path) -> str:

@@ -42,6 +42,10 @@ class Lora(Kind):
         (r"\.lora_mid\.weight", "mid"),
         (r"\.lora_A(?:\.[^.]+)?\.weight", "down"),  # PEFT, diffusers; an adapter's name may stand inside
         (r"\.lora_B(?:\.[^.]+)?\.weight", "up"),
+        (r"\.lora_a\.weight", "down"),  # torchtune
+        (r"\.lora_b\.weight", "up"),
+        (r"\.weight\.lora_a", "down"),  # llama.cpp
+        (r"\.weight\.lora_b", "up"),
         (r"\.lora_A", "down"),
         (r"\.lora_B", "up"),
         (r"[._]lora\.down\.weight", "down"),  # diffusers up to 0.26, with `_lora` its attention processors
@@ -57,7 +61,7 @@ class Lora(Kind):
         (r"\.alpha", "alpha"),
         (r"\.dora_scale", "dora_scale"),  # LyCORIS
         (r"\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?", "magnitude"),  # PEFT
-        (r"\.magnitude", "magnitude"),  # ai-toolkit
+        (r"\.magnitude", "magnitude"),  # ai-toolkit, torchtune
         (r"\.reshape_weight", "reshape_weight"),  # ComfyUI: the weight grows to this shape first
         *IN_TRAINING.items(),
     )

@@ -3,7 +3,7 @@
 This is how transformers models bake (Llama, Mistral, Qwen, Gemma, T5, BERT …): PEFT writes their own paths.
 """
 
-from lorabake.keymap.table import Architecture, Component, Layout
+from lorabake.keymap.table import Alias, Architecture, Component, Layout
 
 GENERIC = Architecture(
     name="generic",
@@ -25,6 +25,7 @@ GENERIC = Architecture(
             ),
             embeddings=("embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tok_embeddings"),
             heads=("lm_head", "embed_out", "output", "predictions.decoder"),
+            aliases=(Alias("lm_head", ("embed_out",)),),  # GPT-NeoX, as transformers has it in memory
         ),
         Component(
             name="transformer",

@@ -26,11 +26,6 @@ UNSUPPORTED = (
     (r"\.oft_r", "OFT of PEFT before 0.14"),
     (r"\.(?:lora_[AB]|up_list|down_list)\.\d+", "DyLoRA in blocks"),
     (r"\.(?:[qp]_layer\.weight|lambda_layer)", "T-LoRA"),
-    (r"\.lora_[ab]\.weight", "torchtune's LoRA"),
-    (
-        r"\A(?:transformer\.h\.\d+\.(?:attn\.(?:qkv|proj)|mlp\.(?:fc|proj|fc_[12]))|lm_head)\.lora_[AB]",
-        "litgpt's LoRA",
-    ),
     (r"\.lora_(?:down|up)", "nunchaku's LoRA"),
     (r"\.___\.(?:layer\.W_(?:down|up)|alpha)", "HCP-Diffusion's LoRA"),
 )
@@ -42,10 +37,6 @@ REASONS = {
     "DyLoRA in blocks": "DyLoRA's blocks as they are in training, before the trainer saves them as one LoRA\n"
     "Load it with the program that trained it, and save it as its scripts do.",
     "T-LoRA": "its rank depends on the timestep, and its change on where its training began: the file does not say",
-    "torchtune's LoRA": "torchtune has q and k in another order of rows than the checkpoint\n"
-    "Save the adapter in PEFT's format (torchtune does both), and bake that.",
-    "litgpt's LoRA": "litgpt has q, k and v in one, in an order that only its own configuration tells\n"
-    "Merge it with litgpt, and convert the result.",
     "nunchaku's LoRA": "nunchaku packs a LoRA for one kernel; bake the LoRA that it was made of",
     "HCP-Diffusion's LoRA": "HCP-Diffusion's scale cannot be told from the file\n"
     "Convert it with hcpdiff.tools.lora_convert (--to_webui), and bake that.",

@@ -6,7 +6,7 @@ weight through it and writing a result back through it are the same object.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,6 +51,22 @@ class View:
         for size in self.shape[1:]:
             count *= size
         return count
+
+    def take(self, rows: Iterable[range]) -> View:
+        """Show some of the module's rows, in the order of these ranges; a transposed view has none to take."""
+        assert not self.transpose
+        regions: list[Region] = []
+        for wanted in rows:
+            start = 0
+            for region in self.regions:
+                stop = start + region.stop - region.start
+                first, last = max(start, wanted.start), min(stop, wanted.stop)
+                if first < last:
+                    offset = region.start - start
+                    regions.append(Region(region.key, first + offset, last + offset))
+                start = stop
+        count = sum(region.stop - region.start for region in regions)
+        return View(tuple(regions), (count, *self.shape[1:]))
 
     def read(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Gather the module's weight, shaped `shape`, from whole base tensors; a copy or an alias."""

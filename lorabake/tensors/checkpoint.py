@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from lorabake.errors import FileError
 from lorabake.tensors import gguf, pickles
 from lorabake.tensors.safetensors import Header, TensorInfo, parse_object, read_header, some, why
 
-PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
+PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".lora"}
 _WEIGHT_SUFFIXES = PICKLE_SUFFIXES | {
     ".safetensors", ".msgpack", ".h5", ".onnx", ".onnx_data", ".gguf", ".tflite", ".ot"
 }  # fmt: skip
@@ -32,6 +32,17 @@ _STANDARD_INDEX = re.compile(_STEMS + r"\.safetensors\.index" + _VARIANT + r"\.j
 _INDEX = re.compile(r".+\.safetensors\.index" + _VARIANT + r"\.json")
 _FOREIGN_INDEX = re.compile(r".+\.(?:bin|msgpack|h5)\.index(?:\.\w+)?\.json")
 _SHARD = re.compile(r".+-\d{5}-of-\d{5}.*")
+
+# What says how a LoRA was trained: beside files of these names.
+_SAID_BESIDE = (
+    (re.compile(r"adapter(?:s|_model|_\d+)\..+"), ("adapter_config.json",)),  # PEFT, MLX-LM, torchtune
+    (re.compile(r".+\.pth\.lora"), ("hyperparameters.yaml", "model_config.yaml")),  # litgpt
+)
+# torchtune's own file goes before the one that it saves for PEFT: there it reorders q and k of every model, though
+# only some have them in another order, and not the magnitudes of DoRA.
+_ADAPTERS = (
+    "adapter_model.pt", "adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", "lit_model.pth.lora"
+)  # fmt: skip
 
 _LOOKED_FOR = (
     "Looked for model.safetensors, diffusion_pytorch_model.safetensors, a *.safetensors.index.json, a single "
@@ -71,6 +82,11 @@ class Checkpoint:
         return self.parts[0].files[0].metadata
 
     @property
+    def facts(self) -> Mapping[str, object]:
+        """Return what the first file says of its model, where it is a GGUF file."""
+        return self.parts[0].files[0].facts
+
+    @property
     def size(self) -> int:
         """Sum the bytes of all files with weights."""
         return sum(header.size for part in self.parts for header in part.files)
@@ -104,18 +120,16 @@ def open_checkpoint(path: Path, variant: str | None = None) -> Checkpoint:
 
 
 def open_lora(path: Path) -> tuple[Checkpoint, dict[str, object] | None]:
-    """Read the header of a LoRA, a file or a folder of PEFT or MLX-LM, and its `adapter_config.json`.
+    """Read the header of a LoRA, a file or a folder of a trainer, and its `adapter_config.json`.
 
     Raise FileError as open_checkpoint does, for a config that is no JSON object, for a PEFT folder without
     an adapter, and for a folder whose adapters lie in sub-folders.
     """
     if not os.path.isdir(path):
         config = path.with_name("adapter_config.json")
-        has_config = path.stem in ("adapter_model", "adapters") and os.path.exists(config)
-        return open_checkpoint(path), read_object(config) if has_config else None
+        return open_checkpoint(path), read_object(config) if config in said_beside(path) else None
     config = path / "adapter_config.json"
-    adapters = [path / name for name in ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors")]
-    found = next((adapter for adapter in adapters if os.path.exists(adapter)), None)
+    found = next((path / name for name in _ADAPTERS if os.path.exists(path / name)), None)
     if found is not None:
         checkpoint = _checkpoint(path, [_part(found, "")], ())
         return checkpoint, read_object(config) if os.path.exists(config) else None
@@ -125,6 +139,12 @@ def open_lora(path: Path) -> tuple[Checkpoint, dict[str, object] | None]:
     if inner:
         raise FileError(f"{path}: the adapter is in a sub-folder: {some(inner)}\nGive that one: {path / inner[0]}")
     return open_checkpoint(path), None
+
+
+def said_beside(path: Path) -> tuple[Path, ...]:
+    """List the files beside a LoRA's file that say how it was trained."""
+    names = [name for pattern, names in _SAID_BESIDE if pattern.fullmatch(path.name) for name in names]
+    return tuple(path.with_name(name) for name in names if os.path.exists(path.with_name(name)))
 
 
 def _open_folder(path: Path, variant: str | None) -> Checkpoint:

@@ -1,7 +1,7 @@
 """GGUF files, read through the `gguf` package: a header like any other, quantised tensors as packed weights.
 
-Image and video models keep their makers' names in GGUF. Language models do not (llama.cpp renames modules and
-exchanges rows of q and k), and are refused.
+Image and video models keep their makers' names in GGUF. Language models do not: llama.cpp renames modules and
+exchanges rows, which `lorabake.translation` undoes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAGIC = b"GGUF"
+MAX_LIST = 256
+"""Values of a list beyond which it is a vocabulary, or the like."""
+
 PLAIN = ("F32", "F16", "BF16", "F64")
 MODELS = {
     "aura", "cosmos", "flux", "hidream", "hyvid", "lumina2", "ltxv", "pixart", "qwen_image", "sd1", "sd3", "sdxl",
@@ -29,7 +32,7 @@ MODELS = {
 
 
 def open_gguf(path: Path) -> Header:
-    """Read the header of a GGUF file; raise FileError for a damaged one and for a language model."""
+    """Read a GGUF file's header, and what it says of its model but for long lists; raise FileError if damaged."""
     try:
         import gguf
     except ImportError:
@@ -38,14 +41,17 @@ def open_gguf(path: Path) -> Header:
         ) from None
     try:
         reader = gguf.GGUFReader(path)
+        facts = {key: field.contents() for key, field in reader.fields.items() if len(field.data) <= MAX_LIST}
     except (ValueError, OSError, IndexError, KeyError, UnicodeError) as error:
         raise FileError(f"{path}: a damaged GGUF file: {error}") from None
-    said = reader.get_field("general.architecture")
-    name = str(said.contents()) if said else "nothing"
-    if name not in MODELS:
+    if reader.endianess is not gguf.GGUFEndian.LITTLE:
         raise FileError(
-            f"{path}: a GGUF file of a model called {name!r}, whose names and rows llama.cpp has changed\n"
-            "Only image and video models can be baked from GGUF; use the SafeTensors release."
+            f"{path}: a GGUF file for machines that have the highest byte first\nConvert it with gguf-py."
+        )
+    pieces = facts.get("split.count", 1)
+    if pieces not in (0, 1):
+        raise FileError(
+            f"{path}: one of {pieces} pieces of a GGUF file\nJoin them with llama.cpp (llama-gguf-split --merge)."
         )
     tensors: dict[str, TensorInfo] = {}
     for tensor in reader.tensors:
@@ -65,7 +71,7 @@ def open_gguf(path: Path) -> Header:
     start = int(reader.data_offset)
     with path.open("rb") as stream:
         digest = hashlib.sha256(stream.read(start)).hexdigest()
-    return Header(path, tensors, {}, start, path.stat().st_size, digest)
+    return Header(path, tensors, {}, start, path.stat().st_size, digest, facts)
 
 
 def dequantize(info: PackedInfo, raw: NDArray[np.uint8]) -> NDArray[np.float32]:

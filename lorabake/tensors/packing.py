@@ -1,8 +1,9 @@
 """Weights that are no plain floats: which tensors hold one, in which shape, and what its values are.
 
 *Scaled* weights have 8 bits a value, times scales: stored in their own shape, they can be encoded anew. *Packed* ones
-have several values a number, or blocks of GGUF: they are decoded only. Headers alone tell, but for the short notes
-(JSON, some hundred bytes) in which a few formats say how they packed. `decode` alone needs torch.
+have several values a number, or blocks of GGUF, or rows in another order: they are decoded only. Headers alone tell,
+but for the short notes (JSON, some hundred bytes) in which a few formats say how they packed. `decode` alone needs
+torch.
 """
 
 from __future__ import annotations
@@ -301,6 +302,16 @@ def grow(weight: TensorInfo, shape: tuple[int, ...]) -> PackedInfo:
     return _described("padded", weight.key, shape, {"weight": weight})
 
 
+def reordered(tensor: TensorInfo, rows: tuple[range, ...]) -> PackedInfo:
+    """Describe a tensor whose rows are to be read in another order, `rows` saying which comes when."""
+    return _described(f"reordered {tensor.dtype}", tensor.key, tensor.shape, {"tensor": tensor}, {"rows": rows})
+
+
+def turned(tensor: TensorInfo) -> PackedInfo:
+    """Describe a matrix that is to be read as its transpose."""
+    return _described(f"turned {tensor.dtype}", tensor.key, tensor.shape[::-1], {"tensor": tensor})
+
+
 def _described(
     title: str, key: str, shape: tuple[int, ...], parts: Mapping[str, TensorInfo], facts: Facts | None = None
 ) -> PackedInfo:
@@ -325,6 +336,18 @@ def _decode_padded(info: PackedInfo, parts: Parts, dtype: torch.dtype) -> torch.
     whole = parts["weight"].new_zeros(info.shape, dtype=dtype)
     whole[tuple(slice(size) for size in parts["weight"].shape)] = parts["weight"]
     return whole
+
+
+def _decode_reordered(info: PackedInfo, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    import torch
+
+    tensor, rows = parts["tensor"], cast(tuple[range, ...], info.facts["rows"])
+    order = torch.cat([torch.arange(each.start, each.stop, each.step, device=tensor.device) for each in rows])
+    return tensor.to(dtype)[order]
+
+
+def _decode_turned(info: PackedInfo, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    return parts["tensor"].to(dtype).T.contiguous()
 
 
 def _decode_gguf(info: PackedInfo, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
@@ -393,6 +416,8 @@ def _decode_mxfp4(info: PackedInfo, parts: Parts, dtype: torch.dtype) -> torch.T
 DECODERS = {
     "scaled": _decode_scaled,
     "padded": _decode_padded,
+    "reordered": _decode_reordered,
+    "turned": _decode_turned,
     "GGUF": _decode_gguf,
     "bitsandbytes": _decode_bitsandbytes,
     "GPTQ": _decode_gptq,

@@ -14,7 +14,7 @@ import stat
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard
 
@@ -81,7 +81,7 @@ class Header:
     """Describe one SafeTensors file whose header has been checked.
 
     `tensors` keeps the order of the JSON; `data_start` and `size` are in bytes from the file's start;
-    `sha256` is the hex digest of all bytes before the data.
+    `sha256` is the hex digest of all bytes before the data. `facts` is what a GGUF file says of its model.
     """
 
     path: Path
@@ -90,6 +90,7 @@ class Header:
     data_start: int
     size: int
     sha256: str
+    facts: Mapping[str, object] = field(default_factory=dict)
 
 
 def read_header(path: Path) -> Header:

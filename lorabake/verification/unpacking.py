@@ -6,7 +6,7 @@ Each function goes by the description of its format, index by index.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,19 @@ def _scaled(info: PackedInfo, stored: Stored) -> Array:
 def _padded(info: PackedInfo, stored: Stored) -> Array:
     weight = stored("weight")
     return np.pad(weight, [(0, due - size) for due, size in zip(info.shape, weight.shape, strict=True)])
+
+
+def _reordered(info: PackedInfo, stored: Stored) -> Array:
+    tensor, place = stored("tensor"), 0
+    values = np.full(info.shape, np.nan)
+    for rows in cast(tuple[range, ...], info.facts["rows"]):
+        values[place : place + len(rows)] = tensor[rows.start : rows.stop : rows.step]
+        place += len(rows)
+    return values
+
+
+def _turned(info: PackedInfo, stored: Stored) -> Array:
+    return np.asarray(np.einsum("ij->ji", stored("tensor")))
 
 
 def _gguf(info: PackedInfo, stored: Stored) -> Array:
@@ -128,6 +141,8 @@ def _mxfp4(info: PackedInfo, stored: Stored) -> Array:
 WAYS: dict[str, Callable[[PackedInfo, Stored], Array]] = {
     "scaled": _scaled,
     "padded": _padded,
+    "reordered": _reordered,
+    "turned": _turned,
     "GGUF": _gguf,
     "bitsandbytes": _bitsandbytes,
     "GPTQ": _gptq,

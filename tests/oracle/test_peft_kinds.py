@@ -192,10 +192,6 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "Super-Tuning and a product": ("SupertuningConfig", {"sparsity": 0.9, "r": 2, "lora_alpha": 3}),
     "PVeRA": ("PveraConfig", {"r": 5}),
     "PVeRA, drawn again": ("PveraConfig", {"r": 5, "save_projection": False}),
-    "IA3 on Conv1D": (
-        "IA3Config",
-        {"target_modules": ["turned"], "feedforward_modules": [], "fan_in_fan_out": True},
-    ),
     "VeLoRA": ("LoraConfig", {"r": 3, "velora_config": peft.VeloraConfig(num_groups=4)}),
     "MonteCLoRA": ("LoraConfig", {"r": 3, "monteclora_config": peft.MontecloraConfig(num_samples=2)}),
     "an embedding": ("LoraConfig", {"r": 3, "lora_alpha": 5, "target_modules": ["emb"]}),
@@ -378,7 +374,8 @@ def test_the_wavelets_are_those_whose_filters_peft_has(tmp_path: Path) -> None:
         and theirs.Wavelet(name).rec_lo == pytest.approx(pywt.Wavelet(name).rec_lo, abs=1e-9)
     }
     assert true == WAVELETS
-    ),
+
+
 class _Chain(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -1,0 +1,139 @@
+"""Dialects: what other libraries call the modules of transformers' language models, and how they order their rows.
+
+A dialect is a table, written once in `dialects/`. A base's modules get its names beside their own, so that a LoRA's
+are looked up as any other's. Rows in another order are put right on the LoRA's side, where a tensor has as many rows
+as the module: so all that reads or changes a weight goes by transformers' order alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from lorabake.keymap.table import Module
+
+HALVES = ("gate", "up")
+PARTS = ("q", "k", "v")
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Count a model's heads: `queries` of them, in `groups` that share one key and one value."""
+
+    queries: int
+    groups: int
+
+    def parts(self, rows: int, *, by_group: bool) -> dict[str, tuple[range, ...]]:
+        """Tell which of so many rows are q, k and v: one after the other, or so within each group of heads.
+
+        Raise ValueError where they cannot be divided so.
+        """
+        each, rest = divmod(self.queries, self.groups)
+        size, over = divmod(rows, self.queries + 2 * self.groups)
+        if rest or over or not size:
+            raise ValueError(f"{rows} rows are not those of {self.queries} heads in {self.groups} groups")
+        bands, many = (self.groups, 1) if by_group else (1, self.groups)
+        ends = [0, each * many * size, (each + 1) * many * size, (each + 2) * many * size]
+        starts = [band * ends[3] for band in range(bands)]
+        return {
+            part: tuple(range(start + ends[i], start + ends[i + 1]) for start in starts)
+            for i, part in enumerate(PARTS)
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Name what a fused module holds: `q`, `k` or `v`, in turn or by groups of heads, or the half `gate` or `up`."""
+
+    of: str
+    part: str
+    by_group: bool = False
+
+    def rows(self, count: int, heads: Heads) -> tuple[range, ...]:
+        """Return which of the fused module's rows it is; raise ValueError where that cannot be."""
+        if self.part in PARTS:
+            return heads.parts(count, by_group=self.by_group)[self.part]
+        if count % 2:
+            raise ValueError(f"{count} rows have no halves")
+        start = HALVES.index(self.part) * count // 2
+        return (range(start, start + count // 2),)
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """Pair a library's names for one sort of model with transformers'; `{}` stands for a number.
+
+    `paired` maps the names whose rows stand as rotary embeddings take them, in pairs, where transformers has the
+    first ones of a head's pairs before the second ones, to what counts their heads: `queries` or `groups`.
+    `left_out` names what transformers works out anew.
+    """
+
+    rows: tuple[tuple[str, str | Part], ...]
+    paired: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def needs_heads(self) -> bool:
+        """Tell whether it takes the number of heads to read it."""
+        return bool(self.paired) or any(isinstance(place, Part) and place.part in PARTS for _, place in self.rows)
+
+    def modules(self, known: Mapping[str, Module], heads: Heads) -> Iterator[Module]:
+        """Yield a base's modules under this library's names; raise ValueError where the heads do not divide one."""
+        numbered: dict[str, list[tuple[tuple[str, ...], Module]]] = {}
+        for name, module in known.items():
+            template, numbers = _split(name)
+            numbered.setdefault(template, []).append((numbers, module))
+        for name, place in self.rows:
+            for numbers, module in numbered.get(place.of if isinstance(place, Part) else place, ()):
+                views = dict(module.views)
+                if isinstance(place, Part):
+                    views = {key: view.take(place.rows(view.rows, heads)) for key, view in views.items()}
+                yield Module(module.component, name.format(*numbers), views)
+
+    def theirs(self, name: str) -> str | None:
+        """Return transformers' name of a module that has one of its own; None where it has none."""
+        template, numbers = _split(name)
+        place = next((place for own, place in self.rows if own == template), None)
+        return place.format(*numbers) if isinstance(place, str) else None
+
+    def order(self, name: str, rows: int, heads: Heads) -> tuple[range, ...]:
+        """Return a module's rows in transformers' order; () where they are in it.
+
+        Raise ValueError where they are not those of so many heads.
+        """
+        counted = self.paired.get(_split(name)[0])
+        if counted is None:
+            return ()
+        count = int(getattr(heads, counted))
+        size = rows // count
+        if rows % count or size % 2 or not size:
+            raise ValueError(f"its {rows} rows are not those of {count} heads")
+        return tuple(range(start + i, start + size, 2) for start in range(0, rows, size) for i in (0, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """Hold what one library calls things: `mark` recognises a key of its LoRAs, `models` are its namings.
+
+    A naming is by what the library calls the sort of model, or by "" where one serves all. `turned` names the
+    modules whose factors are exchanged, `up` turned as well; `fused` those that hold q, k and v, each low-rank by
+    itself: name -> whether it lies by groups of heads.
+    """
+
+    title: str
+    mark: str
+    models: Mapping[str, Naming]
+    turned: tuple[str, ...] = ()
+    fused: Mapping[str, bool] = field(default_factory=dict)
+
+    def speaks(self, keys: Iterator[str]) -> bool:
+        """Tell whether a LoRA's keys are of this dialect."""
+        return any(re.search(self.mark, key) for key in keys)
+
+
+def _split(name: str) -> tuple[str, tuple[str, ...]]:
+    """Part a name into its template and its numbers."""
+    words = name.split(".")
+    template = ".".join("{}" if word.isdigit() else word for word in words)
+    return template, tuple(word for word in words if word.isdigit())

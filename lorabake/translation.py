@@ -1,0 +1,352 @@
+"""LoRAs of torchtune, litgpt and llama.cpp, and language models in GGUF, in transformers' names and order.
+
+Which rows come when depends on the heads of the model, and those are said by configurations; what no file says is not
+guessed. Headers and configurations only: tensors are described anew, and read by whoever bakes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+from lorabake.dialects import dialects
+from lorabake.dialects.llama_cpp import LLAMA_CPP
+from lorabake.errors import FileError, MatchError
+from lorabake.keymap.dialect import PARTS, Dialect, Heads, Naming
+from lorabake.keymap.peft import PeftConfig
+from lorabake.keymap.spelling import LoraModule, LoraTensors
+from lorabake.keymap.table import KeyMap, Module
+from lorabake.keymap.view import join
+from lorabake.tensors.checkpoint import Checkpoint
+from lorabake.tensors.gguf import MODELS
+from lorabake.tensors.packing import PackedInfo, reordered, turned
+from lorabake.tensors.safetensors import TensorInfo, some
+
+Config = Mapping[str, object]
+MAX_YAML = 1 << 20
+REORDERED = ("up", "magnitude")
+"""The slots of a low-rank LoRA that have a row for each of the weight's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """Hold a LoRA's tensors in transformers' order, its configuration, and the base's modules by its own names."""
+
+    tensors: LoraTensors
+    config: PeftConfig | None
+    modules: tuple[Module, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """Hold what configurations say of a LoRA: which of q, k and v are `trained`, beside what a table is read by."""
+
+    naming: Naming
+    heads: Heads | None
+    config: PeftConfig
+    trained: tuple[str, ...] = PARTS
+
+
+@dataclass(frozen=True, slots=True)
+class _Lora:
+    """Hold what is known of a LoRA and its base before translation; `name` is the LoRA's in the recipe."""
+
+    name: str
+    checkpoint: Checkpoint
+    tensors: LoraTensors
+    config: PeftConfig | None
+    base: Config
+
+
+# -- LoRAs -----------------------------------------------------------------------------------------------
+
+
+def dialect_of(checkpoint: Checkpoint) -> Dialect | None:
+    """Return the dialect of a LoRA's keys, if they are of one."""
+    return next((each for each in dialects() if each.speaks(iter(checkpoint.tensors))), None)
+
+
+def translate(
+    name: str, checkpoint: Checkpoint, tensors: LoraTensors, config: PeftConfig | None, key_map: KeyMap, base: Config
+) -> Translation:
+    """Put a LoRA into transformers' order; one that speaks no dialect stays as it is.
+
+    `base` is the base's config.json. Raise MatchError where nothing says how.
+    """
+    dialect = dialect_of(checkpoint)
+    if dialect is None:
+        return Translation(tensors, config)
+    lora = _Lora(name, checkpoint, tensors, config, base)
+    said = READERS[dialect.title](dialect, lora)
+    try:
+        return _translated(dialect, lora, said, key_map)
+    except ValueError as error:
+        raise MatchError(
+            f"LoRA {name!r}: {error}\nThe base, or what lies beside the {dialect.title} LoRA, is of another model."
+        ) from None
+
+
+def _translated(dialect: Dialect, lora: _Lora, said: _Said, key_map: KeyMap) -> Translation:
+    if said.heads is None and said.naming.needs_heads:
+        raise MatchError(
+            f"LoRA {lora.name!r}: {dialect.title} orders the rows of q and k by heads, and nothing says how many\n"
+            "Put the model's config.json, with num_attention_heads, beside the base."
+        )
+    known = {name: module for modules in key_map.modules.values() for name, module in modules.items()}
+    heads = said.heads or Heads(1, 1)
+    renamed = {module.name: module for module in said.naming.modules(known, heads)}
+    if not renamed:  # the base has this library's own names, or none that it knows
+        return Translation(lora.tensors, said.config)
+    modules: dict[str, LoraModule] = {}
+    for each in lora.tensors.modules.values():
+        name = each.name.removeprefix("model.")
+        template = re.sub(r"(?<=\.)\d+(?=\.)", "{}", name)
+        if template in dialect.fused:
+            found = list(_parts(replace(each, name=name), said, heads))
+            if dialect.fused[template] and said.trained == PARTS:
+                renamed |= {module.name: module for module in _bands(name, found, renamed, heads)}
+                found = [replace(part, name=f"{name}.{i}") for i, part in enumerate(found)]
+        else:
+            found = [_ordered(replace(each, name=name), dialect, said.naming, heads)]
+        modules |= {part.name: part for part in found}
+    return Translation(replace(lora.tensors, modules=modules), said.config, tuple(renamed.values()))
+
+
+def _ordered(module: LoraModule, dialect: Dialect, naming: Naming, heads: Heads) -> LoraModule:
+    """Put the rows of a module's tensors into transformers' order, and exchange factors that are the other's."""
+    slots = dict(module.slots)
+    for slot in slots.keys() & REORDERED:
+        rows = slots[slot].shape[0] if slots[slot].shape else 0
+        if order := naming.order(module.name, rows, heads):
+            slots[slot] = reordered(slots[slot], order)
+    if module.name in dialect.turned and slots.keys() == {"up", "down"}:
+        slots = {"up": slots["down"], "down": turned(slots["up"])}
+    return replace(module, slots=slots)
+
+
+def _parts(module: LoraModule, said: _Said, heads: Heads) -> Iterator[LoraModule]:
+    """Cut the factors of a fused module into those of q, k and v; tensors are counted with the first."""
+    if module.slots.keys() != {"up", "down"} or not said.trained:
+        raise ValueError(f"{module.name} has {', '.join(sorted(module.slots))}, not the factors of q, k and v")
+    up, down = module.slots["up"], module.slots["down"]
+    each = [heads.queries if part == "q" else heads.groups for part in said.trained]
+    size, rest = divmod(up.shape[0] if len(up.shape) == len(down.shape) == 2 else 0, sum(each))
+    if rest or not size or down.shape[0] != said.config.rank * len(each):
+        raise ValueError(
+            f"{module.name} has factors {up.shape} and {down.shape}: not those of {', '.join(said.trained)} of rank "
+            f"{said.config.rank}, with {heads.queries} heads in {heads.groups} groups"
+        )
+    stem, row = module.name.rpartition(".")[0], 0
+    for number, (part, count) in enumerate(zip(said.trained, each, strict=True)):
+        rank = said.config.rank
+        slots = {
+            "down": _rows(down, number * rank, (number + 1) * rank),
+            "up": _rows(up, row, row + count * size),
+        }
+        row += count * size
+        yield LoraModule(f"{stem}.{part}", slots, frozenset(slots) if number else frozenset())
+
+
+def _bands(name: str, parts: list[LoraModule], known: Mapping[str, Module], heads: Heads) -> Iterator[Module]:
+    """Yield what litgpt once added each part to when it trained q, k and v: so many rows of the matrix, in turn.
+
+    The matrix had q, k and v by groups of heads, and what was added to it had all of q before k before v
+    (Lightning-AI/litgpt, issue 891): trained so, it must be baked so.
+    """
+    whole = [known[part.name] for part in parts if part.name in known]
+    views = [module.views["weight"] for module in whole]
+    if len(views) < len(PARTS):
+        return
+    groups = [view.rows // heads.groups for view in views]
+    matrix = join(
+        [
+            view.take([range(group * size, (group + 1) * size)])
+            for group in range(heads.groups)
+            for view, size in zip(views, groups, strict=True)
+        ]
+    )
+    row = 0
+    for number, view in enumerate(views):
+        if matrix is not None:
+            band = matrix.take([range(row, row + view.rows)])
+            yield Module(whole[0].component, f"{name}.{number}", {"weight": band})
+        row += view.rows
+
+
+def _rows(info: TensorInfo, start: int, stop: int) -> TensorInfo:
+    """Describe some rows of a tensor as one of their own."""
+    assert not isinstance(info, PackedInfo)
+    width = info.nbytes // info.shape[0]
+    key, shape = f"{info.key}[{start}:{stop}]", (stop - start, *info.shape[1:])
+    return replace(info, key=key, shape=shape, start=info.start + start * width, stop=info.start + stop * width)
+
+
+# -- what their configurations say -----------------------------------------------------------------------
+
+
+def _torchtune(dialect: Dialect, lora: _Lora) -> _Said:
+    if lora.config is None:
+        raise MatchError(f"LoRA {lora.name!r}: torchtune's adapter_config.json is not there: it has the scale")
+    model = lora.base.get("model_type")
+    naming = dialect.models.get(str(model))
+    if naming is None:
+        why = f"says model_type {model!r}" if model else "with a model_type is beside the base"
+        raise MatchError(
+            f"LoRA {lora.name!r}: the order of torchtune's q and k depends on the model, and "
+            f"{'its' if model else 'no'} config.json {why}\n"
+            f"Known are {', '.join(dialect.models)}. The base's config.json must lie beside it."
+        )
+    return _Said(naming, _heads(lora.base), lora.config)
+
+
+def _litgpt(dialect: Dialect, lora: _Lora) -> _Said:
+    folder = lora.checkpoint.path if lora.checkpoint.is_folder else lora.checkpoint.path.parent
+    training, model = (_read_yaml(folder / name, lora.name) for name in ("hyperparameters.yaml", "model_config.yaml"))
+    rank, alpha = (_number(training, name, folder / "hyperparameters.yaml") for name in ("lora_r", "lora_alpha"))
+    queries, groups = (_number(model, name, folder / "model_config.yaml") for name in ("n_head", "n_query_groups"))
+    base = _heads(lora.base)
+    if base not in (None, Heads(queries, groups)):
+        raise MatchError(
+            f"LoRA {lora.name!r}: litgpt's model_config.yaml says {queries} heads in {groups} groups, and the base's "
+            "config.json does not"
+        )
+    config = PeftConfig(str(folder / "hyperparameters.yaml"), "LORA", {}, rank, float(alpha))
+    trained = tuple(
+        part
+        for part, name in zip(PARTS, ("query", "key", "value"), strict=True)
+        if training.get(f"lora_{name}") is True
+    )
+    return _Said(dialect.models[""], Heads(queries, groups), config, trained)
+
+
+def _llama_cpp(dialect: Dialect, lora: _Lora) -> _Said:
+    facts, where = lora.checkpoint.facts, str(lora.checkpoint.path)
+    model, alpha = facts.get("general.architecture"), facts.get("adapter.lora.alpha")
+    if facts.get("adapter.type") != "lora" or not isinstance(alpha, float):
+        raise MatchError(f"LoRA {lora.name!r}: the GGUF file says no adapter.lora.alpha: it has the scale")
+    if any(key.startswith("adapter.alora") for key in facts):
+        raise MatchError(f"LoRA {lora.name!r}: an aLoRA: it acts from certain tokens on; no weight can hold that")
+    naming = Naming(()) if model in MODELS else dialect.models.get(str(model))
+    if naming is None:
+        raise MatchError(
+            f"LoRA {lora.name!r}: for a model that llama.cpp calls {model!r}: what its conversion does is not known\n"
+            f"Known are {', '.join(dialect.models)}. Bake the LoRA that it was converted from."
+        )
+    ranks = {
+        re.escape(module.name): module.shapes["up"][-1]
+        for module in lora.tensors.modules.values()
+        if module.shapes.get("up")
+    }
+    config = PeftConfig(
+        where,
+        "LORA",
+        {},
+        rank=1,
+        alpha=alpha,
+        rank_pattern=ranks,
+        alpha_pattern={} if alpha else {name: float(rank) for name, rank in ranks.items()},  # 0 stands for the rank
+        modules_to_save=tuple(name for name, each in lora.tensors.modules.items() if "whole_weight" in each.slots),
+    )
+    return _Said(naming, _heads(lora.base), config)
+
+
+READERS = {"torchtune": _torchtune, "litgpt": _litgpt, "llama.cpp": _llama_cpp}
+"""By the dialect's title: what reads the configurations of its LoRAs."""
+
+
+def _heads(config: Config) -> Heads | None:
+    queries = config.get("num_attention_heads")
+    groups = queries if config.get("num_key_value_heads") is None else config["num_key_value_heads"]
+    if type(queries) is not int or type(groups) is not int or min(queries, groups) < 1:
+        return None
+    return Heads(queries, groups)
+
+
+def _read_yaml(path: Path, lora: str) -> dict[str, object]:
+    try:
+        with path.open("rb") as stream:
+            said = yaml.safe_load(stream.read(MAX_YAML))
+    except OSError:
+        raise MatchError(
+            f"LoRA {lora!r}: litgpt's {path.name} is not beside it: it says how q, k and v lie"
+        ) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise FileError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(said, dict):
+        raise FileError(f"{path}: must be a mapping")
+    return said
+
+
+def _number(said: Config, name: str, where: Path) -> int:
+    value = said.get(name)
+    if type(value) is not int or value < 1:
+        raise FileError(f"{where}: {name} must be a positive whole number, not {value!r}")
+    return value
+
+
+# -- bases -----------------------------------------------------------------------------------------------
+
+
+def transcribe(base: Checkpoint) -> Checkpoint:
+    """Give the tensors of a language model in GGUF transformers' names and order; other checkpoints stay as they are.
+
+    Raise FileError for a model whose conversion did more than that, or of which nothing is known.
+    """
+    model = base.facts.get("general.architecture")
+    (header, *others) = base.parts[0].files
+    if others or header.path.suffix.lower() != ".gguf" or model in MODELS:
+        return base
+    naming = LLAMA_CPP.models.get(str(model))
+    if naming is None:
+        raise FileError(
+            f"{base.path}: a GGUF file of a model called {model or 'nothing'!r}: its conversion is not known\n"
+            f"Known are {', '.join(LLAMA_CPP.models)}, and image and video models. Use the SafeTensors release."
+        )
+    if (sort := base.facts.get("general.type", "model")) != "model":
+        raise FileError(f"{base.path}: a GGUF file that says it is of the type {sort!r}, no model")
+    heads = _heads(config_of(base.facts))
+    if heads is None and naming.needs_heads:
+        raise FileError(
+            f"{base.path}: the GGUF file does not say how many heads the model has, one number for all layers"
+        )
+    strange, tensors = [], dict[str, TensorInfo]()
+    for info in header.tensors.values():
+        module, _, parameter = info.key.rpartition(".")
+        theirs = naming.theirs(module)
+        if theirs is None and info.key not in naming.left_out:
+            strange.append(info.key)
+        elif theirs is not None:
+            try:
+                order = naming.order(module, info.shape[0], heads or Heads(1, 1))
+            except ValueError as error:
+                raise FileError(f"{base.path}: {info.key}: {error}") from None
+            named = _renamed(info, f"{theirs}.{parameter}")
+            tensors[named.key] = reordered(named, order) if order else named
+    if strange:
+        raise FileError(
+            f"{base.path}: {len(strange)} tensors that a plain {model} model has not: {some(strange)}\n"
+            "Use the SafeTensors release."
+        )
+    part = replace(base.parts[0], files=(replace(header, tensors=tensors),))
+    return replace(base, parts=(part,), tensors=tensors)
+
+
+def config_of(facts: Mapping[str, object]) -> dict[str, object]:
+    """Say in config.json's words what a GGUF file says of a language model."""
+    model = facts.get("general.architecture")
+    heads = facts.get(f"{model}.attention.head_count")
+    groups = facts.get(f"{model}.attention.head_count_kv", heads)
+    said = {"model_type": model, "num_attention_heads": heads, "num_key_value_heads": groups}
+    return {**said, "architectures": [f"{model}ForCausalLM"]} if model in LLAMA_CPP.models else {}
+
+
+def _renamed(info: TensorInfo, key: str) -> TensorInfo:
+    if isinstance(info, PackedInfo):
+        return replace(
+            info, key=key, name=key, parts={role: _renamed(part, key) for role, part in info.parts.items()}
+        )
+    return replace(info, key=key, name=key)
