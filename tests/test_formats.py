@@ -210,7 +210,7 @@ GOLD: dict[str, tuple[str, str, list[tuple[str, int, int, str]]]] = {
     "CogView4": (
         "diffusers_cogview4",
         "",
-        [("transformer_blocks.0.attn1.to_q", 0, 2560, "transformer_blocks.0.attn1.to_q")],
+        [("transformer_blocks.0.attn1.to_q", 0, 4096, "transformer_blocks.0.attn1.to_q")],
     ),
     "Kolors": (
         "diffusers_kolors_unet",

@@ -16,7 +16,7 @@ COGVIEW4 = Architecture(
                     transformer.ANY,
                     (
                         Has("patch_embed.text_proj.weight", ndim=2),
-                        Has("time_condition_embed.timestep_embedder.linear_1.weight", ndim=2),
+                        Has("time_condition_embed.timestep_embedder.linear_1.weight", ratio=8),
                     ),
                 ),
             ),
