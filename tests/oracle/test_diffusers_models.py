@@ -5,10 +5,13 @@ The networks are made without memory (on PyTorch's meta device), one layer deep 
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,41 +36,66 @@ KNOWN = {
     "AnyFlowFARTransformer3DModel": "wan",
     "AnyFlowTransformer3DModel": "wan",
     "AuraFlowTransformer2DModel": "auraflow",
+    "BriaFibo2Transformer2DModel": "bria_fibo2",
+    "BriaFiboTransformer2DModel": "bria_fibo",
     "ChromaTransformer2DModel": "chroma",
     "ChronoEditTransformer3DModel": "wan",
     "CogVideoXTransformer3DModel": "cogvideox",
+    "CogView3PlusTransformer2DModel": "cogview3plus",
     "CogView4Transformer2DModel": "cogview4",
     "ConsisIDTransformer3DModel": "cogvideox",
     "ControlNetModel": "controlnet",
     "ControlNetUnionModel": "controlnet_xl",
+    "CosmosControlNetModel": "controlnet_cosmos",
     "CosmosTransformer3DModel": "cosmos1",
+    "ErnieImageTransformer2DModel": "ernie_image",
     "Flux2Transformer2DModel": "flux2",
+    "Flux3Transformer2DModel": "flux3",
     "FluxControlNetModel": "controlnet_flux",
     "FluxTransformer2DModel": "flux",
+    "HeliosTransformer3DModel": "helios",
     "HiDreamImageTransformer2DModel": "hidream",
+    "HunyuanDiT2DControlNetModel": "controlnet_hunyuandit",
     "HunyuanDiT2DModel": "hunyuandit",
     "HunyuanImageTransformer2DModel": "hunyuan_image",
+    "HunyuanVideo15Transformer3DModel": "hunyuan_video15",
     "HunyuanVideoFramepackTransformer3DModel": "hunyuan_video",
     "HunyuanVideoTransformer3DModel": "hunyuan_video",
+    "Ideogram4Transformer2DModel": "ideogram4",
+    "Kandinsky3UNet": "kandinsky3",
     "Kandinsky5Transformer3DModel": "kandinsky5",
+    "Krea2Transformer2DModel": "krea2",
     "LTX2VideoTransformer3DModel": "ltx2",
     "LTXVideoTransformer3DModel": "ltx",
     "Lumina2Transformer2DModel": "lumina2",
+    "MiniMaxH3Transformer3DModel": "minimax_h3",
     "MochiTransformer3DModel": "mochi",
     "MotionAdapter": "motion_module",
+    "PRXTransformer2DModel": "prx",
     "PixArtTransformer2DModel": "pixart",
+    "PriorTransformer": "kandinsky2_prior",
+    "QwenImage21Transformer2DModel": "qwen_image21",
+    "QwenImageControlNetModel": "controlnet_qwen_image",
     "QwenImageTransformer2DModel": "qwen_image",
+    "RFD4ProteinaTransformer": "rfd4_proteina",
     "SD3ControlNetModel": "controlnet_sd3",
     "SD3Transformer2DModel": "sd3",
+    "SanaControlNetModel": "controlnet_sana",
     "SanaTransformer2DModel": "sana",
+    "SanaVideoTransformer3DModel": "sana_video",
     "SanaWMLTX2RefinerTransformer3DModel": "ltx2",
     "SkyReelsV2Transformer3DModel": "wan",
+    "SparseControlNetModel": "controlnet_sparse",
     "StableCascadeUNet": "stable_cascade_decoder",
     "UNet2DConditionModel": "sd1",
+    "UNet3DConditionModel": "text_to_video",
     "UNetMotionModel": "sd1",
+    "UNetSpatioTemporalConditionModel": "svd",
+    "UVit2DModel": "amused",
     "WanAnimateTransformer3DModel": "wan",
     "WanTransformer3DModel": "wan",
     "WanVACETransformer3DModel": "wan",
+    "ZImageControlNetModel": "controlnet_z_image",
     "ZImageTransformer2DModel": "z_image",
 }
 
@@ -161,6 +189,19 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], str | None]] = {
         },
         None,
     ),
+    "Kandinsky 2.1": (
+        "UNet2DConditionModel",
+        {
+            **UNCLIP, "encoder_hid_dim": 1024, "encoder_hid_dim_type": "text_image_proj",
+            "addition_embed_type": "text_image",
+        },
+        "kandinsky2",
+    ),
+    "Kandinsky 2.2": (
+        "UNet2DConditionModel",
+        {**UNCLIP, "encoder_hid_dim": 1280, "encoder_hid_dim_type": "image_proj", "addition_embed_type": "image"},
+        "kandinsky2",
+    ),
     "DeepFloyd IF": (
         "UNet2DConditionModel",
         {**UNCLIP, "encoder_hid_dim": 4096, "encoder_hid_dim_type": "text_proj", "addition_embed_type": "text"},
@@ -227,3 +268,29 @@ def test_models_of_one_class_are_told_apart(model: str) -> None:
 
 def test_every_known_class_is_one_of_diffusers() -> None:
     assert KNOWN.keys() | CONFIGS.keys() <= classes().keys()
+
+
+def loading() -> Iterator[tuple[str, set[str]]]:
+    """Yield each pipeline that loads LoRAs, and the classes that its network may be of, from diffusers' source."""
+    for path in sorted(Path(diffusers.__file__).parent.joinpath("pipelines").rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        for node in ast.parse(text).body if "LoraLoaderMixin)" in text or "LoraLoaderMixin," in text else ():
+            if isinstance(node, ast.ClassDef) and any(
+                ast.unparse(base).endswith(("LoraLoaderMixin", "LoRALoaderMixin")) for base in node.bases
+            ):
+                (start,) = (
+                    each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"
+                )
+                told = {each.arg: ast.unparse(each.annotation) for each in start.args.args if each.annotation}
+                network = next(told[name] for name in ("transformer", "unet", "prior") if name in told)
+                yield node.name, {each.strip() for each in network.split("|")} - {"None"}
+
+
+# Networks that bake under their own names alone.
+OWN_NAMES = {"UNetControlNetXSModel", "WuerstchenPrior"}
+
+
+def test_every_pipeline_that_loads_loras_has_a_family() -> None:
+    pipelines = dict(loading())
+    assert len(pipelines) > 150
+    assert set().union(*pipelines.values()) - KNOWN.keys() == OWN_NAMES
