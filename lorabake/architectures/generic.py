@@ -3,6 +3,7 @@
 This is how transformers models bake (Llama, Mistral, Qwen, Gemma, T5, BERT …): PEFT writes their own paths.
 """
 
+from lorabake.components import renamed
 from lorabake.keymap.table import Architecture, Component, Layout
 
 GENERIC = Architecture(
@@ -25,6 +26,7 @@ GENERIC = Architecture(
             ),
             embeddings=("embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tok_embeddings"),
             heads=("lm_head", "embed_out", "output", "predictions.decoder"),
+            aliases=(*renamed.ROUTERS, *renamed.VISION),
         ),
         Component(
             name="transformer",
