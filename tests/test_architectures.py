@@ -71,26 +71,41 @@ PLACES: dict[str, tuple[str, dict[str, tuple[str, str]]]] = {
 # Networks by themselves: most are diffusers' own, below no prefix.
 ALONE = {
     "ace_step": ["diffusers_ace_step"],
+    "amused": ["diffusers_amused"],
     "auraflow": ["diffusers_auraflow"],
+    "bria_fibo": ["diffusers_bria_fibo"],
+    "bria_fibo2": ["diffusers_bria_fibo2"],
     "chroma": ["diffusers_chroma"],
     "cogvideox": ["diffusers_cogvideox"],
+    "cogview3plus": ["diffusers_cogview3plus"],
     "cogview4": ["diffusers_cogview4"],
     "cosmos": ["diffusers_cosmos2"],
     "cosmos1": ["diffusers_cosmos1"],
+    "ernie_image": ["diffusers_ernie_image"],
     "flux": ["diffusers_flux1_dev_transformer"],
     "flux2": ["diffusers_flux2_dev"],
+    "flux3": ["diffusers_flux3"],
+    "helios": ["diffusers_helios"],
     "hidream": ["diffusers_hidream"],
     "hunyuan_image": ["diffusers_hunyuan_image"],
     "hunyuan_video": ["diffusers_hunyuan_video", "diffusers_framepack"],
+    "hunyuan_video15": ["diffusers_hunyuan_video15"],
     "hunyuandit": ["diffusers_hunyuandit"],
+    "ideogram4": ["diffusers_ideogram4"],
     "kandinsky5": ["diffusers_kandinsky5"],
+    "krea2": ["diffusers_krea2"],
     "ltx": ["diffusers_ltx_video"],
     "ltx2": ["diffusers_ltx2"],
     "lumina2": ["diffusers_lumina2"],
+    "minimax_h3": ["diffusers_minimax_h3"],
     "mochi": ["diffusers_mochi"],
     "pixart": ["diffusers_pixart_alpha", "diffusers_pixart_alpha_1024", "diffusers_pixart_sigma"],
+    "prx": ["diffusers_prx"],
     "qwen_image": ["diffusers_qwen_image"],
+    "qwen_image21": ["diffusers_qwen_image21"],
+    "rfd4_proteina": ["diffusers_rfd4_proteina"],
     "sana": ["diffusers_sana_1600m"],
+    "sana_video": ["diffusers_sana_video"],
     "sd3": ["diffusers_sd3_3_medium_diffusers", "diffusers_sd35_medium", "diffusers_sd35_large"],
     "wan": ["diffusers_wan21_t2v_14b", "diffusers_wan21_i2v", "diffusers_wan_vace", "diffusers_wan_animate"],
     "z_image": ["diffusers_z_image_turbo"],
@@ -106,6 +121,17 @@ PLACES |= {
     "diffusers_controlnet_sd35": ("controlnet_sd3", {"controlnet": ("diffusers", "")}),
     "diffusers_controlnet_sd15": ("controlnet", {"controlnet": ("diffusers", "")}),
     "diffusers_controlnet_sdxl": ("controlnet_xl", {"controlnet": ("diffusers", "")}),
+    "diffusers_controlnet_cosmos": ("controlnet_cosmos", {"controlnet": ("diffusers", "")}),
+    "diffusers_controlnet_hunyuandit": ("controlnet_hunyuandit", {"controlnet": ("diffusers", "")}),
+    "diffusers_controlnet_qwen_image": ("controlnet_qwen_image", {"controlnet": ("diffusers", "")}),
+    "diffusers_controlnet_sana": ("controlnet_sana", {"controlnet": ("diffusers", "")}),
+    "diffusers_controlnet_sparse": ("controlnet_sparse", {"controlnet": ("diffusers", "")}),
+    "diffusers_controlnet_z_image": ("controlnet_z_image", {"controlnet": ("diffusers", "")}),
+    "diffusers_kandinsky2": ("kandinsky2", {"unet": ("diffusers", "")}),
+    "diffusers_kandinsky3": ("kandinsky3", {"unet": ("diffusers", "")}),
+    "diffusers_svd": ("svd", {"unet": ("diffusers", "")}),
+    "diffusers_text_to_video": ("text_to_video", {"unet": ("diffusers", "")}),
+    "diffusers_kandinsky2_prior": ("kandinsky2_prior", {"prior": ("diffusers", "")}),
     "diffusers_kolors_unet": ("kolors", {"unet": ("diffusers", "")}),
     "diffusers_motion_adapter": ("motion_module", {"motion_adapter": ("diffusers", "")}),
     "full_flux1_dev_bfl_780": ("flux", {"transformer": ("bfl", "")}),
@@ -177,9 +203,27 @@ def test_components_and_layouts_are_placed(table: str) -> None:
     assert {name: (layout.name, prefix) for name, (layout, prefix) in placed.items()} == PLACES[table][1]
 
 
+def test_omnigen2_is_not_taken_for_lumina_2() -> None:
+    """diffusers has no class of it; these are names of its published checkpoint."""
+    names = [
+        "time_caption_embed.timestep_embedder.linear_1",
+        "time_caption_embed.caption_embedder.1",
+        "ref_image_patch_embedder",
+        "ref_image_refiner.0.attn.to_q",
+        "layers.0.norm1.linear",
+        "layers.0.attn.to_q",
+        "layers.0.feed_forward.linear_1",
+    ]
+    tensors = infos({f"{name}.weight": (8, 8) for name in names})
+    assert identify(tensors).name == "omnigen2"
+    del tensors["ref_image_refiner.0.attn.to_q.weight"]
+    assert identify(tensors).name == "lumina2"
+
+
 def test_every_family_with_a_checkpoint_table_is_expected_somewhere() -> None:
     assert {family for family, _ in PLACES.values()} == {each.name for each in FAMILIES} - {
         "gpt2",
+        "omnigen2",
         "qwen_vl",
         "llava",
     }

@@ -180,12 +180,12 @@ FORMS: dict[str, tuple[str, Form, dict[str, object] | None]] = {
     ),
     "FourierFT": (
         "fourierft",
-        linears(lambda o, i: {"fourierft_spectrum": (16,)}),
+        linears(lambda o, i: {"fourierft_spectrum": (min(16, o * i),)}),
         {"peft_type": "FOURIERFT", "scaling": 150.0, "random_loc_seed": 777},
     ),
     "WaveFT": (
         "waveft",
-        linears(lambda o, i: {"waveft_spectrum": (16,)}),
+        linears(lambda o, i: {"waveft_spectrum": (min(16, o * i),)}),
         {"peft_type": "WAVEFT", "scaling": 25.0, "random_loc_seed": 777, "use_idwt": True, "wavelet_family": "db1"},
     ),
     "RoAd": (

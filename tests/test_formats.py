@@ -209,8 +209,8 @@ GOLD: dict[str, tuple[str, str, list[tuple[str, int, int, str]]]] = {
     ),
     "CogView4": (
         "diffusers_cogview4",
-        "",
-        [("transformer_blocks.0.attn1.to_q", 0, 2560, "transformer_blocks.0.attn1.to_q")],
+        "sat",
+        [("transformer.layers.0.attention.query_key_value", 4096, 8192, "transformer_blocks.0.attn1.to_k")],
     ),
     "Kolors": (
         "diffusers_kolors_unet",
@@ -264,8 +264,11 @@ GOLD: dict[str, tuple[str, str, list[tuple[str, int, int, str]]]] = {
     ),
     "CogVideoX": (
         "diffusers_cogvideox",
-        "",
-        [("transformer_blocks.0.attn1.to_q", 0, 1920, "transformer_blocks.0.attn1.to_q")],
+        "sat",
+        [
+            ("transformer.layers.0.attention.query_key_value", 1920, 3840, "transformer_blocks.0.attn1.to_k"),
+            ("transformer.layers.3.mlp.dense_h_to_4h", 0, 7680, "transformer_blocks.3.ff.net.0.proj"),
+        ],
     ),
     "Cosmos": (
         "diffusers_cosmos2",
@@ -294,13 +297,155 @@ GOLD: dict[str, tuple[str, str, list[tuple[str, int, int, str]]]] = {
         "ace_step",
         [("layers.0.self_attn.k_proj", 0, 1024, "layers.0.self_attn.to_k")],
     ),
+    "Flux.3": (
+        "diffusers_flux3",
+        "bfl",
+        [
+            ("content_mode_blocks.image.0.q_proj", 0, 3072, "mode_blocks.image.0.attn.to_q"),
+            ("single_blocks.1.mlp_in", 0, 18432, "single_transformer_blocks.1.ff.linear_in"),
+        ],
+    ),
+    "Krea 2": (
+        "diffusers_krea2",
+        "krea",
+        [
+            ("blocks.0.attn.wk", 0, 1536, "transformer_blocks.0.attn.to_k"),
+            ("txtfusion.refiner_blocks.0.mlp.down", 0, 2560, "text_fusion.refiner_blocks.0.ff.down"),
+        ],
+    ),
+    "Qwen-Image 2.1": (
+        "diffusers_qwen_image21",
+        "comfy",
+        [
+            ("transformer_blocks.1.attn.to_q", 0, 4096, "transformer_blocks.1.attn.to_q"),
+            ("transformer_blocks.0.img_mlp.out", 0, 4096, "transformer_blocks.0.img_mlp.out"),
+        ],
+    ),
+    "Ideogram 4": (
+        "diffusers_ideogram4",
+        "ideogram",
+        [
+            ("layers.0.attention.qkv", 4608, 9216, "layers.0.attention.to_k"),
+            ("layers.1.attention.o", 0, 4608, "layers.1.attention.to_out.0"),
+        ],
+    ),
+    "ERNIE-Image": (
+        "diffusers_ernie_image",
+        "",
+        [
+            ("layers.1.self_attention.to_q", 0, 3072, "layers.1.self_attention.to_q"),
+        ],
+    ),
+    "Bria FIBO": (
+        "diffusers_bria_fibo",
+        "",
+        [
+            ("single_transformer_blocks.1.proj_mlp", 0, 12288, "single_transformer_blocks.1.proj_mlp"),
+        ],
+    ),
+    "Bria FIBO 2": (
+        "diffusers_bria_fibo2",
+        "",
+        [
+            ("layers.1.attention.to_q", 0, 3584, "layers.1.attention.to_q"),
+        ],
+    ),
+    "PRX": (
+        "diffusers_prx",
+        "",
+        [
+            ("blocks.1.attention.img_qkv_proj", 0, 5376, "blocks.1.attention.img_qkv_proj"),
+        ],
+    ),
+    "CogView3-Plus": (
+        "diffusers_cogview3plus",
+        "sat",
+        [
+            ("transformer.layers.0.attention.query_key_value", 2560, 5120, "transformer_blocks.0.attn1.to_k"),
+            ("mixins.adaln.adaln_modules.7.1", 0, 30720, "transformer_blocks.7.norm1.linear"),
+        ],
+    ),
+    "HunyuanVideo 1.5": (
+        "diffusers_hunyuan_video15",
+        "comfy",
+        [
+            ("double_blocks.0.img_attn.qkv", 2048, 4096, "transformer_blocks.0.attn.to_k"),
+            ("double_blocks.1.txt_mlp.0", 0, 8192, "transformer_blocks.1.ff_context.net.0.proj"),
+        ],
+    ),
+    "Helios": (
+        "diffusers_helios",
+        "",
+        [
+            ("blocks.1.attn1.to_q", 0, 5120, "blocks.1.attn1.to_q"),
+        ],
+    ),
+    "Sana Video": (
+        "diffusers_sana_video",
+        "",
+        [
+            ("transformer_blocks.1.attn2.to_k", 0, 2240, "transformer_blocks.1.attn2.to_k"),
+        ],
+    ),
+    "MiniMax-H3": (
+        "diffusers_minimax_h3",
+        "",
+        [
+            ("transformer_blocks.1.attn.to_q", 0, 7168, "transformer_blocks.1.attn.to_q"),
+        ],
+    ),
+    "Stable Video Diffusion": (
+        "diffusers_svd",
+        "",
+        [
+            (
+                "down_blocks.1.attentions.0.temporal_transformer_blocks.0.attn1.to_q",
+                0,
+                640,
+                "down_blocks.1.attentions.0.temporal_transformer_blocks.0.attn1.to_q",
+            ),
+        ],
+    ),
+    "ModelScope text-to-video": (
+        "diffusers_text_to_video",
+        "",
+        [
+            (
+                "down_blocks.1.temp_attentions.0.transformer_blocks.0.attn1.to_q",
+                0,
+                640,
+                "down_blocks.1.temp_attentions.0.transformer_blocks.0.attn1.to_q",
+            ),
+        ],
+    ),
+    "Kandinsky 2": (
+        "diffusers_kandinsky2",
+        "",
+        [
+            ("down_blocks.1.attentions.0.add_k_proj", 0, 768, "down_blocks.1.attentions.0.add_k_proj"),
+        ],
+    ),
+    "Kandinsky 3": (
+        "diffusers_kandinsky3",
+        "",
+        [
+            ("up_blocks.0.attentions.0.attention.to_q", 0, 1536, "up_blocks.0.attentions.0.attention.to_q"),
+        ],
+    ),
 }
+OF_DIFFUSERS = (
+    "Kolors",
+    "Stable Video Diffusion",
+    "ModelScope text-to-video",
+    "Kandinsky 2",
+    "Kandinsky 3",
+)
 UNETS = (
     "Stable Diffusion 1.x",
     "Stable Diffusion 2.x",
     "Stable Diffusion XL",
     "Stable Diffusion XL refiner",
-    "Kolors",
+    *OF_DIFFUSERS,
 )
 CASCADE = ("Stable Cascade (stage C)",)
 TRANSFORMERS = tuple(family for family in GOLD if family not in (*UNETS, *CASCADE))
@@ -329,7 +474,7 @@ FORMATS: dict[str, tuple[str, str, bool, tuple[str, str, str], tuple[str, ...]]]
         "own",
         True,
         PEFT,
-        (*(family for family in UNETS if family != "Kolors"), *CASCADE, *TRANSFORMERS),
+        (*(family for family in UNETS if family not in OF_DIFFUSERS), *CASCADE, *TRANSFORMERS),
     ),
     "PEFT: `base_model.model.`": ("base_model.model.", "diffusers", True, PEFT, tuple(GOLD)),
     "fal, PEFT on own names": ("base_model.model.", "own", True, PEFT, tuple(GOLD)),
@@ -1031,6 +1176,10 @@ EQUAL = {
     ("Flux.1", "HunyuanVideo"),
     ("Stable Diffusion XL", "Kolors"),
     ("Kolors", "Stable Diffusion XL"),
+    ("Bria FIBO", "Flux.1"),
+    ("Bria FIBO", "HunyuanVideo"),
+    ("Helios", "Wan"),
+    ("Sana Video", "Sana"),
 }
 # Those that share most names, so that the modules without a place are listed instead.
 ALIKE = {
@@ -1043,6 +1192,17 @@ ALIKE = {
     ("AuraFlow", "Flux.1"),
     ("Cosmos", "Anima"),
     ("Anima", "Cosmos"),
+    ("Flux.1", "Bria FIBO"),
+    ("Chroma", "Bria FIBO"),
+    ("Sana", "Sana Video"),
+    ("AuraFlow", "Flux.3"),
+    ("Flux.3", "AuraFlow"),
+    ("Wan", "Helios"),
+    ("HunyuanVideo 1.5", "HunyuanVideo"),
+    ("Stable Video Diffusion", "Stable Diffusion 2.x"),
+    ("Stable Video Diffusion", "ModelScope text-to-video"),
+    ("ModelScope text-to-video", "Stable Diffusion 2.x"),
+    ("ModelScope text-to-video", "Stable Video Diffusion"),
 }
 
 

@@ -1,8 +1,11 @@
-"""CogVideoX as diffusers names it; T5, VAE."""
+"""CogVideoX; T5, VAE.
 
-from lorabake.components import text, transformer
+SwissArmyTransformer has the modulations of both norms in one, in pieces by turns: those have its own names only.
+"""
+
+from lorabake.components import sat, text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark
+from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark, Row
 
 COGVIDEOX = Architecture(
     name="cogvideox",
@@ -12,6 +15,14 @@ COGVIDEOX = Architecture(
             name="transformer",
             layouts=(
                 Layout(
+                    "sat",
+                    transformer.SINGLE_FILE,
+                    (
+                        Has("mixins.adaln_layer.query_layernorm_list.0.weight", ndim=1),
+                        Has("transformer.layers.0.attention.query_key_value.weight", ndim=2),
+                    ),
+                ),
+                Layout(
                     "diffusers",
                     transformer.ANY,
                     (
@@ -20,11 +31,22 @@ COGVIDEOX = Architecture(
                     ),
                 ),
             ),
+            rows=(
+                sat.LAYERS,
+                *sat.ENDS,
+                Row(("mixins.adaln_layer.query_layernorm_list.{}", "transformer_blocks.{}.attn1.norm_q")),
+                Row(("mixins.adaln_layer.key_layernorm_list.{}", "transformer_blocks.{}.attn1.norm_k")),
+                Row(("time_embed.0", "time_embedding.linear_1")),
+                Row(("time_embed.2", "time_embedding.linear_2")),
+                Row(("transformer.final_layernorm", "norm_final")),
+                Row(("mixins.final_layer.norm_final", "norm_out.norm")),
+                Row(("mixins.final_layer.adaLN_modulation.1", "norm_out.linear")),
+            ),
             dotted=transformer.DOTTED,
             flat=transformer.FLAT,
         ),
         text.ONLY,
         OTHER_VAE,
     ),
-    marks=(Mark("transformer_blocks_N_norm2_linear"),),
+    marks=(Mark("transformer_blocks_N_norm2_linear"), Mark("mixins_adaln_layer")),
 )

@@ -1,6 +1,9 @@
-"""CogView4 as diffusers names it; GLM, VAE."""
+"""CogView4; GLM, VAE.
 
-from lorabake.components import text, transformer
+CogView3-Plus and CogView4 have equal names; the embedding of the time is 8 times as wide as high.
+"""
+
+from lorabake.components import sat, text, transformer
 from lorabake.components.vae import VAE
 from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark
 
@@ -12,14 +15,23 @@ COGVIEW4 = Architecture(
             name="transformer",
             layouts=(
                 Layout(
+                    "sat",
+                    transformer.SINGLE_FILE,
+                    (
+                        Has("mixins.adaln.adaln_modules.0.1.weight", ndim=2),
+                        Has("time_embed.0.weight", ratio=8),
+                    ),
+                ),
+                Layout(
                     "diffusers",
                     transformer.ANY,
                     (
                         Has("patch_embed.text_proj.weight", ndim=2),
-                        Has("time_condition_embed.timestep_embedder.linear_1.weight", ndim=2),
+                        Has("time_condition_embed.timestep_embedder.linear_1.weight", ratio=8),
                     ),
                 ),
             ),
+            rows=sat.COGVIEW,
             dotted=transformer.DOTTED,
             flat=transformer.FLAT,
         ),

@@ -21,6 +21,7 @@ CONTROLNET = Architecture(
                     (
                         Has("controlnet_down_blocks.0.weight", ndim=4),
                         Has("down_blocks.0.attentions.0.proj_in.weight"),
+                        Lacks("controlnet_cond_embedding.weight"),
                     ),
                 ),
             ),

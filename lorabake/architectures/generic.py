@@ -3,7 +3,8 @@
 This is how transformers models bake (Llama, Mistral, Qwen, Gemma, T5, BERT …): PEFT writes their own paths.
 """
 
-from lorabake.keymap.table import Alias, Architecture, Component, Layout
+from lorabake.components import renamed
+from lorabake.keymap.table import Architecture, Component, Layout
 
 GENERIC = Architecture(
     name="generic",
@@ -25,7 +26,7 @@ GENERIC = Architecture(
             ),
             embeddings=("embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tok_embeddings"),
             heads=("lm_head", "embed_out", "output", "predictions.decoder"),
-            aliases=(Alias("lm_head", ("embed_out",)),),  # GPT-NeoX, as transformers has it in memory
+            aliases=(*renamed.ROUTERS, *renamed.VISION, *renamed.HEADS),
         ),
         Component(
             name="transformer",

@@ -6,7 +6,7 @@ Both code bases have a `norm2` and a `norm3` in each block, and mean each other'
 from lorabake.components import text, transformer
 from lorabake.components.transformer import KV_2, QKV_1
 from lorabake.components.vae import VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Mark, Row
 
 HUNYUANDIT = Architecture(
     name="hunyuandit",
@@ -23,7 +23,11 @@ HUNYUANDIT = Architecture(
                 Layout(
                     "diffusers",
                     transformer.FOLDER,
-                    (Has("blocks.0.attn1.to_q.weight", ndim=2), Has("time_extra_emb.pooler.q_proj.weight", ndim=2)),
+                    (
+                        Has("blocks.0.attn1.to_q.weight", ndim=2),
+                        Has("time_extra_emb.pooler.q_proj.weight", ndim=2),
+                        Lacks("controlnet_blocks.0.weight"),
+                    ),
                 ),
             ),
             rows=(

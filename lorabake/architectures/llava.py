@@ -29,6 +29,7 @@ LLAVA = Architecture(
                 Row(("language_model.model.norm", "model.language_model.norm")),
                 Row(("language_model.lm_head", "lm_head")),
                 Row(("vision_tower", "model.vision_tower")),
+                Row(("vision_model", "model.vision_model")),
                 Row(("multi_modal_projector", "model.multi_modal_projector")),
             ),
             embeddings=("embed_tokens",),

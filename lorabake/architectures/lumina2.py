@@ -3,7 +3,7 @@
 from lorabake.components import text, transformer
 from lorabake.components.transformer import QKV
 from lorabake.components.vae import VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Mark, Row
 
 ATTENTION = (
     Row(("attention.qkv", QKV), sizes=("in", "rest", "rest")),
@@ -44,6 +44,8 @@ LUMINA2 = Architecture(
                         Has("layers.0.feed_forward.linear_1.weight", ndim=2),
                         Has("layers.0.norm1.linear.weight", ndim=2),
                         Has("time_caption_embed.caption_embedder.1.weight", ndim=2),
+                        Lacks("layers.0.attn1.to_q.weight"),
+                        Lacks("ref_image_refiner.0.attn.to_q.weight"),
                     ),
                 ),
             ),

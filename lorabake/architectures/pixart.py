@@ -3,7 +3,7 @@
 from lorabake.components import text, transformer
 from lorabake.components.transformer import KV_2, QKV_1
 from lorabake.components.vae import VAE
-from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Bare, Component, Has, Lacks, Layout, Mark, Row
 
 PIXART = Architecture(
     name="pixart",
@@ -28,6 +28,9 @@ PIXART = Architecture(
                         Has("adaln_single.linear.weight", ndim=2),
                         Has("caption_projection.linear_1.weight", ndim=2),
                         Has("pos_embed.proj.weight", ndim=4),
+                        # Latte and Allegro, of the same names, make videos.
+                        Lacks("temporal_transformer_blocks.0.attn1.to_q.weight"),
+                        Lacks("proj_out.weight", ratio=144),
                     ),
                 ),
             ),

@@ -19,6 +19,7 @@ SANA = Architecture(
                         Has("blocks.0.cross_attn.kv_linear.weight", ndim=2),
                         Has("blocks.0.mlp.inverted_conv.conv.weight", ndim=4),
                         Has("attention_y_norm.weight"),
+                        Has("x_embedder.proj.weight", ndim=4),
                     ),
                 ),
                 Layout(

@@ -2,7 +2,7 @@
 
 from lorabake.components import clip, unet
 from lorabake.components.vae import VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Mark
 
 SD1 = Architecture(
     name="sd1",
@@ -27,6 +27,9 @@ SD1 = Architecture(
                         Has("down_blocks.0.attentions.0.proj_in.weight", ndim=4),
                         Has("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight", ndim=2),
                         Has("up_blocks.3.attentions.2.proj_in.weight", ndim=4),
+                        *unet.PICTURES,
+                        Lacks("class_embedding.weight"),
+                        Lacks("down_blocks.0.attentions.2.proj_in.weight"),
                     ),
                 ),
             ),

@@ -27,6 +27,7 @@ SD2 = Architecture(
                         Has("down_blocks.0.attentions.0.proj_in.weight", ndim=2),
                         Has("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight", ndim=2),
                         Has("up_blocks.3.attentions.2.proj_in.weight", ndim=2),
+                        *unet.PICTURES,
                     ),
                 ),
             ),

@@ -6,7 +6,7 @@ The motion encoder of Animate has only the names of its own layout: diffusers re
 from lorabake.components import text
 from lorabake.components.transformer import DOTTED, FLAT, FOLDER, SINGLE_FILE
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Bare, Component, Has, Lacks, Layout, Mark, Row
 
 NATIVE = (
     Has("head.modulation", ndim=3),
@@ -17,6 +17,7 @@ DIFFUSERS = (
     Has("condition_embedder.time_proj.weight", ndim=2),
     Has("blocks.0.attn1.to_q.weight", ndim=2),
     Has("patch_embedding.weight", ndim=5),
+    Lacks("patch_short.weight"),
 )
 
 # Layouts, in this order: wan, diffusers.

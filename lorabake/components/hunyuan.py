@@ -9,36 +9,21 @@ QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
 ADDED_QKV = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
 
 # Layouts, in this order: tencent, comfy, diffusers.
-ROWS = (
-    Row(
-        ("double_blocks.{}", "double_blocks.{}", "transformer_blocks.{}"),
-        (
-            Row(("img_attn_qkv", "img_attn.qkv", QKV)),
-            Row(("txt_attn_qkv", "txt_attn.qkv", ADDED_QKV)),
-            Row(("img_attn_proj", "img_attn.proj", "attn.to_out.0")),
-            Row(("txt_attn_proj", "txt_attn.proj", "attn.to_add_out")),
-            Row(("img_attn_q_norm", "img_attn.norm.query_norm", "attn.norm_q")),
-            Row(("img_attn_k_norm", "img_attn.norm.key_norm", "attn.norm_k")),
-            Row(("txt_attn_q_norm", "txt_attn.norm.query_norm", "attn.norm_added_q")),
-            Row(("txt_attn_k_norm", "txt_attn.norm.key_norm", "attn.norm_added_k")),
-            Row(("img_mlp.fc1", "img_mlp.0", "ff.net.0.proj")),
-            Row(("img_mlp.fc2", "img_mlp.2", "ff.net.2")),
-            Row(("txt_mlp.fc1", "txt_mlp.0", "ff_context.net.0.proj")),
-            Row(("txt_mlp.fc2", "txt_mlp.2", "ff_context.net.2")),
-            Row(("img_mod.linear", "img_mod.lin", "norm1.linear")),
-            Row(("txt_mod.linear", "txt_mod.lin", "norm1_context.linear")),
-        ),
-    ),
-    Row(
-        ("single_blocks.{}", "single_blocks.{}", "single_transformer_blocks.{}"),
-        (
-            Row(("linear1", "linear1", (*QKV, "proj_mlp")), sizes=("in", "in", "in", "rest")),
-            Row(("linear2", "linear2", "proj_out")),
-            Row(("q_norm", "norm.query_norm", "attn.norm_q")),
-            Row(("k_norm", "norm.key_norm", "attn.norm_k")),
-            Row(("modulation.linear", "modulation.lin", "norm.linear")),
-        ),
-    ),
+DOUBLE_BLOCKS = (
+    Row(("img_attn_proj", "img_attn.proj", "attn.to_out.0")),
+    Row(("txt_attn_proj", "txt_attn.proj", "attn.to_add_out")),
+    Row(("img_attn_q_norm", "img_attn.norm.query_norm", "attn.norm_q")),
+    Row(("img_attn_k_norm", "img_attn.norm.key_norm", "attn.norm_k")),
+    Row(("txt_attn_q_norm", "txt_attn.norm.query_norm", "attn.norm_added_q")),
+    Row(("txt_attn_k_norm", "txt_attn.norm.key_norm", "attn.norm_added_k")),
+    Row(("img_mlp.fc1", "img_mlp.0", "ff.net.0.proj")),
+    Row(("img_mlp.fc2", "img_mlp.2", "ff.net.2")),
+    Row(("txt_mlp.fc1", "txt_mlp.0", "ff_context.net.0.proj")),
+    Row(("txt_mlp.fc2", "txt_mlp.2", "ff_context.net.2")),
+    Row(("img_mod.linear", "img_mod.lin", "norm1.linear")),
+    Row(("txt_mod.linear", "txt_mod.lin", "norm1_context.linear")),
+)
+ENDS = (
     Row(
         (
             "txt_in.individual_token_refiner.blocks.{}",
@@ -69,4 +54,33 @@ ROWS = (
         ("final_layer.adaLN_modulation.1", "final_layer.adaLN_modulation.1", "norm_out.linear"),
         swapped=("tencent", "comfy"),
     ),
+)
+ROWS = (
+    Row(
+        ("double_blocks.{}", "double_blocks.{}", "transformer_blocks.{}"),
+        (
+            Row(("img_attn_qkv", "img_attn.qkv", QKV)),
+            Row(("txt_attn_qkv", "txt_attn.qkv", ADDED_QKV)),
+            *DOUBLE_BLOCKS,
+        ),
+    ),
+    Row(
+        ("single_blocks.{}", "single_blocks.{}", "single_transformer_blocks.{}"),
+        (
+            Row(("linear1", "linear1", (*QKV, "proj_mlp")), sizes=("in", "in", "in", "rest")),
+            Row(("linear2", "linear2", "proj_out")),
+            Row(("q_norm", "norm.query_norm", "attn.norm_q")),
+            Row(("k_norm", "norm.key_norm", "attn.norm_k")),
+            Row(("modulation.linear", "modulation.lin", "norm.linear")),
+        ),
+    ),
+    *ENDS,
+)
+
+# The small text encoder for glyphs.
+BYT5 = (
+    Row(("byt5_in.layernorm", "byt5_in.layernorm", "context_embedder_2.norm")),
+    Row(("byt5_in.fc1", "byt5_in.fc1", "context_embedder_2.linear_1")),
+    Row(("byt5_in.fc2", "byt5_in.fc2", "context_embedder_2.linear_2")),
+    Row(("byt5_in.fc3", "byt5_in.fc3", "context_embedder_2.linear_3")),
 )

@@ -4,7 +4,14 @@ Both code bases number the same modules differently; inside a transformer block 
 pairs: the conversion of CompVis/latent-diffusion checkpoints that diffusers and kohya's trainers perform.
 """
 
-from lorabake.keymap.table import IndexOrder, Row
+from lorabake.keymap.table import IndexOrder, Lacks, Row
+
+# UNets for videos, and Versatile Diffusion's, have these names and more.
+PICTURES = (
+    Lacks("down_blocks.0.attentions.0.temporal_transformer_blocks.0.norm1.weight"),
+    Lacks("down_blocks.0.temp_attentions.0.proj_in.weight"),
+    Lacks("down_blocks.0.downsamplers.0.weight"),
+)
 
 RESNET = (
     Row(("in_layers.0", "norm1")),

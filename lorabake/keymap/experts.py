@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from lorabake.keymap.table import Module
     from lorabake.tensors.safetensors import TensorInfo
 
-EXPERT = re.compile(r"(?P<start>.*)\b(?:mlp|block_sparse_moe)\.experts\.(?P<number>\d+)\.(?P<part>\w+)")
+EXPERT = re.compile(
+    r"(?P<start>.*)\b(?P<place>mlp|block_sparse_moe|feed_forward)\.experts\.(?P<number>\d+)\.(?P<part>\w+)"
+)
+IN_MEMORY = {"block_sparse_moe": "mlp"}
+"""What the disk calls the mixture -> what memory calls it, where that differs."""
 STACKS = {"down_proj": (("down_proj",), ("w2",)), "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3"))}
 """What is stacked -> what it is of, in either naming."""
 
@@ -29,15 +33,15 @@ def stacks(modules: Mapping[str, Module], tensors: Mapping[str, TensorInfo]) -> 
     found: dict[str, dict[int, dict[str, Module]]] = {}
     for name, module in modules.items():
         if ".experts." in name and (match := EXPERT.fullmatch(name)):
-            experts = found.setdefault(match["start"], {})
+            experts = found.setdefault(match["start"] + IN_MEMORY.get(match["place"], match["place"]), {})
             experts.setdefault(int(match["number"]), {})[match["part"]] = module
-    for start, experts in found.items():
+    for place, experts in found.items():
         for stack, namings in STACKS.items():
             for parts in namings:
                 rows = [experts.get(number, {}).get(part) for number in range(len(experts)) for part in parts]
                 view = join([module.views.get("weight") if module else None for module in rows])
                 if view is not None and len(view.shape) == 2:
-                    yield f"{start}mlp.experts.{stack}", view
+                    yield f"{place}.experts.{stack}", view
     for name, info in tensors.items():
         if name.endswith(tuple(f".experts.{stack}" for stack in STACKS)) and len(info.shape) == 3:
             yield name, View((Region(info.key, 0, info.shape[0]),), info.shape)

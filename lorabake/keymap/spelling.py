@@ -53,6 +53,8 @@ ENDINGS = (
     (".to_k", ".processor.to_k"),
     (".to_v", ".processor.to_v"),
     (".to_out.0", ".processor.to_out"),
+    (".add_k_proj", ".processor.add_k_proj"),
+    (".add_v_proj", ".processor.add_v_proj"),
     (".to_out.0", ".to_out"),
     (".self_attn.q_proj", ".self_attn.to_q"),  # the same, on text encoders
     (".self_attn.k_proj", ".self_attn.to_k"),

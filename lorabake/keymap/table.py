@@ -63,14 +63,12 @@ class Has:
 
 
 @dataclass(frozen=True, slots=True)
-class Lacks:
-    """Require that a tensor is absent."""
-
-    key: str
+class Lacks(Has):
+    """Require that there is no such tensor, or none of that shape where one is given."""
 
     def holds(self, tensors: Mapping[str, TensorInfo], prefix: str) -> bool:
-        """Tell whether the tensor is absent."""
-        return prefix + self.key not in tensors
+        """Tell whether the tensor is absent, or there with another shape."""
+        return not Has.holds(self, tensors, prefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +77,7 @@ class Layout:
 
     name: str
     prefixes: tuple[str, ...]
-    needs: tuple[Has | Lacks, ...]
+    needs: tuple[Has, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,28 @@ DEEPSEEK = {
     "num_key_value_heads": 4,
 }
 
+LLAMA4 = DECODER | {
+    "intermediate_size_mlp": 48,
+    "head_dim": 8,
+    "num_local_experts": 2,
+    "num_experts_per_tok": 1,
+    "interleave_moe_layer_step": 2,
+    "no_rope_layers": [1, 0],
+    "layer_types": ["full_attention"] * 2,
+}
+LLAMA4_VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+    "projector_input_dim": 16,
+    "projector_output_dim": 16,
+    "vision_output_dim": 16,
+    "pixel_shuffle_ratio": 1.0,
+}
+
 # model -> (class, config class, config, number of linear layers that "all-linear" reaches)
 MODELS: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "llama": ("LlamaForCausalLM", "LlamaConfig", DECODER, 14),
@@ -95,6 +117,10 @@ MODELS: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "falcon": ("FalconForCausalLM", "FalconConfig", DECODER | {"new_decoder_architecture": False}, 8),
     "olmo2": ("Olmo2ForCausalLM", "Olmo2Config", DECODER, 14),
     "starcoder2": ("Starcoder2ForCausalLM", "Starcoder2Config", DECODER, 12),
+    "granite": ("GraniteForCausalLM", "GraniteConfig", DECODER, 14),
+    "cohere": ("CohereForCausalLM", "CohereConfig", DECODER, 14),
+    "smollm3": ("SmolLM3ForCausalLM", "SmolLM3Config", DECODER, 14),
+    "nemotron": ("NemotronForCausalLM", "NemotronConfig", DECODER, 12),
     "glm": ("GlmForCausalLM", "GlmConfig", DECODER | {"head_dim": 8}, 12),
 }
 
@@ -114,6 +140,36 @@ SPARSE: dict[str, tuple[str, str, dict[str, Any], list[str]]] = {
         "DeepseekV3Config",
         DECODER | MOE | DEEPSEEK,
         ["q_a_proj", "kv_b_proj", "o_proj"],
+    ),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", "Qwen3MoeConfig", DECODER | MOE, ["q_proj", "o_proj"]),
+    "phimoe": ("PhimoeForCausalLM", "PhimoeConfig", DECODER | {"num_local_experts": 2}, ["q_proj", "router"]),
+    "minimax": (
+        "MiniMaxForCausalLM",
+        "MiniMaxConfig",
+        DECODER | {"num_local_experts": 2, "layer_types": ["full_attention"] * 2},
+        ["q_proj", "gate"],
+    ),
+    "jamba": (
+        "JambaForCausalLM",
+        "JambaConfig",
+        DECODER
+        | {"num_experts": 2, "num_experts_per_tok": 1, "mamba_d_state": 4, "mamba_dt_rank": 4}
+        | {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
+        ["q_proj", "o_proj", "in_proj", "x_proj"],
+    ),
+    "llama4": ("Llama4ForCausalLM", "Llama4TextConfig", LLAMA4, ["q_proj", "o_proj"]),
+    "llama4_vision": (
+        "Llama4ForConditionalGeneration",
+        "Llama4Config",
+        {"text_config": LLAMA4, "vision_config": LLAMA4_VISION},
+        ["q_proj", "fc1"],
+    ),
+    "vit": (
+        "ViTForImageClassification",
+        "ViTConfig",
+        {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+        | {"image_size": 28, "patch_size": 14},
+        ["q_proj", "v_proj", "o_proj", "fc1", "fc2"],
     ),
     "gpt_oss": (
         "GptOssForCausalLM",
@@ -218,6 +274,7 @@ def test_mixtures_of_experts_and_mamba(name: str, bake: Any, read: Any, tmp_path
 
 
 PARAMETERS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+FEED_FORWARD = ["feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -225,6 +282,10 @@ PARAMETERS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
     ("name", "options"),
     [
         *((name, {"target_parameters": PARAMETERS}) for name in ("mixtral", "qwen2_moe", "deepseek", "gpt_oss")),
+        ("qwen3_moe", {"target_parameters": PARAMETERS}),
+        ("jamba", {"target_parameters": FEED_FORWARD}),
+        ("llama4", {"target_parameters": FEED_FORWARD}),
+        ("llama4_vision", {"target_parameters": FEED_FORWARD, "target_modules": ["q_proj"]}),
         *((name, {"target_parameters": PARAMETERS[1:]}) for name in ("mixtral", "deepseek", "gpt_oss")),
         ("mixtral", {"target_modules": ["w1", "w2", "w3"]}),  # PEFT makes patterns of ranks and alphas of these
         ("deepseek", {"target_modules": ["gate_proj", "up_proj", "down_proj"]}),

@@ -26,7 +26,7 @@ VISION = {
     "patch_size": 14,
 }  # fmt: skip
 ROPE = {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}
-MODELS = ("Qwen2VL", "Qwen2_5_VL", "Gemma3", "Llava")
+MODELS = ("Qwen2VL", "Qwen2_5_VL", "Gemma3", "Llava", "Mllama")
 
 
 def config(name: str) -> Any:
@@ -38,6 +38,13 @@ def config(name: str) -> Any:
         return transformers.Qwen2_5_VLConfig(text_config={**TEXT, **ROPE}, vision_config=vision)
     if name == "Gemma3":
         return transformers.Gemma3Config(text_config=TEXT, vision_config=VISION)
+    if name == "Mllama":
+        vision = {**VISION, "num_global_layers": 1, "attention_heads": 2, "vision_output_dim": 32, "max_num_tiles": 1}
+        vision |= {"intermediate_layers_indices": [0], "supported_aspect_ratios": [[1, 1]]}
+        text_config = {**TEXT, "cross_attention_layers": [1], "rope_scaling": {"rope_type": "default"}}
+        return transformers.MllamaConfig(
+            text_config={**text_config, "pad_token_id": 0}, vision_config={**vision, "num_hidden_layers": 1}
+        )
     text, vision = transformers.LlamaConfig(**TEXT), transformers.CLIPVisionConfig(**VISION)
     return transformers.LlavaConfig(text_config=text, vision_config=vision)
 
@@ -77,7 +84,9 @@ def stored(folder: Path) -> None:
     keys = load_file(folder / "base" / "model.safetensors")
     is_llava = any(key.startswith("language_model.") for key in keys)
     pairs = [("model.language_model.", "language_model.model." if is_llava else "model.")]
-    pairs += [(f"model.{part}.", f"{part}.") for part in ("visual", "vision_tower", "multi_modal_projector")]
+    pairs += [
+        (f"model.{part}.", f"{part}.") for part in ("visual", "vision_tower", "vision_model", "multi_modal_projector")
+    ]
     found = {}
     for key, tensor in load_file(folder / "memory" / "adapter_model.safetensors").items():
         path = key.removeprefix("base_model.model.")

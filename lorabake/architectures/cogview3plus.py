@@ -1,0 +1,42 @@
+"""CogView3-Plus; T5, VAE.
+
+CogView3-Plus and CogView4 have equal names; the embedding of the time is 5 times as wide as high.
+"""
+
+from lorabake.components import sat, text, transformer
+from lorabake.components.vae import VAE
+from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark
+
+COGVIEW3PLUS = Architecture(
+    name="cogview3plus",
+    title="CogView3-Plus",
+    components=(
+        Component(
+            name="transformer",
+            layouts=(
+                Layout(
+                    "sat",
+                    transformer.SINGLE_FILE,
+                    (
+                        Has("mixins.adaln.adaln_modules.0.1.weight", ndim=2),
+                        Has("time_embed.0.weight", ratio=5),
+                    ),
+                ),
+                Layout(
+                    "diffusers",
+                    transformer.ANY,
+                    (
+                        Has("patch_embed.text_proj.weight", ndim=2),
+                        Has("time_condition_embed.timestep_embedder.linear_1.weight", ratio=5),
+                    ),
+                ),
+            ),
+            rows=sat.COGVIEW,
+            dotted=transformer.DOTTED,
+            flat=transformer.FLAT,
+        ),
+        text.ONLY,
+        VAE,
+    ),
+    marks=(Mark("transformer_blocks_N_attn1_to_q", columns=2560),),
+)

@@ -1,0 +1,29 @@
+"""Helios: Wan's blocks behind patches of three lengths; UMT5, VAE."""
+
+from lorabake.components import text, transformer
+from lorabake.components.vae import OTHER_VAE
+from lorabake.keymap.table import Architecture, Component, Has, Layout
+
+HELIOS = Architecture(
+    name="helios",
+    title="Helios",
+    components=(
+        Component(
+            name="transformer",
+            layouts=(
+                Layout(
+                    "diffusers",
+                    transformer.ANY,
+                    (
+                        Has("patch_short.weight", ndim=5),
+                        Has("blocks.0.attn1.to_q.weight", ndim=2),
+                    ),
+                ),
+            ),
+            dotted=transformer.DOTTED,
+            flat=transformer.FLAT,
+        ),
+        text.ONLY,
+        OTHER_VAE,
+    ),
+)

@@ -1,0 +1,36 @@
+"""MiniMax-H3 as diffusers names it: one transformer for prompts, one for pictures to go by; Qwen3, VAEs.
+
+Its maker's files fuse q, k and v in one of two orders of rows that nothing in a file tells apart: their names are
+not tied to diffusers' here.
+"""
+
+from lorabake.components import text, transformer
+from lorabake.components.vae import OTHER_VAE
+from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark
+
+NEEDS = (
+    Has("token_refiner.refiner_blocks.0.attn.to_q.weight", ndim=2),
+    Has("transformer_blocks.0.adaln_proj.linear.weight", ndim=2),
+)
+
+MINIMAX_H3 = Architecture(
+    name="minimax_h3",
+    title="MiniMax-H3",
+    components=(
+        Component(
+            name="transformer",
+            layouts=(Layout("diffusers", transformer.FOLDER, NEEDS),),
+            dotted=transformer.DOTTED,
+            flat=transformer.FLAT,
+        ),
+        Component(
+            name="transformer_ref",
+            layouts=(Layout("diffusers", ("transformer_ref/",), NEEDS),),
+            dotted=("transformer_ref.", *transformer.DOTTED),
+            flat=transformer.FLAT,
+        ),
+        text.ONLY,
+        OTHER_VAE,
+    ),
+    marks=(Mark("blocks_N_attn_qkv_proj"), Mark("transformer_blocks_N_adaln_proj"), Mark("token_refiner_")),
+)

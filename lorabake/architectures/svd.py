@@ -1,0 +1,28 @@
+"""Stable Video Diffusion as diffusers names it; VAE. The picture that it starts from takes the text's place."""
+
+from lorabake.components.vae import OTHER_VAE
+from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark
+
+SVD = Architecture(
+    name="svd",
+    title="Stable Video Diffusion",
+    components=(
+        Component(
+            name="unet",
+            layouts=(
+                Layout(
+                    "diffusers",
+                    ("unet/", "unet.", ""),
+                    (
+                        Has("down_blocks.0.attentions.0.temporal_transformer_blocks.0.norm1.weight"),
+                        Has("add_embedding.linear_1.weight", ndim=2),
+                    ),
+                ),
+            ),
+            dotted=("unet.",),
+            flat=("lora_unet_",),
+        ),
+        OTHER_VAE,
+    ),
+    marks=(Mark("attentions_N_temporal_transformer_blocks_N"),),
+)
