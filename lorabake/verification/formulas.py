@@ -58,11 +58,17 @@ def lora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
 
 def sparse_lora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     """W + scale·(B·A + S), S sparse (LyCORIS's extraction)."""
-    changed = lora(tensors, weight, place, scale)
-    for row, column, value in zip(*tensors["sparse_places"].astype(int), tensors["sparse_values"], strict=True):
-        if place.rows.start <= row < place.rows.stop:
-            changed[row - place.rows.start, column] += scale * value
-    return changed
+    rows, columns = tensors["sparse_places"].astype(int)
+    return lora(tensors, weight, place, scale) + scale * _sparse(
+        rows, columns, tensors["sparse_values"], weight, place
+    )
+
+
+def _sparse(rows: Indices, columns: Indices, values: Array, weight: Array, place: Place) -> Array:
+    """Return the rows asked for of a matrix that is zero but for some values."""
+    found, inside = np.zeros_like(weight), (rows >= place.rows.start) & (rows < place.rows.stop)
+    np.add.at(found, (rows[inside] - place.rows.start, columns[inside]), values[inside])
+    return found
 
 
 def changed(kind: str, tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -297,11 +303,8 @@ def deft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
 
 def supertuning(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     """W + S + s·B·A, the values of S counted along the rows (arXiv 2607.09287)."""
-    changed = weight.copy()
     rows, columns = np.divmod(tensors["super_places"].astype(int), weight.shape[1])
-    for row, column, value in zip(rows, columns, tensors["super_values"], strict=True):
-        if place.rows.start <= row < place.rows.stop:
-            changed[row - place.rows.start, column] += value
+    changed = weight + _sparse(rows, columns, tensors["super_values"], weight, place)
     if "super_A" in tensors:
         factor = float(place.settings["scale"])  # type: ignore[arg-type]
         changed += factor * tensors["super_B"][place.rows] @ tensors["super_A"]
