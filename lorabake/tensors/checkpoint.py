@@ -110,9 +110,12 @@ def open_lora(path: Path) -> tuple[Checkpoint, dict[str, object] | None]:
     an adapter, and for a folder whose adapters lie in sub-folders.
     """
     if not os.path.isdir(path):
-        config = path.with_name("adapter_config.json")
-        has_config = path.stem in ("adapter_model", "adapters") and os.path.exists(config)
-        return open_checkpoint(path), read_object(config) if has_config else None
+        checkpoint, config = open_checkpoint(path), path.with_name("adapter_config.json")
+        is_peft = path.stem in ("adapter_model", "adapters") or all(
+            key.startswith("base_model.")
+            for key in checkpoint.tensors  # PEFT's own, under another name
+        )
+        return checkpoint, read_object(config) if is_peft and os.path.exists(config) else None
     config = path / "adapter_config.json"
     adapters = [path / name for name in ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors")]
     found = next((adapter for adapter in adapters if os.path.exists(adapter)), None)
