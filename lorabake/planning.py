@@ -28,6 +28,7 @@ from lorabake.tensors.checkpoint import Checkpoint, Part, read_object
 from lorabake.tensors.dtypes import DTYPES, FLOAT_NAMES, nbytes
 from lorabake.tensors.packing import PackedInfo
 from lorabake.tensors.safetensors import TensorInfo, encode_header
+from lorabake.translation import left_out_of
 
 _OTHER_SCALES = (
     "This version knows one scale, one a row, a column, a block of 128 by 128 or of one row, and no other scheme.\n"
@@ -695,6 +696,8 @@ class _Planner:
         if ways:
             told = ", ".join(f"{count} {way}" for way, count in ways.most_common())
             self.notes.append(f"decoded into plain weights: {told}")
+        if left_out := left_out_of(self.sources.base):
+            self.notes.append(f"left out, since transformers works it out anew: {', '.join(left_out)}")
         ema = sum(key.startswith("model_ema.") for key in self.sources.base.tensors)
         if ema and self.sources.loras:
             self.notes.append(

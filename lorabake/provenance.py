@@ -42,7 +42,7 @@ def describe(checkpoint: Checkpoint, path: str, digests: Mapping[Path, str]) -> 
         digest = {"sha256": digests[given]} if given in digests else {"header_sha256": header.sha256}
         files.append({"name": name, "size": given.stat().st_size, **digest})
     _, first = next(origins(checkpoint))
-    for config in said_beside(first):
+    for config in said_beside(first, checkpoint.tensors):
         files.append({"name": config.name, "sha256": hashlib.sha256(config.read_bytes()).hexdigest()})
     return {"path": path, "files": files} if checkpoint.is_folder or len(files) > 1 else files[0]
 

@@ -7,9 +7,10 @@ guessed. Headers and configurations only: tensors are described anew, and read b
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import yaml
 
@@ -28,6 +29,9 @@ from lorabake.tensors.safetensors import TensorInfo, some
 
 Config = Mapping[str, object]
 MAX_YAML = 1 << 20
+LEFT_OUT = "lorabake.left_out"
+"""What a transcribed checkpoint says, among its file's facts, of tensors that it has no place for."""
+
 REORDERED = ("up", "magnitude")
 """The slots of a low-rank LoRA that have a row for each of the weight's."""
 
@@ -331,8 +335,14 @@ def transcribe(base: Checkpoint) -> Checkpoint:
             f"{base.path}: {len(strange)} tensors that a plain {model} model has not: {some(strange)}\n"
             "Use the SafeTensors release."
         )
-    part = replace(base.parts[0], files=(replace(header, tensors=tensors),))
+    facts = {**base.facts, LEFT_OUT: [key for key in header.tensors if key in naming.left_out]}
+    part = replace(base.parts[0], files=(replace(header, tensors=tensors, facts=facts),))
     return replace(base, parts=(part,), tensors=tensors)
+
+
+def left_out_of(base: Checkpoint) -> tuple[str, ...]:
+    """List what a language model in GGUF holds that its checkpoint has no place for."""
+    return tuple(str(key) for key in cast(Iterable[object], base.facts.get(LEFT_OUT, ())))
 
 
 def config_of(facts: Mapping[str, object]) -> dict[str, object]:

@@ -243,6 +243,17 @@ def test_lora_bias(tmp_path: Path) -> None:
     b.assert_rounded_once(out["h.0.attn.c_attn.weight"], weight.double() + change, terms=[weight, change])
 
 
+def test_a_peft_file_under_another_name_keeps_the_scale_beside_it(tmp_path: Path) -> None:
+    base = b.llama(tmp_path / "base")
+    slots, key = b.lora((8, 8)), "model.layers.0.self_attn.q_proj"
+    b.peft(tmp_path / "lora", {key: slots}, lora_alpha=6)
+    (tmp_path / "lora" / "adapter_model.safetensors").rename(tmp_path / "lora" / "style.safetensors")
+    path = b.recipe(tmp_path, base="base", loras=["lora/style.safetensors"], output={"path": "out"})
+    out = load_file(b.run(path).path / "model.safetensors")[f"{key}.weight"]
+    change = b.delta(slots, (8, 8), 3.0)
+    b.assert_rounded_once(out, base[f"{key}.weight"].double() + change, terms=[base[f"{key}.weight"], change])
+
+
 @pytest.mark.parametrize("compose", ["sum", "sequential"])
 @pytest.mark.parametrize("strength", [1.0, 0.25])
 def test_a_lora_is_added_to_the_weight_that_is_saved_with_it(tmp_path: Path, strength: float, compose: str) -> None:

@@ -632,7 +632,7 @@ def test_modules_to_save_replace_whole_tensors() -> None:
     assert ledger.applied == 4
 
 
-@pytest.mark.parametrize("config", [None, PLAIN, PLAIN | {"modules_to_save": ["core", "fc"]}])
+@pytest.mark.parametrize("config", [None, PLAIN, PLAIN | {"modules_to_save": ["sco", "fc"]}])
 def test_a_whole_tensor_that_nothing_announces_is_refused(config: dict[str, object] | None) -> None:
     shapes = peft("layers.0.q", 4, 4) | {"base_model.model.score.weight": (3, 6)}
     assert "a whole tensor that no modules_to_save announces" in refusal(shapes, config=config)

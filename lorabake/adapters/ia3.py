@@ -72,7 +72,9 @@ class PeftIa3(Kind):
             raise ValueError("no adapter_config.json says whether IA3 scales its inputs or outputs")
         if isinstance(listed, str):
             return {"inputs": re.fullmatch(listed, module) is not None}
-        return {"inputs": any(module == name or module.endswith(f".{name}") for name in listed or ())}
+        return {
+            "inputs": any(module.endswith(str(name)) for name in listed or ())
+        }  # as PEFT: `conv` is `preconv`, too
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for one number an output or an input."""

@@ -191,10 +191,9 @@ class PeftConfig:
         """Tell whether a whole tensor of this module is meant to replace the base's."""
         if slot == "whole_bias" and self.bias != "none":
             return True
-        return any(
-            module == name or module.endswith("." + name) or f".{name}." in f".{module}."
-            for name in self.modules_to_save
-        )
+        words = module.split(".")
+        around = tuple(".".join(words[:count]) for count in range(1, len(words) + 1))
+        return any(each.endswith(self.modules_to_save) for each in around)  # as PEFT does: `head` is `lm_head`, too
 
 
 def from_metadata(

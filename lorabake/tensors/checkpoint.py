@@ -126,8 +126,8 @@ def open_lora(path: Path) -> tuple[Checkpoint, dict[str, object] | None]:
     an adapter, and for a folder whose adapters lie in sub-folders.
     """
     if not os.path.isdir(path):
-        config = path.with_name("adapter_config.json")
-        return open_checkpoint(path), read_object(config) if config in said_beside(path) else None
+        checkpoint, config = open_checkpoint(path), path.with_name("adapter_config.json")
+        return checkpoint, read_object(config) if config in said_beside(path, checkpoint.tensors) else None
     config = path / "adapter_config.json"
     found = next((path / name for name in _ADAPTERS if os.path.exists(path / name)), None)
     if found is not None:
@@ -141,9 +141,11 @@ def open_lora(path: Path) -> tuple[Checkpoint, dict[str, object] | None]:
     return open_checkpoint(path), None
 
 
-def said_beside(path: Path) -> tuple[Path, ...]:
-    """List the files beside a LoRA's file that say how it was trained."""
+def said_beside(path: Path, keys: Iterable[str]) -> tuple[Path, ...]:
+    """List the files beside a LoRA's file, which has these keys, that say how it was trained."""
     names = [name for pattern, names in _SAID_BESIDE if pattern.fullmatch(path.name) for name in names]
+    if not names and all(key.startswith("base_model.") for key in keys):
+        names = ["adapter_config.json"]  # PEFT's own file, renamed
     return tuple(path.with_name(name) for name in names if os.path.exists(path.with_name(name)))
 
 

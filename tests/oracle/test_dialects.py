@@ -476,6 +476,8 @@ def test_a_language_model_in_gguf(name: str, way: str, tmp_path: Path) -> None:
     else:  # of which the file does not say all that their configurations need
         known = type(model).from_pretrained(tmp_path, config=model.config, **how)
     path = b.recipe(tmp_path, base="base.gguf", loras=[], output={"dtype": "float32"})
+    notes = lorabake.plan(lorabake.load_recipe(path)).notes
+    assert any("rope_freqs.weight" in note for note in notes) == (ARCHITECTURES[name] == "llama")
     b.run(path)
     after, expected = load_file(tmp_path / "out.safetensors"), known.state_dict()
     assert after.keys() == expected.keys() == model.state_dict().keys()

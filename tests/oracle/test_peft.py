@@ -365,6 +365,7 @@ def test_float64_is_correctly_rounded(options: dict[str, Any], merge: Any) -> No
         {"init_lora_weights": "gaussian"},
         {"init_lora_weights": "orthogonal"},
         {"modules_to_save": ["lm_head"]},
+        {"modules_to_save": ["head"]},
         {"modules_to_save": ["lm_head", "model.norm"], "target_modules": ["q_proj"]},
         {"modules_to_save": ["embed_tokens"], "target_modules": ["q_proj"]},
     ],

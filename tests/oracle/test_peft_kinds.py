@@ -34,6 +34,7 @@ class Net(torch.nn.Module):
         self.norm = torch.nn.LayerNorm(32)
         self.out = torch.nn.Linear(32, 16)
         self.conv = torch.nn.Conv2d(4, 8, 3)
+        self.preconv = torch.nn.Conv2d(4, 4, 3)
         self.grouped = torch.nn.Conv2d(4, 4, 3, groups=2)
         self.conv1 = torch.nn.Conv1d(4, 8, 3)
         self.turned = Conv1D(24, 16)
@@ -63,6 +64,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "rank and alpha patterns": ("LoHaConfig", {"r": 3, "rank_pattern": {"out": 2}, "alpha_pattern": {"fc": 7}}),
     "IA3": ("IA3Config", {"feedforward_modules": ["out"]}),
+    "IA3 on a convolution whose name ends like a listed one": (
+        "IA3Config",
+        {"target_modules": ["conv", "preconv"], "feedforward_modules": ["conv"]},
+    ),
     "IA3 on Conv1D": ("IA3Config", {"target_modules": ["turned"], "feedforward_modules": []}),
     "IA3 on the inputs of Conv1D": ("IA3Config", {"target_modules": ["turned"], "feedforward_modules": ["turned"]}),
     "IA3 on a convolution": ("IA3Config", {"target_modules": ["conv"], "feedforward_modules": []}),
