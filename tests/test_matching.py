@@ -444,7 +444,7 @@ def test_an_alpha_is_one_number() -> None:
 @pytest.mark.parametrize(
     ("key", "reason"),
     [
-        ("fc.bias_indices", "incomplete or unknown set: sparse_places"),
+        ("fc.lambda_layer", "its rank depends on the timestep"),
         ("fc.lora_B.3", "DyLoRA's blocks as they are in training"),
         ("fc.oft_blocks.4", "OFT in more than four parts is not supported by this version"),
         ("strange", "no known form"),
