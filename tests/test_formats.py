@@ -651,6 +651,8 @@ LANGUAGE = {
     "Z-Image": ("diffusers_z_image_turbo", "transformer", "qwen3_4b"),
     "Qwen-Image": ("diffusers_qwen_image", "transformer", "qwen25_7b"),
     "Wan": ("diffusers_wan21_t2v_14b", "transformer", "umt5xxl"),
+    "LTX-2": ("diffusers_ltx2", "transformer", "gemma3_12b"),
+    "AuraFlow": ("diffusers_auraflow", "transformer", "pile_t5xl"),
 }
 LANGUAGE_FORMATS = {
     "kohya: `lora_te…`": ["lora_te_layers_0_self_attn_q_proj", "lora_te_model_layers_0_self_attn_q_proj"],
@@ -671,6 +673,19 @@ def test_a_language_model_beside_a_transformer_is_found(format_: str, family: st
     for name in LANGUAGE_FORMATS[format_]:
         patch, _ = place(name.format(own), PEFT, (16, 8), base)
         assert patch.view.regions == (Region(key, 0, 16),)
+
+
+@pytest.mark.parametrize("family", LANGUAGE)
+def test_a_language_model_in_a_single_file_is_found(family: str) -> None:
+    _, _, own = LANGUAGE[family]
+    own_base = bases(family).get("own", bases(family)["diffusers"])
+    shapes = {f"model.diffusion_model.{key}": info.shape for key, info in own_base.key_map.tensors.items()}
+    key = f"text_encoders.{own}.transformer.model.layers.0.self_attn.q_proj.weight"
+    tensors = infos(shapes | {key: (16, 8)})
+    base = Matcher(KeyMap.expand(identify(tensors), tensors))
+    for name in [spelling for spellings in LANGUAGE_FORMATS.values() for spelling in spellings]:
+        patch, _ = place(name.format(own), PEFT, (16, 8), base)
+        assert patch.view.regions == (Region(key, 0, 16),), name
 
 
 def test_the_text_encoder_of_cascades_prior_has_a_prefix_of_its_own() -> None:

@@ -57,5 +57,5 @@ HUNYUAN_VIDEO15 = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
-    marks=(Mark("double_blocks_N_img_attn_q"), Mark("double_blocks_N_txt_attn_q"), Mark("vision_in_proj")),
+    marks=(Mark("double_blocks_N_img_attn_v"), Mark("double_blocks_N_txt_attn_v"), Mark("vision_in_proj")),
 )

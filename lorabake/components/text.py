@@ -11,8 +11,14 @@ T5_NEEDS = (Has("encoder.block.0.layer.0.SelfAttention.q.weight", ndim=2),)
 # Where T5 is the second of two, some trainers still count it as the third.
 T5_SECOND = Component(
     name="text_encoder_2",
-    layouts=(Layout("hf", ("text_encoders.t5xxl.transformer.", "text_encoder_2/"), T5_NEEDS),),
-    dotted=("text_encoder_2.", "text_encoders.t5xxl.transformer."),
+    layouts=(
+        Layout(
+            "hf",
+            ("text_encoders.t5xxl.transformer.", "text_encoders.mt5xl.transformer.", "text_encoder_2/"),
+            T5_NEEDS,
+        ),
+    ),
+    dotted=("text_encoder_2.", "text_encoders.t5xxl.transformer.", "text_encoders.mt5xl.transformer."),
     flat=("lora_te2_", "lora_te3_"),
 )
 
@@ -43,7 +49,9 @@ LLAMA_FOURTH = Component(
 NAMED = (
     "text_encoders.t5xxl.transformer.",
     "text_encoders.umt5xxl.transformer.",
+    "text_encoders.pile_t5xl.transformer.",
     "text_encoders.gemma2_2b.transformer.",
+    "text_encoders.gemma3_12b.transformer.",
     "text_encoders.qwen25_7b.transformer.",
     "text_encoders.qwen25_3b.transformer.",
     "text_encoders.qwen3_06b.transformer.",
