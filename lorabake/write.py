@@ -149,6 +149,10 @@ class Output:
             raise TargetError(f"{path}: is {is_now}, and the output is to be a {wanted}")
         if not self._overwrite and not self._holds_this_bake():
             raise self._other_content()
+        if self.plan.is_folder and not path.is_symlink() and (other := next(self._others(), None)):
+            raise TargetError(
+                f"{path}: holds {other}, which no bake wrote, and would lose it\nMove it, or name another folder."
+            )
 
     def _other_content(self, path: Path | None = None) -> TargetError:
         return TargetError(f"{path or self.path}: exists and holds something else\nGive --overwrite to replace it.")
@@ -176,16 +180,36 @@ class Output:
         return not self.plan.is_folder or self._holds_no_others()
 
     def _holds_no_others(self) -> bool:
-        """Tell whether the target folder holds what this bake puts there, and nothing that it would remove."""
+        """Tell whether the target folder holds all that this bake puts there beside weights, and nothing else."""
         base = self.plan.sources.base
-        expected = {Path(file.name) for file in self.plan.files} | {Path(name) for name in self.plan.texts}
-        side_files = set(base.side_files if base.is_folder else ()) - expected
-        found = (path for path in self.path.rglob("*") if path.is_symlink() or not path.is_dir())
-        if {path.relative_to(self.path) for path in found} != expected | side_files:
+        if set(self._found()) != self._planned():
             return False
         if any((self.path / name).read_bytes() != text.encode() for name, text in self.plan.texts.items()):
             return False
+        side_files = set(base.side_files if base.is_folder else ()) - self._written()
         return all(filecmp.cmp(base.path / name, self.path / name, shallow=False) for name in side_files)
+
+    def _others(self) -> Iterator[Path]:
+        """Yield what the target folder holds and neither this bake nor one before it wrote."""
+        for path in self._found():
+            if path not in self._planned() and not path.name.endswith(".safetensors.index.json"):
+                try:
+                    if "lorabake.version" in read_header(self.path / path).metadata:
+                        continue
+                except FileError:
+                    pass
+                yield path
+
+    def _found(self) -> Iterator[Path]:
+        found = (path for path in sorted(self.path.rglob("*")) if path.is_symlink() or not path.is_dir())
+        return (path.relative_to(self.path) for path in found)
+
+    def _planned(self) -> set[Path]:
+        base = self.plan.sources.base
+        return self._written() | set(base.side_files if base.is_folder else ())
+
+    def _written(self) -> set[Path]:
+        return {Path(file.name) for file in self.plan.files} | {Path(name) for name in self.plan.texts}
 
     def _replaces_other_data(self) -> bool:
         """Tell whether the target's data differ from the finished ones: headers with hashes differ then, too."""

@@ -43,7 +43,7 @@ def pipeline(tmp_path: Path) -> Path:
     b.sd1_lora(tmp_path / "lora.safetensors")
     b.recipe(tmp_path, base="base", output={"path": "out"})
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old.txt").write_bytes(OLD)
+    (tmp_path / "out" / "model_index.json").write_bytes(OLD)
     return tmp_path
 
 
@@ -96,9 +96,9 @@ def test_any_other_file_is_refused_and_replaced_on_demand(folder: Path) -> None:
 def test_a_folder_is_replaced_whole(pipeline: Path) -> None:
     with pytest.raises(TargetError, match="exists and holds something else"):
         attempt(pipeline)
-    assert b.tree(pipeline / "out") == {"old.txt": OLD}
+    assert b.tree(pipeline / "out") == {"model_index.json": OLD}
     attempt(pipeline, overwrite=True)
-    assert "old.txt" not in names(pipeline / "out")
+    assert (pipeline / "out" / "model_index.json").read_bytes() != OLD
     before = b.tree(pipeline / "out")
     attempt(pipeline)
     assert b.tree(pipeline / "out") == before
@@ -110,7 +110,26 @@ def test_a_file_that_a_user_added_to_the_output_folder_is_not_lost_silently(pipe
     (pipeline / "out" / "notes.txt").write_bytes(OLD)
     with pytest.raises(TargetError, match="exists and holds something else"):
         attempt(pipeline)
+    with pytest.raises(TargetError, match=r"out: holds notes\.txt, which no bake wrote, and would lose it"):
+        attempt(pipeline, overwrite=True)
     assert (pipeline / "out" / "notes.txt").read_bytes() == OLD
+
+
+def test_a_folder_of_other_models_is_not_replaced_even_on_demand(pipeline: Path) -> None:
+    shutil.rmtree(pipeline / "out")
+    shutil.copytree(pipeline / "base" / "unet", pipeline / "out" / "precious")
+    before = b.tree(pipeline / "out")
+    with pytest.raises(TargetError, match=r"out: holds precious/.*, which no bake wrote"):
+        attempt(pipeline, overwrite=True)
+    assert b.tree(pipeline / "out") == before
+
+
+def test_what_another_bake_wrote_is_replaced_on_demand(pipeline: Path) -> None:
+    attempt(pipeline, overwrite=True)
+    unet = pipeline / "out" / "unet" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(unet, unet.with_name("diffusion_pytorch_model-00001-of-00001.safetensors"))
+    attempt(pipeline, overwrite=True)
+    assert b.tree(pipeline / "out").keys() == b.tree(pipeline / "base").keys()
 
 
 def test_a_folder_in_a_files_place_and_the_reverse(folder: Path, tmp_path: Path) -> None:
@@ -136,7 +155,7 @@ def test_a_symbolic_link_to_a_folder_is_replaced_not_followed(pipeline: Path) ->
     (pipeline / "out").rename(pipeline / "precious")
     (pipeline / "out").symlink_to("precious")
     attempt(pipeline, overwrite=True)
-    assert b.tree(pipeline / "precious") == {"old.txt": OLD}
+    assert b.tree(pipeline / "precious") == {"model_index.json": OLD}
     assert not (pipeline / "out").is_symlink()
     assert not partials(pipeline)
 
@@ -470,7 +489,7 @@ def test_without_an_exchange_a_failure_puts_the_old_folder_back(
     monkeypatch.setattr(os, "rename", failing)
     with pytest.raises(TargetError):
         attempt(pipeline, overwrite=True)
-    assert b.tree(pipeline / "out") == {"old.txt": OLD}
+    assert b.tree(pipeline / "out") == {"model_index.json": OLD}
     assert not partials(pipeline)
 
 
@@ -553,7 +572,7 @@ def test_a_kill_at_any_moment_leaves_the_old_target_or_the_new_one(tmp_path: Pat
     else:
         b.sd1_folder(tmp_path / "base")
         (tmp_path / "old").mkdir()
-        (tmp_path / "old" / "old.txt").write_bytes(OLD)
+        (tmp_path / "old" / "model_index.json").write_bytes(OLD)
         recipe, target = b.recipe(tmp_path, base="base", output={"path": "out"}), tmp_path / "out"
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(CRASHES), recipe, target],
