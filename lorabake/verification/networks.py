@@ -44,11 +44,9 @@ class Configs:
 
 
 def has_configs(plan: Plan) -> bool:
-    """Tell whether the family of a plan can be sampled as pictures."""
-    base = plan.sources.base
-    if base.is_folder:
-        return (base.path / "model_index.json").is_file() and "unet" in plan.sources.key_map.placed
-    return bool(shipped().joinpath(plan.sources.key_map.architecture.name, "model_index.json").is_file())
+    """Tell whether the family of a plan is one of Stable Diffusion's UNets, which are drawn with a loop of our own."""
+    folder = shipped().joinpath(plan.sources.key_map.architecture.name, "unet")
+    return bool(folder.joinpath("config.json").is_file() and "unet" in plan.sources.key_map.placed)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ module. Where they cannot, or would leave a part out, the weights get what lorab
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, filterwarnings
 
@@ -29,6 +30,9 @@ FORMULAS_APPLIED = "lorabake's formulas"
 
 Factors = tuple[float, ...]
 """One factor a LoRA, on top of the recipe's strengths."""
+
+LoadFile = Callable[[Any, str, LoraSource, str], None]
+"""Load a LoRA's file into a network, its component, under an adapter's name."""
 
 
 class CannotLoadError(Exception):
@@ -97,8 +101,8 @@ class Weights:
 class Loaders:
     """Let diffusers or PEFT load each LoRA into the networks that it changes."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, load_file: LoadFile | None = None) -> None:
+        self.plan, self.load_file = plan, load_file or _load_diffusers
         self.patches: dict[int, list[Patch]] = {}
         for patch in plan.patches:
             self.patches.setdefault(patch.lora, []).append(patch)
@@ -122,7 +126,8 @@ class Loaders:
                 if lora.config is not None:
                     _load_peft(network, lora, adapter)
                 else:
-                    _load_diffusers(network, component, lora, adapter)
+                    _check_file(lora)
+                    self.load_file(network, component, lora, adapter)
             except CannotLoadError:
                 raise
             except Exception as error:
@@ -150,30 +155,47 @@ class Loaders:
         own = [patch for patch in self.patches.get(index, []) if key_map.owner.get(patch.view.keys[0]) == component]
         if not own:
             return {}
-        names: dict[tuple[object, ...], list[str]] = {}
-        for name, module in key_map.modules[component].items():
-            for view in module.views.values():
-                names.setdefault(view.regions, []).append(name)
+        there = self._there(network, component)
         for patch in own:
             if patch.kind.name != "lora" or patch.has_dora or "mid" in patch.tensors:
                 what = "DoRA" if patch.has_dora else "a Tucker core" if "mid" in patch.tensors else patch.kind.title
                 lora = self.plan.sources.loras[index].name
                 raise CannotLoadError(f"{lora}: {what} follows other rules in diffusers and PEFT")
-            found = [at for name in names.get(patch.view.regions, []) if (at := submodule(network, name))]
-            if not found:
+            found = {path: view.rows for path, view in there.items() if _covers(patch.view, view)}
+            if sum(found.values()) != patch.view.rows:
                 raise CannotLoadError(f"{patch.module} has no module of its own in diffusers' {component}")
-            wanted[found[0][0]] = patch.strength
+            wanted |= dict.fromkeys(found, patch.strength)
         return wanted
+
+    def _there(self, network: torch.nn.Module, component: str) -> dict[str, View]:
+        """List the network's modules that have a weight in the base, and where."""
+        there: dict[str, View] = {}
+        for name, module in self.plan.sources.key_map.modules[component].items():
+            if "weight" in module.views and (found := submodule(network, name)):
+                there[found[0]] = module.views["weight"]
+        return there
+
+
+def _covers(whole: View, part: View) -> bool:
+    """Tell whether a module that a LoRA changes holds another one: a fused one holds those that it is split into."""
+    return all(
+        any(each.key == own.key and each.start <= own.start and own.stop <= each.stop for each in whole.regions)
+        for own in part.regions
+    )
+
+
+def _check_file(lora: LoraSource) -> None:
+    """Refuse what the libraries' loaders would not read as one SafeTensors file."""
+    if lora.checkpoint.is_folder or len(lora.checkpoint.parts[0].files) != 1:
+        raise CannotLoadError(f"{lora.name}: not a single file")
+    if lora.checkpoint.path.suffix != ".safetensors":
+        raise CannotLoadError(f"{lora.name}: a pickle")
 
 
 def _load_diffusers(network: Any, component: str, lora: LoraSource, adapter: str) -> None:
     from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
 
-    if lora.checkpoint.is_folder or len(lora.checkpoint.parts[0].files) != 1:
-        raise CannotLoadError(f"{lora.name}: not a single file")
     path = lora.checkpoint.path
-    if path.suffix != ".safetensors":
-        raise CannotLoadError(f"{lora.name}: a pickle")
     is_sdxl = component == "text_encoder_2" or "add_embedding" in dict(network.named_children())
     mixin = StableDiffusionXLLoraLoaderMixin if is_sdxl else StableDiffusionLoraLoaderMixin
     options = {"unet_config": network.config} if component == "unet" else {}

@@ -1,0 +1,371 @@
+"""Gather what a diffusers pipeline is made of, wholly offline: configurations, weights, tokenizers, where they lie.
+
+In: a plan. Out: a `Kit`, or a CannotDrawError that says what to give. Nothing here knows a family: the folder
+`configs/<architecture>` does, as diffusers lays it out. Its `lorabake.json` adds what a configuration cannot say:
+
+    sizes      what a header tells, by component: {"num_layers": "count transformer_blocks.{}.attn.to_q"}
+    optional   components that the pipeline can do without
+    arguments  what the pipeline is called with
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from inspect import signature
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+from lorabake.errors import FileError
+from lorabake.keymap.table import KeyMap
+from lorabake.planning import Plan
+from lorabake.tensors.checkpoint import open_checkpoint
+from lorabake.tensors.safetensors import TensorInfo
+from lorabake.verification.arrays import Files
+from lorabake.verification.networks import Config, as_torch, shipped, tokenizer
+
+NOTES = "lorabake.json"
+GIVE = "name a diffusers folder that has them in verify.config"
+
+
+class CannotDrawError(Exception):
+    """Say why nothing can be drawn with a base, and what would help."""
+
+
+@dataclass(slots=True)
+class Part:
+    """Describe one network of a pipeline: its class, its configuration, and the tensors that fill it.
+
+    `keys` pairs the keys of `infos` with the names that the layout has for them; `infos` is None where the tensors
+    are those of the base, or of the checkpoint at hand. Without keys there are no weights. `by_tables` tells that
+    lorabake's tables named them.
+    """
+
+    name: str
+    maker: Any
+    config: Config
+    keys: Mapping[str, str]
+    infos: Mapping[str, TensorInfo] | None = None
+    by_tables: bool = False
+
+    @property
+    def is_encoder(self) -> bool:
+        """Tell whether it reads prompts."""
+        return self.name.startswith("text_encoder")
+
+    @property
+    def is_decoder(self) -> bool:
+        """Tell whether it turns latents into what is seen."""
+        return hasattr(self.maker, "decode") and not self.is_encoder
+
+
+@dataclass(frozen=True, slots=True)
+class Kit:
+    """Hold a pipeline's class, its networks, all that is no network, and its settings."""
+
+    pipeline: Any
+    networks: Mapping[str, Part]
+    others: Mapping[str, Any]
+    settings: Config
+    arguments: Config = field(default_factory=dict)
+
+
+def index_of(plan: Plan) -> Config | None:
+    """Return the model_index.json that speaks for a plan's base: the recipe's, the base's, the family's."""
+    found = next((place / "model_index.json" for place, _ in _places(plan) if _has(place, "model_index.json")), None)
+    return None if found is None else json.loads(found.read_text(encoding="utf-8"))
+
+
+def kit(plan: Plan, files: Files) -> Kit:
+    """Gather what the pipeline of a plan's base is made of; raise CannotDrawError where something is missing."""
+    import diffusers
+    from torch.nn import Module
+
+    index = index_of(plan)
+    if index is None:
+        raise CannotDrawError(f"lorabake cannot sample {plan.sources.key_map.architecture.title}")
+    notes = notes_of(plan.sources.key_map.architecture.name)
+    index |= sizes(notes.get("sizes", {}).get("model_index", {}), plan.sources.key_map.modules, index)
+    pipeline = getattr(diffusers, str(index["_class_name"]), None)
+    if pipeline is None:
+        raise CannotDrawError(f"this diffusers has no {index['_class_name']}")
+    optional = {*notes.get("optional", ()), *pipeline._optional_components}
+    networks: dict[str, Part] = {}
+    others: dict[str, Any] = {}
+    missing: list[str] = []
+    for name, said in index.items():
+        if not isinstance(said, list) or said[0] is None:
+            continue
+        maker = _class(*said)
+        if not (isinstance(maker, type) and issubclass(maker, Module)):
+            made = _other(plan, name, maker)
+            if made is None and name not in optional:
+                missing.append(name)
+            others[name] = made
+            continue
+        part = _part(plan, name, maker, notes)
+        if part is not None and (part.keys or (part.is_decoder and name not in plan.sources.key_map.placed)):
+            networks[name] = part
+        elif name not in optional:
+            missing.append(name)
+    if missing:
+        title = pipeline.__name__
+        raise CannotDrawError(f"{title} takes more than the base has: {', '.join(missing)}; {GIVE}")
+    for name in others:  # a tokenizer without its encoder
+        if others[name] is not None and name.startswith("tokenizer"):
+            encoder = name.replace("tokenizer", "text_encoder")
+            if encoder in index and encoder not in networks:
+                others[name] = None
+    wanted = signature(pipeline.__init__).parameters
+    settings = {key: value for key, value in index.items() if key in wanted and not isinstance(value, list)}
+    return Kit(pipeline, networks, others, settings, dict(notes.get("arguments", {})))
+
+
+def notes_of(family: str) -> dict[str, Any]:
+    """Read what lorabake adds to a family's configurations."""
+    place = shipped().joinpath(family, NOTES)
+    return json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
+
+
+# -- where things lie --------------------------------------------------------------------------------------
+
+
+def _places(plan: Plan) -> Iterator[tuple[Any, bool]]:
+    """Yield the folders to look for configurations in, and whether they fit any member of the family."""
+    if (given := given_folder(plan)) is not None:
+        yield given, False
+    if plan.sources.base.is_folder:
+        yield plan.sources.base.path, False
+    yield shipped().joinpath(plan.sources.key_map.architecture.name), True
+
+
+def given_folder(plan: Plan) -> Path | None:
+    """Return the folder that the recipe names in verify.config."""
+    said = plan.sources.recipe.verify
+    if said is None or said.config is None:
+        return None
+    folder = plan.sources.recipe.locate(said.config)
+    if not folder.is_dir():
+        raise FileError(f"{folder}: verify.config must be a diffusers folder: model_index.json, vae/config.json …")
+    return folder
+
+
+def _has(place: Any, *names: str) -> bool:
+    return bool(place.joinpath(*names).is_file())
+
+
+def _class(library: str, name: str) -> Any:
+    """Find a class that model_index.json names; a library may be a folder of diffusers' pipelines."""
+    import diffusers
+
+    if hasattr(diffusers.pipelines, library):
+        module: Any = getattr(diffusers.pipelines, library)
+    elif library in ("diffusers", "transformers"):
+        module = import_module(library)
+    else:
+        raise CannotDrawError(f"the pipeline takes {name} of {library}, which is neither diffusers nor transformers")
+    if not hasattr(module, name):
+        raise CannotDrawError(f"this {library} has no {name}")
+    return getattr(module, name)
+
+
+def _part(plan: Plan, name: str, maker: Any, notes: Mapping[str, Any]) -> Part | None:
+    """Find one network's configuration and weights; None without a configuration."""
+    config: Config | None = None
+    for place, fits_any in _places(plan):
+        if _has(place, name, "config.json"):
+            config = json.loads(place.joinpath(name, "config.json").read_text(encoding="utf-8"))
+            if fits_any and name in plan.sources.key_map.modules:
+                said = notes.get("sizes", {}).get(name, {})
+                config |= sizes(said, plan.sources.key_map.modules, config)
+            break
+    if config is None:
+        return None
+    key_map, base = plan.sources.key_map, plan.sources.base
+    if name in key_map.placed:
+        _, prefix = key_map.placed[name]
+        keys = {key: key.removeprefix(prefix) for key, owner in key_map.owner.items() if owner == name}
+        return Part(name, maker, config, keys)
+    start = f"{name}/"
+    if keys := {key: key.removeprefix(start) for key in base.tensors if key.startswith(start)}:
+        return Part(name, maker, config, keys)
+    given = given_folder(plan)
+    if given is not None and (given / name).is_dir():
+        try:
+            infos = open_checkpoint(given / name).tensors
+        except FileError as error:
+            if "no weights" not in str(error):
+                raise
+            infos = {}
+        return Part(name, maker, config, {key: key for key in infos}, infos)
+    return Part(name, maker, config, {})
+
+
+def _other(plan: Plan, name: str, maker: Any) -> Any:
+    """Make a scheduler, a tokenizer, a processor or a guider of what lies in a folder; None where none has it."""
+    said = plan.sources.recipe.verify
+    file = getattr(maker, "config_name", None)
+    if file is not None:
+        for place, _ in _places(plan):
+            if _has(place, name, file):
+                return maker.from_config(json.loads(place.joinpath(name, file).read_text(encoding="utf-8")))
+        return None
+    folders = [place / name for place, fits_any in _places(plan) if not fits_any]
+    if said is not None and said.tokenizers is not None:
+        folder = plan.sources.recipe.locate(said.tokenizers)
+        folders[:0] = [folder / name, folder]
+    for folder in folders:
+        if folder.is_dir() and any(each.is_file() for each in folder.iterdir()):
+            return maker.from_pretrained(folder, local_files_only=True)
+    if maker.__name__.startswith("CLIPTokenizer"):
+        return tokenizer("!" if name.endswith("_2") else "<|endoftext|>")
+    return None
+
+
+# -- what a header tells -----------------------------------------------------------------------------------
+
+
+def sizes(said: Mapping[str, Any], modules: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]) -> Config:
+    """Work out what a header tells, each value said in a phrase.
+
+    A phrase is `count NAME{}`, `numbers NAME{}`, `rows NAME`, `columns NAME`, `root NAME` (of the second dimension)
+    or `has NAME`, NAME being a module in any layout's words; or a number, or a field of the configuration. ` / `
+    and ` * ` between phrases calculate, from left to right. A list of a phrase and two values chooses.
+    """
+    known = {name: module for own in modules.values() for name, module in own.items()}
+    found: Config = {}
+    for field_name, phrase in said.items():
+        if isinstance(phrase, list):
+            found[field_name] = phrase[1] if _value(phrase[0], known, {**config, **found}) else phrase[2]
+        else:
+            found[field_name] = _value(phrase, known, {**config, **found})
+    return found
+
+
+def _value(phrase: str, known: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
+    first, *rest = phrase.replace(" / ", " \0/ ").replace(" * ", " \0* ").split(" \0")
+    value = _term(first.strip(), known, config)
+    for each in rest:
+        other = _term(each[2:].strip(), known, config)
+        value = value // other if each[0] == "/" else value * other
+    return value
+
+
+def _term(term: str, known: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
+    what, _, name = term.partition(" ")
+    if not name:
+        return int(what) if what.isdigit() else config[what]
+    if what in ("count", "numbers"):
+        before, _, after = name.partition("{}")
+        numbers = [key.removeprefix(before).removesuffix(after) for key in known if key.startswith(before)]
+        there = sorted({int(each) for each in numbers if each.isdigit() and before + each + after in known})
+        return len(there) if what == "count" else there
+    if what == "has":
+        return name in known
+    if name not in known:
+        raise CannotDrawError(f"the base has no {name}, which tells how large the network is")
+    shape = next(iter(known[name].views.values())).shape
+    match what:
+        case "rows":
+            return shape[0]
+        case "columns":
+            return shape[1]
+        case "root":
+            return isqrt(shape[1])
+    raise ValueError(f"{term!r} says no size")
+
+
+# -- building ----------------------------------------------------------------------------------------------
+
+
+def hollow(part: Part) -> Any:
+    """Build a network without values: it has its configuration, and takes no memory."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights():
+        network = _from_config(part)
+    return network.eval().requires_grad_(False)
+
+
+def fill(part: Part, infos: Mapping[str, TensorInfo], key_map: KeyMap, files: Files) -> Any:
+    """Build a network in float32; diffusers' or transformers' own code names the tensors, where it can."""
+    import torch
+
+    source = infos if part.infos is None else part.infos
+    state = {name: as_torch(source[key], files) for key, name in part.keys.items() if key in source}
+    if not hasattr(part.maker, "from_config"):
+        network, told = part.maker.from_pretrained(
+            None, config=_text_config(part), state_dict=state, output_loading_info=True, dtype=torch.float32
+        )
+        if lost := [*told["missing_keys"], *told["mismatched_keys"]]:
+            raise CannotDrawError(f"{part.name}: transformers finds no {lost[0]}")
+    else:
+        network = hollow(part)
+        due = network.state_dict().keys()
+        if state.keys() == due:
+            network.load_state_dict(state, strict=True, assign=True)
+        elif hasattr(part.maker, "from_single_file") and _converts(part.maker):
+            network = _converted(part, state)
+        else:
+            part.by_tables = True
+            network.load_state_dict(_renamed(part, state, due, key_map), strict=True, assign=True)
+    if lost := [name for name, each in network.named_parameters() if each.is_meta]:
+        raise CannotDrawError(f"{part.name}: the base has nothing for {lost[0]}")
+    return network.eval().requires_grad_(False)
+
+
+def _from_config(part: Part) -> Any:
+    if hasattr(part.maker, "from_config"):
+        return part.maker.from_config(part.config)
+    return part.maker(_text_config(part))
+
+
+def _text_config(part: Part) -> Any:
+    """Read a configuration of transformers by the class that the network asks for."""
+    with tempfile.TemporaryDirectory(prefix="lorabake-") as name:
+        Path(name, "config.json").write_text(json.dumps(part.config), encoding="utf-8")
+        return part.maker.config_class.from_pretrained(name, local_files_only=True)
+
+
+def _converts(maker: Any) -> bool:
+    """Tell whether diffusers has a conversion of its own for a class."""
+    from diffusers.loaders import single_file_model
+
+    find: Any = single_file_model._get_single_file_loadable_mapping_class
+    return find(maker) is not None
+
+
+def _converted(part: Part, state: dict[str, Any]) -> Any:
+    """Let diffusers convert a maker's own layout."""
+    import torch
+
+    with _written(part) as folder:
+        return part.maker.from_single_file(
+            state, config=str(folder), subfolder=part.name, local_files_only=True, torch_dtype=torch.float32
+        )
+
+
+@contextmanager
+def _written(part: Part) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="lorabake-") as name:
+        (Path(name) / part.name).mkdir()
+        (Path(name) / part.name / "config.json").write_text(json.dumps(part.config), encoding="utf-8")
+        yield Path(name)
+
+
+def _renamed(part: Part, state: Mapping[str, Any], due: Any, key_map: KeyMap) -> dict[str, Any]:
+    """Name tensors as diffusers does, by lorabake's tables; what they do not speak of keeps its name."""
+    _, prefix = key_map.placed[part.name]
+    values = {prefix + name: value for name, value in state.items()}
+    found = {name: value for name, value in state.items() if name in due}
+    for name, module in key_map.modules_in(part.name, "diffusers").items():
+        for parameter, view in module.views.items():
+            place = next((each for each in (f"{name}.{parameter}", name) if each in due), None)
+            if place is not None:
+                found[place] = view.read({key: values[key] for key in view.keys}).contiguous()
+    return found
