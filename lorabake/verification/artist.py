@@ -1,4 +1,4 @@
-"""What makes results for every model that is compared: variants in; latents and pictures by variant and prompt out."""
+"""What makes results for every model that is compared: variants in; latents and pictures of every prompt out."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Configs:
 
 
 def has_configs(plan: Plan) -> bool:
-    """Tell whether the family of a plan is one of Stable Diffusion's UNets, which are drawn with a loop of our own."""
+    """Tell whether the family of a plan is one of Stable Diffusion's UNets, which have a loop of their own."""
     folder = shipped().joinpath(plan.sources.key_map.architecture.name, "unet")
     return bool(folder.joinpath("config.json").is_file() and "unet" in plan.sources.key_map.placed)
 

@@ -283,8 +283,19 @@ def _term(term: str, known: Mapping[str, Any], config: Mapping[str, Any]) -> Any
 # -- building ----------------------------------------------------------------------------------------------
 
 
-def hollow(part: Part) -> Any:
-    """Build a network without values: it has its configuration, and takes no memory."""
+def hollow(part: Part, device: str) -> Any:
+    """Build a network of zeros that takes no memory: one number stands for all of a tensor."""
+    import torch
+
+    network = _empty(part)
+    for module in network.modules():
+        for name, value in [*module.named_parameters(recurse=False)]:
+            zeros = torch.zeros((), device=device, dtype=value.dtype).expand(value.shape)
+            setattr(module, name, torch.nn.Parameter(zeros, requires_grad=False))
+    return network.to(device)
+
+
+def _empty(part: Part) -> Any:
     from accelerate import init_empty_weights
 
     with init_empty_weights():
@@ -305,7 +316,7 @@ def fill(part: Part, infos: Mapping[str, TensorInfo], key_map: KeyMap, files: Fi
         if lost := [*told["missing_keys"], *told["mismatched_keys"]]:
             raise CannotDrawError(f"{part.name}: transformers finds no {lost[0]}")
     else:
-        network = hollow(part)
+        network = _empty(part)
         due = network.state_dict().keys()
         if state.keys() == due:
             network.load_state_dict(state, strict=True, assign=True)

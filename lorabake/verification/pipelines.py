@@ -214,11 +214,8 @@ class Pipelines(Artist):
 
     def _pipeline(self, networks: dict[str, Any], **seams: Any) -> Any:
         """Put networks into a pipeline whose others are hollow; `seams` take the place of its methods."""
-        import torch
-
-        own = {"_execution_device": torch.device(self.device), "device": torch.device(self.device), **seams}
-        maker: Any = type(self.kit.pipeline.__name__, (self.kit.pipeline,), own)
-        parts = {name: networks.get(name) or hollow(part) for name, part in self.kit.networks.items()}
+        maker: Any = type(self.kit.pipeline.__name__, (self.kit.pipeline,), seams)
+        parts = {name: networks.get(name) or hollow(part, self.device) for name, part in self.kit.networks.items()}
         known = signature(self.kit.pipeline.__init__).parameters
         rest = {name: None for name, each in known.items() if each.default is each.empty and name != "self"}
         given = {**rest, **self.kit.settings, **copy.deepcopy(dict(self.kit.others)), **parts}

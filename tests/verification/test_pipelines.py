@@ -1,4 +1,4 @@
-"""The third stage with diffusers' own pipelines: tiny random ones of every family, built in code, without a network."""
+"""The third stage with diffusers' own pipelines: tiny random ones of every family, without a network."""
 
 from __future__ import annotations
 
