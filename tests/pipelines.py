@@ -90,8 +90,357 @@ def flux() -> tuple[str, Parts]:
     }  # fmt: skip
 
 
-FAMILIES: dict[str, Callable[[], tuple[str, Parts]]] = {each.__name__: each for each in (sd3, flux)}
+def language_model(kind: str, width: int = 16, **options: Any) -> Any:
+    """Make a small language model of transformers by the stem of its classes: Qwen3, Gemma2, Llama, Glm …"""
+    import transformers
+
+    name = kind.removesuffix("Model").removesuffix("ForCausalLM")
+    config = getattr(transformers, f"{name}Config")(
+        hidden_size=width, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        head_dim=8, vocab_size=99, max_position_embeddings=512, bos_token_id=3, eos_token_id=1, pad_token_id=0, **options,
+    )  # fmt: skip
+    return getattr(transformers, kind)(config)
+
+
+def qwen_vl(width: int = 16) -> Any:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    text = {
+        "hidden_size": width, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "vocab_size": 99, "rope_scaling": {"mrope_section": [1, 1, 2], "type": "mrope"},
+    }  # fmt: skip
+    seen = {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width,
+        "fullatt_block_indexes": [0], "window_size": 56,
+    }  # fmt: skip
+    return Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(text_config=text, vision_config=seen, image_token_id=90, video_token_id=91)
+    )
+
+
+def umt5(width: int = 32) -> Any:
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    return UMT5EncoderModel(UMT5Config(d_model=width, d_ff=37, d_kv=8, num_heads=4, num_layers=2, vocab_size=99))
+
+
+CHAT = "{% for each in messages %}{{ each['role'] }}: {{ each['content'] }}\n{% endfor %}"
+
+
+def flux2() -> tuple[str, Parts]:
+    from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+
+    transformer = Flux2Transformer2DModel(
+        in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=16 * 3, timestep_guidance_channels=16, axes_dims_rope=[4, 4, 4, 4], guidance_embeds=False,
+    )  # fmt: skip
+    vae = AutoencoderKLFlux2(
+        down_block_types=["DownEncoderBlock2D"], up_block_types=["UpDecoderBlock2D"], block_out_channels=[4],
+        layers_per_block=1, latent_channels=1, norm_num_groups=1, use_quant_conv=False, use_post_quant_conv=False,
+        sample_size=32,
+    )  # fmt: skip
+    # diffusers reads the states after layers 9, 18 and 27.
+    encoder = language_model("Qwen3ForCausalLM")
+    encoder = type(encoder)(
+        type(encoder.config)(**{**encoder.config.to_dict(), "num_hidden_layers": 27, "layer_types": None})
+    )
+    return "Flux2KleinPipeline", {
+        "transformer": transformer, "vae": vae, "scheduler": flow(), "text_encoder": encoder,
+        "tokenizer": words(64, chat_template=CHAT),
+    }  # fmt: skip
+
+
+def qwen_image() -> tuple[str, Parts]:
+    from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+
+    transformer = QwenImageTransformer2DModel(
+        patch_size=2, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=3,
+        joint_attention_dim=16, axes_dims_rope=(8, 4, 4),
+    )  # fmt: skip
+    vae = AutoencoderKLQwenImage(
+        base_dim=24, z_dim=4, dim_mult=[1, 2, 4], num_res_blocks=1, temperal_downsample=[False, True],
+        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+    )  # fmt: skip
+    return "QwenImagePipeline", {
+        "transformer": transformer, "vae": vae, "scheduler": flow(), "text_encoder": qwen_vl(), "tokenizer": words(999),
+    }  # fmt: skip
+
+
+def z_image() -> tuple[str, Parts]:
+    from diffusers import ZImageTransformer2DModel
+
+    transformer = ZImageTransformer2DModel(
+        in_channels=16, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
+        axes_dims=[8, 4, 4], axes_lens=[256, 32, 32],
+    )  # fmt: skip
+    return "ZImagePipeline", {
+        "transformer": transformer, "vae": kl_vae(16), "scheduler": flow(), "text_encoder": language_model("Qwen3Model"),
+        "tokenizer": words(chat_template=CHAT),
+    }  # fmt: skip
+
+
+def wan_vae() -> Any:
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan(
+        base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+    )
+
+
+def wan() -> tuple[str, Parts]:
+    from diffusers import WanTransformer3DModel
+
+    transformer = WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, text_dim=32, freq_dim=256, ffn_dim=32, num_layers=2,
+        rope_max_seq_len=32,
+    )  # fmt: skip
+    return "WanPipeline", {
+        "transformer": transformer, "vae": wan_vae(), "scheduler": flow(shift=7.0), "text_encoder": umt5(),
+        "tokenizer": words(),
+    }  # fmt: skip
+
+
+def pixart() -> tuple[str, Parts]:
+    from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
+
+    transformer = PixArtTransformer2DModel(
+        sample_size=8, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=3, caption_channels=32,
+        in_channels=4, cross_attention_dim=24, out_channels=8, use_additional_conditions=False,
+    )  # fmt: skip
+    return "PixArtSigmaPipeline", {
+        "transformer": transformer, "vae": kl_vae(shift_factor=None), "scheduler": DPMSolverMultistepScheduler(),
+        "text_encoder": t5(), "tokenizer": words(),
+    }  # fmt: skip
+
+
+def sana() -> tuple[str, Parts]:
+    from diffusers import AutoencoderDC, SanaTransformer2DModel
+
+    transformer = SanaTransformer2DModel(
+        in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=4, sample_size=32,
+        num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8, caption_channels=16,
+    )  # fmt: skip
+    vae = AutoencoderDC(
+        latent_channels=4, attention_head_dim=2, encoder_block_types=("ResBlock", "EfficientViTBlock"),
+        decoder_block_types=("ResBlock", "EfficientViTBlock"), encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8), encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), (5,)), decoder_qkv_multiscales=((), (5,)), downsample_block_type="conv",
+        upsample_block_type="interpolate", decoder_norm_types="rms_norm", scaling_factor=0.41407,
+    )  # fmt: skip
+    return "SanaPipeline", {
+        "transformer": transformer, "vae": vae, "scheduler": flow(shift=7.0),
+        "text_encoder": language_model("Gemma2Model"), "tokenizer": words(),
+    }  # fmt: skip
+
+
+def auraflow() -> tuple[str, Parts]:
+    from diffusers import AuraFlowTransformer2DModel
+
+    transformer = AuraFlowTransformer2DModel(
+        sample_size=32, patch_size=2, in_channels=4, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=8,
+        num_attention_heads=4, caption_projection_dim=32, joint_attention_dim=32, out_channels=4, pos_embed_max_size=256,
+    )  # fmt: skip
+    return "AuraFlowPipeline", {
+        "transformer": transformer, "vae": kl_vae(shift_factor=None), "scheduler": flow(), "text_encoder": umt5(),
+        "tokenizer": words(),
+    }  # fmt: skip
+
+
+def lumina2() -> tuple[str, Parts]:
+    from diffusers import Lumina2Transformer2DModel
+
+    transformer = Lumina2Transformer2DModel(
+        sample_size=4, patch_size=2, in_channels=4, hidden_size=24, num_layers=2, num_refiner_layers=1,
+        num_attention_heads=3, num_kv_heads=1, multiple_of=2, axes_dim_rope=(4, 2, 2), axes_lens=(512, 128, 128),
+        cap_feat_dim=16,
+    )  # fmt: skip
+    return "Lumina2Pipeline", {
+        "transformer": transformer, "vae": kl_vae(), "scheduler": flow(),
+        "text_encoder": language_model("Gemma2Model"), "tokenizer": words(256),
+    }  # fmt: skip
+
+
+def ltx() -> tuple[str, Parts]:
+    from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+
+    transformer = LTXVideoTransformer3DModel(
+        in_channels=8, out_channels=8, num_attention_heads=4, attention_head_dim=8, cross_attention_dim=32, num_layers=1,
+        caption_channels=32,
+    )  # fmt: skip
+    vae = AutoencoderKLLTXVideo(
+        latent_channels=8, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1), decoder_layers_per_block=(1, 1, 1, 1, 1),
+        spatio_temporal_scaling=(True, True, False, False), decoder_spatio_temporal_scaling=(True, True, False, False),
+        patch_size=1, encoder_causal=True,
+    )  # fmt: skip
+    return "LTXPipeline", {
+        "transformer": transformer, "vae": vae, "scheduler": flow(), "text_encoder": t5(), "tokenizer": words(),
+    }  # fmt: skip
+
+
+def hunyuan_vae(channels: int = 4) -> Any:
+    from diffusers import AutoencoderKLHunyuanVideo
+
+    return AutoencoderKLHunyuanVideo(
+        latent_channels=channels, down_block_types=("HunyuanVideoDownBlock3D",) * 4,
+        up_block_types=("HunyuanVideoUpBlock3D",) * 4, block_out_channels=(8, 8, 8, 8), layers_per_block=1,
+        norm_num_groups=4,
+    )  # fmt: skip
+
+
+def hunyuan_video() -> tuple[str, Parts]:
+    from diffusers import HunyuanVideoTransformer3DModel
+
+    transformer = HunyuanVideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=10, num_layers=1, num_single_layers=1,
+        num_refiner_layers=1, patch_size=1, guidance_embeds=True, text_embed_dim=16, pooled_projection_dim=32,
+        rope_axes_dim=(2, 4, 4),
+    )  # fmt: skip
+    return "HunyuanVideoPipeline", {
+        "transformer": transformer, "vae": hunyuan_vae(), "scheduler": flow(shift=7.0),
+        "text_encoder": language_model("LlamaModel"), "text_encoder_2": clip(), "tokenizer": words(999),
+        "tokenizer_2": words(),
+    }  # fmt: skip
+
+
+def chroma() -> tuple[str, Parts]:
+    from diffusers import ChromaTransformer2DModel
+
+    transformer = ChromaTransformer2DModel(
+        in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, axes_dims_rope=(4, 4, 8), approximator_hidden_dim=32, approximator_layers=1,
+        approximator_num_channels=16,
+    )  # fmt: skip
+    return "ChromaPipeline", {
+        "transformer": transformer, "vae": kl_vae(1), "scheduler": flow(), "text_encoder": t5(), "tokenizer": words(),
+    }  # fmt: skip
+
+
+def cogview4() -> tuple[str, Parts]:
+    from diffusers import CogView4Transformer2DModel
+
+    transformer = CogView4Transformer2DModel(
+        patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=4, num_attention_heads=4,
+        text_embed_dim=16, time_embed_dim=8, condition_dim=4,
+    )  # fmt: skip
+    return "CogView4Pipeline", {
+        "transformer": transformer, "vae": kl_vae(), "scheduler": flow(base_shift=0.25, max_shift=0.75),
+        "text_encoder": language_model("GlmModel"), "tokenizer": words(),
+    }  # fmt: skip
+
+
+def cogvideox() -> tuple[str, Parts]:
+    from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
+
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=4, attention_head_dim=8, in_channels=4, out_channels=4, time_embed_dim=2, text_embed_dim=32,
+        num_layers=1, sample_width=4, sample_height=4, sample_frames=1, patch_size=2, max_text_seq_length=16,
+        use_rotary_positional_embeddings=True,
+    )  # fmt: skip
+    vae = AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2,
+    )  # fmt: skip
+    return "CogVideoXPipeline", {
+        "transformer": transformer, "vae": vae, "scheduler": CogVideoXDDIMScheduler(), "text_encoder": t5(),
+        "tokenizer": words(),
+    }  # fmt: skip
+
+
+def hunyuandit() -> tuple[str, Parts]:
+    from diffusers import DDPMScheduler, HunyuanDiT2DModel
+    from transformers import BertConfig, BertModel
+
+    transformer = HunyuanDiT2DModel(
+        sample_size=16, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=3, in_channels=4,
+        cross_attention_dim=32, cross_attention_dim_t5=32, pooled_projection_dim=16, hidden_size=24,
+        activation_fn="gelu-approximate",
+    )  # fmt: skip
+    bert = BertModel(
+        BertConfig(hidden_size=32, intermediate_size=37, num_hidden_layers=2, num_attention_heads=4, vocab_size=99)
+    )
+    return "HunyuanDiTPipeline", {
+        "transformer": transformer, "vae": kl_vae(shift_factor=None), "scheduler": DDPMScheduler(), "text_encoder": bert,
+        "tokenizer": words(77), "text_encoder_2": t5(), "tokenizer_2": words(256), "safety_checker": None,
+        "feature_extractor": None,
+    }  # fmt: skip
+
+
+def hunyuan_image() -> tuple[str, Parts]:
+    from diffusers import AdaptiveProjectedMixGuidance, AutoencoderKLHunyuanImage, HunyuanImageTransformer2DModel
+
+    transformer = HunyuanImageTransformer2DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=10, num_layers=1, num_single_layers=1,
+        num_refiner_layers=1, text_embed_dim=16, text_embed_2_dim=32, rope_axes_dim=(4, 6),
+    )  # fmt: skip
+    vae = AutoencoderKLHunyuanImage(
+        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(32, 64), layers_per_block=1,
+        spatial_compression_ratio=2, sample_size=32, scaling_factor=0.75,
+    )  # fmt: skip
+    return "HunyuanImagePipeline", {
+        "transformer": transformer, "vae": vae, "scheduler": flow(shift=7.0), "text_encoder": qwen_vl(),
+        "tokenizer": words(1999), "text_encoder_2": t5(), "tokenizer_2": words(),
+        "guider": AdaptiveProjectedMixGuidance(adaptive_projected_guidance_start_step=1),
+        "ocr_guider": AdaptiveProjectedMixGuidance(adaptive_projected_guidance_start_step=1),
+    }  # fmt: skip
+
+
+def mochi() -> tuple[str, Parts]:
+    from diffusers import AutoencoderKLMochi, MochiTransformer3DModel
+
+    transformer = MochiTransformer3DModel(
+        patch_size=2, num_attention_heads=2, attention_head_dim=8, num_layers=2, pooled_projection_dim=16, in_channels=12,
+        text_embed_dim=32, time_embed_dim=4, max_sequence_length=16,
+    )  # fmt: skip
+    vae = AutoencoderKLMochi(
+        latent_channels=12, encoder_block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1),
+    )  # fmt: skip
+    return "MochiPipeline", {
+        "transformer": transformer, "vae": vae, "scheduler": flow(), "text_encoder": t5(), "tokenizer": words(),
+    }  # fmt: skip
+
+
+def hidream() -> tuple[str, Parts]:
+    from diffusers import HiDreamImageTransformer2DModel
+
+    transformer = HiDreamImageTransformer2DModel(
+        patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8,
+        num_attention_heads=4, caption_channels=[32, 16], text_emb_dim=64, num_routed_experts=4, num_activated_experts=2,
+        axes_dims_rope=(4, 2, 2), max_resolution=(32, 32), llama_layers=(0, 1),
+    )  # fmt: skip
+    return "HiDreamImagePipeline", {
+        "transformer": transformer, "vae": kl_vae(), "scheduler": flow(), "text_encoder": clip(projects=True),
+        "text_encoder_2": clip(projects=True), "text_encoder_3": t5(), "text_encoder_4": language_model("LlamaForCausalLM"),
+        "tokenizer": words(), "tokenizer_2": words(), "tokenizer_3": words(), "tokenizer_4": words(),
+    }  # fmt: skip
+
+
+def kandinsky5() -> tuple[str, Parts]:
+    from diffusers import Kandinsky5Transformer3DModel
+
+    transformer = Kandinsky5Transformer3DModel(
+        in_visual_dim=16, in_text_dim=16, in_text_dim2=32, time_dim=16, out_visual_dim=16, model_dim=16, ff_dim=32,
+        num_text_blocks=1, num_visual_blocks=2, axes_dims=(1, 1, 2),
+    )  # fmt: skip
+    return "Kandinsky5T2IPipeline", {
+        "transformer": transformer, "vae": kl_vae(16), "scheduler": flow(), "text_encoder": qwen_vl(),
+        "tokenizer": words(999), "text_encoder_2": clip(), "tokenizer_2": words(),
+    }  # fmt: skip
+
+
+FAMILIES: dict[str, Callable[[], tuple[str, Parts]]] = {
+    each.__name__: each
+    for each in (
+        sd3, flux, flux2, qwen_image, z_image, wan, pixart, sana, auraflow, lumina2, ltx, hunyuan_video, chroma, cogview4,
+        cogvideox, hunyuandit, hunyuan_image, mochi, hidream, kandinsky5,
+    )
+}  # fmt: skip
 """By architecture: the pipeline's class and its components."""
+
+NO_LOADER = "lorabake's formulas"
+REFERENCES = {"pixart": NO_LOADER, "hunyuandit": NO_LOADER, "hunyuan_image": NO_LOADER}
+"""Families whose pipelines load no LoRAs."""
 
 
 def save(folder: Path, family: str) -> Any:

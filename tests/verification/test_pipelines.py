@@ -92,7 +92,7 @@ def test_every_family_draws(folders: Path, tmp_path: Path, family: str) -> None:
     assert verification.status is Status.PASS, verification.findings
     samples = verification.samples
     assert samples is not None
-    assert samples.reference == "diffusers"
+    assert samples.reference == pipelines.REFERENCES.get(family, "diffusers"), verification.findings
     likeness = samples.pictures[0].likeness
     assert likeness["baked"].latents <= 2 * likeness["floor"].latents + 1e-6 < likeness["base"].latents / 10
 
