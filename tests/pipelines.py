@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import torch
 
@@ -25,12 +25,12 @@ def words(length: int = 16, **options: Any) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=length, **special, **options)
 
 
-def clip(width: int = 32, *, projects: bool = False) -> Any:
+def clip(width: int = 32, *, projects: bool = False, length: int = 77) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
         hidden_size=width, intermediate_size=37, num_attention_heads=4, num_hidden_layers=2, vocab_size=99,
-        projection_dim=32, bos_token_id=3, eos_token_id=1, pad_token_id=0,
+        projection_dim=32, bos_token_id=3, eos_token_id=1, pad_token_id=0, max_position_embeddings=length,
     )  # fmt: skip
     return (CLIPTextModelWithProjection if projects else CLIPTextModel)(config)
 
@@ -54,6 +54,13 @@ def kl_vae(channels: int = 4, **options: Any) -> Any:
         "use_post_quant_conv": False, "shift_factor": 0.0609, "scaling_factor": 1.5035, "sample_size": 32,
     }  # fmt: skip
     return AutoencoderKL(**{**said, **options})
+
+
+EIGHTFOLD = {
+    "block_out_channels": [4] * 4,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+}
 
 
 def flow(**options: Any) -> Any:
@@ -97,7 +104,8 @@ def language_model(kind: str, width: int = 16, **options: Any) -> Any:
     name = kind.removesuffix("Model").removesuffix("ForCausalLM")
     config = getattr(transformers, f"{name}Config")(
         hidden_size=width, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
-        head_dim=8, vocab_size=99, max_position_embeddings=512, bos_token_id=3, eos_token_id=1, pad_token_id=0, **options,
+        head_dim=8, vocab_size=99, max_position_embeddings=512, bos_token_id=3, eos_token_id=1, pad_token_id=0,
+        **options,
     )  # fmt: skip
     return getattr(transformers, kind)(config)
 
@@ -162,7 +170,8 @@ def qwen_image() -> tuple[str, Parts]:
         latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
     )  # fmt: skip
     return "QwenImagePipeline", {
-        "transformer": transformer, "vae": vae, "scheduler": flow(), "text_encoder": qwen_vl(), "tokenizer": words(999),
+        "transformer": transformer, "vae": vae, "scheduler": flow(), "text_encoder": qwen_vl(),
+        "tokenizer": words(999),
     }  # fmt: skip
 
 
@@ -174,7 +183,8 @@ def z_image() -> tuple[str, Parts]:
         axes_dims=[8, 4, 4], axes_lens=[256, 32, 32],
     )  # fmt: skip
     return "ZImagePipeline", {
-        "transformer": transformer, "vae": kl_vae(16), "scheduler": flow(), "text_encoder": language_model("Qwen3Model"),
+        "transformer": transformer, "vae": kl_vae(16), "scheduler": flow(),
+        "text_encoder": language_model("Qwen3Model"),
         "tokenizer": words(chat_template=CHAT),
     }  # fmt: skip
 
@@ -237,8 +247,10 @@ def auraflow() -> tuple[str, Parts]:
     from diffusers import AuraFlowTransformer2DModel
 
     transformer = AuraFlowTransformer2DModel(
-        sample_size=32, patch_size=2, in_channels=4, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=8,
-        num_attention_heads=4, caption_projection_dim=32, joint_attention_dim=32, out_channels=4, pos_embed_max_size=256,
+        sample_size=32, patch_size=2, in_channels=4, num_mmdit_layers=1, num_single_dit_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=4, caption_projection_dim=32, joint_attention_dim=32, out_channels=4,
+        pos_embed_max_size=256,
     )  # fmt: skip
     return "AuraFlowPipeline", {
         "transformer": transformer, "vae": kl_vae(shift_factor=None), "scheduler": flow(), "text_encoder": umt5(),
@@ -264,13 +276,15 @@ def ltx() -> tuple[str, Parts]:
     from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
 
     transformer = LTXVideoTransformer3DModel(
-        in_channels=8, out_channels=8, num_attention_heads=4, attention_head_dim=8, cross_attention_dim=32, num_layers=1,
+        in_channels=8, out_channels=8, num_attention_heads=4, attention_head_dim=8, cross_attention_dim=32,
+        num_layers=1,
         caption_channels=32,
     )  # fmt: skip
     vae = AutoencoderKLLTXVideo(
         latent_channels=8, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
         layers_per_block=(1, 1, 1, 1, 1), decoder_layers_per_block=(1, 1, 1, 1, 1),
-        spatio_temporal_scaling=(True, True, False, False), decoder_spatio_temporal_scaling=(True, True, False, False),
+        spatio_temporal_scaling=(True, True, False, False), decoder_spatio_temporal_scaling=(True, True, False,
+        False),
         patch_size=1, encoder_causal=True,
     )  # fmt: skip
     return "LTXPipeline", {
@@ -292,7 +306,8 @@ def hunyuan_video() -> tuple[str, Parts]:
     from diffusers import HunyuanVideoTransformer3DModel
 
     transformer = HunyuanVideoTransformer3DModel(
-        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=10, num_layers=1, num_single_layers=1,
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=10, num_layers=1,
+        num_single_layers=1,
         num_refiner_layers=1, patch_size=1, guidance_embeds=True, text_embed_dim=16, pooled_projection_dim=32,
         rope_axes_dim=(2, 4, 4),
     )  # fmt: skip
@@ -333,7 +348,8 @@ def cogvideox() -> tuple[str, Parts]:
     from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
 
     transformer = CogVideoXTransformer3DModel(
-        num_attention_heads=4, attention_head_dim=8, in_channels=4, out_channels=4, time_embed_dim=2, text_embed_dim=32,
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=2,
+        text_embed_dim=32,
         num_layers=1, sample_width=4, sample_height=4, sample_frames=1, patch_size=2, max_text_seq_length=16,
         use_rotary_positional_embeddings=True,
     )  # fmt: skip
@@ -360,7 +376,8 @@ def hunyuandit() -> tuple[str, Parts]:
         BertConfig(hidden_size=32, intermediate_size=37, num_hidden_layers=2, num_attention_heads=4, vocab_size=99)
     )
     return "HunyuanDiTPipeline", {
-        "transformer": transformer, "vae": kl_vae(shift_factor=None), "scheduler": DDPMScheduler(), "text_encoder": bert,
+        "transformer": transformer, "vae": kl_vae(shift_factor=None, **EIGHTFOLD), "scheduler": DDPMScheduler(),
+        "text_encoder": bert,
         "tokenizer": words(77), "text_encoder_2": t5(), "tokenizer_2": words(256), "safety_checker": None,
         "feature_extractor": None,
     }  # fmt: skip
@@ -370,7 +387,8 @@ def hunyuan_image() -> tuple[str, Parts]:
     from diffusers import AdaptiveProjectedMixGuidance, AutoencoderKLHunyuanImage, HunyuanImageTransformer2DModel
 
     transformer = HunyuanImageTransformer2DModel(
-        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=10, num_layers=1, num_single_layers=1,
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=10, num_layers=1,
+        num_single_layers=1,
         num_refiner_layers=1, text_embed_dim=16, text_embed_2_dim=32, rope_axes_dim=(4, 6),
     )  # fmt: skip
     vae = AutoencoderKLHunyuanImage(
@@ -389,11 +407,12 @@ def mochi() -> tuple[str, Parts]:
     from diffusers import AutoencoderKLMochi, MochiTransformer3DModel
 
     transformer = MochiTransformer3DModel(
-        patch_size=2, num_attention_heads=2, attention_head_dim=8, num_layers=2, pooled_projection_dim=16, in_channels=12,
+        patch_size=2, num_attention_heads=2, attention_head_dim=8, num_layers=2, pooled_projection_dim=16,
+        in_channels=12,
         text_embed_dim=32, time_embed_dim=4, max_sequence_length=16,
     )  # fmt: skip
     vae = AutoencoderKLMochi(
-        latent_channels=12, encoder_block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
+        latent_channels=12, encoder_block_out_channels=(32, 32, 32, 32), decoder_block_out_channels=(32, 32, 32, 32),
         layers_per_block=(1, 1, 1, 1, 1),
     )  # fmt: skip
     return "MochiPipeline", {
@@ -406,12 +425,15 @@ def hidream() -> tuple[str, Parts]:
 
     transformer = HiDreamImageTransformer2DModel(
         patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8,
-        num_attention_heads=4, caption_channels=[32, 16], text_emb_dim=64, num_routed_experts=4, num_activated_experts=2,
+        num_attention_heads=4, caption_channels=[32, 16], text_emb_dim=64, num_routed_experts=4,
+        num_activated_experts=2,
         axes_dims_rope=(4, 2, 2), max_resolution=(32, 32), llama_layers=(0, 1),
     )  # fmt: skip
     return "HiDreamImagePipeline", {
-        "transformer": transformer, "vae": kl_vae(), "scheduler": flow(), "text_encoder": clip(projects=True),
-        "text_encoder_2": clip(projects=True), "text_encoder_3": t5(), "text_encoder_4": language_model("LlamaForCausalLM"),
+        "transformer": transformer, "vae": kl_vae(), "scheduler": flow(), "text_encoder": clip(projects=True,
+        length=218),
+        "text_encoder_2": clip(projects=True, length=218), "text_encoder_3": t5(),
+        "text_encoder_4": language_model("LlamaForCausalLM"),
         "tokenizer": words(), "tokenizer_2": words(), "tokenizer_3": words(), "tokenizer_4": words(),
     }  # fmt: skip
 
@@ -432,7 +454,8 @@ def kandinsky5() -> tuple[str, Parts]:
 FAMILIES: dict[str, Callable[[], tuple[str, Parts]]] = {
     each.__name__: each
     for each in (
-        sd3, flux, flux2, qwen_image, z_image, wan, pixart, sana, auraflow, lumina2, ltx, hunyuan_video, chroma, cogview4,
+        sd3, flux, flux2, qwen_image, z_image, wan, pixart, sana, auraflow, lumina2, ltx, hunyuan_video, chroma,
+        cogview4,
         cogvideox, hunyuandit, hunyuan_image, mochi, hidream, kandinsky5,
     )
 }  # fmt: skip
@@ -448,15 +471,15 @@ def save(folder: Path, family: str) -> Any:
     import diffusers
 
     torch.manual_seed(0)
-    name, parts = FAMILIES[family]()
+    with catch_warnings():
+        simplefilter("ignore", FutureWarning)
+        name, parts = FAMILIES[family]()
     for each in parts.values():
         if isinstance(each, torch.nn.Module):
             each.eval()
             for parameter in each.parameters():  # nothing starts as zeros, or no LoRA would be seen
-                if parameter.std().nan_to_num() == 0:
+                if parameter.min() == parameter.max():
                     torch.nn.init.normal_(parameter, 1.0 if parameter.mean() == 1 else 0.0, 0.05)
     pipeline = getattr(diffusers, name)(**parts)
     pipeline.save_pretrained(folder)
-    index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps(index))
     return pipeline

@@ -59,6 +59,7 @@ class Pipelines(Artist):
         decoders = [part for part in made.networks.values() if part.is_decoder]
         self.decoder = decoders[0] if decoders else None
         self.denoisers = [part for part in made.networks.values() if not part.is_encoder and part is not self.decoder]
+        self._hollow = {name: hollow(part, self.device) for name, part in made.networks.items()}
         self._seen = (0, 0)
 
     def settings(self) -> dict[str, str]:
@@ -215,7 +216,7 @@ class Pipelines(Artist):
     def _pipeline(self, networks: dict[str, Any], **seams: Any) -> Any:
         """Put networks into a pipeline whose others are hollow; `seams` take the place of its methods."""
         maker: Any = type(self.kit.pipeline.__name__, (self.kit.pipeline,), seams)
-        parts = {name: networks.get(name) or hollow(part, self.device) for name, part in self.kit.networks.items()}
+        parts = {**self._hollow, **networks}
         known = signature(self.kit.pipeline.__init__).parameters
         rest = {name: None for name, each in known.items() if each.default is each.empty and name != "self"}
         given = {**rest, **self.kit.settings, **copy.deepcopy(dict(self.kit.others)), **parts}

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from math import isfinite, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
-from warnings import catch_warnings, simplefilter
+from warnings import catch_warnings, filterwarnings, simplefilter
 
 import numpy as np
 
@@ -130,6 +130,7 @@ def _quiet() -> Iterator[None]:
         with catch_warnings():
             simplefilter("ignore", FutureWarning)
             simplefilter("ignore", DeprecationWarning)
+            filterwarnings("ignore", "In CPU autocast", UserWarning)
             yield
     finally:
         for library, level in zip(libraries, levels, strict=True):

@@ -44,7 +44,7 @@ def write_lora(path: Path, network: Any, component: str = "transformer", most: i
     chosen = [
         (name, module)
         for name, module in network.named_modules()
-        if isinstance(module, torch.nn.Linear) and name.endswith((".to_q", ".to_v", ".to_out.0", ".q_proj"))
+        if isinstance(module, torch.nn.Linear) and name.endswith((".to_q", ".to_v", ".to_out.0", ".to_query"))
     ]
     assert chosen
     generator = torch.Generator().manual_seed(1)
