@@ -24,7 +24,7 @@ from typing import Any
 from lorabake.errors import FileError
 from lorabake.keymap.table import KeyMap
 from lorabake.planning import Plan
-from lorabake.tensors.checkpoint import open_checkpoint
+from lorabake.tensors.checkpoint import open_checkpoint, read_object
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.verification.arrays import Files
 from lorabake.verification.networks import Config, as_torch, shipped, tokenizer
@@ -77,8 +77,7 @@ class Kit:
 
 def index_of(plan: Plan) -> Config | None:
     """Return the model_index.json that speaks for a plan's base: the recipe's, the base's, the family's."""
-    found = next((place / "model_index.json" for place, _ in _places(plan) if _has(place, "model_index.json")), None)
-    return None if found is None else json.loads(found.read_text(encoding="utf-8"))
+    return _config(plan, "", "model_index.json")
 
 
 def kit(plan: Plan, files: Files) -> Kit:
@@ -90,7 +89,6 @@ def kit(plan: Plan, files: Files) -> Kit:
     if index is None:
         raise CannotDrawError(f"lorabake cannot sample {plan.sources.key_map.architecture.title}")
     notes = notes_of(plan.sources.key_map.architecture.name)
-    index |= sizes(notes.get("sizes", {}).get("model_index", {}), plan.sources.key_map.modules, index)
     pipeline = getattr(diffusers, str(index["_class_name"]), None)
     if pipeline is None:
         raise CannotDrawError(f"this diffusers has no {index['_class_name']}")
@@ -108,7 +106,7 @@ def kit(plan: Plan, files: Files) -> Kit:
                 missing.append(name)
             others[name] = made
             continue
-        part = _part(plan, name, maker, notes)
+        part = _part(plan, name, maker)
         if part is not None and (part.keys or (part.is_decoder and name not in plan.sources.key_map.placed)):
             networks[name] = part
         elif name not in optional:
@@ -132,16 +130,31 @@ def notes_of(family: str) -> dict[str, Any]:
     return json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
 
 
+def family_config(key_map: KeyMap, component: str, file: str) -> Config | None:
+    """Return what ships for one part of a family's pipeline, with what the header tells put in."""
+    family = key_map.architecture.name
+    place = shipped().joinpath(family, component, file)
+    if not place.is_file():
+        return None
+    config: Config = json.loads(place.read_text(encoding="utf-8"))
+    said = notes_of(family).get("sizes", {}).get(component or "model_index", {})
+    return config | sizes(said, key_map.modules, config)
+
+
 # -- where things lie --------------------------------------------------------------------------------------
 
 
-def _places(plan: Plan) -> Iterator[tuple[Any, bool]]:
-    """Yield the folders to look for configurations in, and whether they fit any member of the family."""
-    if (given := given_folder(plan)) is not None:
-        yield given, False
-    if plan.sources.base.is_folder:
-        yield plan.sources.base.path, False
-    yield shipped().joinpath(plan.sources.key_map.architecture.name), True
+def _config(plan: Plan, component: str, file: str) -> Config | None:
+    """Find a configuration: in the folder of the recipe, of the base, or of what ships with lorabake."""
+    for folder in _folders(plan):
+        if (folder / component / file).is_file():
+            return dict(read_object(folder / component / file))
+    return family_config(plan.sources.key_map, component, file)
+
+
+def _folders(plan: Plan) -> list[Path]:
+    given, base = given_folder(plan), plan.sources.base
+    return [*([given] if given is not None else []), *([base.path] if base.is_folder else [])]
 
 
 def given_folder(plan: Plan) -> Path | None:
@@ -153,10 +166,6 @@ def given_folder(plan: Plan) -> Path | None:
     if not folder.is_dir():
         raise FileError(f"{folder}: verify.config must be a diffusers folder: model_index.json, vae/config.json …")
     return folder
-
-
-def _has(place: Any, *names: str) -> bool:
-    return bool(place.joinpath(*names).is_file())
 
 
 def _class(library: str, name: str) -> Any:
@@ -174,16 +183,9 @@ def _class(library: str, name: str) -> Any:
     return getattr(module, name)
 
 
-def _part(plan: Plan, name: str, maker: Any, notes: Mapping[str, Any]) -> Part | None:
+def _part(plan: Plan, name: str, maker: Any) -> Part | None:
     """Find one network's configuration and weights; None without a configuration."""
-    config: Config | None = None
-    for place, fits_any in _places(plan):
-        if _has(place, name, "config.json"):
-            config = json.loads(place.joinpath(name, "config.json").read_text(encoding="utf-8"))
-            if fits_any and name in plan.sources.key_map.modules:
-                said = notes.get("sizes", {}).get(name, {})
-                config |= sizes(said, plan.sources.key_map.modules, config)
-            break
+    config = _config(plan, name, "config.json")
     if config is None:
         return None
     key_map, base = plan.sources.key_map, plan.sources.base
@@ -209,13 +211,10 @@ def _part(plan: Plan, name: str, maker: Any, notes: Mapping[str, Any]) -> Part |
 def _other(plan: Plan, name: str, maker: Any) -> Any:
     """Make a scheduler, a tokenizer, a processor or a guider of what lies in a folder; None where none has it."""
     said = plan.sources.recipe.verify
-    file = getattr(maker, "config_name", None)
-    if file is not None:
-        for place, _ in _places(plan):
-            if _has(place, name, file):
-                return maker.from_config(json.loads(place.joinpath(name, file).read_text(encoding="utf-8")))
-        return None
-    folders = [place / name for place, fits_any in _places(plan) if not fits_any]
+    if (file := getattr(maker, "config_name", None)) is not None:
+        config = _config(plan, name, file)
+        return None if config is None else maker.from_config(config)
+    folders = [place / name for place in _folders(plan)]
     if said is not None and said.tokenizers is not None:
         folder = plan.sources.recipe.locate(said.tokenizers)
         folders[:0] = [folder / name, folder]
@@ -267,9 +266,9 @@ def _term(term: str, known: Mapping[str, Any], config: Mapping[str, Any]) -> Any
         return len(there) if what == "count" else there
     if what == "has":
         return name in known
-    if name not in known:
+    if name not in known or "weight" not in known[name].views:
         raise CannotDrawError(f"the base has no {name}, which tells how large the network is")
-    shape = next(iter(known[name].views.values())).shape
+    shape = known[name].views["weight"].shape
     match what:
         case "rows":
             return shape[0]
