@@ -42,8 +42,8 @@ class Part:
     """Describe one network of a pipeline: its class, its configuration, and the tensors that fill it.
 
     `keys` pairs the keys of `infos` with the names that the layout has for them; `infos` is None where the tensors
-    are those of the base, or of the checkpoint at hand. Without keys there are no weights. `by_tables` tells that
-    lorabake's tables named them.
+    are those of the base, or of the checkpoint at hand. Without keys there are no weights. `by_tables` tells why
+    lorabake's tables named them, if they did.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Part:
     config: Config
     keys: Mapping[str, str]
     infos: Mapping[str, TensorInfo] | None = None
-    by_tables: bool = False
+    by_tables: str = ""
 
     @property
     def is_encoder(self) -> bool:
@@ -319,10 +319,10 @@ def fill(part: Part, infos: Mapping[str, TensorInfo], key_map: KeyMap, files: Fi
         due = network.state_dict().keys()
         if state.keys() == due:
             network.load_state_dict(state, strict=True, assign=True)
-        elif hasattr(part.maker, "from_single_file") and _converts(part.maker):
-            network = _converted(part, state)
         else:
-            part.by_tables = True
+            network = _converted(part, dict(state))
+        if network is None:
+            network = _empty(part)
             network.load_state_dict(_renamed(part, state, due, key_map), strict=True, assign=True)
     if lost := [name for name, each in network.named_parameters() if each.is_meta]:
         raise CannotDrawError(f"{part.name}: the base has nothing for {lost[0]}")
@@ -342,22 +342,23 @@ def _text_config(part: Part) -> Any:
         return part.maker.config_class.from_pretrained(name, local_files_only=True)
 
 
-def _converts(maker: Any) -> bool:
-    """Tell whether diffusers has a conversion of its own for a class."""
+def _converted(part: Part, state: dict[str, Any]) -> Any:
+    """Let diffusers convert a maker's own layout; None where it has no conversion, or one for other sizes only."""
+    import torch
     from diffusers.loaders import single_file_model
 
     find: Any = single_file_model._get_single_file_loadable_mapping_class
-    return find(maker) is not None
-
-
-def _converted(part: Part, state: dict[str, Any]) -> Any:
-    """Let diffusers convert a maker's own layout."""
-    import torch
-
-    with _written(part) as folder:
-        return part.maker.from_single_file(
-            state, config=str(folder), subfolder=part.name, local_files_only=True, torch_dtype=torch.float32
-        )
+    if find(part.maker) is None:
+        part.by_tables = "diffusers has no conversion"
+        return None
+    try:
+        with _written(part) as folder:
+            return part.maker.from_single_file(
+                state, config=str(folder), subfolder=part.name, local_files_only=True, torch_dtype=torch.float32
+            )
+    except (RuntimeError, ValueError, KeyError) as error:
+        part.by_tables = f"diffusers' conversion fails: {next(iter(str(error).splitlines()), '')[:100]}"
+        return None
 
 
 @contextmanager

@@ -64,7 +64,7 @@ class Pipelines(Artist):
 
     def settings(self) -> dict[str, str]:
         """Tell how the pictures were made, in words."""
-        tables = [part.name for part in self.kit.networks.values() if part.by_tables]
+        tables = [f"{part.name} ({part.by_tables})" for part in self.kit.networks.values() if part.by_tables]
         return {
             "pipeline": self.kit.pipeline.__name__,
             "scheduler": type(self.kit.others.get("scheduler")).__name__,

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from lorabake import RunOptions, bake, load_recipe
+from lorabake.keymap.table import KeyMap
+from lorabake.resolve import identify
+from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.verification import VerifyOptions, verify
 from lorabake.verification.findings import Finding, SampleOptions, Status, Verification
 from lorabake.verification.sampling import NEEDED
 from tests import pipelines
+from tests.translation import translate
 
 pytestmark = pytest.mark.skipif(any(find_spec(name) is None for name in NEEDED), reason="lorabake[verify] is missing")
 
@@ -35,8 +42,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("pipelines")
 
 
+@cache
 def pipeline(folders: Path, family: str) -> Any:
     return pipelines.save(folders / family, family)
+
+
+CHANGED = (".to_q", ".to_v", ".to_out.0", ".to_query", ".q_proj")
+MAKERS = {"flux": "bfl", "sd3": "sai", "wan": "wan", "z_image": "native"}
 
 
 def write_lora(path: Path, network: Any, component: str = "transformer", most: int = 4) -> None:
@@ -44,7 +56,8 @@ def write_lora(path: Path, network: Any, component: str = "transformer", most: i
     chosen = [
         (name, module)
         for name, module in network.named_modules()
-        if isinstance(module, torch.nn.Linear) and name.endswith((".to_q", ".to_v", ".to_out.0", ".to_query"))
+        if isinstance(module, torch.nn.Linear)
+        and name.endswith((".to_q", ".to_v", ".to_out.0", ".to_query", ".q_proj"))
     ]
     assert chosen
     generator = torch.Generator().manual_seed(1)
@@ -98,3 +111,91 @@ def test_every_family_draws(folders: Path, tmp_path: Path, family: str) -> None:
 
     run(recipe(tmp_path, folders / family, strength=0.4))
     assert found(look(recipe(tmp_path, folders / family)), "likeness").status is Status.FAIL
+
+
+# -- other bases ----------------------------------------------------------------------------------------------
+
+
+def single_file(folder: Path, layout: str, path: Path, also: dict[str, str] | None = None) -> None:
+    """Write the transformer in its makers' layout, and the components of `also` below their prefixes."""
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors, infos = load_file(file), open_checkpoint(file).tensors
+    key_map = KeyMap.expand(identify(infos), infos)
+    due = translate(key_map.architecture.components[0], infos, "diffusers", layout)
+    made = {key: value for key, value in tensors.items() if key in due}
+    for name, module in key_map.modules_in("transformer", layout).items():
+        for parameter, view in module.views.items():
+            key = next((each for each in (f"{name}.{parameter}", name) if each in due), None)
+            if key is not None:
+                made[key] = view.read(tensors)
+    assert {key: tuple(value.shape) for key, value in made.items()} == due
+    made = {f"model.diffusion_model.{key}": value for key, value in made.items()}
+    for component, prefix in (also or {}).items():
+        (file,) = (folder / component).glob("*.safetensors")
+        made |= {prefix + key: value for key, value in load_file(file).items()}
+    save_file({key: value.contiguous().clone() for key, value in made.items()}, path)
+
+
+@pytest.mark.parametrize(("family", "layout"), MAKERS.items())
+def test_a_makers_file_draws_with_the_rest_from_a_folder(
+    folders: Path, tmp_path: Path, family: str, layout: str
+) -> None:
+    made = pipeline(folders, family)
+    write_lora(tmp_path / "lora.safetensors", made.transformer)
+    single_file(folders / family, layout, tmp_path / "base.safetensors")
+    path = recipe(tmp_path, tmp_path / "base.safetensors", config=str(folders / family))
+    run(path)
+    verification = look(path)
+    assert verification.status is Status.PASS, verification.findings
+    samples = verification.samples
+    assert samples is not None
+    assert samples.reference == "diffusers", verification.findings
+    # diffusers' own conversion names the tensors, but that of Flux.1 has its sizes in the code.
+    assert ("fails: split_with_sizes" in samples.settings.get("names", "")) == (family == "flux")
+    # The same model as a folder makes the same pictures: neither way knows of the other.
+    run(recipe(tmp_path, folders / family))
+    folder = look(recipe(tmp_path, folders / family)).samples
+    assert folder is not None
+    for name in ("base", "runtime"):
+        assert np.abs(samples.pictures[0].pictures[name].astype(int) - folder.pictures[0].pictures[name]).max() <= 1
+
+
+def test_without_the_other_networks_it_says_what_to_give(folders: Path, tmp_path: Path) -> None:
+    made = pipeline(folders, "flux")
+    write_lora(tmp_path / "lora.safetensors", made.transformer)
+    single_file(folders / "flux", "bfl", tmp_path / "base.safetensors")
+    path = recipe(tmp_path, tmp_path / "base.safetensors")
+    run(path)
+    note = found(look(path), "skipped").note
+    assert "FluxPipeline takes more than the base has: text_encoder, text_encoder_2" in note
+    assert "verify.config" in note
+
+
+def test_text_encoders_in_the_base_get_their_loras(folders: Path, tmp_path: Path) -> None:
+    made = pipeline(folders, "sd3")
+    write_lora(tmp_path / "lora.safetensors", made.transformer)
+    tensors = load_file(tmp_path / "lora.safetensors")
+    write_lora(tmp_path / "lora.safetensors", made.text_encoder, "text_encoder")
+    save_file(tensors | load_file(tmp_path / "lora.safetensors"), tmp_path / "lora.safetensors")
+    path = recipe(tmp_path, folders / "sd3")
+    run(path)
+    verification = look(path)
+    assert verification.status is Status.PASS, verification.findings
+    assert verification.samples is not None
+    assert verification.samples.reference == "diffusers", verification.findings
+
+
+def test_without_a_vae_the_latents_are_shown(folders: Path, tmp_path: Path) -> None:
+    made = pipeline(folders, "sd3")
+    write_lora(tmp_path / "lora.safetensors", made.transformer)
+    given = tmp_path / "given"
+    shutil.copytree(folders / "sd3", given)
+    (given / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    single_file(folders / "sd3", "sai", tmp_path / "base.safetensors")
+    path = recipe(tmp_path, tmp_path / "base.safetensors", config=str(given))
+    run(path)
+    verification = look(path)
+    assert verification.status is Status.PASS, verification.findings
+    assert verification.samples is not None
+    assert "there is no VAE" in verification.samples.settings["pictures"]
+    assert verification.samples.pictures[0].pictures["baked"].shape == (32, 32, 3)
