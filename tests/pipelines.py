@@ -69,7 +69,7 @@ def flow(**options: Any) -> Any:
     return FlowMatchEulerDiscreteScheduler(**options)
 
 
-def sd3() -> tuple[str, Parts]:
+def sd3() -> Parts:
     from diffusers import SD3Transformer2DModel
 
     transformer = SD3Transformer2DModel(
@@ -77,21 +77,21 @@ def sd3() -> tuple[str, Parts]:
         caption_projection_dim=32, joint_attention_dim=32, pooled_projection_dim=64, out_channels=4,
         qk_norm="rms_norm", dual_attention_layers=(0,),
     )  # fmt: skip
-    return "StableDiffusion3Pipeline", {
+    return {
         "transformer": transformer, "vae": kl_vae(), "scheduler": flow(),
         "text_encoder": clip(projects=True), "text_encoder_2": clip(projects=True), "text_encoder_3": t5(),
         "tokenizer": words(), "tokenizer_2": words(), "tokenizer_3": words(),
     }  # fmt: skip
 
 
-def flux() -> tuple[str, Parts]:
+def flux() -> Parts:
     from diffusers import FluxTransformer2DModel
 
     transformer = FluxTransformer2DModel(
         patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=[4, 4, 8], guidance_embeds=True,
     )  # fmt: skip
-    return "FluxPipeline", {
+    return {
         "transformer": transformer, "vae": kl_vae(1), "scheduler": flow(), "text_encoder": clip(),
         "text_encoder_2": t5(), "tokenizer": words(), "tokenizer_2": words(),
     }  # fmt: skip
@@ -135,7 +135,7 @@ def umt5(width: int = 32) -> Any:
 CHAT = "{% for each in messages %}{{ each['role'] }}: {{ each['content'] }}\n{% endfor %}"
 
 
-def flux2() -> tuple[str, Parts]:
+def flux2() -> Parts:
     from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 
     transformer = Flux2Transformer2DModel(
@@ -152,13 +152,13 @@ def flux2() -> tuple[str, Parts]:
     encoder = type(encoder)(
         type(encoder.config)(**{**encoder.config.to_dict(), "num_hidden_layers": 27, "layer_types": None})
     )
-    return "Flux2KleinPipeline", {
+    return {
         "transformer": transformer, "vae": vae, "scheduler": flow(), "text_encoder": encoder,
         "tokenizer": words(64, chat_template=CHAT),
     }  # fmt: skip
 
 
-def qwen_image() -> tuple[str, Parts]:
+def qwen_image() -> Parts:
     from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 
     transformer = QwenImageTransformer2DModel(
@@ -169,20 +169,20 @@ def qwen_image() -> tuple[str, Parts]:
         base_dim=24, z_dim=4, dim_mult=[1, 2, 4], num_res_blocks=1, temperal_downsample=[False, True],
         latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
     )  # fmt: skip
-    return "QwenImagePipeline", {
+    return {
         "transformer": transformer, "vae": vae, "scheduler": flow(), "text_encoder": qwen_vl(),
         "tokenizer": words(999),
     }  # fmt: skip
 
 
-def z_image() -> tuple[str, Parts]:
+def z_image() -> Parts:
     from diffusers import ZImageTransformer2DModel
 
     transformer = ZImageTransformer2DModel(
         in_channels=16, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
         axes_dims=[8, 4, 4], axes_lens=[256, 32, 32],
     )  # fmt: skip
-    return "ZImagePipeline", {
+    return {
         "transformer": transformer, "vae": kl_vae(16), "scheduler": flow(),
         "text_encoder": language_model("Qwen3Model"),
         "tokenizer": words(chat_template=CHAT),
@@ -197,33 +197,33 @@ def wan_vae() -> Any:
     )
 
 
-def wan() -> tuple[str, Parts]:
+def wan() -> Parts:
     from diffusers import WanTransformer3DModel
 
     transformer = WanTransformer3DModel(
         num_attention_heads=2, attention_head_dim=12, text_dim=32, freq_dim=256, ffn_dim=32, num_layers=2,
         rope_max_seq_len=32,
     )  # fmt: skip
-    return "WanPipeline", {
+    return {
         "transformer": transformer, "vae": wan_vae(), "scheduler": flow(shift=7.0), "text_encoder": umt5(),
         "tokenizer": words(),
     }  # fmt: skip
 
 
-def pixart() -> tuple[str, Parts]:
+def pixart() -> Parts:
     from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
 
     transformer = PixArtTransformer2DModel(
         sample_size=8, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=3, caption_channels=32,
         in_channels=4, cross_attention_dim=24, out_channels=8, use_additional_conditions=False,
     )  # fmt: skip
-    return "PixArtSigmaPipeline", {
+    return {
         "transformer": transformer, "vae": kl_vae(shift_factor=None), "scheduler": DPMSolverMultistepScheduler(),
         "text_encoder": t5(), "tokenizer": words(),
     }  # fmt: skip
 
 
-def sana() -> tuple[str, Parts]:
+def sana() -> Parts:
     from diffusers import AutoencoderDC, SanaTransformer2DModel
 
     transformer = SanaTransformer2DModel(
@@ -237,13 +237,13 @@ def sana() -> tuple[str, Parts]:
         encoder_qkv_multiscales=((), (5,)), decoder_qkv_multiscales=((), (5,)), downsample_block_type="conv",
         upsample_block_type="interpolate", decoder_norm_types="rms_norm", scaling_factor=0.41407,
     )  # fmt: skip
-    return "SanaPipeline", {
+    return {
         "transformer": transformer, "vae": vae, "scheduler": flow(shift=7.0),
         "text_encoder": language_model("Gemma2Model"), "tokenizer": words(),
     }  # fmt: skip
 
 
-def auraflow() -> tuple[str, Parts]:
+def auraflow() -> Parts:
     from diffusers import AuraFlowTransformer2DModel
 
     transformer = AuraFlowTransformer2DModel(
@@ -252,13 +252,13 @@ def auraflow() -> tuple[str, Parts]:
         num_attention_heads=4, caption_projection_dim=32, joint_attention_dim=32, out_channels=4,
         pos_embed_max_size=256,
     )  # fmt: skip
-    return "AuraFlowPipeline", {
+    return {
         "transformer": transformer, "vae": kl_vae(shift_factor=None), "scheduler": flow(), "text_encoder": umt5(),
         "tokenizer": words(),
     }  # fmt: skip
 
 
-def lumina2() -> tuple[str, Parts]:
+def lumina2() -> Parts:
     from diffusers import Lumina2Transformer2DModel
 
     transformer = Lumina2Transformer2DModel(
@@ -266,13 +266,13 @@ def lumina2() -> tuple[str, Parts]:
         num_attention_heads=3, num_kv_heads=1, multiple_of=2, axes_dim_rope=(4, 2, 2), axes_lens=(512, 128, 128),
         cap_feat_dim=16,
     )  # fmt: skip
-    return "Lumina2Pipeline", {
+    return {
         "transformer": transformer, "vae": kl_vae(), "scheduler": flow(),
         "text_encoder": language_model("Gemma2Model"), "tokenizer": words(256),
     }  # fmt: skip
 
 
-def ltx() -> tuple[str, Parts]:
+def ltx() -> Parts:
     from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
 
     transformer = LTXVideoTransformer3DModel(
@@ -287,7 +287,7 @@ def ltx() -> tuple[str, Parts]:
         False),
         patch_size=1, encoder_causal=True,
     )  # fmt: skip
-    return "LTXPipeline", {
+    return {
         "transformer": transformer, "vae": vae, "scheduler": flow(), "text_encoder": t5(), "tokenizer": words(),
     }  # fmt: skip
 
@@ -302,7 +302,7 @@ def hunyuan_vae(channels: int = 4) -> Any:
     )  # fmt: skip
 
 
-def hunyuan_video() -> tuple[str, Parts]:
+def hunyuan_video() -> Parts:
     from diffusers import HunyuanVideoTransformer3DModel
 
     transformer = HunyuanVideoTransformer3DModel(
@@ -311,14 +311,14 @@ def hunyuan_video() -> tuple[str, Parts]:
         num_refiner_layers=1, patch_size=1, guidance_embeds=True, text_embed_dim=16, pooled_projection_dim=32,
         rope_axes_dim=(2, 4, 4),
     )  # fmt: skip
-    return "HunyuanVideoPipeline", {
+    return {
         "transformer": transformer, "vae": hunyuan_vae(), "scheduler": flow(shift=7.0),
         "text_encoder": language_model("LlamaModel"), "text_encoder_2": clip(), "tokenizer": words(999),
         "tokenizer_2": words(),
     }  # fmt: skip
 
 
-def chroma() -> tuple[str, Parts]:
+def chroma() -> Parts:
     from diffusers import ChromaTransformer2DModel
 
     transformer = ChromaTransformer2DModel(
@@ -326,25 +326,25 @@ def chroma() -> tuple[str, Parts]:
         joint_attention_dim=32, axes_dims_rope=(4, 4, 8), approximator_hidden_dim=32, approximator_layers=1,
         approximator_num_channels=16,
     )  # fmt: skip
-    return "ChromaPipeline", {
+    return {
         "transformer": transformer, "vae": kl_vae(1), "scheduler": flow(), "text_encoder": t5(), "tokenizer": words(),
     }  # fmt: skip
 
 
-def cogview4() -> tuple[str, Parts]:
+def cogview4() -> Parts:
     from diffusers import CogView4Transformer2DModel
 
     transformer = CogView4Transformer2DModel(
         patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=4, num_attention_heads=4,
         text_embed_dim=16, time_embed_dim=8, condition_dim=4,
     )  # fmt: skip
-    return "CogView4Pipeline", {
+    return {
         "transformer": transformer, "vae": kl_vae(), "scheduler": flow(base_shift=0.25, max_shift=0.75),
         "text_encoder": language_model("GlmModel"), "tokenizer": words(),
     }  # fmt: skip
 
 
-def cogvideox() -> tuple[str, Parts]:
+def cogvideox() -> Parts:
     from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
 
     transformer = CogVideoXTransformer3DModel(
@@ -357,13 +357,13 @@ def cogvideox() -> tuple[str, Parts]:
         down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,
         block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2,
     )  # fmt: skip
-    return "CogVideoXPipeline", {
+    return {
         "transformer": transformer, "vae": vae, "scheduler": CogVideoXDDIMScheduler(), "text_encoder": t5(),
         "tokenizer": words(),
     }  # fmt: skip
 
 
-def hunyuandit() -> tuple[str, Parts]:
+def hunyuandit() -> Parts:
     from diffusers import DDPMScheduler, HunyuanDiT2DModel
     from transformers import BertConfig, BertModel
 
@@ -375,7 +375,7 @@ def hunyuandit() -> tuple[str, Parts]:
     bert = BertModel(
         BertConfig(hidden_size=32, intermediate_size=37, num_hidden_layers=2, num_attention_heads=4, vocab_size=99)
     )
-    return "HunyuanDiTPipeline", {
+    return {
         "transformer": transformer, "vae": kl_vae(shift_factor=None, **EIGHTFOLD), "scheduler": DDPMScheduler(),
         "text_encoder": bert,
         "tokenizer": words(77), "text_encoder_2": t5(), "tokenizer_2": words(256), "safety_checker": None,
@@ -383,7 +383,7 @@ def hunyuandit() -> tuple[str, Parts]:
     }  # fmt: skip
 
 
-def hunyuan_image() -> tuple[str, Parts]:
+def hunyuan_image() -> Parts:
     from diffusers import AdaptiveProjectedMixGuidance, AutoencoderKLHunyuanImage, HunyuanImageTransformer2DModel
 
     transformer = HunyuanImageTransformer2DModel(
@@ -395,7 +395,7 @@ def hunyuan_image() -> tuple[str, Parts]:
         in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(32, 64), layers_per_block=1,
         spatial_compression_ratio=2, sample_size=32, scaling_factor=0.75,
     )  # fmt: skip
-    return "HunyuanImagePipeline", {
+    return {
         "transformer": transformer, "vae": vae, "scheduler": flow(shift=7.0), "text_encoder": qwen_vl(),
         "tokenizer": words(1999), "text_encoder_2": t5(), "tokenizer_2": words(),
         "guider": AdaptiveProjectedMixGuidance(adaptive_projected_guidance_start_step=1),
@@ -403,7 +403,7 @@ def hunyuan_image() -> tuple[str, Parts]:
     }  # fmt: skip
 
 
-def mochi() -> tuple[str, Parts]:
+def mochi() -> Parts:
     from diffusers import AutoencoderKLMochi, MochiTransformer3DModel
 
     transformer = MochiTransformer3DModel(
@@ -415,12 +415,12 @@ def mochi() -> tuple[str, Parts]:
         latent_channels=12, encoder_block_out_channels=(32, 32, 32, 32), decoder_block_out_channels=(32, 32, 32, 32),
         layers_per_block=(1, 1, 1, 1, 1),
     )  # fmt: skip
-    return "MochiPipeline", {
+    return {
         "transformer": transformer, "vae": vae, "scheduler": flow(), "text_encoder": t5(), "tokenizer": words(),
     }  # fmt: skip
 
 
-def hidream() -> tuple[str, Parts]:
+def hidream() -> Parts:
     from diffusers import HiDreamImageTransformer2DModel
 
     transformer = HiDreamImageTransformer2DModel(
@@ -429,7 +429,7 @@ def hidream() -> tuple[str, Parts]:
         num_activated_experts=2,
         axes_dims_rope=(4, 2, 2), max_resolution=(32, 32), llama_layers=(0, 1),
     )  # fmt: skip
-    return "HiDreamImagePipeline", {
+    return {
         "transformer": transformer, "vae": kl_vae(), "scheduler": flow(), "text_encoder": clip(projects=True,
         length=218),
         "text_encoder_2": clip(projects=True, length=218), "text_encoder_3": t5(),
@@ -438,28 +438,42 @@ def hidream() -> tuple[str, Parts]:
     }  # fmt: skip
 
 
-def kandinsky5() -> tuple[str, Parts]:
+def kandinsky5() -> Parts:
     from diffusers import Kandinsky5Transformer3DModel
 
     transformer = Kandinsky5Transformer3DModel(
         in_visual_dim=16, in_text_dim=16, in_text_dim2=32, time_dim=16, out_visual_dim=16, model_dim=16, ff_dim=32,
         num_text_blocks=1, num_visual_blocks=2, axes_dims=(1, 1, 2),
     )  # fmt: skip
-    return "Kandinsky5T2IPipeline", {
+    return {
         "transformer": transformer, "vae": kl_vae(16), "scheduler": flow(), "text_encoder": qwen_vl(),
         "tokenizer": words(999), "text_encoder_2": clip(), "tokenizer_2": words(),
     }  # fmt: skip
 
 
-FAMILIES: dict[str, Callable[[], tuple[str, Parts]]] = {
-    each.__name__: each
-    for each in (
-        sd3, flux, flux2, qwen_image, z_image, wan, pixart, sana, auraflow, lumina2, ltx, hunyuan_video, chroma,
-        cogview4,
-        cogvideox, hunyuandit, hunyuan_image, mochi, hidream, kandinsky5,
-    )
-}  # fmt: skip
-"""By architecture: the pipeline's class and its components."""
+FAMILIES: dict[str, tuple[str, Callable[[], Parts]]] = {
+    "sd3": ("StableDiffusion3Pipeline", sd3),
+    "flux": ("FluxPipeline", flux),
+    "flux2": ("Flux2KleinPipeline", flux2),
+    "qwen_image": ("QwenImagePipeline", qwen_image),
+    "z_image": ("ZImagePipeline", z_image),
+    "wan": ("WanPipeline", wan),
+    "pixart": ("PixArtSigmaPipeline", pixart),
+    "sana": ("SanaPipeline", sana),
+    "auraflow": ("AuraFlowPipeline", auraflow),
+    "lumina2": ("Lumina2Pipeline", lumina2),
+    "ltx": ("LTXPipeline", ltx),
+    "hunyuan_video": ("HunyuanVideoPipeline", hunyuan_video),
+    "chroma": ("ChromaPipeline", chroma),
+    "cogview4": ("CogView4Pipeline", cogview4),
+    "cogvideox": ("CogVideoXPipeline", cogvideox),
+    "hunyuandit": ("HunyuanDiTPipeline", hunyuandit),
+    "hunyuan_image": ("HunyuanImagePipeline", hunyuan_image),
+    "mochi": ("MochiPipeline", mochi),
+    "hidream": ("HiDreamImagePipeline", hidream),
+    "kandinsky5": ("Kandinsky5T2IPipeline", kandinsky5),
+}
+"""By architecture: the pipeline's class, and its components."""
 
 NO_LOADER = "lorabake's formulas"
 REFERENCES = {"pixart": NO_LOADER, "hunyuandit": NO_LOADER, "hunyuan_image": NO_LOADER}
@@ -471,9 +485,10 @@ def save(folder: Path, family: str) -> Any:
     import diffusers
 
     torch.manual_seed(0)
+    name, build = FAMILIES[family]
     with catch_warnings():
         simplefilter("ignore", FutureWarning)
-        name, parts = FAMILIES[family]()
+        parts = build()
     for each in parts.values():
         if isinstance(each, torch.nn.Module):
             each.eval()

@@ -16,11 +16,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from lorabake import RunOptions, bake, load_recipe
+from lorabake.architectures import architectures
 from lorabake.keymap.table import KeyMap
 from lorabake.resolve import identify
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.verification import VerifyOptions, verify
 from lorabake.verification.findings import Finding, SampleOptions, Status, Verification
+from lorabake.verification.networks import shipped
 from lorabake.verification.sampling import NEEDED
 from tests import pipelines
 from tests.translation import translate
@@ -47,6 +49,8 @@ def pipeline(folders: Path, family: str) -> Any:
     return pipelines.save(folders / family, family)
 
 
+PAGE = Path(__file__).parents[2] / "docs" / "verification.md"
+CONFIGS = Path(str(shipped()))
 CHANGED = (".to_q", ".to_v", ".to_out.0", ".to_query", ".q_proj")
 MAKERS = {"flux": "bfl", "sd3": "sai", "wan": "wan", "z_image": "native"}
 
@@ -111,6 +115,34 @@ def test_every_family_draws(folders: Path, tmp_path: Path, family: str) -> None:
 
     run(recipe(tmp_path, folders / family, strength=0.4))
     assert found(look(recipe(tmp_path, folders / family)), "likeness").status is Status.FAIL
+
+
+# -- the page -------------------------------------------------------------------------------------------------
+
+
+def table() -> str:
+    """Write the families' table of docs/verification.md."""
+    rows = []
+    for family, (drawn, _) in pipelines.FAMILIES.items():
+        (known,) = (each for each in architectures() if each.name == family)
+        layouts = ", ".join(layout.name for layout in known.components[0].layouts)
+        ships = "a folder, or a file" if (CONFIGS / family / "model_index.json").is_file() else "a folder"
+        loads = pipelines.REFERENCES.get(family, "diffusers, PEFT")
+        rows.append(f"| {known.title} | {drawn} | {ships} ({layouts}) | {loads} |")
+    head = "| family | drawn by | from | LoRAs at run time |\n|---|---|---|---|"
+    return "\n".join([head, *sorted(rows, key=str.lower)])
+
+
+def parts_of_page() -> tuple[str, str, str]:
+    before, mark, rest = PAGE.read_text(encoding="utf-8").partition(
+        "<!-- families: python -m tests.verification.test_pipelines -->\n"
+    )
+    _, end, after = rest.partition("<!-- /families -->")
+    return before + mark, rest[: -len(end + after)], end + after
+
+
+def test_the_page_says_which_family_draws_how() -> None:
+    assert parts_of_page()[1].strip() == table(), "write it anew: python -m tests.verification.test_pipelines"
 
 
 # -- other bases ----------------------------------------------------------------------------------------------
@@ -199,3 +231,8 @@ def test_without_a_vae_the_latents_are_shown(folders: Path, tmp_path: Path) -> N
     assert verification.samples is not None
     assert "there is no VAE" in verification.samples.settings["pictures"]
     assert verification.samples.pictures[0].pictures["baked"].shape == (32, 32, 3)
+
+
+if __name__ == "__main__":
+    start, _, end = parts_of_page()
+    PAGE.write_text(f"{start}\n{table()}\n\n{end}", encoding="utf-8")
