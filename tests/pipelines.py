@@ -476,8 +476,8 @@ FAMILIES: dict[str, tuple[str, Callable[[], Parts]]] = {
 """By architecture: the pipeline's class, and its components."""
 
 NO_LOADER = "lorabake's formulas"
-REFERENCES = {"pixart": NO_LOADER, "hunyuandit": NO_LOADER, "hunyuan_image": NO_LOADER}
-"""Families whose pipelines load no LoRAs."""
+REFERENCES = {"pixart": NO_LOADER, "hunyuandit": NO_LOADER}
+"""Families whose LoRAs diffusers does not load."""
 
 
 def save(folder: Path, family: str) -> Any:

@@ -16,6 +16,7 @@ from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.verification.arrays import Files
 from lorabake.verification.findings import SampleOptions
+from lorabake.verification.networks import seen
 from lorabake.verification.runtime import CannotLoadError, Factors, Loaders, Weights
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Artist(ABC):
     def __init__(
         self, plan: Plan, baked: Checkpoint, files: Files, prompts: tuple[str, ...], options: SampleOptions
     ) -> None:
-        self.plan, self.baked, self.files, self.prompts, self.options = plan, baked, files, prompts, options
+        self.plan, self.files, self.prompts, self.options = plan, files, prompts, options
         self.said = plan.sources.recipe.verify or Verify.model_validate({"prompts": prompts})
         self.seed = options.seed if options.seed is not None else self.said.seed
         self.guidance = options.guidance if options.guidance is not None else self.said.guidance
@@ -61,9 +62,11 @@ class Artist(ABC):
         self.weights, self.loaders = Weights(plan, files), Loaders(plan)
         owner = plan.sources.key_map.owner
         self.touched = {owner.get(target.key) for bake in plan.bakes for target in bake.targets}
-        self._sources = {target.key: target.source for file in plan.files for target in file.targets}
-        if plan.sources.vae is None:
-            self._sources = plan.sources.base.tensors
+        self._base = self._sources = seen(plan.sources.base)
+        self._baked = seen(baked)
+        if plan.sources.vae is not None:
+            vae = [each for file in plan.files for each in file.targets if owner.get(each.key) == "vae"]
+            self._sources = self._base | {target.key: target.source for target in vae}
         self.fallback = ""
         self.done = self.total = 0
 
@@ -87,9 +90,9 @@ class Artist(ABC):
     def infos(self, variant: Variant) -> Mapping[str, TensorInfo]:
         """Return the tensors that a variant's networks are built of, by the base's keys."""
         if variant.is_checkpoint:
-            return self.baked.tensors
+            return self._baked
         if variant.factors is None:
-            return self.plan.sources.base.tensors
+            return self._base
         return self._sources
 
     def apply(self, network: Any, component: str, variant: Variant) -> None:

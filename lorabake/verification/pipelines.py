@@ -228,6 +228,9 @@ class Pipelines(Artist):
         """Let the pipeline's own loader load a LoRA, into the one network that is there."""
         path = lora.checkpoint.path
         if not hasattr(self.kit.pipeline, "load_lora_weights"):
+            if hasattr(network, "load_lora_adapter"):
+                network.load_lora_adapter(str(path), prefix=component, adapter_name=adapter, local_files_only=True)
+                return
             raise CannotLoadError(f"{self.kit.pipeline.__name__} loads no LoRAs")
         # What belongs to networks that are hollow now is loaded when they are there.
         seams = {

@@ -26,6 +26,8 @@ from lorabake.errors import SurroundingsError
 from lorabake.planning import Plan
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint
 from lorabake.tensors.dtypes import DTYPES
+from lorabake.tensors.packing import PackedInfo
+from lorabake.tensors.safetensors import TensorInfo
 from lorabake.verification.arrays import Files
 from lorabake.verification.artist import Artist, Results, Variant
 from lorabake.verification.findings import (
@@ -38,7 +40,7 @@ from lorabake.verification.findings import (
     SweepSample,
 )
 from lorabake.verification.metrics import distance, likeness
-from lorabake.verification.networks import EXTRA, TEXT_ENCODERS, configs, has_configs
+from lorabake.verification.networks import EXTRA, TEXT_ENCODERS, configs, has_configs, seen
 from lorabake.verification.parts import CannotDrawError, kit
 from lorabake.verification.pipelines import Pipelines
 from lorabake.verification.runtime import FORMULAS_APPLIED
@@ -67,10 +69,10 @@ def sample(plan: Plan, baked: Path, options: SampleOptions) -> tuple[Samples | N
     if not prompts:
         note = "no prompts: give verify.prompts in the recipe, or --prompt"
         return None, [Finding("samples.skipped", Status.SKIP, baked.name, "", "", note)]
-    if plan.sources.packing.packed or plan.sources.packing.scaled:
-        note = "the base's weights are packed or scaled: there is no plain model to compare with"
-        return None, [Finding("samples.skipped", Status.SKIP, baked.name, "", "", note)]
     speaks = is_language_model(plan)
+    if speaks and (plan.sources.packing.packed or plan.sources.packing.scaled):
+        note = "the base's weights are packed or scaled: transformers has no plain model of them to compare with"
+        return None, [Finding("samples.skipped", Status.SKIP, baked.name, "", "", note)]
     has_unet = has_configs(plan)
     lacking = {"unet", "vae"} - plan.sources.key_map.placed.keys()
     if has_unet and (lacking or not {*TEXT_ENCODERS} & plan.sources.key_map.placed.keys()):
@@ -101,13 +103,16 @@ def sample(plan: Plan, baked: Path, options: SampleOptions) -> tuple[Samples | N
 
 def _unfit(plan: Plan, baked: Path) -> list[str]:
     """List what a network would miss in the checkpoint: weights that are absent or of another shape."""
-    there = _opened(plan, baked).tensors
-    owner = plan.sources.key_map.owner
+    there, owner = seen(_opened(plan, baked)), plan.sources.key_map.owner
     return [
         key
-        for key, info in plan.sources.base.tensors.items()
-        if key in owner and DTYPES[info.dtype].floating and (key not in there or there[key].shape != info.shape)
+        for key, info in seen(plan.sources.base).items()
+        if key in owner and _is_weight(info) and (key not in there or there[key].shape != info.shape)
     ]
+
+
+def _is_weight(info: TensorInfo) -> bool:
+    return isinstance(info, PackedInfo) or DTYPES[info.dtype].floating
 
 
 def _opened(plan: Plan, baked: Path) -> Checkpoint:

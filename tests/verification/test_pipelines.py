@@ -24,7 +24,7 @@ from lorabake.verification import VerifyOptions, verify
 from lorabake.verification.findings import Finding, SampleOptions, Status, Verification
 from lorabake.verification.networks import shipped
 from lorabake.verification.sampling import NEEDED
-from tests import pipelines
+from tests import builders, pipelines
 from tests.translation import translate
 
 pytestmark = pytest.mark.skipif(any(find_spec(name) is None for name in NEEDED), reason="lorabake[verify] is missing")
@@ -111,7 +111,7 @@ def test_every_family_draws(folders: Path, tmp_path: Path, family: str) -> None:
     assert samples is not None
     assert samples.reference == pipelines.REFERENCES.get(family, "diffusers"), verification.findings
     likeness = samples.pictures[0].likeness
-    assert likeness["baked"].latents <= 2 * likeness["floor"].latents + 1e-6 < likeness["base"].latents / 10
+    assert likeness["baked"].latents < 2 * likeness["floor"].latents + 1e-5 < likeness["base"].latents / 10
 
     run(recipe(tmp_path, folders / family, strength=0.4))
     assert found(look(recipe(tmp_path, folders / family)), "likeness").status is Status.FAIL
@@ -231,6 +231,77 @@ def test_without_a_vae_the_latents_are_shown(folders: Path, tmp_path: Path) -> N
     assert verification.samples is not None
     assert "there is no VAE" in verification.samples.settings["pictures"]
     assert verification.samples.pictures[0].pictures["baked"].shape == (32, 32, 3)
+
+
+def scale(path: Path) -> None:
+    """Store the blocks' matrices of a file in float8, each with a scale beside it, as ComfyUI does."""
+    tensors = load_file(path)
+    for key, value in list(tensors.items()):
+        if value.ndim == 2 and ".blocks." in key and key.endswith(".weight"):
+            factor = value.abs().max() / 448
+            tensors[key] = (value / factor).to(torch.float8_e4m3fn)
+            tensors[key.replace(".weight", ".scale_weight")] = factor.reshape(1)
+    tensors["model.diffusion_model.scaled_fp8"] = torch.empty(2).to(torch.float8_e4m3fn)
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize("dtype", ["keep", "bfloat16"])
+def test_weights_with_scales_draw_as_what_they_hold(folders: Path, tmp_path: Path, dtype: str) -> None:
+    made = pipeline(folders, "wan")
+    write_lora(tmp_path / "lora.safetensors", made.transformer)
+    single_file(folders / "wan", "wan", tmp_path / "base.safetensors")
+    scale(tmp_path / "base.safetensors")
+    path = recipe(tmp_path, tmp_path / "base.safetensors", config=str(folders / "wan"))
+    content = yaml.safe_load(path.read_text())
+    content["output"]["dtype"] = dtype
+    path.write_text(yaml.safe_dump(content))
+    run(path)
+    verification = look(path)
+    assert verification.status is Status.PASS, verification.findings
+    assert verification.samples is not None
+    assert verification.samples.reference == "diffusers", verification.findings
+
+    content["loras"][0]["strength"] = -0.8
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump(content))
+    run(other)
+    assert found(look(path), "likeness").status is Status.FAIL
+
+
+def test_a_lora_of_fused_layers_is_split_by_diffusers(folders: Path, tmp_path: Path) -> None:
+    """kohya trains q, k and v of Flux.1 as one; diffusers has three layers for them."""
+    made = pipeline(folders, "flux")
+    width = made.transformer.config.num_attention_heads * made.transformer.config.attention_head_dim
+    generator = torch.Generator().manual_seed(1)
+    name = "lora_unet_double_blocks_0_img_attn_qkv"
+    tensors = {
+        f"{name}.lora_down.weight": torch.randn(2, width, generator=generator) * 0.3,
+        f"{name}.lora_up.weight": torch.randn(3 * width, 2, generator=generator) * 0.3,
+        f"{name}.alpha": torch.tensor(1.0),
+    }
+    save_file(tensors, tmp_path / "lora.safetensors")
+    path = recipe(tmp_path, folders / "flux")
+    run(path)
+    verification = look(path)
+    assert verification.status is Status.PASS, verification.findings
+    assert verification.samples is not None
+    assert verification.samples.reference == "diffusers", verification.findings
+
+
+def test_peft_loads_its_own_folders(folders: Path, tmp_path: Path) -> None:
+    made = pipeline(folders, "sd3")
+    write_lora(tmp_path / "all.safetensors", made.transformer)
+    modules: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in load_file(tmp_path / "all.safetensors").items():
+        module, slot = key.removeprefix("transformer.").removesuffix(".weight").rsplit(".lora_", 1)
+        modules.setdefault(module, {})["down" if slot == "A" else "up"] = value
+    builders.peft(tmp_path / "lora.safetensors", modules, target_modules=sorted(modules))
+    path = recipe(tmp_path, folders / "sd3")
+    run(path)
+    verification = look(path)
+    assert verification.status is Status.PASS, verification.findings
+    assert verification.samples is not None
+    assert verification.samples.reference == "PEFT", verification.findings
 
 
 if __name__ == "__main__":
