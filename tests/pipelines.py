@@ -451,6 +451,68 @@ def kandinsky5() -> Parts:
     }  # fmt: skip
 
 
+def ltx2() -> Parts:
+    from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video, LTX2VideoTransformer3DModel
+    from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    seen = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+    "image_size": 14,
+            "patch_size": 14}  # fmt: skip
+    text = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 99}  # fmt: skip
+    encoder = Gemma3ForConditionalGeneration(
+        Gemma3Config(text_config=text, vision_config=seen, mm_tokens_per_image=1, image_token_index=90)
+    )
+    transformer = LTX2VideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16,
+        audio_in_channels=4, audio_out_channels=4, audio_num_attention_heads=2, audio_attention_head_dim=4,
+        audio_cross_attention_dim=8, num_layers=2, caption_channels=16, rope_double_precision=False,
+        rope_type="split",
+    )  # fmt: skip
+    connectors = LTX2TextConnectors(
+        caption_channels=16, text_proj_in_factor=3, video_connector_num_attention_heads=4,
+        video_connector_attention_head_dim=4, video_connector_num_layers=1, audio_connector_num_attention_heads=4,
+        audio_connector_attention_head_dim=4, audio_connector_num_layers=1,
+        video_connector_num_learnable_registers=None,
+        audio_connector_num_learnable_registers=None, connector_rope_base_seq_len=32, rope_theta=10000.0,
+        rope_double_precision=False, causal_temporal_positioning=False, rope_type="split",
+    )  # fmt: skip
+    vae = AutoencoderKLLTX2Video(
+        latent_channels=4, block_out_channels=(8,), decoder_block_out_channels=(8,), layers_per_block=(1,),
+        decoder_layers_per_block=(1, 1), spatio_temporal_scaling=(True,), decoder_spatio_temporal_scaling=(True,),
+        decoder_inject_noise=(False, False), downsample_type=("spatial",), upsample_residual=(False,),
+        upsample_factor=(1,), patch_size=1, patch_size_t=1,
+    )  # fmt: skip
+    audio_vae = AutoencoderKLLTX2Audio(
+        base_channels=4, output_channels=2, ch_mult=(1,), num_res_blocks=1, attn_resolutions=None, in_channels=2,
+        resolution=32, latent_channels=2, mid_block_add_attention=False, mel_bins=8,
+    )  # fmt: skip
+    vocoder = LTX2Vocoder(
+        in_channels=16, hidden_channels=32, out_channels=2, upsample_kernel_sizes=[4, 4], upsample_factors=[2, 2],
+        resnet_kernel_sizes=[3], resnet_dilations=[[1, 3, 5]], output_sampling_rate=16000,
+    )  # fmt: skip
+    return {
+        "transformer": transformer, "vae": vae, "audio_vae": audio_vae, "vocoder": vocoder, "connectors": connectors,
+        "scheduler": flow(), "text_encoder": encoder, "tokenizer": words(64),
+    }  # fmt: skip
+
+
+def stable_cascade() -> Parts:
+    from diffusers import DDPMWuerstchenScheduler
+    from diffusers.models import StableCascadeUNet
+
+    prior = StableCascadeUNet(
+        conditioning_dim=128, block_out_channels=(128, 128), num_attention_heads=(2, 2),
+        down_num_layers_per_block=(1, 1), up_num_layers_per_block=(1, 1), clip_image_in_channels=768,
+        switch_level=(False,), clip_text_in_channels=32, clip_text_pooled_in_channels=32,
+    )  # fmt: skip
+    return {
+        "prior": prior, "scheduler": DDPMWuerstchenScheduler(), "text_encoder": clip(projects=True),
+        "tokenizer": words(77),
+    }  # fmt: skip
+
+
 FAMILIES: dict[str, tuple[str, Callable[[], Parts]]] = {
     "sd3": ("StableDiffusion3Pipeline", sd3),
     "flux": ("FluxPipeline", flux),
@@ -469,6 +531,8 @@ FAMILIES: dict[str, tuple[str, Callable[[], Parts]]] = {
     "cogvideox": ("CogVideoXPipeline", cogvideox),
     "hunyuandit": ("HunyuanDiTPipeline", hunyuandit),
     "hunyuan_image": ("HunyuanImagePipeline", hunyuan_image),
+    "ltx2": ("LTX2Pipeline", ltx2),
+    "stable_cascade": ("StableCascadePriorPipeline", stable_cascade),
     "mochi": ("MochiPipeline", mochi),
     "hidream": ("HiDreamImagePipeline", hidream),
     "kandinsky5": ("Kandinsky5T2IPipeline", kandinsky5),
@@ -476,7 +540,7 @@ FAMILIES: dict[str, tuple[str, Callable[[], Parts]]] = {
 """By architecture: the pipeline's class, and its components."""
 
 NO_LOADER = "lorabake's formulas"
-REFERENCES = {"pixart": NO_LOADER, "hunyuandit": NO_LOADER}
+REFERENCES = {"pixart": NO_LOADER, "hunyuandit": NO_LOADER, "stable_cascade": NO_LOADER}
 """Families whose LoRAs diffusers does not load."""
 
 

@@ -56,8 +56,10 @@ class Pipelines(Artist):
             self.guidance = made.arguments.get(self.guide, defaults[self.guide])
         self.loaders = Loaders(plan, self._load_file)
         self.encoders = [part for part in made.networks.values() if part.is_encoder]
-        decoders = [part for part in made.networks.values() if part.is_decoder]
-        self.decoder = decoders[0] if decoders else None
+        decoders = sorted(
+            (part for part in made.networks.values() if part.is_decoder), key=lambda each: len(each.name)
+        )
+        self.decoder = decoders[0] if decoders else None  # vae before audio_vae
         self.denoisers = [part for part in made.networks.values() if not part.is_encoder and part is not self.decoder]
         self._hollow = {name: hollow(part, self.device) for name, part in made.networks.items()}
         self._seen = (0, 0)

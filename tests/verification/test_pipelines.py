@@ -102,7 +102,8 @@ def found(verification: Verification, check: str) -> Finding:
 @pytest.mark.parametrize("family", pipelines.FAMILIES)
 def test_every_family_draws(folders: Path, tmp_path: Path, family: str) -> None:
     made = pipeline(folders, family)
-    write_lora(tmp_path / "lora.safetensors", made.transformer)
+    component = "prior" if hasattr(made, "prior") else "transformer"
+    write_lora(tmp_path / "lora.safetensors", getattr(made, component), component)
     path = recipe(tmp_path, folders / family)
     run(path)
     verification = look(path)
