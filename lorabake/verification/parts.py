@@ -92,6 +92,8 @@ def kit(plan: Plan, files: Files) -> Kit:
     pipeline = getattr(diffusers, str(index["_class_name"]), None)
     if pipeline is None:
         raise CannotDrawError(f"this diffusers has no {index['_class_name']}")
+    if backends := getattr(pipeline, "_backends", None):  # diffusers' stand-in for what it cannot import
+        raise CannotDrawError(f"{index['_class_name']} takes {', '.join(backends)}, which are not all installed")
     optional = {*notes.get("optional", ()), *pipeline._optional_components}
     networks: dict[str, Part] = {}
     others: dict[str, Any] = {}
@@ -220,7 +222,10 @@ def _other(plan: Plan, name: str, maker: Any) -> Any:
         folders[:0] = [folder / name, folder]
     for folder in folders:
         if folder.is_dir() and any(each.is_file() for each in folder.iterdir()):
-            return maker.from_pretrained(folder, local_files_only=True)
+            try:
+                return maker.from_pretrained(folder, local_files_only=True)
+            except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
+                raise CannotDrawError(f"{folder}: no {maker.__name__} can be read: {first_line(error)}") from error
     if maker.__name__.startswith("CLIPTokenizer"):
         return tokenizer("!" if name.endswith("_2") else "<|endoftext|>")
     return None
@@ -315,18 +320,32 @@ def fill(part: Part, infos: Mapping[str, TensorInfo], key_map: KeyMap, files: Fi
         if lost := [*told["missing_keys"], *told["mismatched_keys"]]:
             raise CannotDrawError(f"{part.name}: transformers finds no {lost[0]}")
     else:
-        network = _empty(part)
-        due = network.state_dict().keys()
-        if state.keys() == due:
-            network.load_state_dict(state, strict=True, assign=True)
-        else:
-            network = _converted(part, dict(state))
-        if network is None:
-            network = _empty(part)
-            network.load_state_dict(_renamed(part, state, due, key_map), strict=True, assign=True)
+        network = _filled(part, state, key_map)
     if lost := [name for name, each in network.named_parameters() if each.is_meta]:
         raise CannotDrawError(f"{part.name}: the base has nothing for {lost[0]}")
     return network.eval().requires_grad_(False)
+
+
+def _filled(part: Part, state: dict[str, Any], key_map: KeyMap) -> Any:
+    """Build a network of diffusers, whose tensors are in its own layout or in a maker's."""
+    network = _empty(part)
+    due = network.state_dict().keys()
+    if state.keys() != due:
+        converted = _converted(part, dict(state))
+        if converted is not None:
+            return converted
+        state = _renamed(part, state, due, key_map)
+    try:
+        network.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as error:
+        told = " ".join(str(error).split())
+        raise CannotDrawError(f"{part.name}: its configuration is for another network: {told[:200]}") from error
+    return network
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error says first, short enough for a finding."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
 def _from_config(part: Part) -> Any:
@@ -357,7 +376,7 @@ def _converted(part: Part, state: dict[str, Any]) -> Any:
                 state, config=str(folder), subfolder=part.name, local_files_only=True, torch_dtype=torch.float32
             )
     except (RuntimeError, ValueError, KeyError) as error:
-        part.by_tables = f"diffusers' conversion fails: {next(iter(str(error).splitlines()), '')[:100]}"
+        part.by_tables = f"diffusers' conversion fails: {first_line(error)}"
         return None
 
 

@@ -23,7 +23,7 @@ from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.verification.arrays import Files
 from lorabake.verification.artist import Artist, Results, Variant
 from lorabake.verification.findings import SampleOptions
-from lorabake.verification.parts import CannotDrawError, Kit, Part, fill, hollow
+from lorabake.verification.parts import CannotDrawError, Kit, Part, fill, first_line, hollow
 from lorabake.verification.runtime import CannotLoadError, Loaders
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class Pipelines(Artist):
             if variant.is_checkpoint or variant.factors is not None:
                 raise
             raise CannotDrawError(
-                f"{self.kit.pipeline.__name__} cannot draw with this base: {_first(error)}"
+                f"{self.kit.pipeline.__name__} cannot draw with this base: {first_line(error)}"
             ) from error
 
     # -- networks --------------------------------------------------------------------------------------
@@ -222,7 +222,11 @@ class Pipelines(Artist):
         known = signature(self.kit.pipeline.__init__).parameters
         rest = {name: None for name, each in known.items() if each.default is each.empty and name != "self"}
         given = {**rest, **self.kit.settings, **copy.deepcopy(dict(self.kit.others)), **parts}
-        pipeline = maker(**{name: value for name, value in given.items() if name in known})
+        try:
+            pipeline = maker(**{name: value for name, value in given.items() if name in known})
+        except (ImportError, ValueError, TypeError, AttributeError) as error:
+            name = self.kit.pipeline.__name__
+            raise CannotDrawError(f"{name} cannot be put together: {first_line(error)}") from error
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -279,7 +283,3 @@ def _channels(latents: Any) -> Any:
     shown = latents[:, :3].float()
     low, high = shown.amin(), shown.amax()
     return (shown - low) / (high - low).clamp(min=1e-12)
-
-
-def _first(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
