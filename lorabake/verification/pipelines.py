@@ -221,7 +221,11 @@ class Pipelines(Artist):
         parts = {**self._hollow, **networks}
         known = signature(self.kit.pipeline.__init__).parameters
         rest = {name: None for name, each in known.items() if each.default is each.empty and name != "self"}
-        given = {**rest, **self.kit.settings, **copy.deepcopy(dict(self.kit.others)), **parts}
+        others = {  # a scheduler counts its steps; a tokenizer is large, and stays as it is
+            name: copy.deepcopy(each) if hasattr(each, "config_name") else each
+            for name, each in self.kit.others.items()
+        }
+        given = {**rest, **self.kit.settings, **others, **parts}
         try:
             pipeline = maker(**{name: value for name, value in given.items() if name in known})
         except (ImportError, ValueError, TypeError, AttributeError) as error:

@@ -53,7 +53,11 @@ def pipeline(folders: Path, family: str) -> Any:
 PAGE = Path(__file__).parents[2] / "docs" / "verification.md"
 CONFIGS = Path(str(shipped()))
 CHANGED = (".to_q", ".to_v", ".to_out.0", ".to_query", ".q_proj")
-MAKERS = {"flux": "bfl", "sd3": "sai", "wan": "wan", "z_image": "native"}
+MAKERS = {
+    "flux": "bfl", "flux2": "bfl", "sd3": "sai", "wan": "wan", "z_image": "native", "chroma": "bfl", "ltx": "lightricks",
+    "lumina2": "alpha_vllm", "hunyuan_video": "tencent", "sana": "nvlabs", "auraflow": "fal", "mochi": "genmo",
+    "pixart": "pixart", "hunyuandit": "tencent",
+}  # fmt: skip
 
 
 def write_lora(path: Path, network: Any, component: str = "transformer", most: int = 4) -> None:
@@ -193,6 +197,39 @@ def test_a_makers_file_draws_with_the_rest_from_a_folder(
     assert folder is not None
     for name in ("base", "runtime"):
         assert np.abs(samples.pictures[0].pictures[name].astype(int) - folder.pictures[0].pictures[name]).max() <= 1
+
+
+def test_all_in_one_file_draws(folders: Path, tmp_path: Path) -> None:
+    """Text encoders and VAE are the file's own, CLIP under its old names, and get their LoRAs."""
+    made = pipeline(folders, "flux")
+    write_lora(tmp_path / "lora.safetensors", made.transformer)
+    tensors = load_file(tmp_path / "lora.safetensors")
+    write_lora(tmp_path / "lora.safetensors", made.text_encoder, "text_encoder")
+    clip = load_file(tmp_path / "lora.safetensors")
+    save_file(tensors | clip, tmp_path / "lora.safetensors")
+    prefixes = {"text_encoder": "text_encoders.clip_l.transformer.", "vae": "vae."}
+    prefixes["text_encoder_2"] = "text_encoders.t5xxl.transformer."
+    single_file(folders / "flux", "bfl", tmp_path / "base.safetensors", prefixes)
+    tensors = load_file(tmp_path / "base.safetensors")
+    start = prefixes["text_encoder"]
+    own = {key.removeprefix(start).removeprefix("text_model."): key for key in tensors if key.startswith(start)}
+    renamed = {f"{start}text_model.{name}": tensors.pop(key) for name, key in own.items()}
+    renamed |= tensors
+    save_file(renamed, tmp_path / "base.safetensors")
+    given = tmp_path / "given"
+    shutil.copytree(folders / "flux", given, ignore=shutil.ignore_patterns("*.safetensors"))
+    path = recipe(tmp_path, tmp_path / "base.safetensors", config=str(given))
+    run(path)
+    verification = look(path)
+    assert verification.status is Status.PASS, verification.findings
+    assert verification.samples is not None
+    assert verification.samples.reference == "diffusers", verification.findings
+    folder = recipe(tmp_path, folders / "flux")
+    run(folder)
+    other = look(folder).samples
+    assert other is not None
+    pictures = [each.pictures[0].pictures["runtime"].astype(int) for each in (verification.samples, other)]
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
 
 
 def test_without_the_other_networks_it_says_what_to_give(folders: Path, tmp_path: Path) -> None:
