@@ -80,50 +80,54 @@ def index_of(plan: Plan) -> Config | None:
     return _config(plan, "", "model_index.json")
 
 
-def kit(plan: Plan, files: Files) -> Kit:
+def kit(plan: Plan) -> Kit:
     """Gather what the pipeline of a plan's base is made of; raise CannotDrawError where something is missing."""
-    import diffusers
-    from torch.nn import Module
-
     index = index_of(plan)
     if index is None:
         raise CannotDrawError(f"lorabake cannot sample {plan.sources.key_map.architecture.title}")
+    pipeline = _pipeline(str(index["_class_name"]))
     notes = notes_of(plan.sources.key_map.architecture.name)
-    pipeline = getattr(diffusers, str(index["_class_name"]), None)
-    if pipeline is None:
-        raise CannotDrawError(f"this diffusers has no {index['_class_name']}")
-    if backends := getattr(pipeline, "_backends", None):  # diffusers' stand-in for what it cannot import
-        raise CannotDrawError(f"{index['_class_name']} takes {', '.join(backends)}, which are not all installed")
+    networks, others = _gather(plan, index)
     optional = {*notes.get("optional", ()), *pipeline._optional_components}
-    networks: dict[str, Part] = {}
+    if missing := [name for name, made in (networks | others).items() if made is None and name not in optional]:
+        raise CannotDrawError(f"{pipeline.__name__} takes more than the base has: {', '.join(missing)}; {GIVE}")
+    for name in others:
+        if networks.get(name.replace("tokenizer", "text_encoder"), name) is None:  # it would have nobody to read to
+            others[name] = None
+    wanted = signature(pipeline.__init__).parameters
+    settings = {key: value for key, value in index.items() if key in wanted and not isinstance(value, list)}
+    there = {name: part for name, part in networks.items() if part is not None}
+    return Kit(pipeline, there, others, settings, dict(notes.get("arguments", {})))
+
+
+def _pipeline(name: str) -> Any:
+    import diffusers
+
+    pipeline = getattr(diffusers, name, None)
+    if pipeline is None:
+        raise CannotDrawError(f"this diffusers has no {name}")
+    if backends := getattr(pipeline, "_backends", None):  # diffusers' stand-in for what it cannot import
+        raise CannotDrawError(f"{name} takes {', '.join(backends)}, which are not all installed")
+    return pipeline
+
+
+def _gather(plan: Plan, index: Config) -> tuple[dict[str, Part | None], dict[str, Any]]:
+    """Find the networks that model_index.json names, and the rest; None for what is not there."""
+    from torch.nn import Module
+
+    networks: dict[str, Part | None] = {}
     others: dict[str, Any] = {}
-    missing: list[str] = []
     for name, said in index.items():
         if not isinstance(said, list) or said[0] is None:
             continue
         maker = _class(*said)
-        if not (isinstance(maker, type) and issubclass(maker, Module)):
-            made = _other(plan, name, maker)
-            if made is None and name not in optional:
-                missing.append(name)
-            others[name] = made
-            continue
-        part = _part(plan, name, maker)
-        if part is not None and (part.keys or (part.is_decoder and name not in plan.sources.key_map.placed)):
-            networks[name] = part
-        elif name not in optional:
-            missing.append(name)
-    if missing:
-        title = pipeline.__name__
-        raise CannotDrawError(f"{title} takes more than the base has: {', '.join(missing)}; {GIVE}")
-    for name in others:  # a tokenizer without its encoder
-        if others[name] is not None and name.startswith("tokenizer"):
-            encoder = name.replace("tokenizer", "text_encoder")
-            if encoder in index and encoder not in networks:
-                others[name] = None
-    wanted = signature(pipeline.__init__).parameters
-    settings = {key: value for key, value in index.items() if key in wanted and not isinstance(value, list)}
-    return Kit(pipeline, networks, others, settings, dict(notes.get("arguments", {})))
+        if isinstance(maker, type) and issubclass(maker, Module):
+            part = _part(plan, name, maker)
+            # Without a VAE's weights, its configuration still says where latents end.
+            networks[name] = part if part is not None and (part.keys or part.is_decoder) else None
+        else:
+            others[name] = _other(plan, name, maker)
+    return networks, others
 
 
 def notes_of(family: str) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def sample(plan: Plan, baked: Path, options: SampleOptions) -> tuple[Samples | N
         files = Files()
         try:
             if not has_unet:
-                made = kit(plan, files)
+                made = kit(plan)
                 return _Studio(Pipelines(plan, _opened(plan, baked), made, files, prompts, options)).run()
             with configs(plan) as written:
                 return _Studio(UNets(plan, _opened(plan, baked), written, files, prompts, options)).run()

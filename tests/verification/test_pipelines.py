@@ -7,8 +7,10 @@ import shutil
 import socket
 from functools import cache
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from lorabake.keymap.table import KeyMap
 from lorabake.resolve import identify
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.verification import VerifyOptions, verify
-from lorabake.verification.findings import Finding, SampleOptions, Status, Verification
+from lorabake.verification.findings import Finding, SampleOptions, Samples, Status, Verification
 from lorabake.verification.networks import shipped
 from lorabake.verification.sampling import NEEDED
 from tests import builders, pipelines
@@ -54,10 +56,15 @@ PAGE = Path(__file__).parents[2] / "docs" / "verification.md"
 CONFIGS = Path(str(shipped()))
 CHANGED = (".to_q", ".to_v", ".to_out.0", ".to_query", ".q_proj")
 MAKERS = {
-    "flux": "bfl", "flux2": "bfl", "sd3": "sai", "wan": "wan", "z_image": "native", "chroma": "bfl", "ltx": "lightricks",
-    "lumina2": "alpha_vllm", "hunyuan_video": "tencent", "sana": "nvlabs", "auraflow": "fal", "mochi": "genmo",
-    "pixart": "pixart", "hunyuandit": "tencent",
+    "flux": "bfl", "flux2": "bfl", "sd3": "sai", "wan": "wan", "z_image": "native", "chroma": "bfl",
+    "ltx": "lightricks", "lumina2": "alpha_vllm", "hunyuan_video": "tencent", "sana": "nvlabs", "auraflow": "fal",
+    "mochi": "genmo", "pixart": "pixart", "hunyuandit": "tencent",
 }  # fmt: skip
+NAMED_BY_TABLES = {
+    **dict.fromkeys(("flux", "chroma", "lumina2", "hunyuan_video"), "conversion fails: split_with_sizes"),
+    **dict.fromkeys(("pixart", "hunyuandit"), "has no conversion"),
+}
+"""Families whose conversion in diffusers has the published sizes in its code, or is a script."""
 
 
 def write_lora(path: Path, network: Any, component: str = "transformer", most: int = 4) -> None:
@@ -104,6 +111,28 @@ def found(verification: Verification, check: str) -> Finding:
     return next(each for each in verification.findings if each.check == f"samples.{check}")
 
 
+def assert_drawn(made: Any, samples: Samples, steps: int = 2) -> None:
+    """Check the base's picture against the pipeline's own, called plainly."""
+    known = signature(made.__call__).parameters
+    said = {
+        "prompt": "a red fox", "negative_prompt": "", "num_inference_steps": steps, "width": 32, "height": 32,
+        "num_frames": 1, "use_resolution_binning": False, "generator": torch.Generator().manual_seed(0),
+        "output_type": "np",
+    }  # fmt: skip
+    made.set_progress_bar_config(disable=True)
+    with catch_warnings():
+        simplefilter("ignore")
+        out = made(**{name: value for name, value in said.items() if name in known})
+    name = next((each for each in ("images", "image", "frames") if hasattr(out, each)), None)
+    if name is None:  # Stable Cascade's stage C makes what stage B starts from
+        return
+    picture = np.asarray(getattr(out, name))[0]
+    picture = picture[len(picture) // 2] if picture.ndim == 4 else picture
+    seen = samples.pictures[0].pictures["base"].astype(int)
+    assert seen.shape == picture.shape
+    assert np.abs(seen - (picture * 255).round()).max() <= 1
+
+
 @pytest.mark.parametrize("family", pipelines.FAMILIES)
 def test_every_family_draws(folders: Path, tmp_path: Path, family: str) -> None:
     made = pipeline(folders, family)
@@ -112,16 +141,18 @@ def test_every_family_draws(folders: Path, tmp_path: Path, family: str) -> None:
     path = recipe(tmp_path, folders / family)
     run(path)
     # These two make a megapixel, whatever is asked for.
-    verification = look(path, steps=1 if family in ("hidream", "kandinsky5") else 2)
+    steps = 1 if family in ("hidream", "kandinsky5") else 2
+    verification = look(path, steps=steps)
     assert verification.status is Status.PASS, verification.findings
     samples = verification.samples
     assert samples is not None
     assert samples.reference == pipelines.REFERENCES.get(family, "diffusers"), verification.findings
     likeness = samples.pictures[0].likeness
-    assert likeness["baked"].latents < 2 * likeness["floor"].latents + 1e-5 < likeness["base"].latents / 10
+    assert max(likeness["floor"].latents, likeness["baked"].latents) < likeness["base"].latents / 10
+    assert_drawn(made, samples, steps)
 
     run(recipe(tmp_path, folders / family, strength=0.4))
-    assert found(look(recipe(tmp_path, folders / family), steps=1), "likeness").status is Status.FAIL
+    assert found(look(recipe(tmp_path, folders / family), steps=steps), "likeness").status is Status.FAIL
 
 
 # -- the page -------------------------------------------------------------------------------------------------
@@ -188,15 +219,10 @@ def test_a_makers_file_draws_with_the_rest_from_a_folder(
     assert verification.status is Status.PASS, verification.findings
     samples = verification.samples
     assert samples is not None
-    assert samples.reference == "diffusers", verification.findings
-    # diffusers' own conversion names the tensors, but that of Flux.1 has its sizes in the code.
-    assert ("fails: split_with_sizes" in samples.settings.get("names", "")) == (family == "flux")
-    # The same model as a folder makes the same pictures: neither way knows of the other.
-    run(recipe(tmp_path, folders / family))
-    folder = look(recipe(tmp_path, folders / family)).samples
-    assert folder is not None
-    for name in ("base", "runtime"):
-        assert np.abs(samples.pictures[0].pictures[name].astype(int) - folder.pictures[0].pictures[name]).max() <= 1
+    assert samples.reference == pipelines.REFERENCES.get(family, "diffusers"), verification.findings
+    names = samples.settings.get("names", "")
+    assert NAMED_BY_TABLES[family] in names if family in NAMED_BY_TABLES else not names
+    assert_drawn(made, samples)
 
 
 def test_all_in_one_file_draws(folders: Path, tmp_path: Path) -> None:
@@ -224,12 +250,7 @@ def test_all_in_one_file_draws(folders: Path, tmp_path: Path) -> None:
     assert verification.status is Status.PASS, verification.findings
     assert verification.samples is not None
     assert verification.samples.reference == "diffusers", verification.findings
-    folder = recipe(tmp_path, folders / "flux")
-    run(folder)
-    other = look(folder).samples
-    assert other is not None
-    pictures = [each.pictures[0].pictures["runtime"].astype(int) for each in (verification.samples, other)]
-    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+    assert_drawn(made, verification.samples)
 
 
 def test_without_the_other_networks_it_says_what_to_give(folders: Path, tmp_path: Path) -> None:
