@@ -63,6 +63,8 @@ MAKERS = {
 NAMED_BY_TABLES = {
     **dict.fromkeys(("flux", "chroma", "lumina2", "hunyuan_video"), "conversion fails: split_with_sizes"),
     **dict.fromkeys(("pixart", "hunyuandit"), "has no conversion"),
+    "mochi": "conversion fails: 'blocks.1.mod_y.weight'",  # it counts 48 blocks
+    "sana": "conversion fails: 'pos_embed'",  # a table of sines that published files carry, too
 }
 """Families whose conversion in diffusers has the published sizes in its code, or is a script."""
 
