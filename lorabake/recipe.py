@@ -287,10 +287,11 @@ class Verify(_Part):
         None, description="What the model predicts, where its family does not say."
     )
     config: FilePath | None = Field(
-        None, description="A folder of diffusers configurations, for a model whose family's do not fit."
+        None,
+        description="A diffusers folder: configurations, if the family's do not fit, and what the base lacks.",
     )
     tokenizers: FilePath | None = Field(
-        None, description="A folder with the tokenizer of a language model, where the base has none."
+        None, description="A folder with the tokenizers of a model, where the base has none."
     )
 
 

@@ -223,6 +223,11 @@ class KeyMap:
                     modules.setdefault(module.name, module)
         return key_map
 
+    def modules_in(self, component: str, layout: str) -> dict[str, Module]:
+        """List a component's modules under the names of one layout alone, where no other's can be in the way."""
+        described = next(each for each in self.architecture.components if each.name == component)
+        return self._list_modules(described, layout)
+
     def _stacks(self, component: Component, modules: Mapping[str, Module]) -> list[Module]:
         _, prefix = self.placed[component.name]
         own = {
@@ -232,7 +237,7 @@ class KeyMap:
         }
         return [Module(component.name, name, {"weight": view}) for name, view in stacks(modules, own)]
 
-    def _list_modules(self, component: Component) -> dict[str, Module]:
+    def _list_modules(self, component: Component, only: str | None = None) -> dict[str, Module]:
         layout, prefix = self.placed[component.name]
         names = tuple(each.name for each in component.layouts)
         here = names.index(layout.name)
@@ -247,6 +252,8 @@ class KeyMap:
             self.owner[key] = component.name
             for match in reader.matches(key[len(prefix) :]):
                 for there, name in enumerate(names):
+                    if only not in (None, name):
+                        continue
                     crossed = (name in match.row.swapped) != (layout.name in match.row.swapped)
                     turned = layout.name in match.row.transposed
                     for path, part, parts in match.spell(there):

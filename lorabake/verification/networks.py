@@ -17,11 +17,15 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lorabake.errors import FileError, SurroundingsError
 from lorabake.keymap.table import KeyMap
 from lorabake.planning import Plan
-from lorabake.tensors.checkpoint import read_object
+from lorabake.resolve import model_config
+from lorabake.tensors.checkpoint import Checkpoint, read_object
 from lorabake.tensors.dtypes import DTYPES
+from lorabake.tensors.packing import NOTES, PackedInfo, find_packing
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.verification.arrays import Files
 
@@ -44,11 +48,9 @@ class Configs:
 
 
 def has_configs(plan: Plan) -> bool:
-    """Tell whether the family of a plan can be sampled as pictures."""
-    base = plan.sources.base
-    if base.is_folder:
-        return (base.path / "model_index.json").is_file() and "unet" in plan.sources.key_map.placed
-    return bool(shipped().joinpath(plan.sources.key_map.architecture.name, "model_index.json").is_file())
+    """Tell whether the family of a plan is one of Stable Diffusion's UNets, which have a loop of their own."""
+    folder = shipped().joinpath(plan.sources.key_map.architecture.name, "unet")
+    return bool(folder.joinpath("config.json").is_file() and "unet" in plan.sources.key_map.placed)
 
 
 @contextmanager
@@ -211,10 +213,26 @@ def build(
     return eval_network
 
 
+def seen(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+    """Return a checkpoint's tensors as networks see them: packed and scaled weights whole, what unpacks them gone."""
+    packing = find_packing(checkpoint.tensors, model_config(checkpoint))
+    found = packing.logical(checkpoint.tensors)
+    if not packing.packed and not packing.scaled:
+        return found
+    gone = {part.key for info in packing.scaled.values() for part in info.parts.values()} - packing.scaled.keys()
+    return {
+        key: packing.scaled.get(key, info)
+        for key, info in found.items()
+        if key not in gone and not key.endswith((*NOTES, "scaled_fp8"))
+    }
+
+
 def as_torch(info: TensorInfo, files: Files) -> torch.Tensor:
-    """Read a tensor; floats become float32."""
+    """Read a tensor; floats become float32, and packed weights what they hold."""
     import torch
 
+    if isinstance(info, PackedInfo):
+        return torch.from_numpy(files.whole(info).astype(np.float32))
     raw = torch.frombuffer(bytearray(files.raw(info.file, info.start, info.nbytes) or b"\0"), dtype=torch.uint8)
     kind = getattr(torch, str(DTYPES[info.dtype].torch))
     tensor = raw[: info.nbytes].view(kind).reshape(info.shape)

@@ -6,13 +6,16 @@ module. Where they cannot, or would leave a part out, the weights get what lorab
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, filterwarnings
 
 import numpy as np
 
 from lorabake.errors import SurroundingsError
-from lorabake.keymap.view import View
+from lorabake.keymap.table import KeyMap, Module
+from lorabake.keymap.view import Region, View
 from lorabake.matching import Patch
 from lorabake.planning import Plan
 from lorabake.resolve import LoraSource
@@ -20,6 +23,7 @@ from lorabake.verification.arrays import Files
 from lorabake.verification.formulas import Array
 from lorabake.verification.networks import submodule
 from lorabake.verification.recompute import Recomputation
+from lorabake.verification.unpacking import scales
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +33,9 @@ FORMULAS_APPLIED = "lorabake's formulas"
 
 Factors = tuple[float, ...]
 """One factor a LoRA, on top of the recipe's strengths."""
+
+LoadFile = Callable[[Any, str, LoraSource, str], None]
+"""Load a LoRA's file into a network, its component, under an adapter's name."""
 
 
 class CannotLoadError(Exception):
@@ -58,34 +65,44 @@ class Weights:
                 whole[tile.start : tile.start + len(exact)] = (
                     self.recomputation.rounded(tile, exact) if round_off else exact
                 )
-            values = {
-                target.key: torch.from_numpy(made[target.key].astype(np.float32)).reshape(target.shape)
-                for target in step.targets
-            }
+            shapes = {target.key: target.shape for target in step.targets}
+            for target in step.targets:  # what is stored in units of a scale is worth its values times the scale
+                if target.scale_key:
+                    scale = made[target.scale_key].reshape(shapes[target.scale_key])
+                    made[target.key] *= scales(scale, target.shape, target.scale_key)
             for target in step.targets:
-                for parameter, view in spots[target.key]:
-                    value = view.read({key: values[key] for key in view.keys})
+                value = torch.from_numpy(made[target.key].astype(np.float32))
+                for spot in spots.get(target.key, ()):
                     with torch.no_grad():
-                        parameter.copy_(value.reshape(parameter.shape))
+                        spot.fill(value)
 
-    def _spots(self, network: torch.nn.Module, component: str) -> dict[str, list[tuple[torch.Tensor, View]]]:
+    def _spots(self, network: torch.nn.Module, component: str) -> dict[str, list[_Spot]]:
         """Find the parameters of the network that each baked tensor of the component fills."""
         key_map = self.plan.sources.key_map
-        baked = {target.key for bake in self.plan.bakes for target in bake.targets}
+        targets = [target for bake in self.plan.bakes for target in bake.targets]
+        baked = {target.key for target in targets} - {target.scale_key for target in targets}
         wanted = {key for key in baked if key_map.owner.get(key) == component}
-        spots: dict[str, list[tuple[torch.Tensor, View]]] = {}
+        places = dict(network.named_parameters()) | dict(network.named_buffers())
+        spots: dict[str, list[_Spot]] = {}
         taken: set[int] = set()
-        for name, module in key_map.modules[component].items():
+        for name, module in named(key_map, component).items():
             found = submodule(network, name)
-            for parameter, view in module.views.items() if found else ():
-                place = getattr(found[1] if found else None, parameter, None)
+            for parameter, view in module.views.items():
+                place = places.get(f"{found[0]}.{parameter}" if found else name)
                 if place is None or id(place) in taken or not wanted & {*view.keys}:
                     continue
-                if not {*view.keys} <= wanted:
-                    continue  # a fused view over tensors that are split in this network, too
                 taken.add(id(place))
-                for key in view.keys:
-                    spots.setdefault(key, []).append((place, view))
+                row = 0
+                for region in view.regions:
+                    spots.setdefault(region.key, []).append(_Spot(place, row, region, view))
+                    row += region.stop - region.start
+        _, prefix = key_map.placed[component]
+        for key in wanted - spots.keys():  # what no table speaks of keeps its name
+            place = places.get(key.removeprefix(prefix))
+            if place is not None:
+                rows = _rows(tuple(place.shape))
+                view = View((Region(key, 0, rows),), tuple(place.shape))
+                spots[key] = [_Spot(place, 0, view.regions[0], view)]
         if missing := wanted - spots.keys():
             first = sorted(missing)[0]
             raise SurroundingsError(
@@ -94,11 +111,37 @@ class Weights:
         return spots
 
 
+@dataclass(frozen=True, slots=True)
+class _Spot:
+    """Say which rows of a network's parameter, from `row`, hold a region of a base tensor."""
+
+    place: torch.Tensor
+    row: int
+    region: Region
+    view: View
+
+    def fill(self, value: torch.Tensor) -> None:
+        """Put the region's rows of a whole tensor, (rows, columns), in place."""
+        if self.view.transpose:
+            self.place.copy_(value.T.reshape(self.place.shape))
+            return
+        rows = value[self.region.start : self.region.stop]
+        self.place.reshape(self.view.rows, -1)[self.row : self.row + len(rows)] = rows
+
+
+def named(key_map: KeyMap, component: str) -> Mapping[str, Module]:
+    """List a component's modules under the names that diffusers has for them, as far as a layout tells."""
+    described = next(each for each in key_map.architecture.components if each.name == component)
+    if any(layout.name == "diffusers" for layout in described.layouts):
+        return key_map.modules_in(component, "diffusers")
+    return key_map.modules[component]
+
+
 class Loaders:
     """Let diffusers or PEFT load each LoRA into the networks that it changes."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, load_file: LoadFile | None = None) -> None:
+        self.plan, self.load_file = plan, load_file or _load_diffusers
         self.patches: dict[int, list[Patch]] = {}
         for patch in plan.patches:
             self.patches.setdefault(patch.lora, []).append(patch)
@@ -122,7 +165,8 @@ class Loaders:
                 if lora.config is not None:
                     _load_peft(network, lora, adapter)
                 else:
-                    _load_diffusers(network, component, lora, adapter)
+                    _check_file(lora)
+                    self.load_file(network, component, lora, adapter)
             except CannotLoadError:
                 raise
             except Exception as error:
@@ -150,30 +194,47 @@ class Loaders:
         own = [patch for patch in self.patches.get(index, []) if key_map.owner.get(patch.view.keys[0]) == component]
         if not own:
             return {}
-        names: dict[tuple[object, ...], list[str]] = {}
-        for name, module in key_map.modules[component].items():
-            for view in module.views.values():
-                names.setdefault(view.regions, []).append(name)
+        there = self._there(network, component)
         for patch in own:
             if patch.kind.name != "lora" or patch.has_dora or "mid" in patch.tensors:
                 what = "DoRA" if patch.has_dora else "a Tucker core" if "mid" in patch.tensors else patch.kind.title
                 lora = self.plan.sources.loras[index].name
                 raise CannotLoadError(f"{lora}: {what} follows other rules in diffusers and PEFT")
-            found = [at for name in names.get(patch.view.regions, []) if (at := submodule(network, name))]
-            if not found:
+            found = {path: view.rows for path, view in there.items() if _covers(patch.view, view)}
+            if sum(found.values()) != patch.view.rows:
                 raise CannotLoadError(f"{patch.module} has no module of its own in diffusers' {component}")
-            wanted[found[0][0]] = patch.strength
+            wanted |= dict.fromkeys(found, patch.strength)
         return wanted
+
+    def _there(self, network: torch.nn.Module, component: str) -> dict[str, View]:
+        """List the network's modules that have a weight in the base, and where."""
+        there: dict[str, View] = {}
+        for name, module in named(self.plan.sources.key_map, component).items():
+            if "weight" in module.views and (found := submodule(network, name)):
+                there[found[0]] = module.views["weight"]
+        return there
+
+
+def _covers(whole: View, part: View) -> bool:
+    """Tell whether a module that a LoRA changes holds another one: a fused one holds those that it is split into."""
+    return all(
+        any(each.key == own.key and each.start <= own.start and own.stop <= each.stop for each in whole.regions)
+        for own in part.regions
+    )
+
+
+def _check_file(lora: LoraSource) -> None:
+    """Refuse what the libraries' loaders would not read as one SafeTensors file."""
+    if lora.checkpoint.is_folder or len(lora.checkpoint.parts[0].files) != 1:
+        raise CannotLoadError(f"{lora.name}: not a single file")
+    if lora.checkpoint.path.suffix != ".safetensors":
+        raise CannotLoadError(f"{lora.name}: a pickle")
 
 
 def _load_diffusers(network: Any, component: str, lora: LoraSource, adapter: str) -> None:
     from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
 
-    if lora.checkpoint.is_folder or len(lora.checkpoint.parts[0].files) != 1:
-        raise CannotLoadError(f"{lora.name}: not a single file")
     path = lora.checkpoint.path
-    if path.suffix != ".safetensors":
-        raise CannotLoadError(f"{lora.name}: a pickle")
     is_sdxl = component == "text_encoder_2" or "add_embedding" in dict(network.named_children())
     mixin = StableDiffusionXLLoraLoaderMixin if is_sdxl else StableDiffusionLoraLoaderMixin
     options = {"unet_config": network.config} if component == "unet" else {}

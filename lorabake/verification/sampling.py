@@ -12,26 +12,24 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
 from importlib.util import find_spec
 from math import isfinite, sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from warnings import catch_warnings, simplefilter
+from typing import TYPE_CHECKING
+from warnings import catch_warnings, filterwarnings, simplefilter
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lorabake.errors import RecipeError, SurroundingsError
+from lorabake.errors import SurroundingsError
 from lorabake.planning import Plan
-from lorabake.recipe import Verify
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint
 from lorabake.tensors.dtypes import DTYPES
+from lorabake.tensors.packing import PackedInfo
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.verification.arrays import Files
+from lorabake.verification.artist import Artist, Results, Variant
 from lorabake.verification.findings import (
     Finding,
     Likeness,
@@ -42,41 +40,21 @@ from lorabake.verification.findings import (
     SweepSample,
 )
 from lorabake.verification.metrics import distance, likeness
-from lorabake.verification.networks import EXTRA, TEXT_ENCODERS, Configs, build, configs, has_configs, tokenizer
-from lorabake.verification.pictures import Setting, Words, decode, denoise, encode
-from lorabake.verification.runtime import FORMULAS_APPLIED, CannotLoadError, Factors, Loaders, Weights
+from lorabake.verification.networks import EXTRA, TEXT_ENCODERS, configs, has_configs, seen
+from lorabake.verification.parts import CannotDrawError, kit
+from lorabake.verification.pipelines import Pipelines
+from lorabake.verification.runtime import FORMULAS_APPLIED
+from lorabake.verification.unets import UNets
 
 if TYPE_CHECKING:
-    from lorabake.verification.findings import Pixels
+    pass
 
 NEEDED = ("diffusers", "transformers", "peft", "accelerate")
-STEPS, GUIDANCE = 25, 7.5
 LEAST = 1e-7
 """The distance below which two float32 results count as equal."""
 
 CONSTANT = 2.0
 """Levels of standard deviation, of 255, below which a picture shows nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """Name one model to sample: the base with `factors` on the LoRAs' strengths, or the checkpoint itself.
-
-    `round_off` gives the weights the output's precision; without `factors` no LoRA is applied.
-    """
-
-    name: str
-    factors: Factors | None = None
-    round_off: bool = False
-    is_checkpoint: bool = False
-
-
-@dataclass(slots=True)
-class Results:
-    """Hold what each variant made of each prompt."""
-
-    latents: dict[tuple[str, int], NDArray[np.float32]] = field(default_factory=dict)
-    pictures: dict[tuple[str, int], Pixels] = field(default_factory=dict)
 
 
 def sample(plan: Plan, baked: Path, options: SampleOptions) -> tuple[Samples | None, list[Finding]]:
@@ -91,15 +69,13 @@ def sample(plan: Plan, baked: Path, options: SampleOptions) -> tuple[Samples | N
     if not prompts:
         note = "no prompts: give verify.prompts in the recipe, or --prompt"
         return None, [Finding("samples.skipped", Status.SKIP, baked.name, "", "", note)]
-    if plan.sources.packing.packed or plan.sources.packing.scaled:
-        note = "the base's weights are packed or scaled: there is no plain model to compare with"
-        return None, [Finding("samples.skipped", Status.SKIP, baked.name, "", "", note)]
     speaks = is_language_model(plan)
-    if not speaks and not has_configs(plan):
-        note = f"lorabake cannot sample {plan.sources.key_map.architecture.title}"
+    if speaks and (plan.sources.packing.packed or plan.sources.packing.scaled):
+        note = "the base's weights are packed or scaled: transformers has no plain model of them to compare with"
         return None, [Finding("samples.skipped", Status.SKIP, baked.name, "", "", note)]
+    has_unet = has_configs(plan)
     lacking = {"unet", "vae"} - plan.sources.key_map.placed.keys()
-    if not speaks and (lacking or not {*TEXT_ENCODERS} & plan.sources.key_map.placed.keys()):
+    if has_unet and (lacking or not {*TEXT_ENCODERS} & plan.sources.key_map.placed.keys()):
         note = "a single network: pictures take a UNet, a VAE and a text encoder"
         return None, [Finding("samples.skipped", Status.SKIP, baked.name, "", "", note)]
     if not speaks and (lost := _unfit(plan, baked)):
@@ -114,21 +90,29 @@ def sample(plan: Plan, baked: Path, options: SampleOptions) -> tuple[Samples | N
             return speak(plan, baked, prompts, options)
         files = Files()
         try:
-            with configs(plan) as made:
-                return _Studio(plan, baked, made, files, prompts, options).run()
+            if not has_unet:
+                made = kit(plan)
+                return _Studio(Pipelines(plan, _opened(plan, baked), made, files, prompts, options)).run()
+            with configs(plan) as written:
+                return _Studio(UNets(plan, _opened(plan, baked), written, files, prompts, options)).run()
+        except CannotDrawError as error:
+            return None, [Finding("samples.skipped", Status.SKIP, baked.name, "", "", str(error))]
         finally:
             files.close()
 
 
 def _unfit(plan: Plan, baked: Path) -> list[str]:
     """List what a network would miss in the checkpoint: weights that are absent or of another shape."""
-    there = _opened(plan, baked).tensors
-    owner = plan.sources.key_map.owner
+    there, owner = seen(_opened(plan, baked)), plan.sources.key_map.owner
     return [
         key
-        for key, info in plan.sources.base.tensors.items()
-        if key in owner and DTYPES[info.dtype].floating and (key not in there or there[key].shape != info.shape)
+        for key, info in seen(plan.sources.base).items()
+        if key in owner and _is_weight(info) and (key not in there or there[key].shape != info.shape)
     ]
+
+
+def _is_weight(info: TensorInfo) -> bool:
+    return isinstance(info, PackedInfo) or DTYPES[info.dtype].floating
 
 
 def _opened(plan: Plan, baked: Path) -> Checkpoint:
@@ -151,6 +135,7 @@ def _quiet() -> Iterator[None]:
         with catch_warnings():
             simplefilter("ignore", FutureWarning)
             simplefilter("ignore", DeprecationWarning)
+            filterwarnings("ignore", "In CPU autocast", UserWarning)
             yield
     finally:
         for library, level in zip(libraries, levels, strict=True):
@@ -160,45 +145,11 @@ def _quiet() -> Iterator[None]:
 
 
 class _Studio:
-    """Sample pictures, with one network of one model in memory at a time."""
+    """Let an artist draw with every model, and judge the results."""
 
-    def __init__(
-        self, plan: Plan, baked: Path, made: Configs, files: Files, prompts: tuple[str, ...], options: SampleOptions
-    ) -> None:
-        said = plan.sources.recipe.verify or Verify.model_validate({"prompts": prompts})
-        self.plan, self.configs, self.files, self.prompts, self.options = plan, made, files, prompts, options
-        self.seed = options.seed if options.seed is not None else said.seed
-        self.negative = said.negative_prompt
-        self.baked = _opened(plan, baked)
-        side = int(made.parts["vae"].get("sample_size", 512))
-        guidance = options.guidance if options.guidance is not None else said.guidance
-        self.setting = Setting(
-            steps=options.steps or said.steps or STEPS,
-            size=options.size or said.size or (side, side),
-            guidance=GUIDANCE if guidance is None else guidance,
-            device=options.device or "cpu",
-            factor=2 ** (len(made.parts["vae"]["block_out_channels"]) - 1),
-        )
-        step = self.setting.factor * 2 ** (len(made.parts["unet"]["block_out_channels"]) - 1)
-        if any(each % step for each in self.setting.size):
-            width, height = self.setting.size
-            raise RecipeError(
-                f"size {width}x{height}: pictures of this model have sides that are multiples of {step}"
-            )
-        self.schedule = dict(made.parts["scheduler"])
-        if said.prediction is not None:
-            self.schedule["prediction_type"] = said.prediction
-        elif "v_pred" in plan.sources.base.tensors:
-            self.schedule["prediction_type"] = "v_prediction"
-        self.weights, self.loaders = Weights(plan, files), Loaders(plan)
-        owner = plan.sources.key_map.owner
-        self._touched = {owner.get(target.key) for bake in plan.bakes for target in bake.targets}
-        self._sources = {target.key: target.source for file in plan.files for target in file.targets}
-        if plan.sources.vae is None:
-            self._sources = plan.sources.base.tensors
-        self._kept: tuple[str, int, Any] | None = None
-        self.fallback = ""
-        self.done = self.total = 0
+    def __init__(self, artist: Artist) -> None:
+        self.artist, self.plan, self.options = artist, artist.plan, artist.options
+        self.prompts, self.seed = artist.prompts, artist.seed
 
     def run(self) -> tuple[Samples, list[Finding]]:
         """Make all pictures and judge them."""
@@ -214,8 +165,7 @@ class _Studio:
         alone = without if loras > 1 else []
         sweep = [Variant(f"sweep {factor}", (factor,) * loras) for factor in self.options.strengths]
         work = [*variants, *alone, *sweep]
-        self.total = len(work) * len(self.prompts) * self.setting.steps
-        results = self._make(work)
+        results = self.artist.make(work)
         pictures = tuple(self._sample(results, number) for number in range(len(self.prompts)))
         strips = tuple(
             SweepSample(
@@ -229,82 +179,6 @@ class _Studio:
         samples = Samples(self._reference(), self._settings(), pictures, strips)
         away = [self._distances(results, variant) for variant in alone or variants[:1] * loras]
         return samples, [*self._findings(results, pictures, away), *self._effects(pictures, away)]
-
-    # -- making ----------------------------------------------------------------------------------------
-
-    def _make(self, work: list[Variant]) -> Results:
-        try:
-            return self._with(work)
-        except CannotLoadError as error:
-            self.fallback = str(error)
-            self.done = 0
-            return self._with(work)
-
-    def _with(self, work: list[Variant]) -> Results:
-        """Encode with all models, then denoise with all, then decode, so that only one network is in memory."""
-        placed = self.plan.sources.key_map.placed
-        encoders = [name for name in TEXT_ENCODERS if name in placed]
-        tokenizers = {name: tokenizer("!" if self._pads_with_bang(name) else "<|endoftext|>") for name in encoders}
-        words: dict[tuple[Variant, int], Words] = {}
-        for variant in work:
-            networks = {name: self._network(name, variant) for name in encoders}
-            for number in range(len(self.prompts)):
-                words[variant, number] = encode(
-                    networks, tokenizers, self.prompts[number], self.negative, self.setting.device
-                )
-        results = Results()
-        for variant in work:
-            unet = self._network("unet", variant)
-            for number in range(len(self.prompts)):
-                tick = partial(self._tick, f"{variant.name}, prompt {number + 1} of {len(self.prompts)}")
-                results.latents[variant.name, number] = denoise(
-                    unet,
-                    self.schedule,
-                    words[variant, number],
-                    self.seed + number,
-                    self.setting,
-                    tick,
-                )
-            del unet
-        for variant in work:
-            vae = self._network("vae", variant)
-            for number in range(len(self.prompts)):
-                latents = results.latents[variant.name, number]
-                results.pictures[variant.name, number] = decode(vae, latents, self.setting.device)
-            del vae
-        return results
-
-    def _tick(self, label: str) -> None:
-        self.done += 1
-        self.options.progress(self.done, self.total, label)
-
-    def _pads_with_bang(self, encoder: str) -> bool:
-        return encoder == "text_encoder_2" or self.plan.sources.key_map.architecture.name == "sd2"
-
-    def _network(self, component: str, variant: Variant) -> Any:
-        """Build one network of one model, or take the one before where it is the same."""
-        sources = self._infos(variant)
-        is_base = variant.factors is None or component not in self._touched
-        if is_base and self._kept is not None and self._kept[:2] == (component, id(sources)):
-            return self._kept[2]
-        self._kept = None  # before another takes its place in memory
-        network = build(component, self.plan.sources.key_map, sources, self.configs, self.files)
-        if variant.factors is not None and not is_base:
-            if variant.round_off or self.fallback:
-                self.weights.place(network, component, variant.factors, round_off=variant.round_off)
-            else:
-                self.loaders.load(network, component, variant.factors)
-        network = network.to(self.setting.device)
-        if is_base:
-            self._kept = component, id(sources), network
-        return network
-
-    def _infos(self, variant: Variant) -> Mapping[str, TensorInfo]:
-        if variant.is_checkpoint:
-            return self.baked.tensors
-        if variant.factors is None:
-            return self.plan.sources.base.tensors
-        return self._sources
 
     # -- judging ---------------------------------------------------------------------------------------
 
@@ -349,8 +223,8 @@ class _Studio:
             yield _judge(each, min([each.likeness["base"].latents, *wrong]))
 
     def _told(self) -> Finding:
-        if self.fallback:
-            note = f"lorabake's formulas applied the LoRAs at run time, because of {self.fallback}"
+        if self.artist.fallback:
+            note = f"lorabake's formulas applied the LoRAs at run time, because of {self.artist.fallback}"
             return Finding("samples.reference", Status.PASS, "run-time model", self._reference(), "", note)
         counts = Counter(self.plan.sources.loras[patch.lora].name for patch in self.plan.patches)
         layers = ", ".join(f"{name} ×{count}" for name, count in counts.items())
@@ -373,23 +247,14 @@ class _Studio:
     # -- words -----------------------------------------------------------------------------------------
 
     def _reference(self) -> str:
-        if self.fallback:
+        if self.artist.fallback:
             return FORMULAS_APPLIED
         kinds = {"PEFT" if lora.config is not None else "diffusers" for lora in self.plan.sources.loras}
         return " and ".join(sorted(kinds)) or "diffusers"
 
     def _settings(self) -> dict[str, str]:
-        width, height = self.setting.size
-        return {
-            "scheduler": "DDIM",
-            "prediction": str(self.schedule.get("prediction_type", "epsilon")),
-            "steps": str(self.setting.steps),
-            "size": f"{width} × {height}",
-            "guidance": f"{self.setting.guidance:g}",
-            "device": self.setting.device,
-            "precision": "float32",
-            **({"run time": self.fallback} if self.fallback else {}),
-        }
+        fallback = {"run time": self.artist.fallback} if self.artist.fallback else {}
+        return {**self.artist.settings(), "device": self.artist.device, "precision": "float32", **fallback}
 
 
 def _judge(each: PromptSample, ceiling: float) -> Finding:
