@@ -255,14 +255,16 @@ def header(name: str, config: dict[str, Any]) -> dict[str, TensorInfo]:
 
 @pytest.mark.parametrize("name", classes())
 def test_a_network_of_diffusers_is_of_its_family_or_of_none(name: str) -> None:
-    found = [each.name for each in FAMILIES if each.fits(header(name, CONFIGS.get(name, {})))]
+    tensors = header(name, CONFIGS.get(name, {}))
+    found = [each.name for each in FAMILIES if each.fits(tensors)]
     assert found == ([KNOWN[name]] if name in KNOWN else [])
 
 
 @pytest.mark.parametrize("model", VARIANTS)
 def test_models_of_one_class_are_told_apart(model: str) -> None:
     name, config, family = VARIANTS[model]
-    found = [each.name for each in FAMILIES if each.fits(header(name, config))]
+    tensors = header(name, config)
+    found = [each.name for each in FAMILIES if each.fits(tensors)]
     assert found == ([family] if family else [])
 
 
