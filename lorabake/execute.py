@@ -406,9 +406,12 @@ class Executor:
         cause = f"with LoRA {', '.join(map(repr, names))}" if names else "when cast"
         if was - was:
             cause = f"in the base already, and {cause.removeprefix('with ')} would spread it"
+        advice = "Lower the strength, or choose a wider output.dtype."
+        if value != value:
+            advice = "No number comes of numbers that are none, or too large: the file that holds them is damaged."
         raise ValueTooLargeError(
             f"{target.key}[{start + row}, {column}]: {value:g} {cause}; {target.dtype} cannot hold it "
-            f"(the base has {was:g} there)\nNothing was written. Lower the strength, or choose a wider output.dtype."
+            f"(the base has {was:g} there)\nNothing was written. {advice}"
         )
 
     def _buffer(self, name: str, count: int, dtype: torch.dtype, *, pinned: bool = False) -> torch.Tensor:

@@ -588,6 +588,16 @@ def test_float16_holds_what_rounds_below_its_limit(tmp_path: Path, base: b.Tenso
         baked(tmp_path, output={"path": "other.safetensors"})
 
 
+def test_a_lora_with_nan_is_called_damaged(tmp_path: Path) -> None:
+    b.save(tmp_path / "base.safetensors", b.sd1())
+    b.sd1_lora(tmp_path / "lora.safetensors")
+    tensors = load_file(tmp_path / "lora.safetensors")
+    next(value for key, value in tensors.items() if key.endswith("lora_up.weight"))[0, 0] = float("nan")
+    b.save(tmp_path / "lora.safetensors", tensors)
+    with pytest.raises(ValueTooLargeError, match=r"nan with LoRA 'lora\.safetensors'(.|\n)*the file .* is damaged"):
+        b.bake_sd1(tmp_path, loras=["lora.safetensors"])
+
+
 def test_a_cast_that_overflows_stops_and_one_of_nan_passes(tmp_path: Path) -> None:
     base = b.sd1(dtype=torch.float32)
     base[SD1_KEYS[Q]][1, 2] = float("nan")

@@ -2,7 +2,7 @@
 
 from lorabake.components import clip, unet
 from lorabake.components.vae import VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Mark
 
 SD2 = Architecture(
     name="sd2",
@@ -18,6 +18,7 @@ SD2 = Architecture(
                         Has("input_blocks.1.1.proj_in.weight", ndim=2),
                         Has("input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", ndim=2),
                         Has("output_blocks.11.1.proj_in.weight", ndim=2),
+                        Lacks("input_blocks.1.1.time_stack.0.norm1.weight"),  # Stable Video Diffusion
                     ),
                 ),
                 Layout(

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from lorabake.keymap.view import Region, View, join
 
 if TYPE_CHECKING:
-    from lorabake.keymap.table import Module
     from lorabake.tensors.safetensors import TensorInfo
 
 EXPERT = re.compile(
@@ -25,21 +24,21 @@ STACKS = {"down_proj": (("down_proj",), ("w2",)), "gate_up_proj": (("gate_proj",
 """What is stacked -> what it is of, in either naming."""
 
 
-def stacks(modules: Mapping[str, Module], tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, View]]:
+def stacks(weights: Mapping[str, View], tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, View]]:
     """Yield the stacks of a base's experts, named as in memory: (experts · out, in), or 3-D as the disk has them.
 
-    `tensors` are by the names that the component has for them.
+    `weights` has the view of each module's, `tensors` are by the names that the component has for them.
     """
-    found: dict[str, dict[int, dict[str, Module]]] = {}
-    for name, module in modules.items():
-        if ".experts." in name and (match := EXPERT.fullmatch(name)):
+    found: dict[str, dict[int, dict[str, View]]] = {}
+    for name, weight in weights.items():
+        if match := EXPERT.fullmatch(name):
             experts = found.setdefault(match["start"] + IN_MEMORY.get(match["place"], match["place"]), {})
-            experts.setdefault(int(match["number"]), {})[match["part"]] = module
+            experts.setdefault(int(match["number"]), {})[match["part"]] = weight
     for place, experts in found.items():
         for stack, namings in STACKS.items():
             for parts in namings:
                 rows = [experts.get(number, {}).get(part) for number in range(len(experts)) for part in parts]
-                view = join([module.views.get("weight") if module else None for module in rows])
+                view = join(rows)
                 if view is not None and len(view.shape) == 2:
                     yield f"{place}.experts.{stack}", view
     for name, info in tensors.items():

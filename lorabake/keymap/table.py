@@ -235,7 +235,12 @@ class KeyMap:
             for key, info in self.tensors.items()
             if ".experts." in key and self.owner.get(key) == component.name
         }
-        return [Module(component.name, name, {"weight": view}) for name, view in stacks(modules, own)]
+        weights = {
+            name: module.views["weight"]
+            for name, module in modules.items()
+            if ".experts." in name and "weight" in module.views
+        }
+        return [Module(component.name, name, {"weight": view}) for name, view in stacks(weights, own)]
 
     def _list_modules(self, component: Component, only: str | None = None) -> dict[str, Module]:
         layout, prefix = self.placed[component.name]

@@ -9,15 +9,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lorabake.errors import FileError, SurroundingsError
 from lorabake.tensors.packing import PackedInfo
 from lorabake.tensors.safetensors import Header, TensorInfo
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 MAGIC = b"GGUF"
 MAX_LIST = 256
@@ -72,16 +67,3 @@ def open_gguf(path: Path) -> Header:
     with path.open("rb") as stream:
         digest = hashlib.sha256(stream.read(start)).hexdigest()
     return Header(path, tensors, {}, start, path.stat().st_size, digest, facts)
-
-
-def dequantize(info: PackedInfo, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return the values of a quantised tensor, as the gguf package has them."""
-    import numpy as np
-    from gguf import GGMLQuantizationType
-    from gguf.constants import GGML_QUANT_SIZES
-    from gguf.quants import dequantize as unpack
-
-    kind = GGMLQuantizationType[str(info.facts["type"])]
-    _, width = GGML_QUANT_SIZES[kind]
-    values: NDArray[np.float32] = unpack(raw.reshape(-1, width), kind)
-    return np.ascontiguousarray(values, dtype=np.float32).reshape(info.shape)

@@ -19,7 +19,9 @@ from lorabake.tensors.dtypes import DTYPES, LARGEST
 from lorabake.tensors.safetensors import TensorInfo
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 Facts = Mapping[str, object]
 Parts = Mapping[str, "torch.Tensor"]
@@ -350,10 +352,21 @@ def _decode_turned(info: PackedInfo, parts: Parts, dtype: torch.dtype) -> torch.
     return parts["tensor"].to(dtype).T.contiguous()
 
 
+def dequantize(info: PackedInfo, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return the values of a quantised tensor, as the gguf package has them."""
+    import numpy as np
+    from gguf import GGMLQuantizationType
+    from gguf.constants import GGML_QUANT_SIZES
+    from gguf.quants import dequantize as unpack
+
+    kind = GGMLQuantizationType[str(info.facts["type"])]
+    _, width = GGML_QUANT_SIZES[kind]
+    values: NDArray[np.float32] = unpack(raw.reshape(-1, width), kind)
+    return np.ascontiguousarray(values, dtype=np.float32).reshape(info.shape)
+
+
 def _decode_gguf(info: PackedInfo, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
     import torch
-
-    from lorabake.tensors.gguf import dequantize
 
     return torch.from_numpy(dequantize(info, parts["data"].cpu().numpy())).to(parts["data"].device, dtype)
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from lorabake.tensors.packing import PackedInfo
+from lorabake.tensors.packing import PackedInfo, dequantize
 from lorabake.verification.formulas import Array
 
 Stored = Callable[[str], NDArray[Any]]
@@ -80,8 +80,6 @@ def _turned(info: PackedInfo, stored: Stored) -> Array:
 
 
 def _gguf(info: PackedInfo, stored: Stored) -> Array:
-    from lorabake.tensors.gguf import dequantize
-
     return dequantize(info, stored("data")).astype(np.float64)
 
 
