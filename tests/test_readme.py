@@ -56,6 +56,26 @@ def folder(terminal: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Pa
 # -- README.md ---------------------------------------------------------------------------------------
 
 
+def counts() -> str:
+    """Count the cells of the pages that tests write; each cell is proven by one of them."""
+    rows = []
+    for name, what, cell in (("coverage", "kinds of adapters", r"\d+"), ("formats", "formats of LoRA files", "●")):
+        page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        head, _, body = page.partition("\n| family |")[2].partition("\n")
+        table = [line.strip("|").split("|")[1:] for line in body.splitlines()[1:] if line.startswith("| ")]
+        cells = sum(bool(re.fullmatch(cell, each.strip())) for line in table for each in line)
+        columns = len(head.strip().strip("|").split("|"))
+        rows.append(f"| {what} × families | [{name}](docs/{name}.md) | {columns} × {len(table)} | {cells} |")
+    page = (ROOT / "docs" / "verification.md").read_text(encoding="utf-8")
+    drawn = re.findall(r"^\| .* \| (?:lorabake's formulas|diffusers, PEFT) \|$", page, re.MULTILINE)
+    rows.append(f"| families that `verify` draws | [verification](docs/verification.md) | | {len(drawn)} |")
+    return "\n".join(["| table | page | size | proven cells |", "|---|---|---|---|", *rows])
+
+
+def test_counts_are_those_of_the_pages() -> None:
+    assert counts() in README, counts()
+
+
 @pytest.mark.parametrize("text", blocks(README, "yaml"))
 def test_recipes_parse(text: str) -> None:
     parse_recipe(text, ROOT)
