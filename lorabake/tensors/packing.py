@@ -405,9 +405,12 @@ def _by_group(codes: torch.Tensor, zeros: torch.Tensor, parts: Parts, dtype: tor
     import torch
 
     scales, inputs = parts["scales"].to(dtype), codes.shape[0]
-    even = torch.arange(inputs, device=codes.device) // (inputs // scales.shape[0])
+    even = torch.arange(inputs, device=codes.device) // (inputs // len(scales))
     group = parts["g_idx"].long() if "g_idx" in parts else even
-    return ((codes - zeros[group]).to(dtype) * scales[group]).T.contiguous()
+    if torch.equal(group, even):  # as mostly: no scale need be gathered for each value
+        apart = codes.reshape(len(scales), -1, codes.shape[1])
+        return (apart - zeros[:, None]).to(dtype).mul_(scales[:, None]).flatten(0, 1).T.contiguous()
+    return (codes - zeros[group]).to(dtype).mul_(scales[group]).T.contiguous()
 
 
 def _decode_compressed(info: PackedInfo, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
@@ -442,11 +445,14 @@ DECODERS = {
 
 
 def _unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """Cut 32-bit numbers (rows, n) into values of so many bits (rows, n·32/bits), the lowest bits first."""
+    """Cut 32-bit numbers (rows, n) into values of so many bits (rows, n·32/bits), the lowest bits first.
+
+    What a shift of negative numbers brings in from above, the mask takes away.
+    """
     import torch
 
-    shifts = torch.arange(0, 32, bits, device=words.device)
-    return ((words.long()[..., None] >> shifts) & ((1 << bits) - 1)).flatten(1)
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32, device=words.device)
+    return (words[..., None] >> shifts).bitwise_and_((1 << bits) - 1).flatten(1)
 
 
 def _stretch(sizes: torch.Tensor, block: int, like: torch.Tensor) -> torch.Tensor:
