@@ -23,6 +23,7 @@ from typing import Self
 from lorabake import provenance
 from lorabake.errors import FileError, LorabakeError, SurroundingsError, TargetError
 from lorabake.planning import Copy, Embedding, Plan
+from lorabake.tensors.checkpoint import WEIGHT_SUFFIXES
 from lorabake.tensors.safetensors import fingerprint, read_header
 
 CHUNK = 4 << 20
@@ -190,15 +191,21 @@ class Output:
         return all(filecmp.cmp(base.path / name, self.path / name, shallow=False) for name in side_files)
 
     def _others(self) -> Iterator[Path]:
-        """Yield what the target folder holds and neither this bake nor one before it wrote."""
+        """Yield what the target folder would lose: files that no bake wrote, or, in a folder of a bake's, weights.
+
+        A bake of another base may have put configurations there that this one does not know.
+        """
+        baked = {path for path in self._found() if path.suffix == ".safetensors" and self._is_baked(path)}
         for path in self._found():
-            if path not in self._planned() and not path.name.endswith(".safetensors.index.json"):
-                try:
-                    if "lorabake.version" in read_header(self.path / path).metadata:
-                        continue
-                except FileError:
-                    pass
+            is_weights = path.suffix in WEIGHT_SUFFIXES
+            if path not in baked | self._planned() and (is_weights or not baked):
                 yield path
+
+    def _is_baked(self, path: Path) -> bool:
+        try:
+            return "lorabake.version" in read_header(self.path / path).metadata
+        except FileError:
+            return False
 
     def _found(self) -> Iterator[Path]:
         found = (path for path in sorted(self.path.rglob("*")) if path.is_symlink() or not path.is_dir())

@@ -110,9 +110,16 @@ def test_a_file_that_a_user_added_to_the_output_folder_is_not_lost_silently(pipe
     (pipeline / "out" / "notes.txt").write_bytes(OLD)
     with pytest.raises(TargetError, match="exists and holds something else"):
         attempt(pipeline)
-    with pytest.raises(TargetError, match=r"out: holds notes\.txt, which no bake wrote, and would lose it"):
-        attempt(pipeline, overwrite=True)
     assert (pipeline / "out" / "notes.txt").read_bytes() == OLD
+
+
+@pytest.mark.parametrize("name", ["other.safetensors", "unet/other.bin"])
+def test_weights_that_a_user_added_are_not_lost_even_on_demand(pipeline: Path, name: str) -> None:
+    attempt(pipeline, overwrite=True)
+    (pipeline / "out" / name).write_bytes(OLD)
+    with pytest.raises(TargetError, match=rf"out: holds {name}, which no bake wrote, and would lose it"):
+        attempt(pipeline, overwrite=True)
+    assert (pipeline / "out" / name).read_bytes() == OLD
 
 
 def test_a_folder_of_other_models_is_not_replaced_even_on_demand(pipeline: Path) -> None:

@@ -17,7 +17,7 @@ from lorabake.tensors import gguf, pickles
 from lorabake.tensors.safetensors import Header, TensorInfo, parse_object, read_header, some, why
 
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".lora"}
-_WEIGHT_SUFFIXES = PICKLE_SUFFIXES | {
+WEIGHT_SUFFIXES = PICKLE_SUFFIXES | {
     ".safetensors", ".msgpack", ".h5", ".onnx", ".onnx_data", ".gguf", ".tflite", ".ot"
 }  # fmt: skip
 
@@ -331,6 +331,6 @@ def _side_files(root: Path) -> tuple[Path, ...]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (Path(where, name) for name in files if not name.startswith(".")):
             is_index = _INDEX.fullmatch(path.name) or _FOREIGN_INDEX.fullmatch(path.name)
-            if os.path.isfile(path) and not is_index and path.suffix.lower() not in _WEIGHT_SUFFIXES:
+            if os.path.isfile(path) and not is_index and path.suffix.lower() not in WEIGHT_SUFFIXES:
                 found.append(path.relative_to(root))
     return tuple(sorted(found))
