@@ -42,7 +42,7 @@ demo: .venv/verify
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/demo.sh
 
 test: .venv/test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)  # a file a process: what a file makes once is used again
 
 lint: .venv/lint
 	@$(BIN)/ruff check .

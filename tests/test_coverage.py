@@ -250,6 +250,7 @@ def layers(family: str, layout: str) -> tuple[Matcher, dict[str, Shape]]:
     return base, {path: shape for (_, shape), path in sorts.items()}
 
 
+@cache
 def placed(family: str, layout: str, name: str) -> tuple[int, int]:
     """Count the sorts of layers that a kind is made for and finds, and those that it is made for."""
     base, modules = layers(family, layout)
