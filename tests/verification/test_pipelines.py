@@ -58,11 +58,11 @@ CHANGED = (".to_q", ".to_v", ".to_out.0", ".to_query", ".q_proj")
 MAKERS = {
     "flux": "bfl", "flux2": "bfl", "sd3": "sai", "wan": "wan", "z_image": "native", "chroma": "bfl",
     "ltx": "lightricks", "lumina2": "alpha_vllm", "hunyuan_video": "tencent", "sana": "nvlabs", "auraflow": "fal",
-    "mochi": "genmo", "pixart": "pixart", "hunyuandit": "tencent",
+    "mochi": "genmo", "pixart": "pixart", "hunyuandit": "tencent", "hunyuan_image": "tencent", "ltx2": "lightricks",
 }  # fmt: skip
 NAMED_BY_TABLES = {
     **dict.fromkeys(("flux", "chroma", "lumina2", "hunyuan_video"), "conversion fails: split_with_sizes"),
-    **dict.fromkeys(("pixart", "hunyuandit"), "has no conversion"),
+    **dict.fromkeys(("pixart", "hunyuandit", "hunyuan_image"), "has no conversion"),
     "mochi": "conversion fails: 'blocks.1.mod_y.weight'",  # it counts 48 blocks
     "sana": "conversion fails: 'pos_embed'",  # a table of sines that published files carry, too
 }
