@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import os
 import signal
@@ -26,6 +27,9 @@ COMMANDS = {
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 """Settings of each command, not of the group alone: click keeps the help option of a command's first context, which
 need not have the group's as its parent."""
+
+GARBAGE = 100_000
+"""New objects after which Python looks for garbage; 700 to 2,000 by default."""
 
 
 class LazyGroup(click.Group):
@@ -80,7 +84,11 @@ def main() -> None:
 
 
 def entry() -> None:
-    """Be the process: run the command line, then leave without taking torch down piece by piece (0.3 s)."""
+    """Be the process: run the command line, then leave without taking torch down piece by piece (0.3 s).
+
+    Headers, plans and torch's modules are many objects that stay: looking for garbage among them is seldom worth it.
+    """
+    gc.set_threshold(GARBAGE)
     try:
         main()
     except SystemExit as end:
