@@ -148,9 +148,10 @@ class Output:
         if path.is_dir() != self.plan.is_folder:
             is_now, wanted = ("a folder", "file") if path.is_dir() else ("a file", "folder")
             raise TargetError(f"{path}: is {is_now}, and the output is to be a {wanted}")
-        if not self._overwrite and not self._holds_this_bake():
-            raise self._other_content()
-        if self.plan.is_folder and not path.is_symlink() and (other := next(self._others(), None)):
+        if not self._overwrite:
+            if not self._holds_this_bake():
+                raise self._other_content()
+        elif self.plan.is_folder and not path.is_symlink() and (other := next(self._others(), None)):
             raise TargetError(
                 f"{path}: holds {other}, which no bake wrote, and would lose it\nMove it, or name another folder."
             )
@@ -182,12 +183,12 @@ class Output:
 
     def _holds_no_others(self) -> bool:
         """Tell whether the target folder holds all that this bake puts there beside weights, and nothing else."""
-        base = self.plan.sources.base
-        if set(self._found()) != self._planned():
+        written, side_files = self._planned()
+        if set(self._found()) != written | side_files:
             return False
         if any((self.path / name).read_bytes() != text.encode() for name, text in self.plan.texts.items()):
             return False
-        side_files = set(base.side_files if base.is_folder else ()) - self._written()
+        base = self.plan.sources.base
         return all(filecmp.cmp(base.path / name, self.path / name, shallow=False) for name in side_files)
 
     def _others(self) -> Iterator[Path]:
@@ -195,10 +196,11 @@ class Output:
 
         A bake of another base may have put configurations there that this one does not know.
         """
-        baked = {path for path in self._found() if path.suffix == ".safetensors" and self._is_baked(path)}
-        for path in self._found():
+        found, (written, side_files) = [*self._found()], self._planned()
+        baked = {path for path in found if path.suffix == ".safetensors" and self._is_baked(path)}
+        for path in found:
             is_weights = path.suffix in WEIGHT_SUFFIXES
-            if path not in baked | self._planned() and (is_weights or not baked):
+            if path not in baked | written | side_files and (is_weights or not baked):
                 yield path
 
     def _is_baked(self, path: Path) -> bool:
@@ -211,12 +213,11 @@ class Output:
         found = (path for path in sorted(self.path.rglob("*")) if path.is_symlink() or not path.is_dir())
         return (path.relative_to(self.path) for path in found)
 
-    def _planned(self) -> set[Path]:
+    def _planned(self) -> tuple[set[Path], set[Path]]:
+        """List the files that this bake makes in a folder, and those that it copies from the base's."""
         base = self.plan.sources.base
-        return self._written() | set(base.side_files if base.is_folder else ())
-
-    def _written(self) -> set[Path]:
-        return {Path(file.name) for file in self.plan.files} | {Path(name) for name in self.plan.texts}
+        written = {Path(file.name) for file in self.plan.files} | {Path(name) for name in self.plan.texts}
+        return written, set(base.side_files if base.is_folder else ()) - written
 
     def _replaces_other_data(self) -> bool:
         """Tell whether the target's data differ from the finished ones: headers with hashes differ then, too."""
