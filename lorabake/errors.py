@@ -44,3 +44,8 @@ class SurroundingsError(LorabakeError):
     """Report a fault of the machine rather than of the input."""
 
     exit_code = 3
+
+
+def first_line(error: Exception) -> str:
+    """Return what another library's error says first, its name if it says nothing, short enough for a finding."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

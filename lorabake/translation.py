@@ -20,7 +20,7 @@ from lorabake.errors import FileError, MatchError
 from lorabake.keymap.dialect import PARTS, Dialect, Heads, Naming
 from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.spelling import LoraModule, LoraTensors
-from lorabake.keymap.table import KeyMap, Module
+from lorabake.keymap.table import KeyMap, Module, numbered
 from lorabake.keymap.view import join
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.gguf import MODELS
@@ -108,7 +108,7 @@ def _translated(dialect: Dialect, lora: _Lora, said: _Said, key_map: KeyMap) -> 
     modules: dict[str, LoraModule] = {}
     for each in lora.tensors.modules.values():
         name = each.name.removeprefix("model.")
-        template = re.sub(r"(?<=\.)\d+(?=\.)", "{}", name)
+        template = numbered(name.split("."))
         if template in dialect.fused:
             found = list(_parts(replace(each, name=name), said, heads))
             if dialect.fused[template] and said.trained == PARTS:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from lorabake.keymap.table import Module
+from lorabake.keymap.table import Module, numbered
 
 HALVES = ("gate", "up")
 PARTS = ("q", "k", "v")
@@ -80,12 +80,12 @@ class Naming:
 
     def modules(self, known: Mapping[str, Module], heads: Heads) -> Iterator[Module]:
         """Yield a base's modules under this library's names; raise ValueError where the heads do not divide one."""
-        numbered: dict[str, list[tuple[tuple[str, ...], Module]]] = {}
+        alike: dict[str, list[tuple[tuple[str, ...], Module]]] = {}
         for name, module in known.items():
             template, numbers = _split(name)
-            numbered.setdefault(template, []).append((numbers, module))
+            alike.setdefault(template, []).append((numbers, module))
         for name, place in self.rows:
-            for numbers, module in numbered.get(place.of if isinstance(place, Part) else place, ()):
+            for numbers, module in alike.get(place.of if isinstance(place, Part) else place, ()):
                 views = dict(module.views)
                 if isinstance(place, Part):
                     views = {key: view.take(place.rows(view.rows, heads)) for key, view in views.items()}
@@ -135,5 +135,4 @@ class Dialect:
 def _split(name: str) -> tuple[str, tuple[str, ...]]:
     """Part a name into its template and its numbers."""
     words = name.split(".")
-    template = ".".join("{}" if word.isdigit() else word for word in words)
-    return template, tuple(word for word in words if word.isdigit())
+    return numbered(words), tuple(word for word in words if word.isdigit())

@@ -403,7 +403,7 @@ class _Reader:
             if any("{}" in word and word != "{}" for word in template.split(".")):
                 self.inside.append(template)
             else:
-                self.numbered.setdefault(_numbered(template.split(".")), []).append(template)
+                self.numbered.setdefault(numbered(template.split(".")), []).append(template)
 
     def matches(self, key: str) -> Iterator[_Match]:
         """Yield the match of one tensor name; nothing if it is no parameter of a module."""
@@ -417,7 +417,7 @@ class _Reader:
 
     def _templates(self, words: list[str]) -> Iterator[str]:
         """Yield the templates that these words fit, those with the fewest `{}` first."""
-        for template in self.numbered.get(_numbered(words), ()):
+        for template in self.numbered.get(numbered(words), ()):
             if all(hole in ("{}", word) for hole, word in zip(template.split("."), words, strict=True)):
                 yield template
         for template in self.inside:
@@ -441,7 +441,8 @@ class _Reader:
         return None
 
 
-def _numbered(words: list[str]) -> str:
+def numbered(words: list[str]) -> str:
+    """Return the template of a name: `{}` for each of its words that is a number."""
     return ".".join("{}" if word.isdigit() else word for word in words)
 
 

@@ -21,7 +21,7 @@ from math import isqrt
 from pathlib import Path
 from typing import Any
 
-from lorabake.errors import FileError
+from lorabake.errors import FileError, first_line
 from lorabake.keymap.table import KeyMap
 from lorabake.planning import Plan
 from lorabake.tensors.checkpoint import open_checkpoint, read_object
@@ -347,11 +347,6 @@ def _filled(part: Part, state: dict[str, Any], key_map: KeyMap) -> Any:
     return network
 
 
-def first_line(error: Exception) -> str:
-    """Return what an error says first, short enough for a finding."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
-
-
 def _from_config(part: Part) -> Any:
     if hasattr(part.maker, "from_config"):
         return part.maker.from_config(part.config)
@@ -360,9 +355,8 @@ def _from_config(part: Part) -> Any:
 
 def _text_config(part: Part) -> Any:
     """Read a configuration of transformers by the class that the network asks for."""
-    with tempfile.TemporaryDirectory(prefix="lorabake-") as name:
-        Path(name, "config.json").write_text(json.dumps(part.config), encoding="utf-8")
-        return part.maker.config_class.from_pretrained(name, local_files_only=True)
+    with _written(part) as folder:
+        return part.maker.config_class.from_pretrained(folder / part.name, local_files_only=True)
 
 
 def _converted(part: Part, state: dict[str, Any]) -> Any:

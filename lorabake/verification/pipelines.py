@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lorabake.errors import first_line
 from lorabake.planning import Plan
 from lorabake.resolve import LoraSource
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.verification.arrays import Files
 from lorabake.verification.artist import Artist, Results, Variant
 from lorabake.verification.findings import SampleOptions
-from lorabake.verification.parts import CannotDrawError, Kit, Part, fill, first_line, hollow
+from lorabake.verification.parts import CannotDrawError, Kit, Part, fill, hollow
 from lorabake.verification.runtime import CannotLoadError, Loaders
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from warnings import catch_warnings, filterwarnings
 
 import numpy as np
 
-from lorabake.errors import SurroundingsError
+from lorabake.errors import SurroundingsError, first_line
 from lorabake.keymap.table import KeyMap, Module
 from lorabake.keymap.view import Region, View
 from lorabake.matching import Patch
@@ -170,8 +170,7 @@ class Loaders:
             except CannotLoadError:
                 raise
             except Exception as error:
-                first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                raise CannotLoadError(f"{lora.name}: {first[:200]}") from error
+                raise CannotLoadError(f"{lora.name}: {first_line(error)}") from error
             layers = {
                 name: module
                 for name, module in network.named_modules()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lorabake.errors import FileError
+from lorabake.errors import FileError, first_line
 from lorabake.planning import Plan
 from lorabake.tensors.checkpoint import read_object
 from lorabake.verification.arrays import Files
@@ -89,7 +89,7 @@ def _tokenizer(plan: Plan) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        why = str(error).splitlines()[0][:120]
+        why = first_line(error)[:120]
         note = f"no tokenizer that transformers can read: {why}; name one in verify.tokenizers"
         return Finding("samples.skipped", Status.SKIP, folder.name, "", "", note)
 
