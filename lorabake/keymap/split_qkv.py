@@ -40,10 +40,11 @@ def seen_in(module: LoraModule, sizes: Sequence[int], scales: set[float]) -> boo
     """
     rank = module.shapes["down"][0]
     alpha = alpha_of(module)
-    if alpha is None or not _has_blocks(module.slots["up"], sizes):
+    if alpha is None:
         return False
     whole, part = alpha / rank, alpha * len(sizes) / rank
-    return part in scales and whole not in scales if scales else whole != 1
+    may_be = part in scales and whole not in scales if scales else whole != 1
+    return may_be and _has_blocks(module.slots["up"], sizes)  # last: it reads a tensor
 
 
 def scale_of(module: LoraModule) -> float | None:
