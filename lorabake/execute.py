@@ -24,8 +24,8 @@ from lorabake.matching import Patch
 from lorabake.methods import combine, masks_of
 from lorabake.planning import TILE_VALUES, Bake, Plan, Target
 from lorabake.rounding import drawn, round_by
-from lorabake.tensors.dtypes import DTYPES, LARGEST, decode_scalar
-from lorabake.tensors.packing import PackedInfo, decode, largest_of, spread, unit
+from lorabake.tensors.dtypes import DTYPES, decode_scalar
+from lorabake.tensors.packing import PackedInfo, decode, encode, unscaled
 from lorabake.tensors.safetensors import TensorInfo
 
 DEVICE_TILE_VALUES = 1 << 24
@@ -212,9 +212,8 @@ class Executor:
     def _whole(self, step: Bake) -> Iterator[int]:
         base = {target.key: self._read_whole(target.source) for target in step.targets}
         for target in step.targets:
-            if target.scale_key:
-                scale = base[target.scale_key] * unit(target.scale_key)
-                base[target.key].view(matrix(target.shape)).mul_(spread(scale, target.shape))
+            if target.encoding is not None:
+                base[target.key] = unscaled(target.encoding, base[target.key], base[target.scale_key])
         baked = {key: tensor.clone() for key, tensor in base.items()}
         deltas: dict[int, torch.Tensor] = {}
         began = time.perf_counter()
@@ -238,8 +237,9 @@ class Executor:
         self._combine(step, deltas, baked)
         dtypes = {target.key: target.dtype for target in step.targets}
         for target in step.targets:
-            if target.scale_key:
-                self._rescale(target, dtypes[target.scale_key], baked)
+            if target.encoding is not None:
+                dtype = _torch_dtype(dtypes[target.scale_key])
+                baked[target.key], baked[target.scale_key] = encode(target.encoding, baked[target.key], dtype)
         self.seconds["compute"] += time.perf_counter() - began
         for target in step.targets:
             rows, columns = matrix(target.shape)
@@ -265,19 +265,6 @@ class Executor:
             total = combine(method, parts, [piece.patch.strength for piece in there], masks)
             rows = baked[key] if turned else baked[key][start:stop]
             rows += total.reshape(rows.shape)
-
-    def _rescale(self, target: Target, scale_dtype: str, baked: dict[str, torch.Tensor]) -> None:
-        """Divide a weight by fresh scales: the largest value that each is for becomes its dtype's largest."""
-        shape = tuple(baked[target.scale_key].shape)
-        largest = largest_of(baked[target.key], target.shape, shape) / (
-            LARGEST[target.dtype] * unit(target.scale_key)
-        )
-        fresh = torch.where(largest > 0, largest, torch.ones_like(largest))
-        fresh = fresh.to(_torch_dtype(scale_dtype)).to(self.dtype)
-        baked[target.scale_key] = fresh
-        flat = baked[target.key].reshape(matrix(target.shape))
-        scale = spread(fresh * unit(target.scale_key), target.shape)
-        baked[target.key] = (flat / scale).reshape(target.shape)
 
     # -- in and out ------------------------------------------------------------------------------------
 

@@ -17,10 +17,10 @@ from lorabake.keymap.embeddings import read_vectors
 from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.spelling import LoraTensors, components_named, sort_tensors
 from lorabake.keymap.table import KeyMap
-from lorabake.resolve import family_of, identify, model_config
+from lorabake.resolve import family_of, identify
 from lorabake.tensors.checkpoint import Checkpoint, open_lora
-from lorabake.tensors.dtypes import decode_scalar
-from lorabake.tensors.packing import find_packing
+from lorabake.tensors.dtypes import DTYPES, decode_scalar
+from lorabake.tensors.formats import find_packing
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.translation import dialect_of, transcribe
 
@@ -58,6 +58,8 @@ def inspect(path: Path) -> dict[str, object]:
     is_lora = bool(config or tensors.unsupported or _embeddings(checkpoint, tensors)) or any(
         m.slots.keys() & {"down", "lora_a"} for m in tensors.modules.values()
     )
+    if is_lora and any(not DTYPES[info.dtype].floating for info in checkpoint.tensors.values()):
+        is_lora = not find_packing(checkpoint).codes  # SVDQuant has factors beside its codes
     facts: dict[str, object] = {
         "path": str(path),
         "what": "lora" if is_lora else "checkpoint",
@@ -140,7 +142,7 @@ def _embeddings(checkpoint: Checkpoint, tensors: LoraTensors) -> dict[str, str]:
 
 def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
     checkpoint = transcribe(checkpoint)
-    packing = find_packing(checkpoint.tensors, model_config(checkpoint))
+    packing = find_packing(checkpoint)
     tensors = packing.logical(checkpoint.tensors)
     key_map = KeyMap.expand(identify(tensors), tensors)
     described: dict[str, object] = {
@@ -151,8 +153,7 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
             for name, (layout, prefix) in key_map.placed.items()
         },
     }
-    ways = Counter(info.dtype for info in (*packing.packed.values(), *packing.scaled.values()))
-    if ways:
+    if ways := Counter(packing.titles):
         described["packed weights"] = dict(ways.most_common())
     outside = len(tensors) - len(key_map.owner)
     if outside:

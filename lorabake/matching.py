@@ -33,16 +33,8 @@ from lorabake.keymap.spelling import (
 from lorabake.keymap.table import Architecture, KeyMap, Module
 from lorabake.keymap.view import Region, View
 from lorabake.resolve import GENERIC, LoraSource, Tie, family_of
+from lorabake.tensors.formats import way_of
 from lorabake.tensors.safetensors import TensorInfo
-
-PACKED = {
-    ".qweight": "GPTQ or AWQ",
-    ".absmax": "bitsandbytes",
-    ".weight_packed": "compressed-tensors",
-    ".weight_scale_2": "NVFP4",
-    "_blocks": "MXFP4",
-}
-"""How tensors end that go with weights of several values a number, and who packs so."""
 
 NO_CONFIG = "no alpha tensors and no adapter_config.json: scale 1 is assumed"
 
@@ -607,7 +599,7 @@ class _Match:
                 down = self.lora.tensors.modules[module].shapes.get("down")
                 shape = f" {down}" if down else ""
                 return f"LoRA {name!r} is for {family.title} (by {module}{shape}); the base is {self._base_words()}"
-        if placeless and (packer := _packer(self.key_map.tensors)):
+        if placeless and (packer := way_of(self.key_map.tensors)):
             return (
                 f"LoRA {name!r}: the base's weights are packed ({packer}), and this version cannot unpack them\n"
                 "Give it the base in float32, float16, bfloat16 or float8."
@@ -673,11 +665,6 @@ def _config_fault(config: PeftConfig, path: str, shapes: Mapping[str, tuple[int,
     if config.dora and shapes.keys() & {"down", "lora_a", "embedding_down"} and not dora.is_in(shapes):
         return "adapter_config says use_dora, and there is no magnitude"
     return None
-
-
-def _packer(keys: Iterable[str]) -> str | None:
-    """Tell who packed a base's weights, if anyone did."""
-    return next((who for key in keys for end, who in PACKED.items() if key.endswith(end)), None)
 
 
 def _cause(shapes: Mapping[str, tuple[int, ...]], view: View) -> str:

@@ -27,13 +27,10 @@ from lorabake.resolve import GENERIC, Sources, find_tie, resolve
 from lorabake.tensors.checkpoint import Checkpoint, Part, read_object
 from lorabake.tensors.dtypes import DTYPES, FLOAT_NAMES, nbytes
 from lorabake.tensors.packing import PackedInfo
-from lorabake.tensors.safetensors import TensorInfo, encode_header
+from lorabake.tensors.safetensors import Header, TensorInfo, encode_header
+from lorabake.tensors.statements import LAYERS, Change, is_under, said_in_files, said_in_header, said_of_layers
 from lorabake.translation import left_out_of
 
-_OTHER_SCALES = (
-    "This version knows one scale, one a row, a column, a block of 128 by 128 or of one row, and no other scheme.\n"
-    "Give it such a base, or a plain one."
-)
 _NAME_A_DTYPE = (
     "Packed weights are decoded, and not packed again: say what they become with output.dtype (such as bfloat16)."
 )
@@ -55,8 +52,8 @@ RUNTIME_BYTES = 190 << 20
 class Target:
     """Say where one tensor comes from and where it goes: `file` of the plan, `offset` from that file's data.
 
-    `scale_key` names the tensor whose values multiply this one's, where it is stored scaled and stays so. What is
-    computed for it is rounded by chance where `is_drawn`.
+    `encoding` says how it is stored, where it is stored scaled and stays so. What is computed for it is rounded by
+    chance where `is_drawn`.
     """
 
     key: str
@@ -65,8 +62,13 @@ class Target:
     shape: tuple[int, ...]
     file: int
     offset: int
-    scale_key: str = ""
+    encoding: PackedInfo | None = None
     is_drawn: bool = False
+
+    @property
+    def scale_key(self) -> str:
+        """Name the tensor whose values multiply this one's; nothing where it is stored plain."""
+        return self.encoding.parts["scale"].key if self.encoding is not None else ""
 
     @property
     def nbytes(self) -> int:
@@ -193,11 +195,20 @@ class Plan:
     digests: Mapping[str, Path]
     notes: tuple[str, ...]
     embeddings: tuple[Embedding, ...] = ()
+    left_out: frozenset[str] = frozenset()
+    """Files of the base's folder that say how weights are stored, which is true no more."""
 
     @property
     def size(self) -> int:
         """Count the bytes of all files with weights."""
         return sum(len(file.header()) + file.data_size for file in self.files)
+
+    @property
+    def side_files(self) -> tuple[Path, ...]:
+        """List the files beside the base's weights that the output has, too, as they are or rewritten."""
+        base = self.sources.base
+        files = base.side_files if base.is_folder else ()
+        return tuple(path for path in files if path.as_posix() not in self.left_out)
 
     @property
     def patches(self) -> tuple[Patch, ...]:
@@ -339,18 +350,22 @@ class _Planner:
         if self.recipe.output.rounding.is_drawn and not any(t.is_drawn for bake in bakes for t in bake.targets):
             self.notes.append("rounding: stochastic changes nothing here: nothing is rounded to 16 or 8 bits")
         digests, files = self._describe(drafts)
+        configs = self._configs(drafts) if self._is_folder else {}
         return Plan(
             sources=self.sources,
             path=self.path,
             is_folder=self._is_folder,
             files=files,
-            texts=self._indexes(drafts) | self._configs(drafts) if self._is_folder else {},
+            texts=self._indexes(drafts) | {name: text for name, text in configs.items() if text is not None}
+            if self._is_folder
+            else {},
             copies=copies,
             bakes=tuple(bakes),
             ledgers=tuple(ledgers),
             digests=digests,
             notes=tuple(self.notes),
             embeddings=embeddings,
+            left_out=frozenset(name for name, text in configs.items() if text is None),
         )
 
     # -- the output's form ----------------------------------------------------------------------------
@@ -443,11 +458,11 @@ class _Planner:
     def _stored_fault(self, key: str) -> str | None:
         """Say why a weight cannot be changed in the way in which it is stored, to follow its name."""
         info, packing = self.sources.key_map.tensors[key], self.sources.packing
+        if key in packing.strange:
+            return packing.strange[key].why
         if isinstance(info, PackedInfo):
             if self._dtype(key, info) == info.dtype:
                 return f"which is packed ({info.dtype})\n{_NAME_A_DTYPE}"
-        elif key in packing.strange:
-            return f"which is scaled by {packing.strange[key]}\n{_OTHER_SCALES}"
         elif info.dtype not in FLOAT_NAMES.values() and key not in packing.scaled:
             return (
                 f"whose dtype is {info.dtype}\n"
@@ -473,6 +488,12 @@ class _Planner:
                 if source is None:
                     continue
                 info = vae.tensors[source.regions[0].key]
+                if key in self._still_stored:
+                    way = key_map.tensors[key].dtype if key in key_map.tensors else "codes"
+                    raise FileError(
+                        f"{vae.path}: cannot take the place of the base's VAE, whose {key} is stored as {way}\n"
+                        "Make it a plain one with output.dtype (such as {vae: float32})."
+                    )
                 if _squeezed(info.shape) != _squeezed(self.sources.base.tensors[key].shape):
                     shapes = f"{info.shape}, the base's is {self.sources.base.tensors[key].shape}"
                     raise FileError(f"{vae.path}: {info.name} is {shapes}: a VAE of another model?")
@@ -499,21 +520,16 @@ class _Planner:
             wanted = wanted.get(owner or "", "keep")
         if isinstance(base, PackedInfo) and key in packing.grown:
             return self._dtype(key, base.parts["weight"])
-        if wanted == "keep" or not base.nbytes or owner is None or key in self._scale_keys:
+        if wanted == "keep" or not base.nbytes or owner is None or self._is_fixed(key, base):
             return base.dtype
         if base.dtype not in FLOAT_NAMES.values() and key not in packing.scaled and not isinstance(base, PackedInfo):
             return base.dtype
-        if FLOAT_NAMES[wanted] != base.dtype and key in packing.strange:
-            raise FileError(
-                f"{key} is scaled by {packing.strange[key]}, so output.dtype cannot make it {wanted}\n{_OTHER_SCALES}"
-            )
         return FLOAT_NAMES[wanted]
 
-    @cached_property
-    def _scale_keys(self) -> set[str]:
-        """Collect the scales of weights that may stay scaled, and what else says how they are stored."""
-        scaled = self.sources.packing.scaled.items()
-        return {part.key for key, info in scaled for part in info.parts.values() if part.key != key}
+    def _is_fixed(self, key: str, info: TensorInfo) -> bool:
+        """Tell whether a tensor stays as it is: a part of a stored weight, or one that cannot be decoded."""
+        packing = self.sources.packing
+        return key in packing.strange or (key in packing.fixed and not isinstance(info, PackedInfo))
 
     @cached_property
     def _decoded(self) -> dict[str, PackedInfo]:
@@ -527,22 +543,31 @@ class _Planner:
                 raise FileError(f"{info.file}: {key} is packed ({info.dtype})\n{_NAME_A_DTYPE}")
         return found
 
-    @property
-    def _unpacks(self) -> bool:
-        """Tell whether any packed or scaled weight becomes a plain one."""
-        return any(info.key not in self.grown for info in self._decoded.values())
+    @cached_property
+    def _plain(self) -> frozenset[str]:
+        """Collect the weights that were stored otherwise and become plain ones."""
+        return frozenset(info.key for info in self._decoded.values() if info.key not in self.grown)
+
+    @cached_property
+    def _still_stored(self) -> frozenset[str]:
+        """Collect the weights that stay stored otherwise than as plain ones."""
+        packing = self.sources.packing
+        return frozenset({*packing.packed, *packing.scaled, *packing.strange} - self._plain)
 
     def _stored(self, infos: Iterable[TensorInfo]) -> Iterator[TensorInfo]:
         """Put decoded weights in the place of the first of their parts; what says how they were stored goes."""
-        decoded = self._decoded
-        kept = {key for key in self.sources.packing.scaled if key not in decoded}
         for info in infos:
-            weight = decoded.get(info.key)
+            weight = self._decoded.get(info.key)
             if weight is None:
-                if kept or not self._unpacks or not info.key.endswith("scaled_fp8"):
+                if not info.key.endswith("scaled_fp8") or not self._is_over(info.key):
                     yield info
             elif info.key == next(iter(weight.parts.values())).key:
                 yield weight
+
+    def _is_over(self, marker: str) -> bool:
+        """Tell whether a marker speaks of weights that were scaled, and of none that still is."""
+        plain, stored = (any(is_under(key, marker) for key in keys) for keys in (self._plain, self._still_stored))
+        return plain and not stored
 
     # -- files -----------------------------------------------------------------------------------------
 
@@ -583,10 +608,10 @@ class _Planner:
         for base in infos:
             source = replace(vae.get(base.key, base), key=base.key, name=base.name)
             dtype, scaled = self._dtype(base.key, base), self.sources.packing.scaled.get(base.key)
-            scale = scaled.parts["scale"].key if scaled and dtype == base.dtype else ""
-            drawn = self.recipe.output.rounding.is_drawn and base.key not in self._scale_keys
+            encoding = scaled if dtype == base.dtype else None
+            drawn = self.recipe.output.rounding.is_drawn and not self._is_fixed(base.key, base)
             drawn = drawn and DTYPES[dtype].bits <= FINE_BITS
-            target = Target(base.key, source, dtype, base.shape, file, offset, scale, drawn)
+            target = Target(base.key, source, dtype, base.shape, file, offset, encoding, drawn)
             offset += target.nbytes
             yield target
 
@@ -620,9 +645,7 @@ class _Planner:
             key = draft.targets[0].key if draft.targets else ""
             info = sources.base.tensors.get(key) or sources.key_map.tensors.get(key)
             first = base_headers[info.file] if info else None
-            own = dict((first or next(iter(base_headers.values()))).metadata)
-            if self._unpacks:
-                own.pop("_quantization_metadata", None)
+            own = self._said(draft, first or next(iter(base_headers.values())))
             text = provenance.metadata(own, recipe.normal_json(), inputs, hashed=recipe.output.hash)
             phase = first.data_start % BLOCK if first else 0
             aligned = first is not None and phase % 8 == 0
@@ -633,6 +656,33 @@ class _Planner:
                 OutputFile(name, draft.targets, order, text, phase if aligned else 0, BLOCK if aligned else 1)
             )
         return pending, tuple(files)
+
+    def _said(self, draft: _Draft, first: Header) -> dict[str, str]:
+        """Return the base's own metadata for a file, with what it says of stored weights as far as it stays true."""
+        files = {target.source.file for target in draft.targets} | {first.path}
+        headers = [header for header in draft.part.files if header.path in files]
+        texts = [header.metadata[LAYERS] for header in headers if LAYERS in header.metadata]
+        change = self._changes[draft.part.folder]
+        said = said_in_header(first, change) | {LAYERS: said_of_layers(texts, change.plain) if texts else None}
+        kept = {name: said.get(name, text) for name, text in (first.metadata | {LAYERS: ""}).items()}
+        return {name: text for name, text in kept.items() if text is not None}
+
+    @cached_property
+    def _changes(self) -> dict[str, Change]:
+        """Say of each component, by its folder, which layers become plain, by their own names."""
+        packing, plain = self.sources.packing, dict[str, str]()
+        for key, info in self._decoded.items():
+            if info.key in self._plain:
+                plain[key] = info.name.removesuffix(".weight")
+        infos = (packing.packed.get(key) or packing.scaled.get(key) for key in self._still_stored)
+        stored = {part.key for info in infos if info is not None for part in info.parts.values()}
+        stored.update(*(packing.strange[key].parts for key in self._still_stored & packing.strange.keys()))
+        changes = {}
+        for part in self.sources.base.parts:
+            keys = [info.key for header in part.files for info in header.tensors.values()]
+            layers = tuple(dict.fromkeys(plain[key] for key in keys if key in plain))
+            changes[part.folder] = Change(layers, is_partial=not stored.isdisjoint(keys))
+        return changes
 
     def _indexes(self, drafts: list[_Draft]) -> dict[str, str]:
         """Write the index of every part that has several files, or had an index."""
@@ -652,26 +702,24 @@ class _Planner:
             texts[f"{part.folder}/{name}" if part.folder else name] = json.dumps(index, indent=2) + "\n"
         return texts
 
-    def _configs(self, drafts: list[_Draft]) -> dict[str, str]:
-        """Rewrite the dtype in the config.json of every part whose networks were cast to one dtype."""
+    def _configs(self, drafts: list[_Draft]) -> dict[str, str | None]:
+        """Rewrite what the files beside the weights say of dtypes, widths and stored weights; None for what goes."""
         words = {name: str(DTYPES[name].torch) for name in FLOAT_NAMES.values()}
-        texts = {}
+        texts: dict[str, str | None] = {}
         for part in self.sources.base.parts:
-            place = PurePosixPath(part.folder, "config.json")
+            place = str(PurePosixPath(part.folder, "config.json"))
             cast = {target.dtype for draft in drafts if draft.part is part for target in draft.targets}
             floats = cast & words.keys()
             is_cast = self.recipe.output.dtype != "keep" and len(floats) == 1
-            if not is_cast and not self._decoded:
-                continue
-            if Path(place) not in self.sources.base.side_files:
-                continue
-            config = read_object(self.sources.base.path / place)
-            stale = {name: words[min(floats)] for name in ("torch_dtype", "dtype") if is_cast and name in config}
-            plain = config | stale | self._widths(part, config)
-            if self._unpacks:
-                plain.pop("quantization_config", None)
-            if plain != config:
-                texts[str(place)] = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
+            said = said_in_files(self.sources.base, part.folder, self._changes[part.folder])
+            if (is_cast or self._decoded) and Path(place) in self.sources.base.side_files:
+                config = read_object(self.sources.base.path / place)
+                plain = said.get(place) or config
+                stale = {name: words[min(floats)] for name in ("torch_dtype", "dtype") if is_cast and name in config}
+                if (plain := plain | stale | self._widths(part, config)) != config:
+                    said[place] = plain
+            for name, found in said.items():
+                texts[name] = json.dumps(found, indent=2, ensure_ascii=False) + "\n" if found is not None else None
         return texts
 
     def _widths(self, part: Part, config: Mapping[str, object]) -> dict[str, object]:
@@ -688,11 +736,12 @@ class _Planner:
             self.notes.append(
                 "no table knows the base's family: modules are matched by the base's own names and their shapes"
             )
-        ways = Counter(info.dtype for info in {info.key: info for info in self._decoded.values()}.values())
+        ways = Counter(info.title for info in {info.key: info for info in self._decoded.values()}.values())
         for key, info in self.grown.items():
             before, after = (" × ".join(map(str, each.shape)) for each in (info.parts["weight"], info))
             self.notes.append(f"{key} grows from {before} to {after}, as a LoRA asks")
-            del ways[info.dtype]
+            del ways[info.title]
+        self._note_left()
         if ways:
             told = ", ".join(f"{count} {way}" for way, count in ways.most_common())
             self.notes.append(f"decoded into plain weights: {told}")
@@ -703,6 +752,24 @@ class _Planner:
             self.notes.append(
                 f"the base's {ema} EMA copies (model_ema.*) stay as they are; programs that load them see no LoRA"
             )
+
+    def _note_left(self) -> None:
+        """Say what output.dtype leaves as it is, since it cannot be decoded."""
+        wanted = self.recipe.output.dtype
+        components = wanted if isinstance(wanted, dict) else {}
+        left = {
+            key: each
+            for key, each in self.sources.packing.strange.items()
+            if wanted != "keep" and (not components or self._component(each.parts) in components)
+        }
+        for title, count in Counter(each.title for each in left.values()).most_common():
+            first = next(key for key, each in left.items() if each.title == title)
+            stay = f"{count} weight{'s stay as they are' if count > 1 else ' stays as it is'}"
+            self.notes.append(f"{stay}, since this version cannot decode {title}: {first}{' …' * (count > 1)}")
+
+    def _component(self, keys: Iterable[str]) -> str:
+        owner = self.sources.key_map.owner
+        return next((owner[key] for key in keys if key in owner), "")
 
 
 def _file_name(base: Checkpoint, part: Part, index: int) -> str:

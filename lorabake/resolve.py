@@ -19,7 +19,8 @@ from lorabake.keymap.table import Architecture, KeyMap, Module, find
 from lorabake.recipe import Lora, Recipe, Source
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, open_lora, read_object
 from lorabake.tensors.dtypes import FLOAT_NAMES, LARGEST
-from lorabake.tensors.packing import PackedInfo, Packing, find_packing, grow, read_shape
+from lorabake.tensors.formats import find_packing
+from lorabake.tensors.packing import PackedInfo, Packing, grow, read_shape
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.translation import config_of, transcribe, translate
 
@@ -91,9 +92,14 @@ def resolve(recipe: Recipe) -> Sources:
         vae = open_checkpoint(recipe.locate(recipe.vae.path))
         if find(VAE, vae.tensors) is None:
             raise FileError(f"{vae.path}: not a VAE: it has no encoder.down… tensors")
+        if ways := find_packing(vae).titles:
+            raise FileError(
+                f"{vae.path}: {len(ways)} of its weights are stored as {ways[0]}\n"
+                "Only a VAE of plain weights (float32, float16, bfloat16 or float8) can take another's place."
+            )
         vae_map = KeyMap.expand(VAE_ONLY, vae.tensors)
     config = model_config(base)
-    packing = find_packing(base.tensors, config)
+    packing = find_packing(base)
     tensors = packing.logical(base.tensors)
     key_map = KeyMap.expand(identify(tensors), tensors)
     loras = tuple(open_source(recipe, entry) for entry in recipe.loras)

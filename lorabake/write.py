@@ -215,9 +215,8 @@ class Output:
 
     def _planned(self) -> tuple[set[Path], set[Path]]:
         """List the files that this bake makes in a folder, and those that it copies from the base's."""
-        base = self.plan.sources.base
         written = {Path(file.name) for file in self.plan.files} | {Path(name) for name in self.plan.texts}
-        return written, set(base.side_files if base.is_folder else ()) - written
+        return written, {*self.plan.side_files} - written
 
     def _replaces_other_data(self) -> bool:
         """Tell whether the target's data differ from the finished ones: headers with hashes differ then, too."""
@@ -337,7 +336,7 @@ class Output:
 
     def _write_side_files(self) -> None:
         base = self.plan.sources.base
-        for relative in base.side_files if base.is_folder else ():
+        for relative in self.plan.side_files:
             place = self.partial / relative
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(base.path / relative, place)

@@ -326,7 +326,7 @@ def test_notes_of_comfyui_are_read(said: dict[str, object], is_known: bool, tmp_
 
     recipe, values = world(tmp_path, pack, dtype="float32")
     if not is_known:
-        with pytest.raises(MatchError, match=r"which is scaled by fc\.weight_scale"):
+        with pytest.raises(MatchError, match=r"fc\.weight, of which fc\.comfy_quant says {"):
             b.run(recipe)
         return
     b.run(recipe)

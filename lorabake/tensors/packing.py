@@ -1,17 +1,17 @@
-"""Weights that are no plain floats: which tensors hold one, in which shape, and what its values are.
+"""Weights that are no plain floats: what the tensors that hold one are worth, and how a changed one is stored again.
 
 *Scaled* weights have 8 bits a value, times scales: stored in their own shape, they can be encoded anew. *Packed* ones
-have several values a number, or blocks of GGUF, or rows in another order: they are decoded only. Headers alone tell,
-but for the short notes (JSON, some hundred bytes) in which a few formats say how they packed. `decode` alone needs
-torch.
+have several values a number, or blocks of GGUF, or rows in another order: they are decoded only. Which tensors hold
+which, `lorabake.tensors.formats` tells. What needs torch imports it where it is used.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING, cast
 
@@ -26,15 +26,6 @@ if TYPE_CHECKING:
 Facts = Mapping[str, object]
 Parts = Mapping[str, "torch.Tensor"]
 
-SCALES = ("scale_weight", "weight_scale", "weight_scale_inv", "SCB")
-"""What the scales of a weight of 8 bits are called beside it; bitsandbytes' SCB is 127 times one."""
-
-HARMLESS = ("weight", "bias", "input_scale", "scale_input", "weight_format")
-"""What may stand beside a weight of 8 bits without a say in its values."""
-
-NOTES = ("comfy_quant", "weight_format", "input_scale", "scale_input")
-"""Short tensors beside a weight that say how it is stored; they go when it becomes a plain one."""
-
 BLOCK = 128
 """Rows and columns of a block where the shape of the scales says no other."""
 
@@ -44,38 +35,86 @@ AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """The values of e2m1, by their four bits (OCP Microscaling Formats 1.0)."""
 
-BITSANDBYTES = (
-    "absmax", "quant_map", "nested_absmax", "nested_quant_map", "quant_state.bitsandbytes__nf4",
-    "quant_state.bitsandbytes__fp4",
-)  # fmt: skip
-"""What stands behind the name of a weight in bitsandbytes' 4 bits."""
-
 MAX_NOTE = 4096
+"""Bytes of a short tensor that says how a weight is stored."""
+
+WORDS = {"I8": "int8", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+"""What the dtypes are called that weights are scaled into."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackedInfo(TensorInfo):
     """Say which tensors hold a weight: `dtype` names the way, `shape` is the weight's own, `parts` are by role.
 
-    `facts` hold what else it takes to decode it. Offsets are those of the first part.
+    `facts` hold what else it takes to decode it, or was promised of how it is stored. Offsets are those of the first
+    part.
     """
 
     parts: Mapping[str, TensorInfo] = field(default_factory=dict)
     facts: Facts = field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        """Name the way in words: "int8 with row scales, ConvRot"."""
+        way, _, stored = self.dtype.partition(" ")
+        if way != "scaled":
+            return self.dtype
+        found = grid(self.shape, self.parts["scale"].shape)
+        assert found is not None
+        (down, across), (high, wide) = found
+        each = "block" if high > 1 and wide > 1 else "column" if high > 1 else "group" if across > 1 else "row"
+        words = [f"{WORDS[stored]} with {'one scale' if down * across == 1 else f'{each} scales'}"]
+        words += ["powers of two"] * bool(self.facts.get("powers_of_two"))
+        words += ["ConvRot"] * bool(self.facts.get("rotation"))
+        return ", ".join(words)
+
 
 @dataclass(frozen=True, slots=True)
-class Packing:
-    """Hold a checkpoint's packed and scaled weights, by the weight's key.
+class Strange:
+    """Name a weight whose stored values are not its own, in a way that this version does not know.
 
-    `strange` maps weights of 8 bits to a tensor beside them whose role is unknown; `grown` are plain weights that a
-    LoRA widens.
+    `title` is what the way is called; `why` goes on after the weight's key, with advice on further lines; `parts` are
+    the keys of the tensors that stand for the weight, which stay as they are; codes are in a dtype of no parameter.
+    """
+
+    title: str
+    why: str
+    parts: frozenset[str]
+    has_codes: bool = False
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Hold how a checkpoint's weights are stored that are no plain floats, by the weight's key.
+
+    What is `strange` is neither decoded nor cast, even if it is in `packed`, too; `aside` are tensors about what goes
+    through a layer, such as the scale of its inputs; `grown` are plain weights that a LoRA widens.
     """
 
     packed: Mapping[str, PackedInfo] = field(default_factory=dict)
     scaled: Mapping[str, PackedInfo] = field(default_factory=dict)
-    strange: Mapping[str, str] = field(default_factory=dict)
+    strange: Mapping[str, Strange] = field(default_factory=dict)
+    aside: frozenset[str] = frozenset()
     grown: Mapping[str, PackedInfo] = field(default_factory=dict)
+
+    @cached_property
+    def fixed(self) -> frozenset[str]:
+        """Collect the keys of all tensors that no cast may touch: they stand for weights, or say how to read them."""
+        parts = (each.parts.values() for each in chain(self.packed.values(), self.scaled.values()))
+        stored = {part.key for part in chain.from_iterable(parts)} - self.scaled.keys()
+        return self.aside.union(stored, *(each.parts for each in self.strange.values()))
+
+    @property
+    def codes(self) -> frozenset[str]:
+        """Return the keys of weights that are stored as codes, in a dtype that no plain parameter has."""
+        strange = {key for key, each in self.strange.items() if each.has_codes}
+        return frozenset({*self.packed, *self.scaled, *strange})
+
+    @property
+    def titles(self) -> list[str]:
+        """Name the way of each weight that is no plain float."""
+        known = (info for info in chain(self.packed.values(), self.scaled.values()) if info.key not in self.strange)
+        return [info.title for info in known] + [each.title for each in self.strange.values()]
 
     def logical(self, tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
         """Return a checkpoint's tensors as if nothing were packed: each packed weight in its first part's place."""
@@ -85,45 +124,6 @@ class Packing:
             owner = owners.get(key, key)
             found.setdefault(owner, self.packed.get(owner, tensor))
         return found
-
-
-def find_packing(tensors: Mapping[str, TensorInfo], config: Mapping[str, object]) -> Packing:
-    """Find what is packed or scaled; `config` is the model's config.json, which says some of it.
-
-    What looks packed and is not known stays as the plain tensors that it is stored in.
-    """
-    dtypes = {info.dtype for info in tensors.values()}
-    packed = {key: info for key, info in tensors.items() if isinstance(info, PackedInfo)}
-    if packed or not dtypes & {"U8", "I8", "I32", *LARGEST}:
-        return Packing(packed)
-    said = config.get("quantization_config")
-    options: Facts = said if isinstance(said, dict) else {}
-    packed = {info.key: info for info in _packed(tensors, options)}
-    scaled: dict[str, PackedInfo] = {}
-    strange: dict[str, str] = {}
-    beside: dict[str, list[str]] = {}
-    for key in tensors:
-        module, _, leaf = key.rpartition(".")
-        if leaf not in HARMLESS:
-            beside.setdefault(module.removesuffix(".weight"), []).append(key)
-        if stem := re.match(r"(.+)_scales?(?:_inv)?\Z", key):
-            beside.setdefault(stem[1], []).append(key)
-    parts = {part.key for info in packed.values() for part in info.parts.values()}
-    for key, info in tensors.items():
-        if DTYPES[info.dtype].bits != 8 or not info.shape or key in parts or key in packed:
-            continue
-        module = key.removesuffix(".weight")
-        others = [other for other in beside.get(module, ()) if other != key]
-        names = [f"{module}.{leaf}" for leaf in SCALES if f"{module}.{leaf}" in others]
-        if len(names) == 1 and (found := _scaled(info, tensors[names[0]], tensors, options)):
-            unknown = set(others) - {part.key for part in found.parts.values()}
-            if not unknown:
-                scaled[key] = found
-                continue
-            others = sorted(unknown)
-        if others:
-            strange[key] = (names or others)[0]
-    return Packing(packed, scaled, strange)
 
 
 # -- Scaled ----------------------------------------------------------------------------------------------
@@ -154,35 +154,24 @@ def _block(size: int, count: int) -> int:
     return BLOCK if -(-size // BLOCK) == count else 0
 
 
+def rotate(weight: torch.Tensor, group: int) -> torch.Tensor:
+    """Multiply each `group` values of a row by the regular Hadamard matrix of that size, which is its own inverse.
+
+    ConvRot (arXiv 2512.03673, theorem 3.3; comfy-kitchen) stores W·H of a linear layer and turns the inputs likewise.
+    H is the Kronecker power of the 4 × 4 matrix of ones with −1 on the diagonal that rises, over the root of `group`:
+    four values x become Σx − 2·x reversed, for each digit of a place written to the base 4.
+    """
+    values, block, norm = weight, 1, 1
+    while block < group:
+        values = values.reshape(-1, 4, block)
+        values = values.sum(dim=1, keepdim=True) - 2 * values.flip(1)
+        block, norm = block * 4, norm * 2
+    return (values / norm).reshape(weight.shape)
+
+
 def unit(scale_key: str) -> float:
     """Return what a scale of this name is to be multiplied by."""
     return 1 / 127 if scale_key.endswith(".SCB") else 1.0
-
-
-def _scaled(
-    weight: TensorInfo, scale: TensorInfo, tensors: Mapping[str, TensorInfo], options: Facts
-) -> PackedInfo | None:
-    """Describe a weight times its scales; None where more than these decides its values."""
-    if weight.dtype not in LARGEST or scale.dtype not in ("F32", "BF16", "F16"):
-        return None
-    if scale.key.endswith(".SCB") and weight.dtype != "I8":
-        return None
-    shape = grid(weight.shape, scale.shape)
-    size = options.get("weight_block_size")
-    if shape is None or (size is not None and min(shape[0]) > 1 and list(shape[1]) != size):
-        return None
-    module = weight.key.removesuffix(".weight")
-    notes = {leaf: tensors[f"{module}.{leaf}"] for leaf in NOTES if f"{module}.{leaf}" in tensors}
-    if "comfy_quant" in notes:
-        said = _json(notes["comfy_quant"])
-        formats = {"I8": "int8_tensorwise", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
-        plain = said.keys() <= {"format", "full_precision_matrix_mult"}
-        if not plain or said.get("format") != formats[weight.dtype]:
-            return None
-    if "weight_format" in notes and _raw(notes["weight_format"]).strip(b"\0"):
-        return None  # bitsandbytes laid it out for one GPU
-    parts = {"weight": weight, "scale": scale, **notes}
-    return _described(f"scaled {weight.dtype}", weight.key, weight.shape, parts)
 
 
 def spread(scale: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
@@ -207,116 +196,25 @@ def largest_of(weight: torch.Tensor, shape: tuple[int, ...], scale: tuple[int, .
     return sizes.view(down, high, across, wide).amax(dim=(1, 3)).reshape(scale)
 
 
-# -- Packed ----------------------------------------------------------------------------------------------
-
-
-def _packed(tensors: Mapping[str, TensorInfo], options: Facts) -> Iterator[PackedInfo]:
-    for key, info in tensors.items():
-        stem, _, leaf = key.rpartition(".")
-        if leaf == "absmax" and stem in tensors:
-            found = _bitsandbytes(stem, tensors)
-        elif leaf == "qweight" and f"{stem}.scales" in tensors and f"{stem}.qzeros" in tensors:
-            found = _by_groups(stem, tensors, options)
-        elif leaf == "weight_packed" and f"{stem}.weight_scale" in tensors:
-            found = _compressed(stem, tensors)
-        elif key.endswith("_blocks") and info.dtype == "U8" and len(info.shape) == 4:
-            found = _mxfp4(key.removesuffix("_blocks"), tensors)
-        else:
-            continue
-        if found is not None:
-            yield found
-
-
-def _bitsandbytes(key: str, tensors: Mapping[str, TensorInfo]) -> PackedInfo | None:
-    """bitsandbytes' 4 bits (Dettmers et al. 2023, arXiv 2305.14314): codes, a table of values, sizes of blocks."""
-    parts = {leaf: tensors[f"{key}.{leaf}"] for leaf in BITSANDBYTES if f"{key}.{leaf}" in tensors}
-    note = next((leaf for leaf in parts if leaf.startswith("quant_state")), None)
-    if note is None or "quant_map" not in parts or tensors[key].dtype != "U8":
-        return None
-    said = _json(parts[note])
-    shape, size = said.get("shape"), said.get("blocksize")
-    nested = said.get("nested_blocksize") if "nested_absmax" in parts else None
-    if not isinstance(shape, list) or type(size) is not int or tensors[key].nbytes * 2 != prod(shape):
-        return None
-    if nested is not None and (type(nested) is not int or "nested_quant_map" not in parts):
-        return None
-    if parts["absmax"].dtype != ("U8" if nested else "F32"):
-        return None
-    facts = {"blocksize": size, "nested_blocksize": nested, "offset": said.get("nested_offset", 0.0)}
-    title = f"bitsandbytes {said.get('quant_type', '4 bits')}"
-    return _described(title, key, tuple(shape), {"codes": tensors[key], **parts}, facts)
-
-
-def _by_groups(module: str, tensors: Mapping[str, TensorInfo], options: Facts) -> PackedInfo | None:
-    """Describe GPTQ (arXiv 2210.17323) packed along the inputs, and AWQ (arXiv 2306.00978) along the outputs.
-
-    GPTQ's two formats differ in nothing but what they mean by a zero: config.json has to say which it is.
-    """
-    names = ("qweight", "qzeros", "scales", "g_idx")
-    parts = {name: tensors[f"{module}.{name}"] for name in names if f"{module}.{name}" in tensors}
-    weight, zeros, scales = (parts[name].shape for name in names[:3])
-    if {len(shape) for shape in (weight, zeros, scales)} != {2} or parts["qweight"].dtype != "I32":
-        return None
-    groups, out = scales
-    key = f"{module}.weight"
-    if weight[1] * 8 == out and zeros == (groups, weight[1]) and weight[0] % groups == 0 and "g_idx" not in parts:
-        version = str(options.get("version", "gemm")).lower()
-        return _described("AWQ", key, (out, weight[0]), parts, {"bits": 4}) if version == "gemm" else None
-    bits = 32 * zeros[1] // out
-    if weight[1] != out or bits not in (2, 4, 8) or zeros != (groups, out * bits // 32):
-        return None
-    inputs = weight[0] * 32 // bits
-    if parts.get("g_idx", replace(parts["scales"], shape=(inputs,))).shape != (inputs,) or inputs % groups:
-        return None
-    offset = {"gptq": 1, "gptq_v2": 0}.get(str(options.get("checkpoint_format", "gptq")))
-    if options.get("quant_method") != "gptq" or offset is None:
-        return None  # nothing says whether zeros are stored less one, or that it was not packed anew for one kernel
-    return _described("GPTQ", key, (out, inputs), parts, {"bits": bits, "offset": offset})
-
-
-def _compressed(module: str, tensors: Mapping[str, TensorInfo]) -> PackedInfo | None:
-    """compressed-tensors' `pack-quantized`: 4 or 8 bits a value, half of the range below zero, scales by group."""
-    packed, scale = tensors[f"{module}.weight_packed"], tensors[f"{module}.weight_scale"]
-    noted = tensors.get(f"{module}.weight_shape")
-    if noted is None or noted.dtype not in ("I64", "I32") or noted.shape != (2,) or packed.dtype != "I32":
-        return None
-    if {f"{module}.weight_zero_point", f"{module}.weight_g_idx"} & tensors.keys() or len(scale.shape) != 2:
-        return None
-    out, inputs = read_shape(noted)
-    bits = next((bits for bits in (4, 8) if packed.shape == (out, -(-inputs * bits // 32))), 0)
-    if not bits or scale.shape[0] != out or inputs % max(scale.shape[1], 1):
-        return None
-    parts = {"packed": packed, "scale": scale, "shape": noted}
-    return _described("compressed-tensors", f"{module}.weight", (out, inputs), parts, {"bits": bits})
-
-
-def _mxfp4(key: str, tensors: Mapping[str, TensorInfo]) -> PackedInfo | None:
-    """Describe MXFP4 as gpt-oss stores experts: 32 values a block along the inputs, the weight transposed in use."""
-    blocks, scales = tensors[f"{key}_blocks"], tensors.get(f"{key}_scales")
-    if scales is None or scales.dtype != "U8" or scales.shape != blocks.shape[:3] or blocks.shape[3] != 16:
-        return None
-    experts, rows, groups, _ = blocks.shape
-    return _described("MXFP4", key, (experts, groups * 32, rows), {"blocks": blocks, "scales": scales})
-
-
 def grow(weight: TensorInfo, shape: tuple[int, ...]) -> PackedInfo:
     """Describe a weight with zeros behind its values along every side that is shorter than in `shape`."""
-    return _described("padded", weight.key, shape, {"weight": weight})
+    return described("padded", weight.key, shape, {"weight": weight})
 
 
 def reordered(tensor: TensorInfo, rows: tuple[range, ...]) -> PackedInfo:
     """Describe a tensor whose rows are to be read in another order, `rows` saying which comes when."""
-    return _described(f"reordered {tensor.dtype}", tensor.key, tensor.shape, {"tensor": tensor}, {"rows": rows})
+    return described(f"reordered {tensor.dtype}", tensor.key, tensor.shape, {"tensor": tensor}, {"rows": rows})
 
 
 def turned(tensor: TensorInfo) -> PackedInfo:
     """Describe a matrix that is to be read as its transpose."""
-    return _described(f"turned {tensor.dtype}", tensor.key, tensor.shape[::-1], {"tensor": tensor})
+    return described(f"turned {tensor.dtype}", tensor.key, tensor.shape[::-1], {"tensor": tensor})
 
 
-def _described(
+def described(
     title: str, key: str, shape: tuple[int, ...], parts: Mapping[str, TensorInfo], facts: Facts | None = None
 ) -> PackedInfo:
+    """Describe a weight of this key and shape that these parts hold."""
     first = next(iter(parts.values()))
     folder = first.key.removesuffix(first.name)
     name = key.removeprefix(folder)
@@ -328,10 +226,50 @@ def decode(info: PackedInfo, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
     return DECODERS[info.dtype.partition(" ")[0]](info, parts, dtype)
 
 
+def unscaled(info: PackedInfo, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return what a scaled weight's values are worth, in its own shape, from its stored values and scales."""
+    flat = weight.reshape(info.shape[0] if info.shape else 1, -1)
+    values = (flat * spread(scale * unit(info.parts["scale"].key), info.shape)).reshape(info.shape)
+    return rotate(values, cast(int, info.facts["rotation"])) if info.facts.get("rotation") else values
+
+
+def encode(info: PackedInfo, weight: torch.Tensor, scale_dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a changed weight in units of fresh scales, still to be rounded, and the scales, as they are stored.
+
+    The largest value that a scale is for becomes the dtype's largest, or no more where scales are powers of two.
+    What is promised of how the weight is stored stays true: rotation, powers of two, shape and dtype of scales.
+    """
+    import torch
+
+    if info.facts.get("rotation"):
+        weight = rotate(weight, cast(int, info.facts["rotation"]))
+    shape, factor = info.parts["scale"].shape, unit(info.parts["scale"].key)
+    largest = largest_of(weight, info.shape, shape) / (LARGEST[info.parts["weight"].dtype] * factor)
+    fresh = torch.where(largest > 0, largest, torch.ones_like(largest))
+    if info.facts.get("powers_of_two"):
+        part, power = torch.frexp(fresh)
+        fresh = torch.ldexp(torch.ones_like(fresh), power - (part == 0.5).int())
+    fresh = fresh.to(scale_dtype).to(weight.dtype)
+    flat = weight.reshape(info.shape[0] if info.shape else 1, -1)
+    return (flat / spread(fresh * factor, info.shape)).reshape(info.shape), fresh
+
+
 def _decode_scaled(info: PackedInfo, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
-    scale = parts["scale"].to(dtype) * unit(info.parts["scale"].key)
-    flat = parts["weight"].to(dtype).reshape(info.shape[0] if info.shape else 1, -1)
-    return (flat * spread(scale, info.shape)).reshape(info.shape)
+    return unscaled(info, parts["weight"].to(dtype), parts["scale"].to(dtype))
+
+
+def _decode_quanto(info: PackedInfo, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    import torch
+
+    scale = parts["scale"].to(dtype)
+    if "shift" not in parts:  # 8 bits
+        return parts["data"].to(dtype) * scale
+    bits, rows = cast(int, info.facts["bits"]), len(parts["scale"])
+    bands = [parts["data"] >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)]
+    codes, shift = torch.cat(bands)[:rows], parts["shift"]
+    if shift.is_floating_point():
+        return (codes.to(dtype) * scale - shift.to(dtype)).reshape(info.shape)
+    return ((codes.to(dtype) - shift.to(dtype)) * scale).reshape(info.shape)
 
 
 def _decode_padded(info: PackedInfo, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
@@ -440,6 +378,7 @@ DECODERS = {
     "AWQ": _decode_awq,
     "compressed-tensors": _decode_compressed,
     "MXFP4": _decode_mxfp4,
+    "quanto": _decode_quanto,
 }
 """By the first word of a packed tensor's dtype."""
 
@@ -464,20 +403,21 @@ def read_shape(info: TensorInfo) -> tuple[int, ...]:
     """Read a tensor of a few whole numbers, such as a shape; () where it holds none."""
     if info.dtype not in ("I64", "I32", "I16", "U8") or len(info.shape) != 1:
         return ()
-    raw, width = _raw(info), DTYPES[info.dtype].bits // 8
+    raw, width = read_note(info), DTYPES[info.dtype].bits // 8
     return tuple(int.from_bytes(raw[at : at + width], "little") for at in range(0, len(raw), width))
 
 
-def _raw(info: TensorInfo) -> bytes:
+def read_note(info: TensorInfo) -> bytes:
+    """Read a short tensor, its first bytes if it is long."""
     with open(info.file, "rb") as stream:
         stream.seek(info.start)
         return stream.read(min(info.nbytes, MAX_NOTE))
 
 
-def _json(info: TensorInfo) -> dict[str, object]:
+def read_facts(info: TensorInfo) -> dict[str, object]:
     """Read a tensor of bytes that hold a JSON object; an empty one where they do not."""
     try:
-        said = json.loads(_raw(info))
+        said = json.loads(read_note(info))
     except (ValueError, RecursionError):
         return {}
     return said if isinstance(said, dict) else {}

@@ -22,10 +22,10 @@ import numpy as np
 from lorabake.errors import FileError, SurroundingsError
 from lorabake.keymap.table import KeyMap
 from lorabake.planning import Plan
-from lorabake.resolve import model_config
 from lorabake.tensors.checkpoint import Checkpoint, read_object
 from lorabake.tensors.dtypes import DTYPES
-from lorabake.tensors.packing import NOTES, PackedInfo, find_packing
+from lorabake.tensors.formats import NOTES, find_packing
+from lorabake.tensors.packing import PackedInfo
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.verification.arrays import Files
 
@@ -215,7 +215,7 @@ def build(
 
 def seen(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
     """Return a checkpoint's tensors as networks see them: packed and scaled weights whole, what unpacks them gone."""
-    packing = find_packing(checkpoint.tensors, model_config(checkpoint))
+    packing = find_packing(checkpoint)
     found = packing.logical(checkpoint.tensors)
     if not packing.packed and not packing.scaled:
         return found

@@ -7,7 +7,7 @@ rows at a time, so that memory stays that of a bake.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,14 +19,17 @@ from lorabake.matching import Patch
 from lorabake.methods import masks_of
 from lorabake.planning import Bake, Plan, Target
 from lorabake.tensors.dtypes import LARGEST, decode_scalar
+from lorabake.tensors.safetensors import TensorInfo
 from lorabake.verification.arrays import GREATEST, LEAST, MANTISSA, Files, spacing
 from lorabake.verification.combinations import combined
 from lorabake.verification.formulas import FORMULAS, Array, Place, Tensors, changed
-from lorabake.verification.unpacking import largest, scales
+from lorabake.verification.unpacking import largest, next_power, scales, turned, worth
 
 Indices = NDArray[np.intp]
 Numbers = NDArray[np.uint64]
 TILE_VALUES = 1 << 17
+EDGE = 2.0**-18
+"""Share of a block's largest value by which float32 may be off, far more than it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +54,10 @@ class Tile:
 
 
 class Recomputation:
-    """Recompute the steps of one plan."""
+    """Recompute the steps of one plan; `found` are the tensors of the checkpoint that is judged, if there is one."""
 
-    def __init__(self, plan: Plan, files: Files) -> None:
-        self.plan, self.files = plan, files
+    def __init__(self, plan: Plan, files: Files, found: Mapping[str, TensorInfo] | None = None) -> None:
+        self.plan, self.files, self.found = plan, files, found or {}
         self.sequential = plan.sources.recipe.is_sequential
 
     def tiles(self, step: Bake, some: int | None = None) -> Iterator[Tile]:
@@ -95,6 +98,8 @@ class Recomputation:
         epsilon = 2.0**-53 if double else 2.0**-24
         at = rows, columns
         sizes = 16 * (np.abs(tile.base[at]) + np.abs(tile.exact[at]))
+        if tile.target.encoding is not None and tile.target.encoding.facts.get("rotation"):  # each value is of many
+            sizes = sizes + 64 * (np.abs(tile.base).max(initial=0.0) + np.abs(tile.exact).max(initial=0.0))
         for change in tile.changes:
             patch = change.patch
             inside = (rows >= change.rows.start) & (rows < change.rows.stop)
@@ -156,9 +161,9 @@ class Recomputation:
         base = {each.key: self.files.whole(each.source).reshape(matrix(each.shape)) for each in step.targets}
         shapes = {target.key: target.shape for target in step.targets}
         for target in step.targets:
-            if target.scale_key:
+            if target.encoding is not None:
                 stored = base[target.scale_key].reshape(shapes[target.scale_key])
-                base[target.key] *= scales(stored, target.shape, target.scale_key)
+                base[target.key] = worth(target.encoding, base[target.key], stored)
         exact = {key: array.copy() for key, array in base.items()}
         parts: dict[str, list[Change]] = {key: [] for key in base}
         own: dict[int, Array] = {}
@@ -195,9 +200,10 @@ class Recomputation:
             parts[key].append(Change(step.patches.index(there[0].patch), there[0].patch, rows, total))
         dtypes = {target.key: target.dtype for target in step.targets}
         for target in step.targets:
-            if target.scale_key:  # all in units of the scale that is due
+            if (encoding := target.encoding) is not None:  # all as it is stored, in units of the scale that is due
                 old, shape = base[target.scale_key], shapes[target.scale_key]
-                fresh = _fresh(exact[target.key], old.reshape(shape), target, dtypes[target.scale_key])
+                base[target.key], exact[target.key] = (turned(encoding, each[target.key]) for each in (base, exact))
+                fresh = self._fresh(exact[target.key], old.reshape(shape), target, dtypes[target.scale_key])
                 due = fresh.reshape(old.shape)
                 scale = scales(fresh, target.shape, target.scale_key)
                 exact[target.scale_key] = due
@@ -206,18 +212,32 @@ class Recomputation:
                 base[target.key] /= scale
                 exact[target.key] /= scale
                 parts[target.key] = [
-                    replace(each, delta=each.delta / (scale if len(scale) == 1 else scale[each.rows]))
+                    replace(
+                        each,
+                        delta=turned(encoding, each.delta) / (scale if len(scale) == 1 else scale[each.rows]),
+                    )
                     for each in parts[target.key]
                 ]
         for target in step.targets:
             yield Tile(target, 0, base[target.key], exact[target.key], tuple(parts[target.key]))
 
+    def _fresh(self, weight: Array, scale: Array, target: Target, scale_dtype: str) -> Array:
+        """Return the scales, in their shape, by which the largest value of each block becomes the dtype's largest.
 
-def _fresh(weight: Array, scale: Array, target: Target, scale_dtype: str) -> Array:
-    """Return the scales, in their shape, by which the largest value of each block becomes the dtype's largest."""
-    sizes = largest(weight, scale) / LARGEST[target.dtype]
-    sizes *= 127.0 if target.scale_key.endswith("SCB") else 1.0
-    return rounded(scale_dtype, np.where(sizes > 0, sizes, 1.0))
+        Where they are powers of two, the next one up is due. A largest value at the very edge of one may lie on
+        either side of it in the bake's precision: there, the checkpoint's own scale decides, if it is one of the two.
+        """
+        sizes = largest(weight, scale) / LARGEST[target.dtype]
+        sizes *= 127.0 if target.scale_key.endswith("SCB") else 1.0
+        sizes = np.where(sizes > 0, sizes, 1.0)
+        if target.encoding is None or not target.encoding.facts.get("powers_of_two"):
+            return rounded(scale_dtype, sizes)
+        low, high = (next_power(np.asarray(sizes * (1 + off))) for off in (-EDGE, EDGE))
+        found = self.found.get(target.scale_key)
+        if found is None or found.shape != scale.shape:
+            return next_power(sizes)
+        there = self.files.whole(found)
+        return np.asarray(np.where((there == low) | (there == high), there, next_power(sizes)))
 
 
 def _place(patch: Patch, rows: slice) -> Place:

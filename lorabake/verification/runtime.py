@@ -23,7 +23,7 @@ from lorabake.verification.arrays import Files
 from lorabake.verification.formulas import Array
 from lorabake.verification.networks import submodule
 from lorabake.verification.recompute import Recomputation
-from lorabake.verification.unpacking import scales
+from lorabake.verification.unpacking import worth
 
 if TYPE_CHECKING:
     import torch
@@ -67,9 +67,9 @@ class Weights:
                 )
             shapes = {target.key: target.shape for target in step.targets}
             for target in step.targets:  # what is stored in units of a scale is worth its values times the scale
-                if target.scale_key:
+                if target.encoding is not None:
                     scale = made[target.scale_key].reshape(shapes[target.scale_key])
-                    made[target.key] *= scales(scale, target.shape, target.scale_key)
+                    made[target.key] = worth(target.encoding, made[target.key], scale)
             for target in step.targets:
                 value = torch.from_numpy(made[target.key].astype(np.float32))
                 for spot in spots.get(target.key, ()):

@@ -73,6 +73,10 @@ def sample(plan: Plan, baked: Path, options: SampleOptions) -> tuple[Samples | N
     if speaks and (plan.sources.packing.packed or plan.sources.packing.scaled):
         note = "the base's weights are packed or scaled: transformers has no plain model of them to compare with"
         return None, [Finding("samples.skipped", Status.SKIP, baked.name, "", "", note)]
+    if strange := plan.sources.packing.strange:
+        key, first = next(iter(strange.items()))
+        note = f"{len(strange)} of the base's weights cannot be decoded, such as {key}: {first.title}"
+        return None, [Finding("samples.skipped", Status.SKIP, baked.name, "", "", note)]
     has_unet = has_configs(plan)
     lacking = {"unet", "vae"} - plan.sources.key_map.placed.keys()
     if has_unet and (lacking or not {*TEXT_ENCODERS} & plan.sources.key_map.placed.keys()):

@@ -16,6 +16,7 @@ from lorabake.keymap.spelling import patterns
 from lorabake.planning import Embedding, OutputFile, Plan, Target
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint
 from lorabake.tensors.safetensors import Header, read_header
+from lorabake.tensors.statements import in_metadata
 from lorabake.verification.findings import Finding, Status
 
 
@@ -32,6 +33,7 @@ def check_structure(plan: Plan, path: Path) -> tuple[list[Finding], Checkpoint |
     found = [Finding("structure.file", Status.PASS, path.name, f"{size:,} bytes", "", note)]
     found += [*_keys(plan, baked), *_forms(plan, baked), *_order(plan, baked)]
     found += [*_side_files(plan, path), *_embeddings(plan, baked), *_metadata(plan, baked)]
+    found += [*_statements(plan, baked)]
     return found, baked
 
 
@@ -146,7 +148,7 @@ def _side_files(plan: Plan, path: Path) -> Iterator[Finding]:
     if not plan.is_folder or not plan.sources.base.is_folder:
         return
     wrong = []
-    for name in plan.sources.base.side_files:
+    for name in plan.side_files:
         made, copied = plan.texts.get(name.as_posix()), path / name
         if not copied.is_file():
             wrong.append(f"{name} is missing")
@@ -156,8 +158,8 @@ def _side_files(plan: Plan, path: Path) -> Iterator[Finding]:
             wrong.append(f"{name} differs from the base's")
     if wrong:
         yield Finding("structure.side_files", Status.FAIL, path.name, f"{len(wrong)}", "0", "; ".join(wrong[:5]))
-    elif plan.sources.base.side_files:
-        count = len(plan.sources.base.side_files)
+    elif plan.side_files:
+        count = len(plan.side_files)
         yield Finding("structure.side_files", Status.PASS, path.name, f"{count} files", "", "configs as they must be")
 
 
@@ -209,6 +211,25 @@ def _metadata(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
         else:
             note = "the base has the size and the header that the bake saw"
             yield Finding("structure.base", Status.PASS, plan.sources.base.path.name, "", "", note)
+
+
+def _statements(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
+    """Compare what headers say of how weights are stored: another program would read other weights by it."""
+    headers = {name_of(baked, header): header for part in baked.parts for header in part.files}
+    if not baked.is_folder and len(plan.files) == 1:
+        headers = dict.fromkeys([plan.files[0].name], baked.parts[0].files[0])
+    compared = ((file, headers[file.name]) for file in plan.files if file.name in headers)
+    wrong, said = [], 0
+    for file, header in compared:
+        due, there = in_metadata(file.metadata), in_metadata(header.metadata)
+        said += bool(due)
+        wrong += [f"{file.name}: {each}" for each in _differences(there, due)]
+    subject, note = baked.path.name, "the headers say of stored weights what the plan says"
+    if wrong:
+        note = f"the headers say otherwise how weights are stored: {'; '.join(wrong[:3])}"
+        yield Finding("structure.statements", Status.FAIL, subject, f"{len(wrong)} differences", "0", note)
+    elif said:
+        yield Finding("structure.statements", Status.PASS, subject, "", "", note)
 
 
 def _parsed(text: str) -> object:

@@ -49,6 +49,35 @@ def largest(weight: Array, stored: Array) -> Array:
     return found
 
 
+def hadamard(group: int) -> Array:
+    """Return ConvRot's matrix: the Kronecker power of a 4 × 4 one, over the root of its size; its own inverse."""
+    four = np.array([[1.0, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]])
+    matrix: Array = np.ones((1, 1))
+    while len(matrix) < group:
+        matrix = np.asarray(np.kron(matrix, four))
+    return np.asarray(matrix / np.sqrt(group))
+
+
+def turned(info: PackedInfo, rows: Array) -> Array:
+    """Turn rows of a weight into the basis in which it is stored, or back."""
+    group = int(str(info.facts.get("rotation", 0)))
+    if not group:
+        return rows
+    return np.asarray((rows.reshape(len(rows), -1, group) @ hadamard(group)).reshape(rows.shape))
+
+
+def worth(info: PackedInfo, rows: Array, scale: Array) -> Array:
+    """Return what a scaled weight's rows are worth, all of them, from their stored values and scales."""
+    return turned(info, rows * scales(scale, info.shape, info.parts["scale"].key))
+
+
+def next_power(values: Array) -> Array:
+    """Return the least power of two that is no smaller: float64's exponent, one higher where a bit follows it."""
+    bits = values.view(np.uint64)
+    whole = bits & np.uint64(0xFFF0000000000000)
+    return np.asarray(np.where(bits == whole, whole, whole + np.uint64(1 << 52)).view(np.float64))
+
+
 def unpack(info: PackedInfo, stored: Stored) -> Array:
     """Return a weight's values in its own shape; `stored` reads one of its parts as the numbers that it holds."""
     way = info.dtype.partition(" ")[0]
@@ -56,9 +85,8 @@ def unpack(info: PackedInfo, stored: Stored) -> Array:
 
 
 def _scaled(info: PackedInfo, stored: Stored) -> Array:
-    weight = stored("weight")
-    factors = scales(stored("scale"), info.shape, info.parts["scale"].key)
-    return np.asarray((weight.reshape(info.shape[0] if info.shape else 1, -1) * factors).reshape(info.shape))
+    rows = stored("weight").reshape(info.shape[0] if info.shape else 1, -1)
+    return worth(info, rows, stored("scale")).reshape(info.shape)
 
 
 def _padded(info: PackedInfo, stored: Stored) -> Array:
@@ -136,6 +164,18 @@ def _mxfp4(info: PackedInfo, stored: Stored) -> Array:
     return np.ascontiguousarray(values.reshape(*blocks.shape[:2], -1).swapaxes(1, 2))
 
 
+def _quanto(info: PackedInfo, stored: Stored) -> Array:
+    scale = stored("scale")
+    if "shift" not in info.parts:
+        return np.asarray(stored("data") * scale)
+    bytes_, shift, bits = stored("data").astype(np.int64), stored("shift"), int(str(info.facts["bits"]))
+    row = np.arange(len(scale))
+    codes = bytes_[row % len(bytes_)] // 2 ** (bits * (row // len(bytes_))).reshape(-1, *[1] * (bytes_.ndim - 1))
+    codes = codes % 2**bits
+    is_whole = info.parts["shift"].dtype in ("I8", "U8")
+    return np.asarray((codes - shift) * scale if is_whole else codes * scale - shift).reshape(info.shape)
+
+
 WAYS: dict[str, Callable[[PackedInfo, Stored], Array]] = {
     "scaled": _scaled,
     "padded": _padded,
@@ -147,5 +187,6 @@ WAYS: dict[str, Callable[[PackedInfo, Stored], Array]] = {
     "AWQ": _awq,
     "compressed-tensors": _compressed,
     "MXFP4": _mxfp4,
+    "quanto": _quanto,
 }
 """By the first word of a packed tensor's dtype."""

@@ -73,7 +73,7 @@ def check_weights(
 class _Check:
     def __init__(self, plan: Plan, baked: Checkpoint, files: Files, progress: Callable[[int], None]) -> None:
         self.plan, self.baked, self.files, self.progress = plan, baked, files, progress
-        self.recomputation = Recomputation(plan, files)
+        self.recomputation = Recomputation(plan, files, baked.tensors)
 
     def run(self, sample: int | None) -> WeightsResult:
         jobs = self._jobs()

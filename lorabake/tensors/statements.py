@@ -1,0 +1,480 @@
+"""What a checkpoint says of how its weights are stored, gathered in one place, wherever it stands.
+
+A *statement* says that stored values are not the weights themselves, or promises something of them. ComfyUI says it
+of single layers, in a tensor beside the weight (`fc.comfy_quant`) or in the file's header (`_quantization_metadata`).
+Others say it of a whole model: `quantization_config` and its like, in config.json at any depth, in a file of its own
+or in the header. All are read here, and kept true where weights become plain; `lorabake.tensors.formats` judges what
+they mean for a weight. Files and headers only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from os.path import isfile
+from pathlib import Path, PurePosixPath
+
+from lorabake.errors import FileError, TargetError
+from lorabake.tensors.checkpoint import Checkpoint, read_object
+from lorabake.tensors.packing import Facts, read_facts
+from lorabake.tensors.safetensors import Header
+
+NOTE = "comfy_quant"
+"""The leaf of a tensor that says in JSON how the weight beside it is stored."""
+
+LAYERS = "_quantization_metadata"
+"""The header's key that says the same of many layers."""
+
+MODEL_KEYS = ("quantization_config", "compression_config", "quant_config", "quantization")
+"""What a statement about a whole model is called in JSON."""
+
+TELLING = {"quant_method", "quant_algo", "bits", "w_bit", "group_size", "qformat_weight", "method", "config_groups"}
+"""One of these is in a statement that is called by a word of many meanings."""
+
+FILES = {
+    "config.json": "", "params.json": "", "hf_quant_config.json": "modelopt", "quantize_config.json": "gptq",
+    "quant_config.json": "awq", "quanto_qmap.json": "quanto",
+}  # fmt: skip
+"""The files that hold statements, and whose way one of no name is; those with a way hold nothing else."""
+
+QUANTO_TYPES = {"none", "qint2", "qint4", "qint8", "qfloat8", "qfloat8_e4m3fn", "qfloat8_e5m2"}
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """Describe a way of storing weights: its name, and the option that lists the modules that are left plain."""
+
+    title: str
+    plain: str = ""
+
+
+METHODS = {
+    "aqlm": Method("AQLM", "linear_weights_not_to_quantize"),
+    "auto-round": Method("AutoRound"),
+    "awq": Method("AWQ", "modules_to_not_convert"),
+    "bitnet": Method("BitNet", "modules_to_not_convert"),
+    "bitsandbytes": Method("bitsandbytes", "llm_int8_skip_modules"),
+    "compressed-tensors": Method("compressed-tensors", "ignore"),
+    "eetq": Method("EETQ", "modules_to_not_convert"),
+    "exl2": Method("EXL2"),
+    "exl3": Method("EXL3"),
+    "fbgemm_fp8": Method("FBGEMM fp8", "modules_to_not_convert"),
+    "fp8": Method("fp8", "modules_to_not_convert"),
+    "gptq": Method("GPTQ"),
+    "hqq": Method("HQQ", "skip_modules"),
+    "mlx": Method("MLX"),
+    "modelopt": Method("ModelOpt", "ignore"),
+    "mxfp4": Method("MXFP4", "modules_to_not_convert"),
+    "mxfp8": Method("MXFP8", "modules_to_not_convert"),
+    "quanto": Method("quanto", "modules_to_not_convert"),
+    "quark": Method("Quark", "exclude"),
+    "sdnq": Method("SDNQ", "modules_to_not_convert"),
+    "spqr": Method("SpQR", "modules_to_not_convert"),
+    "svdquant": Method("SVDQuant"),
+    "torchao": Method("torchao", "modules_to_not_convert"),
+    "vptq": Method("VPTQ", "modules_to_not_convert"),
+}
+"""The ways, as `quant_method` names them, that mark each weight by the tensors beside it; other weights are plain."""
+
+SHOWN = {
+    "quant_method", "method", "bits", "num_bits", "nbits", "w_bit", "weight_bits", "super_bits", "group_size",
+    "q_group_size", "super_group_size", "zero_point", "has_zero_point", "sym", "desc_act", "pack_dtype",
+    "data_type", "weight_dtype", "weights_dtype", "quant_type", "quant_algo", "fmt", "axis", "mode",
+    "weight_block_size", "checkpoint_format", "version", "format", "packing_format", "config_groups",
+    "global_quant_config", "layer_quant_config", "layer_type_quant_config", "quantized_layers", "dynamic",
+    "dynamic_config", "config_for_layers", "shared_layer_config", "quant_mode", "export", "load_in_4bit",
+    "load_in_8bit", "_load_in_4bit", "_load_in_8bit", "llm_int8_has_fp16_weight", "bnb_4bit_quant_type",
+    "bnb_4bit_use_double_quant", "bnb_4bit_quant_storage", "nbits_per_codebook", "num_codebooks", "in_group_size",
+    "out_group_size", "beta1", "beta2", "shapes", "view_as_float", "rank", "qformat_weight", "weight", "weights",
+    "scale_fmt", "scale_format", "scale_dtype",
+}  # fmt: skip
+"""Options that the tensors show as well, by their shapes, dtypes and names, or that formats read."""
+
+LISTED = {
+    "ignore", "ignored_layers", "exclude", "exclude_modules", "modules_to_not_convert", "modules_to_convert",
+    "skip_modules", "llm_int8_skip_modules", "linear_weights_not_to_quantize", "modules_in_block_to_quantize",
+    "block_name_to_quantize", "module_name_preceding_first_block", "quant_block_list", "to_quant_block_names",
+    "lm_head", "include_input_output_embeddings", "untie_embedding_weights", "packed_modules_mapping",
+    "modules_to_fuse",
+}  # fmt: skip
+"""Options about which modules are stored in this way."""
+
+FLOWING = {
+    "activation", "activations", "activation_scheme", "activation_scale_ub", "activation_bits", "act_bits",
+    "act_group_size", "act_sym", "act_dynamic", "act_data_type", "qscheme_act", "softmax_quant_spec",
+    "kv_cache_scheme", "kv_cache_quant_algo", "kv_cache_quant_method", "kv_cache_dtype", "kv_cache_config",
+    "llm_int8_threshold", "llm_int8_enable_fp32_cpu_offload", "bnb_4bit_compute_dtype", "compute_dtype",
+    "use_quantized_matmul",
+}  # fmt: skip
+"""Options about what goes through a layer."""
+
+MADE = {
+    "meta", "producer", "quantizer", "tokenizer", "dataset", "observer", "observer_kwargs", "quantization_status",
+    "global_compression_ratio", "model_name_or_path", "model_file_base_name", "model_class", "model_seqlen",
+    "damp_percent", "damp_auto_increment", "static_groups", "true_sequential", "act_group_aware", "mse", "hessian",
+    "gptaq", "foem", "fallback", "failsafe", "batch_size", "pad_token_id", "max_input_length",
+    "cache_block_outputs", "seqlen", "nsamples", "iters", "lr", "minmax_lr", "amp", "train_bs",
+    "gradient_accumulate_steps", "enable_minmax_tuning", "enable_norm_bias_tuning", "enable_quanted_input",
+    "low_gpu_mem_usage", "autoround_version", "enable_proxy_error", "backend", "quant_backend", "device",
+    "use_exllama", "disable_exllama", "exllama_config", "use_cuda_fp16", "max_input_len", "run_compressed",
+    "dequantize", "do_fuse", "fuse_max_seq_len", "use_optimized_inference", "tune_metadata", "offload_to_disk",
+    "offload_to_disk_path", "parallel_packing",
+}  # fmt: skip
+"""Options about how weights were made, or how programs run them."""
+
+SILENT = SHOWN | LISTED | FLOWING | MADE
+"""Options without a say in what stored values mean, given the tensors."""
+
+ARGUMENTS = {
+    "num_bits", "type", "symmetric", "group_size", "strategy", "block_structure", "dynamic", "actorder",
+    "scale_dtype", "zp_dtype", "observer", "observer_kwargs", "is_mx",
+}  # fmt: skip
+"""What compressed-tensors says of the weights of a group, of which the same holds."""
+
+ALLOWED: Mapping[str, tuple[object, ...]] = {
+    "expert_dtype": ("fp8",),
+    "quantization_mode": ("offline",),
+    "linear_class": ("bitlinear",),
+    "sparsity_structure": ("unstructured", "0:0"),
+}
+"""Options that change nothing with these values alone."""
+
+OTHER_NAMES = {"gptq": {"format": "checkpoint_format"}, "awq": {"format": "version"}}
+"""What GPTQModel calls an option of another program's, by the way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """Hold what one place says: `place` names it in messages, `says` are its options."""
+
+    place: str
+    says: Facts
+
+
+@dataclass(frozen=True, slots=True)
+class Statements:
+    """Hold all that a checkpoint says of how its weights are stored.
+
+    `layers` are about one layer each, by its path (with the component's folder in front); `models` about all weights
+    of a component, by its folder.
+    """
+
+    layers: Mapping[str, tuple[Statement, ...]]
+    models: Mapping[str, tuple[Statement, ...]]
+
+
+def gather(checkpoint: Checkpoint) -> Statements:
+    """Read every statement of a checkpoint; raise FileError for one that is there and cannot be read."""
+    layers: dict[str, list[Statement]] = {}
+    models: dict[str, list[Statement]] = {}
+    for part in checkpoint.parts:
+        prefix = f"{part.folder}/" if part.folder else ""
+        infos = [info for header in part.files for info in header.tensors.values()]
+        modules = _by_leaf({info.name for info in infos} | {info.name.rpartition(".")[0] for info in infos})
+        for info in infos:
+            module, _, leaf = info.key.rpartition(".")
+            if leaf == NOTE:
+                layers.setdefault(module, []).append(Statement(info.key, read_facts(info)))
+        for header in part.files:
+            for name, says in _layers(header).items():
+                for module in _meant(name, modules):
+                    layers.setdefault(prefix + module, []).append(Statement(f"the header's {LAYERS}", says))
+            models.setdefault(part.folder, []).extend(_in_header(header))
+        for path in _files(checkpoint, part.folder):
+            models[part.folder].extend(_in_file(path, prefix + path.name))
+    return Statements(
+        {module: tuple(found) for module, found in layers.items()},
+        {folder: tuple(found) for folder, found in models.items()},
+    )
+
+
+# -- where they stand ------------------------------------------------------------------------------------
+
+
+def _layers(header: Header) -> dict[str, Facts]:
+    text = header.metadata.get(LAYERS)
+    if text is None:
+        return {}
+    layers = _parsed(header, LAYERS).get("layers")
+    if not isinstance(layers, dict) or not all(isinstance(says, dict) for says in layers.values()):
+        raise FileError(f"{header.path}: the header's {LAYERS} has no layers that it describes")
+    return layers
+
+
+def _by_leaf(modules: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for module in modules:
+        found.setdefault(module.rpartition(".")[2], []).append(module)
+    return found
+
+
+def _meant(name: str, modules: Mapping[str, list[str]]) -> list[str]:
+    """Return the layer of this path, or, where the file has more in front of its layers, those whose path ends so."""
+    alike = modules.get(name.rpartition(".")[2], [])
+    return [name] if name in alike else [module for module in alike if module.endswith(f".{name}")]
+
+
+def _parsed(header: Header, name: str) -> dict[str, object]:
+    said = _object(header.metadata[name])
+    if said is None:
+        raise FileError(f"{header.path}: the header's {name} says how weights are stored, and is no JSON object")
+    return said
+
+
+def _object(text: str) -> dict[str, object] | None:
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return said if isinstance(said, dict) else None
+
+
+def _holders(header: Header) -> Iterator[tuple[str, dict[str, object]]]:
+    """Yield what of a header's metadata may hold statements about a whole model: key, and JSON object."""
+    for name, text in header.metadata.items():
+        if name in MODEL_KEYS:
+            yield name, _parsed(header, name)
+        elif _may_say(name, text) and (said := _object(text)) is not None:
+            yield name, said
+
+
+def _may_say(name: str, text: str) -> bool:
+    """Tell whether an entry of a header's metadata may hold statements deeper in it."""
+    return not name.startswith(("lorabake.", "ss_")) and any(f'"{key}"' in text for key in MODEL_KEYS)
+
+
+def in_metadata(metadata: Mapping[str, str]) -> dict[str, object]:
+    """Return what a header's metadata says of how weights are stored, parsed, by its keys there."""
+    found: dict[str, object] = {name: _object(metadata[name]) for name in (LAYERS, *MODEL_KEYS) if name in metadata}
+    for name, text in metadata.items():
+        if name not in found and _may_say(name, text):
+            found |= {f"{name}: {path}": says for path, says in _search(_object(text) or {})}
+    return found
+
+
+def _in_header(header: Header) -> Iterator[Statement]:
+    for name, said in _holders(header):
+        for path, says in _search({name: said} if name in MODEL_KEYS else said):
+            yield Statement(f"the header's {path}", _named(says, ""))
+
+
+def _files(checkpoint: Checkpoint, folder: str) -> Iterator[Path]:
+    root = (checkpoint.path if checkpoint.is_folder else checkpoint.path.parent) / folder
+    if not checkpoint.facts:  # a GGUF file says all itself
+        yield from (path for name in FILES if isfile(path := root / name))
+
+
+def _in_file(path: Path, name: str) -> Iterator[Statement]:
+    said, way = read_object(path), FILES[path.name]
+    if way == "quanto":
+        kinds = {str(each.get("weights")) if isinstance(each, dict) else "" for each in said.values()}
+        yield Statement(name, {"quant_method": way, **dict.fromkeys(kinds - QUANTO_TYPES, True)})
+    elif way and not any(key in said for key in MODEL_KEYS):
+        yield Statement(name, _named(said, way))
+    else:
+        for place, says in _search(said):
+            yield Statement(f"{name}'s {place}", _named(says, way))
+
+
+def _search(said: Facts, path: str = "") -> Iterator[tuple[str, Facts]]:
+    """Find the statements in a JSON object, at any depth."""
+    for key, value in said.items():
+        if not isinstance(value, dict) or not value:
+            continue
+        if is_statement(key, value):
+            yield path + key, value
+        else:
+            yield from _search(value, f"{path}{key}.")
+
+
+def is_statement(key: str, value: object) -> bool:
+    """Tell whether an entry of a JSON object says how weights are stored."""
+    if key not in MODEL_KEYS or not isinstance(value, dict):
+        return False
+    return key in MODEL_KEYS[:2] or bool(TELLING & value.keys())
+
+
+def _named(says: Facts, way: str) -> Facts:
+    """Say by its usual names what a statement says, its way among it."""
+    found = says.get("quant_method") or says.get("method") or way
+    if not found:
+        found = next((name for key, name in _SIGNS.items() if says.get(key)), "")
+    name = str(found).lower()
+    others = OTHER_NAMES.get(name, {})
+    renamed = {other: says[key] for key, other in others.items() if key in says and other not in says}
+    return {**says, **renamed, "quant_method": name}
+
+
+_SIGNS = {
+    "config_groups": "compressed-tensors",
+    "quant_algo": "modelopt",
+    "load_in_4bit": "bitsandbytes",
+    "load_in_8bit": "bitsandbytes",
+    "w_bit": "awq",
+    "qformat_weight": "fp8",
+    "weight_block_size": "fp8",
+    "bits": "mlx",
+}
+"""Whose way it is, by an option of no other, where nothing names it."""
+
+
+# -- what is understood ----------------------------------------------------------------------------------
+
+
+def fault(statement: Statement) -> str | None:
+    """Return what of a statement about a whole model is not understood, as it stands there; None where all is."""
+    way = str(statement.says["quant_method"])
+    if way not in METHODS:
+        return f"quant_method: {way or 'nothing'}"
+    return next(_unknown(statement.says, way), None)
+
+
+def _unknown(says: Facts, way: str) -> Iterator[str]:
+    for option, value in says.items():
+        if not value or value in ALLOWED.get(option, ()):
+            continue
+        if option == "config_groups" and isinstance(value, dict):
+            for group in value.values():
+                weights = group.get("weights") if isinstance(group, dict) else None
+                yield from (f"{option}: weights.{name}" for name in (weights or {}) if name not in ARGUMENTS)
+        elif option == "sparsity_config" and isinstance(value, dict):
+            if value.get("format", "dense") != "dense":
+                yield f"{option}: {_short(value)}"
+            yield from (f"{option}.{each}" for each in _unknown(_only(value, "sparsity_structure"), way))
+        elif option not in SILENT:
+            yield f"{option}: {_short(value)}"
+    for one, other in OTHER_NAMES.get(way, {}).items():
+        if says.get(one, says.get(other)) != says.get(other):
+            yield f"{one}: {_short(says[one])}, and {other}: {_short(says[other])}"
+
+
+def _only(says: Facts, option: str) -> dict[str, object]:
+    return {option: says[option]} if option in says else {}
+
+
+def merged(statements: Iterable[Statement], options: Iterable[str]) -> dict[str, object] | str:
+    """Return what several statements about one model say of some options; where two differ, say so."""
+    found: dict[str, tuple[object, str]] = {}
+    for statement in statements:
+        for option in options:
+            value = statement.says.get(option)
+            if value in (None, ""):
+                continue
+            other, place = found.setdefault(option, (value, statement.place))
+            if other != value:
+                return f"of which {place} and {statement.place} say different things: {option}"
+    return {option: value for option, (value, _) in found.items()}
+
+
+def powers_of_two(value: object) -> bool:
+    """Tell whether a statement promises, at any depth, that the scales of weights are powers of two (E8M0)."""
+    if not isinstance(value, dict):
+        return False
+    named = (value.get(option) for option in ("scale_fmt", "scale_format", "scale_dtype"))
+    told = any("e8m0" in str(each).lower() for each in named)
+    inner = (each for key, each in value.items() if key not in ("input_activations", "output_activations"))
+    return told or any(powers_of_two(each) for each in inner)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+# -- kept true -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Say which layers of a component become plain, by their paths in it, and whether others stay stored."""
+
+    plain: tuple[str, ...]
+    is_partial: bool
+
+
+def said_of_layers(texts: Iterable[str], plain: Iterable[str]) -> str | None:
+    """Join what the headers of several files say of layers, but for those that become plain; None if nothing is left.
+
+    One text of which nothing goes stays as it is, byte for byte.
+    """
+    texts, modules = list(texts), _by_leaf(plain)
+    said: dict[str, object] = {}
+    layers: dict[str, object] = {}
+    gone = False
+    for text in texts:
+        each = json.loads(text)
+        said |= each
+        for name, says in each["layers"].items():
+            if _meant(name, modules):
+                gone = True
+            else:
+                layers[name] = says
+    if len({*texts}) == 1 and not gone:
+        return texts[0]
+    return json.dumps(said | {"layers": layers}) if layers else None
+
+
+def said_in_header(header: Header, change: Change) -> dict[str, str | None]:
+    """Return what becomes of a header's statements about a whole model: new texts, None for what goes."""
+    found: dict[str, str | None] = {}
+    for name, said in _holders(header) if change.plain else ():
+        whole = {name: said} if name in MODEL_KEYS else said
+        kept = _true(whole, change, "the header")
+        left = kept.get(name) if name in MODEL_KEYS else kept
+        if left != said:
+            found[name] = json.dumps(left) if left is not None else None
+    return found
+
+
+def said_in_files(checkpoint: Checkpoint, folder: str, change: Change) -> dict[str, dict[str, object] | None]:
+    """Return what becomes of the files beside a component's weights: new objects, None for files that go."""
+    found: dict[str, dict[str, object] | None] = {}
+    for path in _files(checkpoint, folder) if change.plain else ():
+        name, said = str(PurePosixPath(folder, path.name)), read_object(path)
+        if FILES[path.name] and not change.is_partial:
+            found[name] = None
+        elif FILES[path.name] == "quanto":
+            found[name] = {layer: says for layer, says in said.items() if layer not in change.plain}
+        elif FILES[path.name] and not any(key in said for key in MODEL_KEYS):
+            found[name] = _listed(said, _named(said, FILES[path.name]), change, name)
+        elif (kept := _true(said, change, name)) != said:
+            found[name] = kept
+    return found
+
+
+def _true(said: Facts, change: Change, place: str) -> dict[str, object]:
+    """Take the statements out of a JSON object, or name in them what becomes plain where other weights do not."""
+    kept: dict[str, object] = {}
+    for key, value in said.items():
+        if not isinstance(value, dict):
+            kept[key] = value
+        elif not is_statement(key, value):
+            kept[key] = _true(value, change, place)
+        elif change.is_partial:
+            kept[key] = _listed(value, _named(value, FILES.get(place.rpartition("/")[2], "")), change, place)
+    return kept
+
+
+def _listed(said: Facts, named: Facts, change: Change, place: str) -> dict[str, object]:
+    """Add the layers that become plain to the list that a statement has of such."""
+    way = str(named["quant_method"])
+    option = METHODS[way].plain if way in METHODS else ""
+    aliases = ("ignored_layers", "exclude_modules")
+    option = next((name for name in (option, *aliases) if name and name in said), option)
+    if not option:
+        title = METHODS[way].title if way in METHODS else way
+        raise TargetError(
+            f"{place}: {len(change.plain)} weights would become plain ({change.plain[0]} …), and others cannot be "
+            f"decoded\n{title} has no list of plain ones, so that no program could tell them apart. Leave out "
+            "output.dtype, or use a base that is stored in one way."
+        )
+    before = said.get(option)
+    names = [str(each) for each in before] if isinstance(before, list) else []
+    return {**said, option: names + [name for name in change.plain if name not in names]}
+
+
+def is_under(key: str, marker: str) -> bool:
+    """Tell whether a marker such as `model.diffusion_model.scaled_fp8` speaks of a tensor."""
+    return key.startswith(re.sub(r"[^./]*\Z", "", marker))
