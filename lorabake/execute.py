@@ -33,6 +33,8 @@ LIMITS = {
     "F8_E4M3": 464.0,
     "F8_E5M2": 61440.0,
     "I8": 127.5,
+    "U8": 255.5,
+    "F8_E8M0": 2.0**127.5,
     "F16": 65520.0,
     "BF16": 3.3961775292304957e38,
     "F32": float("inf"),
@@ -40,7 +42,10 @@ LIMITS = {
 }
 """The least magnitude that rounds to no number."""
 
-SAFE_SQUARES = {"F8_E4M3": 2e5, "F8_E5M2": 3.7e9, "I8": 1.6e4, "F16": 4e9, "BF16": 1e38, "F32": 1e38, "F64": 1e38}
+SAFE_SQUARES = {
+    "F8_E4M3": 2e5, "F8_E5M2": 3.7e9, "F8_E8M0": 1e38, "I8": 1.6e4, "U8": 6.4e4, "F16": 4e9, "BF16": 1e38,
+    "F32": 1e38, "F64": 1e38,
+}  # fmt: skip
 """Bounds on a sum of squares, as float32 can hold it, below which no value can reach its dtype's limit."""
 
 

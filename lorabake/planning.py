@@ -503,7 +503,7 @@ class _Planner:
                 replaced[key] = info
                 used.add(info.key)
         wanted = [key for key, owner in key_map.owner.items() if owner == "vae"]
-        missing = [key for key in wanted if key not in replaced]
+        missing = [key for key in wanted if key not in replaced and key not in self._decoded]
         if missing:
             raise FileError(f"{vae.path}: lacks {len(missing)} of the {len(wanted)} tensors of a VAE: {missing[0]} …")
         left = Counter(re.sub(r"\d+", "N", key) for key in vae.tensors if key not in used)
@@ -833,7 +833,8 @@ def _working_values(bake: Bake) -> int:
         return factors + 3 * max(TILE_VALUES, largest)
     whole = sum(rows * columns for rows, columns in (matrix(target.shape) for target in bake.targets))
     packed = any(isinstance(target.source, PackedInfo) for target in bake.targets)
-    return factors + (10 if packed else 4) * whole
+    turned = any(target.encoding is not None and target.encoding.facts.get("rotation") for target in bake.targets)
+    return factors + (10 if packed else 8 if turned else 4) * whole
 
 
 def _is_readable(info: TensorInfo, *, integers: bool = False) -> bool:

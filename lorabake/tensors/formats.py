@@ -112,15 +112,20 @@ COMFY = {"I8": "int8_tensorwise", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8
 """What ComfyUI calls the format of a weight times its scales, by dtype."""
 
 COMFY_NAMES = {
-    "nvfp4": "NVFP4", "mxfp8": "MXFP8", "convrot_w4a4": "ConvRot W4A4", "svdquant_w4a4": "SVDQuant (ComfyUI)",
-    "awq_w4a16": "AWQ (ComfyUI)", "asym_w4a8_int8": "ComfyUI's W4A8",
+    "nvfp4": "NVFP4", "mxfp8": "MXFP8", "svdquant_w4a4": "SVDQuant (ComfyUI)", "awq_w4a16": "AWQ (ComfyUI)",
+    "asym_w4a8_int8": "ComfyUI's W4A8",
 }  # fmt: skip
 """What its other formats are called here."""
 
-COMFY_SILENT = {"full_precision_matrix_mult", "orig_dtype", "orig_shape", "per_row"}
+COMFY_SILENT = {"full_precision_matrix_mult", "orig_dtype", "orig_shape", "per_row", "linear_dtype"}
 """What it says of a layer without a say in the stored values, given the tensors."""
 
 SCALE_DTYPES = ("F32", "BF16", "F16")
+EXPONENTS = ("U8", "F8_E8M0")
+"""Dtypes of scales that are powers of two (E8M0)."""
+
+EXPONENTS_OF = ("fp8", "mxfp8", "compressed-tensors")
+"""The ways whose exponents lie in the order of the blocks; others put them into the order of one kernel."""
 
 PLAIN_ONE = "Give it a base of plain weights (float32, float16, bfloat16 or float8)."
 OTHER_SCALES = (
@@ -364,7 +369,10 @@ def _scaled(stored: Stored) -> PackedInfo | None:
     if weight is None or len(names) != 1 or not names <= {*SCALES} or weight.dtype not in LARGEST:
         return None
     scale = stored.parts[next(iter(names))]
-    if scale.dtype not in SCALE_DTYPES or (scale.key.endswith(".SCB") and weight.dtype != "I8"):
+    in_order = not stored.notes and stored.options.get("quant_method") in EXPONENTS_OF
+    if scale.dtype not in SCALE_DTYPES and not (scale.dtype in EXPONENTS and in_order and weight.dtype != "I8"):
+        return None
+    if scale.key.endswith(".SCB") and (weight.dtype, scale.dtype) != ("I8", "F32"):
         return None
     found, size = grid(weight.shape, scale.shape), stored.options.get("weight_block_size")
     if found is None or (size is not None and min(found[0]) > 1 and list(found[1]) != size):
@@ -381,7 +389,7 @@ def _scaled(stored: Stored) -> PackedInfo | None:
         if rotation is None:
             return None
         facts |= {"rotation": rotation} if rotation else {}
-    if stored.options.get("powers_of_two"):
+    if stored.options.get("powers_of_two") or scale.dtype in EXPONENTS:
         facts["powers_of_two"] = True
     parts = {"weight": weight, "scale": scale, **stored.beside}
     return described(f"scaled {weight.dtype}", weight.key, weight.shape, parts, facts)
@@ -394,11 +402,33 @@ def _rotation(meaning: Facts, weight: TensorInfo, scales: tuple[int, int]) -> in
         return None
     if "convrot" not in meaning:
         return 0
-    group = meaning["convrot_groupsize"]
-    if type(group) is not int or weight.dtype != "I8" or len(weight.shape) != 2 or scales[1] != 1:
+    if weight.dtype != "I8" or len(weight.shape) != 2 or scales[1] != 1:
         return None
-    is_power = group in (4**power for power in range(1, 10))
-    return group if is_power and weight.shape[1] % group == 0 else None
+    return _group(meaning, weight.shape[1])
+
+
+def _group(meaning: Facts, columns: int) -> int | None:
+    """Return how many values ConvRot turns together: a power of 4, so many in a row."""
+    group = meaning.get("convrot_groupsize", 256)
+    is_power = type(group) is int and group in (4**power for power in range(1, 10))
+    return group if isinstance(group, int) and is_power and columns % group == 0 else None
+
+
+def _convrot(stored: Stored) -> PackedInfo | None:
+    """Describe ComfyUI's `convrot_w4a4`: two values of 4 bits a byte, the first one below, times a scale a row."""
+    if not stored.notes or stored.roles != {"", "weight_scale"}:
+        return None
+    meaning, codes, scale = _meaning(stored.notes[0].says), stored.parts[""], stored.parts["weight_scale"]
+    if meaning.get("format") != "convrot_w4a4" or not meaning.keys() <= {"format", "convrot", "convrot_groupsize"}:
+        return None
+    if codes.dtype != "I8" or len(codes.shape) != 2 or scale.dtype not in SCALE_DTYPES:
+        return None
+    rows, columns = codes.shape[0], codes.shape[1] * 2
+    group = _group(meaning, columns)
+    if group is None or scale.shape not in ((rows,), (rows, 1)):
+        return None
+    parts = {"codes": codes, "scale": scale, **stored.beside}
+    return described("ConvRot W4A4", stored.key, (rows, columns), parts, {"rotation": group})
 
 
 def _bits(options: Facts, kind: str) -> Iterator[object]:
@@ -538,7 +568,7 @@ def _quanto_group(columns: int) -> int:
     return next(fitting, columns) if columns > 128 else columns
 
 
-FORMATS = (_scaled, _bitsandbytes, _by_groups, _compressed, _mxfp4, _quanto, _quanto_bits)
+FORMATS = (_scaled, _convrot, _bitsandbytes, _by_groups, _compressed, _mxfp4, _quanto, _quanto_bits)
 """What recognises weights: each takes what stands for one, and describes it if it understands all of it."""
 
 

@@ -169,9 +169,16 @@ def rotate(weight: torch.Tensor, group: int) -> torch.Tensor:
     return (values / norm).reshape(weight.shape)
 
 
-def unit(scale_key: str) -> float:
-    """Return what a scale of this name is to be multiplied by."""
-    return 1 / 127 if scale_key.endswith(".SCB") else 1.0
+def factors(info: PackedInfo, scale: torch.Tensor) -> torch.Tensor:
+    """Return what a scaled weight's stored values are multiplied by, from its scales as they are stored.
+
+    bitsandbytes' SCB is 127 times that, and a whole number is an exponent of two, 127 more than it is (E8M0).
+    """
+    import torch
+
+    if info.parts["scale"].dtype == "U8":
+        return torch.ldexp(torch.ones_like(scale), scale.int() - 127)
+    return scale * (1 / 127 if info.parts["scale"].key.endswith(".SCB") else 1.0)
 
 
 def spread(scale: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
@@ -229,7 +236,7 @@ def decode(info: PackedInfo, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
 def unscaled(info: PackedInfo, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Return what a scaled weight's values are worth, in its own shape, from its stored values and scales."""
     flat = weight.reshape(info.shape[0] if info.shape else 1, -1)
-    values = (flat * spread(scale * unit(info.parts["scale"].key), info.shape)).reshape(info.shape)
+    values = (flat * spread(factors(info, scale), info.shape)).reshape(info.shape)
     return rotate(values, cast(int, info.facts["rotation"])) if info.facts.get("rotation") else values
 
 
@@ -243,19 +250,30 @@ def encode(info: PackedInfo, weight: torch.Tensor, scale_dtype: torch.dtype) -> 
 
     if info.facts.get("rotation"):
         weight = rotate(weight, cast(int, info.facts["rotation"]))
-    shape, factor = info.parts["scale"].shape, unit(info.parts["scale"].key)
-    largest = largest_of(weight, info.shape, shape) / (LARGEST[info.parts["weight"].dtype] * factor)
+    stored = info.parts["scale"]
+    factor = 1 / 127 if stored.key.endswith(".SCB") else 1.0
+    largest = largest_of(weight, info.shape, stored.shape) / (LARGEST[info.parts["weight"].dtype] * factor)
     fresh = torch.where(largest > 0, largest, torch.ones_like(largest))
     if info.facts.get("powers_of_two"):
         part, power = torch.frexp(fresh)
-        fresh = torch.ldexp(torch.ones_like(fresh), power - (part == 0.5).int())
+        power = power - (part == 0.5).int()
+        fresh = power + 127.0 if stored.dtype == "U8" else torch.ldexp(torch.ones_like(fresh), power)
     fresh = fresh.to(scale_dtype).to(weight.dtype)
     flat = weight.reshape(info.shape[0] if info.shape else 1, -1)
-    return (flat / spread(fresh * factor, info.shape)).reshape(info.shape), fresh
+    return (flat / spread(factors(info, fresh), info.shape)).reshape(info.shape), fresh
 
 
 def _decode_scaled(info: PackedInfo, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
     return unscaled(info, parts["weight"].to(dtype), parts["scale"].to(dtype))
+
+
+def _decode_convrot(info: PackedInfo, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
+    import torch
+
+    pairs = parts["codes"]
+    codes = torch.stack((pairs & 15, pairs >> 4 & 15), dim=-1).flatten(-2)
+    values = ((codes ^ 8) - 8).to(dtype) * parts["scale"].to(dtype).reshape(-1, 1)
+    return rotate(values, cast(int, info.facts["rotation"]))
 
 
 def _decode_quanto(info: PackedInfo, parts: Parts, dtype: torch.dtype) -> torch.Tensor:
@@ -379,6 +397,7 @@ DECODERS = {
     "compressed-tensors": _decode_compressed,
     "MXFP4": _decode_mxfp4,
     "quanto": _decode_quanto,
+    "ConvRot": _decode_convrot,
 }
 """By the first word of a packed tensor's dtype."""
 

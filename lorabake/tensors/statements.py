@@ -120,7 +120,7 @@ MADE = {
     "low_gpu_mem_usage", "autoround_version", "enable_proxy_error", "backend", "quant_backend", "device",
     "use_exllama", "disable_exllama", "exllama_config", "use_cuda_fp16", "max_input_len", "run_compressed",
     "dequantize", "do_fuse", "fuse_max_seq_len", "use_optimized_inference", "tune_metadata", "offload_to_disk",
-    "offload_to_disk_path", "parallel_packing",
+    "offload_to_disk_path", "parallel_packing", "use_rms_norm", "rms_norm_eps",
 }  # fmt: skip
 """Options about how weights were made, or how programs run them."""
 
@@ -373,7 +373,7 @@ def powers_of_two(value: object) -> bool:
     if not isinstance(value, dict):
         return False
     named = (value.get(option) for option in ("scale_fmt", "scale_format", "scale_dtype"))
-    told = any("e8m0" in str(each).lower() for each in named)
+    told = any(str(each).lower().endswith(("e8m0", "e8m0fnu", "uint8")) for each in named)
     inner = (each for key, each in value.items() if key not in ("input_activations", "output_activations"))
     return told or any(powers_of_two(each) for each in inner)
 

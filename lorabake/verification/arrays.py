@@ -19,13 +19,15 @@ from lorabake.verification.unpacking import unpack
 
 CHUNK = 4 << 20
 
-MANTISSA = {"F8_E4M3": 3, "F8_E5M2": 2, "I8": 0, "F16": 10, "BF16": 7, "F32": 23, "F64": 52}
-"""Bits behind the leading one."""
+MANTISSA = {"F8_E4M3": 3, "F8_E5M2": 2, "F8_E8M0": 23, "I8": 0, "U8": 0, "F16": 10, "BF16": 7, "F32": 23, "F64": 52}
+"""Bits behind the leading one; powers of two are compared as float32."""
 
 LEAST = {
     "F8_E4M3": 2.0**-6,
     "F8_E5M2": 2.0**-14,
+    "F8_E8M0": 2.0**-127,
     "I8": 1.0,
+    "U8": 1.0,
     "F16": 2.0**-14,
     "BF16": 2.0**-126,
     "F32": 2.0**-126,
@@ -112,6 +114,9 @@ def decode(dtype: str, raw: bytes) -> Array:
     if dtype in ("F8_E4M3", "F8_E5M2"):
         values = np.array([decode_scalar(dtype, bytes([byte])) for byte in range(256)])
         return np.asarray(values[np.frombuffer(raw, np.uint8)])
+    if dtype == "F8_E8M0":
+        exponents = np.frombuffer(raw, np.uint8).astype(np.float64) - 127
+        return np.asarray(np.where(exponents == 128, np.nan, np.exp2(exponents)))
     codes = {"BOOL": "?", "U8": "u1", "I8": "i1"}
     code = codes.get(dtype) or f"<{dtype[0].lower()}{DTYPES[dtype].bits // 8}"
     values_of_any: NDArray[Any] = np.frombuffer(raw, code)
@@ -120,7 +125,7 @@ def decode(dtype: str, raw: bytes) -> Array:
 
 def spacing(dtype: str, values: Array) -> Array:
     """Return the unit in the last place of a dtype at each value."""
-    if dtype == "I8":
+    if dtype in ("I8", "U8"):
         return np.ones_like(values)
     powers = (values.view(np.uint64) & np.uint64(0x7FF0000000000000)).view(np.float64)
     return np.asarray(np.maximum(powers, LEAST[dtype]) * 2.0 ** -MANTISSA[dtype])

@@ -23,7 +23,7 @@ from lorabake.tensors.safetensors import TensorInfo
 from lorabake.verification.arrays import GREATEST, LEAST, MANTISSA, Files, spacing
 from lorabake.verification.combinations import combined
 from lorabake.verification.formulas import FORMULAS, Array, Place, Tensors, changed
-from lorabake.verification.unpacking import largest, next_power, scales, turned, worth
+from lorabake.verification.unpacking import as_stored, largest, may_cancel, next_power, scales, turned, worth
 
 Indices = NDArray[np.intp]
 Numbers = NDArray[np.uint64]
@@ -98,7 +98,7 @@ class Recomputation:
         epsilon = 2.0**-53 if double else 2.0**-24
         at = rows, columns
         sizes = 16 * (np.abs(tile.base[at]) + np.abs(tile.exact[at]))
-        if tile.target.encoding is not None and tile.target.encoding.facts.get("rotation"):  # each value is of many
+        if may_cancel(tile.target.encoding) or may_cancel(tile.target.source):
             sizes = sizes + 64 * (np.abs(tile.base).max(initial=0.0) + np.abs(tile.exact).max(initial=0.0))
         for change in tile.changes:
             patch = change.patch
@@ -205,7 +205,7 @@ class Recomputation:
                 base[target.key], exact[target.key] = (turned(encoding, each[target.key]) for each in (base, exact))
                 fresh = self._fresh(exact[target.key], old.reshape(shape), target, dtypes[target.scale_key])
                 due = fresh.reshape(old.shape)
-                scale = scales(fresh, target.shape, target.scale_key)
+                scale = scales(encoding, fresh)
                 exact[target.scale_key] = due
                 first = parts[target.key][0]  # what changes a weight changes its scale
                 parts[target.scale_key] = [Change(first.number, first.patch, slice(0, len(due)), due - old)]
@@ -232,12 +232,12 @@ class Recomputation:
         sizes = np.where(sizes > 0, sizes, 1.0)
         if target.encoding is None or not target.encoding.facts.get("powers_of_two"):
             return rounded(scale_dtype, sizes)
-        low, high = (next_power(np.asarray(sizes * (1 + off))) for off in (-EDGE, EDGE))
+        due, low, high = (as_stored(scale_dtype, next_power(sizes * (1 + off))) for off in (0, -EDGE, EDGE))
         found = self.found.get(target.scale_key)
-        if found is None or found.shape != scale.shape:
-            return next_power(sizes)
+        if found is None or found.shape != scale.shape or found.dtype != scale_dtype:
+            return due
         there = self.files.whole(found)
-        return np.asarray(np.where((there == low) | (there == high), there, next_power(sizes)))
+        return np.asarray(np.where((there == low) | (there == high), there, due))
 
 
 def _place(patch: Patch, rows: slice) -> Place:

@@ -12,15 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorabake.tensors.packing import PackedInfo, dequantize
+from lorabake.tensors.safetensors import TensorInfo
 from lorabake.verification.formulas import Array
 
 Stored = Callable[[str], NDArray[Any]]
 E2M1 = [sign * size for sign in (1, -1) for size in (0, 0.5, 1, 1.5, 2, 3, 4, 6)]
 
 
-def scales(stored: Array, shape: tuple[int, ...], name: str) -> Array:
+def scales(info: PackedInfo, stored: Array) -> Array:
     """Return the scale of each value of a weight, (rows, columns) or what broadcasts to it."""
-    factor = 1 / 127 if name.endswith("SCB") else 1.0
+    kind, shape = info.parts["scale"], info.shape
+    factor = 1 / 127 if kind.key.endswith("SCB") else 1.0
+    stored = np.exp2(stored.astype(np.float64) - 127) if kind.dtype == "U8" else stored
     rows, columns = shape[0] if shape else 1, int(np.prod(shape[1:], dtype=int))
     if stored.size == 1:
         return np.full((1, 1), stored.item() * factor)
@@ -49,6 +52,11 @@ def largest(weight: Array, stored: Array) -> Array:
     return found
 
 
+def may_cancel(info: TensorInfo | None) -> bool:
+    """Tell whether a stored weight's values are sums of larger numbers: small ones are then as inexact as these."""
+    return isinstance(info, PackedInfo) and bool(info.facts.get("rotation") or "shift" in info.parts)
+
+
 def hadamard(group: int) -> Array:
     """Return ConvRot's matrix: the Kronecker power of a 4 × 4 one, over the root of its size; its own inverse."""
     four = np.array([[1.0, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]])
@@ -68,14 +76,19 @@ def turned(info: PackedInfo, rows: Array) -> Array:
 
 def worth(info: PackedInfo, rows: Array, scale: Array) -> Array:
     """Return what a scaled weight's rows are worth, all of them, from their stored values and scales."""
-    return turned(info, rows * scales(scale, info.shape, info.parts["scale"].key))
+    return turned(info, rows * scales(info, scale))
 
 
 def next_power(values: Array) -> Array:
     """Return the least power of two that is no smaller: float64's exponent, one higher where a bit follows it."""
-    bits = values.view(np.uint64)
+    bits = np.ascontiguousarray(values, np.float64).view(np.uint64)
     whole = bits & np.uint64(0xFFF0000000000000)
     return np.asarray(np.where(bits == whole, whole, whole + np.uint64(1 << 52)).view(np.float64))
+
+
+def as_stored(dtype: str, powers: Array) -> Array:
+    """Return powers of two as they are stored: as themselves, or as exponents, 127 more than they are (E8M0)."""
+    return np.asarray(np.log2(powers) + 127) if dtype == "U8" else powers
 
 
 def unpack(info: PackedInfo, stored: Stored) -> Array:
@@ -164,6 +177,12 @@ def _mxfp4(info: PackedInfo, stored: Stored) -> Array:
     return np.ascontiguousarray(values.reshape(*blocks.shape[:2], -1).swapaxes(1, 2))
 
 
+def _convrot(info: PackedInfo, stored: Stored) -> Array:
+    bytes_, place = stored("codes").astype(np.int64) % 256, np.arange(info.shape[1])
+    nibbles = bytes_[:, place // 2] // 16 ** (place % 2) % 16
+    return turned(info, np.where(nibbles > 7, nibbles - 16, nibbles) * stored("scale").reshape(-1, 1))
+
+
 def _quanto(info: PackedInfo, stored: Stored) -> Array:
     scale = stored("scale")
     if "shift" not in info.parts:
@@ -188,5 +207,6 @@ WAYS: dict[str, Callable[[PackedInfo, Stored], Array]] = {
     "compressed-tensors": _compressed,
     "MXFP4": _mxfp4,
     "quanto": _quanto,
+    "ConvRot": _convrot,
 }
 """By the first word of a packed tensor's dtype."""
