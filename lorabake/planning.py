@@ -346,7 +346,7 @@ class _Planner:
                 bakes.append(Bake((target,), ()))
         baked = {target.key for bake in bakes for target in bake.targets}
         copies = tuple(_copies(target for target in by_key.values() if target.key not in baked))
-        self._note()
+        self._note(touched)
         if self.recipe.output.rounding.is_drawn and not any(t.is_drawn for bake in bakes for t in bake.targets):
             self.notes.append("rounding: stochastic changes nothing here: nothing is rounded to 16 or 8 bits")
         digests, files = self._describe(drafts)
@@ -706,7 +706,7 @@ class _Planner:
         """Rewrite what the files beside the weights say of dtypes, widths and stored weights; None for what goes."""
         words = {name: str(DTYPES[name].torch) for name in FLOAT_NAMES.values()}
         texts: dict[str, str | None] = {}
-        for part in self.sources.base.parts:
+        for part in self.sources.base.parts if self.sources.base.is_folder else ():
             place = str(PurePosixPath(part.folder, "config.json"))
             cast = {target.dtype for draft in drafts if draft.part is part for target in draft.targets}
             floats = cast & words.keys()
@@ -730,7 +730,7 @@ class _Planner:
                 return {"in_channels": after[0], "out_channels": config.get("out_channels") or before[0]}
         return {}
 
-    def _note(self) -> None:
+    def _note(self, touched: Mapping[str, object]) -> None:
         key_map = self.sources.key_map
         if key_map.architecture.name == GENERIC and self.sources.loras:
             self.notes.append(
@@ -745,6 +745,9 @@ class _Planner:
         if ways:
             told = ", ".join(f"{count} {way}" for way, count in ways.most_common())
             self.notes.append(f"decoded into plain weights: {told}")
+        if any(info.dtype == "AWQ" and info.key in touched for info in self._decoded.values()):
+            told = "AWQ moves factors from a layer's inputs into the layer before it"
+            self.notes.append(f"{told}: a LoRA fits exactly where it was trained on this very checkpoint")
         if left_out := left_out_of(self.sources.base):
             self.notes.append(f"left out, since transformers works it out anew: {', '.join(left_out)}")
         ema = sum(key.startswith("model_ema.") for key in self.sources.base.tensors)

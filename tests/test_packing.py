@@ -114,6 +114,13 @@ def nf4(*, nested: bool, block: int = 64) -> Callable[[str], Packed]:
     return pack
 
 
+def kept_as_floats(name: str) -> Packed:
+    """Store nf4 as bitsandbytes does for programs that cut models up: the same bytes, called bfloat16."""
+    stored, values = nf4(nested=True)(name)
+    codes = stored[f"{name}.weight"].reshape(-1).view(torch.bfloat16)
+    return {**stored, f"{name}.weight": codes[:, None]}, values
+
+
 def scaled(dtype: torch.dtype, shape: tuple[int, ...], leaf: str, factor: float = 1.0) -> Callable[[str], Packed]:
     def pack(name: str) -> Packed:
         values = b.Values(7)(OUT, IN).double()
@@ -141,6 +148,7 @@ PACKINGS: dict[str, Callable[[str], Packed]] = {
     "compressed 8": compressed(8),
     "nf4": nf4(nested=False),
     "nf4 nested": nf4(nested=True),
+    "nf4 kept as floats": kept_as_floats,
 }
 SCALED: dict[str, Callable[[str], Packed]] = {
     "fp8 one": scaled(FP8, (), "weight_scale"),

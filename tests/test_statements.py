@@ -16,11 +16,12 @@ from lorabake import load_recipe
 from lorabake.errors import FileError, MatchError, TargetError
 from lorabake.inspection import inspect
 from lorabake.planning import plan
-from lorabake.tensors import statements
+from lorabake.tensors import formats, statements
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.tensors.formats import find_packing
 from lorabake.tensors.packing import Packing
 from lorabake.verification import VerifyOptions, verify
+from lorabake.verification.sampling import SampleOptions
 from tests import builders as b
 
 OUT, IN = 32, 128
@@ -273,11 +274,15 @@ def undecodable() -> dict[str, tuple[str, b.Tensors]]:
         "svdquant": ("SVDQuant (nunchaku)", {"qweight": u8(OUT, IN // 2), "wscales": half.T, **rank, **smooth}),
         "svdquant of old": ("SVDQuant (nunchaku)", {"qweight": u8(OUT, IN // 2), "wscales": half.T, **old_rank}),
         "awq of nunchaku": ("AWQ (nunchaku)", {"qweight": i32(OUT, 16), "wscales": half.T, "wzeros": half.T}),
+        "hqq as floats": ("HQQ", {"W_q": half, "scale": half, "zero": half, "nbits": one}),
         "hqq": ("HQQ", {"W_q": u8(OUT, 64), "scale": half, "zero": half, "meta_scale": one, "meta.x.y": one}),
         "exl2": ("EXL2", {"q_weight": i32(8, OUT), "q_scale": i32(2, 4), "q_scale_max": one.half()}),
         "exl3": ("EXL3", {"trellis": i32(8, 2, 16).short(), "suh": sizes(1, IN).half(), "svh": sizes(1, OUT)}),
         "quip": ("QuIP#", {"Qidxs": i32(OUT, 16).short(), "SU": sizes(1, IN).half(), "Wscale": one}),
         "aqlm": ("AQLM", {"codes": numbers(1, OUT, 16, 1).to(INT8), "codebooks": half, "scales": half}),
+        "spqr": ("SpQR", {"dense_weights": i32(OUT, 16), "row_offsets": i32(OUT), "col_vals": half}),
+        "vptq": ("VPTQ", {"indices": i32(OUT, 1, 8), "centroids.weight": half, "perm": i32(IN), "weight_bias": half}),
+        "gptq in int64": ("GPTQ or AWQ", {**gptq, "qweight": gptq["qweight"].long()}),
         "torchao": ("torchao", {"_weight_qdata": numbers(1, *SHAPE).to(INT8), "_weight_scale": sizes(1, OUT)}),
         "torchao float8": ("torchao", {"_weight_qdata": plain.to(FP8), "_weight_scale": sizes(1, OUT, 1)}),
         "mlx": ("MLX", {"weight": i32(OUT, 16).to(torch.uint32), "scales": half, "biases": half}),
@@ -351,12 +356,47 @@ def test_no_cast_touches_what_cannot_be_decoded(odd: Path) -> None:
     assert (seen["what"], seen["packed weights"]) == ("checkpoint", dict(titles))
 
 
+def test_no_network_is_made_of_what_cannot_be_decoded(odd: Path) -> None:
+    recipe = b.recipe(odd, output={"dtype": "float32"})
+    b.run(recipe)
+    options = VerifyOptions(stages=("samples",), samples=SampleOptions(prompts=("a fox",)))
+    found = [each.note for each in verify(load_recipe(recipe), options=options).findings]
+    assert [note for note in found if "of the base's weights cannot be decoded, such as f" in note]
+
+
 @pytest.mark.parametrize("name", ["svdquant", "svdquant of old", "hqq", "nvfp4", "torchao"])
 def test_inspect_takes_no_such_base_for_a_lora(name: str, tmp_path: Path) -> None:
     title, parts = undecodable()[name]
     world(tmp_path, {f"fc.{leaf}": tensor for leaf, tensor in parts.items()})
     seen = inspect(tmp_path / "base.safetensors")
     assert (seen["what"], seen["packed weights"]) == ("checkpoint", {title: 1})
+
+
+def test_no_cast_touches_parts_of_fused_experts(tmp_path: Path) -> None:
+    """Their parameters are no modules: all they share is the beginning of their names."""
+    name, half = "mlp.experts.gate_up_proj", sizes(5, 2, 8, 4).half()
+    stored = {
+        name: numbers(1, 2, 8, 16, high=256).to(torch.uint8),
+        f"{name}_weight_scale": half.to(FP8),
+        f"{name}_weight_scale_2": half[:, 0, 0].float(),
+        f"{name}_input_scale": half[:, 0, 0].float(),
+    }
+    other = {"x.down_proj": b.Values(1)(2, 8, 4).to(FP8), "x.down_proj_scale": half[:, :1].float()}
+    packed = {"y.up_proj_packed": numbers(1, 2, 4, 8).int(), "y.up_proj_scale": half, "y.up_proj_shape": half[0, 0]}
+    plain = {f"{name}_bias": half[:, 0].clone(), "z.layer": half[0].clone(), "z.layer_scale": half[0, 0].clone()}
+    world(tmp_path, {**stored, **other, **packed, **plain})
+    b.run(b.recipe(tmp_path, loras=[], output={"dtype": "float32"}))
+    same(tmp_path, {*stored, *other, *packed})
+    after = load_file(tmp_path / "out.safetensors")
+    assert {after[key].dtype for key in plain} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", ["F16", "I32"])
+def test_names_of_codes_mean_codes_only_beside_what_reads_them(dtype: str, tmp_path: Path) -> None:
+    values = b.Values(1)(4, 4).half() if dtype == "F16" else numbers(1, 4, 4).int()
+    plain = {f"attn.{leaf}": values.clone() for leaf in ("W_q", "q_weight", "codes", "indices", "scale_shift_table")}
+    world(tmp_path, {**plain, "attn.weight": torch.ones(4, 4).half(), "attn.q_scale_": torch.ones(4).half()})
+    assert not _packing(tmp_path).titles
 
 
 def test_gptq_packed_anew_for_one_kernel_is_not_decoded(tmp_path: Path) -> None:
@@ -820,3 +860,13 @@ def test_plain_bases_have_no_such_words(tmp_path: Path) -> None:
     b.run(b.recipe(tmp_path, output={"dtype": "float32"}))
     after = load_file(tmp_path / "out.safetensors")
     assert {tensor.dtype for tensor in after.values()} == {torch.float32}
+
+
+# -- docs/storage.md ----------------------------------------------------------------------------------------
+
+
+def test_the_page_names_what_the_code_knows() -> None:
+    page = " ".join((Path(__file__).parents[1] / "docs" / "storage.md").read_text(encoding="utf-8").split())
+    decoded = {"GPTQ or AWQ", "bitsandbytes", "compressed-tensors", "MXFP4", "quanto"}
+    names = {title for _, title in formats.TITLES} - decoded | {*statements.FILES} | {*statements.MODEL_KEYS[:2]}
+    assert not [name for name in names if name not in page]

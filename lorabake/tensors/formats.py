@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from lorabake.tensors.checkpoint import Checkpoint
@@ -48,10 +48,13 @@ NOTES = (NOTE, "weight_format", *sorted(FLOWING))
 """Short tensors beside a weight that its values do not need; they go when it becomes a plain one."""
 
 CODES = {
-    "qweight", "weight_packed", "W_q", "q_weight", "trellis", "Qidxs", "codes", "dense_weights", "dqweight",
-    "quantized_weight",
+    "qweight": "", "weight_packed": "", "trellis": "", "Qidxs": "", "dqweight": "", "W_q": "scale",
+    "q_weight": "q_scale", "codes": "codebooks", "indices": "centroids.weight", "dense_weights": "row_offsets",
 }  # fmt: skip
-"""Leaves of tensors of codes that stand in a weight's place: all else in the module helps to read them."""
+"""Leaves of tensors, of any dtype, that stand in a weight's place: all else in the module helps to read them.
+
+Some mean it only beside another, which is given.
+"""
 
 MARKS = {
     *SCALES, NOTE, "weight_scale_2", "weight_global_scale", "weight_zero_point", "weight_zeros", "weight_g_idx",
@@ -73,8 +76,16 @@ BEHIND = re.compile(
 TORCHAO = re.compile(r"(?P<module>.+)\._weight_(?P<role>\w+)")
 """Parts of torchao's tensors: fc._weight_qdata."""
 
-AFTER = re.compile(r"(?P<weight>.+)_(?P<role>blocks|scales?(?:_inv)?)")
+ENDS = (*(f".{leaf}" for leaf in (*CODES, *MARKS, *BITSANDBYTES)), *DEEP_MARKS)
+"""How keys end that tell of weights whatever their dtype."""
+
+AFTER = re.compile(
+    r"(?P<weight>.+?)_(?P<role>blocks|(?:weight_|input_)?(?:(?:global_)?scales?(?:_inv|_2)?|zero_points?|packed|shape))"
+)
 """Parts of a parameter that is no module of its own: experts.gate_up_proj_scale."""
+
+AFTER_CODES = ("blocks", "packed", "weight_packed")
+"""Those of them that are codes."""
 
 TITLES: tuple[tuple[frozenset[str], str], ...] = tuple(
     (frozenset(roles.split()), title)
@@ -97,6 +108,7 @@ TITLES: tuple[tuple[frozenset[str], str], ...] = tuple(
         ("trellis", "EXL3"),
         ("Qidxs", "QuIP#"),
         ("codes codebooks", "AQLM"),
+        ("indices centroids.weight", "VPTQ"),
         ("dense_weights", "SpQR"),
         ("weight_s_rel", "ComfyUI's W4A8"),
         ("svd_up svd_down", "SDNQ"),
@@ -202,7 +214,7 @@ def way_of(keys: Iterable[str]) -> str | None:
 def _place(key: str) -> tuple[str, str] | None:
     """Return the weight that a tensor helps to read, by its name, and its role; None for a tensor of its own."""
     module, _, leaf = key.rpartition(".")
-    if leaf in CODES or leaf in MARKS or leaf in FLOWING:
+    if leaf in MARKS or leaf in FLOWING or CODES.get(leaf) == "":
         return f"{module}.weight", leaf
     if match := BEHIND.fullmatch(key):
         return match["weight"], match["role"]
@@ -229,24 +241,24 @@ def _stored(checkpoint: Checkpoint, statements: Statements) -> Iterator[Stored]:
     tensors = checkpoint.tensors
     coded = {key for key, info in tensors.items() if _is_coded(info)}
     convolved = {key.rpartition("/")[0] for key, info in tensors.items() if len(info.shape) == 4}
-    groups = _groups(tensors, coded) if coded or any(map(_is_marked, tensors)) else {}
+    is_told = coded or any(key.endswith(ENDS) for key in tensors)
+    groups = _groups(tensors, coded) if is_told else {}
     for module in statements.layers:
         weight = next((key for key in (f"{module}.weight", module) if key in tensors), f"{module}.weight")
         groups.setdefault(weight, {})
+    options = {folder: _options(said) for folder, said in statements.models.items()}
     for key, parts in groups.items():
         if key in tensors:
             parts = {"": tensors[key], **parts}
-        elif not any(info.key in coded for role, info in parts.items() if role not in NOTES):
+        elif not any(role in CODES or info.key in coded for role, info in parts.items() if role not in NOTES):
             continue  # what a scale is called, beside no weight
         module, folder = key.removesuffix(".weight"), key.rpartition("/")[0]
-        said = statements.models.get(folder, ())
-        options = merged(said, READ)
         bias = tensors.get(f"{module}.bias")
         yield Stored(
             key=key,
             parts=parts,
             notes=statements.layers.get(module, ()),
-            options={} if isinstance(options, str) else {**options, "powers_of_two": _promised(said)},
+            options=options.get(folder, {}),
             rows=bias.shape[0] if bias is not None and len(bias.shape) == 1 else None,
             is_linear=folder not in convolved,
         )
@@ -255,31 +267,34 @@ def _stored(checkpoint: Checkpoint, statements: Statements) -> Iterator[Stored]:
 def _groups(tensors: Mapping[str, TensorInfo], coded: set[str]) -> dict[str, dict[str, TensorInfo]]:
     """Return the tensors that help to read a weight, by its key and their roles."""
     groups: dict[str, dict[str, TensorInfo]] = {}
-    modules = {key.rpartition(".")[0] for key in coded if key.rpartition(".")[2] in CODES}
+    modules = {
+        module
+        for module, _, leaf in (key.rpartition(".") for key in tensors)
+        if leaf in CODES and (not CODES[leaf] or f"{module}.{CODES[leaf]}" in tensors)
+    }
     for key, info in tensors.items():
         inside, named = _inside(key, modules), _place(key)
         place = inside or named or _beside(key, coded) or _after(key)
-        if place is None or (place[1] in CODES and key not in coded):
+        if place is None:
             continue
         weight, role = place
         if weight not in tensors and weight.removesuffix(".weight") in tensors:
             weight = weight.removesuffix(".weight")
-        is_read = weight in coded or f"{weight}_blocks" in coded
-        if inside or is_read or (named and (weight not in tensors or _is_marked(key))):
+        is_read = weight in coded or any(f"{weight}_{role}" in coded for role in AFTER_CODES)
+        if inside or is_read or (named and (weight not in tensors or key.endswith(ENDS))):
             groups.setdefault(weight, {})[role] = info  # else two parameters, such as layer and layer_scale
     return groups
-
-
-def _is_marked(key: str) -> bool:
-    return key.rpartition(".")[2] in MARKS or key.endswith(DEEP_MARKS)
 
 
 READ = ("quant_method", "checkpoint_format", "version", "weight_block_size", "expert_dtype", "config_groups")
 """The options of whole models that formats look at."""
 
 
-def _promised(statements: Iterable[Statement]) -> bool:
-    return any(powers_of_two(statement.says) for statement in statements)
+def _options(said: tuple[Statement, ...]) -> dict[str, object]:
+    """Return what a component's statements say of all its weights; where they differ, they are doubted below."""
+    found = merged(said, READ)
+    promised = any(powers_of_two(statement.says) for statement in said)
+    return {} if isinstance(found, str) else {**found, "powers_of_two": promised}
 
 
 def _inside(key: str, modules: set[str]) -> tuple[str, str] | None:
@@ -342,7 +357,7 @@ def _strange(stored: Stored, why: str) -> Strange:
     dtype = own.dtype if own else "codes"
     title = _title(stored.roles, dtype) or COMFY_NAMES.get(named, named)
     title = title or f"{WORDS.get(dtype, dtype)} with {', '.join(sorted(stored.roles - {''}))}"
-    has_codes = any(_is_coded(info) for role, info in stored.parts.items() if role not in NOTES)
+    has_codes = any(role in CODES or _is_coded(info) for role, info in stored.parts.items() if role not in NOTES)
     return Strange(title, why, frozenset(info.key for info in stored.parts.values()), has_codes)
 
 
@@ -447,8 +462,11 @@ def _bitsandbytes(stored: Stored) -> PackedInfo | None:
     parts = {role: stored.parts[role] for role in BITSANDBYTES if role in stored.parts}
     note = next((role for role in parts if role.startswith("quant_state")), None)
     codes = stored.parts.get("")
-    if codes is None or codes.dtype != "U8" or note is None or not {"absmax", "quant_map"} <= parts.keys():
+    if codes is None or note is None or not {"absmax", "quant_map"} <= parts.keys():
         return None
+    codes = replace(
+        codes, dtype="U8", shape=(codes.nbytes,)
+    )  # kept in any dtype, for programs that move floats alone
     if stored.roles != {"", *parts} or stored.notes:
         return None
     said = read_facts(parts[note])

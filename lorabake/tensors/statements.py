@@ -172,11 +172,13 @@ def gather(checkpoint: Checkpoint) -> Statements:
     for part in checkpoint.parts:
         prefix = f"{part.folder}/" if part.folder else ""
         infos = [info for header in part.files for info in header.tensors.values()]
-        modules = _by_leaf({info.name for info in infos} | {info.name.rpartition(".")[0] for info in infos})
         for info in infos:
             module, _, leaf = info.key.rpartition(".")
             if leaf == NOTE:
                 layers.setdefault(module, []).append(Statement(info.key, read_facts(info)))
+        told = any(LAYERS in header.metadata for header in part.files)
+        names = [info.name for info in infos] if told else []
+        modules = _by_leaf({*names, *(name.rpartition(".")[0] for name in names)})
         for header in part.files:
             for name, says in _layers(header).items():
                 for module in _meant(name, modules):
