@@ -505,6 +505,14 @@ def test_places_that_say_different_things_are_not_decided(tmp_path: Path) -> Non
         plan(load_recipe(b.recipe(tmp_path, base="base", output={"path": "out"})))
 
 
+@pytest.mark.parametrize("name", ["config.json", "quantize_config.json"])
+def test_a_file_that_is_there_and_cannot_be_read_is_an_error(name: str, tmp_path: Path) -> None:
+    world(tmp_path, int8("fc")[0])
+    (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileError, match=f"{name}: "):
+        plan(load_recipe(b.recipe(tmp_path)))
+
+
 def test_an_option_of_two_names_has_one_meaning(tmp_path: Path) -> None:
     """GPTQModel calls checkpoint_format `format`."""
     fault = statements.fault

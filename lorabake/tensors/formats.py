@@ -67,6 +67,9 @@ MARKS = {
 DEEP_MARKS = ("input_quantizer._pre_quant_scale", "weight_quantizer._scale", "weight_fake_quant.scale")
 """The same, where they lie deeper in the module."""
 
+OWN = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
+"""Leaves that modules of plain parameters have together."""
+
 BEHIND = re.compile(
     r"(?P<weight>(?:.*[./])?weight)\.(?P<role>absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.\w+"
     r"|_data|_data\._data|_scale|_shift|compressed|bitmask|shape|row_offsets|scale|zero_point)"
@@ -188,7 +191,7 @@ def find_packing(checkpoint: Checkpoint) -> Packing:
         if isinstance(found, Strange):
             strange[stored.key] = found
         elif found is not None:
-            (packed if stored.key not in tensors or "codes" in found.parts else scaled)[stored.key] = found
+            (scaled if found.dtype.startswith("scaled") else packed)[stored.key] = found
     for part in checkpoint.parts:
         if (doubt := next(_doubts(statements.models.get(part.folder, ())), None)) is not None:
             infos = {info.key: info for header in part.files for info in header.tensors.values()}
@@ -314,7 +317,7 @@ def _beside(key: str, coded: set[str]) -> tuple[str, str] | None:
     """Place a tensor of no known name that stands beside, or behind the name of, a weight of codes."""
     module, _, leaf = key.rpartition(".")
     for weight in (f"{module}.weight", module):
-        if weight in coded and weight != key and leaf not in ("bias", "weight"):
+        if weight in coded and weight != key and leaf not in OWN:
             return weight, leaf
     return None
 

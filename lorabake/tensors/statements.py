@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from os.path import isfile
+from os.path import lexists
 from pathlib import Path, PurePosixPath
 
 from lorabake.errors import FileError, TargetError
@@ -265,7 +265,7 @@ def _in_header(header: Header) -> Iterator[Statement]:
 def _files(checkpoint: Checkpoint, folder: str) -> Iterator[Path]:
     root = (checkpoint.path if checkpoint.is_folder else checkpoint.path.parent) / folder
     if not checkpoint.facts:  # a GGUF file says all itself
-        yield from (path for name in FILES if isfile(path := root / name))
+        yield from (path for name in FILES if lexists(path := root / name))
 
 
 def _in_file(path: Path, name: str) -> Iterator[Statement]:
