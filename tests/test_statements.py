@@ -498,6 +498,26 @@ def test_what_is_said_of_a_model_is_refused_by_name_and_kept(name: str, spot: st
         assert_true(recipe)
 
 
+def test_what_is_said_of_a_model_holds_for_stored_weights_too(tmp_path: Path) -> None:
+    """A rotation at run time turns what is unpacked, as it turns floats."""
+    gptq = undecodable()["gptq without its way"][1]
+    stored = {**fp8("fc")[0], **{f"other.{leaf}": tensor for leaf, tensor in gptq.items()}}
+    says = {"quant_method": "gptq", "transform_config": ROTATED["transform_config"]}
+    say(tmp_path, "config.json", says, {**stored, "norm.weight": torch.ones(4).half()})
+    for dtype in ("keep", "bfloat16"):
+        for layer in ("fc", "other"):
+            b.kohya(tmp_path / "lora.safetensors", {f"lora_unet_{layer}": LORA})
+            named = rf"{layer}.weight, of which config.json's quantization_config says transform_config"
+            with pytest.raises(MatchError, match=named):
+                plan(load_recipe(b.recipe(tmp_path, base="base", output={"path": "out", "dtype": dtype})))
+    recipe = b.recipe(tmp_path, base="base", loras=[], output={"path": "out", "dtype": "bfloat16"})
+    planned = plan(load_recipe(recipe))
+    assert not planned.bakes
+    assert not planned.texts
+    titles = {each.title.partition(";")[0] for each in planned.sources.packing.strange.values()}
+    assert {"float8_e4m3fn with one scale", "GPTQ"} <= titles
+
+
 def test_places_that_say_different_things_are_not_decided(tmp_path: Path) -> None:
     say(tmp_path, "config.json", {"quant_method": "gptq", "bits": 4, "checkpoint_format": "gptq"}, floats())
     (tmp_path / "base/quantize_config.json").write_text('{"bits": 4, "checkpoint_format": "gptq_v2"}')

@@ -158,15 +158,15 @@ def rotate(weight: torch.Tensor, group: int) -> torch.Tensor:
     """Multiply each `group` values of a row by the regular Hadamard matrix of that size, which is its own inverse.
 
     ConvRot (arXiv 2512.03673, theorem 3.3; comfy-kitchen) stores W·H of a linear layer and turns the inputs likewise.
-    H is the Kronecker power of the 4 × 4 matrix of ones with −1 on the diagonal that rises, over the root of `group`:
-    four values x become Σx − 2·x reversed, for each digit of a place written to the base 4.
+    H is the Kronecker power of the 4 × 4 matrix of ones with −1 on the diagonal that rises, over the root of `group`.
     """
-    values, block, norm = weight, 1, 1
-    while block < group:
-        values = values.reshape(-1, 4, block)
-        values = values.sum(dim=1, keepdim=True) - 2 * values.flip(1)
-        block, norm = block * 4, norm * 2
-    return (values / norm).reshape(weight.shape)
+    import torch
+
+    four = 0.5 - torch.eye(4, dtype=weight.dtype, device=weight.device).flip(0)
+    matrix = four
+    while len(matrix) < group:
+        matrix = torch.kron(matrix, four)
+    return (weight.reshape(-1, group) @ matrix).reshape(weight.shape)
 
 
 def factors(info: PackedInfo, scale: torch.Tensor) -> torch.Tensor:
