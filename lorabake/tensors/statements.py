@@ -145,6 +145,19 @@ OTHER_NAMES = {"gptq": {"format": "checkpoint_format"}, "awq": {"format": "versi
 """What GPTQModel calls an option of another program's, by the way."""
 
 
+SIGNS = {
+    "config_groups": "compressed-tensors",
+    "quant_algo": "modelopt",
+    "load_in_4bit": "bitsandbytes",
+    "load_in_8bit": "bitsandbytes",
+    "w_bit": "awq",
+    "qformat_weight": "fp8",
+    "weight_block_size": "fp8",
+    "bits": "mlx",
+}
+"""Whose way it is, by an option of no other, where nothing names it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Statement:
     """Hold what one place says: `place` names it in messages, `says` are its options."""
@@ -302,24 +315,11 @@ def _named(says: Facts, way: str) -> Facts:
     """Say by its usual names what a statement says, its way among it."""
     found = says.get("quant_method") or says.get("method") or way
     if not found:
-        found = next((name for key, name in _SIGNS.items() if says.get(key)), "")
+        found = next((name for key, name in SIGNS.items() if says.get(key)), "")
     name = str(found).lower()
     others = OTHER_NAMES.get(name, {})
     renamed = {other: says[key] for key, other in others.items() if key in says and other not in says}
     return {**says, **renamed, "quant_method": name}
-
-
-_SIGNS = {
-    "config_groups": "compressed-tensors",
-    "quant_algo": "modelopt",
-    "load_in_4bit": "bitsandbytes",
-    "load_in_8bit": "bitsandbytes",
-    "w_bit": "awq",
-    "qformat_weight": "fp8",
-    "weight_block_size": "fp8",
-    "bits": "mlx",
-}
-"""Whose way it is, by an option of no other, where nothing names it."""
 
 
 # -- what is understood ----------------------------------------------------------------------------------
@@ -344,16 +344,13 @@ def _unknown(says: Facts, way: str) -> Iterator[str]:
         elif option == "sparsity_config" and isinstance(value, dict):
             if value.get("format", "dense") != "dense":
                 yield f"{option}: {_short(value)}"
-            yield from (f"{option}.{each}" for each in _unknown(_only(value, "sparsity_structure"), way))
+            structure = {name: each for name, each in value.items() if name == "sparsity_structure"}
+            yield from (f"{option}.{each}" for each in _unknown(structure, way))
         elif option not in SILENT:
             yield f"{option}: {_short(value)}"
     for one, other in OTHER_NAMES.get(way, {}).items():
         if says.get(one, says.get(other)) != says.get(other):
             yield f"{one}: {_short(says[one])}, and {other}: {_short(says[other])}"
-
-
-def _only(says: Facts, option: str) -> dict[str, object]:
-    return {option: says[option]} if option in says else {}
 
 
 def merged(statements: Iterable[Statement], options: Iterable[str]) -> dict[str, object] | str:
@@ -376,8 +373,8 @@ def powers_of_two(value: object) -> bool:
         return False
     named = (value.get(option) for option in ("scale_fmt", "scale_format", "scale_dtype"))
     told = any(str(each).lower().endswith(("e8m0", "e8m0fnu", "uint8")) for each in named)
-    inner = (each for key, each in value.items() if key not in ("input_activations", "output_activations"))
-    return told or any(powers_of_two(each) for each in inner)
+    flowing = {"input_activations", "output_activations", "kv_cache_scheme"}
+    return told or any(powers_of_two(each) for key, each in value.items() if key not in flowing)
 
 
 def _short(value: object) -> str:
