@@ -255,9 +255,10 @@ def encode(info: PackedInfo, weight: torch.Tensor, scale_dtype: torch.dtype) -> 
     largest = largest_of(weight, info.shape, stored.shape) / (LARGEST[info.parts["weight"].dtype] * factor)
     fresh = torch.where(largest > 0, largest, torch.ones_like(largest))
     if info.facts.get("powers_of_two"):
-        part, power = torch.frexp(fresh)
-        power = power - (part == 0.5).int()
-        fresh = power + 127.0 if stored.dtype == "U8" else torch.ldexp(torch.ones_like(fresh), power)
+        part, exponent = torch.frexp(fresh.cpu())  # not every device can
+        exponent = exponent - (part == 0.5).int()
+        powers = exponent + 127.0 if stored.dtype == "U8" else torch.ldexp(torch.ones_like(part), exponent)
+        fresh = powers.to(fresh.device)
     fresh = fresh.to(scale_dtype).to(weight.dtype)
     flat = weight.reshape(info.shape[0] if info.shape else 1, -1)
     return (flat / spread(factors(info, fresh), info.shape)).reshape(info.shape), fresh
