@@ -660,6 +660,19 @@ def test_scales_that_are_stored_as_exponents(kind: str, tmp_path: Path) -> None:
     assert_true(recipe)
 
 
+def test_a_block_of_next_to_nothing_has_the_least_exponent(tmp_path: Path) -> None:
+    stored = {
+        "fc.weight": torch.ones(2, 64).to(FP8),
+        "fc.weight_scale_inv": torch.tensor([[0, 120]] * 2).to(torch.uint8),
+    }
+    say(tmp_path, "config.json", {"quant_method": "mxfp8"}, stored)
+    b.kohya(tmp_path / "lora.safetensors", {FC: {"up": torch.ones(2, 1) * 1e-20, "down": torch.ones(1, 64) * 1e-21}})
+    recipe = b.recipe(tmp_path, base="base", output={"path": "out", "allow_loss": True})
+    b.run(recipe)
+    assert load_file(tmp_path / "out/model.safetensors")["fc.weight_scale_inv"][:, 0].tolist() == [1, 1]
+    assert_true(recipe)
+
+
 def stored_fp8() -> b.Tensors:
     return {**fp8("fc")[0], **fp8("other", seed=8)[0], "norm.weight": torch.ones(4).half()}
 

@@ -256,7 +256,7 @@ def encode(info: PackedInfo, weight: torch.Tensor, scale_dtype: torch.dtype) -> 
     fresh = torch.where(largest > 0, largest, torch.ones_like(largest))
     if info.facts.get("powers_of_two"):
         part, exponent = torch.frexp(fresh.cpu())  # not every device can
-        exponent = exponent - (part == 0.5).int()
+        exponent = (exponent - (part == 0.5).int()).clamp(min=-126)  # E8M0 has few below it
         powers = exponent + 127.0 if stored.dtype == "U8" else torch.ldexp(torch.ones_like(part), exponent)
         fresh = powers.to(fresh.device)
     fresh = fresh.to(scale_dtype).to(weight.dtype)

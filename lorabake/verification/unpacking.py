@@ -80,10 +80,13 @@ def worth(info: PackedInfo, rows: Array, scale: Array) -> Array:
 
 
 def next_power(values: Array) -> Array:
-    """Return the least power of two that is no smaller: float64's exponent, one higher where a bit follows it."""
+    """Return the least power of two that is no smaller, 2^−126 at least.
+
+    That is float64's exponent, one higher where a bit follows it.
+    """
     bits = np.ascontiguousarray(values, np.float64).view(np.uint64)
     whole = bits & np.uint64(0xFFF0000000000000)
-    return np.asarray(np.where(bits == whole, whole, whole + np.uint64(1 << 52)).view(np.float64))
+    return np.maximum(np.where(bits == whole, whole, whole + np.uint64(1 << 52)).view(np.float64), 2.0**-126)
 
 
 def as_stored(dtype: str, powers: Array) -> Array:
