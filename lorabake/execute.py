@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 
 from lorabake.adapters import dora
-from lorabake.adapters.kind import MAGNITUDES, Tensors, Terms, matrix
+from lorabake.adapters.kind import MAGNITUDES, SCALE_OF_ALPHA_0, Tensors, Terms, matrix
 from lorabake.errors import MatchError, SurroundingsError, ValueTooLargeError
 from lorabake.matching import Patch
 from lorabake.methods import combine, masks_of
@@ -83,12 +83,12 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Replace:
-    """Move rows towards `value` by `strength`."""
+    """Move rows towards `value` by the share `share` of the way."""
 
     start: int
     stop: int
     value: torch.Tensor
-    strength: float
+    share: float
 
 
 class Executor:
@@ -171,7 +171,7 @@ class Executor:
                 if region.key != target.key:
                     continue
                 if patch.kind.replaces:
-                    parts.append(Replace(region.start, region.stop, tensors["value"][rows], patch.strength))
+                    parts.append(Replace(region.start, region.stop, tensors["value"][rows], patch.share))
                 elif patch.has_dora or not patch.kind.low_rank:
                     parts.append(Update(region.start, region.stop, rows.start, patch, tensors, terms))
                 else:
@@ -199,7 +199,7 @@ class Executor:
             if isinstance(part, Product):
                 weight[outer].addmm_(part.up[inner], part.down)
             elif isinstance(part, Replace):
-                weight[outer].lerp_(part.value[inner], part.strength)
+                weight[outer].lerp_(part.value[inner], part.share)
             else:
                 rows = slice(part.row + inner.start, part.row + inner.stop)
                 change = _change(part.patch, part.tensors, base[outer], rows, part.terms)
@@ -305,6 +305,8 @@ class Executor:
         raw = bytearray(info.nbytes)
         self.reader.read(info.file, info.start, memoryview(raw))
         alpha = decode_scalar(info.dtype, bytes(raw))
+        if not alpha and patch.semantics in SCALE_OF_ALPHA_0:
+            return patch.kind.scale(SCALE_OF_ALPHA_0[patch.semantics] * patch.kind.rank(patch.shapes), patch.shapes)
         if not alpha or alpha - alpha:
             name = self.plan.sources.loras[patch.lora].name
             raise MatchError(

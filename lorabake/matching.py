@@ -14,7 +14,7 @@ from math import prod
 
 from lorabake.adapters import dora, kinds_of
 from lorabake.adapters.experts import EXPERTS
-from lorabake.adapters.kind import Kind, Settings, matrix
+from lorabake.adapters.kind import PROGRAMS, SKIPPING_STRENGTH_0, Kind, Settings, matrix
 from lorabake.architectures import architectures
 from lorabake.errors import MatchError
 from lorabake.keymap import split_qkv
@@ -72,9 +72,7 @@ class Patch:
     @property
     def share(self) -> float:
         """Return what W(1) − W is multiplied by: the strength, unless `semantics` has another law."""
-        if self.has_dora:
-            return 1.0 if self.semantics in dora.STRENGTH_INSIDE else self.strength
-        return self.kind.share(self.strength, self.settings)
+        return _share(self.kind, self.has_dora, self.semantics, self.strength, self.settings)
 
 
 @dataclass(slots=True)
@@ -157,6 +155,7 @@ class _Match:
         self.alphas: list[str] = []
         self.apart: Counter[str] = Counter()
         self.sides: dict[str, tuple[int, int]] = {}
+        self.follows = False
 
     def run(self) -> tuple[list[Patch], Ledger]:
         self._check_components()
@@ -191,7 +190,7 @@ class _Match:
         assert self.ledger.is_balanced, self.ledger
         self._note_embeddings()
         self._note_missing_alpha()
-        self._note_idle_semantics()
+        self._note_semantics()
         self.ledger.notes += [split_qkv.NOTE.format(count=n, source=source) for source, n in self.apart.items()]
         return self.patches, self.ledger
 
@@ -238,7 +237,7 @@ class _Match:
         return own or components_named(key, (part for each in architectures() for part in each.components))
 
     def _strength(self, component: str, view: View) -> tuple[float, str]:
-        """Return a module's strength, and where it comes from."""
+        """Return a module's strength, and the block pattern that leaves the module out, if one does."""
         strength = self.lora.entry.strength
         if isinstance(strength, dict):
             if component not in strength:
@@ -251,8 +250,8 @@ class _Match:
         for glob, factor in self.blocks.items():
             if any(fnmatchcase(name, glob) or fnmatchcase(f"{component}.{name}", glob) for name in names):
                 self.globs_used.add(glob)
-                return strength * factor, f"strength 0 by the block pattern {glob!r}"
-        return strength, "strength 0"
+                return strength * factor, "" if factor else glob
+        return strength, ""
 
     # -- where a module goes -------------------------------------------------------------------------
 
@@ -311,8 +310,12 @@ class _Match:
                 f"Say which with components: [{fitting[0].component}]"
             )
         target = (fitting or found)[0]
-        strength, reason = self._strength(target.component, next(iter(target.views.values())))
+        strength, left_out_by = self._strength(target.component, next(iter(target.views.values())))
         if strength == 0:
+            possible = () if left_out_by or not fitting else kinds
+            kinds = tuple(kind for kind in possible if self._acts(kind, module, target))
+        if not kinds:
+            reason = f"strength 0 by the block pattern {left_out_by!r}" if left_out_by else "strength 0"
             self.ledger.excluded[reason] += size
             return
         if not fitting:
@@ -400,28 +403,62 @@ class _Match:
                 if kind.drawn - slots:
                     largest = self._largest(kind, target.component)
                     settings = {**settings, **kind.redraw(fields, module.shapes, largest)}
-                semantics = self.lora.entry.semantics or ""
-                if semantics and dora.is_in(tensors):
-                    dora.check(semantics, module.shapes)
-                if semantics:
-                    meant = kind.meant(semantics, module.shapes, strength)
-                    if meant and dora.is_in(tensors):
-                        raise ValueError(f"{semantics} has no law of DoRA on {kind.title} that lorabake knows")
-                    settings = {**settings, **meant}
+                meant = self._meant(kind, module.shapes, view, strength)
             except ValueError as error:
                 self.faults.strange.append((module.name, str(error)))
                 return
+            self.follows |= {**settings, **meant} != settings
+            settings = {**settings, **meant}
             for region in view.regions:
                 self._take(region, module.name)
             scale = config.scale_of(path) if config and "alpha" not in tensors and kind.alpha_is_scale else None
             parts = self._parts(module, target) if "alpha" in tensors and kind.low_rank else 1
+            semantics = self.lora.entry.semantics or ""
             patch = Patch(self.index, module.name, kind, tensors, view, strength, scale, settings, parts, semantics)
             self.patches.append(patch)
             self.ledger.kinds["DoRA" if dora.is_in(tensors) else kind.title] += 1
             if kind.parameter == "weight" and kind.alpha_is_scale and (kind.low_rank or "alpha" in kind.optional):
                 self.ledger.ranks[kind.rank(module.shapes)] += 1
         self.ledger.applied += module.size
+        idle = 0 if strength else len(slots.difference(*(kind.claims(slots) for kind in kinds), module.shared))
+        if idle:  # of kinds that the program leaves alone at strength 0
+            self.ledger.applied -= idle
+            self.ledger.excluded["strength 0"] += idle
         self.ledger.modules[target.component] += 1
+
+    # -- what the program makes of it that the recipe names --------------------------------------------
+
+    def _meant(self, kind: Kind, shapes: Mapping[str, tuple[int, ...]], view: View, strength: float) -> Settings:
+        """Return the settings by which a kind follows the program; raise ValueError where it cannot."""
+        program = self.lora.entry.semantics
+        if program is None:
+            return {}
+        title, has_dora = PROGRAMS[program], bool(kind.lengths & shapes.keys())
+        if program not in kind.programs:
+            raise ValueError(f"{title} does not read this form of {kind.title}; leave out semantics, or the module")
+        if has_dora:
+            if program not in kind.dora_in:
+                raise ValueError(f"{program} has no law of DoRA on {kind.title} that lorabake knows")
+            dora.check(program, shapes)
+        by_rows = has_dora and dora.axis(shapes, view.shape, kind.length_axis) == "row"
+        if view.is_reordered and program in dora.LENGTHS_OF_THE_BASE and (by_rows or kind.reads_weight):
+            what = "DoRA's lengths" if by_rows else "the weight"
+            raise ValueError(f"{title} swaps the halves of this module's change, and forgets those of {what}")
+        return kind.meant(program, shapes, view.shape, strength)
+
+    def _acts(self, kind: Kind, module: LoraModule, target: Module) -> bool:
+        """Tell whether the program changes the module's parameter at strength 0, too."""
+        program, strength = self.lora.entry.semantics, self.lora.entry.strength
+        view = self._view(target, kind)
+        if program is None or program not in kind.programs or view is None:
+            return False
+        if program in SKIPPING_STRENGTH_0 and not (isinstance(strength, dict) and any(strength.values())):
+            return False
+        try:
+            settings = kind.meant(program, module.shapes, view.shape, 0.0)
+        except ValueError:  # the program fails at it, and goes on without
+            return False
+        return _share(kind, bool(kind.lengths & module.shapes.keys()), program, 0.0, settings) != 0
 
     def _largest(self, kind: Kind, component: str) -> tuple[int, int]:
         """Return the most outputs and inputs of the weights that a kind's modules are for, left out or not."""
@@ -575,12 +612,20 @@ class _Match:
                         "Rename one of them, so that it is told whether that alpha counts."
                     )
 
-    def _note_idle_semantics(self) -> None:
-        meant = self.lora.entry.semantics
-        if meant and not any(
-            patch.has_dora or patch.kind.meant(meant, patch.shapes, patch.strength) for patch in self.patches
-        ):
-            self.ledger.notes.append(f"semantics: {meant} changes nothing here: it is about DoRA and OFT")
+    def _note_semantics(self) -> None:
+        program = self.lora.entry.semantics
+        if program is None or not self.patches:
+            return
+        title, notes = PROGRAMS[program], self.ledger.notes
+        whole = [each for each in self.patches if each.strength != 1 and program in each.kind.whole_in]
+        still = {each.module for each in self.patches if not each.strength}
+        if whole:
+            kinds = ", ".join(dict.fromkeys(patch.kind.title for patch in whole))
+            notes.append(f"semantics: {title} applies {kinds} whole at any strength: {len(whole)} modules")
+        if still:
+            notes.append(f"semantics: {title} changes {len(still)} modules at strength 0, too")
+        if not (self.follows or whole or still or any(patch.has_dora for patch in self.patches)):
+            notes.append(f"semantics: {program} changes nothing here: {title} has no law of its own for its kinds")
 
     def _note_missing_alpha(self) -> None:
         silent = [patch for patch in self.patches if patch.scale is None and "alpha" not in patch.tensors]
@@ -650,6 +695,12 @@ class _Match:
             hint = self.matcher.nearest(names[0]) if title.startswith("no such") and count < 2 else ""
             lines.append(f"    {pattern} ×{len(names)}{': ' + reason if reason else ''}{hint}")
         return lines
+
+
+def _share(kind: Kind, has_dora: bool, semantics: str, strength: float, settings: Settings) -> float:
+    if has_dora:
+        return 1.0 if semantics in dora.STRENGTH_INSIDE else strength
+    return 1.0 if semantics in kind.whole_in else kind.share(strength, settings)
 
 
 def _unwrapped(name: str) -> str:

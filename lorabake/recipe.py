@@ -117,7 +117,7 @@ Text: TypeAlias = Annotated[str, Field(pattern=_VISIBLE)]
 FilePath: TypeAlias = Annotated[str, Field(pattern=_FILE)]
 Sha256: TypeAlias = Annotated[str, Field(pattern=_SHA256), AfterValidator(str.lower)]
 Whole: TypeAlias = Annotated[int, Field(ge=1)]
-Semantics: TypeAlias = Literal["comfyui", "a1111", "peft", "lycoris"]
+Semantics: TypeAlias = Literal["comfyui", "forge", "a1111", "peft", "lycoris"]
 Dtype: TypeAlias = Literal["keep", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
 
 ByteSize: TypeAlias = Annotated[
@@ -198,7 +198,7 @@ class Lora(Source):
     )
     semantics: Semantics | None = Field(
         None,
-        description="The program whose reading of DoRA and OFT is followed, where it differs from the definition.",
+        description="The program whose reading of the LoRA is followed, where it differs from the definition.",
     )
 
     def _normal(self) -> dict[str, object]:

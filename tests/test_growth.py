@@ -69,13 +69,17 @@ def near(found: torch.Tensor, exact: torch.Tensor) -> None:
     torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-30)
 
 
-@pytest.mark.parametrize("strength", [1, 0.5])
+@pytest.mark.parametrize(
+    ("strength", "semantics"), [(1, None), (0.5, None), (0.5, "comfyui"), (0.5, "forge"), (-1, "comfyui")]
+)
 @pytest.mark.parametrize("layout", ["bfl", "diffusers"])
-def test_control_loras_of_flux(layout: str, strength: float, tmp_path: Path) -> None:
+def test_control_loras_of_flux(layout: str, strength: float, semantics: str | None, tmp_path: Path) -> None:
+    """ComfyUI and Forge replace the norms at any strength."""
     before = base(BFL if layout == "bfl" else DIFFUSERS)
     b.save(tmp_path / "base.safetensors", before)
     save_file(CONTROL, tmp_path / "lora.safetensors")
-    recipe = b.recipe(tmp_path, loras=[{"path": "lora.safetensors", "strength": strength}])
+    entry: dict[str, object] = {"path": "lora.safetensors", "strength": strength}
+    recipe = b.recipe(tmp_path, loras=[entry | ({"semantics": semantics} if semantics else {})])
     b.run(recipe)
     after = load_file(tmp_path / "out.safetensors")
     first = "img_in" if layout == "bfl" else "x_embedder"
@@ -92,7 +96,8 @@ def test_control_loras_of_flux(layout: str, strength: float, tmp_path: Path) -> 
         near(torch.cat([after[f"{name}.{leaf}"] for name in names]), old + change)
     scale = "double_blocks.0.img_attn.norm.key_norm.scale"
     norm = scale if layout == "bfl" else "transformer_blocks.0.attn.norm_k.weight"
-    near(after[norm], before[norm].double() * (1 - strength) + strength * lora[scale])
+    share = 1 if semantics else strength
+    near(after[norm], before[norm].double() * (1 - share) + share * lora[scale])
     assert "grows from 8 × 4 to 8 × 10" in plan(load_recipe(recipe)).notes[0]
     assert_true(recipe)
 

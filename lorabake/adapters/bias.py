@@ -20,6 +20,7 @@ class LoraBias(Kind):
     suffixes = ((r"\.lora_B(?:\.[^.]+)?\.bias", "bias"),)
     parameter = "bias"
     low_rank = True
+    programs = frozenset({"peft", "comfyui", "forge"})  # the last two in Black Forest Labs' control LoRAs
 
     def rank(self, shapes: Shapes) -> int:
         """Return the rank of the LoRA that the bias belongs to."""

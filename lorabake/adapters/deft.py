@@ -25,6 +25,8 @@ class Deft(Kind):
     suffixes = ((r"\.deft_P(?:\.[^.]+)?", "deft_P"), (r"\.deft_R(?:\.[^.]+)?", "deft_R"))
     by_rows = False
     peft_type = "DEFT"
+    whole_in = frozenset({"peft"})
+    reads_weight = True
     peft_fields = frozenset(
         {"r", "alpha", "para", "decomposition_method", "deft_dropout", "init_scale", "init_weights", "fan_in_fan_out"}
         | {"bias"}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, matrix
+from lorabake.adapters.kind import OF_KOHYA, Kind, Settings, Shapes, Tensors, Terms, matrix
 
 if TYPE_CHECKING:
     import torch
@@ -19,12 +19,22 @@ class Difference(Kind):
     required = frozenset({"diff"})
     optional = frozenset({"reshape_weight"})
     markers = frozenset({"reshape_weight"})
-    suffixes = ((r"\.diff", "diff"),)
+    suffixes: ClassVar[tuple[tuple[str, str], ...]] = ((r"\.diff", "diff"),)
+    programs: ClassVar[frozenset[str]] = OF_KOHYA
+    dora_in: ClassVar[frozenset[str]] = frozenset({"a1111"})
+    beside: ClassVar[str] = ""
+    """The slot without which AUTOMATIC1111 does not read it."""
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for the parameter's own shape."""
         (shape,) = (shapes[slot] for slot in self.required)
         return None if matrix(shape) == matrix(weight) else f"its difference is {shape}"
+
+    def meant(self, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float) -> Settings:
+        """Refuse what AUTOMATIC1111 reads in pairs alone."""
+        if program == "a1111" and self.beside and self.beside not in shapes:
+            raise ValueError(f"AUTOMATIC1111 does not read {self.title}s without their {self.beside}")
+        return {}
 
     def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
         """Return these rows of the difference."""
@@ -41,6 +51,7 @@ class BiasDifference(Difference):
     optional = frozenset()
     suffixes = ((r"\.diff_b", "diff_b"),)
     parameter = "bias"
+    beside = "diff"
 
 
 class Beft(Difference):
@@ -53,6 +64,7 @@ class Beft(Difference):
     suffixes = ((r"\.beft_bias(?:\.[^.]+)?", "beft_bias"),)
     parameter = "bias"
     peft_type = "BEFT"
+    programs = frozenset({"peft"})
     peft_fields = frozenset({"init_weights"})
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
@@ -69,6 +81,8 @@ class NormDifference(Difference):
     required = frozenset({"w_norm"})
     optional = frozenset()
     suffixes = ((r"\.w_norm", "w_norm"),)
+    dora_in = frozenset()
+    beside = "b_norm"
 
 
 class NormBiasDifference(Difference):
@@ -80,6 +94,7 @@ class NormBiasDifference(Difference):
     optional = frozenset()
     suffixes = ((r"\.b_norm", "b_norm"),)
     parameter = "bias"
+    beside = "w_norm"
 
 
 KINDS = (Difference(), BiasDifference(), Beft(), NormDifference(), NormBiasDifference())

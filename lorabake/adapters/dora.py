@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
-from lorabake.adapters.kind import MAGNITUDES, Shapes
+from lorabake.adapters.kind import MAGNITUDES, OF_KOHYA, PROGRAMS, Shapes
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 Axis = Literal["row", "column"]
 
 STRENGTH_INSIDE = ("peft", "lycoris")
-"""Programs for which a magnitude at strength s is no mixture of W and W(1)."""
+"""Programs for which a magnitude at strength s is no mixture of W and W(1), and at strength 0 not W."""
+
+LENGTHS_OF_THE_BASE = ("comfyui", "forge")
+"""Programs that divide rows by their lengths before the change."""
 
 
 def is_in(slots: Iterable[str]) -> bool:
@@ -46,8 +49,8 @@ def axis(shapes: Shapes, weight: tuple[int, ...], of_magnitudes: Axis = "row") -
 
 def check(semantics: str, shapes: Shapes) -> None:
     """Raise ValueError for a magnitude that a program could not have read."""
-    if semantics == "a1111" and "dora_scale" not in shapes:
-        raise ValueError("AUTOMATIC1111 does not read magnitudes of this spelling")
+    if semantics in OF_KOHYA and "dora_scale" not in shapes:
+        raise ValueError(f"{PROGRAMS[semantics]} does not read magnitudes of this spelling, only a dora_scale")
     if semantics == "peft" and shapes.get("dora_scale", ())[:1] == (1,):
         raise ValueError("PEFT has magnitudes of rows alone")
 
@@ -68,13 +71,13 @@ def apply(
 ) -> torch.Tensor:
     """Return what W (rows, columns) becomes: W(1), or W(s) in programs of `STRENGTH_INSIDE`.
 
-    PEFT: (W + s·Δ)·d/‖W + s·Δ‖. LyCORIS: V·(1 + s·(d/‖V‖ − 1)). ComfyUI: V·d/‖W‖ by rows. AUTOMATIC1111: V·d/‖V‖ with
-    norms of columns, whatever d is. The small numbers that some add to the norm are left out.
+    PEFT: (W + s·Δ)·d/‖W + s·Δ‖. LyCORIS: V·(1 + s·(d/‖V‖ − 1)). ComfyUI and Forge: V·d/‖W‖ by rows. AUTOMATIC1111:
+    V·d/‖V‖ with norms of columns, whatever d is. The small numbers that some add to the norm are left out.
     """
     if semantics == "peft":
         return renorm(weight + strength * delta, magnitude, axis, shape)
     updated = weight + delta
-    if semantics == "comfyui" and axis == "row":
+    if semantics in LENGTHS_OF_THE_BASE and axis == "row":
         return updated * (magnitude.reshape(-1, 1) / weight.square().sum(dim=1, keepdim=True).sqrt())
     if semantics == "a1111" and axis == "row":
         return renorm(updated, magnitude.new_ones(shape[1]), "column", shape) * magnitude.reshape(-1, 1)

@@ -24,6 +24,7 @@ class EmbeddingLora(Kind):
     length_axis = "column"
     on_embedding = True
     peft_type = "LORA"
+    dora_in = frozenset({"peft"})
 
     def rank(self, shapes: Shapes) -> int:
         """Return the number of rows of A."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, matrix
+from lorabake.adapters.kind import OF_KOHYA, PROGRAMS, Kind, Settings, Shapes, Tensors, Terms, matrix
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,9 @@ class Glora(Kind):
     required = frozenset({"glora_a1", "glora_a2", "glora_b1", "glora_b2"})
     optional = frozenset({"glora_bm", "alpha"})
     suffixes = tuple((rf"\.{slot}\.weight", f"glora_{slot}") for slot in (*SLOTS, "bm"))
+    reads_weight = True
+    programs = OF_KOHYA
+    dora_in = OF_KOHYA - {"lycoris"}
 
     def rank(self, shapes: Shapes) -> int:
         """Return the smaller side of a1."""
@@ -41,10 +44,30 @@ class Glora(Kind):
             return None
         return "its tensors " + ", ".join(f"{slot} {shapes[f'glora_{slot}']}" for slot in SLOTS) + " do not fit"
 
+    def meant(self, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float) -> Settings:
+        """Ignore alpha as AUTOMATIC1111 does; refuse what a program fails at.
+
+        Where the tensors fit either way, all but LyCORIS take them for those of LyCORIS 1.
+        """
+        if program == "lycoris":
+            return {}
+        old, convolved = _is_old(shapes, weight), matrix(weight)[1] > weight[1]
+        if program != "a1111":
+            if "glora_bm" in shapes:
+                raise ValueError(f"{PROGRAMS[program]} does not read GLoRA's Tucker core")
+            if old and convolved and not _is_new(shapes, weight):
+                raise ValueError(f"{PROGRAMS[program]} fails at GLoRA of LyCORIS 1 on convolutions")
+            return {"old": True} if old and _is_new(shapes, weight) else {}
+        if not old or len(weight) > 2:
+            raise ValueError("AUTOMATIC1111 fails at GLoRA but for that of LyCORIS 1 on linear layers")
+        if "alpha" not in shapes:
+            raise ValueError("AUTOMATIC1111 does not read GLoRA without alpha, though it ignores its value")
+        return {"old": True, "unscaled": True}
+
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
         """Name the factors as LyCORIS does today, flat, and fold the core in."""
         shapes = {slot: tuple(tensor.shape) for slot, tensor in tensors.items()}
-        new = _is_new(shapes, terms.shape)
+        new = _is_new(shapes, terms.shape) and not terms.settings.get("old")
         found = {slot: tensors[f"glora_{slot if new else TURNED[slot]}"].flatten(1) for slot in SLOTS}
         if "glora_bm" in tensors:
             found["b2"] = (found["b2"].T @ tensors["glora_bm"].flatten(2)).flatten(1)
@@ -54,7 +77,8 @@ class Glora(Kind):
         """Mix the inputs of these rows by a1·a2, and add b1·b2."""
         cube = weight.reshape(weight.shape[0], terms.shape[1], -1).transpose(1, 2)
         mixed = ((cube @ tensors["a1"]) @ tensors["a2"]).transpose(1, 2).flatten(1)
-        return (mixed + tensors["b1"][rows] @ tensors["b2"]).mul_(terms.scale)
+        scale = 1.0 if terms.settings.get("unscaled") else terms.scale
+        return (mixed + tensors["b1"][rows] @ tensors["b2"]).mul_(scale)
 
 
 def _is_new(shapes: Shapes, weight: tuple[int, ...]) -> bool:

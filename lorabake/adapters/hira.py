@@ -18,6 +18,7 @@ class Hira(Kind):
     required = frozenset({"hira_A", "hira_B"})
     suffixes = ((r"\.hira_A", "hira_A"), (r"\.hira_B", "hira_B"))
     peft_type = "HIRA"
+    reads_weight = True
     peft_fields = frozenset({"r", "hira_dropout", "fan_in_fan_out", "init_weights", "rank_pattern", "bias"})
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:

@@ -22,6 +22,8 @@ class Hra(Kind):
     required = frozenset({"hra_u"})
     suffixes = ((r"\.hra_u", "hra_u"),)
     peft_type = "HRA"
+    whole_in = frozenset({"peft"})
+    reads_weight = True
     peft_fields = frozenset({"r", "apply_GS", "init_weights", "bias"})
 
     def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:

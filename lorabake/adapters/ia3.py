@@ -32,6 +32,16 @@ class Ia3(Kind):
     required = frozenset({"whole_weight", "on_input"})
     suffixes = ((r"\.on_input", "on_input"),)
     numbers = frozenset({"on_input"})
+    reads_weight = True
+    programs = frozenset({"a1111", "lycoris"})
+    dora_in = frozenset({"a1111"})
+
+    def meant(self, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float) -> Settings:
+        """Refuse convolutions' outputs, which AUTOMATIC1111 does not find."""
+        of_inputs = shapes["whole_weight"][:2] == (1, weight[1]) and weight[0] != weight[1]
+        if program == "a1111" and len(weight) > 2 and not of_inputs:
+            raise ValueError("AUTOMATIC1111 fails at IA3 on the outputs of convolutions")
+        return {}
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for one number an output or an input."""
@@ -58,6 +68,7 @@ class PeftIa3(Kind):
     name = "ia3_peft"
     title = "IA3"
     required = frozenset({"ia3_l"})
+    reads_weight = True
     suffixes: ClassVar[tuple[tuple[str, str], ...]] = ((r"\.ia3_l", "ia3_l"),)
     peft_type = "IA3"
     peft_fields = frozenset({"feedforward_modules", "init_ia3_weights", "fan_in_fan_out"})

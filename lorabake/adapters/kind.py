@@ -14,6 +14,26 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 if TYPE_CHECKING:
     import torch
 
+PROGRAMS = {
+    "comfyui": "ComfyUI",
+    "forge": "Forge",
+    "a1111": "AUTOMATIC1111",
+    "peft": "PEFT",
+    "lycoris": "LyCORIS",
+}
+"""The programs whose reading of a LoRA a recipe may ask for (`semantics`), and what they are called."""
+
+EVERY = frozenset(PROGRAMS)
+
+OF_KOHYA = EVERY - {"peft"}
+"""Those that read the files of kohya's scripts and of LyCORIS."""
+
+SCALE_OF_ALPHA_0 = {"comfyui": 0.0, "forge": 0.0, "a1111": 0.0, "lycoris": 1.0}
+"""What takes the place of alpha/rank where alpha is 0: LyCORIS puts the rank for alpha, the others divide 0 by it."""
+
+SKIPPING_STRENGTH_0 = frozenset({"comfyui"})
+"""Those that do not load a LoRA whose strengths are all 0; the others load it, and apply their laws."""
+
 MAGNITUDES = frozenset({"magnitude", "dora_scale"})
 """The slots of DoRA's lengths, which may sit on whatever kind changes a weight."""
 
@@ -50,9 +70,11 @@ class Kind:
     - `value`, with `replaces`: what the parameter becomes, whatever it was; with `underlies` another may add to that.
 
     Those that do not replace a weight may have DoRA on top; `length_axis` says of what a `magnitude` has the lengths.
-    `by_rows` is false where rows of the delta depend on other rows of the weight. `alpha_is_scale` is false where
-    alpha means something else: then it comes with the tensors. `peft_type` is PEFT's name, `peft_fields` the fields
-    of its configuration that it reads, that the shapes tell, or that have no effect on a merge.
+    `reads_weight` is true where the delta depends on the weight, and `by_rows` false where rows of it depend on other
+    rows of the weight. `alpha_is_scale` is false where alpha means something else: then it comes with the tensors.
+    `peft_type` is PEFT's name, `peft_fields` the fields of its configuration that it reads, that the shapes tell, or
+    that have no effect on a merge. Of `PROGRAMS`, `programs` read the kind, `dora_in` with
+    DoRA on top, and `whole_in` apply it whole at any strength.
     """
 
     name: ClassVar[str]
@@ -72,11 +94,15 @@ class Kind:
     low_rank: ClassVar[bool] = False
     replaces: ClassVar[bool] = False
     underlies: ClassVar[bool] = False
+    reads_weight: ClassVar[bool] = False
     by_rows: ClassVar[bool] = True
     length_axis: ClassVar[Literal["row", "column"]] = "row"
     alpha_is_scale: ClassVar[bool] = True
     peft_type: ClassVar[str] = ""
     peft_fields: ClassVar[frozenset[str]] = frozenset()
+    programs: ClassVar[frozenset[str]] = frozenset({"peft"})
+    dora_in: ClassVar[frozenset[str]] = frozenset()
+    whole_in: ClassVar[frozenset[str]] = frozenset()
 
     def claims(self, slots: frozenset[str]) -> frozenset[str]:
         """Return the slots of a module that this kind accounts for; none if it lacks one that it needs."""
@@ -113,12 +139,15 @@ class Kind:
         """Count the values that are drawn again."""
         return 0
 
-    def meant(self, semantics: str, shapes: Shapes, strength: float) -> Settings:
-        """Return the settings that follow a program's reading of the kind; raise ValueError for one not known."""
+    def meant(self, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float) -> Settings:
+        """Return the settings that follow a program of `programs`, {} where its law is the definition.
+
+        `weight` is the module's shape. Raise ValueError, saying why, for what the program fails at.
+        """
         return {}
 
     def share(self, strength: float, settings: Settings) -> float:
-        """Return what W(1) − W is multiplied by at a strength, in the reading that the settings follow."""
+        """Return what the delta is multiplied by at a strength, in the reading that the settings follow."""
         return strength
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
@@ -149,6 +178,12 @@ def product_fault(up: tuple[int, ...], down: tuple[int, ...], weight: tuple[int,
     if up[1] != down[0]:
         return f"{names} disagree on the rank: {up[0]} × {up[1]} times {down[0]} × {down[1]}"
     return None if (up[0], down[1]) == matrix(weight) else f"its delta is {up[0]} × {down[1]}"
+
+
+def check_core(program: str, has_core: bool, weight: tuple[int, ...]) -> None:
+    """Raise ValueError for a Tucker core that a program cannot fold in: most do for two dimensions alone."""
+    if has_core and len(weight) != 4 and program in ("comfyui", "forge", "a1111"):
+        raise ValueError(f"{PROGRAMS[program]} fails at Tucker cores but on 2-D convolutions")
 
 
 def stated(config: Settings | None, name: str) -> float:

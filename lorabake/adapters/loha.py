@@ -11,7 +11,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, matrix
+from lorabake.adapters.kind import EVERY, OF_KOHYA, Kind, Settings, Shapes, Tensors, Terms, check_core, matrix
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,8 @@ class Loha(Kind):
         {"r", "alpha", "rank_pattern", "alpha_pattern", "rank_dropout", "module_dropout", "use_effective_conv2d"}
         | {"init_weights"}
     )
+    programs = EVERY
+    dora_in = OF_KOHYA
 
     def rank(self, shapes: Shapes) -> int:
         """Return the number of rows of B₁."""
@@ -52,6 +54,11 @@ class Loha(Kind):
             if made != matrix(weight):
                 return f"its delta is {made[0]} × {made[1]}"
         return None
+
+    def meant(self, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float) -> Settings:
+        """Ask whether the program can fold the cores in."""
+        check_core(program, "hada_t1" in shapes, weight)
+        return {}
 
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
         """Fold the cores: four factors, (out, rank) and (rank, columns) twice."""

@@ -12,7 +12,18 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, matrix
+from lorabake.adapters.kind import (
+    EVERY,
+    OF_KOHYA,
+    PROGRAMS,
+    Kind,
+    Settings,
+    Shapes,
+    Tensors,
+    Terms,
+    check_core,
+    matrix,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +49,8 @@ class Lokr(Kind):
         {"r", "alpha", "rank_pattern", "alpha_pattern", "rank_dropout", "module_dropout", "use_effective_conv2d"}
         | {"init_weights", "decompose_both", "decompose_factor", "rank_dropout_scale"}
     )
+    programs = EVERY
+    dora_in = OF_KOHYA
 
     def claims(self, slots: frozenset[str]) -> frozenset[str]:
         """Ask for each factor in one of its forms."""
@@ -63,6 +76,13 @@ class Lokr(Kind):
             raise ValueError(
                 "PEFT trains a whole lokr_w2 of a 1-D convolution in another order than a Kronecker product's"
             )
+        return {}
+
+    def meant(self, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float) -> Settings:
+        """Refuse what no one can have meant: three programs scramble a whole W₂ of 1-D and 3-D convolutions."""
+        check_core(program, "lokr_t2" in shapes, weight)
+        if len(shapes.get("lokr_w2", ())) in (3, 5) and program in ("comfyui", "forge", "a1111"):
+            raise ValueError(f"{PROGRAMS[program]} scrambles LoKr with a whole lokr_w2 on 1-D and 3-D convolutions")
         return {}
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:

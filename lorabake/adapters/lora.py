@@ -12,7 +12,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
-from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, matrix
+from lorabake.adapters.kind import EVERY, OF_KOHYA, Kind, Settings, Shapes, Tensors, Terms, check_core, matrix
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +71,8 @@ class Lora(Kind):
         {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "fan_in_fan_out", "lora_bias"}
         | {"bias", "trainable_token_indices", "target_parameters", "velora_config", "monteclora_config"}
     )
+    programs: ClassVar[frozenset[str]] = EVERY
+    dora_in: ClassVar[frozenset[str]] = EVERY
 
     def rank(self, shapes: Shapes) -> int:
         """Return the number of rows of `down`."""
@@ -97,6 +99,11 @@ class Lora(Kind):
             return f"its delta is {outputs} × {inputs}: the weight is stored transposed"
         return f"its delta is {outputs} × {inputs}"
 
+    def meant(self, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float) -> Settings:
+        """Ask whether the program can fold a core in."""
+        check_core(program, "mid" in shapes, weight)
+        return {}
+
     def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
         """Flatten both; a Tucker core is folded into the right-hand factor."""
         up, down = tensors["up"].flatten(1), tensors["down"].flatten(1)
@@ -121,6 +128,12 @@ class SparseLora(Lora):
     )
     low_rank = False
     peft_type = ""
+    programs = OF_KOHYA
+    dora_in = OF_KOHYA
+
+    def meant(self, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float) -> Settings:
+        """Leave the sparse values out: no program reads them but an extension of AUTOMATIC1111, no longer kept."""
+        return {**super().meant(program, shapes, weight, strength), "bare": True}
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for one row and one column a value."""
@@ -140,7 +153,9 @@ class SparseLora(Lora):
             raise ValueError("its sparse values have places out of the weight")
         up, down = self.factors(tensors, terms)
         dense = tensors["sparse_values"].new_zeros(size)
-        return {"up": up, "down": down, "rest": dense.index_put_((rows, columns), tensors["sparse_values"], True)}
+        if not terms.settings.get("bare"):
+            dense.index_put_((rows, columns), tensors["sparse_values"], True)
+        return {"up": up, "down": down, "rest": dense}
 
     def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
         """Add the product's rows and the sparse ones."""

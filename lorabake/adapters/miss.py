@@ -22,6 +22,8 @@ class Miss(Kind):
     required = frozenset({"miss_block"})
     suffixes = ((r"\.(?:miss|bone)_block", "miss_block"),)
     peft_type = "MISS"
+    whole_in = frozenset({"peft"})
+    reads_weight = True
     peft_fields = frozenset({"r", "miss_dropout", "mini_r", "init_weights", "bias"})
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:

@@ -21,6 +21,7 @@ class Mlx(Kind):
     required = frozenset({"lora_a", "lora_b"})
     suffixes = ((r"\.lora_a", "lora_a"), (r"\.lora_b", "lora_b"), (r"\.m", "magnitude"))
     low_rank = True
+    programs = frozenset()
 
     def rank(self, shapes: Shapes) -> int:
         """Return the number of columns of `lora_a`."""

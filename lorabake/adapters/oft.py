@@ -19,7 +19,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, matrix
+from lorabake.adapters.kind import OF_KOHYA, Kind, Settings, Shapes, Tensors, Terms, matrix
 
 if TYPE_CHECKING:
     import torch
@@ -60,26 +60,36 @@ class Oft(Kind):
     required = frozenset({"oft_blocks"})
     optional = frozenset({"alpha", "rescale"})
     suffixes: ClassVar[tuple[tuple[str, str], ...]] = ((r"\.oft_blocks", "oft_blocks"), (r"\.rescale", "rescale"))
+    reads_weight = True
     by_rows = False
     alpha_is_scale = False
+    programs: ClassVar[frozenset[str]] = OF_KOHYA - {"forge"}
+    dora_in: ClassVar[frozenset[str]] = frozenset({"a1111"})
 
     def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
         """Tell kohya's files by their prefix: they mean something else by alpha 0."""
         return {"kohya": module.startswith("oft_")}
 
-    def meant(self, semantics: str, shapes: Shapes, strength: float) -> Settings:
-        """ComfyUI bounds ‖Q‖ by alpha alone; its OFT knows no `rescale`, its BOFT has the strength in each round."""
-        if semantics != "comfyui":
-            return {}
-        read_as = {"kohya": False, "bound": 1}
-        if len(shapes["oft_blocks"]) == 3:
-            return read_as | {"bare": True, "squared": True}
-        if "alpha" not in shapes:
-            raise ValueError("ComfyUI fails at BOFT without alpha, and leaves it out")
-        return read_as | {"inside": strength}
+    def meant(self, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float) -> Settings:
+        """Take alpha 0 for no bound, as all three do, and put the strength where they do.
+
+        ComfyUI bounds ‖Q‖ by alpha alone; its OFT knows no `rescale`, its BOFT has the strength in each round and
+        once more outside. LyCORIS's BOFT has it in each round alone, and `rescale` is whole at any strength.
+        """
+        read_as: dict[str, object] = {"kohya": False}
+        in_rounds = len(shapes["oft_blocks"]) == 4
+        if program == "comfyui":
+            if in_rounds and "alpha" not in shapes:
+                raise ValueError("ComfyUI fails at BOFT without alpha, and leaves it out")
+            read_as |= {"bound": 1} | ({"inside": strength} if in_rounds else {"bare": True, "squared": True})
+        if program == "lycoris" and ("rescale" in shapes or (in_rounds and strength)):
+            read_as |= {"inside": strength, "whole": True}
+        return read_as
 
     def share(self, strength: float, settings: Settings) -> float:
-        """ComfyUI multiplies OFT by the strength twice."""
+        """Square the strength of ComfyUI's OFT; LyCORIS's is in the rotations already."""
+        if settings.get("whole"):
+            return 1.0
         return strength * strength if settings.get("squared") else strength
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
@@ -139,6 +149,11 @@ class OldOft(Oft):
     required = frozenset({"oft_diag"})
     optional = frozenset({"alpha"})
     suffixes = ((r"\.oft_diag", "oft_diag"),)
+    programs = frozenset({"a1111", "lycoris"})
+
+    def meant(self, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float) -> Settings:
+        """Leave it at the definition."""
+        return {}
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for square blocks that cover the outputs."""
@@ -163,17 +178,15 @@ class PartedOft(Kind):
     required = frozenset({PARTS[0], "alpha"})
     optional = frozenset(PARTS[1:])
     suffixes = tuple((rf"\.oft_blocks\.{number}", part) for number, part in enumerate(PARTS))
+    reads_weight = True
     by_rows = False
     alpha_is_scale = False
+    programs = frozenset()
 
     def claims(self, slots: frozenset[str]) -> frozenset[str]:
         """Ask for parts without a gap."""
         there = slots & frozenset(PARTS)
         return super().claims(slots) if there == frozenset(PARTS[: len(there)]) else frozenset()
-
-    def meant(self, semantics: str, shapes: Shapes, strength: float) -> Settings:
-        """Refuse: no program but kohya's reads such files."""
-        raise ValueError(f"semantics: {semantics} is about a program that does not read OFT in parts")
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for square blocks that cover the outputs, one part after the other."""
@@ -209,6 +222,8 @@ class PeftOft(Kind):
     name = "oft_peft"
     title = "OFT"
     required = frozenset({"oft_R"})
+    reads_weight = True
+    whole_in = frozenset({"peft"})
     optional = frozenset({"scaled_oft"})
     markers = optional
     suffixes = ((r"\.oft_R(?:\.[^.]+)?\.weight", "oft_R"), (r"\.(?:oft_R\.)?scaled_oft", "scaled_oft"))
@@ -270,6 +285,8 @@ class PeftBoft(Kind):
     name = "boft_peft"
     title = "BOFT"
     required = frozenset({"boft_R", "boft_s"})
+    reads_weight = True
+    whole_in = frozenset({"peft"})
     suffixes = ((r"\.boft_R", "boft_R"), (r"\.boft_s", "boft_s"))
     peft_type = "BOFT"
     peft_fields = frozenset(

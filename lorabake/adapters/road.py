@@ -31,6 +31,7 @@ class Road(Kind):
     )
     by_rows = False
     peft_type = "ROAD"
+    reads_weight = True
     peft_fields = frozenset({"variant", "group_size", "init_weights", "bias"})
 
     def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:

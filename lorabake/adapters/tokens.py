@@ -22,6 +22,8 @@ class TrainedTokens(Kind):
     suffixes = ((r"\.(?:token_adapter\.)?trainable_tokens_delta(?:\.[^.]+)?", "tokens"),)
     on_embedding = True
     peft_type = "TRAINABLE_TOKENS"
+    whole_in = frozenset({"peft"})
+    reads_weight = True
     peft_fields = frozenset({"token_indices", "init_weights"})
 
     def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:

@@ -18,6 +18,7 @@ class Whole(Kind):
     required = frozenset({"whole_weight"})
     suffixes = ((r"(?:\.base_layer|\.modules_to_save(?:\.[^.]+)?)?\.weight", "whole_weight"),)
     replaces = True
+    whole_in: ClassVar[frozenset[str]] = frozenset({"peft"})
     underlies: ClassVar[bool] = True  # PEFT saves the weight of an embedding or a head with the LoRA on it
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
@@ -47,6 +48,8 @@ class SetWeight(Whole):
     name = "set_weight"
     title = "set weight"
     underlies = False
+    programs = frozenset({"comfyui", "forge"})
+    whole_in = programs
     required = frozenset({"set_weight"})
     suffixes = ((r"\.set_weight", "set_weight"),)
 
@@ -57,6 +60,8 @@ class SetScale(Whole):
     name = "set_scale"
     title = "norm's scale"
     underlies = False
+    programs = frozenset({"comfyui", "forge"})
+    whole_in = programs
     required = frozenset({"norm_scale"})
     suffixes = ((r"(?<=_norm)\.scale", "norm_scale"),)
 

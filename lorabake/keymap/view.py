@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ class View:
     def keys(self) -> tuple[str, ...]:
         """List the base tensors seen, each once, in the module's order."""
         return tuple(dict.fromkeys(region.key for region in self.regions))
+
+    @property
+    def is_reordered(self) -> bool:
+        """Tell whether rows of one tensor are seen in another order than they are stored in."""
+        return any(one.key == other.key and one.start > other.start for one, other in pairwise(self.regions))
 
     @property
     def rows(self) -> int:

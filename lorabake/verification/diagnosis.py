@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from math import isclose, isinf, sqrt
+from math import inf, isclose, isinf, sqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -153,7 +153,7 @@ class Diagnostician:
             for change in tile.changes:
                 delta = own.setdefault(change.number, np.zeros((len(rows), columns), np.float32))
                 mine = (inner >= change.rows.start) & (inner < change.rows.stop)
-                delta[outer[mine]] = change.delta[inner[mine] - change.rows.start] / change.patch.strength
+                delta[outer[mine]] = change.delta[inner[mine] - change.rows.start] / change.patch.share
         patches = tuple((result.step.patches[index], delta) for index, delta in sorted(own.items()) if delta.any())
         return _Scene(rows, count, found, due, patches, noise)
 
@@ -185,11 +185,11 @@ class Diagnostician:
         return diagnoses
 
     def _causes(self, patch: Patch, factor: float, tolerance: float) -> Iterator[Cause]:
-        rank = patch.kind.rank(patch.shapes)
+        rank, scale = patch.kind.rank(patch.shapes), self.recomputation.scale(patch)
         known = {
             Cause.MISSING: 0.0,
             Cause.SIGN: -1.0,
-            Cause.ALPHA: 1 / self.recomputation.scale(patch),
+            Cause.ALPHA: 1 / scale if scale else inf,
             Cause.TWICE: 2.0,
             Cause.RSLORA: sqrt(rank),
         }
@@ -203,7 +203,7 @@ class Diagnostician:
 
     def _by_guess(self, key: str, scene: _Scene, result: Comparison) -> Diagnosis:
         """Try what is known to go wrong, one patch at a time, and describe what nothing explains."""
-        expected = sum((patch.strength * delta for patch, delta in scene.own), np.zeros_like(scene.found))
+        expected = sum((patch.share * delta for patch, delta in scene.own), np.zeros_like(scene.found))
         for shift in SHIFTS if scene.own else ():
             if len(expected) > 2 * abs(shift) and self._explains(
                 scene.found, np.roll(expected, shift, axis=0), scene
@@ -211,7 +211,7 @@ class Diagnostician:
                 detail = f"{abs(shift)} {'down' if shift > 0 else 'up'}{_where(scene)}"
                 return Diagnosis(key, Cause.SHIFTED, scene.own[0][0].lora, scene.own[0][0].module, detail=detail)
         for patch, delta in scene.own:
-            rest = scene.found - (expected - patch.strength * delta)
+            rest = scene.found - (expected - patch.share * delta)
             for cause, other, detail in self._variants(patch, delta, scene):
                 if self._explains(rest, other, scene):
                     return Diagnosis(key, cause, patch.lora, patch.module, detail=detail + _where(scene))

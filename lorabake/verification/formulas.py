@@ -59,6 +59,8 @@ def lora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
 def sparse_lora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     """W + scale·(B·A + S), S sparse (LyCORIS's extraction)."""
     rows, columns = tensors["sparse_places"].astype(int)
+    if place.semantics:  # the programs leave the sparse values out
+        return lora(tensors, weight, place, scale)
     return lora(tensors, weight, place, scale) + scale * _sparse(
         rows, columns, tensors["sparse_values"], weight, place
     )
@@ -78,10 +80,44 @@ def changed(kind: str, tensors: Tensors, weight: Array, place: Place, scale: flo
     return updated if len(own) == len(tensors) else dora(tensors, weight, updated - weight, place)
 
 
+def share(kind: str, tensors: Tensors, place: Place) -> float:
+    """Return what the difference that `changed` makes is multiplied by: the strength, but for programs with a law.
+
+    PEFT and LyCORIS have the strength inside DoRA, LyCORIS also inside BOFT's rounds and under `rescale`; ComfyUI
+    takes it twice for OFT. ComfyUI and Forge replace whatever it is, and so does PEFT, which has none for rotations.
+    """
+    if {"magnitude", "dora_scale"} & tensors.keys():
+        return 1.0 if place.semantics in ("peft", "lycoris") else place.strength
+    if kind in WHOLE.get(place.semantics, ()):
+        return 1.0
+    if kind == "oft" and place.semantics == "lycoris" and (tensors["oft_blocks"].ndim == 4 or "rescale" in tensors):
+        return 1.0
+    if kind == "oft" and place.semantics == "comfyui" and tensors["oft_blocks"].ndim == 3:
+        return place.strength**2
+    return place.strength
+
+
+WHOLE = {
+    "comfyui": ("set_weight", "set_scale"),
+    "forge": ("set_weight", "set_scale"),
+    "peft": (
+        *("whole", "whole_bias", "ln_tuning", "ln_tuning_bias", "trainable_tokens"),
+        *("oft_peft", "boft_peft", "hra", "miss", "deft"),
+    ),
+}
+"""What programs apply whole at any strength, by `Kind.name`."""
+
+
+def scale_of_alpha_0(semantics: str) -> float | None:
+    """Return what stands for alpha/rank where alpha is 0, None if nothing does: LyCORIS puts the rank for it."""
+    return {"lycoris": 1.0, "comfyui": 0.0, "forge": 0.0, "a1111": 0.0}.get(semantics)
+
+
 def dora(tensors: Tensors, weight: Array, delta: Array, place: Place) -> Array:
     """V·d/‖V‖ with V = W + ΔW, by rows or by columns (arXiv 2402.09353); PEFT's on an embedding are by columns.
 
-    PEFT has s·ΔW in V; LyCORIS V·(1 + s·(d/‖V‖ − 1)); ComfyUI, by rows, ‖W‖; AUTOMATIC1111 always norms of columns.
+    PEFT has s·ΔW in V; LyCORIS V·(1 + s·(d/‖V‖ − 1)); ComfyUI and Forge, by rows, ‖W‖; AUTOMATIC1111 always norms of
+    columns.
     """
     given = tensors.get("magnitude", tensors.get("dora_scale"))
     assert given is not None
@@ -89,7 +125,7 @@ def dora(tensors: Tensors, weight: Array, delta: Array, place: Place) -> Array:
     if "magnitude" in tensors:
         by_row = "embedding_up" not in tensors
     updated = weight + (place.strength if place.semantics == "peft" else 1.0) * delta
-    measured = weight if place.semantics == "comfyui" and by_row else updated
+    measured = weight if place.semantics in ("comfyui", "forge") and by_row else updated
     cube = measured.reshape(len(measured), place.shape[1], -1)
     if by_row and place.semantics != "a1111":
         norms = np.sqrt((cube**2).sum(axis=(1, 2), keepdims=True))
@@ -152,11 +188,17 @@ def lokr(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
 
 
 def glora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
-    """W + scale·(b1·b2 + (W·a1)·a2), or with the names exchanged, as in LyCORIS 1.x."""
+    """W + scale·(b1·b2 + (W·a1)·a2), or with the names exchanged, as in LyCORIS 1.x.
+
+    Where both fit, all are squares, and ComfyUI, Forge and AUTOMATIC1111 exchange them; the last has no scale.
+    """
     a1, a2, b1, b2 = (tensors[f"glora_{name}"] for name in ("a1", "a2", "b1", "b2"))
     out, inputs, rank = place.shape[0], place.shape[1], a1.size // place.shape[1]
-    if not (a1.shape[0] == inputs and b1.shape[0] == out and a2.shape[0] == rank and b2.shape[0] == rank):
+    is_new = a1.shape[0] == inputs and b1.shape[0] == out and a2.shape[0] == rank and b2.shape[0] == rank
+    if not is_new or (out == inputs == rank and place.semantics in ("comfyui", "forge", "a1111")):
         a1, a2, b1, b2 = a2, a1, b2, b1
+    if place.semantics == "a1111":
+        scale = 1.0
     a1, a2, b1 = a1.reshape(inputs, rank), a2.reshape(rank, inputs), b1.reshape(out, rank)
     if "glora_bm" in tensors:
         core = tensors["glora_bm"]
@@ -196,18 +238,20 @@ def difference(tensors: Tensors, weight: Array, place: Place, scale: float) -> A
 def oft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     """Rᵀ·W by blocks of rows, or R·W after R·W on rows a butterfly apart (arXiv 2306.07280, 2311.06243).
 
-    ComfyUI's bound is alpha alone; its OFT has no `rescale`, its BOFT s·R + (1 − s)·I in the place of R.
+    ComfyUI's bound is alpha alone; its OFT has no `rescale`, its BOFT s·R + (1 − s)·I in the place of R. So has
+    LyCORIS's BOFT, and its OFT, which comes to the same as W + s·(Rᵀ·W − W) before `rescale`.
     """
     blocks = tensors["oft_blocks"]
     skew = blocks - np.swapaxes(blocks, -1, -2)
     if "alpha" in tensors:
         size = 1 if place.semantics == "comfyui" else place.shape[0]
         bound, norm = tensors["alpha"].item() * size, float(np.sqrt((skew**2).sum()))
-        if norm > bound and (bound > 0 or place.settings["kohya"]):
+        if norm > bound and (bound > 0 or (place.settings["kohya"] and not place.semantics)):
             skew = skew * (bound / norm)
     one = np.eye(blocks.shape[-1])
     turns = (one + skew) @ np.linalg.inv(one - skew)
-    if blocks.ndim == 4 and place.semantics == "comfyui":
+    inside = {"comfyui": blocks.ndim == 4, "lycoris": blocks.ndim == 4 or "rescale" in tensors}
+    if inside.get(place.semantics):
         turns = place.strength * turns + (1 - place.strength) * one
     size, turned = blocks.shape[-1], weight.copy()
     if blocks.ndim == 3:

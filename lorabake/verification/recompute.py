@@ -22,7 +22,7 @@ from lorabake.tensors.dtypes import LARGEST, decode_scalar
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.verification.arrays import GREATEST, LEAST, MANTISSA, Files, spacing
 from lorabake.verification.combinations import combined
-from lorabake.verification.formulas import FORMULAS, Array, Place, Tensors, changed
+from lorabake.verification.formulas import FORMULAS, Array, Place, Tensors, changed, scale_of_alpha_0, share
 from lorabake.verification.unpacking import as_stored, largest, may_cancel, next_power, scales, turned, worth
 
 Indices = NDArray[np.intp]
@@ -86,6 +86,8 @@ class Recomputation:
             return 1.0
         info = patch.tensors["alpha"]
         alpha = decode_scalar(info.dtype, self.files.raw(info.file, info.start, info.nbytes))
+        if not alpha and (scale := scale_of_alpha_0(patch.semantics)) is not None:
+            return patch.kind.scale(scale * patch.kind.rank(patch.shapes), patch.shapes)
         return patch.kind.scale(alpha, patch.shapes) * patch.parts
 
     def slack(self, tile: Tile, rows: Indices, columns: Indices) -> Array:
@@ -250,7 +252,7 @@ def _delta(patch: Patch, tensors: Tensors, weight: Array, place: Place, scale: f
             f"verification has no formula for {patch.kind.title}\nAdd one to lorabake/verification/formulas.py."
         )
     updated = changed(patch.kind.name, tensors, weight, place, scale)
-    return np.asarray(patch.share * (updated - weight))
+    return np.asarray(share(patch.kind.name, tensors, place) * (updated - weight))
 
 
 def rounded(dtype: str, values: Array) -> Array:

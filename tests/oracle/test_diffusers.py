@@ -29,6 +29,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning"),  # a second LoRA
 ]
 
+STRENGTHS = (-1.0, 0.0, 0.3, 0.5, 1.0, 2.0)
 LIMIT = 4.0
 HALF_LIMIT = 0.51
 FAMILIES = ["sd1", "sd2", "sdxl"]
@@ -334,19 +335,38 @@ def test_dora(family: str, compare: Any, base_of: Any, shuffle: Any, tmp_path: P
     compare(family, (lora, 1.0))
 
 
-def test_dora_at_half_strength_is_half_way(
-    bake: Any, read: Any, assert_baked: Any, base_of: Any, shuffle: Any, tmp_path: Path
+@pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
+def test_a_weight_of_diffusers_is_a_strength(
+    use_dora: bool, bake: Any, read: Any, assert_baked: Any, base_of: Any, shuffle: Any, tmp_path: Path
 ) -> None:
-    """lorabake goes `strength` of the way from W to W', as LyCORIS and ComfyUI do.
+    """A LoRA's is the same to both. DoRA goes `strength` of the way from W to W', as in AUTOMATIC1111.
 
     PEFT scales Δ inside the norm instead and still gives each row its full trained length, so that its weight 0
-    is not the base: the two agree at 1 only, and here the mathematics is the oracle.
+    is not the base: that is what `semantics: peft` bakes.
     """
     base = base_of("sd1")
-    lora = train("sd1", base, tmp_path / "lora", shuffle, use_dora=True)
-    fused, before = tensors_of(fuse("sd1", base, {"lora": (lora, 1.0)})), read(base)
-    expected = {key: before[key].double() + 0.5 * (fused[key] - before[key].double()) for key in before}
-    assert_baked(read(bake(base, {"path": str(lora), "strength": 0.5})), expected, before, limit=LIMIT)
+    lora = train("sd1", base, tmp_path / "lora", shuffle, use_dora=use_dora)
+    before, pipeline = read(base), load_pipeline("sd1", base).to(torch.float64)
+    pipeline.load_lora_weights(lora.parent, weight_name=lora.name, adapter_name="lora")
+    restore_magnitudes(pipeline, "lora", lora)
+    fused = {}
+    for strength in STRENGTHS:
+        pipeline.set_adapters(["lora"], [strength])
+        pipeline.fuse_lora(components=["unet", "text_encoder"], adapter_names=["lora"])
+        fused[strength] = {key: tensor.clone() for key, tensor in tensors_of(pipeline).items()}
+        pipeline.unfuse_lora(components=["unet", "text_encoder"])
+    for number, strength in enumerate(STRENGTHS):
+        expected = {key: before[key].double() + strength * (fused[1.0][key] - before[key].double()) for key in before}
+        by_law = [(None, expected), *([("peft", fused[strength])] if use_dora else [])]
+        for semantics, wanted in by_law:
+            entry = {"path": str(lora), "strength": strength} | ({"semantics": semantics} if semantics else {})
+            baked = read(bake(base, entry, output=f"{semantics}{number}"))
+            if strength or semantics:
+                assert_baked(baked, wanted, before, limit=LIMIT)
+            else:
+                assert all(torch.equal(baked[key], before[key]) for key in before)
+        if not use_dora:
+            torch.testing.assert_close(fused[strength], expected, rtol=1e-9, atol=1e-12)
 
 
 # -- spellings of older trainers, read by diffusers' own converters -----------------------------------------

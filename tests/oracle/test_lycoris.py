@@ -14,11 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lorabake import VerifyOptions, load_recipe, verify
 from tests import builders as b
 
 lycoris = pytest.importorskip("lycoris")
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]
+OPTIONS = VerifyOptions(stages=("structure", "weights"))
 
 LAYERS: dict[str, Any] = {
     "linear": lambda: torch.nn.Linear(8, 16),
@@ -59,6 +61,10 @@ ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+AT_STRENGTH_0 = {name for name in ALGORITHMS if "DoRA" in name or "rescaled" in name}
+"""What LyCORIS changes at strength 0, too."""
+
+
 def module_class(name: str) -> Any:
     import lycoris.modules as modules
 
@@ -87,46 +93,77 @@ def wrap(algorithm: str, layer: torch.nn.Module, seed: int = 1) -> Any:
 
 
 def trained_weight(layer: Any, module: Any) -> torch.Tensor:
-    """Read W off the forward pass of the adapted layer: one unit input a column, the bias taken off."""
+    """Return the weight that the forward pass of the adapted layer has."""
+    return weights_at(layer, module, 1.0)[0]
+
+
+def weights_at(layer: Any, module: Any, *strengths: float) -> list[torch.Tensor]:
+    """Read W off the forward pass at each multiplier: one unit input a column, the bias taken off."""
     weight = layer.weight.detach().clone()
-    shape = tuple(weight.shape)
+    shape, found = tuple(weight.shape), []
     module.apply_to()
     columns = prod(shape[1:])
     with torch.no_grad():
         inputs = torch.eye(columns, dtype=weight.dtype).reshape(columns, *shape[1:])
-        answers = layer(inputs) - layer(torch.zeros_like(inputs[:1]))
-    return answers.reshape(columns, shape[0]).T.reshape(shape)
+        for module.multiplier in strengths:
+            answers = layer(inputs) - layer(torch.zeros_like(inputs[:1]))
+            found.append(answers.reshape(columns, shape[0]).T.reshape(shape))
+    return found
 
 
-def bake(folder: Path, base: dict[str, torch.Tensor], module: Any, strength: float = 1.0) -> dict[str, torch.Tensor]:
-    b.save(folder / "base.safetensors", base)
+def tensors_of(module: Any) -> dict[str, torch.Tensor]:
     state = module.custom_state_dict() or module.state_dict()
-    tensors = {f"lora_unet_layer.{name}": tensor.detach().float().contiguous() for name, tensor in state.items()}
+    return {name: tensor.detach().float().contiguous() for name, tensor in state.items()}
+
+
+def bake(folder: Path, base: dict[str, torch.Tensor], module: Any) -> dict[str, torch.Tensor]:
+    b.save(folder / "base.safetensors", base)
+    tensors = {f"lora_unet_layer.{name}": tensor for name, tensor in tensors_of(module).items()}
     b.save(folder / "lora.safetensors", tensors)
-    return load_file(b.bake_sd1(folder, loras=[{"path": "lora.safetensors", "strength": strength}]))
+    return load_file(b.bake_sd1(folder))
 
 
 def parameters(layer: Any) -> dict[str, torch.Tensor]:
     return {f"layer.{name}": parameter.detach().clone() for name, parameter in layer.named_parameters()}
 
 
+STRENGTHS = (-1.0, 0.0, 0.3, 0.5, 1.0, 2.0)
+
+
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_the_trained_weight_is_baked(algorithm: str, kind: str, tmp_path: Path) -> None:
+def test_what_a_module_computes_at_a_strength_is_baked(algorithm: str, kind: str, tmp_path: Path) -> None:
+    """By the definition on the way from W to what was trained; with `semantics: lycoris` as its multiplier has it."""
     torch.manual_seed(0)
     layer = LAYERS[kind]()
     base = parameters(layer)
     module = wrap(algorithm, layer)
-    wanted, before = trained_weight(layer, module), base["layer.weight"]
-    assert (wanted - before).abs().max() > 3e-3, "the adapter changes nothing"
-    baked = bake(tmp_path, base, module)
-    torch.testing.assert_close(baked["layer.weight"], wanted, rtol=2e-5, atol=2e-5)
-    half = bake(tmp_path, base, module, 0.5)["layer.weight"]
-    torch.testing.assert_close(half, before + (wanted - before) / 2, rtol=2e-5, atol=2e-5)
-    if algorithm == "full":
-        torch.testing.assert_close(baked["layer.bias"], module.bias.detach(), rtol=2e-5, atol=2e-5)
-    else:
-        assert torch.equal(baked["layer.bias"], base["layer.bias"])
+    found, tensors = weights_at(layer, module, *STRENGTHS), tensors_of(module)
+    trained, before = found[STRENGTHS.index(1.0)], base["layer.weight"]
+    assert (trained - before).abs().max() > 3e-3, "the adapter changes nothing"
+    copies, loras = dict[str, torch.Tensor](), []
+    for semantics in (None, "lycoris"):
+        for strength in STRENGTHS:
+            name = f"layer{len(loras)}"
+            copies |= {key.replace("layer", name): tensor.clone() for key, tensor in base.items()}
+            b.save(tmp_path / f"{name}.safetensors", {f"lora_unet_{name}.{slot}": t for slot, t in tensors.items()})
+            entry = {"path": f"{name}.safetensors", "strength": strength}
+            loras.append(entry | ({"semantics": semantics} if semantics else {}))
+    b.save(tmp_path / "base.safetensors", copies)
+    baked = load_file(b.bake_sd1(tmp_path, loras=loras))
+    verification = verify(load_recipe(tmp_path / "recipe.yaml"), options=OPTIONS)
+    assert verification.is_true, verification.findings
+    for number, (strength, own) in enumerate(zip(STRENGTHS, found, strict=True)):
+        due = before + strength * (trained - before)
+        for place, wanted in ((number, due), (number + len(STRENGTHS), own)):
+            torch.testing.assert_close(baked[f"layer{place}.weight"], wanted, rtol=2e-5, atol=4e-5)
+            if algorithm == "full":
+                bias = base["layer.bias"] + strength * tensors["diff_b"]
+                torch.testing.assert_close(baked[f"layer{place}.bias"], bias, rtol=2e-5, atol=2e-5)
+            else:
+                assert torch.equal(baked[f"layer{place}.bias"], base["layer.bias"])
+    if algorithm in AT_STRENGTH_0:
+        assert not torch.equal(baked[f"layer{len(STRENGTHS) + STRENGTHS.index(0.0)}.weight"], before)
 
 
 def test_norms_are_baked(tmp_path: Path) -> None:
@@ -184,8 +221,11 @@ def test_an_extracted_lora_with_all_of_its_residual_is_the_fine_tune(tmp_path: P
     baked = load_file(b.bake_sd1(tmp_path))
     for key, tensor in tuned.state_dict().items():
         torch.testing.assert_close(baked[key], tensor, rtol=0, atol=1e-3)  # the extraction is stored in float16
-        half = load_file(b.bake_sd1(tmp_path, loras=[{"path": "lora.safetensors", "strength": 0.5}]))[key]
-        torch.testing.assert_close(half, (base.state_dict()[key] + tensor) / 2, rtol=0, atol=1e-3)
+    for strength in (-1.0, 0.3, 2.0):
+        baked = load_file(b.bake_sd1(tmp_path, loras=[{"path": "lora.safetensors", "strength": strength}]))
+        for key, tensor in tuned.state_dict().items():
+            due = (1 - strength) * base.state_dict()[key] + strength * tensor
+            torch.testing.assert_close(baked[key], due, rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv2d"])

@@ -21,6 +21,7 @@ from lorabake.errors import LorabakeError  # noqa: E402
 # Correct rounding of float16 and bfloat16 is 0.5; float32 sums decide a few ties otherwise.
 LIMITS = {torch.float32: 4.0, torch.float16: 0.51, torch.bfloat16: 0.51}
 EXACT = 0.501
+STRENGTHS = (-1.0, 0.0, 0.3, 0.5, 1.0, 2.0)
 
 DECODER: dict[str, Any] = {
     "vocab_size": 64,
@@ -409,10 +410,9 @@ def test_the_classifier_is_saved_whole(merge: Any) -> None:
 
 
 @pytest.mark.parametrize("compose", ["sum", "sequential"])
-@pytest.mark.parametrize("strength", [1.0, 0.5])
 @pytest.mark.filterwarnings("ignore:.*embedding layers:UserWarning")
 def test_the_head_and_the_embedding_as_targets(
-    strength: float, compose: str, bake: Any, read: Any, assert_baked: Any, shuffle: Any, tmp_path: Path
+    compose: str, bake: Any, read: Any, assert_baked: Any, shuffle: Any, tmp_path: Path
 ) -> None:
     model, base, adapter = build("llama"), tmp_path / "base", tmp_path / "adapter"
     model.save_pretrained(base)
@@ -420,11 +420,41 @@ def test_the_head_and_the_embedding_as_targets(
     shuffle((n, p) for n, p in trained.named_parameters() if "lora_" in n)
     trained.save_pretrained(adapter)
     merged, before = trained.double().merge_and_unload().state_dict(), read(base)
-    expected = {key: before[key].double() + strength * (merged[key] - before[key].double()) for key in before}
-    path = bake(base, {"path": str(adapter), "strength": strength}, compose=compose)
-    assert_baked(read(path), expected, before, limit=LIMITS[torch.float32], changed=4)
-    recipe = load_recipe(tmp_path / "baked.yaml")
-    assert verify(recipe, path, VerifyOptions(stages=("structure", "weights"))).is_true
+    for number, strength in enumerate(strength for strength in STRENGTHS if strength):
+        expected = {key: before[key].double() + strength * (merged[key] - before[key].double()) for key in before}
+        entry, name = {"path": str(adapter), "strength": strength}, f"baked{number}"
+        path = bake(base, entry, compose=compose, output=name)
+        assert_baked(read(path), expected, before, limit=LIMITS[torch.float32], changed=4)
+        recipe = load_recipe(tmp_path / f"{name}.yaml")
+        assert verify(recipe, path, VerifyOptions(stages=("structure", "weights"))).is_true
+
+
+@pytest.mark.filterwarnings("ignore:.*embedding layers:UserWarning")
+def test_what_is_saved_whole_is_whole_at_any_strength_of_pefts(
+    bake: Any, read: Any, assert_baked: Any, shuffle: Any, tmp_path: Path
+) -> None:
+    """`set_scale` scales LoRAs alone: a classifier, trained biases and a LoRA on a saved embedding."""
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    model = build("bert")
+    model.save_pretrained(base)
+    config = lora(task_type="SEQ_CLS", target_modules=["query", "word_embeddings"], bias="lora_only")
+    trained = peft.get_peft_model(model, config)
+    shuffle((n, p) for n, p in trained.named_parameters() if p.requires_grad)
+    trained.save_pretrained(adapter, save_embedding_layers=True)
+    before = read(base)
+    for number, strength in enumerate(STRENGTHS):
+        again = build("bert")
+        again.load_state_dict(before)
+        scaled = peft.PeftModel.from_pretrained(again, adapter).double()
+        for module in scaled.modules():
+            if hasattr(module, "set_scale"):
+                module.set_scale("default", strength)
+        merged = scaled.merge_and_unload().state_dict()
+        entry, name = {"path": str(adapter), "strength": strength, "semantics": "peft"}, f"baked{number}"
+        path = bake(base, entry, output=name)
+        assert_baked(read(path), merged, before, limit=LIMITS[torch.float32])
+        recipe = load_recipe(tmp_path / f"{name}.yaml")
+        assert verify(recipe, path, VerifyOptions(stages=("structure", "weights"))).is_true
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
@@ -516,7 +546,7 @@ def test_an_adapter_of_the_whole_model_on_the_headless_checkpoint(
 def test_two_adapters_with_strengths(
     dtype: torch.dtype, bake: Any, read: Any, assert_baked: Any, shuffle: Any, tmp_path: Path
 ) -> None:
-    base, strengths = tmp_path / "base", {"one": 0.7, "two": -0.4}
+    base, strengths = tmp_path / "base", {"one": 2.0, "two": -0.3}
     model = build("mistral").to(dtype)
     model.save_pretrained(base)
     model.double()

@@ -187,6 +187,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         "LoraConfig",
         {"r": 3, "target_modules": ["conv"], "fan_in_fan_out": True},
     ),
+    "DoRA": ("LoraConfig", {"r": 3, "lora_alpha": 5, "use_dora": True}),
     "LoRA on Conv1D": ("LoraConfig", {"r": 3, "target_modules": ["turned"], "fan_in_fan_out": True}),
     "BEFT": ("BeftConfig", {}),
     "DEFT": ("DeftConfig", {"r": 3}),
@@ -252,12 +253,61 @@ def test_a_method_of_peft_is_baked(name: str, dtype: torch.dtype, tmp_path: Path
     assert {key for key in before if not torch.equal(before[key], after[key])} <= changed
     verification = verify(load_recipe(tmp_path / "recipe.yaml"), options=OPTIONS)
     assert verification.status is Status.PASS, verification.findings
-    half = load_file(b.bake_sd1(tmp_path, loras=[{"path": "adapter", "strength": 0.5}]))
-    for key in changed:
-        middle = (before[key].double() + wanted[key]) / 2
-        b.assert_rounded_once(half[key], middle, terms=[middle.abs().max().expand(middle.shape) * 8])
-    whole = load_recipe(b.recipe(tmp_path, loras=["adapter"]))
-    told = verify(whole, tmp_path / "out.safetensors", options=OPTIONS)
+
+
+STRENGTHS = (-1.0, 0.0, 0.3, 0.5, 1.0, 2.0)
+WITHOUT_STRENGTH = {"LN tuning", "trained tokens"}
+"""What PEFT has a layer for that knows no strength, and that its other strengths leave whole."""
+
+
+def scaled(folder: Path, strength: float) -> tuple[dict[str, torch.Tensor], bool]:
+    """Return what PEFT's own merge makes at a strength, and whether any of its layers can be asked for one."""
+    exact = Net().double()
+    exact.load_state_dict(load_file(folder / "base.safetensors"))
+    model = peft.PeftModel.from_pretrained(exact, folder / "adapter").double()
+    layers = [each for each in model.modules() if hasattr(each, "scale_layer") or hasattr(each, "set_scale")]
+    for layer in layers:
+        if hasattr(layer, "scaling") and not isinstance(layer, peft.tuners.adalora.AdaLoraLayer):
+            layer.set_scale("default", strength)
+        else:
+            layer.scale_layer(strength)  # set_scale forgets AdaLoRA's own scale, and fails on rotations
+    return {key: tensor.detach() for key, tensor in model.merge_and_unload().state_dict().items()}, bool(layers)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_of_peft_at_a_strength(name: str, tmp_path: Path) -> None:
+    """On the way from W to what was trained; with `semantics: peft`, as PEFT itself has it."""
+    trained = adapter(tmp_path, name, torch.float32)
+    before, file = (load_file(tmp_path / each) for each in ("base.safetensors", "adapter/adapter_model.safetensors"))
+    copies, loras = dict[str, torch.Tensor](), list[dict[str, object]]()
+    wanted = dict[str, torch.Tensor]()
+    for semantics in (None, "peft"):
+        for strength in STRENGTHS:
+            copy = f"copy{len(loras)}"
+            own, has_law = scaled(tmp_path, strength) if semantics else ({}, False)
+            has_law |= bool(semantics) and name in WITHOUT_STRENGTH
+            for key, tensor in before.items():
+                copies[f"{copy}.{key}"] = tensor.clone()
+                by_definition = tensor.double() + strength * (trained[key] - tensor.double())
+                wanted[f"{copy}.{key}"] = own[key] if has_law else by_definition
+            (tmp_path / copy).mkdir()
+            (tmp_path / copy / "adapter_config.json").write_bytes(
+                (tmp_path / "adapter/adapter_config.json").read_bytes()
+            )
+            of_copy = {key.replace("base_model.model.", f"base_model.model.{copy}."): file[key] for key in file}
+            b.save(tmp_path / copy / "adapter_model.safetensors", of_copy)
+            loras.append({"path": copy, "strength": strength} | ({"semantics": semantics} if semantics else {}))
+    b.save(tmp_path / "base.safetensors", copies)
+    after = load_file(b.bake_sd1(tmp_path, loras=loras))
+    for key, due in wanted.items():
+        if torch.allclose(due, copies[key].double(), atol=1e-12):
+            assert torch.equal(after[key], copies[key]), key
+        else:
+            b.assert_rounded_once(after[key], due, terms=[due.abs().max().expand(due.shape) * 8])
+    verification = verify(load_recipe(tmp_path / "recipe.yaml"), options=OPTIONS)
+    assert verification.status is Status.PASS, verification.findings
+    others = [{**lora, "strength": 0.9} for lora in loras]
+    told = verify(load_recipe(b.recipe(tmp_path, loras=others)), tmp_path / "out.safetensors", options=OPTIONS)
     faults = [each.check for each in told.findings if each.status is Status.FAIL]
     assert any(check.startswith("weights.") for check in faults), told.findings
 
