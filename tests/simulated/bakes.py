@@ -36,7 +36,6 @@ def unlimited() -> Iterator[None]:
     torch.accelerator.synchronize()  # a test that does not wait for its copies leaves some
     torch.simulated.empty_cache()
     torch.simulated.limit(None)
-    assert torch.simulated.figures()["used"] == 0
     yield
     torch.simulated.limit(None)
 
