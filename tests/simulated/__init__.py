@@ -3,7 +3,7 @@
     PYTHONPATH=$(python -m tests.simulated) lorabake bake RECIPE        # computed on "simulated"
 
 The folder that this prints announces a backend to torch, as those of vendors do, so each process that has it on its
-path gets the device when it imports torch. `SIMULATED_MEMORY` limits its memory, in bytes.
+path gets the device when it imports torch. `SIMULATED_MEMORY` says how much memory it has, in bytes.
 """
 
 from __future__ import annotations

@@ -11,6 +11,11 @@ import torch
 
 LIBRARY = Path(__file__).with_name("device.so")
 FIGURES = ("used", "peak", "refused", "copies_postponed", "copies_at_once")
+TOTAL = 8 << 30
+"""Bytes of memory that the device says it has."""
+
+WORKSPACE = 1 << 20
+"""Bytes of it that each stream at work keeps."""
 
 
 def register() -> None:
@@ -25,6 +30,9 @@ def register() -> None:
         most = ctypes.c_size_t(-1).value if memory is None else memory
         library.simulated_limit(ctypes.c_size_t(most), ctypes.c_size_t(workspace))
 
+    def figures() -> dict[str, int]:
+        return {name: getattr(library, f"simulated_{name}")() for name in FIGURES}
+
     module = types.ModuleType("torch.simulated")
     module.__dict__.update(
         is_available=lambda: True,
@@ -33,10 +41,13 @@ def register() -> None:
         _is_in_bad_fork=lambda: False,
         manual_seed_all=lambda seed: None,
         empty_cache=library.simulated_empty_cache,
+        get_device_name=lambda device=None: "simulated device",
+        mem_get_info=lambda device=None: (TOTAL - figures()["used"], TOTAL),
+        max_memory_reserved=lambda device=None: figures()["peak"],
+        set_per_process_memory_fraction=lambda fraction, device=None: limit(int(fraction * TOTAL), WORKSPACE),
         limit=limit,
-        figures=lambda: {name: getattr(library, f"simulated_{name}")() for name in FIGURES},
+        figures=figures,
     )
     torch.utils.rename_privateuse1_backend("simulated")
     torch._register_device_module("simulated", module)
-    if "SIMULATED_MEMORY" in os.environ:
-        limit(int(os.environ["SIMULATED_MEMORY"]))
+    limit(int(os.environ.get("SIMULATED_MEMORY", TOTAL)), WORKSPACE)
