@@ -184,7 +184,8 @@ class Turns:
     """Let workers use a device's memory side by side, or one alone.
 
     Whoever finds no memory leaves, and comes again alone: then nobody else holds any. So the number of workers has no
-    say in what the device can hold. Each time that this was the remedy, one fewer works side by side from then on.
+    say in what the device can hold. Each time that this was the remedy, one fewer works side by side from then on; in
+    the end everybody comes alone, and nothing is tried twice.
     """
 
     def __init__(self, workers: int) -> None:
@@ -195,10 +196,14 @@ class Turns:
         self._news = threading.Condition()
 
     @contextmanager
-    def take(self, *, alone: bool) -> Iterator[None]:
-        """Wait for a turn, and have it as long as the context lasts; whoever wants to be alone goes first."""
-        places = self._places if alone else 1
+    def take(self, *, alone: bool) -> Iterator[bool]:
+        """Wait for a turn, and have it as long as the context lasts; whoever wants to be alone goes first.
+
+        The context says whether nobody else has a turn meanwhile.
+        """
         with self._news:
+            alone = alone or self._most == 0
+            places = self._places if alone else 1
             self._want_to_be_alone += alone
             try:
                 self._news.wait_for(lambda: self._has_room(alone=alone))
@@ -206,19 +211,21 @@ class Turns:
                 self._want_to_be_alone -= alone
             self._taken += places
         try:
-            yield
+            yield alone
         finally:
             with self._news:
                 self._taken -= places
                 self._news.notify_all()
 
     def _has_room(self, *, alone: bool) -> bool:
-        return self._taken == 0 if alone else not self._want_to_be_alone and self._taken < self._most
+        if alone:
+            return self._taken == 0
+        return not self._want_to_be_alone and self._taken < max(1, self._most)
 
     def allow_fewer(self) -> None:
-        """Let one worker fewer work beside others."""
+        """Let one worker fewer work beside others, and none in the end."""
         with self._news:
-            self._most = max(1, self._most - 1)
+            self._most = max(0, self._most - 1)
 
 
 class Buffer:
@@ -292,9 +299,9 @@ class Lane:
         return kept
 
     def send(self, buffer: Buffer, count: int, dtype: torch.dtype) -> torch.Tensor:
-        """Copy the first `count` values of a buffer to the device; the copy may go on in the background."""
+        """Copy the first `count` values of a buffer to the device; the copy may go on while the buffer is kept."""
         values = buffer.to_read()[: count * dtype.itemsize].view(dtype)
-        sent = values.to(self.device.place, copy=True, non_blocking=buffer.is_pinned)
+        sent = values.to(self.device.place, copy=True, non_blocking=buffer.is_pinned and buffer.size <= self._largest)
         if buffer.is_pinned and self._stream is not None:
             buffer.copied(self._stream.record_event())
         return sent

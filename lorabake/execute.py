@@ -157,21 +157,22 @@ class Executor:
         What is written counts as finished when all of the step is: the CPU may have to write it again.
         """
         done: list[Span] = []
-        for alone in (False, True) if not _dtypes(step) & self.device.lacks else ():
-            with self._turns.take(alone=alone):
+        tries = () if _dtypes(step) & self.device.lacks else (False, True)
+        for again in tries:
+            with self._turns.take(alone=again) as alone:
                 if alone:
                     self.device.let_go()
-                try:
-                    is_done = yield from self._attempt(step, done)
-                finally:
-                    self.lane.settle()
+                is_done = yield from self._attempt(step, done)
+                self.lane.settle()
             if is_done:
-                if alone:
+                if again:
                     self._turns.allow_fewer()
                 for span in done:
                     self._writer.finish(span.file, span.start, span.stop)
                 self.computed[self.device.kind] += [target.key for target in step.targets]
                 return
+            if alone:
+                break
         told, position = sum(span.size for span in done), 0
         for count in self._beside().run(step):
             before, position = max(position, told), position + count
@@ -211,9 +212,15 @@ class Executor:
         parts = self._parts(step, target)
         size = max(1, self.tile_values // max(1, columns))
         for start in range(first * size, rows, size):
-            weight = self._read_rows(target.source, start, min(start + size, rows), columns)
-            self._apply(weight, parts, start)
-            yield self._emit(step, target, weight, start)
+            yield self._piece(step, target, parts, start, min(start + size, rows))
+
+    def _piece(
+        self, step: Bake, target: Target, parts: list[Product | Update | Replace], start: int, stop: int
+    ) -> Span:
+        """Compute and write some rows, and let go of them: each piece needs its own memory, whatever came before."""
+        weight = self._read_rows(target.source, start, stop, matrix(target.shape)[1])
+        self._apply(weight, parts, start)
+        return self._emit(step, target, weight, start)
 
     def _parts(self, step: Bake, target: Target) -> list[Product | Update | Replace]:
         stacks: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
@@ -536,6 +543,8 @@ def work(
         ready.abort()
         raise
     for step in steps:
+        if stop.is_set():
+            return
         with closing(executor.run(step)) as counts:
             for count in counts:
                 progress(count)

@@ -246,17 +246,20 @@ def test_one_alone_has_the_device_for_itself_and_all_others_get_their_turns() ->
     assert crowd.most_beside_one_alone == 1
 
 
-def test_fewer_work_side_by_side_where_that_helped_but_always_one() -> None:
+def test_fewer_work_side_by_side_where_that_helped_and_in_the_end_each_comes_alone() -> None:
     turns = Turns(4)
     turns.allow_fewer()
     crowd = Crowd(turns)
     crowd.run(4, 12, lambda *_: False)
     assert crowd.most == 3
-    for _ in range(9):
-        turns.allow_fewer()
-    crowd = Crowd(turns)
-    crowd.run(4, 4, lambda worker, _: worker == 0)
-    assert crowd.most == 1
+    for fewer, alone in ((2, False), (9, True)):
+        for _ in range(fewer):
+            turns.allow_fewer()
+        crowd = Crowd(turns)
+        crowd.run(4, 4, lambda worker, _: worker == 0)
+        assert crowd.most == 1
+        with turns.take(alone=False) as granted:
+            assert granted is alone
 
 
 @pytest.mark.parametrize("alone", [True, False])

@@ -186,7 +186,6 @@ def test_memory_for_one_is_enough_for_eight_and_changes_no_byte(tmp_path: Path, 
             figures = torch.simulated.figures()
             assert figures["peak"] <= share * need
             assert figures["refused"] <= 2 * workers, "more is done twice than workers are there"
-            assert share > 1 or workers == 1 or figures["refused"] > 0, "nobody lacked memory"
 
 
 @pytest.mark.parametrize("kind", KINDS)
