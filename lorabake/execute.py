@@ -495,9 +495,9 @@ def precision(plan: Plan) -> torch.dtype:
     return torch.float64 if double else torch.float32
 
 
-def dtypes(plan: Plan) -> set[torch.dtype]:
-    """Collect the dtypes of all tensors that a plan's steps read and write."""
-    return {dtype for step in plan.bakes for dtype in _dtypes(step)}
+def dtypes(plan: Plan) -> Iterator[torch.dtype]:
+    """Yield the dtypes of all tensors that a plan's steps read and write, many times over."""
+    return (dtype for step in plan.bakes for dtype in _dtypes(step))
 
 
 def _dtypes(step: Bake) -> set[torch.dtype]:
