@@ -59,6 +59,7 @@ bench:
 	@echo "    .venv/bin/python -m benchmarks.inputs DIR"
 	@echo "    .venv/bin/python -m benchmarks.run --inputs DIR --peer"
 	@echo "    .venv/bin/python -m benchmarks.memory --inputs DIR"
+	@echo "    .venv/bin/python -m benchmarks.gpu        # on a machine with a GPU: eight minutes, inputs of its own"
 	@echo
 	@echo "benchmarks/README.md says what is measured, and how."
 

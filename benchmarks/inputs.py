@@ -1,11 +1,13 @@
 """Make full-size inputs for the benchmarks: published names and shapes, random values.
 
-    python -m benchmarks.inputs DIR [--only sd15|sdxl|sparse]
+    python -m benchmarks.inputs DIR [--only sd15|sdxl|sparse|sd15_kinds|sdxl_kinds] [--small]
 
 `layouts/ARCH.json.gz` lists an architecture's single-file checkpoint (key → dtype, shape) and the modules
 that kohya's trainers adapt (name → the plainest kind of file that has the module, shape). The values are
 seeded: the same name and seed give the same bytes, whatever else is in the file. `sparse` bases are holes
-behind a real header: they take no disk, and reading them costs memory like any other file.
+behind a real header: they take no disk, and reading them costs memory like any other file. The sets of `kinds`
+have other kinds of adapters, and bases whose linear weights are stored in 8 bits with scales. With `--small` all is
+made of a few blocks of each architecture.
 """
 
 from __future__ import annotations
@@ -26,8 +28,25 @@ from typing import BinaryIO
 import numpy as np
 
 LAYOUTS = Path(__file__).resolve().parent / "layouts"
-SIZES = {"I64": 8, "F32": 4, "F16": 2}
+SIZES = {"I64": 8, "F32": 4, "F16": 2, "F8_E4M3": 1, "I8": 1}
 NUMPY = {"I64": np.int64, "F32": np.float32, "F16": np.float16}
+# What a deviation of 1 becomes among the codes of 8 bits, so that none is beyond their range.
+CODES = {"F8_E4M3": 48.0, "I8": 24.0}
+# What `--small` keeps of a layout: beginnings of keys in the checkpoint, and of kohya's names.
+FEW_BLOCKS = {
+    "sd15": (
+        ("time_embed.", "input_blocks.0.", "input_blocks.1.", "output_blocks.11.", "out."),
+        (
+            "lora_unet_down_blocks_0_attentions_0_",
+            "lora_unet_down_blocks_0_resnets_0_",
+            "lora_unet_up_blocks_3_attentions_2_",
+        ),
+    ),
+    "sdxl": (
+        ("time_embed.", "label_emb.", "input_blocks.0.", "input_blocks.4.", "out."),
+        ("lora_unet_input_blocks_4_",),
+    ),
+}
 # Values a block of noise; a prime, so that no two rows of a matrix are the same stretch of it.
 BLOCK = 2**20 - 3
 # kohya's names for the base a LoRA was trained on (`ss_base_model_version`).
@@ -71,7 +90,10 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """How to make one LoRA file; spatial convolutions get the rank and alpha of `conv`."""
+    """How to make one LoRA file; spatial convolutions get the rank and alpha of `conv`.
+
+    `algorithm` is "lora", "dora" (with a length for each row) or "loha".
+    """
 
     arch: str
     rank: int
@@ -79,6 +101,7 @@ class Lora:
     seed: int
     conv: tuple[int, float] | None = None
     tucker: bool = False
+    algorithm: str = "lora"
 
 
 LORAS = {
@@ -93,6 +116,10 @@ LORAS = {
     "sd15_r128c": Lora("sd15", 128, 64, seed=17),
     "sdxl_r128b": Lora("sdxl", 128, 64, seed=16),
     "sdxl_r128c": Lora("sdxl", 128, 64, seed=17),
+    "sd15_dora": Lora("sd15", 32, 16, seed=18, algorithm="dora"),
+    "sdxl_dora": Lora("sdxl", 32, 16, seed=18, algorithm="dora"),
+    "sd15_loha": Lora("sd15", 16, 8, seed=19, conv=(16, 8), algorithm="loha"),
+    "sdxl_loha": Lora("sdxl", 16, 8, seed=19, algorithm="loha"),
 }
 MEMORY_LORAS = {
     "sd15": ("sd15_r128", "sd15_r128b", "sd15_r128c"),
@@ -101,7 +128,17 @@ MEMORY_LORAS = {
 SETS = {
     "sd15": ("sd15_r32a", "sd15_r128", "sd15_locon", "sd15_locontk"),
     "sdxl": ("sdxl_r32a", "sdxl_r32b", "sdxl_r128"),
+    "sd15_kinds": ("sd15_dora", "sd15_loha"),
+    "sdxl_kinds": ("sdxl_dora", "sdxl_loha"),
     "sparse": ("sd15_r32a", *MEMORY_LORAS["sd15"], "sdxl_r32a", *MEMORY_LORAS["sdxl"]),
+}
+DEFAULT_SETS = ("sd15", "sdxl", "sparse")
+# Bases of a set: file name → architecture, and the dtype of its linear weights.
+BASES = {
+    "sd15": {"sd15": ("sd15", "F16")},
+    "sdxl": {"sdxl": ("sdxl", "F16")},
+    "sd15_kinds": {"sd15_fp8": ("sd15", "F8_E4M3"), "sd15_int8": ("sd15", "I8")},
+    "sdxl_kinds": {"sdxl_fp8": ("sdxl", "F8_E4M3"), "sdxl_int8": ("sdxl", "I8")},
 }
 # Sparse bases: file name → architecture, and the bytes to reach with repeats and filler (0: just the base).
 SPARSE_BASES = {
@@ -113,13 +150,36 @@ SPARSE_BASES = {
 Values = Callable[[str, Tensor], Iterator[np.ndarray]]
 
 
-def read_layout(arch: str) -> Layout:
+def read_layout(arch: str, *, small: bool = False) -> Layout:
     """Read `layouts/ARCH.json.gz`."""
     table = json.loads(gzip.decompress((LAYOUTS / f"{arch}.json.gz").read_bytes()))
+    keys, names = FEW_BLOCKS[arch] if small else (("",), ("",))
+    stems = tuple(f"model.diffusion_model.{key}" if key else "" for key in keys)
     return Layout(
-        {key: Tensor(dtype, tuple(shape)) for key, (dtype, shape) in table["tensors"].items()},
-        {name: Module(kind, tuple(shape)) for name, (kind, shape) in table["modules"].items()},
+        {
+            key: Tensor(dtype, tuple(shape))
+            for key, (dtype, shape) in table["tensors"].items()
+            if key.startswith(stems)
+        },
+        {
+            name: Module(kind, tuple(shape))
+            for name, (kind, shape) in table["modules"].items()
+            if name.startswith(names)
+        },
     )
+
+
+def in_eight_bits(tensors: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    """Store the network's linear weights in 8 bits: float8 with one scale each, int8 with one a row."""
+    stored: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        linear = key.startswith("model.diffusion_model.") and key.endswith(".weight") and len(tensor.shape) == 2
+        stored[key] = Tensor(dtype, tensor.shape) if linear else tensor
+        if linear and dtype == "I8":
+            stored[f"{key}_scale"] = Tensor("F32", (tensor.shape[0], 1))
+        elif linear:
+            stored[f"{key.removesuffix('.weight')}.scale_weight"] = Tensor("F32", ())
+    return stored
 
 
 @lru_cache(maxsize=1)
@@ -130,10 +190,22 @@ def standard_block() -> np.ndarray:
 
 @lru_cache(maxsize=48)
 def scaled_block(dtype: str, mean: float, deviation: float) -> np.ndarray:
-    """Scale and round the block once for all tensors that share a spread."""
+    """Scale and round the block once for all tensors that share a spread; 8 bits get codes, whatever it is."""
+    if dtype in CODES:
+        block = (encoded if dtype == "F8_E4M3" else np.rint)(standard_block() * np.float32(CODES[dtype]))
+        return block.astype(np.uint8 if dtype == "F8_E4M3" else np.int8)
     block = (standard_block() * np.float32(deviation) + np.float32(mean)).astype(NUMPY[dtype])
     block.flags.writeable = False
     return block
+
+
+def encoded(values: np.ndarray) -> np.ndarray:
+    """Return the codes of the nearest values of float8 e4m3 (4 bits of exponent, bias 7; 3 of mantissa)."""
+    codes = np.arange(0x7F)  # the last one is NaN
+    exponents, mantissas = codes >> 3, (codes & 7) / 8
+    table = np.where(exponents, (1 + mantissas) * 2.0 ** (exponents - 7), mantissas * 2.0**-6).astype(np.float32)
+    nearest = np.searchsorted((table[1:] + table[:-1]) / 2, np.abs(values))
+    return nearest | (np.signbit(values).astype(nearest.dtype) << 7)
 
 
 def noise(seed: int, name: str, tensor: Tensor, mean: float, deviation: float) -> Iterator[np.ndarray]:
@@ -147,12 +219,19 @@ def noise(seed: int, name: str, tensor: Tensor, mean: float, deviation: float) -
         position, left = 0, left - piece.size
 
 
-def base_values(seed: int) -> Values:
+def base_values(seed: int, tensors: dict[str, Tensor]) -> Values:
     """Give a base's values: weights as N(0, fan_in^-1/2), the integers and schedules as sequences."""
+    fan_in = {}
+    for key, tensor in tensors.items():
+        if tensor.dtype in CODES:
+            fan_in[f"{key}_scale"] = fan_in[f"{key.removesuffix('.weight')}.scale_weight"] = tensor.shape[1]
 
     def values(key: str, tensor: Tensor) -> Iterator[np.ndarray]:
         if tensor.dtype == "I64":  # …text_model.embeddings.position_ids
             yield np.arange(math.prod(tensor.shape), dtype=np.int64)
+        elif key.endswith("scale_weight") or key.endswith("weight_scale"):
+            dtype = "I8" if key.endswith("weight_scale") else "F8_E4M3"
+            yield np.full(math.prod(tensor.shape), fan_in[key] ** -0.5 / CODES[dtype], dtype=np.float32)
         elif tensor.dtype == "F32":  # betas, alphas_cumprod, …
             yield np.linspace(0.00085, 0.012, math.prod(tensor.shape), dtype=np.float32)
         elif tensor.shape == ():  # …logit_scale
@@ -169,7 +248,7 @@ def base_values(seed: int) -> Values:
     return values
 
 
-def lora_values(lora: Lora) -> Values:
+def lora_values(lora: Lora, layout: Layout) -> Values:
     """Give a LoRA's values: downs spread as a trainer initialises them, ups as after some training."""
 
     def values(key: str, tensor: Tensor) -> Iterator[np.ndarray]:
@@ -177,31 +256,42 @@ def lora_values(lora: Lora) -> Values:
         if slot == "alpha":
             conv = lora.conv is not None and module in spatial
             yield np.array([lora.conv[1] if conv else lora.alpha], NUMPY[tensor.dtype])
+        elif slot == "dora_scale":  # the weights' rows have about this length
+            yield from noise(lora.seed, key, tensor, 1.0, 0.02)
         elif slot == "lora_up.weight":
             yield from noise(lora.seed, key, tensor, 0.0, 0.02)
+        elif slot in ("hada_w1_a", "hada_w2_a"):  # two small products are multiplied
+            yield from noise(lora.seed, key, tensor, 0.0, 0.3)
         else:
             yield from noise(lora.seed, key, tensor, 0.0, (3 * math.prod(tensor.shape[1:])) ** -0.5)
 
-    spatial = {name for name, module in read_layout(lora.arch).modules.items() if module.spatial}
+    spatial = {name for name, module in layout.modules.items() if module.spatial}
     return values
 
 
-def lora_tensors(lora: Lora) -> dict[str, Tensor]:
+def lora_tensors(lora: Lora, layout: Layout) -> dict[str, Tensor]:
     """List a kohya LoRA's tensors: `MODULE.lora_down.weight`, `.lora_up.weight`, `.alpha`."""
     tensors: dict[str, Tensor] = {}
-    for name, module in read_layout(lora.arch).modules.items():
+    for name, module in layout.modules.items():
         if module.kind == "locon" and lora.conv is None:
             continue
         rows, columns, *kernel = module.shape
         rank = min(lora.conv[0] if lora.conv and module.spatial else lora.rank, rows, columns)
         point = [1] * len(kernel)
+        tensors[f"{name}.alpha"] = Tensor("F16", ())
+        if lora.algorithm == "loha":
+            for factor in ("w1", "w2"):
+                tensors[f"{name}.hada_{factor}_a"] = Tensor("F16", (rows, rank))
+                tensors[f"{name}.hada_{factor}_b"] = Tensor("F16", (rank, math.prod(module.shape[1:])))
+            continue
+        if lora.algorithm == "dora":
+            tensors[f"{name}.dora_scale"] = Tensor("F16", (rows, 1, *point))
         down, up = (rank, columns, *kernel), (rows, rank, *point)
         if lora.tucker and module.spatial:
             down = (rank, columns, *point)
             tensors[f"{name}.lora_mid.weight"] = Tensor("F16", (rank, rank, *kernel))
         tensors[f"{name}.lora_down.weight"] = Tensor("F16", down)
         tensors[f"{name}.lora_up.weight"] = Tensor("F16", up)
-        tensors[f"{name}.alpha"] = Tensor("F16", ())
     return tensors
 
 
@@ -209,7 +299,7 @@ def lora_metadata(lora: Lora) -> dict[str, str]:
     """Write what kohya's trainers note in a file, as far as readers look at it."""
     metadata = {
         "ss_base_model_version": BASE_VERSIONS[lora.arch],
-        "ss_network_module": "lycoris.kohya" if lora.conv else "networks.lora",
+        "ss_network_module": "lycoris.kohya" if lora.conv or lora.algorithm == "loha" else "networks.lora",
         "ss_network_dim": str(lora.rank),
         "ss_network_alpha": str(lora.alpha),
     }
@@ -272,25 +362,23 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], valu
     print(f"{path.name}: {len(tensors)} tensors, {stop / 1e6:,.1f} MB{'' if values else ', a hole'}")
 
 
-def write_lora(folder: Path, name: str) -> None:
+def write_lora(folder: Path, name: str, *, small: bool) -> None:
     """Write one of `LORAS`."""
     lora = LORAS[name]
-    write(folder / f"{name}.safetensors", lora_tensors(lora), lora_metadata(lora), lora_values(lora))
+    layout = read_layout(lora.arch, small=small)
+    tensors = lora_tensors(lora, layout)
+    write(folder / f"{name}.safetensors", tensors, lora_metadata(lora), lora_values(lora, layout))
 
 
-def write_set(folder: Path, name: str) -> None:
+def write_set(folder: Path, name: str, *, small: bool = False) -> None:
     """Write one of `SETS` with its bases."""
     for lora in SETS[name]:
-        write_lora(folder, lora)
-    if name != "sparse":
-        write(
-            folder / f"{name}.safetensors",
-            read_layout(name).tensors,
-            {"format": "pt"},
-            base_values(seed=1),
-        )
-        return
-    for base, (arch, size) in SPARSE_BASES.items():
+        write_lora(folder, lora, small=small)
+    for base, (arch, dtype) in BASES.get(name, {}).items():
+        tensors = read_layout(arch, small=small).tensors
+        tensors = tensors if dtype == "F16" else in_eight_bits(tensors, dtype)
+        write(folder / f"{base}.safetensors", tensors, {"format": "pt"}, base_values(1, tensors))
+    for base, (arch, size) in SPARSE_BASES.items() if name == "sparse" else ():
         tensors = read_layout(arch).tensors
         write(folder / f"{base}.safetensors", grow(tensors, size) if size else tensors, {}, None)
 
@@ -300,10 +388,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--only", choices=tuple(SETS), action="append", help="one set; may be given again")
+    parser.add_argument("--small", action="store_true", help="a few blocks of each, to try a benchmark out")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
-    for name in options.only or SETS:
-        write_set(options.folder, name)
+    for name in options.only or DEFAULT_SETS:
+        write_set(options.folder, name, small=options.small)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,27 @@ class Cost:
         return {name: round(value, 4) for name, value in asdict(self).items()}
 
 
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """Hold the seconds that each part of the work takes on all cores; `copying` takes one."""
+
+    arithmetic: float
+    conversion: float
+    reading: float
+    writing: float
+    copying: float
+    cores: int
+
+    def seconds(self, importing: float) -> float:
+        """Add up the least time of a bake whose process needs so many seconds, on one core, to import torch.
+
+        Copying goes on beside the import; computing begins after it, and takes all cores.
+        """
+        computing = self.arithmetic + self.conversion + self.reading + self.writing
+        shared = (importing + self.copying) / self.cores + computing
+        return max(importing + computing, shared, self.copying)
+
+
 def environment() -> dict[str, str]:
     """Let a child import lorabake and the benchmarks from this checkout."""
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -34,8 +34,8 @@ def architecture(base: Path) -> str:
         return "sdxl" if SDXL_MARK in file.read(length) else "sd15"
 
 
-def merge(base: Path, loras: list[tuple[Path, float]], output: Path) -> None:
-    """Write `base` with `loras` fused into it as a diffusers folder."""
+def merge(base: Path, loras: list[tuple[Path, float]], output: Path, device: str) -> None:
+    """Write `base` with `loras` fused into it, on a device, as a diffusers folder."""
     warnings.simplefilter("ignore")
     import torch
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -52,6 +52,7 @@ def merge(base: Path, loras: list[tuple[Path, float]], output: Path) -> None:
     pipeline = pipeline_class.from_single_file(
         str(base), config=str(CONFIGS / arch), torch_dtype=torch.float16, local_files_only=True, **without
     )
+    pipeline.to(device)
     names = [f"lora_{number}" for number in range(len(loras))]
     for name, (path, _) in zip(names, loras, strict=True):
         pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
@@ -74,10 +75,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("base", type=Path)
     parser.add_argument("loras", type=parse_lora, nargs="+", metavar="LORA=STRENGTH")
     parser.add_argument("--output", type=Path, required=True, help="a folder that does not exist")
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
     if options.output.exists():
         sys.exit(f"{options.output} exists")
-    merge(options.base, options.loras, options.output)
+    merge(options.base, options.loras, options.output, options.device)
 
 
 if __name__ == "__main__":

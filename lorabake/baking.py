@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,9 +31,11 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """Say how to bake; none of it changes the result.
+    """Say how to bake. Of all this only the device changes bytes: each class of devices has last bits of its own.
 
-    `progress` receives counts of finished bytes, `warn` messages about fallbacks; both from any thread.
+    `device` is torch's name for one, or "auto": the accelerator that torch has, or else the CPU. Without it counts
+    LORABAKE_DEVICE in the environment, and without that "auto". `progress` receives counts of finished bytes, `warn`
+    messages about fallbacks; both from any thread.
     """
 
     device: str | None = None
@@ -51,7 +53,9 @@ class BakeResult:
     `data_sha256` maps each file to the SHA-256 of its tensor data (empty without `output.hash`); `input_sha256`
     each digested input to its own. `stages` are the workers' seconds by stage, `peak_memory` bytes of anonymous
     memory, or None where the system does not tell. `survival` estimates, for an output in a coarse dtype, the share
-    of each LoRA's change that its resolution keeps, by the LoRA's number.
+    of each LoRA's change that its resolution keeps, by the LoRA's number. `computed` maps each device class that
+    computed to the keys of its tensors, in the plan's order; `left_to_cpu` are those that an accelerator could not
+    hold or compute.
     """
 
     plan: Plan
@@ -64,6 +68,13 @@ class BakeResult:
     stages: dict[str, float]
     peak_memory: int | None
     survival: dict[int, float]
+    computed: dict[str, tuple[str, ...]]
+    left_to_cpu: tuple[str, ...]
+
+    @property
+    def device(self) -> str:
+        """Name the device classes that computed, as the header does."""
+        return _named(self.computed)
 
     @property
     def bottleneck(self) -> str:
@@ -77,6 +88,8 @@ class BakeResult:
             "bytes": self.size,
             "data_sha256": self.data_sha256,
             "inputs": self.input_sha256,
+            "device": self.device,
+            "left_to_cpu": list(self.left_to_cpu),
             "seconds": round(self.seconds, 3),
             "sync_seconds": round(self.sync_seconds, 3),
             "stages": {stage: round(seconds, 3) for stage, seconds in sorted(self.stages.items())},
@@ -126,37 +139,49 @@ def _bake(plan: Plan, output: Output, inputs: Inputs, options: RunOptions, began
         hashes.extend(output.follow(hashed=recipe.output.hash, stop=crew.stop))
 
     stages: defaultdict[str, float] = defaultdict(float)
+    places: defaultdict[str, set[str]] = defaultdict(set)
+    workers = max(1, min(options.workers, len(plan.bakes)))
+    ready = Barrier(workers)
     try:
         with _interrupts_held():
-            crew.start(copy)
-            crew.start(digest)
+            writing = [crew.start(copy)]
+            following = [crew.start(digest)]
             if recipe.output.hash or options.fsync:
-                crew.start(follow)
+                following.append(crew.start(follow))
             if plan.bakes:
-                from lorabake.execute import Executor, choose_device, work
+                from lorabake.device import Turns, choose_device
+                from lorabake.execute import Executor, dtypes, precision, work
         if plan.bakes:
             memory.sample()
-            device = choose_device(options.device, float64=recipe.in_float64, warn=options.warn)
-            steps = _Shared(iter(plan.bakes))
-            executors = [
-                Executor(plan, inputs, output.write, device, options.warn)
-                for _ in range(max(1, min(options.workers, len(plan.bakes))))
-            ]
-            ready = Barrier(len(executors))
-            for executor in executors:
+            device = choose_device(options.device, precision=precision(plan), dtypes=dtypes(plan), warn=options.warn)
+            steps, turns = _Shared(iter(plan.bakes)), Turns(workers)
+            executors = [Executor(plan, inputs, output, device, turns) for _ in range(workers)]
+            writing += [
                 crew.start(partial(work, executor, steps, options.progress, crew.stop, ready))
-        crew.join(memory.sample)
+                for executor in executors
+            ]
+        crew.join(writing, memory.sample)
+        output.check_finished()
+        crew.join(following, memory.sample)
         for executor in executors if plan.bakes else ():
             for stage, seconds in executor.seconds.items():
                 stages[stage] += seconds
+            for kind, keys in executor.computed.items():
+                places[kind].update(keys)
     except BaseException:
         crew.stop.set()
+        ready.abort()
         crew.join_quietly()
         raise
+    in_order = [target.key for step in plan.bakes for target in step.targets]
+    computed = {kind: tuple(key for key in in_order if key in keys) for kind, keys in places.items()}
+    left = computed.get("cpu", ()) if plan.bakes and not device.is_cpu else ()
+    if left:
+        options.warn(_left_to_the_cpu(str(device.place), left, len(in_order)))
     _check_stated(plan, digests)
     inputs.check_unchanged()
     syncing = time.perf_counter()
-    output.commit(hashes or [""] * len(plan.files), digests)
+    output.commit(hashes or [""] * len(plan.files), digests, _named(computed))
     ended = time.perf_counter()
     return BakeResult(
         plan=plan,
@@ -169,6 +194,21 @@ def _bake(plan: Plan, output: Output, inputs: Inputs, options: RunOptions, began
         stages=dict(stages),
         peak_memory=memory.peak,
         survival={},
+        computed=computed,
+        left_to_cpu=left,
+    )
+
+
+def _named(kinds: Iterable[str]) -> str:
+    """Name device classes; what computes nothing needs none but the CPU."""
+    return "+".join(sorted(kinds)) or "cpu"
+
+
+def _left_to_the_cpu(device: str, keys: tuple[str, ...], count: int) -> str:
+    shown = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
+    return (
+        f"the CPU computed {len(keys)} of {count} tensors, whose last bits are the CPU's: "
+        f"{device} cannot hold or compute {shown}, even for one worker alone"
     )
 
 
@@ -228,7 +268,7 @@ class _Crew:
         self._threads: list[threading.Thread] = []
         self._failures: list[BaseException] = []
 
-    def start(self, task: Callable[[], object]) -> None:
+    def start(self, task: Callable[[], object]) -> threading.Thread:
         def run() -> None:
             try:
                 task()
@@ -237,11 +277,13 @@ class _Crew:
                 self.stop.set()
 
         thread = threading.Thread(target=run, daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)
+        return thread
 
-    def join(self, meanwhile: Callable[[], None]) -> None:
-        for thread in self._threads:
+    def join(self, threads: Iterable[threading.Thread], meanwhile: Callable[[], None]) -> None:
+        """Wait for threads; raise the first failure of any."""
+        for thread in threads:
             while thread.is_alive():
                 thread.join(0.05)
                 meanwhile()

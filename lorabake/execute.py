@@ -1,8 +1,8 @@
-"""Step 4 of the flow: a `Plan` in; baked tensors out. The only module that knows devices.
+"""Step 4 of the flow: a `Plan` in; baked tensors out.
 
 Each worker reads rows of a tensor, computes them in the compute dtype, rounds once to the output dtype and
-hands them on. Which rows go together depends on the tensor alone, so that the bytes don't depend on the
-number of workers.
+hands them on. Which rows go together depends on the tensor and the device class alone, so that the bytes depend
+neither on the number of workers nor on the memory that happens to be free.
 """
 
 from __future__ import annotations
@@ -10,25 +10,26 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
 
 from lorabake.adapters import dora
 from lorabake.adapters.kind import MAGNITUDES, SCALE_OF_ALPHA_0, Tensors, Terms, matrix
-from lorabake.errors import MatchError, SurroundingsError, ValueTooLargeError
+from lorabake.device import ADVICE, CPU, Device, Lane, Turns, call_first, call_lapack_first, is_short_of_memory
+from lorabake.errors import MatchError, SurroundingsError, ValueTooLargeError, first_line
 from lorabake.matching import Patch
 from lorabake.methods import combine, masks_of
-from lorabake.planning import TILE_VALUES, Bake, Plan, Target
+from lorabake.planning import DEVICE_TILE_VALUES, TILE_VALUES, Bake, Plan, Target
 from lorabake.rounding import drawn, round_by
 from lorabake.tensors.dtypes import DTYPES, decode_scalar
 from lorabake.tensors.packing import PackedInfo, decode, encode, unscaled
 from lorabake.tensors.safetensors import TensorInfo
 
-DEVICE_TILE_VALUES = 1 << 24
 LIMITS = {
     "F8_E4M3": 464.0,
     "F8_E5M2": 61440.0,
@@ -56,7 +57,28 @@ class Reader(Protocol):
         """Fill `into` with the bytes of a file from `start`."""
 
 
-Writer = Callable[[int, int, memoryview], None]
+class Writer(Protocol):
+    """Take the bytes of the output; what is finished is not written again."""
+
+    def write(self, file: int, offset: int, data: memoryview) -> None:
+        """Write bytes at an offset of a file's data."""
+
+    def finish(self, file: int, start: int, stop: int) -> None:
+        """Note that a range of a file's data is as it stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Name bytes `start` to `stop` of the data of an output file."""
+
+    file: int
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """Count the bytes."""
+        return self.stop - self.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,21 +114,21 @@ class Replace:
 
 
 class Executor:
-    """Run the steps of a plan on one device, from one worker; `seconds` tells where its time went."""
+    """Run the steps of a plan on one device, from one worker.
 
-    def __init__(
-        self, plan: Plan, reader: Reader, write: Writer, device: torch.device, warn: Callable[[str], None]
-    ) -> None:
-        self.plan, self.reader, self._write, self.device, self._warn = plan, reader, write, device, warn
-        double = plan.sources.recipe.in_float64 or any(
-            target.source.dtype == "F64" for bake in plan.bakes for target in bake.targets
-        )
-        self.dtype = torch.float64 if double else torch.float32
+    `seconds` tells where its time went, `computed` which tensors each device class computed.
+    """
+
+    def __init__(self, plan: Plan, reader: Reader, writer: Writer, device: Device, turns: Turns) -> None:
+        self.plan, self.device = plan, device
+        self._reader, self._writer, self._turns = reader, writer, turns
+        self.dtype = precision(plan)
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.computed: defaultdict[str, list[str]] = defaultdict(list)
         self.sequential = plan.sources.recipe.is_sequential
-        self.tile_values = TILE_VALUES if device.type == "cpu" else DEVICE_TILE_VALUES
-        self._buffers: dict[str, torch.Tensor] = {}
-        self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self.tile_values = TILE_VALUES if device.is_cpu else DEVICE_TILE_VALUES
+        self.lane = Lane(device, 16 * self.tile_values)
+        self._on_cpu: Executor | None = None
 
     @property
     def uses_lapack(self) -> bool:
@@ -115,49 +137,95 @@ class Executor:
         by_kind = any(not (patch.kind.low_rank or patch.kind.replaces) for patch in plan.patches)
         return by_kind or plan.sources.recipe.method.name == "svd"
 
-    def run(self, step: Bake) -> Iterator[int]:
-        """Bake one step; yield the bytes written after each piece. Split pieces when the device is full."""
-        with self._on_stream():
-            try:
-                yield from self._by_rows(step, step.targets[0]) if step.by_rows else self._whole(step)
-            except torch.OutOfMemoryError:
-                if self.device.type == "cpu":
-                    raise SurroundingsError(
-                        f"out of memory while baking {step.targets[0].key}; use fewer --workers"
-                    ) from None
-                self._warn(
-                    f"{step.targets[0].key}: does not fit into the memory of {self.device}; computed on the CPU"
-                )
-                on_cpu = Executor(self.plan, self.reader, self._write, torch.device("cpu"), self._warn)
-                yield from on_cpu.run(step)
-                for stage, seconds in on_cpu.seconds.items():
-                    self.seconds[stage] += seconds
+    def run(self, step: Bake) -> Generator[int]:
+        """Bake one step; yield the bytes written after each piece.
 
-    def _on_stream(self) -> AbstractContextManager[Any]:
-        return torch.cuda.stream(self._stream) if self._stream is not None else nullcontext()
+        The device computes all of it, or the CPU does: what one worker alone cannot hold on the device, or what the
+        device cannot compute.
+        """
+        yield from self._run_at_once(step) if self.device.is_cpu else self._run_in_turns(step)
+
+    def _run_at_once(self, step: Bake) -> Iterator[int]:
+        try:
+            for span in self._spans(step, 0):
+                self._writer.finish(span.file, span.start, span.stop)
+                yield span.size
+        except torch.OutOfMemoryError:
+            raise SurroundingsError(
+                f"out of memory while baking {step.targets[0].key}; use fewer --workers"
+            ) from None
+        self.computed[self.device.kind] += [target.key for target in step.targets]
+
+    def _run_in_turns(self, step: Bake) -> Iterator[int]:
+        """Compute on the device beside other workers, else alone, else on the CPU.
+
+        What is written counts as finished when all of the step is: the CPU may have to write it again.
+        """
+        done: list[Span] = []
+        tries = () if _dtypes(step) & self.device.lacks else (False, True)
+        for again in tries:
+            with self._turns.take(alone=again) as alone:
+                if alone:
+                    self.device.let_go()
+                is_done = yield from self._attempt(step, done)
+                self.lane.settle()
+            if is_done:
+                if again:
+                    self._turns.allow_fewer()
+                for span in done:
+                    self._writer.finish(span.file, span.start, span.stop)
+                self.computed[self.device.kind] += [target.key for target in step.targets]
+                return
+            if alone:
+                break
+        told, position = sum(span.size for span in done), 0
+        for count in self._beside().run(step):
+            before, position = max(position, told), position + count
+            yield max(0, position - before)
+
+    def _beside(self) -> Executor:
+        """Return what does on the CPU what the device cannot, its account kept with this one's."""
+        if self._on_cpu is None:
+            self._on_cpu = Executor(self.plan, self._reader, self._writer, CPU, self._turns)
+            self._on_cpu.seconds, self._on_cpu.computed = self.seconds, self.computed
+        return self._on_cpu
+
+    def _attempt(self, step: Bake, done: list[Span]) -> Generator[int, None, bool]:
+        """Compute what is left of a step, add it to `done`, and return whether the device could do all of it."""
+        try:
+            for span in self._spans(step, len(done)):
+                done.append(span)
+                yield span.size
+        except (RuntimeError, TypeError) as error:  # what is at fault anywhere fails on the CPU, too
+            if is_short_of_memory(error) or isinstance(error, (NotImplementedError, TypeError)):
+                return False
+            if "can't allocate memory" in str(error):  # the host
+                raise
+            raise SurroundingsError(
+                f"{self.device.place} failed while baking {step.targets[0].key}: {first_line(error)}\n{ADVICE}"
+            ) from error
+        return True
+
+    def _spans(self, step: Bake, first: int) -> Iterator[Span]:
+        """Compute and write a step's pieces from the one with the number `first` on; how they are cut is fixed."""
+        return self._by_rows(step, step.targets[0], first) if step.by_rows else self._whole(step, first)
 
     # -- row by row ------------------------------------------------------------------------------------
 
-    def _by_rows(self, step: Bake, target: Target) -> Iterator[int]:
+    def _by_rows(self, step: Bake, target: Target, first: int) -> Iterator[Span]:
         rows, columns = matrix(target.shape)
         parts = self._parts(step, target)
         size = max(1, self.tile_values // max(1, columns))
-        start = 0
-        while start < rows:
-            stop = min(start + size, rows)
-            try:
-                weight = self._read_rows(target.source, start, stop, columns)
-                self._apply(weight, parts, start)
-                self._emit(step, target, weight, start)
-            except torch.OutOfMemoryError:
-                if self.device.type == "cpu" or size == 1:
-                    raise
-                size = max(1, size // 2)
-                self._buffers.clear()
-                torch.cuda.empty_cache()
-                continue
-            yield (stop - start) * columns * _torch_dtype(target.dtype).itemsize
-            start = stop
+        for start in range(first * size, rows, size):
+            yield self._piece(step, target, parts, start, min(start + size, rows))
+
+    def _piece(
+        self, step: Bake, target: Target, parts: list[Product | Update | Replace], start: int, stop: int
+    ) -> Span:
+        """Compute and write some rows, and let go of them: each piece needs its own memory, whatever came before."""
+        weight = self._read_rows(target.source, start, stop, matrix(target.shape)[1])
+        self._apply(weight, parts, start)
+        return self._emit(step, target, weight, start)
 
     def _parts(self, step: Bake, target: Target) -> list[Product | Update | Replace]:
         stacks: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
@@ -214,7 +282,7 @@ class Executor:
 
     # -- whole tensors at once -------------------------------------------------------------------------
 
-    def _whole(self, step: Bake) -> Iterator[int]:
+    def _whole(self, step: Bake, first: int) -> Iterator[Span]:
         base = {target.key: self._read_whole(target.source) for target in step.targets}
         for target in step.targets:
             if target.encoding is not None:
@@ -246,14 +314,15 @@ class Executor:
                 dtype = _torch_dtype(dtypes[target.scale_key])
                 baked[target.key], baked[target.scale_key] = encode(target.encoding, baked[target.key], dtype)
         self.seconds["compute"] += time.perf_counter() - began
+        for target, start, stop in islice(self._tiles(step), first, None):
+            yield self._emit(step, target, baked[target.key].reshape(matrix(target.shape))[start:stop], start)
+
+    def _tiles(self, step: Bake) -> Iterator[tuple[Target, int, int]]:
         for target in step.targets:
             rows, columns = matrix(target.shape)
-            flat = baked[target.key].reshape(rows, columns)
             size = max(1, self.tile_values // max(1, columns))
             for start in range(0, rows, size):
-                tile = flat[start : start + size]
-                self._emit(step, target, tile, start)
-                yield tile.numel() * _torch_dtype(target.dtype).itemsize
+                yield target, start, min(start + size, rows)
 
     def _combine(self, step: Bake, deltas: Mapping[int, torch.Tensor], baked: Mapping[str, torch.Tensor]) -> None:
         """Add what the recipe's method makes of deltas at strength 1, piece by piece."""
@@ -303,7 +372,7 @@ class Executor:
         if info is None or not patch.kind.alpha_is_scale:
             return 1.0
         raw = bytearray(info.nbytes)
-        self.reader.read(info.file, info.start, memoryview(raw))
+        self._reader.read(info.file, info.start, memoryview(raw))
         alpha = decode_scalar(info.dtype, bytes(raw))
         if not alpha and patch.semantics in SCALE_OF_ALPHA_0:
             return patch.kind.scale(SCALE_OF_ALPHA_0[patch.semantics] * patch.kind.rank(patch.shapes), patch.shapes)
@@ -326,8 +395,8 @@ class Executor:
         if isinstance(info, PackedInfo):
             return self._read_whole(info)
         raw = torch.empty(info.nbytes, dtype=torch.uint8)
-        self.reader.read(info.file, info.start, _view(raw))
-        return raw.view(_torch_dtype(info.dtype)).reshape(info.shape).to(self.device)
+        self._reader.read(info.file, info.start, _view(raw))
+        return raw.view(_torch_dtype(info.dtype)).reshape(info.shape).to(self.device.place)
 
     def _read_rows(
         self, info: TensorInfo, start: int, stop: int, columns: int, *, fresh: bool = False
@@ -336,32 +405,31 @@ class Executor:
         began = time.perf_counter()
         width = _torch_dtype(info.dtype).itemsize
         count = (stop - start) * columns
-        raw = self._buffer("in", count * width, torch.uint8, pinned=True)
-        self.reader.read(info.file, info.start + start * columns * width, _view(raw))
-        source = raw.view(_torch_dtype(info.dtype))
+        buffer = self.lane.buffer("in", count * width)
+        raw = buffer.to_fill()[: count * width]
+        self._reader.read(info.file, info.start + start * columns * width, _view(raw))
         read = time.perf_counter()
-        if self.device.type != "cpu":  # a stream waits in `_emit` before the pinned buffer is filled again
-            weight = source.to(self.device, copy=True, non_blocking=self._stream is not None and not fresh).to(
-                self.dtype
-            )
+        source = raw.view(_torch_dtype(info.dtype))
+        if not self.device.is_cpu:
+            weight = self.lane.send(buffer, count, source.dtype).to(self.dtype)
         elif fresh:
             weight = source.to(self.dtype, copy=True)
         else:
-            weight = self._buffer("weight", count, self.dtype)
+            weight = self._values("weight", count, self.dtype)
             weight.copy_(source)
         self.seconds["read"] += read - began
         self.seconds["compute"] += time.perf_counter() - read
         return weight.view(stop - start, columns)
 
-    def _emit(self, step: Bake, target: Target, weight: torch.Tensor, start: int) -> None:
-        """Round rows to the output dtype, refuse what it cannot hold, and write them."""
+    def _emit(self, step: Bake, target: Target, weight: torch.Tensor, start: int) -> Span:
+        """Round rows to the output dtype, refuse what it cannot hold, write them, and return where they are."""
         began = time.perf_counter()
         flat = weight.reshape(-1)
         # A sum of squares below the limit's square clears all values in one cheap pass; NaN fails it, too.
         if not float(torch.dot(flat, flat)) < SAFE_SQUARES[target.dtype]:
             self._refuse(step, target, weight, start)
         dtype = _torch_dtype(target.dtype)
-        if self.device.type == "cpu" and dtype is self.dtype and weight.is_contiguous():
+        if self.device.is_cpu and dtype is self.dtype and weight.is_contiguous():
             rounded = flat
         else:
             if target.is_drawn:
@@ -372,14 +440,13 @@ class Executor:
                 flat = _rounded_to_odd(flat)
             if not dtype.is_floating_point:
                 flat = flat.round()
-            rounded = self._buffer("out", flat.numel(), dtype, pinned=True)
-            rounded.copy_(flat, non_blocking=self._stream is not None)
-            if self._stream is not None:
-                self._stream.synchronize()
+            rounded = self.lane.fetch(flat, dtype)
         computed = time.perf_counter()
-        self._write(target.file, target.offset + start * weight.shape[1] * dtype.itemsize, _view(rounded))
+        offset = target.offset + start * weight.shape[1] * dtype.itemsize
+        self._writer.write(target.file, offset, _view(rounded))
         self.seconds["compute"] += computed - began
         self.seconds["write"] += time.perf_counter() - computed
+        return Span(target.file, offset, offset + rounded.nbytes)
 
     def _refuse(self, step: Bake, target: Target, weight: torch.Tensor, start: int) -> None:
         wrong = ~(weight.abs() < LIMITS[target.dtype])
@@ -408,65 +475,42 @@ class Executor:
             f"(the base has {was:g} there)\nNothing was written. {advice}"
         )
 
-    def _buffer(self, name: str, count: int, dtype: torch.dtype, *, pinned: bool = False) -> torch.Tensor:
+    def _values(self, name: str, count: int, dtype: torch.dtype) -> torch.Tensor:
         """Return `count` values of a buffer that the worker keeps."""
-        wanted = count * dtype.itemsize
-        kept = self._buffers.get(name)
-        if kept is None or kept.numel() < wanted:
-            pin = pinned and self.device.type == "cuda"
-            kept = torch.empty(max(wanted, 1), dtype=torch.uint8, pin_memory=pin)
-            if wanted <= 16 * self.tile_values:
-                self._buffers[name] = kept
-        return kept[:wanted].view(dtype)
+        size = count * dtype.itemsize
+        return self.lane.buffer(name, size).to_fill()[:size].view(dtype)
 
 
-def choose_device(name: str | None, *, float64: bool, warn: Callable[[str], None]) -> torch.device:
-    """Return the device to compute on: the one named, or the CPU.
+def precision(plan: Plan) -> torch.dtype:
+    """Return the dtype that a plan's arithmetic takes: float64 on request, and where a tensor in or out has it."""
+    double = plan.sources.recipe.in_float64 or any(
+        target.source.dtype == "F64" for bake in plan.bakes for target in bake.targets
+    )
+    return torch.float64 if double else torch.float32
 
-    Fall back to the CPU, with a message, where the device cannot compute float64; raise SurroundingsError
-    for one that is not there.
-    """
-    try:
-        device = torch.device(name or "cpu")
-        if device.type == "mps" and float64:
-            warn("mps cannot compute in float64; computed on the CPU")
-            return torch.device("cpu")
-        _call_first(device, torch.float32)
-        if device.type != "mps":
-            _call_first(device, torch.float64)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first = str(error).splitlines()[0]
-        raise SurroundingsError(f"device {name!r} cannot be used: {first}\nTry --device cpu.") from None
-    if device.type == "meta":
-        raise SurroundingsError("device 'meta' holds no values\nTry --device cpu.")
-    torch.backends.cuda.matmul.allow_tf32 = False
-    return device
+
+def dtypes(plan: Plan) -> Iterator[torch.dtype]:
+    """Yield the dtypes of all tensors that a plan's steps read and write, many times over."""
+    return (dtype for step in plan.bakes for dtype in _dtypes(step))
+
+
+def _dtypes(step: Bake) -> set[torch.dtype]:
+    infos = [target.source for target in step.targets]
+    infos += [info for patch in step.patches for info in patch.tensors.values()]
+    names = {name for info in infos for name in _stored(info)} | {target.dtype for target in step.targets}
+    return {_torch_dtype(name) for name in names if DTYPES[name].torch}
+
+
+def _stored(info: TensorInfo) -> Iterator[str]:
+    """Yield the dtypes of the tensors that hold a weight."""
+    if isinstance(info, PackedInfo):
+        for part in info.parts.values():
+            yield from _stored(part)
+    else:
+        yield info.dtype
 
 
 _TURN = threading.Lock()
-
-
-def _call_first(device: torch.device, dtype: torch.dtype) -> None:
-    """Call what the workers will call, once, while there is one thread.
-
-    When two threads make MKL's first calls at the same moment, one of them may compute with a precision below
-    float32 (seen with torch 2.13 on a processor with AMX, in one fresh process of a hundred).
-    """
-    for size in (8, 256):
-        square = torch.ones(size, size, dtype=dtype, device=device)
-        square.addmm_(square, square).addmm_(square[:, :1], square[:1]).addmm_(square, square.T)
-        square[:, :1].addmm_(square[:, :1], square[:1, :1])  # a bias
-        (square @ square.expand(3, size, size)).sum()  # a Tucker core
-        square.square().sum(dim=1, keepdim=True).sqrt()  # a magnitude: roots come from MKL, too
-        square.softmax(dim=-1).cos().add_(square.sin())  # banks of vectors, rotations by angles
-        torch.dot(square[0], square[0]).cpu()
-
-
-def _call_lapack(dtype: torch.dtype) -> None:
-    """Call once, for the same reason, what only rotations and the method svd need."""
-    square = torch.eye(256, dtype=dtype)
-    torch.linalg.solve(square, square)
-    torch.linalg.svd(square[:8, :8])
 
 
 def work(
@@ -484,18 +528,22 @@ def work(
     torch.set_num_threads(1)
     try:
         with _TURN:
-            _call_first(torch.device("cpu"), executor.dtype)
-            if executor.uses_lapack:
-                _call_lapack(executor.dtype)
+            call_first(CPU.place, executor.dtype)
+            executor.lane.enter()
+            for place in {CPU.place, executor.device.place} if executor.uses_lapack else ():
+                call_lapack_first(place, executor.dtype)
         ready.wait()
     except BaseException:
         ready.abort()
         raise
     for step in steps:
-        for count in executor.run(step):
-            progress(count)
-            if stop.is_set():
-                return
+        if stop.is_set():
+            return
+        with closing(executor.run(step)) as counts:
+            for count in counts:
+                progress(count)
+                if stop.is_set():
+                    return
 
 
 def _torch_dtype(name: str) -> torch.dtype:

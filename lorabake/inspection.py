@@ -17,6 +17,7 @@ from lorabake.keymap.embeddings import read_vectors
 from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.spelling import LoraTensors, components_named, sort_tensors
 from lorabake.keymap.table import KeyMap
+from lorabake.provenance import DEVICE
 from lorabake.resolve import family_of, identify
 from lorabake.tensors.checkpoint import Checkpoint, open_lora
 from lorabake.tensors.dtypes import DTYPES, decode_scalar
@@ -164,6 +165,8 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
     baked = checkpoint.metadata.get("lorabake.recipe")
     if baked:
         described["baked by lorabake"] = checkpoint.metadata.get("lorabake.version", "")
+        if DEVICE in checkpoint.metadata:
+            described["computed on"] = checkpoint.metadata[DEVICE]
         described["recipe"] = _parsed(baked)
         described["inputs"] = _parsed(checkpoint.metadata.get("lorabake.inputs", "null"))
     return described

@@ -42,7 +42,14 @@ FINE_BITS = 16
 """Dtypes of more bits hold whatever a LoRA changes: nothing is gained by drawing."""
 
 TILE_VALUES = 1 << 18
-"""Values of a tensor computed at a time; as float32 a tile of 1 MiB stays in a core's cache."""
+"""Values of a tensor that the CPU computes at a time; as float32 a tile of 1 MiB stays in a core's cache."""
+
+DEVICE_TILE_VALUES = 1 << 24
+"""Values that an accelerator computes at a time: 64 MiB of float32.
+
+How products are cut decides the order of their sums, and so the last bits. It is fixed here, by device class; the
+memory that happens to be free never changes it.
+"""
 
 RUNTIME_BYTES = 190 << 20
 """Anonymous memory of a process that has imported torch and runs two workers, as measured on Linux."""
@@ -145,14 +152,26 @@ class OutputFile:
     phase: int
     align: int
 
-    def header(self, digests: Mapping[str, str] | None = None, hashes: Mapping[str, str] | None = None) -> bytes:
-        """Encode the header, digests and hashes still zeros, or filled in; the length is the same."""
+    def header(
+        self,
+        digests: Mapping[str, str] | None = None,
+        hashes: Mapping[str, str] | None = None,
+        device: str | None = "",
+    ) -> bytes:
+        """Encode the header, digests and hashes still zeros, or filled in; the length is the same.
+
+        `device` names the device classes that computed, once that is known; None leaves them out, as bakes once did.
+        """
         text = dict(self.metadata) | dict(hashes or {})
+        room = 0
+        if device is not None:
+            text[provenance.DEVICE] = device
+            room = provenance.DEVICE_ROOM - len(device)
         for placeholder, digest in (digests or {}).items():
             place, filled = f'"sha256":"{placeholder}"', f'"sha256":"{digest}"'  # a file's name may look like zeros
             text["lorabake.inputs"] = text["lorabake.inputs"].replace(place, filled)
         entries = ((target.source.name, target.dtype, target.shape) for target in self.targets)
-        return encode_header(entries, text, phase=self.phase, align=self.align, order=self.order)
+        return encode_header(entries, text, phase=self.phase, align=self.align, order=self.order, room=room)
 
     @property
     def data_size(self) -> int:

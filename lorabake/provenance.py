@@ -18,6 +18,12 @@ from lorabake.tensors.safetensors import Header
 PLACEHOLDER = "0" * 64
 DATA_HASHES = ("modelspec.hash_sha256", "sshs_model_hash")
 LEGACY_HASH = "sshs_legacy_hash"  # AUTOMATIC1111's: SHA-256 of 64 KiB at 1 MiB, the first eight digits
+DEVICE = "lorabake.device"
+"""Names the device classes that computed the file, "cpu" or "cuda": within one, bytes are the same."""
+
+DEVICE_ROOM = 40
+"""Bytes kept in a header for these names, which are known at the end of a bake."""
+
 LEGACY_START, LEGACY_BYTES = 0x100000, 0x10000
 
 
@@ -57,6 +63,7 @@ def metadata(base: Mapping[str, str], recipe: str, inputs: Mapping[str, object],
     own.setdefault("format", "pt")
     own["lorabake.version"] = __version__
     own["lorabake.recipe"] = recipe
+    own.pop(DEVICE, None)  # the base's
     own["lorabake.inputs"] = json.dumps(inputs, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     if hashed:
         own |= fill(PLACEHOLDER)

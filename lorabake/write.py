@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -22,9 +23,9 @@ from typing import Self
 
 from lorabake import provenance
 from lorabake.errors import FileError, LorabakeError, SurroundingsError, TargetError
-from lorabake.planning import Copy, Embedding, Plan
+from lorabake.planning import Copy, Embedding, OutputFile, Plan
 from lorabake.tensors.checkpoint import WEIGHT_SUFFIXES
-from lorabake.tensors.safetensors import fingerprint, read_header
+from lorabake.tensors.safetensors import Header, fingerprint, read_header
 
 CHUNK = 4 << 20
 NO_RANGE_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
@@ -176,9 +177,8 @@ class Output:
             except FileError:
                 return False
             hashes = {key: header.metadata.get(key, "") for key in _hash_keys(file.metadata)}
-            with open(header.path, "rb") as stream:
-                if stream.read(header.data_start) != file.header(digests, hashes):
-                    return False
+            if not _is_header_of(header, file, digests, hashes):
+                return False
         return not self.plan.is_folder or self._holds_no_others()
 
     def _holds_no_others(self) -> bool:
@@ -218,18 +218,24 @@ class Output:
         written = {Path(file.name) for file in self.plan.files} | {Path(name) for name in self.plan.texts}
         return written, {*self.plan.side_files} - written
 
-    def _replaces_other_data(self) -> bool:
-        """Tell whether the target's data differ from the finished ones: headers with hashes differ then, too."""
+    def _check_data(self, digests: Mapping[str, str], device: str) -> None:
+        """Refuse to replace a target whose data differ from the finished ones; hashes in its header tell."""
         for file in self.plan.files:
-            old, new = (root / file.name if self.plan.is_folder else root for root in (self.path, self.partial))
+            roots = (self.path, self.partial)
             try:
-                same = read_header(old).sha256 == read_header(new).sha256
-                same = same and (bool(_hash_keys(file.metadata)) or filecmp.cmp(old, new, shallow=False))
+                old, new = (read_header(root / file.name if self.plan.is_folder else root) for root in roots)
             except FileError:
-                return True
-            if not same:
-                return True
-        return False
+                raise self._other_content() from None
+            hashes = {key: new.metadata[key] for key in _hash_keys(file.metadata)}
+            if _is_header_of(old, file, digests, hashes) and (hashes or _same_data(old, new)):
+                continue
+            there = old.metadata.get(provenance.DEVICE)
+            if there not in (None, device):
+                raise TargetError(
+                    f"{self.path}: exists, computed on {there}, and {device} computed other last bits\n"
+                    "Give --overwrite to replace it, or name that device."
+                )
+            raise self._other_content()
 
     def _create(self) -> None:
         if not self.plan.is_folder:
@@ -249,10 +255,18 @@ class Output:
             _write_all(fd, memoryview(header), 0)
 
     def write(self, file: int, offset: int, data: memoryview) -> None:
-        """Write bytes at an offset of a file's data."""
+        """Write bytes at an offset of a file's data; until they are finished they may be written again."""
         with self._turns[file]:
             _write_all(self._fds[file], data, len(self.headers[file]) + offset)
-        self.finished[file].add(offset, offset + len(data))
+
+    def finish(self, file: int, start: int, stop: int) -> None:
+        """Note that a range of a file's data is as it stays."""
+        self.finished[file].add(start, stop)
+
+    def check_finished(self) -> None:
+        """Raise an error unless every byte is finished: nothing else will write any."""
+        for finished, file in zip(self.finished, self.plan.files, strict=True):
+            finished.check(file.data_size)
 
     def copy(self, inputs: Inputs, copy: Copy, progress: Callable[[int], None], stop: threading.Event) -> None:
         """Copy an untouched range, in the kernel where it can."""
@@ -275,7 +289,7 @@ class Output:
                 count = os.pwrite(target, os.pread(source, min(length, 1 << 20), copy.start + done), base + done)
             if count == 0:
                 raise FileError(f"{copy.source}: became shorter while it was read")
-            self.finished[copy.file].add(copy.offset + done, copy.offset + done + count)
+            self.finish(copy.file, copy.offset + done, copy.offset + done + count)
             done += count
             progress(count)
 
@@ -299,8 +313,8 @@ class Output:
             digests.append(digest.hexdigest() if hashed else "")
         return digests
 
-    def commit(self, data_hashes: list[str], digests: Mapping[str, str]) -> None:
-        """Fill in the digests, make everything durable, and give it the target's name."""
+    def commit(self, data_hashes: list[str], digests: Mapping[str, str], device: str) -> None:
+        """Fill in the digests and what computed, make everything durable, and give it the target's name."""
         try:
             for fd, header, file, data_hash in zip(
                 self._fds, self.headers, self.plan.files, data_hashes, strict=True
@@ -309,14 +323,14 @@ class Output:
                 if provenance.LEGACY_HASH in file.metadata:
                     block = os.pread(fd, provenance.LEGACY_BYTES, provenance.LEGACY_START)
                     hashes[provenance.LEGACY_HASH] = hashlib.sha256(block).hexdigest()[:8]
-                final = file.header(digests, hashes)
+                final = file.header(digests, hashes, device)
                 if len(final) != len(header):
                     raise AssertionError("the header's length changed")
                 _write_all(fd, memoryview(final), 0)
                 if self.fsync:
                     os.fsync(fd)
-            if not self._overwrite and os.path.lexists(self.path) and self._replaces_other_data():
-                raise self._other_content()
+            if not self._overwrite and os.path.lexists(self.path):
+                self._check_data(digests, device)
             self._check_beside()
             if self.plan.is_folder:
                 self._write_side_files()
@@ -429,20 +443,45 @@ class Finished:
     """Keep track of the finished ranges of one file, and of how far they reach without a gap."""
 
     def __init__(self) -> None:
-        self._ranges: dict[int, int] = {}
-        self._reach = 0
+        self._starts: list[int] = []  # of ranges without a gap, in order
+        self._stops: list[int] = []
         self._news = threading.Condition()
 
+    @property
+    def _reach(self) -> int:
+        return self._stops[0] if self._starts[:1] == [0] else 0
+
     def add(self, start: int, stop: int) -> None:
-        """Note a range; ranges never overlap."""
+        """Note a range; raise RuntimeError if any of it is noted already: what follows the file may have read it."""
         if start == stop:
             return
         with self._news:
-            self._ranges[start] = stop
-            if start == self._reach:
-                while self._reach in self._ranges:
-                    self._reach = self._ranges.pop(self._reach)
+            place = bisect_right(self._starts, start)
+            before = self._stops[place - 1] if place else 0
+            after = self._starts[place] if place < len(self._starts) else stop
+            if start < before or after < stop:
+                raise RuntimeError(f"bytes {start} to {stop} of an output are finished twice")
+            reach = self._reach
+            joins_before, joins_after = place > 0 and before == start, place < len(self._starts) and after == stop
+            if joins_before and joins_after:
+                self._stops[place - 1] = self._stops.pop(place)
+                del self._starts[place]
+            elif joins_before:
+                self._stops[place - 1] = stop
+            elif joins_after:
+                self._starts[place] = start
+            else:
+                self._starts.insert(place, start)
+                self._stops.insert(place, stop)
+            if self._reach > reach:
                 self._news.notify_all()
+
+    def check(self, size: int) -> None:
+        """Raise RuntimeError unless all bytes below `size` are finished, and no others."""
+        with self._news:
+            ranges = list(zip(self._starts, self._stops, strict=True))
+        if ranges != ([(0, size)] if size else []):
+            raise RuntimeError(f"an output of {size} bytes was written in these ranges alone: {ranges[:9]}")
 
     def follow(self, size: int, stop: threading.Event, step: int = CHUNK) -> Iterator[tuple[int, int]]:
         """Yield consecutive ranges, about `step` bytes each, as they are finished, up to `size`."""
@@ -456,6 +495,22 @@ class Finished:
                 return
             yield position, reach
             position = reach
+
+
+def _is_header_of(header: Header, file: OutputFile, digests: Mapping[str, str], hashes: Mapping[str, str]) -> bool:
+    """Tell whether a file has the header that is planned, whatever device it names."""
+    with open(header.path, "rb") as stream:
+        return stream.read(header.data_start) == file.header(digests, hashes, header.metadata.get(provenance.DEVICE))
+
+
+def _same_data(one: Header, other: Header) -> bool:
+    with open(one.path, "rb") as left, open(other.path, "rb") as right:
+        left.seek(one.data_start)
+        right.seek(other.data_start)
+        while chunk := left.read(CHUNK):
+            if chunk != right.read(CHUNK):
+                return False
+        return not right.read(1)
 
 
 def _hash_keys(metadata: Mapping[str, str]) -> list[str]:

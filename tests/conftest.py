@@ -1,7 +1,21 @@
 """Settings of the whole suite."""
 
+import os
+import sys
+
+import pytest
 from hypothesis import settings
 
 # The same examples in every run: a failure in CI can be repeated, and no run fails by luck.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+# The same bytes on every machine; test_simulated.py bakes on an accelerator.
+os.environ.setdefault("LORABAKE_DEVICE", "cpu")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how much the simulated device had to do, where there is one."""
+    simulated = getattr(sys.modules.get("torch"), "simulated", None)
+    if simulated is not None:
+        terminalreporter.write_line(f"simulated device: {simulated.figures()['copies_postponed']} copies postponed")

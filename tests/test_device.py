@@ -1,104 +1,186 @@
-"""Devices: pieces that do not fit are halved, then computed on the CPU; what is not there is told."""
+"""Which device computes, what the file says of it, and how workers share its memory. All on the CPU.
+
+`test_simulated.py` bakes on an accelerator.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from lorabake import execute
-from lorabake.errors import SurroundingsError
+from lorabake import VerifyOptions, baking, device, execute, load_recipe, provenance, verify, write
+from lorabake import plan as make_plan
+from lorabake.device import CPU, Turns, choose_device
+from lorabake.errors import SurroundingsError, TargetError
 from tests import builders as b
 from tests.builders import SD1_KEYS
 
 
-class Fake:
-    """Stand for a device with little memory."""
-
-    type = "fake"
-
-    def __str__(self) -> str:
-        return "fake:0"
-
-
-def cramped(rows: int) -> type[execute.Executor]:
-    """Make an executor whose device holds so many rows at a time; what it computes stays on the CPU."""
-
-    class Cramped(execute.Executor):
-        def _read_rows(self, *arguments: Any, **options: Any) -> torch.Tensor:
-            device, self.device = self.device, torch.device("cpu")
-            try:
-                weight = super()._read_rows(*arguments, **options)
-            finally:
-                self.device = device
-            return weight
-
-        def _fits(self, weight: torch.Tensor) -> None:
-            if self.device.type == "fake" and weight.shape[0] > rows:
-                raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB")
-
-        def _apply(self, weight: torch.Tensor, *arguments: Any) -> None:
-            self._fits(weight)
-            super()._apply(weight, *arguments)
-
-        def _combine(self, step: Any, deltas: Any, baked: dict[str, torch.Tensor]) -> None:
-            self._fits(next(iter(baked.values())))
-            super()._combine(step, deltas, baked)
-
-    return Cramped
+def silent(message: str) -> None:
+    raise AssertionError(message)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     b.save(tmp_path / "base.safetensors", b.sd1())
+    b.sd1_lora(tmp_path / "lora.safetensors")
     b.recipe(tmp_path)
     return tmp_path
 
 
+# -- Which device ----------------------------------------------------------------------------------------
+
+
 @pytest.fixture
-def little_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    def arrange(rows: int) -> None:
-        monkeypatch.setattr(execute, "Executor", cramped(rows))
-        monkeypatch.setattr(execute, "choose_device", lambda *_, **__: Fake())
-
-    return arrange
+def broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torch say that it is built for an accelerator which then does not work."""
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("xpu"))
+    monkeypatch.delenv("LORABAKE_DEVICE", raising=False)
 
 
-@pytest.mark.parametrize("dora", [None, "row"])
-@pytest.mark.parametrize("rows", [1, 3, 5, 1000])
-def test_pieces_are_halved_until_they_fit(
-    folder: Path, little_memory: Callable[[int], None], rows: int, dora: str | None
+@pytest.mark.parametrize("name", ["banana", "meta", "cpu:banana", "cuda:4711", "xla"])
+@pytest.mark.parametrize("by", ["argument", "environment"])
+def test_a_named_device_that_cannot_be_used_is_an_error(monkeypatch: pytest.MonkeyPatch, name: str, by: str) -> None:
+    if by == "environment":
+        monkeypatch.setenv("LORABAKE_DEVICE", name)
+    with pytest.raises(SurroundingsError, match=f"device '{name}' cannot be used: .*\nTry --device cpu"):
+        choose_device(name if by == "argument" else None, precision=torch.float32, warn=silent)
+
+
+@pytest.mark.parametrize("name", [None, "auto"])
+def test_without_an_accelerator_the_cpu_computes_and_nothing_is_said(
+    monkeypatch: pytest.MonkeyPatch, name: str | None
 ) -> None:
-    made = b.sd1_lora(folder / "lora.safetensors", dora=dora)
-    little_memory(rows)
+    monkeypatch.delenv("LORABAKE_DEVICE", raising=False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: None)
+    assert choose_device(name, precision=torch.float64, warn=silent) == CPU
+
+
+@pytest.mark.usefixtures("broken")
+@pytest.mark.parametrize("name", [None, "auto"])
+def test_an_accelerator_that_does_not_work_falls_back_with_a_warning(name: str | None) -> None:
     warnings: list[str] = []
-    out = load_file(b.run(folder / "recipe.yaml", warn=warnings.append).path)
+    assert choose_device(name, precision=torch.float32, warn=warnings.append) == CPU
+    (warning,) = warnings
+    assert warning.startswith("xpu cannot be used: ")
+    assert warning.endswith("; computed on the CPU")
+    with pytest.raises(SurroundingsError, match="device 'xpu' cannot be used"):
+        choose_device("xpu", precision=torch.float32, warn=silent)
+
+
+@pytest.mark.usefixtures("broken")
+def test_naming_the_cpu_asks_no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_device("cpu", precision=torch.float32, warn=silent) == CPU
+    monkeypatch.setenv("LORABAKE_DEVICE", "cpu")
+    assert choose_device(None, precision=torch.float32, warn=silent) == CPU
+
+
+def test_an_argument_counts_more_than_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORABAKE_DEVICE", "banana")
+    assert choose_device("cpu", precision=torch.float32, warn=silent) == CPU
+
+
+@pytest.mark.parametrize("how", ["compute_dtype", "a base in float64", "neither"])
+def test_a_plan_says_the_precision_that_it_takes(tmp_path: Path, how: str) -> None:
     base = b.sd1()
-    for name, slots in made.items():
-        weight = base[SD1_KEYS[name]]
-        exact = b.dora(weight, slots) if dora else weight.double() + b.delta(slots, tuple(weight.shape))
-        b.assert_rounded_once(out[SD1_KEYS[name]], exact, terms=[4 * weight])
-    assert warnings == []
+    if how == "a base in float64":
+        base[SD1_KEYS[b.Q]] = base[SD1_KEYS[b.Q]].double()
+    b.save(tmp_path / "base.safetensors", base)
+    b.sd1_lora(tmp_path / "lora.safetensors")
+    more = {"compute_dtype": "float64"} if how == "compute_dtype" else {}
+    plan = make_plan(load_recipe(b.recipe(tmp_path, **more)))
+    assert execute.precision(plan) is (torch.float32 if how == "neither" else torch.float64)
 
 
-@pytest.mark.parametrize("dora", [None, "row", "column"])
-def test_what_never_fits_is_computed_on_the_cpu_with_a_warning(
-    folder: Path, little_memory: Callable[[int], None], dora: str | None
-) -> None:
-    made = b.sd1_lora(folder / "lora.safetensors", dora=dora)
-    plain = b.sha256(b.run(folder / "recipe.yaml").path)
-    little_memory(0)
+def test_a_device_without_the_precision_leaves_it_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apple's GPUs have no float64. The meta device stands for one here: it works, as far as that is asked."""
+    monkeypatch.setattr(device, "_holds", lambda place, dtype: dtype is not torch.float64)
+    monkeypatch.setattr(device, "call_first", lambda *_, **__: None)
     warnings: list[str] = []
-    result = b.run(folder / "recipe.yaml", warn=warnings.append)
-    assert b.sha256(result.path) == plain
-    assert sorted(warnings) == sorted(
-        f"{SD1_KEYS[name]}: does not fit into the memory of fake:0; computed on the CPU" for name in made
-    )
-    assert result.stages["compute"] > 0
+    assert choose_device("mps", precision=torch.float64, warn=warnings.append) == CPU
+    assert warnings == ["mps cannot compute in float64; computed on the CPU"]
+
+
+# -- What the file and the summary say ---------------------------------------------------------------------
+
+
+def test_the_header_names_the_class_that_computed(folder: Path) -> None:
+    result = b.run(folder / "recipe.yaml", device="cpu")
+    assert b.header(result.path)[1]["lorabake.device"] == "cpu"
+    assert (result.device, result.report()["device"], result.report()["left_to_cpu"]) == ("cpu", "cpu", [])
+    assert set(result.computed["cpu"]) == {SD1_KEYS[name] for name in (b.Q, b.FF, b.CONV, b.TE_Q)}
+
+
+def test_what_is_only_copied_needs_no_device(folder: Path) -> None:
+    result = b.run(b.recipe(folder, loras=[], output={"dtype": "float16"}), device="banana")
+    assert result.computed == {}
+    assert b.header(result.path)[1]["lorabake.device"] == "cpu"
+
+
+@pytest.mark.parametrize("name", ["", "cpu", "cuda", "cpu+privateuseone"])
+def test_the_header_is_as_long_whatever_computed(folder: Path, name: str) -> None:
+    (file,) = make_plan(load_recipe(folder / "recipe.yaml")).files
+    assert len(file.header(device=name)) == len(file.header())
+
+
+def said(path: Path, name: str | None) -> None:
+    """Let a baked file say another device, or none as bakes once did."""
+    plan = make_plan(load_recipe(path.parent / "recipe.yaml"))
+    (file,) = plan.files
+    _, metadata, data = b.header(path)
+    hashes = {key: metadata[key] for key in provenance.DATA_HASHES if key in metadata}
+    digests = {place: b.sha256(source) for place, source in plan.digests.items()}
+    path.write_bytes(file.header(digests, hashes, name) + data)
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+@pytest.mark.parametrize("name", ["cpu", "cuda", None])
+def test_a_bake_onto_its_own_result_is_let_through_whatever_computed_the_same_bytes(
+    folder: Path, name: str | None, *, hashed: bool
+) -> None:
+    recipe = b.recipe(folder, output={"hash": hashed})
+    path = b.run(recipe).path
+    said(path, name)
+    assert verify(load_recipe(recipe), path, VerifyOptions(stages=("structure", "weights"))).is_true
+    b.run(recipe, overwrite=False)
+    assert b.header(path)[1]["lorabake.device"] == "cpu"
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+def test_other_last_bits_of_another_device_are_not_replaced(folder: Path, *, hashed: bool) -> None:
+    recipe = b.recipe(folder, output={"hash": hashed})
+    path = b.run(recipe).path
+    raw = path.read_bytes()
+    start = raw.find(b.tensor_bytes(path)[SD1_KEYS[b.Q]])
+    path.write_bytes(raw[:start] + bytes([raw[start] ^ 1]) + raw[start + 1 :])
+    if hashed:
+        digest = hashlib.sha256(b.header(path)[2]).hexdigest()
+        path.write_bytes(path.read_bytes().replace(b.header(path)[1]["sshs_model_hash"].encode(), digest.encode()))
+    said(path, "cuda")
+    before = path.read_bytes()
+    with pytest.raises(TargetError, match="exists, computed on cuda, and cpu computed other last bits\nGive --over"):
+        b.run(recipe, overwrite=False)
+    assert path.read_bytes() == before
+    b.run(recipe)
+
+
+def test_a_base_that_a_device_baked_does_not_say_so_of_its_own_bakes(folder: Path) -> None:
+    first = b.run(b.recipe(folder, output={"path": "first.safetensors"})).path
+    b.recipe(folder, output={"path": "first.safetensors"})
+    said(first, "cuda")
+    second = b.run(b.recipe(folder, base="first.safetensors")).path
+    assert b.header(second)[1]["lorabake.device"] == "cpu"
+
+
+# -- Memory ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -126,21 +208,140 @@ def test_a_cpu_out_of_memory_ends_the_bake(
     assert {path.name for path in folder.iterdir()} == {"base.safetensors", "lora.safetensors", "recipe.yaml"}
 
 
-def test_mps_and_float64_fall_back_with_a_warning() -> None:
-    warnings: list[str] = []
-    device = execute.choose_device("mps", float64=True, warn=warnings.append)
-    assert device.type == "cpu"
-    assert warnings == ["mps cannot compute in float64; computed on the CPU"]
+class Crowd:
+    """Run workers that take turns, and note the most that were at work beside each other, and beside one alone."""
+
+    def __init__(self, turns: Turns) -> None:
+        self.turns, self.at_work, self.most, self.most_beside_one_alone = turns, 0, 0, 0
+        self.lock = threading.Lock()
+
+    def work(self, *, alone: bool) -> None:
+        with self.turns.take(alone=alone):
+            with self.lock:
+                self.at_work += 1
+                self.most = max(self.most, self.at_work)
+            time.sleep(0.001)
+            with self.lock:
+                if alone:
+                    self.most_beside_one_alone = max(self.most_beside_one_alone, self.at_work)
+                self.at_work -= 1
+
+    def run(self, workers: int, times: int, alone: Callable[[int, int], bool]) -> None:
+        def one(worker: int) -> None:
+            for number in range(times):
+                self.work(alone=alone(worker, number))
+
+        threads = [threading.Thread(target=one, args=(worker,)) for worker in range(workers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+            assert not thread.is_alive()
 
 
-@pytest.mark.parametrize("name", ["banana", "meta", "cpu:banana", "cuda:4711", "xla"])
-def test_devices_that_cannot_be_used(name: str) -> None:
-    with pytest.raises(SurroundingsError, match=f"device '{name}'.*\nTry --device cpu"):
-        execute.choose_device(name, float64=False, warn=lambda message: None)
+def test_one_alone_has_the_device_for_itself_and_all_others_get_their_turns() -> None:
+    crowd = Crowd(Turns(6))
+    crowd.run(6, 12, lambda worker, number: (worker + number) % 4 == 0)
+    assert crowd.most > 1
+    assert crowd.most_beside_one_alone == 1
 
 
-def test_no_name_means_the_cpu() -> None:
-    assert execute.choose_device(None, float64=True, warn=lambda message: None).type == "cpu"
+def test_fewer_work_side_by_side_where_that_helped_and_in_the_end_each_comes_alone() -> None:
+    turns = Turns(4)
+    turns.allow_fewer()
+    crowd = Crowd(turns)
+    crowd.run(4, 12, lambda *_: False)
+    assert crowd.most == 3
+    for fewer, alone in ((2, False), (9, True)):
+        for _ in range(fewer):
+            turns.allow_fewer()
+        crowd = Crowd(turns)
+        crowd.run(4, 4, lambda worker, _: worker == 0)
+        assert crowd.most == 1
+        with turns.take(alone=False) as granted:
+            assert granted is alone
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_whoever_fails_gives_the_turn_back(*, alone: bool) -> None:
+    turns = Turns(3)
+    with pytest.raises(ValueError, match="mine"), turns.take(alone=alone):
+        raise ValueError("mine")
+    Crowd(turns).run(3, 2, lambda worker, _: worker == 1)
+
+
+# -- Whatever fails ends ---------------------------------------------------------------------------------
+
+
+def test_a_range_that_is_finished_twice_is_an_error() -> None:
+    for start, stop in ((0, 1), (2, 4), (5, 6), (3, 9), (0, 99), (9, 10), (10, 11), (11, 13), (19, 21)):
+        finished = write.Finished()
+        for each in ((4, 6), (0, 3), (12, 20), (3, 4), (9, 11)):
+            finished.add(*each)
+        with pytest.raises(RuntimeError, match=f"bytes {start} to {stop} of an output are finished twice"):
+            finished.add(start, stop)
+        for each in ((6, 9), (11, 12), (7, 7)):
+            finished.add(*each)
+        finished.check(20)
+        with pytest.raises(RuntimeError, match="an output of 21 bytes was written in these ranges"):
+            finished.check(21)
+
+
+def test_ranges_are_followed_as_far_as_they_reach() -> None:
+    finished, stop = write.Finished(), threading.Event()
+    ranges = [(start, start + 10) for start in range(0, 1000, 10)]
+    order = ranges[::3] + ranges[1::3][::-1] + ranges[2::3]
+
+    def add() -> None:
+        for each in order:
+            finished.add(*each)
+
+    thread = threading.Thread(target=add)
+    thread.start()
+    seen = list(finished.follow(1000, stop, step=25))
+    thread.join()
+    assert seen[0][0] == 0
+    assert seen[-1][1] == 1000
+    assert all(one[1] == other[0] for one, other in itertools.pairwise(seen))
+    finished.check(1000)
+
+
+@pytest.mark.parametrize("fault", ["lost", "twice"])
+@pytest.mark.parametrize("options", [{"fsync": True}, {"fsync": False}], ids=str)
+def test_a_range_lost_or_told_twice_ends_the_bake_instead_of_being_waited_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str, options: dict[str, bool]
+) -> None:
+    finish, faults = write.Output.finish, iter([fault])
+
+    def faulty(self: write.Output, file: int, start: int, stop: int) -> None:
+        now = next(faults, "")
+        if now != "lost":
+            finish(self, file, start, stop)
+        if now == "twice":
+            finish(self, file, start, stop)
+
+    monkeypatch.setattr(write.Output, "finish", faulty)
+    with pytest.raises(RuntimeError, match="finished twice" if fault == "twice" else "in these ranges alone"):
+        b.run(folder / "recipe.yaml", **options)
+    assert not list(folder.glob("out*"))
+
+
+def test_workers_that_cannot_be_started_end_the_bake(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait for all before they begin."""
+    start, work = baking._Crew.start, execute.work
+    started: list[object] = []
+
+    def failing(self: object, task: Callable[[], object]) -> threading.Thread:
+        if getattr(task, "func", None) is work:
+            started.append(task)
+            if len(started) == 3:
+                raise RuntimeError("can't start new thread")
+        return start(self, task)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(baking._Crew, "start", failing)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        b.run(folder / "recipe.yaml", workers=4)
+    assert not list(folder.glob("out*"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

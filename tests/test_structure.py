@@ -30,7 +30,7 @@ LAYERS = (
     ("matching",),
     ("provenance",),
     ("planning",),
-    ("write",),
+    ("write", "device"),
     ("execute",),
     ("verification",),
     ("baking",),

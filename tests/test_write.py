@@ -622,10 +622,10 @@ INTERRUPTED = """
     def copy(self, inputs, copy, progress, stop):
         stop.wait(60)
 
-    def join(self, meanwhile):
+    def join(self, *arguments):
         if when == "working":
             print("ready", flush=True)
-        wait(self, meanwhile)
+        wait(self, *arguments)
 
     write.Output.copy = copy
     wait, baking._Crew.join = baking._Crew.join, join

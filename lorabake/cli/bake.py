@@ -23,7 +23,11 @@ from lorabake.recipe import load_recipe
 @click.command(context_settings=CONTEXT)
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write here instead of the recipe's path.")
-@click.option("--device", help="Compute on this device: cpu (default), cuda, cuda:1, mps.")
+@click.option(
+    "--device",
+    help="Compute on this device: auto, cpu, cuda, cuda:1, xpu, mps.  [default: $LORABAKE_DEVICE, else auto: an "
+    "accelerator where there is one, else the CPU]",
+)
 @click.option("--workers", type=click.IntRange(1, 64), help="Threads that compute.  [default: the cores, up to 8]")
 @click.option("--overwrite", is_flag=True, help="Replace a target that holds something else.")
 @click.option(
@@ -46,7 +50,7 @@ def bake(
     """Bake RECIPE into a new checkpoint.
 
     The output is written beside its target and renamed when it is complete: whatever stops a bake, an older
-    file of that name stays as it was. The same recipe and inputs give the same bytes.
+    file of that name stays as it was. The same recipe and inputs give the same bytes on the same class of device.
     """
     plan = make_plan(load_recipe(recipe), output)
     if report is not None:
@@ -97,9 +101,10 @@ def bake(
             click.echo(survives(plan.sources.loras[lora].name, share), err=True)
         synced = f" ({result.sync_seconds:.1f} s of it waiting for the disk)" if fsync else ""
         memory = f", peak memory {result.peak_memory / 2**20:.0f} MiB" if result.peak_memory else ""
+        computed = f", computed on {result.device}" if result.computed else ""
         click.echo(
             f"{shown(result.path)}: {size_of(result.size)} in {result.seconds:.1f} s{synced}, "
-            f"{rate_of(result.size, result.seconds)}, bottleneck {result.bottleneck}{memory}"
+            f"{rate_of(result.size, result.seconds)}, bottleneck {result.bottleneck}{memory}{computed}"
         )
 
 

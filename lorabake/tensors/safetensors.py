@@ -168,13 +168,15 @@ def encode_header(
     phase: int = 0,
     align: int = 1,
     order: Sequence[str] | None = None,
+    room: int = 0,
 ) -> bytes:
     """Encode everything before the data, always the same bytes for the same arguments.
 
     `entries` are (key, dtype, shape) in the order of the data, which they cover without a gap; `order` lists
     the keys in the order of the JSON, where that differs. Spaces pad the result to a multiple of 8 bytes that
     leaves the same remainder as `phase` when divided by `align`: so untouched tensors can keep their place
-    relative to the file system's blocks, and be shared with the base instead of copied.
+    relative to the file system's blocks, and be shared with the base instead of copied. `room` more spaces keep the
+    length for metadata that are longer by as many bytes.
 
     Raise ValueError for a repeated or reserved key, an `order` of other keys, and an `align` or `phase` that
     is no multiple of 8 (`align` may be 1); KeyError for an unknown dtype.
@@ -196,6 +198,7 @@ def encode_header(
     if metadata:
         described = {"__metadata__": dict(sorted(metadata.items())), **described}
     text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * room
     padding = (phase - _LENGTH_BYTES - len(text)) % align if align != 1 else -len(text) % 8
     return struct.pack("<Q", len(text) + padding) + text + b" " * padding
 

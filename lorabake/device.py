@@ -1,0 +1,317 @@
+"""Where a bake computes: which device there is, what it can do, and how workers share its memory.
+
+CUDA, ROCm, XPU, MPS and whatever else torch knows as an accelerator take the same lines. What one of them cannot do
+is found out by asking it, not by its name.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from lorabake.errors import SurroundingsError, first_line
+
+ENVIRONMENT = "LORABAKE_DEVICE"
+"""Names the device where neither the command line nor `RunOptions` does."""
+
+AUTO = "auto"
+ADVICE = "Try --device cpu."
+
+SHORTAGE = ("out of memory", "ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED")
+"""What errors of libraries below torch say of a device without free memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Say what computes: torch's name for it and what it can do.
+
+    `lacks` are dtypes that it cannot hold. With `is_async` it has streams, and its copies can run beside the host's
+    work; `pins` says that the host has memory which such copies take.
+    """
+
+    place: torch.device
+    lacks: frozenset[torch.dtype] = frozenset()
+    is_async: bool = False
+    pins: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Return the device class: within one the bytes of a bake are the same."""
+        return self.place.type
+
+    @property
+    def is_cpu(self) -> bool:
+        """Tell the CPU from an accelerator."""
+        return self.place.type == "cpu"
+
+    def let_go(self) -> None:
+        """Give back the memory that nobody uses: what torch's allocator keeps, and cuBLAS for each stream."""
+        clear_workspaces = getattr(torch._C, f"_{self.kind}_clearCublasWorkspaces", None)
+        if clear_workspaces is not None:
+            clear_workspaces()
+        empty_cache = getattr(torch.get_device_module(self.place), "empty_cache", None)
+        if empty_cache is not None:
+            empty_cache()
+
+
+CPU = Device(torch.device("cpu"))
+
+
+def choose_device(
+    name: str | None, *, precision: torch.dtype, dtypes: Iterable[torch.dtype] = (), warn: Callable[[str], None]
+) -> Device:
+    """Return the device to compute on, asked what it can do.
+
+    Without a name counts LORABAKE_DEVICE in the environment, and without that "auto": the accelerator that torch
+    has, or else the CPU. `precision` is the dtype of the arithmetic, `dtypes` those of the tensors that go in and
+    out. Fall back to the CPU, with a message, where an accelerator lacks the precision, and under "auto" where it
+    does not work. Raise SurroundingsError for a device that was named and cannot be used.
+    """
+    torch.set_float32_matmul_precision("highest")
+    name = name or os.environ.get(ENVIRONMENT) or AUTO
+    if name != AUTO:
+        try:
+            return _asked(torch.device(name), precision, dtypes, warn)
+        except (RuntimeError, AssertionError) as error:
+            raise SurroundingsError(f"device {name!r} cannot be used: {first_line(error)}\n{ADVICE}") from None
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is not None:
+        try:
+            return _asked(accelerator, precision, dtypes, warn)
+        except (RuntimeError, AssertionError) as error:
+            warn(f"{accelerator.type} cannot be used: {first_line(error)}; computed on the CPU")
+    return _asked(torch.device("cpu"), precision, dtypes, warn)
+
+
+def _asked(
+    place: torch.device, precision: torch.dtype, dtypes: Iterable[torch.dtype], warn: Callable[[str], None]
+) -> Device:
+    """Ask a device what it can do; raise torch's own error if it does not work."""
+    if place.type == "cpu":
+        call_first(place, torch.float32)
+        call_first(place, torch.float64)
+        return CPU
+    if place.type == "meta":
+        raise RuntimeError("it holds no values")
+    call_first(place, torch.float32, sizes=(8,))
+    if precision is not torch.float32:
+        if not _holds(place, precision):
+            warn(f"{place.type} cannot compute in {str(precision).removeprefix('torch.')}; computed on the CPU")
+            return _asked(torch.device("cpu"), precision, (), warn)
+        call_first(place, precision, sizes=(8,))
+    lacks = frozenset(dtype for dtype in set(dtypes) if not _holds(place, dtype))
+    is_async = _has_streams(place)
+    device = Device(place, lacks, is_async, pins=is_async and _pins())
+    device.let_go()
+    return device
+
+
+def _holds(place: torch.device, dtype: torch.dtype) -> bool:
+    """Tell whether a device can take values of a dtype and turn them into float32."""
+    try:
+        torch.zeros(1).to(dtype).to(place).to(torch.float32)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+def _has_streams(place: torch.device) -> bool:
+    """Tell whether work can be put into streams of one's own, and be waited for by events."""
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is None or accelerator.type != place.type:
+        return False
+    try:
+        before = torch.accelerator.current_stream(place)
+        torch.accelerator.set_stream(torch.Stream(device=place))
+        try:
+            torch.accelerator.current_stream(place).record_event().synchronize()
+        finally:
+            torch.accelerator.set_stream(before)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _pins() -> bool:
+    try:
+        return torch.empty(1, pin_memory=True).is_pinned()
+    except RuntimeError:
+        return False
+
+
+def is_short_of_memory(error: Exception) -> bool:
+    """Tell whether an error of torch means that a device has not enough free memory."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in SHORTAGE)
+
+
+def call_first(place: torch.device, dtype: torch.dtype, sizes: Iterable[int] = (8, 256)) -> None:
+    """Call what the workers will call, once, while there is one thread.
+
+    When two threads make MKL's first calls at the same moment, one of them may compute with a precision below
+    float32 (seen with torch 2.13 on a processor with AMX, in one fresh process of a hundred).
+    """
+    for size in sizes:
+        square = torch.ones(size, size, dtype=dtype, device=place)
+        square.addmm_(square, square).addmm_(square[:, :1], square[:1]).addmm_(square, square.T)
+        square[:, :1].addmm_(square[:, :1], square[:1, :1])  # a bias
+        (square @ square.expand(3, size, size)).sum()  # a Tucker core
+        square.square().sum(dim=1, keepdim=True).sqrt()  # a magnitude: roots come from MKL, too
+        square.softmax(dim=-1).cos().add_(square.sin())  # banks of vectors, rotations by angles
+        torch.dot(square[0], square[0]).cpu()
+
+
+def call_lapack_first(place: torch.device, dtype: torch.dtype) -> None:
+    """Call once, for the same reason, what only rotations and the method svd need.
+
+    torch sets it up on its first call, and fails where two threads make that at the same moment.
+    """
+    square = torch.eye(256, dtype=dtype, device=place)
+    try:
+        torch.linalg.solve(square, square)
+        torch.linalg.svd(square[:8, :8])
+    except NotImplementedError:  # whoever needs it learns that, too
+        return
+
+
+class Turns:
+    """Let workers use a device's memory side by side, or one alone.
+
+    Whoever finds no memory leaves, and comes again alone: then nobody else holds any. So the number of workers has no
+    say in what the device can hold. Each time that this was the remedy, one fewer works side by side from then on; in
+    the end everybody comes alone, and nothing is tried twice.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._places = workers
+        self._taken = 0
+        self._most = workers
+        self._want_to_be_alone = 0
+        self._news = threading.Condition()
+
+    @contextmanager
+    def take(self, *, alone: bool) -> Iterator[bool]:
+        """Wait for a turn, and have it as long as the context lasts; whoever wants to be alone goes first.
+
+        The context says whether nobody else has a turn meanwhile.
+        """
+        with self._news:
+            alone = alone or self._most == 0
+            places = self._places if alone else 1
+            self._want_to_be_alone += alone
+            try:
+                self._news.wait_for(lambda: self._has_room(alone=alone))
+            finally:
+                self._want_to_be_alone -= alone
+            self._taken += places
+        try:
+            yield alone
+        finally:
+            with self._news:
+                self._taken -= places
+                self._news.notify_all()
+
+    def _has_room(self, *, alone: bool) -> bool:
+        if alone:
+            return self._taken == 0
+        return not self._want_to_be_alone and self._taken < max(1, self._most)
+
+    def allow_fewer(self) -> None:
+        """Let one worker fewer work beside others, and none in the end."""
+        with self._news:
+            self._most = max(0, self._most - 1)
+
+
+class Buffer:
+    """Keep memory of the host that copies to or from a device go through, and wait for them before its next use."""
+
+    def __init__(self, size: int, *, pinned: bool) -> None:
+        self.is_pinned = False
+        if pinned:
+            try:
+                self._memory = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+                self.is_pinned = True
+            except RuntimeError:  # the host has too little of such memory: copies are slower, and the same
+                pass
+        if not self.is_pinned:
+            self._memory = torch.empty(size, dtype=torch.uint8)
+        self._copy: torch.Event | None = None
+
+    @property
+    def size(self) -> int:
+        """Count the bytes."""
+        return self._memory.numel()
+
+    def copied(self, event: torch.Event) -> None:
+        """Note a copy that goes on in the background; `event` ends it."""
+        self._copy = event
+
+    def to_fill(self) -> torch.Tensor:
+        """Return the memory once it may be written to: what was copied from it is copied."""
+        self._wait()
+        return self._memory
+
+    def to_read(self) -> torch.Tensor:
+        """Return the memory once it may be read: what was copied into it is there."""
+        self._wait()
+        return self._memory
+
+    def _wait(self) -> None:
+        if self._copy is not None:
+            self._copy.synchronize()
+            self._copy = None
+
+
+class Lane:
+    """Carry one worker's values to the device and back, in a stream and through buffers of its own.
+
+    `largest` bounds the bytes of a buffer that is kept.
+    """
+
+    def __init__(self, device: Device, largest: int) -> None:
+        self.device, self._largest = device, largest
+        self._stream = torch.Stream(device=device.place) if device.is_async else None
+        self._buffers: dict[str, Buffer] = {}
+
+    def enter(self) -> None:
+        """Put all work of the calling thread on the device into this lane's stream."""
+        if self._stream is not None:
+            torch.accelerator.set_stream(self._stream)
+
+    def settle(self) -> None:
+        """Wait until the device has nothing of this lane to do: what was let go of is free then."""
+        if self._stream is not None:
+            self._stream.synchronize()
+
+    def buffer(self, name: str, size: int) -> Buffer:
+        """Return a buffer of at least so many bytes; one name, one buffer."""
+        kept = self._buffers.get(name)
+        if kept is None or kept.size < size:
+            kept = Buffer(max(size, 1), pinned=self.device.pins)
+            if size <= self._largest:
+                self._buffers[name] = kept
+        return kept
+
+    def send(self, buffer: Buffer, count: int, dtype: torch.dtype) -> torch.Tensor:
+        """Copy the first `count` values of a buffer to the device; the copy may go on while the buffer is kept."""
+        values = buffer.to_read()[: count * dtype.itemsize].view(dtype)
+        sent = values.to(self.device.place, copy=True, non_blocking=buffer.is_pinned and buffer.size <= self._largest)
+        if buffer.is_pinned and self._stream is not None:
+            buffer.copied(self._stream.record_event())
+        return sent
+
+    def fetch(self, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Copy flat values from the device to the host, in another dtype; return them once they are there."""
+        size = values.numel() * dtype.itemsize
+        buffer = self.buffer("out", size)
+        into = buffer.to_fill()[:size].view(dtype)
+        into.copy_(values, non_blocking=buffer.is_pinned)
+        if buffer.is_pinned and self._stream is not None:
+            buffer.copied(self._stream.record_event())
+        return buffer.to_read()[:size].view(dtype)

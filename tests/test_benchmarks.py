@@ -1,0 +1,217 @@
+"""The benchmarks' own arithmetic, and the script for GPUs on a machine without one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import floor, gpu, inputs, run
+from benchmarks.measure import Cost, Floor
+from lorabake import load_recipe
+from lorabake import plan as make_plan
+from tests import builders as b
+from tests import simulated
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+# -- inputs ----------------------------------------------------------------------------------------------
+
+
+def test_codes_of_float8_are_torchs() -> None:
+    values = np.concatenate([b.Values(3)(4096).numpy() * 100, np.array([0.0, 448, -448, 0.001, -0.0009765625 * 1.5])])
+    values = values.astype(np.float32)
+    right = torch.from_numpy(values).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+    ties = np.abs(inputs.encoded(values).astype(int) - right.astype(int))
+    assert int(ties.max()) <= 1
+    assert int((ties > 0).sum()) <= 1  # halfway between two, which benchmarks do not care for
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    for name in ("sd15", "sd15_kinds"):
+        inputs.write_set(folder, name, small=True)
+    return folder
+
+
+@pytest.mark.parametrize("name", [name for name in gpu.CASES if name.startswith("sd15")])
+def test_every_case_bakes(small: Path, tmp_path: Path, name: str) -> None:
+    case = gpu.CASES[name]
+    loras = [(small / f"{lora}.safetensors", strength) for lora, strength in case.loras]
+    recipe = run.write_recipe(tmp_path / "recipe.yaml", small / f"{case.base}.safetensors", loras, hashed=False)
+    result = b.run(recipe)
+    assert len(result.computed["cpu"]) > 20
+    kinds = {title for ledger in result.plan.ledgers for title in ledger.kinds}
+    due = {"dora": {"DoRA"}, "loha": {"LoHa"}}.get(name.split()[-1], {"LoRA"})
+    assert kinds == due
+    scaled = sum(bool(target.scale_key) for step in result.plan.bakes for target in step.targets)
+    assert bool(scaled) is (name.split()[-1] in ("fp8", "int8"))
+
+
+# -- the floor -------------------------------------------------------------------------------------------
+
+
+def test_the_work_of_a_plan_is_counted(small: Path, tmp_path: Path) -> None:
+    loras = [(small / "sd15_r32a.safetensors", 1.0), (small / "sd15_r128.safetensors", 1.0)]
+    plan = make_plan(
+        load_recipe(run.write_recipe(tmp_path / "r.yaml", small / "sd15.safetensors", loras, hashed=False))
+    )
+    work = floor.work_of(plan)
+    shapes = [
+        module.shape for module in inputs.read_layout("sd15", small=True).modules.values() if module.kind == "lora"
+    ]
+    assert work.flops == sum(
+        2 * shape[0] * (min(32, *shape[:2]) + min(128, *shape[:2])) * shape[1] for shape in shapes
+    )
+    assert work.written == plan.baked_bytes == sum(2 * shape[0] * shape[1] for shape in shapes)
+    assert work.read == work.written + sum(
+        info.nbytes for patch in plan.patches for slot, info in patch.tensors.items() if slot != "alpha"
+    )
+    assert work.copied == plan.copied_bytes
+    assert all(rows * columns <= floor.TILE_VALUES for rows, _, columns in work.products)
+    found = floor.measure(plan, tmp_path)
+    parts = [found.arithmetic, found.conversion, found.reading, found.writing, found.copying]
+    assert all(0 < part < 60 for part in parts)
+    assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("importing", "copying", "computing", "seconds"),
+    [
+        (2.0, 0.5, 0.4, 2.4),  # the copy is done before the import is
+        (2.0, 3.0, 1.0, 3.5),  # it takes a share of the cores that compute
+        (0.1, 9.0, 0.4, 9.0),  # one thread copies
+    ],
+)
+def test_a_floor_overlaps_what_can_overlap(
+    importing: float, copying: float, computing: float, seconds: float
+) -> None:
+    here = Floor(computing / 2, computing / 4, computing / 8, computing / 8, copying, cores=2)
+    assert here.seconds(importing) == pytest.approx(seconds)
+
+
+def test_tables_show_the_share_of_the_floor() -> None:
+    costs = {"lorabake": Cost(4.0, 6.0, 200), "cp": Cost(1.0, 1.0, 1), "import torch": Cost(2.0, 2.0, 90)}
+    pairs = [run.Pair(costs, Floor(0.5, 0.25, 0.125, 0.125, 0.5, 2))] * 3
+    text = "\n".join([*run.table({"sd15+1": pairs}, run.MODES["plain"], peer=False), *run.floors({"sd15+1": pairs})])
+    assert "| 3.0 (3.0–3.0) | 75% (75%–75%) | ≥ 60% |" in text
+    assert "| 1.33 (1.33–1.33) |" in text
+    assert "| sd15+1 | 0.50 | 0.25 | 0.12 | 0.12 | 0.50 | 2.00 |" in text
+    slow = [run.Pair({**costs, "lorabake": Cost(9.0, 9.0, 500)}, pairs[0].floor)]
+    assert "**33% (33%–33%)**" in "\n".join(run.table({"sd15+1": slow}, run.MODES["plain"], peer=False))
+    hashed = [run.Pair({**costs, "sha256sum": Cost(1, 1, 1), "hashlib": Cost(2, 2, 1)})]
+    assert "floor" not in "\n".join(run.table({"sd15+1": hashed}, run.MODES["hash"], peer=False))
+    assert run.floors({"sd15+1": hashed}) == []
+    assert json.loads(run.as_json({"sd15+1": pairs}, "plain"))["pairs"]["sd15+1"][0]["floor"]["seconds"] == 3.0
+
+
+# -- the script for GPUs -------------------------------------------------------------------------------------
+
+
+def script(*arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
+    own = {name: text for name, text in os.environ.items() if not name.startswith(("PYTEST_", "LORABAKE_"))}
+    path = os.pathsep.join(filter(None, [more.pop("path", ""), str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    command = [sys.executable, "-m", "benchmarks.gpu", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=ROOT, env={**own, "PYTHONPATH": path}, capture_output=True, text=True, check=False, timeout=600
+    )
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
+def test_without_a_gpu_the_script_says_so_and_ends(tmp_path: Path) -> None:
+    done = script("--work", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("nothing is measured (--device cpu measures the CPU)\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_script_measures_the_simulated_device(tmp_path: Path) -> None:
+    try:
+        backend = simulated.build()
+    except simulated.UnavailableError as error:
+        pytest.skip(f"no simulated device: {error}")
+    figures = tmp_path / "figures.json"
+    done = script(
+        "--small", "--only", "sd15+3", "--work", tmp_path, "--json", figures, "--minutes", 9, path=str(backend)
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(figures.read_text())
+    row = found["rows"]["sd15+3"]
+    measured = ("bake s", "warm s", "GB/s", "cp s", "CPU s", "read", "transfer", "compute", "write")
+    assert all(row[name] > 0 for name in measured), row
+    assert (row["ulp"], row["repeats"]) == (0, True)
+    enough = {name: part for name, part in found["rows"].items() if ", " in name}
+    assert len(enough) == 8
+    assert all(part["repeats"] for part in enough.values())
+    assert any("tensors are the CPU's, and the header says so" in note for note in found["notes"])
+    assert any("sd15+3: diffusers is not measured" in note for note in found["notes"])
+    assert re.search(r"^\| sd15\+3 \| [\d.]+ \|", done.stdout, re.MULTILINE)
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
+
+
+def failing(_: gpu.Setting) -> None:
+    raise gpu.FailedError("the bus is on fire")
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> gpu.Setting:
+    return gpu.Setting(tmp_path, tmp_path, "cpu", small=True, deadline=time.monotonic() + 60)
+
+
+def test_what_fails_is_named_and_the_rest_is_measured(
+    setting: gpu.Setting, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fine(setting: gpu.Setting) -> None:
+        setting.row("sd15+1")["warm s"] = 1.5
+
+    gpu.work_through(setting, [gpu.Job("sd15+1", "bake", failing), gpu.Job("sd15+1", "warm", fine)])
+    text = "\n".join(gpu.table(setting))
+    assert "| sd15+1 | – | 1.50 |" in text
+    assert "sd15+1: bake is not measured: the bus is on fire" in text
+    assert "sd15+1: warm done in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("code", "limit", "message"),
+    [
+        ("import time; time.sleep(60)", 0.5, "took longer than 0 s"),
+        ("raise ValueError('no')", 30, "exit code 1: ValueError: no"),
+        ("import os; os.abort()", 30, "exit code -6: nothing was said"),
+        ("print(1)", 0, "no time was left"),
+    ],
+)
+def test_a_process_that_fails_or_hangs_ends(code: str, limit: float, message: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(gpu.FailedError, match=message):
+        gpu.run_child([sys.executable, "-c", code], limit, {})
+    assert time.monotonic() - began < 30
+
+
+def changed(change: Callable[[torch.Tensor], torch.Tensor], tensor: torch.Tensor, folder: Path) -> dict[str, object]:
+    paths = [b.save(folder / f"{n}.safetensors", {"w": each}) for n, each in enumerate((tensor, change(tensor)))]
+    return gpu.child_compare("cpu", [str(path) for path in paths])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn], ids=str)
+def test_distances_are_counted_in_units_of_the_last_place(tmp_path: Path, dtype: torch.dtype) -> None:
+    values = torch.tensor([1.0, -1.0, 0.0, 2.0]).to(dtype)
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32}[dtype.itemsize]
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        return (tensor.view(whole) + torch.tensor([3, 1, 0, -2]).to(whole)).view(dtype)
+
+    assert changed(moved, values, tmp_path) == {"ulp": 3, "differ": 0.75}
+    assert changed(lambda tensor: tensor, values, tmp_path) == {"ulp": 0, "differ": 0.0}
+    smallest = torch.tensor([1]).to(whole).view(dtype)
+    assert changed(lambda tensor: (-tensor.float()).to(dtype), smallest, tmp_path) == {"ulp": 2, "differ": 1.0}
