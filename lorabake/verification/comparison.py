@@ -11,7 +11,7 @@ from lorabake.tensors.packing import PackedInfo
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.verification.arrays import MANTISSA, spacing
 from lorabake.verification.formulas import Array
-from lorabake.verification.recompute import Indices, Recomputation, Tile, rounded_by
+from lorabake.verification.recompute import Indices, Numbers, Recomputation, Tile, rounded_by
 
 
 @dataclass(slots=True)
@@ -85,23 +85,12 @@ class Comparison:
             suspects = np.nonzero(finite & (found != rounded_by(numbers, dtype, tile.exact)))
         self.worst = max(self.worst, min(float(ulps.max(initial=0.0)), 0.5 if numbers is None else 1.0))
         if len(suspects[0]):
-            # Where a sum all but cancels, the unit is that of what it should have been, not of what is left.
-            sizes = np.fmax(np.abs(found[suspects]), np.abs(tile.exact[suspects]))
-            away = error[suspects] / spacing(dtype, sizes)
-            self.worst = max(self.worst, float(np.where(np.isnan(away), np.inf, away).max()))
-            rows, columns = suspects
+            at, rows = suspects, suspects[0]
             is_exact = not tile.changes and not isinstance(tile.target.source, PackedInfo)
-            slack = np.zeros(len(rows)) if is_exact else recomputation.slack(tile, rows, columns)
-            if numbers is None:
-                wrong = ~(error[suspects] <= 0.5 * spacing(dtype, found[suspects]) + slack)
-            else:
-                least, most = (
-                    rounded_by(numbers[suspects], dtype, tile.exact[suspects] + off) for off in (-slack, slack)
-                )
-                wrong = ~((least <= found[suspects]) & (found[suspects] <= most))
-            self.inexact += len(rows)
-            self.wrong += int(wrong.sum())
-            self.rows.update((rows[wrong] + tile.start).tolist())
+            slack = np.zeros(len(rows))
+            if not is_exact:
+                slack = recomputation.slack(tile.target, tile.base[at], tile.exact[at], rows, tile.reaches)
+            self.judge(rows + tile.start, found[at], tile.exact[at], slack, None if numbers is None else numbers[at])
         self.base_energy += float(np.vdot(tile.base, tile.base))
         for change in tile.changes:
             share = self.shares.setdefault(change.number, Share())
@@ -109,6 +98,21 @@ class Comparison:
             share.energy += float(np.dot(own, own))
             share.arrived += float(np.dot(np.nan_to_num(found[change.rows] - base).ravel(), own))
             share.due += float(np.dot((tile.exact[change.rows] - base).ravel(), own))
+
+    def judge(self, rows: Indices, found: Array, exact: Array, slack: Array, numbers: Numbers | None = None) -> None:
+        """Judge values, in `rows` of the tensor, that are not the nearest ones, or not those drawn by `numbers`."""
+        dtype, error = self.dtype, np.abs(found - exact)
+        # Where a sum all but cancels, the unit is that of what it should have been, not of what is left.
+        away = error / spacing(dtype, np.fmax(np.abs(found), np.abs(exact)))
+        self.worst = max(self.worst, float(np.where(np.isnan(away), np.inf, away).max(initial=0.0)))
+        if numbers is None:
+            wrong = ~(error <= 0.5 * spacing(dtype, found) + slack)
+        else:
+            least, most = (rounded_by(numbers, dtype, exact + off) for off in (-slack, slack))
+            wrong = ~((least <= found) & (found <= most))
+        self.inexact += len(rows)
+        self.wrong += int(wrong.sum())
+        self.rows.update(rows[wrong].tolist())
 
     def _note_nonfinite(self, at: Indices, start: int) -> None:
         if len(at):

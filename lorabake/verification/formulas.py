@@ -602,7 +602,6 @@ PRODUCTS: dict[str, Factors] = {
 """The kinds that add a product, by `Kind.name`."""
 
 
-
 FORMULAS: dict[str, Formula] = {
     **{kind: product(factors) for kind, factors in PRODUCTS.items()},
     "sparse_lora": sparse_lora,

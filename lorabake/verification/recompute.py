@@ -21,7 +21,7 @@ from lorabake.planning import Bake, Plan, Target
 from lorabake.tensors.dtypes import LARGEST, decode_scalar
 from lorabake.verification.arrays import GREATEST, LEAST, MANTISSA, Files, spacing
 from lorabake.verification.combinations import combined
-from lorabake.verification.formulas import FORMULAS, Array, Place, Tensors, changed
+from lorabake.verification.formulas import FORMULAS, PRODUCTS, Array, Place, Tensors, changed
 from lorabake.verification.unpacking import largest, scales
 
 Indices = NDArray[np.intp]
@@ -40,6 +40,29 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class Product:
+    """Hold the factors, (rows, r) and (r, columns), of what the step's `number`th patch adds to `rows` of a tensor.
+
+    The strength is in the left one.
+    """
+
+    number: int
+    patch: Patch
+    rows: slice
+    left: Array
+    right: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Say how large a patch's change becomes on some rows, and with it the weight where that is what is summed."""
+
+    patch: Patch
+    rows: slice
+    size: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tile:
     """Hold rows of one tensor from `start`, as (rows, columns): the base's, and what the output ought to hold."""
 
@@ -48,6 +71,17 @@ class Tile:
     base: Array
     exact: Array
     changes: tuple[Change, ...]
+
+    @property
+    def reaches(self) -> list[Reach]:
+        """Say how far each change reaches."""
+        found = []
+        for change in self.changes:
+            size = float(np.abs(change.delta).max(initial=0.0))
+            if not change.patch.kind.low_rank and not change.patch.kind.replaces:
+                size += float(np.abs(self.base[change.rows]).max(initial=0.0))
+            found.append(Reach(change.patch, change.rows, size))
+        return found
 
 
 class Recomputation:
@@ -85,26 +119,43 @@ class Recomputation:
         alpha = decode_scalar(info.dtype, self.files.raw(info.file, info.start, info.nbytes))
         return patch.kind.scale(alpha, patch.shapes) * patch.parts
 
-    def slack(self, tile: Tile, rows: Indices, columns: Indices) -> Array:
-        """Bound the error that the bake's own precision allows at some places of a tile.
+    def products(self, step: Bake) -> list[Product] | None:
+        """Read the factors of a step's patches on its tensor; None where one is no product, or needs all rows."""
+        if not step.by_rows or any(patch.has_dora or patch.kind.name not in PRODUCTS for patch in step.patches):
+            return None
+        found = []
+        for number, patch in enumerate(step.patches):
+            view, whole = patch.view, _place(patch, slice(0, patch.view.rows))
+            left, right = PRODUCTS[patch.kind.name](self.tensors(patch), whole, self.scale(patch))
+            left = left * patch.share
+            if view.transpose:
+                found.append(Product(number, patch, slice(0, view.columns), right.T, left.T))
+                continue
+            row = 0
+            for region in view.regions:
+                count = region.stop - region.start
+                if region.key == step.targets[0].key:
+                    rows = slice(region.start, region.stop)
+                    found.append(Product(number, patch, rows, left[row : row + count], right))
+                row += count
+        return found
+
+    def epsilon(self, target: Target) -> float:
+        """Return what a bake's arithmetic rounds by, half a unit of 1."""
+        double = self.plan.sources.recipe.in_float64 or target.source.dtype == "F64"
+        return 2.0**-53 if double else 2.0**-24
+
+    def slack(self, target: Target, base: Array, exact: Array, rows: Indices, reaches: Sequence[Reach]) -> Array:
+        """Bound the error that the bake's own precision allows at some places, in `rows`, of a tile.
 
         A sum of n products in a precision ε is off by some n·ε times its largest partial sum; the largest change in
         the tile, four times over, stands for that.
         """
-        double = self.plan.sources.recipe.in_float64 or tile.target.source.dtype == "F64"
-        epsilon = 2.0**-53 if double else 2.0**-24
-        at = rows, columns
-        sizes = 16 * (np.abs(tile.base[at]) + np.abs(tile.exact[at]))
-        for change in tile.changes:
-            patch = change.patch
-            inside = (rows >= change.rows.start) & (rows < change.rows.stop)
-            reached = np.abs(change.delta).max(initial=0.0)
-            if not patch.kind.low_rank and not patch.kind.replaces:  # the weight itself may be what is summed
-                reached += np.abs(tile.base[change.rows]).max(initial=0.0)
-            sides = patch.view.shape[1:] if patch.kind.by_rows else patch.view.shape
-            terms = 16 + (patch.kind.rank(patch.shapes) if patch.kind.low_rank else max(sides, default=1))
-            sizes = sizes + inside * (terms + 64 * patch.has_dora) * reached * 4
-        return np.asarray(epsilon * sizes)
+        sizes = 16 * (np.abs(base) + np.abs(exact))
+        for reach in reaches:
+            inside = (rows >= reach.rows.start) & (rows < reach.rows.stop)
+            sizes = sizes + inside * terms(reach.patch) * reach.size * 4
+        return np.asarray(self.epsilon(target) * sizes)
 
     def rounded(self, tile: Tile, values: Array) -> Array:
         """Round values that stand for a tile's as the output's are: to nearest, or as the recipe's seed has it."""
@@ -211,6 +262,13 @@ class Recomputation:
                 ]
         for target in step.targets:
             yield Tile(target, 0, base[target.key], exact[target.key], tuple(parts[target.key]))
+
+
+def terms(patch: Patch) -> int:
+    """Count the terms of the sums that a patch's change takes, and what comes on top."""
+    sides = patch.view.shape[1:] if patch.kind.by_rows else patch.view.shape
+    summed = patch.kind.rank(patch.shapes) if patch.kind.low_rank else max(sides, default=1)
+    return 16 + summed + 64 * patch.has_dora
 
 
 def _fresh(weight: Array, scale: Array, target: Target, scale_dtype: str) -> Array:

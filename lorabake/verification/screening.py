@@ -1,0 +1,284 @@
+"""Find tensors right in float32, but for a few values: where LoRAs add products, and the result has 16 bits or fewer.
+
+Half a unit of float16 is some thousand times what float32 loses in such a sum. So a float32 sum tells of all values
+but those next to the border between two neighbours, some 0.2 %, what they are, and those are worked out in float64.
+With u = 2⁻²⁴, ‖b‖ the length of a row of B and ‖a‖ that of the longest column of A, strength and scale included, a
+float32 sum of r products is off by u·(r + 2)·‖b‖·‖a‖ at most, in whatever order it is taken (Higham 2002, section
+3.1). Where that is more than the comparison allows a bake to be off, more values are worked out: none passes that
+float64 would not let pass. Whatever is not right is left to float64 altogether, which says what is there.
+
+Usually such a sum is off by u/√6·‖b‖·‖a‖: each step rounds by up to half a unit of a sum that grows as √k. Values are
+worked out within ten times that, so that the count of those that are not the nearest ones is float64's, too.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorabake.adapters.kind import matrix
+from lorabake.planning import Bake, Target
+from lorabake.tensors.dtypes import DTYPES
+from lorabake.tensors.packing import PackedInfo
+from lorabake.tensors.safetensors import TensorInfo
+from lorabake.verification.arrays import LEAST, MANTISSA, Bytes, Files, Singles, decode, spacing, widen
+from lorabake.verification.comparison import Comparison, Share
+from lorabake.verification.formulas import Array
+from lorabake.verification.recompute import Indices, Product, Recomputation, terms
+
+BLOCK = 1 << 17
+"""Values at a time."""
+
+WORTH = 1 << 15
+"""Values of a tensor from which on it pays."""
+
+TALL, WIDEST = 128, 1 << 22
+"""Rows that a product needs to be computed at full speed, and values above which a block has fewer."""
+
+NARROW = {"F8_E4M3", "F8_E5M2", "F16", "BF16"}
+EXPONENTS = np.uint32(0x7F800000)
+UNIT = 2.0**-24
+USUAL = 4.0
+"""How far from the border values are worked out, in units of u·‖b‖·‖a‖: ten times what is usual."""
+
+LARGE = 2.0**32
+"""A sum of squares from which on values may be no numbers."""
+
+SEVERAL = 16
+"""One value in so many may be near the border; where more are, the tensor is not what is due."""
+
+GLIMPSE = 4
+"""Rows of a change that are looked at for how far it reaches, at the least."""
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """Hold a product in both precisions; `columns` are those of the right side, as rows.
+
+    `lengths` are those of the left side's rows times the longest of `columns`; a value may be off by `allowed` times
+    the largest change around.
+    """
+
+    product: Product
+    left: Singles
+    right: Singles
+    columns: Array
+    lengths: Array
+    allowed: float
+
+    @classmethod
+    def of(cls, product: Product) -> Factor:
+        """Round to float32, and measure."""
+        left, right = (np.ascontiguousarray(each, np.float32) for each in (product.left, product.right))
+        columns = np.ascontiguousarray(product.right.T)
+        longest = np.sqrt(np.einsum("ij,ij->i", columns, columns).max(initial=0.0))
+        lengths = np.sqrt(np.einsum("ij,ij->i", product.left, product.left)) * longest
+        return cls(product, left, right, columns, lengths, 4 * UNIT * terms(product.patch))
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Hold some columns of some rows of a tensor, as base and checkpoint store them."""
+
+    rows: slice
+    columns: slice
+    base: NDArray[Any]
+    held: NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Hold what a product adds to `rows` of a block."""
+
+    factor: Factor
+    rows: slice
+    values: Singles
+
+    def dot(self, other: Delta) -> float:
+        """Return the inner product with another one, over the rows that both change."""
+        first, last = max(self.rows.start, other.rows.start), min(self.rows.stop, other.rows.stop)
+        one, two = (each.values[first - each.rows.start : last - each.rows.start] for each in (self, other))
+        return _dot(one, two) if first < last else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Suspects:
+    """Hold values that take float64: their places, what is there, what the base has, how far they may be off."""
+
+    rows: Indices
+    columns: Indices
+    found: Array
+    base: Array
+    allowed: Array
+
+
+class Screen(threading.local):
+    """Compare tensors of one plan; each thread has buffers of its own."""
+
+    def __init__(self, recomputation: Recomputation, files: Files) -> None:
+        self.recomputation, self.files = recomputation, files
+        self._buffers: dict[object, Bytes] = {}
+
+    def compare(self, step: Bake, found: TensorInfo) -> Comparison | None:
+        """Compare a step's tensor with what is due: return a comparison that finds it right, or None."""
+        target = step.targets[0]
+        if not self._fits(step, target, found) or (products := self.recomputation.products(step)) is None:
+            return None
+        result = Comparison(target, found, step, is_copy=False)
+        suspects: list[Suspects] = []
+        with np.errstate(all="ignore"):
+            factors = [Factor.of(each) for each in products]
+            margins = _Margins(matrix(target.shape)[0], factors)
+            for block in self._blocks(target, found):
+                near = self._screened(result, factors, margins, block)
+                if near is None:
+                    return None
+                suspects.append(near)
+            _settle(result, factors, suspects)
+        return result if result.is_right else None
+
+    def _fits(self, step: Bake, target: Target, found: TensorInfo) -> bool:
+        """Tell whether float32 is fine enough to tell neighbours apart, and the values are stored plainly."""
+        if len(step.targets) > 1 or not step.patches or target.is_drawn or isinstance(target.source, PackedInfo):
+            return False
+        if prod(target.shape) < WORTH or self.recomputation.epsilon(target) != UNIT:
+            return False
+        return {target.source.dtype, found.dtype} <= NARROW and target.dtype in MANTISSA
+
+    # -- reading ---------------------------------------------------------------------------------------
+
+    def _blocks(self, target: Target, found: TensorInfo) -> Iterator[Block]:
+        """Read rows, and cut them into columns where they are wide."""
+        rows, columns = matrix(target.shape)
+        high = max(1, min(max(TALL, BLOCK // max(columns, 1)), WIDEST // max(columns, 1)))
+        for start in range(0, rows, high):
+            stop = min(start + high, rows)
+            base, held = (
+                self._read(name, info, start, stop, columns)
+                for name, info in (("base", target.source), ("held", found))
+            )
+            wide = max(1, BLOCK // (stop - start))
+            for left in range(0, columns, wide):
+                piece = slice(left, min(left + wide, columns))
+                yield Block(slice(start, stop), piece, base[:, piece], held[:, piece])
+
+    def _read(self, name: str, info: TensorInfo, start: int, stop: int, columns: int) -> NDArray[Any]:
+        """Read rows as they are stored, one number of 8 or 16 bits a value."""
+        width = DTYPES[info.dtype].bits // 8
+        raw = self._buffer(name, (stop - start) * columns * width)
+        self.files.fill(info.file, info.start + start * columns * width, raw)
+        return raw.view(f"<u{width}").reshape(stop - start, columns)
+
+    def _buffer(self, name: object, count: int) -> Bytes:
+        """Return `count` bytes of a buffer that the thread keeps."""
+        kept = self._buffers.get(name)
+        if kept is None or len(kept) < count:
+            kept = self._buffers[name] = np.empty(count, np.uint8)
+        return kept[:count]
+
+    def _floats(self, name: object, shape: tuple[int, ...]) -> Singles:
+        return self._buffer(name, 4 * prod(shape)).view(np.float32).reshape(shape)
+
+    # -- comparing -------------------------------------------------------------------------------------
+
+    def _screened(
+        self, result: Comparison, factors: Sequence[Factor], margins: _Margins, block: Block
+    ) -> Suspects | None:
+        """Compare a block and return what takes float64; None where too much does, or values are no numbers."""
+        total, found, border = (self._floats(name, block.held.shape) for name in ("total", "found", "border"))
+        widen(result.target.source.dtype, block.base, total)
+        widen(result.found.dtype, block.held, found)
+        energy = _dot(total, total)
+        deltas = list(self._deltas(factors, block))
+        for each in deltas:
+            total[each.rows] += each.values
+        np.bitwise_and(found.view(np.uint32), EXPONENTS, out=border.view(np.uint32))
+        error = np.subtract(found, total, out=found)
+        sums = {(i, j): one.dot(deltas[j]) for i, one in enumerate(deltas) for j in range(i + 1)}
+        extra = [_dot(error[each.rows], each.values) for each in deltas]
+        if not (energy < LARGE and np.isfinite([*sums.values(), *extra]).all()):
+            return None
+        margin, allowed = margins.at(block.rows, deltas)
+        np.maximum(border, np.float32(LEAST[result.dtype]), out=border)
+        border *= np.float32(2.0 ** -(MANTISSA[result.dtype] + 1) - 2 * UNIT * (len(deltas) + 1))
+        border -= margin
+        np.abs(error, out=error)
+        near = np.flatnonzero(error > border)
+        if len(near) > error.size // SEVERAL + SEVERAL:
+            return None
+        if not len(near):
+            units = spacing(result.dtype, decode(result.found.dtype, block.held.tobytes()))
+            result.worst = max(result.worst, float((error.ravel() / units).max(initial=0.0)))
+        result.values += error.size
+        result.base_energy += energy
+        for i, each in enumerate(deltas):
+            share = result.shares.setdefault(each.factor.product.number, Share())
+            due = sum(sums[max(i, j), min(i, j)] for j in range(len(deltas)))
+            share.energy += sums[i, i]
+            share.due += due
+            share.arrived += due + extra[i]
+        rows, columns = np.divmod(near, error.shape[1])
+        there, before = (
+            decode(dtype, stored[rows, columns].tobytes())
+            for dtype, stored in ((result.found.dtype, block.held), (result.target.source.dtype, block.base))
+        )
+        return Suspects(rows + block.rows.start, columns + block.columns.start, there, before, allowed[rows])
+
+    def _deltas(self, factors: Sequence[Factor], block: Block) -> Iterator[Delta]:
+        """Multiply the factors that change rows of a block."""
+        for number, factor in enumerate(factors):
+            own, start = factor.product.rows, block.rows.start
+            first, last = max(own.start, start), min(own.stop, block.rows.stop)
+            if first < last:
+                values = self._floats(number, (last - first, block.held.shape[1]))
+                left = factor.left[first - own.start : last - own.start]
+                np.matmul(left, factor.right[:, block.columns], out=values)
+                yield Delta(factor, slice(first - start, last - start), values)
+
+
+class _Margins:
+    """Say how far from the border between neighbours a value of a row has to be worked out in float64."""
+
+    def __init__(self, rows: int, factors: Sequence[Factor]) -> None:
+        self.usual, self.bound = np.zeros(rows), np.zeros(rows)
+        for each in factors:
+            self.usual[each.product.rows] += USUAL * UNIT * each.lengths
+            self.bound[each.product.rows] += UNIT * each.lengths * (each.left.shape[1] + len(factors) + 2)
+
+    def at(self, rows: slice, deltas: Sequence[Delta]) -> tuple[Singles, Array]:
+        """Return it, (rows, 1), and how far a bake may be off in each row at the least; the changes tell."""
+        allowed = np.zeros(rows.stop - rows.start)
+        for each in deltas:
+            some = each.values[:: max(1, len(each.values) // GLIMPSE)]
+            allowed[each.rows] += each.factor.allowed * max(float(some.max()), -float(some.min()))
+        margin = np.maximum(self.usual[rows], self.bound[rows] - allowed)
+        return margin.astype(np.float32)[:, None], allowed
+
+
+def _settle(result: Comparison, factors: Sequence[Factor], suspects: Sequence[Suspects]) -> None:
+    """Work out in float64 what is due where float32 could not tell, and judge what is there."""
+    rows, columns, found, base, allowed = (
+        np.concatenate([getattr(each, name) for each in suspects]) for name in Suspects.__slots__
+    )
+    exact = base.copy()
+    for each in factors:
+        own = each.product.rows
+        at = np.flatnonzero((rows >= own.start) & (rows < own.stop))
+        for few in np.array_split(at, 1 + at.size * each.columns.shape[1] // BLOCK):
+            left, right = each.product.left[rows[few] - own.start], each.columns[columns[few]]
+            exact[few] += np.einsum("ij,ij->i", left, right)
+    ulps = np.abs(found - exact) / spacing(result.dtype, found)
+    inexact = ~(ulps <= 0.5)
+    result.worst = max(result.worst, float(ulps[~inexact].max(initial=0.0)))
+    slack = allowed + 16 * UNIT * (np.abs(base) + np.abs(exact))
+    result.judge(rows[inexact], found[inexact], exact[inexact], slack[inexact])
+
+
+def _dot(one: Singles, other: Singles) -> float:
+    return float(np.dot(one.ravel(), other.ravel()))
