@@ -20,9 +20,15 @@ from lorabake.verification.unpacking import unpack
 Bytes = NDArray[np.uint8]
 Singles = NDArray[np.float32]
 
-CHUNK = 4 << 20
+CHUNK, EQUAL_CHUNK = 4 << 20, 1 << 18
 F16_BITS = np.int32(0x8FFFE000 - (1 << 32))
 """Where sign, exponent and mantissa of a float16 lie in 32 bits, once they are moved up to the sign of a float32."""
+
+BIAS = np.float32(2.0**112)
+"""What the exponents of such a float32 are too low by."""
+
+TINIEST = np.float32(2.0**-136)
+"""What the least float16 is moved to."""
 
 MANTISSA = {"F8_E4M3": 3, "F8_E5M2": 2, "I8": 0, "F16": 10, "BF16": 7, "F32": 23, "F64": 52}
 """Bits behind the leading one."""
@@ -109,11 +115,14 @@ class Files:
         """Tell whether two tensors hold the same bytes."""
         if one.nbytes != other.nbytes:
             return False
-        return all(
-            self.raw(one.file, one.start + place, min(CHUNK, one.nbytes - place))
-            == self.raw(other.file, other.start + place, min(CHUNK, one.nbytes - place))
-            for place in range(0, one.nbytes, CHUNK)
-        )
+        buffers = [np.empty(min(one.nbytes, EQUAL_CHUNK), np.uint8) for _ in range(2)]
+        for place in range(0, one.nbytes, EQUAL_CHUNK):
+            pieces = [each[: one.nbytes - place] for each in buffers]
+            for info, piece in zip((one, other), pieces, strict=True):
+                self.fill(info.file, info.start + place, piece)
+            if not np.array_equal(pieces[0], pieces[1]):
+                return False
+        return True
 
     def close(self) -> None:
         """Close every file."""
@@ -124,8 +133,12 @@ class Files:
 
 def decode(dtype: str, raw: bytes) -> Array:
     """Widen little-endian values of any dtype with a plain number to float64."""
-    if dtype == "BF16":  # the upper half of a float32
-        return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4").astype(np.float64)
+    if dtype in ("F16", "BF16"):
+        halves = np.frombuffer(raw, "<u2")
+        singles = np.empty(halves.shape, np.float32)
+        widen(dtype, halves, singles)
+        if dtype == "BF16" or float(np.abs(singles).max(initial=0.0)) < 2.0**16:
+            return singles.astype(np.float64)
     if dtype in ("F8_E4M3", "F8_E5M2"):
         values = np.array([decode_scalar(dtype, bytes([byte])) for byte in range(256)])
         return np.asarray(values[np.frombuffer(raw, np.uint8)])
@@ -138,15 +151,17 @@ def decode(dtype: str, raw: bytes) -> Array:
 def widen(dtype: str, stored: NDArray[Any], into: Singles) -> None:
     """Widen float16, bfloat16 or float8 values, given as whole numbers, to float32.
 
-    What is no number comes out of float16 as 65,536 or more, the others keep it. This takes four passes over a cache
-    where NumPy's own conversion of float16 takes five times as long.
+    What is no number comes out of float16 as 65,536 or more; the others keep it. These four passes take a fifth of
+    the time of NumPy's own conversion of float16.
     """
     if dtype == "F16":
         bits = into.view(np.int32)
         np.copyto(bits, stored.view("<i2"))  # the sign fills the upper half
         np.left_shift(bits, 13, out=bits)
         np.bitwise_and(bits, F16_BITS, out=bits)
-        np.multiply(into, np.float32(2.0**112), out=into)  # what the exponents' biases differ by
+        np.multiply(into, BIAS, out=into)
+        if not TINIEST * BIAS:  # a library has told the processor to take the least numbers for zeros
+            np.copyto(into, stored.view("<f2"))
     elif dtype == "BF16":
         np.copyto(into.view(np.uint32), stored)
         np.left_shift(into.view(np.uint32), 16, out=into.view(np.uint32))
@@ -158,5 +173,8 @@ def spacing(dtype: str, values: Array) -> Array:
     """Return the unit in the last place of a dtype at each value."""
     if dtype == "I8":
         return np.ones_like(values)
-    powers = (values.view(np.uint64) & np.uint64(0x7FF0000000000000)).view(np.float64)
-    return np.asarray(np.maximum(powers, LEAST[dtype]) * 2.0 ** -MANTISSA[dtype])
+    powers = np.empty_like(values)
+    np.bitwise_and(values.view(np.uint64), np.uint64(0x7FF0000000000000), out=powers.view(np.uint64))
+    np.maximum(powers, LEAST[dtype], out=powers)
+    powers *= 2.0 ** -MANTISSA[dtype]
+    return powers

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import isfinite
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lorabake.planning import Bake, Target
 from lorabake.tensors.packing import PackedInfo
@@ -67,37 +69,52 @@ class Comparison:
 
         One that is drawn may be what that precision's least and greatest outcome are rounded to, or lie between.
         """
-        dtype, numbers = self.dtype, recomputation.numbers(tile) if self.is_drawn else None
+        numbers = recomputation.numbers(tile) if self.is_drawn else None
         with np.errstate(invalid="ignore", over="ignore"):
-            error = np.abs(found - tile.exact)
-            ulps = error / spacing(dtype, found)
-        ulps[np.isnan(ulps)] = np.inf  # a number where none is due
-        finite = np.isfinite(found)
-        if not finite.all():
+            error = found - tile.exact
+            self._share(tile, error)
+            np.abs(error, out=error)
+            ulps = np.divide(error, spacing(self.dtype, found), out=error)
+        self.values += found.size
+        worst = float(ulps.max(initial=0.0))
+        finite: NDArray[np.bool_] | bool = True
+        if not isfinite(worst):
+            ulps[np.isnan(ulps)] = np.inf  # a number where none is due
+            finite = np.isfinite(found)
             # NaN and infinity that the base has pass where nothing is added to them.
             strange = ~finite & (found != tile.exact) & ~(np.isnan(found) & np.isnan(tile.exact))
             ulps[~finite] = 0
             self._note_nonfinite(np.argwhere(strange), tile.start)
-        self.values += found.size
+            worst = float(ulps.max(initial=0.0))
+        self.worst = max(self.worst, min(worst, 0.5 if numbers is None else 1.0))
         if numbers is None:
-            suspects = np.nonzero(ulps > 0.5)
+            suspects = np.flatnonzero(ulps > 0.5) if worst > 0.5 else np.empty(0, np.intp)
         else:
-            suspects = np.nonzero(finite & (found != rounded_by(numbers, dtype, tile.exact)))
-        self.worst = max(self.worst, min(float(ulps.max(initial=0.0)), 0.5 if numbers is None else 1.0))
-        if len(suspects[0]):
-            at, rows = suspects, suspects[0]
+            suspects = np.flatnonzero(finite & (found != rounded_by(numbers, self.dtype, tile.exact)))
+        if len(suspects):
+            rows = suspects // found.shape[1]
+            due, base = (np.ascontiguousarray(each).reshape(-1)[suspects] for each in (tile.exact, tile.base))
             is_exact = not tile.changes and not isinstance(tile.target.source, PackedInfo)
             slack = np.zeros(len(rows))
             if not is_exact:
-                slack = recomputation.slack(tile.target, tile.base[at], tile.exact[at], rows, tile.reaches)
-            self.judge(rows + tile.start, found[at], tile.exact[at], slack, None if numbers is None else numbers[at])
+                slack = recomputation.slack(tile.target, base, due, rows, tile.reaches)
+            drawn = None if numbers is None else numbers.reshape(-1)[suspects]
+            self.judge(rows + tile.start, found.reshape(-1)[suspects], due, slack, drawn)
+
+    def _share(self, tile: Tile, error: Array) -> None:
+        """Sum up what each change has in the tile; `error` is what is there less what is due."""
         self.base_energy += float(np.vdot(tile.base, tile.base))
         for change in tile.changes:
             share = self.shares.setdefault(change.number, Share())
             own, base = change.delta.ravel(), tile.base[change.rows]
+            due = float(np.dot((tile.exact[change.rows] - base).ravel(), own))
+            more = float(np.dot(error[change.rows].ravel(), own))
+            if not isfinite(due + more):
+                found = tile.exact[change.rows] + error[change.rows]
+                more = float(np.dot(np.nan_to_num(found - base).ravel(), own)) - due
             share.energy += float(np.dot(own, own))
-            share.arrived += float(np.dot(np.nan_to_num(found[change.rows] - base).ravel(), own))
-            share.due += float(np.dot((tile.exact[change.rows] - base).ravel(), own))
+            share.due += due
+            share.arrived += due + more
 
     def judge(self, rows: Indices, found: Array, exact: Array, slack: Array, numbers: Numbers | None = None) -> None:
         """Judge values, in `rows` of the tensor, that are not the nearest ones, or not those drawn by `numbers`."""

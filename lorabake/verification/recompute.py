@@ -288,7 +288,9 @@ def _delta(patch: Patch, tensors: Tensors, weight: Array, place: Place, scale: f
             f"verification has no formula for {patch.kind.title}\nAdd one to lorabake/verification/formulas.py."
         )
     updated = changed(patch.kind.name, tensors, weight, place, scale)
-    return np.asarray(patch.share * (updated - weight))
+    delta = updated - weight
+    delta *= patch.share
+    return delta
 
 
 def rounded(dtype: str, values: Array) -> Array:
