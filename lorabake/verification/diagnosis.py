@@ -8,8 +8,7 @@ leaves unexplained is held against everything that is known to go wrong in merge
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import isclose, isinf, sqrt
@@ -326,7 +325,9 @@ SENTENCES = {
 _FACTORS = (Cause.MISSING, Cause.SIGN, Cause.ALPHA, Cause.TWICE, Cause.RSLORA)
 
 
-def findings(plan: Plan, diagnoses: list[Diagnosis], results: list[Comparison]) -> Iterator[Finding]:
+def findings(
+    plan: Plan, diagnoses: list[Diagnosis], results: Sequence[Comparison], stage: str = "weights"
+) -> Iterator[Finding]:
     """Sum diagnoses up: one finding for each cause and LoRA, component, or tensor without either."""
     for index, lora in enumerate(plan.sources.loras):
         own = [each for each in diagnoses if each.lora == index]
@@ -340,28 +341,39 @@ def findings(plan: Plan, diagnoses: list[Diagnosis], results: list[Comparison]) 
             also = frozenset.intersection(*(each.also | {each.cause} for each in group)) - {cause}
             or_else = "".join(f"; as if it {SENTENCES[other]}" for other in sorted(also))
             yield Finding(
-                f"weights.{cause}",
+                f"{stage}.{cause}",
                 Status.FAIL,
                 lora.name,
                 _measured(plan, index, group),
                 limit,
                 f"{SENTENCES[cause]} {where}{or_else}{_some(details)}",
             )
-    owner = plan.sources.key_map.owner
-    sizes = Counter(owner.get(each.target.key, "") for each in results if each.is_copy)
-    loose: dict[tuple[Cause, str], list[Diagnosis]] = {}
-    for each in diagnoses:
-        if each.lora is None:
-            loose.setdefault((each.cause, owner.get(each.key, "")), []).append(each)
-    for (cause, component), group in loose.items():
-        if component and len(group) > 1 and len(group) == sizes[component]:
-            note = f"the whole component is another one: all {len(group)} tensors that the recipe leaves alone differ"
-            yield Finding(f"weights.{cause}", Status.FAIL, component, f"{len(group)} tensors", "0", note)
-            continue
+    loose = [each for each in diagnoses if each.lora is None]
+    owner, foreign = plan.sources.key_map.owner, _foreign(plan, loose, results)
+    for component, keys in foreign.items():
+        note = f"the whole component is another one: all {len(keys)} tensors of it that no LoRA touches differ"
+        yield Finding(f"{stage}.{Cause.VALUES}", Status.FAIL, component, f"{len(keys)} tensors", "0", note)
+    groups: dict[tuple[Cause, str], list[Diagnosis]] = {}
+    for each in loose:
+        component = owner.get(each.key, "")
+        if each.key not in foreign.get(component, ()):
+            groups.setdefault((each.cause, component), []).append(each)
+    for (cause, _), group in groups.items():
         subject = group[0].key if len(group) == 1 else f"{len(group)} tensors"
         details = _details(group, subject)
         note = SENTENCES[cause] if len(group) == 1 else f"{SENTENCES[cause]}: {patterns(each.key for each in group)}"
-        yield Finding(f"weights.{cause}", Status.FAIL, subject, "", "", f"{note}{_some(details)}")
+        yield Finding(f"{stage}.{cause}", Status.FAIL, subject, "", "", f"{note}{_some(details)}")
+
+
+def _foreign(plan: Plan, loose: list[Diagnosis], results: Sequence[Comparison]) -> dict[str, set[str]]:
+    """Find components none of whose own tensors are the base's: what was compared, and no LoRA touches, by keys."""
+    own: dict[str, set[str]] = {}
+    for result in results:
+        component = plan.sources.key_map.owner.get(result.target.key)
+        if component is not None and result.is_copy:
+            own.setdefault(component, set()).add(result.target.key)
+    replaced = {each.key for each in loose if each.cause in (Cause.VALUES, Cause.OTHER_LORA)}
+    return {component: keys for component, keys in own.items() if len(keys) > 1 and keys <= replaced}
 
 
 def _grouped(own: list[Diagnosis]) -> list[tuple[Cause, list[Diagnosis]]]:
