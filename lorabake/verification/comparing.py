@@ -9,6 +9,7 @@ from itertools import islice
 from math import prod
 from typing import TypeVar
 
+from lorabake.errors import SurroundingsError
 from lorabake.keymap.spelling import patterns
 from lorabake.planning import Bake, Plan, Target, default_workers
 from lorabake.tensors.checkpoint import Checkpoint
@@ -18,6 +19,7 @@ from lorabake.tensors.safetensors import TensorInfo
 from lorabake.verification.arrays import Files
 from lorabake.verification.comparison import Comparison
 from lorabake.verification.findings import Finding, Status
+from lorabake.verification.formulas import PRODUCTS
 from lorabake.verification.recompute import Recomputation
 from lorabake.verification.screening import Screen
 
@@ -148,6 +150,27 @@ class Comparer:
         if not (_is_plain(source) and _is_plain(found)):
             return False
         return bool((self.files.whole(source) == self.files.whole(found)).all())
+
+
+def rehearse(plan: Plan) -> None:
+    """Recompute some rows for each kind in a plan that is no plain product, so that what it lacks is told at once.
+
+    Raise SurroundingsError for a kind without a formula, or whose formula takes a package that is not installed.
+    """
+    first: dict[str, Bake] = {}
+    for step in plan.bakes:
+        for patch in step.patches:
+            if patch.kind.name not in PRODUCTS:
+                first.setdefault(patch.kind.name, step)
+    files = Files()
+    try:
+        recomputation = Recomputation(plan, files)
+        for step in first.values():
+            next(recomputation.tiles(step, 2))
+    except ImportError as error:
+        raise SurroundingsError(f"verification takes {error.name}, which is not installed") from None
+    finally:
+        files.close()
 
 
 def _are_floats(*infos: TensorInfo) -> bool:

@@ -25,6 +25,7 @@ from lorabake.verification.arrays import spacing
 from lorabake.verification.comparison import Comparison
 from lorabake.verification.findings import Finding, Status
 from lorabake.verification.formulas import FORMULAS, Place
+from lorabake.verification.projections import Sums, signs
 from lorabake.verification.recompute import Recomputation, rounded
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Cause(StrEnum):
     NONFINITE = "nonfinite"
     OTHER_LORA = "other_lora"
     VALUES = "values"
+    SETTING = "semantics"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,10 @@ class Diagnosis:
 
 @dataclass(frozen=True, slots=True)
 class _Scene:
-    """Hold the wrong rows of one tensor: E, the rightly rounded E, each own patch's rows of it and D; the noise."""
+    """Hold the wrong rows of one tensor: E, the rightly rounded E, each own patch's rows of it and D; the noise.
+
+    With `vectors`, (columns, few), all of them are multiplied by these.
+    """
 
     rows: NDArray[np.int64]
     total_rows: int
@@ -90,6 +95,7 @@ class _Scene:
     due: Matrix
     own: tuple[tuple[Patch, Matrix], ...]
     noise: float
+    vectors: Matrix | None = None
 
 
 class Diagnostician:
@@ -122,7 +128,30 @@ class Diagnostician:
             return [Diagnosis(key, Cause.DRAWS)]
         if found is not None:
             return found or [Diagnosis(key, Cause.ROUNDING, detail=nudge)]
-        return [self._by_guess(key, scene, result)]
+        return [self._by_guess(key, scene, result.base_energy)]
+
+    def explain_sums(self, sums: Sums) -> list[Diagnosis]:
+        """Return the same of a tensor whose random sums are off."""
+        rows, count = sums.wrong, len(sums.arrived)
+        if len(rows) > count // 2:
+            rows = np.arange(count)
+        own: dict[int, Matrix] = {}
+        for product, part in zip(sums.products, sums.parts, strict=True):
+            whole = own.setdefault(product.number, np.zeros((count, part.shape[1]), np.float32))
+            whole[product.rows] += part / product.patch.strength
+        patches = tuple(
+            (sums.step.patches[number], whole[rows]) for number, whole in own.items() if whole[rows].any()
+        )
+        found, due = (each[rows].astype(np.float32) for each in (sums.arrived, sums.due))
+        noise = sums.noise * float(sums.units[rows].sum() / sums.units.sum())
+        vectors = np.concatenate(signs(sums.target.key, matrix(sums.target.shape)[1]), axis=1)
+        scene, key = _Scene(rows, count, found, due, patches, noise, vectors), sums.target.key
+        told = self._by_strengths(key, scene)
+        if told is not None:
+            return told or [
+                Diagnosis(key, Cause.ROUNDING, detail=f"{len(sums.wrong)} of {count} rows{_where(scene)}")
+            ]
+        return [self._by_guess(key, scene, 0.0)]
 
     # -- the evidence ----------------------------------------------------------------------------------
 
@@ -200,7 +229,7 @@ class Diagnostician:
 
     # -- guesses ---------------------------------------------------------------------------------------
 
-    def _by_guess(self, key: str, scene: _Scene, result: Comparison) -> Diagnosis:
+    def _by_guess(self, key: str, scene: _Scene, energy: float) -> Diagnosis:
         """Try what is known to go wrong, one patch at a time, and describe what nothing explains."""
         expected = sum((patch.strength * delta for patch, delta in scene.own), np.zeros_like(scene.found))
         for shift in SHIFTS if scene.own else ():
@@ -224,9 +253,11 @@ class Diagnostician:
             return Diagnosis(
                 key, Cause.OTHER_MODULE, stranger.lora, stranger.module, detail="a tensor that no LoRA has a part in"
             )
-        return self._unknown(key, scene, scene.found - expected, result)
+        return self._unknown(key, scene, scene.found - expected, energy)
 
     def _variants(self, patch: Patch, delta: Matrix, scene: _Scene) -> Iterator[tuple[Cause, Matrix, str]]:
+        if scene.vectors is not None:
+            return
         whole = len(scene.rows) == scene.total_rows
         if patch.has_dora and (plain := self._plain(patch)) is not None and len(patch.view.regions) == 1:
             first = patch.view.regions[0].start
@@ -266,9 +297,9 @@ class Diagnostician:
             if int(inside.sum()) != own.view.rows:
                 return None
             rest = rest[inside]
-        energy, shape = _dot(rest, rest), rest.shape
+        energy, columns = _dot(rest, rest), rest.shape[1] if scene.vectors is None else len(scene.vectors)
         name = own.module if own else ""
-        candidates = sorted(self._by_shape.get((shape[0], shape[1]), []), key=lambda each: -_alike(each.module, name))
+        candidates = sorted(self._by_shape.get((len(rest), columns), []), key=lambda each: -_alike(each.module, name))
         for patch in candidates:
             if own is not None and (patch.lora, patch.module) == (own.lora, own.module):
                 continue
@@ -276,10 +307,13 @@ class Diagnostician:
             if factors is None:
                 continue
             up, down = factors
-            if len(up) != shape[0]:
+            if len(up) != len(rest):
                 continue
-            inner = _dot(rest @ down.T, up)
-            size = _dot(up.T @ up, down @ down.T)
+            if scene.vectors is not None:
+                other = up @ (down @ scene.vectors)
+                inner, size = _dot(rest, other), _dot(other, other)
+            else:
+                inner, size = _dot(rest @ down.T, up), _dot(up.T @ up, down @ down.T)
             if size and energy - inner * inner / size <= max(NOISE * scene.noise, 0.05 * energy):
                 return patch
         return None
@@ -291,10 +325,14 @@ class Diagnostician:
         inner, energy = _dot(rest, other), _dot(rest, rest)
         return energy - inner * inner / size <= max(NOISE * scene.noise, 0.05 * energy)
 
-    def _unknown(self, key: str, scene: _Scene, rest: Matrix, result: Comparison) -> Diagnosis:
+    def _unknown(self, key: str, scene: _Scene, rest: Matrix, base_energy: float) -> Diagnosis:
+        if scene.vectors is not None:
+            return Diagnosis(
+                key, Cause.VALUES, detail=f"a change that no LoRA of the recipe makes there{_where(scene)}"
+            )
         energy = _dot(rest, rest)
         rank, captured = _rank(rest, scene.noise)
-        size = sqrt(energy / max(result.base_energy, 1e-300))
+        size = sqrt(energy / max(base_energy, 1e-300))
         if rank and captured > 0.9 and min(rest.shape) > 2 * rank:
             return Diagnosis(
                 key, Cause.OTHER_LORA, detail=f"a change of rank {rank}, {size:.2g} of the base's norm{_where(scene)}"
@@ -319,6 +357,7 @@ SENTENCES = {
     Cause.NONFINITE: "holds NaN or infinity",
     Cause.OTHER_LORA: "holds a low-rank change that no LoRA of the recipe makes there: another LoRA?",
     Cause.VALUES: "holds other values",
+    Cause.SETTING: "is right under another setting of the recipe",
 }
 """What each cause says of its subject, a LoRA or a tensor."""
 
@@ -330,7 +369,8 @@ def findings(
 ) -> Iterator[Finding]:
     """Sum diagnoses up: one finding for each cause and LoRA, component, or tensor without either."""
     for index, lora in enumerate(plan.sources.loras):
-        own = [each for each in diagnoses if each.lora == index]
+        yield from _settings(plan, index, [each for each in diagnoses if each.lora == index], stage)
+        own = [each for each in diagnoses if each.lora == index and each.cause is not Cause.SETTING]
         modules = {patch.module for patch in plan.patches if patch.lora == index}
         for cause, group in _grouped(own):
             limit = "×1" if group[0].factor is not None else ""
@@ -363,6 +403,23 @@ def findings(
         details = _details(group, subject)
         note = SENTENCES[cause] if len(group) == 1 else f"{SENTENCES[cause]}: {patterns(each.key for each in group)}"
         yield Finding(f"{stage}.{cause}", Status.FAIL, subject, "", "", f"{note}{_some(details)}")
+
+
+def _settings(plan: Plan, index: int, diagnoses: list[Diagnosis], stage: str) -> Iterator[Finding]:
+    """Say of one LoRA under which setting of the recipe its modules would be right."""
+    lora = plan.sources.loras[index]
+    modules = {patch.module for patch in plan.patches if patch.lora == index}
+    for words in dict.fromkeys(each.detail for each in diagnoses if each.cause is Cause.SETTING):
+        found = {each.module for each in diagnoses if each.cause is Cause.SETTING and each.detail == words}
+        names = next(iter(found)) if len(found) == 1 else patterns(found)
+        note = (
+            f"is right under {words} on {len(found)} of {len(modules)} modules: {names}; "
+            "say so in the recipe if that is what it shall be"
+        )
+        field, _, _ = words.removeprefix("no ").partition(":")
+        said = getattr(lora.entry if field == "semantics" else plan.sources.recipe, field)
+        limit = f"{field}: {said}" if said else f"no {field}"
+        yield Finding(f"{stage}.{Cause.SETTING}", Status.FAIL, lora.name, words, limit, note)
 
 
 def _foreign(plan: Plan, loose: list[Diagnosis], results: Sequence[Comparison]) -> dict[str, set[str]]:

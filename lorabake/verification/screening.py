@@ -13,36 +13,26 @@ worked out within ten times that, so that the count of those that are not the ne
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lorabake.adapters.kind import matrix
 from lorabake.planning import Bake, Target
-from lorabake.tensors.dtypes import DTYPES
 from lorabake.tensors.packing import PackedInfo
 from lorabake.tensors.safetensors import TensorInfo
-from lorabake.verification.arrays import LEAST, MANTISSA, Bytes, Files, Singles, decode, spacing, widen
+from lorabake.verification.arrays import LEAST, MANTISSA, Files, Singles, decode, spacing
+from lorabake.verification.blocks import VALUES, Block, Blocks, dot, powers_of
 from lorabake.verification.comparison import Comparison, Share
 from lorabake.verification.formulas import Array
 from lorabake.verification.recompute import Indices, Product, Recomputation, terms
 
-BLOCK = 1 << 17
-"""Values at a time."""
-
 WORTH = 1 << 15
 """Values of a tensor from which on it pays."""
 
-TALL, WIDEST = 128, 1 << 22
-"""Rows that a product needs to be computed at full speed, and values above which a block has fewer."""
-
 NARROW = {"F8_E4M3", "F8_E5M2", "F16", "BF16"}
-EXPONENTS = np.uint32(0x7F800000)
 UNIT = 2.0**-24
 USUAL = 4.0
 """How far from the border values are worked out, in units of u·‖b‖·‖a‖: ten times what is usual."""
@@ -83,16 +73,6 @@ class Factor:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """Hold some columns of some rows of a tensor, as base and checkpoint store them."""
-
-    rows: slice
-    columns: slice
-    base: NDArray[Any]
-    held: NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
 class Delta:
     """Hold what a product adds to `rows` of a block."""
 
@@ -104,7 +84,7 @@ class Delta:
         """Return the inner product with another one, over the rows that both change."""
         first, last = max(self.rows.start, other.rows.start), min(self.rows.stop, other.rows.stop)
         one, two = (each.values[first - each.rows.start : last - each.rows.start] for each in (self, other))
-        return _dot(one, two) if first < last else 0.0
+        return dot(one, two) if first < last else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +98,11 @@ class Suspects:
     allowed: Array
 
 
-class Screen(threading.local):
-    """Compare tensors of one plan; each thread has buffers of its own."""
+class Screen:
+    """Compare tensors of one plan, from any thread."""
 
     def __init__(self, recomputation: Recomputation, files: Files) -> None:
-        self.recomputation, self.files = recomputation, files
-        self._buffers: dict[object, Bytes] = {}
+        self.recomputation, self.blocks = recomputation, Blocks(files)
 
     def compare(self, step: Bake, found: TensorInfo) -> Comparison | None:
         """Compare a step's tensor with what is due: return a comparison that finds it right, or None."""
@@ -135,7 +114,7 @@ class Screen(threading.local):
         with np.errstate(all="ignore"):
             factors = [Factor.of(each) for each in products]
             margins = _Margins(matrix(target.shape)[0], factors)
-            for block in self._blocks(target, found):
+            for block in self.blocks.of(target, found):
                 near = self._screened(result, factors, margins, block)
                 if near is None:
                     return None
@@ -151,57 +130,19 @@ class Screen(threading.local):
             return False
         return {target.source.dtype, found.dtype} <= NARROW and target.dtype in MANTISSA
 
-    # -- reading ---------------------------------------------------------------------------------------
-
-    def _blocks(self, target: Target, found: TensorInfo) -> Iterator[Block]:
-        """Read rows, and cut them into columns where they are wide."""
-        rows, columns = matrix(target.shape)
-        high = max(1, min(max(TALL, BLOCK // max(columns, 1)), WIDEST // max(columns, 1)))
-        for start in range(0, rows, high):
-            stop = min(start + high, rows)
-            base, held = (
-                self._read(name, info, start, stop, columns)
-                for name, info in (("base", target.source), ("held", found))
-            )
-            wide = max(1, BLOCK // (stop - start))
-            for left in range(0, columns, wide):
-                piece = slice(left, min(left + wide, columns))
-                yield Block(slice(start, stop), piece, base[:, piece], held[:, piece])
-
-    def _read(self, name: str, info: TensorInfo, start: int, stop: int, columns: int) -> NDArray[Any]:
-        """Read rows as they are stored, one number of 8 or 16 bits a value."""
-        width = DTYPES[info.dtype].bits // 8
-        raw = self._buffer(name, (stop - start) * columns * width)
-        self.files.fill(info.file, info.start + start * columns * width, raw)
-        return raw.view(f"<u{width}").reshape(stop - start, columns)
-
-    def _buffer(self, name: object, count: int) -> Bytes:
-        """Return `count` bytes of a buffer that the thread keeps."""
-        kept = self._buffers.get(name)
-        if kept is None or len(kept) < count:
-            kept = self._buffers[name] = np.empty(count, np.uint8)
-        return kept[:count]
-
-    def _floats(self, name: object, shape: tuple[int, ...]) -> Singles:
-        return self._buffer(name, 4 * prod(shape)).view(np.float32).reshape(shape)
-
-    # -- comparing -------------------------------------------------------------------------------------
-
     def _screened(
         self, result: Comparison, factors: Sequence[Factor], margins: _Margins, block: Block
     ) -> Suspects | None:
         """Compare a block and return what takes float64; None where too much does, or values are no numbers."""
-        total, found, border = (self._floats(name, block.held.shape) for name in ("total", "found", "border"))
-        widen(result.target.source.dtype, block.base, total)
-        widen(result.found.dtype, block.held, found)
-        energy = _dot(total, total)
+        total, found = self.blocks.pair(result.target, result.found, block)
+        energy = dot(total, total)
         deltas = list(self._deltas(factors, block))
         for each in deltas:
             total[each.rows] += each.values
-        np.bitwise_and(found.view(np.uint32), EXPONENTS, out=border.view(np.uint32))
+        border = powers_of(found, self.blocks.floats("border", found.shape))
         error = np.subtract(found, total, out=found)
         sums = {(i, j): one.dot(deltas[j]) for i, one in enumerate(deltas) for j in range(i + 1)}
-        extra = [_dot(error[each.rows], each.values) for each in deltas]
+        extra = [dot(error[each.rows], each.values) for each in deltas]
         if not (energy < LARGE and np.isfinite([*sums.values(), *extra]).all()):
             return None
         margin, allowed = margins.at(block.rows, deltas)
@@ -236,7 +177,7 @@ class Screen(threading.local):
             own, start = factor.product.rows, block.rows.start
             first, last = max(own.start, start), min(own.stop, block.rows.stop)
             if first < last:
-                values = self._floats(number, (last - first, block.held.shape[1]))
+                values = self.blocks.floats(number, (last - first, block.held.shape[1]))
                 left = factor.left[first - own.start : last - own.start]
                 np.matmul(left, factor.right[:, block.columns], out=values)
                 yield Delta(factor, slice(first - start, last - start), values)
@@ -270,7 +211,7 @@ def _settle(result: Comparison, factors: Sequence[Factor], suspects: Sequence[Su
     for each in factors:
         own = each.product.rows
         at = np.flatnonzero((rows >= own.start) & (rows < own.stop))
-        for few in np.array_split(at, 1 + at.size * each.columns.shape[1] // BLOCK):
+        for few in np.array_split(at, 1 + at.size * each.columns.shape[1] // VALUES):
             left, right = each.product.left[rows[few] - own.start], each.columns[columns[few]]
             exact[few] += np.einsum("ij,ij->i", left, right)
     ulps = np.abs(found - exact) / spacing(result.dtype, found)
@@ -278,7 +219,3 @@ def _settle(result: Comparison, factors: Sequence[Factor], suspects: Sequence[Su
     result.worst = max(result.worst, float(ulps[~inexact].max(initial=0.0)))
     slack = allowed + 16 * UNIT * (np.abs(base) + np.abs(exact))
     result.judge(rows[inexact], found[inexact], exact[inexact], slack[inexact])
-
-
-def _dot(one: Singles, other: Singles) -> float:
-    return float(np.dot(one.ravel(), other.ravel()))

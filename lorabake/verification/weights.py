@@ -13,7 +13,7 @@ from math import sqrt
 
 from threadpoolctl import threadpool_limits
 
-from lorabake.planning import Plan, default_workers
+from lorabake.planning import Bake, Plan, default_workers
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.verification.arrays import Files
 from lorabake.verification.comparing import Comparer, Extent, each_of
@@ -21,6 +21,7 @@ from lorabake.verification.comparison import Comparison, Share
 from lorabake.verification.diagnosis import Diagnosis, Diagnostician, findings
 from lorabake.verification.digests import Digests
 from lorabake.verification.findings import Effect, Finding, Status, TensorVerdict
+from lorabake.verification.settings import explain_by_settings
 
 FAINT = 0.9
 """Share of a LoRA's change that arrived, below which the output's dtype is too coarse for it."""
@@ -69,7 +70,11 @@ class _Check:
             results = [each for some in each_of(pool, self.comparer.compare, extent.jobs) for each in some]
             digests = digesting.result()
         diagnostician = Diagnostician(self.plan, self.comparer.recomputation)
-        diagnoses = [each for result in results if not result.is_right for each in diagnostician.explain(result)]
+        wrong = [each for each in results if not each.is_right]
+        by_setting = explain_by_settings(self.plan, self.plan.path, self.baked, wrong)
+        diagnoses = [
+            each for result in wrong for each in by_setting.get(result.target.key) or diagnostician.explain(result)
+        ]
         return WeightsResult(
             (
                 *self.digests.findings(digests, data=True),
@@ -80,7 +85,7 @@ class _Check:
                 *findings(self.plan, diagnoses, results),
             ),
             tuple(self._effects(results)),
-            tuple(self._verdicts(results, diagnoses)),
+            tuple(verdicts(self.plan, [(each.step, each.target.key) for each in results], diagnoses)),
             self.digests.named(digests),
         )
 
@@ -99,19 +104,6 @@ class _Check:
                 yield Finding(
                     "weights.resolution", Status.WARN, lora.name, f"{arrived / due:.0%}", f"{FAINT:.0%}", note
                 )
-
-    def _verdicts(self, results: Iterable[Comparison], diagnoses: Iterable[Diagnosis]) -> Iterator[TensorVerdict]:
-        loras = self.plan.sources.loras
-        faults = {(each.key, each.lora, each.module): each for each in diagnoses}
-        for result in results:
-            loose = faults.get((result.target.key, None, ""))
-            for patch in result.step.patches:
-                key = result.target.key
-                if key not in patch.view.keys:
-                    continue
-                fault = faults.get((key, patch.lora, patch.module), loose)
-                what, factor = ("applied", 1.0) if fault is None else (fault.cause.value, fault.factor)
-                yield TensorVerdict(loras[patch.lora].name, patch.module, key, what, factor)
 
     def _effects(self, results: Iterable[Comparison]) -> Iterator[Effect]:
         """Sum ‖ΔW‖² and ‖W‖² up over blocks, in the model's order."""
@@ -166,6 +158,21 @@ def in_order(block: str) -> tuple[int, list[int], str]:
     if "samplers" in block:  # a level ends with it
         numbers[-1] = 99
     return stage, [*numbers, "attentions" in block], block  # an attention follows the resnet of its number
+
+
+def verdicts(
+    plan: Plan, looked_at: Iterable[tuple[Bake, str]], diagnoses: Iterable[Diagnosis]
+) -> Iterator[TensorVerdict]:
+    """Say of each step and tensor that was looked at what became of each of its patches."""
+    faults = {(each.key, each.lora, each.module): each for each in diagnoses}
+    for step, key in looked_at:
+        loose = faults.get((key, None, ""))
+        for patch in step.patches:
+            if key not in patch.view.keys:
+                continue
+            fault = faults.get((key, patch.lora, patch.module), loose)
+            what, factor = ("applied", 1.0) if fault is None else (fault.cause.value, fault.factor)
+            yield TensorVerdict(plan.sources.loras[patch.lora].name, patch.module, key, what, factor)
 
 
 def untouched(results: Iterable[Comparison], stage: str) -> Iterator[Finding]:

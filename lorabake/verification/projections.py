@@ -1,0 +1,156 @@
+"""Test that a tensor's change is a given sum of products, by random sums along its rows (after Freivalds 1979).
+
+W is the base's weight, W' the one found, Δ = Σ L·R what is due, and F = W' − W − Δ what is left over. For a vector x
+of random signs, (W' − W)·x costs one pass over the values, and L·(R·x) next to nothing; they differ by F·x. The signs
+are drawn by the tensor's name, so that every run says the same; no value of a checkpoint knows of them.
+
+**No false alarm.** In a right bake a value is off by half a unit in the last place of its dtype at most (by one where
+rounding is drawn), and by what the bake's float32 loses. So for each row f of F there is a bound ρ on its length,
+whatever its values are. By Hoeffding (1963), |f·x| > λ·ρ has a probability of 2·exp(−λ²/2) at most, over the signs.
+λ is such that in a whole checkpoint, over all rows and vectors, this happens with a probability of `FALSE_ALARM` at
+most.
+
+**What is found.** Let t = λ·ρ. If any value of f is larger than t, a change of its sign in x moves f·x by more than
+2t, so that at most one of the two is within ±t: one vector misses such a row with a probability of 1/2 at most, all
+of them with 2^−VECTORS. If a row is off all over, f·x is close to normal with the deviation ‖f‖, and one vector
+misses it with P(|N| ≤ t/‖f‖). In any case P(|f·x| ≥ ‖f‖/2) ≥ 3/16 (Paley and Zygmund 1932, as E(f·x)⁴ ≤ 3·‖f‖⁴). A
+fault in many rows is missed only where each of them is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log, prod, sqrt
+
+import numpy as np
+
+from lorabake.adapters.kind import matrix
+from lorabake.planning import Bake, Target
+from lorabake.tensors.packing import PackedInfo
+from lorabake.tensors.safetensors import TensorInfo
+from lorabake.verification.arrays import LEAST, MANTISSA, Files, Singles
+from lorabake.verification.blocks import Blocks, powers_of, squares
+from lorabake.verification.formulas import Array
+from lorabake.verification.recompute import Indices, Product, Recomputation
+
+VECTORS = 8
+TOGETHER = 4
+"""Vectors that are multiplied by at once: more take a slower path through BLAS."""
+
+FALSE_ALARM = 1e-9
+PLAIN = {"F8_E4M3", "F8_E5M2", "F16", "BF16", "F32"}
+UNIT = 2.0**-24
+LARGE = 2.0**32
+"""A sum of squares from which on values may be no numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Hold the random sums of one tensor: (rows, vectors) each, of what was found less the base, and of each product.
+
+    `bounds` limits, by row, what the two may be apart; `units` has the squares of the units in the last place, summed
+    up along the rows.
+    """
+
+    step: Bake
+    found: TensorInfo
+    arrived: Array
+    products: tuple[Product, ...]
+    parts: tuple[Array, ...]
+    bounds: Array
+    units: Array
+
+    @property
+    def target(self) -> Target:
+        """Return the tensor's place in the plan."""
+        return self.step.targets[0]
+
+    @property
+    def due(self) -> Array:
+        """Add the products up."""
+        total = np.zeros_like(self.arrived)
+        for product, part in zip(self.products, self.parts, strict=True):
+            total[product.rows] += part
+        return total
+
+    @property
+    def noise(self) -> float:
+        """Estimate the energy of rounding in the sums: a twelfth of a unit's square a value, a fourth where drawn."""
+        return VECTORS * float(self.units.sum()) / (4 if self.target.is_drawn else 12)
+
+    @property
+    def ratios(self) -> Array:
+        """Say, by row, how far apart the sums are at the most, 1 being the bound."""
+        apart = np.abs(self.arrived - self.due).max(axis=1)
+        return np.where(np.isnan(apart), np.inf, apart / self.bounds)
+
+    @property
+    def wrong(self) -> Indices:
+        """Return the rows that rounding cannot explain."""
+        return np.flatnonzero(self.ratios > 1)
+
+
+class Projector:
+    """Sum up tensors of one plan along random signs, from any thread; `tests` are made in all."""
+
+    def __init__(self, recomputation: Recomputation, files: Files, tests: int) -> None:
+        self.recomputation, self.blocks = recomputation, Blocks(files)
+        self.width = sqrt(2 * log(2 * max(tests, 1) / FALSE_ALARM))
+
+    def sums(self, step: Bake, found: TensorInfo) -> Sums | None:
+        """Take a tensor's sums; None for one whose change is no sum of products, or that is not stored plainly."""
+        if not _fits(step, found) or (products := self.recomputation.products(step)) is None:
+            return None
+        target, (rows, columns) = step.targets[0], matrix(step.targets[0].shape)
+        vectors = signs(target.key, columns)
+        arrived, powers, changes, widest = np.zeros((rows, VECTORS)), np.zeros(rows), np.zeros(rows), 1
+        with np.errstate(all="ignore"):
+            for block in self.blocks.of(target, found):
+                base, there = self.blocks.pair(target, found, block)
+                difference = np.subtract(there, base, out=base)
+                changes[block.rows] += squares(difference)
+                for first in range(0, VECTORS, TOGETHER):
+                    some = slice(first, first + TOGETHER)
+                    arrived[block.rows, some] += difference @ vectors[first // TOGETHER][block.columns]
+                powers[block.rows] += squares(powers_of(there, there))
+                widest = max(widest, block.columns.stop - block.columns.start)
+        if not ((powers < LARGE) & (changes < LARGE)).all():
+            return None
+        wide = np.concatenate(vectors, axis=1).astype(np.float64)
+        parts = tuple(each.left @ (each.right @ wide) for each in products)
+        bounds, units = self._bounds(target, found, products, powers)
+        bounds += UNIT * (widest + 2) * sqrt(columns) * np.sqrt(changes)  # what float32 loses of these sums
+        return Sums(step, found, arrived, tuple(products), parts, bounds, units)
+
+    def _bounds(
+        self, target: Target, found: TensorInfo, products: Sequence[Product], powers: Array
+    ) -> tuple[Array, Array]:
+        """Bound each row's sums; `powers` are the squares of its values' powers of two, summed up."""
+        columns = matrix(target.shape)[1]
+        dtype = min(found.dtype, target.dtype, key=lambda name: MANTISSA[name])
+        units = 4.0 ** -MANTISSA[dtype] * (powers + columns * LEAST[dtype] ** 2)
+        changes, terms = np.zeros(len(powers)), 16
+        for each in products:
+            changes[each.rows] += np.sqrt(np.einsum("ij,ij->i", each.left, each.left)) * np.linalg.norm(each.right)
+            terms += each.right.shape[0]
+        rounding = (1.0 if target.is_drawn and found.dtype == target.dtype else 0.5) * np.sqrt(units)
+        lost = self.recomputation.epsilon(target) * (terms * changes + 32 * np.sqrt(powers))
+        return self.width * (rounding + lost), units
+
+
+def _fits(step: Bake, found: TensorInfo) -> bool:
+    """Tell whether a step's tensor is one that is stored plainly, before and after."""
+    target = step.targets[0]
+    if len(step.targets) > 1 or not step.patches or not prod(target.shape) or isinstance(target.source, PackedInfo):
+        return False
+    return {target.source.dtype, found.dtype} <= PLAIN and target.dtype in MANTISSA
+
+
+def signs(key: str, columns: int) -> list[Singles]:
+    """Draw vectors of signs by a tensor's name, (columns, TOGETHER) each."""
+    seed = int.from_bytes(hashlib.blake2b(f"lorabake quick/{key}".encode(), digest_size=16).digest(), "little")
+    raw = np.random.Generator(np.random.Philox(key=seed)).bytes(-(-columns * VECTORS // 8))
+    bits = np.unpackbits(np.frombuffer(raw, np.uint8))[: columns * VECTORS].reshape(-1, columns, TOGETHER)
+    return [each.astype(np.float32) * 2 - 1 for each in bits]
