@@ -98,7 +98,7 @@ def verify(
         ),
         begin=bars.begin,
         progress=bars.advance,
-        tell=lambda finding: click.echo(_line(finding).strip(), err=True),
+        tell=_tell,
     )
     try:
         verification = run_verify(recipe, baked, options)
@@ -121,6 +121,12 @@ def verify(
         if failure.exit_code == INTERNAL:
             internal_error(failure.traceback)
     return verification.exit_code
+
+
+def _tell(finding: Finding) -> None:
+    """Say at once what keeps a stage from running; the others go on."""
+    word = click.style(finding.status.value, fg=COLOURS[finding.status])
+    click.echo(f"{word}: {finding.stage}: {finding.note}", err=True)
 
 
 def make_folder(folder: Path) -> None:
