@@ -139,7 +139,8 @@ def decode(dtype: str, raw: bytes) -> Array:
         widen(dtype, halves, singles)
         largest = max(float(singles.max(initial=0.0)), -float(singles.min(initial=0.0)))
         if dtype == "BF16" or largest < 2.0**16:
-            return singles.astype(np.float64)
+            with np.errstate(invalid="ignore"):  # of NaN that signal
+                return singles.astype(np.float64)
     if dtype in ("F8_E4M3", "F8_E5M2"):
         values = np.array([decode_scalar(dtype, bytes([byte])) for byte in range(256)])
         return np.asarray(values[np.frombuffer(raw, np.uint8)])

@@ -169,6 +169,8 @@ class Screen:
             decode(dtype, stored[rows, columns].tobytes())
             for dtype, stored in ((result.found.dtype, block.held), (result.target.source.dtype, block.base))
         )
+        if not np.isfinite(there).all():
+            return None
         return Suspects(rows + block.rows.start, columns + block.columns.start, there, before, allowed[rows])
 
     def _deltas(self, factors: Sequence[Factor], block: Block) -> Iterator[Delta]:
