@@ -139,15 +139,19 @@ def decode(dtype: str, raw: bytes) -> Array:
         widen(dtype, halves, singles)
         largest = max(float(singles.max(initial=0.0)), -float(singles.min(initial=0.0)))
         if dtype == "BF16" or largest < 2.0**16:
-            with np.errstate(invalid="ignore"):  # of NaN that signal
-                return singles.astype(np.float64)
+            return _doubles(singles)
     if dtype in ("F8_E4M3", "F8_E5M2"):
         values = np.array([decode_scalar(dtype, bytes([byte])) for byte in range(256)])
         return np.asarray(values[np.frombuffer(raw, np.uint8)])
     codes = {"BOOL": "?", "U8": "u1", "I8": "i1"}
     code = codes.get(dtype) or f"<{dtype[0].lower()}{DTYPES[dtype].bits // 8}"
     values_of_any: NDArray[Any] = np.frombuffer(raw, code)
-    return values_of_any.astype(np.float64)
+    return _doubles(values_of_any)
+
+
+def _doubles(values: NDArray[Any]) -> Array:
+    with np.errstate(invalid="ignore"):  # of NaN that signal
+        return values.astype(np.float64)
 
 
 def widen(dtype: str, stored: NDArray[Any], into: Singles) -> None:
