@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lorabake.adapters.kind import matrix
+from lorabake.adapters.kind import MAGNITUDES, matrix
 from lorabake.errors import SurroundingsError
 from lorabake.matching import Patch
 from lorabake.methods import masks_of
@@ -31,12 +31,16 @@ TILE_VALUES = 1 << 17
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Hold what one patch, the step's `number`th, adds to rows `rows` of a tile, its strength included."""
+    """Hold what one patch, the step's `number`th, adds to rows `rows` of a tile, its strength included.
+
+    The sums that make it are `partial` at the most on the way, where they may be more than what comes out.
+    """
 
     number: int
     patch: Patch
     rows: slice
     delta: Array
+    partial: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,7 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Say how large a patch's change becomes on some rows, and with it the weight where that is what is summed."""
+    """Say how large the sums that make a patch's change may become on some rows."""
 
     patch: Patch
     rows: slice
@@ -74,13 +78,13 @@ class Tile:
 
     @property
     def reaches(self) -> list[Reach]:
-        """Say how far each change reaches."""
+        """Say how large the sums of each change may become: four times the largest result stands for that."""
         found = []
         for change in self.changes:
             size = float(np.abs(change.delta).max(initial=0.0))
-            if not change.patch.kind.low_rank and not change.patch.kind.replaces:
+            if not change.patch.kind.low_rank and not change.patch.kind.replaces:  # the weight itself is summed
                 size += float(np.abs(self.base[change.rows]).max(initial=0.0))
-            found.append(Reach(change.patch, change.rows, size))
+            found.append(Reach(change.patch, change.rows, max(4 * size, change.partial)))
         return found
 
 
@@ -148,13 +152,12 @@ class Recomputation:
     def slack(self, target: Target, base: Array, exact: Array, rows: Indices, reaches: Sequence[Reach]) -> Array:
         """Bound the error that the bake's own precision allows at some places, in `rows`, of a tile.
 
-        A sum of n products in a precision ε is off by some n·ε times its largest partial sum; the largest change in
-        the tile, four times over, stands for that.
+        A sum of n products in a precision ε is off by some n·ε times its largest partial sum.
         """
         sizes = 16 * (np.abs(base) + np.abs(exact))
         for reach in reaches:
             inside = (rows >= reach.rows.start) & (rows < reach.rows.stop)
-            sizes = sizes + inside * terms(reach.patch) * reach.size * 4
+            sizes = sizes + inside * terms(reach.patch) * reach.size
         return np.asarray(self.epsilon(target) * sizes)
 
     def rounded(self, tile: Tile, values: Array) -> Array:
@@ -183,12 +186,15 @@ class Recomputation:
         starts: Sequence[int] = range(0, rows, size)
         if some and some < len(starts):
             starts = [at * (rows - size) // (some - 1) for at in range(some)]
-        loaded = [(*each, self.tensors(each[1]), self.scale(each[1])) for each in enumerate(patches)]
+        loaded = []
+        for number, patch in enumerate(patches):
+            tensors, scale = self.tensors(patch), self.scale(patch)
+            loaded.append((number, patch, tensors, scale, _partial(patch, tensors, scale)))
         for start in starts:
             stop = min(start + size, rows)
             base = self.files.rows(target.source, start, stop, columns)
             exact, changes = base.copy() if patches else base, []
-            for number, patch, tensors, scale in loaded:
+            for number, patch, tensors, scale, partial in loaded:
                 row = 0
                 for region in patch.view.regions:
                     first, last = max(start, region.start), min(stop, region.stop)
@@ -199,7 +205,7 @@ class Recomputation:
                         seen = exact if self.sequential else base
                         delta = _delta(patch, tensors, seen[inner], place, scale)
                         exact[inner] += delta
-                        changes.append(Change(number, patch, inner, delta))
+                        changes.append(Change(number, patch, inner, delta, partial))
                     row += region.stop - region.start
             yield Tile(target, start, base, exact, tuple(changes))
 
@@ -219,8 +225,9 @@ class Recomputation:
                 weight = np.ascontiguousarray(seen[view.regions[0].key].T)
             else:
                 weight = np.concatenate([seen[region.key][region.start : region.stop] for region in view.regions])
-            place = _place(patch, slice(0, view.rows))
-            changed = _delta(patch, self.tensors(patch), weight, place, self.scale(patch))
+            tensors, scale = self.tensors(patch), self.scale(patch)
+            changed = _delta(patch, tensors, weight, _place(patch, slice(0, view.rows)), scale)
+            partial = _partial(patch, tensors, scale)
             if view.transpose:
                 changed = changed.T
             if not step.summed and not patch.kind.replaces:
@@ -231,7 +238,7 @@ class Recomputation:
                 rows = slice(region.start, region.stop)
                 delta = changed[row : row + region.stop - region.start]
                 exact[region.key][rows] += delta
-                parts[region.key].append(Change(number, patch, rows, delta))
+                parts[region.key].append(Change(number, patch, rows, delta, partial))
                 row += region.stop - region.start
         for key, start, stop, there in () if step.summed else step.pieces():
             deltas = [
@@ -250,18 +257,36 @@ class Recomputation:
                 old, shape = base[target.scale_key], shapes[target.scale_key]
                 fresh = _fresh(exact[target.key], old.reshape(shape), target, dtypes[target.scale_key])
                 due = fresh.reshape(old.shape)
-                scale = scales(fresh, target.shape, target.scale_key)
+                units = scales(fresh, target.shape, target.scale_key)
                 exact[target.scale_key] = due
                 first = parts[target.key][0]  # what changes a weight changes its scale
                 parts[target.scale_key] = [Change(first.number, first.patch, slice(0, len(due)), due - old)]
-                base[target.key] /= scale
-                exact[target.key] /= scale
+                base[target.key] /= units
+                exact[target.key] /= units
                 parts[target.key] = [
-                    replace(each, delta=each.delta / (scale if len(scale) == 1 else scale[each.rows]))
+                    replace(
+                        each,
+                        delta=each.delta / (units if len(units) == 1 else units[each.rows]),
+                        partial=each.partial / float(units.min()),
+                    )
                     for each in parts[target.key]
                 ]
         for target in step.targets:
             yield Tile(target, 0, base[target.key], exact[target.key], tuple(parts[target.key]))
+
+
+def _partial(patch: Patch, tensors: Tensors, scale: float) -> float:
+    """Bound the partial sums of a product by the lengths of its factors' rows and columns (Cauchy and Schwarz)."""
+    if patch.kind.name not in PRODUCTS:
+        return 0.0
+    own = {slot: values for slot, values in tensors.items() if slot not in MAGNITUDES}
+    left, right = PRODUCTS[patch.kind.name](own, _place(patch, slice(0, patch.view.rows)), scale)
+    return abs(patch.share) * longest(left) * longest(right.T)
+
+
+def longest(rows: Array) -> float:
+    """Return the length of the longest row."""
+    return float(np.sqrt(np.einsum("ij,ij->i", rows, rows).max(initial=0.0)))
 
 
 def terms(patch: Patch) -> int:

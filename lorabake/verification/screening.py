@@ -4,8 +4,8 @@ Half a unit of float16 is some thousand times what float32 loses in such a sum. 
 but those next to the border between two neighbours, some 0.2 %, what they are, and those are worked out in float64.
 With u = 2⁻²⁴, ‖b‖ the length of a row of B and ‖a‖ that of the longest column of A, strength and scale included, a
 float32 sum of r products is off by u·(r + 2)·‖b‖·‖a‖ at most, in whatever order it is taken (Higham 2002, section
-3.1). Where that is more than the comparison allows a bake to be off, more values are worked out: none passes that
-float64 would not let pass. Whatever is not right is left to float64 altogether, which says what is there.
+3.1). The comparison allows a bake to be off by more than that, so that no value passes which float64 would not let
+pass. Whatever is not right is left to float64 altogether, which says what is there.
 
 Usually such a sum is off by u/√6·‖b‖·‖a‖: each step rounds by up to half a unit of a sum that grows as √k. Values are
 worked out within ten times that, so that the count of those that are not the nearest ones is float64's, too.
@@ -27,7 +27,7 @@ from lorabake.verification.arrays import LEAST, MANTISSA, Files, Singles, decode
 from lorabake.verification.blocks import VALUES, Block, Blocks, dot, powers_of
 from lorabake.verification.comparison import Comparison, Share
 from lorabake.verification.formulas import Array
-from lorabake.verification.recompute import Indices, Product, Recomputation, terms
+from lorabake.verification.recompute import Indices, Product, Recomputation, longest, terms
 
 WORTH = 1 << 15
 """Values of a tensor from which on it pays."""
@@ -43,23 +43,23 @@ LARGE = 2.0**32
 SEVERAL = 16
 """One value in so many may be near the border; where more are, the tensor is not what is due."""
 
-GLIMPSE = 4
-"""Rows of a change that are looked at for how far it reaches, at the least."""
+MOST = 12
+"""Products on one tensor whose sum the comparison's allowance covers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Factor:
     """Hold a product in both precisions; `columns` are those of the right side, as rows.
 
-    `lengths` are those of the left side's rows times the longest of `columns`; a value may be off by `allowed` times
-    the largest change around.
+    `margins` say by row how far from the border between neighbours a value has to be worked out in float64, `allowed`
+    how far a bake may be off at the least.
     """
 
     product: Product
     left: Singles
     right: Singles
     columns: Array
-    lengths: Array
+    margins: Array
     allowed: float
 
     @classmethod
@@ -67,9 +67,9 @@ class Factor:
         """Round to float32, and measure."""
         left, right = (np.ascontiguousarray(each, np.float32) for each in (product.left, product.right))
         columns = np.ascontiguousarray(product.right.T)
-        longest = np.sqrt(np.einsum("ij,ij->i", columns, columns).max(initial=0.0))
-        lengths = np.sqrt(np.einsum("ij,ij->i", product.left, product.left)) * longest
-        return cls(product, left, right, columns, lengths, 4 * UNIT * terms(product.patch))
+        lengths = np.sqrt(np.einsum("ij,ij->i", product.left, product.left)) * longest(columns)
+        allowed = UNIT * terms(product.patch) * float(lengths.max(initial=0.0))
+        return cls(product, left, right, columns, USUAL * UNIT * lengths, allowed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +89,12 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Suspects:
-    """Hold values that take float64: their places, what is there, what the base has, how far they may be off."""
+    """Hold values that take float64: their places, what is there, and what the base has."""
 
     rows: Indices
     columns: Indices
     found: Array
     base: Array
-    allowed: Array
 
 
 class Screen:
@@ -109,17 +108,23 @@ class Screen:
         target = step.targets[0]
         if not self._fits(step, target, found) or (products := self.recomputation.products(step)) is None:
             return None
+        if len(products) > MOST:
+            return None
         result = Comparison(target, found, step, is_copy=False)
         suspects: list[Suspects] = []
         with np.errstate(all="ignore"):
             factors = [Factor.of(each) for each in products]
-            margins = _Margins(matrix(target.shape)[0], factors)
+            margins, allowed = (np.zeros(matrix(target.shape)[0]) for _ in range(2))
+            for each in factors:
+                margins[each.product.rows] += each.margins
+                allowed[each.product.rows] += each.allowed
+            narrowed = margins.astype(np.float32)[:, None]
             for block in self.blocks.of(target, found):
-                near = self._screened(result, factors, margins, block)
+                near = self._screened(result, factors, narrowed[block.rows], block)
                 if near is None:
                     return None
                 suspects.append(near)
-            _settle(result, factors, suspects)
+            _settle(result, factors, suspects, allowed)
         return result if result.is_right else None
 
     def _fits(self, step: Bake, target: Target, found: TensorInfo) -> bool:
@@ -131,7 +136,7 @@ class Screen:
         return {target.source.dtype, found.dtype} <= NARROW and target.dtype in MANTISSA
 
     def _screened(
-        self, result: Comparison, factors: Sequence[Factor], margins: _Margins, block: Block
+        self, result: Comparison, factors: Sequence[Factor], margin: Singles, block: Block
     ) -> Suspects | None:
         """Compare a block and return what takes float64; None where too much does, or values are no numbers."""
         total, found = self.blocks.pair(result.target, result.found, block)
@@ -145,7 +150,6 @@ class Screen:
         extra = [dot(error[each.rows], each.values) for each in deltas]
         if not (energy < LARGE and np.isfinite([*sums.values(), *extra]).all()):
             return None
-        margin, allowed = margins.at(block.rows, deltas)
         np.maximum(border, np.float32(LEAST[result.dtype]), out=border)
         border *= np.float32(2.0 ** -(MANTISSA[result.dtype] + 1) - 2 * UNIT * (len(deltas) + 1))
         border -= margin
@@ -171,7 +175,7 @@ class Screen:
         )
         if not np.isfinite(there).all():
             return None
-        return Suspects(rows + block.rows.start, columns + block.columns.start, there, before, allowed[rows])
+        return Suspects(rows + block.rows.start, columns + block.columns.start, there, before)
 
     def _deltas(self, factors: Sequence[Factor], block: Block) -> Iterator[Delta]:
         """Multiply the factors that change rows of a block."""
@@ -185,28 +189,9 @@ class Screen:
                 yield Delta(factor, slice(first - start, last - start), values)
 
 
-class _Margins:
-    """Say how far from the border between neighbours a value of a row has to be worked out in float64."""
-
-    def __init__(self, rows: int, factors: Sequence[Factor]) -> None:
-        self.usual, self.bound = np.zeros(rows), np.zeros(rows)
-        for each in factors:
-            self.usual[each.product.rows] += USUAL * UNIT * each.lengths
-            self.bound[each.product.rows] += UNIT * each.lengths * (each.left.shape[1] + len(factors) + 2)
-
-    def at(self, rows: slice, deltas: Sequence[Delta]) -> tuple[Singles, Array]:
-        """Return it, (rows, 1), and how far a bake may be off in each row at the least; the changes tell."""
-        allowed = np.zeros(rows.stop - rows.start)
-        for each in deltas:
-            some = each.values[:: max(1, len(each.values) // GLIMPSE)]
-            allowed[each.rows] += each.factor.allowed * max(float(some.max()), -float(some.min()))
-        margin = np.maximum(self.usual[rows], self.bound[rows] - allowed)
-        return margin.astype(np.float32)[:, None], allowed
-
-
-def _settle(result: Comparison, factors: Sequence[Factor], suspects: Sequence[Suspects]) -> None:
+def _settle(result: Comparison, factors: Sequence[Factor], suspects: Sequence[Suspects], allowed: Array) -> None:
     """Work out in float64 what is due where float32 could not tell, and judge what is there."""
-    rows, columns, found, base, allowed = (
+    rows, columns, found, base = (
         np.concatenate([getattr(each, name) for each in suspects]) for name in Suspects.__slots__
     )
     exact = base.copy()
@@ -219,5 +204,5 @@ def _settle(result: Comparison, factors: Sequence[Factor], suspects: Sequence[Su
     ulps = np.abs(found - exact) / spacing(result.dtype, found)
     inexact = ~(ulps <= 0.5)
     result.worst = max(result.worst, float(ulps[~inexact].max(initial=0.0)))
-    slack = allowed + 16 * UNIT * (np.abs(base) + np.abs(exact))
+    slack = allowed[rows] + 16 * UNIT * (np.abs(base) + np.abs(exact))
     result.judge(rows[inexact], found[inexact], exact[inexact], slack[inexact])
