@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from lorabake.verification.unpacking import unpack
 Bytes = NDArray[np.uint8]
 Singles = NDArray[np.float32]
 
-CHUNK, EQUAL_CHUNK = 4 << 20, 1 << 18
+CHUNK, PIECE = 4 << 20, 1 << 17
 F16_BITS = np.int32(0x8FFFE000 - (1 << 32))
 """Where sign, exponent and mantissa of a float16 lie in 32 bits, once they are moved up to the sign of a float32."""
 
@@ -99,11 +100,28 @@ class Files:
         raw = self.raw(info.file, info.start + start * columns * width, (stop - start) * columns * width)
         return decode(info.dtype, raw).reshape(stop - start, columns)
 
+    def single(self, info: TensorInfo) -> Singles | None:
+        """Return a whole tensor in its own shape as float32; None where that could not hold all of its values."""
+        if info.dtype not in ("F8_E4M3", "F8_E5M2", "F16", "BF16", "F32"):
+            return None
+        raw, into = np.empty(info.nbytes, np.uint8), np.empty(prod(info.shape), np.float32)
+        self.fill(info.file, info.start, raw)
+        widen(info.dtype, raw.view(f"<u{DTYPES[info.dtype].bits // 8}"), into)
+        return into.reshape(info.shape) if not _may_be_none(info.dtype, into) else None
+
     def whole(self, info: TensorInfo) -> Array:
         """Return a whole tensor in its own shape, decoded."""
         if isinstance(info, PackedInfo):
             return unpack(info, lambda role: self.stored(info.parts[role]))
-        return decode(info.dtype, self.raw(info.file, info.start, info.nbytes)).reshape(info.shape)
+        if info.nbytes <= PIECE:
+            return decode(info.dtype, self.raw(info.file, info.start, info.nbytes)).reshape(info.shape)
+        width, raw = DTYPES[info.dtype].bits // 8, np.empty(PIECE, np.uint8)
+        values = np.empty(info.nbytes // width)
+        for place in range(0, info.nbytes, PIECE):  # fresh memory costs more than what is done in it
+            piece = raw[: info.nbytes - place]
+            self.fill(info.file, info.start + place, piece)
+            values[place // width : (place + len(piece)) // width] = decode(info.dtype, piece)
+        return values.reshape(info.shape)
 
     def stored(self, info: TensorInfo) -> NDArray[Any]:
         """Return a part of a packed weight: bytes as they are, numbers of any dtype as float64."""
@@ -115,8 +133,8 @@ class Files:
         """Tell whether two tensors hold the same bytes."""
         if one.nbytes != other.nbytes:
             return False
-        buffers = [np.empty(min(one.nbytes, EQUAL_CHUNK), np.uint8) for _ in range(2)]
-        for place in range(0, one.nbytes, EQUAL_CHUNK):
+        buffers = [np.empty(min(one.nbytes, PIECE), np.uint8) for _ in range(2)]
+        for place in range(0, one.nbytes, PIECE):
             pieces = [each[: one.nbytes - place] for each in buffers]
             for info, piece in zip((one, other), pieces, strict=True):
                 self.fill(info.file, info.start + place, piece)
@@ -131,14 +149,13 @@ class Files:
         self._fds.clear()
 
 
-def decode(dtype: str, raw: bytes) -> Array:
-    """Widen little-endian values of any dtype with a plain number to float64."""
+def decode(dtype: str, raw: bytes | Bytes) -> Array:
+    """Widen little-endian values of any dtype with a plain number, given as bytes, to float64."""
     if dtype in ("F16", "BF16"):
         halves = np.frombuffer(raw, "<u2")
         singles = np.empty(halves.shape, np.float32)
         widen(dtype, halves, singles)
-        largest = max(float(singles.max(initial=0.0)), -float(singles.min(initial=0.0)))
-        if dtype == "BF16" or largest < 2.0**16:
+        if not _may_be_none(dtype, singles):
             return _doubles(singles)
     if dtype in ("F8_E4M3", "F8_E5M2"):
         values = np.array([decode_scalar(dtype, bytes([byte])) for byte in range(256)])
@@ -147,6 +164,11 @@ def decode(dtype: str, raw: bytes) -> Array:
     code = codes.get(dtype) or f"<{dtype[0].lower()}{DTYPES[dtype].bits // 8}"
     values_of_any: NDArray[Any] = np.frombuffer(raw, code)
     return _doubles(values_of_any)
+
+
+def _may_be_none(dtype: str, widened: Singles) -> bool:
+    """Tell whether there may be no number among values of float16, which `widen` takes for finite ones."""
+    return dtype == "F16" and max(float(widened.max(initial=0.0)), -float(widened.min(initial=0.0))) >= 2.0**16
 
 
 def _doubles(values: NDArray[Any]) -> Array:

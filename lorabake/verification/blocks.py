@@ -61,19 +61,15 @@ class Blocks(threading.local):
                 together = None if both is None else both[:, :, piece]
                 yield Block(slice(start, stop), piece, base[:, piece], held[:, piece], together)
 
-    def widened(self, name: str, dtype: str, stored: NDArray[Any]) -> Singles:
-        """Widen stored values to float32, in a buffer of this name."""
-        into = self.floats(name, stored.shape)
-        widen(dtype, stored, into)
-        return into
-
-    def pair(self, target: Target, found: TensorInfo, block: Block) -> tuple[Singles, Singles]:
-        """Widen what base and checkpoint have, at once where they have one dtype."""
-        if block.both is None:
-            base = self.widened("base", target.source.dtype, block.base)
-            return base, self.widened("held", found.dtype, block.held)
-        both = self.widened("both", found.dtype, block.both)
-        return both[0], both[1]
+    def pair(self, target: Target, found: TensorInfo, block: Block) -> Singles:
+        """Widen what base and checkpoint have, (2, rows, columns): at once where they have one dtype."""
+        both = self.floats("both", (2, *block.held.shape))
+        if block.both is not None:
+            widen(found.dtype, block.both, both)
+        else:
+            widen(target.source.dtype, block.base, both[0])
+            widen(found.dtype, block.held, both[1])
+        return both
 
     def floats(self, name: object, shape: tuple[int, ...]) -> Singles:
         """Return a buffer of this name, with whatever it holds."""
@@ -107,10 +103,10 @@ def powers_of(values: Singles, into: Singles) -> Singles:
 
 
 def squares(values: Singles) -> Singles:
-    """Sum up the squares of each row."""
+    """Sum up the squares of each row, along the last axis."""
     if hasattr(np, "vecdot"):  # since NumPy 2: four times as fast
         return np.asarray(np.vecdot(values, values))
-    return np.asarray(np.einsum("ij,ij->i", values, values))
+    return np.asarray(np.einsum("...j,...j->...", values, values))
 
 
 def dot(one: Singles, other: Singles) -> float:

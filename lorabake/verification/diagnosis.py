@@ -144,7 +144,7 @@ class Diagnostician:
         )
         found, due = (each[rows].astype(np.float32) for each in (sums.arrived, sums.due))
         noise = sums.noise * float(sums.units[rows].sum() / sums.units.sum())
-        vectors = np.concatenate(signs(sums.target.key, matrix(sums.target.shape)[1]), axis=1)
+        vectors = np.concatenate([*signs(sums.target.key, matrix(sums.target.shape)[1])], axis=1)
         scene, key = _Scene(rows, count, found, due, patches, noise, vectors), sums.target.key
         told = self._by_strengths(key, scene)
         if told is not None:

@@ -7,7 +7,8 @@ A formula takes a module's tensors by slot (alpha only where it is no scale), th
 `rows` of the module's weight as (rows, columns), columns = inputs × kernel. `shape` is the whole weight's
 (out, in[, kernel…]).
 It returns what those rows become at strength 1. Kinds whose rows depend on each other get all rows at once.
-A kind that adds a product of two matrices says its factors, (rows, r) and (r, columns), and its formula follows.
+A kind that adds a number times a product of two matrices says the three, (rows, r) and (r, columns), and its formula
+follows.
 """
 
 from __future__ import annotations
@@ -40,20 +41,20 @@ class Place:
 
 
 Formula = Callable[[Tensors, Array, Place, float], Array]
-Factors = Callable[[Tensors, Place, float], tuple[Array, Array]]
+Factors = Callable[[Tensors, Place, float], tuple[float, Array, Array]]
 
 
 def product(factors: Factors) -> Formula:
-    """Make the formula W + L·R of the factors of a product."""
+    """Make the formula W + f·L·R of f, L and R."""
 
     def formula(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
-        left, right = factors(tensors, place, scale)
-        return np.asarray(weight + left @ right)
+        factor, left, right = factors(tensors, place, scale)
+        return np.asarray(weight + factor * (left @ right))
 
     return formula
 
 
-def lora(tensors: Tensors, place: Place, scale: float) -> tuple[Array, Array]:
+def lora(tensors: Tensors, place: Place, scale: float) -> tuple[float, Array, Array]:
     """W + scale·B·A (arXiv 2106.09685).
 
     With a Tucker core M, ΔW[o,i,y,x] = Σ B[o,m]·M[m,n,y,x]·A[n,i] (arXiv 2309.14859).
@@ -66,7 +67,7 @@ def lora(tensors: Tensors, place: Place, scale: float) -> tuple[Array, Array]:
         right = np.einsum("mnk,ni->mik", core, down.reshape(down.shape[0], -1))
     else:
         right = down
-    return scale * left, right.reshape(left.shape[1], -1)
+    return scale, left, right.reshape(left.shape[1], -1)
 
 
 def sparse_lora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -119,9 +120,9 @@ def lora_bias(tensors: Tensors, weight: Array, place: Place, scale: float) -> Ar
     return weight + scale * tensors["bias"].reshape(-1, 1)[place.rows]
 
 
-def mlx(tensors: Tensors, place: Place, scale: float) -> tuple[Array, Array]:
+def mlx(tensors: Tensors, place: Place, scale: float) -> tuple[float, Array, Array]:
     """W + scale·(a·b)ᵀ."""
-    return scale * tensors["lora_b"][:, place.rows].T, tensors["lora_a"].T
+    return scale, tensors["lora_b"][:, place.rows].T, tensors["lora_a"].T
 
 
 def whole(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -342,10 +343,10 @@ def miss(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     return changed
 
 
-def adalora(tensors: Tensors, place: Place, scale: float) -> tuple[Array, Array]:
+def adalora(tensors: Tensors, place: Place, scale: float) -> tuple[float, Array, Array]:
     """W + alpha/(r + 1e-5)·B·diag(E)·A, r the rank before any was given up (arXiv 2303.10512)."""
     alpha, rank = (float(str(place.settings[name])) for name in ("alpha", "rank"))
-    return tensors["up"][place.rows] * tensors["lora_E"].reshape(-1), alpha / (rank + 1e-5) * tensors["down"]
+    return alpha / (rank + 1e-5), tensors["up"][place.rows] * tensors["lora_E"].reshape(-1), tensors["down"]
 
 
 def c3a(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -358,16 +359,16 @@ def c3a(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     return np.asarray(weight + kernel[m[:, None], n[None, :], (j[None, :] - k[:, None]) % size] / weight.shape[1])
 
 
-def delora(tensors: Tensors, place: Place, scale: float) -> tuple[Array, Array]:
+def delora(tensors: Tensors, place: Place, scale: float) -> tuple[float, Array, Array]:
     """W + Σᵢ λ/(r·‖aᵢ‖·‖bᵢ‖)·bᵢ·aᵢ ⊙ n (arXiv 2503.18225)."""
     a, b = tensors["delora_A"], tensors["delora_B"]
     lengths = np.maximum(np.linalg.norm(a, axis=1), 1e-4) * np.maximum(np.linalg.norm(b, axis=0), 1e-4)
-    return b[place.rows] * (tensors["delora_lambda"].item() / (len(a) * lengths)), a * tensors["delora_w_norm"]
+    return tensors["delora_lambda"].item() / len(a), b[place.rows] / lengths, a * tensors["delora_w_norm"]
 
 
-def embedding_lora(tensors: Tensors, place: Place, scale: float) -> tuple[Array, Array]:
+def embedding_lora(tensors: Tensors, place: Place, scale: float) -> tuple[float, Array, Array]:
     """W + scale·(B·A)ᵀ."""
-    return scale * tensors["embedding_down"][:, place.rows].T, tensors["embedding_up"].T
+    return scale, tensors["embedding_down"][:, place.rows].T, tensors["embedding_up"].T
 
 
 def road(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -490,21 +491,21 @@ def gralora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Arra
     return np.asarray(weight + factor * delta[place.rows])
 
 
-def vera(tensors: Tensors, place: Place, scale: float) -> tuple[Array, Array]:
+def vera(tensors: Tensors, place: Place, scale: float) -> tuple[float, Array, Array]:
     """W + diag(λ_b)·B·diag(λ_d)·A, cut to the weight (arXiv 2310.11454)."""
     drawn = place.settings.get("drawn")
     a, b = _vera_bases(drawn) if drawn else (tensors["vera_A"], tensors["vera_B"])
     left = tensors["vera_lambda_b"][place.rows, None] * b[place.rows]
-    return left, tensors["vera_lambda_d"][:, None] * a[:, : prod(place.shape[1:])]
+    return 1.0, left, tensors["vera_lambda_d"][:, None] * a[:, : prod(place.shape[1:])]
 
 
-def pvera(tensors: Tensors, place: Place, scale: float) -> tuple[Array, Array]:
+def pvera(tensors: Tensors, place: Place, scale: float) -> tuple[float, Array, Array]:
     """W + diag(λ_b)·B·diag(μ)·A, μ and A the upper halves of λ_d and of the matrix (arXiv 2512.07703)."""
     drawn = place.settings.get("drawn")
     a, b = _vera_bases(drawn) if drawn else (tensors["pvera_A"], tensors["pvera_B"])
     rank = b.shape[1]
     left = tensors["pvera_lambda_b"][place.rows, None] * b[place.rows]
-    return left, tensors["pvera_lambda_d"][:rank, None] * a[:rank, : prod(place.shape[1:])]
+    return 1.0, left, tensors["pvera_lambda_d"][:rank, None] * a[:rank, : prod(place.shape[1:])]
 
 
 @lru_cache(maxsize=1)
@@ -557,7 +558,7 @@ def _randlora_bases(drawn: tuple[int, tuple[int, ...], tuple[int, ...], float]) 
     return found[0], found[1]
 
 
-def vblora(tensors: Tensors, place: Place, scale: float) -> tuple[Array, Array]:
+def vblora(tensors: Tensors, place: Place, scale: float) -> tuple[float, Array, Array]:
     """W + B·A, whose pieces mix the vectors of a bank by the softmax of the largest logits (arXiv 2405.15179)."""
     topk, bank = int(place.settings["topk"]), tensors["bank"]  # type: ignore[call-overload]
     shares = []
@@ -569,7 +570,7 @@ def vblora(tensors: Tensors, place: Place, scale: float) -> tuple[Array, Array]:
     return _from_bank(shares[0], shares[1], bank, place)
 
 
-def vblora_topk(tensors: Tensors, place: Place, scale: float) -> tuple[Array, Array]:
+def vblora_topk(tensors: Tensors, place: Place, scale: float) -> tuple[float, Array, Array]:
     """W + B·A, whose pieces mix the named vectors of a bank by their weights, which sum up to 1."""
     bank, shares = tensors["bank"], []
     for side in "AB":
@@ -582,10 +583,10 @@ def vblora_topk(tensors: Tensors, place: Place, scale: float) -> tuple[Array, Ar
     return _from_bank(shares[0], shares[1], bank, place)
 
 
-def _from_bank(a: Array, b: Array, bank: Array, place: Place) -> tuple[Array, Array]:
+def _from_bank(a: Array, b: Array, bank: Array, place: Place) -> tuple[float, Array, Array]:
     right = np.einsum("rph,hv->rpv", a, bank).reshape(len(a), -1)
     left = np.einsum("prh,hv->pvr", b, bank).reshape(-1, len(a))
-    return left[place.rows], right
+    return 1.0, left[place.rows], right
 
 
 PRODUCTS: dict[str, Factors] = {

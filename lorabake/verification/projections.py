@@ -23,8 +23,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log, prod, sqrt
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lorabake.adapters.kind import matrix
 from lorabake.planning import Bake, Target
@@ -38,6 +40,13 @@ from lorabake.verification.recompute import Indices, Product, Recomputation
 VECTORS = 8
 TOGETHER = 4
 """Vectors that are multiplied by at once: more take a slower path through BLAS."""
+
+BYTES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32) * 2 - 1
+BYTES = np.ascontiguousarray(BYTES.reshape(256, -1, TOGETHER).swapaxes(0, 1))
+"""The signs that a byte stands for, one a vector, in groups: (groups, 256, TOGETHER)."""
+
+PIECE = 64
+"""Columns of a product that are summed up in float32 before float64 goes on."""
 
 FALSE_ALARM = 1e-9
 PLAIN = {"F8_E4M3", "F8_E5M2", "F16", "BF16", "F32"}
@@ -101,25 +110,23 @@ class Projector:
 
     def sums(self, step: Bake, found: TensorInfo) -> Sums | None:
         """Take a tensor's sums; None for one whose change is no sum of products, or that is not stored plainly."""
-        if not _fits(step, found) or (products := self.recomputation.products(step)) is None:
+        if not _fits(step, found) or (products := self.recomputation.products(step, single=True)) is None:
             return None
         target, (rows, columns) = step.targets[0], matrix(step.targets[0].shape)
         vectors = signs(target.key, columns)
-        arrived, powers, changes, widest = np.zeros((rows, VECTORS)), np.zeros(rows), np.zeros(rows), 1
+        groups, squared, widest = np.zeros((len(vectors), rows, TOGETHER)), np.zeros((2, rows)), 1
         with np.errstate(all="ignore"):
             for block in self.blocks.of(target, found):
-                base, there = self.blocks.pair(target, found, block)
-                difference = np.subtract(there, base, out=base)
-                changes[block.rows] += squares(difference)
-                for first in range(0, VECTORS, TOGETHER):
-                    some = slice(first, first + TOGETHER)
-                    arrived[block.rows, some] += difference @ vectors[first // TOGETHER][block.columns]
-                powers[block.rows] += squares(powers_of(there, there))
+                both = self.blocks.pair(target, found, block)
+                np.subtract(both[1], both[0], out=both[0])
+                groups[:, block.rows] += both[0] @ vectors[:, block.columns]
+                powers_of(both[1], both[1])
+                squared[:, block.rows] += squares(both)
                 widest = max(widest, block.columns.stop - block.columns.start)
-        if not ((powers < LARGE) & (changes < LARGE)).all():
+        if not (squared < LARGE).all():
             return None
-        wide = np.concatenate(vectors, axis=1).astype(np.float64)
-        parts = tuple(each.left @ (each.right @ wide) for each in products)
+        arrived, changes, powers = _joined(groups), squared[0], squared[1]
+        parts = tuple(_sums(each, _joined(vectors)) for each in products)
         bounds, units = self._bounds(target, found, products, powers)
         bounds += UNIT * (widest + 2) * sqrt(columns) * np.sqrt(changes)  # what float32 loses of these sums
         return Sums(step, found, arrived, tuple(products), parts, bounds, units)
@@ -131,13 +138,29 @@ class Projector:
         columns = matrix(target.shape)[1]
         dtype = min(found.dtype, target.dtype, key=lambda name: MANTISSA[name])
         units = 4.0 ** -MANTISSA[dtype] * (powers + columns * LEAST[dtype] ** 2)
-        changes, terms = np.zeros(len(powers)), 16
+        changes, terms, own = np.zeros(len(powers)), 16, np.zeros(len(powers))
         for each in products:
-            changes[each.rows] += np.sqrt(np.einsum("ij,ij->i", each.left, each.left)) * np.linalg.norm(each.right)
+            lengths = np.sqrt(np.einsum("ij,ij->i", each.left, each.left)) * np.linalg.norm(each.right)
+            changes[each.rows] += abs(each.factor) * lengths
             terms += each.right.shape[0]
+            # What the float32 of `_sums` loses: of sums along PIECE columns, and of one along the rank.
+            own[each.rows] += 2 * UNIT * abs(each.factor) * lengths * (PIECE + 2 + terms) * sqrt(columns)
         rounding = (1.0 if target.is_drawn and found.dtype == target.dtype else 0.5) * np.sqrt(units)
         lost = self.recomputation.epsilon(target) * (terms * changes + 32 * np.sqrt(powers))
-        return self.width * (rounding + lost), units
+        return self.width * (rounding + lost) + own, units
+
+
+def _sums(product: Product, vectors: Singles) -> Array:
+    """Multiply a product with vectors of signs, (columns, VECTORS): in float64, or in float32 piece by piece."""
+    left, right = product.left, product.right
+    if right.dtype == np.float64:
+        return np.asarray(product.factor * (left @ (right @ vectors.astype(np.float64))))
+    rank, columns = right.shape
+    count = columns // PIECE
+    pieces = right[:, : count * PIECE].reshape(rank, count, PIECE).transpose(1, 0, 2)
+    inner = (pieces @ vectors[: count * PIECE].reshape(count, PIECE, VECTORS)).sum(axis=0, dtype=np.float64)
+    inner += right[:, count * PIECE :] @ vectors[count * PIECE :]
+    return np.asarray(product.factor * (left @ inner.astype(np.float32)).astype(np.float64))
 
 
 def _fits(step: Bake, found: TensorInfo) -> bool:
@@ -148,9 +171,13 @@ def _fits(step: Bake, found: TensorInfo) -> bool:
     return {target.source.dtype, found.dtype} <= PLAIN and target.dtype in MANTISSA
 
 
-def signs(key: str, columns: int) -> list[Singles]:
-    """Draw vectors of signs by a tensor's name, (columns, TOGETHER) each."""
+def signs(key: str, columns: int) -> Singles:
+    """Draw vectors of signs by a tensor's name: groups of them, (groups, columns, TOGETHER)."""
     seed = int.from_bytes(hashlib.blake2b(f"lorabake quick/{key}".encode(), digest_size=16).digest(), "little")
-    raw = np.random.Generator(np.random.Philox(key=seed)).bytes(-(-columns * VECTORS // 8))
-    bits = np.unpackbits(np.frombuffer(raw, np.uint8))[: columns * VECTORS].reshape(-1, columns, TOGETHER)
-    return [each.astype(np.float32) * 2 - 1 for each in bits]
+    drawn = np.frombuffer(np.random.Generator(np.random.Philox(key=seed)).bytes(columns), np.uint8)
+    return np.ascontiguousarray(BYTES[:, drawn])
+
+
+def _joined(groups: NDArray[Any]) -> NDArray[Any]:
+    """Put groups, (groups, n, TOGETHER), side by side: (n, VECTORS)."""
+    return np.concatenate(groups, axis=1)

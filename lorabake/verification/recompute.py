@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,14 +46,15 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """Hold the factors, (rows, r) and (r, columns), of what the step's `number`th patch adds to `rows` of a tensor.
+    """Hold what the step's `number`th patch adds to `rows` of a tensor: `factor`, strength and all, times a product.
 
-    The strength is in the left one.
+    Its sides are (rows, r) and (r, columns), in float64 or in a float32 that holds them.
     """
 
     number: int
     patch: Patch
     rows: slice
+    factor: float
     left: Array
     right: Array
 
@@ -123,26 +125,46 @@ class Recomputation:
         alpha = decode_scalar(info.dtype, self.files.raw(info.file, info.start, info.nbytes))
         return patch.kind.scale(alpha, patch.shapes) * patch.parts
 
-    def products(self, step: Bake) -> list[Product] | None:
-        """Read the factors of a step's patches on its tensor; None where one is no product, or needs all rows."""
+    def products(self, step: Bake, *, single: bool = False) -> list[Product] | None:
+        """Read the factors of a step's patches on its tensor; None where one is no product, or needs all rows.
+
+        With `single`, sides that are stored as they are come in float32, which holds them.
+        """
         if not step.by_rows or any(patch.has_dora or patch.kind.name not in PRODUCTS for patch in step.patches):
             return None
         found = []
         for number, patch in enumerate(step.patches):
-            view, whole = patch.view, _place(patch, slice(0, patch.view.rows))
-            left, right = PRODUCTS[patch.kind.name](self.tensors(patch), whole, self.scale(patch))
-            left = left * patch.share
+            view = patch.view
+            factor, left, right = self._stored(patch) if single else self._sides(patch, self.tensors(patch))
+            factor *= patch.share
             if view.transpose:
-                found.append(Product(number, patch, slice(0, view.columns), right.T, left.T))
+                found.append(Product(number, patch, slice(0, view.columns), factor, right.T, left.T))
                 continue
             row = 0
             for region in view.regions:
                 count = region.stop - region.start
                 if region.key == step.targets[0].key:
                     rows = slice(region.start, region.stop)
-                    found.append(Product(number, patch, rows, left[row : row + count], right))
+                    found.append(Product(number, patch, rows, factor, left[row : row + count], right))
                 row += count
         return found
+
+    def _sides(self, patch: Patch, tensors: Tensors) -> tuple[float, Array, Array]:
+        place = _place(patch, slice(0, patch.view.rows))
+        return PRODUCTS[patch.kind.name](tensors, place, self.scale(patch))
+
+    def _stored(self, patch: Patch) -> tuple[float, Array, Array]:
+        """Return the sides of a product in float32 where they are the LoRA's own numbers, else in float64."""
+        singles = {
+            slot: self.files.single(info)
+            for slot, info in patch.tensors.items()
+            if slot != "alpha" or not patch.kind.alpha_is_scale
+        }
+        if all(values is not None for values in singles.values()):
+            factor, left, right = self._sides(patch, cast(Tensors, singles))
+            if all(any(np.may_share_memory(side, each) for each in singles.values()) for side in (left, right)):
+                return factor, left, right
+        return self._sides(patch, self.tensors(patch))
 
     def epsilon(self, target: Target) -> float:
         """Return what a bake's arithmetic rounds by, half a unit of 1."""
@@ -280,8 +302,8 @@ def _partial(patch: Patch, tensors: Tensors, scale: float) -> float:
     if patch.kind.name not in PRODUCTS:
         return 0.0
     own = {slot: values for slot, values in tensors.items() if slot not in MAGNITUDES}
-    left, right = PRODUCTS[patch.kind.name](own, _place(patch, slice(0, patch.view.rows)), scale)
-    return abs(patch.share) * longest(left) * longest(right.T)
+    factor, left, right = PRODUCTS[patch.kind.name](own, _place(patch, slice(0, patch.view.rows)), scale)
+    return abs(patch.share * factor) * longest(left) * longest(right.T)
 
 
 def longest(rows: Array) -> float:

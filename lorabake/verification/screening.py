@@ -65,9 +65,10 @@ class Factor:
     @classmethod
     def of(cls, product: Product) -> Factor:
         """Round to float32, and measure."""
-        left, right = (np.ascontiguousarray(each, np.float32) for each in (product.left, product.right))
+        left = (product.factor * product.left).astype(np.float32)
+        right = np.ascontiguousarray(product.right, np.float32)
         columns = np.ascontiguousarray(product.right.T)
-        lengths = np.sqrt(np.einsum("ij,ij->i", product.left, product.left)) * longest(columns)
+        lengths = np.sqrt(np.einsum("ij,ij->i", product.left, product.left)) * abs(product.factor) * longest(columns)
         allowed = UNIT * terms(product.patch) * float(lengths.max(initial=0.0))
         return cls(product, left, right, columns, USUAL * UNIT * lengths, allowed)
 
@@ -200,7 +201,7 @@ def _settle(result: Comparison, factors: Sequence[Factor], suspects: Sequence[Su
         at = np.flatnonzero((rows >= own.start) & (rows < own.stop))
         for few in np.array_split(at, 1 + at.size * each.columns.shape[1] // VALUES):
             left, right = each.product.left[rows[few] - own.start], each.columns[columns[few]]
-            exact[few] += np.einsum("ij,ij->i", left, right)
+            exact[few] += each.product.factor * np.einsum("ij,ij->i", left, right)
     ulps = np.abs(found - exact) / spacing(result.dtype, found)
     inexact = ~(ulps <= 0.5)
     result.worst = max(result.worst, float(ulps[~inexact].max(initial=0.0)))
