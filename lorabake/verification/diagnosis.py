@@ -62,7 +62,6 @@ class Cause(StrEnum):
     NONFINITE = "nonfinite"
     OTHER_LORA = "other_lora"
     VALUES = "values"
-    SETTING = "semantics"
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,7 +356,6 @@ SENTENCES = {
     Cause.NONFINITE: "holds NaN or infinity",
     Cause.OTHER_LORA: "holds a low-rank change that no LoRA of the recipe makes there: another LoRA?",
     Cause.VALUES: "holds other values",
-    Cause.SETTING: "is right under another setting of the recipe",
 }
 """What each cause says of its subject, a LoRA or a tensor."""
 
@@ -369,8 +367,7 @@ def findings(
 ) -> Iterator[Finding]:
     """Sum diagnoses up: one finding for each cause and LoRA, component, or tensor without either."""
     for index, lora in enumerate(plan.sources.loras):
-        yield from _settings(plan, index, [each for each in diagnoses if each.lora == index], stage)
-        own = [each for each in diagnoses if each.lora == index and each.cause is not Cause.SETTING]
+        own = [each for each in diagnoses if each.lora == index]
         modules = {patch.module for patch in plan.patches if patch.lora == index}
         for cause, group in _grouped(own):
             limit = "×1" if group[0].factor is not None else ""
@@ -403,23 +400,6 @@ def findings(
         details = _details(group, subject)
         note = SENTENCES[cause] if len(group) == 1 else f"{SENTENCES[cause]}: {patterns(each.key for each in group)}"
         yield Finding(f"{stage}.{cause}", Status.FAIL, subject, "", "", f"{note}{_some(details)}")
-
-
-def _settings(plan: Plan, index: int, diagnoses: list[Diagnosis], stage: str) -> Iterator[Finding]:
-    """Say of one LoRA under which setting of the recipe its modules would be right."""
-    lora = plan.sources.loras[index]
-    modules = {patch.module for patch in plan.patches if patch.lora == index}
-    for words in dict.fromkeys(each.detail for each in diagnoses if each.cause is Cause.SETTING):
-        found = {each.module for each in diagnoses if each.cause is Cause.SETTING and each.detail == words}
-        names = next(iter(found)) if len(found) == 1 else patterns(found)
-        note = (
-            f"is right under {words} on {len(found)} of {len(modules)} modules: {names}; "
-            "say so in the recipe if that is what it shall be"
-        )
-        field, _, _ = words.removeprefix("no ").partition(":")
-        said = getattr(lora.entry if field == "semantics" else plan.sources.recipe, field)
-        limit = f"{field}: {said}" if said else f"no {field}"
-        yield Finding(f"{stage}.{Cause.SETTING}", Status.FAIL, lora.name, words, limit, note)
 
 
 def _foreign(plan: Plan, loose: list[Diagnosis], results: Sequence[Comparison]) -> dict[str, set[str]]:

@@ -114,39 +114,41 @@ class Projector:
             return None
         target, (rows, columns) = step.targets[0], matrix(step.targets[0].shape)
         vectors = signs(target.key, columns)
-        groups, squared, widest = np.zeros((len(vectors), rows, TOGETHER)), np.zeros((2, rows)), 1
+        groups, powers, widest = np.zeros((len(vectors), rows, TOGETHER)), np.zeros(rows), 1
         with np.errstate(all="ignore"):
             for block in self.blocks.of(target, found):
                 both = self.blocks.pair(target, found, block)
                 np.subtract(both[1], both[0], out=both[0])
                 groups[:, block.rows] += both[0] @ vectors[:, block.columns]
-                powers_of(both[1], both[1])
-                squared[:, block.rows] += squares(both)
+                powers[block.rows] += squares(powers_of(both[1], both[1]))
                 widest = max(widest, block.columns.stop - block.columns.start)
-        if not (squared < LARGE).all():
+        if not (powers < LARGE).all():
             return None
-        arrived, changes, powers = _joined(groups), squared[0], squared[1]
         parts = tuple(_sums(each, _joined(vectors)) for each in products)
-        bounds, units = self._bounds(target, found, products, powers)
-        bounds += UNIT * (widest + 2) * sqrt(columns) * np.sqrt(changes)  # what float32 loses of these sums
-        return Sums(step, found, arrived, tuple(products), parts, bounds, units)
+        bounds, units = self._bounds(target, found, products, powers, widest)
+        return Sums(step, found, _joined(groups), tuple(products), parts, bounds, units)
 
     def _bounds(
-        self, target: Target, found: TensorInfo, products: Sequence[Product], powers: Array
+        self, target: Target, found: TensorInfo, products: Sequence[Product], powers: Array, widest: int
     ) -> tuple[Array, Array]:
-        """Bound each row's sums; `powers` are the squares of its values' powers of two, summed up."""
+        """Bound each row's sums; `powers` are the squares of its values' powers of two, summed up.
+
+        Float32 has summed up `widest` values at a time. It loses less than its worst case by far, as its errors are
+        independent (Higham and Mary 2019, theorem 2.4): λ·√n·u times the sum of magnitudes, not n·u times.
+        """
         columns = matrix(target.shape)[1]
         dtype = min(found.dtype, target.dtype, key=lambda name: MANTISSA[name])
         units = 4.0 ** -MANTISSA[dtype] * (powers + columns * LEAST[dtype] ** 2)
         changes, terms, own = np.zeros(len(powers)), 16, np.zeros(len(powers))
+        loss = self.width * UNIT * sqrt(columns)
         for each in products:
             lengths = np.sqrt(np.einsum("ij,ij->i", each.left, each.left)) * np.linalg.norm(each.right)
             changes[each.rows] += abs(each.factor) * lengths
             terms += each.right.shape[0]
-            # What the float32 of `_sums` loses: of sums along PIECE columns, and of one along the rank.
-            own[each.rows] += 2 * UNIT * abs(each.factor) * lengths * (PIECE + 2 + terms) * sqrt(columns)
+            own[each.rows] += loss * sqrt(PIECE + each.right.shape[0]) * abs(each.factor) * lengths
         rounding = (1.0 if target.is_drawn and found.dtype == target.dtype else 0.5) * np.sqrt(units)
         lost = self.recomputation.epsilon(target) * (terms * changes + 32 * np.sqrt(powers))
+        own += loss * sqrt(widest) * (changes + rounding + lost)
         return self.width * (rounding + lost) + own, units
 
 

@@ -99,12 +99,11 @@ class _Check:
         for lora in [lora for lora, strength in strengths.items() if not strength.is_near]:
             results += self._rows_of(lora, summed)
         wrong = [each for each in results if not each.is_right]
-        by_setting = explain_by_settings(self.plan, self.plan.path, self.baked, wrong)
-        diagnoses = [each for some in summed for each in some.diagnoses]
-        told_of = {each.key for each in diagnoses}
-        for each in wrong:
-            if each.target.key not in told_of:
-                diagnoses += by_setting.get(each.target.key) or self.diagnostician.explain(each)
+        by_setting, diagnoses = explain_by_settings(self.plan, self.baked, wrong, "quick")
+        explained = {each.key for each in diagnoses}
+        diagnoses += [each for some in summed for each in some.diagnoses]
+        for some in wrong:
+            diagnoses += [] if some.target.key in explained else self.diagnostician.explain(some)
         told = (
             *self.digests.findings(digests, data=False),
             *extent.findings("quick"),
@@ -113,6 +112,7 @@ class _Check:
             *_recomputed(results),
             *_loras(self.plan, strengths, {each.lora for each in diagnoses}),
             *findings(self.plan, diagnoses, results, "quick"),
+            *by_setting,
         )
         looked_at = [(each.step, each.target.key) for each in results]
         looked_at += [(each.step, each.step.targets[0].key) for each in summed]
@@ -153,9 +153,14 @@ class Strength:
     tensors: int
 
     @property
+    def is_clear(self) -> bool:
+        """Tell whether the LoRA is strong enough beside rounding to be told from none."""
+        return SIGMAS * self.deviation < 0.5
+
+    @property
     def is_near(self) -> bool:
-        """Tell whether rounding usually changes a strength by that much."""
-        return abs(self.factor - 1) <= max(OFF, SIGMAS * self.deviation)
+        """Tell whether it is clearly the recipe's strength, but for what rounding usually does to it."""
+        return self.is_clear and abs(self.factor - 1) <= max(OFF, SIGMAS * self.deviation)
 
 
 def _strengths(plan: Plan, summed: Sequence[Summed]) -> dict[int, Strength]:
@@ -182,7 +187,8 @@ def _loras(plan: Plan, strengths: Mapping[int, Strength], wrong: set[int | None]
             continue
         name, note = plan.sources.loras[index].name, f"no row of its {strength.tensors} products is off"
         if not strength.is_near:
-            note += ", and rows that were recomputed are right: the output's dtype keeps no more of it"
+            why = "the output's dtype keeps no more of it" if strength.is_clear else "beside rounding it is too faint"
+            note += f", and rows that were recomputed are right: {why}"
         measured = f"×{strength.factor:.4f} ± {strength.deviation:.1g}"
         yield Finding("quick.lora", Status.PASS if strength.is_near else Status.WARN, name, measured, "×1", note)
 

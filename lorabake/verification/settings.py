@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from lorabake.errors import LorabakeError
+from lorabake.keymap.spelling import patterns
 from lorabake.matching import Patch
 from lorabake.planning import Plan
 from lorabake.planning import plan as make_plan
@@ -21,6 +22,7 @@ from lorabake.verification.arrays import Files
 from lorabake.verification.comparing import Comparer, Job
 from lorabake.verification.comparison import Comparison
 from lorabake.verification.diagnosis import Cause, Diagnosis
+from lorabake.verification.findings import Finding, Status
 from lorabake.verification.formulas import PRODUCTS
 
 FEW, PATIENCE = 2, 16
@@ -29,28 +31,30 @@ FEW, PATIENCE = 2, 16
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Hold one other recipe: what it says, in the recipe's words, and the LoRAs that it says it of (all, if none)."""
+    """Hold one other recipe: which field says what, and of which LoRAs (all, if none); `said` is what ours says."""
 
     recipe: Recipe
+    field: str
     words: str
+    said: str
     loras: tuple[int, ...]
 
 
 def explain_by_settings(
-    plan: Plan, path: Path, baked: Checkpoint, wrong: Sequence[Comparison]
-) -> dict[str, list[Diagnosis]]:
-    """Find wrong tensors that another setting makes right; return their diagnoses by key, for all that there are.
+    plan: Plan, baked: Checkpoint, wrong: Sequence[Comparison], stage: str
+) -> tuple[list[Finding], list[Diagnosis]]:
+    """Say under which other setting wrong tensors are right, if there is one: the one that explains most of them.
 
-    The first setting that explains most of them counts; each is planned anew, and one that cannot be is none.
+    Each is planned anew; one that cannot be planned is none. A diagnosis comes for each tensor that is explained.
     """
     concerned = {each.target.key: each for each in wrong if any(map(_has_laws, each.step.patches))}
     if not concerned or plan.sources.recipe.method.name != "sum":
-        return {}
-    best: tuple[Setting, list[str]] | None = None
+        return [], []
+    best: tuple[Setting, set[str]] | None = None
     files = Files()
     try:
         for setting in _settings(plan, concerned):
-            right = list(_right_under(setting, path, baked, files, concerned))
+            right = set(_right_under(setting, plan.path, baked, files, concerned))
             if right and (best is None or len(right) > len(best[1])):
                 best = setting, right
             if len(right) == len(concerned):
@@ -58,9 +62,27 @@ def explain_by_settings(
     finally:
         files.close()
     if best is None:
-        return {}
-    setting, right = best
-    return {key: list(_diagnoses(concerned[key], setting)) for key in right}
+        return [], []
+    setting, keys = best
+    diagnoses = [
+        Diagnosis(key, Cause.VALUES, detail=f"right under {setting.words}") for key in concerned if key in keys
+    ]
+    return list(_told(plan, setting, [concerned[each.key] for each in diagnoses], stage)), diagnoses
+
+
+def _told(plan: Plan, setting: Setting, right: Sequence[Comparison], stage: str) -> Iterator[Finding]:
+    """Word what a setting explains, by LoRA."""
+    for index, lora in enumerate(plan.sources.loras):
+        if setting.loras and index not in setting.loras:
+            continue
+        found = {patch.module for each in right for patch in each.step.patches if patch.lora == index}
+        modules = {patch.module for patch in plan.patches if patch.lora == index}
+        if found:
+            names = next(iter(found)) if len(found) == 1 else patterns(sorted(found))
+            note = f"is right under {setting.words} on {len(found)} of {len(modules)} modules: {names}"
+            more = "; if that is what the file shall be, say so in the recipe"
+            said = setting.said or f"no {setting.field}"
+            yield Finding(f"{stage}.semantics", Status.WARN, lora.name, setting.words, said, note + more)
 
 
 def choices(model: type[Lora] | type[Recipe], field: str) -> list[str]:
@@ -85,11 +107,13 @@ def _settings(plan: Plan, concerned: Mapping[str, Comparison]) -> Iterator[Setti
                 for index, lora in enumerate(recipe.loras)
             )
             words = f"semantics: {semantics}" if semantics else "no semantics"
-            yield Setting(recipe.model_copy(update={"loras": entries}), words, chosen)
+            said = ", ".join(sorted({each for index in chosen if (each := recipe.loras[index].semantics)}))
+            yield Setting(recipe.model_copy(update={"loras": entries}), "semantics", words, said, chosen)
     if any(len({patch.lora for patch in each.step.patches}) > 1 for each in concerned.values()):
         for compose in choices(Recipe, "compose"):
             if compose != recipe.compose:
-                yield Setting(recipe.model_copy(update={"compose": compose}), f"compose: {compose}", ())
+                words = f"compose: {compose}"
+                yield Setting(recipe.model_copy(update={"compose": compose}), "compose", words, recipe.compose, ())
 
 
 def _right_under(
@@ -111,12 +135,6 @@ def _right_under(
                 return
     except LorabakeError:
         return
-
-
-def _diagnoses(result: Comparison, setting: Setting) -> Iterator[Diagnosis]:
-    for patch in result.step.patches:
-        if patch.lora in setting.loras or not setting.loras:
-            yield Diagnosis(result.target.key, Cause.SETTING, patch.lora, patch.module, detail=setting.words)
 
 
 def _has_laws(patch: Patch) -> bool:

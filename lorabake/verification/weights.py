@@ -71,10 +71,10 @@ class _Check:
             digests = digesting.result()
         diagnostician = Diagnostician(self.plan, self.comparer.recomputation)
         wrong = [each for each in results if not each.is_right]
-        by_setting = explain_by_settings(self.plan, self.plan.path, self.baked, wrong)
-        diagnoses = [
-            each for result in wrong for each in by_setting.get(result.target.key) or diagnostician.explain(result)
-        ]
+        told, diagnoses = explain_by_settings(self.plan, self.baked, wrong, "weights")
+        explained = {each.key for each in diagnoses}
+        for result in wrong:
+            diagnoses += [] if result.target.key in explained else diagnostician.explain(result)
         return WeightsResult(
             (
                 *self.digests.findings(digests, data=True),
@@ -83,6 +83,7 @@ class _Check:
                 *_baked(results),
                 *self._loras(results),
                 *findings(self.plan, diagnoses, results),
+                *told,
             ),
             tuple(self._effects(results)),
             tuple(verdicts(self.plan, [(each.step, each.target.key) for each in results], diagnoses)),
