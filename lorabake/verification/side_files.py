@@ -96,8 +96,11 @@ def _difference(plan: Plan, baked: Checkpoint, name: Path, *, is_own: bool) -> D
     changed = sorted(key for key in one.keys() & other.keys() if one[key] != other[key])
     told = [f"{key} is {_shown(other[key])}, not {_shown(one[key])}" for key in changed]
     told += [f"{key} is not there" for key in sorted(one.keys() - other.keys())]
-    told += [f"{key} is not the base's" for key in sorted(other.keys() - one.keys())]
-    is_certain = bool(changed) or read is not None  # a field that one lacks may have its default's value
+    told += [
+        f"{key} is {_shown(other[key])}, of which the base says nothing" for key in sorted(other.keys() - one.keys())
+    ]
+    # A field that one side lacks may have its default's value; a precision other than the tensors' own has a say.
+    is_certain = bool(changed) or read is not None or any(key.endswith("dtype") for key in one.keys() ^ other.keys())
     return Difference(name.as_posix(), f"{words} ({', '.join(told[:4])})", True, is_certain)
 
 
@@ -160,7 +163,8 @@ def _as_read(
             from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
             reader = CONFIG_MAPPING[model]
-            one, other = (dict(_fields(reader.from_dict({**each}).to_dict(), dtype)) for each in (wanted, there))
+            read = [reader.from_dict({**each}).to_dict() for each in (wanted, there)]
         except (KeyError, ValueError, TypeError, AttributeError, ImportError, OSError, RuntimeError):
             return None
+    one, other = (dict(_fields(json.loads(json.dumps(each, default=str)), dtype)) for each in read)
     return one, other
