@@ -8,10 +8,15 @@
     ├── TargetError               the output path: exists, is an input, is being written by another bake
     └── SurroundingsError         exit 3: disk full, device missing or out of memory, an extra not installed
 
+Whatever else is raised is a fault of lorabake's own: exit 4.
+
 The first line of a message stands alone; further lines give detail and advice.
 """
 
 from __future__ import annotations
+
+import traceback
+from pathlib import Path
 
 
 class LorabakeError(Exception):
@@ -44,6 +49,20 @@ class SurroundingsError(LorabakeError):
     """Report a fault of the machine rather than of the input."""
 
     exit_code = 3
+
+
+INTERNAL = 4
+"""The exit code where lorabake itself fails."""
+
+
+def where(error: BaseException) -> str:
+    """Name the innermost place of lorabake's own code that an error came through: verification/texts.py:92."""
+    root, found = Path(__file__).parent, ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        path = Path(frame.filename)
+        if path.is_relative_to(root):
+            found = f"{path.relative_to(root).as_posix()}:{frame.lineno}"
+    return found
 
 
 def first_line(error: Exception) -> str:

@@ -8,11 +8,12 @@ import importlib
 import os
 import signal
 import sys
+import traceback
 
 import click
 
 from lorabake import __version__
-from lorabake.errors import LorabakeError
+from lorabake.errors import INTERNAL, LorabakeError, first_line, where
 
 COMMANDS = {
     "bake": "Bake a recipe into a new checkpoint.",
@@ -27,6 +28,9 @@ COMMANDS = {
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 """Settings of each command, not of the group alone: click keeps the help option of a command's first context, which
 need not have the group's as its parent."""
+
+DEBUG = "LORABAKE_DEBUG"
+"""The environment's variable that asks for the traceback of an internal error."""
 
 GARBAGE = 100_000
 """New objects after which Python looks for garbage; 700 to 2,000 by default."""
@@ -59,7 +63,8 @@ def lorabake() -> None:
 
     \b
     Exit codes: 0 done, 1 a check found a difference, 2 the input is at fault,
-    3 the surroundings are (disk full, device missing, an extra not installed).
+    3 the surroundings are (disk full, device missing, an extra not installed),
+    4 lorabake itself failed.
     """
 
 
@@ -80,7 +85,23 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped; the target is what it was before", err=True)
         sys.exit(130)
+    except Exception as error:
+        click.echo(click.style("error: ", fg="red", bold=True) + _internal(error), err=True)
+        internal_error(traceback.format_exc())
+        sys.exit(INTERNAL)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def internal_error(trace: str) -> None:
+    """Ask for a report of a failure of lorabake's own; show where it happened if LORABAKE_DEBUG is set."""
+    if os.environ.get(DEBUG):
+        click.echo(trace.rstrip(), err=True)
+    else:
+        click.echo(f"  Please report it, with what {DEBUG}=1 shows.", err=True)
+
+
+def _internal(error: Exception) -> str:
+    return f"lorabake failed: {type(error).__name__}: {first_line(error)} ({where(error)})"
 
 
 def entry() -> None:

@@ -92,7 +92,7 @@ def render(verification: Verification) -> bytes:
         stages=by_stage(verification),
         loud=[
             [finding for finding in verification.findings if finding.status is status]
-            for status in (Status.FAIL, Status.WARN)
+            for status in (Status.FAIL, Status.ERROR, Status.WARN)
         ],
         rows=list(_rows(samples)) if samples else [],
         sweep=list(_sweep(samples)) if samples else [],

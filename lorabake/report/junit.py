@@ -43,6 +43,8 @@ def _add_case(suite: ElementTree.Element, finding: Finding) -> None:
     match finding.status:
         case Status.FAIL:
             _element("failure", {"message": said, "type": finding.check}, said, inside=case)
+        case Status.ERROR:
+            _element("error", {"message": said, "type": finding.check}, said, inside=case)
         case Status.SKIP:
             _element("skipped", {"message": said}, inside=case)
         case Status.WARN:
@@ -51,7 +53,7 @@ def _add_case(suite: ElementTree.Element, finding: Finding) -> None:
 
 def _totals(findings: Iterable[Finding]) -> dict[str, str]:
     counts = by_status(findings)
-    totals = {"tests": sum(counts.values()), "failures": counts[Status.FAIL], "errors": 0}
+    totals = {"tests": sum(counts.values()), "failures": counts[Status.FAIL], "errors": counts[Status.ERROR]}
     return {name: str(count) for name, count in (totals | {"skipped": counts[Status.SKIP]}).items()}
 
 

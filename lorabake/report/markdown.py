@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 MOST_ROWS = 50
 """GitHub refuses a summary above 1 MiB; whoever has more to read opens the page."""
 
-SIGNS = {Status.FAIL: "❌ fail", Status.WARN: "⚠️ warn"}
+SIGNS = {Status.FAIL: "❌ fail", Status.ERROR: "💥 error", Status.WARN: "⚠️ warn"}
 
 
 def render(verification: Verification) -> bytes:
     """Write the verdict, what failed or warned, counts by stage and the samples' figures."""
     word, meaning = headline(verification)
-    sign = {"TRUE": "✅", "DIFFERENT": "❌"}.get(word, "⏭️")
+    sign = {"TRUE": "✅", "DIFFERENT": "❌", "NOT FINISHED": "💥"}.get(word, "⏭️")
     lines = [f"## {sign} {word}: {meaning}", "", f"`lorabake verify`: {escaped(str(verification.baked))}", ""]
     lines += [*_counts(verification), ""]
     loud = [finding for finding in verification.findings if finding.status in SIGNS]

@@ -1,10 +1,10 @@
 """The report for programs: report.json.
 
     version       1; it rises when a key changes its meaning or goes away
-    verdict       "TRUE", "DIFFERENT" or "NOT CHECKED"
+    verdict       "TRUE", "DIFFERENT", "NOT FINISHED" (a stage broke off) or "NOT CHECKED"
     exit_code     the command's
     baked         the file's path
-    counts        findings by status: pass, skip, warn, fail
+    counts        findings by status: pass, skip, warn, fail; error where a stage broke off
     seconds       by stage
     findings      [{check, status, subject, measured, limit, note}]
     effects       [{lora, component, block, relative}]: ‖ΔW‖/‖W‖
@@ -15,6 +15,7 @@
     plan          null, or what `lorabake plan --json` prints
     recipe        {text, normal}: as it was given; reduced to what may change the bytes (null without a plan)
     digests       SHA-256 by name
+    failures      [{stage, exit_code, traceback}]: the stages that broke off
     grid          null, or {file, columns, difference_factor}: one row for each entry of samples.pictures
 
 What JSON has no number for is the string "Infinity", "-Infinity" or "NaN": equal pictures have an infinite psnr.
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING
 from lorabake.report import grid
 from lorabake.report.pictures import gain
 from lorabake.report.wording import by_status, headline
+from lorabake.verification.findings import Status
 
 if TYPE_CHECKING:
     from lorabake.verification.findings import Samples, Verification
@@ -50,7 +52,11 @@ def compose(verification: Verification) -> dict[str, object]:
         "verdict": headline(verification)[0],
         "exit_code": verification.exit_code,
         "baked": str(verification.baked),
-        "counts": by_status(verification.findings),
+        "counts": {
+            status: count
+            for status, count in by_status(verification.findings).items()
+            if count or status is not Status.ERROR
+        },
         "seconds": dict(verification.seconds),
         "findings": [asdict(finding) for finding in verification.findings],
         "effects": [asdict(effect) for effect in verification.effects],
@@ -59,6 +65,7 @@ def compose(verification: Verification) -> dict[str, object]:
         "plan": plan and plan.report(),
         "recipe": {"text": verification.recipe, "normal": plan and plan.sources.recipe.normal_form()},
         "digests": dict(verification.digests),
+        "failures": [asdict(failure) for failure in verification.failures],
         "grid": _grid(samples) if samples and samples.pictures else None,
     }
     return {key: _plain(value) for key, value in content.items()}

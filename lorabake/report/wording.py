@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 
-from lorabake.verification import STAGES
+from lorabake.verification import ORDER, STAGES
 from lorabake.verification.findings import Finding, Status, Verification
 
 MODELS = {"base": "base", "runtime": "run time", "floor": "rounded", "baked": "baked"}
@@ -15,8 +15,10 @@ MODELS = {"base": "base", "runtime": "run time", "floor": "rounded", "baked": "b
 
 def headline(verification: Verification) -> tuple[str, str]:
     """Return the verdict as one word and a sentence."""
-    if not verification.is_true:
+    if verification.status is Status.FAIL:
         return "DIFFERENT", "this file is not what the recipe says"
+    if verification.status is Status.ERROR:
+        return "NOT FINISHED", "no difference was found, but a stage broke off"
     if not {Status.PASS, Status.WARN} & {finding.status for finding in verification.findings}:
         return "NOT CHECKED", "no check could be made"
     return "TRUE", "this file is what the recipe says"
@@ -30,13 +32,20 @@ def by_status(findings: Iterable[Finding]) -> dict[Status, int]:
 
 def by_stage(verification: Verification) -> dict[str, tuple[Finding, ...]]:
     """Group findings by stage; a stage that was not run has an entry without findings."""
-    names = dict.fromkeys((*STAGES, *(finding.stage for finding in verification.findings)))
+    run = {finding.stage for finding in verification.findings}
+    names = [stage for stage in ORDER if stage in STAGES or stage in run]
     return {name: tuple(each for each in verification.findings if each.stage == name) for name in names}
 
 
 def tally(findings: Iterable[Finding]) -> str:
     """Write counts in words: 1 failed, 12 passed; or "not run" for none."""
-    words = {Status.FAIL: "failed", Status.WARN: "warned", Status.SKIP: "skipped", Status.PASS: "passed"}
+    words = {
+        Status.FAIL: "failed",
+        Status.ERROR: "broke off",
+        Status.WARN: "warned",
+        Status.SKIP: "skipped",
+        Status.PASS: "passed",
+    }
     counts = by_status(findings)
     return ", ".join(f"{counts[status]} {word}" for status, word in words.items() if counts[status]) or "not run"
 

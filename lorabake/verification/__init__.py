@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +15,13 @@ from lorabake.planning import plan as make_plan
 from lorabake.recipe import Recipe
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.tensors.safetensors import some
-from lorabake.verification.findings import Finding, SampleOptions, Samples, Status, Verification
-from lorabake.verification.structure import check_structure
-from lorabake.verification.weights import WeightsResult, check_weights
+from lorabake.verification.findings import Finding, SampleOptions, Verification
+from lorabake.verification.stages import ORDER, Run
 
-__all__ = ["STAGES", "VerifyOptions", "embedded_recipe", "verify"]
+__all__ = ["ORDER", "STAGES", "VerifyOptions", "embedded_recipe", "verify"]
 
 STAGES = ("structure", "weights", "samples")
+"""What is looked at unless it is said otherwise; `quick` may take the place of weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,7 @@ class VerifyOptions:
     """Say how thoroughly to look.
 
     `sample_weights` looks at so many tensors only; `begin` is told each stage and the bytes it will read (0 where
-    unknown), `progress` counts of them, from any thread.
+    unknown), `progress` counts of them, from any thread. `tell` is told at once what will keep a stage from running.
     """
 
     stages: tuple[str, ...] = STAGES
@@ -38,59 +37,36 @@ class VerifyOptions:
     samples: SampleOptions = field(default_factory=SampleOptions)
     begin: Callable[[str, int], None] = lambda stage, total: None
     progress: Callable[[int], None] = lambda count: None
+    tell: Callable[[Finding], None] = lambda finding: None
 
 
 def verify(recipe: Recipe, baked: str | Path | None = None, options: VerifyOptions | None = None) -> Verification:
     """Compare a checkpoint (the recipe's output, unless `baked` is given) with what the recipe makes.
 
-    Whatever is wrong with the checkpoint is a finding. Raise FileError, MatchError or RecipeError where the inputs
-    are at fault, and for a checkpoint that is not there; SurroundingsError where sampling lacks an extra.
+    Whatever is wrong with the checkpoint is a finding; so is a stage that broke off, where others were finished.
+    Raise FileError, MatchError or RecipeError where the inputs are at fault, and for a checkpoint that is not there;
+    SurroundingsError where sampling lacks an extra, and is all that was asked for.
     """
     options = options or VerifyOptions()
     path = Path(os.path.normpath(baked if baked is not None else recipe.locate(recipe.output.path)))
     if not path.exists():
         raise FileError(f"{path}: no such file\nBake it first, or name the checkpoint with --baked.")
     plan = make_plan(recipe, path)
-    findings: list[Finding] = []
-    seconds: dict[str, float] = {}
-    weights: WeightsResult | None = None
-    samples: Samples | None = None
-
-    began = time.perf_counter()
-    options.begin("structure", 0)
-    told, checkpoint = check_structure(plan, path)
-    seconds["structure"] = time.perf_counter() - began
-    # A file of another form is never true, whatever else was asked for.
-    findings += [each for each in told if "structure" in options.stages or each.status is Status.FAIL]
-    for stage in STAGES[1:]:
-        if stage not in options.stages:
-            continue
-        if checkpoint is None:
-            findings.append(Finding(f"{stage}.skipped", Status.SKIP, path.name, "", "", "the file cannot be read"))
-            continue
-        began = time.perf_counter()
-        if stage == "weights":
-            options.begin(stage, checkpoint.size)
-            weights = check_weights(plan, checkpoint, sample=options.sample_weights, progress=options.progress)
-            findings += weights.findings
-        else:
-            from lorabake.verification.sampling import sample
-
-            options.begin(stage, 0)
-            samples, told = sample(plan, path, options.samples)
-            findings += told
-        seconds[stage] = time.perf_counter() - began
+    run = Run(plan, path, options.stages, options.tell)
+    run.look(options.begin, options.progress, options.sample_weights, options.samples)
     source = recipe.file.read_text(encoding="utf-8") if recipe.file else json.dumps(recipe.normal_form(), indent=2)
+    weights = run.weights
     return Verification(
         baked=path,
         recipe=source,
-        findings=tuple(findings),
-        seconds=seconds,
+        findings=run.findings,
+        seconds=run.seconds,
         plan=plan,
         effects=weights.effects if weights else (),
         tensors=weights.tensors if weights else (),
-        samples=samples,
+        samples=run.samples,
         digests=weights.digests if weights else {},
+        failures=tuple(run.failures),
     )
 
 

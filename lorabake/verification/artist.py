@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from lorabake.tensors.safetensors import TensorInfo
 from lorabake.verification.arrays import Files
 from lorabake.verification.findings import SampleOptions
 from lorabake.verification.networks import seen
+from lorabake.verification.parts import check_words
 from lorabake.verification.runtime import CannotLoadError, Factors, Loaders, Weights
 
 if TYPE_CHECKING:
@@ -82,6 +83,15 @@ class Artist(ABC):
 
     @abstractmethod
     def _draw(self, work: list[Variant]) -> Results: ...
+
+    def check_words(self) -> None:
+        """Raise CannotDrawError where a tokenizer is not the one that a text encoder was trained with."""
+        for encoder, made, rows in self.vocabularies():
+            check_words(made, (*self.prompts, self.negative), rows, encoder)
+
+    @abstractmethod
+    def vocabularies(self) -> Iterator[tuple[str, Any, int]]:
+        """Yield each text encoder, its tokenizer, and how many tokens the encoder knows."""
 
     @abstractmethod
     def settings(self) -> dict[str, str]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import isfinite
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lorabake.planning import Bake, Target
 from lorabake.tensors.packing import PackedInfo
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.verification.arrays import MANTISSA, spacing
 from lorabake.verification.formulas import Array
-from lorabake.verification.recompute import Indices, Recomputation, Tile, rounded_by
+from lorabake.verification.recompute import Indices, Numbers, Recomputation, Tile, rounded_by
 
 
 @dataclass(slots=True)
@@ -67,48 +69,67 @@ class Comparison:
 
         One that is drawn may be what that precision's least and greatest outcome are rounded to, or lie between.
         """
-        dtype, numbers = self.dtype, recomputation.numbers(tile) if self.is_drawn else None
+        numbers = recomputation.numbers(tile) if self.is_drawn else None
         with np.errstate(invalid="ignore", over="ignore"):
-            error = np.abs(found - tile.exact)
-            ulps = error / spacing(dtype, found)
-        ulps[np.isnan(ulps)] = np.inf  # a number where none is due
-        finite = np.isfinite(found)
-        if not finite.all():
+            error = found - tile.exact
+            self._share(tile, error)
+            np.abs(error, out=error)
+            ulps = np.divide(error, spacing(self.dtype, found), out=error)
+        self.values += found.size
+        worst = float(ulps.max(initial=0.0))
+        finite: NDArray[np.bool_] | bool = True
+        if not isfinite(worst):
+            ulps[np.isnan(ulps)] = np.inf  # a number where none is due
+            finite = np.isfinite(found)
             # NaN and infinity that the base has pass where nothing is added to them.
             strange = ~finite & (found != tile.exact) & ~(np.isnan(found) & np.isnan(tile.exact))
             ulps[~finite] = 0
             self._note_nonfinite(np.argwhere(strange), tile.start)
-        self.values += found.size
+            worst = float(ulps.max(initial=0.0))
+        self.worst = max(self.worst, min(worst, 0.5 if numbers is None else 1.0))
         if numbers is None:
-            suspects = np.nonzero(ulps > 0.5)
+            suspects = np.flatnonzero(ulps > 0.5) if worst > 0.5 else np.empty(0, np.intp)
         else:
-            suspects = np.nonzero(finite & (found != rounded_by(numbers, dtype, tile.exact)))
-        self.worst = max(self.worst, min(float(ulps.max(initial=0.0)), 0.5 if numbers is None else 1.0))
-        if len(suspects[0]):
-            # Where a sum all but cancels, the unit is that of what it should have been, not of what is left.
-            sizes = np.fmax(np.abs(found[suspects]), np.abs(tile.exact[suspects]))
-            away = error[suspects] / spacing(dtype, sizes)
-            self.worst = max(self.worst, float(np.where(np.isnan(away), np.inf, away).max()))
-            rows, columns = suspects
+            suspects = np.flatnonzero(finite & (found != rounded_by(numbers, self.dtype, tile.exact)))
+        if len(suspects):
+            rows = suspects // found.shape[1]
+            due, base = (np.ascontiguousarray(each).reshape(-1)[suspects] for each in (tile.exact, tile.base))
             is_exact = not tile.changes and not isinstance(tile.target.source, PackedInfo)
-            slack = np.zeros(len(rows)) if is_exact else recomputation.slack(tile, rows, columns)
-            if numbers is None:
-                wrong = ~(error[suspects] <= 0.5 * spacing(dtype, found[suspects]) + slack)
-            else:
-                least, most = (
-                    rounded_by(numbers[suspects], dtype, tile.exact[suspects] + off) for off in (-slack, slack)
-                )
-                wrong = ~((least <= found[suspects]) & (found[suspects] <= most))
-            self.inexact += len(rows)
-            self.wrong += int(wrong.sum())
-            self.rows.update((rows[wrong] + tile.start).tolist())
+            slack = np.zeros(len(rows))
+            if not is_exact:
+                slack = recomputation.slack(tile, base, due, rows)
+            drawn = None if numbers is None else numbers.reshape(-1)[suspects]
+            self.judge(rows + tile.start, found.reshape(-1)[suspects], due, slack, drawn)
+
+    def _share(self, tile: Tile, error: Array) -> None:
+        """Sum up what each change has in the tile; `error` is what is there less what is due."""
         self.base_energy += float(np.vdot(tile.base, tile.base))
         for change in tile.changes:
             share = self.shares.setdefault(change.number, Share())
             own, base = change.delta.ravel(), tile.base[change.rows]
+            due = float(np.dot((tile.exact[change.rows] - base).ravel(), own))
+            more = float(np.dot(error[change.rows].ravel(), own))
+            if not isfinite(due + more):
+                found = tile.exact[change.rows] + error[change.rows]
+                more = float(np.dot(np.nan_to_num(found - base).ravel(), own)) - due
             share.energy += float(np.dot(own, own))
-            share.arrived += float(np.dot(np.nan_to_num(found[change.rows] - base).ravel(), own))
-            share.due += float(np.dot((tile.exact[change.rows] - base).ravel(), own))
+            share.due += due
+            share.arrived += due + more
+
+    def judge(self, rows: Indices, found: Array, exact: Array, slack: Array, numbers: Numbers | None = None) -> None:
+        """Judge values, in `rows` of the tensor, that are not the nearest ones, or not those drawn by `numbers`."""
+        dtype, error = self.dtype, np.abs(found - exact)
+        # Where a sum all but cancels, the unit is that of what it should have been, not of what is left.
+        away = error / spacing(dtype, np.fmax(np.abs(found), np.abs(exact)))
+        self.worst = max(self.worst, float(np.where(np.isnan(away), np.inf, away).max(initial=0.0)))
+        if numbers is None:
+            wrong = ~(error <= 0.5 * spacing(dtype, found) + slack)
+        else:
+            least, most = (rounded_by(numbers, dtype, exact + off) for off in (-slack, slack))
+            wrong = ~((least <= found) & (found <= most))
+        self.inexact += len(rows)
+        self.wrong += int(wrong.sum())
+        self.rows.update(rows[wrong].tolist())
 
     def _note_nonfinite(self, at: Indices, start: int) -> None:
         if len(at):

@@ -8,8 +8,7 @@ leaves unexplained is held against everything that is known to go wrong in merge
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import inf, isclose, isinf, sqrt
@@ -26,6 +25,7 @@ from lorabake.verification.arrays import spacing
 from lorabake.verification.comparison import Comparison
 from lorabake.verification.findings import Finding, Status
 from lorabake.verification.formulas import FORMULAS, Place
+from lorabake.verification.projections import Sums, signs
 from lorabake.verification.recompute import Recomputation, rounded
 
 if TYPE_CHECKING:
@@ -83,7 +83,10 @@ class Diagnosis:
 
 @dataclass(frozen=True, slots=True)
 class _Scene:
-    """Hold the wrong rows of one tensor: E, the rightly rounded E, each own patch's rows of it and D; the noise."""
+    """Hold the wrong rows of one tensor: E, the rightly rounded E, each own patch's rows of it and D; the noise.
+
+    With `vectors`, (columns, few), all of them are multiplied by these.
+    """
 
     rows: NDArray[np.int64]
     total_rows: int
@@ -91,6 +94,7 @@ class _Scene:
     due: Matrix
     own: tuple[tuple[Patch, Matrix], ...]
     noise: float
+    vectors: Matrix | None = None
 
 
 class Diagnostician:
@@ -123,7 +127,30 @@ class Diagnostician:
             return [Diagnosis(key, Cause.DRAWS)]
         if found is not None:
             return found or [Diagnosis(key, Cause.ROUNDING, detail=nudge)]
-        return [self._by_guess(key, scene, result)]
+        return [self._by_guess(key, scene, result.base_energy)]
+
+    def explain_sums(self, sums: Sums) -> list[Diagnosis]:
+        """Return the same of a tensor whose random sums are off."""
+        rows, count = sums.wrong, len(sums.arrived)
+        if len(rows) > count // 2:
+            rows = np.arange(count)
+        own: dict[int, Matrix] = {}
+        for product, part in zip(sums.products, sums.parts, strict=True):
+            whole = own.setdefault(product.number, np.zeros((count, part.shape[1]), np.float32))
+            whole[product.rows] += part / product.patch.strength
+        patches = tuple(
+            (sums.step.patches[number], whole[rows]) for number, whole in own.items() if whole[rows].any()
+        )
+        found, due = (each[rows].astype(np.float32) for each in (sums.arrived, sums.due))
+        noise = sums.noise * float(sums.units[rows].sum() / sums.units.sum())
+        vectors = np.concatenate([*signs(sums.target.key, matrix(sums.target.shape)[1])], axis=1)
+        scene, key = _Scene(rows, count, found, due, patches, noise, vectors), sums.target.key
+        told = self._by_strengths(key, scene)
+        if told is not None:
+            return told or [
+                Diagnosis(key, Cause.ROUNDING, detail=f"{len(sums.wrong)} of {count} rows{_where(scene)}")
+            ]
+        return [self._by_guess(key, scene, 0.0)]
 
     # -- the evidence ----------------------------------------------------------------------------------
 
@@ -201,7 +228,7 @@ class Diagnostician:
 
     # -- guesses ---------------------------------------------------------------------------------------
 
-    def _by_guess(self, key: str, scene: _Scene, result: Comparison) -> Diagnosis:
+    def _by_guess(self, key: str, scene: _Scene, energy: float) -> Diagnosis:
         """Try what is known to go wrong, one patch at a time, and describe what nothing explains."""
         expected = sum((patch.share * delta for patch, delta in scene.own), np.zeros_like(scene.found))
         for shift in SHIFTS if scene.own else ():
@@ -225,9 +252,11 @@ class Diagnostician:
             return Diagnosis(
                 key, Cause.OTHER_MODULE, stranger.lora, stranger.module, detail="a tensor that no LoRA has a part in"
             )
-        return self._unknown(key, scene, scene.found - expected, result)
+        return self._unknown(key, scene, scene.found - expected, energy)
 
     def _variants(self, patch: Patch, delta: Matrix, scene: _Scene) -> Iterator[tuple[Cause, Matrix, str]]:
+        if scene.vectors is not None:
+            return
         whole = len(scene.rows) == scene.total_rows
         if patch.has_dora and (plain := self._plain(patch)) is not None and len(patch.view.regions) == 1:
             first = patch.view.regions[0].start
@@ -267,9 +296,9 @@ class Diagnostician:
             if int(inside.sum()) != own.view.rows:
                 return None
             rest = rest[inside]
-        energy, shape = _dot(rest, rest), rest.shape
+        energy, columns = _dot(rest, rest), rest.shape[1] if scene.vectors is None else len(scene.vectors)
         name = own.module if own else ""
-        candidates = sorted(self._by_shape.get((shape[0], shape[1]), []), key=lambda each: -_alike(each.module, name))
+        candidates = sorted(self._by_shape.get((len(rest), columns), []), key=lambda each: -_alike(each.module, name))
         for patch in candidates:
             if own is not None and (patch.lora, patch.module) == (own.lora, own.module):
                 continue
@@ -277,10 +306,13 @@ class Diagnostician:
             if factors is None:
                 continue
             up, down = factors
-            if len(up) != shape[0]:
+            if len(up) != len(rest):
                 continue
-            inner = _dot(rest @ down.T, up)
-            size = _dot(up.T @ up, down @ down.T)
+            if scene.vectors is not None:
+                other = up @ (down @ scene.vectors)
+                inner, size = _dot(rest, other), _dot(other, other)
+            else:
+                inner, size = _dot(rest @ down.T, up), _dot(up.T @ up, down @ down.T)
             if size and energy - inner * inner / size <= max(NOISE * scene.noise, 0.05 * energy):
                 return patch
         return None
@@ -292,10 +324,14 @@ class Diagnostician:
         inner, energy = _dot(rest, other), _dot(rest, rest)
         return energy - inner * inner / size <= max(NOISE * scene.noise, 0.05 * energy)
 
-    def _unknown(self, key: str, scene: _Scene, rest: Matrix, result: Comparison) -> Diagnosis:
+    def _unknown(self, key: str, scene: _Scene, rest: Matrix, base_energy: float) -> Diagnosis:
+        if scene.vectors is not None:
+            return Diagnosis(
+                key, Cause.VALUES, detail=f"a change that no LoRA of the recipe makes there{_where(scene)}"
+            )
         energy = _dot(rest, rest)
         rank, captured = _rank(rest, scene.noise)
-        size = sqrt(energy / max(result.base_energy, 1e-300))
+        size = sqrt(energy / max(base_energy, 1e-300))
         if rank and captured > 0.9 and min(rest.shape) > 2 * rank:
             return Diagnosis(
                 key, Cause.OTHER_LORA, detail=f"a change of rank {rank}, {size:.2g} of the base's norm{_where(scene)}"
@@ -326,7 +362,9 @@ SENTENCES = {
 _FACTORS = (Cause.MISSING, Cause.SIGN, Cause.ALPHA, Cause.TWICE, Cause.RSLORA)
 
 
-def findings(plan: Plan, diagnoses: list[Diagnosis], results: list[Comparison]) -> Iterator[Finding]:
+def findings(
+    plan: Plan, diagnoses: list[Diagnosis], results: Sequence[Comparison], stage: str = "weights"
+) -> Iterator[Finding]:
     """Sum diagnoses up: one finding for each cause and LoRA, component, or tensor without either."""
     for index, lora in enumerate(plan.sources.loras):
         own = [each for each in diagnoses if each.lora == index]
@@ -340,28 +378,39 @@ def findings(plan: Plan, diagnoses: list[Diagnosis], results: list[Comparison]) 
             also = frozenset.intersection(*(each.also | {each.cause} for each in group)) - {cause}
             or_else = "".join(f"; as if it {SENTENCES[other]}" for other in sorted(also))
             yield Finding(
-                f"weights.{cause}",
+                f"{stage}.{cause}",
                 Status.FAIL,
                 lora.name,
                 _measured(plan, index, group),
                 limit,
                 f"{SENTENCES[cause]} {where}{or_else}{_some(details)}",
             )
-    owner = plan.sources.key_map.owner
-    sizes = Counter(owner.get(each.target.key, "") for each in results if each.is_copy)
-    loose: dict[tuple[Cause, str], list[Diagnosis]] = {}
-    for each in diagnoses:
-        if each.lora is None:
-            loose.setdefault((each.cause, owner.get(each.key, "")), []).append(each)
-    for (cause, component), group in loose.items():
-        if component and len(group) > 1 and len(group) == sizes[component]:
-            note = f"the whole component is another one: all {len(group)} tensors that the recipe leaves alone differ"
-            yield Finding(f"weights.{cause}", Status.FAIL, component, f"{len(group)} tensors", "0", note)
-            continue
+    loose = [each for each in diagnoses if each.lora is None]
+    owner, foreign = plan.sources.key_map.owner, _foreign(plan, loose, results)
+    for component, keys in foreign.items():
+        note = f"the whole component is another one: all {len(keys)} tensors of it that no LoRA touches differ"
+        yield Finding(f"{stage}.{Cause.VALUES}", Status.FAIL, component, f"{len(keys)} tensors", "0", note)
+    groups: dict[tuple[Cause, str], list[Diagnosis]] = {}
+    for each in loose:
+        component = owner.get(each.key, "")
+        if each.key not in foreign.get(component, ()):
+            groups.setdefault((each.cause, component), []).append(each)
+    for (cause, _), group in groups.items():
         subject = group[0].key if len(group) == 1 else f"{len(group)} tensors"
         details = _details(group, subject)
         note = SENTENCES[cause] if len(group) == 1 else f"{SENTENCES[cause]}: {patterns(each.key for each in group)}"
-        yield Finding(f"weights.{cause}", Status.FAIL, subject, "", "", f"{note}{_some(details)}")
+        yield Finding(f"{stage}.{cause}", Status.FAIL, subject, "", "", f"{note}{_some(details)}")
+
+
+def _foreign(plan: Plan, loose: list[Diagnosis], results: Sequence[Comparison]) -> dict[str, set[str]]:
+    """Find components none of whose own tensors are the base's: what was compared, and no LoRA touches, by keys."""
+    own: dict[str, set[str]] = {}
+    for result in results:
+        component = plan.sources.key_map.owner.get(result.target.key)
+        if component is not None and result.is_copy:
+            own.setdefault(component, set()).add(result.target.key)
+    replaced = {each.key for each in loose if each.cause in (Cause.VALUES, Cause.OTHER_LORA)}
+    return {component: keys for component, keys in own.items() if len(keys) > 1 and keys <= replaced}
 
 
 def _grouped(own: list[Diagnosis]) -> list[tuple[Cause, list[Diagnosis]]]:

@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 
 
 class Status(StrEnum):
-    """Rank findings; the verdict is the worst of them, and FAIL alone makes it a difference."""
+    """Rank findings; the verdict is the worst of them, and FAIL alone makes it a difference.
+
+    ERROR is a stage that broke off: it says nothing of the checkpoint.
+    """
 
     PASS = "pass"
     SKIP = "skip"
     WARN = "warn"
+    ERROR = "error"
     FAIL = "fail"
 
     @property
@@ -51,7 +55,7 @@ class Finding:
 
     @property
     def stage(self) -> str:
-        """Name the stage: structure, weights or samples."""
+        """Name the stage: structure, weights, quick or samples."""
         return self.check.split(".")[0]
 
 
@@ -165,6 +169,15 @@ class Samples:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """Say why a stage broke off: `exit_code` is the command's, `traceback` where in the program it happened."""
+
+    stage: str
+    exit_code: int
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True)
 class Verification:
     """Hold everything that verifying one checkpoint brought: the verdict, and what the report shows.
 
@@ -180,6 +193,7 @@ class Verification:
     tensors: tuple[TensorVerdict, ...] = ()
     samples: Samples | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
+    failures: tuple[Failure, ...] = ()
 
     @property
     def status(self) -> Status:
@@ -188,12 +202,17 @@ class Verification:
 
     @property
     def is_true(self) -> bool:
-        """Tell whether no check found a difference."""
-        return self.status is not Status.FAIL
+        """Tell whether no check found a difference, and every stage came to its end."""
+        return self.status not in (Status.FAIL, Status.ERROR)
 
     @property
     def exit_code(self) -> int:
-        """Return 0 for a checkpoint that is what the recipe says, 1 for one that is not, 2 if nothing was checked."""
-        if all(finding.status is Status.SKIP for finding in self.findings):
-            return 2
-        return 0 if self.is_true else 1
+        """Return 0 for a checkpoint that is what the recipe says, 1 for one that is not, 2 if nothing was checked.
+
+        Where a stage broke off and none found a difference, return what stopped it: 2, 3 or 4.
+        """
+        if self.status is Status.FAIL:
+            return 1
+        if self.failures:
+            return max(failure.exit_code for failure in self.failures)
+        return 2 if all(finding.status is Status.SKIP for finding in self.findings) else 0

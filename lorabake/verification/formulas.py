@@ -7,6 +7,8 @@ A formula takes a module's tensors by slot (alpha only where it is no scale), th
 `rows` of the module's weight as (rows, columns), columns = inputs × kernel. `shape` is the whole weight's
 (out, in[, kernel…]).
 It returns what those rows become at strength 1. Kinds whose rows depend on each other get all rows at once.
+A kind that adds a number times a product of two matrices says the three, (rows, r) and (r, columns), and its formula
+follows.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,9 +41,20 @@ class Place:
 
 
 Formula = Callable[[Tensors, Array, Place, float], Array]
+Factors = Callable[[Tensors, Place, float], tuple[float, Array, Array]]
 
 
-def lora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+def product(factors: Factors) -> Formula:
+    """Make the formula W + f·L·R of f, L and R."""
+
+    def formula(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+        factor, left, right = factors(tensors, place, scale)
+        return np.asarray(weight + factor * (left @ right))
+
+    return formula
+
+
+def lora(tensors: Tensors, place: Place, scale: float) -> tuple[float, Array, Array]:
     """W + scale·B·A (arXiv 2106.09685).
 
     With a Tucker core M, ΔW[o,i,y,x] = Σ B[o,m]·M[m,n,y,x]·A[n,i] (arXiv 2309.14859).
@@ -53,17 +67,16 @@ def lora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
         right = np.einsum("mnk,ni->mik", core, down.reshape(down.shape[0], -1))
     else:
         right = down
-    return np.asarray(weight + scale * (left @ right.reshape(left.shape[1], -1)))
+    return scale, left, right.reshape(left.shape[1], -1)
 
 
 def sparse_lora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     """W + scale·(B·A + S), S sparse (LyCORIS's extraction)."""
     rows, columns = tensors["sparse_places"].astype(int)
     if place.semantics:  # the programs leave the sparse values out
-        return lora(tensors, weight, place, scale)
-    return lora(tensors, weight, place, scale) + scale * _sparse(
-        rows, columns, tensors["sparse_values"], weight, place
-    )
+        return product(lora)(tensors, weight, place, scale)
+    sparse = _sparse(rows, columns, tensors["sparse_values"], weight, place)
+    return product(lora)(tensors, weight, place, scale) + scale * sparse
 
 
 def _sparse(rows: Indices, columns: Indices, values: Array, weight: Array, place: Place) -> Array:
@@ -143,9 +156,9 @@ def lora_bias(tensors: Tensors, weight: Array, place: Place, scale: float) -> Ar
     return weight + scale * tensors["bias"].reshape(-1, 1)[place.rows]
 
 
-def mlx(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+def mlx(tensors: Tensors, place: Place, scale: float) -> tuple[float, Array, Array]:
     """W + scale·(a·b)ᵀ."""
-    return np.asarray(weight + scale * np.einsum("ir,ro->oi", tensors["lora_a"], tensors["lora_b"][:, place.rows]))
+    return scale, tensors["lora_b"][:, place.rows].T, tensors["lora_a"].T
 
 
 def whole(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -374,11 +387,10 @@ def miss(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     return changed
 
 
-def adalora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+def adalora(tensors: Tensors, place: Place, scale: float) -> tuple[float, Array, Array]:
     """W + alpha/(r + 1e-5)·B·diag(E)·A, r the rank before any was given up (arXiv 2303.10512)."""
-    product = tensors["up"][place.rows] @ np.diag(tensors["lora_E"].reshape(-1)) @ tensors["down"]
     alpha, rank = (float(str(place.settings[name])) for name in ("alpha", "rank"))
-    return np.asarray(weight + alpha * product / (rank + 1e-5))
+    return alpha / (rank + 1e-5), tensors["up"][place.rows] * tensors["lora_E"].reshape(-1), tensors["down"]
 
 
 def c3a(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -391,19 +403,16 @@ def c3a(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     return np.asarray(weight + kernel[m[:, None], n[None, :], (j[None, :] - k[:, None]) % size] / weight.shape[1])
 
 
-def delora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+def delora(tensors: Tensors, place: Place, scale: float) -> tuple[float, Array, Array]:
     """W + Σᵢ λ/(r·‖aᵢ‖·‖bᵢ‖)·bᵢ·aᵢ ⊙ n (arXiv 2503.18225)."""
-    changed = weight.copy()
-    for a, b in zip(tensors["delora_A"], tensors["delora_B"].T, strict=True):
-        lengths = max(float(np.linalg.norm(a)), 1e-4) * max(float(np.linalg.norm(b)), 1e-4)
-        strength = tensors["delora_lambda"].item() / (len(tensors["delora_A"]) * lengths)
-        changed += strength * np.outer(b[place.rows], a * tensors["delora_w_norm"])
-    return changed
+    a, b = tensors["delora_A"], tensors["delora_B"]
+    lengths = np.maximum(np.linalg.norm(a, axis=1), 1e-4) * np.maximum(np.linalg.norm(b, axis=0), 1e-4)
+    return tensors["delora_lambda"].item() / len(a), b[place.rows] / lengths, a * tensors["delora_w_norm"]
 
 
-def embedding_lora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+def embedding_lora(tensors: Tensors, place: Place, scale: float) -> tuple[float, Array, Array]:
     """W + scale·(B·A)ᵀ."""
-    return np.asarray(weight + scale * (tensors["embedding_up"] @ tensors["embedding_down"][:, place.rows]).T)
+    return scale, tensors["embedding_down"][:, place.rows].T, tensors["embedding_up"].T
 
 
 def road(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -526,21 +535,21 @@ def gralora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Arra
     return np.asarray(weight + factor * delta[place.rows])
 
 
-def vera(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+def vera(tensors: Tensors, place: Place, scale: float) -> tuple[float, Array, Array]:
     """W + diag(λ_b)·B·diag(λ_d)·A, cut to the weight (arXiv 2310.11454)."""
     drawn = place.settings.get("drawn")
     a, b = _vera_bases(drawn) if drawn else (tensors["vera_A"], tensors["vera_B"])
-    left = np.diag(tensors["vera_lambda_b"][place.rows]) @ b[place.rows]
-    return np.asarray(weight + left @ np.diag(tensors["vera_lambda_d"]) @ a[:, : weight.shape[1]])
+    left = tensors["vera_lambda_b"][place.rows, None] * b[place.rows]
+    return 1.0, left, tensors["vera_lambda_d"][:, None] * a[:, : prod(place.shape[1:])]
 
 
-def pvera(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+def pvera(tensors: Tensors, place: Place, scale: float) -> tuple[float, Array, Array]:
     """W + diag(λ_b)·B·diag(μ)·A, μ and A the upper halves of λ_d and of the matrix (arXiv 2512.07703)."""
     drawn = place.settings.get("drawn")
     a, b = _vera_bases(drawn) if drawn else (tensors["pvera_A"], tensors["pvera_B"])
     rank = b.shape[1]
     left = tensors["pvera_lambda_b"][place.rows, None] * b[place.rows]
-    return np.asarray(weight + left @ (tensors["pvera_lambda_d"][:rank, None] * a[:rank, : weight.shape[1]]))
+    return 1.0, left, tensors["pvera_lambda_d"][:rank, None] * a[:rank, : prod(place.shape[1:])]
 
 
 @lru_cache(maxsize=1)
@@ -593,7 +602,7 @@ def _randlora_bases(drawn: tuple[int, tuple[int, ...], tuple[int, ...], float]) 
     return found[0], found[1]
 
 
-def vblora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+def vblora(tensors: Tensors, place: Place, scale: float) -> tuple[float, Array, Array]:
     """W + B·A, whose pieces mix the vectors of a bank by the softmax of the largest logits (arXiv 2405.15179)."""
     topk, bank = int(place.settings["topk"]), tensors["bank"]  # type: ignore[call-overload]
     shares = []
@@ -602,10 +611,10 @@ def vblora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array
         least = np.sort(logits, axis=-1)[..., -topk][..., None]
         powers = np.where(logits >= least, np.exp(logits - logits.max(axis=-1, keepdims=True)), 0.0)
         shares.append(powers / powers.sum(axis=-1, keepdims=True))
-    return _from_bank(shares[0], shares[1], bank, weight, place)
+    return _from_bank(shares[0], shares[1], bank, place)
 
 
-def vblora_topk(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+def vblora_topk(tensors: Tensors, place: Place, scale: float) -> tuple[float, Array, Array]:
     """W + B·A, whose pieces mix the named vectors of a bank by their weights, which sum up to 1."""
     bank, shares = tensors["bank"], []
     for side in "AB":
@@ -615,20 +624,33 @@ def vblora_topk(tensors: Tensors, weight: Array, place: Place, scale: float) -> 
             dense[at][names[at][:-1]] += given[at]
             dense[at][names[at][-1]] += 1 - given[at].sum()
         shares.append(dense)
-    return _from_bank(shares[0], shares[1], bank, weight, place)
+    return _from_bank(shares[0], shares[1], bank, place)
 
 
-def _from_bank(a: Array, b: Array, bank: Array, weight: Array, place: Place) -> Array:
+def _from_bank(a: Array, b: Array, bank: Array, place: Place) -> tuple[float, Array, Array]:
     right = np.einsum("rph,hv->rpv", a, bank).reshape(len(a), -1)
     left = np.einsum("prh,hv->pvr", b, bank).reshape(-1, len(a))
-    return np.asarray(weight + left[place.rows] @ right)
+    return 1.0, left[place.rows], right
+
+
+PRODUCTS: dict[str, Factors] = {
+    "lora": lora,
+    "mlx": mlx,
+    "adalora": adalora,
+    "delora": delora,
+    "embedding_lora": embedding_lora,
+    "vera": vera,
+    "pvera": pvera,
+    "vblora": vblora,
+    "vblora_topk": vblora_topk,
+}
+"""The kinds that add a product, by `Kind.name`."""
 
 
 FORMULAS: dict[str, Formula] = {
-    "lora": lora,
+    **{kind: product(factors) for kind, factors in PRODUCTS.items()},
     "sparse_lora": sparse_lora,
     "lora_bias": lora_bias,
-    "mlx": mlx,
     "whole": whole,
     "whole_bias": whole,
     "set_weight": whole,
@@ -654,10 +676,7 @@ FORMULAS: dict[str, Formula] = {
     "deft": deft,
     "supertuning": supertuning,
     "miss": miss,
-    "adalora": adalora,
     "c3a": c3a,
-    "delora": delora,
-    "embedding_lora": embedding_lora,
     "road": road,
     "road_bias": road,
     "fourierft": fourierft,
@@ -666,11 +685,7 @@ FORMULAS: dict[str, Formula] = {
     "expert_lora": expert_lora,
     "shira": shira,
     "gralora": gralora,
-    "vera": vera,
-    "pvera": pvera,
     "randlora": randlora,
-    "vblora": vblora,
-    "vblora_topk": vblora_topk,
     "ln_tuning": whole,
     "ln_tuning_bias": whole,
 }

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -35,6 +35,16 @@ GIVE = "name a diffusers folder that has them in verify.config"
 
 class CannotDrawError(Exception):
     """Say why nothing can be drawn with a base, and what would help."""
+
+
+def check_words(tokenizer: Any, texts: Iterable[str], rows: int, encoder: str) -> None:
+    """Raise CannotDrawError where a tokenizer makes numbers of texts that an embedding of so many rows has not."""
+    largest = max((number for text in texts for number in tokenizer(text).input_ids), default=0)
+    if largest >= rows:
+        raise CannotDrawError(
+            f"the tokenizer has {len(tokenizer):,} tokens, and {encoder} knows {rows:,}: it is another model's; "
+            "name the folder of its own in verify.tokenizers"
+        )
 
 
 @dataclass(slots=True)
@@ -214,6 +224,26 @@ def _part(plan: Plan, name: str, maker: Any) -> Part | None:
     return Part(name, maker, config, {})
 
 
+def given_tokenizer(plan: Plan, name: str, maker: str) -> Any:
+    """Read the tokenizer in the folder of verify.tokenizers by a class of transformers; None where none is named."""
+    import transformers
+
+    said = plan.sources.recipe.verify
+    if said is None or said.tokenizers is None:
+        return None
+    folder = plan.sources.recipe.locate(said.tokenizers)
+    if not folder.is_dir():
+        raise FileError(f"{folder}: verify.tokenizers must be a folder with a tokenizer")
+    return _read_folder(getattr(transformers, maker), folder / name if (folder / name).is_dir() else folder)
+
+
+def _read_folder(maker: Any, folder: Path) -> Any:
+    try:
+        return maker.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
+        raise CannotDrawError(f"{folder}: no {maker.__name__} can be read: {first_line(error)}") from error
+
+
 def _other(plan: Plan, name: str, maker: Any) -> Any:
     """Make a scheduler, a tokenizer, a processor or a guider of what lies in a folder; None where none has it."""
     said = plan.sources.recipe.verify
@@ -226,10 +256,7 @@ def _other(plan: Plan, name: str, maker: Any) -> Any:
         folders[:0] = [folder / name, folder]
     for folder in folders:
         if folder.is_dir() and any(each.is_file() for each in folder.iterdir()):
-            try:
-                return maker.from_pretrained(folder, local_files_only=True)
-            except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
-                raise CannotDrawError(f"{folder}: no {maker.__name__} can be read: {first_line(error)}") from error
+            return _read_folder(maker, folder)
     if maker.__name__.startswith("CLIPTokenizer"):
         return tokenizer("!" if name.endswith("_2") else "<|endoftext|>")
     return None

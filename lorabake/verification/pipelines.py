@@ -78,6 +78,16 @@ class Pipelines(Artist):
             **({"names": f"by lorabake's tables: {', '.join(tables)}"} if tables else {}),
         }
 
+    def vocabularies(self) -> Iterator[tuple[str, Any, int]]:
+        """Yield each text encoder that has an embedding of tokens, and its tokenizer."""
+        for name, made in self.kit.others.items():
+            encoder = self._hollow.get(name.replace("tokenizer", "text_encoder"))
+            embedding = getattr(encoder, "get_input_embeddings", lambda: None)()
+            if name.startswith("tokenizer") and made is not None:
+                rows = getattr(embedding, "num_embeddings", None)
+                if rows is not None:
+                    yield name.replace("tokenizer", "text_encoder"), made, rows
+
     @property
     def _shows(self) -> bool:
         return self.decoder is not None and bool(self.decoder.keys)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lorabake.adapters.kind import matrix
+from lorabake.adapters.kind import MAGNITUDES, matrix
 from lorabake.errors import SurroundingsError
 from lorabake.matching import Patch
 from lorabake.methods import masks_of
@@ -22,7 +23,7 @@ from lorabake.tensors.dtypes import LARGEST, decode_scalar
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.verification.arrays import GREATEST, LEAST, MANTISSA, Files, spacing
 from lorabake.verification.combinations import combined
-from lorabake.verification.formulas import FORMULAS, Array, Place, Tensors, changed, scale_of_alpha_0, share
+from lorabake.verification.formulas import FORMULAS, PRODUCTS, Array, Place, Tensors, changed, scale_of_alpha_0, share
 from lorabake.verification.unpacking import as_stored, largest, may_cancel, next_power, scales, turned, worth
 
 Indices = NDArray[np.intp]
@@ -34,12 +35,40 @@ EDGE = 2.0**-18
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Hold what one patch, the step's `number`th, adds to rows `rows` of a tile, its strength included."""
+    """Hold what one patch, the step's `number`th, adds to rows `rows` of a tile, its strength included.
+
+    The sums that make it are `partial` at the most on the way, where they may be more than what comes out.
+    """
 
     number: int
     patch: Patch
     rows: slice
     delta: Array
+    partial: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """Hold what the step's `number`th patch adds to `rows` of a tensor: `factor`, strength and all, times a product.
+
+    Its sides are (rows, r) and (r, columns), in float64 or in a float32 that holds them.
+    """
+
+    number: int
+    patch: Patch
+    rows: slice
+    factor: float
+    left: Array
+    right: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Say how large the sums that make a patch's change may become on some rows."""
+
+    patch: Patch
+    rows: slice
+    size: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +80,17 @@ class Tile:
     base: Array
     exact: Array
     changes: tuple[Change, ...]
+
+    @property
+    def reaches(self) -> list[Reach]:
+        """Say how large the sums of each change may become: four times the largest result stands for that."""
+        found = []
+        for change in self.changes:
+            size = float(np.abs(change.delta).max(initial=0.0))
+            if not change.patch.kind.low_rank and not change.patch.kind.replaces:  # the weight itself is summed
+                size += float(np.abs(self.base[change.rows]).max(initial=0.0))
+            found.append(Reach(change.patch, change.rows, max(4 * size, change.partial)))
+        return found
 
 
 class Recomputation:
@@ -90,28 +130,64 @@ class Recomputation:
             return patch.kind.scale(scale * patch.kind.rank(patch.shapes), patch.shapes)
         return patch.kind.scale(alpha, patch.shapes) * patch.parts
 
-    def slack(self, tile: Tile, rows: Indices, columns: Indices) -> Array:
-        """Bound the error that the bake's own precision allows at some places of a tile.
+    def products(self, step: Bake, *, single: bool = False) -> list[Product] | None:
+        """Read the factors of a step's patches on its tensor; None where one is no product, or needs all rows.
 
-        A sum of n products in a precision ε is off by some n·ε times its largest partial sum; the largest change in
-        the tile, four times over, stands for that.
+        With `single`, sides that are stored as they are come in float32, which holds them.
         """
-        double = self.plan.sources.recipe.in_float64 or tile.target.source.dtype == "F64"
-        epsilon = 2.0**-53 if double else 2.0**-24
-        at = rows, columns
-        sizes = 16 * (np.abs(tile.base[at]) + np.abs(tile.exact[at]))
+        if not step.by_rows or any(patch.has_dora or patch.kind.name not in PRODUCTS for patch in step.patches):
+            return None
+        found = []
+        for number, patch in enumerate(step.patches):
+            view = patch.view
+            factor, left, right = self._stored(patch) if single else self._sides(patch, self.tensors(patch))
+            if view.transpose:
+                found.append(Product(number, patch, slice(0, view.columns), factor, right.T, left.T))
+                continue
+            row = 0
+            for region in view.regions:
+                count = region.stop - region.start
+                if region.key == step.targets[0].key:
+                    rows = slice(region.start, region.stop)
+                    found.append(Product(number, patch, rows, factor, left[row : row + count], right))
+                row += count
+        return found
+
+    def _sides(self, patch: Patch, tensors: Tensors) -> tuple[float, Array, Array]:
+        place = _place(patch, slice(0, patch.view.rows))
+        factor, left, right = PRODUCTS[patch.kind.name](tensors, place, self.scale(patch))
+        return share(patch.kind.name, tensors, place) * factor, left, right
+
+    def _stored(self, patch: Patch) -> tuple[float, Array, Array]:
+        """Return the sides of a product in float32 where they are the LoRA's own numbers, else in float64."""
+        singles = {
+            slot: self.files.single(info)
+            for slot, info in patch.tensors.items()
+            if slot != "alpha" or not patch.kind.alpha_is_scale
+        }
+        if all(values is not None for values in singles.values()):
+            factor, left, right = self._sides(patch, cast(Tensors, singles))
+            if all(any(np.may_share_memory(side, each) for each in singles.values()) for side in (left, right)):
+                return factor, left, right
+        return self._sides(patch, self.tensors(patch))
+
+    def epsilon(self, target: Target) -> float:
+        """Return what a bake's arithmetic rounds by, half a unit of 1."""
+        double = self.plan.sources.recipe.in_float64 or target.source.dtype == "F64"
+        return 2.0**-53 if double else 2.0**-24
+
+    def slack(self, tile: Tile, base: Array, exact: Array, rows: Indices) -> Array:
+        """Bound the error that the bake's own precision allows at some places, in `rows`, of a tile.
+
+        A sum of n products in a precision ε is off by some n·ε times its largest partial sum.
+        """
+        sizes = 16 * (np.abs(base) + np.abs(exact))
         if may_cancel(tile.target.encoding) or may_cancel(tile.target.source):
             sizes = sizes + 64 * (np.abs(tile.base).max(initial=0.0) + np.abs(tile.exact).max(initial=0.0))
-        for change in tile.changes:
-            patch = change.patch
-            inside = (rows >= change.rows.start) & (rows < change.rows.stop)
-            reached = np.abs(change.delta).max(initial=0.0)
-            if not patch.kind.low_rank and not patch.kind.replaces:  # the weight itself may be what is summed
-                reached += np.abs(tile.base[change.rows]).max(initial=0.0)
-            sides = patch.view.shape[1:] if patch.kind.by_rows else patch.view.shape
-            terms = 16 + (patch.kind.rank(patch.shapes) if patch.kind.low_rank else max(sides, default=1))
-            sizes = sizes + inside * (terms + 64 * patch.has_dora) * reached * 4
-        return np.asarray(epsilon * sizes)
+        for reach in tile.reaches:
+            inside = (rows >= reach.rows.start) & (rows < reach.rows.stop)
+            sizes = sizes + inside * terms(reach.patch) * reach.size
+        return np.asarray(self.epsilon(tile.target) * sizes)
 
     def rounded(self, tile: Tile, values: Array) -> Array:
         """Round values that stand for a tile's as the output's are: to nearest, or as the recipe's seed has it."""
@@ -139,12 +215,15 @@ class Recomputation:
         starts: Sequence[int] = range(0, rows, size)
         if some and some < len(starts):
             starts = [at * (rows - size) // (some - 1) for at in range(some)]
-        loaded = [(*each, self.tensors(each[1]), self.scale(each[1])) for each in enumerate(patches)]
+        loaded = []
+        for number, patch in enumerate(patches):
+            tensors, scale = self.tensors(patch), self.scale(patch)
+            loaded.append((number, patch, tensors, scale, _partial(patch, tensors, scale)))
         for start in starts:
             stop = min(start + size, rows)
             base = self.files.rows(target.source, start, stop, columns)
             exact, changes = base.copy() if patches else base, []
-            for number, patch, tensors, scale in loaded:
+            for number, patch, tensors, scale, partial in loaded:
                 row = 0
                 for region in patch.view.regions:
                     first, last = max(start, region.start), min(stop, region.stop)
@@ -155,7 +234,7 @@ class Recomputation:
                         seen = exact if self.sequential else base
                         delta = _delta(patch, tensors, seen[inner], place, scale)
                         exact[inner] += delta
-                        changes.append(Change(number, patch, inner, delta))
+                        changes.append(Change(number, patch, inner, delta, partial))
                     row += region.stop - region.start
             yield Tile(target, start, base, exact, tuple(changes))
 
@@ -175,8 +254,9 @@ class Recomputation:
                 weight = np.ascontiguousarray(seen[view.regions[0].key].T)
             else:
                 weight = np.concatenate([seen[region.key][region.start : region.stop] for region in view.regions])
-            place = _place(patch, slice(0, view.rows))
-            changed = _delta(patch, self.tensors(patch), weight, place, self.scale(patch))
+            tensors, scale = self.tensors(patch), self.scale(patch)
+            changed = _delta(patch, tensors, weight, _place(patch, slice(0, view.rows)), scale)
+            partial = _partial(patch, tensors, scale)
             if view.transpose:
                 changed = changed.T
             if not step.summed and not patch.kind.replaces:
@@ -187,7 +267,7 @@ class Recomputation:
                 rows = slice(region.start, region.stop)
                 delta = changed[row : row + region.stop - region.start]
                 exact[region.key][rows] += delta
-                parts[region.key].append(Change(number, patch, rows, delta))
+                parts[region.key].append(Change(number, patch, rows, delta, partial))
                 row += region.stop - region.start
         for key, start, stop, there in () if step.summed else step.pieces():
             deltas = [
@@ -207,16 +287,17 @@ class Recomputation:
                 base[target.key], exact[target.key] = (turned(encoding, each[target.key]) for each in (base, exact))
                 fresh = self._fresh(exact[target.key], old.reshape(shape), target, dtypes[target.scale_key])
                 due = fresh.reshape(old.shape)
-                scale = scales(encoding, fresh)
+                units = scales(encoding, fresh)
                 exact[target.scale_key] = due
                 first = parts[target.key][0]  # what changes a weight changes its scale
                 parts[target.scale_key] = [Change(first.number, first.patch, slice(0, len(due)), due - old)]
-                base[target.key] /= scale
-                exact[target.key] /= scale
+                base[target.key] /= units
+                exact[target.key] /= units
                 parts[target.key] = [
                     replace(
                         each,
-                        delta=turned(encoding, each.delta) / (scale if len(scale) == 1 else scale[each.rows]),
+                        delta=turned(encoding, each.delta) / (units if len(units) == 1 else units[each.rows]),
+                        partial=each.partial / float(units.min()),
                     )
                     for each in parts[target.key]
                 ]
@@ -242,6 +323,28 @@ class Recomputation:
         return np.asarray(np.where((there == low) | (there == high), there, due))
 
 
+def _partial(patch: Patch, tensors: Tensors, scale: float) -> float:
+    """Bound the partial sums of a product by the lengths of its factors' rows and columns (Cauchy and Schwarz)."""
+    if patch.kind.name not in PRODUCTS:
+        return 0.0
+    own = {slot: values for slot, values in tensors.items() if slot not in MAGNITUDES}
+    place = _place(patch, slice(0, patch.view.rows))
+    factor, left, right = PRODUCTS[patch.kind.name](own, place, scale)
+    return abs(share(patch.kind.name, own, place) * factor) * longest(left) * longest(right.T)
+
+
+def longest(rows: Array) -> float:
+    """Return the length of the longest row."""
+    return float(np.sqrt(np.einsum("ij,ij->i", rows, rows).max(initial=0.0)))
+
+
+def terms(patch: Patch) -> int:
+    """Count the terms of the sums that a patch's change takes, and what comes on top."""
+    sides = patch.view.shape[1:] if patch.kind.by_rows else patch.view.shape
+    summed = patch.kind.rank(patch.shapes) if patch.kind.low_rank else max(sides, default=1)
+    return 16 + summed + 64 * patch.has_dora
+
+
 def _place(patch: Patch, rows: slice) -> Place:
     return Place(rows, patch.view.shape, patch.settings, patch.semantics, patch.strength)
 
@@ -252,7 +355,9 @@ def _delta(patch: Patch, tensors: Tensors, weight: Array, place: Place, scale: f
             f"verification has no formula for {patch.kind.title}\nAdd one to lorabake/verification/formulas.py."
         )
     updated = changed(patch.kind.name, tensors, weight, place, scale)
-    return np.asarray(share(patch.kind.name, tensors, place) * (updated - weight))
+    delta = updated - weight
+    delta *= share(patch.kind.name, tensors, place)
+    return delta
 
 
 def rounded(dtype: str, values: Array) -> Array:

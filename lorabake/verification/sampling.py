@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from math import isfinite, sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING
 from warnings import catch_warnings, filterwarnings, simplefilter
 
 import numpy as np
 
-from lorabake.errors import SurroundingsError
+from lorabake.errors import SurroundingsError, first_line
 from lorabake.planning import Plan
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint
 from lorabake.tensors.dtypes import DTYPES
@@ -46,9 +45,6 @@ from lorabake.verification.pipelines import Pipelines
 from lorabake.verification.runtime import FORMULAS_APPLIED
 from lorabake.verification.unets import UNets
 
-if TYPE_CHECKING:
-    pass
-
 NEEDED = ("diffusers", "transformers", "peft", "accelerate")
 LEAST = 1e-7
 """The distance below which two float32 results count as equal."""
@@ -57,52 +53,82 @@ CONSTANT = 2.0
 """Levels of standard deviation, of 255, below which a picture shows nothing."""
 
 
-def sample(plan: Plan, baked: Path, options: SampleOptions) -> tuple[Samples | None, list[Finding]]:
-    """Sample whatever the base can make; None, and a finding that says why, where it can make nothing.
+Ready = Callable[[], tuple[Samples | None, list[Finding]]]
+"""Sample, once all that it takes is there."""
 
-    Raise SurroundingsError where the extra is not installed.
+
+def prepare(plan: Plan, baked: Path, options: SampleOptions, stack: ExitStack) -> tuple[Ready | None, list[Finding]]:
+    """Find and open all that sampling takes, and return what then samples; or a finding that says what is lacking.
+
+    What is opened is closed with `stack`. Raise SurroundingsError where the extra or the device is not there.
     """
-    from lorabake.verification.texts import is_language_model, speak
+    from lorabake.verification.texts import is_language_model, prepare_texts
 
     said = plan.sources.recipe.verify
     prompts = options.prompts or (said.prompts if said else None)
-    if not prompts:
-        note = "no prompts: give verify.prompts in the recipe, or --prompt"
+
+    def lacking(note: str) -> tuple[None, list[Finding]]:
         return None, [Finding("samples.skipped", Status.SKIP, baked.name, "", "", note)]
+
+    if not prompts:
+        return lacking("no prompts: give verify.prompts in the recipe, or --prompt")
     speaks = is_language_model(plan)
     if speaks and (plan.sources.packing.packed or plan.sources.packing.scaled):
-        note = "the base's weights are packed or scaled: transformers has no plain model of them to compare with"
-        return None, [Finding("samples.skipped", Status.SKIP, baked.name, "", "", note)]
+        return lacking(
+            "the base's weights are packed or scaled: transformers has no plain model of them to compare with"
+        )
     if strange := plan.sources.packing.strange:
         key, first = next(iter(strange.items()))
-        note = f"{len(strange)} of the base's weights cannot be decoded, such as {key}: {first.title}"
-        return None, [Finding("samples.skipped", Status.SKIP, baked.name, "", "", note)]
+        return lacking(f"{len(strange)} of the base's weights cannot be decoded, such as {key}: {first.title}")
     has_unet = has_configs(plan)
-    lacking = {"unet", "vae"} - plan.sources.key_map.placed.keys()
-    if has_unet and (lacking or not {*TEXT_ENCODERS} & plan.sources.key_map.placed.keys()):
-        note = "a single network: pictures take a UNet, a VAE and a text encoder"
-        return None, [Finding("samples.skipped", Status.SKIP, baked.name, "", "", note)]
+    absent = {"unet", "vae"} - plan.sources.key_map.placed.keys()
+    if has_unet and (absent or not {*TEXT_ENCODERS} & plan.sources.key_map.placed.keys()):
+        return lacking("a single network: pictures take a UNet, a VAE and a text encoder")
     if not speaks and (lost := _unfit(plan, baked)):
-        note = f"{lost[0]} and {len(lost) - 1} more tensors are not there in the base's shape"
-        return None, [Finding("samples.skipped", Status.SKIP, baked.name, "", "", note)]
+        return lacking(f"{lost[0]} and {len(lost) - 1} more tensors are not there in the base's shape")
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise SurroundingsError(
             f"sampling needs {', '.join(missing)}\nTo sample, {EXTRA}; or leave it out with --stage"
         )
     with _quiet():
-        if speaks:
-            return speak(plan, baked, prompts, options)
+        _try_device(options.device or "cpu")
         files = Files()
+        stack.callback(files.close)
         try:
+            if speaks:
+                return _quietly(prepare_texts(plan, baked, prompts, options)), []
             if not has_unet:
-                made = kit(plan)
-                return _Studio(Pipelines(plan, _opened(plan, baked), made, files, prompts, options)).run()
-            with configs(plan) as written:
-                return _Studio(UNets(plan, _opened(plan, baked), written, files, prompts, options)).run()
+                artist: Artist = Pipelines(plan, _opened(plan, baked), kit(plan), files, prompts, options)
+            else:
+                written = stack.enter_context(configs(plan))
+                artist = UNets(plan, _opened(plan, baked), written, files, prompts, options)
+            artist.check_words()
         except CannotDrawError as error:
-            return None, [Finding("samples.skipped", Status.SKIP, baked.name, "", "", str(error))]
-        finally:
-            files.close()
+            return lacking(str(error))
+    return _quietly(_Studio(artist).run), []
+
+
+def _quietly(work: Ready) -> Ready:
+    """Return what a pipeline cannot do with the base as a finding, and keep libraries quiet meanwhile."""
+
+    def sample() -> tuple[Samples | None, list[Finding]]:
+        with _quiet():
+            try:
+                return work()
+            except CannotDrawError as error:
+                return None, [Finding("samples.skipped", Status.SKIP, "the base", "", "", str(error))]
+
+    return sample
+
+
+def _try_device(name: str) -> None:
+    """Compute something on a device; raise SurroundingsError where that cannot be done."""
+    import torch
+
+    try:
+        (torch.ones(1, device=name) + 1).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise SurroundingsError(f"device {name!r} cannot be used: {first_line(error)}\nTry --device cpu.") from None
 
 
 def _unfit(plan: Plan, baked: Path) -> list[str]:

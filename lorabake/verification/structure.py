@@ -5,7 +5,6 @@ Keys, dtypes, shapes, order, offsets, lengths, shards and their index, side file
 
 from __future__ import annotations
 
-import filecmp
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint
 from lorabake.tensors.safetensors import Header, read_header
 from lorabake.tensors.statements import in_metadata
 from lorabake.verification.findings import Finding, Status
+from lorabake.verification.side_files import check_side_files
 
 
 def check_structure(plan: Plan, path: Path) -> tuple[list[Finding], Checkpoint | None]:
@@ -32,7 +32,8 @@ def check_structure(plan: Plan, path: Path) -> tuple[list[Finding], Checkpoint |
         note += ", and so does the index"
     found = [Finding("structure.file", Status.PASS, path.name, f"{size:,} bytes", "", note)]
     found += [*_keys(plan, baked), *_forms(plan, baked), *_order(plan, baked)]
-    found += [*_side_files(plan, path), *_embeddings(plan, baked), *_metadata(plan, baked)]
+    is_own = _severity(baked) is Status.FAIL
+    found += [*check_side_files(plan, baked, is_own=is_own), *_embeddings(plan, baked), *_metadata(plan, baked)]
     found += [*_statements(plan, baked)]
     return found, baked
 
@@ -141,26 +142,6 @@ def name_of(checkpoint: Checkpoint, header: Header) -> str:
 def _severity(baked: Checkpoint) -> Status:
     """Ask files that lorabake made to be just so; another tool's may have an order of their own."""
     return Status.FAIL if "lorabake.recipe" in baked.metadata else Status.WARN
-
-
-def _side_files(plan: Plan, path: Path) -> Iterator[Finding]:
-    """Compare the configs and tokenizers of a folder with the base's, or with what the plan makes of them."""
-    if not plan.is_folder or not plan.sources.base.is_folder:
-        return
-    wrong = []
-    for name in plan.side_files:
-        made, copied = plan.texts.get(name.as_posix()), path / name
-        if not copied.is_file():
-            wrong.append(f"{name} is missing")
-        elif made is not None and copied.read_text(encoding="utf-8") != made:
-            wrong.append(f"{name} differs from the planned one")
-        elif made is None and not filecmp.cmp(plan.sources.base.path / name, copied, shallow=False):
-            wrong.append(f"{name} differs from the base's")
-    if wrong:
-        yield Finding("structure.side_files", Status.FAIL, path.name, f"{len(wrong)}", "0", "; ".join(wrong[:5]))
-    elif plan.side_files:
-        count = len(plan.side_files)
-        yield Finding("structure.side_files", Status.PASS, path.name, f"{count} files", "", "configs as they must be")
 
 
 def _embeddings(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:

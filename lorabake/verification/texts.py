@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lorabake.planning import Plan
 from lorabake.tensors.checkpoint import read_object
 from lorabake.verification.arrays import Files
 from lorabake.verification.findings import Finding, SampleOptions, Samples, Status, TextSample
+from lorabake.verification.parts import CannotDrawError, check_words
 from lorabake.verification.recompute import Recomputation
 from lorabake.verification.runtime import FORMULAS_APPLIED, CannotLoadError
 
@@ -32,13 +34,28 @@ def is_language_model(plan: Plan) -> bool:
     return isinstance(names, list) and any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in names)
 
 
-def speak(
+def prepare_texts(
     plan: Plan, baked: Path, prompts: tuple[str, ...], options: SampleOptions
+) -> Callable[[], tuple[Samples | None, list[Finding]]]:
+    """Read what it takes beside the weights, and return what then speaks.
+
+    Raise CannotDrawError where the tokenizer is not there or of another model, or transformers has no such model.
+    """
+    from transformers import AutoConfig
+
+    tokenizer = _tokenizer(plan)
+    try:
+        config = AutoConfig.from_pretrained(plan.sources.base.path, local_files_only=True).get_text_config()
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise CannotDrawError(f"transformers knows no such model: {first_line(error)[:120]}") from None
+    check_words(tokenizer, prompts, config.vocab_size, "the model")
+    return partial(_speak, plan, baked, prompts, options, tokenizer)
+
+
+def _speak(
+    plan: Plan, baked: Path, prompts: tuple[str, ...], options: SampleOptions, tokenizer: Any
 ) -> tuple[Samples | None, list[Finding]]:
     """Continue each prompt with four models, and compare their logits over the run-time model's text."""
-    tokenizer = _tokenizer(plan)
-    if isinstance(tokenizer, Finding):
-        return None, [tokenizer]
     tokens = options.steps or TOKENS
     device = options.device or "cpu"
     texts: dict[tuple[str, int], str] = {}
@@ -77,7 +94,7 @@ def speak(
 
 
 def _tokenizer(plan: Plan) -> Any:
-    """Load the tokenizer of the base or of `verify.tokenizers`; a finding where there is none."""
+    """Load the tokenizer of the base or of `verify.tokenizers`; raise CannotDrawError where there is none."""
     from transformers import AutoTokenizer
 
     said = plan.sources.recipe.verify
@@ -90,8 +107,9 @@ def _tokenizer(plan: Plan) -> Any:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         why = first_line(error)[:120]
-        note = f"no tokenizer that transformers can read: {why}; name one in verify.tokenizers"
-        return Finding("samples.skipped", Status.SKIP, folder.name, "", "", note)
+        raise CannotDrawError(
+            f"no tokenizer that transformers can read: {why}; name one in verify.tokenizers"
+        ) from None
 
 
 def _reference(plan: Plan) -> tuple[str, str]:

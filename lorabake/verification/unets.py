@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from lorabake.verification.arrays import Files
 from lorabake.verification.artist import Artist, Results, Variant
 from lorabake.verification.findings import SampleOptions
 from lorabake.verification.networks import TEXT_ENCODERS, Configs, build, tokenizer
+from lorabake.verification.parts import given_tokenizer
 from lorabake.verification.pictures import Setting, Words, decode, denoise, encode
 
 STEPS, GUIDANCE = 25, 7.5
@@ -52,6 +54,8 @@ class UNets(Artist):
         elif "v_pred" in plan.sources.base.tensors:
             self.schedule["prediction_type"] = "v_prediction"
         self._kept: tuple[str, int, Any] | None = None
+        self.encoders = [name for name in TEXT_ENCODERS if name in plan.sources.key_map.placed]
+        self.tokenizers = {name: self._tokenizer(name) for name in self.encoders}
 
     def settings(self) -> dict[str, str]:
         """Tell how the pictures were made, in words."""
@@ -66,15 +70,12 @@ class UNets(Artist):
 
     def _draw(self, work: list[Variant]) -> Results:
         """Encode with all models, then denoise with all, then decode, so that only one network is in memory."""
-        placed = self.plan.sources.key_map.placed
-        encoders = [name for name in TEXT_ENCODERS if name in placed]
-        tokenizers = {name: tokenizer("!" if self._pads_with_bang(name) else "<|endoftext|>") for name in encoders}
         words: dict[tuple[Variant, int], Words] = {}
         for variant in work:
-            networks = {name: self._network(name, variant) for name in encoders}
+            networks = {name: self._network(name, variant) for name in self.encoders}
             for number in range(len(self.prompts)):
                 words[variant, number] = encode(
-                    networks, tokenizers, self.prompts[number], self.negative, self.setting.device
+                    networks, self.tokenizers, self.prompts[number], self.negative, self.setting.device
                 )
         results = Results()
         for variant in work:
@@ -98,8 +99,20 @@ class UNets(Artist):
             del vae
         return results
 
-    def _pads_with_bang(self, encoder: str) -> bool:
-        return encoder == "text_encoder_2" or self.plan.sources.key_map.architecture.name == "sd2"
+    def vocabularies(self) -> Iterator[tuple[str, Any, int]]:
+        """Yield each text encoder and its tokenizer; the header says how many tokens the encoder knows."""
+        for name in self.encoders:
+            embedding = self.plan.sources.key_map.modules[name].get("text_model.embeddings.token_embedding")
+            if embedding is not None:
+                yield name, self.tokenizers[name], embedding.views["weight"].shape[0]
+
+    def _tokenizer(self, encoder: str) -> Any:
+        """Read the tokenizer that the recipe names; else make CLIP's, which SD 2.x and OpenCLIP pad with "!"."""
+        given = given_tokenizer(self.plan, encoder.replace("text_encoder", "tokenizer"), "CLIPTokenizer")
+        if given is not None:
+            return given
+        bang = encoder == "text_encoder_2" or self.plan.sources.key_map.architecture.name == "sd2"
+        return tokenizer("!" if bang else "<|endoftext|>")
 
     def _network(self, component: str, variant: Variant) -> Any:
         """Build one network of one model, or take the one before where it is the same."""

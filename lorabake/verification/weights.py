@@ -6,29 +6,22 @@ place (ulps) of the output's dtype. Streamed, a few rows at a time; no torch.
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
-from math import prod, sqrt
-from pathlib import Path
+from math import sqrt
 
 from threadpoolctl import threadpool_limits
 
-from lorabake.errors import FileError
-from lorabake.planning import Bake, Plan, Target, default_workers
-from lorabake.provenance import DATA_HASHES
+from lorabake.planning import Bake, Plan, default_workers
 from lorabake.tensors.checkpoint import Checkpoint
-from lorabake.tensors.dtypes import FLOAT_NAMES
-from lorabake.tensors.safetensors import Header, TensorInfo, read_header
-from lorabake.verification.arrays import CHUNK, Files
+from lorabake.verification.arrays import Files
+from lorabake.verification.comparing import Comparer, Extent, each_of
 from lorabake.verification.comparison import Comparison, Share
 from lorabake.verification.diagnosis import Diagnosis, Diagnostician, findings
+from lorabake.verification.digests import Digests
 from lorabake.verification.findings import Effect, Finding, Status, TensorVerdict
-from lorabake.verification.recompute import Recomputation
-from lorabake.verification.structure import name_of
+from lorabake.verification.settings import explain_by_settings
 
 FAINT = 0.9
 """Share of a LoRA's change that arrived, below which the output's dtype is too coarse for it."""
@@ -42,12 +35,6 @@ class WeightsResult:
     effects: tuple[Effect, ...]
     tensors: tuple[TensorVerdict, ...]
     digests: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    step: Bake
-    is_copy: bool
 
 
 def check_weights(
@@ -72,149 +59,38 @@ def check_weights(
 
 class _Check:
     def __init__(self, plan: Plan, baked: Checkpoint, files: Files, progress: Callable[[int], None]) -> None:
-        self.plan, self.baked, self.files, self.progress = plan, baked, files, progress
-        self.recomputation = Recomputation(plan, files, baked.tensors)
+        self.plan, self.baked = plan, baked
+        self.comparer = Comparer(plan, baked, files, progress)
+        self.digests = Digests(plan, baked, files, "weights")
 
     def run(self, sample: int | None) -> WeightsResult:
-        jobs = self._jobs()
-        chosen = jobs if sample is None or sample >= len(jobs) else _spread(jobs, sample)
+        extent = Extent.of(self.plan, self.baked, sample)
         with ThreadPoolExecutor(default_workers() + 1) as pool:
-            digesting = pool.submit(self._digest)
-            results = list(self._compared(pool, chosen))
+            digesting = pool.submit(self.digests.take, data=True)
+            results = [each for some in each_of(pool, self.comparer.compare, extent.jobs) for each in some]
             digests = digesting.result()
-        diagnostician = Diagnostician(self.plan, self.recomputation)
-        diagnoses = [each for result in results if not result.is_right for each in diagnostician.explain(result)]
+        diagnostician = Diagnostician(self.plan, self.comparer.recomputation)
+        wrong = [each for each in results if not each.is_right]
+        told, diagnoses = explain_by_settings(self.plan, self.baked, wrong, "weights")
+        explained = {each.key for each in diagnoses}
+        for result in wrong:
+            diagnoses += [] if result.target.key in explained else diagnostician.explain(result)
         return WeightsResult(
             (
-                *self._inputs(digests),
-                *self._data_hashes(digests),
-                *_untouched([each for each in results if each.is_copy]),
-                *_baked([each for each in results if not each.is_copy]),
-                *_sampled(len(chosen), len(jobs)),
+                *self.digests.findings(digests, data=True),
+                *extent.findings("weights"),
+                *untouched(results, "weights"),
+                *_baked(results),
                 *self._loras(results),
-                *self._embeddings(),
                 *findings(self.plan, diagnoses, results),
+                *told,
             ),
             tuple(self._effects(results)),
-            tuple(self._verdicts(results, diagnoses)),
-            {self._named(path): digest for path, digest in digests.items()},
+            tuple(verdicts(self.plan, [(each.step, each.target.key) for each in results], diagnoses)),
+            self.digests.named(digests),
         )
 
-    # -- the work --------------------------------------------------------------------------------------
-
-    def _jobs(self) -> list[_Job]:
-        """List the steps of the plan, and each untouched tensor as one; without what the checkpoint lacks."""
-        touched = {target.key for bake in self.plan.bakes for target in bake.targets}
-        copies = (target for file in self.plan.files for target in file.targets if target.key not in touched)
-        jobs = [_Job(bake, False) for bake in self.plan.bakes] + [_Job(Bake((each,), ()), True) for each in copies]
-        return [job for job in jobs if any(self._found(target) for target in job.step.targets)]
-
-    def _found(self, target: Target) -> TensorInfo | None:
-        info = self.baked.tensors.get(target.key)
-        return info if info is not None and info.shape == target.shape else None
-
-    def _compared(self, pool: ThreadPoolExecutor, jobs: Iterable[_Job]) -> Iterator[Comparison]:
-        """Run jobs in a pool, few of them waiting at a time, and yield what they give."""
-        left = iter(jobs)
-        running = {pool.submit(self._compare, job) for job in islice(left, default_workers())}
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            running |= {pool.submit(self._compare, job) for job in islice(left, len(done))}
-            for each in done:
-                yield from each.result()
-
-    def _compare(self, job: _Job) -> list[Comparison]:
-        results = {
-            target.key: Comparison(target, found, job.step, job.is_copy)
-            for target in job.step.targets
-            if (found := self._found(target)) is not None
-        }
-        if job.is_copy:
-            (copied,) = results.values()
-            source, found = copied.target.source, copied.found
-            are_floats = {source.dtype, found.dtype} <= {*FLOAT_NAMES.values()}
-            if source.dtype == found.dtype or not are_floats:
-                same = self._holds_same(source, found)
-                if same or not are_floats:
-                    copied.wrong = int(not same)
-                    self.progress(found.nbytes)
-                    return [copied]
-        for tile in self.recomputation.tiles(job.step):
-            if tile.target.key in results:
-                result = results[tile.target.key]
-                rows, columns = tile.base.shape
-                values = self.files.rows(result.found, tile.start, tile.start + rows, columns)
-                result.add(tile, values, self.recomputation)
-                self.progress(result.found.nbytes * tile.base.size // max(1, prod(result.target.shape)))
-        for result in results.values():
-            if job.is_copy and result.target.source.dtype == result.found.dtype:
-                result.wrong = max(1, result.wrong)  # other bytes may mean the same numbers, such as -0 for 0
-        return [*results.values()]
-
-    def _holds_same(self, source: TensorInfo, found: TensorInfo) -> bool:
-        """Tell whether two tensors hold the same bytes, or, in another dtype, the same numbers."""
-        if source.dtype == found.dtype:
-            return self.files.equal(source, found)
-        return bool((self.files.whole(source) == self.files.whole(found)).all())
-
-    def _digest(self) -> dict[str, str]:
-        """Take the digests of the LoRAs, and of the data of files that say their own."""
-        inputs = dict.fromkeys(self.plan.digests.values())
-        digests = {str(path): self._sha256(path, 0, path.stat().st_size) for path in inputs}
-        for header in _headers(self.baked):
-            if any(name in header.metadata for name in DATA_HASHES):
-                digests[self._data_of(header)] = self._sha256(header.path, header.data_start, header.size)
-        return digests
-
-    def _data_of(self, header: Header) -> str:
-        return f"data of {name_of(self.baked, header)}"
-
-    def _sha256(self, path: Path, start: int, stop: int) -> str:
-        digest = hashlib.sha256()
-        for place in range(start, stop, CHUNK):
-            digest.update(self.files.raw(path, place, min(CHUNK, stop - place)))
-        return digest.hexdigest()
-
     # -- what it says ----------------------------------------------------------------------------------
-
-    def _inputs(self, digests: Mapping[str, str]) -> Iterator[Finding]:
-        """Compare the LoRAs' digests with those that the checkpoint says it was made of."""
-        said = self.baked.metadata.get("lorabake.inputs")
-        if said is None:
-            return
-        texts = re.findall(r'"sha256":"([0-9a-f]{64})"', said)
-        for path, digest in digests.items():
-            lora = next((each for each in self.plan.sources.loras if _is_part(path, each.checkpoint)), None)
-            if lora is None:
-                continue
-            if digest in texts:
-                yield Finding("weights.input", Status.PASS, lora.name, digest[:12], "", "is the file that was baked")
-            else:
-                note = f"changed since the bake: the checkpoint's header names other files than {Path(path).name}"
-                yield Finding("weights.input", Status.FAIL, lora.name, digest[:12], "", note)
-
-    def _named(self, path: str) -> str:
-        """Name a digested file as the recipe does."""
-        for checkpoint, said in self.plan.sources.inputs:
-            if _is_part(path, checkpoint):
-                return said.portable_path + path.removeprefix(str(checkpoint.path))
-        return path
-
-    def _data_hashes(self, digests: Mapping[str, str]) -> Iterator[Finding]:
-        for header in _headers(self.baked):
-            taken = digests.get(self._data_of(header))
-            if taken is None:
-                continue
-            subject = name_of(self.baked, header)
-            for name in DATA_HASHES:
-                said = header.metadata.get(name, taken).removeprefix("0x")
-                if said != taken:
-                    note = f"the header's {name} is not the SHA-256 of the data: it was changed after it was written"
-                    yield Finding("weights.digest", Status.FAIL, subject, taken[:12], said[:12], note)
-                    break
-            else:
-                note = "the data has the SHA-256 that the header states"
-                yield Finding("weights.digest", Status.PASS, subject, taken[:12], taken[:12], note)
 
     def _loras(self, results: Sequence[Comparison]) -> Iterator[Finding]:
         for index, lora in enumerate(self.plan.sources.loras):
@@ -229,35 +105,6 @@ class _Check:
                 yield Finding(
                     "weights.resolution", Status.WARN, lora.name, f"{arrived / due:.0%}", f"{FAINT:.0%}", note
                 )
-
-    def _embeddings(self) -> Iterator[Finding]:
-        """Compare the files of learned embeddings with the LoRAs' tensors; what is not there, the headers told."""
-        for embedding in self.plan.embeddings:
-            try:
-                there = read_header(embedding.path).tensors
-            except FileError:
-                continue
-            pairs = [(each.info, there[each.name]) for each in embedding.vectors if each.name in there]
-            if not pairs:
-                continue
-            wrong = sum(not self.files.equal(due, found) for due, found in pairs)
-            status = Status.FAIL if wrong else Status.PASS
-            lora = self.plan.sources.loras[embedding.lora].name
-            note = f"{'other bytes than' if wrong else 'byte-equal to'} those of {embedding.token!r} in {lora}"
-            yield Finding("weights.embedding", status, embedding.path.name, f"{len(pairs)} tensors", "", note)
-
-    def _verdicts(self, results: Iterable[Comparison], diagnoses: Iterable[Diagnosis]) -> Iterator[TensorVerdict]:
-        loras = self.plan.sources.loras
-        faults = {(each.key, each.lora, each.module): each for each in diagnoses}
-        for result in results:
-            loose = faults.get((result.target.key, None, ""))
-            for patch in result.step.patches:
-                key = result.target.key
-                if key not in patch.view.keys:
-                    continue
-                fault = faults.get((key, patch.lora, patch.module), loose)
-                what, factor = ("applied", 1.0) if fault is None else (fault.cause.value, fault.factor)
-                yield TensorVerdict(loras[patch.lora].name, patch.module, key, what, factor)
 
     def _effects(self, results: Iterable[Comparison]) -> Iterator[Effect]:
         """Sum ‖ΔW‖² and ‖W‖² up over blocks, in the model's order."""
@@ -314,48 +161,59 @@ def in_order(block: str) -> tuple[int, list[int], str]:
     return stage, [*numbers, "attentions" in block], block  # an attention follows the resnet of its number
 
 
-def _untouched(results: Sequence[Comparison]) -> Iterator[Finding]:
-    right = sum(each.is_right for each in results)
-    if right:
-        subject = f"{right} untouched tensors"
-        yield Finding(
-            "weights.untouched", Status.PASS, subject, f"{right}", f"{len(results)}", "byte-equal to the base"
-        )
+def verdicts(
+    plan: Plan, looked_at: Iterable[tuple[Bake, str]], diagnoses: Iterable[Diagnosis]
+) -> Iterator[TensorVerdict]:
+    """Say of each step and tensor that was looked at what became of each of its patches."""
+    faults = {(each.key, each.lora, each.module): each for each in diagnoses}
+    for step, key in looked_at:
+        loose = faults.get((key, None, ""))
+        for patch in step.patches:
+            if key not in patch.view.keys:
+                continue
+            fault = faults.get((key, patch.lora, patch.module), loose)
+            what, factor = ("applied", 1.0) if fault is None else (fault.cause.value, fault.factor)
+            yield TensorVerdict(plan.sources.loras[patch.lora].name, patch.module, key, what, factor)
+
+
+def untouched(results: Iterable[Comparison], stage: str) -> Iterator[Finding]:
+    """Tell of the right ones among the tensors that must be the base's own: by bytes, or by numbers alone."""
+    copies = [each for each in results if each.is_copy]
+    others: dict[str, list[Comparison]] = {}
+    same = [each for each in copies if each.is_right and each.found.dtype == each.target.source.dtype]
+    if same:
+        subject, count = f"{len(same)} untouched tensors", f"{len(copies)}"
+        yield Finding(f"{stage}.untouched", Status.PASS, subject, f"{len(same)}", count, "byte-equal to the base")
+    for each in copies:
+        if each.is_right and each.found.dtype != each.target.source.dtype:
+            what = "rounded" if each.worst else "the same numbers"
+            note = f"not byte-equal: {what}, in {each.found.dtype} where the base has {each.target.source.dtype}"
+            others.setdefault(note, []).append(each)
+    for note, group in others.items():
+        subject = group[0].target.key if len(group) == 1 else f"{len(group)} untouched tensors"
+        yield Finding(f"{stage}.untouched", Status.WARN, subject, f"{len(group)}", f"{len(copies)}", note)
 
 
 def _baked(results: Sequence[Comparison]) -> Iterator[Finding]:
     ways = {False: ("0.5 ulp", "the nearest ones"), True: ("1 ulp as drawn", "the ones that the seed draws")}
     for is_drawn, (bound, what) in ways.items():
-        right = [each for each in results if each.is_right and each.is_drawn is is_drawn]
-        if not right:
-            continue
-        values, inexact = sum(each.values for each in right), sum(each.inexact for each in right)
-        worst = max(each.worst for each in right)
-        note = f"{1 - inexact / max(values, 1):.4%} of {values:,} values are {what}"
-        limit = f"{bound} and float32's own error"
-        subject = f"{len(right)} baked tensors"
-        yield Finding("weights.baked", Status.PASS, subject, f"worst {worst:.3f} ulp", limit, note)
-
-
-def _sampled(chosen: int, jobs: int) -> Iterator[Finding]:
-    if chosen < jobs:
-        note = "the others were not looked at; leave --sample-weights out to see them all"
-        yield Finding("weights.sampled", Status.SKIP, f"{chosen} of {jobs} tensors", "", "", note)
+        for is_cast, check in ((False, "baked"), (True, "cast")):
+            right = [
+                each
+                for each in results
+                if not each.is_copy
+                and each.is_right
+                and (each.is_drawn, not each.step.patches) == (is_drawn, is_cast)
+            ]
+            if not right:
+                continue
+            values, inexact = sum(each.values for each in right), sum(each.inexact for each in right)
+            worst = max(each.worst for each in right)
+            note = f"{1 - inexact / max(values, 1):.4%} of {values:,} values are {what}"
+            limit = bound if is_cast else f"{bound} and float32's own error"
+            subject = f"{len(right)} {check} tensors"
+            yield Finding(f"weights.{check}", Status.PASS, subject, f"worst {worst:.3f} ulp", limit, note)
 
 
 def _shares(result: Comparison, lora: int) -> Iterator[Share]:
     return (share for place, share in result.shares.items() if result.step.patches[place].lora == lora)
-
-
-def _spread(jobs: list[_Job], count: int) -> list[_Job]:
-    """Choose jobs at even distances, so that every part of the model is looked at."""
-    return [jobs[at * len(jobs) // count] for at in range(count)]
-
-
-def _headers(checkpoint: Checkpoint) -> Iterator[Header]:
-    return (header for part in checkpoint.parts for header in part.files)
-
-
-def _is_part(path: str, checkpoint: Checkpoint) -> bool:
-    """Tell whether a file is a checkpoint, or lies in its folder."""
-    return path == str(checkpoint.path) or Path(path).is_relative_to(checkpoint.path)

@@ -44,6 +44,14 @@ class Mutation:
     more: frozenset[str] = frozenset()
     """Other checks that fail with it, and rightly so."""
 
+    quick: str | None = ""
+    """The check of the quick stage that fails for it: of the same name unless said otherwise, None for none."""
+
+    @property
+    def in_quick(self) -> str | None:
+        """Name the check that fails where the quick stage takes the place of weights."""
+        return self.check.replace("weights.", "quick.") if self.quick == "" else self.quick
+
 
 class World:
     """An SDXL of small widths with its LoRAs and its bake, in one folder."""
@@ -274,7 +282,13 @@ MUTATIONS = (
     Mutation("a LoRA applied twice", "weights.twice", ("8 of 8 modules", "applied twice"), apply_twice),
     Mutation("strength × 0.9", "weights.strength", ("8 of 8 modules",), weaken),
     Mutation("alpha ignored", "weights.alpha", ("without its alpha",), ignore_alpha),
-    Mutation("up and down exchanged", "weights.exchanged", ("up and down exchanged", "to_q"), exchange_factors),
+    Mutation(
+        "up and down exchanged",
+        "weights.exchanged",
+        ("up and down exchanged", "to_q"),
+        exchange_factors,
+        quick="quick.values",
+    ),
     Mutation("q and k exchanged", "weights.other_module", ("attn1.to_q", "attn1_to_k"), exchange_q_and_k),
     Mutation(
         "text encoder LoRA on the wrong encoder",
@@ -286,7 +300,7 @@ MUTATIONS = (
     Mutation("an untouched value moved by one ulp", "weights.nudged", ("out.2.weight", "1 ulp"), nudge),
     Mutation("position_ids cast", "structure.dtype", ("position_ids", "F16 where I64"), cast_ids),
     Mutation("VAE replaced", "weights.values", ("vae", "another one"), replace_vae),
-    Mutation("rounded twice", "weights.rounding", ("to_q", "more than once"), round_twice),
+    Mutation("rounded twice", "weights.rounding", ("to_q", "more than once"), round_twice, quick=None),
     Mutation("DoRA without the norm", "weights.dora", ("DoRA's norm",), forget_norm),
     Mutation("a NaN", "weights.nonfinite", ("[3, 5]", "to_q"), spoil),
     Mutation("file truncated", "structure.file", ("truncated", "1000 bytes"), truncate),

@@ -13,6 +13,7 @@ from tests import builders as b
 from tests.verification.mutations import MUTATIONS, WIDTH, Mutation, World
 
 BOTH = VerifyOptions(stages=("structure", "weights"))
+QUICK = VerifyOptions(stages=("structure", "quick"))
 
 
 @pytest.fixture
@@ -22,11 +23,12 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     return World(tmp_path)
 
 
-def failures(recipe: Path, baked: Path) -> list[Finding]:
-    return [each for each in verify(load_recipe(recipe), baked, BOTH).findings if each.status is Status.FAIL]
+def failures(recipe: Path, baked: Path, options: VerifyOptions = BOTH) -> list[Finding]:
+    return [each for each in verify(load_recipe(recipe), baked, options).findings if each.status is Status.FAIL]
 
 
 def test_the_unbroken_bake_is_true(world: World) -> None:
+    assert verify(load_recipe(world.recipe_path), world.path, QUICK).status is Status.PASS
     verification = verify(load_recipe(world.recipe_path), world.path, BOTH)
     assert verification.status is Status.PASS
     assert {each.check for each in verification.findings} >= {"weights.untouched", "weights.baked", "weights.lora"}
@@ -40,6 +42,9 @@ def test_each_mutation_is_named(world: World, mutation: Mutation) -> None:
     said = " ".join(f"{each.subject} {each.measured} {each.note}" for each in found if each.check == mutation.check)
     for words in mutation.words:
         assert words in said, said
+    quickly = {each.check for each in failures(world.recipe_path, world.path, QUICK)}
+    due = {mutation.in_quick} | {check.replace("weights.", "quick.") for check in mutation.more}
+    assert quickly == due - {None}
 
 
 def test_exchanged_shards_are_named(tmp_path: Path) -> None:
@@ -59,5 +64,6 @@ def test_exchanged_shards_are_named(tmp_path: Path) -> None:
 def test_the_documented_table_is_this_one() -> None:
     text = (Path(__file__).parents[2] / "docs" / "verification.md").read_text()
     rows = [line.split("|") for line in text.splitlines() if line.startswith("| ") and "`" in line.split("|")[2]]
-    documented = [(row[1].strip(), row[2].strip(" `")) for row in rows]
-    assert documented == [(each.fault, each.check) for each in MUTATIONS] + [("shards exchanged", "structure.shards")]
+    documented = [tuple(cell.strip(" `") for cell in (row[1], row[2], row[-2])) for row in rows]
+    due = [(each.fault, each.check, each.in_quick or "not found") for each in MUTATIONS]
+    assert documented == [*due, ("shards exchanged", "structure.shards", "structure.shards")]

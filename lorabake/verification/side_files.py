@@ -1,0 +1,170 @@
+"""Compare what lies beside the weights of a folder: does a configuration describe another model, or only say it anew?
+
+diffusers and transformers write versions, paths and defaults into the configurations that they save, which have no
+say in the model. Tokenizers, licences and their like may be written anew by another tool; that is a warning.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from warnings import catch_warnings, simplefilter
+
+from lorabake.planning import Plan
+from lorabake.tensors.checkpoint import Checkpoint
+from lorabake.tensors.dtypes import DTYPES
+from lorabake.verification.findings import Finding, Status
+
+DESCRIBES = ("_class_name", "model_type", "architectures")
+"""Fields one of which a configuration has that describes a network, a scheduler or a pipeline."""
+
+SAYS_NOTHING = {"transformers_version"}
+"""Fields that tell how a configuration was written; and so do all that begin with an underscore but `_class_name`."""
+
+PRECISION = ("torch_dtype", "dtype")
+"""What transformers loads the weights as: as they are, where it is the tensors' own dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Say how one side file differs from what it should be; `silent` names fields without a say in the model."""
+
+    name: str
+    words: str = ""
+    describes: bool = False
+    is_certain: bool = True
+    silent: tuple[str, ...] = ()
+
+
+def check_side_files(plan: Plan, baked: Checkpoint, *, is_own: bool) -> Iterator[Finding]:
+    """Compare the side files of a folder with the base's, or with what the plan makes of them.
+
+    Where lorabake made the folder (`is_own`), all must be just so. Where another tool did, a configuration must
+    describe the same model, and the rest may differ with a warning.
+    """
+    base, path = plan.sources.base, baked.path
+    if not plan.is_folder or not base.is_folder or not plan.side_files:
+        return
+    found = [each for name in plan.side_files if (each := _difference(plan, baked, name, is_own=is_own)) is not None]
+    spoken = [each for each in found if each.words]
+    wrong = [each for each in spoken if is_own or (each.describes and each.is_certain)]
+    odd = [each for each in spoken if each not in wrong]
+    if wrong:
+        note = "; ".join(each.words for each in wrong[:5])
+        yield Finding("structure.side_files", Status.FAIL, path.name, f"{len(wrong)}", "0", note)
+    if odd:
+        note = f"written anew by another tool: {'; '.join(each.words for each in odd[:5])}"
+        yield Finding("structure.side_files", Status.WARN, path.name, f"{len(odd)}", "0", note)
+    same = len(plan.side_files) - len(spoken)
+    if same:
+        silent = [f"{each.name}: {', '.join(each.silent)}" for each in found if each.silent and not each.words]
+        note = "configs as they must be" if not spoken else "the others are as they must be"
+        if silent:
+            note += f"; without a say in the model, and other than the base's: {'; '.join(silent[:5])}"
+        yield Finding("structure.side_files", Status.PASS, path.name, f"{same} files", "", note)
+
+
+def _difference(plan: Plan, baked: Checkpoint, name: Path, *, is_own: bool) -> Difference | None:
+    """Compare one side file; None for one that is the same to the byte."""
+    made, copied = plan.texts.get(name.as_posix()), baked.path / name
+    due = (plan.sources.base.path / name).read_bytes() if made is None else made.encode()
+    wanted = _parsed(due)
+    describes = wanted is not None and any(field in wanted for field in DESCRIBES)
+    if not copied.is_file():
+        return Difference(name.as_posix(), f"{name} is missing", describes)
+    held = copied.read_bytes()
+    if held == due:
+        return None
+    words = f"{name} differs from the {'base' if made is None else 'plan'}'s"
+    there = _parsed(held)
+    if wanted is None or there is None or not describes:
+        return Difference(name.as_posix(), words, describes)
+    dtype = _dtype(baked, name.parent.as_posix().removeprefix("."))
+    one, other = (dict(_fields(each, dtype)) for each in (wanted, there))
+    silent = tuple(sorted(_silent(wanted, there)))
+    if one == other:
+        return Difference(name.as_posix(), silent=silent or ("its layout",))
+    read = None if is_own else _as_read(wanted, there, dtype)
+    if read is not None:
+        one, other = read
+        if one == other:
+            return Difference(name.as_posix(), silent=(*silent, "what transformers reads alike"))
+    changed = sorted(key for key in one.keys() & other.keys() if one[key] != other[key])
+    told = [f"{key} is {_shown(other[key])}, not {_shown(one[key])}" for key in changed]
+    told += [f"{key} is not there" for key in sorted(one.keys() - other.keys())]
+    told += [
+        f"{key} is {_shown(other[key])}, of which the base says nothing" for key in sorted(other.keys() - one.keys())
+    ]
+    # A field that one side lacks may have its default's value; a precision other than the tensors' own has a say.
+    is_certain = bool(changed) or read is not None or any(key.endswith("dtype") for key in one.keys() ^ other.keys())
+    return Difference(name.as_posix(), f"{words} ({', '.join(told[:4])})", True, is_certain)
+
+
+def _shown(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)[:80]
+
+
+def _parsed(raw: bytes) -> dict[str, object] | None:
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _fields(config: Mapping[str, object], dtype: str, place: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the fields that have a say, by path: not null, and no precision that is the tensors' own."""
+    for key, value in config.items():
+        if _is_silent(key) or value is None or value == [None, None]:
+            continue
+        if key in PRECISION and str(value).removeprefix("torch.") == dtype:
+            continue
+        if isinstance(value, dict):
+            yield from _fields(value, dtype, f"{place}{key}.")
+        else:
+            yield f"{place}{'dtype' if key in PRECISION else key}", value
+
+
+def _is_silent(field: str) -> bool:
+    return field in SAYS_NOTHING or (field.startswith("_") and field != "_class_name")
+
+
+def _silent(wanted: Mapping[str, object], there: Mapping[str, object]) -> set[str]:
+    """Name the fields without a say that differ; a precision is called by the name that the file has for it."""
+    differing = {key for key in {**wanted, **there} if wanted.get(key) != there.get(key)}
+    return {key for key in differing if _is_silent(key) or key in PRECISION}
+
+
+def _dtype(baked: Checkpoint, folder: str) -> str:
+    """Return torch's name of the dtype that most float tensors of a part have."""
+    headers = (header for part in baked.parts if part.folder == folder for header in part.files)
+    counts = Counter(info.dtype for header in headers for info in header.tensors.values())
+    floats = Counter({name: count for name, count in counts.items() if name in DTYPES and DTYPES[name].floating})
+    return str(DTYPES[floats.most_common(1)[0][0]].torch) if floats else ""
+
+
+def _as_read(
+    wanted: Mapping[str, object], there: Mapping[str, object], dtype: str
+) -> tuple[dict[str, object], dict[str, object]] | None:
+    """Return the fields of two configurations as transformers reads them; None where it cannot tell.
+
+    It knows its defaults, and the names that fields had in older versions.
+    """
+    model = wanted.get("model_type")
+    if model != there.get("model_type") or not isinstance(model, str) or find_spec("transformers") is None:
+        return None
+    with catch_warnings():
+        simplefilter("ignore")
+        try:
+            from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+            reader = CONFIG_MAPPING[model]
+            read = [reader.from_dict({**each}).to_dict() for each in (wanted, there)]
+        except (KeyError, ValueError, TypeError, AttributeError, ImportError, OSError, RuntimeError):
+            return None
+    one, other = (dict(_fields(json.loads(json.dumps(each, default=str)), dtype)) for each in read)
+    return one, other
