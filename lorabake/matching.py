@@ -137,7 +137,7 @@ class Matcher:
 
     @cached_property
     def _patterns(self) -> dict[str, str]:
-        return {pattern_of(name): name for name in reversed(self.spelled)}
+        return {pattern_of(name): name for name in reversed([*self.spelled])}
 
     def nearest(self, name: str) -> str:
         """Return a hint at the spelling most like `name`, numbers apart; empty if none is."""

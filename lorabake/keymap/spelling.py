@@ -1,8 +1,8 @@
 """Spellings: how LoRA files write a module's name and the role of each tensor.
 
 A LoRA key is a module's name followed by a suffix; each adapter kind says which suffixes fill which of its slots.
-The other direction is never parsed: `spell` writes every module of the base in each spelling that a trainer
-could have used, and the LoRA's names are looked up among them.
+The other direction is never parsed: a module of the base has its path in each layout, each path may follow any of
+the prefixes that trainers write, and the LoRA's names are looked up among these.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 from lorabake.keymap.table import Component, KeyMap, Module
@@ -151,39 +151,96 @@ def spell(component: Component, prefix: str, path: str) -> Iterator[str]:
 
     `prefix` is where the base keeps the component: a file may also use the base's own keys.
     """
+    for each in _paths(component, path):
+        yield from (start + each.replace(".", "_") for start in _flat_starts(component))
+        yield from (start + each for start in _dotted_starts(component, prefix))
+
+
+def _paths(component: Component, path: str) -> list[str]:
+    """List what a module is called below any prefix: today, by older endings, with and without optional words."""
     paths = [path]
     paths += [path.removesuffix(new) + old for new, old in ENDINGS if path.endswith(new)]
     paths += [each.removeprefix(word) for word in component.optional for each in paths if each.startswith(word)]
-    paths += [word + each for word in component.optional for each in tuple(paths)]
-    for each in paths:
-        flat = each.replace(".", "_")
-        for start in component.flat:
-            yield start + flat
-            if start == "lora_unet_":
-                yield "oft_unet_" + flat  # kohya's OFT
-        yield "lycoris_" + flat
-        yield each
-        yield PEFT_ROOT + each
-        for start in component.dotted:
-            yield start + each
-            yield start + PEFT_ROOT + each
-            yield PEFT_ROOT + start + each
-    yield prefix + path
+    return paths + [word + each for word in component.optional for each in tuple(paths)]
 
 
-def spell_all(key_map: KeyMap) -> dict[str, list[Module]]:
-    """Write every module of the base in every spelling: spelling -> modules (several where it is ambiguous)."""
-    spelled: dict[str, list[Module]] = {}
-    for component in key_map.architecture.components:
-        if component.name not in key_map.placed:
-            continue
-        _, prefix = key_map.placed[component.name]
-        for path, module in key_map.modules[component.name].items():
-            for word in spell(component, prefix, path):
-                known = spelled.setdefault(word, [])
-                if all(module.views != other.views for other in known):
-                    known.append(module)
-    return spelled
+def _flat_starts(component: Component) -> tuple[str, ...]:
+    """List the prefixes of a path whose dots became underscores."""
+    oft = ("oft_unet_",) if "lora_unet_" in component.flat else ()  # kohya's OFT
+    return (*component.flat, *oft, "lycoris_")
+
+
+def _dotted_starts(component: Component, prefix: str) -> tuple[str, ...]:
+    """List the prefixes of a dotted path; `prefix` is the base's own."""
+    roots = [each for start in component.dotted for each in (start, start + PEFT_ROOT, PEFT_ROOT + start)]
+    return tuple(dict.fromkeys(("", PEFT_ROOT, *roots, prefix)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """Hold what may stand before a path, and the modules by path: dotted, or with `_` for each dot."""
+
+    starts: tuple[str, ...]
+    modules: dict[str, list[Module]] = field(default_factory=dict)
+
+    def find(self, name: str) -> Iterator[Module]:
+        """Yield the modules of that name."""
+        for start in self.starts:
+            if name.startswith(start):
+                yield from self.modules.get(name[len(start) :], ())
+
+
+class Spellings(Mapping[str, list[Module]]):
+    """Map every spelling of every module of a base to the modules; there are several where it is ambiguous."""
+
+    def __init__(self, key_map: KeyMap) -> None:
+        self._key_map = key_map
+        self._names: list[_Names] = []
+        self._found: dict[str, list[Module]] = {}
+        for component, prefix in self._placed():
+            dotted, flat = _Names(_dotted_starts(component, prefix)), _Names(_flat_starts(component))
+            for path, module in key_map.modules[component.name].items():
+                for each in _paths(component, path):
+                    dotted.modules.setdefault(each, []).append(module)
+                    flat.modules.setdefault(each.replace(".", "_"), []).append(module)
+            self._names += [dotted, flat]
+
+    def _placed(self) -> Iterator[tuple[Component, str]]:
+        """Yield the components that the base has, and where it keeps each."""
+        for component in self._key_map.architecture.components:
+            if component.name in self._key_map.placed:
+                yield component, self._key_map.placed[component.name][1]
+
+    def __getitem__(self, name: str) -> list[Module]:
+        """Return the modules of that name; those with the same views count as one."""
+        found = self._found.get(name)
+        if found is None:
+            found = self._found[name] = []
+            for module in (module for names in self._names for module in names.find(name)):
+                if all(module.views != other.views for other in found):
+                    found.append(module)
+        if not found:
+            raise KeyError(name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield every spelling."""
+        words = (
+            word
+            for component, prefix in self._placed()
+            for path in self._key_map.modules[component.name]
+            for word in spell(component, prefix, path)
+        )
+        return iter(dict.fromkeys(words))
+
+    def __len__(self) -> int:
+        """Count the spellings."""
+        return sum(1 for _ in self)
+
+
+def spell_all(key_map: KeyMap) -> Spellings:
+    """Write every module of the base in every spelling."""
+    return Spellings(key_map)
 
 
 def components_named(key: str, components: Iterable[Component]) -> set[str]:
