@@ -270,8 +270,9 @@ class _Match:
             self.alphas.append(module.name)
             self.ledger.excluded["alpha without a LoRA: no effect"] += size
             return
-        found = [indexed] if indexed else self.matcher.spelled.get(module.name, [])
-        config, path = self.lora.config_of(module.name)
+        words = self.matcher.spelled.words(module.name)
+        found = [indexed] if indexed else [each for modules in words.values() for each in modules]
+        config, path = self.lora.config_of(self.matcher.spelled.word(module.name))
         on_experts = not found and config is not None and bool(config.parameters)
         if on_experts and config is not None:
             found = self._stacks(module.name, config)
@@ -285,6 +286,9 @@ class _Match:
         if not found:
             if not self._excluded_by_component(module.name, size):
                 self.faults.unmatched.append(module.name)
+            return
+        if len(words) > 1:
+            self.faults.strange.append((module.name, f"its name may stand for {' and for '.join([*words][:2])}"))
             return
         slots = frozenset(module.slots)
         kinds = (EXPERTS,) if on_experts and slots == EXPERTS.required else kinds_of(slots)

@@ -103,6 +103,35 @@ def keys(patches: Iterable[Patch]) -> dict[str, str]:
     return {patch.module: patch.view.regions[0].key for patch in patches}
 
 
+def test_a_name_that_may_stand_for_two_modules_is_refused_with_both() -> None:
+    base = {"x.a_b.c.weight": (4, 4), "x.a.b_c.weight": (4, 4)}
+    said = refusal(low_rank("x.a_b_c", 4, 4), base)
+    assert "its name may stand for x.a_b.c and for x.a.b_c" in said
+
+
+def test_patterns_of_ranks_see_a_module_without_what_wrapped_it_in_training() -> None:
+    base = {"model.layers.0.q.weight": (4, 4), "model.layers.1.q.weight": (4, 4)}
+    shapes: Shapes = {}
+    for name, rank in (
+        ("module.base_model.model.model.layers.0.q", 2),
+        ("base_model.model.model.layers.1._fsdp_wrapped_module.q", 1),
+    ):
+        shapes |= {f"{name}.lora_A.weight": (rank, 4), f"{name}.lora_B.weight": (4, rank)}
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "rank_pattern": {"layers.1.q": 1}}
+    config["alpha_pattern"] = {"^model.layers.0.q": 6}
+    patches, _ = match(shapes, base, config=config)
+    assert {patch.view.keys[0]: patch.scale for patch in patches} == {
+        "model.layers.0.q.weight": 3.0,
+        "model.layers.1.q.weight": 4.0,
+    }
+
+
+def test_a_module_beside_itself_in_a_wrapper_is_refused() -> None:
+    base = {"model.fc.weight": (4, 4)}
+    said = refusal(low_rank("model.fc", 4, 4) | low_rank("module.model.fc", 4, 4), base)
+    assert "model.fc and module.model.fc both change model.fc.weight" in said
+
+
 # -- every published LoRA on every sort of base -----------------------------------------------------------
 
 SD1 = {"full_sd15_singlefile_1131", "mecha_sd1_kohya"}

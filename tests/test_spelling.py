@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cache
 
 import pytest
@@ -12,6 +13,7 @@ from lorabake.architectures import architectures
 from lorabake.components import clip, unet
 from lorabake.keymap.spelling import (
     UNSUPPORTED,
+    Spellings,
     components_named,
     flatten,
     pattern_of,
@@ -253,6 +255,12 @@ def test_the_longest_suffix_counts(key: str, module: str) -> None:
     [
         ("unet._orig_mod.conv_in.lora_A.weight", "unet.conv_in"),
         ("_orig_mod.conv_in.lora_A.weight", "conv_in"),
+        ("lora_unet__orig_mod_conv_in.lora_down.weight", "lora_unet_conv_in"),
+        ("a._fsdp_wrapped_module._checkpoint_wrapped_module.b.lora_A.weight", "a.b"),
+        ("lora_unet_a__fsdp_wrapped_module__checkpoint_wrapped_module_b.alpha", "lora_unet_a_b"),
+        ("_forward_module._fpw_module.a.lora_A.weight", "a"),
+        ("a_orig_mod.b.lora_A.weight", "a_orig_mod.b"),
+        ("a.module.b.lora_A.weight", "a.module.b"),  # it may be the base's own name: the base decides
         ("base_model.model.base_layer.experts.lora_A.weight", "base_model.model.experts"),
     ],
 )
@@ -283,6 +291,7 @@ def test_every_key_of_every_lora_is_of_a_known_form(table: str) -> None:
         ("lora_unet_input_blocks_4_1_proj_in", "lora_unet_input_blocks_N_N_proj_in", None),
         ("unet:12", "unet:N", None),
         ("text_encoder_2.text_model/x.31", "text_encoder_N.text_model/x.N", "text_encoder_N_text_model_x_N"),
+        ("module.blocks.3.module.attn", "module.blocks.N.module.attn", "blocks_N_attn"),
     ],
 )
 def test_numbers_are_counted_as_one_pattern(name: str, pattern: str, flat: str | None) -> None:
@@ -294,7 +303,7 @@ def test_numbers_are_counted_as_one_pattern(name: str, pattern: str, flat: str |
 
 
 @cache
-def spelled(table: str) -> dict[str, list[Module]]:
+def spelled(table: str) -> Spellings:
     tensors = load_table(table)
     return spell_all(KeyMap.expand(identify(tensors), tensors))
 
@@ -407,6 +416,8 @@ def test_sd2_takes_the_names_of_transformers_for_openclip() -> None:
         ("lora_te1_text_model_encoder_layers_0_mlp_fc1", {"text_encoder"}),
         ("text_encoder_2.text_projection", {"text_encoder_2"}),
         ("base_model.model.unet.conv_in", {"unet"}),
+        ("module.unet.conv_in", {"unet"}),
+        ("unet._orig_mod.conv_in", {"unet"}),
         ("unet:0", {"unet"}),
         ("conv_in", set()),
     ],
@@ -414,6 +425,100 @@ def test_sd2_takes_the_names_of_transformers_for_openclip() -> None:
 def test_a_key_names_its_component_by_the_longest_prefix(key: str, expected: set[str]) -> None:
     sdxl = next(each for each in architectures() if each.name == "sdxl")
     assert components_named(key, sdxl.components) == expected
+
+
+# -- names that are like a spelling ----------------------------------------------------------------------
+
+WRAPPERS = ["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"]
+LIKE = {
+    SD1: (SD1_NAME, "lora_unet_", "unet."),
+    SDXL: (SDXL_NAME, "lora_unet_", "unet."),
+    "diffusers_flux1_dev_transformer": ("single_blocks.3.linear1", "lora_unet_", "diffusion_model."),
+    "diffusers_wan21_t2v_14b": ("blocks.7.attn2.to_out.0", "lora_transformer_", "transformer."),
+    "stripped_juggernaut_xl_v9_text_encoder_model_fp16": (
+        "text_model.encoder.layers.3.mlp.fc1",
+        "lora_te1_",
+        "text_encoder.",
+    ),
+}
+
+
+@pytest.mark.parametrize("table", LIKE)
+def test_a_name_may_be_flattened_in_part_and_end_with_an_underscore(table: str) -> None:
+    path, flat_start, dotted_start = LIKE[table]
+    due = views(table, dotted_start + path)
+    assert len(due) == 1
+    for start in (flat_start, dotted_start, "base_model.model."):
+        name = start + path
+        dots = [at for at, letter in enumerate(name) if letter == "."]
+        for chosen in range(1 << min(len(dots), 6)):
+            flattened = {at for bit, at in enumerate(dots) if chosen >> bit & 1}
+            half = "".join("_" if at in flattened else letter for at, letter in enumerate(name))
+            assert views(table, half) == views(table, f"{half}_") == due, half
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("table", LIKE)
+def test_wrappers_of_training_may_stand_anywhere_in_a_name(table: str, wrapper: str) -> None:
+    path, flat_start, dotted_start = LIKE[table]
+    due = views(table, dotted_start + path)
+    for start in (dotted_start, f"{dotted_start}base_model.model.", "base_model.model."):
+        words = (start + path).split(".")
+        for at in range(len(words)):
+            for many in (1, 2):
+                name = ".".join([*words[:at], *[wrapper] * many, *words[at:]])
+                (module,) = sort(f"{name}.lora_A.weight")[0]
+                assert views(table, module) == due, name
+    words = path.split(".")
+    for at in range(len(words)):
+        name = flat_start + "_".join([*words[:at], wrapper, *words[at:]])
+        (module,) = sort(f"{name}.lora_down.weight")[0]
+        assert views(table, module) == due, name
+
+
+def made(*names: str) -> Spellings:
+    tensors = infos({f"{name}.weight": (4, 4) for name in names})
+    return spell_all(KeyMap.expand(identify(tensors), tensors))
+
+
+def keys(words: Mapping[str, list[Module]]) -> dict[str, list[str]]:
+    return {word: [module.views["weight"].keys[0] for module in modules] for word, modules in words.items()}
+
+
+def test_a_name_of_the_base_is_that_and_nothing_like_it() -> None:
+    base = made("fc", "module.fc", "a_b.c", "a.b.c")
+    assert keys(base.words("module.fc")) == {"module.fc": ["module.fc.weight"]}
+    assert keys(base.words("fc")) == {"fc": ["fc.weight"]}
+    assert keys(base.words("a_b.c")) == {"a_b.c": ["a_b.c.weight"]}
+    assert keys(base.words("a.b.c")) == {"a.b.c": ["a.b.c.weight"]}
+
+
+def test_a_base_may_be_wrapped_itself() -> None:
+    base = made("module.model.fc", "module.model.gate")
+    for name in ("model.fc", "base_model.model.model.fc", "base_model.model.module.model.fc", "lora_unet_model_fc"):
+        assert [module.name for module in base[name]] == ["module.model.fc"], name
+
+
+def test_a_name_that_is_like_several_stands_for_each_of_them() -> None:
+    base = made("x.a_b.c", "x.a.b_c", "x.d")
+    assert keys(base.words("x.a_b_c")) == {"x.a_b.c": ["x.a_b.c.weight"], "x.a.b_c": ["x.a.b_c.weight"]}
+    assert base.words("x.a_b_d") == {}
+    assert base.get("x.e") is None
+
+
+def test_the_spelling_that_a_name_is_taken_for_is_told() -> None:
+    base = made("model.layers.0.q")
+    assert base.word("base_model.model.model.layers.0.q") == "base_model.model.model.layers.0.q"
+    assert base.word("module.base_model.model.model_layers.0_q") == "base_model.model.model.layers.0.q"
+    assert base.word("base_model.model.module.unknown") == "base_model.model.unknown"
+
+
+def test_every_spelling_is_listed_once() -> None:
+    base = made("model.layers.0.q")
+    words = [*base]
+    assert len(words) == len({*words}) == len(base)
+    assert {"model.layers.0.q", "base_model.model.model.layers.0.q", "lycoris_model_layers_0_q"} <= {*words}
+    assert all([module.name for module in base[word]] == ["model.layers.0.q"] for word in words)
 
 
 # -- index-named files (cloneofsimo/lora, FORMATS A.1) --------------------------------------------------------

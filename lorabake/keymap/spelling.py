@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 
 from lorabake.keymap.table import Component, KeyMap, Module
 from lorabake.tensors.safetensors import TensorInfo
@@ -44,8 +44,12 @@ REASONS = {
 # A tensor that says of the whole file that it is no LoRA -> what it is.
 MARKERS = {"lora_controlnet": "a Control-LoRA: it makes a ControlNet out of a UNet, and changes no checkpoint"}
 
-# What may stand around a module's path in a file: training wrappers.
-_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|base_layer)\.")
+# What wraps a module while it is trained, and names none: torch.compile, FSDP and its older self, activation
+# checkpoints, Lightning Fabric, TorchRec. Data parallel training (DDP, DeepSpeed) calls it `module`, as a model may.
+_WRAPPERS = "orig_mod|fsdp_wrapped_module|fpw_module|checkpoint_wrapped_module|forward_module|dmp_wrapped_module"
+_WRAPPED = re.compile(rf"(?:\A|(?<=[._]))_(?:{_WRAPPERS})[._]|(?:\A|(?<=\.))base_layer\.")
+_PARALLEL = re.compile(r"(?:\A|(?<=\.))module\.")
+_STEPS = re.compile(rf"(?:\A|(?<=_))(?:{_WRAPPERS}|module)(?:_|\Z)")
 
 # Names that trainers gave to modules which have another name today: (today's ending, older ending).
 ENDINGS = (
@@ -121,7 +125,7 @@ def sort_tensors(
         elif row >= len(suffixes):
             unsupported.setdefault(rows[row][1], []).append(info)
         else:
-            module = _WRAPPERS.sub("", info.key[: match.start()])
+            module = _WRAPPED.sub("", info.key[: match.start()])
             if slots.setdefault(module, {}).setdefault(rows[row][1], info) is not info:
                 unknown.append(info)
     borrowed: dict[str, set[str]] = {name: set() for name in slots}
@@ -176,12 +180,12 @@ def _dotted_starts(component: Component, prefix: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(("", PEFT_ROOT, *roots, prefix)))
 
 
-@dataclass(frozen=True, slots=True)
 class _Names:
     """Hold what may stand before a path, and the modules by path: dotted, or with `_` for each dot."""
 
-    starts: tuple[str, ...]
-    modules: dict[str, list[Module]] = field(default_factory=dict)
+    def __init__(self, starts: tuple[str, ...]) -> None:
+        self.starts = starts
+        self.modules: dict[str, list[Module]] = {}
 
     def find(self, name: str) -> Iterator[Module]:
         """Yield the modules of that name."""
@@ -189,14 +193,35 @@ class _Names:
             if name.startswith(start):
                 yield from self.modules.get(name[len(start) :], ())
 
+    def find_alike(self, name: str) -> Iterator[str]:
+        """Yield the spellings that come to the same when loosened; `name` is loosened already."""
+        for loose, start in self._loose_starts.items():
+            if name.startswith(loose):
+                yield from (start + path for path in self._loose_paths.get(name[len(loose) :], ()))
+
+    @cached_property
+    def _loose_starts(self) -> dict[str, str]:
+        return {loosened(start) and f"{loosened(start)}_": start for start in reversed(self.starts)}
+
+    @cached_property
+    def _loose_paths(self) -> dict[str, list[str]]:
+        paths: dict[str, list[str]] = {}
+        for path in self.modules:
+            paths.setdefault(loosened(path), []).append(path)
+        return paths
+
 
 class Spellings(Mapping[str, list[Module]]):
-    """Map every spelling of every module of a base to the modules; there are several where it is ambiguous."""
+    """Map every spelling of every module of a base to the modules; there are several where it is ambiguous.
+
+    A name that is no spelling is taken for one that differs from it in no more than dots and underscores, or in what
+    wraps modules in training: `lora_unet_blocks_0.attn.q`, `module.blocks.0.attn.q`.
+    """
 
     def __init__(self, key_map: KeyMap) -> None:
         self._key_map = key_map
         self._names: list[_Names] = []
-        self._found: dict[str, list[Module]] = {}
+        self._found: dict[str, dict[str, list[Module]]] = {}
         for component, prefix in self._placed():
             dotted, flat = _Names(_dotted_starts(component, prefix)), _Names(_flat_starts(component))
             for path, module in key_map.modules[component.name].items():
@@ -205,23 +230,25 @@ class Spellings(Mapping[str, list[Module]]):
                     flat.modules.setdefault(each.replace(".", "_"), []).append(module)
             self._names += [dotted, flat]
 
-    def _placed(self) -> Iterator[tuple[Component, str]]:
-        """Yield the components that the base has, and where it keeps each."""
-        for component in self._key_map.architecture.components:
-            if component.name in self._key_map.placed:
-                yield component, self._key_map.placed[component.name][1]
+    def words(self, name: str) -> Mapping[str, list[Module]]:
+        """Return the spellings that a name may be taken for, with their modules.
+
+        It is itself, if it is one; of those that it is like, each leads elsewhere.
+        """
+        found = self._found.get(name)
+        if found is None:
+            found = self._found[name] = {name: modules} if (modules := self._exactly(name)) else self._alike(name)
+        return found
+
+    def word(self, name: str) -> str:
+        """Return the spelling that a name is taken for, without what wraps modules in training."""
+        return next(iter(self.words(name)), _PARALLEL.sub("", name))
 
     def __getitem__(self, name: str) -> list[Module]:
         """Return the modules of that name; those with the same views count as one."""
-        found = self._found.get(name)
-        if found is None:
-            found = self._found[name] = []
-            for module in (module for names in self._names for module in names.find(name)):
-                if all(module.views != other.views for other in found):
-                    found.append(module)
-        if not found:
+        if not (words := self.words(name)):
             raise KeyError(name)
-        return found
+        return [module for modules in words.values() for module in modules]
 
     def __iter__(self) -> Iterator[str]:
         """Yield every spelling."""
@@ -237,6 +264,28 @@ class Spellings(Mapping[str, list[Module]]):
         """Count the spellings."""
         return sum(1 for _ in self)
 
+    def _placed(self) -> Iterator[tuple[Component, str]]:
+        """Yield the components that the base has, and where it keeps each."""
+        for component in self._key_map.architecture.components:
+            if component.name in self._key_map.placed:
+                yield component, self._key_map.placed[component.name][1]
+
+    def _exactly(self, name: str) -> list[Module]:
+        found: list[Module] = []
+        for module in (module for names in self._names for module in names.find(name)):
+            if all(module.views != other.views for other in found):
+                found.append(module)
+        return found
+
+    def _alike(self, name: str) -> dict[str, list[Module]]:
+        loose = loosened(name)
+        found: dict[str, list[Module]] = {}
+        for word in (word for names in self._names for word in names.find_alike(loose)):
+            modules = self._exactly(word)
+            if all([each.views for each in modules] != [each.views for each in known] for known in found.values()):
+                found[word] = modules
+        return found
+
 
 def spell_all(key_map: KeyMap) -> Spellings:
     """Write every module of the base in every spelling."""
@@ -247,6 +296,7 @@ def components_named(key: str, components: Iterable[Component]) -> set[str]:
     """Return the components whose prefix, the longest one, a LoRA key starts with."""
     if indexed := INDEXED.match(key):
         return {indexed["component"]}
+    key = _PARALLEL.sub("", _WRAPPED.sub("", key))
     longest: dict[str, int] = {}
     for component in components:
         for prefix in (*component.flat, *component.dotted):
@@ -269,5 +319,10 @@ def patterns(names: Iterable[str]) -> str:
 
 
 def flatten(name: str) -> str:
-    """Write a module's name as family marks do: numbers as `N`, dots as underscores."""
-    return re.sub(r"[./]", "_", pattern_of(name))
+    """Write a module's name as family marks do: numbers as `N`, dots as underscores, without wrappers."""
+    return _STEPS.sub("", re.sub(r"[./]", "_", pattern_of(name)))
+
+
+def loosened(name: str) -> str:
+    """Write a name without what trainers differ in: what separates its words, and what wraps modules in training."""
+    return _STEPS.sub("", re.sub(r"[._/]+", "_", name).strip("_")).strip("_")
