@@ -552,6 +552,9 @@ class _Match:
 
     def _unknown(self, info: TensorInfo) -> None:
         vectors = read_vectors(info, self.lora.checkpoint.metadata)
+        if vectors is None and info.key in self.matcher.spelled:  # a parameter by its full name, trained whole
+            self._place(LoraModule(info.key, {"whole_weight": info}), None)
+            return
         if self._excluded_by_component(info.key, 1, "embeddings" if vectors else None):
             return
         if vectors is None:

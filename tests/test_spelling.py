@@ -170,6 +170,13 @@ KEYS = {
     "blk.0.attn_q.weight.lora_b": ("blk.0.attn_q", "up"),
     "transformer.h.0.attn.qkv.lora_A": ("transformer.h.0.attn.qkv", "down"),
     "diffusion_model.scale.set_weight": ("diffusion_model.scale", "set_weight"),
+    # by a parameter's full name (ComfyUI), and LightX2V's word for one
+    "diffusion_model.head.head.bias.diff": ("diffusion_model.head.head", "diff_b"),
+    "diffusion_model.head.head.weight.diff": ("diffusion_model.head.head", "diff"),
+    "diffusion_model.head.head.bias.set_weight": ("diffusion_model.head.head", "set_bias"),
+    "diffusion_model.scale_shift_table.diff": ("diffusion_model.scale_shift_table", "diff"),
+    "diffusion_model.blocks.3.diff_m": ("diffusion_model.blocks.3.modulation", "diff"),
+    "head.diff_m": ("head.modulation", "diff"),
 }
 UNBAKED = {
     "oft_unet_double_blocks_0_img_attn_qkv.oft_blocks.4": "OFT in more than four parts",

@@ -66,6 +66,9 @@ ENDINGS = (
     (".self_attn.out_proj", ".self_attn.to_out"),
 )
 
+# How trainers end the key of a parameter that has no weight's name, and its full name with what is done to it.
+_PARAMETERS = ((".diff_m", ".modulation.diff"),)  # LightX2V
+
 PEFT_ROOT = "base_model.model."
 INDEXED = re.compile(r"(?P<component>\w+):(?P<index>\d+)\Z")
 
@@ -118,14 +121,17 @@ def sort_tensors(
         if in_common.fullmatch(info.key):
             common.append(info)
             continue
-        match = pattern.search(info.key)
+        key = info.key
+        for ending, parameter in _PARAMETERS:
+            key = key.removesuffix(ending) + parameter if key.endswith(ending) else key
+        match = pattern.search(key)
         row = int(match.lastgroup.removeprefix("row")) if match and match.lastgroup else -1
         if match is None or (row < len(suffixes) and not match.start()):
             unknown.append(info)
         elif row >= len(suffixes):
             unsupported.setdefault(rows[row][1], []).append(info)
         else:
-            module = _WRAPPED.sub("", info.key[: match.start()])
+            module = _WRAPPED.sub("", key[: match.start()])
             if slots.setdefault(module, {}).setdefault(rows[row][1], info) is not info:
                 unknown.append(info)
     borrowed: dict[str, set[str]] = {name: set() for name in slots}

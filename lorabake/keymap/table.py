@@ -191,7 +191,8 @@ class KeyMap:
 
     `placed` says where each component was found, `owner` which component a base tensor belongs to, `modules`
     every module under each dotted name of each layout: component -> name -> module. A name by which two layouts
-    mean different tensors is left out, and what fused modules hold also goes by number (`qkv.0`, `qkv.1` …).
+    mean different tensors is left out, and what fused modules hold also goes by number (`qkv.0`, `qkv.1` …). A
+    tensor that is no weight and no bias is a module by itself, under its full name.
     """
 
     architecture: Architecture
@@ -285,6 +286,9 @@ class KeyMap:
                             rows = sum(region.stop for region in regions)
                             view = View(regions, (rows, *info.shape[1:]))
                             modules.setdefault(path, {}).setdefault(match.parameter, view)
+            if only in (None, layout.name) and not key.endswith((".weight", ".bias")):  # `attn.in_proj_weight`
+                itself = View((Region(key, 0, info.shape[0] if info.shape else 1),), info.shape)
+                modules.setdefault(key[len(prefix) :], {}).setdefault("weight", itself)
         return {name: Module(component.name, name, views) for name, views in modules.items() if name not in unclear}
 
     def _view(
@@ -406,11 +410,13 @@ class _Reader:
                 self.numbered.setdefault(numbered(template.split(".")), []).append(template)
 
     def matches(self, key: str) -> Iterator[_Match]:
-        """Yield the match of one tensor name; nothing if it is no parameter of a module."""
+        """Yield the match of one tensor name; nothing if its row cuts or turns, and it is neither weight nor bias."""
         match = self._walk(key.split("."), (), ())
         if match is None:  # no row speaks of it: it keeps its own name in every layout
             module, _, parameter = key.rpartition(".")
-            if parameter in ("weight", "bias") and module:
+            if parameter not in ("weight", "bias"):
+                yield _Match((Row((Bare(key),) * self.layouts),), (), None, "", "weight")
+            elif module:
                 yield _Match((Row((module,) * self.layouts),), (), None, "", parameter)
         elif match.parameter:
             yield match
@@ -437,7 +443,8 @@ class _Reader:
                     return _Match((*path, row), captured, part, "", parameter) if not tail else None
                 if tail and tail[-1] in ("weight", "bias"):
                     return _Match((*path, row), captured, part, ".".join(tail[:-1]), tail[-1])
-                return _Match((*path, row), captured, part, "", "")
+                cuts = row.swapped or row.transposed or any(isinstance(name, tuple) for name in row.names)
+                return _Match((*path, row), captured, part, ".".join(tail), "" if cuts else "weight")
         return None
 
 
