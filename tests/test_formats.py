@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from lorabake.architectures import architectures
 from lorabake.errors import LorabakeError, MatchError
 from lorabake.inspection import inspect
 from lorabake.keymap.peft import PeftConfig
-from lorabake.keymap.spelling import sort_tensors
+from lorabake.keymap.spelling import pattern_of, sort_tensors
 from lorabake.keymap.table import KeyMap
 from lorabake.keymap.view import Region
 from lorabake.matching import Ledger, Matcher, Patch
@@ -1033,6 +1033,44 @@ def test_the_scale_of_mlx_is_20_unless_it_is_said() -> None:
     assert PeftConfig.read({"lora_parameters": {"scale": 0.1}}, "c", {}).scale_of("x") == 0.1
 
 
+# -- fused projections -------------------------------------------------------------------------------------------
+
+FUSED = {
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_kv": ("to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+    "to_added_kv": ("add_k_proj", "add_v_proj"),
+}
+OTHERWISE_NAMED = {"Kandinsky 5", "PRX"}
+"""Families whose queries, keys and values have other names in diffusers, too."""
+
+
+def rows(base: Matcher, names: Iterable[str]) -> list[tuple[str, int]]:
+    """List the rows of the base that names mean, one after the other."""
+    found = [base.spelled[name][0].views["weight"] for name in names]
+    return [(place.key, row) for view in found for place in view.regions for row in range(place.start, place.stop)]
+
+
+@pytest.mark.parametrize("family", GOLD)
+def test_what_diffusers_fuses_leads_to_its_parts_in_each_layout(family: str) -> None:
+    for base in bases(family).values():
+        component = base.key_map.architecture.components[0]
+        start = component.dotted[0] if component.dotted else ""
+        sorts = {pattern_of(name): name for name in base.key_map.modules[component.name]}
+        proven = set()
+        for name in sorts.values():
+            stem, _, last = name.rpartition(".")
+            for fused, parts in FUSED.items():
+                found = [f"{start}{stem}.{part}" for part in parts]
+                if last == parts[0] and all(each in base.spelled for each in found):
+                    columns = {base.spelled[each][0].views["weight"].shape[1:] for each in found}
+                    assert (f"{start}{stem}.{fused}" in base.spelled) == (len(columns) == 1)
+                    if len(columns) == 1:
+                        assert rows(base, [f"{start}{stem}.{fused}"]) == rows(base, found)
+                        proven.add(fused)
+        assert ("to_qkv" in proven) == (family not in OTHERWISE_NAMED)
+
+
 # -- files that cannot be baked, and why -------------------------------------------------------------------------
 
 LLAMA = {"model.layers.0.self_attn.q_proj.weight": (8, 8)}
@@ -1105,6 +1143,22 @@ EXAMPLES = {
 }
 
 
+NAMES = """\
+Whole differences end with `.diff` and `.diff_b`, what is set with `.set_weight`. They also follow the full name of
+any tensor of the base: `scale_shift_table.diff`, `img_in.bias.diff`; LightX2V's `blocks.0.diff_m` is
+`blocks.0.modulation.diff`.
+
+Where a family has queries, keys and values under diffusers' names, it also has what diffusers and SimpleTuner fuse
+({fused}), in every layout, and where keys and values have fewer heads.
+{but} have no such names. On language models `qkv_proj` and `gate_up_proj` lead to their parts.
+
+A name may be flattened in part (`lora_unet_blocks_0.cross_attn.k`) and end with `_`. What wraps a module in training
+names none, wherever it stands, dotted or flattened: `module.`, `_orig_mod.`, `_fsdp_wrapped_module.`,
+`_checkpoint_wrapped_module.`, `_forward_module.` and their like. A name that could then mean two modules of the base
+is an error that names both.
+"""
+
+
 def page() -> str:
     """Write docs/formats.md: each mark stands for a test of this file."""
     proven: dict[str, set[str]] = {}
@@ -1136,6 +1190,7 @@ def page() -> str:
         "`.lora.down.weight`, `_lora.down.weight`, `.lora_linear_layer.down.weight`, and their counterparts.",
         "cloneofsimo's files, which number their modules (`unet:0:down`), are read for Stable Diffusion 1.x and 2.x.",
         "",
+        NAMES.format(fused=", ".join(f"`{name}`" for name in FUSED), but=" and ".join(sorted(OTHERWISE_NAMED))),
         "Refused, with the reason, since nothing in the file tells how to bake it:",
         "",
         *(f"- **{name}**: {reason}." for name, (_, reason) in REFUSED.items()),

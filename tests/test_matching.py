@@ -109,6 +109,22 @@ def test_a_name_that_may_stand_for_two_modules_is_refused_with_both() -> None:
     assert "its name may stand for x.a_b.c and for x.a.b_c" in said
 
 
+def test_a_language_models_fused_projections_lead_to_their_parts() -> None:
+    parts = {
+        "self_attn.q_proj": 8,
+        "self_attn.k_proj": 2,
+        "self_attn.v_proj": 2,
+        "mlp.gate_proj": 6,
+        "mlp.up_proj": 6,
+    }
+    base = {f"model.layers.0.{name}.weight": (size, 8) for name, size in parts.items()}
+    for name, found in (("self_attn.qkv_proj", [*parts][:3]), ("mlp.gate_up_proj", [*parts][3:])):
+        rows = sum(parts[part] for part in found)
+        (patch,), _ = match(peft(f"model.layers.0.{name}", rows, 8), base)
+        assert patch.view.regions == tuple(Region(f"model.layers.0.{part}.weight", 0, parts[part]) for part in found)
+    assert "no such module" in refusal(peft("model.layers.0.mlp.qkv_proj", 12, 8), base)
+
+
 def test_patterns_of_ranks_see_a_module_without_what_wrapped_it_in_training() -> None:
     base = {"model.layers.0.q.weight": (4, 4), "model.layers.1.q.weight": (4, 4)}
     shapes: Shapes = {}

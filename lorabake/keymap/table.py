@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from lorabake.keymap.experts import stacks
-from lorabake.keymap.view import Region, View, join
+from lorabake.keymap.fused import fused, joined
+from lorabake.keymap.view import Region, View
 from lorabake.tensors.safetensors import TensorInfo
 
 Name = str | tuple[str, ...]
@@ -109,12 +110,7 @@ class Alias:
                 parts = [modules.get(each.format(*match.groups())) for each in self.of]
                 found = [part for part in parts if part is not None]
                 if len(found) == len(parts):
-                    views = {
-                        parameter: joined
-                        for parameter in ("weight", "bias")
-                        if (joined := join([part.views.get(parameter) for part in found])) is not None
-                    }
-                    yield Module(first.component, self.name.format(*match.groups()), views)
+                    yield Module(first.component, self.name.format(*match.groups()), joined(found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,10 +214,12 @@ class KeyMap:
             if component.name in key_map.placed:
                 modules = key_map._list_modules(component)
                 named = [module for alias in component.aliases for module in alias.resolve(modules)]
+                named += [Module(component.name, name, joined(parts)) for name, parts in fused(modules)]
                 named += key_map._stacks(component, modules)
                 key_map.modules[component.name] = modules
                 for module in named:
-                    modules.setdefault(module.name, module)
+                    if module.views:
+                        modules.setdefault(module.name, module)
         return key_map
 
     def modules_in(self, component: str, layout: str) -> dict[str, Module]:
