@@ -1152,6 +1152,9 @@ Where a family has queries, keys and values under diffusers' names, it also has 
 ({fused}), in every layout, and where keys and values have fewer heads.
 {but} have no such names. On language models `qkv_proj` and `gate_up_proj` lead to their parts.
 
+Names of a language model alone lead to the text part of one that also sees or hears, and the other way round:
+`model.layers.0…`, `model.language_model.layers.0…`, `language_model.model.layers.0…`.
+
 A name may be flattened in part (`lora_unet_blocks_0.cross_attn.k`) and end with `_`. What wraps a module in training
 names none, wherever it stands, dotted or flattened: `module.`, `_orig_mod.`, `_fsdp_wrapped_module.`,
 `_checkpoint_wrapped_module.`, `_forward_module.` and their like. A name that could then mean two modules of the base

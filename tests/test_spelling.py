@@ -520,6 +520,73 @@ def test_the_spelling_that_a_name_is_taken_for_is_told() -> None:
     assert base.word("base_model.model.module.unknown") == "base_model.model.unknown"
 
 
+# A language model's layers on the disk, alone and as the text part of others: root, head, what else there is.
+TEXT_PARTS = {
+    "alone": ("model.", "lm_head", ()),
+    "AutoModel": ("", None, ()),
+    "LLaVA": ("language_model.model.", "language_model.lm_head", ("vision_tower.encoder.layers.0.self_attn.q_proj",)),
+    "Gemma 3": ("model.language_model.", "lm_head", ("model.vision_tower.encoder.layers.0.self_attn.q_proj",)),
+    "Qwen2-VL": ("model.", "lm_head", ("visual.patch_embed.proj", "visual.blocks.0.attn.proj")),
+    "Qwen3-VL": (
+        "model.language_model.",
+        "lm_head",
+        ("model.visual.patch_embed.proj", "model.visual.blocks.0.attn.proj"),
+    ),
+    "SmolVLM": ("model.text_model.", "lm_head", ("model.vision_model.encoder.layers.0.self_attn.q_proj",)),
+    "MiniCPM-V": ("llm.model.", "llm.lm_head", ("vpm.layers.0.self_attn.q_proj",)),
+    "Qwen2.5-Omni": ("thinker.model.", "thinker.lm_head", ("talker.model.layers.0.self_attn.q_proj",)),
+}
+ROOTS = ["model.", "model.language_model.", "language_model.model.", "model.text_model.", "llm.model."]
+
+
+@pytest.mark.parametrize("sort_of_model", TEXT_PARTS)
+def test_a_text_adapter_finds_the_text_part_and_the_other_way_round(sort_of_model: str) -> None:
+    root, head, others = TEXT_PARTS[sort_of_model]
+    layer = "layers.0.self_attn.q_proj"
+    names = [root + layer, f"{root}layers.0.input_layernorm", *([head] if head else []), *others]
+    base = made(*names)
+    for other in (*ROOTS, root):
+        for start in ("base_model.model.", "", "module.base_model.model."):
+            found = base.get(f"{start}{other}{layer}", [])
+            assert [module.views["weight"].keys[0] for module in found] == [f"{root}{layer}.weight"], other
+    for other in ("lm_head", "language_model.lm_head") if head else ():
+        assert [module.views["weight"].keys[0] for module in base[f"base_model.model.{other}"]] == [f"{head}.weight"]
+    for name in others:
+        assert [module.views["weight"].keys[0] for module in base[f"base_model.model.{name}"]] == [f"{name}.weight"]
+    assert base.get(f"model.language_model.{layer}.absent") is None
+
+
+def test_a_name_that_the_base_has_is_of_no_other_root() -> None:
+    base = made("model.layers.0.q", "language_model.model.layers.0.q", "language_model.model.layers.1.q")
+    assert keys(base.words("model.layers.0.q")) == {"model.layers.0.q": ["model.layers.0.q.weight"]}
+    assert keys(base.words("module.model.layers.0.q")) == {"model.layers.0.q": ["model.layers.0.q.weight"]}
+    assert keys(base.words("model.layers.1.q")) == {"model.layers.1.q": ["language_model.model.layers.1.q.weight"]}
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        ("model.language_model.layers.0.q", "model.visual.patch_embed.proj", "model.final_layer2.linear"),
+        ("model.diffusion_model.language_model.layers.0.q", "model.diffusion_model.final_layer2.linear"),
+    ],
+    ids=["transformers", "ComfyUI"],
+)
+def test_a_language_model_that_makes_pictures_goes_by_the_names_of_both(base: tuple[str, ...]) -> None:
+    """HiDream-O1: ModelScope's LoRAs begin with `model.`, others with `diffusion_model.`."""
+    spelled = made(*base, base[0].replace(".q", ".input_layernorm"))
+    for start in ("model.", "diffusion_model.", "base_model.model.model.", "transformer."):
+        for name, key in (("language_model.layers.0.q", base[0]), ("final_layer2.linear", base[-1])):
+            assert [module.views["weight"].keys[0] for module in spelled[start + name]] == [f"{key}.weight"], start
+
+
+def test_a_transformers_lora_may_speak_of_a_unet() -> None:
+    """PixArt's first script for PEFT wrote what diffusers called every denoiser then."""
+    name = "transformer_blocks.3.attn1.to_q"
+    for start in ("unet.base_model.model.", "base_model.model.unet.", "unet."):
+        (view,) = views("diffusers_pixart_alpha", start + name)
+        assert view.keys == (f"{name}.weight",)
+
+
 def test_every_spelling_is_listed_once() -> None:
     base = made("model.layers.0.q")
     words = [*base]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -174,6 +174,15 @@ def _paths(component: Component, path: str) -> list[str]:
     return paths + [word + each for word in component.optional for each in tuple(paths)]
 
 
+def _further_paths(component: Component, path: str) -> Iterator[str]:
+    """Yield what a module is called where other roots take the place of its own."""
+    for group in component.roots:
+        for each in _paths(component, path):
+            root = max((root for root in group if each.startswith(root)), key=len, default=None)
+            if root is not None:
+                yield from (other + each.removeprefix(root) for other in group if other != root)
+
+
 def _flat_starts(component: Component) -> tuple[str, ...]:
     """List the prefixes of a path whose dots became underscores."""
     oft = ("oft_unet_",) if "lora_unet_" in component.flat else ()  # kohya's OFT
@@ -221,20 +230,14 @@ class Spellings(Mapping[str, list[Module]]):
     """Map every spelling of every module of a base to the modules; there are several where it is ambiguous.
 
     A name that is no spelling is taken for one that differs from it in no more than dots and underscores, or in what
-    wraps modules in training: `lora_unet_blocks_0.attn.q`, `module.blocks.0.attn.q`.
+    wraps modules in training: `lora_unet_blocks_0.attn.q`, `module.blocks.0.attn.q`. If there is none either, other
+    roots take the place of a path's own.
     """
 
     def __init__(self, key_map: KeyMap) -> None:
         self._key_map = key_map
-        self._names: list[_Names] = []
+        self._names = self._list(_paths)
         self._found: dict[str, dict[str, list[Module]]] = {}
-        for component, prefix in self._placed():
-            dotted, flat = _Names(_dotted_starts(component, prefix)), _Names(_flat_starts(component))
-            for path, module in key_map.modules[component.name].items():
-                for each in _paths(component, path):
-                    dotted.modules.setdefault(each, []).append(module)
-                    flat.modules.setdefault(each.replace(".", "_"), []).append(module)
-            self._names += [dotted, flat]
 
     def words(self, name: str) -> Mapping[str, list[Module]]:
         """Return the spellings that a name may be taken for, with their modules.
@@ -243,7 +246,8 @@ class Spellings(Mapping[str, list[Module]]):
         """
         found = self._found.get(name)
         if found is None:
-            found = self._found[name] = {name: modules} if (modules := self._exactly(name)) else self._alike(name)
+            found = self._words(name, self._names) or self._words(name, self._further)
+            self._found[name] = found
         return found
 
     def word(self, name: str) -> str:
@@ -251,7 +255,7 @@ class Spellings(Mapping[str, list[Module]]):
         return next(iter(self.words(name)), _PARALLEL.sub("", name))
 
     def __getitem__(self, name: str) -> list[Module]:
-        """Return the modules of that name; those with the same views count as one."""
+        """Return the modules of that name."""
         if not (words := self.words(name)):
             raise KeyError(name)
         return [module for modules in words.values() for module in modules]
@@ -270,27 +274,47 @@ class Spellings(Mapping[str, list[Module]]):
         """Count the spellings."""
         return sum(1 for _ in self)
 
+    @cached_property
+    def _further(self) -> list[_Names]:
+        return self._list(_further_paths)
+
     def _placed(self) -> Iterator[tuple[Component, str]]:
         """Yield the components that the base has, and where it keeps each."""
         for component in self._key_map.architecture.components:
             if component.name in self._key_map.placed:
                 yield component, self._key_map.placed[component.name][1]
 
-    def _exactly(self, name: str) -> list[Module]:
-        found: list[Module] = []
-        for module in (module for names in self._names for module in names.find(name)):
-            if all(module.views != other.views for other in found):
-                found.append(module)
-        return found
+    def _list(self, paths: Callable[[Component, str], Iterable[str]]) -> list[_Names]:
+        listed = []
+        for component, prefix in self._placed():
+            dotted, flat = _Names(_dotted_starts(component, prefix)), _Names(_flat_starts(component))
+            for path, module in self._key_map.modules[component.name].items():
+                for each in paths(component, path):
+                    dotted.modules.setdefault(each, []).append(module)
+                    flat.modules.setdefault(each.replace(".", "_"), []).append(module)
+            listed += [dotted, flat]
+        return listed
 
-    def _alike(self, name: str) -> dict[str, list[Module]]:
+    def _words(self, name: str, listed: list[_Names]) -> dict[str, list[Module]]:
+        """Return the spelling that a name is, or those that it is like."""
+        if modules := _exactly(name, listed):
+            return {name: modules}
         loose = loosened(name)
         found: dict[str, list[Module]] = {}
-        for word in (word for names in self._names for word in names.find_alike(loose)):
-            modules = self._exactly(word)
+        for word in (word for names in listed for word in names.find_alike(loose)):
+            modules = _exactly(word, listed)
             if all([each.views for each in modules] != [each.views for each in known] for known in found.values()):
                 found[word] = modules
         return found
+
+
+def _exactly(name: str, listed: list[_Names]) -> list[Module]:
+    """List the modules of that very name; those with the same views count as one."""
+    found: list[Module] = []
+    for module in (module for names in listed for module in names.find(name)):
+        if all(module.views != other.views for other in found):
+            found.append(module)
+    return found
 
 
 def spell_all(key_map: KeyMap) -> Spellings:

@@ -118,7 +118,8 @@ class Component:
     """Describe one network of a model: its layouts, its names, and how LoRA files spell its prefix.
 
     `dotted` prefixes precede a dotted module path (`unet.`), `flat` ones a path whose dots became underscores
-    (`lora_unet_`). `optional` words may lead the path on one side and be absent on the other (`model.`).
+    (`lora_unet_`). `optional` words may lead the path on one side and be absent on the other (`model.`). Of `roots`,
+    each group lists starts of a path that stand for one another where no module has the name itself.
     `orders` reads index-named files. `embeddings` end the names of input embeddings that a model without any of
     the `heads` uses as its output head, too. `aliases` are names that no layout has.
     """
@@ -129,6 +130,7 @@ class Component:
     dotted: tuple[str, ...] = ()
     flat: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    roots: tuple[tuple[str, ...], ...] = ()
     orders: tuple[IndexOrder, ...] = ()
     embeddings: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
