@@ -89,10 +89,8 @@ def test_a_tensor_without_a_row_keeps_its_own_name() -> None:
 def test_what_is_no_weight_and_no_bias_is_a_module_by_its_full_name() -> None:
     rows = (Row(("a.{}", "b.{}"), (Row(("x", "y")), Row(("z", ("q", "k"))))),)
     tensors = {"table": (6, 4), "a.0.table": (1, 6, 4), "a.0.x.gamma": (4,), "a.0.s.x": (2,), "weight": (3,)}
-    tensors["a.0.z.scale"] = (2,)  # of a module whose rows another layout cuts: it has its own name alone
-    modules = expand(rows, tensors)
+    modules = expand(rows, tensors | {"a.0.z.scale": (2,)})  # that one has no name where its rows are cut
     due = {
-        "a.0.z.scale": "a.0.z.scale",
         "table": "table",
         "a.0.table": "a.0.table",
         "b.0.table": "a.0.table",
@@ -121,6 +119,9 @@ def test_at_stands_for_the_parameter_in_the_name() -> None:
     rows = (Row(("in_proj_@", "fused")), Row(("raw.@", "plain")))
     modules = expand(rows, {"in_proj_weight": (6, 4), "in_proj_bias": (6,), "raw.weight": (3, 4)})
     assert modules["in_proj_bias"] == {"weight": whole("in_proj_bias", 6)}  # its full name
+    parts = {f"{name}.weight": (2, 4) for name in "qkv"}
+    (view,) = expand((Row((("q", "k", "v"), "in_proj_@")),), parts)["in_proj_weight"].values()
+    assert [region.key for region in view.regions] == ["p.q.weight", "p.k.weight", "p.v.weight"]
     assert modules["in_proj"] == {"weight": whole("in_proj_weight", 6, 4), "bias": whole("in_proj_bias", 6)}
     assert modules["fused"] == modules["in_proj"]
     assert modules["raw"] == modules["plain"] == {"weight": whole("raw.weight", 3, 4)}

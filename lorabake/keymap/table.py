@@ -252,6 +252,7 @@ class KeyMap:
         fused: dict[tuple[str, str], list[Region | None]] = {}
         modules: dict[str, dict[str, View]] = {}
         unclear: set[str] = set()
+        glued: set[str] = set()
         for key, info in self.tensors.items():
             if not key.startswith(prefix) or any(key.startswith(other) for other in others):
                 continue
@@ -260,6 +261,7 @@ class KeyMap:
                 for there, name in enumerate(names):
                     if only not in (None, name):
                         continue
+                    glued.update(match.glued(there))
                     crossed = (name in match.row.swapped) != (layout.name in match.row.swapped)
                     turned = layout.name in match.row.transposed
                     for path, part, parts in match.spell(there):
@@ -286,9 +288,10 @@ class KeyMap:
                             rows = sum(region.stop for region in regions)
                             view = View(regions, (rows, *info.shape[1:]))
                             modules.setdefault(path, {}).setdefault(match.parameter, view)
-            if only in (None, layout.name) and not key.endswith((".weight", ".bias")):  # `attn.in_proj_weight`
-                itself = View((Region(key, 0, info.shape[0] if info.shape else 1),), info.shape)
-                modules.setdefault(key[len(prefix) :], {}).setdefault("weight", itself)
+        for path in glued & modules.keys():
+            for parameter in ("weight", "bias"):
+                if parameter in modules[path]:
+                    modules.setdefault(f"{path}_{parameter}", {"weight": modules[path][parameter]})
         return {name: Module(component.name, name, views) for name, views in modules.items() if name not in unclear}
 
     def _view(
@@ -377,6 +380,12 @@ class _Match:
         parts = next(len(name) for name in self.row.names if isinstance(name, tuple))
         return self._join(there, self.row.names[there]), self.part, parts
 
+    def glued(self, there: int) -> Iterator[str]:
+        """Yield the module's name where its parameters' full names are glued on: `in_proj` with `in_proj_weight`."""
+        leaf = self.row.names[there]
+        if isinstance(leaf, str) and leaf.endswith("_@"):
+            yield self._join(there, leaf)
+
     def _join(self, there: int, leaf: Name) -> str:
         pieces = [row.names[there] for row in self.path[:-1]] + [leaf] + ([self.rest] if self.rest else [])
         template = ".".join(str(piece) for piece in pieces if piece)
@@ -410,7 +419,7 @@ class _Reader:
                 self.numbered.setdefault(numbered(template.split(".")), []).append(template)
 
     def matches(self, key: str) -> Iterator[_Match]:
-        """Yield the match of one tensor name; nothing if its row cuts or turns, and it is neither weight nor bias."""
+        """Yield the match of one tensor name; nothing for what is neither weight nor bias where others cut."""
         match = self._walk(key.split("."), (), ())
         if match is None:  # no row speaks of it: it keeps its own name in every layout
             module, _, parameter = key.rpartition(".")
@@ -443,8 +452,9 @@ class _Reader:
                     return _Match((*path, row), captured, part, "", parameter) if not tail else None
                 if tail and tail[-1] in ("weight", "bias"):
                     return _Match((*path, row), captured, part, ".".join(tail[:-1]), tail[-1])
-                cuts = row.swapped or row.transposed or any(isinstance(name, tuple) for name in row.names)
-                return _Match((*path, row), captured, part, ".".join(tail), "" if cuts else "weight")
+                itself = Row((Bare(".".join(tail)),) * self.layouts)
+                is_cut = any(isinstance(name, tuple) for name in row.names)
+                return _Match((*path, row, itself), captured, None, "", "" if is_cut else "weight")
         return None
 
 
