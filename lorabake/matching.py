@@ -44,6 +44,10 @@ PACKED = {
 }
 """How tensors end that go with weights of several values a number, and who packs so."""
 
+NOT_ANNOUNCED = (
+    "a whole tensor that no modules_to_save announces; if it is to replace the base's, name its module there, in "
+    "adapter_config.json"
+)
 NO_CONFIG = "no alpha tensors and no adapter_config.json: scale 1 is assumed"
 
 
@@ -303,7 +307,7 @@ class _Match:
         if "whole_weight" in whole and any(kind.low_rank and kind.parameter == "weight" for kind in kinds):
             whole = whole if config is None else frozenset()  # an embedding's or a head's own (save_embedding_layers)
         if whole and not (config and all(config.saves(path, slot) for slot in whole)):
-            self.faults.strange.append((module.name, "a whole tensor that no modules_to_save announces"))
+            self.faults.strange.append((module.name, NOT_ANNOUNCED))
             return
         if config is None and "lora_a" in module.slots:
             self.faults.strange.append((module.name, "MLX-LM's adapter_config.json is not there: it has the scale"))

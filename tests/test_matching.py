@@ -683,6 +683,50 @@ def test_a_whole_tensor_that_nothing_announces_is_refused(config: dict[str, obje
     assert "a whole tensor that no modules_to_save announces" in refusal(shapes, config=config)
 
 
+def test_what_to_do_about_a_whole_tensor_is_said() -> None:
+    shapes = peft("layers.0.q", 4, 4) | {"base_model.model.score.weight": (3, 6)}
+    first = refusal(shapes, config=PLAIN).splitlines()[0]
+    assert "if it is to replace the base's, name its module there, in adapter_config.json" in first
+
+
+@pytest.mark.parametrize(
+    ("task", "module"),
+    [("SEQ_CLS", "score"), ("SEQ_CLS", "classifier"), ("TOKEN_CLS", "classifier"), ("QUESTION_ANS", "qa_outputs")],
+)
+@pytest.mark.parametrize("announced", [{}, {"modules_to_save": None}, {"modules_to_save": ["fc"]}], ids=str)
+def test_a_task_announces_its_head(task: str, module: str, announced: dict[str, object]) -> None:
+    base = TINY | {f"{module}.weight": (3, 6), f"{module}.bias": (3,)}
+    whole: Shapes = {f"base_model.model.{module}.weight": (3, 6), f"base_model.model.{module}.bias": (3,)}
+    shapes = peft("layers.0.q", 4, 4) | whole
+    patches, _ = match(shapes, base, config=PLAIN | announced | {"task_type": task})
+    replaced = {key for patch in patches if patch.kind.replaces for key in patch.view.keys}
+    assert replaced == {f"{module}.weight", f"{module}.bias"}
+    for other in ("CAUSAL_LM", "FEATURE_EXTRACTION", None):
+        assert "no modules_to_save announces" in refusal(
+            shapes, base, config=PLAIN | announced | {"task_type": other}
+        )
+
+
+@pytest.mark.parametrize("name", ["embed_tokens", "wte", "shared", "embed_in", "lm_head", "embed_out"])
+def test_embeddings_and_heads_need_no_announcement(name: str) -> None:
+    base: Shapes = {
+        f"model.{name}.weight": (20, 6),
+        "model.layers.0.q.weight": (4, 4),
+        "model.layers.0.wte.weight": (4, 4),
+    }
+    shapes = peft("model.layers.0.q", 4, 4)
+    saved: Shapes = {f"base_model.model.model.{name}.weight": (20, 6)}
+    patches, ledger = match(shapes | saved, base, config=PLAIN | {"modules_to_save": None})
+    assert [patch.view.keys for patch in patches if patch.kind.replaces] == [(f"model.{name}.weight",)]
+    assert ledger.applied == 3
+    layer: Shapes = {"base_model.model.model.layers.0.wte.weight": (4, 4)}
+    assert "no modules_to_save announces" in refusal(shapes | layer, base, config=PLAIN)
+    assert "no modules_to_save announces" in refusal(shapes | saved, base)
+    mlx: Shapes = {"model.layers.0.q.lora_a": (4, 2), "model.layers.0.q.lora_b": (2, 4)}
+    whole: Shapes = {f"model.{name}.weight": (20, 6)}
+    assert "no modules_to_save announces" in refusal(mlx | whole, base, config={"lora_parameters": {"rank": 2}})
+
+
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
 @pytest.mark.parametrize("wrapper", ["", "base_layer."])
 def test_trained_biases_replace_where_the_configuration_says_so(bias: str, wrapper: str) -> None:
