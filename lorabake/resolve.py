@@ -17,7 +17,7 @@ from lorabake.keymap.peft import PeftConfig, from_metadata
 from lorabake.keymap.spelling import INDEXED, PEFT_ROOT, LoraTensors, Spellings, flatten, sort_tensors, spell_all
 from lorabake.keymap.table import Architecture, KeyMap, find
 from lorabake.recipe import Lora, Recipe, Source
-from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, open_lora, read_object
+from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, open_lora, optional_object
 from lorabake.tensors.dtypes import FLOAT_NAMES, LARGEST
 from lorabake.tensors.packing import PackedInfo, Packing, find_packing, grow, read_shape
 from lorabake.tensors.safetensors import TensorInfo
@@ -192,7 +192,7 @@ def model_config(base: Checkpoint) -> dict[str, object]:
     if base.facts:
         return config_of(base.facts)
     config = (base.path if base.is_folder else base.path.parent) / "config.json"
-    return read_object(config) if config.is_file() else {}
+    return optional_object(config) or {}
 
 
 def family_of(lora: LoraTensors) -> tuple[Architecture, str] | None:

@@ -14,7 +14,16 @@ from pathlib import Path
 
 from lorabake.errors import FileError
 from lorabake.tensors import gguf, pickles
-from lorabake.tensors.safetensors import Header, TensorInfo, parse_object, read_header, some, why
+from lorabake.tensors.safetensors import (
+    Header,
+    TensorInfo,
+    is_folder,
+    is_there,
+    parse_object,
+    read_header,
+    some,
+    why,
+)
 
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".lora"}
 WEIGHT_SUFFIXES = PICKLE_SUFFIXES | {
@@ -129,13 +138,12 @@ def open_lora(path: Path) -> tuple[Checkpoint, dict[str, object] | None]:
         checkpoint, config = open_checkpoint(path), path.with_name("adapter_config.json")
         return checkpoint, read_object(config) if config in said_beside(path, checkpoint.tensors) else None
     config = path / "adapter_config.json"
-    found = next((path / name for name in _ADAPTERS if os.path.exists(path / name)), None)
+    found = next((path / name for name in _ADAPTERS if is_there(path / name)), None)
     if found is not None:
-        checkpoint = _checkpoint(path, [_part(found, "")], ())
-        return checkpoint, read_object(config) if os.path.exists(config) else None
-    if os.path.exists(config):
+        return _checkpoint(path, [_part(found, "")], ()), optional_object(config)
+    if is_there(config):
         raise FileError(f"{path}: has adapter_config.json, but neither adapter_model.safetensors nor .bin")
-    inner = sorted(p.parent.name for p in path.glob("*/adapter_config.json"))
+    inner = [folder.name for folder in _folders(path) if is_there(folder / "adapter_config.json")]
     if inner:
         raise FileError(f"{path}: the adapter is in a sub-folder: {some(inner)}\nGive that one: {path / inner[0]}")
     return open_checkpoint(path), None
@@ -146,12 +154,12 @@ def said_beside(path: Path, keys: Iterable[str]) -> tuple[Path, ...]:
     names = [name for pattern, names in _SAID_BESIDE if pattern.fullmatch(path.name) for name in names]
     if not names and all(key.startswith("base_model.") for key in keys):
         names = ["adapter_config.json"]  # PEFT's own file, renamed
-    return tuple(path.with_name(name) for name in names if os.path.exists(path.with_name(name)))
+    return tuple(path.with_name(name) for name in names if is_there(path.with_name(name)))
 
 
 def _open_folder(path: Path, variant: str | None) -> Checkpoint:
     pipeline = path / "model_index.json"
-    is_pipeline = os.path.exists(pipeline)
+    is_pipeline = is_there(pipeline)
     top = None if is_pipeline else _choose(path, variant)
     if top is not None:
         chosen = {"": top}
@@ -179,7 +187,7 @@ def _components(pipeline: Path) -> list[Path]:
 
 
 def _folders(path: Path) -> list[Path]:
-    return sorted(p for p in _listed(path) if os.path.isdir(p) and not p.name.startswith("."))
+    return [p for p in _listed(path) if not p.name.startswith(".") and is_folder(p)]
 
 
 def _listed(path: Path) -> list[Path]:
@@ -220,7 +228,7 @@ def _choose(folder: Path, variant: str | None) -> _Weights | None:
 
 def _candidates(folder: Path) -> list[_Weights]:
     """List a folder's sets of weights, of the best sort that it has: standard names, one file, pickles."""
-    files = [p for p in _listed(folder) if os.path.isfile(p)]
+    files = [p for p in _listed(folder) if not p.name.startswith(".") and not is_folder(p)]
     safe = list(_matching(files, _SAFE))
     indexes = list(_matching(files, _STANDARD_INDEX))
     if safe or indexes:
@@ -310,8 +318,15 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
+def optional_object(path: Path) -> dict[str, object] | None:
+    """Read a file that holds a JSON object and need not be there; raise FileError where it is there and doesn't."""
+    return read_object(path) if is_there(path) else None
+
+
 def read_object(path: Path) -> dict[str, object]:
     """Read a file that holds a JSON object, such as a config.json; raise FileError where it doesn't."""
+    if is_folder(path):
+        raise FileError(f"{path}: is a folder, not a file")
     try:
         return parse_object(path.read_bytes())
     except OSError as error:
@@ -322,15 +337,22 @@ def read_object(path: Path) -> dict[str, object]:
 
 def _side_files(root: Path) -> tuple[Path, ...]:
     """List all regular files under a folder that are neither hidden nor weights nor an index of weights."""
+    return tuple(sorted(path.relative_to(root) for path in _files_below(root, ()) if _is_side_file(path)))
 
-    def refuse(error: OSError) -> None:
-        raise FileError(f"{error.filename}: {why(error)}")
 
-    found = []
-    for where, folders, files in os.walk(root, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (Path(where, name) for name in files if not name.startswith(".")):
-            is_index = _INDEX.fullmatch(path.name) or _FOREIGN_INDEX.fullmatch(path.name)
-            if os.path.isfile(path) and not is_index and path.suffix.lower() not in WEIGHT_SUFFIXES:
-                found.append(path.relative_to(root))
-    return tuple(sorted(found))
+def _files_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """Yield the files in a folder and all folders in it, also behind links; `above` are those that it lies in."""
+    real = folder.resolve()
+    if real in above:
+        raise FileError(f"{folder}: is a link to a folder that it lies in")
+    for path in _listed(folder):
+        if not path.name.startswith("."):
+            if is_folder(path):
+                yield from _files_below(path, (*above, real))
+            else:
+                yield path
+
+
+def _is_side_file(path: Path) -> bool:
+    is_index = _INDEX.fullmatch(path.name) or _FOREIGN_INDEX.fullmatch(path.name)
+    return not is_index and path.suffix.lower() not in WEIGHT_SUFFIXES

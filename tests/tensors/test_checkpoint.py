@@ -1,12 +1,13 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from lorabake.errors import FileError
-from lorabake.tensors.checkpoint import open_checkpoint, open_lora
-from lorabake.tensors.safetensors import encode_header
+from lorabake.tensors.checkpoint import open_checkpoint, open_lora, optional_object
+from lorabake.tensors.safetensors import encode_header, is_there
 
 
 def put(root, *files):
@@ -224,9 +225,17 @@ class TestFolder:
             "sub/tf_model.h5",
         )
         (tmp_path / "linked.txt").symlink_to(tmp_path / "z.txt")
-        (tmp_path / "dangling.txt").symlink_to(tmp_path / "nowhere")
         side_files = [str(path) for path in open_checkpoint(tmp_path).side_files]
         assert side_files == ["config.json", "linked.txt", "tokenizer/vocab.json", "z.txt"]
+
+    def test_side_files_behind_a_link(self, tmp_path):
+        put(tmp_path, "model/model.safetensors", "elsewhere/vocab.json", "elsewhere/sub/merges.txt")
+        (tmp_path / "model/tokenizer").symlink_to(tmp_path / "elsewhere")
+        side_files = [str(path) for path in open_checkpoint(tmp_path / "model").side_files]
+        assert side_files == ["tokenizer/sub/merges.txt", "tokenizer/vocab.json"]
+        (tmp_path / "elsewhere/back").symlink_to(tmp_path / "model")
+        message = f"{tmp_path}/model/tokenizer/back: is a link to a folder that it lies in"
+        assert fault(tmp_path / "model") == message
 
     def test_links_into_a_cache(self, tmp_path):
         put(tmp_path / "blobs", "abc.safetensors")
@@ -314,6 +323,88 @@ class TestDiffusers:
     def test_no_weights(self, root):
         (root / "model_index.json").write_text("{}")
         assert fault(root).startswith(f"{root}: no weights in this folder\n")
+
+
+def broken(path):
+    """Put links in a file's place: to nothing, and round in circles; return what must be said of each."""
+    path.unlink(missing_ok=True)
+    path.symlink_to(path.with_name("nowhere"))
+    yield f"{path}: is a link to nothing\nRemove it, or fetch the file again."
+    path.unlink()
+    path.symlink_to(path.name)
+    yield f"{path}: cannot be read: Too many levels of symbolic links"
+    path.unlink()
+    os.mkfifo(path)
+    yield f"{path}: is not a regular file"
+
+
+def a_folder(path):
+    path.unlink(missing_ok=True)
+    path.mkdir(parents=True)
+    return f"{path}: is a folder, not a file"
+
+
+class TestUnreadable:
+    """What is there and cannot be read is never taken for what is not there."""
+
+    MODEL = ("model.safetensors=a", "config.json")
+    PIPELINE = (
+        'model_index.json={"unet": ["diffusers", "UNet2DConditionModel"]}',
+        "unet/diffusion_pytorch_model.safetensors",
+    )
+    # What lies in a folder, and a file that may lack and would change what is read.
+    FOLDERS = (
+        (MODEL, "pytorch_model.bin"),
+        (("pytorch_model.bin",), "model.safetensors"),
+        (("pytorch_model.bin",), "other.safetensors"),
+        (MODEL, "model.safetensors.index.json"),
+        (MODEL, "model.fp16.safetensors"),
+        (MODEL, "model_index.json"),
+        (MODEL, "generation_config.json"),
+        ((*MODEL, "tokenizer/vocab.json"), "tokenizer/merges.txt"),
+        (MODEL, "tokenizer"),
+        (PIPELINE, "text_encoder"),
+        (PIPELINE, "unet/config.json"),
+        (("unet/diffusion_pytorch_model.safetensors",), "text_encoder"),
+    )
+
+    @pytest.mark.parametrize(("files", "name"), FOLDERS)
+    def test_in_a_models_folder(self, tmp_path, files, name):
+        put(tmp_path, *files)
+        open_checkpoint(tmp_path)
+        for message in broken(tmp_path / name):
+            assert fault(tmp_path) == message
+
+    LORAS = (
+        (("adapter_model.safetensors",), "", "adapter_config.json"),
+        (("adapter_model.safetensors",), "adapter_model.safetensors", "adapter_config.json"),
+        (("renamed.safetensors=base_model.model.a",), "renamed.safetensors", "adapter_config.json"),
+        (("adapters.safetensors",), "adapters.safetensors", "adapter_config.json"),
+        (("adapter_model.bin",), "", "adapter_model.safetensors"),
+        (("pytorch_lora_weights.safetensors",), "", "sub/adapter_config.json"),
+    )
+
+    @pytest.mark.parametrize(("files", "path", "name"), LORAS)
+    def test_beside_a_lora(self, tmp_path, files, path, name):
+        put(tmp_path, *files)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        opened = open_lora(tmp_path / path)[1]
+        assert opened is None
+        if name.startswith("sub/"):
+            (tmp_path / name).symlink_to("nowhere")
+            assert "the adapter is in a sub-folder: 'sub'" in fault(tmp_path / path, how=open_lora)
+            return
+        for message in broken(tmp_path / name):
+            assert fault(tmp_path / path, how=open_lora) == message
+        message = a_folder(tmp_path / name)
+        assert fault(tmp_path / path, how=open_lora) == message
+
+    def test_what_is_not_there(self, tmp_path):
+        assert not is_there(tmp_path / "a")
+        assert not is_there(put(tmp_path, "b.txt") / "b.txt/a")
+        assert optional_object(tmp_path / "a") is None
+        with pytest.raises(FileError, match="cannot be read: File name too long"):
+            is_there(tmp_path / ("a" * 5000))
 
 
 class TestLora:
