@@ -48,6 +48,10 @@ NOT_ANNOUNCED = (
     "a whole tensor that no modules_to_save announces; if it is to replace the base's, name its module there, in "
     "adapter_config.json"
 )
+WITHOUT_MLX_CONFIG = (
+    "MLX-LM's adapter_config.json is not there: it has the scale; put it beside the file, or write one that says "
+    '{"lora_parameters": {"scale": …}}'
+)
 NO_CONFIG = "no alpha tensors and no adapter_config.json: scale 1 is assumed"
 
 
@@ -310,7 +314,7 @@ class _Match:
             self.faults.strange.append((module.name, NOT_ANNOUNCED))
             return
         if config is None and "lora_a" in module.slots:
-            self.faults.strange.append((module.name, "MLX-LM's adapter_config.json is not there: it has the scale"))
+            self.faults.strange.append((module.name, WITHOUT_MLX_CONFIG))
             return
         if why := self._tied(module, found):
             self.faults.strange.append((module.name, why))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorabake.errors import FileError
-from lorabake.tensors import gguf, pickles
+from lorabake.tensors import gguf, npz, pickles
 from lorabake.tensors.safetensors import (
     Header,
     TensorInfo,
@@ -44,14 +44,22 @@ _SHARD = re.compile(r".+-\d{5}-of-\d{5}.*")
 
 # What says how a LoRA was trained: beside files of these names.
 _SAID_BESIDE = (
-    (re.compile(r"adapter(?:s|_model|_\d+)\..+"), ("adapter_config.json",)),  # PEFT, MLX-LM, torchtune
+    (
+        re.compile(r"(?:adapter(?:_model|_\d+)|(?:\d+_)?adapters)\..+"),
+        ("adapter_config.json",),
+    ),  # PEFT, torchtune, MLX-LM
     (re.compile(r".+\.pth\.lora"), ("hyperparameters.yaml", "model_config.yaml")),  # litgpt
 )
 # torchtune's own file goes before the one that it saves for PEFT: there it reorders q and k of every model, though
 # only some have them in another order, and not the magnitudes of DoRA.
 _ADAPTERS = (
-    "adapter_model.pt", "adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", "lit_model.pth.lora"
+    "adapter_model.pt", "adapter_model.safetensors", "adapter_model.safetensors.index.json", "adapter_model.bin",
+    "adapters.safetensors", "adapters.npz", "lit_model.pth.lora",
 )  # fmt: skip
+# What MLX-LM saves while it trains: 0000100_adapters.safetensors.
+_NUMBERED = re.compile(r"\d+_adapters\.(?:safetensors|npz)")
+# How PEFT's keys begin, also below what wraps a model in training.
+_OF_PEFT = re.compile(r"(?:(?:module|_\w+)\.)*base_model\.")
 
 _LOOKED_FOR = (
     "Looked for model.safetensors, diffusion_pytorch_model.safetensors, a *.safetensors.index.json, a single "
@@ -142,6 +150,12 @@ def open_lora(path: Path) -> tuple[Checkpoint, dict[str, object] | None]:
     if found is not None:
         return _checkpoint(path, [_part(found, "")], ()), optional_object(config)
     if is_there(config):
+        numbered = [each.name for each in _listed(path) if _NUMBERED.fullmatch(each.name)]
+        if numbered:
+            raise FileError(
+                f"{path}: has adapters from several moments of their training, and none from its end: "
+                f"{some(numbered)}\nGive the one that is meant: {path / numbered[-1]}"
+            )
         raise FileError(f"{path}: has adapter_config.json, but neither adapter_model.safetensors nor .bin")
     inner = [folder.name for folder in _folders(path) if is_there(folder / "adapter_config.json")]
     if inner:
@@ -152,7 +166,7 @@ def open_lora(path: Path) -> tuple[Checkpoint, dict[str, object] | None]:
 def said_beside(path: Path, keys: Iterable[str]) -> tuple[Path, ...]:
     """List the files beside a LoRA's file, which has these keys, that say how it was trained."""
     names = [name for pattern, names in _SAID_BESIDE if pattern.fullmatch(path.name) for name in names]
-    if not names and all(key.startswith("base_model.") for key in keys):
+    if not names and all(_OF_PEFT.match(key) for key in keys):
         names = ["adapter_config.json"]  # PEFT's own file, renamed
     return tuple(path.with_name(name) for name in names if is_there(path.with_name(name)))
 
@@ -278,6 +292,8 @@ def _read_file(path: Path) -> Header:
             is_pickle = file.read(4).startswith(pickles.MAGICS)
     if path.suffix.lower() == ".gguf" and os.path.isfile(path):
         return gguf.open_gguf(path)
+    if path.suffix.lower() == ".npz" and os.path.isfile(path):
+        return npz.open_npz(path)
     return pickles.open_pickle(path) if is_pickle else read_header(path)
 
 

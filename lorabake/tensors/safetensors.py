@@ -294,6 +294,8 @@ def _foreign(head: bytes) -> tuple[str, str] | None:
 
 
 def _checked_metadata(path: Path, value: object) -> dict[str, str]:
+    if value is None:  # MLX writes so where there are none, and the safetensors library takes it
+        return {}
     if not isinstance(value, dict):
         raise FileError(f"{path}: __metadata__ is not an object but {_brief.repr(value)}")
     for key, entry in value.items():

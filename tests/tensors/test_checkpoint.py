@@ -379,8 +379,11 @@ class TestUnreadable:
         (("adapter_model.safetensors",), "", "adapter_config.json"),
         (("adapter_model.safetensors",), "adapter_model.safetensors", "adapter_config.json"),
         (("renamed.safetensors=base_model.model.a",), "renamed.safetensors", "adapter_config.json"),
+        (("renamed.safetensors=module.base_model.model.a",), "renamed.safetensors", "adapter_config.json"),
+        (("0000100_adapters.safetensors",), "0000100_adapters.safetensors", "adapter_config.json"),
         (("adapters.safetensors",), "adapters.safetensors", "adapter_config.json"),
         (("adapter_model.bin",), "", "adapter_model.safetensors"),
+        (("adapters.safetensors",), "", "adapter_model.safetensors.index.json"),
         (("pytorch_lora_weights.safetensors",), "", "sub/adapter_config.json"),
     )
 
@@ -427,6 +430,38 @@ class TestLora:
     def test_folder_with_one_file(self, tmp_path):
         checkpoint, config = open_lora(put(tmp_path, "pytorch_lora_weights.safetensors", "README.md"))
         assert (len(checkpoint.tensors), config) == (1, None)
+
+    @pytest.mark.parametrize(
+        "name", ["adapters.safetensors", "0000100_adapters.safetensors", "adapters_x.safetensors"]
+    )
+    def test_mlx_file(self, tmp_path, name):
+        put(tmp_path, name, 'adapter_config.json={"lora_parameters": {}}')
+        expected = None if name == "adapters_x.safetensors" else {"lora_parameters": {}}
+        assert open_lora(tmp_path / name)[1] == expected
+
+    def test_the_last_of_mlx_serves_for_its_folder(self, tmp_path):
+        put(tmp_path, "adapter_config.json", "0000100_adapters.safetensors=a", "adapters.safetensors=b")
+        assert list(open_lora(tmp_path)[0].tensors) == ["b"]
+
+    def test_only_moments_of_a_training(self, tmp_path):
+        put(tmp_path, "adapter_config.json", *(f"0000{n}00_adapters.safetensors" for n in (1, 2)))
+        assert fault(tmp_path, how=open_lora) == (
+            f"{tmp_path}: has adapters from several moments of their training, and none from its end: "
+            "'0000100_adapters.safetensors', '0000200_adapters.safetensors'\n"
+            f"Give the one that is meant: {tmp_path}/0000200_adapters.safetensors"
+        )
+
+    def test_sharded_adapter(self, tmp_path):
+        put(tmp_path, "adapter_model-00001-of-00001.safetensors=a", 'adapter_config.json={"r": 4}')
+        put_index(tmp_path / "adapter_model.safetensors.index.json", **{"adapter_model-00001-of-00001": "a"})
+        checkpoint, config = open_lora(tmp_path)
+        assert (list(checkpoint.tensors), config) == (["a"], {"r": 4})
+
+    def test_peft_file_of_wrapped_modules(self, tmp_path):
+        put(
+            tmp_path, "a.safetensors=module.base_model.model.x,_orig_mod.base_model.y", 'adapter_config.json={"r": 4}'
+        )
+        assert open_lora(tmp_path / "a.safetensors")[1] == {"r": 4}
 
     def test_peft_folder_without_adapter(self, tmp_path):
         put(tmp_path, "adapter_config.json", "model.safetensors")
