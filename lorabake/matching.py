@@ -36,6 +36,14 @@ from lorabake.resolve import GENERIC, LoraSource, Tie, family_of
 from lorabake.tensors.formats import way_of
 from lorabake.tensors.safetensors import TensorInfo
 
+NOT_ANNOUNCED = (
+    "a whole tensor that no modules_to_save announces; if it is to replace the base's, name its module there, in "
+    "adapter_config.json"
+)
+WITHOUT_MLX_CONFIG = (
+    "MLX-LM's adapter_config.json is not there: it has the scale; put it beside the file, or write one that says "
+    '{"lora_parameters": {"scale": …}}'
+)
 NO_CONFIG = "no alpha tensors and no adapter_config.json: scale 1 is assumed"
 
 
@@ -127,7 +135,7 @@ class Matcher:
 
     @cached_property
     def _patterns(self) -> dict[str, str]:
-        return {pattern_of(name): name for name in reversed(self.spelled)}
+        return {pattern_of(name): name for name in reversed([*self.spelled])}
 
     def nearest(self, name: str) -> str:
         """Return a hint at the spelling most like `name`, numbers apart; empty if none is."""
@@ -261,8 +269,9 @@ class _Match:
             self.alphas.append(module.name)
             self.ledger.excluded["alpha without a LoRA: no effect"] += size
             return
-        found = [indexed] if indexed else self.matcher.spelled.get(module.name, [])
-        config, path = self.lora.config_of(module.name)
+        words = self.matcher.spelled.words(module.name)
+        found = [indexed] if indexed else [each for modules in words.values() for each in modules]
+        config, path = self.lora.config_of(self.matcher.spelled.word(module.name))
         on_experts = not found and config is not None and bool(config.parameters)
         if on_experts and config is not None:
             found = self._stacks(module.name, config)
@@ -277,6 +286,9 @@ class _Match:
             if not self._excluded_by_component(module.name, size):
                 self.faults.unmatched.append(module.name)
             return
+        if len(words) > 1:
+            self.faults.strange.append((module.name, f"its name may stand for {' and for '.join([*words][:2])}"))
+            return
         slots = frozenset(module.slots)
         kinds = (EXPERTS,) if on_experts and slots == EXPERTS.required else kinds_of(slots)
         if not kinds:
@@ -290,10 +302,10 @@ class _Match:
         if "whole_weight" in whole and any(kind.low_rank and kind.parameter == "weight" for kind in kinds):
             whole = whole if config is None else frozenset()  # an embedding's or a head's own (save_embedding_layers)
         if whole and not (config and all(config.saves(path, slot) for slot in whole)):
-            self.faults.strange.append((module.name, "a whole tensor that no modules_to_save announces"))
+            self.faults.strange.append((module.name, NOT_ANNOUNCED))
             return
         if config is None and "lora_a" in module.slots:
-            self.faults.strange.append((module.name, "MLX-LM's adapter_config.json is not there: it has the scale"))
+            self.faults.strange.append((module.name, WITHOUT_MLX_CONFIG))
             return
         if why := self._tied(module, found):
             self.faults.strange.append((module.name, why))
@@ -577,6 +589,9 @@ class _Match:
 
     def _unknown(self, info: TensorInfo) -> None:
         vectors = read_vectors(info, self.lora.checkpoint.metadata)
+        if vectors is None and info.key in self.matcher.spelled:  # a parameter by its full name, trained whole
+            self._place(LoraModule(info.key, {"whole_weight": info}), None)
+            return
         if self._excluded_by_component(info.key, 1, "embeddings" if vectors else None):
             return
         if vectors is None:

@@ -14,10 +14,10 @@ from lorabake.architectures import architectures
 from lorabake.components.vae import VAE
 from lorabake.errors import FileError, MatchError
 from lorabake.keymap.peft import PeftConfig, from_metadata
-from lorabake.keymap.spelling import INDEXED, PEFT_ROOT, LoraTensors, flatten, sort_tensors, spell_all
-from lorabake.keymap.table import Architecture, KeyMap, Module, find
+from lorabake.keymap.spelling import INDEXED, PEFT_ROOT, LoraTensors, Spellings, flatten, sort_tensors, spell_all
+from lorabake.keymap.table import Architecture, KeyMap, find
 from lorabake.recipe import Lora, Recipe, Source
-from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, open_lora, read_object
+from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, open_lora, optional_object
 from lorabake.tensors.dtypes import FLOAT_NAMES, LARGEST
 from lorabake.tensors.formats import find_packing
 from lorabake.tensors.packing import PackedInfo, Packing, grow, read_shape
@@ -164,7 +164,7 @@ def find_tie(base: Checkpoint, key_map: KeyMap) -> Tie | None:
 def grown(key_map: KeyMap, loras: tuple[LoraSource, ...]) -> dict[str, PackedInfo]:
     """Find the weights that LoRAs widen: by ComfyUI's `reshape_weight`, or as Flux's control LoRAs do `img_in`."""
     found: dict[str, PackedInfo] = {}
-    spelled: dict[str, list[Module]] = {}
+    spelled: Spellings | None = None
     for lora in loras:
         is_control = any("norm_scale" in module.slots for module in lora.tensors.modules.values())
         for module in lora.tensors.modules.values() if lora.entry.strength != 0 else ():
@@ -174,7 +174,7 @@ def grown(key_map: KeyMap, loras: tuple[LoraSource, ...]) -> dict[str, PackedInf
                 shape = (module.shapes["up"][0], *module.shapes["down"][1:])
             else:
                 continue
-            spelled = spelled or spell_all(key_map)
+            spelled = spelled if spelled is not None else spell_all(key_map)
             for target in spelled.get(module.name, ()):
                 view = target.views.get("weight")
                 weight = key_map.tensors.get(view.keys[0]) if view else None
@@ -198,7 +198,7 @@ def model_config(base: Checkpoint) -> dict[str, object]:
     if base.facts:
         return config_of(base.facts)
     config = (base.path if base.is_folder else base.path.parent) / "config.json"
-    return read_object(config) if config.is_file() else {}
+    return optional_object(config) or {}
 
 
 def family_of(lora: LoraTensors) -> tuple[Architecture, str] | None:

@@ -25,7 +25,7 @@ from lorabake.keymap.view import join
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.gguf import MODELS
 from lorabake.tensors.packing import PackedInfo, reordered, turned
-from lorabake.tensors.safetensors import TensorInfo, some
+from lorabake.tensors.safetensors import TensorInfo, is_folder, is_there, some, why
 
 Config = Mapping[str, object]
 MAX_YAML = 1 << 20
@@ -271,13 +271,15 @@ def _heads(config: Config) -> Heads | None:
 
 
 def _read_yaml(path: Path, lora: str) -> dict[str, object]:
+    if not is_there(path):
+        raise MatchError(f"LoRA {lora!r}: litgpt's {path.name} is not beside it: it says how q, k and v lie")
+    if is_folder(path):
+        raise FileError(f"{path}: is a folder, not a file")
     try:
         with path.open("rb") as stream:
             said = yaml.safe_load(stream.read(MAX_YAML))
-    except OSError:
-        raise MatchError(
-            f"LoRA {lora!r}: litgpt's {path.name} is not beside it: it says how q, k and v lie"
-        ) from None
+    except OSError as error:
+        raise FileError(f"{path}: {why(error)}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise FileError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(said, dict):

@@ -307,6 +307,11 @@ def test_names_of_families_and_of_their_components_are_unique() -> None:
 # -- two layouts of one family ------------------------------------------------------------------------------
 
 
+FUSED = ("to_qkv", "to_kv")
+IN_SOME = {"text_model.embeddings.position_ids", "logit_scale"}
+"""Tensors that some files of a model have, and no LoRA changes."""
+
+
 def squeezed(view: View) -> tuple[int, ...]:
     return tuple(size for size in view.shape if size != 1)
 
@@ -329,7 +334,10 @@ def squeezed(view: View) -> tuple[int, ...]:
     ],
 )
 def test_layouts_name_the_same_modules_with_equal_shapes(component: str, one: str, other: str) -> None:
-    first, second = (key_map(table).modules[component] for table in (one, other))
+    first, second = (
+        {name: module for name, module in key_map(table).modules[component].items() if name not in IN_SOME}
+        for table in (one, other)
+    )
     assert first.keys() == second.keys()
     for name, module in first.items():
         shapes = {parameter: squeezed(view) for parameter, view in module.views.items()}
@@ -360,7 +368,7 @@ def test_either_naming_covers_each_unet_tensor_once(table: str, names_in: str) -
     seen = [
         view.regions[0].key
         for name, module in modules.items()
-        if name.startswith(leads)
+        if name.startswith(leads) and not name.endswith(FUSED)
         for view in module.views.values()
     ]
     assert sorted(seen) == sorted(key for key, owner in key_map(table).owner.items() if owner == "unet")

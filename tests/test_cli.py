@@ -404,7 +404,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "noise": (lambda path: path.write_bytes(bytes(range(256))), "not SafeTensors"),
     "json": (lambda path: path.write_text("{}"), "JSON"),
     "missing": (lambda path: None, "no such file"),
-    "link to nothing": (lambda path: path.symlink_to("nowhere"), "no such file"),
+    "link to nothing": (lambda path: path.symlink_to("nowhere"), "is a link to nothing"),
     "pipe": (lambda path: os.mkfifo(path), "not a regular file"),
     "empty folder": (lambda path: path.mkdir(), "no weights in this folder"),
 }

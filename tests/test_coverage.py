@@ -229,7 +229,7 @@ FORMS: dict[str, tuple[str, Form, dict[str, object] | None]] = {
 }
 ELSEWHERE = {
     "whole", "whole_bias", "ln_tuning_bias", "ia3_peft_bias", "road_bias", "diff_b", "b_norm", "lora_bias", "mlx",
-    "oft_diag",
+    "oft_diag", "set_bias",
     "trainable_tokens", "beft",
     "expert_lora", "embedding_lora", "set_scale", "vblora_topk",
 }  # fmt: skip

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,7 +23,7 @@ from lorabake.architectures import architectures
 from lorabake.errors import LorabakeError, MatchError
 from lorabake.inspection import inspect
 from lorabake.keymap.peft import PeftConfig
-from lorabake.keymap.spelling import sort_tensors
+from lorabake.keymap.spelling import pattern_of, sort_tensors
 from lorabake.keymap.table import KeyMap
 from lorabake.keymap.view import Region
 from lorabake.matching import Ledger, Matcher, Patch
@@ -514,7 +515,7 @@ OTHERS = {
     "DiffSynth-Studio": ("Flux.1",),
     "kohya with `split_qkv`": ("Flux.1", "Stable Diffusion 3", "Lumina 2"),
     "AnimateDiff's motion LoRA": ("AnimateDiff motion module",),
-    "MLX-LM": ("language models",),
+    "MLX-LM, also its `.npz`": ("language models",),
     "torchtune": ("language models",),  # these three by tests/oracle/test_dialects.py
     "litgpt": ("language models",),
     "llama.cpp (GGUF)": ("language models",),
@@ -971,15 +972,22 @@ def test_one_value_beside_the_blocks_speaks_against_parts(tmp_path: Path) -> Non
 MLX_Q, MLX_DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
 
 
-def mlx(folder: Path, *, dora: bool = False, config: dict[str, object] | None = None) -> b.Tensors:
-    """Save an adapter as mlx_lm.lora does; return its tensors."""
+def mlx(
+    folder: Path, *, dora: bool = False, config: dict[str, object] | None = None, file: str = "adapters.safetensors"
+) -> b.Tensors:
+    """Save an adapter as mlx_lm.lora does, or as it once did; return its tensors."""
     values = b.Values(5)
     tensors = {}
     for name, rows, columns in ((MLX_Q, 8, 8), (MLX_DOWN, 8, 16)):
         tensors |= {f"{name}.lora_a": values(columns, 3), f"{name}.lora_b": values(3, rows)}
         if dora:
             tensors[f"{name}.m"] = values(rows).abs() + 0.5
-    b.save(folder / "adapters.safetensors", tensors, metadata={"format": "mlx"})
+    if file.endswith(".npz"):
+        folder.mkdir(parents=True)
+        np.savez(folder / file, **{name: tensor.numpy() for name, tensor in tensors.items()})
+    else:
+        b.save(folder / file, tensors)
+        without_metadata(folder / file)
     how = {
         "fine_tune_type": "dora" if dora else "lora",
         "num_layers": 2,
@@ -989,11 +997,30 @@ def mlx(folder: Path, *, dora: bool = False, config: dict[str, object] | None = 
     return tensors
 
 
-@pytest.mark.parametrize("dora", [False, True])
-@pytest.mark.parametrize("path", ["adapter", "adapter/adapters.safetensors"])
-def test_mlx_factors_are_turned_and_scaled_as_the_config_says(path: str, dora: bool, tmp_path: Path) -> None:
+def without_metadata(path: Path) -> None:
+    """Say `"__metadata__": null` in a file's header, as MLX does where it has nothing to say."""
+    entries, _, data = b.header(path)
+    text = json.dumps({"__metadata__": None, **entries}).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+@pytest.mark.parametrize(
+    ("file", "path", "dora"),
+    [
+        ("adapters.safetensors", "adapter", False),
+        ("adapters.safetensors", "adapter", True),
+        ("adapters.safetensors", "adapter/adapters.safetensors", False),
+        ("0000100_adapters.safetensors", "adapter/0000100_adapters.safetensors", True),
+        ("adapters.npz", "adapter", False),
+        ("adapters.npz", "adapter/adapters.npz", True),
+        ("0000100_adapters.npz", "adapter/0000100_adapters.npz", False),
+    ],
+)
+def test_mlx_factors_are_turned_and_scaled_as_the_config_says(
+    file: str, path: str, dora: bool, tmp_path: Path
+) -> None:
     base = b.llama(tmp_path / "base", dtype=torch.float32)
-    tensors = mlx(tmp_path / "adapter", dora=dora)
+    tensors = mlx(tmp_path / "adapter", dora=dora, file=file)
     recipe = lorabake.load_recipe(b.recipe(tmp_path, base="base", loras=[path], output={"path": "out"}))
     lorabake.bake(recipe, lorabake.RunOptions(fsync=False))
     out = load_file(tmp_path / "out" / "model.safetensors")
@@ -1033,13 +1060,52 @@ def test_the_scale_of_mlx_is_20_unless_it_is_said() -> None:
     assert PeftConfig.read({"lora_parameters": {"scale": 0.1}}, "c", {}).scale_of("x") == 0.1
 
 
+# -- fused projections -------------------------------------------------------------------------------------------
+
+PROJECTIONS = {
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_kv": ("to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+    "to_added_kv": ("add_k_proj", "add_v_proj"),
+}
+OTHERWISE_NAMED = {"Kandinsky 5", "PRX"}
+"""Families whose queries, keys and values have other names in diffusers, too."""
+
+
+def rows(base: Matcher, names: Iterable[str]) -> list[tuple[str, int]]:
+    """List the rows of the base that names mean, one after the other."""
+    found = [base.spelled[name][0].views["weight"] for name in names]
+    return [(place.key, row) for view in found for place in view.regions for row in range(place.start, place.stop)]
+
+
+@pytest.mark.parametrize("family", GOLD)
+def test_what_diffusers_fuses_leads_to_its_parts_in_each_layout(family: str) -> None:
+    for base in bases(family).values():
+        component = base.key_map.architecture.components[0]
+        start = component.dotted[0] if component.dotted else ""
+        sorts = {pattern_of(name): name for name in base.key_map.modules[component.name]}
+        proven = set()
+        for name in sorts.values():
+            stem, _, last = name.rpartition(".")
+            for fused, parts in PROJECTIONS.items():
+                found = [f"{start}{stem}.{part}" for part in parts]
+                if last == parts[0] and all(each in base.spelled for each in found):
+                    columns = {base.spelled[each][0].views["weight"].shape[1:] for each in found}
+                    assert (f"{start}{stem}.{fused}" in base.spelled) == (len(columns) == 1)
+                    if len(columns) == 1:
+                        assert rows(base, [f"{start}{stem}.{fused}"]) == rows(base, found)
+                        proven.add(fused)
+        assert ("to_qkv" in proven) == (family not in OTHERWISE_NAMED)
+
+
 # -- files that cannot be baked, and why -------------------------------------------------------------------------
 
 LLAMA = {"model.layers.0.self_attn.q_proj.weight": (8, 8)}
 REFUSED = {
     "MLX without its config": (
         {f"{MLX_Q}.lora_a": (8, 2), f"{MLX_Q}.lora_b": (2, 8)},
-        "MLX-LM's adapter_config.json is not there: it has the scale",
+        "MLX-LM's adapter_config.json is not there: it has the scale; put it beside the file, or write one that says "
+        '{"lora_parameters": {"scale": …}}',
     ),
     "nunchaku": (
         {"transformer_blocks.0.qkv_proj.lora_down": (16, 8), "transformer_blocks.0.qkv_proj.lora_up": (24, 16)},
@@ -1098,11 +1164,30 @@ EXAMPLES = {
     "DiffSynth-Studio": "blocks.0.attn.a_to_qkv.lora_A.default.weight",
     "kohya with `split_qkv`": "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight",
     "AnimateDiff's motion LoRA": "down_blocks.0.motion_modules.0.….processor.to_q_lora.down.weight",
-    "MLX-LM": "model.layers.0.self_attn.q_proj.lora_a",
+    "MLX-LM, also its `.npz`": "model.layers.0.self_attn.q_proj.lora_a",
     "torchtune": "layers.0.attn.q_proj.lora_a.weight",
     "litgpt": "transformer.h.0.attn.qkv.lora_A",
     "llama.cpp (GGUF)": "blk.0.attn_q.weight.lora_a",
 }
+
+
+NAMES = """\
+Whole differences end with `.diff` and `.diff_b`, what is set with `.set_weight`. They also follow the full name of
+any tensor of the base: `scale_shift_table.diff`, `img_in.bias.diff`; LightX2V's `blocks.0.diff_m` is
+`blocks.0.modulation.diff`.
+
+Where a family has queries, keys and values under diffusers' names, it also has what diffusers and SimpleTuner fuse
+({fused}), in every layout, and where keys and values have fewer heads.
+{but} have no such names. On language models `qkv_proj` and `gate_up_proj` lead to their parts.
+
+Names of a language model alone lead to the text part of one that also sees or hears, and the other way round:
+`model.layers.0…`, `model.language_model.layers.0…`, `language_model.model.layers.0…`.
+
+A name may be flattened in part (`lora_unet_blocks_0.cross_attn.k`) and end with `_`. What wraps a module in training
+names none, wherever it stands, dotted or flattened: `module.`, `_orig_mod.`, `_fsdp_wrapped_module.`,
+`_checkpoint_wrapped_module.`, `_forward_module.` and their like. A name that could then mean two modules of the base
+is an error that names both.
+"""
 
 
 def page() -> str:
@@ -1136,6 +1221,7 @@ def page() -> str:
         "`.lora.down.weight`, `_lora.down.weight`, `.lora_linear_layer.down.weight`, and their counterparts.",
         "cloneofsimo's files, which number their modules (`unet:0:down`), are read for Stable Diffusion 1.x and 2.x.",
         "",
+        NAMES.format(fused=", ".join(f"`{name}`" for name in PROJECTIONS), but=" and ".join(sorted(OTHERWISE_NAMED))),
         "Refused, with the reason, since nothing in the file tells how to bake it:",
         "",
         *(f"- **{name}**: {reason}." for name, (_, reason) in REFUSED.items()),

@@ -86,12 +86,25 @@ def test_a_tensor_without_a_row_keeps_its_own_name() -> None:
     assert expand((Row(("a", "b")),), {"z.q.weight": (6, 4)}) == {"z.q": {"weight": whole("z.q.weight", 6, 4)}}
 
 
-def test_what_is_no_weight_or_bias_is_owned_and_no_module() -> None:
+def test_what_is_no_weight_and_no_bias_is_a_module_by_its_full_name() -> None:
+    rows = (Row(("a.{}", "b.{}"), (Row(("x", "y")), Row(("z", ("q", "k"))))),)
+    tensors = {"table": (6, 4), "a.0.table": (1, 6, 4), "a.0.x.gamma": (4,), "a.0.s.x": (2,), "weight": (3,)}
+    modules = expand(rows, tensors | {"a.0.z.scale": (2,)})  # that one has no name where its rows are cut
+    due = {
+        "table": "table",
+        "a.0.table": "a.0.table",
+        "b.0.table": "a.0.table",
+        "a.0.s.x": "a.0.s.x",
+    }
+    due |= {"b.0.s.x": "a.0.s.x", "a.0.x.gamma": "a.0.x.gamma", "b.0.y.gamma": "a.0.x.gamma"}
+    assert modules == {name: {"weight": whole(key, *tensors[key])} for name, key in due.items()}
+
+
+def test_every_tensor_has_its_component() -> None:
     component = Component("net", (Layout("l", ("p.",), ()),), (Row(("a",)),))
     key_map = KeyMap.expand(
         Architecture("a", "A", (component,)), infos({"p.a.running_mean": (4,), "p.weight": (4,), "q.a.weight": (4,)})
     )
-    assert key_map.modules == {"net": {}}
     assert key_map.owner == {"p.a.running_mean": "net", "p.weight": "net"}
 
 
@@ -105,6 +118,10 @@ def test_bare_is_a_tensor_by_itself() -> None:
 def test_at_stands_for_the_parameter_in_the_name() -> None:
     rows = (Row(("in_proj_@", "fused")), Row(("raw.@", "plain")))
     modules = expand(rows, {"in_proj_weight": (6, 4), "in_proj_bias": (6,), "raw.weight": (3, 4)})
+    assert modules["in_proj_bias"] == {"weight": whole("in_proj_bias", 6)}  # its full name
+    parts = {f"{name}.weight": (2, 4) for name in "qkv"}
+    (view,) = expand((Row((("q", "k", "v"), "in_proj_@")),), parts)["in_proj_weight"].values()
+    assert [region.key for region in view.regions] == ["p.q.weight", "p.k.weight", "p.v.weight"]
     assert modules["in_proj"] == {"weight": whole("in_proj_weight", 6, 4), "bias": whole("in_proj_bias", 6)}
     assert modules["fused"] == modules["in_proj"]
     assert modules["raw"] == modules["plain"] == {"weight": whole("raw.weight", 3, 4)}

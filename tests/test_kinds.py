@@ -6,7 +6,7 @@ PEFT themselves are asked in `tests/oracle/`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -507,6 +507,55 @@ def test_a_kind_trained_on_a_fused_weight_lands_on_its_parts(name: str, tmp_path
     wanted = torch.from_numpy(np.array(work_out(name, slots, weight.numpy(), place, 1.0)))
     found = torch.cat([after[key] for key in parts])
     b.assert_rounded_once(found, wanted, terms=[wanted.abs().max().expand(wanted.shape) * 4])
+    options = VerifyOptions(stages=("structure", "weights"))
+    assert verify(load_recipe(tmp_path / "recipe.yaml"), options=options).is_true
+
+
+GROUPED = {"to_q": (0, 8), "to_k": (8, 12), "to_v": (12, 16)}
+"""The rows of a fused projection whose keys and values have half as many heads as its queries."""
+
+
+def krea(layout: str, weights: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Make Krea 2 with so many blocks, each of whose q, k and v are these rows; "krea" has its maker's names."""
+    made = {
+        "text_fusion.projector.weight": torch.ones(1, 4),
+        "transformer_blocks.0.attn.to_gate.weight": torch.ones(8, 8),
+    }
+    for number, weight in enumerate(weights):
+        made |= {
+            f"transformer_blocks.{number}.attn.{name}.weight": weight[start:stop].clone()
+            for name, (start, stop) in GROUPED.items()
+        }
+    if layout == "diffusers":
+        return made
+    for old, new in (("transformer_blocks", "blocks"), (".attn.to_", ".attn.w"), ("text_fusion", "txtfusion")):
+        made = {key.replace(old, new).replace(".wgate", ".gate"): tensor for key, tensor in made.items()}
+    return made
+
+
+@pytest.mark.parametrize("layout", ["krea", "diffusers"])
+def test_every_kind_lands_on_q_k_and_v_that_it_was_trained_on_in_one(layout: str, tmp_path: Path) -> None:
+    """SimpleTuner's `to_qkv`, on a base that has them apart, with fewer keys than queries: borders cross factors."""
+    chosen = list(cases(LINEAR).items())
+    values = b.Values(5)
+    weights = [values(*LINEAR) for _ in chosen]
+    b.save(tmp_path / "base.safetensors", krea(layout, weights))
+    lora = {
+        f"{case.prefix}transformer_blocks_{number}_attn_to_qkv{suffix}": tensor
+        for number, (_, case) in enumerate(chosen)
+        for suffix, (_, tensor) in tensors_of(case).items()
+    }
+    b.save(tmp_path / "lora.safetensors", lora)
+    after = load_file(b.bake_sd1(tmp_path, loras=[{"path": "lora.safetensors", "strength": 0.7}]))
+    before = krea(layout, weights)
+    assert after.keys() == before.keys()
+    for number, (name, case) in enumerate(chosen):
+        keys = [key for key in krea(layout, weights) if f"blocks.{number}.attn" in key and "gate" not in key]
+        weight = weights[number].double()
+        wanted = weight + 0.7 * (formula(case, weights[number]) - weight)
+        found = torch.cat([after[key] for key in keys])
+        assert not torch.equal(found, weights[number]), name
+        b.assert_rounded_once(found, wanted, terms=[wanted.abs().max().expand(wanted.shape) * 4])
     options = VerifyOptions(stages=("structure", "weights"))
     assert verify(load_recipe(tmp_path / "recipe.yaml"), options=options).is_true
 

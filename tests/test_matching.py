@@ -103,6 +103,51 @@ def keys(patches: Iterable[Patch]) -> dict[str, str]:
     return {patch.module: patch.view.regions[0].key for patch in patches}
 
 
+def test_a_name_that_may_stand_for_two_modules_is_refused_with_both() -> None:
+    base = {"x.a_b.c.weight": (4, 4), "x.a.b_c.weight": (4, 4)}
+    said = refusal(low_rank("x.a_b_c", 4, 4), base)
+    assert "its name may stand for x.a_b.c and for x.a.b_c" in said
+
+
+def test_a_language_models_fused_projections_lead_to_their_parts() -> None:
+    parts = {
+        "self_attn.q_proj": 8,
+        "self_attn.k_proj": 2,
+        "self_attn.v_proj": 2,
+        "mlp.gate_proj": 6,
+        "mlp.up_proj": 6,
+    }
+    base = {f"model.layers.0.{name}.weight": (size, 8) for name, size in parts.items()}
+    for name, found in (("self_attn.qkv_proj", [*parts][:3]), ("mlp.gate_up_proj", [*parts][3:])):
+        rows = sum(parts[part] for part in found)
+        (patch,), _ = match(peft(f"model.layers.0.{name}", rows, 8), base)
+        assert patch.view.regions == tuple(Region(f"model.layers.0.{part}.weight", 0, parts[part]) for part in found)
+    assert "no such module" in refusal(peft("model.layers.0.mlp.qkv_proj", 12, 8), base)
+
+
+def test_patterns_of_ranks_see_a_module_without_what_wrapped_it_in_training() -> None:
+    base = {"model.layers.0.q.weight": (4, 4), "model.layers.1.q.weight": (4, 4)}
+    shapes: Shapes = {}
+    for name, rank in (
+        ("module.base_model.model.model.layers.0.q", 2),
+        ("base_model.model.model.layers.1._fsdp_wrapped_module.q", 1),
+    ):
+        shapes |= {f"{name}.lora_A.weight": (rank, 4), f"{name}.lora_B.weight": (4, rank)}
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "rank_pattern": {"layers.1.q": 1}}
+    config["alpha_pattern"] = {"^model.layers.0.q": 6}
+    patches, _ = match(shapes, base, config=config)
+    assert {patch.view.keys[0]: patch.scale for patch in patches} == {
+        "model.layers.0.q.weight": 3.0,
+        "model.layers.1.q.weight": 4.0,
+    }
+
+
+def test_a_module_beside_itself_in_a_wrapper_is_refused() -> None:
+    base = {"model.fc.weight": (4, 4)}
+    said = refusal(low_rank("model.fc", 4, 4) | low_rank("module.model.fc", 4, 4), base)
+    assert "model.fc and module.model.fc both change model.fc.weight" in said
+
+
 # -- every published LoRA on every sort of base -----------------------------------------------------------
 
 SD1 = {"full_sd15_singlefile_1131", "mecha_sd1_kohya"}
@@ -636,6 +681,50 @@ def test_modules_to_save_replace_whole_tensors() -> None:
 def test_a_whole_tensor_that_nothing_announces_is_refused(config: dict[str, object] | None) -> None:
     shapes = peft("layers.0.q", 4, 4) | {"base_model.model.score.weight": (3, 6)}
     assert "a whole tensor that no modules_to_save announces" in refusal(shapes, config=config)
+
+
+def test_what_to_do_about_a_whole_tensor_is_said() -> None:
+    shapes = peft("layers.0.q", 4, 4) | {"base_model.model.score.weight": (3, 6)}
+    first = refusal(shapes, config=PLAIN).splitlines()[0]
+    assert "if it is to replace the base's, name its module there, in adapter_config.json" in first
+
+
+@pytest.mark.parametrize(
+    ("task", "module"),
+    [("SEQ_CLS", "score"), ("SEQ_CLS", "classifier"), ("TOKEN_CLS", "classifier"), ("QUESTION_ANS", "qa_outputs")],
+)
+@pytest.mark.parametrize("announced", [{}, {"modules_to_save": None}, {"modules_to_save": ["fc"]}], ids=str)
+def test_a_task_announces_its_head(task: str, module: str, announced: dict[str, object]) -> None:
+    base = TINY | {f"{module}.weight": (3, 6), f"{module}.bias": (3,)}
+    whole: Shapes = {f"base_model.model.{module}.weight": (3, 6), f"base_model.model.{module}.bias": (3,)}
+    shapes = peft("layers.0.q", 4, 4) | whole
+    patches, _ = match(shapes, base, config=PLAIN | announced | {"task_type": task})
+    replaced = {key for patch in patches if patch.kind.replaces for key in patch.view.keys}
+    assert replaced == {f"{module}.weight", f"{module}.bias"}
+    for other in ("CAUSAL_LM", "FEATURE_EXTRACTION", None):
+        assert "no modules_to_save announces" in refusal(
+            shapes, base, config=PLAIN | announced | {"task_type": other}
+        )
+
+
+@pytest.mark.parametrize("name", ["embed_tokens", "wte", "shared", "embed_in", "lm_head", "embed_out"])
+def test_embeddings_and_heads_need_no_announcement(name: str) -> None:
+    base: Shapes = {
+        f"model.{name}.weight": (20, 6),
+        "model.layers.0.q.weight": (4, 4),
+        "model.layers.0.wte.weight": (4, 4),
+    }
+    shapes = peft("model.layers.0.q", 4, 4)
+    saved: Shapes = {f"base_model.model.model.{name}.weight": (20, 6)}
+    patches, ledger = match(shapes | saved, base, config=PLAIN | {"modules_to_save": None})
+    assert [patch.view.keys for patch in patches if patch.kind.replaces] == [(f"model.{name}.weight",)]
+    assert ledger.applied == 3
+    layer: Shapes = {"base_model.model.model.layers.0.wte.weight": (4, 4)}
+    assert "no modules_to_save announces" in refusal(shapes | layer, base, config=PLAIN)
+    assert "no modules_to_save announces" in refusal(shapes | saved, base)
+    mlx: Shapes = {"model.layers.0.q.lora_a": (4, 2), "model.layers.0.q.lora_b": (2, 4)}
+    whole: Shapes = {f"model.{name}.weight": (20, 6)}
+    assert "no modules_to_save announces" in refusal(mlx | whole, base, config={"lora_parameters": {"rank": 2}})
 
 
 @pytest.mark.parametrize("bias", ["all", "lora_only"])

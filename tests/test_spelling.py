@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cache
 
 import pytest
@@ -12,6 +13,7 @@ from lorabake.architectures import architectures
 from lorabake.components import clip, unet
 from lorabake.keymap.spelling import (
     UNSUPPORTED,
+    Spellings,
     components_named,
     flatten,
     pattern_of,
@@ -168,6 +170,13 @@ KEYS = {
     "blk.0.attn_q.weight.lora_b": ("blk.0.attn_q", "up"),
     "transformer.h.0.attn.qkv.lora_A": ("transformer.h.0.attn.qkv", "down"),
     "diffusion_model.scale.set_weight": ("diffusion_model.scale", "set_weight"),
+    # by a parameter's full name (ComfyUI), and LightX2V's word for one
+    "diffusion_model.head.head.bias.diff": ("diffusion_model.head.head", "diff_b"),
+    "diffusion_model.head.head.weight.diff": ("diffusion_model.head.head", "diff"),
+    "diffusion_model.head.head.bias.set_weight": ("diffusion_model.head.head", "set_bias"),
+    "diffusion_model.scale_shift_table.diff": ("diffusion_model.scale_shift_table", "diff"),
+    "diffusion_model.blocks.3.diff_m": ("diffusion_model.blocks.3.modulation", "diff"),
+    "head.diff_m": ("head.modulation", "diff"),
 }
 UNBAKED = {
     "oft_unet_double_blocks_0_img_attn_qkv.oft_blocks.4": "OFT in more than four parts",
@@ -253,6 +262,12 @@ def test_the_longest_suffix_counts(key: str, module: str) -> None:
     [
         ("unet._orig_mod.conv_in.lora_A.weight", "unet.conv_in"),
         ("_orig_mod.conv_in.lora_A.weight", "conv_in"),
+        ("lora_unet__orig_mod_conv_in.lora_down.weight", "lora_unet_conv_in"),
+        ("a._fsdp_wrapped_module._checkpoint_wrapped_module.b.lora_A.weight", "a.b"),
+        ("lora_unet_a__fsdp_wrapped_module__checkpoint_wrapped_module_b.alpha", "lora_unet_a_b"),
+        ("_forward_module._fpw_module.a.lora_A.weight", "a"),
+        ("a_orig_mod.b.lora_A.weight", "a_orig_mod.b"),
+        ("a.module.b.lora_A.weight", "a.module.b"),  # it may be the base's own name: the base decides
         ("base_model.model.base_layer.experts.lora_A.weight", "base_model.model.experts"),
     ],
 )
@@ -283,6 +298,7 @@ def test_every_key_of_every_lora_is_of_a_known_form(table: str) -> None:
         ("lora_unet_input_blocks_4_1_proj_in", "lora_unet_input_blocks_N_N_proj_in", None),
         ("unet:12", "unet:N", None),
         ("text_encoder_2.text_model/x.31", "text_encoder_N.text_model/x.N", "text_encoder_N_text_model_x_N"),
+        ("module.blocks.3.module.attn", "module.blocks.N.module.attn", "blocks_N_attn"),
     ],
 )
 def test_numbers_are_counted_as_one_pattern(name: str, pattern: str, flat: str | None) -> None:
@@ -294,7 +310,7 @@ def test_numbers_are_counted_as_one_pattern(name: str, pattern: str, flat: str |
 
 
 @cache
-def spelled(table: str) -> dict[str, list[Module]]:
+def spelled(table: str) -> Spellings:
     tensors = load_table(table)
     return spell_all(KeyMap.expand(identify(tensors), tensors))
 
@@ -407,6 +423,8 @@ def test_sd2_takes_the_names_of_transformers_for_openclip() -> None:
         ("lora_te1_text_model_encoder_layers_0_mlp_fc1", {"text_encoder"}),
         ("text_encoder_2.text_projection", {"text_encoder_2"}),
         ("base_model.model.unet.conv_in", {"unet"}),
+        ("module.unet.conv_in", {"unet"}),
+        ("unet._orig_mod.conv_in", {"unet"}),
         ("unet:0", {"unet"}),
         ("conv_in", set()),
     ],
@@ -414,6 +432,167 @@ def test_sd2_takes_the_names_of_transformers_for_openclip() -> None:
 def test_a_key_names_its_component_by_the_longest_prefix(key: str, expected: set[str]) -> None:
     sdxl = next(each for each in architectures() if each.name == "sdxl")
     assert components_named(key, sdxl.components) == expected
+
+
+# -- names that are like a spelling ----------------------------------------------------------------------
+
+WRAPPERS = ["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"]
+LIKE = {
+    SD1: (SD1_NAME, "lora_unet_", "unet."),
+    SDXL: (SDXL_NAME, "lora_unet_", "unet."),
+    "diffusers_flux1_dev_transformer": ("single_blocks.3.linear1", "lora_unet_", "diffusion_model."),
+    "diffusers_wan21_t2v_14b": ("blocks.7.attn2.to_out.0", "lora_transformer_", "transformer."),
+    "stripped_juggernaut_xl_v9_text_encoder_model_fp16": (
+        "text_model.encoder.layers.3.mlp.fc1",
+        "lora_te1_",
+        "text_encoder.",
+    ),
+}
+
+
+@pytest.mark.parametrize("table", LIKE)
+def test_a_name_may_be_flattened_in_part_and_end_with_an_underscore(table: str) -> None:
+    path, flat_start, dotted_start = LIKE[table]
+    due = views(table, dotted_start + path)
+    assert len(due) == 1
+    for start in (flat_start, dotted_start, "base_model.model."):
+        name = start + path
+        dots = [at for at, letter in enumerate(name) if letter == "."]
+        for chosen in range(1 << min(len(dots), 6)):
+            flattened = {at for bit, at in enumerate(dots) if chosen >> bit & 1}
+            half = "".join("_" if at in flattened else letter for at, letter in enumerate(name))
+            assert views(table, half) == views(table, f"{half}_") == due, half
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("table", LIKE)
+def test_wrappers_of_training_may_stand_anywhere_in_a_name(table: str, wrapper: str) -> None:
+    path, flat_start, dotted_start = LIKE[table]
+    due = views(table, dotted_start + path)
+    for start in (dotted_start, f"{dotted_start}base_model.model.", "base_model.model."):
+        words = (start + path).split(".")
+        for at in range(len(words)):
+            for many in (1, 2):
+                name = ".".join([*words[:at], *[wrapper] * many, *words[at:]])
+                (module,) = sort(f"{name}.lora_A.weight")[0]
+                assert views(table, module) == due, name
+    words = path.split(".")
+    for at in range(len(words)):
+        name = flat_start + "_".join([*words[:at], wrapper, *words[at:]])
+        (module,) = sort(f"{name}.lora_down.weight")[0]
+        assert views(table, module) == due, name
+
+
+def made(*names: str) -> Spellings:
+    tensors = infos({f"{name}.weight": (4, 4) for name in names})
+    return spell_all(KeyMap.expand(identify(tensors), tensors))
+
+
+def keys(words: Mapping[str, list[Module]]) -> dict[str, list[str]]:
+    return {word: [module.views["weight"].keys[0] for module in modules] for word, modules in words.items()}
+
+
+def test_a_name_of_the_base_is_that_and_nothing_like_it() -> None:
+    base = made("fc", "module.fc", "a_b.c", "a.b.c")
+    assert keys(base.words("module.fc")) == {"module.fc": ["module.fc.weight"]}
+    assert keys(base.words("fc")) == {"fc": ["fc.weight"]}
+    assert keys(base.words("a_b.c")) == {"a_b.c": ["a_b.c.weight"]}
+    assert keys(base.words("a.b.c")) == {"a.b.c": ["a.b.c.weight"]}
+
+
+def test_a_base_may_be_wrapped_itself() -> None:
+    base = made("module.model.fc", "module.model.gate")
+    for name in ("model.fc", "base_model.model.model.fc", "base_model.model.module.model.fc", "lora_unet_model_fc"):
+        assert [module.name for module in base[name]] == ["module.model.fc"], name
+
+
+def test_a_name_that_is_like_several_stands_for_each_of_them() -> None:
+    base = made("x.a_b.c", "x.a.b_c", "x.d")
+    assert keys(base.words("x.a_b_c")) == {"x.a_b.c": ["x.a_b.c.weight"], "x.a.b_c": ["x.a.b_c.weight"]}
+    assert base.words("x.a_b_d") == {}
+    assert base.get("x.e") is None
+
+
+def test_the_spelling_that_a_name_is_taken_for_is_told() -> None:
+    base = made("model.layers.0.q")
+    assert base.word("base_model.model.model.layers.0.q") == "base_model.model.model.layers.0.q"
+    assert base.word("module.base_model.model.model_layers.0_q") == "base_model.model.model.layers.0.q"
+    assert base.word("base_model.model.module.unknown") == "base_model.model.unknown"
+
+
+# A language model's layers on the disk, alone and as the text part of others: root, head, what else there is.
+TEXT_PARTS = {
+    "alone": ("model.", "lm_head", ()),
+    "AutoModel": ("", None, ()),
+    "LLaVA": ("language_model.model.", "language_model.lm_head", ("vision_tower.encoder.layers.0.self_attn.q_proj",)),
+    "Gemma 3": ("model.language_model.", "lm_head", ("model.vision_tower.encoder.layers.0.self_attn.q_proj",)),
+    "Qwen2-VL": ("model.", "lm_head", ("visual.patch_embed.proj", "visual.blocks.0.attn.proj")),
+    "Qwen3-VL": (
+        "model.language_model.",
+        "lm_head",
+        ("model.visual.patch_embed.proj", "model.visual.blocks.0.attn.proj"),
+    ),
+    "SmolVLM": ("model.text_model.", "lm_head", ("model.vision_model.encoder.layers.0.self_attn.q_proj",)),
+    "MiniCPM-V": ("llm.model.", "llm.lm_head", ("vpm.layers.0.self_attn.q_proj",)),
+    "Qwen2.5-Omni": ("thinker.model.", "thinker.lm_head", ("talker.model.layers.0.self_attn.q_proj",)),
+}
+ROOTS = ["model.", "model.language_model.", "language_model.model.", "model.text_model.", "llm.model."]
+
+
+@pytest.mark.parametrize("sort_of_model", TEXT_PARTS)
+def test_a_text_adapter_finds_the_text_part_and_the_other_way_round(sort_of_model: str) -> None:
+    root, head, others = TEXT_PARTS[sort_of_model]
+    layer = "layers.0.self_attn.q_proj"
+    names = [root + layer, f"{root}layers.0.input_layernorm", *([head] if head else []), *others]
+    base = made(*names)
+    for other in (*ROOTS, root):
+        for start in ("base_model.model.", "", "module.base_model.model."):
+            found = base.get(f"{start}{other}{layer}", [])
+            assert [module.views["weight"].keys[0] for module in found] == [f"{root}{layer}.weight"], other
+    for other in ("lm_head", "language_model.lm_head") if head else ():
+        assert [module.views["weight"].keys[0] for module in base[f"base_model.model.{other}"]] == [f"{head}.weight"]
+    for name in others:
+        assert [module.views["weight"].keys[0] for module in base[f"base_model.model.{name}"]] == [f"{name}.weight"]
+    assert base.get(f"model.language_model.{layer}.absent") is None
+
+
+def test_a_name_that_the_base_has_is_of_no_other_root() -> None:
+    base = made("model.layers.0.q", "language_model.model.layers.0.q", "language_model.model.layers.1.q")
+    assert keys(base.words("model.layers.0.q")) == {"model.layers.0.q": ["model.layers.0.q.weight"]}
+    assert keys(base.words("module.model.layers.0.q")) == {"model.layers.0.q": ["model.layers.0.q.weight"]}
+    assert keys(base.words("model.layers.1.q")) == {"model.layers.1.q": ["language_model.model.layers.1.q.weight"]}
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        ("model.language_model.layers.0.q", "model.visual.patch_embed.proj", "model.final_layer2.linear"),
+        ("model.diffusion_model.language_model.layers.0.q", "model.diffusion_model.final_layer2.linear"),
+    ],
+    ids=["transformers", "ComfyUI"],
+)
+def test_a_language_model_that_makes_pictures_goes_by_the_names_of_both(base: tuple[str, ...]) -> None:
+    """HiDream-O1: ModelScope's LoRAs begin with `model.`, others with `diffusion_model.`."""
+    spelled = made(*base, base[0].replace(".q", ".input_layernorm"))
+    for start in ("model.", "diffusion_model.", "base_model.model.model.", "transformer."):
+        for name, key in (("language_model.layers.0.q", base[0]), ("final_layer2.linear", base[-1])):
+            assert [module.views["weight"].keys[0] for module in spelled[start + name]] == [f"{key}.weight"], start
+
+
+def test_a_transformers_lora_may_speak_of_a_unet() -> None:
+    """PixArt's first script for PEFT wrote what diffusers called every denoiser then."""
+    name = "transformer_blocks.3.attn1.to_q"
+    for start in ("unet.base_model.model.", "base_model.model.unet.", "unet."):
+        (view,) = views("diffusers_pixart_alpha", start + name)
+        assert view.keys == (f"{name}.weight",)
+
+
+def test_every_spelling_is_listed_once() -> None:
+    base = made("model.layers.0.q")
+    words = [*base]
+    assert len(words) == len({*words}) == len(base)
+    assert {"model.layers.0.q", "base_model.model.model.layers.0.q", "lycoris_model_layers_0_q"} <= {*words}
+    assert all([module.name for module in base[word]] == ["model.layers.0.q"] for word in words)
 
 
 # -- index-named files (cloneofsimo/lora, FORMATS A.1) --------------------------------------------------------

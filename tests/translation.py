@@ -27,13 +27,13 @@ def translate(component: Component, tensors: dict[str, TensorInfo], here: str, t
             leaf = match.row.names[target]
             parts = len(leaf) if isinstance(leaf, tuple) and match.part is None else 1
             for path, part, _ in list(match.spell(target))[:parts]:
-                rows = info.shape[0]
+                rows = info.shape[0] if info.shape else 1
                 if parts > 1:
                     weight = tensors.get(match.sibling(key))
                     columns = weight.shape[1] if weight else 0
                     rows = _rows(match.row.sizes or ("rest",) * parts, rows, columns)[part]
                 turned = (here in match.row.transposed) != (there in match.row.transposed)
-                shape = (rows, *info.shape[1:])
+                shape = (rows, *info.shape[1:]) if info.shape else ()
                 shapes[_key(match, target, path)] = shape[::-1] if turned and len(shape) == 2 else shape
     return shapes
 

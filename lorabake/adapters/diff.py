@@ -1,4 +1,7 @@
-"""Whole differences: W' = W + ΔW, as full fine-tunes and norm layers are saved (LyCORIS, ComfyUI, ai-toolkit)."""
+"""Whole differences: W' = W + ΔW, as full fine-tunes and norm layers are saved (LyCORIS, ComfyUI, ai-toolkit).
+
+A parameter that is neither weight nor bias goes by its full name: `blocks.0.modulation.diff`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ class Difference(Kind):
     required = frozenset({"diff"})
     optional = frozenset({"reshape_weight"})
     markers = frozenset({"reshape_weight"})
-    suffixes: ClassVar[tuple[tuple[str, str], ...]] = ((r"\.diff", "diff"),)
+    suffixes: ClassVar[tuple[tuple[str, str], ...]] = ((r"(?:\.weight)?\.diff", "diff"),)
     programs: ClassVar[frozenset[str]] = OF_KOHYA
     dora_in: ClassVar[frozenset[str]] = frozenset({"a1111"})
     beside: ClassVar[str] = ""
@@ -49,7 +52,7 @@ class BiasDifference(Difference):
     title = "bias difference"
     required = frozenset({"diff_b"})
     optional = frozenset()
-    suffixes = ((r"\.diff_b", "diff_b"),)
+    suffixes = ((r"(?:\.diff_b|\.bias\.diff)", "diff_b"),)
     parameter = "bias"
     beside = "diff"
 

@@ -51,7 +51,18 @@ class SetWeight(Whole):
     programs = frozenset({"comfyui", "forge"})
     whole_in = programs
     required = frozenset({"set_weight"})
-    suffixes = ((r"\.set_weight", "set_weight"),)
+    suffixes = ((r"(?:\.weight)?\.set_weight", "set_weight"),)
+
+
+class SetBias(Whole):
+    """Replace a bias by what the file says, as ComfyUI's `set_weight` does where it follows a bias's full name."""
+
+    name = "set_bias"
+    title = "set bias"
+    underlies = False
+    required = frozenset({"set_bias"})
+    suffixes = ((r"\.bias\.set_weight", "set_bias"),)
+    parameter = "bias"
 
 
 class SetScale(Whole):
@@ -89,4 +100,4 @@ class NormBias(Whole):
     parameter = "bias"
 
 
-KINDS = (Whole(), WholeBias(), SetWeight(), SetScale(), NormWeight(), NormBias())
+KINDS = (Whole(), WholeBias(), SetWeight(), SetBias(), SetScale(), NormWeight(), NormBias())

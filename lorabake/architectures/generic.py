@@ -3,7 +3,7 @@
 This is how transformers models bake (Llama, Mistral, Qwen, Gemma, T5, BERT …): PEFT writes their own paths.
 """
 
-from lorabake.components import renamed
+from lorabake.components import renamed, text
 from lorabake.keymap.table import Architecture, Component, Layout
 
 GENERIC = Architecture(
@@ -24,6 +24,7 @@ GENERIC = Architecture(
                 "gpt_neox.",
                 "model.diffusion_model.",
             ),
+            roots=text.ROOTS,
             embeddings=("embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tok_embeddings"),
             heads=("lm_head", "embed_out", "output", "predictions.decoder"),
             aliases=(*renamed.ROUTERS, *renamed.VISION, *renamed.HEADS),
@@ -33,6 +34,7 @@ GENERIC = Architecture(
             layouts=(Layout("own", ("model.diffusion_model.", "transformer/", "diffusion_model.", "net."), ()),),
             flat=("lora_unet_", "lora_transformer_", "lycoris_"),
             dotted=("transformer.", "diffusion_model."),
+            optional=("model.",),
         ),
         Component(
             name="unet",

@@ -1,5 +1,6 @@
 """LLaVA, Gemma 3 and their like: transformers stores them under older names than those that it has in memory."""
 
+from lorabake.components import text
 from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Row
 
 LLAVA = Architecture(
@@ -32,6 +33,8 @@ LLAVA = Architecture(
                 Row(("vision_model", "model.vision_model")),
                 Row(("multi_modal_projector", "model.multi_modal_projector")),
             ),
+            optional=("model.", "transformer.", "diffusion_model."),  # one that makes pictures is called so
+            roots=text.ROOTS,
             embeddings=("embed_tokens",),
             heads=("lm_head",),
         ),

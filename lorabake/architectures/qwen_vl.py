@@ -1,5 +1,6 @@
 """Qwen2-VL and Qwen2.5-VL: transformers stores them under older names than those that it has in memory."""
 
+from lorabake.components import text
 from lorabake.keymap.table import Architecture, Component, Has, Layout, Row
 
 QWEN_VL = Architecture(
@@ -29,6 +30,8 @@ QWEN_VL = Architecture(
                 Row(("model.norm", "model.language_model.norm")),
                 Row(("visual", "model.visual")),
             ),
+            optional=("model.", "transformer.", "diffusion_model."),  # one that makes pictures is called so
+            roots=text.ROOTS,
             embeddings=("embed_tokens",),
             heads=("lm_head",),
         ),

@@ -61,6 +61,15 @@ XLABS = (
         ),
     ),
     Alias("single_blocks.{}.processor.proj", ("single_blocks.{}.linear2",)),
+    # ComfyUI's name of the same, in LoRAs that it wrote anew.
+    Alias(
+        "single_blocks.{}.linear1_qkv",
+        (
+            "single_transformer_blocks.{}.attn.to_q",
+            "single_transformer_blocks.{}.attn.to_k",
+            "single_transformer_blocks.{}.attn.to_v",
+        ),
+    ),
 )
 
 # Black Forest Labs' control LoRAs hold norms whole: `key_norm` has the tensor `scale`.

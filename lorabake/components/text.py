@@ -6,6 +6,23 @@ keep the names of transformers inside.
 
 from lorabake.keymap.table import Component, Has, Layout
 
+# Where a language model is, alone or as the text part of one that also sees or hears: LoRAs are trained on either,
+# and used on the other. In transformers today and before, in the models' own code, in MLX-VLM and vLLM.
+ROOTS = (
+    (
+        "",
+        "model.",
+        "model.language_model.",
+        "language_model.model.",
+        "language_model.",
+        "model.text_model.",
+        "thinker.model.",
+        "llm.model.",
+        "language.model.",
+    ),
+    ("lm_head", "language_model.lm_head", "thinker.lm_head", "llm.lm_head", "language.lm_head"),
+)
+
 T5_NEEDS = (Has("encoder.block.0.layer.0.SelfAttention.q.weight", ndim=2),)
 
 # Where T5 is the second of two, some trainers still count it as the third.
@@ -35,6 +52,7 @@ LLAMA = Component(
     dotted=("text_encoder.", "text_encoders.llama.transformer."),
     flat=("lora_te1_", "lora_te_"),
     optional=("model.",),
+    roots=ROOTS,
 )
 
 LLAMA_FOURTH = Component(
@@ -43,6 +61,7 @@ LLAMA_FOURTH = Component(
     dotted=("text_encoder_4.", "text_encoders.llama.transformer."),
     flat=("lora_te4_",),
     optional=("model.",),
+    roots=ROOTS,
 )
 
 # What single files and ComfyUI's LoRAs call it: by what it is.
@@ -67,4 +86,5 @@ ONLY = Component(
     dotted=("text_encoder.", *NAMED),
     flat=("lora_te_", "lora_te1_"),
     optional=("model.",),
+    roots=ROOTS,
 )

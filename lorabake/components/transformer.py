@@ -5,7 +5,8 @@ SINGLE_FILE = ("model.diffusion_model.", "diffusion_model.", "net.", "")
 FOLDER = ("transformer/", "transformer.", "")
 ANY = ("model.diffusion_model.", "diffusion_model.", "transformer/", "transformer.", "net.", "")
 
-DOTTED = ("transformer.", "diffusion_model.")
+# Older scripts of PEFT and diffusers call a transformer what they called the UNet, its predecessor.
+DOTTED = ("transformer.", "diffusion_model.", "model.diffusion_model.", "unet.")
 FLAT = ("lora_unet_", "lora_unet__", "lora_transformer_")
 
 QKV = ("attn.to_q", "attn.to_k", "attn.to_v")

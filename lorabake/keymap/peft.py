@@ -38,6 +38,15 @@ REFUSED = {
 }
 """PEFT's types that cannot become weights, and why."""
 
+HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+"""PEFT's task -> the modules that its models save whole, whether `modules_to_save` says so or not."""
+
+EMBEDDINGS = {
+    "embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tok_embeddings", "token_embedding", "embeddings",
+    "lm_head", "embed_out", "output",
+}  # fmt: skip
+"""What transformers calls a model's input embeddings and its output head, which PEFT saves by itself."""
+
 WITHOUT_EFFECT = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -127,7 +136,7 @@ class PeftConfig:
             names = ", ".join(f"{name} = {json.dumps(config[name])[:60]}" for name in sorted(strange))
             raise FileError(f"{where}: fields that may change the result and are not supported: {names}")
         scaled, alpha = kind in SCALED, SCALED.get(kind, "")
-        modules = _names(config, "modules_to_save", where)
+        modules = (*_names(config, "modules_to_save", where), *HEADS.get(str(config.get("task_type")), ()))
         bias = config.get("bias", "none")
         if bias not in ("none", "all") and not str(bias).endswith("_only"):
             raise FileError(f"{where}: bias must be none, all or lora_only, not {bias!r}")
@@ -188,10 +197,17 @@ class PeftConfig:
         return float(alpha / rank**0.5 if self.rslora else alpha / rank)
 
     def saves(self, module: str, slot: str) -> bool:
-        """Tell whether a whole tensor of this module is meant to replace the base's."""
+        """Tell whether a whole tensor of this module is meant to replace the base's.
+
+        Embeddings and heads are, announced or not: PEFT saves them where they are trained, and where the vocabulary
+        has grown (`save_embedding_layers`), and loads them.
+        """
         if slot == "whole_bias" and self.bias != "none":
             return True
         words = module.split(".")
+        is_mlx = "lora_parameters" in self.fields
+        if words[-1] in EMBEDDINGS and not is_mlx and not any(word.isdigit() for word in words):
+            return True
         around = tuple(".".join(words[:count]) for count in range(1, len(words) + 1))
         return any(each.endswith(self.modules_to_save) for each in around)  # as PEFT does: `head` is `lm_head`, too
 

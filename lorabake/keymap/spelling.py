@@ -1,17 +1,17 @@
 """Spellings: how LoRA files write a module's name and the role of each tensor.
 
 A LoRA key is a module's name followed by a suffix; each adapter kind says which suffixes fill which of its slots.
-The other direction is never parsed: `spell` writes every module of the base in each spelling that a trainer
-could have used, and the LoRA's names are looked up among them.
+The other direction is never parsed: a module of the base has its path in each layout, each path may follow any of
+the prefixes that trainers write, and the LoRA's names are looked up among these.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 from lorabake.keymap.table import Component, KeyMap, Module
 from lorabake.tensors.safetensors import TensorInfo
@@ -44,8 +44,12 @@ REASONS = {
 # A tensor that says of the whole file that it is no LoRA -> what it is.
 MARKERS = {"lora_controlnet": "a Control-LoRA: it makes a ControlNet out of a UNet, and changes no checkpoint"}
 
-# What may stand around a module's path in a file: training wrappers.
-_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|base_layer)\.")
+# What wraps a module while it is trained, and names none: torch.compile, FSDP and its older self, activation
+# checkpoints, Lightning Fabric, TorchRec. Data parallel training (DDP, DeepSpeed) calls it `module`, as a model may.
+_WRAPPERS = "orig_mod|fsdp_wrapped_module|fpw_module|checkpoint_wrapped_module|forward_module|dmp_wrapped_module"
+_WRAPPED = re.compile(rf"(?:\A|(?<=[._]))_(?:{_WRAPPERS})[._]|(?:\A|(?<=\.))base_layer\.")
+_PARALLEL = re.compile(r"(?:\A|(?<=\.))module\.")
+_STEPS = re.compile(rf"(?:\A|(?<=_))(?:{_WRAPPERS}|module)(?:_|\Z)")
 
 # Names that trainers gave to modules which have another name today: (today's ending, older ending).
 ENDINGS = (
@@ -61,6 +65,9 @@ ENDINGS = (
     (".self_attn.v_proj", ".self_attn.to_v"),
     (".self_attn.out_proj", ".self_attn.to_out"),
 )
+
+# How trainers end the key of a parameter that has no weight's name, and its full name with what is done to it.
+_PARAMETERS = ((".diff_m", ".modulation.diff"),)  # LightX2V
 
 PEFT_ROOT = "base_model.model."
 INDEXED = re.compile(r"(?P<component>\w+):(?P<index>\d+)\Z")
@@ -114,14 +121,17 @@ def sort_tensors(
         if in_common.fullmatch(info.key):
             common.append(info)
             continue
-        match = pattern.search(info.key)
+        key = info.key
+        for ending, parameter in _PARAMETERS:
+            key = key.removesuffix(ending) + parameter if key.endswith(ending) else key
+        match = pattern.search(key)
         row = int(match.lastgroup.removeprefix("row")) if match and match.lastgroup else -1
         if match is None or (row < len(suffixes) and not match.start()):
             unknown.append(info)
         elif row >= len(suffixes):
             unsupported.setdefault(rows[row][1], []).append(info)
         else:
-            module = _WRAPPERS.sub("", info.key[: match.start()])
+            module = _WRAPPED.sub("", key[: match.start()])
             if slots.setdefault(module, {}).setdefault(rows[row][1], info) is not info:
                 unknown.append(info)
     borrowed: dict[str, set[str]] = {name: set() for name in slots}
@@ -151,45 +161,172 @@ def spell(component: Component, prefix: str, path: str) -> Iterator[str]:
 
     `prefix` is where the base keeps the component: a file may also use the base's own keys.
     """
+    for each in _paths(component, path):
+        yield from (start + each.replace(".", "_") for start in _flat_starts(component))
+        yield from (start + each for start in _dotted_starts(component, prefix))
+
+
+def _paths(component: Component, path: str) -> list[str]:
+    """List what a module is called below any prefix: today, by older endings, with and without optional words."""
     paths = [path]
     paths += [path.removesuffix(new) + old for new, old in ENDINGS if path.endswith(new)]
     paths += [each.removeprefix(word) for word in component.optional for each in paths if each.startswith(word)]
-    paths += [word + each for word in component.optional for each in tuple(paths)]
-    for each in paths:
-        flat = each.replace(".", "_")
-        for start in component.flat:
-            yield start + flat
-            if start == "lora_unet_":
-                yield "oft_unet_" + flat  # kohya's OFT
-        yield "lycoris_" + flat
-        yield each
-        yield PEFT_ROOT + each
-        for start in component.dotted:
-            yield start + each
-            yield start + PEFT_ROOT + each
-            yield PEFT_ROOT + start + each
-    yield prefix + path
+    return paths + [word + each for word in component.optional for each in tuple(paths)]
 
 
-def spell_all(key_map: KeyMap) -> dict[str, list[Module]]:
-    """Write every module of the base in every spelling: spelling -> modules (several where it is ambiguous)."""
-    spelled: dict[str, list[Module]] = {}
-    for component in key_map.architecture.components:
-        if component.name not in key_map.placed:
-            continue
-        _, prefix = key_map.placed[component.name]
-        for path, module in key_map.modules[component.name].items():
-            for word in spell(component, prefix, path):
-                known = spelled.setdefault(word, [])
-                if all(module.views != other.views for other in known):
-                    known.append(module)
-    return spelled
+def _further_paths(component: Component, path: str) -> Iterator[str]:
+    """Yield what a module is called where other roots take the place of its own."""
+    for group in component.roots:
+        for each in _paths(component, path):
+            root = max((root for root in group if each.startswith(root)), key=len, default=None)
+            if root is not None:
+                yield from (other + each.removeprefix(root) for other in group if other != root)
+
+
+def _flat_starts(component: Component) -> tuple[str, ...]:
+    """List the prefixes of a path whose dots became underscores."""
+    oft = ("oft_unet_",) if "lora_unet_" in component.flat else ()  # kohya's OFT
+    return (*component.flat, *oft, "lycoris_")
+
+
+def _dotted_starts(component: Component, prefix: str) -> tuple[str, ...]:
+    """List the prefixes of a dotted path; `prefix` is the base's own."""
+    roots = [each for start in component.dotted for each in (start, start + PEFT_ROOT, PEFT_ROOT + start)]
+    return tuple(dict.fromkeys(("", PEFT_ROOT, *roots, prefix)))
+
+
+class _Names:
+    """Hold what may stand before a path, and the modules by path: dotted, or with `_` for each dot."""
+
+    def __init__(self, starts: tuple[str, ...]) -> None:
+        self.starts = starts
+        self.modules: dict[str, list[Module]] = {}
+
+    def find(self, name: str) -> Iterator[Module]:
+        """Yield the modules of that name."""
+        for start in self.starts:
+            if name.startswith(start):
+                yield from self.modules.get(name[len(start) :], ())
+
+    def find_alike(self, name: str) -> Iterator[str]:
+        """Yield the spellings that come to the same when loosened; `name` is loosened already."""
+        for loose, start in self._loose_starts.items():
+            if name.startswith(loose):
+                yield from (start + path for path in self._loose_paths.get(name[len(loose) :], ()))
+
+    @cached_property
+    def _loose_starts(self) -> dict[str, str]:
+        return {loosened(start) and f"{loosened(start)}_": start for start in reversed(self.starts)}
+
+    @cached_property
+    def _loose_paths(self) -> dict[str, list[str]]:
+        paths: dict[str, list[str]] = {}
+        for path in self.modules:
+            paths.setdefault(loosened(path), []).append(path)
+        return paths
+
+
+class Spellings(Mapping[str, list[Module]]):
+    """Map every spelling of every module of a base to the modules; there are several where it is ambiguous.
+
+    A name that is no spelling is taken for one that differs from it in no more than dots and underscores, or in what
+    wraps modules in training: `lora_unet_blocks_0.attn.q`, `module.blocks.0.attn.q`. If there is none either, other
+    roots take the place of a path's own.
+    """
+
+    def __init__(self, key_map: KeyMap) -> None:
+        self._key_map = key_map
+        self._names = self._list(_paths)
+        self._found: dict[str, dict[str, list[Module]]] = {}
+
+    def words(self, name: str) -> Mapping[str, list[Module]]:
+        """Return the spellings that a name may be taken for, with their modules.
+
+        It is itself, if it is one; of those that it is like, each leads elsewhere.
+        """
+        found = self._found.get(name)
+        if found is None:
+            found = self._words(name, self._names) or self._words(name, self._further)
+            self._found[name] = found
+        return found
+
+    def word(self, name: str) -> str:
+        """Return the spelling that a name is taken for, without what wraps modules in training."""
+        return next(iter(self.words(name)), _PARALLEL.sub("", name))
+
+    def __getitem__(self, name: str) -> list[Module]:
+        """Return the modules of that name."""
+        if not (words := self.words(name)):
+            raise KeyError(name)
+        return [module for modules in words.values() for module in modules]
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield every spelling."""
+        words = (
+            word
+            for component, prefix in self._placed()
+            for path in self._key_map.modules[component.name]
+            for word in spell(component, prefix, path)
+        )
+        return iter(dict.fromkeys(words))
+
+    def __len__(self) -> int:
+        """Count the spellings."""
+        return sum(1 for _ in self)
+
+    @cached_property
+    def _further(self) -> list[_Names]:
+        return self._list(_further_paths)
+
+    def _placed(self) -> Iterator[tuple[Component, str]]:
+        """Yield the components that the base has, and where it keeps each."""
+        for component in self._key_map.architecture.components:
+            if component.name in self._key_map.placed:
+                yield component, self._key_map.placed[component.name][1]
+
+    def _list(self, paths: Callable[[Component, str], Iterable[str]]) -> list[_Names]:
+        listed = []
+        for component, prefix in self._placed():
+            dotted, flat = _Names(_dotted_starts(component, prefix)), _Names(_flat_starts(component))
+            for path, module in self._key_map.modules[component.name].items():
+                for each in paths(component, path):
+                    dotted.modules.setdefault(each, []).append(module)
+                    flat.modules.setdefault(each.replace(".", "_"), []).append(module)
+            listed += [dotted, flat]
+        return listed
+
+    def _words(self, name: str, listed: list[_Names]) -> dict[str, list[Module]]:
+        """Return the spelling that a name is, or those that it is like."""
+        if modules := _exactly(name, listed):
+            return {name: modules}
+        loose = loosened(name)
+        found: dict[str, list[Module]] = {}
+        for word in (word for names in listed for word in names.find_alike(loose)):
+            modules = _exactly(word, listed)
+            if all([each.views for each in modules] != [each.views for each in known] for known in found.values()):
+                found[word] = modules
+        return found
+
+
+def _exactly(name: str, listed: list[_Names]) -> list[Module]:
+    """List the modules of that very name; those with the same views count as one."""
+    found: list[Module] = []
+    for module in (module for names in listed for module in names.find(name)):
+        if all(module.views != other.views for other in found):
+            found.append(module)
+    return found
+
+
+def spell_all(key_map: KeyMap) -> Spellings:
+    """Write every module of the base in every spelling."""
+    return Spellings(key_map)
 
 
 def components_named(key: str, components: Iterable[Component]) -> set[str]:
     """Return the components whose prefix, the longest one, a LoRA key starts with."""
     if indexed := INDEXED.match(key):
         return {indexed["component"]}
+    key = _PARALLEL.sub("", _WRAPPED.sub("", key))
     longest: dict[str, int] = {}
     for component in components:
         for prefix in (*component.flat, *component.dotted):
@@ -212,5 +349,10 @@ def patterns(names: Iterable[str]) -> str:
 
 
 def flatten(name: str) -> str:
-    """Write a module's name as family marks do: numbers as `N`, dots as underscores."""
-    return re.sub(r"[./]", "_", pattern_of(name))
+    """Write a module's name as family marks do: numbers as `N`, dots as underscores, without wrappers."""
+    return _STEPS.sub("", re.sub(r"[./]", "_", pattern_of(name)))
+
+
+def loosened(name: str) -> str:
+    """Write a name without what trainers differ in: what separates its words, and what wraps modules in training."""
+    return _STEPS.sub("", re.sub(r"[._/]+", "_", name).strip("_")).strip("_")

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from lorabake.keymap.experts import stacks
-from lorabake.keymap.view import Region, View, join
+from lorabake.keymap.fused import fused, joined
+from lorabake.keymap.view import Region, View
 from lorabake.tensors.safetensors import TensorInfo
 
 Name = str | tuple[str, ...]
@@ -109,12 +110,7 @@ class Alias:
                 parts = [modules.get(each.format(*match.groups())) for each in self.of]
                 found = [part for part in parts if part is not None]
                 if len(found) == len(parts):
-                    views = {
-                        parameter: joined
-                        for parameter in ("weight", "bias")
-                        if (joined := join([part.views.get(parameter) for part in found])) is not None
-                    }
-                    yield Module(first.component, self.name.format(*match.groups()), views)
+                    yield Module(first.component, self.name.format(*match.groups()), joined(found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +118,8 @@ class Component:
     """Describe one network of a model: its layouts, its names, and how LoRA files spell its prefix.
 
     `dotted` prefixes precede a dotted module path (`unet.`), `flat` ones a path whose dots became underscores
-    (`lora_unet_`). `optional` words may lead the path on one side and be absent on the other (`model.`).
+    (`lora_unet_`). `optional` words may lead the path on one side and be absent on the other (`model.`). Of `roots`,
+    each group lists starts of a path that stand for one another where no module has the name itself.
     `orders` reads index-named files. `embeddings` end the names of input embeddings that a model without any of
     the `heads` uses as its output head, too. `aliases` are names that no layout has.
     """
@@ -133,6 +130,7 @@ class Component:
     dotted: tuple[str, ...] = ()
     flat: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    roots: tuple[tuple[str, ...], ...] = ()
     orders: tuple[IndexOrder, ...] = ()
     embeddings: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
@@ -191,7 +189,8 @@ class KeyMap:
 
     `placed` says where each component was found, `owner` which component a base tensor belongs to, `modules`
     every module under each dotted name of each layout: component -> name -> module. A name by which two layouts
-    mean different tensors is left out, and what fused modules hold also goes by number (`qkv.0`, `qkv.1` …).
+    mean different tensors is left out, and what fused modules hold also goes by number (`qkv.0`, `qkv.1` …). A
+    tensor that is no weight and no bias is a module by itself, under its full name.
     """
 
     architecture: Architecture
@@ -217,10 +216,12 @@ class KeyMap:
             if component.name in key_map.placed:
                 modules = key_map._list_modules(component)
                 named = [module for alias in component.aliases for module in alias.resolve(modules)]
+                named += [Module(component.name, name, joined(parts)) for name, parts in fused(modules)]
                 named += key_map._stacks(component, modules)
                 key_map.modules[component.name] = modules
                 for module in named:
-                    modules.setdefault(module.name, module)
+                    if module.views:
+                        modules.setdefault(module.name, module)
         return key_map
 
     def modules_in(self, component: str, layout: str) -> dict[str, Module]:
@@ -251,6 +252,7 @@ class KeyMap:
         fused: dict[tuple[str, str], list[Region | None]] = {}
         modules: dict[str, dict[str, View]] = {}
         unclear: set[str] = set()
+        glued: set[str] = set()
         for key, info in self.tensors.items():
             if not key.startswith(prefix) or any(key.startswith(other) for other in others):
                 continue
@@ -259,6 +261,7 @@ class KeyMap:
                 for there, name in enumerate(names):
                     if only not in (None, name):
                         continue
+                    glued.update(match.glued(there))
                     crossed = (name in match.row.swapped) != (layout.name in match.row.swapped)
                     turned = layout.name in match.row.transposed
                     for path, part, parts in match.spell(there):
@@ -285,6 +288,10 @@ class KeyMap:
                             rows = sum(region.stop for region in regions)
                             view = View(regions, (rows, *info.shape[1:]))
                             modules.setdefault(path, {}).setdefault(match.parameter, view)
+        for path in glued & modules.keys():
+            for parameter in ("weight", "bias"):
+                if parameter in modules[path]:
+                    modules.setdefault(f"{path}_{parameter}", {"weight": modules[path][parameter]})
         return {name: Module(component.name, name, views) for name, views in modules.items() if name not in unclear}
 
     def _view(
@@ -373,6 +380,12 @@ class _Match:
         parts = next(len(name) for name in self.row.names if isinstance(name, tuple))
         return self._join(there, self.row.names[there]), self.part, parts
 
+    def glued(self, there: int) -> Iterator[str]:
+        """Yield the module's name where its parameters' full names are glued on: `in_proj` with `in_proj_weight`."""
+        leaf = self.row.names[there]
+        if isinstance(leaf, str) and leaf.endswith("_@"):
+            yield self._join(there, leaf)
+
     def _join(self, there: int, leaf: Name) -> str:
         pieces = [row.names[there] for row in self.path[:-1]] + [leaf] + ([self.rest] if self.rest else [])
         template = ".".join(str(piece) for piece in pieces if piece)
@@ -406,11 +419,13 @@ class _Reader:
                 self.numbered.setdefault(numbered(template.split(".")), []).append(template)
 
     def matches(self, key: str) -> Iterator[_Match]:
-        """Yield the match of one tensor name; nothing if it is no parameter of a module."""
+        """Yield the match of one tensor name; nothing for what is neither weight nor bias where others cut."""
         match = self._walk(key.split("."), (), ())
         if match is None:  # no row speaks of it: it keeps its own name in every layout
             module, _, parameter = key.rpartition(".")
-            if parameter in ("weight", "bias") and module:
+            if parameter not in ("weight", "bias"):
+                yield _Match((Row((Bare(key),) * self.layouts),), (), None, "", "weight")
+            elif module:
                 yield _Match((Row((module,) * self.layouts),), (), None, "", parameter)
         elif match.parameter:
             yield match
@@ -437,7 +452,9 @@ class _Reader:
                     return _Match((*path, row), captured, part, "", parameter) if not tail else None
                 if tail and tail[-1] in ("weight", "bias"):
                     return _Match((*path, row), captured, part, ".".join(tail[:-1]), tail[-1])
-                return _Match((*path, row), captured, part, "", "")
+                itself = Row((Bare(".".join(tail)),) * self.layouts)
+                is_cut = any(isinstance(name, tuple) for name in row.names)
+                return _Match((*path, row, itself), captured, None, "", "" if is_cut else "weight")
         return None
 
 

@@ -13,8 +13,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorabake.errors import FileError
-from lorabake.tensors import gguf, pickles
-from lorabake.tensors.safetensors import Header, TensorInfo, parse_object, read_header, some, why
+from lorabake.tensors import gguf, npz, pickles
+from lorabake.tensors.safetensors import (
+    Header,
+    TensorInfo,
+    is_folder,
+    is_there,
+    parse_object,
+    read_header,
+    some,
+    why,
+)
 
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".lora"}
 WEIGHT_SUFFIXES = PICKLE_SUFFIXES | {
@@ -35,14 +44,22 @@ _SHARD = re.compile(r".+-\d{5}-of-\d{5}.*")
 
 # What says how a LoRA was trained: beside files of these names.
 _SAID_BESIDE = (
-    (re.compile(r"adapter(?:s|_model|_\d+)\..+"), ("adapter_config.json",)),  # PEFT, MLX-LM, torchtune
+    (
+        re.compile(r"(?:adapter(?:_model|_\d+)|(?:\d+_)?adapters)\..+"),
+        ("adapter_config.json",),
+    ),  # PEFT, torchtune, MLX-LM
     (re.compile(r".+\.pth\.lora"), ("hyperparameters.yaml", "model_config.yaml")),  # litgpt
 )
 # torchtune's own file goes before the one that it saves for PEFT: there it reorders q and k of every model, though
 # only some have them in another order, and not the magnitudes of DoRA.
 _ADAPTERS = (
-    "adapter_model.pt", "adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", "lit_model.pth.lora"
+    "adapter_model.pt", "adapter_model.safetensors", "adapter_model.safetensors.index.json", "adapter_model.bin",
+    "adapters.safetensors", "adapters.npz", "lit_model.pth.lora",
 )  # fmt: skip
+# What MLX-LM saves while it trains: 0000100_adapters.safetensors.
+_NUMBERED = re.compile(r"\d+_adapters\.(?:safetensors|npz)")
+# How PEFT's keys begin, also below what wraps a model in training.
+_OF_PEFT = re.compile(r"(?:(?:module|_\w+)\.)*base_model\.")
 
 _LOOKED_FOR = (
     "Looked for model.safetensors, diffusion_pytorch_model.safetensors, a *.safetensors.index.json, a single "
@@ -129,13 +146,18 @@ def open_lora(path: Path) -> tuple[Checkpoint, dict[str, object] | None]:
         checkpoint, config = open_checkpoint(path), path.with_name("adapter_config.json")
         return checkpoint, read_object(config) if config in said_beside(path, checkpoint.tensors) else None
     config = path / "adapter_config.json"
-    found = next((path / name for name in _ADAPTERS if os.path.exists(path / name)), None)
+    found = next((path / name for name in _ADAPTERS if is_there(path / name)), None)
     if found is not None:
-        checkpoint = _checkpoint(path, [_part(found, "")], ())
-        return checkpoint, read_object(config) if os.path.exists(config) else None
-    if os.path.exists(config):
+        return _checkpoint(path, [_part(found, "")], ()), optional_object(config)
+    if is_there(config):
+        numbered = [each.name for each in _listed(path) if _NUMBERED.fullmatch(each.name)]
+        if numbered:
+            raise FileError(
+                f"{path}: has adapters from several moments of their training, and none from its end: "
+                f"{some(numbered)}\nGive the one that is meant: {path / numbered[-1]}"
+            )
         raise FileError(f"{path}: has adapter_config.json, but neither adapter_model.safetensors nor .bin")
-    inner = sorted(p.parent.name for p in path.glob("*/adapter_config.json"))
+    inner = [folder.name for folder in _folders(path) if is_there(folder / "adapter_config.json")]
     if inner:
         raise FileError(f"{path}: the adapter is in a sub-folder: {some(inner)}\nGive that one: {path / inner[0]}")
     return open_checkpoint(path), None
@@ -144,14 +166,14 @@ def open_lora(path: Path) -> tuple[Checkpoint, dict[str, object] | None]:
 def said_beside(path: Path, keys: Iterable[str]) -> tuple[Path, ...]:
     """List the files beside a LoRA's file, which has these keys, that say how it was trained."""
     names = [name for pattern, names in _SAID_BESIDE if pattern.fullmatch(path.name) for name in names]
-    if not names and all(key.startswith("base_model.") for key in keys):
+    if not names and all(_OF_PEFT.match(key) for key in keys):
         names = ["adapter_config.json"]  # PEFT's own file, renamed
-    return tuple(path.with_name(name) for name in names if os.path.exists(path.with_name(name)))
+    return tuple(path.with_name(name) for name in names if is_there(path.with_name(name)))
 
 
 def _open_folder(path: Path, variant: str | None) -> Checkpoint:
     pipeline = path / "model_index.json"
-    is_pipeline = os.path.exists(pipeline)
+    is_pipeline = is_there(pipeline)
     top = None if is_pipeline else _choose(path, variant)
     if top is not None:
         chosen = {"": top}
@@ -179,7 +201,7 @@ def _components(pipeline: Path) -> list[Path]:
 
 
 def _folders(path: Path) -> list[Path]:
-    return sorted(p for p in _listed(path) if os.path.isdir(p) and not p.name.startswith("."))
+    return [p for p in _listed(path) if not p.name.startswith(".") and is_folder(p)]
 
 
 def _listed(path: Path) -> list[Path]:
@@ -220,7 +242,7 @@ def _choose(folder: Path, variant: str | None) -> _Weights | None:
 
 def _candidates(folder: Path) -> list[_Weights]:
     """List a folder's sets of weights, of the best sort that it has: standard names, one file, pickles."""
-    files = [p for p in _listed(folder) if os.path.isfile(p)]
+    files = [p for p in _listed(folder) if not p.name.startswith(".") and not is_folder(p)]
     safe = list(_matching(files, _SAFE))
     indexes = list(_matching(files, _STANDARD_INDEX))
     if safe or indexes:
@@ -270,6 +292,8 @@ def _read_file(path: Path) -> Header:
             is_pickle = file.read(4).startswith(pickles.MAGICS)
     if path.suffix.lower() == ".gguf" and os.path.isfile(path):
         return gguf.open_gguf(path)
+    if path.suffix.lower() == ".npz" and os.path.isfile(path):
+        return npz.open_npz(path)
     return pickles.open_pickle(path) if is_pickle else read_header(path)
 
 
@@ -310,8 +334,15 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
+def optional_object(path: Path) -> dict[str, object] | None:
+    """Read a file that holds a JSON object and need not be there; raise FileError where it is there and doesn't."""
+    return read_object(path) if is_there(path) else None
+
+
 def read_object(path: Path) -> dict[str, object]:
     """Read a file that holds a JSON object, such as a config.json; raise FileError where it doesn't."""
+    if is_folder(path):
+        raise FileError(f"{path}: is a folder, not a file")
     try:
         return parse_object(path.read_bytes())
     except OSError as error:
@@ -322,15 +353,22 @@ def read_object(path: Path) -> dict[str, object]:
 
 def _side_files(root: Path) -> tuple[Path, ...]:
     """List all regular files under a folder that are neither hidden nor weights nor an index of weights."""
+    return tuple(sorted(path.relative_to(root) for path in _files_below(root, ()) if _is_side_file(path)))
 
-    def refuse(error: OSError) -> None:
-        raise FileError(f"{error.filename}: {why(error)}")
 
-    found = []
-    for where, folders, files in os.walk(root, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (Path(where, name) for name in files if not name.startswith(".")):
-            is_index = _INDEX.fullmatch(path.name) or _FOREIGN_INDEX.fullmatch(path.name)
-            if os.path.isfile(path) and not is_index and path.suffix.lower() not in WEIGHT_SUFFIXES:
-                found.append(path.relative_to(root))
-    return tuple(sorted(found))
+def _files_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """Yield the files in a folder and all folders in it, also behind links; `above` are those that it lies in."""
+    real = folder.resolve()
+    if real in above:
+        raise FileError(f"{folder}: is a link to a folder that it lies in")
+    for path in _listed(folder):
+        if not path.name.startswith("."):
+            if is_folder(path):
+                yield from _files_below(path, (*above, real))
+            else:
+                yield path
+
+
+def _is_side_file(path: Path) -> bool:
+    is_index = _INDEX.fullmatch(path.name) or _FOREIGN_INDEX.fullmatch(path.name)
+    return not is_index and path.suffix.lower() not in WEIGHT_SUFFIXES

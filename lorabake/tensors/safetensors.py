@@ -146,10 +146,36 @@ def fingerprint(path: Path | int) -> tuple[int, int, int, int]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def is_there(path: Path) -> bool:
+    """Tell whether anything has this name: what has it and cannot be read is a fault, a link to nothing, too.
+
+    Raise FileError where that cannot be told.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path}: {why(error)}") from None
+    return True
+
+
+def is_folder(path: Path) -> bool:
+    """Tell a folder from a file; raise FileError for a link to nothing, and for what is neither."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path}: {why(error)}") from None
+    if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+        raise FileError(f"{path}: is not a regular file")
+    return stat.S_ISDIR(mode)
+
+
 def why(error: OSError | ValueError) -> str:
     """Word the system's reason for not opening a path, to follow the path and a colon."""
     if isinstance(error, FileNotFoundError):
-        return "no such file"
+        is_link = error.filename is not None and os.path.islink(error.filename)
+        return "is a link to nothing\nRemove it, or fetch the file again." if is_link else "no such file"
     if isinstance(error, PermissionError):
         return "no permission to read it"
     return f"cannot be read: {getattr(error, 'strerror', None) or error}"
@@ -221,12 +247,9 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _read_raw(path: Path) -> tuple[bytes, int]:
     """Return the bytes before the data, their length checked, and the file's size."""
+    if is_folder(path):
+        raise FileError(f"{path}: is a folder, not a file")
     try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise FileError(f"{path}: is a folder, not a file")
-        if not stat.S_ISREG(mode):
-            raise FileError(f"{path}: is not a regular file")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             head = file.read(_SNIFFED)
@@ -274,6 +297,8 @@ def _foreign(head: bytes) -> tuple[str, str] | None:
 
 
 def _checked_metadata(path: Path, value: object) -> dict[str, str]:
+    if value is None:  # MLX writes so where there are none, and the safetensors library takes it
+        return {}
     if not isinstance(value, dict):
         raise FileError(f"{path}: __metadata__ is not an object but {_brief.repr(value)}")
     for key, entry in value.items():

@@ -14,7 +14,7 @@ from lorabake.errors import FileError
 from lorabake.planning import plan as make_plan
 from lorabake.recipe import Recipe
 from lorabake.tensors.checkpoint import open_checkpoint
-from lorabake.tensors.safetensors import some
+from lorabake.tensors.safetensors import is_there, some
 from lorabake.verification.findings import Finding, SampleOptions, Verification
 from lorabake.verification.stages import ORDER, Run
 
@@ -49,7 +49,7 @@ def verify(recipe: Recipe, baked: str | Path | None = None, options: VerifyOptio
     """
     options = options or VerifyOptions()
     path = Path(os.path.normpath(baked if baked is not None else recipe.locate(recipe.output.path)))
-    if not path.exists():
+    if not is_there(path):
         raise FileError(f"{path}: no such file\nBake it first, or name the checkpoint with --baked.")
     plan = make_plan(recipe, path)
     run = Run(plan, path, options.stages, options.tell)
@@ -93,9 +93,9 @@ def embedded_recipe(baked: Path, inputs: Path | None = None) -> Recipe:
     names = [recipe.base.path, *(lora.path for lora in recipe.loras), *([recipe.vae.path] if recipe.vae else [])]
     folders = [inputs] if inputs is not None else [baked.absolute().parent, Path.cwd()]
     for folder in folders:
-        if all((folder / name).exists() for name in names):
+        if all(is_there(folder / name) for name in names):
             return recipe.placed(folder)
-    missing = [name for name in names if not (folders[0] / name).exists()]
+    missing = [name for name in names if not is_there(folders[0] / name)]
     raise FileError(
         f"{baked}: the inputs of its recipe are not in {' or '.join(map(str, folders))}: {some(missing)}\n"
         "Say where they lie with --inputs DIR, or give the recipe: lorabake verify RECIPE --baked FILE"

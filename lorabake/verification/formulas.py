@@ -654,6 +654,7 @@ FORMULAS: dict[str, Formula] = {
     "whole": whole,
     "whole_bias": whole,
     "set_weight": whole,
+    "set_bias": whole,
     "set_scale": whole,
     "loha": loha,
     "lokr": lokr,

@@ -22,11 +22,11 @@ import numpy as np
 from lorabake.errors import FileError, SurroundingsError
 from lorabake.keymap.table import KeyMap
 from lorabake.planning import Plan
-from lorabake.tensors.checkpoint import Checkpoint, read_object
+from lorabake.tensors.checkpoint import Checkpoint, optional_object
 from lorabake.tensors.dtypes import DTYPES
 from lorabake.tensors.formats import NOTES, find_packing
 from lorabake.tensors.packing import PackedInfo
-from lorabake.tensors.safetensors import TensorInfo
+from lorabake.tensors.safetensors import TensorInfo, is_there
 from lorabake.verification.arrays import Files
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def configs(plan: Plan) -> Iterator[Configs]:
         folder = Path(name)
         if said is not None and said.config is not None:
             source = plan.sources.recipe.locate(said.config)
-            if not (source / "unet" / "config.json").is_file():
+            if not is_there(source / "unet" / "config.json"):
                 raise FileError(f"{source}: verify.config must be a folder with unet/config.json, vae/config.json …")
             parts = _read(source)
         elif plan.sources.base.is_folder:
@@ -92,8 +92,8 @@ def _read(source: Path) -> dict[str, Config]:
     found: dict[str, Config] = {}
     for component in ("unet", "vae", *TEXT_ENCODERS, "scheduler"):
         for name in ("config.json", "scheduler_config.json"):
-            if (source / component / name).is_file():
-                found[component] = dict(read_object(source / component / name))
+            if (said := optional_object(source / component / name)) is not None:
+                found[component] = dict(said)
     return found
 
 

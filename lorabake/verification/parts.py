@@ -24,8 +24,8 @@ from typing import Any
 from lorabake.errors import FileError, first_line
 from lorabake.keymap.table import KeyMap
 from lorabake.planning import Plan
-from lorabake.tensors.checkpoint import open_checkpoint, read_object
-from lorabake.tensors.safetensors import TensorInfo
+from lorabake.tensors.checkpoint import open_checkpoint, optional_object
+from lorabake.tensors.safetensors import TensorInfo, is_folder, is_there
 from lorabake.verification.arrays import Files
 from lorabake.verification.networks import Config, as_torch, shipped, tokenizer
 
@@ -163,8 +163,8 @@ def family_config(key_map: KeyMap, component: str, file: str) -> Config | None:
 def _config(plan: Plan, component: str, file: str) -> Config | None:
     """Find a configuration: in the folder of the recipe, of the base, or of what ships with lorabake."""
     for folder in _folders(plan):
-        if (folder / component / file).is_file():
-            return dict(read_object(folder / component / file))
+        if (said := optional_object(folder / component / file)) is not None:
+            return dict(said)
     return family_config(plan.sources.key_map, component, file)
 
 
@@ -213,7 +213,7 @@ def _part(plan: Plan, name: str, maker: Any) -> Part | None:
     if keys := {key: key.removeprefix(start) for key in base.tensors if key.startswith(start)}:
         return Part(name, maker, config, keys)
     given = given_folder(plan)
-    if given is not None and (given / name).is_dir():
+    if given is not None and is_there(given / name) and is_folder(given / name):
         try:
             infos = open_checkpoint(given / name).tensors
         except FileError as error:
@@ -255,7 +255,7 @@ def _other(plan: Plan, name: str, maker: Any) -> Any:
         folder = plan.sources.recipe.locate(said.tokenizers)
         folders[:0] = [folder / name, folder]
     for folder in folders:
-        if folder.is_dir() and any(each.is_file() for each in folder.iterdir()):
+        if is_there(folder) and is_folder(folder) and any(not is_folder(each) for each in folder.iterdir()):
             return _read_folder(maker, folder)
     if maker.__name__.startswith("CLIPTokenizer"):
         return tokenizer("!" if name.endswith("_2") else "<|endoftext|>")

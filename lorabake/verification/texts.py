@@ -11,7 +11,7 @@ import numpy as np
 
 from lorabake.errors import FileError, first_line
 from lorabake.planning import Plan
-from lorabake.tensors.checkpoint import read_object
+from lorabake.tensors.checkpoint import optional_object
 from lorabake.verification.arrays import Files
 from lorabake.verification.findings import Finding, SampleOptions, Samples, Status, TextSample
 from lorabake.verification.parts import CannotDrawError, check_words
@@ -27,10 +27,9 @@ LEAST = 1e-5
 
 def is_language_model(plan: Plan) -> bool:
     """Tell whether the base is a folder of transformers whose model writes text."""
-    config = plan.sources.base.path / "config.json"
-    if not plan.sources.base.is_folder or not config.is_file():
+    if not plan.sources.base.is_folder:
         return False
-    names = read_object(config).get("architectures")
+    names = (optional_object(plan.sources.base.path / "config.json") or {}).get("architectures")
     return isinstance(names, list) and any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in names)
 
 

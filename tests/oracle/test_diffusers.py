@@ -479,7 +479,7 @@ def write_single_file(family: str, folder: Path, tensors: dict[str, torch.Tensor
     single: dict[str, torch.Tensor] = {}
     for component, (prefix, names) in SINGLE[family].items():
         for name, module in key_map.modules[component].items():
-            if not re.match(names, name) or re.search(r"in_proj\.\d$", name):  # q, k and v by number
+            if not re.match(names, name) or re.search(r"(in_proj(\.\d)?|to_q?kv|qkv_proj)$", name):  # others' rows
                 continue
             for parameter, view in module.views.items():
                 value = view.read(tensors)
@@ -487,9 +487,8 @@ def write_single_file(family: str, folder: Path, tensors: dict[str, torch.Tensor
                     value = value[:, :, None, None]  # 1×1 convolutions there
                 if name == "text_projection":
                     value = value.T
-                bare = name in ("positional_embedding", "text_projection")
-                joint = "_" if name.endswith("in_proj") else "."
-                single[prefix + (name if bare else f"{name}{joint}{parameter}")] = value.clone()
+                bare = re.search(r"(\A|\.)(positional_embedding|text_projection|in_proj_(weight|bias))$", name)
+                single[prefix + (name if bare else f"{name}.{parameter}")] = value.clone()
     assert sum(value.numel() for value in single.values()) == sum(value.numel() for value in tensors.values())
     save_file({key: value.contiguous() for key, value in single.items()}, path)
 

@@ -1,12 +1,13 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from lorabake.errors import FileError
-from lorabake.tensors.checkpoint import open_checkpoint, open_lora
-from lorabake.tensors.safetensors import encode_header
+from lorabake.tensors.checkpoint import open_checkpoint, open_lora, optional_object
+from lorabake.tensors.safetensors import encode_header, is_there
 
 
 def put(root, *files):
@@ -224,9 +225,17 @@ class TestFolder:
             "sub/tf_model.h5",
         )
         (tmp_path / "linked.txt").symlink_to(tmp_path / "z.txt")
-        (tmp_path / "dangling.txt").symlink_to(tmp_path / "nowhere")
         side_files = [str(path) for path in open_checkpoint(tmp_path).side_files]
         assert side_files == ["config.json", "linked.txt", "tokenizer/vocab.json", "z.txt"]
+
+    def test_side_files_behind_a_link(self, tmp_path):
+        put(tmp_path, "model/model.safetensors", "elsewhere/vocab.json", "elsewhere/sub/merges.txt")
+        (tmp_path / "model/tokenizer").symlink_to(tmp_path / "elsewhere")
+        side_files = [str(path) for path in open_checkpoint(tmp_path / "model").side_files]
+        assert side_files == ["tokenizer/sub/merges.txt", "tokenizer/vocab.json"]
+        (tmp_path / "elsewhere/back").symlink_to(tmp_path / "model")
+        message = f"{tmp_path}/model/tokenizer/back: is a link to a folder that it lies in"
+        assert fault(tmp_path / "model") == message
 
     def test_links_into_a_cache(self, tmp_path):
         put(tmp_path / "blobs", "abc.safetensors")
@@ -316,6 +325,91 @@ class TestDiffusers:
         assert fault(root).startswith(f"{root}: no weights in this folder\n")
 
 
+def broken(path):
+    """Put links in a file's place: to nothing, and round in circles; return what must be said of each."""
+    path.unlink(missing_ok=True)
+    path.symlink_to(path.with_name("nowhere"))
+    yield f"{path}: is a link to nothing\nRemove it, or fetch the file again."
+    path.unlink()
+    path.symlink_to(path.name)
+    yield f"{path}: cannot be read: Too many levels of symbolic links"
+    path.unlink()
+    os.mkfifo(path)
+    yield f"{path}: is not a regular file"
+
+
+def a_folder(path):
+    path.unlink(missing_ok=True)
+    path.mkdir(parents=True)
+    return f"{path}: is a folder, not a file"
+
+
+class TestUnreadable:
+    """What is there and cannot be read is never taken for what is not there."""
+
+    MODEL = ("model.safetensors=a", "config.json")
+    PIPELINE = (
+        'model_index.json={"unet": ["diffusers", "UNet2DConditionModel"]}',
+        "unet/diffusion_pytorch_model.safetensors",
+    )
+    # What lies in a folder, and a file that may lack and would change what is read.
+    FOLDERS = (
+        (MODEL, "pytorch_model.bin"),
+        (("pytorch_model.bin",), "model.safetensors"),
+        (("pytorch_model.bin",), "other.safetensors"),
+        (MODEL, "model.safetensors.index.json"),
+        (MODEL, "model.fp16.safetensors"),
+        (MODEL, "model_index.json"),
+        (MODEL, "generation_config.json"),
+        ((*MODEL, "tokenizer/vocab.json"), "tokenizer/merges.txt"),
+        (MODEL, "tokenizer"),
+        (PIPELINE, "text_encoder"),
+        (PIPELINE, "unet/config.json"),
+        (("unet/diffusion_pytorch_model.safetensors",), "text_encoder"),
+    )
+
+    @pytest.mark.parametrize(("files", "name"), FOLDERS)
+    def test_in_a_models_folder(self, tmp_path, files, name):
+        put(tmp_path, *files)
+        open_checkpoint(tmp_path)
+        for message in broken(tmp_path / name):
+            assert fault(tmp_path) == message
+
+    LORAS = (
+        (("adapter_model.safetensors",), "", "adapter_config.json"),
+        (("adapter_model.safetensors",), "adapter_model.safetensors", "adapter_config.json"),
+        (("renamed.safetensors=base_model.model.a",), "renamed.safetensors", "adapter_config.json"),
+        (("renamed.safetensors=module.base_model.model.a",), "renamed.safetensors", "adapter_config.json"),
+        (("0000100_adapters.safetensors",), "0000100_adapters.safetensors", "adapter_config.json"),
+        (("adapters.safetensors",), "adapters.safetensors", "adapter_config.json"),
+        (("adapter_model.bin",), "", "adapter_model.safetensors"),
+        (("adapters.safetensors",), "", "adapter_model.safetensors.index.json"),
+        (("pytorch_lora_weights.safetensors",), "", "sub/adapter_config.json"),
+    )
+
+    @pytest.mark.parametrize(("files", "path", "name"), LORAS)
+    def test_beside_a_lora(self, tmp_path, files, path, name):
+        put(tmp_path, *files)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        opened = open_lora(tmp_path / path)[1]
+        assert opened is None
+        if name.startswith("sub/"):
+            (tmp_path / name).symlink_to("nowhere")
+            assert "the adapter is in a sub-folder: 'sub'" in fault(tmp_path / path, how=open_lora)
+            return
+        for message in broken(tmp_path / name):
+            assert fault(tmp_path / path, how=open_lora) == message
+        message = a_folder(tmp_path / name)
+        assert fault(tmp_path / path, how=open_lora) == message
+
+    def test_what_is_not_there(self, tmp_path):
+        assert not is_there(tmp_path / "a")
+        assert not is_there(put(tmp_path, "b.txt") / "b.txt/a")
+        assert optional_object(tmp_path / "a") is None
+        with pytest.raises(FileError, match="cannot be read: File name too long"):
+            is_there(tmp_path / ("a" * 5000))
+
+
 class TestLora:
     def test_file_without_config(self, tmp_path):
         put(tmp_path, "style.safetensors", "adapter_config.json")
@@ -336,6 +430,38 @@ class TestLora:
     def test_folder_with_one_file(self, tmp_path):
         checkpoint, config = open_lora(put(tmp_path, "pytorch_lora_weights.safetensors", "README.md"))
         assert (len(checkpoint.tensors), config) == (1, None)
+
+    @pytest.mark.parametrize(
+        "name", ["adapters.safetensors", "0000100_adapters.safetensors", "adapters_x.safetensors"]
+    )
+    def test_mlx_file(self, tmp_path, name):
+        put(tmp_path, name, 'adapter_config.json={"lora_parameters": {}}')
+        expected = None if name == "adapters_x.safetensors" else {"lora_parameters": {}}
+        assert open_lora(tmp_path / name)[1] == expected
+
+    def test_the_last_of_mlx_serves_for_its_folder(self, tmp_path):
+        put(tmp_path, "adapter_config.json", "0000100_adapters.safetensors=a", "adapters.safetensors=b")
+        assert list(open_lora(tmp_path)[0].tensors) == ["b"]
+
+    def test_only_moments_of_a_training(self, tmp_path):
+        put(tmp_path, "adapter_config.json", *(f"0000{n}00_adapters.safetensors" for n in (1, 2)))
+        assert fault(tmp_path, how=open_lora) == (
+            f"{tmp_path}: has adapters from several moments of their training, and none from its end: "
+            "'0000100_adapters.safetensors', '0000200_adapters.safetensors'\n"
+            f"Give the one that is meant: {tmp_path}/0000200_adapters.safetensors"
+        )
+
+    def test_sharded_adapter(self, tmp_path):
+        put(tmp_path, "adapter_model-00001-of-00001.safetensors=a", 'adapter_config.json={"r": 4}')
+        put_index(tmp_path / "adapter_model.safetensors.index.json", **{"adapter_model-00001-of-00001": "a"})
+        checkpoint, config = open_lora(tmp_path)
+        assert (list(checkpoint.tensors), config) == (["a"], {"r": 4})
+
+    def test_peft_file_of_wrapped_modules(self, tmp_path):
+        put(
+            tmp_path, "a.safetensors=module.base_model.model.x,_orig_mod.base_model.y", 'adapter_config.json={"r": 4}'
+        )
+        assert open_lora(tmp_path / "a.safetensors")[1] == {"r": 4}
 
     def test_peft_folder_without_adapter(self, tmp_path):
         put(tmp_path, "adapter_config.json", "model.safetensors")

@@ -64,6 +64,12 @@ class TestRead:
         assert (info.key, info.name, info.dtype, info.shape) == ("a", "a", "I8", (2, 3))
         assert (info.file, info.start, info.stop, info.nbytes) == (path, start, start + 6, 6)
 
+    def test_metadata_may_be_null(self, path):
+        """MLX writes so, and the library reads it."""
+        path.write_bytes(file_of({"__metadata__": None, "a": tensor("I8", (2,), (0, 2))}, bytes(2)))
+        assert read_header(path).metadata == {}
+        assert safetensors.safe_open(path, "pt").metadata() is None
+
     def test_what_the_library_writes(self, path):
         tensors = {
             "half": torch.ones(3, dtype=torch.bfloat16),
