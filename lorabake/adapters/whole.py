@@ -54,12 +54,11 @@ class SetWeight(Whole):
     suffixes = ((r"(?:\.weight)?\.set_weight", "set_weight"),)
 
 
-class SetBias(Whole):
+class SetBias(SetWeight):
     """Replace a bias by what the file says, as ComfyUI's `set_weight` does where it follows a bias's full name."""
 
     name = "set_bias"
     title = "set bias"
-    underlies = False
     required = frozenset({"set_bias"})
     suffixes = ((r"\.bias\.set_weight", "set_bias"),)
     parameter = "bias"

@@ -111,8 +111,8 @@ def share(kind: str, tensors: Tensors, place: Place) -> float:
 
 
 WHOLE = {
-    "comfyui": ("set_weight", "set_scale"),
-    "forge": ("set_weight", "set_scale"),
+    "comfyui": ("set_weight", "set_bias", "set_scale"),
+    "forge": ("set_weight", "set_bias", "set_scale"),
     "peft": (
         *("whole", "whole_bias", "ln_tuning", "ln_tuning_bias", "trainable_tokens"),
         *("oft_peft", "boft_peft", "hra", "miss", "deft"),
