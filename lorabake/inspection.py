@@ -17,7 +17,8 @@ from lorabake.keymap.embeddings import read_vectors
 from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.spelling import LoraTensors, components_named, sort_tensors
 from lorabake.keymap.table import KeyMap
-from lorabake.resolve import family_of, identify, model_config
+from lorabake.recognition import recognise
+from lorabake.resolve import identify, model_config
 from lorabake.tensors.checkpoint import Checkpoint, open_lora
 from lorabake.tensors.dtypes import decode_scalar
 from lorabake.tensors.packing import find_packing
@@ -86,8 +87,8 @@ def _describe_lora(checkpoint: Checkpoint, tensors: LoraTensors, config: PeftCon
     ranks: Counter[int] = Counter()
     alphas: Counter[str] = Counter()
     components: Counter[str] = Counter()
-    family = family_of(tensors)
-    own = family[0].components if family else ()
+    evidence = recognise(tensors)
+    own = [part for family in evidence.families for part in family.components]
     dialect = dialect_of(checkpoint)
     tables = own or [part for each in architectures() if each is not GENERIC for part in each.components]
     for module in tensors.modules.values():
@@ -107,7 +108,7 @@ def _describe_lora(checkpoint: Checkpoint, tensors: LoraTensors, config: PeftCon
     for name, infos in tensors.unsupported.items():
         kinds[f"{name} (tensors)"] += len(infos)
     described: dict[str, object] = {
-        "family": family[0].title if family else "not recognised",
+        "family": evidence.title or "not recognised",
         "modules": len(tensors.modules),
         "kinds": dict(kinds),
         "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
@@ -121,8 +122,8 @@ def _describe_lora(checkpoint: Checkpoint, tensors: LoraTensors, config: PeftCon
         described["names of"] = dialect.title
         alpha = checkpoint.facts.get("adapter.lora.alpha", "said by the files beside it")
         described["alphas"] = f"{config.alpha:g} (adapter_config)" if config else str(alpha)
-    if family:
-        described["seen by"] = family[1]
+    if seen_by := evidence.seen_by(tensors.modules):
+        described["seen by"] = seen_by
     learned = _embeddings(checkpoint, tensors)
     if learned:
         described["learned embeddings"] = sorted({*learned.values()})

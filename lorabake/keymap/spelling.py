@@ -63,6 +63,7 @@ ENDINGS = (
 )
 
 PEFT_ROOT = "base_model.model."
+_NUMBER = re.compile(r"(?<![a-zA-Z0-9])\d+")
 INDEXED = re.compile(r"(?P<component>\w+):(?P<index>\d+)\Z")
 
 
@@ -78,6 +79,11 @@ class LoraModule:
     def size(self) -> int:
         """Count the tensors of this module alone."""
         return len(self.slots) - len(self.shared)
+
+    @property
+    def own_keys(self) -> list[str]:
+        """List the keys of its own tensors."""
+        return [info.key for slot, info in self.slots.items() if slot not in self.shared]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -146,13 +152,17 @@ def _any_suffix(suffixes: tuple[Suffix, ...]) -> re.Pattern[str]:
     return re.compile(where + "(?:" + "|".join(f"(?P<row{row}>{suffix})" for row, (suffix, _) in rows) + r")\Z")
 
 
+def endings(path: str) -> list[str]:
+    """List a module's path, and how it ends in older files."""
+    return [path, *(path.removesuffix(new) + old for new, old in ENDINGS if path.endswith(new))]
+
+
 def spell(component: Component, prefix: str, path: str) -> Iterator[str]:
     """Write one module path of a component in every spelling that a LoRA file could use.
 
     `prefix` is where the base keeps the component: a file may also use the base's own keys.
     """
-    paths = [path]
-    paths += [path.removesuffix(new) + old for new, old in ENDINGS if path.endswith(new)]
+    paths = endings(path)
     paths += [each.removeprefix(word) for word in component.optional for each in paths if each.startswith(word)]
     paths += [word + each for word in component.optional for each in tuple(paths)]
     for each in paths:
@@ -201,7 +211,12 @@ def components_named(key: str, components: Iterable[Component]) -> set[str]:
 
 def pattern_of(name: str) -> str:
     """Write a name with its numbers as `N`; those in words like `conv1` stay."""
-    return re.sub(r"(?<![a-zA-Z0-9])\d+", "N", name)
+    return _NUMBER.sub("N", name)
+
+
+def numbers_of(name: str) -> tuple[int, ...]:
+    """List the numbers that `pattern_of` writes as `N`."""
+    return tuple(map(int, _NUMBER.findall(name)))
 
 
 def patterns(names: Iterable[str]) -> str:
@@ -212,5 +227,5 @@ def patterns(names: Iterable[str]) -> str:
 
 
 def flatten(name: str) -> str:
-    """Write a module's name as family marks do: numbers as `N`, dots as underscores."""
+    """Write a module's name as the lists of released models do: numbers as `N`, dots as underscores."""
     return re.sub(r"[./]", "_", pattern_of(name))
