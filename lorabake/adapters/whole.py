@@ -18,6 +18,7 @@ class Whole(Kind):
     required = frozenset({"whole_weight"})
     suffixes = ((r"(?:\.base_layer|\.modules_to_save(?:\.[^.]+)?)?\.weight", "whole_weight"),)
     replaces = True
+    as_stored: ClassVar[bool] = True
     underlies: ClassVar[bool] = True  # PEFT saves the weight of an embedding or a head with the LoRA on it
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
@@ -46,6 +47,7 @@ class SetWeight(Whole):
 
     name = "set_weight"
     title = "set weight"
+    as_stored = False
     underlies = False
     required = frozenset({"set_weight"})
     suffixes = ((r"\.set_weight", "set_weight"),)
@@ -65,6 +67,7 @@ class NormWeight(Whole):
     """Replace a norm layer's weight (PEFT's LN tuning)."""
 
     name = "ln_tuning"
+    as_stored = False
     title = "LN tuning"
     underlies = False
     required = frozenset({"ln_weight"})
@@ -77,6 +80,7 @@ class NormBias(Whole):
     """Replace a norm layer's bias (PEFT's LN tuning)."""
 
     name = "ln_tuning_bias"
+    as_stored = False
     title = "LN tuning's bias"
     underlies = False
     required = frozenset({"ln_bias"})
