@@ -52,6 +52,12 @@ MOST_BEFORE = 40
 IGNORED = "ignored by the recipe: {glob!r}"
 FOR_NONE = "shared by modules that are left out"
 
+Sort = tuple[str, str, tuple[int, ...]]
+"""What modules of one sort have in common: component, name but for its numbers, shape."""
+
+TELLING = 4
+"""Modules of one sort, at least, that tell a family by being all that it has."""
+
 SAYS_WHOSE = ("ss_base_model_version", "modelspec.architecture")
 """What metadata says of the base that a LoRA was trained on: a hint, since some say wrong things."""
 
@@ -160,8 +166,8 @@ class Matcher:
         return found
 
     @cached_property
-    def sorts(self) -> Counter[tuple[str, str, tuple[int, ...]]]:
-        """Count the base's modules by component, pattern of the name, and shape."""
+    def sorts(self) -> Counter[Sort]:
+        """Count the base's modules by their sort."""
         return Counter(sort_of(each) for modules in self.key_map.modules.values() for each in modules.values())
 
     def find(self, name: str) -> list[Module]:
@@ -403,7 +409,7 @@ class _Match:
                 raise MatchError(self._foreign(seen_by))
             notes.append(f"a LoRA of {elder.title} on {base.title}: {kinship(elder, base)}")
             return
-        families = evidence.filled or (evidence.whole if self._unfilled else ())
+        families = evidence.filled or (evidence.whole if self._unfilled[0] else ())
         others = [each for each in families if each is not base and base.name not in {kin.family for kin in each.kin}]
         elder = next((each for each in others if kinship(base, each)), None)
         if elder is not None:
@@ -420,23 +426,22 @@ class _Match:
         base, evidence = self.key_map.architecture, self.evidence
         if evidence.is_text or base.name == GENERIC or not evidence.filled:
             return None
+        count, sort = self._unfilled
+        if count >= TELLING:
+            return f"{count} {sort[1]}, of which the base has {self.matcher.sorts[sort]}"
         ignored = self.lora.tensors.modules.keys() - self.modules.keys()
-        return self._unfilled or (evidence.seen_by(sorted(ignored)) if base not in evidence.whole else None)
+        return None if base in evidence.whole else evidence.seen_by(sorted(ignored))
 
     @cached_property
-    def _unfilled(self) -> str | None:
-        """Name modules of one sort, of which the LoRA has some and the base has more; None where there are none."""
-        if self.key_map.architecture in self.evidence.filled:
-            return None
-        found: dict[tuple[str, str, tuple[int, ...]], set[str]] = {}
-        for name in self.lora.tensors.modules:
+    def _unfilled(self) -> tuple[int, Sort]:
+        """Count the modules of the sort of which the LoRA has most, but the base has more; 0 where there is none."""
+        found: dict[Sort, set[str]] = {}
+        for name in self.lora.tensors.modules if self.key_map.architecture not in self.evidence.filled else ():
             for target in self._targets(name)[:1]:
                 if not target.component.startswith("text_encoder"):
                     found.setdefault(sort_of(target), set()).add(target.name)
-        for sort, names in found.items():
-            if len(names) < self.matcher.sorts[sort]:
-                return f"{len(names)} {sort[1]}, of which the base has {self.matcher.sorts[sort]}"
-        return None
+        fewer = [(len(names), sort) for sort, names in found.items() if len(names) < self.matcher.sorts[sort]]
+        return max(fewer, key=lambda each: each[0], default=(0, ("", "", ())))
 
     def _foreign(self, seen_by: str) -> str:
         family = self.evidence.families[0].name
@@ -903,8 +908,8 @@ def every_component() -> tuple[Component, ...]:
     return tuple(found.values())
 
 
-def sort_of(module: Module) -> tuple[str, str, tuple[int, ...]]:
-    """Return what modules of one sort have in common: component, name but for its numbers, shape."""
+def sort_of(module: Module) -> Sort:
+    """Return the sort of a module of the base."""
     view = module.views.get("weight")
     return module.component, pattern_of(module.name), view.shape if view else ()
 

@@ -26,7 +26,7 @@ Box = tuple[tuple[int, int], ...]
 HEADERS: dict[str, tuple[str, ...]] = {
     "ace_step": ("diffusers_ace_step",),
     "amused": ("diffusers_amused",),
-    "anima": ("diffusers_cosmos2", "invoke_anima_comfyui_keys"),  # the second is an excerpt
+    "anima": ("invoke_anima_comfyui_keys",),
     "auraflow": ("diffusers_auraflow",),
     "bria_fibo": ("diffusers_bria_fibo",),
     "bria_fibo2": ("diffusers_bria_fibo2",),
@@ -81,8 +81,8 @@ HEADERS: dict[str, tuple[str, ...]] = {
     "z_image": ("diffusers_z_image_turbo",),
 }
 
-# Tables that hold two layers of each sort -> how many the released model has: the stem of the names, and the count.
-# All but Bria FIBO's are what diffusers' classes have by default.
+# Tables that hold a layer or two of each sort -> how many the released model has: the stem of their names, the count.
+# All but Bria FIBO's and Anima's are what diffusers' classes have by default.
 DEPTHS: dict[str, dict[str, int]] = {
     "diffusers_amused": {"transformer_layers": 22},
     "diffusers_bria_fibo": {"transformer_blocks": 8, "single_transformer_blocks": 38, "caption_projection": 46},
@@ -102,6 +102,7 @@ DEPTHS: dict[str, dict[str, int]] = {
     "diffusers_prx": {"blocks": 16},
     "diffusers_qwen_image21": {"transformer_blocks": 32},
     "diffusers_sana_video": {"transformer_blocks": 20},
+    "invoke_anima_comfyui_keys": {"net.blocks": 28},
 }
 
 
@@ -120,11 +121,8 @@ def whole_table(table: str) -> dict[str, tuple[int, ...]]:
 @cache
 def expanded(family: str) -> tuple[KeyMap, ...]:
     """Expand the family's tables against each of its headers."""
-    known = {each.name: each for each in architectures()}
-    # Anima's blocks are Cosmos', and the header of its own is an excerpt.
-    names = ["cosmos" if family == "anima" and table == "diffusers_cosmos2" else family for table in HEADERS[family]]
-    tables = [infos(dict(whole_table(table))) for table in HEADERS[family]]
-    return tuple(KeyMap.expand(known[name], table) for name, table in zip(names, tables, strict=True))
+    architecture = next(each for each in architectures() if each.name == family)
+    return tuple(KeyMap.expand(architecture, infos(dict(whole_table(table)))) for table in HEADERS[family])
 
 
 def modules(key_map: KeyMap) -> set[tuple[str, tuple[int, ...]]]:

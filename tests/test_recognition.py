@@ -16,7 +16,7 @@ from lorabake.adapters import shared, suffixes
 from lorabake.architectures import architectures, released
 from lorabake.errors import MatchError
 from lorabake.inspection import inspect
-from lorabake.keymap.spelling import sort_tensors
+from lorabake.keymap.spelling import pattern_of, sort_tensors
 from lorabake.keymap.table import KeyMap
 from lorabake.matching import Ledger, Matcher
 from lorabake.recipe import Recipe
@@ -101,12 +101,11 @@ def test_every_family_is_recognised_by_a_list_or_by_names() -> None:
 def test_a_whole_lora_is_of_its_family_and_of_no_other_but_its_kin(family: str, part: str) -> None:
     for header in range(len(HEADERS[family])):
         shapes = shapes_of(family, part, header)
-        is_excerpt = family == "anima" and header
-        if not shapes or (family == "anima" and not header):
+        if not shapes:
             continue
         evidence = evidence_of(shapes)
         assert family in names_of(evidence.whole)
-        assert family in names_of(evidence.filled) or is_excerpt
+        assert family in names_of(evidence.filled)
         for other in evidence.filled:
             is_kin = other.name == family or kinship(other, FAMILIES[family])
             assert is_kin or (family, other.name) in ALIKE, other.name
@@ -174,8 +173,9 @@ def test_a_published_lora_is_not_taken_for_another_familys(table: str) -> None:
 
 def test_the_number_of_blocks_tells_flux_from_hunyuan_video() -> None:
     flux = shapes_of("flux", r"attn\.|ff\.|proj_")
+    seen_by = "38 single_transformer_blocks.N.proj_mlp, of which the base has 40"
     assert refusal(flux, "hunyuan_video").splitlines() == [
-        "LoRA 'style' is for Flux.1 or Chroma (by 19 transformer_blocks.N.attn.to_q, of which the base has 20); "
+        f"LoRA 'style' is for Flux.1 or Chroma (by {seen_by}); "
         "the base is HunyuanVideo, diffusers layout (by transformer_blocks.0.attn.add_q_proj.weight)",
         "To bake it there all the same, add to this LoRA: trained_on: flux",
     ]
@@ -203,6 +203,19 @@ def test_the_blocks_of_the_base_at_hand_count_whatever_its_family_was_released_w
     _, ledger = pruned.match(0, source(infos(dict(shapes))))
     assert ledger.applied == len(shapes)
     assert "it may as well be a LoRA of Bria FIBO" in ledger.notes
+
+
+@pytest.mark.parametrize("family", ["ltx", "flux", "wan", "sdxl", "cogview4", "chroma", "anima", "sana"])
+def test_no_module_alone_is_refused_by_its_own_family(family: str) -> None:
+    """What one family has once may be one of many in another."""
+    shapes = shapes_of(family)
+    sorts: dict[str, str] = {}
+    for key in shapes:
+        if key.endswith(".lora_A.weight"):
+            sorts.setdefault(pattern_of(key), key.removesuffix(".lora_A.weight"))
+    for module in sorts.values():
+        alone = {key: shapes[key] for key in (f"{module}.lora_A.weight", f"{module}.lora_B.weight")}
+        assert bake(alone, family).applied == 2
 
 
 def test_a_lora_of_a_few_blocks_is_too_small_to_tell() -> None:

@@ -27,5 +27,5 @@ SANA_VIDEO = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
-    kin=(Kin("sana", "Sana Video began with Sana's weights, and has layers over time beside them"),),
+    kin=(Kin("sana", "Sana Video is Sana's network, with convolutions over time beside it"),),
 )
