@@ -8,19 +8,25 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from lorabake.adapters import dora, kinds_of, peft_fields, shared, suffixes
+from lorabake.adapters import adapter_slots, dora, kinds_of, peft_fields, shared, suffixes
+from lorabake.adapters.kind import Kind
 from lorabake.architectures import architectures
 from lorabake.architectures.generic import GENERIC
-from lorabake.keymap.embeddings import read_vectors
-from lorabake.keymap.peft import PeftConfig
-from lorabake.keymap.spelling import LoraTensors, components_named, sort_tensors
+from lorabake.errors import FileError
+from lorabake.keymap.embeddings import is_inversion, read_vectors
+from lorabake.keymap.peft import SCALED, PeftConfig, from_metadata
+from lorabake.keymap.spelling import MARKERS as NO_LORAS
+from lorabake.keymap.spelling import REASONS, LoraModule, components_named, sort_tensors
 from lorabake.keymap.table import KeyMap
 from lorabake.provenance import DEVICE
-from lorabake.resolve import family_of, identify
+from lorabake.recipe import Lora
+from lorabake.recognition import recognise
+from lorabake.resolve import VAE_ONLY, LoraSource, identify
 from lorabake.tensors.checkpoint import Checkpoint, open_lora
-from lorabake.tensors.dtypes import DTYPES, decode_scalar
+from lorabake.tensors.dtypes import decode_scalar
 from lorabake.tensors.formats import find_packing
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.translation import dialect_of, transcribe
@@ -56,11 +62,12 @@ def inspect(path: Path) -> dict[str, object]:
     """Describe a checkpoint or LoRA; raise FileError if the file is neither or is damaged."""
     checkpoint, config = open_lora(path)
     tensors = sort_tensors(checkpoint.tensors.values(), suffixes(), shared())
-    is_lora = bool(config or tensors.unsupported or _embeddings(checkpoint, tensors)) or any(
-        m.slots.keys() & {"down", "lora_a"} for m in tensors.modules.values()
-    )
-    if is_lora and any(not DTYPES[info.dtype].floating for info in checkpoint.tensors.values()):
-        is_lora = not find_packing(checkpoint).codes  # SVDQuant has factors beside its codes
+    lora = LoraSource(Lora.model_construct(path=str(path)), checkpoint, tensors, None, {})
+    adapters = [module for module in tensors.modules.values() if module.slots.keys() & adapter_slots()]
+    inside = len(adapters) + sum(map(len, tensors.unsupported.values())) + len(_embeddings(lora))
+    beside = sum(map(_is_stored, tensors.modules.values()))
+    beside += len(tensors.unknown) - len(_embeddings(lora))
+    is_lora = config is not None or inside >= max(beside, 1)
     facts: dict[str, object] = {
         "path": str(path),
         "what": "lora" if is_lora else "checkpoint",
@@ -69,13 +76,16 @@ def inspect(path: Path) -> dict[str, object]:
         "tensors": len(checkpoint.tensors),
         "dtypes": dict(Counter(info.dtype for info in checkpoint.tensors.values()).most_common()),
     }
-    if is_lora:
-        where = f"{path}: adapter_config.json"
-        facts |= _describe_lora(
-            checkpoint, tensors, PeftConfig.read(config, where, peft_fields()) if config else None
-        )
+    if no_lora := next((NO_LORAS[key] for key in NO_LORAS if key in checkpoint.tensors), None):
+        facts |= {"what": "neither", "cannot be baked": no_lora}
+    elif is_inversion(checkpoint.tensors.values()):
+        facts |= {"what": "textual inversion"}
+    elif is_lora:
+        facts |= _describe_lora(lora, config)
     else:
         facts |= _describe_checkpoint(checkpoint)
+        if inside:
+            facts["an adapter beside the weights"] = dict(_count_kinds(lora))
     metadata = checkpoint.metadata
     facts |= {"trigger words": words} if (words := _trigger_words(metadata)) else {}
     known = {name: metadata[name] for name in FACTS if metadata.get(name, "None") != "None"}
@@ -84,60 +94,126 @@ def inspect(path: Path) -> dict[str, object]:
     return facts
 
 
-def _describe_lora(checkpoint: Checkpoint, tensors: LoraTensors, config: PeftConfig | None) -> dict[str, object]:
-    kinds: Counter[str] = Counter()
+def _describe_lora(lora: LoraSource, said: Mapping[str, object] | None) -> dict[str, object]:
+    """Say what a bake would know of a LoRA; `said` is its adapter_config.json."""
+    why_not: list[str] = []
+    try:
+        where, types = str(lora.checkpoint.path), peft_fields()
+        config = None if said is None else PeftConfig.read(said, f"{where}: adapter_config.json", types)
+        lora = replace(lora, config=config, component_configs=from_metadata(lora.checkpoint.metadata, where, types))
+    except FileError as error:
+        why_not.append(str(error))
+    tensors, evidence, dialect = lora.tensors, recognise(lora.tensors), dialect_of(lora.checkpoint)
     ranks: Counter[int] = Counter()
     alphas: Counter[str] = Counter()
+    scales: Counter[str] = Counter()
     components: Counter[str] = Counter()
-    family = family_of(tensors)
-    own = family[0].components if family else ()
-    dialect = dialect_of(checkpoint)
+    own = [part for family in evidence.families for part in family.components]
     tables = own or [part for each in architectures() if each is not GENERIC for part in each.components]
     for module in tensors.modules.values():
         for kind in kinds_of(frozenset(module.slots)):
-            title = "DoRA" if dora.is_in(module.slots) else kind.title
-            kinds["LoRA with a Tucker core" if "mid" in module.slots else title] += 1
-        if dialect and module.shapes.get("up"):  # the other factor may hold those of several modules, or be turned
-            ranks[module.slots["up"].shape[-1]] += 1
-        elif "down" in module.slots and module.slots["down"].shape:
-            ranks[module.slots["down"].shape[0]] += 1
-        if "lora_a" in module.slots and module.slots["lora_a"].shape:
-            ranks[module.slots["lora_a"].shape[-1]] += 1
-        if "alpha" in module.slots:
-            alphas[_alpha(module.slots["alpha"])] += 1
+            if kind.parameter == "weight" and kind.alpha_is_scale and (kind.low_rank or "alpha" in kind.optional):
+                rank = _rank(kind, module, by_up=dialect is not None)
+                ranks.update([] if rank is None else [rank])
+                alpha, scale = _scale(lora, module, kind, rank)
+                alphas.update([alpha] if alpha else [])
+                scales.update([scale])
         named = components_named(module.name, tables) or components_named(module.name, GENERIC.components)
         components["/".join(sorted(named)) or "not said"] += 1
-    for name, infos in tensors.unsupported.items():
-        kinds[f"{name} (tensors)"] += len(infos)
-    described: dict[str, object] = {
-        "family": family[0].title if family else "not recognised",
-        "modules": len(tensors.modules),
-        "kinds": dict(kinds),
-        "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
-        "alphas": dict(sorted(alphas.items())) or "none: scale 1",
-        "components": dict(components),
-    }
-    if config:
-        described["adapter_config"] = {"r": config.rank, "lora_alpha": config.alpha, "rslora": config.rslora}
-        described["alphas"] = f"{config.alpha:g} (adapter_config)" if not alphas else described["alphas"]
-    if dialect:
-        described["names of"] = dialect.title
-        alpha = checkpoint.facts.get("adapter.lora.alpha", "said by the files beside it")
-        described["alphas"] = f"{config.alpha:g} (adapter_config)" if config else str(alpha)
-    if family:
-        described["seen by"] = family[1]
-    learned = _embeddings(checkpoint, tensors)
-    if learned:
-        described["learned embeddings"] = sorted({*learned.values()})
+    why_not += [REASONS.get(name, f"{name} is not supported by this version") for name in tensors.unsupported]
+    learned = _embeddings(lora)
     strange = [info.key for info in tensors.unknown if info.key not in learned]
-    if strange:
-        described["of no known form"] = strange[:5]
-    return described
+    by_name = "" if evidence.whole or evidence.is_text else " (by names alone)"
+    described: dict[str, object] = {
+        "family": f"{evidence.title}{by_name}" if evidence.title else "not recognised",
+        "modules": len(tensors.modules),
+        "kinds": dict(_count_kinds(lora)),
+        "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
+        "alphas": _listed(alphas),
+        "scales": dict(sorted(scales.items())),
+        "components": dict(components),
+        "adapter_config": _settings(lora.config) if lora.config else None,
+        "lora_adapter_metadata": {name: _settings(each) for name, each in lora.component_configs.items()} or None,
+        "names of": dialect.title if dialect else None,
+        "seen by": evidence.seen_by(tensors.modules),
+        "learned embeddings": sorted({*learned.values()}) or None,
+        "of no known form": strange[:5] or None,
+        "cannot be baked": "; ".join(why_not) or None,
+    }
+    if dialect and lora.config is None:
+        described["alphas"] = str(lora.checkpoint.facts.get("adapter.lora.alpha", "said by the files beside it"))
+        del described["scales"]
+    return {name: fact for name, fact in described.items() if fact is not None}
 
 
-def _embeddings(checkpoint: Checkpoint, tensors: LoraTensors) -> dict[str, str]:
+def _is_stored(module: LoraModule) -> bool:
+    """Tell whether tensors of a module are a checkpoint's own, or a trainer's copies of such."""
+    kinds = kinds_of(frozenset(module.slots))
+    return any(kind.as_stored for kind in kinds) or not module.slots.keys() & adapter_slots()
+
+
+def _count_kinds(lora: LoraSource) -> Counter[str]:
+    """Count the modules of each kind, and the tensors of kinds that cannot be baked."""
+    kinds: Counter[str] = Counter()
+    for module in lora.tensors.modules.values():
+        found = kinds_of(frozenset(module.slots))
+        for kind in found:
+            title = "DoRA" if dora.is_in(module.slots) else kind.title
+            kinds["LoRA with a Tucker core" if "mid" in module.slots else title] += 1
+        if not found and module.slots.keys() != {"alpha"}:
+            kinds[f"incomplete or unknown set ({', '.join(sorted(module.slots))})"] += 1
+    for name, infos in lora.tensors.unsupported.items():
+        kinds[f"{name} (tensors)"] += len(infos)
+    return kinds
+
+
+def _rank(kind: Kind, module: LoraModule, *, by_up: bool) -> int | None:
+    """Return a module's rank, None where its tensors have no shape that says so.
+
+    It is that of `up` where the other factor may hold those of several modules, or be turned.
+    """
+    shapes = module.shapes
+    if by_up and shapes.get("up"):
+        return shapes["up"][-1]
+    return kind.rank(shapes) if all(shapes[slot] for slot in kind.claims(frozenset(shapes)) - kind.numbers) else None
+
+
+def _scale(lora: LoraSource, module: LoraModule, kind: Kind, rank: int | None) -> tuple[str, str]:
+    """Return a module's alpha, "" where it has none, and its scale, each with who says so where no tensor does."""
+    config, path = lora.config_of(module.name)
+    if "alpha" in module.slots and "alpha" in kind.optional:
+        alpha = _alpha(module.slots["alpha"])
+        return f"{alpha:g}" if isinstance(alpha, float) else alpha, _told(kind, module, alpha, rank)
+    if config is None:
+        return "", "1"
+    source = "adapter_config" if lora.config else "lora_adapter_metadata"
+    path = config.trained(path)
+    return "" if config.is_mlx else f"{config.alpha_of(path):g} ({source})", f"{config.scale_of(path):g}"
+
+
+def _told(kind: Kind, module: LoraModule, alpha: float | str, rank: int | None) -> str:
+    return f"{kind.scale(alpha, module.shapes):g}" if isinstance(alpha, float) and rank else "not a number"
+
+
+def _listed(alphas: Counter[str]) -> object:
+    """Write alphas with their counts; one that a configuration says of all modules stands alone."""
+    one = next(iter(alphas), "none")
+    return one if len(alphas) < 2 and one.endswith((")", "none")) else dict(sorted(alphas.items()))
+
+
+def _settings(config: PeftConfig) -> dict[str, object]:
+    """List what a configuration says of ranks and scales, in its own words."""
+    if config.is_mlx:
+        return {"scale": config.alpha, "fine_tune_type": "dora" if config.dora else "lora"}
+    if config.kind not in SCALED:
+        return {"peft_type": config.kind}
+    kind = {} if config.kind == "LORA" else {"peft_type": config.kind}
+    return {**kind, "r": config.rank, SCALED[config.kind]: config.alpha, "rslora": config.rslora}
+
+
+def _embeddings(lora: LoraSource) -> dict[str, str]:
     """Map the keys of learned embeddings to their tokens."""
-    found = ((info.key, read_vectors(info, checkpoint.metadata)) for info in tensors.unknown)
+    found = ((info.key, read_vectors(info, lora.checkpoint.metadata)) for info in lora.tensors.unknown)
     return {key: vectors.token for key, vectors in found if vectors is not None}
 
 
@@ -145,7 +221,10 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
     checkpoint = transcribe(checkpoint)
     packing = find_packing(checkpoint)
     tensors = packing.logical(checkpoint.tensors)
-    key_map = KeyMap.expand(identify(tensors), tensors)
+    architecture = identify(tensors)
+    if architecture is GENERIC and VAE_ONLY.fits(tensors):
+        architecture = VAE_ONLY
+    key_map = KeyMap.expand(architecture, tensors)
     described: dict[str, object] = {
         "family": key_map.architecture.title,
         "components": {
@@ -172,11 +251,12 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
     return described
 
 
-def _alpha(info: TensorInfo) -> str:
+def _alpha(info: TensorInfo) -> float | str:
+    """Read an alpha; where it is no number, return what it is."""
     with open(info.file, "rb") as stream:
         stream.seek(info.start)
         try:
-            return f"{decode_scalar(info.dtype, stream.read(info.nbytes)):g}"
+            return decode_scalar(info.dtype, stream.read(info.nbytes))
         except ValueError:
             return f"{info.dtype} {list(info.shape)}, which is no number"
 

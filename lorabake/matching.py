@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import takewhile
 from math import prod
 
@@ -26,13 +26,14 @@ from lorabake.keymap.spelling import (
     REASONS,
     LoraModule,
     components_named,
-    flatten,
     pattern_of,
     spell_all,
 )
-from lorabake.keymap.table import Architecture, KeyMap, Module
+from lorabake.keymap.table import Architecture, Component, KeyMap, Module
 from lorabake.keymap.view import Region, View
-from lorabake.resolve import GENERIC, LoraSource, Tie, family_of
+from lorabake.leftovers import by_end, line_for
+from lorabake.recognition import find_family, is_text, kinship, knows, recognise, titles
+from lorabake.resolve import GENERIC, LoraSource, Tie
 from lorabake.tensors.formats import way_of
 from lorabake.tensors.safetensors import TensorInfo
 
@@ -45,6 +46,20 @@ WITHOUT_MLX_CONFIG = (
     '{"lora_parameters": {"scale": …}}'
 )
 NO_CONFIG = "no alpha tensors and no adapter_config.json: scale 1 is assumed"
+MOST_BEFORE = 40
+"""Letters of what trainers are known to write before a name."""
+
+IGNORED = "ignored by the recipe: {glob!r}"
+FOR_NONE = "shared by modules that are left out"
+
+Sort = tuple[str, str, tuple[int, ...]]
+"""What modules of one sort have in common: component, name but for its numbers, shape."""
+
+TELLING = 4
+"""Modules of one sort, at least, that tell a family by being all that it has."""
+
+SAYS_WHOSE = ("ss_base_model_version", "modelspec.architecture")
+"""What metadata says of the base that a LoRA was trained on: a hint, since some say wrong things."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +152,44 @@ class Matcher:
     def _patterns(self) -> dict[str, str]:
         return {pattern_of(name): name for name in reversed([*self.spelled])}
 
+    @cached_property
+    def _flat(self) -> dict[str, list[Module]]:
+        """Map the base's own names, flattened and without any prefix, to its modules."""
+        found: dict[str, list[Module]] = {}
+        for modules in self.key_map.modules.values():
+            for name, module in modules.items():
+                known = found.setdefault(name.replace(".", "_"), [])
+                if all(module.views != other.views for other in known):
+                    known.append(module)
+        return found
+
+    @cached_property
+    def sorts(self) -> Counter[Sort]:
+        """Count the base's modules by their sort."""
+        return Counter(sort_of(each) for modules in self.key_map.modules.values() for each in modules.values())
+
+    def find(self, name: str) -> list[Module]:
+        """List the modules of a name in any spelling, or in none but flattened."""
+        return self.spelled.get(name) or self._flat.get(name, [])
+
+    def behind_a_prefix(self, names: Iterable[str]) -> tuple[str, list[str]]:
+        """Return the shortest prefix that most names have before a name of the base, and the names that have it.
+
+        Of names that differ in numbers alone one is asked for all. The prefix is "" where none has one.
+        """
+        alike: dict[str, list[str]] = {}
+        for name in names:
+            alike.setdefault(pattern_of(name), []).append(name)
+        longest = max(map(len, self._flat), default=0) + MOST_BEFORE
+        found: dict[str, list[str]] = {}
+        for same in alike.values():
+            begins = re.compile(r"[._:/]").finditer(same[0], max(0, len(same[0]) - longest))
+            for cut in (match.end() for match in begins):
+                if self.find(same[0][cut:]):
+                    found.setdefault(same[0][:cut], []).extend(same)
+        prefix = max(found, key=lambda prefix: (len(found[prefix]), -len(prefix)), default="")
+        return prefix, found.get(prefix, [])
+
     def nearest(self, name: str) -> str:
         """Return a hint at the spelling most like `name`, numbers apart; empty if none is."""
         close = get_close_matches(pattern_of(name), self._patterns, n=1, cutoff=0.6)
@@ -150,9 +203,10 @@ class Matcher:
 class _Match:
     def __init__(self, matcher: Matcher, index: int, lora: LoraSource) -> None:
         self.matcher, self.key_map, self.index, self.lora = matcher, matcher.key_map, index, lora
-        self.family = family_of(lora.tensors)
-        title = self.family[0].title if self.family else None
-        self.ledger = Ledger(lora.name, len(lora.checkpoint.tensors), title)
+        self.evidence = recognise(lora.tensors)
+        self.ledger = Ledger(lora.name, len(lora.checkpoint.tensors), self._title())
+        self.modules = dict(lora.tensors.modules)
+        self.prefix = ""
         self.faults = _Faults()
         self.patches: list[Patch] = []
         self.taken: dict[str, list[tuple[int, int, str]]] = {}
@@ -167,34 +221,44 @@ class _Match:
 
     def run(self) -> tuple[list[Patch], Ledger]:
         self._check_components()
-        for marker in MARKERS.keys() & self.lora.checkpoint.tensors.keys():
+        said = self._said_family()
+        ignored = self._ignored()
+        for marker in MARKERS.keys() & self.lora.checkpoint.tensors.keys() - ignored:
             raise MatchError(f"LoRA {self.lora.name!r}: {MARKERS[marker]}")
         indexed = self._indexed_modules()
+        self._look_behind_a_prefix()
         self.turned = self._is_turned()
-        for module in self.lora.tensors.modules.values():
+        for module in self.modules.values():
             self._place(module, indexed.get(module.name))
         for kind, infos in self.lora.tensors.unsupported.items():
             for info in infos:
-                if not self._excluded_by_component(info.key, 1):
+                if info.key not in ignored and not self._excluded_by_component(info.key, 1):
                     self.faults.strange.append(
                         (info.key, REASONS.get(kind, f"{kind} is not supported by this version"))
                     )
         for info in self.lora.tensors.unknown:
-            self._unknown(info)
+            if info.key not in ignored:
+                self._unknown(info)
         if self.faults:
-            raise MatchError(self._complaint())
+            raise MatchError(self._complaint(said))
+        self._check_family(said)
         self._check_announced()
         self._check_alphas()
         if common := self.lora.tensors.common:
-            if self.patches:
+            placed = {patch.module for patch in self.patches}
+            if any(module.shared for name, module in self.modules.items() if name in placed):
                 self.ledger.applied += common
             else:
-                self.ledger.excluded["shared by modules that are left out"] += common
+                self.ledger.excluded[FOR_NONE] += common
         self._check_globs()
         if not self.ledger.tensors:
             raise MatchError(f"LoRA {self.lora.name!r}: has no tensors, so there is nothing to bake")
         if self.ledger.excluded[self.unlisted] == self.ledger.tensors:
             raise MatchError(f"LoRA {self.lora.name!r}: all of its tensors are {self.unlisted}")
+        if globs := self.lora.entry.ignore:
+            left_out = (self.unlisted, FOR_NONE, *(IGNORED.format(glob=glob) for glob in globs))
+            if sum(self.ledger.excluded[reason] for reason in left_out) == self.ledger.tensors:
+                raise MatchError(f"LoRA {self.lora.name!r}: ignore leaves nothing of it to bake")
         assert self.ledger.is_balanced, self.ledger
         self._note_embeddings()
         self._note_missing_alpha()
@@ -215,6 +279,66 @@ class _Match:
                     f"LoRA {self.lora.name!r}: no component is called {name!r}{_nearest(name, sorted(everywhere))}\n"
                     f"The base ({self.key_map.architecture.title}) has: {', '.join(known)}"
                 )
+
+    def _said_family(self) -> Architecture | None:
+        """Return the family that the recipe says the LoRA was trained on; raise MatchError where it cannot be."""
+        name = self.lora.entry.trained_on
+        if name is None:
+            return None
+        family = find_family(name)
+        if family is None or family.name == GENERIC:
+            known = sorted(each.name for each in architectures() if each.components and each.name != GENERIC)
+            raise MatchError(
+                f"LoRA {self.lora.name!r}: trained_on: no family is called {name!r}{_nearest(name, known)}"
+            )
+        could_be = self.evidence.could_be
+        if could_be and family not in could_be and not self.evidence.is_text:
+            module = self.evidence.seen_by(self.lora.tensors.modules)
+            raise MatchError(
+                f"LoRA {self.lora.name!r}: trained_on says {family.title}, and its modules are those of "
+                f"{titles(could_be)} (such as {module})"
+            )
+        return family
+
+    def _ignored(self) -> set[str]:
+        """Take out the modules that the recipe ignores; return the keys of other tensors that it ignores.
+
+        A glob matches a module by its name in the file, by a name that the base has for it, or by the keys of all its
+        tensors. A tensor of no module goes by its key.
+        """
+        globs, tensors = self.lora.entry.ignore or (), self.lora.tensors
+        outside = {info.key for infos in (tensors.unknown, *tensors.unsupported.values()) for info in infos}
+        first: dict[str, str] = {}
+        for glob in globs:
+            matching = [key for key in outside if fnmatchcase(key, glob)]
+            matching += [module.name for module in tensors.modules.values() if self._is_matched(module, glob)]
+            if not matching:
+                raise MatchError(f"LoRA {self.lora.name!r}: ignore pattern {glob!r} {self._why_idle(glob)}")
+            for name in matching:
+                first.setdefault(name, glob)
+        for name, glob in first.items():
+            module = self.modules.pop(name, None)
+            self.ledger.excluded[IGNORED.format(glob=glob)] += module.size if module else 1
+        return outside & first.keys()
+
+    def _is_matched(self, module: LoraModule, glob: str) -> bool:
+        names = [module.name]
+        for target in self.matcher.spelled.get(module.name, ()):
+            own = [name for view in target.views.values() for name in self.matcher.names[view.regions]]
+            names += own + [f"{target.component}.{name}" for name in own]
+        keys = module.own_keys
+        return any(fnmatchcase(name, glob) for name in names) or (
+            bool(keys) and all(fnmatchcase(key, glob) for key in keys)
+        )
+
+    def _why_idle(self, glob: str) -> str:
+        """Say why a glob leaves nothing out."""
+        modules = self.lora.tensors.modules.values()
+        partly = next((key for each in modules for key in each.own_keys if fnmatchcase(key, glob)), None)
+        if partly is not None:
+            return f"matches some tensors of a module alone, such as {partly}\nOnly whole modules can be left out."
+        ends = {end: None for name in self.lora.tensors.modules for end in (by_end(name), pattern_of(name))}
+        return f"matches nothing in the file{_nearest(glob, [*ends])}"
 
     def _check_globs(self) -> None:
         unused = next((glob for glob in self.blocks if glob not in self.globs_used), None)
@@ -242,7 +366,7 @@ class _Match:
     def _components_named(self, key: str) -> set[str]:
         """Guess the component of a key that the base does not have, by the prefixes of all families."""
         own = components_named(key, self.key_map.architecture.components)
-        return own or components_named(key, (part for each in architectures() for part in each.components))
+        return own or components_named(key, every_component())
 
     def _strength(self, component: str, view: View) -> tuple[float, str]:
         """Return a module's strength, and the block pattern that leaves the module out, if one does."""
@@ -261,6 +385,93 @@ class _Match:
                 return strength * factor, "" if factor else glob
         return strength, ""
 
+    # -- whose it is -----------------------------------------------------------------------------------
+
+    def _title(self) -> str | None:
+        base = self.key_map.architecture
+        return base.title if base in self.evidence.families else self.evidence.title
+
+    def _check_family(self, said: Architecture | None) -> None:
+        """Refuse a LoRA that fits whole and is another family's; note where that is allowed or cannot be told."""
+        base, evidence, notes = self.key_map.architecture, self.evidence, self.ledger.notes
+        if said is not None:
+            self.ledger.family = said.title
+            why = kinship(said, base)
+            on = f" on {base.title}" if said is not base else ""
+            notes.append(f"a LoRA of {said.title}{on}, as the recipe says{f': {why}' if why else ''}")
+            return
+        if evidence.is_text or base.name == GENERIC:
+            return
+        if seen_by := self._foreign_sort():
+            elder = next((each for each in evidence.filled if kinship(each, base)), None)
+            if elder is None:
+                raise MatchError(self._foreign(seen_by))
+            notes.append(f"a LoRA of {elder.title} on {base.title}: {kinship(elder, base)}")
+            return
+        families = evidence.filled or (evidence.whole if self._unfilled[0] else ())
+        others = [each for each in families if each is not base and base.name not in {kin.family for kin in each.kin}]
+        elder = next((each for each in others if kinship(base, each)), None)
+        if elder is not None:
+            notes.append(f"it may as well be a LoRA of {elder.title}: {kinship(base, elder)}")
+        elif others:
+            metadata = self.lora.checkpoint.metadata
+            told = [f"{name}: {metadata[name]}" for name in SAYS_WHOSE if metadata.get(name)]
+            hint = f" (its metadata says {', '.join(told)})" if told else ""
+            small = "too small to tell whose it is: " if not evidence.filled else ""
+            notes.append(f"{small}it may as well be a LoRA of {titles(others)}{hint}")
+
+    def _foreign_sort(self) -> str | None:
+        """Tell by what a LoRA is another family's though all that is not ignored fits; None where it is not."""
+        base, evidence = self.key_map.architecture, self.evidence
+        if evidence.is_text or base.name == GENERIC or not evidence.filled:
+            return None
+        count, sort = self._unfilled
+        if count >= TELLING:
+            return f"{count} {sort[1]}, of which the base has {self.matcher.sorts[sort]}"
+        ignored = self.lora.tensors.modules.keys() - self.modules.keys()
+        return None if base in evidence.whole else evidence.seen_by(sorted(ignored))
+
+    @cached_property
+    def _unfilled(self) -> tuple[int, Sort]:
+        """Count the modules of the sort of which the LoRA has most, but the base has more; 0 where there is none."""
+        found: dict[Sort, set[str]] = {}
+        for name in self.lora.tensors.modules if self.key_map.architecture not in self.evidence.filled else ():
+            for target in self._targets(name)[:1]:
+                if not target.component.startswith("text_encoder"):
+                    found.setdefault(sort_of(target), set()).add(target.name)
+        fewer = [(len(names), sort) for sort, names in found.items() if len(names) < self.matcher.sorts[sort]]
+        return max(fewer, key=lambda each: each[0], default=(0, ("", "", ())))
+
+    def _foreign(self, seen_by: str) -> str:
+        family = self.evidence.families[0].name
+        return (
+            f"LoRA {self.lora.name!r} is for {self.evidence.title} (by {seen_by}); the base is {self._base_words()}\n"
+            f"To bake it there all the same, add to this LoRA: trained_on: {family}"
+        )
+
+    def _look_behind_a_prefix(self) -> None:
+        """Find a prefix that nobody is known to write, before the names of all modules of a network."""
+        if self.key_map.architecture.name == GENERIC or is_text(self.key_map.architecture):
+            return
+        if self.evidence.families and not self.evidence.has_own_prefix:
+            return
+        strange = [name for name in self.modules if name not in self.matcher.spelled and not INDEXED.match(name)]
+        placed = {each.component for name in self.modules for each in self.matcher.spelled.get(name, ())}
+        if not strange or any(not component.startswith("text_encoder") for component in placed):
+            return
+        strange = [name for name in strange if not self._components_named(name)]
+        prefix, found = self.matcher.behind_a_prefix(strange)
+        if prefix and len(found) == len(strange):
+            self.prefix = prefix
+            self.ledger.notes.append(f"a prefix that is not known stands before {len(found)} names: {prefix!r}")
+
+    def _targets(self, name: str) -> list[Module]:
+        """List the modules of the base that a name may stand for."""
+        found = self.matcher.spelled.get(name, [])
+        if not found and self.prefix and name.startswith(self.prefix):
+            return self.matcher.find(name.removeprefix(self.prefix))
+        return found
+
     # -- where a module goes -------------------------------------------------------------------------
 
     def _place(self, module: LoraModule, indexed: Module | None) -> None:
@@ -269,8 +480,7 @@ class _Match:
             self.alphas.append(module.name)
             self.ledger.excluded["alpha without a LoRA: no effect"] += size
             return
-        words = self.matcher.spelled.words(module.name)
-        found = [indexed] if indexed else [each for modules in words.values() for each in modules]
+        found = [indexed] if indexed else self._targets(module.name)
         config, path = self.lora.config_of(self.matcher.spelled.word(module.name))
         on_experts = not found and config is not None and bool(config.parameters)
         if on_experts and config is not None:
@@ -286,7 +496,7 @@ class _Match:
             if not self._excluded_by_component(module.name, size):
                 self.faults.unmatched.append(module.name)
             return
-        if len(words) > 1:
+        if len(words := self.matcher.spelled.words(module.name)) > 1:
             self.faults.strange.append((module.name, f"its name may stand for {' and for '.join([*words][:2])}"))
             return
         slots = frozenset(module.slots)
@@ -353,7 +563,7 @@ class _Match:
             why = "the base uses this embedding as its output head, too; one tensor cannot be changed for one use"
             return None if tie.head else why
         spelled = self.matcher.spelled
-        trained = [each.name for each in self.lora.tensors.modules.values() if "tokens" in each.slots]
+        trained = [each.name for each in self.modules.values() if "tokens" in each.slots]
         if tie.head is None or any(each.name == tie.head for name in trained for each in spelled.get(name, ())):
             return None
         return f"config.json ties it to the output head, whose tokens change, too, and {tie.head} is stored apart"
@@ -478,7 +688,7 @@ class _Match:
             sides = []
             for module in self.lora.tensors.modules.values():
                 if kind.required <= module.slots.keys():
-                    found = self.matcher.spelled.get(module.name, [])
+                    found = self._targets(module.name)
                     targets = [each for each in found if self._fault((kind,), module.shapes, each) is None]
                     if not targets:
                         raise ValueError(f"its random matrices depend on {module.name}, which has no place")
@@ -519,7 +729,7 @@ class _Match:
         """Collect alpha/rank of the modules that hold one layer."""
         scales = set()
         for module in self.lora.tensors.modules.values():
-            targets = self.matcher.spelled.get(module.name, [])
+            targets = self._targets(module.name)
             scale = split_qkv.scale_of(module)
             if scale is not None and targets and len(self._sizes(targets[0])) < 2:
                 scales.add(scale)
@@ -569,7 +779,7 @@ class _Match:
         straight = turned = squares = matrices = 0
         for module in self.lora.tensors.modules.values():
             kinds = [each for each in kinds_of(frozenset(module.slots)) if each.parameter == "weight"]
-            for target in self.matcher.spelled.get(module.name, [])[:1]:
+            for target in self._targets(module.name)[:1]:
                 view = target.views.get("weight")
                 if view and kinds and not kinds[0].replaces and not kinds[0].on_embedding and len(view.shape) == 2:
                     rows, columns = view.shape
@@ -617,7 +827,7 @@ class _Match:
 
     def _check_alphas(self) -> None:
         """Refuse an alpha under another name of a module than that of its factors, which would do without it."""
-        places = {name: self.matcher.spelled.get(name, ()) for name in self.alphas}
+        places = {name: self._targets(name) for name in self.alphas}
         for name, view in ((name, each.views.get("weight")) for name, found in places.items() for each in found):
             for patch in self.patches:
                 lacks = patch.scale is None and "alpha" in patch.kind.optional and "alpha" not in patch.tensors
@@ -649,16 +859,15 @@ class _Match:
 
     # -- errors --------------------------------------------------------------------------------------
 
-    def _complaint(self) -> str:
+    def _complaint(self, said: Architecture | None) -> str:
         name = self.lora.name
-        placeless = {*self.faults.unmatched, *(module for module, _ in self.faults.misfits)}
-        if self.family is not None:
-            family, module = self.family
-            foreign = family is not self.key_map.architecture and module in placeless
-            if foreign and not self._base_has_marks(family):
-                down = self.lora.tensors.modules[module].shapes.get("down")
-                shape = f" {down}" if down else ""
-                return f"LoRA {name!r} is for {family.title} (by {module}{shape}); the base is {self._base_words()}"
+        placeless = [*self.faults.unmatched, *(module for module, _ in self.faults.misfits)]
+        if said is None and (module := self._foreign_module(placeless)):
+            down = self.lora.tensors.modules[module].shapes.get("down")
+            shape = f" {down}" if down else ""
+            return (
+                f"LoRA {name!r} is for {self.evidence.title} (by {module}{shape}); the base is {self._base_words()}"
+            )
         if placeless and (packer := way_of(self.key_map.tensors)):
             return (
                 f"LoRA {name!r}: the base's weights are packed ({packer}), and this version cannot unpack them\n"
@@ -667,27 +876,58 @@ class _Match:
         lines = []
         if self.faults.unmatched:
             lines += self._group("no such module on the base", [(each, "") for each in self.faults.unmatched])
+            lines += self._unknown_prefix()
         if self.faults.misfits:
             lines += self._group("does not fit", self.faults.misfits)
         if self.faults.strange:
             lines += self._group("cannot be baked", self.faults.strange)
         total = len(self.faults.unmatched) + len(self.faults.misfits) + len(self.faults.strange)
-        of = len(self.lora.tensors.modules) + sum(map(len, self.lora.tensors.unsupported.values()))
+        of = len(self.modules) + sum(map(len, self.lora.tensors.unsupported.values()))
         of += len(self.lora.tensors.unknown)
+        hint = self._leave_out()
         reasons = {reason for _, reason in self.faults.strange}
         if len(reasons) == 1 and total == len(self.faults.strange):
             names = dict.fromkeys(pattern_of(each) for each, _ in self.faults.strange)
             more = f" and {len(names) - 3} more patterns" if len(names) > 3 else ""
-            return f"LoRA {name!r}: {reasons.pop()}\n{total} of its tensors: {', '.join([*names][:3])}{more}"
+            listed = f"{total} of its tensors: {', '.join([*names][:3])}{more}"
+            return "\n".join([f"LoRA {name!r}: {reasons.pop()}", listed, *hint])
         first = f"LoRA {name!r}: {total} of {of} modules have no place on the base ({self._base_words()})"
-        return "\n".join([first, *lines])
+        return "\n".join([first, *lines, *hint])
 
-    def _base_has_marks(self, family: Architecture) -> bool:
-        """Tell whether the base, though without a table, has this family's own module names."""
-        if self.key_map.architecture.name != GENERIC:
-            return False
-        flat = {flatten(key) for key in self.key_map.tensors}
-        return any(mark.fragment in key for mark in family.marks for key in flat)
+    def _foreign_module(self, placeless: Sequence[str]) -> str | None:
+        """Return a module without a place by which the LoRA is another family's; None where it is not."""
+        base, evidence = self.key_map.architecture, self.evidence
+        is_alike = bool(self.patches or self.faults.misfits)
+        if base.name == GENERIC:
+            names = [name for modules in self.key_map.modules.values() for name in modules]
+            texts = evidence.families if evidence.is_text else ()
+            is_own = is_alike or any(knows(each, name) for each in texts for name in names)
+        else:
+            is_own = base in evidence.families or self._is_kin() or (evidence.is_text and bool(self.patches))
+        return None if is_own else evidence.seen_by(placeless)
+
+    def _is_kin(self) -> bool:
+        return any(kinship(each, self.key_map.architecture) for each in self.evidence.families)
+
+    def _unknown_prefix(self) -> Iterator[str]:
+        prefix, found = self.matcher.behind_a_prefix(self.faults.unmatched)
+        if prefix and not self._components_named(found[0]):
+            yield f"    {len(found)} of them have a name of the base behind a prefix that is not known: {prefix!r}"
+
+    def _leave_out(self) -> Iterator[str]:
+        """Yield the line of the recipe that leaves out what has no place, if that leaves something."""
+        left = [*self.faults.unmatched, *(name for name, _ in (*self.faults.misfits, *self.faults.strange))]
+        entry, placed = self.lora.entry, set(self.ledger.modules)
+        if not placed:
+            return
+        elsewhere = ((named := self._components_named(name)) and placed.isdisjoint(named) for name in left)
+        if entry.components is None and all(elsewhere):
+            yield f"To bake without them, add to this LoRA: components: [{', '.join(sorted(placed))}]"
+            return
+        others = {info.key for info in self.lora.tensors.unknown}
+        kept = (self.modules.keys() | others) - set(left)
+        if line := line_for(left, sorted(kept), entry.ignore or ()):
+            yield f"To bake without them, add to this LoRA: {line}"
 
     def _base_words(self) -> str:
         base = self.key_map.architecture
@@ -716,6 +956,19 @@ def _share(kind: Kind, has_dora: bool, semantics: str, strength: float, settings
     if has_dora:
         return 1.0 if semantics in dora.STRENGTH_INSIDE else strength
     return 1.0 if semantics in kind.whole_in else kind.share(strength, settings)
+
+
+@cache
+def every_component() -> tuple[Component, ...]:
+    """List the components of all families, those of equal names and prefixes once."""
+    found = {(part.name, part.flat, part.dotted): part for each in architectures() for part in each.components}
+    return tuple(found.values())
+
+
+def sort_of(module: Module) -> Sort:
+    """Return the sort of a module of the base."""
+    view = module.views.get("weight")
+    return module.component, pattern_of(module.name), view.shape if view else ()
 
 
 def _unwrapped(name: str) -> str:

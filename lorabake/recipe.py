@@ -196,6 +196,14 @@ class Lora(Source):
         None,
         description="The only components to take from the LoRA; its other components are left out.",
     )
+    ignore: Annotated[tuple[Text, ...], Field(min_length=1)] | None = Field(
+        None,
+        description="Globs over the names of the LoRA's modules; what they match is left out.",
+    )
+    trained_on: Text | None = Field(
+        None,
+        description="The family that the LoRA was trained on, to bake it onto another one's base all the same.",
+    )
     semantics: Semantics | None = Field(
         None,
         description="The program whose reading of the LoRA is followed, where it differs from the definition.",
@@ -207,6 +215,8 @@ class Lora(Source):
             "strength": _sorted(self.strength),
             "blocks": [[glob, factor] for glob, factor in self.blocks.items()],
             "components": None if self.components is None else sorted(set(self.components)),
+            **({"ignore": sorted(set(self.ignore))} if self.ignore else {}),
+            **({"trained_on": self.trained_on} if self.trained_on else {}),
             **({"semantics": self.semantics} if self.semantics else {}),
         }
 

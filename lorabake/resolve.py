@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from operator import le
+from pathlib import Path
 
 from lorabake.adapters import peft_fields, shared, suffixes
 from lorabake.architectures import architectures
 from lorabake.components.vae import VAE
 from lorabake.errors import FileError, MatchError
 from lorabake.keymap.peft import PeftConfig, from_metadata
-from lorabake.keymap.spelling import INDEXED, PEFT_ROOT, LoraTensors, Spellings, flatten, sort_tensors, spell_all
+from lorabake.keymap.spelling import PEFT_ROOT, LoraTensors, Spellings, sort_tensors, spell_all
 from lorabake.keymap.table import Architecture, KeyMap, find
 from lorabake.recipe import Lora, Recipe, Source
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, open_lora, optional_object
@@ -102,7 +103,7 @@ def resolve(recipe: Recipe) -> Sources:
     packing = find_packing(base)
     tensors = packing.logical(base.tensors)
     key_map = KeyMap.expand(identify(tensors), tensors)
-    loras = tuple(open_source(recipe, entry) for entry in recipe.loras)
+    loras = tuple(open_source(entry, recipe.locate(entry.path)) for entry in recipe.loras)
     if wider := grown(key_map, loras):
         packing = replace(packing, grown=wider)
         key_map = KeyMap.expand(key_map.architecture, tensors | wider)
@@ -110,9 +111,9 @@ def resolve(recipe: Recipe) -> Sources:
     return Sources(recipe, base, packing, key_map, loras, vae, vae_map)
 
 
-def open_source(recipe: Recipe, entry: Lora) -> LoraSource:
-    """Open one LoRA of the recipe."""
-    checkpoint, config = open_lora(recipe.locate(entry.path))
+def open_source(entry: Lora, path: Path) -> LoraSource:
+    """Open the LoRA that a recipe's entry names."""
+    checkpoint, config = open_lora(path)
     where = str(checkpoint.path)
     return LoraSource(
         entry=entry,
@@ -199,27 +200,3 @@ def model_config(base: Checkpoint) -> dict[str, object]:
         return config_of(base.facts)
     config = (base.path if base.is_folder else base.path.parent) / "config.json"
     return optional_object(config) or {}
-
-
-def family_of(lora: LoraTensors) -> tuple[Architecture, str] | None:
-    """Return the family that a LoRA's module names speak of, and the module that says so; None if unclear.
-
-    A mark that also asks for a width is more telling than one that does not.
-    """
-    widths = [
-        (flatten(module.name), module.slots["down"].shape if "down" in module.slots else (), module.name)
-        for module in lora.modules.values()
-        if not INDEXED.match(module.name)
-    ]
-    best: tuple[int, Architecture, str] | None = None
-    for architecture in architectures():
-        for mark in architecture.marks:
-            if mark.every and not all(mark.fragment in flat for flat, _, _ in widths):
-                continue
-            for flat, shape, name in widths:
-                if mark.fragment in flat and mark.columns in (None, shape[1] if len(shape) > 1 else None):
-                    score = len(mark.fragment) + (1000 if mark.columns else 0)
-                    if best is None or score > best[0]:
-                        best = score, architecture, name
-                    break
-    return best and (best[1], best[2])

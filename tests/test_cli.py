@@ -235,9 +235,10 @@ def test_inspect_a_lora(cli: Cli, folder: Path) -> None:
     assert told["ranks"] == {"2": 1, "3": 1}
     assert told["alphas"] == {"1.5": 1}
     assert told["kinds"] == {"LoRA": 1, "DoRA": 1}
-    assert told["components"] == {
-        "transformer/transformer_2/transformer_ref/unet": 2
-    }  # of no known family: any of them
+    assert told["components"] == {"unet": 2}
+    assert told["family"].startswith("Stable Diffusion 1.x, Stable Diffusion 2.x, ")
+    assert told["family"].endswith("(by names alone)")
+    assert told["scales"] == {"0.5": 1, "1": 1}
     assert told["training"] == {"ss_network_dim": "3"}
     assert told["trigger words"][0] == "dog ×9"
     assert "dog ×9" in cli("inspect", "lora.safetensors").out

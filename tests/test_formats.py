@@ -1272,65 +1272,6 @@ def test_headers_that_do_not_come_with_the_tests_are_of_one_family_too() -> None
             assert len(fitting(infos(table["tensors"]))) == (path.stem not in OF_NO_FAMILY), path.stem
 
 
-# LoRAs that another family's base takes whole: equal names, equal sizes (docs/families.md says so).
-EQUAL = {
-    ("Flux.1", "HunyuanVideo"),
-    ("Stable Diffusion XL", "Kolors"),
-    ("Kolors", "Stable Diffusion XL"),
-    ("Bria FIBO", "Flux.1"),
-    ("Bria FIBO", "HunyuanVideo"),
-    ("Helios", "Wan"),
-    ("Sana Video", "Sana"),
-}
-# Those that share most names, so that the modules without a place are listed instead.
-ALIKE = {
-    ("Flux.1", "Chroma"),
-    ("Chroma", "Flux.1"),
-    ("Chroma", "HunyuanVideo"),
-    ("Flux.2", "Flux.1"),
-    ("HunyuanImage", "Flux.1"),
-    ("HunyuanImage", "HunyuanVideo"),
-    ("AuraFlow", "Flux.1"),
-    ("Cosmos", "Anima"),
-    ("Anima", "Cosmos"),
-    ("Flux.1", "Bria FIBO"),
-    ("Chroma", "Bria FIBO"),
-    ("Sana", "Sana Video"),
-    ("AuraFlow", "Flux.3"),
-    ("Flux.3", "AuraFlow"),
-    ("Wan", "Helios"),
-    ("HunyuanVideo 1.5", "HunyuanVideo"),
-    ("Stable Video Diffusion", "Stable Diffusion 2.x"),
-    ("Stable Video Diffusion", "ModelScope text-to-video"),
-    ("ModelScope text-to-video", "Stable Diffusion 2.x"),
-    ("ModelScope text-to-video", "Stable Video Diffusion"),
-}
-
-
-@pytest.mark.parametrize("family", [family for family in GOLD if family != "CogView4"])  # its names are not its own
-def test_a_lora_of_another_family_is_refused_in_one_line(family: str) -> None:
-    table, _, _ = GOLD[family]
-    _, _, tensors = network(table)
-    shapes: dict[str, tuple[int, ...]] = {}
-    for key, info in tensors.items():
-        prefix = "unet." if family in UNETS else "prior." if family in CASCADE else "transformer."
-        name = prefix + key.removesuffix(".weight")
-        if key.endswith(".weight") and len(info.shape) == 2 and ("block" in key or "layer" in key):
-            shapes |= {f"{name}.lora_A.weight": (4, info.shape[1]), f"{name}.lora_B.weight": (info.shape[0], 4)}
-    lora = source(infos(shapes))
-    for other in GOLD:
-        base = next(iter(bases(other).values()))
-        if (family, other) in EQUAL or family == other:
-            patches, _ = base.match(0, lora)
-            assert len(patches) == len(shapes) / 2
-            continue
-        with pytest.raises(MatchError) as caught:
-            base.match(0, lora)
-        if (family, other) not in ALIKE:
-            assert len(str(caught.value).splitlines()) == 1, (other, str(caught.value))
-            assert "is for " in str(caught.value)
-
-
 def fitting(tensors: dict[str, TensorInfo]) -> list[str]:
     known = [each for each in architectures() if each.components and each.name != GENERIC]
     return [each.name for each in known if each.fits(tensors)]

@@ -43,6 +43,8 @@ loras:
     strength: {{unet: 0.6, text_encoder: -1}}
     blocks: {{"up_blocks.*": .5, "down_blocks.*": 1e-3, "*": 2}}
     components: [unet, text_encoder]
+    ignore: ["*.k_img", reward_head]
+    trained_on: flux
 vae: /models/vae.safetensors
 compute_dtype: float64
 output:
@@ -93,6 +95,8 @@ class TestGrammar:
             strength={"unet": 0.6, "text_encoder": -1.0},
             blocks={"up_blocks.*": 0.5, "down_blocks.*": 0.001, "*": 2.0},
             components=("unet", "text_encoder"),
+            ignore=("*.k_img", "reward_head"),
+            trained_on="flux",
         )
         assert recipe.vae is not None
         assert recipe.vae.path == "/models/vae.safetensors"
@@ -333,6 +337,7 @@ class TestNormalForm:
             ("- style.safetensors", "- {path: ./style.safetensors, strength: 1}"),
             ("text_encoder: -1", "text_encoder: -1.0"),
             ("[unet, text_encoder]", "[text_encoder, unet]"),
+            ('["*.k_img", reward_head]', '[reward_head, "*.k_img", reward_head]'),
             ("seed: 7", "seed: 8"),
             (SHA256.upper(), SHA256),
         ],
@@ -349,6 +354,8 @@ class TestNormalForm:
             ("hash: false", "hash: true"),
             ("float64", "float32"),
             ("components: [unet, text_encoder]", "components: [unet]"),
+            ('ignore: ["*.k_img", reward_head]', "ignore: [reward_head]"),
+            ("trained_on: flux", "trained_on: chroma"),
             ("variant: fp16", "variant: fp32"),
             ("2GiB", "2GB"),
         ],
@@ -378,6 +385,8 @@ LORAS = PATHS | st.fixed_dictionaries(
         "strength": NUMBERS | mappings(NUMBERS),
         "blocks": mappings(NUMBERS),
         "components": st.lists(NAMES, min_size=1, max_size=3),
+        "ignore": st.lists(NAMES, min_size=1, max_size=3),
+        "trained_on": NAMES,
     },
 )
 RECIPES = st.fixed_dictionaries(

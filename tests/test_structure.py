@@ -24,7 +24,7 @@ LAYERS = (
     ("keymap",),
     ("components",),
     ("architectures", "adapters", "dialects"),
-    ("recipe",),
+    ("leftovers", "recipe", "recognition"),
     ("translation",),
     ("resolve", "methods", "rounding"),
     ("matching",),

@@ -31,6 +31,14 @@ def shared() -> tuple[tuple[str, str, str], ...]:
     return tuple(row for kind in kinds() for row in kind.shared)
 
 
+@cache
+def adapter_slots() -> frozenset[str]:
+    """Collect the slots that only adapters have: no checkpoint calls tensors of its own so."""
+    stored = frozenset[str]().union(*(kind.required for kind in kinds() if kind.as_stored))
+    return frozenset(slot for _, slot in suffixes()) - stored - {"alpha"}
+
+
+@cache
 def kinds_of(slots: frozenset[str]) -> tuple[Kind, ...]:
     """Choose the kinds that together account for all slots of one module, none twice for one parameter; else ().
 

@@ -63,7 +63,8 @@ class Kind:
     key, the slot that it fills, and the slot by which a module shows that it needs it; `drawn` are those of random
     values, which are drawn again where the file lacks them. With `by_place` slots do not tell the kind, but where the
     module lies; with `on_embedding` it is for embeddings, which no model turns. `parameter` is what it changes in a
-    module (`weight`, `bias`); with `where_present` it may lack in the base. A kind overrides `fault` and one of
+    module (`weight`, `bias`); with `where_present` it may lack in the base. With `as_stored` its tensors are called
+    as a checkpoint's own are. A kind overrides `fault` and one of
 
     - `factors`, with `low_rank`: a product that is added,
     - `delta`: anything else that is added, or that depends on the weight,
@@ -95,6 +96,7 @@ class Kind:
     replaces: ClassVar[bool] = False
     underlies: ClassVar[bool] = False
     reads_weight: ClassVar[bool] = False
+    as_stored: ClassVar[bool] = False
     by_rows: ClassVar[bool] = True
     length_axis: ClassVar[Literal["row", "column"]] = "row"
     alpha_is_scale: ClassVar[bool] = True

@@ -19,6 +19,7 @@ class Whole(Kind):
     suffixes = ((r"(?:\.base_layer|\.modules_to_save(?:\.[^.]+)?)?\.weight", "whole_weight"),)
     replaces = True
     whole_in: ClassVar[frozenset[str]] = frozenset({"peft"})
+    as_stored: ClassVar[bool] = True
     underlies: ClassVar[bool] = True  # PEFT saves the weight of an embedding or a head with the LoRA on it
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
@@ -47,6 +48,7 @@ class SetWeight(Whole):
 
     name = "set_weight"
     title = "set weight"
+    as_stored = False
     underlies = False
     programs = frozenset({"comfyui", "forge"})
     whole_in = programs
@@ -80,6 +82,7 @@ class NormWeight(Whole):
     """Replace a norm layer's weight (PEFT's LN tuning)."""
 
     name = "ln_tuning"
+    as_stored = False
     title = "LN tuning"
     underlies = False
     required = frozenset({"ln_weight"})
@@ -92,6 +95,7 @@ class NormBias(Whole):
     """Replace a norm layer's bias (PEFT's LN tuning)."""
 
     name = "ln_tuning_bias"
+    as_stored = False
     title = "LN tuning's bias"
     underlies = False
     required = frozenset({"ln_bias"})

@@ -1,10 +1,14 @@
-"""One file a model family: table literals only. A new file here is found by itself."""
+"""One file a model family: table literals only. A new file here is found by itself.
+
+`released/` holds, for most, the modules of its released models, as `tests/released.py` writes them from headers.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 from functools import cache
+from pathlib import Path
 
 from lorabake.keymap.table import Architecture
 
@@ -17,3 +21,9 @@ def architectures() -> tuple[Architecture, ...]:
         module = importlib.import_module(f"{__name__}.{info.name}")
         found.extend(value for value in vars(module).values() if isinstance(value, Architecture))
     return tuple(found)
+
+
+def released() -> dict[str, list[str]]:
+    """Read the lists of modules of released models: family -> lines."""
+    files = sorted(Path(__file__).with_name("released").glob("*.txt"))
+    return {path.stem: path.read_text(encoding="utf-8").splitlines() for path in files}

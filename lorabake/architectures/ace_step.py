@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Component, Has, Layout, Row
 
 ATTENTION = (
     Row(("q_proj", "to_q")),
@@ -41,5 +41,4 @@ ACE_STEP = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
-    marks=(Mark("layers_N_cross_attn_o_proj"), Mark("layers_N_cross_attn_to_")),
 )

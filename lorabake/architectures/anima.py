@@ -2,7 +2,7 @@
 
 from lorabake.components import cosmos, text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Component, Has, Kin, Layout, Row
 
 ANIMA = Architecture(
     name="anima",
@@ -28,5 +28,5 @@ ANIMA = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
-    marks=(Mark("llm_adapter"), Mark("blocks_N_adaln_modulation"), Mark("blocks_N_cross_attn_q_proj")),
+    kin=(Kin("cosmos", "Anima is Cosmos-Predict2 2B, trained further behind an adapter for another text encoder"),),
 )

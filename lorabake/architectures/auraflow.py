@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import VAE
-from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Row
 
 FEED_FORWARD = (Row(("c_fc1", "linear_1")), Row(("c_fc2", "linear_2")), Row(("c_proj", "out_projection")))
 
@@ -71,5 +71,4 @@ AURAFLOW = Architecture(
         text.ONLY,
         VAE,
     ),
-    marks=(Mark("double_layers_N_attn_w"), Mark("single_layers_N_attn_w"), Mark("joint_transformer_blocks_N")),
 )

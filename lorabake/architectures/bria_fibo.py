@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark
+from lorabake.keymap.table import Architecture, Component, Has, Layout
 
 BRIA_FIBO = Architecture(
     name="bria_fibo",
@@ -27,5 +27,4 @@ BRIA_FIBO = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
-    marks=(Mark("caption_projection_N_linear"),),
 )

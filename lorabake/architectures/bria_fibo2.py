@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark
+from lorabake.keymap.table import Architecture, Component, Has, Layout
 
 BRIA_FIBO2 = Architecture(
     name="bria_fibo2",
@@ -25,9 +25,5 @@ BRIA_FIBO2 = Architecture(
         ),
         text.ONLY,
         OTHER_VAE,
-    ),
-    marks=(
-        Mark("layers_N_cross_attention_to_"),
-        Mark("perceiver_layers_N"),
     ),
 )

@@ -2,7 +2,7 @@
 
 from lorabake.components import flux, text, transformer
 from lorabake.components.vae import VAE
-from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Bare, Component, Has, Kin, Layout, Row
 
 CHROMA = Architecture(
     name="chroma",
@@ -42,5 +42,5 @@ CHROMA = Architecture(
         text.ONLY,
         VAE,
     ),
-    marks=(Mark("distilled_guidance_layer"),),
+    kin=(Kin("flux", "Chroma is Flux.1 schnell, whose modulation layers one small network replaced"),),
 )

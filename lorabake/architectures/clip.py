@@ -1,7 +1,7 @@
 """CLIP text encoders as checkpoints of their own; the 32-layer one is SDXL's second."""
 
 from lorabake.components import clip
-from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Mark
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout
 
 PREFIXES = ("", "transformer.", "cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")
 OPENCLIP_PREFIXES = (
@@ -34,7 +34,6 @@ CLIP = Architecture(
         ),
     ),
     without=OTHER_NETWORKS,
-    marks=(Mark("text_model_encoder_layers_N", every=True),),
 )
 
 CLIP_BIGG = Architecture(

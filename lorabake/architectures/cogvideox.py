@@ -5,7 +5,7 @@ SwissArmyTransformer has the modulations of both norms in one, in pieces by turn
 
 from lorabake.components import sat, text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Component, Has, Layout, Row
 
 COGVIDEOX = Architecture(
     name="cogvideox",
@@ -48,5 +48,4 @@ COGVIDEOX = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
-    marks=(Mark("transformer_blocks_N_norm2_linear"), Mark("mixins_adaln_layer")),
 )

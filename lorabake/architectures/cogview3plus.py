@@ -5,7 +5,7 @@ CogView3-Plus and CogView4 have equal names; the embedding of the time is 5 time
 
 from lorabake.components import sat, text, transformer
 from lorabake.components.vae import VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark
+from lorabake.keymap.table import Architecture, Component, Has, Layout
 
 COGVIEW3PLUS = Architecture(
     name="cogview3plus",
@@ -38,5 +38,4 @@ COGVIEW3PLUS = Architecture(
         text.ONLY,
         VAE,
     ),
-    marks=(Mark("transformer_blocks_N_attn1_to_q", columns=2560),),
 )

@@ -5,7 +5,7 @@ CogView3-Plus and CogView4 have equal names; the embedding of the time is 8 time
 
 from lorabake.components import sat, text, transformer
 from lorabake.components.vae import VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark
+from lorabake.keymap.table import Architecture, Component, Has, Layout
 
 COGVIEW4 = Architecture(
     name="cogview4",
@@ -38,5 +38,4 @@ COGVIEW4 = Architecture(
         text.ONLY,
         VAE,
     ),
-    marks=(Mark("time_condition_embed"),),
 )

@@ -2,7 +2,7 @@
 
 from lorabake.components import cosmos, text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Mark
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout
 
 COSMOS = Architecture(
     name="cosmos",
@@ -37,5 +37,4 @@ COSMOS = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
-    marks=(Mark("transformer_blocks_N_norm1_linear_N"),),
 )

@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark
+from lorabake.keymap.table import Architecture, Component, Has, Layout
 
 ERNIE_IMAGE = Architecture(
     name="ernie_image",
@@ -26,9 +26,5 @@ ERNIE_IMAGE = Architecture(
         ),
         text.ONLY,
         OTHER_VAE,
-    ),
-    marks=(
-        Mark("layers_N_self_attention_to_"),
-        Mark("layers_N_mlp_linear_fc"),
     ),
 )

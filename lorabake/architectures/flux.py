@@ -2,7 +2,7 @@
 
 from lorabake.components import clip, flux, text, transformer
 from lorabake.components.vae import VAE
-from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Row
 
 FLUX = Architecture(
     name="flux",
@@ -52,13 +52,5 @@ FLUX = Architecture(
         clip.CLIP_L,
         text.T5_SECOND,
         VAE,
-    ),
-    marks=(
-        Mark("double_blocks_N_img_attn"),
-        Mark("single_blocks_N_linear"),
-        Mark("single_transformer_blocks_N"),
-        Mark("double_blocks_N_processor"),
-        Mark("blocks_N_attn_a_to_"),
-        Mark("single_blocks_N_to_qkv_mlp"),
     ),
 )

@@ -2,7 +2,7 @@
 
 from lorabake.components import flux, text, transformer
 from lorabake.components.vae import VAE
-from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Row
 
 FLUX2 = Architecture(
     name="flux2",
@@ -66,5 +66,4 @@ FLUX2 = Architecture(
         text.ONLY,
         VAE,
     ),
-    marks=(Mark("single_transformer_blocks_N_attn_to_qkv_mlp_proj"), Mark("double_stream_modulation_img")),
 )

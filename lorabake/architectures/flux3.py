@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Row
 
 # Layouts, in this order: bfl, diffusers.
 BLOCK = (
@@ -66,11 +66,5 @@ FLUX3 = Architecture(
         ),
         text.ONLY,
         OTHER_VAE,
-    ),
-    marks=(
-        Mark("single_blocks_N_q_proj"),
-        Mark("mode_blocks_image_N"),
-        Mark("txt_mode_blocks_N"),
-        Mark("single_transformer_blocks_N_attn_to_out_N"),
     ),
 )

@@ -1,6 +1,6 @@
 """GPT-2: its `Conv1D` layers store the weight as (in, out)."""
 
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Component, Has, Layout, Row
 
 GPT2 = Architecture(
     name="gpt2",
@@ -37,5 +37,4 @@ GPT2 = Architecture(
             heads=("lm_head",),
         ),
     ),
-    marks=(Mark("transformer_h_N_attn_c_attn"),),
 )

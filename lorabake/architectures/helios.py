@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout
+from lorabake.keymap.table import Architecture, Component, Has, Kin, Layout
 
 HELIOS = Architecture(
     name="helios",
@@ -26,4 +26,5 @@ HELIOS = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
+    kin=(Kin("wan", "Helios is Wan 2.1 14B, trained further to go on from earlier frames"),),
 )

@@ -2,7 +2,7 @@
 
 from lorabake.components import clip, text, transformer
 from lorabake.components.vae import VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark
+from lorabake.keymap.table import Architecture, Component, Has, Layout
 
 HIDREAM = Architecture(
     name="hidream",
@@ -29,5 +29,4 @@ HIDREAM = Architecture(
         text.LLAMA_FOURTH,
         VAE,
     ),
-    marks=(Mark("double_stream_blocks_N_block"), Mark("single_stream_blocks_N_block")),
 )

@@ -2,7 +2,7 @@
 
 from lorabake.components import clip, hunyuan, text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Component, Has, Layout, Row
 
 HUNYUAN_VIDEO = Architecture(
     name="hunyuan_video",
@@ -57,11 +57,5 @@ HUNYUAN_VIDEO = Architecture(
         text.LLAMA,
         clip.CLIP_L_SECOND,
         OTHER_VAE,
-    ),
-    marks=(
-        Mark("double_blocks_N_img_attn_qkv_lora"),
-        Mark("individual_token_refiner"),
-        Mark("single_blocks_N_modulation_linear"),
-        Mark("context_embedder_token_refiner"),
     ),
 )

@@ -2,7 +2,7 @@
 
 from lorabake.components import hunyuan, text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Component, Has, Layout, Row
 
 HUNYUAN_VIDEO15 = Architecture(
     name="hunyuan_video15",
@@ -57,5 +57,4 @@ HUNYUAN_VIDEO15 = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
-    marks=(Mark("double_blocks_N_img_attn_v"), Mark("double_blocks_N_txt_attn_v"), Mark("vision_in_proj")),
 )

@@ -6,7 +6,7 @@ Both code bases have a `norm2` and a `norm3` in each block, and mean each other'
 from lorabake.components import text, transformer
 from lorabake.components.transformer import KV_2, QKV_1
 from lorabake.components.vae import VAE
-from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Row
 
 HUNYUANDIT = Architecture(
     name="hunyuandit",
@@ -68,11 +68,5 @@ HUNYUANDIT = Architecture(
         text.T5_SECOND,
         text.ONLY,
         VAE,
-    ),
-    marks=(
-        Mark("blocks_N_attn1_Wqkv"),
-        Mark("blocks_N_attn2_kv_proj"),
-        Mark("blocks_N_attn2_q_proj"),
-        Mark("blocks_N_skip_linear"),
     ),
 )

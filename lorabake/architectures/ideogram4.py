@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Component, Has, Layout, Row
 
 IDEOGRAM4 = Architecture(
     name="ideogram4",
@@ -37,5 +37,4 @@ IDEOGRAM4 = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
-    marks=(Mark("layers_N_attention_qkv", columns=4608), Mark("layers_N_attention_to_q", columns=4608)),
 )

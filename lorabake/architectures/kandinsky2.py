@@ -2,7 +2,7 @@
 
 from lorabake.components import clip
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark
+from lorabake.keymap.table import Architecture, Component, Has, Layout
 
 KANDINSKY2 = Architecture(
     name="kandinsky2",
@@ -25,7 +25,6 @@ KANDINSKY2 = Architecture(
         ),
         OTHER_VAE,
     ),
-    marks=(Mark("blocks_N_attentions_N_add_k_proj"), Mark("blocks_N_attentions_N_processor_add_k_proj")),
 )
 
 KANDINSKY2_PRIOR = Architecture(

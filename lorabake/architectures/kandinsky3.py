@@ -2,7 +2,7 @@
 
 from lorabake.components import text
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark
+from lorabake.keymap.table import Architecture, Component, Has, Layout
 
 KANDINSKY3 = Architecture(
     name="kandinsky3",
@@ -26,5 +26,4 @@ KANDINSKY3 = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
-    marks=(Mark("blocks_N_attentions_N_attention_to_"),),
 )

@@ -2,7 +2,7 @@
 
 from lorabake.components import clip, text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark
+from lorabake.keymap.table import Architecture, Component, Has, Layout
 
 KANDINSKY5 = Architecture(
     name="kandinsky5",
@@ -24,5 +24,4 @@ KANDINSKY5 = Architecture(
         clip.CLIP_L_SECOND,
         OTHER_VAE,
     ),
-    marks=(Mark("visual_transformer_blocks_N"),),
 )

@@ -2,7 +2,7 @@
 
 from lorabake.components import text, unet
 from lorabake.components.vae import VAE
-from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout
+from lorabake.keymap.table import Architecture, Component, Has, Kin, Lacks, Layout
 
 KOLORS = Architecture(
     name="kolors",
@@ -29,5 +29,11 @@ KOLORS = Architecture(
         ),
         text.ONLY,
         VAE,
+    ),
+    kin=(
+        Kin(
+            "sdxl",
+            "Kolors has Stable Diffusion XL's UNet behind another text encoder, and programs load either's LoRAs",
+        ),
     ),
 )

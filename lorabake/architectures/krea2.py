@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Row
 
 # Layouts, in this order: krea, diffusers.
 BLOCK = (
@@ -64,5 +64,4 @@ KREA2 = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
-    marks=(Mark("blocks_N_attn_wq"), Mark("blocks_N_attn_to_gate"), Mark("txtfusion_"), Mark("text_fusion_")),
 )

@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Row
 
 ATTENTION = (Row(("q_norm", "norm_q")), Row(("k_norm", "norm_k")))
 
@@ -46,5 +46,4 @@ LTX = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
-    marks=(Mark("patchify_proj"), Mark("transformer_blocks_N_attn2_to_k", columns=2048)),
 )

@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Row
 
 ATTENTION = (Row(("q_norm", "norm_q")), Row(("k_norm", "norm_k")))
 
@@ -62,10 +62,5 @@ LTX2 = Architecture(
         ),
         text.ONLY,
         OTHER_VAE,
-    ),
-    marks=(
-        Mark("audio_to_video_attn"),
-        Mark("video_to_audio_attn"),
-        Mark("transformer_blocks_N_attn2_to_k", columns=4096),
     ),
 )

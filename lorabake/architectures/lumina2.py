@@ -3,7 +3,7 @@
 from lorabake.components import text, transformer
 from lorabake.components.transformer import QKV
 from lorabake.components.vae import VAE
-from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Row
 
 ATTENTION = (
     Row(("attention.qkv", QKV), sizes=("in", "rest", "rest")),
@@ -64,11 +64,5 @@ LUMINA2 = Architecture(
         ),
         text.ONLY,
         VAE,
-    ),
-    marks=(
-        Mark("layers_N_feed_forward_linear_N"),
-        Mark("time_caption_embed"),
-        Mark("layers_N_attention_qkv", columns=2304),
-        Mark("layers_N_attn_to_q", columns=2304),
     ),
 )

@@ -6,7 +6,7 @@ not tied to diffusers' here.
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark
+from lorabake.keymap.table import Architecture, Component, Has, Layout
 
 NEEDS = (
     Has("token_refiner.refiner_blocks.0.attn.to_q.weight", ndim=2),
@@ -32,5 +32,4 @@ MINIMAX_H3 = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
-    marks=(Mark("blocks_N_attn_qkv_proj"), Mark("transformer_blocks_N_adaln_proj"), Mark("token_refiner_")),
 )

@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Component, Has, Layout, Row
 
 BLOCK = (
     Row(("attn.qkv_x", ("attn1.to_q", "attn1.to_k", "attn1.to_v"))),
@@ -58,5 +58,4 @@ MOCHI = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
-    marks=(Mark("blocks_N_attn_qkv_x"), Mark("transformer_blocks_N_attn1_add_q_proj")),
 )

@@ -1,6 +1,6 @@
 """AnimateDiff's motion modules, a base of their own: MotionLoRAs change them, not the checkpoint beside."""
 
-from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Row
 
 # Layouts, in this order: animatediff, diffusers.
 MODULE = (
@@ -50,5 +50,4 @@ MOTION_MODULE = Architecture(
             dotted=("unet.", "motion_adapter."),
         ),
     ),
-    marks=(Mark("motion_modules_N"),),
 )

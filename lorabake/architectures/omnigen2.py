@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark
+from lorabake.keymap.table import Architecture, Component, Has, Layout
 
 OMNIGEN2 = Architecture(
     name="omnigen2",
@@ -26,5 +26,17 @@ OMNIGEN2 = Architecture(
         text.ONLY,
         VAE,
     ),
-    marks=(Mark("ref_image_refiner_N"),),
+    names=(
+        "layers.{}.attn.to_q",
+        "layers.{}.attn.to_k",
+        "layers.{}.attn.to_v",
+        "layers.{}.attn.to_out.0",
+        "layers.{}.feed_forward.linear_1",
+        "layers.{}.feed_forward.linear_2",
+        "layers.{}.feed_forward.linear_3",
+        "ref_image_refiner.{}.attn.to_q",
+        "ref_image_refiner.{}.attn.to_k",
+        "ref_image_refiner.{}.attn.to_v",
+        "ref_image_refiner.{}.attn.to_out.0",
+    ),
 )

@@ -3,7 +3,7 @@
 from lorabake.components import text, transformer
 from lorabake.components.transformer import KV_2, QKV_1
 from lorabake.components.vae import VAE
-from lorabake.keymap.table import Architecture, Bare, Component, Has, Lacks, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Bare, Component, Has, Lacks, Layout, Row
 
 PIXART = Architecture(
     name="pixart",
@@ -66,10 +66,5 @@ PIXART = Architecture(
         ),
         text.ONLY,
         VAE,
-    ),
-    marks=(
-        Mark("adaln_single_emb_resolution_embedder"),
-        Mark("blocks_N_cross_attn_kv_linear", columns=1152),
-        Mark("transformer_blocks_N_attn1_to_q", columns=1152),
     ),
 )

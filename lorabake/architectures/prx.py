@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark
+from lorabake.keymap.table import Architecture, Component, Has, Layout
 
 PRX = Architecture(
     name="prx",
@@ -25,9 +25,5 @@ PRX = Architecture(
         ),
         text.ONLY,
         OTHER_VAE,
-    ),
-    marks=(
-        Mark("blocks_N_attention_img_qkv_proj"),
-        Mark("blocks_N_attention_txt_kv_proj"),
     ),
 )

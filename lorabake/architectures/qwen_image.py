@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Mark
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout
 
 QWEN_IMAGE = Architecture(
     name="qwen_image",
@@ -28,5 +28,4 @@ QWEN_IMAGE = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
-    marks=(Mark("transformer_blocks_N_img_m"), Mark("transformer_blocks_N_txt_m")),
 )

@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Component, Has, Layout, Row
 
 QWEN_IMAGE21 = Architecture(
     name="qwen_image21",
@@ -40,5 +40,4 @@ QWEN_IMAGE21 = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
-    marks=(Mark("transformer_blocks_N_img_mlp_gate"), Mark("transformer_blocks_N_img_mlp_out")),
 )

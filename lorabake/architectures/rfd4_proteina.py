@@ -1,7 +1,7 @@
 """RFD4-Proteina as diffusers names it: it makes proteins."""
 
 from lorabake.components import transformer
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark
+from lorabake.keymap.table import Architecture, Component, Has, Layout
 
 RFD4_PROTEINA = Architecture(
     name="rfd4_proteina",
@@ -23,5 +23,4 @@ RFD4_PROTEINA = Architecture(
             flat=transformer.FLAT,
         ),
     ),
-    marks=(Mark("transformer_layers_N_mhba_mha"),),
 )

@@ -3,7 +3,7 @@
 from lorabake.components import text, transformer
 from lorabake.components.transformer import KV_2, QKV_1
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Bare, Component, Has, Lacks, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Bare, Component, Has, Lacks, Layout, Row
 
 SANA = Architecture(
     name="sana",
@@ -63,11 +63,5 @@ SANA = Architecture(
         ),
         text.ONLY,
         OTHER_VAE,
-    ),
-    marks=(
-        Mark("ff_conv_inverted"),
-        Mark("mlp_inverted_conv"),
-        Mark("blocks_N_cross_attn_kv_linear", columns=2240),
-        Mark("transformer_blocks_N_attn1_to_q", columns=2240),
     ),
 )

@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark
+from lorabake.keymap.table import Architecture, Component, Has, Kin, Layout
 
 SANA_VIDEO = Architecture(
     name="sana_video",
@@ -27,5 +27,5 @@ SANA_VIDEO = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
-    marks=(Mark("ff_conv_temp"),),
+    kin=(Kin("sana", "Sana Video is Sana's network, with convolutions over time beside it"),),
 )

@@ -2,7 +2,7 @@
 
 from lorabake.components import clip, unet
 from lorabake.components.vae import VAE
-from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Mark
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout
 
 SD1 = Architecture(
     name="sd1",
@@ -51,9 +51,5 @@ SD1 = Architecture(
             orders=clip.ORDERS,
         ),
         VAE,
-    ),
-    marks=(
-        Mark("N_transformer_blocks_N_attn2_to_k", columns=768),
-        Mark("N_transformer_blocks_N_attn2_processor_to_k", columns=768),
     ),
 )

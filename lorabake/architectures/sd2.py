@@ -2,7 +2,7 @@
 
 from lorabake.components import clip, unet
 from lorabake.components.vae import VAE
-from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Mark
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout
 
 SD2 = Architecture(
     name="sd2",
@@ -50,9 +50,5 @@ SD2 = Architecture(
             orders=clip.ORDERS,
         ),
         VAE,
-    ),
-    marks=(
-        Mark("N_transformer_blocks_N_attn2_to_k", columns=1024),
-        Mark("N_transformer_blocks_N_attn2_processor_to_k", columns=1024),
     ),
 )

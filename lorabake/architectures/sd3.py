@@ -3,7 +3,7 @@
 from lorabake.components import clip, text, transformer
 from lorabake.components.transformer import ADDED_QKV, QKV
 from lorabake.components.vae import VAE
-from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Row
 
 SD3 = Architecture(
     name="sd3",
@@ -77,10 +77,5 @@ SD3 = Architecture(
         clip.CLIP_G,
         text.T5_THIRD,
         VAE,
-    ),
-    marks=(
-        Mark("joint_blocks_N"),
-        Mark("transformer_blocks_N_attn_to_q", columns=1536),
-        Mark("transformer_blocks_N_attn_to_q", columns=2432),
     ),
 )

@@ -2,7 +2,7 @@
 
 from lorabake.components import clip, unet
 from lorabake.components.vae import VAE
-from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Mark
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout
 
 SDXL = Architecture(
     name="sdxl",
@@ -68,11 +68,6 @@ SDXL = Architecture(
         ),
         VAE,
     ),
-    marks=(
-        Mark("N_transformer_blocks_N_attn2_to_k", columns=2048),
-        Mark("N_transformer_blocks_N_attn2_processor_to_k", columns=2048),
-        Mark("lora_te2_text_model_encoder_layers_N_self_attn_q_proj", columns=1280),
-    ),
 )
 
 REFINER = Architecture(
@@ -120,5 +115,4 @@ REFINER = Architecture(
         ),
         VAE,
     ),
-    marks=(Mark("N_transformer_blocks_N_attn2_to_k", columns=1280),),
 )

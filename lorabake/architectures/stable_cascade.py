@@ -1,7 +1,7 @@
 """Stable Cascade: the prior (stage C) and the decoder (stage B); OpenCLIP bigG."""
 
 from lorabake.components import clip
-from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Row
 
 # Layouts, in this order: sai, diffusers.
 ATTENTION = (Row(("attn.in_proj_@", ("to_q", "to_k", "to_v"))), Row(("attn.out_proj", "to_out.0")))
@@ -46,7 +46,6 @@ PRIOR = Architecture(
         ),
         TEXT_ENCODER,
     ),
-    marks=(Mark("lora_prior_unet"), Mark("blocks_N_N_attention")),
 )
 
 DECODER = Architecture(

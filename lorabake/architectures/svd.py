@@ -1,7 +1,7 @@
 """Stable Video Diffusion as diffusers names it; VAE. The picture that it starts from takes the text's place."""
 
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Mark
+from lorabake.keymap.table import Architecture, Component, Has, Kin, Layout
 
 SVD = Architecture(
     name="svd",
@@ -24,5 +24,10 @@ SVD = Architecture(
         ),
         OTHER_VAE,
     ),
-    marks=(Mark("attentions_N_temporal_transformer_blocks_N"),),
+    kin=(
+        Kin(
+            "sd2",
+            "Stable Video Diffusion began with Stable Diffusion 2.1's weights, and has layers over time beside them",
+        ),
+    ),
 )

@@ -2,7 +2,7 @@
 
 from lorabake.components import clip
 from lorabake.components.vae import VAE
-from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Mark
+from lorabake.keymap.table import Architecture, Component, Has, Kin, Lacks, Layout
 
 TEXT_TO_VIDEO = Architecture(
     name="text_to_video",
@@ -27,5 +27,5 @@ TEXT_TO_VIDEO = Architecture(
         clip.CLIP_L,
         VAE,
     ),
-    marks=(Mark("temp_attentions_N_transformer_blocks_N"),),
+    kin=(Kin("sd2", "it began with Stable Diffusion 2.1's weights, and has layers over time beside them"),),
 )

@@ -6,7 +6,7 @@ The motion encoder of Animate has only the names of its own layout: diffusers re
 from lorabake.components import text
 from lorabake.components.transformer import DOTTED, FLAT, FOLDER, SINGLE_FILE
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Bare, Component, Has, Lacks, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Bare, Component, Has, Lacks, Layout, Row
 
 NATIVE = (
     Has("head.modulation", ndim=3),
@@ -91,5 +91,4 @@ WAN = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
-    marks=(Mark("blocks_N_cross_attn_k_img"), Mark("blocks_N_ffn_N"), Mark("blocks_N_ffn_net_N")),
 )

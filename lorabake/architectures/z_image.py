@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import VAE
-from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Mark, Row
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Row
 
 ATTENTION = (
     Row(("attention.qkv", ("attention.to_q", "attention.to_k", "attention.to_v"))),
@@ -50,10 +50,5 @@ Z_IMAGE = Architecture(
         ),
         text.ONLY,
         VAE,
-    ),
-    marks=(
-        Mark("layers_N_attention_to"),
-        Mark("layers_N_adaLN_modulation_N"),
-        Mark("layers_N_attention_qkv", columns=3840),
     ),
 )

@@ -8,7 +8,7 @@ vectors `emb_params` where there is one text encoder (kohya-ss), `clip_l`, `clip
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from lorabake.tensors.dtypes import DTYPES
@@ -22,6 +22,9 @@ _BUNDLED = re.compile(r"bundle_emb\.(?P<token>.+?)\.(?P<part>string_to_param\.[^
 
 _NAMES = {"t5": "t5xxl"}
 """OneTrainer's names that other programs have another one for."""
+
+PARTS = frozenset({ALONE, "clip_l", "clip_g", "t5xxl"})
+"""What files of textual inversion call the vectors of one word."""
 
 FOR_ONETRAINER = "_out"
 """How OneTrainer calls what it adds to a text encoder's output."""
@@ -39,6 +42,12 @@ class Vectors:
     def shape(self) -> tuple[int, int]:
         """Return how many vectors there are, and their width."""
         return (self.info.shape[0] if len(self.info.shape) == 2 else 1), self.info.shape[-1]
+
+
+def is_inversion(tensors: Iterable[TensorInfo]) -> bool:
+    """Tell whether a file holds the vectors of one word and nothing else."""
+    names = {info.key for info in tensors}
+    return bool(names) and all(name in PARTS or name.startswith("string_to_param.") for name in names)
 
 
 def read_vectors(info: TensorInfo, metadata: Mapping[str, str]) -> Vectors | None:

@@ -179,6 +179,16 @@ class PeftConfig:
         weight = f"{module}.weight"
         return weight if any(f".{weight}".endswith(f".{name}") for name in self.parameters) else module
 
+    @property
+    def is_mlx(self) -> bool:
+        """Tell whether it is MLX-LM's, which says the scale itself."""
+        return "lora_parameters" in self.fields
+
+    def alpha_of(self, module: str) -> float:
+        """Return the alpha that a module was trained with."""
+        pattern = _first(self.alpha_pattern, module, self.where)
+        return self.alpha if pattern is None else self.alpha_pattern[pattern]
+
     def rank_of(self, module: str) -> int:
         """Return the rank that a module was trained with."""
         pattern = _first(self.rank_pattern, module, self.where)
@@ -191,9 +201,7 @@ class PeftConfig:
         """
         if self.kind not in SCALED:
             return 1.0
-        pattern = _first(self.alpha_pattern, module, self.where)
-        alpha = self.alpha if pattern is None else self.alpha_pattern[pattern]
-        rank = self.rank_of(module)
+        alpha, rank = self.alpha_of(module), self.rank_of(module)
         return float(alpha / rank**0.5 if self.rslora else alpha / rank)
 
     def saves(self, module: str, slot: str) -> bool:

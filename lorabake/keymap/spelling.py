@@ -70,6 +70,7 @@ ENDINGS = (
 _PARAMETERS = ((".diff_m", ".modulation.diff"),)  # LightX2V
 
 PEFT_ROOT = "base_model.model."
+_NUMBER = re.compile(r"(?<![a-zA-Z0-9])\d+")
 INDEXED = re.compile(r"(?P<component>\w+):(?P<index>\d+)\Z")
 
 
@@ -85,6 +86,11 @@ class LoraModule:
     def size(self) -> int:
         """Count the tensors of this module alone."""
         return len(self.slots) - len(self.shared)
+
+    @property
+    def own_keys(self) -> list[str]:
+        """List the keys of its own tensors."""
+        return [info.key for slot, info in self.slots.items() if slot not in self.shared]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -156,6 +162,11 @@ def _any_suffix(suffixes: tuple[Suffix, ...]) -> re.Pattern[str]:
     return re.compile(where + "(?:" + "|".join(f"(?P<row{row}>{suffix})" for row, (suffix, _) in rows) + r")\Z")
 
 
+def endings(path: str) -> list[str]:
+    """List a module's path, and how it ends in older files."""
+    return [path, *(path.removesuffix(new) + old for new, old in ENDINGS if path.endswith(new))]
+
+
 def spell(component: Component, prefix: str, path: str) -> Iterator[str]:
     """Write one module path of a component in every spelling that a LoRA file could use.
 
@@ -168,8 +179,7 @@ def spell(component: Component, prefix: str, path: str) -> Iterator[str]:
 
 def _paths(component: Component, path: str) -> list[str]:
     """List what a module is called below any prefix: today, by older endings, with and without optional words."""
-    paths = [path]
-    paths += [path.removesuffix(new) + old for new, old in ENDINGS if path.endswith(new)]
+    paths = endings(path)
     paths += [each.removeprefix(word) for word in component.optional for each in paths if each.startswith(word)]
     return paths + [word + each for word in component.optional for each in tuple(paths)]
 
@@ -338,7 +348,12 @@ def components_named(key: str, components: Iterable[Component]) -> set[str]:
 
 def pattern_of(name: str) -> str:
     """Write a name with its numbers as `N`; those in words like `conv1` stay."""
-    return re.sub(r"(?<![a-zA-Z0-9])\d+", "N", name)
+    return _NUMBER.sub("N", name)
+
+
+def numbers_of(name: str) -> tuple[int, ...]:
+    """List the numbers that `pattern_of` writes as `N`."""
+    return tuple(map(int, _NUMBER.findall(name)))
 
 
 def patterns(names: Iterable[str]) -> str:
@@ -349,7 +364,7 @@ def patterns(names: Iterable[str]) -> str:
 
 
 def flatten(name: str) -> str:
-    """Write a module's name as family marks do: numbers as `N`, dots as underscores, without wrappers."""
+    """Write a module's name as the lists of released models do: numbers as `N`, dots as underscores, no wrappers."""
     return _STEPS.sub("", re.sub(r"[./]", "_", pattern_of(name)))
 
 

@@ -46,6 +46,15 @@ class Row:
     swapped: tuple[str, ...] = ()
     swapped_ratio: int | None = None
 
+    def paths(self, layout: int) -> Iterator[str]:
+        """Yield the names of the modules below this path in one layout."""
+        names = self.names[layout]
+        for name in names if isinstance(names, tuple) else (names,):
+            below = [path for row in self.rows for path in row.paths(layout)]
+            yield from (f"{name}.{path}" for path in below)
+            if not self.rows:
+                yield name.removesuffix("_@").removesuffix(".@")
+
 
 @dataclass(frozen=True, slots=True)
 class Has:
@@ -138,30 +147,28 @@ class Component:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """Recognise a LoRA of a family by a part of its module names (digits as `N`, dots as `_`).
+class Kin:
+    """Name the family that another one was made of, and say why LoRAs of the one go onto the other, too."""
 
-    With `columns` the module must also read that many inputs; with `every` all modules must have the part.
-    """
-
-    fragment: str
-    columns: int | None = None
-    every: bool = False
+    family: str
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """Hold all that lorabake knows about one model family; the first component identifies it.
 
-    `without` lists key prefixes that must not occur in the same checkpoint. `marks` recognise the family's
-    LoRAs, for messages: any one is enough.
+    `without` lists key prefixes that must not occur in the same checkpoint. `kin` are the families that it was made
+    of. `names` are modules of its networks, numbers as `{}`: LoRAs are recognised by them, and by the names in the
+    tables, where `released/` has no list of the family.
     """
 
     name: str
     title: str
     components: tuple[Component, ...]
     without: tuple[str, ...] = ()
-    marks: tuple[Mark, ...] = ()
+    kin: tuple[Kin, ...] = ()
+    names: tuple[str, ...] = ()
 
     def fits(self, tensors: Mapping[str, TensorInfo]) -> bool:
         """Tell whether a checkpoint with these tensors is of this family."""

@@ -87,7 +87,7 @@ def embedded_recipe(baked: Path, inputs: Path | None = None) -> Recipe:
         for lora in form["loras"]:
             lora["blocks"] = dict(lora["blocks"])
         form["output"]["path"] = baked.name
-        recipe = Recipe.model_validate_json(json.dumps(_without_none(form)))
+        recipe = Recipe.model_validate(_as_read(form))
     except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise FileError(f"{baked}: the recipe in its metadata is damaged: {str(error).splitlines()[0]}") from None
     names = [recipe.base.path, *(lora.path for lora in recipe.loras), *([recipe.vae.path] if recipe.vae else [])]
@@ -102,10 +102,11 @@ def embedded_recipe(baked: Path, inputs: Path | None = None) -> Recipe:
     )
 
 
-def _without_none(value: object) -> object:
+def _as_read(value: object) -> object:
+    """Turn JSON into what a recipe is read from: without nulls, sequences as tuples."""
     match value:
         case dict():
-            return {key: _without_none(each) for key, each in value.items() if each is not None}
+            return {key: _as_read(each) for key, each in value.items() if each is not None}
         case list():
-            return [_without_none(each) for each in value]
+            return tuple(map(_as_read, value))
     return value

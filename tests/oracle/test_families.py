@@ -7,11 +7,12 @@ where it puts the rows of the real ones, whatever their size.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from inspect import signature
 
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
+diffusers = pytest.importorskip("diffusers")
 
 from diffusers.loaders import lora_conversion_utils, single_file_utils  # noqa: E402
 
@@ -20,6 +21,7 @@ from lorabake.keymap.table import KeyMap  # noqa: E402
 from lorabake.keymap.view import View  # noqa: E402
 from lorabake.resolve import identify  # noqa: E402
 from lorabake.tensors.safetensors import TensorInfo  # noqa: E402
+from tests.released import DEPTHS  # noqa: E402
 from tests.tables import infos, load_table  # noqa: E402
 from tests.translation import translate  # noqa: E402
 
@@ -318,3 +320,35 @@ def test_a_lora_lands_where_diffusers_conversion_puts_it(name: str) -> None:
         assert read(view, changes) == numbered[module].flatten().tolist(), spelling
         seen.update(view.keys)
     assert seen == changes.keys()
+
+
+# Table -> diffusers' class, and its arguments that say how many layers there are below which stem.
+CLASSES = {
+    "diffusers_amused": ("UVit2DModel", {"num_hidden_layers": "transformer_layers"}),
+    "diffusers_ernie_image": ("ErnieImageTransformer2DModel", {"num_layers": "layers"}),
+    "diffusers_flux3": (
+        "Flux3Transformer2DModel",
+        {"num_layers": "txt_mode_blocks", "num_single_layers": "single_transformer_blocks"},
+    ),
+    "diffusers_helios": ("HeliosTransformer3DModel", {"num_layers": "blocks"}),
+    "diffusers_hunyuan_video15": ("HunyuanVideo15Transformer3DModel", {"num_layers": "transformer_blocks"}),
+    "diffusers_ideogram4": ("Ideogram4Transformer2DModel", {"num_layers": "layers"}),
+    "diffusers_kandinsky2_prior": ("PriorTransformer", {"num_layers": "transformer_blocks"}),
+    "diffusers_krea2": ("Krea2Transformer2DModel", {"num_layers": "transformer_blocks"}),
+    "diffusers_minimax_h3": ("MiniMaxH3Transformer3DModel", {"num_layers": "transformer_blocks"}),
+    "diffusers_prx": ("PRXTransformer2DModel", {"depth": "blocks"}),
+    "diffusers_qwen_image21": ("QwenImage21Transformer2DModel", {"num_layers": "transformer_blocks"}),
+    "diffusers_sana_video": ("SanaVideoTransformer3DModel", {"num_layers": "transformer_blocks"}),
+}
+
+
+@pytest.mark.parametrize("table", CLASSES)
+def test_released_models_have_as_many_layers_as_diffusers_classes(table: str) -> None:
+    name, arguments = CLASSES[table]
+    found = getattr(diffusers, name, None)
+    if found is None:
+        pytest.skip(f"this diffusers has no {name}")
+    defaults = {stem: signature(found.__init__).parameters[argument].default for argument, stem in arguments.items()}
+    assert defaults.items() <= DEPTHS[table].items()
+    # Bria FIBO's class has Flux.1's numbers, and diffusers has none of Anima.
+    assert DEPTHS.keys() - CLASSES.keys() == {"diffusers_bria_fibo", "invoke_anima_comfyui_keys"}
