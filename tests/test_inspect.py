@@ -36,6 +36,7 @@ OTHERS: dict[str, tuple[dict[str, Shape], dict[str, object] | None]] = {
     "embedding_lora": ({"fc.lora_embedding_A": (4, 16), "fc.lora_embedding_B": (8, 4)}, None),
     "whole": ({"base_model.model.fc.modules_to_save.default.weight": (16, 8)}, {"modules_to_save": ["fc"]}),
     "whole_bias": ({"base_model.model.fc.bias": (16,)}, {"bias": "all"}),
+    "set_bias": ({"fc.lora_A.weight": (4, 8), "fc.lora_B.weight": (16, 4), "fc.bias.set_weight": (16,)}, None),
     "set_scale": ({"fc.lora_A.weight": (4, 8), "fc.lora_B.weight": (16, 4), "q_norm.scale": (16,)}, None),
     "ln_tuning_bias": ({"base_model.model.fc.ln_tuning_layers.bias": (16,)}, {"peft_type": "LN_TUNING"}),
     "ia3_peft_bias": (
