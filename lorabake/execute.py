@@ -291,12 +291,17 @@ class Executor:
         }
         terms = Terms(patch.view.shape, self._scale(patch), patch.settings)
         if kind.replaces:
-            return {"value": kind.value(tensors)}, terms
+            return {"value": _shaped(patch, kind.value(tensors), matrix(patch.view.shape))}, terms
         own = {slot: tensor for slot, tensor in tensors.items() if slot not in MAGNITUDES}
         try:
             if kind.low_rank:
                 up, down = kind.factors(own, terms)
-                prepared: dict[str, torch.Tensor] = {"up": up, "down": down * terms.scale}
+                rows, columns = matrix(patch.view.shape)
+                _shaped(patch, up, (rows, len(down)))
+                prepared: dict[str, torch.Tensor] = {
+                    "up": up,
+                    "down": _shaped(patch, down, (len(down), columns)) * terms.scale,
+                }
             else:
                 prepared = dict(kind.prepare(own, terms))
         except ValueError as error:
@@ -527,11 +532,23 @@ def _view(tensor: torch.Tensor) -> memoryview:
     return memoryview(tensor.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
+def _shaped(patch: Patch, tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return a tensor of just this shape; what torch would repeat to fill it is no part of a patch."""
+    if tensor.shape != shape:
+        found, wanted = (" × ".join(map(str, each)) for each in (tensor.shape, shape))
+        raise MatchError(
+            f"{patch.module}: {patch.kind.title} made {found} of its tensors, and the weight takes {wanted}\n"
+            "The plan should have refused them: please report this."
+        )
+    return tensor
+
+
 def _change(patch: Patch, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
     """Return W(1) − W of some rows of a module; where a magnitude sets their lengths, W(1) or what stands for it."""
     kind = patch.kind
     own = {slot: tensor for slot, tensor in tensors.items() if slot not in MAGNITUDES} if patch.has_dora else tensors
     delta = own["up"][rows] @ own["down"] if kind.low_rank else kind.delta(own, weight, rows, terms)
+    _shaped(patch, delta, tuple(weight.shape))
     if not patch.has_dora:
         return delta
     axis = dora.axis(patch.shapes, terms.shape, kind.length_axis)

@@ -164,7 +164,7 @@ class _Match:
         self.turned = False
         self.alphas: list[str] = []
         self.apart: Counter[str] = Counter()
-        self.sides: dict[str, tuple[int, int]] = {}
+        self.sides: dict[str, tuple[tuple[int, int], str]] = {}
 
     def run(self) -> tuple[list[Patch], Ledger]:
         self._check_components()
@@ -182,6 +182,8 @@ class _Match:
                     )
         for info in self.lora.tensors.unknown:
             self._unknown(info)
+        for shared, own in self.lora.tensors.unlike:
+            self.faults.strange.append((shared.key, f"it is {shared.shape}, and its copy {own.key} is {own.shape}"))
         if self.faults:
             raise MatchError(self._complaint())
         self._check_announced()
@@ -330,8 +332,7 @@ class _Match:
             path = f"{_unwrapped(path)}.{target.name.rpartition('.')[2]}"
         elif config:
             path = config.trained(path)
-        count = EXPERTS.experts(shapes, target.views["weight"].shape) if kinds == (EXPERTS,) else 1
-        if config and (fault := _config_fault(config, path, shapes, count)):
+        if config and (fault := self._config_fault(config, path, kinds, shapes, target)):
             self.faults.misfits.append((module.name, fault))
             return
         self._apply(module, kinds, target, strength, config, path)
@@ -367,8 +368,10 @@ class _Match:
         return view
 
     def _fault(self, kinds: tuple[Kind, ...], shapes: Mapping[str, tuple[int, ...]], target: Module) -> str | None:
-        if prod(shapes.get("alpha", ())) != 1:
-            return f"its alpha has the shape {shapes['alpha']}"
+        for slot in sorted(frozenset[str]().union(*(kind.numbers for kind in kinds)) & shapes.keys()):
+            if prod(shapes[slot]) != 1:
+                return f"its {slot} has the shape {shapes[slot]}"
+        empty = next((slot for slot in sorted(shapes) if 0 in shapes[slot]), None)
         for kind in kinds:
             view = self._view(target, kind)
             if view is None:
@@ -376,12 +379,36 @@ class _Match:
                     continue
                 return f"the base's module has no {kind.parameter}"
             fault = kind.fault(shapes, view.shape)
+            if fault is None and empty and kind.rank(shapes) != 0:
+                fault = f"its {empty} is empty: {shapes[empty]}"
             has_dora = bool(kind.lengths & shapes.keys())
             if fault is None and has_dora and dora.axis(shapes, view.shape, kind.length_axis) is None:
                 fault = "its DoRA magnitude has neither rows nor columns of it"
             if fault is not None:
                 size = " × ".join(map(str, view.shape))
-                return f"{fault}; the base's {kind.parameter} is {size}{_cause(shapes, view)}"
+                fault = f"{fault}; the base's {kind.parameter} is {size}{_cause(shapes, view)}"
+                own = [slot for slot in sorted(kind.claims(frozenset(shapes)) & shapes.keys()) if shapes[slot]]
+                if all(str(shapes[slot]) not in fault for slot in own):
+                    fault += f"; its tensors: {', '.join(f'{slot} {shapes[slot]}' for slot in own)}"
+                return fault
+        return None
+
+    def _config_fault(
+        self,
+        config: PeftConfig,
+        path: str,
+        kinds: tuple[Kind, ...],
+        shapes: Mapping[str, tuple[int, ...]],
+        target: Module,
+    ) -> str | None:
+        """Say where tensors that fit their weights have other shapes than the configuration asks for."""
+        fields = config.fields_of(path)
+        for kind in kinds:
+            view = self._view(target, kind)
+            if view is not None and (fault := kind.misconfigured(fields, shapes, view.shape)):
+                return fault
+        if config.dora and shapes.keys() & {"down", "lora_a", "embedding_down"} and not dora.is_in(shapes):
+            return "adapter_config says use_dora, and there is no magnitude"
         return None
 
     def _apply(
@@ -403,11 +430,12 @@ class _Match:
                 continue
             tensors = {slot: module.slots[slot] for slot in sorted(kind.claims(slots) - kind.markers)}
             try:
-                fields, named = (config.fields, path) if config else (None, module.name)
+                fields, named = (config.fields_of(path), path) if config else (None, module.name)
                 settings = kind.settings(fields, named, module.shapes)
-                if kind.drawn - slots:
-                    largest = self._largest(kind, target.component)
-                    settings = {**settings, **kind.redraw(fields, module.shapes, largest)}
+                if fault := kind.unsettled(settings, module.shapes, view.shape):
+                    raise ValueError(fault)
+                if kind.drawn:
+                    settings = {**settings, **self._drawn(kind, fields, module, target)}
                 semantics = self.lora.entry.semantics or ""
                 if semantics and dora.is_in(tensors):
                     dora.check(semantics, module.shapes)
@@ -431,18 +459,35 @@ class _Match:
         self.ledger.applied += module.size
         self.ledger.modules[target.component] += 1
 
-    def _largest(self, kind: Kind, component: str) -> tuple[int, int]:
-        """Return the most outputs and inputs of the weights that a kind's modules are for, left out or not."""
+    def _drawn(
+        self, kind: Kind, fields: Mapping[str, object] | None, module: LoraModule, target: Module
+    ) -> Mapping[str, object]:
+        """Return what it takes to draw random matrices again; check those that are in the file."""
+        there = kind.drawn & module.slots.keys()
+        largest, placeless = self._largest(kind, target.component)
+        if placeless and not there:
+            raise ValueError(f"its random matrices depend on {placeless}, which has no place")
+        wanted = {} if placeless else kind.drawn_shapes(module.shapes, largest)
+        for slot in sorted(there & wanted.keys()):
+            if module.shapes[slot] != wanted[slot]:
+                raise ValueError(f"its {slot} is {module.shapes[slot]}, and all its layers ask for {wanted[slot]}")
+        return {} if there else kind.redraw(fields, module.shapes, largest)
+
+    def _largest(self, kind: Kind, component: str) -> tuple[tuple[int, int], str]:
+        """Return the most outputs and inputs of the weights that a kind's modules are for, left out or not.
+
+        With them comes the name of a module that has no place, if there is one.
+        """
         if component not in self.sides:
-            sides = []
+            sides: list[tuple[int, ...]] = [(0, 0)]
+            placeless = ""
             for module in self.lora.tensors.modules.values():
                 if kind.required <= module.slots.keys():
                     found = self.matcher.spelled.get(module.name, [])
                     targets = [each for each in found if self._fault((kind,), module.shapes, each) is None]
-                    if not targets:
-                        raise ValueError(f"its random matrices depend on {module.name}, which has no place")
+                    placeless = placeless if targets else module.name
                     sides += [view.shape for each in targets[:1] if (view := self._view(each, kind))]
-            self.sides[component] = (max(shape[0] for shape in sides), max(shape[1] for shape in sides))
+            self.sides[component] = (max(shape[0] for shape in sides), max(shape[1] for shape in sides)), placeless
         return self.sides[component]
 
     def _take(self, region: Region, name: str) -> None:
@@ -663,16 +708,6 @@ class _Match:
 def _unwrapped(name: str) -> str:
     """Return the module that PEFT wraps once for each of its tensors."""
     return re.sub(r"(?:\.base_layer)+\Z", "", name)
-
-
-def _config_fault(config: PeftConfig, path: str, shapes: Mapping[str, tuple[int, ...]], experts: int) -> str | None:
-    if config.kind != "LORA":
-        return None
-    if "down" in shapes and shapes["down"][0] != config.rank_of(path) * experts:
-        return f"its rank is {shapes['down'][0] / experts:g}, and adapter_config says {config.rank_of(path)}"
-    if config.dora and shapes.keys() & {"down", "lora_a", "embedding_down"} and not dora.is_in(shapes):
-        return "adapter_config says use_dora, and there is no magnitude"
-    return None
 
 
 def _packer(keys: Iterable[str]) -> str | None:

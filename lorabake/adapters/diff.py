@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, matrix
+from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, fits
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +23,7 @@ class Difference(Kind):
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for the parameter's own shape."""
         (shape,) = (shapes[slot] for slot in self.required)
-        return None if matrix(shape) == matrix(weight) else f"its difference is {shape}"
+        return None if fits(shape, weight) else f"its difference is {shape}"
 
     def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
         """Return these rows of the difference."""
@@ -57,8 +56,8 @@ class Beft(Difference):
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for one value an output."""
-        count = prod(shapes["beft_bias"])
-        return None if (count,) == weight else f"it has {count} values"
+        shape = shapes["beft_bias"]
+        return None if shape == (1, *weight) else f"its beft_bias is {shape}"
 
 
 class NormDifference(Difference):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, product_fault
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, product_fault, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,11 @@ class EmbeddingLora(Kind):
         """Check the product's shape."""
         up, down = shapes["embedding_up"][::-1], shapes["embedding_down"][::-1]
         return product_fault(down, up, weight, "lora_embedding_A and lora_embedding_B, turned,")
+
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for as many rows of A as the rank."""
+        rank = whole_number(config, "r")
+        return {"embedding_down": (rank, weight[0])} if rank else {}
 
     def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
         """Exchange and turn the factors."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +42,11 @@ class ExpertLora(Kind):
         if len(weight) == 3 and up[0] == down[1]:
             return "as many outputs as inputs: nothing tells which side is which"
         return None
+
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for the rank of each expert."""
+        rank, experts = whole_number(config, "r"), self.experts(shapes, weight)
+        return {"down": (rank * experts, *shapes["down"][1:])} if rank else {}
 
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
         """Part the experts: A (experts, r, in), B (experts, out, r) with the scale."""

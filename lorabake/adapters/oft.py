@@ -16,10 +16,9 @@ Qiu et al. 2023 (arXiv 2306.07280); Liu et al. 2023, BOFT (arXiv 2311.06243); Qi
 
 from __future__ import annotations
 
-from math import prod
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, matrix
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, fits, matrix, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -91,8 +90,8 @@ class Oft(Kind):
             return f"its blocks turn {shape[-3] * shape[-1]} outputs"
         if len(shape) == 4 and (shape[-1] % 2 or weight[0] % (2 ** shape[0] * (shape[-1] // 2))):
             return f"its {shape[0]} butterfly rounds of blocks of {shape[-1]} do not divide the outputs"
-        if "rescale" in shapes and prod(shapes["rescale"]) != weight[0]:
-            return f"it rescales {prod(shapes['rescale'])} outputs"
+        if "rescale" in shapes and not fits(shapes["rescale"], weight[:1]):
+            return f"its rescale is {shapes['rescale']}"
         return None
 
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
@@ -244,6 +243,19 @@ class PeftOft(Kind):
             return f"its packed rotations {shape} do not cover {columns} inputs"
         return None
 
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for one triangle a block, or for one alone where blocks share it; for blocks of the size that is named.
+
+        Where r or the size does not divide the inputs, PEFT takes another.
+        """
+        columns, size = matrix(weight)[1], _block_size(shapes["oft_R"][1])
+        named, count = whole_number(config, "oft_block_size"), whole_number(config, "r")
+        if named is not None and columns % named == 0:
+            size = named
+        elif named is None and count is not None and columns % count == 0:
+            size = columns // count
+        return {"oft_R": (1 if config.get("block_share") else columns // size, size * (size - 1) // 2)}
+
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
         """Unpack the triangles and build what multiplies blocks of columns from the right."""
         import torch
@@ -284,7 +296,20 @@ class PeftBoft(Kind):
             return f"its blocks {shape} do not cover {matrix(weight)[1]} inputs"
         if shape[0] > 1 and (shape[2] % 2 or shape[1] % 2 ** (shape[0] - 1)):
             return f"its {shape[0]} butterfly rounds do not divide {shape[1]} blocks of {shape[2]}"
-        return None if prod(shapes["boft_s"]) == weight[0] else f"it scales {prod(shapes['boft_s'])} outputs"
+        wanted = (weight[0], 1) if len(weight) == 2 else (1, weight[0])
+        return None if shapes["boft_s"] == wanted else f"its boft_s is {shapes['boft_s']}, not {wanted}"
+
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for blocks of the size, or of the number, that is named, and for as many rounds.
+
+        One round may be there in the place of more: without CUDA PEFT trains no more.
+        """
+        columns, rounds = matrix(weight)[1], whole_number(config, "boft_n_butterfly_factor")
+        size, count = whole_number(config, "boft_block_size"), whole_number(config, "boft_block_num")
+        if not rounds or bool(size) == bool(count):
+            return {}
+        size = size or columns // (count or 1)
+        return {"boft_R": (1 if shapes["boft_R"][0] == 1 else rounds, columns // size, size, size)}
 
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
         """Build what multiplies blocks of columns from the right, round by round."""

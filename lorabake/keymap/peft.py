@@ -15,6 +15,13 @@ from lorabake.errors import FileError
 SCALED = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
 """PEFT's type -> the field that is divided by the rank."""
 
+PATTERNS = {
+    "rank_pattern": "r",
+    "n_frequency_pattern": "n_frequency",
+    "block_size_pattern": "block_size",
+}
+"""The field whose patterns give modules a number of their own -> the field in whose place that number is."""
+
 REFUSED = {
     "PROMPT_TUNING": "it learns tokens put before the input, no weights",
     "MULTITASK_PROMPT_TUNING": "it learns tokens put before the input, no weights",
@@ -169,6 +176,17 @@ class PeftConfig:
         """Return the name by which patterns know what is trained of a module: its own, or that of its weight."""
         weight = f"{module}.weight"
         return weight if any(f".{weight}".endswith(f".{name}") for name in self.parameters) else module
+
+    def fields_of(self, module: str) -> dict[str, object]:
+        """Return the fields as they hold for one module: its own numbers, where patterns give it some."""
+        fields = dict(self.fields)
+        if self.kind in SCALED:
+            fields["r"] = self.rank
+        for name, place in PATTERNS.items():
+            patterns = fields.get(name)
+            if isinstance(patterns, dict) and (pattern := _first(patterns, module, self.where)) is not None:
+                fields[place] = patterns[pattern]
+        return fields
 
     def rank_of(self, module: str) -> int:
         """Return the rank that a module was trained with."""

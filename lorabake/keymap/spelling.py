@@ -89,13 +89,15 @@ class LoraModule:
 class LoraTensors:
     """Sort a LoRA file's tensors: by module; of unsupported kinds, by kind; and those of no known form.
 
-    `common` counts those that several modules share.
+    `common` counts those that several modules share; `unlike` are pairs of such a one and a module's own copy of it,
+    of another shape.
     """
 
     modules: dict[str, LoraModule]
     unsupported: dict[str, list[TensorInfo]]
     unknown: list[TensorInfo]
     common: int = 0
+    unlike: tuple[tuple[TensorInfo, TensorInfo], ...] = ()
 
 
 def sort_tensors(
@@ -125,17 +127,19 @@ def sort_tensors(
             if slots.setdefault(module, {}).setdefault(rows[row][1], info) is not info:
                 unknown.append(info)
     borrowed: dict[str, set[str]] = {name: set() for name in slots}
-    idle = []
+    idle, unlike = [], []
     for info in common:
         needed = {by: slot for key, slot, by in shared if re.fullmatch(key, info.key)}
         takers = [(name, needed[by]) for name, found in slots.items() for by in needed.keys() & found.keys()]
         if not takers:
             idle.append(info)
         for name, slot in takers:
-            if slots[name].setdefault(slot, info) is info:
+            if (own := slots[name].setdefault(slot, info)) is info:
                 borrowed[name].add(slot)
+            elif own.shape != info.shape:
+                unlike.append((info, own))
     modules = {name: LoraModule(name, found, frozenset(borrowed[name])) for name, found in slots.items()}
-    return LoraTensors(modules, unsupported, unknown + idle, len(common) - len(idle))
+    return LoraTensors(modules, unsupported, unknown + idle, len(common) - len(idle), tuple(unlike))
 
 
 @cache

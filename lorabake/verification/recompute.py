@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorabake.adapters.kind import matrix
-from lorabake.errors import SurroundingsError
+from lorabake.errors import MatchError, SurroundingsError
 from lorabake.matching import Patch
 from lorabake.methods import masks_of
 from lorabake.planning import Bake, Plan, Target
@@ -230,6 +230,9 @@ def _delta(patch: Patch, tensors: Tensors, weight: Array, place: Place, scale: f
             f"verification has no formula for {patch.kind.title}\nAdd one to lorabake/verification/formulas.py."
         )
     updated = changed(patch.kind.name, tensors, weight, place, scale)
+    if updated.shape != weight.shape:
+        found, wanted = (" × ".join(map(str, each)) for each in (updated.shape, weight.shape))
+        raise MatchError(f"{patch.module}: its formula gives {found}, and the weight's rows are {wanted}")
     return np.asarray(patch.share * (updated - weight))
 
 
