@@ -20,6 +20,7 @@ import torch
 from lorabake.adapters import dora
 from lorabake.adapters.kind import MAGNITUDES, Tensors, Terms, matrix
 from lorabake.errors import MatchError, SurroundingsError, ValueTooLargeError
+from lorabake.keymap.view import Picked
 from lorabake.matching import Patch
 from lorabake.methods import combine, masks_of
 from lorabake.planning import TILE_VALUES, Bake, Plan, Target
@@ -56,12 +57,16 @@ Writer = Callable[[int, int, memoryview], None]
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """Add `up @ down` to rows `start` to `stop`: the stacked factors of all plain patches on those rows."""
+    """Add `up @ down` to rows `start` to `stop`: the stacked factors of all plain patches on those rows.
+
+    `picked` are the values of each row that it is for; all, where it is None.
+    """
 
     start: int
     stop: int
     up: torch.Tensor
     down: torch.Tensor
+    picked: slice | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,7 @@ class Update:
     patch: Patch
     tensors: Tensors
     terms: Terms
+    picked: slice | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +140,7 @@ class Executor:
     # -- row by row ------------------------------------------------------------------------------------
 
     def _by_rows(self, step: Bake, target: Target) -> Iterator[int]:
-        rows, columns = matrix(target.shape)
+        rows, columns = step.matrix(target)
         parts = self._parts(step, target)
         size = max(1, self.tile_values // max(1, columns))
         start = 0
@@ -155,11 +161,11 @@ class Executor:
             start = stop
 
     def _parts(self, step: Bake, target: Target) -> list[Product | Update | Replace]:
-        stacks: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        stacks: dict[tuple[int, int, Picked | None], list[tuple[torch.Tensor, torch.Tensor]]] = {}
         parts: list[Product | Update | Replace] = []
         for patch in step.patches:
             tensors, terms = self._prepare(patch)
-            row = 0
+            row, chosen = 0, patch.view.chosen
             for region in patch.view.regions:
                 rows = slice(row, row + region.stop - region.start)
                 row = rows.stop
@@ -168,18 +174,22 @@ class Executor:
                 if patch.kind.replaces:
                     parts.append(Replace(region.start, region.stop, tensors["value"][rows], patch.strength))
                 elif patch.has_dora or not patch.kind.low_rank:
-                    parts.append(Update(region.start, region.stop, rows.start, patch, tensors, terms))
+                    parts.append(Update(region.start, region.stop, rows.start, patch, tensors, terms, chosen))
                 else:
                     up, right = tensors["up"], tensors["down"] * patch.strength
                     left, right = (right.T, up.T) if patch.view.transpose else (up[rows], right)
                     if self.sequential:
-                        parts.append(Product(region.start, region.stop, left.contiguous(), right.contiguous()))
+                        parts.append(
+                            Product(region.start, region.stop, left.contiguous(), right.contiguous(), chosen)
+                        )
                     else:
-                        stacks.setdefault((region.start, region.stop), []).append((left, right))
-        for (start, stop), factors in stacks.items():
+                        place = region.start, region.stop, patch.view.picked
+                        stacks.setdefault(place, []).append((left, right))
+        for (start, stop, picked), factors in stacks.items():
             left = torch.cat([left for left, _ in factors], dim=1) if len(factors) > 1 else factors[0][0]
             right = torch.cat([right for _, right in factors]) if len(factors) > 1 else factors[0][1]
-            parts.append(Product(start, stop, left.contiguous(), right.contiguous()))
+            chosen = None if picked is None else picked.slice
+            parts.append(Product(start, stop, left.contiguous(), right.contiguous(), chosen))
         return parts if self.sequential else sorted(parts, key=lambda part: not isinstance(part, Replace))
 
     def _apply(self, weight: torch.Tensor, parts: list[Product | Update | Replace], first: int) -> None:
@@ -191,26 +201,28 @@ class Executor:
             if start >= stop:
                 continue
             inner, outer = slice(start - part.start, stop - part.start), slice(start - first, stop - first)
-            if isinstance(part, Product):
-                weight[outer].addmm_(part.up[inner], part.down)
-            elif isinstance(part, Replace):
+            if isinstance(part, Replace):
                 weight[outer].lerp_(part.value[inner], part.strength)
+                continue
+            place = outer if part.picked is None else (outer, part.picked)
+            if isinstance(part, Product):
+                weight[place].addmm_(part.up[inner], part.down)
             else:
                 rows = slice(part.row + inner.start, part.row + inner.stop)
-                change = _change(part.patch, part.tensors, base[outer], rows, part.terms)
+                change = _change(part.patch, part.tensors, base[place], rows, part.terms)
                 strength = part.patch.share
                 if not part.patch.has_dora:
-                    weight[outer].add_(change, alpha=strength)
+                    weight[place].add_(change, alpha=strength)
                 elif base is weight:
-                    weight[outer].lerp_(change, strength)
+                    weight[place].lerp_(change, strength)
                 else:
-                    weight[outer].add_(change.sub_(base[outer]), alpha=strength)
+                    weight[place].add_(change.sub_(base[place]), alpha=strength)
         self.seconds["compute"] += time.perf_counter() - began
 
     # -- whole tensors at once -------------------------------------------------------------------------
 
     def _whole(self, step: Bake) -> Iterator[int]:
-        base = {target.key: self._read_whole(target.source) for target in step.targets}
+        base = {target.key: self._read_whole(target.source).contiguous() for target in step.targets}
         for target in step.targets:
             if target.scale_key:
                 scale = base[target.scale_key] * unit(target.scale_key)
@@ -227,7 +239,8 @@ class Executor:
             else:
                 delta = _change(patch, tensors, weight, slice(0, patch.view.rows), terms)
             if patch.kind.replaces or patch.has_dora:  # it is no difference so far
-                if len(step.patches) == 1 and step.summed and patch.share == 1 and patch.view.transpose:
+                is_all = delta.numel() == baked[patch.view.keys[0]].numel()
+                if len(step.patches) == 1 and step.summed and patch.share == 1 and patch.view.transpose and is_all:
                     baked[patch.view.keys[0]] = delta.T.contiguous()
                     continue
                 delta = delta - weight
@@ -242,7 +255,7 @@ class Executor:
                 self._rescale(target, dtypes[target.scale_key], baked)
         self.seconds["compute"] += time.perf_counter() - began
         for target in step.targets:
-            rows, columns = matrix(target.shape)
+            rows, columns = step.matrix(target)
             flat = baked[target.key].reshape(rows, columns)
             size = max(1, self.tile_values // max(1, columns))
             for start in range(0, rows, size):
@@ -258,12 +271,12 @@ class Executor:
         for key, start, stop, there in step.pieces():
             turned = there[0].patch.view.transpose
             parts = [
-                deltas[id(piece.patch)].T.contiguous() if turned else deltas[id(piece.patch)][piece.rows]
+                (deltas[id(piece.patch)].T.contiguous() if turned else deltas[id(piece.patch)])[piece.rows]
                 for piece in there
             ]
             masks = masks_of(method, key, start, [piece.patch.lora for piece in there], parts[0].numel())
             total = combine(method, parts, [piece.patch.strength for piece in there], masks)
-            rows = baked[key] if turned else baked[key][start:stop]
+            rows = baked[key].view(-1, there[0].patch.view.width)[start:stop]
             rows += total.reshape(rows.shape)
 
     def _rescale(self, target: Target, scale_dtype: str, baked: dict[str, torch.Tensor]) -> None:
@@ -291,12 +304,12 @@ class Executor:
         }
         terms = Terms(patch.view.shape, self._scale(patch), patch.settings)
         if kind.replaces:
-            return {"value": _shaped(patch, kind.value(tensors), matrix(patch.view.shape))}, terms
+            return {"value": _shaped(patch, kind.value(tensors), (patch.view.rows, patch.view.columns))}, terms
         own = {slot: tensor for slot, tensor in tensors.items() if slot not in MAGNITUDES}
         try:
             if kind.low_rank:
                 up, down = kind.factors(own, terms)
-                rows, columns = matrix(patch.view.shape)
+                rows, columns = patch.view.rows, patch.view.columns
                 _shaped(patch, up, (rows, len(down)))
                 prepared: dict[str, torch.Tensor] = {
                     "up": up,

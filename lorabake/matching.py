@@ -13,12 +13,13 @@ from itertools import takewhile
 from math import prod
 
 from lorabake.adapters import dora, kinds_of
-from lorabake.adapters.experts import EXPERTS
+from lorabake.adapters.experts import EXPERTS, SIDE
 from lorabake.adapters.kind import Kind, Settings, matrix
 from lorabake.architectures import architectures
 from lorabake.errors import MatchError
 from lorabake.keymap import split_qkv
 from lorabake.keymap.embeddings import FOR_ONETRAINER, Vectors, read_vectors
+from lorabake.keymap.experts import STACKS, side_of_a
 from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.spelling import (
     INDEXED,
@@ -31,7 +32,7 @@ from lorabake.keymap.spelling import (
     spell_all,
 )
 from lorabake.keymap.table import Architecture, KeyMap, Module
-from lorabake.keymap.view import Region, View
+from lorabake.keymap.view import Picked, Region, View
 from lorabake.resolve import GENERIC, LoraSource, Tie, family_of
 from lorabake.tensors.safetensors import TensorInfo
 
@@ -129,11 +130,11 @@ class Matcher:
     def __init__(self, key_map: KeyMap, tie: Tie | None = None) -> None:
         self.key_map, self.tie = key_map, tie
         self.spelled = spell_all(key_map)
-        self.names: dict[tuple[Region, ...], list[str]] = {}
+        self.names: dict[tuple[tuple[Region, ...], Picked | None], list[str]] = {}
         for modules in key_map.modules.values():
             for module in modules.values():
                 for view in module.views.values():
-                    self.names.setdefault(view.regions, []).append(module.name)
+                    self.names.setdefault(view.place, []).append(module.name)
 
     @cached_property
     def _patterns(self) -> dict[str, str]:
@@ -157,7 +158,8 @@ class _Match:
         self.ledger = Ledger(lora.name, len(lora.checkpoint.tensors), title)
         self.faults = _Faults()
         self.patches: list[Patch] = []
-        self.taken: dict[str, list[tuple[int, int, str]]] = {}
+        self.taken: dict[str, list[tuple[range, Picked | None, str]]] = {}
+        self.paths: set[str] = set()
         self.globs_used: set[str] = set()
         self.blocks = lora.entry.blocks
         self.unlisted = f"not in components: [{', '.join(lora.entry.components or ())}]"
@@ -223,12 +225,11 @@ class _Match:
         unused = next((glob for glob in self.blocks if glob not in self.globs_used), None)
         if unused is None:
             return
-        paths = {name for patch in self.patches for name in self.matcher.names[patch.view.regions]}
-        if any(fnmatchcase(path, unused) for path in paths):
+        if any(fnmatchcase(path, unused) for path in self.paths):
             why = "matches only modules that a pattern before it takes"
         else:
             plain = re.split(r"[*?[]", unused)[0].rstrip(".")
-            heads = {".".join(path.split(".")[: plain.count(".") + 1]) for path in paths}
+            heads = {".".join(path.split(".")[: plain.count(".") + 1]) for path in self.paths}
             why = f"matches no module{_nearest(plain, sorted(heads))}"
         raise MatchError(f"LoRA {self.lora.name!r}: blocks pattern {unused!r} {why}")
 
@@ -257,7 +258,7 @@ class _Match:
                     f"Add {component}: 0 (or another number) to strength, or leave it out with components."
                 )
             strength = strength[component]
-        names = self.matcher.names[view.regions]
+        names = self.matcher.names[view.place]
         for glob, factor in self.blocks.items():
             if any(fnmatchcase(name, glob) or fnmatchcase(f"{component}.{name}", glob) for name in names):
                 self.globs_used.add(glob)
@@ -274,8 +275,8 @@ class _Match:
             return
         found = [indexed] if indexed else self.matcher.spelled.get(module.name, [])
         config, path = self.lora.config_of(module.name)
-        on_experts = not found and config is not None and bool(config.parameters)
-        if on_experts and config is not None:
+        unnamed = not found and config is not None and bool(config.parameters)
+        if unnamed and config is not None:
             found = self._stacks(module.name, config)
         listed = self.lora.entry.components
         if listed is not None:
@@ -289,7 +290,8 @@ class _Match:
                 self.faults.unmatched.append(module.name)
             return
         slots = frozenset(module.slots)
-        kinds = (EXPERTS,) if on_experts and slots == EXPERTS.required else kinds_of(slots)
+        on_experts = EXPERTS.claims(slots) == slots and any(self._is_stack(each, config, path) for each in found)
+        kinds = (EXPERTS,) if on_experts else kinds_of(slots)
         if not kinds:
             self.faults.strange.append((module.name, f"incomplete or unknown set: {', '.join(sorted(module.slots))}"))
             return
@@ -311,7 +313,9 @@ class _Match:
             return
         shapes = module.shapes
         fitting = [each for each in found if self._fault(kinds, shapes, each) is None]
-        if len(fitting) > 1 and on_experts:
+        if len(fitting) > 1 and unnamed:
+            fitting = self._wrapped(module.name, fitting, config)
+        if len(fitting) > 1 and unnamed:
             self.faults.strange.append((module.name, "it fits several stacks of experts, and no name says which"))
             return
         if len(fitting) > 1:
@@ -328,7 +332,7 @@ class _Match:
         if not fitting:
             self.faults.misfits.append((module.name, self._fault(kinds, shapes, target) or ""))
             return
-        if on_experts:
+        if unnamed:
             path = f"{_unwrapped(path)}.{target.name.rpartition('.')[2]}"
         elif config:
             path = config.trained(path)
@@ -341,7 +345,7 @@ class _Match:
         """Say why an embedding cannot be changed that is the output head, too; PEFT trains tokens of both at once."""
         tie = self.matcher.tie
         views = [view for each in found for view in each.views.values()]
-        if tie is None or all(tie.embedding not in self.matcher.names[view.regions] for view in views):
+        if tie is None or all(tie.embedding not in self.matcher.names[view.place] for view in views):
             return None
         if "tokens" not in module.slots:
             why = "the base uses this embedding as its output head, too; one tensor cannot be changed for one use"
@@ -352,14 +356,65 @@ class _Match:
             return None
         return f"config.json ties it to the output head, whose tokens change, too, and {tie.head} is stored apart"
 
+    # -- experts -------------------------------------------------------------------------------------
+
     def _stacks(self, name: str, config: PeftConfig) -> list[Module]:
         """Find the stacks of experts that a module of trained parameters may be of; the names do not say which."""
         words = dict.fromkeys(parameter.rpartition(".")[2] for parameter in config.parameters)
         places = [self.matcher.spelled.get(f"{_unwrapped(name)}.{each}", []) for each in words]
-        return [module for found in places for module in found]
+        return [module for found in places for module in found if module.stacked]
+
+    def _wrapped(self, name: str, fitting: list[Module], config: PeftConfig | None) -> list[Module]:
+        """Choose the stack by how often PEFT wrapped its module: once a parameter, the first one innermost."""
+        trained = {parameter.rpartition(".")[2] for parameter in config.parameters} if config else set()
+        order = [stack for stack in STACKS if stack in trained]
+        depth = len(re.findall(r"\.base_layer", name))
+        if len(order) != len(trained) or depth >= len(order):
+            return fitting
+        return [each for each in fitting if each.name.endswith(f".{order[len(order) - 1 - depth]}")]
+
+    def _is_stack(self, target: Module, config: PeftConfig | None, path: str) -> bool:
+        """Tell whether a module is all experts of a mixture: PEFT takes any parameter of three sides for that."""
+        if target.stacked or config is None or config.trained(path) == path:
+            return target.stacked
+        view = target.views.get("weight")
+        return view is not None and view.as_stack() is not None
+
+    def _side(self, module: LoraModule, target: Module, config: PeftConfig | None) -> int | None:
+        """Return which side of a stack an adapter's A reads, 1 or 2; None where that cannot be told.
+
+        Where both are as long, the file's other stacks show how its PEFT counted, or the version does.
+        """
+        if len(module.shapes["down"]) == 3:
+            return None if target.turned is None else 1 if target.turned else 2
+        view = self._view(target, EXPERTS)
+        if len(self._sides_seen) == 1 or view is None:
+            return next(iter(self._sides_seen), None)
+        return side_of_a(config, self.key_map.experts, view, target.turned)
+
+    @cached_property
+    def _sides_seen(self) -> set[int]:
+        """Collect the sides that the A of this file's stacks read, where they are not both as long."""
+        seen: set[int] = set()
+        for module in self.lora.tensors.modules.values():
+            config, path = self.lora.config_of(module.name)
+            if config is None or module.slots.keys() != EXPERTS.required or len(module.shapes["down"]) != 2:
+                continue
+            found = self.matcher.spelled.get(module.name) or self._stacks(module.name, config)
+            views = [self._view(each, EXPERTS) for each in found if self._is_stack(each, config, path)]
+            fitting = [view for view in views if view and EXPERTS.fault(module.shapes, view.shape) is None]
+            sides = {EXPERTS.sides(module.shapes, view.shape) for view in fitting}
+            seen |= {side for each in sides if len(each) == len(sides) == 1 for side in each}
+        return seen
+
+    # -- what fits -----------------------------------------------------------------------------------
 
     def _view(self, target: Module, kind: Kind) -> View | None:
         view = target.views.get(kind.parameter)
+        if kind.by_place:
+            return view and view.as_stack()
+        if view is not None and view.stacked:
+            return None
         if kind.replaces:
             return target.views.get(f"stored_{kind.parameter}", view)
         turned = self.turned and kind.parameter == "weight" and not kind.on_embedding
@@ -368,6 +423,8 @@ class _Match:
         return view
 
     def _fault(self, kinds: tuple[Kind, ...], shapes: Mapping[str, tuple[int, ...]], target: Module) -> str | None:
+        if target.unclear:
+            return target.unclear
         for slot in sorted(frozenset[str]().union(*(kind.numbers for kind in kinds)) & shapes.keys()):
             if prod(shapes[slot]) != 1:
                 return f"its {slot} has the shape {shapes[slot]}"
@@ -377,6 +434,8 @@ class _Match:
             if view is None:
                 if kind.where_present:
                     continue
+                if target.stacked:
+                    return "the base has all experts of a mixture there, and it is for one layer"
                 return f"the base's module has no {kind.parameter}"
             fault = kind.fault(shapes, view.shape)
             if fault is None and empty and kind.rank(shapes) != 0:
@@ -431,6 +490,8 @@ class _Match:
             tensors = {slot: module.slots[slot] for slot in sorted(kind.claims(slots) - kind.markers)}
             try:
                 fields, named = (config.fields_of(path), path) if config else (None, module.name)
+                if kind.by_place:
+                    fields = {**(fields or {}), SIDE: self._side(module, target, config)}
                 settings = kind.settings(fields, named, module.shapes)
                 if fault := kind.unsettled(settings, module.shapes, view.shape):
                     raise ValueError(fault)
@@ -447,8 +508,8 @@ class _Match:
             except ValueError as error:
                 self.faults.strange.append((module.name, str(error)))
                 return
-            for region in view.regions:
-                self._take(region, module.name)
+            self._take(view, module.name)
+            self.paths.update(self.matcher.names[next(iter(target.views.values())).place])
             scale = config.scale_of(path) if config and "alpha" not in tensors and kind.alpha_is_scale else None
             parts = self._parts(module, target) if "alpha" in tensors and kind.low_rank else 1
             patch = Patch(self.index, module.name, kind, tensors, view, strength, scale, settings, parts, semantics)
@@ -490,14 +551,18 @@ class _Match:
             self.sides[component] = (max(shape[0] for shape in sides), max(shape[1] for shape in sides)), placeless
         return self.sides[component]
 
-    def _take(self, region: Region, name: str) -> None:
-        for start, stop, other in self.taken.setdefault(region.key, []):
-            if start < region.stop and region.start < stop and other != name:
+    def _take(self, view: View, name: str) -> None:
+        for region in view.regions:
+            own = range(region.start * view.width, region.stop * view.width)
+            for taken, picked, other in self.taken.setdefault(region.key, []):
+                apart = taken.start >= own.stop or own.start >= taken.stop or other == name
+                if apart or (view.picked and picked and not view.picked.meets(picked)):
+                    continue
                 raise MatchError(
                     f"LoRA {self.lora.name!r}: {other} and {name} both change {region.key}\n"
                     "A file that has one module under two names would be applied twice."
                 )
-        self.taken[region.key].append((region.start, region.stop, name))
+            self.taken[region.key].append((own, view.picked, name))
 
     # -- q, k and v that were trained apart ----------------------------------------------------------
 

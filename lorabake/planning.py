@@ -111,6 +111,14 @@ class Bake:
             return False
         return self.summed and all(not needs_whole(patch) for patch in self.patches)
 
+    def matrix(self, target: Target) -> tuple[int, int]:
+        """Return how many rows a target has, as its patches count them, and how many values in each."""
+        for patch in self.patches:
+            if target.key in patch.view.keys:
+                width = patch.view.width
+                return prod(target.shape) // max(width, 1), width
+        return matrix(target.shape)
+
     def pieces(self) -> Iterator[tuple[str, int, int, tuple[Piece, ...]]]:
         """Cut the targets' rows where any patch begins or ends: (tensor, first row, last row, who is there)."""
         for target in self.targets:
@@ -315,6 +323,7 @@ class _Planner:
         for patch in patches:
             for key in patch.view.keys:
                 touched.setdefault(key, []).append(patch)
+        self._check_rows(touched)
         self.grown = {key: info for key, info in self.sources.packing.grown.items() if key in touched}
         vae = self._replace_vae()
         drafts = list(self._drafts(vae))
@@ -439,6 +448,24 @@ class _Planner:
                     name = self.sources.loras[patch.lora].name
                     raise MatchError(f"LoRA {name!r}: {patch.module} would change {key}, {fault}")
         return patches, [ledger for _, ledger in placed]
+
+    def _check_rows(self, touched: Mapping[str, list[Patch]]) -> None:
+        """Refuse what would have to count one tensor's rows in two ways, or to part values of one row."""
+        method = self.recipe.method.name
+        for key, patches in touched.items():
+            first = patches[0]
+            for patch in patches:
+                name = self.sources.loras[patch.lora].name
+                if patch.view.width != first.view.width:
+                    raise MatchError(
+                        f"LoRA {name!r}: {patch.module} changes {key} as a whole, and {first.module} single experts\n"
+                        "Bake one of them after the other."
+                    )
+                if patch.view.picked is not None and method != "sum":
+                    raise MatchError(
+                        f"LoRA {name!r}: {patch.module} is parts of the rows of {key}\n"
+                        f"The method {method} takes rows whole: use sum."
+                    )
 
     def _stored_fault(self, key: str) -> str | None:
         """Say why a weight cannot be changed in the way in which it is stored, to follow its name."""
@@ -759,7 +786,7 @@ def _working_values(bake: Bake) -> int:
             factors += 2 * rows * columns
         if "drawn" in patch.settings:
             factors += 2 * patch.kind.drawn_values(patch.settings)
-    largest = max(matrix(target.shape)[1] for target in bake.targets)
+    largest = max(bake.matrix(target)[1] for target in bake.targets)
     if any(target.is_drawn for target in bake.targets):
         factors += 8 * max(TILE_VALUES, largest)
     if bake.by_rows:

@@ -177,15 +177,31 @@ class PeftConfig:
         weight = f"{module}.weight"
         return weight if any(f".{weight}".endswith(f".{name}") for name in self.parameters) else module
 
+    def is_before(self, *release: int) -> bool | None:
+        """Tell whether a PEFT before this release (major, minor, patch) wrote it; None where that is unknown.
+
+        All laws that changed ask here. `peft_version` is there since 0.18. A version in the making (0.18.2.dev0@5f3c)
+        comes after the release before it, and may have any of the next minor one's changes.
+        """
+        said = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?(\.?(?:dev|a|b|rc)\d*)?", str(self.fields.get("peft_version")))
+        if said is None:
+            return None
+        major, minor, patch = (int(number or 0) for number in said.groups()[:3])
+        if said[4] is None:
+            return (major, minor, patch) < release
+        if release < (major, minor, patch):
+            return False
+        return True if release > (major, minor + (patch > 0), 0) else None
+
     def fields_of(self, module: str) -> dict[str, object]:
         """Return the fields as they hold for one module: its own numbers, where patterns give it some."""
         fields = dict(self.fields)
-        if self.kind in SCALED:
-            fields["r"] = self.rank
         for name, place in PATTERNS.items():
             patterns = fields.get(name)
             if isinstance(patterns, dict) and (pattern := _first(patterns, module, self.where)) is not None:
                 fields[place] = patterns[pattern]
+        if self.kind in SCALED:
+            fields["r"] = self.rank_of(module)
         return fields
 
     def rank_of(self, module: str) -> int:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lorabake.adapters.kind import MAGNITUDES, matrix
+from lorabake.adapters.kind import MAGNITUDES
 from lorabake.keymap.spelling import patterns
 from lorabake.matching import Patch
 from lorabake.planning import Plan
@@ -129,7 +129,7 @@ class Diagnostician:
 
     def _scene(self, result: Comparison) -> _Scene:
         rows = np.array(sorted(result.rows))
-        count, columns = matrix(result.target.shape)
+        count, columns = result.step.matrix(result.target)
         if len(rows) > count // 2:
             rows = np.arange(count)
         place = {row: index for index, row in enumerate(rows.tolist())}

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lorabake.adapters.kind import matrix
 from lorabake.errors import MatchError, SurroundingsError
 from lorabake.matching import Patch
 from lorabake.methods import masks_of
@@ -62,8 +61,8 @@ class Recomputation:
 
         With `some`, yield that many smaller tiles, spread over the rows, of a tensor whose rows stand alone.
         """
-        if step.by_rows and not any(patch.view.transpose for patch in step.patches):
-            yield from self._by_rows(step.targets[0], step.patches, some)
+        if step.by_rows:
+            yield from self._by_rows(step, some)
         else:
             yield from self._whole(step)
 
@@ -126,13 +125,15 @@ class Recomputation:
 
     # -- the two ways ----------------------------------------------------------------------------------
 
-    def _by_rows(self, target: Target, patches: tuple[Patch, ...], some: int | None) -> Iterator[Tile]:
-        rows, columns = matrix(target.shape)
+    def _by_rows(self, step: Bake, some: int | None) -> Iterator[Tile]:
+        target, patches = step.targets[0], step.patches
+        rows, columns = step.matrix(target)
         size = max(1, TILE_VALUES // max(1, columns) // (some or 1))
         starts: Sequence[int] = range(0, rows, size)
         if some and some < len(starts):
             starts = [at * (rows - size) // (some - 1) for at in range(some)]
         loaded = [(*each, self.tensors(each[1]), self.scale(each[1])) for each in enumerate(patches)]
+        turned: dict[int, Array] = {}
         for start in starts:
             stop = min(start + size, rows)
             base = self.files.rows(target.source, start, stop, columns)
@@ -144,30 +145,38 @@ class Recomputation:
                     if region.key == target.key and first < last:
                         offset = row - region.start
                         inner = slice(first - start, last - start)
-                        place = _place(patch, slice(first + offset, last + offset))
                         seen = exact if self.sequential else base
-                        delta = _delta(patch, tensors, seen[inner], place, scale)
+                        if patch.view.transpose:  # a product: it does not read the weight
+                            if number not in turned:
+                                zeros = np.zeros((patch.view.rows, patch.view.columns))
+                                whole = _place(patch, slice(0, patch.view.rows))
+                                turned[number] = _delta(patch, tensors, zeros, whole, scale).T
+                            delta = turned[number][first - region.start : last - region.start]
+                        else:
+                            place = _place(patch, slice(first + offset, last + offset))
+                            delta = _delta(patch, tensors, _picked(patch, seen[inner]), place, scale)
+                        delta = _widened(patch, delta)
                         exact[inner] += delta
                         changes.append(Change(number, patch, inner, delta))
                     row += region.stop - region.start
+                if stop >= patch.view.regions[-1].stop:
+                    turned.pop(number, None)
             yield Tile(target, start, base, exact, tuple(changes))
 
     def _whole(self, step: Bake) -> Iterator[Tile]:
-        base = {each.key: self.files.whole(each.source).reshape(matrix(each.shape)) for each in step.targets}
+        base = {each.key: self.files.whole(each.source).reshape(step.matrix(each)) for each in step.targets}
         shapes = {target.key: target.shape for target in step.targets}
         for target in step.targets:
             if target.scale_key:
                 stored = base[target.scale_key].reshape(shapes[target.scale_key])
-                base[target.key] *= scales(stored, target.shape, target.scale_key)
+                base[target.key] *= _by_row(scales(stored, target.shape, target.scale_key), base[target.key])
         exact = {key: array.copy() for key, array in base.items()}
         parts: dict[str, list[Change]] = {key: [] for key in base}
         own: dict[int, Array] = {}
         for number, patch in enumerate(step.patches):
             view, seen = patch.view, exact if self.sequential else base
-            if view.transpose:
-                weight = np.ascontiguousarray(seen[view.regions[0].key].T)
-            else:
-                weight = np.concatenate([seen[region.key][region.start : region.stop] for region in view.regions])
+            blocks = [_picked(patch, seen[region.key][region.start : region.stop]) for region in view.regions]
+            weight = np.ascontiguousarray(blocks[0].T) if view.transpose else np.concatenate(blocks)
             place = _place(patch, slice(0, view.rows))
             changed = _delta(patch, self.tensors(patch), weight, place, self.scale(patch))
             if view.transpose:
@@ -178,19 +187,16 @@ class Recomputation:
             row = 0
             for region in view.regions:
                 rows = slice(region.start, region.stop)
-                delta = changed[row : row + region.stop - region.start]
+                delta = _widened(patch, changed[row : row + region.stop - region.start])
                 exact[region.key][rows] += delta
                 parts[region.key].append(Change(number, patch, rows, delta))
                 row += region.stop - region.start
         for key, start, stop, there in () if step.summed else step.pieces():
-            deltas = [
-                own[id(piece.patch)] if piece.patch.view.transpose else own[id(piece.patch)][piece.rows]
-                for piece in there
-            ]
+            deltas = [own[id(piece.patch)][piece.rows] for piece in there]
             method, loras = self.plan.sources.recipe.method, [piece.patch.lora for piece in there]
             masks = masks_of(method, key, start, loras, deltas[0].size)
             total = combined(method, deltas, [piece.patch.strength for piece in there], masks)
-            rows = slice(start, stop) if not there[0].patch.view.transpose else slice(0, len(exact[key]))
+            rows = slice(start, stop)
             exact[key][rows] += total
             parts[key].append(Change(step.patches.index(there[0].patch), there[0].patch, rows, total))
         dtypes = {target.key: target.dtype for target in step.targets}
@@ -199,7 +205,7 @@ class Recomputation:
                 old, shape = base[target.scale_key], shapes[target.scale_key]
                 fresh = _fresh(exact[target.key], old.reshape(shape), target, dtypes[target.scale_key])
                 due = fresh.reshape(old.shape)
-                scale = scales(fresh, target.shape, target.scale_key)
+                scale = _by_row(scales(fresh, target.shape, target.scale_key), exact[target.key])
                 exact[target.scale_key] = due
                 first = parts[target.key][0]  # what changes a weight changes its scale
                 parts[target.scale_key] = [Change(first.number, first.patch, slice(0, len(due)), due - old)]
@@ -218,6 +224,25 @@ def _fresh(weight: Array, scale: Array, target: Target, scale_dtype: str) -> Arr
     sizes = largest(weight, scale) / LARGEST[target.dtype]
     sizes *= 127.0 if target.scale_key.endswith("SCB") else 1.0
     return rounded(scale_dtype, np.where(sizes > 0, sizes, 1.0))
+
+
+def _by_row(scale: Array, weight: Array) -> Array:
+    """Repeat scales of a tensor's own rows for the rows that patches count, of which it may have more."""
+    return scale if len(scale) == 1 else np.repeat(scale, len(weight) // len(scale), axis=0)
+
+
+def _picked(patch: Patch, rows: Array) -> Array:
+    """Return what a patch's module has of stored rows."""
+    return rows if patch.view.picked is None else rows[:, patch.view.chosen]
+
+
+def _widened(patch: Patch, delta: Array) -> Array:
+    """Put what a patch's module has of stored rows in its place among the rest, which does not change."""
+    if patch.view.picked is None:
+        return delta
+    wide = np.zeros((len(delta), patch.view.width))
+    wide[:, patch.view.chosen] = delta
+    return wide
 
 
 def _place(patch: Patch, rows: slice) -> Place:
