@@ -15,6 +15,7 @@ from math import prod
 from lorabake.adapters import dora, kinds_of
 from lorabake.adapters.experts import EXPERTS, SIDE
 from lorabake.adapters.kind import Kind, Settings, matrix
+from lorabake.adapters.tokens import rows_of
 from lorabake.architectures import architectures
 from lorabake.errors import MatchError
 from lorabake.keymap import split_qkv
@@ -29,12 +30,14 @@ from lorabake.keymap.spelling import (
     components_named,
     flatten,
     pattern_of,
+    spell,
     spell_all,
 )
 from lorabake.keymap.table import Architecture, KeyMap, Module
 from lorabake.keymap.view import Picked, Region, View
-from lorabake.resolve import GENERIC, LoraSource, Tie, family_of
+from lorabake.resolve import GENERIC, LoraSource, family_of
 from lorabake.tensors.safetensors import TensorInfo
+from lorabake.ties import Tie, are_alike
 
 PACKED = {
     ".qweight": "GPTQ or AWQ",
@@ -135,6 +138,15 @@ class Matcher:
             for module in modules.values():
                 for view in module.views.values():
                     self.names.setdefault(view.place, []).append(module.name)
+        for use in reversed(tie.named) if tie else ():
+            component = next(each for each in key_map.architecture.components if each.name == use.component)
+            for word in spell(component, key_map.placed[use.component][1], use.name):
+                self.spelled[word] = [use]
+            self.names[use.views["weight"].place].append(use.name)
+
+    def use_of(self, name: str) -> Module | None:
+        """Return the use of a tied embedding that a LoRA's module is for, if it is for one."""
+        return self.tie.use(self.spelled.get(name, ())) if self.tie else None
 
     @cached_property
     def _patterns(self) -> dict[str, str]:
@@ -289,6 +301,8 @@ class _Match:
             if not self._excluded_by_component(module.name, size):
                 self.faults.unmatched.append(module.name)
             return
+        if self._is_settled_by_tie(module):
+            return
         slots = frozenset(module.slots)
         on_experts = EXPERTS.claims(slots) == slots and any(self._is_stack(each, config, path) for each in found)
         kinds = (EXPERTS,) if on_experts else kinds_of(slots)
@@ -302,14 +316,12 @@ class _Match:
             return
         if "whole_weight" in whole and any(kind.low_rank and kind.parameter == "weight" for kind in kinds):
             whole = whole if config is None else frozenset()  # an embedding's or a head's own (save_embedding_layers)
-        if whole and not (config and all(config.saves(path, slot) for slot in whole)):
+        tied = config is not None and config.ties and self.matcher.use_of(module.name) is not None
+        if whole and not tied and not (config and all(config.saves(path, slot) for slot in whole)):
             self.faults.strange.append((module.name, "a whole tensor that no modules_to_save announces"))
             return
         if config is None and "lora_a" in module.slots:
             self.faults.strange.append((module.name, "MLX-LM's adapter_config.json is not there: it has the scale"))
-            return
-        if why := self._tied(module, found):
-            self.faults.strange.append((module.name, why))
             return
         shapes = module.shapes
         fitting = [each for each in found if self._fault(kinds, shapes, each) is None]
@@ -341,20 +353,55 @@ class _Match:
             return
         self._apply(module, kinds, target, strength, config, path)
 
-    def _tied(self, module: LoraModule, found: Iterable[Module]) -> str | None:
-        """Say why an embedding cannot be changed that is the output head, too; PEFT trains tokens of both at once."""
+    # -- embeddings that are heads, too --------------------------------------------------------------
+
+    def _is_settled_by_tie(self, module: LoraModule) -> bool:
+        """Enter a module of a tied embedding that is not to be baked by itself: left out, refused, or said twice."""
+        use = self.matcher.use_of(module.name)
+        if use is None:
+            return False
+        fault, repeated = self._tied
+        strength, reason = self._strength(use.component, use.views["weight"])
+        if strength == 0:
+            self.ledger.excluded[reason] += module.size
+        elif fault:
+            self.faults.strange.append((module.name, fault))
+        elif module.name in repeated:
+            self.ledger.applied += module.size
+        return strength == 0 or bool(fault) or module.name in repeated
+
+    @cached_property
+    def _tied(self) -> tuple[str | None, frozenset[str]]:
+        """Say why this file's changes of a tied embedding cannot be baked; name those that repeat another one."""
+        changes: dict[str, list[LoraModule]] = {}
+        laws: list[object] = []
         tie = self.matcher.tie
-        views = [view for each in found for view in each.views.values()]
-        if tie is None or all(tie.embedding not in self.matcher.names[view.place] for view in views):
+        for module in self.lora.tensors.modules.values() if tie else ():
+            use = self.matcher.use_of(module.name)
+            if use is None or module.slots.keys() == {"alpha"}:
+                continue
+            strength, _ = self._strength(use.component, use.views["weight"])
+            if strength != 0:
+                changes.setdefault(use.name, []).append(module)
+                laws.append((strength, self._law(module)))
+        if tie is None or not changes:
+            return None, frozenset()
+        first, *others = [module for modules in changes.values() for module in modules]
+        alike = all(law == laws[0] for law in laws) and all(are_alike(first, other) for other in others)
+        repeated = tie.repeated(changes)
+        if repeated and alike:
+            self.ledger.notes.append(
+                f"{' and '.join(sorted(changes, key=tie.heads.__contains__))} are one tensor: "
+                "their change, said for each, is baked once"
+            )
+        return tie.fault(changes, alike=alike), frozenset(module.name for module in repeated)
+
+    def _law(self, module: LoraModule) -> object:
+        """Return what a configuration says of a module that its tensors do not: its scale, and its trained tokens."""
+        config, path = self.lora.config_of(module.name)
+        if config is None:
             return None
-        if "tokens" not in module.slots:
-            why = "the base uses this embedding as its output head, too; one tensor cannot be changed for one use"
-            return None if tie.head else why
-        spelled = self.matcher.spelled
-        trained = [each.name for each in self.lora.tensors.modules.values() if "tokens" in each.slots]
-        if tie.head is None or any(each.name == tie.head for name in trained for each in spelled.get(name, ())):
-            return None
-        return f"config.json ties it to the output head, whose tokens change, too, and {tie.head} is stored apart"
+        return config.scale_of(path), rows_of(config.fields, path)
 
     # -- experts -------------------------------------------------------------------------------------
 

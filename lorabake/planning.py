@@ -23,11 +23,12 @@ from lorabake.errors import FileError, MatchError, RecipeError, TargetError
 from lorabake.keymap.embeddings import Vectors, file_stem
 from lorabake.matching import Ledger, Matcher, Patch
 from lorabake.recipe import Recipe
-from lorabake.resolve import GENERIC, Sources, find_tie, resolve
+from lorabake.resolve import GENERIC, Sources, model_config, resolve
 from lorabake.tensors.checkpoint import Checkpoint, Part, read_object
 from lorabake.tensors.dtypes import DTYPES, FLOAT_NAMES, nbytes
 from lorabake.tensors.packing import PackedInfo
 from lorabake.tensors.safetensors import TensorInfo, encode_header
+from lorabake.ties import find_tie
 from lorabake.translation import left_out_of
 
 _OTHER_SCALES = (
@@ -423,7 +424,8 @@ class _Planner:
     def _match(self) -> tuple[list[Patch], list[Ledger]]:
         if not self.sources.loras:
             return [], []
-        matcher = Matcher(self.sources.key_map, find_tie(self.sources.base, self.sources.key_map))
+        key_map = self.sources.key_map
+        matcher = Matcher(key_map, find_tie(model_config(self.sources.base), key_map))
         placed = [matcher.match(index, lora) for index, lora in enumerate(self.sources.loras)]
         patches = [patch for found, _ in placed for patch in found]
         replaced: dict[str, Patch] = {}

@@ -54,14 +54,6 @@ class LoraSource:
 
 
 @dataclass(frozen=True, slots=True)
-class Tie:
-    """Name an input embedding that is the output head, too; `head` is a second copy that is stored as the head's."""
-
-    embedding: str
-    head: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class Sources:
     """Hold every input of a recipe, opened and identified; `packing` says what of the base is no plain floats."""
 
@@ -139,25 +131,6 @@ def identify(tensors: Mapping[str, TensorInfo]) -> Architecture:
         names = " and ".join(each.title for each in fitting)
         raise MatchError(f"the base looks like {names}: its tensors do not tell them apart")
     return fitting[0] if fitting else next(each for each in architectures() if each.name == GENERIC)
-
-
-def find_tie(base: Checkpoint, key_map: KeyMap) -> Tie | None:
-    """Find the module that is input embedding and output head in one, if the base has such a one.
-
-    It has where config.json names a model with a head and none is stored, or says that the two are one.
-    """
-    config = model_config(base)
-    classes = config.get("architectures")
-    with_head = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM")
-    if not isinstance(classes, list) or not any(str(each).endswith(with_head) for each in classes):
-        return None
-    for component in key_map.architecture.components:
-        names = key_map.modules.get(component.name, {})
-        head = next((name for name in names if component.heads and name.endswith(component.heads)), None)
-        if component.embeddings and (head is None or config.get("tie_word_embeddings") is True):
-            embedding = next((name for name in names if name.endswith(component.embeddings)), None)
-            return Tie(embedding, head) if embedding else None
-    return None
 
 
 def grown(key_map: KeyMap, loras: tuple[LoraSource, ...]) -> dict[str, PackedInfo]:

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     import torch
 
 
+AS_LINEAR = {"embedding_up": "down", "embedding_down": "up"}
+"""Slots of an embedding's LoRA -> those of the same change as a linear layer's, which hold the other way round."""
+
+
 class EmbeddingLora(Kind):
     """Add the transposed product to the token embeddings."""
 

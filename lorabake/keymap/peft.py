@@ -204,6 +204,11 @@ class PeftConfig:
             fields["r"] = self.rank_of(module)
         return fields
 
+    @property
+    def ties(self) -> bool:
+        """Tell whether it trained a tied embedding in all its uses, and saved each, named or not."""
+        return self.fields.get("ensure_weight_tying") is True
+
     def rank_of(self, module: str) -> int:
         """Return the rank that a module was trained with."""
         pattern = _first(self.rank_pattern, module, self.where)

@@ -124,7 +124,8 @@ class Component:
     `dotted` prefixes precede a dotted module path (`unet.`), `flat` ones a path whose dots became underscores
     (`lora_unet_`). `optional` words may lead the path on one side and be absent on the other (`model.`).
     `orders` reads index-named files. `embeddings` end the names of input embeddings that a model without any of
-    the `heads` uses as its output head, too. `aliases` are names that no layout has.
+    the `heads` uses as its output head, too; `copies` are names, from where it lies, of that same embedding in other
+    places. `aliases` are names that no layout has.
     """
 
     name: str
@@ -136,6 +137,7 @@ class Component:
     orders: tuple[IndexOrder, ...] = ()
     embeddings: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
     aliases: tuple[Alias, ...] = ()
 
 
