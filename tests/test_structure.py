@@ -25,7 +25,7 @@ LAYERS = (
     ("components",),
     ("architectures", "adapters", "dialects"),
     ("recipe",),
-    ("translation",),
+    ("translation", "ties"),
     ("resolve", "methods", "rounding"),
     ("matching",),
     ("provenance",),

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, whole_number
+from lorabake.keymap.peft import WHO_TRAINED
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +59,7 @@ class ExpertLora(Kind):
         if (side := (config or {}).get(SIDE)) not in (1, 2):
             raise ValueError(
                 f"as many outputs as inputs ({shapes['down'][-1]}), and nothing tells which side its A reads\n"
-                "PEFT changed that in 0.19.1: add to adapter_config.json the peft_version that trained it."
+                f"PEFT changed that in 0.19.1: {WHO_TRAINED}"
             )
         return {"side": side}
 

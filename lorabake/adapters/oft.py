@@ -8,8 +8,8 @@ list (`oft_blocks.0`, …), one for each part of a fused layer, or one for a lay
 and has its own constraint. `oft_diag`, of 2023, holds the blocks R themselves.
 PEFT rotates inputs. OFT (`oft_R`, (n, b·(b−1)/2)): Q from the strict upper triangle, W' = W·Rᵀ with
 R = (I − Q)(I + Q)⁻¹, or, with `use_cayley_neumann`, the first terms of the series of (I + Q)(I − Q)⁻¹, which is the
-opposite rotation. BOFT (`boft_R`, (m, n, b, b)): Q = (X − Xᵀ)/2, R as in OFT; in round i a block turns two halves
-(of b/2 columns) that lie 2^i halves apart; then rows are scaled by `boft_s`.
+opposite rotation; the last term counts half since PEFT 0.18. BOFT (`boft_R`, (m, n, b, b)): Q = (X − Xᵀ)/2, R as in
+OFT; in round i a block turns two halves (of b/2 columns) that lie 2^i halves apart; then rows are scaled by `boft_s`.
 OneTrainer's OFT (`oft_R` and a marker `scaled_oft`): PEFT's with the series of five terms and Q/(2·√(b − 1)).
 Qiu et al. 2023 (arXiv 2306.07280); Liu et al. 2023, BOFT (arXiv 2311.06243); Qiu et al. 2025 (arXiv 2506.19847).
 """
@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, fits, matrix, whole_number
+from lorabake.keymap.peft import WHO_TRAINED, is_before
 
 if TYPE_CHECKING:
     import torch
@@ -33,14 +34,17 @@ def cayley(skew: torch.Tensor) -> torch.Tensor:
     return turn
 
 
-def series(skew: torch.Tensor, terms: int) -> torch.Tensor:
-    """Return I + 2Q + 2Q² + … + Q^(terms−1), the series of Cayley's map cut off as PEFT does."""
+def series(skew: torch.Tensor, terms: int, last: int) -> torch.Tensor:
+    """Return I + 2Q + 2Q² + … + last·Q^(terms−1), the series of Cayley's map cut off as PEFT does.
+
+    `last` is 1 since PEFT 0.18, and was 2 before; of one or two terms PEFT makes the same.
+    """
     import torch
 
     total = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device).expand(skew.shape).clone()
     power = skew
     for term in range(1, terms):
-        total = total + power * (1 if term == terms - 1 and terms > 2 else 2)
+        total = total + power * (last if term == terms - 1 and terms > 2 else 2)
         power = power @ skew
     return total
 
@@ -227,13 +231,17 @@ class PeftOft(Kind):
             raise ValueError("coft is set: PEFT projects such rotations once more whenever it loads them")
         if "use_cayley_neumann" not in config:
             raise ValueError("its adapter_config.json, of an older PEFT, does not say use_cayley_neumann")
-        if config["use_cayley_neumann"] and "peft_version" not in config:  # said since 0.18
-            raise ValueError("its adapter_config.json is of a PEFT before 0.18, whose series was another")
         count = config.get("num_cayley_neumann_terms", 5)
         if type(count) is not int or count < 1:
             raise ValueError(f"num_cayley_neumann_terms is {count!r}")
-        count = 4 if count == 3 else count  # PEFT computes the same for both
-        return {"terms": count if config["use_cayley_neumann"] else 0, "scaled": False}
+        if not config["use_cayley_neumann"]:
+            return {"terms": 0, "scaled": False}
+        older = is_before(config, 0, 18, 0)
+        if older is None and count > 2:
+            raise ValueError(f"the series of PEFT before 0.18 was another: {WHO_TRAINED}")
+        if older:
+            return {"terms": count, "scaled": False, "whole": True}
+        return {"terms": 4 if count == 3 else count, "scaled": False}  # PEFT computes the same for both
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for as many packed triangles as cover the inputs, or for one that all blocks share."""
@@ -269,7 +277,8 @@ class PeftOft(Kind):
         if terms.settings["scaled"]:
             skew = skew / (2 * (size - 1) ** 0.5)
         count = cast(int, terms.settings["terms"])
-        return {"turns": (series(skew, count) if count else cayley(-skew)).transpose(1, 2)}
+        last = 2 if terms.settings.get("whole") else 1
+        return {"turns": (series(skew, count, last) if count else cayley(-skew)).transpose(1, 2)}
 
     def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
         """Rotate the blocks of these rows."""
@@ -288,6 +297,18 @@ class PeftBoft(Kind):
         {"boft_block_size", "boft_block_num", "boft_n_butterfly_factor", "boft_dropout", "fan_in_fan_out", "bias"}
         | {"init_weights"}
     )
+
+    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+        """Refuse what PEFT before 0.14 trained of convolutions: it took their values in an order of its own."""
+        count, width = shapes["boft_s"]
+        older = count == 1 and width > 1 and is_before(config or {}, 0, 14, 0)
+        if older:
+            raise ValueError(
+                "PEFT before 0.14 mixed up the values of convolutions\nMerge it with the PEFT that trained it."
+            )
+        if older is None:
+            raise ValueError(f"PEFT before 0.14 mixed up the values of convolutions: {WHO_TRAINED}")
+        return {}
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for square blocks that cover the inputs, in pairs for each further round, and one scale an output."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from lorabake.errors import FileError
@@ -44,6 +44,14 @@ REFUSED = {
     "GLORA": "its change of a bias depends on the weight beside it\nMerge it with PEFT.",
 }
 """PEFT's types that cannot become weights, and why."""
+
+RENAMED = {"BONE": "MISS"}
+"""PEFT's older name of a type -> the newer one."""
+
+INTRODUCED = {"exclude_modules": (0, 14, 0)}
+"""Field -> the first PEFT that writes it: it does so always, and so tells of files without a `peft_version`."""
+
+WHO_TRAINED = "add to adapter_config.json the peft_version that trained it."
 
 WITHOUT_EFFECT = {
     "auto_mapping",
@@ -116,6 +124,7 @@ class PeftConfig:
         if "lora_parameters" in config and "peft_type" not in config:
             return cls._read_mlx(config, where)
         kind = str(config.get("peft_type", "LORA"))
+        kind = RENAMED.get(kind, kind)
         if kind not in types:
             why = REFUSED.get(kind, "not supported by this version")
             raise FileError(f"{where}: an adapter of PEFT's type {kind} cannot be baked: {why}")
@@ -178,20 +187,8 @@ class PeftConfig:
         return weight if any(f".{weight}".endswith(f".{name}") for name in self.parameters) else module
 
     def is_before(self, *release: int) -> bool | None:
-        """Tell whether a PEFT before this release (major, minor, patch) wrote it; None where that is unknown.
-
-        All laws that changed ask here. `peft_version` is there since 0.18. A version in the making (0.18.2.dev0@5f3c)
-        comes after the release before it, and may have any of the next minor one's changes.
-        """
-        said = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?(\.?(?:dev|a|b|rc)\d*)?", str(self.fields.get("peft_version")))
-        if said is None:
-            return None
-        major, minor, patch = (int(number or 0) for number in said.groups()[:3])
-        if said[4] is None:
-            return (major, minor, patch) < release
-        if release < (major, minor, patch):
-            return False
-        return True if release > (major, minor + (patch > 0), 0) else None
+        """Tell whether a PEFT before this release (major, minor, patch) wrote it; None where that is unknown."""
+        return is_before(self.fields, *release)
 
     def fields_of(self, module: str) -> dict[str, object]:
         """Return the fields as they hold for one module: its own numbers, where patterns give it some."""
@@ -221,10 +218,28 @@ class PeftConfig:
         """
         if self.kind not in SCALED:
             return 1.0
+        alpha, rank = self._alpha_of(module), self.rank_of(module)
+        scale = float(alpha / rank**0.5 if self.rslora else alpha / rank)
+        return self._by_age(scale, 1.0, f"the scale of {module} is {scale:g}") if self.kind == "LOKR" else scale
+
+    def _alpha_of(self, module: str) -> float:
+        """Return a module's alpha; PEFT before 0.14 looked both patterns up by the first one of either that fits."""
         pattern = _first(self.alpha_pattern, module, self.where)
         alpha = self.alpha if pattern is None else self.alpha_pattern[pattern]
-        rank = self.rank_of(module)
-        return float(alpha / rank**0.5 if self.rslora else alpha / rank)
+        if not self.rank_pattern or not self.alpha_pattern:
+            return alpha
+        once = _first((*self.rank_pattern, *self.alpha_pattern), module, self.where)
+        older = self.alpha_pattern.get(once or module, self.alpha)
+        return self._by_age(alpha, older, f"the alpha of {module} is {alpha:g} by its alpha_pattern")
+
+    def _by_age(self, today: float, older: float, what: str) -> float:
+        """Choose between what PEFT since 0.14 computes, and what it computed before; refuse where nothing tells."""
+        before = today != older and self.is_before(0, 14, 0)
+        if before is None:
+            raise FileError(
+                f"{self.where}: {what}; with PEFT before 0.14 it is {older:g}\nTo tell which, {WHO_TRAINED}"
+            )
+        return older if before else today
 
     def saves(self, module: str, slot: str) -> bool:
         """Tell whether a whole tensor of this module is meant to replace the base's."""
@@ -233,6 +248,24 @@ class PeftConfig:
         words = module.split(".")
         around = tuple(".".join(words[:count]) for count in range(1, len(words) + 1))
         return any(each.endswith(self.modules_to_save) for each in around)  # as PEFT does: `head` is `lm_head`, too
+
+
+def is_before(fields: Mapping[str, object], *release: int) -> bool | None:
+    """Tell whether a PEFT before this release (major, minor, patch) wrote these fields; None where that is unknown.
+
+    All laws that changed ask here. `peft_version` is there since 0.18. A version in the making (0.18.2.dev0@5f3c)
+    comes after the release before it, and may have any of the next minor one's changes.
+    """
+    said = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?(\.?(?:dev|a|b|rc)\d*)?", str(fields.get("peft_version")))
+    if said is None:
+        is_later = any(release <= first for name, first in INTRODUCED.items() if name in fields)
+        return False if is_later else None
+    major, minor, patch = (int(number or 0) for number in said.groups()[:3])
+    if said[4] is None:
+        return (major, minor, patch) < release
+    if release < (major, minor, patch):
+        return False
+    return True if release > (major, minor + (patch > 0), 0) else None
 
 
 def from_metadata(
@@ -262,7 +295,7 @@ def from_metadata(
     }
 
 
-def _first(patterns: Mapping[str, object], module: str, where: str) -> str | None:
+def _first(patterns: Iterable[str], module: str, where: str) -> str | None:
     for pattern in patterns:
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):

@@ -23,7 +23,7 @@ Suffix = tuple[str, str]
 # the same suffix goes before.
 UNSUPPORTED = (
     (r"\.oft_blocks\.\d+", "OFT in more than four parts"),
-    (r"\.oft_r", "OFT of PEFT before 0.14"),
+    (r"\.oft_r", "OFT of PEFT before 0.16"),
     (r"\.(?:lora_[AB]|up_list|down_list)\.\d+", "DyLoRA in blocks"),
     (r"\.(?:[qp]_layer\.weight|lambda_layer)", "T-LoRA"),
     (r"\.lora_(?:down|up)", "nunchaku's LoRA"),
@@ -32,7 +32,7 @@ UNSUPPORTED = (
 
 # Kind -> why it is none that can be baked, and what helps.
 REASONS = {
-    "OFT of PEFT before 0.14": "PEFT before 0.14 laid OFT out otherwise, and today's cannot read it\n"
+    "OFT of PEFT before 0.16": "PEFT before 0.16 laid OFT out otherwise, and today's cannot read it\n"
     "Merge it with the PEFT that trained it.",
     "DyLoRA in blocks": "DyLoRA's blocks as they are in training, before the trainer saves them as one LoRA\n"
     "Load it with the program that trained it, and save it as its scripts do.",

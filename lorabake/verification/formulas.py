@@ -257,7 +257,9 @@ def oft_peft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Arr
         one = np.eye(size)
         if terms:
             powers = [np.linalg.matrix_power(skew, power) for power in range(int(terms))]  # type: ignore[call-overload]
-            factors = [1.0] + [2.0] * (len(powers) - 2) + [1.0 if len(powers) > 2 else 2.0] * (len(powers) > 1)
+            factors = [1.0] + [2.0] * (len(powers) - 1)
+            if len(powers) > 2 and not place.settings.get("whole"):
+                factors[-1] = 1.0
             turn = sum((factor * power for factor, power in zip(factors, powers, strict=True)), np.zeros_like(one))
         else:
             turn = (one - skew) @ np.linalg.inv(one + skew)
