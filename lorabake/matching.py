@@ -48,6 +48,7 @@ PACKED = {
 }
 """How tensors end that go with weights of several values a number, and who packs so."""
 
+AS_TODAY = "no peft_version says which PEFT trained it: {count} modules are read as today's does ({doubt})"
 NO_CONFIG = "no alpha tensors and no adapter_config.json: scale 1 is assumed"
 
 
@@ -178,6 +179,7 @@ class _Match:
         self.turned = False
         self.alphas: list[str] = []
         self.apart: Counter[str] = Counter()
+        self.doubts: Counter[str] = Counter()
         self.sides: dict[str, tuple[tuple[int, int], str]] = {}
 
     def run(self) -> tuple[list[Patch], Ledger]:
@@ -216,6 +218,7 @@ class _Match:
         self._note_embeddings()
         self._note_missing_alpha()
         self._note_idle_semantics()
+        self.ledger.notes += [AS_TODAY.format(count=n, doubt=doubt) for doubt, n in self.doubts.items()]
         self.ledger.notes += [split_qkv.NOTE.format(count=n, source=source) for source, n in self.apart.items()]
         return self.patches, self.ledger
 
@@ -557,7 +560,10 @@ class _Match:
                 return
             self._take(view, module.name)
             self.paths.update(self.matcher.names[next(iter(target.views.values())).place])
-            scale = config.scale_of(path) if config and "alpha" not in tensors and kind.alpha_is_scale else None
+            said = config if "alpha" not in tensors and kind.alpha_is_scale else None
+            scale = said.scale_of(path) if said else None
+            doubts = kind.doubt(fields, module.shapes), said.doubt(path) if said else ""
+            self.doubts.update(filter(None, doubts))
             parts = self._parts(module, target) if "alpha" in tensors and kind.low_rank else 1
             patch = Patch(self.index, module.name, kind, tensors, view, strength, scale, settings, parts, semantics)
             self.patches.append(patch)

@@ -14,7 +14,6 @@ from lorabake.architectures import architectures
 from lorabake.components.experts import layout_of
 from lorabake.components.vae import VAE
 from lorabake.errors import FileError, MatchError
-from lorabake.keymap.experts import SINGLE
 from lorabake.keymap.peft import PeftConfig, from_metadata
 from lorabake.keymap.spelling import INDEXED, PEFT_ROOT, LoraTensors, flatten, sort_tensors, spell_all
 from lorabake.keymap.table import Architecture, KeyMap, Module, find
@@ -95,8 +94,7 @@ def resolve(recipe: Recipe) -> Sources:
     if wider := grown(key_map, loras):
         packing = replace(packing, grown=wider)
         key_map = KeyMap.expand(key_map.architecture, tensors | wider, experts)
-    if any(SINGLE.search(name) for lora in loras for name in lora.tensors.modules):
-        key_map.name_single_experts()
+    key_map.name_single_experts(name for lora in loras for name in lora.tensors.modules)
     loras = tuple(_translated(lora, key_map, config) for lora in loras)
     return Sources(recipe, base, packing, key_map, loras, vae, vae_map)
 

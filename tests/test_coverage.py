@@ -151,7 +151,7 @@ FORMS: dict[str, tuple[str, Form, dict[str, object] | None]] = {
     "BOFT of PEFT": ("boft_peft", matrices(rotated), {"peft_type": "BOFT", "peft_version": "0.21.2"}),
     "IA3 of PEFT": (
         "ia3_peft",
-        matrices(lambda o, i, k: {"ia3_l": (o, 1)}),
+        matrices(lambda o, i, k: {"ia3_l": (1, o, *ones(k)) if k else (o, 1)}),
         {"peft_type": "IA3", "target_modules": [], "feedforward_modules": []},
     ),
     "HRA": ("hra", matrices(lambda o, i, k: {"hra_u": (i * prod(k), R)}), {"peft_type": "HRA"}),

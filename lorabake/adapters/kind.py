@@ -103,6 +103,10 @@ class Kind:
         """
         return {}
 
+    def doubt(self, config: Settings | None, shapes: Shapes) -> str:
+        """Say what an older PEFT did otherwise that may have trained it; empty if none did."""
+        return ""
+
     def redraw(self, config: Settings | None, shapes: Shapes, largest: tuple[int, int]) -> Settings:
         """Choose what drawing again takes; `largest` are the most outputs and inputs of all weights of the file.
 

@@ -285,6 +285,14 @@ class PeftOft(Kind):
         return _turn_inputs(weight, tensors["turns"]) - weight
 
 
+_MIXED_UP = "PEFT before 0.14 mixed up the values of convolutions"
+
+
+def _is_of_convolution(shapes: Shapes) -> bool:
+    """Tell by its scales, (1, outputs), that a layer is a convolution; a linear one has (outputs, 1)."""
+    return shapes["boft_s"][0] == 1 != shapes["boft_s"][1]
+
+
 class PeftBoft(Kind):
     """Rotate blocks of inputs and scale outputs (PEFT's BOFT)."""
 
@@ -299,16 +307,14 @@ class PeftBoft(Kind):
     )
 
     def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
-        """Refuse what PEFT before 0.14 trained of convolutions: it took their values in an order of its own."""
-        count, width = shapes["boft_s"]
-        older = count == 1 and width > 1 and is_before(config or {}, 0, 14, 0)
-        if older:
-            raise ValueError(
-                "PEFT before 0.14 mixed up the values of convolutions\nMerge it with the PEFT that trained it."
-            )
-        if older is None:
-            raise ValueError(f"PEFT before 0.14 mixed up the values of convolutions: {WHO_TRAINED}")
+        """Refuse what PEFT before 0.14 trained of convolutions."""
+        if _is_of_convolution(shapes) and is_before(config or {}, 0, 14, 0):
+            raise ValueError(f"{_MIXED_UP}\nMerge it with the PEFT that trained it.")
         return {}
+
+    def doubt(self, config: Settings | None, shapes: Shapes) -> str:
+        """Tell where nothing says that it is newer."""
+        return _MIXED_UP if _is_of_convolution(shapes) and is_before(config or {}, 0, 14, 0) is None else ""
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for square blocks that cover the inputs, in pairs for each further round, and one scale an output."""

@@ -8,7 +8,7 @@ of them turned: (experts, in, out). Either way a base's experts go by all of the
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -92,20 +92,32 @@ def stacked(
 
 
 def single(
-    weights: Mapping[str, View], tensors: Mapping[str, TensorInfo], layout: ExpertLayout | None
+    weights: Mapping[str, View], tensors: Mapping[str, TensorInfo], layout: ExpertLayout | None, names: Iterable[str]
 ) -> Iterator[Seen]:
-    """Yield each expert's own modules, under all names, whether they lie apart or in stacks; the same arguments."""
+    """Yield each expert's modules, apart or in stacks, under all of its names that end as one of `names`.
+
+    They are many, and a file has one or two ways to write them. The other arguments are those of `stacked`.
+    """
+    forms = {_flat(name) for name in names}
+
+    def is_asked(place: str, end: str) -> bool:
+        tail = _flat(f"{place.rpartition('.')[2]}.experts.0.{end}")
+        return any(form.endswith(tail) for form in forms)
+
     for place, experts in _apart(weights).items():
         for name in _places(place):
+            asked = [each for each in _stack_names(experts[0]) if is_asked(name, each[0])]
             for number, expert in enumerate(experts):
-                for end, roles in _stack_names(expert):
+                for end, roles in asked:
                     if (view := join([expert.get(role) for role in roles])) is not None:
                         yield Seen(f"{name}.experts.{number}.{end}", view)
     for place, stacks in _stored(weights, tensors).items():
         turned = _is_turned(stacks, layout)
         for name in _places(place):
+            ends = (*_names(stacks), *(((FUSED, FUSED),) if FUSED in stacks else ()))
+            asked_of = [(end, role) for end, role in ends if is_asked(name, end)]
             for number in range(next(iter(stacks.values())).shape[0]):
-                for end, role in (*_names(stacks), *(((FUSED, FUSED),) if FUSED in stacks else ())):
+                for end, role in asked_of:
                     yield _part(f"{name}.experts.{number}.{end}", stacks, role, number, turned, layout)
 
 
@@ -155,6 +167,11 @@ def _stored(weights: Mapping[str, View], tensors: Mapping[str, TensorInfo]) -> d
         if stack in STACKS and len(view.shape) == 3 and len(view.regions) == 1 and not view.stacked:
             found.setdefault(place, {})[stack] = view
     return {place: stacks for place, stacks in found.items() if len({view.shape[0] for view in stacks.values()}) == 1}
+
+
+def _flat(name: str) -> str:
+    """Write a name with `N` for its numbers, and its dots as underscores, as flat names have them."""
+    return re.sub(r"\d+", "N", name).replace(".", "_")
 
 
 def _places(place: str) -> list[str]:

@@ -218,28 +218,28 @@ class PeftConfig:
         """
         if self.kind not in SCALED:
             return 1.0
-        alpha, rank = self._alpha_of(module), self.rank_of(module)
-        scale = float(alpha / rank**0.5 if self.rslora else alpha / rank)
-        return self._by_age(scale, 1.0, f"the scale of {module} is {scale:g}") if self.kind == "LOKR" else scale
+        return self._older_scale(module) if self.is_before(0, 14, 0) else self._scale(self._alpha_of(module), module)
+
+    def doubt(self, module: str) -> str:
+        """Say how a PEFT that may have trained it scaled a module otherwise; empty if none did."""
+        if self.kind not in SCALED or self.is_before(0, 14, 0) is not None:
+            return ""
+        now, older = self._scale(self._alpha_of(module), module), self._older_scale(module)
+        return f"PEFT before 0.14 scaled such a module by {older:g} and not by {now:g}" if now != older else ""
+
+    def _scale(self, alpha: float, module: str) -> float:
+        rank = self.rank_of(module)
+        return float(alpha / rank**0.5 if self.rslora else alpha / rank)
 
     def _alpha_of(self, module: str) -> float:
-        """Return a module's alpha; PEFT before 0.14 looked both patterns up by the first one of either that fits."""
         pattern = _first(self.alpha_pattern, module, self.where)
-        alpha = self.alpha if pattern is None else self.alpha_pattern[pattern]
-        if not self.rank_pattern or not self.alpha_pattern:
-            return alpha
-        once = _first((*self.rank_pattern, *self.alpha_pattern), module, self.where)
-        older = self.alpha_pattern.get(once or module, self.alpha)
-        return self._by_age(alpha, older, f"the alpha of {module} is {alpha:g} by its alpha_pattern")
+        return self.alpha if pattern is None else self.alpha_pattern[pattern]
 
-    def _by_age(self, today: float, older: float, what: str) -> float:
-        """Choose between what PEFT since 0.14 computes, and what it computed before; refuse where nothing tells."""
-        before = today != older and self.is_before(0, 14, 0)
-        if before is None:
-            raise FileError(
-                f"{self.where}: {what}; with PEFT before 0.14 it is {older:g}\nTo tell which, {WHO_TRAINED}"
-            )
-        return older if before else today
+    def _older_scale(self, module: str) -> float:
+        """Return the scale of PEFT before 0.14: LoKr had none, and one name was looked up in both patterns."""
+        name = _first((*self.rank_pattern, *self.alpha_pattern), module, self.where)
+        alpha = self.alpha if name is None else self.alpha_pattern.get(name, self.alpha)
+        return 1.0 if self.kind == "LOKR" else self._scale(alpha, module)
 
     def saves(self, module: str, slot: str) -> bool:
         """Tell whether a whole tensor of this module is meant to replace the base's."""

@@ -8,10 +8,11 @@ Nothing here parses a LoRA's name.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
-from lorabake.keymap.experts import ExpertLayout, Seen, single, stacked
+from lorabake.keymap.experts import SINGLE, ExpertLayout, Seen, single, stacked
 from lorabake.keymap.view import Region, View, join
 from lorabake.tensors.safetensors import TensorInfo
 
@@ -233,11 +234,12 @@ class KeyMap:
                 key_map._name_experts(component, stacked)
         return key_map
 
-    def name_single_experts(self) -> None:
-        """List each expert of a mixture by itself, too, under all its names: they are many, and seldom asked for."""
-        for component in self.architecture.components:
+    def name_single_experts(self, names: Iterable[str]) -> None:
+        """List each expert of a mixture by itself, too, under those of its names that end as one of `names` does."""
+        of_one = [name for name in names if SINGLE.search(name)]
+        for component in self.architecture.components if of_one else ():
             if component.name in self.placed:
-                self._name_experts(component, single)
+                self._name_experts(component, partial(single, names=of_one))
 
     def modules_in(self, component: str, layout: str) -> dict[str, Module]:
         """List a component's modules under the names of one layout alone, where no other's can be in the way."""
