@@ -135,7 +135,7 @@ def boft(kernel: tuple[int, ...]) -> dict[str, torch.Tensor]:
 
 
 def test_boft_on_a_convolution_is_refused_if_it_is_older_than_0_14(tmp_path: Path) -> None:
-    with pytest.raises(LorabakeError, match=r"(?s)before 0.14 mixed up .* Merge it with the PEFT that trained it"):
+    with pytest.raises(LorabakeError, match=r"(?s)before 0.14 mixed up .*\nMerge it with the PEFT that trained it"):
         baked(tmp_path, boft((2, 2)), weight(2, 2), peft_type="BOFT", **OLD)
     linear, newer = (baked(tmp_path, boft(()), weight(), peft_type="BOFT", **said) for said in (OLD, NEWER[1]))
     assert torch.equal(linear, newer)
