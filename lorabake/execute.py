@@ -22,6 +22,7 @@ from lorabake.adapters import dora
 from lorabake.adapters.kind import MAGNITUDES, SCALE_OF_ALPHA_0, Tensors, Terms, matrix
 from lorabake.device import ADVICE, CPU, Device, Lane, Turns, call_first, call_lapack_first, is_short_of_memory
 from lorabake.errors import MatchError, SurroundingsError, ValueTooLargeError, first_line
+from lorabake.keymap.view import Picked
 from lorabake.matching import Patch
 from lorabake.methods import combine, masks_of
 from lorabake.planning import DEVICE_TILE_VALUES, TILE_VALUES, Bake, Plan, Target
@@ -83,12 +84,16 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """Add `up @ down` to rows `start` to `stop`: the stacked factors of all plain patches on those rows."""
+    """Add `up @ down` to rows `start` to `stop`: the stacked factors of all plain patches on those rows.
+
+    `picked` are the values of each row that it is for; all, where it is None.
+    """
 
     start: int
     stop: int
     up: torch.Tensor
     down: torch.Tensor
+    picked: slice | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,7 @@ class Update:
     patch: Patch
     tensors: Tensors
     terms: Terms
+    picked: slice | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +219,7 @@ class Executor:
     # -- row by row ------------------------------------------------------------------------------------
 
     def _by_rows(self, step: Bake, target: Target, first: int) -> Iterator[Span]:
-        rows, columns = matrix(target.shape)
+        rows, columns = step.matrix(target)
         parts = self._parts(step, target)
         size = max(1, self.tile_values // max(1, columns))
         for start in range(first * size, rows, size):
@@ -223,16 +229,16 @@ class Executor:
         self, step: Bake, target: Target, parts: list[Product | Update | Replace], start: int, stop: int
     ) -> Span:
         """Compute and write some rows, and let go of them: each piece needs its own memory, whatever came before."""
-        weight = self._read_rows(target.source, start, stop, matrix(target.shape)[1])
+        weight = self._read_rows(target.source, start, stop, step.matrix(target)[1])
         self._apply(weight, parts, start)
         return self._emit(step, target, weight, start)
 
     def _parts(self, step: Bake, target: Target) -> list[Product | Update | Replace]:
-        stacks: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        stacks: dict[tuple[int, int, Picked | None], list[tuple[torch.Tensor, torch.Tensor]]] = {}
         parts: list[Product | Update | Replace] = []
         for patch in step.patches:
             tensors, terms = self._prepare(patch)
-            row = 0
+            row, chosen = 0, patch.view.chosen
             for region in patch.view.regions:
                 rows = slice(row, row + region.stop - region.start)
                 row = rows.stop
@@ -241,18 +247,22 @@ class Executor:
                 if patch.kind.replaces:
                     parts.append(Replace(region.start, region.stop, tensors["value"][rows], patch.share))
                 elif patch.has_dora or not patch.kind.low_rank:
-                    parts.append(Update(region.start, region.stop, rows.start, patch, tensors, terms))
+                    parts.append(Update(region.start, region.stop, rows.start, patch, tensors, terms, chosen))
                 else:
                     up, right = tensors["up"], tensors["down"] * patch.strength
                     left, right = (right.T, up.T) if patch.view.transpose else (up[rows], right)
                     if self.sequential:
-                        parts.append(Product(region.start, region.stop, left.contiguous(), right.contiguous()))
+                        parts.append(
+                            Product(region.start, region.stop, left.contiguous(), right.contiguous(), chosen)
+                        )
                     else:
-                        stacks.setdefault((region.start, region.stop), []).append((left, right))
-        for (start, stop), factors in stacks.items():
+                        place = region.start, region.stop, patch.view.picked
+                        stacks.setdefault(place, []).append((left, right))
+        for (start, stop, picked), factors in stacks.items():
             left = torch.cat([left for left, _ in factors], dim=1) if len(factors) > 1 else factors[0][0]
             right = torch.cat([right for _, right in factors]) if len(factors) > 1 else factors[0][1]
-            parts.append(Product(start, stop, left.contiguous(), right.contiguous()))
+            chosen = None if picked is None else picked.slice
+            parts.append(Product(start, stop, left.contiguous(), right.contiguous(), chosen))
         return parts if self.sequential else sorted(parts, key=lambda part: not isinstance(part, Replace))
 
     def _apply(self, weight: torch.Tensor, parts: list[Product | Update | Replace], first: int) -> None:
@@ -264,26 +274,28 @@ class Executor:
             if start >= stop:
                 continue
             inner, outer = slice(start - part.start, stop - part.start), slice(start - first, stop - first)
-            if isinstance(part, Product):
-                weight[outer].addmm_(part.up[inner], part.down)
-            elif isinstance(part, Replace):
+            if isinstance(part, Replace):
                 weight[outer].lerp_(part.value[inner], part.share)
+                continue
+            place = outer if part.picked is None else (outer, part.picked)
+            if isinstance(part, Product):
+                weight[place].addmm_(part.up[inner], part.down)
             else:
                 rows = slice(part.row + inner.start, part.row + inner.stop)
-                change = _change(part.patch, part.tensors, base[outer], rows, part.terms)
+                change = _change(part.patch, part.tensors, base[place], rows, part.terms)
                 strength = part.patch.share
                 if not part.patch.has_dora:
-                    weight[outer].add_(change, alpha=strength)
+                    weight[place].add_(change, alpha=strength)
                 elif base is weight:
-                    weight[outer].lerp_(change, strength)
+                    weight[place].lerp_(change, strength)
                 else:
-                    weight[outer].add_(change.sub_(base[outer]), alpha=strength)
+                    weight[place].add_(change.sub_(base[place]), alpha=strength)
         self.seconds["compute"] += time.perf_counter() - began
 
     # -- whole tensors at once -------------------------------------------------------------------------
 
     def _whole(self, step: Bake, first: int) -> Iterator[Span]:
-        base = {target.key: self._read_whole(target.source) for target in step.targets}
+        base = {target.key: self._read_whole(target.source).contiguous() for target in step.targets}
         for target in step.targets:
             if target.encoding is not None:
                 base[target.key] = unscaled(target.encoding, base[target.key], base[target.scale_key])
@@ -299,7 +311,8 @@ class Executor:
             else:
                 delta = _change(patch, tensors, weight, slice(0, patch.view.rows), terms)
             if patch.kind.replaces or patch.has_dora:  # it is no difference so far
-                if len(step.patches) == 1 and step.summed and patch.share == 1 and patch.view.transpose:
+                is_all = delta.numel() == baked[patch.view.keys[0]].numel()
+                if len(step.patches) == 1 and step.summed and patch.share == 1 and patch.view.transpose and is_all:
                     baked[patch.view.keys[0]] = delta.T.contiguous()
                     continue
                 delta = delta - weight
@@ -315,11 +328,12 @@ class Executor:
                 baked[target.key], baked[target.scale_key] = encode(target.encoding, baked[target.key], dtype)
         self.seconds["compute"] += time.perf_counter() - began
         for target, start, stop in islice(self._tiles(step), first, None):
-            yield self._emit(step, target, baked[target.key].reshape(matrix(target.shape))[start:stop], start)
+            tile = baked[target.key].reshape(step.matrix(target))[start:stop]
+            yield self._emit(step, target, tile, start)
 
     def _tiles(self, step: Bake) -> Iterator[tuple[Target, int, int]]:
         for target in step.targets:
-            rows, columns = matrix(target.shape)
+            rows, columns = step.matrix(target)
             size = max(1, self.tile_values // max(1, columns))
             for start in range(0, rows, size):
                 yield target, start, min(start + size, rows)
@@ -332,12 +346,12 @@ class Executor:
         for key, start, stop, there in step.pieces():
             turned = there[0].patch.view.transpose
             parts = [
-                deltas[id(piece.patch)].T.contiguous() if turned else deltas[id(piece.patch)][piece.rows]
+                (deltas[id(piece.patch)].T.contiguous() if turned else deltas[id(piece.patch)])[piece.rows]
                 for piece in there
             ]
             masks = masks_of(method, key, start, [piece.patch.lora for piece in there], parts[0].numel())
             total = combine(method, parts, [piece.patch.strength for piece in there], masks)
-            rows = baked[key] if turned else baked[key][start:stop]
+            rows = baked[key].view(-1, there[0].patch.view.width)[start:stop]
             rows += total.reshape(rows.shape)
 
     # -- in and out ------------------------------------------------------------------------------------
@@ -352,12 +366,17 @@ class Executor:
         }
         terms = Terms(patch.view.shape, self._scale(patch), patch.settings)
         if kind.replaces:
-            return {"value": kind.value(tensors)}, terms
+            return {"value": _shaped(patch, kind.value(tensors), (patch.view.rows, patch.view.columns))}, terms
         own = {slot: tensor for slot, tensor in tensors.items() if slot not in MAGNITUDES}
         try:
             if kind.low_rank:
                 up, down = kind.factors(own, terms)
-                prepared: dict[str, torch.Tensor] = {"up": up, "down": down * terms.scale}
+                rows, columns = patch.view.rows, patch.view.columns
+                _shaped(patch, up, (rows, len(down)))
+                prepared: dict[str, torch.Tensor] = {
+                    "up": up,
+                    "down": _shaped(patch, down, (len(down), columns)) * terms.scale,
+                }
             else:
                 prepared = dict(kind.prepare(own, terms))
         except ValueError as error:
@@ -569,11 +588,23 @@ def _view(tensor: torch.Tensor) -> memoryview:
     return memoryview(tensor.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
+def _shaped(patch: Patch, tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return a tensor of just this shape; what torch would repeat to fill it is no part of a patch."""
+    if tensor.shape != shape:
+        found, wanted = (" × ".join(map(str, each)) for each in (tensor.shape, shape))
+        raise MatchError(
+            f"{patch.module}: {patch.kind.title} made {found} of its tensors, and the weight takes {wanted}\n"
+            "The plan should have refused them: please report this."
+        )
+    return tensor
+
+
 def _change(patch: Patch, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
     """Return W(1) − W of some rows of a module; where a magnitude sets their lengths, W(1) or what stands for it."""
     kind = patch.kind
     own = {slot: tensor for slot, tensor in tensors.items() if slot not in MAGNITUDES} if patch.has_dora else tensors
     delta = own["up"][rows] @ own["down"] if kind.low_rank else kind.delta(own, weight, rows, terms)
+    _shaped(patch, delta, tuple(weight.shape))
     if not patch.has_dora:
         return delta
     axis = dora.axis(patch.shapes, terms.shape, kind.length_axis)

@@ -13,12 +13,14 @@ from itertools import takewhile
 from math import prod
 
 from lorabake.adapters import dora, kinds_of
-from lorabake.adapters.experts import EXPERTS
+from lorabake.adapters.experts import EXPERTS, SIDE
 from lorabake.adapters.kind import PROGRAMS, SKIPPING_STRENGTH_0, Kind, Settings, matrix
+from lorabake.adapters.tokens import rows_of
 from lorabake.architectures import architectures
 from lorabake.errors import MatchError
 from lorabake.keymap import split_qkv
 from lorabake.keymap.embeddings import FOR_ONETRAINER, Vectors, read_vectors
+from lorabake.keymap.experts import STACKS, side_of_a
 from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.spelling import (
     INDEXED,
@@ -30,12 +32,13 @@ from lorabake.keymap.spelling import (
     spell_all,
 )
 from lorabake.keymap.table import Architecture, Component, KeyMap, Module
-from lorabake.keymap.view import Region, View
+from lorabake.keymap.view import Picked, Region, View
 from lorabake.leftovers import by_end, line_for
 from lorabake.recognition import find_family, is_text, kinship, knows, recognise, titles
-from lorabake.resolve import GENERIC, LoraSource, Tie
+from lorabake.resolve import GENERIC, LoraSource
 from lorabake.tensors.formats import way_of
 from lorabake.tensors.safetensors import TensorInfo
+from lorabake.ties import Tie, are_alike
 
 NOT_ANNOUNCED = (
     "a whole tensor that no modules_to_save announces; if it is to replace the base's, name its module there, in "
@@ -45,6 +48,7 @@ WITHOUT_MLX_CONFIG = (
     "MLX-LM's adapter_config.json is not there: it has the scale; put it beside the file, or write one that says "
     '{"lora_parameters": {"scale": …}}'
 )
+AS_TODAY = "no peft_version says which PEFT trained it: {count} modules are read as today's does ({doubt})"
 NO_CONFIG = "no alpha tensors and no adapter_config.json: scale 1 is assumed"
 MOST_BEFORE = 40
 """Letters of what trainers are known to write before a name."""
@@ -141,12 +145,18 @@ class Matcher:
 
     def __init__(self, key_map: KeyMap, tie: Tie | None = None) -> None:
         self.key_map, self.tie = key_map, tie
-        self.spelled = spell_all(key_map)
-        self.names: dict[tuple[Region, ...], list[str]] = {}
+        self.spelled = spell_all(key_map, tie.named if tie else ())
+        self.names: dict[tuple[tuple[Region, ...], Picked | None], list[str]] = {}
         for modules in key_map.modules.values():
             for module in modules.values():
                 for view in module.views.values():
-                    self.names.setdefault(view.regions, []).append(module.name)
+                    self.names.setdefault(view.place, []).append(module.name)
+        for use in tie.named if tie else ():
+            self.names[use.views["weight"].place].append(use.name)
+
+    def use_of(self, name: str) -> Module | None:
+        """Return the use of a tied embedding that a LoRA's module is for, if it is for one."""
+        return self.tie.use(self.spelled.get(name, ())) if self.tie else None
 
     @cached_property
     def _patterns(self) -> dict[str, str]:
@@ -209,14 +219,16 @@ class _Match:
         self.prefix = ""
         self.faults = _Faults()
         self.patches: list[Patch] = []
-        self.taken: dict[str, list[tuple[int, int, str]]] = {}
+        self.taken: dict[str, list[tuple[range, Picked | None, str]]] = {}
+        self.paths: set[str] = set()
         self.globs_used: set[str] = set()
         self.blocks = lora.entry.blocks
         self.unlisted = f"not in components: [{', '.join(lora.entry.components or ())}]"
         self.turned = False
         self.alphas: list[str] = []
         self.apart: Counter[str] = Counter()
-        self.sides: dict[str, tuple[int, int]] = {}
+        self.doubts: Counter[str] = Counter()
+        self.sides: dict[str, tuple[tuple[int, int], str]] = {}
         self.follows = False
 
     def run(self) -> tuple[list[Patch], Ledger]:
@@ -239,6 +251,8 @@ class _Match:
         for info in self.lora.tensors.unknown:
             if info.key not in ignored:
                 self._unknown(info)
+        for shared, own in self.lora.tensors.unlike:
+            self.faults.strange.append((shared.key, f"it is {shared.shape}, and its copy {own.key} is {own.shape}"))
         if self.faults:
             raise MatchError(self._complaint(said))
         self._check_family(said)
@@ -263,6 +277,7 @@ class _Match:
         self._note_embeddings()
         self._note_missing_alpha()
         self._note_semantics()
+        self.ledger.notes += [AS_TODAY.format(count=n, doubt=doubt) for doubt, n in self.doubts.items()]
         self.ledger.notes += [split_qkv.NOTE.format(count=n, source=source) for source, n in self.apart.items()]
         return self.patches, self.ledger
 
@@ -324,7 +339,7 @@ class _Match:
     def _is_matched(self, module: LoraModule, glob: str) -> bool:
         names = [module.name]
         for target in self.matcher.spelled.get(module.name, ()):
-            own = [name for view in target.views.values() for name in self.matcher.names[view.regions]]
+            own = [name for view in target.views.values() for name in self.matcher.names[view.place]]
             names += own + [f"{target.component}.{name}" for name in own]
         keys = module.own_keys
         return any(fnmatchcase(name, glob) for name in names) or (
@@ -344,12 +359,11 @@ class _Match:
         unused = next((glob for glob in self.blocks if glob not in self.globs_used), None)
         if unused is None:
             return
-        paths = {name for patch in self.patches for name in self.matcher.names[patch.view.regions]}
-        if any(fnmatchcase(path, unused) for path in paths):
+        if any(fnmatchcase(path, unused) for path in self.paths):
             why = "matches only modules that a pattern before it takes"
         else:
             plain = re.split(r"[*?[]", unused)[0].rstrip(".")
-            heads = {".".join(path.split(".")[: plain.count(".") + 1]) for path in paths}
+            heads = {".".join(path.split(".")[: plain.count(".") + 1]) for path in self.paths}
             why = f"matches no module{_nearest(plain, sorted(heads))}"
         raise MatchError(f"LoRA {self.lora.name!r}: blocks pattern {unused!r} {why}")
 
@@ -378,7 +392,7 @@ class _Match:
                     f"Add {component}: 0 (or another number) to strength, or leave it out with components."
                 )
             strength = strength[component]
-        names = self.matcher.names[view.regions]
+        names = self.matcher.names[view.place]
         for glob, factor in self.blocks.items():
             if any(fnmatchcase(name, glob) or fnmatchcase(f"{component}.{name}", glob) for name in names):
                 self.globs_used.add(glob)
@@ -482,8 +496,8 @@ class _Match:
             return
         found = [indexed] if indexed else self._targets(module.name)
         config, path = self.lora.config_of(self.matcher.spelled.word(module.name))
-        on_experts = not found and config is not None and bool(config.parameters)
-        if on_experts and config is not None:
+        unnamed = not found and config is not None and bool(config.parameters)
+        if unnamed and config is not None:
             found = self._stacks(module.name, config)
         listed = self.lora.entry.components
         if listed is not None:
@@ -499,8 +513,11 @@ class _Match:
         if len(words := self.matcher.spelled.words(module.name)) > 1:
             self.faults.strange.append((module.name, f"its name may stand for {' and for '.join([*words][:2])}"))
             return
+        if self._is_settled_by_tie(module):
+            return
         slots = frozenset(module.slots)
-        kinds = (EXPERTS,) if on_experts and slots == EXPERTS.required else kinds_of(slots)
+        on_experts = EXPERTS.claims(slots) == slots and any(self._is_stack(each, config, path) for each in found)
+        kinds = (EXPERTS,) if on_experts else kinds_of(slots)
         if not kinds:
             self.faults.strange.append((module.name, f"incomplete or unknown set: {', '.join(sorted(module.slots))}"))
             return
@@ -511,18 +528,18 @@ class _Match:
             return
         if "whole_weight" in whole and any(kind.low_rank and kind.parameter == "weight" for kind in kinds):
             whole = whole if config is None else frozenset()  # an embedding's or a head's own (save_embedding_layers)
-        if whole and not (config and all(config.saves(path, slot) for slot in whole)):
+        tied = config is not None and config.ties and self.matcher.use_of(module.name) is not None
+        if whole and not tied and not (config and all(config.saves(path, slot) for slot in whole)):
             self.faults.strange.append((module.name, NOT_ANNOUNCED))
             return
         if config is None and "lora_a" in module.slots:
             self.faults.strange.append((module.name, WITHOUT_MLX_CONFIG))
             return
-        if why := self._tied(module, found):
-            self.faults.strange.append((module.name, why))
-            return
         shapes = module.shapes
         fitting = [each for each in found if self._fault(kinds, shapes, each) is None]
-        if len(fitting) > 1 and on_experts:
+        if len(fitting) > 1 and unnamed:
+            fitting = self._wrapped(module.name, fitting, config)
+        if len(fitting) > 1 and unnamed:
             self.faults.strange.append((module.name, "it fits several stacks of experts, and no name says which"))
             return
         if len(fitting) > 1:
@@ -543,39 +560,123 @@ class _Match:
         if not fitting:
             self.faults.misfits.append((module.name, self._fault(kinds, shapes, target) or ""))
             return
-        if on_experts:
+        if unnamed:
             path = f"{_unwrapped(path)}.{target.name.rpartition('.')[2]}"
         elif config:
             path = config.trained(path)
-        count = EXPERTS.experts(shapes, target.views["weight"].shape) if kinds == (EXPERTS,) else 1
-        if config and (fault := _config_fault(config, path, shapes, count)):
+        if config and (fault := self._config_fault(config, path, kinds, shapes, target)):
             self.faults.misfits.append((module.name, fault))
             return
         self._apply(module, kinds, target, strength, config, path)
 
-    def _tied(self, module: LoraModule, found: Iterable[Module]) -> str | None:
-        """Say why an embedding cannot be changed that is the output head, too; PEFT trains tokens of both at once."""
+    # -- embeddings that are heads, too --------------------------------------------------------------
+
+    def _is_settled_by_tie(self, module: LoraModule) -> bool:
+        """Enter a module of a tied embedding that is not to be baked by itself: left out, refused, or said twice."""
+        use = self.matcher.use_of(module.name)
+        if use is None:
+            return False
+        fault, repeated = self._tied
+        if self._strength(use.component, use.views["weight"])[0] == 0:
+            return False
+        if fault:
+            self.faults.strange.append((module.name, fault))
+        elif module.name in repeated:
+            self.ledger.applied += module.size
+        return bool(fault) or module.name in repeated
+
+    @cached_property
+    def _tied(self) -> tuple[str | None, frozenset[str]]:
+        """Say why this file's changes of a tied embedding cannot be baked; name those that repeat another one."""
+        changes: dict[str, list[LoraModule]] = {}
+        laws: list[object] = []
         tie = self.matcher.tie
-        views = [view for each in found for view in each.views.values()]
-        if tie is None or all(tie.embedding not in self.matcher.names[view.regions] for view in views):
+        for module in self.modules.values() if tie else ():
+            use = self.matcher.use_of(module.name)
+            if use is None or module.slots.keys() == {"alpha"}:
+                continue
+            strength, _ = self._strength(use.component, use.views["weight"])
+            if strength != 0:
+                changes.setdefault(use.name, []).append(module)
+                laws.append((strength, self._law(module)))
+        if tie is None or not changes:
+            return None, frozenset()
+        first, *others = [module for modules in changes.values() for module in modules]
+        alike = all(law == laws[0] for law in laws) and all(are_alike(first, other) for other in others)
+        repeated = tie.repeated(changes)
+        if repeated and alike:
+            self.ledger.notes.append(
+                f"{' and '.join(sorted(changes, key=tie.heads.__contains__))} are one tensor: "
+                "their change, said for each, is baked once"
+            )
+        return tie.fault(changes, alike=alike), frozenset(module.name for module in repeated)
+
+    def _law(self, module: LoraModule) -> object:
+        """Return what a configuration says of a module that its tensors do not: its scale, and its trained tokens."""
+        config, path = self.lora.config_of(self.matcher.spelled.word(module.name))
+        if config is None:
             return None
-        if "tokens" not in module.slots:
-            why = "the base uses this embedding as its output head, too; one tensor cannot be changed for one use"
-            return None if tie.head else why
-        spelled = self.matcher.spelled
-        trained = [each.name for each in self.modules.values() if "tokens" in each.slots]
-        if tie.head is None or any(each.name == tie.head for name in trained for each in spelled.get(name, ())):
-            return None
-        return f"config.json ties it to the output head, whose tokens change, too, and {tie.head} is stored apart"
+        return config.scale_of(path), rows_of(config.fields, path)
+
+    # -- experts -------------------------------------------------------------------------------------
 
     def _stacks(self, name: str, config: PeftConfig) -> list[Module]:
         """Find the stacks of experts that a module of trained parameters may be of; the names do not say which."""
         words = dict.fromkeys(parameter.rpartition(".")[2] for parameter in config.parameters)
         places = [self.matcher.spelled.get(f"{_unwrapped(name)}.{each}", []) for each in words]
-        return [module for found in places for module in found]
+        return [module for found in places for module in found if module.stacked]
+
+    def _wrapped(self, name: str, fitting: list[Module], config: PeftConfig | None) -> list[Module]:
+        """Choose the stack by how often PEFT wrapped its module: once a parameter, the first one innermost."""
+        trained = {parameter.rpartition(".")[2] for parameter in config.parameters} if config else set()
+        order = [stack for stack in STACKS if stack in trained]
+        depth = len(re.findall(r"\.base_layer", name))
+        if len(order) != len(trained) or depth >= len(order):
+            return fitting
+        return [each for each in fitting if each.name.endswith(f".{order[len(order) - 1 - depth]}")]
+
+    def _is_stack(self, target: Module, config: PeftConfig | None, path: str) -> bool:
+        """Tell whether a module is all experts of a mixture: PEFT takes any parameter of three sides for that."""
+        if target.stacked or config is None or config.trained(path) == path:
+            return target.stacked
+        view = target.views.get("weight")
+        return view is not None and view.as_stack() is not None
+
+    def _side(self, module: LoraModule, target: Module, config: PeftConfig | None) -> int | None:
+        """Return which side of a stack an adapter's A reads, 1 or 2; None where that cannot be told.
+
+        Where both are as long, the file's other stacks show how its PEFT counted, or the version does.
+        """
+        if len(module.shapes["down"]) == 3:
+            return None if target.turned is None else 1 if target.turned else 2
+        view = self._view(target, EXPERTS)
+        if len(self._sides_seen) == 1 or view is None:
+            return next(iter(self._sides_seen), None)
+        return side_of_a(config, self.key_map.experts, view, target.turned)
+
+    @cached_property
+    def _sides_seen(self) -> set[int]:
+        """Collect the sides that the A of this file's stacks read, where they are not both as long."""
+        seen: set[int] = set()
+        for module in self.lora.tensors.modules.values():
+            config, path = self.lora.config_of(module.name)
+            if config is None or module.slots.keys() != EXPERTS.required or len(module.shapes["down"]) != 2:
+                continue
+            found = self.matcher.spelled.get(module.name) or self._stacks(module.name, config)
+            views = [self._view(each, EXPERTS) for each in found if self._is_stack(each, config, path)]
+            fitting = [view for view in views if view and EXPERTS.fault(module.shapes, view.shape) is None]
+            sides = {EXPERTS.sides(module.shapes, view.shape) for view in fitting}
+            seen |= {side for each in sides if len(each) == len(sides) == 1 for side in each}
+        return seen
+
+    # -- what fits -----------------------------------------------------------------------------------
 
     def _view(self, target: Module, kind: Kind) -> View | None:
         view = target.views.get(kind.parameter)
+        if kind.by_place:
+            return view and view.as_stack()
+        if view is not None and view.stacked:
+            return None
         if kind.replaces:
             return target.views.get(f"stored_{kind.parameter}", view)
         turned = self.turned and kind.parameter == "weight" and not kind.on_embedding
@@ -584,21 +685,51 @@ class _Match:
         return view
 
     def _fault(self, kinds: tuple[Kind, ...], shapes: Mapping[str, tuple[int, ...]], target: Module) -> str | None:
-        if prod(shapes.get("alpha", ())) != 1:
-            return f"its alpha has the shape {shapes['alpha']}"
+        if target.unclear:
+            return target.unclear
+        for slot in sorted(frozenset[str]().union(*(kind.numbers for kind in kinds)) & shapes.keys()):
+            if prod(shapes[slot]) != 1:
+                return f"its {slot} has the shape {shapes[slot]}"
+        empty = next((slot for slot in sorted(shapes) if 0 in shapes[slot]), None)
         for kind in kinds:
             view = self._view(target, kind)
             if view is None:
                 if kind.where_present:
                     continue
+                if target.stacked:
+                    return "the base has all experts of a mixture there, and it is for one layer"
                 return f"the base's module has no {kind.parameter}"
             fault = kind.fault(shapes, view.shape)
+            if fault is None and empty and kind.rank(shapes) != 0:
+                fault = f"its {empty} is empty: {shapes[empty]}"
             has_dora = bool(kind.lengths & shapes.keys())
             if fault is None and has_dora and dora.axis(shapes, view.shape, kind.length_axis) is None:
                 fault = "its DoRA magnitude has neither rows nor columns of it"
             if fault is not None:
                 size = " × ".join(map(str, view.shape))
-                return f"{fault}; the base's {kind.parameter} is {size}{_cause(shapes, view)}"
+                fault = f"{fault}; the base's {kind.parameter} is {size}{_cause(shapes, view)}"
+                own = [slot for slot in sorted(kind.claims(frozenset(shapes)) & shapes.keys()) if shapes[slot]]
+                if all(str(shapes[slot]) not in fault for slot in own):
+                    fault += f"; its tensors: {', '.join(f'{slot} {shapes[slot]}' for slot in own)}"
+                return fault
+        return None
+
+    def _config_fault(
+        self,
+        config: PeftConfig,
+        path: str,
+        kinds: tuple[Kind, ...],
+        shapes: Mapping[str, tuple[int, ...]],
+        target: Module,
+    ) -> str | None:
+        """Say where tensors that fit their weights have other shapes than the configuration asks for."""
+        fields = config.fields_of(path)
+        for kind in kinds:
+            view = self._view(target, kind)
+            if view is not None and (fault := kind.misconfigured(fields, shapes, view.shape)):
+                return fault
+        if config.dora and shapes.keys() & {"down", "lora_a", "embedding_down"} and not dora.is_in(shapes):
+            return "adapter_config says use_dora, and there is no magnitude"
         return None
 
     def _apply(
@@ -620,20 +751,26 @@ class _Match:
                 continue
             tensors = {slot: module.slots[slot] for slot in sorted(kind.claims(slots) - kind.markers)}
             try:
-                fields, named = (config.fields, path) if config else (None, module.name)
+                fields, named = (config.fields_of(path), path) if config else (None, module.name)
+                if kind.by_place:
+                    fields = {**(fields or {}), SIDE: self._side(module, target, config)}
                 settings = kind.settings(fields, named, module.shapes)
-                if kind.drawn - slots:
-                    largest = self._largest(kind, target.component)
-                    settings = {**settings, **kind.redraw(fields, module.shapes, largest)}
+                if fault := kind.unsettled(settings, module.shapes, view.shape):
+                    raise ValueError(fault)
+                if kind.drawn:
+                    settings = {**settings, **self._drawn(kind, fields, module, target)}
                 meant = self._meant(kind, module.shapes, view, strength)
             except ValueError as error:
                 self.faults.strange.append((module.name, str(error)))
                 return
             self.follows |= {**settings, **meant} != settings
             settings = {**settings, **meant}
-            for region in view.regions:
-                self._take(region, module.name)
-            scale = config.scale_of(path) if config and "alpha" not in tensors and kind.alpha_is_scale else None
+            self._take(view, module.name)
+            self.paths.update(self.matcher.names[next(iter(target.views.values())).place])
+            said = config if "alpha" not in tensors and kind.alpha_is_scale else None
+            scale = said.scale_of(path) if said else None
+            doubts = kind.doubt(fields, module.shapes), said.doubt(path) if said else ""
+            self.doubts.update(filter(None, doubts))
             parts = self._parts(module, target) if "alpha" in tensors and kind.low_rank else 1
             semantics = self.lora.entry.semantics or ""
             patch = Patch(self.index, module.name, kind, tensors, view, strength, scale, settings, parts, semantics)
@@ -682,28 +819,49 @@ class _Match:
             return False
         return _share(kind, bool(kind.lengths & module.shapes.keys()), program, 0.0, settings) != 0
 
-    def _largest(self, kind: Kind, component: str) -> tuple[int, int]:
-        """Return the most outputs and inputs of the weights that a kind's modules are for, left out or not."""
+    def _drawn(
+        self, kind: Kind, fields: Mapping[str, object] | None, module: LoraModule, target: Module
+    ) -> Mapping[str, object]:
+        """Return what it takes to draw random matrices again; check those that are in the file."""
+        there = kind.drawn & module.slots.keys()
+        largest, placeless = self._largest(kind, target.component)
+        if placeless and not there:
+            raise ValueError(f"its random matrices depend on {placeless}, which has no place")
+        wanted = {} if placeless else kind.drawn_shapes(module.shapes, largest)
+        for slot in sorted(there & wanted.keys()):
+            if module.shapes[slot] != wanted[slot]:
+                raise ValueError(f"its {slot} is {module.shapes[slot]}, and all its layers ask for {wanted[slot]}")
+        return {} if there else kind.redraw(fields, module.shapes, largest)
+
+    def _largest(self, kind: Kind, component: str) -> tuple[tuple[int, int], str]:
+        """Return the most outputs and inputs of the weights that a kind's modules are for, left out or not.
+
+        With them comes the name of a module that has no place, if there is one.
+        """
         if component not in self.sides:
-            sides = []
+            sides: list[tuple[int, ...]] = [(0, 0)]
+            placeless = ""
             for module in self.lora.tensors.modules.values():
                 if kind.required <= module.slots.keys():
                     found = self._targets(module.name)
                     targets = [each for each in found if self._fault((kind,), module.shapes, each) is None]
-                    if not targets:
-                        raise ValueError(f"its random matrices depend on {module.name}, which has no place")
+                    placeless = placeless if targets else module.name
                     sides += [view.shape for each in targets[:1] if (view := self._view(each, kind))]
-            self.sides[component] = (max(shape[0] for shape in sides), max(shape[1] for shape in sides))
+            self.sides[component] = (max(shape[0] for shape in sides), max(shape[1] for shape in sides)), placeless
         return self.sides[component]
 
-    def _take(self, region: Region, name: str) -> None:
-        for start, stop, other in self.taken.setdefault(region.key, []):
-            if start < region.stop and region.start < stop and other != name:
+    def _take(self, view: View, name: str) -> None:
+        for region in view.regions:
+            own = range(region.start * view.width, region.stop * view.width)
+            for taken, picked, other in self.taken.setdefault(region.key, []):
+                apart = taken.start >= own.stop or own.start >= taken.stop or other == name
+                if apart or (view.picked and picked and not view.picked.meets(picked)):
+                    continue
                 raise MatchError(
                     f"LoRA {self.lora.name!r}: {other} and {name} both change {region.key}\n"
                     "A file that has one module under two names would be applied twice."
                 )
-        self.taken[region.key].append((region.start, region.stop, name))
+            self.taken[region.key].append((own, view.picked, name))
 
     # -- q, k and v that were trained apart ----------------------------------------------------------
 
@@ -974,16 +1132,6 @@ def sort_of(module: Module) -> Sort:
 def _unwrapped(name: str) -> str:
     """Return the module that PEFT wraps once for each of its tensors."""
     return re.sub(r"(?:\.base_layer)+\Z", "", name)
-
-
-def _config_fault(config: PeftConfig, path: str, shapes: Mapping[str, tuple[int, ...]], experts: int) -> str | None:
-    if config.kind != "LORA":
-        return None
-    if "down" in shapes and shapes["down"][0] != config.rank_of(path) * experts:
-        return f"its rank is {shapes['down'][0] / experts:g}, and adapter_config says {config.rank_of(path)}"
-    if config.dora and shapes.keys() & {"down", "lora_a", "embedding_down"} and not dora.is_in(shapes):
-        return "adapter_config says use_dora, and there is no magnitude"
-    return None
 
 
 def _cause(shapes: Mapping[str, tuple[int, ...]], view: View) -> str:

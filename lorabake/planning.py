@@ -23,12 +23,13 @@ from lorabake.errors import FileError, MatchError, RecipeError, TargetError
 from lorabake.keymap.embeddings import Vectors, file_stem
 from lorabake.matching import Ledger, Matcher, Patch
 from lorabake.recipe import Recipe
-from lorabake.resolve import GENERIC, Sources, find_tie, resolve
+from lorabake.resolve import GENERIC, Sources, model_config, resolve
 from lorabake.tensors.checkpoint import Checkpoint, Part, read_object
 from lorabake.tensors.dtypes import DTYPES, FLOAT_NAMES, nbytes
 from lorabake.tensors.packing import PackedInfo
 from lorabake.tensors.safetensors import Header, TensorInfo, encode_header
 from lorabake.tensors.statements import LAYERS, Change, is_under, said_in_files, said_in_header, said_of_layers
+from lorabake.ties import find_tie
 from lorabake.translation import left_out_of
 
 _NAME_A_DTYPE = (
@@ -119,6 +120,14 @@ class Bake:
         if len(self.targets) > 1 or isinstance(self.targets[0].source, PackedInfo):
             return False
         return self.summed and all(not needs_whole(patch) for patch in self.patches)
+
+    def matrix(self, target: Target) -> tuple[int, int]:
+        """Return how many rows a target has, as its patches count them, and how many values in each."""
+        for patch in self.patches:
+            if target.key in patch.view.keys:
+                width = patch.view.width
+                return prod(target.shape) // max(width, 1), width
+        return matrix(target.shape)
 
     def pieces(self) -> Iterator[tuple[str, int, int, tuple[Piece, ...]]]:
         """Cut the targets' rows where any patch begins or ends: (tensor, first row, last row, who is there)."""
@@ -345,6 +354,7 @@ class _Planner:
         for patch in patches:
             for key in patch.view.keys:
                 touched.setdefault(key, []).append(patch)
+        self._check_rows(touched)
         self.grown = {key: info for key, info in self.sources.packing.grown.items() if key in touched}
         vae = self._replace_vae()
         drafts = list(self._drafts(vae))
@@ -448,7 +458,8 @@ class _Planner:
     def _match(self) -> tuple[list[Patch], list[Ledger]]:
         if not self.sources.loras:
             return [], []
-        matcher = Matcher(self.sources.key_map, find_tie(self.sources.base, self.sources.key_map))
+        key_map = self.sources.key_map
+        matcher = Matcher(key_map, find_tie(model_config(self.sources.base), key_map))
         placed = [matcher.match(index, lora) for index, lora in enumerate(self.sources.loras)]
         patches = [patch for found, _ in placed for patch in found]
         replaced: dict[str, Patch] = {}
@@ -473,6 +484,24 @@ class _Planner:
                     name = self.sources.loras[patch.lora].name
                     raise MatchError(f"LoRA {name!r}: {patch.module} would change {key}, {fault}")
         return patches, [ledger for _, ledger in placed]
+
+    def _check_rows(self, touched: Mapping[str, list[Patch]]) -> None:
+        """Refuse what would have to count one tensor's rows in two ways, or to part values of one row."""
+        method = self.recipe.method.name
+        for key, patches in touched.items():
+            first = patches[0]
+            for patch in patches:
+                name = self.sources.loras[patch.lora].name
+                if patch.view.width != first.view.width:
+                    raise MatchError(
+                        f"LoRA {name!r}: {patch.module} changes {key} as a whole, and {first.module} single experts\n"
+                        "Bake one of them after the other."
+                    )
+                if patch.view.picked is not None and method != "sum":
+                    raise MatchError(
+                        f"LoRA {name!r}: {patch.module} is parts of the rows of {key}\n"
+                        f"The method {method} takes rows whole: use sum."
+                    )
 
     def _stored_fault(self, key: str) -> str | None:
         """Say why a weight cannot be changed in the way in which it is stored, to follow its name."""
@@ -848,7 +877,7 @@ def _working_values(bake: Bake) -> int:
             factors += 2 * rows * columns
         if "drawn" in patch.settings:
             factors += 2 * patch.kind.drawn_values(patch.settings)
-    largest = max(matrix(target.shape)[1] for target in bake.targets)
+    largest = max(bake.matrix(target)[1] for target in bake.targets)
     if any(target.is_drawn for target in bake.targets):
         factors += 8 * max(TILE_VALUES, largest)
     if bake.by_rows:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lorabake.adapters import peft_fields, shared, suffixes
 from lorabake.architectures import architectures
+from lorabake.components.experts import layout_of
 from lorabake.components.vae import VAE
 from lorabake.errors import FileError, MatchError
 from lorabake.keymap.peft import PeftConfig, from_metadata
@@ -51,14 +52,6 @@ class LoraSource:
             return whole, module.removeprefix(PEFT_ROOT)
         component, _, path = module.partition(".")
         return self.component_configs.get(component), path
-
-
-@dataclass(frozen=True, slots=True)
-class Tie:
-    """Name an input embedding that is the output head, too; `head` is a second copy that is stored as the head's."""
-
-    embedding: str
-    head: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +95,13 @@ def resolve(recipe: Recipe) -> Sources:
     config = model_config(base)
     packing = find_packing(base)
     tensors = packing.logical(base.tensors)
-    key_map = KeyMap.expand(identify(tensors), tensors)
+    experts = layout_of(config)
+    key_map = KeyMap.expand(identify(tensors), tensors, experts)
     loras = tuple(open_source(entry, recipe.locate(entry.path)) for entry in recipe.loras)
     if wider := grown(key_map, loras):
         packing = replace(packing, grown=wider)
-        key_map = KeyMap.expand(key_map.architecture, tensors | wider)
+        key_map = KeyMap.expand(key_map.architecture, tensors | wider, experts)
+    key_map.name_single_experts(name for lora in loras for name in lora.tensors.modules)
     loras = tuple(_translated(lora, key_map, config) for lora in loras)
     return Sources(recipe, base, packing, key_map, loras, vae, vae_map)
 
@@ -141,25 +136,6 @@ def identify(tensors: Mapping[str, TensorInfo]) -> Architecture:
         names = " and ".join(each.title for each in fitting)
         raise MatchError(f"the base looks like {names}: its tensors do not tell them apart")
     return fitting[0] if fitting else next(each for each in architectures() if each.name == GENERIC)
-
-
-def find_tie(base: Checkpoint, key_map: KeyMap) -> Tie | None:
-    """Find the module that is input embedding and output head in one, if the base has such a one.
-
-    It has where config.json names a model with a head and none is stored, or says that the two are one.
-    """
-    config = model_config(base)
-    classes = config.get("architectures")
-    with_head = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM")
-    if not isinstance(classes, list) or not any(str(each).endswith(with_head) for each in classes):
-        return None
-    for component in key_map.architecture.components:
-        names = key_map.modules.get(component.name, {})
-        head = next((name for name in names if component.heads and name.endswith(component.heads)), None)
-        if component.embeddings and (head is None or config.get("tie_word_embeddings") is True):
-            embedding = next((name for name in names if name.endswith(component.embeddings)), None)
-            return Tie(embedding, head) if embedding else None
-    return None
 
 
 def grown(key_map: KeyMap, loras: tuple[LoraSource, ...]) -> dict[str, PackedInfo]:

@@ -220,7 +220,7 @@ def test_the_slots_choose_the_kinds(slots: str, expected: set[str]) -> None:
         ("lora", {"up": (6, 2), "mid": (2, 2, 3, 3), "down": (2, 5, 3, 3)}, (6, 5, 3, 3), "Tucker core"),
         ("lora", {"up": (2, 6), "down": (6, 2)}, (6, 6), "up and down are exchanged"),
         ("lora", {"up": (6, 0), "down": (0, 5), "magnitude": (6,)}, (6, 5), "its rank is 0"),
-        ("lora_bias", {"bias": (5,), "up": (6, 2), "down": (2, 5)}, (6,), "a bias of 5 values"),
+        ("lora_bias", {"bias": (5,), "up": (6, 2), "down": (2, 5)}, (6,), "its bias is (5,)"),
         ("whole", {"whole_weight": (6, 4)}, (6, 5), "replace"),
         ("whole_bias", {"whole_bias": (5,)}, (6,), "replace"),
     ],

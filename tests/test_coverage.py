@@ -67,7 +67,7 @@ def packed(o: int, i: int, k: Shape) -> dict[str, Shape] | None:
 
 def rotated(o: int, i: int, k: Shape) -> dict[str, Shape] | None:
     size = side(i * prod(k))
-    return {"boft_R": (1, i * prod(k) // size, size, size), "boft_s": (o, 1)} if size else None
+    return {"boft_R": (1, i * prod(k) // size, size, size), "boft_s": (1, o) if k else (o, 1)} if size else None
 
 
 def circulant(o: int, i: int) -> dict[str, Shape] | None:
@@ -148,10 +148,10 @@ FORMS: dict[str, tuple[str, Form, dict[str, object] | None]] = {
     "norm": ("w_norm", lambda shape: {"w_norm": shape} if len(shape) == 1 else None, None),
     "set": ("set_weight", lambda shape: {"set_weight": shape}, None),
     "OFT of PEFT": ("oft_peft", matrices(packed), {"peft_type": "OFT", "use_cayley_neumann": False}),
-    "BOFT of PEFT": ("boft_peft", matrices(rotated), {"peft_type": "BOFT"}),
+    "BOFT of PEFT": ("boft_peft", matrices(rotated), {"peft_type": "BOFT", "peft_version": "0.21.2"}),
     "IA3 of PEFT": (
         "ia3_peft",
-        matrices(lambda o, i, k: {"ia3_l": (o, 1)}),
+        matrices(lambda o, i, k: {"ia3_l": (1, o, *ones(k)) if k else (o, 1)}),
         {"peft_type": "IA3", "target_modules": [], "feedforward_modules": []},
     ),
     "HRA": ("hra", matrices(lambda o, i, k: {"hra_u": (i * prod(k), R)}), {"peft_type": "HRA"}),
@@ -201,8 +201,8 @@ FORMS: dict[str, tuple[str, Form, dict[str, object] | None]] = {
             lambda o, i: {
                 "vera_lambda_b": (o,),
                 "vera_lambda_d": (R,),
-                "base_model.vera_A": (R, 1 << 20),
-                "base_model.vera_B": (1 << 20, R),
+                "base_model.vera_A": (R, i),
+                "base_model.vera_B": (o, R),
             }
         ),
         {"peft_type": "VERA"},

@@ -369,4 +369,6 @@ def test_an_embedding_in_gguf_that_is_the_head_too_takes_no_lora(tmp_path: Path)
         ADAPTER,
         {"token_embd.weight.lora_a": (20, 2), "token_embd.weight.lora_b": (8, 2)},
     )
-    assert "the base uses this embedding as its output head, too" in refusal(tmp_path, "lora.gguf", "base.gguf")
+    assert "the model has one tensor for model.embed_tokens and lm_head" in refusal(
+        tmp_path, "lora.gguf", "base.gguf"
+    )

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorabake.keymap.table import Architecture, Bare, Component, Has, KeyMap, Lacks, Layout, Row
-from lorabake.keymap.view import Region, View
+from lorabake.keymap.view import Picked, Region, View
 from tests.tables import infos
 
 Shapes = dict[str, tuple[int, ...]]
@@ -274,7 +274,9 @@ def test_a_component_without_a_prefix_leaves_the_others_their_tensors() -> None:
 
 @st.composite
 def views(draw: st.DrawFn) -> tuple[View, Shapes]:
-    """Draw a view of every sort: whole, sliced, of several tensors, of several rows of one, transposed."""
+    """Draw a view of every sort: whole, sliced, of several tensors or rows of one, transposed, of experts."""
+    if draw(st.booleans()):
+        return draw(views_of_stacks())
     columns = draw(st.sampled_from([(), (1,), (3,), (2, 2, 2)]))
     if draw(st.booleans()) and len(columns) == 1:
         rows = draw(st.integers(1, 5))
@@ -288,6 +290,23 @@ def views(draw: st.DrawFn) -> tuple[View, Shapes]:
         regions += [Region(key, start, stop) for start, stop in pairwise(cuts)]
     chosen = draw(st.permutations(regions))[: draw(st.integers(1, len(regions)))]
     return View(tuple(chosen), (sum(r.stop - r.start for r in chosen), *columns)), shapes
+
+
+@st.composite
+def views_of_stacks(draw: st.DrawFn) -> tuple[View, Shapes]:
+    """Draw a view of some experts of a tensor (experts, first, second), or of some values of each of their rows."""
+    experts, first, second = draw(st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 6)))
+    start = draw(st.integers(0, experts - 1))
+    count = draw(st.integers(1, experts - start))
+    step = draw(st.integers(1, 2))
+    places = range(draw(st.integers(0, min(step, second) - 1)), second, step)
+    picked = Picked(places, second) if draw(st.booleans()) else None
+    width = len(places) if picked else second
+    rows = (Region("t", start * first, (start + count) * first),)
+    shapes: Shapes = {"t": (experts, first, second)}
+    if count == 1 and draw(st.booleans()):
+        return View(rows, (width, first), transpose=True, picked=picked), shapes
+    return View(rows, (count, first, width), stacked=True, picked=picked), shapes
 
 
 @given(views(), st.integers(0, 2**16))
@@ -305,7 +324,8 @@ def test_adding_changes_what_is_read_by_the_delta_and_nothing_else(drawn: tuple[
     assert torch.equal(view.read(tensors), seen + delta)
     changed = sum(int((tensors[key] != before[key]).sum()) for key in tensors)
     assert changed == prod(view.shape)
-    assert (view.rows, view.columns) == (view.shape[0], prod(view.shape[1:]))
+    sides = view.shape[: 1 + view.stacked], view.shape[1 + view.stacked :]
+    assert (view.rows, view.columns) == tuple(map(prod, sides))
     assert view.keys == tuple(dict.fromkeys(region.key for region in view.regions))
 
 

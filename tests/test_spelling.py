@@ -180,7 +180,7 @@ KEYS = {
 }
 UNBAKED = {
     "oft_unet_double_blocks_0_img_attn_qkv.oft_blocks.4": "OFT in more than four parts",
-    "base_model.model.fc.oft_r": "OFT of PEFT before 0.14",
+    "base_model.model.fc.oft_r": "OFT of PEFT before 0.16",
     "lora_unet_conv_in.lora_A.0": "DyLoRA in blocks",
     "lora_unet_conv_in.lambda_layer": "T-LoRA",
     "lora_unet_conv_in.q_layer.weight": "T-LoRA",

@@ -25,7 +25,7 @@ LAYERS = (
     ("components",),
     ("architectures", "adapters", "dialects"),
     ("leftovers", "recipe", "recognition"),
-    ("translation",),
+    ("translation", "ties"),
     ("resolve", "methods", "rounding"),
     ("matching",),
     ("provenance",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, matrix
+from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, fits
 
 if TYPE_CHECKING:
     import torch
@@ -28,9 +28,7 @@ class LoraBias(Kind):
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for one value an output."""
-        if matrix(shapes["bias"]) == matrix(weight):
-            return None
-        return f"a bias of {shapes['bias'][0] if shapes['bias'] else 1} values"
+        return None if fits(shapes["bias"], weight) else f"its bias is {shapes['bias']}"
 
     def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
         """Write β as the product of itself and one."""

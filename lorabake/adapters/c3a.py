@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, matrix
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, matrix, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,11 @@ class C3a(Kind):
         shape = shapes["c3a_kernel"]
         fits = len(shape) == 3 and (shape[0] * shape[2], shape[1] * shape[2]) == matrix(weight)
         return None if fits else f"its kernels are {shape}"
+
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for blocks of the size that the configuration names."""
+        size = whole_number(config, "block_size")
+        return {"c3a_kernel": (weight[0] // size, matrix(weight)[1] // size, size)} if size else {}
 
     def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
         """Turn each kernel round for these rows."""

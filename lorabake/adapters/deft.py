@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, stated
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, stated, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +53,11 @@ class Deft(Kind):
         if len(weight) != 2 or len(p) != 2 or p[0] != weight[0] or (r is not None and r != (p[1], weight[1])):
             return f"its directions {p} and rows {r} are for another size"
         return None
+
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for as many directions as the rank."""
+        rank = whole_number(config, "r")
+        return {"deft_P": (weight[0], rank), "deft_R": (rank, weight[1])} if rank else {}
 
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
         """Make the projector's two factors, and scale what is put in."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, product_fault
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, product_fault, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -36,8 +36,15 @@ class DeLora(Kind):
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Check the product's shape, and that lengths are there for all inputs."""
         fault = product_fault(shapes["delora_B"], shapes["delora_A"], weight, "delora_B and delora_A")
-        lengths = shapes["delora_w_norm"]
+        lengths, strength = shapes["delora_w_norm"], shapes["delora_lambda"]
+        if fault is None and strength != (1,):
+            return f"its delora_lambda is {strength}, not (1,)"
         return fault or (None if lengths == weight[1:] else f"it has the lengths of {lengths} inputs")
+
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for as many rows of A as the rank."""
+        rank = whole_number(config, "r")
+        return {"delora_A": (rank, weight[1])} if rank else {}
 
     def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale B's columns and A's columns."""

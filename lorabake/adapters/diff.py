@@ -5,10 +5,9 @@ A parameter that is neither weight nor bias goes by its full name: `blocks.0.mod
 
 from __future__ import annotations
 
-from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
-from lorabake.adapters.kind import OF_KOHYA, Kind, Settings, Shapes, Tensors, Terms, matrix
+from lorabake.adapters.kind import OF_KOHYA, Kind, Settings, Shapes, Tensors, Terms, fits
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +30,7 @@ class Difference(Kind):
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for the parameter's own shape."""
         (shape,) = (shapes[slot] for slot in self.required)
-        return None if matrix(shape) == matrix(weight) else f"its difference is {shape}"
+        return None if fits(shape, weight) else f"its difference is {shape}"
 
     def meant(self, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float) -> Settings:
         """Refuse what AUTOMATIC1111 reads in pairs alone."""
@@ -72,8 +71,8 @@ class Beft(Difference):
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for one value an output."""
-        count = prod(shapes["beft_bias"])
-        return None if (count,) == weight else f"it has {count} values"
+        shape = shapes["beft_bias"]
+        return None if shape == (1, *weight) else f"its beft_bias is {shape}"
 
 
 class NormDifference(Difference):

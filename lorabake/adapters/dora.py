@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
-from lorabake.adapters.kind import MAGNITUDES, OF_KOHYA, PROGRAMS, Shapes
+from lorabake.adapters.kind import MAGNITUDES, OF_KOHYA, PROGRAMS, Shapes, fits
 
 if TYPE_CHECKING:
     import torch
@@ -40,11 +40,12 @@ def axis(shapes: Shapes, weight: tuple[int, ...], of_magnitudes: Axis = "row") -
     if len(weight) < 2 or shapes.keys() >= MAGNITUDES:
         return None
     if "magnitude" in shapes:
-        return of_magnitudes if prod(shapes["magnitude"]) == weight[of_magnitudes == "column"] else None
+        shape, count = shapes["magnitude"], weight[of_magnitudes == "column"]
+        return of_magnitudes if count == prod(shape) == max(shape, default=1) else None
     shape = shapes["dora_scale"]
-    if shape[:1] == weight[:1] and prod(shape[1:]) == 1:
+    if fits(shape, weight[:1]):
         return "row"
-    return "column" if shape[:1] == (1,) and prod(shape) == weight[1] else None
+    return "column" if fits(shape, (1, weight[1])) else None
 
 
 def check(semantics: str, shapes: Shapes) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, product_fault
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, product_fault, whole_number
 
 if TYPE_CHECKING:
     import torch
+
+
+AS_LINEAR = {"embedding_up": "down", "embedding_down": "up"}
+"""Slots of an embedding's LoRA -> those of the same change as a linear layer's, which hold the other way round."""
 
 
 class EmbeddingLora(Kind):
@@ -34,6 +38,11 @@ class EmbeddingLora(Kind):
         """Check the product's shape."""
         up, down = shapes["embedding_up"][::-1], shapes["embedding_down"][::-1]
         return product_fault(down, up, weight, "lora_embedding_A and lora_embedding_B, turned,")
+
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for as many rows of A as the rank."""
+        rank = whole_number(config, "r")
+        return {"embedding_down": (rank, weight[0])} if rank else {}
 
     def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
         """Exchange and turn the factors."""

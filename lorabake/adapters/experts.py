@@ -1,18 +1,24 @@
-"""LoRA on the experts of a mixture (PEFT's `target_parameters`): Δ of expert e is alpha/r·B_e·A_e.
+"""LoRA on the experts of a mixture, all in one: Δ of expert e is alpha/r·B_e·A_e.
 
-`down` is (experts · r, in), expert by expert; `up` is (out, r · experts), the experts inside: column t·experts + e is
-the t-th of expert e. The weight is a stack of experts, (experts · out, in), or one tensor (experts, out, in), or
-(experts, in, out) where a model multiplies from the other side. PEFT's layout.
+The weight is a stack, (experts, out, in), or (experts, in, out) where a model multiplies from the other side.
+PEFT (`target_parameters`): `down` is (experts · r, in), expert by expert; `up` is (out, r · experts), the experts
+inside: column t·experts + e is the t-th of expert e. Which side of the weight counts as its inputs changed with
+PEFT's versions; where both are as long, `settings` are told which one A reads.
+Others: `down` (experts, r, in) and `up` (experts, out, r), either of them also (1, …): one for all experts.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, whole_number
+from lorabake.keymap.peft import WHO_TRAINED
 
 if TYPE_CHECKING:
     import torch
+
+SIDE = "side of A"
+"""What a configuration has beside PEFT's fields: the side of the weight that A reads, 1 or 2, None if unknown."""
 
 
 class ExpertLora(Kind):
@@ -21,45 +27,66 @@ class ExpertLora(Kind):
     name = "expert_lora"
     title = "LoRA on experts"
     required = frozenset({"up", "down"})
+    optional = frozenset({"alpha"})
     suffixes = ()
     by_place = True
 
-    def experts(self, shapes: Shapes, weight: tuple[int, ...]) -> int:
-        """Count the experts in a weight; 0 where the tensors are for another one."""
-        out, inputs = shapes["up"][0], shapes["down"][1]
-        if len(weight) == 2 and weight[1] == inputs and out and weight[0] % out == 0:
-            return weight[0] // out
-        return weight[0] if len(weight) == 3 and sorted(weight[1:]) == sorted((out, inputs)) else 0
+    def rank(self, shapes: Shapes) -> int:
+        """Return the rank of each expert, where the tensors tell it."""
+        return shapes["down"][1] if len(shapes["down"]) == 3 else 1
+
+    def sides(self, shapes: Shapes, weight: tuple[int, ...]) -> frozenset[int]:
+        """Return the sides of a weight (experts, first, second) that A may read, 1 or 2; B writes the other one."""
+        pair = shapes["down"][-1], shapes["up"][-2]
+        return frozenset(side for side in (1, 2) if pair == (weight[side], weight[3 - side]))
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for one product an expert."""
-        up, down = shapes["up"], shapes["down"]
-        if len(up) != 2 or len(down) != 2 or up[1] != down[0]:
+        up, down, experts = shapes["up"], shapes["down"], weight[0]
+        if (len(up), len(down)) == (3, 3):
+            if up[2] != down[1] or {up[0], down[0]} - {1, experts}:
+                return f"up {up} and down {down} disagree on the rank or the experts"
+        elif (len(up), len(down)) != (2, 2) or up[1] != down[0] or down[0] % experts:
             return f"up {up} and down {down} disagree on the rank"
-        experts = self.experts(shapes, weight)
-        if not experts or down[0] % experts:
-            return f"its deltas are {up[0]} × {down[1]}"
-        if len(weight) == 3 and up[0] == down[1]:
-            return "as many outputs as inputs: nothing tells which side is which"
-        return None
+        if "alpha" in shapes and len(down) == 2:
+            return "its alpha is over a rank that its tensors do not tell"
+        return None if self.sides(shapes, weight) else f"its deltas are {up[-2]} × {down[-1]}"
+
+    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+        """Say which side A reads where the shapes of the weight do not tell; refuse where nothing does."""
+        if shapes["down"][-1] != shapes["up"][-2]:
+            return {}
+        if (side := (config or {}).get(SIDE)) not in (1, 2):
+            raise ValueError(
+                f"as many outputs as inputs ({shapes['down'][-1]}), and nothing tells which side its A reads\n"
+                f"PEFT changed that in 0.19.1: {WHO_TRAINED}"
+            )
+        return {"side": side}
+
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for the rank of each expert."""
+        rank, down = whole_number(config, "r"), shapes["down"]
+        if rank is None:
+            return {}
+        return {"down": (rank * weight[0], down[1]) if len(down) == 2 else (down[0], rank, down[2])}
 
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
-        """Part the experts: A (experts, r, in), B (experts, out, r) with the scale."""
-        up, down = tensors["up"], tensors["down"]
-        shapes = {"up": tuple(up.shape), "down": tuple(down.shape)}
-        experts = self.experts(shapes, terms.shape)
-        a = down.reshape(experts, -1, down.shape[1])
-        b = up.reshape(up.shape[0], -1, experts).permute(2, 0, 1) * terms.scale
-        is_turned = len(terms.shape) == 3 and terms.shape[1] == down.shape[1]
-        return {"left": a.transpose(1, 2), "right": b.transpose(1, 2)} if is_turned else {"left": b, "right": a}
+        """Part the experts: the left factors (experts, first, r), with the scale, and the right ones."""
+        up, down, experts = tensors["up"], tensors["down"], terms.shape[0]
+        if down.dim() == 2:
+            a = down.reshape(experts, -1, down.shape[1])
+            b = up.reshape(up.shape[0], -1, experts).permute(2, 0, 1) * terms.scale
+        else:
+            a = down.expand(experts, -1, -1)
+            b = (up * terms.scale).expand(experts, -1, -1)
+        side = terms.settings.get("side", 2 if a.shape[2] == terms.shape[2] else 1)
+        return {"left": b, "right": a} if side == 2 else {"left": a.transpose(1, 2), "right": b.transpose(1, 2)}
 
     def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
         """Multiply the factors of these rows' experts."""
         import torch
 
         left, right = tensors["left"], tensors["right"]
-        if len(terms.shape) == 3:
-            return (left[rows] @ right[rows]).flatten(1)
         high = left.shape[1]
         pieces = []
         for expert in range(rows.start // high, -(-rows.stop // high)):

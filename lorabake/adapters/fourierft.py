@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, matrix, scattered
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, matrix, scattered, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +38,11 @@ class FourierFt(Kind):
         """Ask for no more coefficients than values."""
         shape = shapes["fourierft_spectrum"]
         return None if len(shape) == 1 and shape[0] <= prod(matrix(weight)) else f"its spectrum is {shape}"
+
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for as many coefficients as the configuration names."""
+        count = whole_number(config, "n_frequency")
+        return {"fourierft_spectrum": (count,)} if count else {}
 
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
         """Put the coefficients in their places and transform them."""

@@ -8,10 +8,9 @@ core of the B-part. Chavan et al. 2023 (arXiv 2306.07967), as LyCORIS defines it
 
 from __future__ import annotations
 
-from math import prod
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import OF_KOHYA, PROGRAMS, Kind, Settings, Shapes, Tensors, Terms, matrix
+from lorabake.adapters.kind import OF_KOHYA, PROGRAMS, Kind, Settings, Shapes, Tensors, Terms, fits, matrix
 
 if TYPE_CHECKING:
     import torch
@@ -82,24 +81,19 @@ class Glora(Kind):
 
 
 def _is_new(shapes: Shapes, weight: tuple[int, ...]) -> bool:
-    a1, a2, b1, b2 = (matrix(shapes[f"glora_{slot}"]) for slot in SLOTS)
-    rank, kernel = a1[1], prod(shapes.get("glora_bm", ())[2:])
-    fits = (a1[0], a2, b1, (b2[0], b2[1] * kernel)) == (
-        weight[1],
-        (rank, weight[1]),
-        (weight[0], rank),
-        (rank, matrix(weight)[1]),
-    )
-    return fits and ("glora_bm" not in shapes or shapes["glora_bm"][:2] == (rank, rank))
+    (out, inputs, *kernel), rank = weight, matrix(shapes["glora_a1"])[1]
+    wanted = {"a1": (inputs, rank), "a2": (rank, inputs), "b1": (out, rank), "b2": (rank, inputs, *kernel)}
+    if "glora_bm" in shapes:
+        wanted |= {"b2": (rank, inputs), "bm": (rank, rank, *kernel)}
+    return all(fits(shapes[f"glora_{slot}"], size) for slot, size in wanted.items())
 
 
 def _is_old(shapes: Shapes, weight: tuple[int, ...]) -> bool:
     if "glora_bm" in shapes:
         return False
-    a1, a2, b1, b2 = (matrix(shapes[f"glora_{slot}"]) for slot in SLOTS)
-    rank = a1[0]
-    wanted = (rank, weight[1]), (weight[1], rank), (rank, matrix(weight)[1]), (weight[0], rank)
-    return (a1, a2, b1, b2) == wanted
+    (out, inputs, *kernel), rank = weight, matrix(shapes["glora_a1"])[0]
+    wanted = {"a1": (rank, inputs), "a2": (inputs, rank), "b1": (rank, inputs, *kernel), "b2": (out, rank)}
+    return all(fits(shapes[f"glora_{slot}"], size) for slot, size in wanted.items())
 
 
 KINDS = (Glora(),)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, stated
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, product_fault, stated, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -49,11 +49,18 @@ class GraLora(Kind):
         if len(weight) != 2 or (b[0] * b[2], a[0] * a[1]) != weight:
             return f"its blocks cover {b[0] * b[2]} × {a[0] * a[1]}"
         general = [shapes[slot] for slot in sorted(GENERAL & shapes.keys())]
-        if general and (
-            len(general) != 2 or (general[1][0], general[0][1]) != weight or general[0][0] != general[1][1]
-        ):
-            return f"its general LoRA {general} does not fit"
-        return None
+        if len(general) == 1:
+            return "only one factor of its general LoRA is there"
+        return product_fault(general[1], general[0], weight, "the factors of its general LoRA") if general else None
+
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for blocks of the number and the rank that the configuration names, and for the general LoRA's rank."""
+        count, rank = whole_number(config, "gralora_k"), whole_number(config, "r")
+        general = whole_number(config, "hybrid_r")
+        wanted: dict[str, tuple[int, ...]] = {}
+        if count and rank:
+            wanted = {"gralora_A": (count, weight[1] // count, rank), "gralora_B": (count, rank, weight[0] // count)}
+        return wanted | ({"gralora_A_general": (general, weight[1])} if general else {})
 
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
         """Multiply all blocks out."""

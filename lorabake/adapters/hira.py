@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, product_fault
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, matrix, product_fault, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,11 @@ class Hira(Kind):
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Check the product's shape."""
         return product_fault(shapes["hira_B"], shapes["hira_A"], weight, "hira_B and hira_A")
+
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for as many rows of A as the rank."""
+        rank = whole_number(config, "r")
+        return {"hira_A": (rank, matrix(weight)[1])} if rank else {}
 
     def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
         """Return W ⊙ B·A."""

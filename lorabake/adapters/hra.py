@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, matrix
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, matrix, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +36,11 @@ class Hra(Kind):
         """Ask for vectors as long as a row."""
         shape = shapes["hra_u"]
         return None if len(shape) == 2 and shape[0] == matrix(weight)[1] else f"its vectors are {shape}"
+
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for as many vectors as the rank."""
+        rank = whole_number(config, "r")
+        return {"hra_u": (matrix(weight)[1], rank)} if rank else {}
 
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
         """Give the vectors length 1."""

@@ -45,8 +45,11 @@ class Ia3(Kind):
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for one number an output or an input."""
-        count = prod(shapes["whole_weight"])
-        return None if count in weight[:2] else f"it scales {count} outputs or inputs"
+        shape = shapes["whole_weight"]
+        count = prod(shape)
+        if count in weight[:2] and max(shape, default=1) == count:
+            return None
+        return f"its weight is {shape}: it scales {count} outputs or inputs"
 
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
         """Read which side is scaled."""
@@ -76,32 +79,37 @@ class PeftIa3(Kind):
     def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
         """Tell by the shape which side is scaled; a convolution's tells nothing, there `feedforward_modules` does."""
         shape = shapes["ia3_l"]
-        if len(shape) == 2 and 1 in shape and shape != (1, 1):
-            return {"inputs": shape[0] == 1}
+        told = shape[0] == 1 if len(shape) == 2 and 1 in shape and shape != (1, 1) else None
         listed = (config or {}).get("feedforward_modules")
-        if config is None or not isinstance(listed, (str, list, type(None))):
-            raise ValueError("no adapter_config.json says whether IA3 scales its inputs or outputs")
+        said: bool | None = None
         if isinstance(listed, str):
-            return {"inputs": re.fullmatch(listed, module) is not None}
-        return {
-            "inputs": any(module.endswith(str(name)) for name in listed or ())
-        }  # as PEFT: `conv` is `preconv`, too
+            said = re.fullmatch(listed, module) is not None
+        elif isinstance(listed, list) or (told is None and config is not None and listed is None):
+            said = any(module.endswith(str(name)) for name in listed or ())  # as PEFT: `conv` is `preconv`, too
+        if told is None and said is None:
+            raise ValueError("no adapter_config.json says whether IA3 scales its inputs or outputs")
+        if None not in (told, said) and told != said:
+            side = "inputs" if said else "outputs"
+            raise ValueError(f"its ia3_l is {shape}, and feedforward_modules in adapter_config.json means {side}")
+        return {"inputs": said if told is None else told}
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for one number an output or an input."""
         shape = shapes["ia3_l"]
-        fits = prod(shape) in weight[:2] and (len(shape) != 2 or shape in ((weight[0], 1), (1, weight[1])))
-        return None if fits else f"its factors are {shape}"
+        if len(weight) == 2 and shape in ((weight[0], 1), (1, weight[1])):
+            return None
+        ones = (1,) * (len(weight) - 2)
+        if len(weight) > 2 and shape in ((1, weight[0], *ones), (1, weight[1], *ones)):
+            return None
+        return f"its factors are {shape}"
 
-    def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
-        """Check that there is one factor for each of what is scaled; a grouped convolution has fewer inputs a row."""
-        inputs, count = bool(terms.settings["inputs"]), tensors["ia3_l"].numel()
-        if count != terms.shape[inputs]:
-            side = "inputs" if inputs else "outputs"
-            raise ValueError(
-                f"it scales {count} {side}, and the base's weight is {' × '.join(map(str, terms.shape))}"
-            )
-        return tensors
+    def unsettled(self, settings: Settings, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Ask for one factor for each of what is scaled; a grouped convolution has fewer inputs a row."""
+        inputs, count = bool(settings["inputs"]), prod(shapes["ia3_l"])
+        if count == weight[inputs]:
+            return None
+        side = "inputs" if inputs else "outputs"
+        return f"it scales {count} {side}, and the base's weight is {' × '.join(map(str, weight))}"
 
     def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
         """Return W ⊙ (l − 1)."""
@@ -121,9 +129,9 @@ class PeftIa3Bias(PeftIa3):
         """Leave the check to the weight."""
         return None
 
-    def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
-        """Leave the check to the weight."""
-        return tensors
+    def unsettled(self, settings: Settings, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Leave the check to the weight, too."""
+        return None
 
     def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
         """Return b ⊙ (l − 1) if l scales outputs."""

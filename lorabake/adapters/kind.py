@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from math import prod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -130,6 +131,10 @@ class Kind:
         """
         return {}
 
+    def doubt(self, config: Settings | None, shapes: Shapes) -> str:
+        """Say what an older PEFT did otherwise that may have trained it; empty if none did."""
+        return ""
+
     def redraw(self, config: Settings | None, shapes: Shapes, largest: tuple[int, int]) -> Settings:
         """Choose what drawing again takes; `largest` are the most outputs and inputs of all weights of the file.
 
@@ -153,8 +158,37 @@ class Kind:
         return strength
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-        """Say why tensors of these shapes cannot change a weight of that shape, or None if they can."""
+        """Say why tensors of these shapes cannot change a weight of that shape, or None if they can.
+
+        Nothing may fit by being repeated: a tensor of one value for many is another tensor than it should be.
+        """
         raise NotImplementedError
+
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Return the shapes that PEFT's configuration asks for; slots of which it says nothing are left out.
+
+        `config` holds for the module: patterns of ranks and the like are in its numbers. The tensors fit the weight.
+        """
+        return {}
+
+    def misconfigured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Say where tensors that fit their weight have other shapes than the configuration asks for, if anywhere."""
+        wanted = self.configured(config, shapes, weight)
+        for slot in sorted(wanted.keys() & shapes.keys()):
+            if shapes[slot] != wanted[slot]:
+                return f"its {slot} is {shapes[slot]}, and adapter_config asks for {wanted[slot]}"
+        return None
+
+    def unsettled(self, settings: Settings, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Say why these settings of the kind's ask for other tensors, or None if they do not."""
+        return None
+
+    def drawn_shapes(self, shapes: Shapes, largest: tuple[int, int]) -> Shapes:
+        """Return the shapes of the random matrices that all modules of a file share.
+
+        `largest` are the most outputs and inputs of all their weights.
+        """
+        return {}
 
     def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (up, down), shaped (out, rank) and (rank, columns), whose product is the unscaled delta."""
@@ -173,10 +207,28 @@ class Kind:
         raise NotImplementedError
 
 
+def fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Tell whether a shape is the one wanted, but for sides of 1 at the end: they do not change how values lie."""
+    return all(size == other for size, other in zip_longest(shape, wanted, fillvalue=1))
+
+
+def reads(down: tuple[int, ...], weight: tuple[int, ...]) -> bool:
+    """Tell whether the rows of a factor (rank, …) are as long as the weight's: input by kernel, or flattened."""
+    return fits(down[1:], weight[1:]) or fits(down[1:], matrix(weight)[1:])
+
+
+def whole_number(config: Settings, *names: str) -> int | None:
+    """Return a whole number above 0 that a configuration says, below these names; None where it says none."""
+    value: object = config
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value if type(value) is int and value > 0 else None
+
+
 def product_fault(up: tuple[int, ...], down: tuple[int, ...], weight: tuple[int, ...], names: str) -> str | None:
     """Say why up (out, rank) times down (rank, columns) has not the weight's shape, or None if it has."""
     if len(up) != 2 or len(down) != 2:
-        return f"{names} must be matrices"
+        return f"{names} must be matrices, and are {up} and {down}"
     if up[1] != down[0]:
         return f"{names} disagree on the rank: {up[0]} × {up[1]} times {down[0]} × {down[1]}"
     return None if (up[0], down[1]) == matrix(weight) else f"its delta is {up[0]} × {down[1]}"

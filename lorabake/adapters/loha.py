@@ -11,7 +11,19 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import EVERY, OF_KOHYA, Kind, Settings, Shapes, Tensors, Terms, check_core, matrix
+from lorabake.adapters.kind import (
+    EVERY,
+    OF_KOHYA,
+    Kind,
+    Settings,
+    Shapes,
+    Tensors,
+    Terms,
+    check_core,
+    fits,
+    matrix,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +61,8 @@ class Loha(Kind):
                 agree, made = left[1] == right[0], (left[0], right[1])
             else:
                 agree, made = core[:2] == (left[0], right[0]), (left[1], right[1] * prod(core[2:]))
+                if not fits(core[2:], weight[2:]):
+                    return f"hada_t{k} {core} lays its kernel out otherwise than the weight"
             if not agree:
                 return f"hada_w{k}_a {left} and hada_w{k}_b {right} disagree on the rank"
             if made != matrix(weight):
@@ -59,6 +73,11 @@ class Loha(Kind):
         """Ask whether the program can fold the cores in."""
         check_core(program, "hada_t1" in shapes, weight)
         return {}
+
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for as many rows of B as the rank."""
+        rank = whole_number(config, "r")
+        return {slot: (rank, *shapes[slot][1:]) for slot in ("hada_w1_b", "hada_w2_b")} if rank else {}
 
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
         """Fold the cores: four factors, (out, rank) and (rank, columns) twice."""

@@ -22,7 +22,9 @@ from lorabake.adapters.kind import (
     Tensors,
     Terms,
     check_core,
+    fits,
     matrix,
+    whole_number,
 )
 
 if TYPE_CHECKING:
@@ -87,24 +89,32 @@ class Lokr(Kind):
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Check that the product has the weight's rows and columns."""
-        sizes = []
+        sizes, kernel = [], weight[2:]
         for k in "12":
             left, right = shapes.get(f"lokr_w{k}_a"), shapes.get(f"lokr_w{k}_b")
             core = shapes.get(f"lokr_t{k}")
             if left is None or right is None:
-                sizes.append(matrix(shapes[f"lokr_w{k}"]))
-            elif min(len(left), len(right)) < 2:
+                whole = shapes[f"lokr_w{k}"]
+                if len(whole) != 2 and (k == "1" or len(whole) < 2 or not fits(whole[2:], kernel)):
+                    return f"lokr_w{k} is {whole}"
+                sizes.append(matrix(whole))
+            elif (len(left), len(right)) != (2, 2):
                 return f"lokr_w{k}_a {left} and lokr_w{k}_b {right} must be matrices"
             elif core is not None:
-                if len(core) < 3 or core[:2] != (left[0], right[0]):
+                if core[:2] != (left[0], right[0]) or not fits(core[2:], kernel):
                     return f"its Tucker core {core} does not fit lokr_w{k}_a {left} and lokr_w{k}_b {right}"
                 sizes.append((left[1], right[1] * prod(core[2:])))
             elif left[1] != right[0]:
                 return f"lokr_w{k}_a {left} and lokr_w{k}_b {right} disagree on the rank"
             else:
-                sizes.append((left[0], matrix(right)[1]))
+                sizes.append((left[0], right[1]))
         made = sizes[0][0] * sizes[1][0], sizes[0][1] * sizes[1][1]
         return None if made == matrix(weight) else f"its delta is {made[0]} × {made[1]}"
+
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for as many rows of the right-hand factors as the rank."""
+        rank, slots = whole_number(config, "r"), shapes.keys() & {"lokr_w1_b", "lokr_w2_b"}
+        return {slot: (rank, *shapes[slot][1:]) for slot in slots} if rank else {}
 
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
         """Multiply the decomposed factors out; W₁ takes the scale."""

@@ -12,7 +12,20 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
-from lorabake.adapters.kind import EVERY, OF_KOHYA, Kind, Settings, Shapes, Tensors, Terms, check_core, matrix
+from lorabake.adapters.kind import (
+    EVERY,
+    OF_KOHYA,
+    Kind,
+    Settings,
+    Shapes,
+    Tensors,
+    Terms,
+    check_core,
+    fits,
+    matrix,
+    reads,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -88,9 +101,12 @@ class Lora(Kind):
         if not down[0] and shapes.keys() & {"magnitude", "dora_scale", "bias"}:
             return "its rank is 0, and it has more than a low-rank delta"
         outputs, inputs = up[0], matrix(down)[1] * (prod(mid[2:]) if mid else 1)
-        agree = matrix(up)[1] == (mid or down)[0]
+        agree = fits(up[1:], (mid or down)[:1])
         if agree and (outputs, inputs) == matrix(weight):
-            return None
+            if fits(mid[2:], weight[2:]) if mid else reads(down, weight):
+                return None
+            slot, shape = ("mid", mid) if mid else ("down", down)
+            return f"{slot} {shape} lays its kernel out otherwise than the weight"
         if mid is None and outputs == inputs and (down[0], matrix(up)[1]) == matrix(weight):
             return "up and down are exchanged"
         if not agree:
@@ -103,6 +119,25 @@ class Lora(Kind):
         """Ask whether the program can fold a core in."""
         check_core(program, "mid" in shapes, weight)
         return {}
+
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for the shapes of what the training alone needed."""
+        rank = self.rank(shapes)
+        wanted: dict[str, tuple[int, ...]] = {
+            "monteclora_std_prior": (rank,),
+            "monteclora_gaussian_var_prior": (rank, rank),
+        }
+        if samples := whole_number(config, "monteclora_config", "num_samples"):
+            wanted |= dict.fromkeys(("monteclora_expert_weights", "monteclora_expert_weights_prior"), (samples,))
+        if groups := whole_number(config, "velora_config", "num_groups"):
+            wanted["velora_embed"] = (-(-matrix(weight)[1] // groups),)
+        return wanted
+
+    def misconfigured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Compare the rank first."""
+        if (rank := whole_number(config, "r")) not in (None, self.rank(shapes)):
+            return f"its rank is {self.rank(shapes)}, and adapter_config says {rank}"
+        return super().misconfigured(config, shapes, weight)
 
     def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
         """Flatten both; a Tucker core is folded into the right-hand factor."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, matrix
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, matrix, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +32,16 @@ class Miss(Kind):
         if len(shape) == 3:
             fits = shape[1] == shape[2] and shape[0] * shape[1] == rows and columns % shape[1] == 0
         else:
-            fits = len(shape) == 2 and shape[0] <= columns and shape[1] > 0 and rows % shape[1] == 0
+            fits = len(shape) == 2 and 0 < shape[0] <= columns and shape[1] > 0 and rows % shape[1] == 0
         return None if fits else f"its block is {shape}"
+
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for the block that the initialisation names: for all outputs, for some that repeat, or one a tile."""
+        rank, start = whole_number(config, "r"), config.get("init_weights")
+        outputs = whole_number(config, "mini_r") if start == "mini" else weight[0]
+        if not rank or not outputs:
+            return {}
+        return {"miss_block": (weight[0] // rank, rank, rank) if start == "bat" else (rank, outputs)}
 
     def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
         """Lay the block out over these rows."""

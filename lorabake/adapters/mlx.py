@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, product_fault
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, matrix, product_fault, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,11 @@ class Mlx(Kind):
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Check a (in, r) and b (r, out) against the weight."""
         return product_fault(shapes["lora_b"][::-1], shapes["lora_a"][::-1], weight, "lora_b and lora_a, turned,")
+
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for as many columns of a as the rank."""
+        rank = whole_number(config, "lora_parameters", "rank")
+        return {"lora_a": (matrix(weight)[1], rank)} if rank else {}
 
     def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
         """Turn both."""

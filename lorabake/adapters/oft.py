@@ -8,18 +8,18 @@ list (`oft_blocks.0`, …), one for each part of a fused layer, or one for a lay
 and has its own constraint. `oft_diag`, of 2023, holds the blocks R themselves.
 PEFT rotates inputs. OFT (`oft_R`, (n, b·(b−1)/2)): Q from the strict upper triangle, W' = W·Rᵀ with
 R = (I − Q)(I + Q)⁻¹, or, with `use_cayley_neumann`, the first terms of the series of (I + Q)(I − Q)⁻¹, which is the
-opposite rotation. BOFT (`boft_R`, (m, n, b, b)): Q = (X − Xᵀ)/2, R as in OFT; in round i a block turns two halves
-(of b/2 columns) that lie 2^i halves apart; then rows are scaled by `boft_s`.
+opposite rotation; the last term counts half since PEFT 0.18. BOFT (`boft_R`, (m, n, b, b)): Q = (X − Xᵀ)/2, R as in
+OFT; in round i a block turns two halves (of b/2 columns) that lie 2^i halves apart; then rows are scaled by `boft_s`.
 OneTrainer's OFT (`oft_R` and a marker `scaled_oft`): PEFT's with the series of five terms and Q/(2·√(b − 1)).
 Qiu et al. 2023 (arXiv 2306.07280); Liu et al. 2023, BOFT (arXiv 2311.06243); Qiu et al. 2025 (arXiv 2506.19847).
 """
 
 from __future__ import annotations
 
-from math import prod
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from lorabake.adapters.kind import OF_KOHYA, Kind, Settings, Shapes, Tensors, Terms, matrix
+from lorabake.adapters.kind import OF_KOHYA, Kind, Settings, Shapes, Tensors, Terms, fits, matrix, whole_number
+from lorabake.keymap.peft import WHO_TRAINED, is_before
 
 if TYPE_CHECKING:
     import torch
@@ -34,14 +34,17 @@ def cayley(skew: torch.Tensor) -> torch.Tensor:
     return turn
 
 
-def series(skew: torch.Tensor, terms: int) -> torch.Tensor:
-    """Return I + 2Q + 2Q² + … + Q^(terms−1), the series of Cayley's map cut off as PEFT does."""
+def series(skew: torch.Tensor, terms: int, last: int) -> torch.Tensor:
+    """Return I + 2Q + 2Q² + … + last·Q^(terms−1), the series of Cayley's map cut off as PEFT does.
+
+    `last` is 1 since PEFT 0.18, and was 2 before; of one or two terms PEFT makes the same.
+    """
     import torch
 
     total = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device).expand(skew.shape).clone()
     power = skew
     for term in range(1, terms):
-        total = total + power * (1 if term == terms - 1 and terms > 2 else 2)
+        total = total + power * (last if term == terms - 1 and terms > 2 else 2)
         power = power @ skew
     return total
 
@@ -101,8 +104,8 @@ class Oft(Kind):
             return f"its blocks turn {shape[-3] * shape[-1]} outputs"
         if len(shape) == 4 and (shape[-1] % 2 or weight[0] % (2 ** shape[0] * (shape[-1] // 2))):
             return f"its {shape[0]} butterfly rounds of blocks of {shape[-1]} do not divide the outputs"
-        if "rescale" in shapes and prod(shapes["rescale"]) != weight[0]:
-            return f"it rescales {prod(shapes['rescale'])} outputs"
+        if "rescale" in shapes and not fits(shapes["rescale"], weight[:1]):
+            return f"its rescale is {shapes['rescale']}"
         return None
 
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
@@ -243,13 +246,17 @@ class PeftOft(Kind):
             raise ValueError("coft is set: PEFT projects such rotations once more whenever it loads them")
         if "use_cayley_neumann" not in config:
             raise ValueError("its adapter_config.json, of an older PEFT, does not say use_cayley_neumann")
-        if config["use_cayley_neumann"] and "peft_version" not in config:  # said since 0.18
-            raise ValueError("its adapter_config.json is of a PEFT before 0.18, whose series was another")
         count = config.get("num_cayley_neumann_terms", 5)
         if type(count) is not int or count < 1:
             raise ValueError(f"num_cayley_neumann_terms is {count!r}")
-        count = 4 if count == 3 else count  # PEFT computes the same for both
-        return {"terms": count if config["use_cayley_neumann"] else 0, "scaled": False}
+        if not config["use_cayley_neumann"]:
+            return {"terms": 0, "scaled": False}
+        older = is_before(config, 0, 18, 0)
+        if older is None and count > 2:
+            raise ValueError(f"the series of PEFT before 0.18 was another: {WHO_TRAINED}")
+        if older:
+            return {"terms": count, "scaled": False, "whole": True}
+        return {"terms": 4 if count == 3 else count, "scaled": False}  # PEFT computes the same for both
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for as many packed triangles as cover the inputs, or for one that all blocks share."""
@@ -258,6 +265,19 @@ class PeftOft(Kind):
         if not size or columns % size or shape[0] not in (1, columns // size):
             return f"its packed rotations {shape} do not cover {columns} inputs"
         return None
+
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for one triangle a block, or for one alone where blocks share it; for blocks of the size that is named.
+
+        Where r or the size does not divide the inputs, PEFT takes another.
+        """
+        columns, size = matrix(weight)[1], _block_size(shapes["oft_R"][1])
+        named, count = whole_number(config, "oft_block_size"), whole_number(config, "r")
+        if named is not None and columns % named == 0:
+            size = named
+        elif named is None and count is not None and columns % count == 0:
+            size = columns // count
+        return {"oft_R": (1 if config.get("block_share") else columns // size, size * (size - 1) // 2)}
 
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
         """Unpack the triangles and build what multiplies blocks of columns from the right."""
@@ -272,11 +292,20 @@ class PeftOft(Kind):
         if terms.settings["scaled"]:
             skew = skew / (2 * (size - 1) ** 0.5)
         count = cast(int, terms.settings["terms"])
-        return {"turns": (series(skew, count) if count else cayley(-skew)).transpose(1, 2)}
+        last = 2 if terms.settings.get("whole") else 1
+        return {"turns": (series(skew, count, last) if count else cayley(-skew)).transpose(1, 2)}
 
     def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
         """Rotate the blocks of these rows."""
         return _turn_inputs(weight, tensors["turns"]) - weight
+
+
+_MIXED_UP = "PEFT before 0.14 mixed up the values of convolutions"
+
+
+def _is_of_convolution(shapes: Shapes) -> bool:
+    """Tell by its scales, (1, outputs), that a layer is a convolution; a linear one has (outputs, 1)."""
+    return shapes["boft_s"][0] == 1 != shapes["boft_s"][1]
 
 
 class PeftBoft(Kind):
@@ -294,6 +323,16 @@ class PeftBoft(Kind):
         | {"init_weights"}
     )
 
+    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+        """Refuse what PEFT before 0.14 trained of convolutions."""
+        if _is_of_convolution(shapes) and is_before(config or {}, 0, 14, 0):
+            raise ValueError(f"{_MIXED_UP}\nMerge it with the PEFT that trained it.")
+        return {}
+
+    def doubt(self, config: Settings | None, shapes: Shapes) -> str:
+        """Tell where nothing says that it is newer."""
+        return _MIXED_UP if _is_of_convolution(shapes) and is_before(config or {}, 0, 14, 0) is None else ""
+
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for square blocks that cover the inputs, in pairs for each further round, and one scale an output."""
         shape = shapes["boft_R"]
@@ -301,7 +340,20 @@ class PeftBoft(Kind):
             return f"its blocks {shape} do not cover {matrix(weight)[1]} inputs"
         if shape[0] > 1 and (shape[2] % 2 or shape[1] % 2 ** (shape[0] - 1)):
             return f"its {shape[0]} butterfly rounds do not divide {shape[1]} blocks of {shape[2]}"
-        return None if prod(shapes["boft_s"]) == weight[0] else f"it scales {prod(shapes['boft_s'])} outputs"
+        wanted = (weight[0], 1) if len(weight) == 2 else (1, weight[0])
+        return None if shapes["boft_s"] == wanted else f"its boft_s is {shapes['boft_s']}, not {wanted}"
+
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for blocks of the size, or of the number, that is named, and for as many rounds.
+
+        One round may be there in the place of more: without CUDA PEFT trains no more.
+        """
+        columns, rounds = matrix(weight)[1], whole_number(config, "boft_n_butterfly_factor")
+        size, count = whole_number(config, "boft_block_size"), whole_number(config, "boft_block_num")
+        if not rounds or bool(size) == bool(count):
+            return {}
+        size = size or columns // (count or 1)
+        return {"boft_R": (1 if shapes["boft_R"][0] == 1 else rounds, columns // size, size, size)}
 
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
         """Build what multiplies blocks of columns from the right, round by round."""

@@ -15,7 +15,7 @@ from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, seed_of, stated
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, seed_of, stated, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -105,6 +105,16 @@ class RandLora(Kind):
         if not fits or a[2] < min(weight) or b[0] < max(weight) or b[1] < scales[1]:
             return f"its matrices {a} and {b} do not reach"
         return None
+
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for as many scales a basis as the rank, and for as many bases as it takes to fill the shorter side."""
+        rank = whole_number(config, "r")
+        return {"randlora_lambda": (rank, -(-min(weight) // rank))} if rank else {}
+
+    def drawn_shapes(self, shapes: Shapes, largest: tuple[int, int]) -> Shapes:
+        """Return A and B, as they are drawn."""
+        a, b = sizes(shapes["randlora_lambda"][0], largest)
+        return {"randlora_A": a, "randlora_B": b}
 
     def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale the smaller matrix; the other stays as it is."""

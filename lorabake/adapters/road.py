@@ -45,9 +45,15 @@ class Road(Kind):
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for as many parameters as one of the variants has."""
-        counts = {prod(shapes[slot]) for slot in self.required}
-        fits = len(counts) == 1 and weight and counts.pop() / weight[0] in PARAMETERS.values()
-        return None if fits else f"its angles are {shapes['road_theta']}"
+        theta, alpha = shapes["road_theta"], shapes["road_alpha"]
+        if theta == alpha and len(theta) == 1 and weight and theta[0] / weight[0] in PARAMETERS.values():
+            return None
+        return f"its road_theta is {theta}, its road_alpha {alpha}"
+
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for as many parameters as the variant has."""
+        count = PARAMETERS.get(str(config.get("variant")), 0) * weight[0]
+        return {"road_theta": (int(count),)} if count else {}
 
     def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
         """Rotate all rows."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -31,11 +31,17 @@ class Shira(Kind):
             return f"its values {values} and places {places} do not go together"
         return None if len(weight) == 2 else "it is for linear layers"
 
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for as many values as a LoRA of that rank would have."""
+        rank = whole_number(config, "r")
+        return {"shira_weight": (rank * sum(weight),)} if rank else {}
+
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
         """Put the values in their places."""
         rows, columns = tensors["shira_indices"].long()
-        if int(rows.max()) >= terms.shape[0] or int(columns.max()) >= terms.shape[1] or int(rows.min()) < 0:
-            raise ValueError(f"its places reach to ({int(rows.max())}, {int(columns.max())}), out of the weight")
+        for places, size in zip((rows, columns), terms.shape, strict=True):
+            if not bool(((places >= 0) & (places < size)).all()):
+                raise ValueError(f"its places reach to ({int(rows.max())}, {int(columns.max())}), out of the weight")
         dense = tensors["shira_weight"].new_zeros(terms.shape)
         return {"delta": dense.index_put_((rows, columns), tensors["shira_weight"], accumulate=True)}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, product_fault, stated
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, product_fault, stated, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +58,14 @@ class Supertuning(Kind):
         if "super_A" in shapes:
             return product_fault(shapes["super_B"], shapes["super_A"], weight, "its factors")
         return None
+
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for the share of values that the configuration leaves, and for the product's rank."""
+        sparsity, rank = config.get("sparsity"), whole_number(config, "r")
+        wanted: dict[str, tuple[int, ...]] = {"super_A": (rank, weight[1])} if rank else {}
+        if isinstance(sparsity, (int, float)) and 0 <= sparsity < 1:
+            wanted["super_values"] = (int(prod(weight) * (1 - sparsity)),)
+        return wanted
 
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
         """Put the values in their places; the product takes its scale."""

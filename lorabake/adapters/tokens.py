@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     import torch
 
 
+def rows_of(config: Settings, module: str) -> object:
+    """Return what a configuration says of a module's trained rows; None where it says nothing."""
+    said = config.get("token_indices") or config.get("trainable_token_indices")
+    if isinstance(said, dict):
+        return next((rows for name, rows in said.items() if f".{module}".endswith(f".{name}")), None)
+    return said
+
+
 class TrainedTokens(Kind):
     """Replace rows of an embedding."""
 
@@ -28,9 +36,7 @@ class TrainedTokens(Kind):
 
     def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
         """Read which rows they are: one list for the embedding, or one for each module."""
-        said = (config or {}).get("token_indices") or (config or {}).get("trainable_token_indices")
-        if isinstance(said, dict):
-            said = next((rows for name, rows in said.items() if f".{module}".endswith(f".{name}")), None)
+        said = rows_of(config or {}, module)
         if not isinstance(said, list) or any(type(row) is not int or row < 0 for row in said):
             raise ValueError("no adapter_config.json says which rows (token_indices)")
         if len(said) != shapes["tokens"][0] or len(set(said)) != len(said):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,7 @@ class VbLora(Kind):
     shared: ClassVar[tuple[tuple[str, str, str], ...]] = (
         (r"base_model\.vblora_vector_bank(?:\.[^.]+)?", "bank", "logits_A"),
     )
+    chooser: ClassVar[str] = "logits_A"
     low_rank = True
     peft_type = "VBLORA"
     peft_fields = frozenset(
@@ -49,12 +50,20 @@ class VbLora(Kind):
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for pieces that cover the weight's sides."""
-        a, b, bank = shapes["logits_A"], shapes["logits_B"], shapes.get("bank", ())
-        if len(bank) != 2:
-            return "its vector bank is not in the file"
+        a, b, bank = shapes["logits_A"], shapes["logits_B"], shapes.get("bank")
+        if bank is None or len(bank) != 2:
+            return f"its vector bank is {'not in the file' if bank is None else bank}"
         if len(a) != 3 or len(b) != 3 or a[0] != b[1] or a[2] != b[2] or a[2] != bank[0]:
             return f"its logits {a} and {b} do not go with a bank of {bank[0]}"
         return _covers(a, b, bank, weight)
+
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for a bank of the size that the configuration names, and for the rank."""
+        rank, count, length = (whole_number(config, name) for name in ("r", "num_vectors", "vector_length"))
+        if not (rank and count and length):
+            return {}
+        chosen = {self.chooser: (rank, *shapes[self.chooser][1:])}
+        return {"bank": (count, length), **chosen}
 
     def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
         """Mix the vectors."""
@@ -75,6 +84,7 @@ class ChosenVbLora(VbLora):
         (rf"\.vblora_logits_{side}_topk_{what}", f"{what}_{side}") for side in "AB" for what in ("indices", "weights")
     )
     shared = ((r"base_model\.vblora_vector_bank(?:\.[^.]+)?", "bank", "indices_A"),)
+    chooser = "indices_A"
     peft_type = ""
 
     def rank(self, shapes: Shapes) -> int:
@@ -87,9 +97,9 @@ class ChosenVbLora(VbLora):
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for pieces that cover the weight's sides."""
-        a, b, bank = shapes["indices_A"], shapes["indices_B"], shapes.get("bank", ())
-        if len(bank) != 2:
-            return "its vector bank is not in the file"
+        a, b, bank = shapes["indices_A"], shapes["indices_B"], shapes.get("bank")
+        if bank is None or len(bank) != 2:
+            return f"its vector bank is {'not in the file' if bank is None else bank}"
         if len(a) != 3 or len(b) != 3 or a[0] != b[1] or a[2] != b[2]:
             return f"its choices {a} and {b} do not go together"
         if any(shapes[f"weights_{side}"] != (*shapes[f"indices_{side}"][:2], a[2] - 1) for side in "AB"):
@@ -104,7 +114,10 @@ class ChosenVbLora(VbLora):
         for side in "AB":
             weights = tensors[f"weights_{side}"]
             weights = torch.cat((weights, 1 - weights.sum(-1, keepdim=True)), dim=-1)
-            mixed.append((weights[..., None] * tensors["bank"][tensors[f"indices_{side}"].long()]).sum(-2))
+            numbers = tensors[f"indices_{side}"].long()
+            if not bool(((numbers >= 0) & (numbers < len(tensors["bank"]))).all()):
+                raise ValueError(f"it names vectors that its bank of {len(tensors['bank'])} has not")
+            mixed.append((weights[..., None] * tensors["bank"][numbers]).sum(-2))
         return _product(*mixed)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, seed_of
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, seed_of, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -75,11 +75,21 @@ class Vera(Kind):
             return "only one of its two random matrices is in the file"
         rank, outputs = shapes["vera_lambda_d"], shapes["vera_lambda_b"]
         a, b = shapes.get("vera_A", (*rank, 1 << 62)), shapes.get("vera_B", (1 << 62, *rank))
-        if len(rank) != 1 or len(a) != 2 or len(b) != 2 or a[0] < rank[0] or b[1] != a[0] or a[0] != rank[0]:
-            return f"its vectors {rank} and matrices {a}, {b} disagree on the rank"
+        if len(rank) != 1 or len(a) != 2 or len(b) != 2 or b[1] != a[0] or a[0] != rank[0]:
+            return "its vectors and matrices disagree on the rank"
         if len(weight) != 2 or outputs != weight[:1] or a[1] < weight[1] or b[0] < weight[0]:
             return f"its delta is {outputs[0] if outputs else 1} × {a[1]} at most"
         return None
+
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for a λ_d as long as the rank."""
+        rank = whole_number(config, "r")
+        return {"vera_lambda_d": (rank,)} if rank else {}
+
+    def drawn_shapes(self, shapes: Shapes, largest: tuple[int, int]) -> Shapes:
+        """Return A (r, most inputs) and B (most outputs, r)."""
+        rank = self.rank(shapes)
+        return {"vera_A": (rank, largest[1]), "vera_B": (largest[0], rank)}
 
     def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
         """Cut the matrices and scale their rows."""
@@ -127,6 +137,16 @@ class Pvera(Vera):
             return f"its vectors {both[0]} and matrix {both[1]} have no halves"
         halves = {slot: (shape[0] // 2, *shape[1:]) for slot, shape in shapes.items() if slot.endswith(("_d", "_A"))}
         return super().fault(_as_vera({**shapes, **halves}), weight)
+
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for a λ_d of twice the rank."""
+        rank = whole_number(config, "r")
+        return {"pvera_lambda_d": (2 * rank,)} if rank else {}
+
+    def drawn_shapes(self, shapes: Shapes, largest: tuple[int, int]) -> Shapes:
+        """Return A (2·r, most inputs) and B (most outputs, r)."""
+        rank = self.rank(shapes)
+        return {"pvera_A": (2 * rank, largest[1]), "pvera_B": (largest[0], rank)}
 
     def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
         """Take the upper halves, as VeRA's."""

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from math import prod
 from typing import TYPE_CHECKING, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, scattered
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, scattered, whole_number
 from lorabake.errors import SurroundingsError
 
 if TYPE_CHECKING:
@@ -83,6 +83,11 @@ class WaveFt(Kind):
         if len(weight) != 2:
             return "it is for linear layers"
         return None if len(shape) == 1 and shape[0] <= prod(weight) else f"its spectrum is {shape}"
+
+    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+        """Ask for as many coefficients as the configuration names, where it does not deal them out by sizes."""
+        count = None if config.get("proportional_parameters") else whole_number(config, "n_frequency")
+        return {"waveft_spectrum": (count,)} if count else {}
 
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
         """Put the coefficients in their places and transform them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from lorabake.adapters.kind import Kind, Shapes, Tensors, matrix
+from lorabake.adapters.kind import Kind, Shapes, Tensors, fits, matrix
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,7 @@ class Whole(Kind):
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for the parameter's own shape."""
         (shape,) = (shapes[slot] for slot in self.required)
-        return None if matrix(shape) == matrix(weight) else f"it would replace {weight} by {shape}"
+        return None if fits(shape, weight) else f"it would replace {weight} by {shape}"
 
     def value(self, tensors: Tensors) -> torch.Tensor:
         """Return the trained parameter."""

@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from lorabake.errors import FileError
 
 SCALED = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
 """PEFT's type -> the field that is divided by the rank."""
+
+PATTERNS = {
+    "rank_pattern": "r",
+    "n_frequency_pattern": "n_frequency",
+    "block_size_pattern": "block_size",
+}
+"""The field whose patterns give modules a number of their own -> the field in whose place that number is."""
 
 REFUSED = {
     "PROMPT_TUNING": "it learns tokens put before the input, no weights",
@@ -46,6 +53,14 @@ EMBEDDINGS = {
     "lm_head", "embed_out", "output",
 }  # fmt: skip
 """What transformers calls a model's input embeddings and its output head, which PEFT saves by itself."""
+
+RENAMED = {"BONE": "MISS"}
+"""PEFT's older name of a type -> the newer one."""
+
+INTRODUCED = {"exclude_modules": (0, 14, 0)}
+"""Field -> the first PEFT that writes it: it does so always, and so tells of files without a `peft_version`."""
+
+WHO_TRAINED = "add to adapter_config.json the peft_version that trained it."
 
 WITHOUT_EFFECT = {
     "auto_mapping",
@@ -118,6 +133,7 @@ class PeftConfig:
         if "lora_parameters" in config and "peft_type" not in config:
             return cls._read_mlx(config, where)
         kind = str(config.get("peft_type", "LORA"))
+        kind = RENAMED.get(kind, kind)
         if kind not in types:
             why = REFUSED.get(kind, "not supported by this version")
             raise FileError(f"{where}: an adapter of PEFT's type {kind} cannot be baked: {why}")
@@ -184,10 +200,25 @@ class PeftConfig:
         """Tell whether it is MLX-LM's, which says the scale itself."""
         return "lora_parameters" in self.fields
 
-    def alpha_of(self, module: str) -> float:
-        """Return the alpha that a module was trained with."""
-        pattern = _first(self.alpha_pattern, module, self.where)
-        return self.alpha if pattern is None else self.alpha_pattern[pattern]
+    def is_before(self, *release: int) -> bool | None:
+        """Tell whether a PEFT before this release (major, minor, patch) wrote it; None where that is unknown."""
+        return is_before(self.fields, *release)
+
+    def fields_of(self, module: str) -> dict[str, object]:
+        """Return the fields as they hold for one module: its own numbers, where patterns give it some."""
+        fields = dict(self.fields)
+        for name, place in PATTERNS.items():
+            patterns = fields.get(name)
+            if isinstance(patterns, dict) and (pattern := _first(patterns, module, self.where)) is not None:
+                fields[place] = patterns[pattern]
+        if self.kind in SCALED:
+            fields["r"] = self.rank_of(module)
+        return fields
+
+    @property
+    def ties(self) -> bool:
+        """Tell whether it trained a tied embedding in all its uses, and saved each, named or not."""
+        return self.fields.get("ensure_weight_tying") is True
 
     def rank_of(self, module: str) -> int:
         """Return the rank that a module was trained with."""
@@ -201,8 +232,29 @@ class PeftConfig:
         """
         if self.kind not in SCALED:
             return 1.0
-        alpha, rank = self.alpha_of(module), self.rank_of(module)
+        return self._older_scale(module) if self.is_before(0, 14, 0) else self._scale(self.alpha_of(module), module)
+
+    def doubt(self, module: str) -> str:
+        """Say how a PEFT that may have trained it scaled a module otherwise; empty if none did."""
+        if self.kind not in SCALED or self.is_before(0, 14, 0) is not None:
+            return ""
+        now, older = self._scale(self.alpha_of(module), module), self._older_scale(module)
+        return f"PEFT before 0.14 scaled such a module by {older:g} and not by {now:g}" if now != older else ""
+
+    def _scale(self, alpha: float, module: str) -> float:
+        rank = self.rank_of(module)
         return float(alpha / rank**0.5 if self.rslora else alpha / rank)
+
+    def alpha_of(self, module: str) -> float:
+        """Return the alpha that a module was trained with."""
+        pattern = _first(self.alpha_pattern, module, self.where)
+        return self.alpha if pattern is None else self.alpha_pattern[pattern]
+
+    def _older_scale(self, module: str) -> float:
+        """Return the scale of PEFT before 0.14: LoKr had none, and one name was looked up in both patterns."""
+        name = _first((*self.rank_pattern, *self.alpha_pattern), module, self.where)
+        alpha = self.alpha if name is None else self.alpha_pattern.get(name, self.alpha)
+        return 1.0 if self.kind == "LOKR" else self._scale(alpha, module)
 
     def saves(self, module: str, slot: str) -> bool:
         """Tell whether a whole tensor of this module is meant to replace the base's.
@@ -218,6 +270,24 @@ class PeftConfig:
             return True
         around = tuple(".".join(words[:count]) for count in range(1, len(words) + 1))
         return any(each.endswith(self.modules_to_save) for each in around)  # as PEFT does: `head` is `lm_head`, too
+
+
+def is_before(fields: Mapping[str, object], *release: int) -> bool | None:
+    """Tell whether a PEFT before this release (major, minor, patch) wrote these fields; None where that is unknown.
+
+    All laws that changed ask here. `peft_version` is there since 0.18. A version in the making (0.18.2.dev0@5f3c)
+    comes after the release before it, and may have any of the next minor one's changes.
+    """
+    said = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?(\.?(?:dev|a|b|rc)\d*)?", str(fields.get("peft_version")))
+    if said is None:
+        is_later = any(release <= first for name, first in INTRODUCED.items() if name in fields)
+        return False if is_later else None
+    major, minor, patch = (int(number or 0) for number in said.groups()[:3])
+    if said[4] is None:
+        return (major, minor, patch) < release
+    if release < (major, minor, patch):
+        return False
+    return True if release > (major, minor + (patch > 0), 0) else None
 
 
 def from_metadata(
@@ -247,7 +317,7 @@ def from_metadata(
     }
 
 
-def _first(patterns: Mapping[str, object], module: str, where: str) -> str | None:
+def _first(patterns: Iterable[str], module: str, where: str) -> str | None:
     for pattern in patterns:
         try:
             if re.match(rf"(.*\.)?({pattern})$", module):

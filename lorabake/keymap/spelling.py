@@ -23,7 +23,7 @@ Suffix = tuple[str, str]
 # the same suffix goes before.
 UNSUPPORTED = (
     (r"\.oft_blocks\.\d+", "OFT in more than four parts"),
-    (r"\.oft_r", "OFT of PEFT before 0.14"),
+    (r"\.oft_r", "OFT of PEFT before 0.16"),
     (r"\.(?:lora_[AB]|up_list|down_list)\.\d+", "DyLoRA in blocks"),
     (r"\.(?:[qp]_layer\.weight|lambda_layer)", "T-LoRA"),
     (r"\.lora_(?:down|up)", "nunchaku's LoRA"),
@@ -32,7 +32,7 @@ UNSUPPORTED = (
 
 # Kind -> why it is none that can be baked, and what helps.
 REASONS = {
-    "OFT of PEFT before 0.14": "PEFT before 0.14 laid OFT out otherwise, and today's cannot read it\n"
+    "OFT of PEFT before 0.16": "PEFT before 0.16 laid OFT out otherwise, and today's cannot read it\n"
     "Merge it with the PEFT that trained it.",
     "DyLoRA in blocks": "DyLoRA's blocks as they are in training, before the trainer saves them as one LoRA\n"
     "Load it with the program that trained it, and save it as its scripts do.",
@@ -102,13 +102,15 @@ class LoraModule:
 class LoraTensors:
     """Sort a LoRA file's tensors: by module; of unsupported kinds, by kind; and those of no known form.
 
-    `common` counts those that several modules share.
+    `common` counts those that several modules share; `unlike` are pairs of such a one and a module's own copy of it,
+    of another shape.
     """
 
     modules: dict[str, LoraModule]
     unsupported: dict[str, list[TensorInfo]]
     unknown: list[TensorInfo]
     common: int = 0
+    unlike: tuple[tuple[TensorInfo, TensorInfo], ...] = ()
 
 
 def sort_tensors(
@@ -141,17 +143,19 @@ def sort_tensors(
             if slots.setdefault(module, {}).setdefault(rows[row][1], info) is not info:
                 unknown.append(info)
     borrowed: dict[str, set[str]] = {name: set() for name in slots}
-    idle = []
+    idle, unlike = [], []
     for info in common:
         needed = {by: slot for key, slot, by in shared if re.fullmatch(key, info.key)}
         takers = [(name, needed[by]) for name, found in slots.items() for by in needed.keys() & found.keys()]
         if not takers:
             idle.append(info)
         for name, slot in takers:
-            if slots[name].setdefault(slot, info) is info:
+            if (own := slots[name].setdefault(slot, info)) is info:
                 borrowed[name].add(slot)
+            elif own.shape != info.shape:
+                unlike.append((info, own))
     modules = {name: LoraModule(name, found, frozenset(borrowed[name])) for name, found in slots.items()}
-    return LoraTensors(modules, unsupported, unknown + idle, len(common) - len(idle))
+    return LoraTensors(modules, unsupported, unknown + idle, len(common) - len(idle), tuple(unlike))
 
 
 @cache
@@ -239,13 +243,15 @@ class _Names:
 class Spellings(Mapping[str, list[Module]]):
     """Map every spelling of every module of a base to the modules; there are several where it is ambiguous.
 
+    `named` are further uses of tensors, which their names mean whatever else has them.
+
     A name that is no spelling is taken for one that differs from it in no more than dots and underscores, or in what
     wraps modules in training: `lora_unet_blocks_0.attn.q`, `module.blocks.0.attn.q`. If there is none either, other
     roots take the place of a path's own.
     """
 
-    def __init__(self, key_map: KeyMap) -> None:
-        self._key_map = key_map
+    def __init__(self, key_map: KeyMap, named: Iterable[Module] = ()) -> None:
+        self._key_map, self._named = key_map, tuple(named)
         self._names = self._list(_paths)
         self._found: dict[str, dict[str, list[Module]]] = {}
 
@@ -275,7 +281,7 @@ class Spellings(Mapping[str, list[Module]]):
         words = (
             word
             for component, prefix in self._placed()
-            for path in self._key_map.modules[component.name]
+            for path in (*self._key_map.modules[component.name], *(use.name for use in self._named))
             for word in spell(component, prefix, path)
         )
         return iter(dict.fromkeys(words))
@@ -302,6 +308,9 @@ class Spellings(Mapping[str, list[Module]]):
                 for each in paths(component, path):
                     dotted.modules.setdefault(each, []).append(module)
                     flat.modules.setdefault(each.replace(".", "_"), []).append(module)
+            for use in (each for each in reversed(self._named) if each.component == component.name):
+                for each in paths(component, use.name):
+                    dotted.modules[each] = flat.modules[each.replace(".", "_")] = [use]
             listed += [dotted, flat]
         return listed
 
@@ -327,9 +336,9 @@ def _exactly(name: str, listed: list[_Names]) -> list[Module]:
     return found
 
 
-def spell_all(key_map: KeyMap) -> Spellings:
-    """Write every module of the base in every spelling."""
-    return Spellings(key_map)
+def spell_all(key_map: KeyMap, named: Iterable[Module] = ()) -> Spellings:
+    """Write every module of the base in every spelling, and `named`, further uses of its tensors."""
+    return Spellings(key_map, named)
 
 
 def components_named(key: str, components: Iterable[Component]) -> set[str]:

@@ -8,10 +8,11 @@ Nothing here parses a LoRA's name.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
-from lorabake.keymap.experts import stacks
+from lorabake.keymap.experts import SINGLE, ExpertLayout, Seen, single, stacked
 from lorabake.keymap.fused import fused, joined
 from lorabake.keymap.view import Region, View
 from lorabake.tensors.safetensors import TensorInfo
@@ -130,7 +131,8 @@ class Component:
     (`lora_unet_`). `optional` words may lead the path on one side and be absent on the other (`model.`). Of `roots`,
     each group lists starts of a path that stand for one another where no module has the name itself.
     `orders` reads index-named files. `embeddings` end the names of input embeddings that a model without any of
-    the `heads` uses as its output head, too. `aliases` are names that no layout has.
+    the `heads` uses as its output head, too; `copies` are names, from where it lies, of that same embedding in other
+    places. `aliases` are names that no layout has.
     """
 
     name: str
@@ -143,6 +145,7 @@ class Component:
     orders: tuple[IndexOrder, ...] = ()
     embeddings: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
     aliases: tuple[Alias, ...] = ()
 
 
@@ -182,12 +185,16 @@ class Module:
     """Locate one module of the base: the views of its parameters, by name (`weight`, `bias`).
 
     `stored_weight` is there where this very name's layout stores the weight transposed, as the base does: whole
-    tensors come in that form.
+    tensors come in that form. `stacked`: it is all experts of a mixture in one; `turned`: such a stack is stored as
+    (experts, in, out), None where nothing tells. `unclear` says why the module is only somewhere in its views.
     """
 
     component: str
     name: str
     views: Mapping[str, View]
+    stacked: bool = False
+    turned: bool | None = False
+    unclear: str = ""
 
 
 @dataclass(slots=True)
@@ -196,8 +203,9 @@ class KeyMap:
 
     `placed` says where each component was found, `owner` which component a base tensor belongs to, `modules`
     every module under each dotted name of each layout: component -> name -> module. A name by which two layouts
-    mean different tensors is left out, and what fused modules hold also goes by number (`qkv.0`, `qkv.1` …). A
-    tensor that is no weight and no bias is a module by itself, under its full name.
+        mean different tensors is left out, and what fused modules hold also goes by number (`qkv.0`, `qkv.1` …). A
+        tensor that is no weight and no bias is a module by itself, under its full name. `experts` says how the model
+        stacks its experts, where that is known.
     """
 
     architecture: Architecture
@@ -205,6 +213,7 @@ class KeyMap:
     placed: dict[str, tuple[Layout, str]] = field(default_factory=dict)
     owner: dict[str, str] = field(default_factory=dict)
     modules: dict[str, dict[str, Module]] = field(default_factory=dict)
+    experts: ExpertLayout | None = None
 
     @property
     def layout(self) -> str:
@@ -212,9 +221,11 @@ class KeyMap:
         return self.placed[self.architecture.components[0].name][0].name
 
     @classmethod
-    def expand(cls, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> KeyMap:
+    def expand(
+        cls, architecture: Architecture, tensors: Mapping[str, TensorInfo], experts: ExpertLayout | None = None
+    ) -> KeyMap:
         """Find each component in the header and list its modules under all their names."""
-        key_map = cls(architecture, tensors)
+        key_map = cls(architecture, tensors, experts=experts)
         for component in architecture.components:
             place = find(component, tensors)
             if place is not None:
@@ -224,20 +235,31 @@ class KeyMap:
                 modules = key_map._list_modules(component)
                 named = [module for alias in component.aliases for module in alias.resolve(modules)]
                 named += [Module(component.name, name, joined(parts)) for name, parts in fused(modules)]
-                named += key_map._stacks(component, modules)
                 key_map.modules[component.name] = modules
                 for module in named:
                     if module.views:
                         modules.setdefault(module.name, module)
+                key_map._name_experts(component, stacked)
         return key_map
+
+    def name_single_experts(self, names: Iterable[str]) -> None:
+        """List each expert of a mixture by itself, too, under those of its names that end as one of `names` does."""
+        of_one = [name for name in names if SINGLE.search(name)]
+        for component in self.architecture.components if of_one else ():
+            if component.name in self.placed:
+                self._name_experts(component, partial(single, names=of_one))
 
     def modules_in(self, component: str, layout: str) -> dict[str, Module]:
         """List a component's modules under the names of one layout alone, where no other's can be in the way."""
         described = next(each for each in self.architecture.components if each.name == component)
         return self._list_modules(described, layout)
 
-    def _stacks(self, component: Component, modules: Mapping[str, Module]) -> list[Module]:
-        _, prefix = self.placed[component.name]
+    def _name_experts(
+        self,
+        component: Component,
+        see: Callable[[Mapping[str, View], Mapping[str, TensorInfo], ExpertLayout | None], Iterator[Seen]],
+    ) -> None:
+        modules, (_, prefix) = self.modules[component.name], self.placed[component.name]
         own = {
             key.removeprefix(prefix): info
             for key, info in self.tensors.items()
@@ -248,7 +270,11 @@ class KeyMap:
             for name, module in modules.items()
             if ".experts." in name and "weight" in module.views
         }
-        return [Module(component.name, name, {"weight": view}) for name, view in stacks(weights, own)]
+        for seen in [*see(weights, own, self.experts)]:
+            views = {"weight": seen.view}
+            module = Module(component.name, seen.name, views, seen.stacked, seen.turned, seen.unclear)
+            if modules.setdefault(seen.name, module).views == module.views:
+                modules[seen.name] = module
 
     def _list_modules(self, component: Component, only: str | None = None) -> dict[str, Module]:
         layout, prefix = self.placed[component.name]

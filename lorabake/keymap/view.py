@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Name rows `start` to `stop` of the base tensor `key`."""
+    """Name rows `start` to `stop` of the base tensor `key`, as a view of it counts them."""
 
     key: str
     start: int
@@ -25,15 +26,38 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """Show rows of base tensors as one module sees them.
+class Picked:
+    """Name some values of each stored row, by their places; a row has `width` of them."""
 
-    `shape` is the module's, (out, in[, kernel…]); with `transpose` the one 2-D tensor stores (in, out).
+    places: range
+    width: int
+
+    @property
+    def slice(self) -> slice:
+        """Return the places as an index."""
+        return slice(self.places.start, self.places.stop, self.places.step)
+
+    def meets(self, other: Picked) -> bool:
+        """Tell whether two of them have a place in common."""
+        fewer, more = sorted((self.places, other.places), key=len)
+        return any(place in more for place in fewer)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Show parts of base tensors as one module sees them.
+
+    `shape` is the module's, (out, in[, kernel…]), or, if it is `stacked`, (experts, out, in): so many matrices below
+    each other. A base tensor counts as a matrix, too, whatever its own shape: the rows of a region are `width` values
+    long. `picked` are those of them that the module has, where it has not all. With `transpose` the one region stores
+    them as (in, out).
     """
 
     regions: tuple[Region, ...]
     shape: tuple[int, ...]
     transpose: bool = False
+    stacked: bool = False
+    picked: Picked | None = None
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -46,17 +70,41 @@ class View:
         return any(one.key == other.key and one.start > other.start for one, other in pairwise(self.regions))
 
     @property
+    def place(self) -> tuple[tuple[Region, ...], Picked | None]:
+        """Say which values of the base it shows, in which order."""
+        return self.regions, self.picked
+
+    @property
     def rows(self) -> int:
-        """Count the module's output rows (1 for a scalar)."""
-        return self.shape[0] if self.shape else 1
+        """Count the module's output rows, of all experts if it is stacked (1 for a scalar)."""
+        return prod(self.shape[: 1 + self.stacked])
 
     @property
     def columns(self) -> int:
         """Count the values of one output row: inputs times kernel."""
-        count = 1
-        for size in self.shape[1:]:
-            count *= size
-        return count
+        return prod(self.shape[1 + self.stacked :])
+
+    @property
+    def chosen(self) -> slice | None:
+        """Return what the module has of each stored row, as an index; None where that is all of it."""
+        return None if self.picked is None else self.picked.slice
+
+    @property
+    def width(self) -> int:
+        """Count the values of a stored row."""
+        if self.picked is not None:
+            return self.picked.width
+        return self.rows if self.transpose else self.columns
+
+    def as_stack(self) -> View | None:
+        """Show a tensor (experts, out, in) as matrices below each other; None where it is another one."""
+        if self.stacked:
+            return self
+        if len(self.shape) != 3 or self.transpose or self.picked is not None or len(self.regions) != 1:
+            return None
+        (region,) = self.regions
+        high = self.shape[1]
+        return View((Region(region.key, region.start * high, region.stop * high),), self.shape, stacked=True)
 
     def take(self, rows: Iterable[range]) -> View:
         """Show some of the module's rows, in the order of these ranges; a transposed view has none to take."""
@@ -76,26 +124,30 @@ class View:
 
     def read(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Gather the module's weight, shaped `shape`, from whole base tensors; a copy or an alias."""
+        blocks = [self._block(tensors, region) for region in self.regions]
         if self.transpose:
-            return tensors[self.regions[0].key].T
-        pieces = [tensors[region.key][region.start : region.stop] for region in self.regions]
-        if len(pieces) == 1:
-            return pieces[0].reshape(self.shape)
+            return blocks[0].T
+        if len(blocks) == 1:
+            return blocks[0].reshape(self.shape)
         import torch
 
-        return torch.cat(pieces).reshape(self.shape)
+        return torch.cat(blocks).reshape(self.shape)
 
     def add(self, tensors: Mapping[str, torch.Tensor], delta: torch.Tensor) -> None:
         """Add `delta`, shaped like the module's weight, into whole base tensors in place."""
         if self.transpose:
-            tensors[self.regions[0].key].add_(delta.reshape(self.shape).T)
+            self._block(tensors, self.regions[0]).add_(delta.reshape(self.shape).T)
             return
-        row = 0
+        row, flat = 0, delta.reshape(self.rows, self.columns)
         for region in self.regions:
-            target = tensors[region.key][region.start : region.stop]
-            piece = delta.reshape(self.rows, -1)[row : row + region.stop - region.start]
-            target.add_(piece.reshape(target.shape))
-            row += region.stop - region.start
+            count = region.stop - region.start
+            self._block(tensors, region).add_(flat[row : row + count])
+            row += count
+
+    def _block(self, tensors: Mapping[str, torch.Tensor], region: Region) -> torch.Tensor:
+        """Return what the module has of a region, an alias (rows, columns); with `transpose`, (in, out)."""
+        rows = tensors[region.key].view(-1, self.width)[region.start : region.stop]
+        return rows if self.picked is None else rows[:, self.chosen]
 
 
 def join(views: Sequence[View | None]) -> View | None:
@@ -105,7 +157,7 @@ def join(views: Sequence[View | None]) -> View | None:
         return None
     if len(found) == 1:
         return found[0]
-    if any(view.transpose or not view.shape for view in found):
+    if any(view.transpose or view.stacked or view.picked or not view.shape for view in found):
         return None
     regions: list[Region] = []
     for region in (region for view in found for region in view.regions):

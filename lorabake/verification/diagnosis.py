@@ -156,7 +156,7 @@ class Diagnostician:
 
     def _scene(self, result: Comparison) -> _Scene:
         rows = np.array(sorted(result.rows))
-        count, columns = matrix(result.target.shape)
+        count, columns = result.step.matrix(result.target)
         if len(rows) > count // 2:
             rows = np.arange(count)
         place = {row: index for index, row in enumerate(rows.tolist())}

@@ -314,7 +314,9 @@ def oft_peft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Arr
         one = np.eye(size)
         if terms:
             powers = [np.linalg.matrix_power(skew, power) for power in range(int(terms))]  # type: ignore[call-overload]
-            factors = [1.0] + [2.0] * (len(powers) - 2) + [1.0 if len(powers) > 2 else 2.0] * (len(powers) > 1)
+            factors = [1.0] + [2.0] * (len(powers) - 1)
+            if len(powers) > 2 and not place.settings.get("whole"):
+                factors[-1] = 1.0
             turn = sum((factor * power for factor, power in zip(factors, powers, strict=True)), np.zeros_like(one))
         else:
             turn = (one - skew) @ np.linalg.inv(one + skew)
@@ -448,18 +450,19 @@ def fourierft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Ar
 
 
 def expert_lora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
-    """W_e + scale·B_e·A_e for each expert e; in B the experts are the inner side of the columns."""
-    up, down = tensors["up"], tensors["down"]
-    (out, ranks), inputs, shape = up.shape, down.shape[1], place.shape
-    count = shape[0] if len(shape) == 3 else shape[0] // out
-    deltas = np.empty((count, out, inputs))
+    """W_e + scale·B_e·A_e for each expert e, or its transpose; in PEFT's B the experts count first."""
+    up, down, (count, high, wide) = tensors["up"], tensors["down"], place.shape
+    deltas = np.empty((count, high, wide))
     for expert in range(count):
-        own = slice(expert * ranks // count, (expert + 1) * ranks // count)
-        deltas[expert] = scale * (up[:, expert::count] @ down[own])
-    if len(shape) == 3 and shape[1] == inputs:
-        deltas = deltas.swapaxes(1, 2)
-    flat = deltas.reshape(count, -1) if len(shape) == 3 else deltas.reshape(-1, inputs)
-    return np.asarray(weight + flat[place.rows])
+        if up.ndim == 3:
+            b, a = (factors[expert if len(factors) > 1 else 0] for factors in (up, down))
+        else:
+            ranks = len(down)
+            b, a = up[:, expert::count], down[expert * ranks // count : (expert + 1) * ranks // count]
+        product = scale * (b @ a)
+        reads_first = place.settings.get("side", 1 if product.shape != (high, wide) else 2) == 1
+        deltas[expert] = product.T if reads_first else product
+    return np.asarray(weight + deltas.reshape(-1, wide)[place.rows])
 
 
 def trained_tokens(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:

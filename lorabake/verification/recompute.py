@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorabake.adapters.kind import MAGNITUDES, matrix
-from lorabake.errors import SurroundingsError
+from lorabake.errors import MatchError, SurroundingsError
 from lorabake.matching import Patch
 from lorabake.methods import masks_of
 from lorabake.planning import Bake, Plan, Target
@@ -105,8 +105,8 @@ class Recomputation:
 
         With `some`, yield that many smaller tiles, spread over the rows, of a tensor whose rows stand alone.
         """
-        if step.by_rows and not any(patch.view.transpose for patch in step.patches):
-            yield from self._by_rows(step.targets[0], step.patches, some)
+        if step.by_rows:
+            yield from self._by_rows(step, some)
         else:
             yield from self._whole(step)
 
@@ -137,17 +137,24 @@ class Recomputation:
         """
         if not step.by_rows or any(patch.has_dora or patch.kind.name not in PRODUCTS for patch in step.patches):
             return None
+        target = step.targets[0]
+        if step.matrix(target) != matrix(target.shape) or any(
+            patch.view.picked is not None for patch in step.patches
+        ):
+            return None  # of one expert in a stack, or of some values of each row
         found = []
         for number, patch in enumerate(step.patches):
             view = patch.view
             factor, left, right = self._stored(patch) if single else self._sides(patch, self.tensors(patch))
             if view.transpose:
-                found.append(Product(number, patch, slice(0, view.columns), factor, right.T, left.T))
+                (region,) = view.regions
+                rows = slice(region.start, region.stop)
+                found.append(Product(number, patch, rows, factor, right.T, left.T))
                 continue
             row = 0
             for region in view.regions:
                 count = region.stop - region.start
-                if region.key == step.targets[0].key:
+                if region.key == target.key:
                     rows = slice(region.start, region.stop)
                     found.append(Product(number, patch, rows, factor, left[row : row + count], right))
                 row += count
@@ -209,8 +216,9 @@ class Recomputation:
 
     # -- the two ways ----------------------------------------------------------------------------------
 
-    def _by_rows(self, target: Target, patches: tuple[Patch, ...], some: int | None) -> Iterator[Tile]:
-        rows, columns = matrix(target.shape)
+    def _by_rows(self, step: Bake, some: int | None) -> Iterator[Tile]:
+        target, patches = step.targets[0], step.patches
+        rows, columns = step.matrix(target)
         size = max(1, TILE_VALUES // max(1, columns) // (some or 1))
         starts: Sequence[int] = range(0, rows, size)
         if some and some < len(starts):
@@ -219,6 +227,7 @@ class Recomputation:
         for number, patch in enumerate(patches):
             tensors, scale = self.tensors(patch), self.scale(patch)
             loaded.append((number, patch, tensors, scale, _partial(patch, tensors, scale)))
+        flipped: dict[int, Array] = {}
         for start in starts:
             stop = min(start + size, rows)
             base = self.files.rows(target.source, start, stop, columns)
@@ -230,30 +239,39 @@ class Recomputation:
                     if region.key == target.key and first < last:
                         offset = row - region.start
                         inner = slice(first - start, last - start)
-                        place = _place(patch, slice(first + offset, last + offset))
                         seen = exact if self.sequential else base
-                        delta = _delta(patch, tensors, seen[inner], place, scale)
+                        if patch.view.transpose:  # a product: it does not read the weight
+                            if number not in flipped:
+                                zeros = np.zeros((patch.view.rows, patch.view.columns))
+                                whole = _place(patch, slice(0, patch.view.rows))
+                                flipped[number] = _delta(patch, tensors, zeros, whole, scale).T
+                            delta = flipped[number][first - region.start : last - region.start]
+                        else:
+                            place = _place(patch, slice(first + offset, last + offset))
+                            delta = _delta(patch, tensors, _picked(patch, seen[inner]), place, scale)
+                        delta = _widened(patch, delta)
                         exact[inner] += delta
                         changes.append(Change(number, patch, inner, delta, partial))
                     row += region.stop - region.start
+                if stop >= patch.view.regions[-1].stop:
+                    flipped.pop(number, None)
             yield Tile(target, start, base, exact, tuple(changes))
 
     def _whole(self, step: Bake) -> Iterator[Tile]:
-        base = {each.key: self.files.whole(each.source).reshape(matrix(each.shape)) for each in step.targets}
+        base = {each.key: self.files.whole(each.source).reshape(step.matrix(each)) for each in step.targets}
         shapes = {target.key: target.shape for target in step.targets}
         for target in step.targets:
             if target.encoding is not None:
                 stored = base[target.scale_key].reshape(shapes[target.scale_key])
-                base[target.key] = worth(target.encoding, base[target.key], stored)
+                base[target.key] = worth(target.encoding, base[target.key].reshape(matrix(target.shape)), stored)
+                base[target.key] = base[target.key].reshape(step.matrix(target))
         exact = {key: array.copy() for key, array in base.items()}
         parts: dict[str, list[Change]] = {key: [] for key in base}
         own: dict[int, Array] = {}
         for number, patch in enumerate(step.patches):
             view, seen = patch.view, exact if self.sequential else base
-            if view.transpose:
-                weight = np.ascontiguousarray(seen[view.regions[0].key].T)
-            else:
-                weight = np.concatenate([seen[region.key][region.start : region.stop] for region in view.regions])
+            blocks = [_picked(patch, seen[region.key][region.start : region.stop]) for region in view.regions]
+            weight = np.ascontiguousarray(blocks[0].T) if view.transpose else np.concatenate(blocks)
             tensors, scale = self.tensors(patch), self.scale(patch)
             changed = _delta(patch, tensors, weight, _place(patch, slice(0, view.rows)), scale)
             partial = _partial(patch, tensors, scale)
@@ -265,19 +283,16 @@ class Recomputation:
             row = 0
             for region in view.regions:
                 rows = slice(region.start, region.stop)
-                delta = changed[row : row + region.stop - region.start]
+                delta = _widened(patch, changed[row : row + region.stop - region.start])
                 exact[region.key][rows] += delta
                 parts[region.key].append(Change(number, patch, rows, delta, partial))
                 row += region.stop - region.start
         for key, start, stop, there in () if step.summed else step.pieces():
-            deltas = [
-                own[id(piece.patch)] if piece.patch.view.transpose else own[id(piece.patch)][piece.rows]
-                for piece in there
-            ]
+            deltas = [own[id(piece.patch)][piece.rows] for piece in there]
             method, loras = self.plan.sources.recipe.method, [piece.patch.lora for piece in there]
             masks = masks_of(method, key, start, loras, deltas[0].size)
             total = combined(method, deltas, [piece.patch.strength for piece in there], masks)
-            rows = slice(start, stop) if not there[0].patch.view.transpose else slice(0, len(exact[key]))
+            rows = slice(start, stop)
             exact[key][rows] += total
             parts[key].append(Change(step.patches.index(there[0].patch), there[0].patch, rows, total))
         dtypes = {target.key: target.dtype for target in step.targets}
@@ -285,9 +300,10 @@ class Recomputation:
             if (encoding := target.encoding) is not None:  # all as it is stored, in units of the scale that is due
                 old, shape = base[target.scale_key], shapes[target.scale_key]
                 base[target.key], exact[target.key] = (turned(encoding, each[target.key]) for each in (base, exact))
-                fresh = self._fresh(exact[target.key], old.reshape(shape), target, dtypes[target.scale_key])
+                flat = exact[target.key].reshape(matrix(target.shape))
+                fresh = self._fresh(flat, old.reshape(shape), target, dtypes[target.scale_key])
                 due = fresh.reshape(old.shape)
-                units = scales(encoding, fresh)
+                units = _by_row(scales(encoding, fresh), exact[target.key])
                 exact[target.scale_key] = due
                 first = parts[target.key][0]  # what changes a weight changes its scale
                 parts[target.scale_key] = [Change(first.number, first.patch, slice(0, len(due)), due - old)]
@@ -345,6 +361,25 @@ def terms(patch: Patch) -> int:
     return 16 + summed + 64 * patch.has_dora
 
 
+def _by_row(scale: Array, weight: Array) -> Array:
+    """Repeat scales of a tensor's own rows for the rows that patches count, of which it may have more."""
+    return scale if len(scale) == 1 else np.repeat(scale, len(weight) // len(scale), axis=0)
+
+
+def _picked(patch: Patch, rows: Array) -> Array:
+    """Return what a patch's module has of stored rows."""
+    return rows if patch.view.picked is None else rows[:, patch.view.chosen]
+
+
+def _widened(patch: Patch, delta: Array) -> Array:
+    """Put what a patch's module has of stored rows in its place among the rest, which does not change."""
+    if patch.view.picked is None:
+        return delta
+    wide = np.zeros((len(delta), patch.view.width))
+    wide[:, patch.view.chosen] = delta
+    return wide
+
+
 def _place(patch: Patch, rows: slice) -> Place:
     return Place(rows, patch.view.shape, patch.settings, patch.semantics, patch.strength)
 
@@ -355,6 +390,9 @@ def _delta(patch: Patch, tensors: Tensors, weight: Array, place: Place, scale: f
             f"verification has no formula for {patch.kind.title}\nAdd one to lorabake/verification/formulas.py."
         )
     updated = changed(patch.kind.name, tensors, weight, place, scale)
+    if updated.shape != weight.shape:
+        found, wanted = (" × ".join(map(str, each)) for each in (updated.shape, weight.shape))
+        raise MatchError(f"{patch.module}: its formula gives {found}, and the weight's rows are {wanted}")
     delta = updated - weight
     delta *= share(patch.kind.name, tensors, place)
     return delta

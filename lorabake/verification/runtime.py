@@ -13,6 +13,7 @@ from warnings import catch_warnings, filterwarnings
 
 import numpy as np
 
+from lorabake.adapters.kind import matrix
 from lorabake.errors import SurroundingsError, first_line
 from lorabake.keymap.table import KeyMap, Module
 from lorabake.keymap.view import Region, View
@@ -61,12 +62,14 @@ class Weights:
                 exact = tile.base.copy()
                 for change in tile.changes:
                     exact[change.rows] += factors[change.patch.lora] * change.delta
-                whole = made.setdefault(tile.target.key, np.empty((_rows(tile.target.shape), exact.shape[1])))
+                whole = made.setdefault(tile.target.key, np.empty(step.matrix(tile.target)))
                 whole[tile.start : tile.start + len(exact)] = (
                     self.recomputation.rounded(tile, exact) if round_off else exact
                 )
             shapes = {target.key: target.shape for target in step.targets}
             for target in step.targets:  # what is stored in units of a scale is worth its values times the scale
+                made[target.key] = made[target.key].reshape(matrix(target.shape))
+            for target in step.targets:
                 if target.encoding is not None:
                     scale = made[target.scale_key].reshape(shapes[target.scale_key])
                     made[target.key] = worth(target.encoding, made[target.key], scale)

@@ -591,6 +591,38 @@ def test_an_embedding_that_the_base_ties_to_its_head_is_refused(bake: Any, shuff
         bake(tmp_path / "base", tmp_path / "adapter")
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*(tie|embedding layers):UserWarning")
+@pytest.mark.parametrize(
+    "trained_too",
+    [
+        {"modules_to_save": ["embed_tokens"]},
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"trainable_token_indices": {"embed_tokens": [3, 5], "lm_head": [3, 5]}},
+    ],
+    ids=str,
+)
+def test_an_embedding_that_peft_keeps_tied_is_changed_once(
+    trained_too: dict[str, Any], bake: Any, read: Any, shuffle: Any, tmp_path: Path
+) -> None:
+    """PEFT writes it under both names, or names the tokens of both; its merge adds a LoRA's product twice."""
+    if "ensure_weight_tying" not in peft.LoraConfig.__dataclass_fields__:
+        pytest.skip("this PEFT does not keep weights tied")
+    model, base = build("gemma"), tmp_path / "base"
+    model.save_pretrained(base)
+    config = lora(**{"target_modules": ["q_proj"], "ensure_weight_tying": True, **trained_too})
+    tuned = peft.get_peft_model(model, config)
+    shuffle((name, each) for name, each in tuned.named_parameters() if each.requires_grad)
+    tuned.save_pretrained(tmp_path / "adapter")
+    folder = bake(base, tmp_path / "adapter")
+    assert read(folder).keys() == read(base).keys()
+    baked = type(model).from_pretrained(folder)
+    assert baked.lm_head.weight is baked.model.embed_tokens.weight
+    assert torch.allclose(outputs(baked.eval()), outputs(tuned.eval()), atol=1e-5)
+
+
 def test_pissa_is_refused(bake: Any, tmp_path: Path) -> None:
     model = build("llama")
     model.save_pretrained(tmp_path / "base")

@@ -135,7 +135,7 @@ class TestUnreadable:
         (pickle.dumps({"a": [1] * 20}, protocol=2), "is a pickle, not SafeTensors\n"),
         (pickle.dumps({"a": [1] * 20}, protocol=4), "is a pickle, not SafeTensors\n"),
         (b"GGUF\x03\0\0\0" + bytes(60), "is a GGUF file, not SafeTensors\n"),
-        (gzip.compress(b"x" * 100), "is a gzip archive, not SafeTensors\nUnpack it"),
+        (gzip.compress(b"x" * 100, mtime=0), "is a gzip archive, not SafeTensors\nUnpack it"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
             "is a git-lfs pointer, not SafeTensors\nRun `git lfs pull` to fetch the real file.",
