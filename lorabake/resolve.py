@@ -5,16 +5,17 @@ Headers only: no tensor is read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from operator import le
 from pathlib import Path
 
 from lorabake.adapters import peft_fields, shared, suffixes
 from lorabake.architectures import architectures
-from lorabake.components.experts import layout_of
+from lorabake.components.experts import LAYOUTS
 from lorabake.components.vae import VAE
 from lorabake.errors import FileError, MatchError
+from lorabake.keymap.experts import ExpertLayout
 from lorabake.keymap.peft import PeftConfig, from_metadata
 from lorabake.keymap.spelling import PEFT_ROOT, LoraTensors, Spellings, sort_tensors, spell_all
 from lorabake.keymap.table import Architecture, KeyMap, find
@@ -95,7 +96,7 @@ def resolve(recipe: Recipe) -> Sources:
     config = model_config(base)
     packing = find_packing(base)
     tensors = packing.logical(base.tensors)
-    experts = layout_of(config)
+    experts = expert_layout(config)
     key_map = KeyMap.expand(identify(tensors), tensors, experts)
     loras = tuple(open_source(entry, recipe.locate(entry.path)) for entry in recipe.loras)
     if wider := grown(key_map, loras):
@@ -168,6 +169,21 @@ def grown(key_map: KeyMap, loras: tuple[LoraSource, ...]) -> dict[str, PackedInf
                 if found.setdefault(weight.key, grow(weight, shape)).shape != shape:
                     raise MatchError(f"LoRA {lora.name!r}: makes {weight.key} grow otherwise than a LoRA before it")
     return found
+
+
+def expert_layout(config: Mapping[str, object]) -> ExpertLayout | None:
+    """Return how a model stacks its experts; None where its config.json names no model that is known to."""
+    named = {*_model_types(config)}
+    found = {layout for models, layout in LAYOUTS if named & {*models}}
+    return found.pop() if len(found) == 1 else None
+
+
+def _model_types(config: Mapping[str, object]) -> Iterator[str]:
+    for name, value in config.items():
+        if name == "model_type" and isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            yield from _model_types(value)
 
 
 def model_config(base: Checkpoint) -> dict[str, object]:

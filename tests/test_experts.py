@@ -581,7 +581,8 @@ def test_the_table_is_transformers_own() -> None:
             continue
         interleaved, turned = "is_concatenated=False" in marks[0], "is_transposed=True" in marks[0]
         name = path.parent.name
-        layout = next((LAYOUTS[each] for each in (name, f"{name}_text", f"{name}_mm_model") if each in LAYOUTS), None)
+        names = {name, f"{name}_text", f"{name}_mm_model"}
+        layout = next((layout for models, layout in LAYOUTS if names & {*models}), None)
         assert layout is not None, f"{name}: give it a line in components/experts.py"
         assert layout.interleaved == interleaved, path
         assert turned == (layout.turned and layout.marked is True), path

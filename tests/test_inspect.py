@@ -130,7 +130,7 @@ def test_what_only_adapters_have_is_in_no_checkpoint(table: str) -> None:
 
 UNBAKED = {
     "OFT in more than four parts": ".oft_blocks.5",
-    "OFT of PEFT before 0.14": ".oft_r",
+    "OFT of PEFT before 0.16": ".oft_r",
     "DyLoRA in blocks": ".lora_A.3",
     "T-LoRA": ".lambda_layer",
     "nunchaku's LoRA": ".lora_down",

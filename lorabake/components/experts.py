@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-
 from lorabake.keymap.experts import ExpertLayout
 
-PLAIN = ExpertLayout()
-TURNED = ExpertLayout(turned=True, marked=True)
-_PLAIN = (
+PLAIN = (
     "afmoe", "axk1", "axk2", "bailing_hybrid", "beam", "cohere2_moe", "deepseek_ocr2", "deepseek_ocr2_text",
     "deepseek_v2", "deepseek_v3", "deepseek_v32", "deepseek_v4", "diffusion_gemma", "diffusion_gemma_text", "dots1",
     "dots3_note", "dots3_note_text", "ernie4_5_moe", "ernie4_5_vl_moe", "ernie4_5_vl_moe_text", "exaone_moe",
@@ -22,27 +18,10 @@ _PLAIN = (
     "qwen3_omni_moe_text", "qwen3_omni_moe_thinker", "qwen4_exp", "qwen4_exp_text", "solar_open", "step3p7",
     "unlimited_ocr", "unlimited_ocr_text", "zaya",
 )  # fmt: skip
-LAYOUTS: dict[str, ExpertLayout] = dict.fromkeys(_PLAIN, PLAIN) | {
-    "gpt_oss": ExpertLayout(interleaved=True, turned=True, marked=True),
-    "openai_privacy_filter": TURNED,
-    "aria": TURNED,
-    "aria_text": TURNED,
-    "llama4": ExpertLayout(turned=True, marked=False),
-    "llama4_text": ExpertLayout(turned=True, marked=False),
-    "qwen3_vl_moe": ExpertLayout(turned=True, marked=None),
-    "qwen3_vl_moe_text": ExpertLayout(turned=True, marked=None),
-}
-
-
-def layout_of(config: Mapping[str, object]) -> ExpertLayout | None:
-    """Return how a model stacks its experts; None where its config.json names no model that is known to."""
-    found = {LAYOUTS[name] for name in _model_types(config) if name in LAYOUTS}
-    return found.pop() if len(found) == 1 else None
-
-
-def _model_types(config: Mapping[str, object]) -> Iterator[str]:
-    for name, value in config.items():
-        if name == "model_type" and isinstance(value, str):
-            yield value
-        elif isinstance(value, dict):
-            yield from _model_types(value)
+LAYOUTS = (
+    (PLAIN, ExpertLayout()),
+    (("gpt_oss",), ExpertLayout(interleaved=True, turned=True, marked=True)),
+    (("openai_privacy_filter", "aria", "aria_text"), ExpertLayout(turned=True, marked=True)),
+    (("llama4", "llama4_text"), ExpertLayout(turned=True, marked=False)),
+    (("qwen3_vl_moe", "qwen3_vl_moe_text"), ExpertLayout(turned=True, marked=None)),
+)
