@@ -130,10 +130,9 @@ class Matcher:
         self.key_map, self.tie = key_map, tie
         self.spelled = spell_all(key_map)
         self.names: dict[tuple[Region, ...], list[str]] = {}
-        for modules in key_map.modules.values():
-            for module in modules.values():
-                for view in module.views.values():
-                    self.names.setdefault(view.regions, []).append(module.name)
+        for module in key_map.named():
+            for view in module.views.values():
+                self.names.setdefault(view.regions, []).append(module.name)
 
     @cached_property
     def _patterns(self) -> dict[str, str]:
@@ -312,6 +311,12 @@ class _Match:
         if len(fitting) > 1 and on_experts:
             self.faults.strange.append((module.name, "it fits several stacks of experts, and no name says which"))
             return
+        if len({each.component for each in fitting}) == 1 < len(fitting):
+            keys = " and ".join(next(iter(each.views.values())).keys[0] for each in fitting)
+            raise MatchError(
+                f"LoRA {self.lora.name!r}: {module.name} may be {keys} of the base\n"
+                "One is called so in the file, the other in memory, and both fit. Merge it with what trained it."
+            )
         if len(fitting) > 1:
             names = ", ".join(each.component for each in fitting)
             raise MatchError(

@@ -5,7 +5,7 @@ Headers only: no tensor is read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from operator import le
 
@@ -14,6 +14,7 @@ from lorabake.architectures import architectures
 from lorabake.components.vae import VAE
 from lorabake.errors import FileError, MatchError
 from lorabake.keymap.peft import PeftConfig, from_metadata
+from lorabake.keymap.renaming import models_called
 from lorabake.keymap.spelling import INDEXED, PEFT_ROOT, LoraTensors, flatten, sort_tensors, spell_all
 from lorabake.keymap.table import Architecture, KeyMap, Module, find
 from lorabake.recipe import Lora, Recipe, Source
@@ -95,11 +96,13 @@ def resolve(recipe: Recipe) -> Sources:
     config = model_config(base)
     packing = find_packing(base.tensors, config)
     tensors = packing.logical(base.tensors)
-    key_map = KeyMap.expand(identify(tensors), tensors)
+    key_map = KeyMap.expand(identify(tensors), tensors, models_of(config))
     loras = tuple(open_source(recipe, entry) for entry in recipe.loras)
+    if models := _guess_models(key_map, loras):
+        key_map = KeyMap.expand(key_map.architecture, tensors, models)
     if wider := grown(key_map, loras):
         packing = replace(packing, grown=wider)
-        key_map = KeyMap.expand(key_map.architecture, tensors | wider)
+        key_map = KeyMap.expand(key_map.architecture, tensors | wider, key_map.models)
     loras = tuple(_translated(lora, key_map, config) for lora in loras)
     return Sources(recipe, base, packing, key_map, loras, vae, vae_map)
 
@@ -136,6 +139,16 @@ def identify(tensors: Mapping[str, TensorInfo]) -> Architecture:
     return fitting[0] if fitting else next(each for each in architectures() if each.name == GENERIC)
 
 
+def _guess_models(key_map: KeyMap, loras: Iterable[LoraSource]) -> tuple[str, ...]:
+    """Tell by LoRAs' names what sort of model a base is of which config.json does not say so; empty if it does."""
+    component = key_map.architecture.components[0]
+    is_told = any(renaming.models and renaming.of(key_map.models) for renaming in component.renamings)
+    if is_told or not component.renamings:
+        return ()
+    names = {name.removeprefix(PEFT_ROOT) for lora in loras for name in lora.tensors.modules}
+    return models_called(key_map.stored(component), component.renamings, {f"{name}.weight" for name in names})
+
+
 def find_tie(base: Checkpoint, key_map: KeyMap) -> Tie | None:
     """Find the module that is input embedding and output head in one, if the base has such a one.
 
@@ -147,7 +160,7 @@ def find_tie(base: Checkpoint, key_map: KeyMap) -> Tie | None:
     if not isinstance(classes, list) or not any(str(each).endswith(with_head) for each in classes):
         return None
     for component in key_map.architecture.components:
-        names = key_map.modules.get(component.name, {})
+        names = [*key_map.modules.get(component.name, {}), *(module.name for module in key_map.outside)]
         head = next((name for name in names if component.heads and name.endswith(component.heads)), None)
         if component.embeddings and (head is None or config.get("tie_word_embeddings") is True):
             embedding = next((name for name in names if name.endswith(component.embeddings)), None)
@@ -193,6 +206,14 @@ def model_config(base: Checkpoint) -> dict[str, object]:
         return config_of(base.facts)
     config = (base.path if base.is_folder else base.path.parent) / "config.json"
     return read_object(config) if config.is_file() else {}
+
+
+def models_of(config: Mapping[str, object]) -> tuple[str, ...]:
+    """List the sorts of model that a config.json names: its own first, then those of its parts."""
+    own = config.get("model_type")
+    parts = [models_of(part) for part in config.values() if isinstance(part, dict)]
+    found = [own] if isinstance(own, str) else []
+    return tuple(dict.fromkeys([*found, *(name for part in parts for name in part)]))
 
 
 def family_of(lora: LoraTensors) -> tuple[Architecture, str] | None:

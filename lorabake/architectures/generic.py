@@ -26,7 +26,7 @@ GENERIC = Architecture(
             ),
             embeddings=("embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tok_embeddings"),
             heads=("lm_head", "embed_out", "output", "predictions.decoder"),
-            aliases=(*renamed.ROUTERS, *renamed.VISION, *renamed.HEADS),
+            renamings=renamed.RENAMINGS,
         ),
         Component(
             name="transformer",

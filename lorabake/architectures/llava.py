@@ -1,5 +1,6 @@
 """LLaVA, Gemma 3 and their like: transformers stores them under older names than those that it has in memory."""
 
+from lorabake.components import renamed
 from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Row
 
 LLAVA = Architecture(
@@ -32,8 +33,10 @@ LLAVA = Architecture(
                 Row(("vision_model", "model.vision_model")),
                 Row(("multi_modal_projector", "model.multi_modal_projector")),
             ),
+            optional=("model.",),
             embeddings=("embed_tokens",),
             heads=("lm_head",),
+            renamings=renamed.RENAMINGS,
         ),
     ),
 )

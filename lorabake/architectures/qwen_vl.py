@@ -1,5 +1,6 @@
 """Qwen2-VL and Qwen2.5-VL: transformers stores them under older names than those that it has in memory."""
 
+from lorabake.components import renamed
 from lorabake.keymap.table import Architecture, Component, Has, Layout, Row
 
 QWEN_VL = Architecture(
@@ -29,8 +30,10 @@ QWEN_VL = Architecture(
                 Row(("model.norm", "model.language_model.norm")),
                 Row(("visual", "model.visual")),
             ),
+            optional=("model.",),
             embeddings=("embed_tokens",),
             heads=("lm_head",),
+            renamings=renamed.RENAMINGS,
         ),
     ),
 )

@@ -15,13 +15,15 @@ from lorabake.keymap.view import Region, View, join
 if TYPE_CHECKING:
     from lorabake.tensors.safetensors import TensorInfo
 
-EXPERT = re.compile(
-    r"(?P<start>.*)\b(?P<place>mlp|block_sparse_moe|feed_forward)\.experts\.(?P<number>\d+)\.(?P<part>\w+)"
-)
+EXPERT = re.compile(r"(?P<start>.*)\b(?P<place>\w+)\.experts\.(?P<number>\d+)\.(?P<part>\w+)")
 IN_MEMORY = {"block_sparse_moe": "mlp"}
 """What the disk calls the mixture -> what memory calls it, where that differs."""
-STACKS = {"down_proj": (("down_proj",), ("w2",)), "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3"))}
-"""What is stacked -> what it is of, in either naming."""
+STACKS = {
+    "down_proj": (("down_proj",), ("w2",), ("fc2",)),
+    "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3"), ("fc1", "fc3")),
+    "up_proj": (("up_proj",),),
+}
+"""What is stacked -> what it is of, in each naming; `up_proj` stands alone in mixtures without gates."""
 
 
 def stacks(weights: Mapping[str, View], tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, View]]:
@@ -37,8 +39,8 @@ def stacks(weights: Mapping[str, View], tensors: Mapping[str, TensorInfo]) -> It
     for place, experts in found.items():
         for stack, namings in STACKS.items():
             for parts in namings:
-                rows = [experts.get(number, {}).get(part) for number in range(len(experts)) for part in parts]
-                view = join(rows)
+                count = sum(1 for each in experts.values() if each.keys() & parts)
+                view = join([experts.get(number, {}).get(part) for number in range(count) for part in parts])
                 if view is not None and len(view.shape) == 2:
                     yield f"{place}.experts.{stack}", view
     for name, info in tensors.items():

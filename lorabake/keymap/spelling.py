@@ -174,16 +174,24 @@ def spell(component: Component, prefix: str, path: str) -> Iterator[str]:
 def spell_all(key_map: KeyMap) -> dict[str, list[Module]]:
     """Write every module of the base in every spelling: spelling -> modules (several where it is ambiguous)."""
     spelled: dict[str, list[Module]] = {}
-    for component in key_map.architecture.components:
-        if component.name not in key_map.placed:
-            continue
-        _, prefix = key_map.placed[component.name]
-        for path, module in key_map.modules[component.name].items():
-            for word in spell(component, prefix, path):
-                known = spelled.setdefault(word, [])
-                if all(module.views != other.views for other in known):
-                    known.append(module)
+    for word, module in _spell_each(key_map):
+        known = spelled.setdefault(word, [])
+        if all(module.views != other.views for other in known):
+            known.append(module)
     return spelled
+
+
+def _spell_each(key_map: KeyMap) -> Iterator[tuple[str, Module]]:
+    for component in key_map.architecture.components:
+        if component.name in key_map.placed:
+            _, prefix = key_map.placed[component.name]
+            for path, module in key_map.modules[component.name].items():
+                yield from ((word, module) for word in spell(component, prefix, path))
+            unprefixed = Component(component.name, (), optional=component.optional)
+            for module in key_map.in_memory[component.name]:
+                yield from ((word, module) for word in spell(unprefixed, "", module.name))
+    for module in key_map.outside:
+        yield from ((word, module) for word in spell(Component("", ()), "", module.name))
 
 
 def components_named(key: str, components: Iterable[Component]) -> set[str]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from lorabake.keymap.experts import stacks
+from lorabake.keymap.renaming import Renaming, versions
 from lorabake.keymap.view import Region, View, join
 from lorabake.tensors.safetensors import TensorInfo
 
@@ -124,7 +125,8 @@ class Component:
     `dotted` prefixes precede a dotted module path (`unet.`), `flat` ones a path whose dots became underscores
     (`lora_unet_`). `optional` words may lead the path on one side and be absent on the other (`model.`).
     `orders` reads index-named files. `embeddings` end the names of input embeddings that a model without any of
-    the `heads` uses as its output head, too. `aliases` are names that no layout has.
+    the `heads` uses as its output head, too. `aliases` are names that no layout has. `renamings` tell what tensors
+    are called in memory.
     """
 
     name: str
@@ -137,6 +139,7 @@ class Component:
     embeddings: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
     aliases: tuple[Alias, ...] = ()
+    renamings: tuple[Renaming, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,13 +195,18 @@ class KeyMap:
     `placed` says where each component was found, `owner` which component a base tensor belongs to, `modules`
     every module under each dotted name of each layout: component -> name -> module. A name by which two layouts
     mean different tensors is left out, and what fused modules hold also goes by number (`qkv.0`, `qkv.1` …).
+    `in_memory` lists what they are called besides once they are loaded, as models of `models` are; such a name may
+    be another module's, too. `outside` lists the modules that lie in no component, by their keys.
     """
 
     architecture: Architecture
     tensors: Mapping[str, TensorInfo]
+    models: tuple[str, ...] = ()
     placed: dict[str, tuple[Layout, str]] = field(default_factory=dict)
     owner: dict[str, str] = field(default_factory=dict)
     modules: dict[str, dict[str, Module]] = field(default_factory=dict)
+    in_memory: dict[str, list[Module]] = field(default_factory=dict)
+    outside: list[Module] = field(default_factory=list)
 
     @property
     def layout(self) -> str:
@@ -206,9 +214,14 @@ class KeyMap:
         return self.placed[self.architecture.components[0].name][0].name
 
     @classmethod
-    def expand(cls, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> KeyMap:
-        """Find each component in the header and list its modules under all their names."""
-        key_map = cls(architecture, tensors)
+    def expand(
+        cls, architecture: Architecture, tensors: Mapping[str, TensorInfo], models: tuple[str, ...] = ()
+    ) -> KeyMap:
+        """Find each component in the header and list its modules under all their names.
+
+        `models` are the sorts of model that the base's config.json names: its own first, then those of its parts.
+        """
+        key_map = cls(architecture, tensors, models)
         for component in architecture.components:
             place = find(component, tensors)
             if place is not None:
@@ -217,30 +230,58 @@ class KeyMap:
             if component.name in key_map.placed:
                 modules = key_map._list_modules(component)
                 named = [module for alias in component.aliases for module in alias.resolve(modules)]
-                named += key_map._stacks(component, modules)
+                named += _stacks(component, modules, key_map._below(component))
                 key_map.modules[component.name] = modules
                 for module in named:
                     modules.setdefault(module.name, module)
+                key_map.in_memory[component.name] = key_map._list_in_memory(component)
+        key_map.outside = key_map._list_outside()
         return key_map
+
+    def named(self) -> Iterator[Module]:
+        """Yield every module by each of its names; one in memory may be another's on the disk."""
+        for component, modules in self.modules.items():
+            yield from modules.values()
+            yield from self.in_memory[component]
+        yield from self.outside
 
     def modules_in(self, component: str, layout: str) -> dict[str, Module]:
         """List a component's modules under the names of one layout alone, where no other's can be in the way."""
         described = next(each for each in self.architecture.components if each.name == component)
         return self._list_modules(described, layout)
 
-    def _stacks(self, component: Component, modules: Mapping[str, Module]) -> list[Module]:
+    def stored(self, component: Component) -> dict[str, View]:
+        """List a component's tensors by the names that its file has for them."""
+        return {name: _whole(info) for name, info in self._below(component).items()}
+
+    def _below(self, component: Component) -> dict[str, TensorInfo]:
         _, prefix = self.placed[component.name]
-        own = {
-            key.removeprefix(prefix): info
-            for key, info in self.tensors.items()
-            if ".experts." in key and self.owner.get(key) == component.name
-        }
-        weights = {
-            name: module.views["weight"]
-            for name, module in modules.items()
-            if ".experts." in name and "weight" in module.views
-        }
-        return [Module(component.name, name, {"weight": view}) for name, view in stacks(weights, own)]
+        mine = (key for key in self.tensors if self.owner.get(key) == component.name)
+        return {key.removeprefix(prefix): self.tensors[key] for key in mine}
+
+    def _list_in_memory(self, component: Component) -> list[Module]:
+        """List a component's modules under the names that other versions of what loads it have for them."""
+        own = self.stored(component) if component.renamings else {}
+        on_disk = self.modules[component.name]
+        known = {name: [dict(module.views)] for name, module in on_disk.items()}
+        for named in versions(own, component.renamings, self.models):
+            listed = _modules(component.name, named)
+            infos = {name: self.tensors[view.regions[0].key] for name, view in named.items()}
+            for module in (*listed.values(), *_stacks(component, listed, infos)):
+                _gather(known.setdefault(module.name, []), module.views)
+        found: list[Module] = []
+        for name, alike in known.items():
+            named_so = [Module(component.name, name, views) for views in alike]
+            if name in on_disk:
+                on_disk[name], *named_so = named_so
+            found += named_so
+        return found
+
+    def _list_outside(self) -> list[Module]:
+        """List the modules of tensors that no component has, in the identifying component."""
+        first = self.architecture.components[0].name
+        tensors = {key: _whole(info) for key, info in self.tensors.items() if key not in self.owner}
+        return [*_modules(first, tensors).values()] if first in self.placed else []
 
     def _list_modules(self, component: Component, only: str | None = None) -> dict[str, Module]:
         layout, prefix = self.placed[component.name]
@@ -306,6 +347,41 @@ class KeyMap:
             return None
         start = sum(sizes[:part])
         return View((Region(key, start, start + sizes[part]),), (sizes[part], *shape[1:]))
+
+
+def _whole(info: TensorInfo) -> View:
+    """Show a tensor as it is."""
+    return View((Region(info.key, 0, info.shape[0] if info.shape else 1),), info.shape)
+
+
+def _modules(component: str, named: Mapping[str, View]) -> dict[str, Module]:
+    """List the modules that tensors are the parameters of."""
+    found: dict[str, dict[str, View]] = {}
+    for name, view in named.items():
+        path, _, parameter = name.rpartition(".")
+        if path and parameter in ("weight", "bias"):
+            found.setdefault(path, {})[parameter] = view
+    return {path: Module(component, path, views) for path, views in found.items()}
+
+
+def _gather(alike: list[dict[str, View]], views: Mapping[str, View]) -> None:
+    """Put views of one name to those that show one of the same parameters, and none otherwise."""
+    for known in alike:
+        shared = known.keys() & views.keys()
+        if shared and all(known[parameter] == views[parameter] for parameter in shared):
+            known.update(views)
+            return
+    alike.append(dict(views))
+
+
+def _stacks(component: Component, modules: Mapping[str, Module], tensors: Mapping[str, TensorInfo]) -> list[Module]:
+    weights = {
+        name: module.views["weight"]
+        for name, module in modules.items()
+        if ".experts." in name and "weight" in module.views
+    }
+    own = {name: info for name, info in tensors.items() if ".experts." in name}
+    return [Module(component.name, name, {"weight": view}) for name, view in stacks(weights, own)]
 
 
 def find(component: Component, tensors: Mapping[str, TensorInfo]) -> tuple[Layout, str] | None:

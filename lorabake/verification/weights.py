@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from math import prod, sqrt
 from pathlib import Path
 
@@ -266,6 +266,9 @@ class _Check:
             for name, module in modules.items():
                 for key in {key for view in module.views.values() for key in view.keys}:
                     names[key] = max(names.get(key, ("", "")), (component, name), key=lambda pair: _telling(pair[1]))
+        for module in chain(self.plan.sources.key_map.outside, *self.plan.sources.key_map.in_memory.values()):
+            for key in {key for view in module.views.values() for key in view.keys}:
+                names.setdefault(key, (module.component, module.name))
         place = {key: (component, block_of(name)) for key, (component, name) in names.items()}
         sums: dict[tuple[int, str, str], list[float]] = {}
         for result in results:
