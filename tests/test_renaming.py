@@ -110,29 +110,39 @@ def test_what_cannot_be_split_or_joined_stays(stored: dict[str, View]) -> None:
 def test_rules_are_carried_out_in_order_and_backward_in_the_other_one() -> None:
     renaming = Renaming((), (Rename("^audio.", "tower."), Rename("tower.encoder", "tower.embed")), (QKV,))
     stored = named("audio.encoder.weight", "audio.attn.qkv.weight", rows=6)
-    memory = renaming.forward(stored)
+    (memory,) = renaming.forward(stored)
     assert [name for name in memory if "proj" not in name] == ["tower.embed.weight"]
     assert "tower.self_attn.k_proj.weight" in memory
-    assert renaming.backward(memory) == stored
+    assert renaming.backward(memory) == [stored]
 
 
 def test_a_part_of_a_model_is_renamed_below_its_path() -> None:
-    tower = Renaming((), (Rename("^vision_model.", ""),), below=("model.vision_tower.", "vision_tower.", ""))
-    assert [*tower.forward(named("vision_tower.vision_model.x.weight", "text.y.weight"))] == [
-        "vision_tower.x.weight",
-        "text.y.weight",
+    tower = Renaming((), (Rename("^vision_model.", ""),), below=("model.tower.", "tower.", ""))
+
+    def forward(*names: str) -> list[list[str]]:
+        return [[*each] for each in tower.forward(named(*names))]
+
+    def backward(*names: str) -> list[list[str]]:
+        return [[*each] for each in tower.backward(named(*names))]
+
+    assert forward("tower.vision_model.x.weight", "text.y.weight") == [["tower.x.weight", "text.y.weight"]]
+    assert forward("vision_model.x.weight") == [["x.weight"]]
+    assert forward("text.y.weight") == []
+    assert backward("model.tower.x.weight", "y.weight") == [["model.tower.vision_model.x.weight", "y.weight"]]
+    assert backward("x.weight") == [["vision_model.x.weight"]]
+
+
+def test_each_of_several_parts_is_renamed_by_itself() -> None:
+    towers = Renaming((), (Rename("norm", "ln"),), below=("a.", "b."))
+    assert [[*each] for each in towers.forward(named("a.norm.weight", "b.norm.weight"))] == [
+        ["a.ln.weight", "b.norm.weight"],
+        ["a.norm.weight", "b.ln.weight"],
     ]
-    assert [*tower.forward(named("vision_model.x.weight"))] == ["x.weight"]
-    assert [*tower.backward(named("model.vision_tower.x.weight", "text.y.weight"))] == [
-        "model.vision_tower.vision_model.x.weight",
-        "text.y.weight",
-    ]
-    assert [*tower.backward(named("x.weight"))] == ["vision_model.x.weight"]
 
 
 def test_a_name_that_two_tensors_get_is_neithers() -> None:
     renaming = Renaming((), (Rename("old", "new"),))
-    assert renaming.forward(named("old.weight", "new.weight", "x.weight")) == named("x.weight")
+    assert renaming.forward(named("old.weight", "new.weight", "x.weight")) == [named("x.weight")]
 
 
 def test_a_renaming_is_about_models_of_its_sorts() -> None:

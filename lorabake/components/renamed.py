@@ -51,20 +51,6 @@ RENAMINGS = (
         Fused("conv1d", ("q_conv1d", "k_conv1d", "v_conv1d"), apart=True),
     )),
     Renaming(("beit",), (
-        Rename("^fpn1.0.", "fpn.fpn1.conv_transpose1."),
-        Rename("^fpn1.1.", "fpn.fpn1.normalization."),
-        Rename("^fpn1.3.", "fpn.fpn1.conv_transpose2."),
-        Rename("^fpn2.0.", "fpn.fpn2."),
-        Rename("^encoder.layer.", "beit.encoder.layer."),
-        Rename("^embeddings.", "beit.embeddings."),
-        Rename("attention.query", "q_proj"),
-        Rename("attention.key", "k_proj"),
-        Rename("attention.value", "v_proj"),
-        Rename("attention.output.dense", "attention.o_proj"),
-        Rename("intermediate.dense", "mlp.fc1"),
-        Rename("output.dense", "mlp.fc2"),
-    )),
-    Renaming(("beit",), (
         Rename("(?<!psp_modules.{}.1.)bn.", "normalization."),
         Rename("(?<!psp_modules.{}.1.)conv.weight", "convolution.weight"),
         Rename("^fpn1.0.", "fpn.fpn1.conv_transpose1."),
@@ -77,12 +63,6 @@ RENAMINGS = (
             "decode_head.psp_modules.blocks.{}.conv.convolution.weight",
         ),
         Rename("decode_head.psp_modules.{}.1.bn.", "decode_head.psp_modules.blocks.{}.conv.normalization."),
-    )),
-    Renaming((
-        "clip_text_model", "clipseg_text_model", "metaclip_2_text_model", "siglip2_text_model",
-        "siglip_text_model", "xclip", "xclip_text_model",
-    ), (
-        Rename("^text_model.", ""),
     )),
     Renaming(("cohere_asr",), (
         Rename("encoder.pre_encode.conv.", "encoder.subsampling.layers."),
@@ -234,17 +214,7 @@ RENAMINGS = (
         Rename("layers.{}.fc1", "layers.{}.mlp.fc1"),
         Rename("layers.{}.fc2", "layers.{}.mlp.fc2"),
     )),
-    Renaming(("dinov2", "dinov2_with_registers"), (
-        Rename("attention.attention.query", "attention.q_proj"),
-        Rename("attention.attention.key", "attention.k_proj"),
-        Rename("attention.attention.value", "attention.v_proj"),
-        Rename("attention.output.dense", "attention.o_proj"),
-        Rename("mlp.weights_out", "mlp.down_proj"),
-    ), (
-        Fused("mlp.weights_in", ("mlp.gate_proj", "mlp.up_proj")),
-    )),
     Renaming(("dinov3_convnext",), (Rename("(?<!model.)stages", "model.stages"),)),
-    Renaming(("dinov3_vit",), (Rename("(?<!model.)layer.", "model.layer."),)),
     Renaming(("dots3_note",), (
         Rename("^audio_encoder.audio_adapter.", "audio_adapter."),
         Rename("^vision_encoder.", "model.vision_encoder."),
@@ -480,12 +450,6 @@ RENAMINGS = (
         Rename("mlp.experts.e_score_correction_bias", "mlp.gate.e_score_correction_bias"),
         Rename("mlp.shared_expert.", "mlp.shared_experts."),
     )),
-    Renaming(("lfm3",), (Rename(".self_attn.gate_proj.", ".self_attn.g_proj."),)),
-    Renaming(("lfm3_vl_vision",), (
-        Rename("patchifier", "patch_embed"),
-        Rename("q_layernorm", "q_norm"),
-        Rename("k_layernorm", "k_norm"),
-    )),
     Renaming(("llava_next", "llava_next_video", "llava_onevision"), (
         Rename("^language_model.lm_head", "lm_head"),
         Rename("^language_model", "model.language_model"),
@@ -502,14 +466,6 @@ RENAMINGS = (
     Renaming(("maskformer",), (
         Rename("layers.{}.fc1", "layers.{}.mlp.fc1"),
         Rename("layers.{}.fc2", "layers.{}.mlp.fc2"),
-    )),
-    Renaming(("mimi",), (
-        Rename("^encoder.layers", "encoder.encoder.layers"),
-        Rename("^encoder_transformer.", "encoder.encoder_transformer."),
-        Rename("^downsample.", "encoder.downsample."),
-        Rename("^upsample.", "decoder.upsample."),
-        Rename("^decoder_transformer.", "decoder.decoder_transformer."),
-        Rename("^decoder.layers", "decoder.decoder.layers"),
     )),
     Renaming(("mimo_v2_flash",), (Rename("self_attn.attention_sink_bias", "self_attn.sinks"),)),
     Renaming(("minimax", "mixtral"), (Rename(".block_sparse_moe.", ".mlp."),)),
@@ -739,12 +695,6 @@ RENAMINGS = (
     ), (
         Fused("attn.qkv", ("attention.q_proj", "attention.k_proj", "attention.v_proj")),
     )),
-    Renaming(("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"), (
-        Rename("^thinker.", ""),
-        Rename("^audio_tower", "model.audio_tower"),
-        Rename("^visual", "model.visual"),
-        Rename("^model(?!.language_model|.visual|.audio_tower)", "model.language_model"),
-    )),
     Renaming(("qwen2_5_vl", "qwen2_vl"), (
         Rename("^visual", "model.visual"),
         Rename("^model(?!.language_model|.visual)", "model.language_model"),
@@ -760,11 +710,6 @@ RENAMINGS = (
         Rename("segmentation_head.spatial_features_proj", "spatial_features_proj"),
         Rename("segmentation_head.query_features_proj", "query_features_proj"),
         Rename("segmentation_head.bias", "segmentation_bias"),
-    )),
-    Renaming(("sam3_tracker", "sam3_tracker_video"), (
-        Rename("detector_model.vision_encoder.backbone.", "vision_encoder.backbone."),
-        Rename("tracker_neck.", "vision_encoder.neck."),
-        Rename("^tracker_model.", ""),
     )),
     Renaming(("sapiens2",), (
         Rename("^backbone.", "model."),
@@ -810,10 +755,6 @@ RENAMINGS = (
         Rename(".moe.down_proj.weight", ".mlp.experts.down_proj"),
         Rename(".moe.down_proj.weight_scale_inv", ".mlp.experts.down_proj_scale_inv"),
         Rename(".share_expert.", ".mlp.shared_experts."),
-    )),
-    Renaming(("swin",), (
-        Rename("^encoder.", "swin.encoder."),
-        Rename("^embeddings.", "swin.embeddings."),
     )),
     Renaming(("timesfm2_5",), (
         Rename("ff0", "fc1"),
@@ -978,29 +919,6 @@ RENAMINGS = (
         Rename("encoder.mid_position_embeddings", "encoder.interpolation.mid_position_embeddings"),
     )),
     # Parts of models.
-    Renaming(("audio-spectrogram-transformer", "deit", "ijepa", "vit", "vit_mae", "vit_msn", "vivit"), (
-        Rename("encoder.layer.", "layers."),
-        Rename("attention.query", "q_proj"),
-        Rename("attention.key", "k_proj"),
-        Rename("attention.value", "v_proj"),
-        Rename("attention.output.dense", "attention.o_proj"),
-        Rename("intermediate.dense", "mlp.fc1"),
-        Rename("output.dense", "mlp.fc2"),
-    ), below=("vit.", "")),
-    Renaming(("beit",), (
-        Rename("encoder.layer.", "layers."),
-        Rename("attention.query", "q_proj"),
-        Rename("attention.key", "k_proj"),
-        Rename("attention.value", "v_proj"),
-        Rename("attention.output.dense", "attention.o_proj"),
-        Rename("intermediate.dense", "mlp.fc1"),
-        Rename("output.dense", "mlp.fc2"),
-        Rename("encoder.relative_position_bias", "shared_position_bias"),
-        Rename(
-            "attention.attention.relative_position_bias.relative_position_bias_table",
-            "relative_position_bias.relative_position_bias_table",
-        ),
-    ), below=("beit.", "")),
     Renaming(("colqwen2", "qwen2_5_vl", "qwen2_vl"), (
         Rename("^model.(?!language_model.)", "model.language_model."),
     ), below=("model.", "vlm.", "")),
@@ -1016,9 +934,6 @@ RENAMINGS = (
     Renaming(("emu3",), (
         Rename("^text_model.model", "text_model"),
     ), below=("model.", "")),
-    Renaming(("gemma3n_text", "jev", "qwen3_5_moe_text", "qwen3_5_text", "qwen4_exp_text"), (
-        Rename("^model.language_model.", "model."),
-    ), below=("model.", "")),
     Renaming(("nemotron_h_omni", "radio"), (
         Rename("radio_model.model.patch_generator.video_embedder", "embeddings.video_patch_projection"),
         Rename("radio_model.model.patch_generator.embedder", "embeddings.patch_projection"),
@@ -1031,10 +946,6 @@ RENAMINGS = (
     ), (
         Fused("attn.qkv", ("attention.q_proj", "attention.k_proj", "attention.v_proj")),
     ), below=("vision_model.", "")),
-    Renaming(("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"), (
-        Rename("^thinker.", ""),
-        Rename("^model.(?!language_model.)", "model.language_model."),
-    ), below=("model.", "")),
     Renaming(("rf_detr",), (Rename("^", "model."),)),
     Renaming(("sapiens2",), (
         Rename("^cls_token", "embeddings.cls_token"),
@@ -1075,13 +986,53 @@ RENAMINGS = (
         Rename("mlp.experts.fc2.weight", "mlp.experts.down_proj"),
     ), below=("model.language_model.", "language_model.", "")),
     Renaming((
-        "aria", "audioflamingo3", "aya_vision", "fuyu", "gemma3", "glmasr", "got_ocr2", "granite_speech",
-        "granite_speech_plus", "internvl", "llava", "llava_next", "llava_next_video", "llava_onevision",
-        "mistral3", "mllama", "musicflamingo", "paligemma", "pi0", "pp_chart2table", "qwen2_audio", "shieldgemma2",
-        "vibevoice_asr", "video_llava", "vipllava", "voxtral", "voxtral_realtime",
+        "aria", "audioflamingo3", "aya_vision", "colpali", "fuyu", "gemma3", "glmasr", "got_ocr2",
+        "granite_speech", "granite_speech_plus", "internvl", "llava", "llava_next", "llava_next_video",
+        "llava_onevision", "mistral3", "mllama", "musicflamingo", "paligemma", "pi0", "pp_chart2table",
+        "qwen2_audio", "shieldgemma2", "vibevoice_asr", "video_llava", "vipllava", "voxtral", "voxtral_realtime",
     ), (
         Rename("^language_model.model", "language_model"),
     ), below=("model.model.", "model.vlm.", "model.", "vlm.", "")),
+    Renaming((
+        "audio-spectrogram-transformer", "deit", "ijepa", "vision-encoder-decoder", "vision-text-dual-encoder",
+        "vit", "vit_mae", "vit_msn", "vivit",
+    ), (
+        Rename("encoder.layer.", "layers."),
+        Rename("attention.query", "q_proj"),
+        Rename("attention.key", "k_proj"),
+        Rename("attention.value", "v_proj"),
+        Rename("attention.output.dense", "attention.o_proj"),
+        Rename("intermediate.dense", "mlp.fc1"),
+        Rename("output.dense", "mlp.fc2"),
+    ), below=(
+        "vision_text_dual_encoder.vision_model.", "vision_encoder_decoder.encoder.",
+        "audio_spectrogram_transformer.", "vision_model.", "encoder.", "ijepa.", "vivit.", "deit.", "vit.", "",
+    )),
+    Renaming(("beit", "zoedepth"), (
+        Rename("^fpn1.0.", "fpn.fpn1.conv_transpose1."),
+        Rename("^fpn1.1.", "fpn.fpn1.normalization."),
+        Rename("^fpn1.3.", "fpn.fpn1.conv_transpose2."),
+        Rename("^fpn2.0.", "fpn.fpn2."),
+        Rename("^encoder.layer.", "beit.encoder.layer."),
+        Rename("^embeddings.", "beit.embeddings."),
+        Rename("attention.query", "q_proj"),
+        Rename("attention.key", "k_proj"),
+        Rename("attention.value", "v_proj"),
+        Rename("attention.output.dense", "attention.o_proj"),
+        Rename("intermediate.dense", "mlp.fc1"),
+        Rename("output.dense", "mlp.fc2"),
+    ), below=("zoedepth.backbone.", "backbone.", "")),
+    Renaming(("chmv2", "dinov3_vit"), (
+        Rename("(?<!model.)layer.", "model.layer."),
+    ), below=("chmv2.backbone.", "backbone.", "")),
+    Renaming(("csm", "kyutai_speech_to_text", "mimi"), (
+        Rename("^encoder.layers", "encoder.encoder.layers"),
+        Rename("^encoder_transformer.", "encoder.encoder_transformer."),
+        Rename("^downsample.", "encoder.downsample."),
+        Rename("^upsample.", "decoder.upsample."),
+        Rename("^decoder_transformer.", "decoder.decoder_transformer."),
+        Rename("^decoder.layers", "decoder.decoder.layers"),
+    ), below=("model.codec_model.", "codec_model.", "")),
     Renaming(("dots3_note", "dots3_note_audio_encoder"), (
         Rename("^audio_adapter.", "adapter."),
         Rename("^adapter.proj.0.", "adapter.norm."),
@@ -1115,6 +1066,12 @@ RENAMINGS = (
         Rename(".mlp.gate_weight", ".mlp.gate.weight"),
         Rename(".mlp.router_bias", ".mlp.e_score_correction_bias"),
     ), below=("model.vision_tower.", "vision_tower.")),
+    Renaming((
+        "gemma3n_text", "jev", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "qwen3_5", "qwen3_5_moe",
+        "qwen3_5_moe_text", "qwen3_5_text", "qwen4_exp", "qwen4_exp_text",
+    ), (
+        Rename("^model.language_model.", "model."),
+    ), below=("model.language_model.", "language_model.", "model.", "")),
     Renaming(("glm5_next", "glm5_next_text"), (
         Rename("self_attn.f_a_proj.", "self_attn.forget_gate.f_a_proj."),
         Rename("self_attn.f_b_proj.", "self_attn.forget_gate.f_b_proj."),
@@ -1166,12 +1123,14 @@ RENAMINGS = (
         Rename("attn_res.mlp_queries.{}", "layers.{}.mlp_input.query"),
         Rename("attn_res.output_query", "final_input.query"),
     ), below=("model.language_model.", "language_model.", "")),
-    Renaming(("mimi", "mimi_decoder"), (
-        Rename("^decoder.layers", "decoder_seanet.layers"),
-    ), below=("mimi.decoder.", "decoder.", "")),
-    Renaming(("mimi", "mimi_encoder"), (
-        Rename("^encoder.layers", "encoder_seanet.layers"),
-    ), below=("mimi.encoder.", "encoder.", "")),
+    Renaming(("lfm3", "lfm3_vl"), (
+        Rename(".self_attn.gate_proj.", ".self_attn.g_proj."),
+    ), below=("model.language_model.", "language_model.", "")),
+    Renaming(("lfm3_vl", "lfm3_vl_vision"), (
+        Rename("patchifier", "patch_embed"),
+        Rename("q_layernorm", "q_norm"),
+        Rename("k_layernorm", "k_norm"),
+    ), below=("model.vision_tower.", "vision_tower.", "")),
     Renaming(("mistral_large4", "mistral_large4_text"), (
         Rename(".attention.", ".self_attn."),
         Rename(".wq.", ".q_proj."),
@@ -1198,6 +1157,12 @@ RENAMINGS = (
     Renaming(("nemo_speechlm", "nemotron_h", "nemotron_h_omni"), (
         Rename("backbone.", "model."),
     ), below=("model.language_model.", "language_model.", "")),
+    Renaming(("qwen2_5_omni", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"), (
+        Rename("^thinker.", ""),
+        Rename("^audio_tower", "model.audio_tower"),
+        Rename("^visual", "model.visual"),
+        Rename("^model(?!.language_model|.visual|.audio_tower)", "model.language_model"),
+    ), below=("model.thinker.", "thinker.", "")),
     Renaming(("rf_detr",), (
         Rename("backbone.0.encoder.encoder", "backbone.backbone"),
         Rename("backbone.0.projector", "backbone.projector"),
@@ -1234,6 +1199,11 @@ RENAMINGS = (
             ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
         ),
     ), below=("model.model.", "model.", "")),
+    Renaming(("sam3_tracker", "sam3_tracker_video", "sam3_video"), (
+        Rename("detector_model.vision_encoder.backbone.", "vision_encoder.backbone."),
+        Rename("tracker_neck.", "vision_encoder.neck."),
+        Rename("^tracker_model.", ""),
+    ), below=("sam3_video.tracker_model.", "tracker_model.", "")),
     Renaming(("step3p5_vision", "step3p7"), (
         Rename("^conv1.weight", "embeddings.patch_embedding.weight"),
         Rename("^positional_embedding", "embeddings.position_embedding.weight"),
@@ -1294,19 +1264,35 @@ RENAMINGS = (
         Rename("^ultrabert.", ""),
     ), below=("model.text_model.", "text_model.", "model.", "")),
     Renaming((
-        "altclip", "altclip_vision_model", "aya_vision", "chinese_clip_vision_model", "clip_vision_model",
-        "clipseg_vision_model", "gemma3", "llava", "llava_next", "llava_next_video", "llava_onevision",
-        "metaclip_2_vision_model", "mlcd", "mlcd_vision_model", "paligemma", "pi0", "shieldgemma2",
-        "siglip2_vision_model", "siglip_vision_model", "t5gemma2", "ultravbert", "video_llava", "vipllava",
-        "xclip", "xclip_vision_model",
+        "altclip", "altclip_vision_model", "aya_vision", "chinese_clip", "chinese_clip_vision_model", "clip",
+        "clip_vision_model", "clipseg", "clipseg_vision_model", "cohere2_vision", "colmodernvbert", "colpali",
+        "deepseek_vl", "deepseek_vl_hybrid", "gemma3", "lfm2_vl", "llava", "llava_next", "llava_next_video",
+        "llava_onevision", "metaclip_2", "metaclip_2_vision_model", "mlcd", "mlcd_vision_model", "modernvbert",
+        "paligemma", "pi0", "shieldgemma2", "siglip", "siglip2", "siglip2_vision_model", "siglip_vision_model",
+        "t5gemma2", "ultravbert", "video_llava", "vipllava", "xclip", "xclip_vision_model",
     ), (
         Rename("^vision_model.", ""),
     ), below=(
         "model.encoder.vision_tower.", "model.model.vision_tower.", "model.vlm.vision_tower.",
-        "altclip.vision_model.", "encoder.vision_tower.", "model.vision_model.", "model.vision_tower.",
-        "model.image_tower.", "model.video_tower.", "vlm.vision_tower.", "vision_model.", "vision_tower.",
-        "image_tower.", "video_tower.", "",
+        "chinese_clip.vision_model.", "metaclip_2.vision_model.", "altclip.vision_model.", "encoder.vision_tower.",
+        "siglip2.vision_model.", "siglip.vision_model.", "model.vision_model.", "model.vision_tower.",
+        "clip.vision_model.", "model.image_tower.", "model.video_tower.", "vlm.vision_model.", "vlm.vision_tower.",
+        "vision_model.", "vision_tower.", "image_tower.", "video_tower.", "",
     )),
+    Renaming(("beit", "zoedepth"), (
+        Rename("encoder.layer.", "layers."),
+        Rename("attention.query", "q_proj"),
+        Rename("attention.key", "k_proj"),
+        Rename("attention.value", "v_proj"),
+        Rename("attention.output.dense", "attention.o_proj"),
+        Rename("intermediate.dense", "mlp.fc1"),
+        Rename("output.dense", "mlp.fc2"),
+        Rename("encoder.relative_position_bias", "shared_position_bias"),
+        Rename(
+            "attention.attention.relative_position_bias.relative_position_bias_table",
+            "relative_position_bias.relative_position_bias_table",
+        ),
+    ), below=("zoedepth.backbone.beit.", "backbone.beit.", "beit.", "")),
     Renaming(("conditional_detr",), (
         Rename("backbone.conv_encoder", "backbone"),
         Rename("self_attn.out_proj", "self_attn.o_proj"),
@@ -1324,27 +1310,26 @@ RENAMINGS = (
         Rename("decoder.layers.{}.ca_kpos_proj", "decoder.layers.{}.encoder_attn.k_pos_proj"),
         Rename("decoder.layers.{}.ca_v_proj", "decoder.layers.{}.encoder_attn.v_proj"),
         Rename("decoder.layers.{}.ca_qpos_sine_proj", "decoder.layers.{}.encoder_attn.q_pos_sine_proj"),
-    ), below=("model.conditional_detr.model.", "conditional_detr.model.", "")),
+    ), below=("model.conditional_detr.model.", "conditional_detr.model.", "model.", "")),
+    Renaming(("csm", "kyutai_speech_to_text", "mimi", "mimi_decoder"), (
+        Rename("^decoder.layers", "decoder_seanet.layers"),
+    ), below=("model.codec_model.decoder.", "codec_model.decoder.", "mimi.decoder.", "decoder.", "")),
+    Renaming(("csm", "kyutai_speech_to_text", "mimi", "mimi_encoder"), (
+        Rename("^encoder.layers", "encoder_seanet.layers"),
+    ), below=("model.codec_model.encoder.", "codec_model.encoder.", "mimi.encoder.", "encoder.", "")),
     Renaming(("detr", "maskformer"), (
         Rename("backbone.conv_encoder", "backbone"),
         Rename("out_proj", "o_proj"),
         Rename("layers.{}.fc1", "layers.{}.mlp.fc1"),
         Rename("layers.{}.fc2", "layers.{}.mlp.fc2"),
     ), below=(
-        "model.transformer_module.decoder.", "model.detr.model.", "transformer_module.decoder.", "detr.model.", "",
+        "model.transformer_module.decoder.", "model.detr.model.", "transformer_module.decoder.", "detr.model.",
+        "model.", "",
     )),
-    Renaming(("maskformer", "swin"), (
-        Rename("attention.self.query", "attention.q_proj"),
-        Rename("attention.self.key", "attention.k_proj"),
-        Rename("attention.self.value", "attention.v_proj"),
-        Rename(
-            "attention.self.relative_position_bias_table",
-            "attention.relative_position_bias.relative_position_bias_table",
-        ),
-        Rename("attention.output.dense", "attention.o_proj"),
-        Rename("intermediate.dense", "mlp.fc1"),
-        Rename("output.dense", "mlp.fc2"),
-    ), below=("model.pixel_level_module.encoder.", "pixel_level_module.encoder.", "swin.", "")),
+    Renaming(("qwen2_5_omni", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"), (
+        Rename("^thinker.", ""),
+        Rename("^model.(?!language_model.)", "model.language_model."),
+    ), below=("model.thinker.model.", "thinker.model.", "model.", "")),
     Renaming(("unlimited_ocr",), (
         Rename("blocks.{}.norm1.", "layers.{}.layer_norm1."),
         Rename("blocks.{}.norm2.", "layers.{}.layer_norm2."),
@@ -1363,6 +1348,52 @@ RENAMINGS = (
     ), (
         Fused("qkv_proj", ("q_proj", "k_proj", "v_proj")),
     ), below=("model.vision_tower.vision_encoder.", "vision_tower.vision_encoder.")),
+    Renaming((
+        "clip", "clip_text_model", "clipseg", "clipseg_text_model", "metaclip_2", "metaclip_2_text_model", "sam3",
+        "sam3_video", "siglip", "siglip2", "siglip2_text_model", "siglip_text_model", "xclip", "xclip_text_model",
+    ), (
+        Rename("^text_model.", ""),
+    ), below=(
+        "sam3_video.detector_model.text_encoder.text_model.", "detector_model.text_encoder.text_model.",
+        "text_encoder.text_model.", "metaclip_2.text_model.", "siglip2.text_model.", "siglip.text_model.",
+        "clip.text_model.", "text_model.", "",
+    )),
+    Renaming(("depth_anything", "depth_pro", "dinov2", "dinov2_with_registers", "prompt_depth_anything"), (
+        Rename("attention.attention.query", "attention.q_proj"),
+        Rename("attention.attention.key", "attention.k_proj"),
+        Rename("attention.attention.value", "attention.v_proj"),
+        Rename("attention.output.dense", "attention.o_proj"),
+        Rename("mlp.weights_out", "mlp.down_proj"),
+    ), (
+        Fused("mlp.weights_in", ("mlp.gate_proj", "mlp.up_proj")),
+    ), below=(
+        "depth_pro.encoder.image_encoder.model.", "depth_pro.encoder.patch_encoder.model.",
+        "encoder.image_encoder.model.", "encoder.patch_encoder.model.", "prompt_depth_anything.backbone.",
+        "depth_anything.backbone.", "dinov2_with_registers.", "backbone.", "dinov2.", "",
+    )),
+    Renaming(("grounding-dino", "mask2former", "mm-grounding-dino", "oneformer", "swin"), (
+        Rename("^encoder.", "swin.encoder."),
+        Rename("^embeddings.", "swin.embeddings."),
+    ), below=(
+        "model.backbone.conv_encoder.model.", "model.pixel_level_module.encoder.", "backbone.conv_encoder.model.",
+        "pixel_level_module.encoder.", "",
+    )),
+    Renaming(("grounding-dino", "mask2former", "maskformer", "mm-grounding-dino", "oneformer", "swin"), (
+        Rename("attention.self.query", "attention.q_proj"),
+        Rename("attention.self.key", "attention.k_proj"),
+        Rename("attention.self.value", "attention.v_proj"),
+        Rename(
+            "attention.self.relative_position_bias_table",
+            "attention.relative_position_bias.relative_position_bias_table",
+        ),
+        Rename("attention.output.dense", "attention.o_proj"),
+        Rename("intermediate.dense", "mlp.fc1"),
+        Rename("output.dense", "mlp.fc2"),
+    ), below=(
+        "model.backbone.conv_encoder.model.swin.", "model.pixel_level_module.encoder.swin.",
+        "backbone.conv_encoder.model.swin.", "model.pixel_level_module.encoder.",
+        "pixel_level_module.encoder.swin.", "pixel_level_module.encoder.", "swin.", "",
+    )),
     # A head is put on a model, or taken off: the path to the model itself comes or goes.
     Renaming(("aimv2_vision_model",), (Rename("^aimv2.", ""),), whole=True),
     Renaming(("pe_audio",), (Rename("^audio_model.", ""),), whole=True),

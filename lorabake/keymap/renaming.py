@@ -96,8 +96,7 @@ class Renaming:
     """Hold what is renamed, in this order, in models of some sorts: `model_type` in config.json; none: in all.
 
     `{model}` in `stored` is that sort. With `whole` this is about models by themselves, and not as parts of others.
-    `below` lists the paths that such a part may have, "" only if it has none of them. What is fused has its names in
-    memory but for that.
+    `below` lists the paths that such a part may have. What is fused has its names in memory but for that.
     """
 
     models: tuple[str, ...]
@@ -113,23 +112,31 @@ class Renaming:
         texts = dict.fromkeys(tuple(each.of(model) for each in self.renames) for model in about)
         return [replace(self, renames=renames) for renames in texts]
 
-    def forward(self, named: Named) -> Named:
-        """Return a base's tensors under the names in memory; those that this does not speak of keep theirs."""
-        named = _renamed(named, self.below, [each.forward for each in self.renames])
+    def forward(self, named: Named) -> list[Named]:
+        """List a base's tensors under the names in memory, for each path below which something is renamed."""
+        return self._changed(named, self.below, self._to_memory)
+
+    def backward(self, named: Named) -> list[Named]:
+        """List a base's tensors under the names on the disk, likewise.
+
+        Nothing tells a model by itself from a part of another, so that "" counts only where no path does.
+        """
+        parts = [path for path in self.below if path]
+        return self._changed(named, parts, self._to_disk) or self._changed(named, self.below, self._to_disk)
+
+    def _changed(self, named: Named, paths: Iterable[str], rename: Callable[[Named, str], Named]) -> list[Named]:
+        return [other for path in paths if (other := rename(named, path)) != named]
+
+    def _to_memory(self, named: Named, path: str) -> Named:
+        named = _renamed(named, path, [each.forward for each in self.renames])
         for each in self.fused:
             named = each.forward(named)
         return named
 
-    def backward(self, named: Named) -> Named:
-        """Return a base's tensors under the names on the disk.
-
-        What stands nowhere else tells no model apart from its parts, so that "" counts only where no path does.
-        """
+    def _to_disk(self, named: Named, path: str) -> Named:
         for each in reversed(self.fused):
             named = each.backward(named)
-        renames = [each.backward for each in reversed(self.renames)]
-        parts = _renamed(named, [path for path in self.below if path], renames)
-        return parts if parts != named or "" not in self.below else _renamed(named, ("",), renames)
+        return _renamed(named, path, [each.backward for each in reversed(self.renames)])
 
 
 def versions(own: Named, renamings: Iterable[Renaming], models: Sequence[str]) -> list[Named]:
@@ -140,22 +147,24 @@ def versions(own: Named, renamings: Iterable[Renaming], models: Sequence[str]) -
     found = [own]
     for renaming in (read for each in renamings for read in each.of(models)):
         for named in tuple(found):
-            other = renaming.forward(named)
-            if other == named:
-                other = renaming.backward(named)
-            if other not in found:
-                found.append(other)
+            for other in renaming.forward(named) or renaming.backward(named):
+                if other not in found:
+                    found.append(other)
     return found[1:]
 
 
-def _renamed(named: Named, paths: Sequence[str], renames: Sequence[Callable[[str], str]]) -> Named:
-    """Rename all tensors; a name that two of them get is neither's."""
+def _renamed(named: Named, path: str, renames: Sequence[Callable[[str], str]]) -> Named:
+    """Rename what follows a path; a name that two tensors get is neither's."""
     found: Named = {}
     twice = set()
     for name, view in named.items():
-        new = _below(paths, name, renames)
-        if found.setdefault(new, view) != view:
-            twice.add(new)
+        if name.startswith(path):
+            rest = name[len(path) :]
+            for rename in renames:
+                rest = rename(rest)
+            name = path + rest
+        if found.setdefault(name, view) != view:
+            twice.add(name)
     return {name: view for name, view in found.items() if name not in twice}
 
 
@@ -199,18 +208,6 @@ def _is_one_layer(name: str, key: str) -> bool:
     """Tell whether a layer is called as in the file, wherever it lies, or there as by transformers alone."""
     last, stored = (path.rpartition(".")[2] for path in (name.rpartition(".")[0], key.rpartition(".")[0]))
     return last == stored or stored in _TRANSFORMERS_OWN
-
-
-def _below(paths: Iterable[str], name: str, renames: Sequence[Callable[[str], str]]) -> str:
-    """Rename what follows the first of these paths below which there is something to rename."""
-    for path in paths:
-        if name.startswith(path):
-            rest = name[len(path) :]
-            for rename in renames:
-                rest = rename(rest)
-            if rest != name[len(path) :]:
-                return path + rest
-    return name
 
 
 def _replaced(name: str, old: str, new: str) -> str:

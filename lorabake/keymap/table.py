@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lorabake.keymap.experts import stacks
 from lorabake.keymap.renaming import Renaming, versions
@@ -263,18 +263,17 @@ class KeyMap:
         """List a component's modules under the names that other versions of what loads it have for them."""
         own = self.stored(component) if component.renamings else {}
         on_disk = self.modules[component.name]
-        known = {name: [dict(module.views)] for name, module in on_disk.items()}
+        known = {name: [module] for name, module in on_disk.items()}
         for named in versions(own, component.renamings, self.models):
-            listed = _modules(component.name, named)
+            modules = _modules(component.name, named)
             infos = {name: self.tensors[view.regions[0].key] for name, view in named.items()}
-            for module in (*listed.values(), *_stacks(component, listed, infos)):
-                _gather(known.setdefault(module.name, []), module.views)
+            for module in (*modules.values(), *_stacks(component, modules, infos)):
+                _gather(known.setdefault(module.name, []), module)
         found: list[Module] = []
         for name, alike in known.items():
-            named_so = [Module(component.name, name, views) for views in alike]
             if name in on_disk:
-                on_disk[name], *named_so = named_so
-            found += named_so
+                on_disk[name], *alike = alike
+            found += alike
         return found
 
     def _list_outside(self) -> list[Module]:
@@ -364,14 +363,15 @@ def _modules(component: str, named: Mapping[str, View]) -> dict[str, Module]:
     return {path: Module(component, path, views) for path, views in found.items()}
 
 
-def _gather(alike: list[dict[str, View]], views: Mapping[str, View]) -> None:
-    """Put views of one name to those that show one of the same parameters, and none otherwise."""
-    for known in alike:
-        shared = known.keys() & views.keys()
-        if shared and all(known[parameter] == views[parameter] for parameter in shared):
-            known.update(views)
+def _gather(alike: list[Module], module: Module) -> None:
+    """Put a module to those of its name; one that has some of its parameters, and no other in their place, is it."""
+    for place, known in enumerate(alike):
+        common = known.views.keys() & module.views.keys()
+        if common and all(known.views[parameter] == module.views[parameter] for parameter in common):
+            if len(common) < len(module.views):
+                alike[place] = replace(known, views={**module.views, **known.views})
             return
-    alike.append(dict(views))
+    alike.append(module)
 
 
 def _stacks(component: Component, modules: Mapping[str, Module], tensors: Mapping[str, TensorInfo]) -> list[Module]:
