@@ -147,10 +147,9 @@ class Matcher:
         self.key_map, self.tie = key_map, tie
         self.spelled = spell_all(key_map, tie.named if tie else ())
         self.names: dict[tuple[tuple[Region, ...], Picked | None], list[str]] = {}
-        for modules in key_map.modules.values():
-            for module in modules.values():
-                for view in module.views.values():
-                    self.names.setdefault(view.place, []).append(module.name)
+        for module in key_map.named():
+            for view in module.views.values():
+                self.names.setdefault(view.place, []).append(module.name)
         for use in tie.named if tie else ():
             self.names[use.views["weight"].place].append(use.name)
 
@@ -542,6 +541,12 @@ class _Match:
         if len(fitting) > 1 and unnamed:
             self.faults.strange.append((module.name, "it fits several stacks of experts, and no name says which"))
             return
+        if len({each.component for each in fitting}) == 1 < len(fitting):
+            keys = " and ".join(next(iter(each.views.values())).keys[0] for each in fitting)
+            raise MatchError(
+                f"LoRA {self.lora.name!r}: {module.name} may be {keys} of the base\n"
+                "One is called so in the file, the other in memory, and both fit. Merge it with what trained it."
+            )
         if len(fitting) > 1:
             names = ", ".join(each.component for each in fitting)
             raise MatchError(

@@ -5,7 +5,7 @@ Headers only: no tensor is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from operator import le
 from pathlib import Path
@@ -17,6 +17,7 @@ from lorabake.components.vae import VAE
 from lorabake.errors import FileError, MatchError
 from lorabake.keymap.experts import ExpertLayout
 from lorabake.keymap.peft import PeftConfig, from_metadata
+from lorabake.keymap.renaming import models_called
 from lorabake.keymap.spelling import PEFT_ROOT, LoraTensors, Spellings, sort_tensors, spell_all
 from lorabake.keymap.table import Architecture, KeyMap, find
 from lorabake.recipe import Lora, Recipe, Source
@@ -96,12 +97,15 @@ def resolve(recipe: Recipe) -> Sources:
     config = model_config(base)
     packing = find_packing(base)
     tensors = packing.logical(base.tensors)
-    experts = expert_layout(config)
-    key_map = KeyMap.expand(identify(tensors), tensors, experts)
+    models = models_of(config)
+    experts = expert_layout(models)
+    key_map = KeyMap.expand(identify(tensors), tensors, models, experts)
     loras = tuple(open_source(entry, recipe.locate(entry.path)) for entry in recipe.loras)
+    if guessed := _guess_models(key_map, loras):
+        key_map = KeyMap.expand(key_map.architecture, tensors, guessed, experts)
     if wider := grown(key_map, loras):
         packing = replace(packing, grown=wider)
-        key_map = KeyMap.expand(key_map.architecture, tensors | wider, experts)
+        key_map = KeyMap.expand(key_map.architecture, tensors | wider, key_map.models, experts)
     key_map.name_single_experts(name for lora in loras for name in lora.tensors.modules)
     loras = tuple(_translated(lora, key_map, config) for lora in loras)
     return Sources(recipe, base, packing, key_map, loras, vae, vae_map)
@@ -139,6 +143,16 @@ def identify(tensors: Mapping[str, TensorInfo]) -> Architecture:
     return fitting[0] if fitting else next(each for each in architectures() if each.name == GENERIC)
 
 
+def _guess_models(key_map: KeyMap, loras: Iterable[LoraSource]) -> tuple[str, ...]:
+    """Tell by LoRAs' names what sort of model a base is of which config.json does not say so; empty if it does."""
+    component = key_map.architecture.components[0]
+    is_told = any(renaming.models and renaming.of(key_map.models) for renaming in component.renamings)
+    if is_told or not component.renamings:
+        return ()
+    names = {name.removeprefix(PEFT_ROOT) for lora in loras for name in lora.tensors.modules}
+    return models_called(key_map.stored(component), component.renamings, {f"{name}.weight" for name in names})
+
+
 def grown(key_map: KeyMap, loras: tuple[LoraSource, ...]) -> dict[str, PackedInfo]:
     """Find the weights that LoRAs widen: by ComfyUI's `reshape_weight`, or as Flux's control LoRAs do `img_in`."""
     found: dict[str, PackedInfo] = {}
@@ -171,19 +185,11 @@ def grown(key_map: KeyMap, loras: tuple[LoraSource, ...]) -> dict[str, PackedInf
     return found
 
 
-def expert_layout(config: Mapping[str, object]) -> ExpertLayout | None:
-    """Return how a model stacks its experts; None where its config.json names no model that is known to."""
-    named = {*_model_types(config)}
-    found = {layout for models, layout in LAYOUTS if named & {*models}}
+def expert_layout(models: Iterable[str]) -> ExpertLayout | None:
+    """Return how a model of these sorts stacks its experts; None where none of them is known to, or they differ."""
+    named = {*models}
+    found = {layout for known, layout in LAYOUTS if named & {*known}}
     return found.pop() if len(found) == 1 else None
-
-
-def _model_types(config: Mapping[str, object]) -> Iterator[str]:
-    for name, value in config.items():
-        if name == "model_type" and isinstance(value, str):
-            yield value
-        elif isinstance(value, dict):
-            yield from _model_types(value)
 
 
 def model_config(base: Checkpoint) -> dict[str, object]:
@@ -192,3 +198,11 @@ def model_config(base: Checkpoint) -> dict[str, object]:
         return config_of(base.facts)
     config = (base.path if base.is_folder else base.path.parent) / "config.json"
     return optional_object(config) or {}
+
+
+def models_of(config: Mapping[str, object]) -> tuple[str, ...]:
+    """List the sorts of model that a config.json names: its own first, then those of its parts."""
+    own = config.get("model_type")
+    parts = [models_of(part) for part in config.values() if isinstance(part, dict)]
+    found = [own] if isinstance(own, str) else []
+    return tuple(dict.fromkeys([*found, *(name for part in parts for name in part)]))

@@ -94,7 +94,7 @@ def find_tie(config: Mapping[str, object], key_map: KeyMap) -> Tie | None:
     if not has_head and (classes or said is not True):
         return None
     for component in key_map.architecture.components:
-        modules = key_map.modules.get(component.name, {})
+        modules = _modules(component, key_map)
         weights = [name for name, module in modules.items() if "weight" in module.views]
         head = next((name for name in weights if component.heads and name.endswith(component.heads)), None)
         if component.embeddings and (head is None or said is True):
@@ -103,7 +103,7 @@ def find_tie(config: Mapping[str, object], key_map: KeyMap) -> Tie | None:
 
 
 def _tie(component: Component, key_map: KeyMap, head: str | None) -> Tie | None:
-    modules = key_map.modules[component.name]
+    modules = _modules(component, key_map)
     names = [
         name for name, module in modules.items() if name.endswith(component.embeddings) and "weight" in module.views
     ]
@@ -124,6 +124,12 @@ def _tie(component: Component, key_map: KeyMap, head: str | None) -> Tie | None:
     return Tie(
         tuple(modules[name] for name in stored), tuple(named), frozenset([head] if head else heads), head or heads[0]
     )
+
+
+def _modules(component: Component, key_map: KeyMap) -> dict[str, Module]:
+    """List a component's modules; a head may lie beside it."""
+    outside = {module.name: module for module in key_map.outside if module.component == component.name}
+    return {**outside, **key_map.modules.get(component.name, {})}
 
 
 def are_alike(first: LoraModule, other: LoraModule) -> bool:

@@ -14,8 +14,9 @@ import pytest
 from lorabake.adapters import peft_fields, shared, suffixes
 from lorabake.errors import FileError, MatchError
 from lorabake.keymap.peft import PeftConfig, from_metadata
+from lorabake.keymap.renaming import Rename, Renaming
 from lorabake.keymap.spelling import sort_tensors
-from lorabake.keymap.table import KeyMap
+from lorabake.keymap.table import Architecture, Component, KeyMap, Layout
 from lorabake.keymap.view import Region, View
 from lorabake.matching import Ledger, Matcher, Patch
 from lorabake.recipe import Lora
@@ -902,7 +903,30 @@ def test_damaged_metadata_is_an_error(text: str, words: str) -> None:
         source({}, metadata={"lora_adapter_metadata": text})
 
 
+def in_memory(shapes: Shapes, *renames: Rename) -> Matcher:
+    """Match to a base that has other names in memory."""
+    component = Component("model", (Layout("own", ("",), ()),), renamings=(Renaming(("net",), renames),))
+    return Matcher(KeyMap.expand(Architecture("a", "A", (component,)), infos(shapes), ("net",)))
+
+
+def test_of_two_modules_with_one_name_shapes_decide() -> None:
+    renames = Rename("fc1", "fc2"), Rename("fc0", "fc1")
+    base = in_memory({"mlp.fc0.weight": (16, 4), "mlp.fc1.weight": (4, 16)}, *renames)
+    for shape, key in (((16, 4), "mlp.fc0.weight"), ((4, 16), "mlp.fc1.weight")):
+        (patch,), _ = base.match(0, source(infos(peft("mlp.fc1", *shape)), config={"r": 2, "lora_alpha": 4}))
+        assert patch.view.keys == (key,)
+
+
+def test_two_modules_with_one_name_that_both_fit_are_named() -> None:
+    renames = Rename("fc1", "fc2"), Rename("fc0", "fc1")
+    base = in_memory({"mlp.fc0.weight": (4, 4), "mlp.fc1.weight": (4, 4)}, *renames)
+    said = r"base_model\.model\.mlp\.fc1 may be mlp\.fc1\.weight and mlp\.fc0\.weight of the base"
+    with pytest.raises(MatchError, match=said):
+        base.match(0, source(infos(peft("mlp.fc1", 4, 4)), config={"r": 2, "lora_alpha": 4}))
+
+
 def test_an_output_head_has_the_name_that_transformers_has_in_memory() -> None:
-    base = made_for(infos({"embed_out.weight": (20, 8), "gpt_neox.embed_in.weight": (20, 8)}))
+    tensors = infos({"embed_out.weight": (20, 8), "gpt_neox.embed_in.weight": (20, 8)})
+    base = Matcher(KeyMap.expand(identify(tensors), tensors, ("gpt_neox",)))
     (patch,), _ = base.match(0, source(infos(peft("lm_head", 20, 8)), config={"r": 2, "lora_alpha": 4}))
     assert patch.view.keys == ("embed_out.weight",)

@@ -1,6 +1,6 @@
 """CLIP text encoders as checkpoints of their own; the 32-layer one is SDXL's second."""
 
-from lorabake.components import clip
+from lorabake.components import clip, renamed
 from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout
 
 PREFIXES = ("", "transformer.", "cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")
@@ -31,6 +31,7 @@ CLIP = Architecture(
             dotted=("text_encoder.", "cond_stage_model.transformer.", "text_encoders.clip_l.transformer."),
             flat=("lora_te_", "lora_te1_"),
             orders=clip.ORDERS,
+            renamings=renamed.RENAMINGS,
         ),
     ),
     without=OTHER_NETWORKS,
@@ -54,6 +55,7 @@ CLIP_BIGG = Architecture(
             rows=clip.ROWS,
             dotted=("text_encoder_2.", "text_encoders.clip_g.transformer.", "conditioner.embedders.1.model."),
             flat=("lora_te2_",),
+            renamings=renamed.RENAMINGS,
         ),
     ),
     without=OTHER_NETWORKS,

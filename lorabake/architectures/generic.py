@@ -46,7 +46,7 @@ GENERIC = Architecture(
                 "output_projection",
             ),
             copies=("encoder.embed_tokens", "decoder.embed_tokens"),
-            aliases=(*renamed.ROUTERS, *renamed.VISION, *renamed.HEADS),
+            renamings=renamed.RENAMINGS,
         ),
         Component(
             name="transformer",

@@ -1,6 +1,6 @@
 """LLaVA, Gemma 3 and their like: transformers stores them under older names than those that it has in memory."""
 
-from lorabake.components import text
+from lorabake.components import renamed, text
 from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Row
 
 LLAVA = Architecture(
@@ -37,6 +37,7 @@ LLAVA = Architecture(
             roots=text.ROOTS,
             embeddings=("embed_tokens",),
             heads=("lm_head",),
+            renamings=renamed.RENAMINGS,
         ),
     ),
 )

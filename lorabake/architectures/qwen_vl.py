@@ -1,6 +1,6 @@
 """Qwen2-VL and Qwen2.5-VL: transformers stores them under older names than those that it has in memory."""
 
-from lorabake.components import text
+from lorabake.components import renamed, text
 from lorabake.keymap.table import Architecture, Component, Has, Layout, Row
 
 QWEN_VL = Architecture(
@@ -34,6 +34,7 @@ QWEN_VL = Architecture(
             roots=text.ROOTS,
             embeddings=("embed_tokens",),
             heads=("lm_head",),
+            renamings=renamed.RENAMINGS,
         ),
     ),
 )

@@ -28,6 +28,7 @@ IN_MEMORY = (("block_sparse_moe", "mlp"),)
 NAMINGS = (
     {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"},
     {"w1": "gate", "w3": "up", "w2": "down"},
+    {"fc1": "gate", "fc3": "up", "fc2": "down"},
 )
 UNGATED = ({"up_proj": "up", "down_proj": "down"}, {"w1": "up", "w2": "down"})
 """What an expert's matrices are called, in either naming, and what they are; without a gate `w1` is the other one."""

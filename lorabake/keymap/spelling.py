@@ -280,9 +280,9 @@ class Spellings(Mapping[str, list[Module]]):
         """Yield every spelling."""
         words = (
             word
-            for component, prefix in self._placed()
-            for path in (*self._key_map.modules[component.name], *(use.name for use in self._named))
-            for word in spell(component, prefix, path)
+            for component, prefix, modules in self._groups()
+            for module in modules
+            for word in spell(component, prefix, module.name)
         )
         return iter(dict.fromkeys(words))
 
@@ -294,51 +294,69 @@ class Spellings(Mapping[str, list[Module]]):
     def _further(self) -> list[_Names]:
         return self._list(_further_paths)
 
-    def _placed(self) -> Iterator[tuple[Component, str]]:
-        """Yield the components that the base has, and where it keeps each."""
-        for component in self._key_map.architecture.components:
-            if component.name in self._key_map.placed:
-                yield component, self._key_map.placed[component.name][1]
+    def _groups(self) -> Iterator[tuple[Component, str, Iterable[Module]]]:
+        """Yield modules that are spelled alike: a component's, its names in memory, what lies in none."""
+        key_map = self._key_map
+        for component in key_map.architecture.components:
+            if component.name in key_map.placed:
+                yield component, key_map.placed[component.name][1], key_map.modules[component.name].values()
+                bare = Component(component.name, (), optional=component.optional)
+                yield bare, "", key_map.in_memory[component.name]
+        yield Component("", ()), "", key_map.outside
+        for use in self._named:
+            component = next(each for each in key_map.architecture.components if each.name == use.component)
+            yield component, key_map.placed[component.name][1], (use,)
 
     def _list(self, paths: Callable[[Component, str], Iterable[str]]) -> list[_Names]:
         listed = []
-        for component, prefix in self._placed():
+        for component, prefix, modules in self._groups():
             dotted, flat = _Names(_dotted_starts(component, prefix)), _Names(_flat_starts(component))
-            for path, module in self._key_map.modules[component.name].items():
-                for each in paths(component, path):
+            for module in modules:
+                for each in paths(component, module.name):
                     dotted.modules.setdefault(each, []).append(module)
                     flat.modules.setdefault(each.replace(".", "_"), []).append(module)
-            for use in (each for each in reversed(self._named) if each.component == component.name):
-                for each in paths(component, use.name):
-                    dotted.modules[each] = flat.modules[each.replace(".", "_")] = [use]
-            listed += [dotted, flat]
+            listed += [dotted, flat] if dotted.modules else []
         return listed
 
     def _words(self, name: str, listed: list[_Names]) -> dict[str, list[Module]]:
         """Return the spelling that a name is, or those that it is like."""
-        if modules := _exactly(name, listed):
+        if modules := self._exactly(name, listed):
             return {name: modules}
         loose = loosened(name)
         found: dict[str, list[Module]] = {}
         for word in (word for names in listed for word in names.find_alike(loose)):
-            modules = _exactly(word, listed)
+            modules = self._exactly(word, listed)
             if all([each.views for each in modules] != [each.views for each in known] for known in found.values()):
                 found[word] = modules
         return found
 
-
-def _exactly(name: str, listed: list[_Names]) -> list[Module]:
-    """List the modules of that very name; those with the same views count as one."""
-    found: list[Module] = []
-    for module in (module for names in listed for module in names.find(name)):
-        if all(module.views != other.views for other in found):
-            found.append(module)
-    return found
+    def _exactly(self, name: str, listed: list[_Names]) -> list[Module]:
+        """List the modules of that very name; those with the same views count as one."""
+        found: list[Module] = []
+        for module in (module for names in listed for module in names.find(name)):
+            if any(module is use for use in self._named):
+                return [module]
+            if all(module.views != other.views for other in found):
+                found.append(module)
+        return found
 
 
 def spell_all(key_map: KeyMap, named: Iterable[Module] = ()) -> Spellings:
     """Write every module of the base in every spelling, and `named`, further uses of its tensors."""
     return Spellings(key_map, named)
+
+
+def _spell_each(key_map: KeyMap) -> Iterator[tuple[str, Module]]:
+    for component in key_map.architecture.components:
+        if component.name in key_map.placed:
+            _, prefix = key_map.placed[component.name]
+            for path, module in key_map.modules[component.name].items():
+                yield from ((word, module) for word in spell(component, prefix, path))
+            unprefixed = Component(component.name, (), optional=component.optional)
+            for module in key_map.in_memory[component.name]:
+                yield from ((word, module) for word in spell(unprefixed, "", module.name))
+    for module in key_map.outside:
+        yield from ((word, module) for word in spell(Component("", ()), "", module.name))
 
 
 def components_named(key: str, components: Iterable[Component]) -> set[str]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from lorabake.keymap.experts import SINGLE, ExpertLayout, Seen, single, stacked
 from lorabake.keymap.fused import fused, joined
+from lorabake.keymap.renaming import Renaming, versions
 from lorabake.keymap.view import Region, View
 from lorabake.tensors.safetensors import TensorInfo
 
@@ -55,6 +56,9 @@ class Row:
             yield from (f"{name}.{path}" for path in below)
             if not self.rows:
                 yield name.removesuffix("_@").removesuffix(".@")
+
+
+See = Callable[[Mapping[str, View], Mapping[str, TensorInfo], ExpertLayout | None], Iterator[Seen]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +136,7 @@ class Component:
     each group lists starts of a path that stand for one another where no module has the name itself.
     `orders` reads index-named files. `embeddings` end the names of input embeddings that a model without any of
     the `heads` uses as its output head, too; `copies` are names, from where it lies, of that same embedding in other
-    places. `aliases` are names that no layout has.
+    places. `aliases` are names that no layout has. `renamings` tell what tensors are called in memory.
     """
 
     name: str
@@ -147,6 +151,7 @@ class Component:
     heads: tuple[str, ...] = ()
     copies: tuple[str, ...] = ()
     aliases: tuple[Alias, ...] = ()
+    renamings: tuple[Renaming, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,17 +208,22 @@ class KeyMap:
 
     `placed` says where each component was found, `owner` which component a base tensor belongs to, `modules`
     every module under each dotted name of each layout: component -> name -> module. A name by which two layouts
-        mean different tensors is left out, and what fused modules hold also goes by number (`qkv.0`, `qkv.1` …). A
-        tensor that is no weight and no bias is a module by itself, under its full name. `experts` says how the model
-        stacks its experts, where that is known.
+    mean different tensors is left out, and what fused modules hold also goes by number (`qkv.0`, `qkv.1` …). A
+    tensor that is no weight and no bias is a module by itself, under its full name. `in_memory` lists what they are
+    called besides once they are loaded, as models of `models` are; such a name may be another module's, too.
+    `outside` lists the modules that lie in no component, by their keys. `experts` says how the model stacks its
+    experts, where that is known.
     """
 
     architecture: Architecture
     tensors: Mapping[str, TensorInfo]
+    models: tuple[str, ...] = ()
     placed: dict[str, tuple[Layout, str]] = field(default_factory=dict)
     owner: dict[str, str] = field(default_factory=dict)
     modules: dict[str, dict[str, Module]] = field(default_factory=dict)
     experts: ExpertLayout | None = None
+    in_memory: dict[str, list[Module]] = field(default_factory=dict)
+    outside: list[Module] = field(default_factory=list)
 
     @property
     def layout(self) -> str:
@@ -222,10 +232,17 @@ class KeyMap:
 
     @classmethod
     def expand(
-        cls, architecture: Architecture, tensors: Mapping[str, TensorInfo], experts: ExpertLayout | None = None
+        cls,
+        architecture: Architecture,
+        tensors: Mapping[str, TensorInfo],
+        models: tuple[str, ...] = (),
+        experts: ExpertLayout | None = None,
     ) -> KeyMap:
-        """Find each component in the header and list its modules under all their names."""
-        key_map = cls(architecture, tensors, experts=experts)
+        """Find each component in the header and list its modules under all their names.
+
+        `models` are the sorts of model that the base's config.json names: its own first, then those of its parts.
+        """
+        key_map = cls(architecture, tensors, models, experts=experts)
         for component in architecture.components:
             place = find(component, tensors)
             if place is not None:
@@ -240,6 +257,8 @@ class KeyMap:
                     if module.views:
                         modules.setdefault(module.name, module)
                 key_map._name_experts(component, stacked)
+                key_map.in_memory[component.name] = key_map._list_in_memory(component)
+        key_map.outside = key_map._list_outside()
         return key_map
 
     def name_single_experts(self, names: Iterable[str]) -> None:
@@ -249,32 +268,69 @@ class KeyMap:
             if component.name in self.placed:
                 self._name_experts(component, partial(single, names=of_one))
 
+    def named(self) -> Iterator[Module]:
+        """Yield every module by each of its names; one in memory may be another's on the disk."""
+        for component, modules in self.modules.items():
+            yield from modules.values()
+            yield from self.in_memory[component]
+        yield from self.outside
+
     def modules_in(self, component: str, layout: str) -> dict[str, Module]:
         """List a component's modules under the names of one layout alone, where no other's can be in the way."""
         described = next(each for each in self.architecture.components if each.name == component)
         return self._list_modules(described, layout)
 
-    def _name_experts(
-        self,
-        component: Component,
-        see: Callable[[Mapping[str, View], Mapping[str, TensorInfo], ExpertLayout | None], Iterator[Seen]],
-    ) -> None:
-        modules, (_, prefix) = self.modules[component.name], self.placed[component.name]
-        own = {
-            key.removeprefix(prefix): info
-            for key, info in self.tensors.items()
-            if ".experts." in key and self.owner.get(key) == component.name
-        }
+    def _name_experts(self, component: Component, see: See) -> None:
+        modules = self.modules[component.name]
+        for module in self._experts_among(component, modules, self._below(component), see):
+            if modules.setdefault(module.name, module).views == module.views:
+                modules[module.name] = module
+
+    def _experts_among(
+        self, component: Component, modules: Mapping[str, Module], tensors: Mapping[str, TensorInfo], see: See
+    ) -> list[Module]:
         weights = {
             name: module.views["weight"]
             for name, module in modules.items()
             if ".experts." in name and "weight" in module.views
         }
-        for seen in [*see(weights, own, self.experts)]:
-            views = {"weight": seen.view}
-            module = Module(component.name, seen.name, views, seen.stacked, seen.turned, seen.unclear)
-            if modules.setdefault(seen.name, module).views == module.views:
-                modules[seen.name] = module
+        own = {name: info for name, info in tensors.items() if ".experts." in name}
+        return [
+            Module(component.name, seen.name, {"weight": seen.view}, seen.stacked, seen.turned, seen.unclear)
+            for seen in see(weights, own, self.experts)
+        ]
+
+    def stored(self, component: Component) -> dict[str, View]:
+        """List a component's tensors by the names that its file has for them."""
+        return {name: _whole(info) for name, info in self._below(component).items()}
+
+    def _below(self, component: Component) -> dict[str, TensorInfo]:
+        _, prefix = self.placed[component.name]
+        mine = (key for key in self.tensors if self.owner.get(key) == component.name)
+        return {key.removeprefix(prefix): self.tensors[key] for key in mine}
+
+    def _list_in_memory(self, component: Component) -> list[Module]:
+        """List a component's modules under the names that other versions of what loads it have for them."""
+        own = self.stored(component) if component.renamings else {}
+        on_disk = self.modules[component.name]
+        known = {name: [module] for name, module in on_disk.items()}
+        for named in versions(own, component.renamings, self.models):
+            modules = _modules(component.name, named)
+            infos = {name: self.tensors[view.regions[0].key] for name, view in named.items()}
+            for module in (*modules.values(), *self._experts_among(component, modules, infos, stacked)):
+                _gather(known.setdefault(module.name, []), module)
+        found: list[Module] = []
+        for name, alike in known.items():
+            if name in on_disk:
+                on_disk[name], *alike = alike
+            found += alike
+        return found
+
+    def _list_outside(self) -> list[Module]:
+        """List the modules of tensors that no component has, in the identifying component."""
+        first = self.architecture.components[0].name
+        tensors = {key: _whole(info) for key, info in self.tensors.items() if key not in self.owner}
+        return [*_modules(first, tensors).values()] if first in self.placed else []
 
     def _list_modules(self, component: Component, only: str | None = None) -> dict[str, Module]:
         layout, prefix = self.placed[component.name]
@@ -346,6 +402,32 @@ class KeyMap:
             return None
         start = sum(sizes[:part])
         return View((Region(key, start, start + sizes[part]),), (sizes[part], *shape[1:]))
+
+
+def _whole(info: TensorInfo) -> View:
+    """Show a tensor as it is."""
+    return View((Region(info.key, 0, info.shape[0] if info.shape else 1),), info.shape)
+
+
+def _modules(component: str, named: Mapping[str, View]) -> dict[str, Module]:
+    """List the modules that tensors are the parameters of."""
+    found: dict[str, dict[str, View]] = {}
+    for name, view in named.items():
+        path, _, parameter = name.rpartition(".")
+        if path and parameter in ("weight", "bias"):
+            found.setdefault(path, {})[parameter] = view
+    return {path: Module(component, path, views) for path, views in found.items()}
+
+
+def _gather(alike: list[Module], module: Module) -> None:
+    """Put a module to those of its name; one that has some of its parameters, and no other in their place, is it."""
+    for place, known in enumerate(alike):
+        common = known.views.keys() & module.views.keys()
+        if common and all(known.views[parameter] == module.views[parameter] for parameter in common):
+            if len(common) < len(module.views):
+                alike[place] = replace(known, views={**module.views, **known.views})
+            return
+    alike.append(module)
 
 
 def find(component: Component, tensors: Mapping[str, TensorInfo]) -> tuple[Layout, str] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from math import sqrt
 
 from threadpoolctl import threadpool_limits
@@ -113,6 +114,9 @@ class _Check:
             for name, module in modules.items():
                 for key in {key for view in module.views.values() for key in view.keys}:
                     names[key] = max(names.get(key, ("", "")), (component, name), key=lambda pair: _telling(pair[1]))
+        for module in chain(self.plan.sources.key_map.outside, *self.plan.sources.key_map.in_memory.values()):
+            for key in {key for view in module.views.values() for key in view.keys}:
+                names.setdefault(key, (module.component, module.name))
         place = {key: (component, block_of(name)) for key, (component, name) in names.items()}
         sums: dict[tuple[int, str, str], list[float]] = {}
         for result in results:

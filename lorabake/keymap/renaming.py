@@ -1,0 +1,238 @@
+"""Names on the disk and in memory: what a library calls otherwise once it has loaded it.
+
+PEFT names a LoRA after the modules in memory. So a base goes by the names of its file, and by those that its library
+gives them when it loads them, or gave them in another version. A `Renaming` is a table, written once in
+`components/`. It is carried out on the names of all tensors at once: forward where a file has the stored names, and
+backward where it has those of memory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+from lorabake.keymap.view import View, join
+
+Named = dict[str, View]
+"""All tensors of a base, under the names of one version."""
+
+_GUARD = re.compile(r"(\(\?<?![^()]*\))")
+_SAMPLE = 8
+"""As many tensors whose names differ in numbers alone show how all of them are renamed."""
+_TRANSFORMERS_OWN = {"query", "key", "value", "dense", "embed_out", "LayerNorm"}
+"""How nobody but transformers calls layers. The rows of Meta's and Mistral's `wq` and `wk` are in another order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """Pair a part of a stored name with what stands in its place in memory; the first place that fits is taken.
+
+    `^` is the name's beginning and `{}` a number. `(?!a|b)` in `stored` says what must not follow, `(?<!a)` what
+    must not precede; there `{}` is one digit. A letter or a digit at the end ends a word, too.
+    """
+
+    stored: str
+    memory: str
+
+    def of(self, model: str) -> Rename:
+        """Return this as it reads for models of one sort."""
+        return Rename(self.stored.replace("{model}", model), self.memory)
+
+    def forward(self, name: str) -> str:
+        """Return the name in memory of a stored one."""
+        return _replaced(name, self.stored, self.memory)
+
+    def backward(self, name: str) -> str:
+        """Return the stored name of one in memory."""
+        stored = _GUARD.sub("", self.stored)
+        start = "^" if stored.startswith("^") else ""
+        return _replaced(name, start + self.memory, stored.removeprefix("^"))
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """Say that one stored tensor is several in memory, of equal rows each; with `apart` it is the other way round."""
+
+    whole: str
+    parts: tuple[str, ...]
+    apart: bool = False
+
+    def forward(self, named: Named) -> Named:
+        """Put what memory has in the place of what is stored."""
+        return self._joined(named) if self.apart else self._split(named)
+
+    def backward(self, named: Named) -> Named:
+        """Put what is stored in the place of what memory has."""
+        return self._split(named) if self.apart else self._joined(named)
+
+    def _split(self, named: Named) -> Named:
+        found: Named = {}
+        for name, view in named.items():
+            pieces = [_replaced(name, self.whole, part) for part in self.parts]
+            share, rest = divmod(view.rows, len(pieces))
+            if name in pieces or rest or not view.shape:
+                found[name] = view
+                continue
+            for part, piece in enumerate(pieces):
+                found[piece] = view.take([range(part * share, (part + 1) * share)])
+        return found
+
+    def _joined(self, named: Named) -> Named:
+        wholes: Named = {}
+        taken: set[str] = set()
+        for name in named:
+            whole = _replaced(name, self.parts[0], self.whole)
+            pieces = [_replaced(whole, self.whole, part) for part in self.parts]
+            if whole != name and (view := join([named.get(piece) for piece in pieces])):
+                wholes[whole] = view
+                taken.update(pieces)
+        return {name: view for name, view in named.items() if name not in taken} | wholes
+
+
+@dataclass(frozen=True, slots=True)
+class Renaming:
+    """Hold what is renamed, in this order, in models of some sorts: `model_type` in config.json; none: in all.
+
+    `{model}` in `stored` is that sort. With `whole` this is about models by themselves, and not as parts of others.
+    `below` lists the paths that such a part may have. What is fused has its names in memory but for that.
+    """
+
+    models: tuple[str, ...]
+    renames: tuple[Rename, ...] = ()
+    fused: tuple[Fused, ...] = ()
+    below: tuple[str, ...] = ("",)
+    whole: bool = False
+
+    def of(self, models: Sequence[str]) -> list[Renaming]:
+        """Return this as it reads for a model of the first sort, with parts of the others; [] if about neither."""
+        candidates = models[:1] if self.whole else models
+        about = [model for model in candidates if model in self.models] if self.models else [""]
+        texts = dict.fromkeys(tuple(each.of(model) for each in self.renames) for model in about)
+        return [replace(self, renames=renames) for renames in texts]
+
+    def forward(self, named: Named) -> list[Named]:
+        """List a base's tensors under the names in memory, for each path below which something is renamed."""
+        return self._changed(named, self.below, self._to_memory)
+
+    def backward(self, named: Named) -> list[Named]:
+        """List a base's tensors under the names on the disk, likewise.
+
+        Nothing tells a model by itself from a part of another, so that "" counts only where no path does.
+        """
+        parts = [path for path in self.below if path]
+        return self._changed(named, parts, self._to_disk) or self._changed(named, self.below, self._to_disk)
+
+    def _changed(self, named: Named, paths: Iterable[str], rename: Callable[[Named, str], Named]) -> list[Named]:
+        return [other for path in paths if (other := rename(named, path)) != named]
+
+    def _to_memory(self, named: Named, path: str) -> Named:
+        named = _renamed(named, path, [each.forward for each in self.renames])
+        for each in self.fused:
+            named = each.forward(named)
+        return named
+
+    def _to_disk(self, named: Named, path: str) -> Named:
+        for each in reversed(self.fused):
+            named = each.backward(named)
+        return _renamed(named, path, [each.backward for each in reversed(self.renames)])
+
+
+def versions(own: Named, renamings: Iterable[Renaming], models: Sequence[str]) -> list[Named]:
+    """List a base's tensors under the names of every version but the one that its file has.
+
+    `models` are the sorts of model that config.json names.
+    """
+    found = [own]
+    for renaming in (read for each in renamings for read in each.of(models)):
+        for named in tuple(found):
+            for other in renaming.forward(named) or renaming.backward(named):
+                if other not in found:
+                    found.append(other)
+    return found[1:]
+
+
+def _renamed(named: Named, path: str, renames: Sequence[Callable[[str], str]]) -> Named:
+    """Rename what follows a path; a name that two tensors get is neither's."""
+    found: Named = {}
+    twice = set()
+    for name, view in named.items():
+        if name.startswith(path):
+            rest = name[len(path) :]
+            for rename in renames:
+                rest = rename(rest)
+            name = path + rest
+        if found.setdefault(name, view) != view:
+            twice.add(name)
+    return {name: view for name, view in found.items() if name not in twice}
+
+
+def models_called(own: Named, renamings: Sequence[Renaming], wanted: Iterable[str]) -> tuple[str, ...]:
+    """Return the sort of model that gives a base's tensors most of the wanted names; none if they have them already.
+
+    Numbers do not matter, nor what leads to the model itself. There are several where they give them otherwise. A
+    sort does not count that would rename layers which another library may have in another order.
+    """
+    alike: dict[str, list[str]] = {}
+    for name in own:
+        alike.setdefault(_template(name), []).append(name)
+    missing = [name for name in {_template(name) for name in wanted} if not _is_among(name, alike)]
+    sample = {name: own[name] for names in alike.values() for name in names[:_SAMPLE]}
+    found: dict[int, dict[frozenset[tuple[str, View]], str]] = {}
+    tried = set()
+    for model in dict.fromkeys(model for each in renamings for model in each.models) if missing else ():
+        chain = tuple(read for each in renamings for read in each.of((model,)))
+        if chain in tried:
+            continue
+        tried.add(chain)
+        named = [pair for other in versions(sample, renamings, (model,)) for pair in other.items()]
+        if all(_is_one_layer(name, view.regions[0].key) for name, view in named):
+            given = {_template(name) for name, _ in named}
+            placed = frozenset(pair for pair in named if _is_among(_template(pair[0]), missing))
+            found.setdefault(sum(_is_among(name, given) for name in missing), {}).setdefault(placed, model)
+    best = max(found, default=0)
+    return tuple(found[best].values()) if best else ()
+
+
+def _template(name: str) -> str:
+    return ".".join("{}" if word.isdigit() else word for word in name.split("."))
+
+
+def _is_among(name: str, names: Iterable[str]) -> bool:
+    """Tell whether it is one of these names, or one but for the path that leads to the model itself."""
+    return any(name == other or name.endswith(f".{other}") or other.endswith(f".{name}") for other in names)
+
+
+def _is_one_layer(name: str, key: str) -> bool:
+    """Tell whether a layer is called as in the file, wherever it lies, or there as by transformers alone."""
+    last, stored = (path.rpartition(".")[2] for path in (name.rpartition(".")[0], key.rpartition(".")[0]))
+    return last == stored or stored in _TRANSFORMERS_OWN
+
+
+def _replaced(name: str, old: str, new: str) -> str:
+    """Put `new` in the place of the first `old`, unless it stands there already."""
+    match = _compiled(old).search(name)
+    if match is None:
+        return name
+    for number in match.groups():
+        new = new.replace("{}", number, 1)
+    if len(new) > len(match[0]) and name.startswith(new, match.start()):
+        return name
+    return name[: match.start()] + new + name[match.end() :]
+
+
+@cache
+def _compiled(text: str) -> re.Pattern[str]:
+    start = "^" if text.startswith("^") else ""
+    pieces = _GUARD.split(text.removeprefix("^"))
+    pattern = "".join(_guard(piece) if i % 2 else _literal(piece) for i, piece in enumerate(pieces))
+    return re.compile(start + pattern + (r"(?!\w)" if text[-1:].isalnum() else ""))
+
+
+def _guard(text: str) -> str:
+    return text.replace(".", r"\.").replace("{}", r"\d")
+
+
+def _literal(text: str) -> str:
+    return re.escape(text).replace(r"\{\}", r"(\d+)")
