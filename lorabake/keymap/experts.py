@@ -78,10 +78,10 @@ def stacked(
     for place, experts in _apart(weights).items():
         for name in _places(place):
             for end, roles in _stack_names(experts[0]):
-                rows = [expert.get(role) for expert in experts for role in roles]
-                whole = join(rows)
+                count = sum(any(role in expert for role in roles) for expert in experts)
+                whole = join([expert.get(role) for expert in experts[:count] for role in roles])
                 if whole is not None and len(whole.shape) == 2:
-                    shape = (len(experts), whole.rows // len(experts), whole.columns)
+                    shape = (count, whole.rows // count, whole.columns)
                     yield Seen(f"{name}.experts.{end}", View(whole.regions, shape, stacked=True), stacked=True)
     for place, stacks in _stored(weights, tensors).items():
         turned = _is_turned(stacks, layout)
@@ -154,7 +154,7 @@ def _apart(weights: Mapping[str, View]) -> dict[str, list[dict[str, View]]]:
     return {
         place: [experts[number] for number in range(len(experts))]
         for place, experts in found.items()
-        if sorted(experts) == [*range(len(experts))] and len({frozenset(each) for each in experts.values()}) == 1
+        if sorted(experts) == [*range(len(experts))]
     }
 
 
