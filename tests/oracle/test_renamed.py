@@ -276,7 +276,8 @@ def heads() -> dict[str, list[str]]:
     for table in (name for name in vars(modeling_auto) if re.fullmatch(r"MODEL_.*MAPPING_NAMES", name)):
         for model, classes in getattr(modeling_auto, table).items():
             found.setdefault(model, []).extend(classes if isinstance(classes, tuple) else [classes])
-    return {model: sorted(set(classes), key=lambda each: ("For" not in each, each)) for model, classes in found.items()}
+    with_head_first = lambda each: ("For" not in each, each)  # noqa: E731
+    return {model: sorted(set(classes), key=with_head_first) for model, classes in found.items()}
 
 
 HEADS = heads()
