@@ -19,10 +19,10 @@ from lorabake.keymap.spelling import (
     PEFT_ROOT,
     LoraModule,
     LoraTensors,
-    components_named,
     endings,
     flatten,
     numbers_of,
+    unwrapped,
 )
 from lorabake.keymap.table import Architecture
 
@@ -212,18 +212,20 @@ def _fits(module: LoraModule, shape: tuple[int, ...]) -> bool:
 
 
 def _names_a_text_encoder(name: str) -> bool:
-    if not name.startswith(_text_starts()):
-        return False
-    named = components_named(name, (part for each in architectures() for part in each.components))
-    return all(part.startswith("text_encoder") for part in named)
+    """Tell whether the longest prefix of a name is a text encoder's in every family that has it."""
+    name = unwrapped(name)
+    return next((is_text for start, is_text in _prefixes() if name.startswith(start)), False)
 
 
 @cache
-def _text_starts() -> tuple[str, ...]:
-    """List what LoRA files put before the modules of text encoders."""
-    parts = (part for each in architectures() for part in each.components if part.name.startswith("text_encoder"))
-    starts = {start for part in parts for start in (*part.flat, *part.dotted)}
-    return tuple(starts | {PEFT_ROOT + start for start in starts})
+def _prefixes() -> tuple[tuple[str, bool], ...]:
+    """List what LoRA files put before modules, the longest first, and whether only text encoders have it."""
+    found: dict[str, bool] = {}
+    for part in (part for each in architectures() for part in each.components):
+        for start in (*part.flat, *part.dotted):
+            found[start] = found.get(start, True) and part.name.startswith("text_encoder")
+    longest_first = sorted(found.items(), key=lambda each: -len(each[0]))
+    return tuple((root + start, is_text) for start, is_text in longest_first for root in ("", PEFT_ROOT))
 
 
 def _cuts(name: str) -> Iterator[tuple[str, str]]:

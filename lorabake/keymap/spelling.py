@@ -346,24 +346,11 @@ def spell_all(key_map: KeyMap, named: Iterable[Module] = ()) -> Spellings:
     return Spellings(key_map, named)
 
 
-def _spell_each(key_map: KeyMap) -> Iterator[tuple[str, Module]]:
-    for component in key_map.architecture.components:
-        if component.name in key_map.placed:
-            _, prefix = key_map.placed[component.name]
-            for path, module in key_map.modules[component.name].items():
-                yield from ((word, module) for word in spell(component, prefix, path))
-            unprefixed = Component(component.name, (), optional=component.optional)
-            for module in key_map.in_memory[component.name]:
-                yield from ((word, module) for word in spell(unprefixed, "", module.name))
-    for module in key_map.outside:
-        yield from ((word, module) for word in spell(Component("", ()), "", module.name))
-
-
 def components_named(key: str, components: Iterable[Component]) -> set[str]:
     """Return the components whose prefix, the longest one, a LoRA key starts with."""
     if indexed := INDEXED.match(key):
         return {indexed["component"]}
-    key = _PARALLEL.sub("", _WRAPPED.sub("", key))
+    key = unwrapped(key)
     longest: dict[str, int] = {}
     for component in components:
         for prefix in (*component.flat, *component.dotted):
@@ -371,6 +358,11 @@ def components_named(key: str, components: Iterable[Component]) -> set[str]:
                 longest[component.name] = max(longest.get(component.name, 0), len(prefix))
     best = max(longest.values(), default=0)
     return {name for name, length in longest.items() if length == best}
+
+
+def unwrapped(name: str) -> str:
+    """Write a name without what wraps modules in training before its prefix."""
+    return _PARALLEL.sub("", _WRAPPED.sub("", name))
 
 
 def pattern_of(name: str) -> str:
