@@ -577,7 +577,7 @@ class _Match:
     # -- embeddings that are heads, too --------------------------------------------------------------
 
     def _is_settled_by_tie(self, module: LoraModule) -> bool:
-        """Enter a module of a tied embedding that is not to be baked by itself: left out, refused, or said twice."""
+        """Enter a module of a tied embedding that is not to be baked by itself: refused, or said twice."""
         use = self.matcher.use_of(module.name)
         if use is None:
             return False
