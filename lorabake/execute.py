@@ -7,12 +7,13 @@ neither on the number of workers nor on the memory that happens to be free.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
@@ -20,7 +21,18 @@ import torch
 
 from lorabake.adapters import dora
 from lorabake.adapters.kind import MAGNITUDES, SCALE_OF_ALPHA_0, Tensors, Terms, matrix
-from lorabake.device import ADVICE, CPU, Device, Lane, Turns, call_first, call_lapack_first, is_short_of_memory
+from lorabake.changes import Tally
+from lorabake.device import (
+    ADVICE,
+    CPU,
+    Buffer,
+    Device,
+    Lane,
+    Turns,
+    call_first,
+    call_lapack_first,
+    is_short_of_memory,
+)
 from lorabake.errors import MatchError, SurroundingsError, ValueTooLargeError, first_line
 from lorabake.matching import Patch
 from lorabake.methods import combine, masks_of
@@ -48,6 +60,13 @@ SAFE_SQUARES = {
     "F32": 1e38, "F64": 1e38,
 }  # fmt: skip
 """Bounds on a sum of squares, as float32 can hold it, below which no value can reach its dtype's limit."""
+
+
+LOOKED_AT, FEW, MOST_PLACES = 4096, 8, 8
+"""Values, and rows, that are looked at in a place to see what becomes of a change; places in one tensor."""
+
+Place = tuple[int, int]
+"""The first row of a tensor to be looked at, and the one after the last."""
 
 
 class Reader(Protocol):
@@ -83,12 +102,33 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """Add `up @ down` to rows `start` to `stop`: the stacked factors of all plain patches on those rows."""
+    """Add `up @ down` to rows `start` to `stop`: the stacked factors of all plain patches on those rows.
+
+    `ranks` say which of the stacked ranks are whose.
+    """
 
     start: int
     stop: int
     up: torch.Tensor
     down: torch.Tensor
+    ranks: tuple[tuple[Patch, slice], ...]
+
+    @property
+    def patches(self) -> list[Patch]:
+        """List the patches that it is of."""
+        return [patch for patch, _ in self.ranks]
+
+    def change(self, patch: Patch, base: torch.Tensor, inner: slice) -> torch.Tensor:
+        """Return what a patch adds to the part's rows `inner`, which hold `base`."""
+        own = next(ranks for each, ranks in self.ranks if each is patch)
+        return self.up[inner, own] @ self.down[own]
+
+    def moves(self, patch: Patch, base: torch.Tensor, inner: slice) -> bool:
+        """Tell whether a patch changes any of the part's rows `inner`, which hold `base`."""
+        own = next(ranks for each, ranks in self.ranks if each is patch)
+        up, down = self.up[inner, own], self.down[own]
+        few = up[:1] @ down
+        return bool(few.any()) or bool(up.any() and down.any() and (up @ down).any())
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,21 +142,81 @@ class Update:
     tensors: Tensors
     terms: Terms
 
+    @property
+    def patches(self) -> list[Patch]:
+        """List the patches that it is of."""
+        return [self.patch]
+
+    def rows(self, inner: slice) -> slice:
+        """Return the module's rows that the part's rows are."""
+        return slice(self.row + inner.start, self.row + inner.stop)
+
+    def change(self, patch: Patch, base: torch.Tensor, inner: slice) -> torch.Tensor:
+        """Return what the patch adds to the part's rows `inner`, which hold `base`."""
+        change = _change(patch, self.tensors, base, self.rows(inner), self.terms)
+        return (change - base if patch.has_dora else change) * patch.share
+
+    def moves(self, patch: Patch, base: torch.Tensor, inner: slice) -> bool:
+        """Tell whether the patch changes any of the part's rows `inner`, which hold `base`."""
+        few = slice(inner.start, min(inner.start + FEW, inner.stop))
+        ways = ((base[:FEW], few), (base, inner))
+        return any(bool(self.change(patch, some, rows).any()) for some, rows in ways)
+
 
 @dataclass(frozen=True, slots=True)
 class Replace:
-    """Move rows towards `value` by the share `share` of the way."""
+    """Move rows towards `value` by the patch's share of the way."""
 
     start: int
     stop: int
+    patch: Patch
     value: torch.Tensor
-    share: float
+
+    @property
+    def patches(self) -> list[Patch]:
+        """List the patches that it is of."""
+        return [self.patch]
+
+    def change(self, patch: Patch, base: torch.Tensor, inner: slice) -> torch.Tensor:
+        """Return what the patch adds to the part's rows `inner`, which hold `base`."""
+        return (self.value[inner] - base) * patch.share
+
+    def moves(self, patch: Patch, base: torch.Tensor, inner: slice) -> bool:
+        """Tell whether the patch changes any of the part's rows `inner`, which hold `base`."""
+        return bool(self.change(patch, base, inner).any())
+
+
+Part = Product | Update | Replace
+"""What happens to rows of a tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Hold a few rows of a tensor, from `start` of it, as they were, and what each patch adds to some of them."""
+
+    key: str
+    start: int
+    base: torch.Tensor
+    changes: list[tuple[Patch, slice, torch.Tensor]] = field(default_factory=list)
+
+    def add(self, patch: Patch, change: torch.Tensor) -> None:
+        """Take what a module's whole change at strength 1, (out, columns), adds to these rows."""
+        row, rows = 0, len(self.base)
+        for region in patch.view.regions:
+            size = region.stop - region.start
+            first, last = max(region.start, self.start), min(region.stop, self.start + rows)
+            if region.key == self.key and first < last:
+                turned = change.T if patch.view.transpose else change
+                own = turned[row + first - region.start : row + last - region.start]
+                self.changes.append((patch, slice(first - self.start, last - self.start), own * patch.share))
+            row += size
 
 
 class Executor:
     """Run the steps of a plan on one device, from one worker.
 
-    `seconds` tells where its time went, `computed` which tensors each device class computed.
+    `seconds` tells where its time went, `computed` which tensors each device class computed, and `tallies` what was
+    seen of each LoRA's change, by a step's first tensor and the LoRA.
     """
 
     def __init__(self, plan: Plan, reader: Reader, writer: Writer, device: Device, turns: Turns) -> None:
@@ -125,6 +225,7 @@ class Executor:
         self.dtype = precision(plan)
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.computed: defaultdict[str, list[str]] = defaultdict(list)
+        self.tallies: dict[str, dict[int, Tally]] = {}
         self.sequential = plan.sources.recipe.is_sequential
         self.tile_values = TILE_VALUES if device.is_cpu else DEVICE_TILE_VALUES
         self.lane = Lane(device, 16 * self.tile_values)
@@ -188,6 +289,7 @@ class Executor:
         if self._on_cpu is None:
             self._on_cpu = Executor(self.plan, self._reader, self._writer, CPU, self._turns)
             self._on_cpu.seconds, self._on_cpu.computed = self.seconds, self.computed
+            self._on_cpu.tallies = self.tallies
         return self._on_cpu
 
     def _attempt(self, step: Bake, done: list[Span]) -> Generator[int, None, bool]:
@@ -208,6 +310,8 @@ class Executor:
 
     def _spans(self, step: Bake, first: int) -> Iterator[Span]:
         """Compute and write a step's pieces from the one with the number `first` on; how they are cut is fixed."""
+        if not first:
+            self.tallies[step.targets[0].key] = {}
         return self._by_rows(step, step.targets[0], first) if step.by_rows else self._whole(step, first)
 
     # -- row by row ------------------------------------------------------------------------------------
@@ -215,23 +319,36 @@ class Executor:
     def _by_rows(self, step: Bake, target: Target, first: int) -> Iterator[Span]:
         rows, columns = matrix(target.shape)
         parts = self._parts(step, target)
+        places = _places(((part.start, part.stop) for part in parts), columns)
         size = max(1, self.tile_values // max(1, columns))
         for start in range(first * size, rows, size):
-            yield self._piece(step, target, parts, start, min(start + size, rows))
+            yield self._piece(step, target, parts, places, start, min(start + size, rows))
 
     def _piece(
-        self, step: Bake, target: Target, parts: list[Product | Update | Replace], start: int, stop: int
+        self, step: Bake, target: Target, parts: list[Part], places: list[Place], start: int, stop: int
     ) -> Span:
         """Compute and write some rows, and let go of them: each piece needs its own memory, whatever came before."""
-        weight = self._read_rows(target.source, start, stop, matrix(target.shape)[1])
+        columns = matrix(target.shape)[1]
+        buffer, source = self._stored_rows(target.source, start, stop, columns)
+        zeros = _negative_zeros(source) if parts else None
+        weight = self._widened(buffer, source).view(stop - start, columns)
+        looks = [self._look(target.key, parts, weight, start, place) for place in places if start <= place[0] < stop]
+        self._note_moves(step, parts, weight, start)
         self._apply(weight, parts, start)
+        if zeros is not None:
+            replaced = [(part.start, part.stop) for part in parts if part.patches[0].sets_all]
+            _keep_signs(weight, zeros, replaced, start)
+        for look in looks:
+            after = weight[look.start - start :][: len(look.base)]
+            self._see(step, target, look, after, is_sum=not self.sequential)
         return self._emit(step, target, weight, start)
 
-    def _parts(self, step: Bake, target: Target) -> list[Product | Update | Replace]:
-        stacks: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
-        parts: list[Product | Update | Replace] = []
+    def _parts(self, step: Bake, target: Target) -> list[Part]:
+        stacks: dict[tuple[int, int], list[tuple[Patch, torch.Tensor, torch.Tensor]]] = {}
+        parts: list[Part] = []
         for patch in step.patches:
             tensors, terms = self._prepare(patch)
+            self._note_patch(step, patch, tensors, terms)
             row = 0
             for region in patch.view.regions:
                 rows = slice(row, row + region.stop - region.start)
@@ -239,38 +356,30 @@ class Executor:
                 if region.key != target.key:
                     continue
                 if patch.kind.replaces:
-                    parts.append(Replace(region.start, region.stop, tensors["value"][rows], patch.share))
+                    parts.append(Replace(region.start, region.stop, patch, tensors["value"][rows]))
                 elif patch.has_dora or not patch.kind.low_rank:
                     parts.append(Update(region.start, region.stop, rows.start, patch, tensors, terms))
                 else:
                     up, right = tensors["up"], tensors["down"] * patch.strength
                     left, right = (right.T, up.T) if patch.view.transpose else (up[rows], right)
                     if self.sequential:
-                        parts.append(Product(region.start, region.stop, left.contiguous(), right.contiguous()))
+                        parts.append(_stacked(region.start, region.stop, [(patch, left, right)]))
                     else:
-                        stacks.setdefault((region.start, region.stop), []).append((left, right))
-        for (start, stop), factors in stacks.items():
-            left = torch.cat([left for left, _ in factors], dim=1) if len(factors) > 1 else factors[0][0]
-            right = torch.cat([right for _, right in factors]) if len(factors) > 1 else factors[0][1]
-            parts.append(Product(start, stop, left.contiguous(), right.contiguous()))
+                        stacks.setdefault((region.start, region.stop), []).append((patch, left, right))
+        parts += [_stacked(start, stop, factors) for (start, stop), factors in stacks.items()]
         return parts if self.sequential else sorted(parts, key=lambda part: not isinstance(part, Replace))
 
-    def _apply(self, weight: torch.Tensor, parts: list[Product | Update | Replace], first: int) -> None:
+    def _apply(self, weight: torch.Tensor, parts: list[Part], first: int) -> None:
         began = time.perf_counter()
         reads = len(parts) > 1 and any(isinstance(part, Update) for part in parts)
         base = weight.clone() if reads and not self.sequential else weight
-        for part in parts:
-            start, stop = max(part.start, first), min(part.stop, first + weight.shape[0])
-            if start >= stop:
-                continue
-            inner, outer = slice(start - part.start, stop - part.start), slice(start - first, stop - first)
+        for part, inner, outer in _overlaps(parts, first, first + len(weight)):
             if isinstance(part, Product):
                 weight[outer].addmm_(part.up[inner], part.down)
             elif isinstance(part, Replace):
-                weight[outer].lerp_(part.value[inner], part.share)
+                weight[outer].lerp_(part.value[inner], part.patch.share)
             else:
-                rows = slice(part.row + inner.start, part.row + inner.stop)
-                change = _change(part.patch, part.tensors, base[outer], rows, part.terms)
+                change = _change(part.patch, part.tensors, base[outer], part.rows(inner), part.terms)
                 strength = part.patch.share
                 if not part.patch.has_dora:
                     weight[outer].add_(change, alpha=strength)
@@ -280,6 +389,57 @@ class Executor:
                     weight[outer].add_(change.sub_(base[outer]), alpha=strength)
         self.seconds["compute"] += time.perf_counter() - began
 
+    # -- what becomes of each LoRA's change ------------------------------------------------------------
+
+    def _tally(self, step: Bake, patch: Patch) -> Tally:
+        """Return what sums up a LoRA's changes in a step."""
+        return self.tallies[step.targets[0].key].setdefault(patch.lora, Tally())
+
+    def _note_patch(self, step: Bake, patch: Patch, tensors: Tensors, terms: Terms) -> None:
+        """Note of a patch what its own tensors tell."""
+        tally = self._tally(step, patch)
+        tally.count(patch.module, moves=False)
+        if terms.scale < 0 and patch.kind.alpha_is_scale:
+            tally.negative.add(patch.module)
+        if any(not tensors[slot].all() for slot in MAGNITUDES & tensors.keys()):
+            tally.erasing.add(patch.module)
+
+    def _look(self, key: str, parts: list[Part], weight: torch.Tensor, first: int, place: Place) -> Look:
+        """Take a few rows as they are, and what each patch adds to them; `weight` holds the rows from `first`."""
+        start, stop = place[0], min(place[1], first + len(weight))
+        base = weight[start - first : stop - first].clone()
+        look = Look(key, start, base)
+        for part, inner, outer in _overlaps(parts, start, stop):
+            look.changes.extend((patch, outer, part.change(patch, base[outer], inner)) for patch in part.patches)
+        return look
+
+    def _note_moves(self, step: Bake, parts: list[Part], weight: torch.Tensor, first: int) -> None:
+        """Note whose change of these rows is not all zero; of a module that is known to change something no more."""
+        for part, inner, outer in _overlaps(parts, first, first + len(weight)):
+            for patch in part.patches:
+                tally = self._tally(step, patch)
+                if not tally.moves[patch.module]:
+                    tally.count(patch.module, moves=part.moves(patch, weight[outer], inner))
+
+    def _see(self, step: Bake, target: Target, look: Look, after: torch.Tensor, *, is_sum: bool) -> None:
+        """Sum up how much of each change arrives: ⟨W_written − W_due + δ, δ⟩; W_due is W + Σδ, or else `after`."""
+        base = look.base.cpu().double()
+        changes = [(patch, rows, change.cpu().double()) for patch, rows, change in look.changes]
+        due = base.clone() if is_sum else after.cpu().double()
+        for _, rows, change in changes if is_sum else ():
+            due[rows] += change
+        lost = None
+        if target.encoding is None:
+            lost = self._rounded(target, after, look.start).double().view(base.shape) - due
+        for patch, rows, change in changes:
+            tally, energy = self._tally(step, patch), float(change.square().sum())
+            if not patch.kind.replaces:
+                tally.energy += energy
+                tally.base += float(base[rows].square().sum())
+            if lost is not None:
+                tally.due += energy
+                tally.arrived += energy + float((lost[rows] * change).sum())
+
     # -- whole tensors at once -------------------------------------------------------------------------
 
     def _whole(self, step: Bake, first: int) -> Iterator[Span]:
@@ -288,31 +448,43 @@ class Executor:
             if target.encoding is not None:
                 base[target.key] = unscaled(target.encoding, base[target.key], base[target.scale_key])
         baked = {key: tensor.clone() for key, tensor in base.items()}
+        looks = list(_looks_at(step, base))
         deltas: dict[int, torch.Tensor] = {}
         began = time.perf_counter()
         in_order = step.patches if self.sequential else sorted(step.patches, key=lambda each: not each.kind.replaces)
         for patch in in_order:
             weight = patch.view.read(baked if self.sequential else base).reshape(patch.view.rows, -1)
             tensors, terms = self._prepare(patch)
+            self._note_patch(step, patch, tensors, terms)
             if patch.kind.replaces:
                 delta = tensors["value"]
             else:
                 delta = _change(patch, tensors, weight, slice(0, patch.view.rows), terms)
-            if patch.kind.replaces or patch.has_dora:  # it is no difference so far
-                if len(step.patches) == 1 and step.summed and patch.share == 1 and patch.view.transpose:
-                    baked[patch.view.keys[0]] = delta.T.contiguous()
-                    continue
-                delta = delta - weight
-            if step.summed or patch.kind.replaces:
+            result = delta if patch.kind.replaces or patch.has_dora else None
+            delta = delta - weight if result is not None else delta
+            self._tally(step, patch).count(patch.module, moves=bool(delta[:FEW].any() or delta.any()))
+            for _, look in looks:
+                look.add(patch, delta)
+            is_alone = len(step.patches) == 1 and step.summed and patch.share == 1
+            if result is not None and is_alone and patch.view.transpose:
+                baked[patch.view.keys[0]] = result.T.contiguous()
+            elif step.summed or patch.kind.replaces:
                 patch.view.add(baked, delta * patch.share)
             else:
                 deltas[id(patch)] = delta.contiguous()
         self._combine(step, deltas, baked)
         dtypes = {target.key: target.dtype for target in step.targets}
         for target in step.targets:
-            if target.encoding is not None:
+            if target.encoding is None:
+                _keep_all_signs(step, target, baked[target.key], base[target.key])
+            elif torch.equal(baked[target.key], base[target.key]):  # it stays as it is stored
+                baked[target.key] = self._read_whole(target.source)
+            else:
                 dtype = _torch_dtype(dtypes[target.scale_key])
                 baked[target.key], baked[target.scale_key] = encode(target.encoding, baked[target.key], dtype)
+        for target, look in looks:
+            after = baked[target.key].reshape(matrix(target.shape))[look.start :][: len(look.base)]
+            self._see(step, target, look, after, is_sum=step.summed and not self.sequential)
         self.seconds["compute"] += time.perf_counter() - began
         for target, start, stop in islice(self._tiles(step), first, None):
             yield self._emit(step, target, baked[target.key].reshape(matrix(target.shape))[start:stop], start)
@@ -402,24 +574,32 @@ class Executor:
         self, info: TensorInfo, start: int, stop: int, columns: int, *, fresh: bool = False
     ) -> torch.Tensor:
         """Read rows of a tensor into the compute dtype on the device; a buffer of this worker unless `fresh`."""
+        buffer, source = self._stored_rows(info, start, stop, columns)
+        return self._widened(buffer, source, fresh=fresh).view(stop - start, columns)
+
+    def _stored_rows(self, info: TensorInfo, start: int, stop: int, columns: int) -> tuple[Buffer, torch.Tensor]:
+        """Read rows of a tensor as they are stored; return this worker's buffer, and flat the values in it."""
         began = time.perf_counter()
-        width = _torch_dtype(info.dtype).itemsize
-        count = (stop - start) * columns
-        buffer = self.lane.buffer("in", count * width)
-        raw = buffer.to_fill()[: count * width]
-        self._reader.read(info.file, info.start + start * columns * width, _view(raw))
-        read = time.perf_counter()
-        source = raw.view(_torch_dtype(info.dtype))
+        dtype = _torch_dtype(info.dtype)
+        size = (stop - start) * columns * dtype.itemsize
+        buffer = self.lane.buffer("in", size)
+        raw = buffer.to_fill()[:size]
+        self._reader.read(info.file, info.start + start * columns * dtype.itemsize, _view(raw))
+        self.seconds["read"] += time.perf_counter() - began
+        return buffer, raw.view(dtype)
+
+    def _widened(self, buffer: Buffer, source: torch.Tensor, *, fresh: bool = False) -> torch.Tensor:
+        """Bring values in a buffer into the compute dtype on the device; into this worker's own unless `fresh`."""
+        began = time.perf_counter()
         if not self.device.is_cpu:
-            weight = self.lane.send(buffer, count, source.dtype).to(self.dtype)
+            weight = self.lane.send(buffer, source.numel(), source.dtype).to(self.dtype)
         elif fresh:
             weight = source.to(self.dtype, copy=True)
         else:
-            weight = self._values("weight", count, self.dtype)
+            weight = self._values("weight", source.numel(), self.dtype)
             weight.copy_(source)
-        self.seconds["read"] += read - began
-        self.seconds["compute"] += time.perf_counter() - read
-        return weight.view(stop - start, columns)
+        self.seconds["compute"] += time.perf_counter() - began
+        return weight
 
     def _emit(self, step: Bake, target: Target, weight: torch.Tensor, start: int) -> Span:
         """Round rows to the output dtype, refuse what it cannot hold, write them, and return where they are."""
@@ -428,25 +608,28 @@ class Executor:
         # A sum of squares below the limit's square clears all values in one cheap pass; NaN fails it, too.
         if not float(torch.dot(flat, flat)) < SAFE_SQUARES[target.dtype]:
             self._refuse(step, target, weight, start)
-        dtype = _torch_dtype(target.dtype)
-        if self.device.is_cpu and dtype is self.dtype and weight.is_contiguous():
-            rounded = flat
-        else:
-            if target.is_drawn:
-                seed = self.plan.sources.recipe.output.rounding.seed
-                numbers = drawn(seed, target.key, start * weight.shape[1], flat)
-                flat = round_by(numbers, flat, dtype)
-            if self.dtype is torch.float64 and dtype.itemsize <= 2 and dtype.is_floating_point:
-                flat = _rounded_to_odd(flat)
-            if not dtype.is_floating_point:
-                flat = flat.round()
-            rounded = self.lane.fetch(flat, dtype)
+        rounded = self._rounded(target, weight, start)
         computed = time.perf_counter()
-        offset = target.offset + start * weight.shape[1] * dtype.itemsize
+        offset = target.offset + start * weight.shape[1] * rounded.itemsize
         self._writer.write(target.file, offset, _view(rounded))
         self.seconds["compute"] += computed - began
         self.seconds["write"] += time.perf_counter() - computed
         return Span(target.file, offset, offset + rounded.nbytes)
+
+    def _rounded(self, target: Target, weight: torch.Tensor, start: int) -> torch.Tensor:
+        """Round rows of a target from `start` to the output dtype; return them flat, on the host."""
+        dtype, flat = _torch_dtype(target.dtype), weight.reshape(-1)
+        if self.device.is_cpu and dtype is self.dtype and weight.is_contiguous():
+            return flat
+        if target.is_drawn:
+            seed = self.plan.sources.recipe.output.rounding.seed
+            numbers = drawn(seed, target.key, start * weight.shape[1], flat)
+            flat = round_by(numbers, flat, dtype)
+        if self.dtype is torch.float64 and dtype.itemsize <= 2 and dtype.is_floating_point:
+            flat = _rounded_to_odd(flat)
+        if not dtype.is_floating_point:
+            flat = flat.round()
+        return self.lane.fetch(flat, dtype)
 
     def _refuse(self, step: Bake, target: Target, weight: torch.Tensor, start: int) -> None:
         wrong = ~(weight.abs() < LIMITS[target.dtype])
@@ -510,6 +693,9 @@ def _stored(info: TensorInfo) -> Iterator[str]:
         yield info.dtype
 
 
+WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Whole numbers with a sign, by their bytes."""
+
 _TURN = threading.Lock()
 
 
@@ -567,6 +753,83 @@ def _rounded_to_odd(values: torch.Tensor) -> torch.Tensor:
 def _view(tensor: torch.Tensor) -> memoryview:
     """Show a contiguous CPU tensor's bytes."""
     return memoryview(tensor.view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def _places(spans: Iterable[tuple[int, int]], columns: int) -> list[Place]:
+    """Choose a few rows in the middle of each range that the same patches change."""
+    spans = list(spans)
+    rows = max(1, LOOKED_AT // max(1, columns))
+    found = []
+    for start, stop in itertools.pairwise(sorted({at for span in spans for at in span})):
+        if any(first <= start and stop <= last for first, last in spans):
+            middle = start + max(0, stop - start - rows) // 2
+            found.append((middle, min(middle + rows, stop)))
+    return found[:: -(-len(found) // MOST_PLACES)] if found else []
+
+
+def _looks_at(step: Bake, base: Mapping[str, torch.Tensor]) -> Iterator[tuple[Target, Look]]:
+    """Take a few rows of a step's tensors, which are whole in `base`."""
+    for target in step.targets:
+        weight = base[target.key].reshape(matrix(target.shape))
+        regions = [region for patch in step.patches for region in patch.view.regions if region.key == target.key]
+        for start, stop in _places(((each.start, each.stop) for each in regions), weight.shape[1]):
+            yield target, Look(target.key, start, weight[start:stop])
+
+
+def _overlaps(parts: Iterable[Part], first: int, last: int) -> Iterator[tuple[Part, slice, slice]]:
+    """Yield the parts that change rows `first` to `last`, which of their own rows, and which counted from `first`."""
+    for part in parts:
+        start, stop = max(part.start, first), min(part.stop, last)
+        if start < stop:
+            yield part, slice(start - part.start, stop - part.start), slice(start - first, stop - first)
+
+
+def _negative_zeros(stored: torch.Tensor) -> torch.Tensor | None:
+    """Return where flat values are −0.0; None where none is.
+
+    In every dtype its bits are those of the least whole number with a sign.
+    """
+    codes = stored.view(WHOLE[stored.itemsize])
+    least = torch.iinfo(codes.dtype).min
+    lowest = codes.numpy().min(initial=0) if codes.is_cpu else codes.min()
+    return (codes == least).nonzero().view(-1) if lowest == least else None
+
+
+def _keep_signs(weight: torch.Tensor, zeros: torch.Tensor, replaced: Iterable[Place], first: int) -> None:
+    """Make the zeros negative again that were so before, where they are zeros still: what they got is zero.
+
+    `weight` holds the rows from `first`, and `zeros` the places in it; what is replaced has its own zeros.
+    """
+    for start, stop in replaced:
+        rows = zeros // weight.shape[1] + first
+        zeros = zeros[(rows < start) | (rows >= stop)]
+    flat, zeros = weight.view(-1), zeros.to(weight.device)
+    values = flat[zeros]
+    flat[zeros] = torch.where(values == 0, -torch.zeros_like(values), values)
+
+
+def _keep_all_signs(step: Bake, target: Target, baked: torch.Tensor, base: torch.Tensor) -> None:
+    """Make zeros of a whole tensor negative again that were so in `base`."""
+    zeros = _negative_zeros(base.reshape(-1))
+    if zeros is None:
+        return
+    replaced = [
+        (region.start, region.stop)
+        for patch in step.patches
+        if patch.sets_all
+        for region in patch.view.regions
+        if region.key == target.key
+    ]
+    _keep_signs(baked.view(matrix(target.shape)), zeros, replaced, 0)
+
+
+def _stacked(start: int, stop: int, factors: Sequence[tuple[Patch, torch.Tensor, torch.Tensor]]) -> Product:
+    """Put the factors of several patches on the same rows side by side."""
+    left = torch.cat([left for _, left, _ in factors], dim=1) if len(factors) > 1 else factors[0][1]
+    right = torch.cat([right for _, _, right in factors]) if len(factors) > 1 else factors[0][2]
+    ends = itertools.accumulate((len(right) for _, _, right in factors), initial=0)
+    ranks = zip((patch for patch, _, _ in factors), itertools.starmap(slice, itertools.pairwise(ends)), strict=True)
+    return Product(start, stop, left.contiguous(), right.contiguous(), tuple(ranks))
 
 
 def _change(patch: Patch, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:

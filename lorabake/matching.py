@@ -36,6 +36,9 @@ from lorabake.resolve import GENERIC, LoraSource, Tie, family_of
 from lorabake.tensors.formats import way_of
 from lorabake.tensors.safetensors import TensorInfo
 
+RANK_0 = "rank 0: no effect"
+"""Why a module without a rank is left out."""
+
 NO_CONFIG = "no alpha tensors and no adapter_config.json: scale 1 is assumed"
 
 
@@ -73,6 +76,11 @@ class Patch:
     def share(self) -> float:
         """Return what W(1) − W is multiplied by: the strength, unless `semantics` has another law."""
         return _share(self.kind, self.has_dora, self.semantics, self.strength, self.settings)
+
+    @property
+    def sets_all(self) -> bool:
+        """Tell whether nothing is left of what it meets."""
+        return self.kind.replaces and self.share == 1
 
 
 @dataclass(slots=True)
@@ -390,7 +398,7 @@ class _Match:
     ) -> None:
         slots = frozenset(module.slots)
         if any(kind.rank(module.shapes) == 0 for kind in kinds):
-            self.ledger.excluded["rank 0: no effect"] += module.size
+            self.ledger.excluded[RANK_0] += module.size
             return
         for kind in kinds:
             view = self._view(target, kind)
