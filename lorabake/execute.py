@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lorabake.adapters import dora
 from lorabake.adapters.kind import MAGNITUDES, SCALE_OF_ALPHA_0, Tensors, Terms, matrix
@@ -62,8 +64,11 @@ SAFE_SQUARES = {
 """Bounds on a sum of squares, as float32 can hold it, below which no value can reach its dtype's limit."""
 
 
-LOOKED_AT, FEW, MOST_PLACES = 4096, 8, 8
-"""Values, and rows, that are looked at in a place to see what becomes of a change; places in one tensor."""
+STEPS, PLACES, VALUES, FEW = 64, 8, 2048, 8
+"""Where a bake looks to see what becomes of a LoRA's change: steps, places in a tensor, and values in a place.
+
+A few rows are enough to see of most changes that they are not zero.
+"""
 
 Place = tuple[int, int]
 """The first row of a tensor to be looked at, and the one after the last."""
@@ -126,9 +131,10 @@ class Product:
     def moves(self, patch: Patch, base: torch.Tensor, inner: slice) -> bool:
         """Tell whether a patch changes any of the part's rows `inner`, which hold `base`."""
         own = next(ranks for each, ranks in self.ranks if each is patch)
+        if torch.dot(self.up[inner.start, own], self.down[own, 0]):  # as mostly
+            return True
         up, down = self.up[inner, own], self.down[own]
-        few = up[:1] @ down
-        return bool(few.any()) or bool(up.any() and down.any() and (up @ down).any())
+        return bool(up.any() and down.any() and (up @ down).any())
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +232,7 @@ class Executor:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.computed: defaultdict[str, list[str]] = defaultdict(list)
         self.tallies: dict[str, dict[int, Tally]] = {}
+        self._looked_at = _steps_looked_at(plan)
         self.sequential = plan.sources.recipe.is_sequential
         self.tile_values = TILE_VALUES if device.is_cpu else DEVICE_TILE_VALUES
         self.lane = Lane(device, 16 * self.tile_values)
@@ -319,7 +326,8 @@ class Executor:
     def _by_rows(self, step: Bake, target: Target, first: int) -> Iterator[Span]:
         rows, columns = matrix(target.shape)
         parts = self._parts(step, target)
-        places = _places(((part.start, part.stop) for part in parts), columns)
+        spans = ((part.start, part.stop) for part in parts)
+        places = _places(spans, columns) if target.key in self._looked_at else []
         size = max(1, self.tile_values // max(1, columns))
         for start in range(first * size, rows, size):
             yield self._piece(step, target, parts, places, start, min(start + size, rows))
@@ -332,7 +340,7 @@ class Executor:
         buffer, source = self._stored_rows(target.source, start, stop, columns)
         zeros = _negative_zeros(source) if parts else None
         weight = self._widened(buffer, source).view(stop - start, columns)
-        looks = [self._look(target.key, parts, weight, start, place) for place in places if start <= place[0] < stop]
+        looks = [self._look(step, parts, weight, start, place) for place in places if start <= place[0] < stop]
         self._note_moves(step, parts, weight, start)
         self._apply(weight, parts, start)
         if zeros is not None:
@@ -404,17 +412,22 @@ class Executor:
         if any(not tensors[slot].all() for slot in MAGNITUDES & tensors.keys()):
             tally.erasing.add(patch.module)
 
-    def _look(self, key: str, parts: list[Part], weight: torch.Tensor, first: int, place: Place) -> Look:
+    def _look(self, step: Bake, parts: list[Part], weight: torch.Tensor, first: int, place: Place) -> Look:
         """Take a few rows as they are, and what each patch adds to them; `weight` holds the rows from `first`."""
         start, stop = place[0], min(place[1], first + len(weight))
         base = weight[start - first : stop - first].clone()
-        look = Look(key, start, base)
+        look = Look(step.targets[0].key, start, base)
         for part, inner, outer in _overlaps(parts, start, stop):
-            look.changes.extend((patch, outer, part.change(patch, base[outer], inner)) for patch in part.patches)
+            for patch in part.patches:
+                change = part.change(patch, base[outer], inner)
+                look.changes.append((patch, outer, change))
+                self._tally(step, patch).count(patch.module, moves=bool(change.any()))
         return look
 
     def _note_moves(self, step: Bake, parts: list[Part], weight: torch.Tensor, first: int) -> None:
         """Note whose change of these rows is not all zero; of a module that is known to change something no more."""
+        if all(all(tally.moves.values()) for tally in self.tallies[step.targets[0].key].values()):
+            return
         for part, inner, outer in _overlaps(parts, first, first + len(weight)):
             for patch in part.patches:
                 tally = self._tally(step, patch)
@@ -423,22 +436,22 @@ class Executor:
 
     def _see(self, step: Bake, target: Target, look: Look, after: torch.Tensor, *, is_sum: bool) -> None:
         """Sum up how much of each change arrives: ⟨W_written − W_due + δ, δ⟩; W_due is W + Σδ, or else `after`."""
-        base = look.base.cpu().double()
-        changes = [(patch, rows, change.cpu().double()) for patch, rows, change in look.changes]
-        due = base.clone() if is_sum else after.cpu().double()
+        base = _doubles(look.base)
+        changes = [(patch, rows, _doubles(change)) for patch, rows, change in look.changes]
+        due = base.copy() if is_sum else _doubles(after)
         for _, rows, change in changes if is_sum else ():
             due[rows] += change
         lost = None
         if target.encoding is None:
-            lost = self._rounded(target, after, look.start).double().view(base.shape) - due
+            lost = _doubles(self._rounded(target, after, look.start)).reshape(base.shape) - due
         for patch, rows, change in changes:
-            tally, energy = self._tally(step, patch), float(change.square().sum())
+            tally, energy = self._tally(step, patch), float(np.vdot(change, change))
             if not patch.kind.replaces:
                 tally.energy += energy
-                tally.base += float(base[rows].square().sum())
+                tally.base += float(np.vdot(base[rows], base[rows]))
             if lost is not None:
                 tally.due += energy
-                tally.arrived += energy + float((lost[rows] * change).sum())
+                tally.arrived += energy + float(np.vdot(lost[rows], change))
 
     # -- whole tensors at once -------------------------------------------------------------------------
 
@@ -448,7 +461,7 @@ class Executor:
             if target.encoding is not None:
                 base[target.key] = unscaled(target.encoding, base[target.key], base[target.scale_key])
         baked = {key: tensor.clone() for key, tensor in base.items()}
-        looks = list(_looks_at(step, base))
+        looks = list(_looks_at(step, base)) if step.targets[0].key in self._looked_at else []
         deltas: dict[int, torch.Tensor] = {}
         began = time.perf_counter()
         in_order = step.patches if self.sequential else sorted(step.patches, key=lambda each: not each.kind.replaces)
@@ -750,21 +763,36 @@ def _rounded_to_odd(values: torch.Tensor) -> torch.Tensor:
     return (bits | inexact.int()).view(torch.float32)
 
 
+def _doubles(tensor: torch.Tensor) -> NDArray[np.float64]:
+    """Bring values to the host in float64."""
+    values: NDArray[np.float64] = tensor.cpu().double().numpy()
+    return values
+
+
 def _view(tensor: torch.Tensor) -> memoryview:
     """Show a contiguous CPU tensor's bytes."""
     return memoryview(tensor.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
+def _steps_looked_at(plan: Plan) -> frozenset[str]:
+    """Choose steps by their first tensors, at even distances among those of each LoRA."""
+    own: defaultdict[int, dict[str, None]] = defaultdict(dict)
+    for step in plan.bakes:
+        for patch in step.patches:
+            own[patch.lora][step.targets[0].key] = None
+    return frozenset(key for keys in own.values() for key in [*keys][:: -(-len(keys) // STEPS)])
+
+
 def _places(spans: Iterable[tuple[int, int]], columns: int) -> list[Place]:
     """Choose a few rows in the middle of each range that the same patches change."""
     spans = list(spans)
-    rows = max(1, LOOKED_AT // max(1, columns))
+    rows = max(1, VALUES // max(1, columns))
     found = []
     for start, stop in itertools.pairwise(sorted({at for span in spans for at in span})):
         if any(first <= start and stop <= last for first, last in spans):
             middle = start + max(0, stop - start - rows) // 2
             found.append((middle, min(middle + rows, stop)))
-    return found[:: -(-len(found) // MOST_PLACES)] if found else []
+    return found[:: -(-len(found) // PLACES)] if found else []
 
 
 def _looks_at(step: Bake, base: Mapping[str, torch.Tensor]) -> Iterator[tuple[Target, Look]]:
@@ -784,18 +812,30 @@ def _overlaps(parts: Iterable[Part], first: int, last: int) -> Iterator[tuple[Pa
             yield part, slice(start - part.start, stop - part.start), slice(start - first, stop - first)
 
 
-def _negative_zeros(stored: torch.Tensor) -> torch.Tensor | None:
-    """Return where flat values are −0.0; None where none is.
+def _negative_zeros(stored: torch.Tensor) -> torch.Tensor | NDArray[np.intp] | None:
+    """Return where flat values are −0.0, as an array on the host; None where none is.
 
     In every dtype its bits are those of the least whole number with a sign.
     """
     codes = stored.view(WHOLE[stored.itemsize])
     least = torch.iinfo(codes.dtype).min
-    lowest = codes.numpy().min(initial=0) if codes.is_cpu else codes.min()
-    return (codes == least).nonzero().view(-1) if lowest == least else None
+    if not codes.is_cpu:
+        found = (codes == least).nonzero().view(-1)
+        return found if len(found) else None
+    numbers, places = codes.numpy(), list[int]()
+    rest = numbers
+    while len(rest) and len(places) < FEW:  # the quickest way to see that there is none, or few, as mostly
+        nearest = int(rest.argmin())
+        if rest[nearest] != least:
+            return np.array(places) if places else None
+        places.append(len(numbers) - len(rest) + nearest)
+        rest = rest[nearest + 1 :]
+    return np.flatnonzero(numbers == least) if places else None
 
 
-def _keep_signs(weight: torch.Tensor, zeros: torch.Tensor, replaced: Iterable[Place], first: int) -> None:
+def _keep_signs(
+    weight: torch.Tensor, zeros: torch.Tensor | NDArray[np.intp], replaced: Iterable[Place], first: int
+) -> None:
     """Make the zeros negative again that were so before, where they are zeros still: what they got is zero.
 
     `weight` holds the rows from `first`, and `zeros` the places in it; what is replaced has its own zeros.
@@ -803,9 +843,14 @@ def _keep_signs(weight: torch.Tensor, zeros: torch.Tensor, replaced: Iterable[Pl
     for start, stop in replaced:
         rows = zeros // weight.shape[1] + first
         zeros = zeros[(rows < start) | (rows >= stop)]
-    flat, zeros = weight.view(-1), zeros.to(weight.device)
-    values = flat[zeros]
-    flat[zeros] = torch.where(values == 0, -torch.zeros_like(values), values)
+    flat: Any = weight.view(-1)
+    if weight.is_cpu:
+        flat, zeros = flat.numpy(), np.asarray(zeros)
+    else:
+        zeros = torch.as_tensor(zeros, device=weight.device)
+    still = zeros[flat[zeros] == 0]
+    if len(still):
+        flat[still] = -0.0
 
 
 def _keep_all_signs(step: Bake, target: Target, baked: torch.Tensor, base: torch.Tensor) -> None:
