@@ -21,6 +21,7 @@ from lorabake.provenance import DEVICE
 from lorabake.resolve import family_of, identify
 from lorabake.tensors.checkpoint import Checkpoint, open_lora
 from lorabake.tensors.dtypes import DTYPES, decode_scalar
+from lorabake.tensors.emptiness import WEIGHT, hollow_words
 from lorabake.tensors.formats import find_packing
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.translation import dialect_of, transcribe
@@ -69,6 +70,8 @@ def inspect(path: Path) -> dict[str, object]:
         "tensors": len(checkpoint.tensors),
         "dtypes": dict(Counter(info.dtype for info in checkpoint.tensors.values()).most_common()),
     }
+    if hollow := hollow_words(checkpoint.tensors, "" if is_lora else WEIGHT):
+        facts["damaged"] = hollow
     if is_lora:
         where = f"{path}: adapter_config.json"
         facts |= _describe_lora(

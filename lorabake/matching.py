@@ -33,6 +33,7 @@ from lorabake.keymap.spelling import (
 from lorabake.keymap.table import Architecture, KeyMap, Module
 from lorabake.keymap.view import Region, View
 from lorabake.resolve import GENERIC, LoraSource, Tie, family_of
+from lorabake.tensors.emptiness import ADVICE, hollow_words
 from lorabake.tensors.formats import way_of
 from lorabake.tensors.safetensors import TensorInfo
 
@@ -644,6 +645,8 @@ class _Match:
 
     def _complaint(self) -> str:
         name = self.lora.name
+        if hollow := hollow_words(self.lora.checkpoint.tensors):
+            return f"LoRA {name!r}: {hollow}\n{ADVICE}"
         placeless = {*self.faults.unmatched, *(module for module, _ in self.faults.misfits)}
         if self.family is not None:
             family, module = self.family

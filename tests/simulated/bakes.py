@@ -99,6 +99,11 @@ def by_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Executor, "_combine", marked_whole)
 
 
+def of_devices(warnings: list[str]) -> list[str]:
+    """Leave out what is said of marked rows, of which no LoRA's change arrives."""
+    return [warning for warning in warnings if not warning.startswith("LoRA ")]
+
+
 def marked_in(result: BakeResult) -> set[str]:
     """Return the tensors that the CPU computed; none may be its own in part."""
     parts = {key: (tensor == 1.0).float().mean().item() for key, tensor in load_file(result.path).items()}
@@ -207,7 +212,7 @@ def test_what_one_alone_cannot_hold_goes_to_the_cpu_all_of_it(
             digests.add(b.sha256(result.path))
             seen[share] = keys(result, "cpu")
             assert seen[share] == marked_in(result)
-            (warning,) = warnings or ["nothing was said"]
+            (warning,) = of_devices(warnings) or ["nothing was said"]
             assert warning.startswith(f"the CPU computed {len(seen[share])} of {LAYERS} tensors")
         assert len(digests) == 1, share
         out = load_file(result.path)
@@ -271,7 +276,7 @@ def test_rows_that_are_written_are_written_again_by_the_cpu(
     assert b.header(result.path)[1]["lorabake.device"] == result.device == f"cpu+{PLACE}"
     assert result.report()["left_to_cpu"] == [TALL]
     assert sum(told) == result.plan.baked_bytes + result.plan.copied_bytes
-    (warning,) = warnings
+    (warning,) = of_devices(warnings)
     assert warning.startswith(
         f"the CPU computed 1 of {LAYERS} tensors, whose last bits are the CPU's: {PLACE} cannot"
     )
@@ -301,7 +306,7 @@ def test_dtypes_that_a_device_lacks_are_the_cpus_work(tmp_path: Path, monkeypatc
     warnings: list[str] = []
     result = b.run(recipe, warn=warnings.append)
     assert result.computed == {"cpu": (TALL,), PLACE: tuple(key for key in base if key != TALL)}
-    assert len(warnings) == 1
+    assert len(of_devices(warnings)) == 1
 
 
 def test_without_streams_or_pinned_memory_the_bytes_are_the_same(
