@@ -7,12 +7,14 @@ Each of them looks at changes in its own way, a few rows of each weight or all o
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import isfinite, sqrt
 
 from lorabake.matching import RANK_0
 from lorabake.planning import Plan
+from lorabake.provenance import origins
 
 FADES, VANISHES = 0.9, 0.5
 """Shares of a LoRA's change that survive the output's dtype: below the first one is warned, and below the second a
@@ -122,8 +124,13 @@ def cautions_of(plan: Plan, tallies: Mapping[int, Tally], *, whole: bool = True)
 
 def fading(lora: str, share: float) -> Caution:
     """Warn that an output's dtype keeps too little of a LoRA's change."""
-    note = f"about {share:.1%} of its change survives the output's dtype"
-    return Caution("resolution", lora, f"{share:.1%}", f"{FADES:.0%}", note)
+    note = f"{percent(share)} of its change survives the output's dtype"
+    return Caution("resolution", lora, f"{max(share, 0.0):.1%}", f"{FADES:.0%}", note)
+
+
+def percent(share: float) -> str:
+    """Write an estimated share in words."""
+    return f"about {share:.1%}" if share >= 0.0005 else "less than 0.1%"
 
 
 def cautions_of_recipe(plan: Plan, digests: Mapping[str, str] | None = None) -> Iterator[Caution]:
@@ -149,18 +156,24 @@ def cautions_of_recipe(plan: Plan, digests: Mapping[str, str] | None = None) -> 
 
 
 def _listed_twice(plan: Plan, digests: Mapping[str, str]) -> Iterator[Caution]:
-    """Warn of LoRAs that are one file; `digests` are SHA-256 by the path of a file, as far as they are known."""
-    seen: dict[object, str] = {}
-    for source in plan.sources.loras:
-        files = [header.path for part in source.checkpoint.parts for header in part.files]
-        same = [(status.st_dev, status.st_ino) for status in map(os.stat, files)]
-        known = tuple(digests[str(path)] for path in files if str(path) in digests)
-        names = [tuple(same), *([known] if len(known) == len(files) else [])]
-        first = next((seen[name] for name in names if name in seen), None)
+    """Warn of LoRAs that are one file, and change the same modules.
+
+    `digests` are SHA-256 by the path of a file, as far as they are known.
+    """
+    modules: defaultdict[int, set[str]] = defaultdict(set)
+    for patch in plan.patches:
+        modules[patch.lora].add(patch.module)
+    seen: defaultdict[object, list[int]] = defaultdict(list)
+    for number, source in enumerate(plan.sources.loras):
+        files = [path for _, path in origins(source.checkpoint)]
+        content = [digests[str(path)] for path in files if str(path) in digests]
+        names: list[object] = [tuple((status.st_dev, status.st_ino) for status in map(os.stat, files))]
+        names += [tuple(content)] if len(content) == len(files) else []
+        twins = [other for name in names for other in seen[name] if modules[other] & modules[number]]
         for name in names:
-            seen.setdefault(name, source.name)
-        if first is not None:
+            seen[name].append(number)
+        if twins:
+            first = plan.sources.loras[twins[0]].name
             also = "" if first == source.name else f", here and as {first!r}"
-            yield Caution(
-                "twice", source.name, "", "", f"the recipe lists this file twice{also}: both changes add up"
-            )
+            note = f"the recipe lists this file twice{also}: both changes add up"
+            yield Caution("twice", source.name, "", "", note)

@@ -407,7 +407,7 @@ class Executor:
         """Note of a patch what its own tensors tell."""
         tally = self._tally(step, patch)
         tally.count(patch.module, moves=False)
-        if terms.scale < 0 and patch.kind.alpha_is_scale:
+        if patch.scale is None and terms.scale < 0:  # a configuration's is told by itself
             tally.negative.add(patch.module)
         if any(not tensors[slot].all() for slot in MAGNITUDES & tensors.keys()):
             tally.erasing.add(patch.module)

@@ -14,7 +14,7 @@ from math import prod
 
 from lorabake.adapters import dora, kinds_of
 from lorabake.adapters.experts import EXPERTS
-from lorabake.adapters.kind import PROGRAMS, SKIPPING_STRENGTH_0, Kind, Settings, matrix
+from lorabake.adapters.kind import PROGRAMS, SCALE_OF_ALPHA_0, SKIPPING_STRENGTH_0, Kind, Settings, matrix
 from lorabake.architectures import architectures
 from lorabake.errors import MatchError
 from lorabake.keymap import split_qkv
@@ -37,6 +37,10 @@ from lorabake.tensors.emptiness import ADVICE, hollow_words
 from lorabake.tensors.formats import way_of
 from lorabake.tensors.safetensors import TensorInfo
 
+ALPHA_0 = (
+    "its configuration says an alpha of 0, which is no scale; leave the modules out with a block pattern that names "
+    'them and the factor 0: blocks: {"…": 0}'
+)
 RANK_0 = "rank 0: no effect"
 """Why a module without a rank is left out."""
 
@@ -421,6 +425,11 @@ class _Match:
             for region in view.regions:
                 self._take(region, module.name)
             scale = config.scale_of(path) if config and "alpha" not in tensors and kind.alpha_is_scale else None
+            if scale == 0:
+                scale = self._scale_of_alpha_0()
+                if scale is None:
+                    self.faults.strange.append((module.name, ALPHA_0))
+                    return
             parts = self._parts(module, target) if "alpha" in tensors and kind.low_rank else 1
             semantics = self.lora.entry.semantics or ""
             patch = Patch(self.index, module.name, kind, tensors, view, strength, scale, settings, parts, semantics)
@@ -454,6 +463,11 @@ class _Match:
             what = "DoRA's lengths" if by_rows else "the weight"
             raise ValueError(f"{title} swaps the halves of this module's change, and forgets those of {what}")
         return kind.meant(program, shapes, view.shape, strength)
+
+    def _scale_of_alpha_0(self) -> float | None:
+        """Return the scale that the program takes where the configuration's alpha is 0; None if none is known."""
+        program = self.lora.entry.semantics
+        return 0.0 if program == "peft" else SCALE_OF_ALPHA_0.get(program or "")
 
     def _acts(self, kind: Kind, module: LoraModule, target: Module) -> bool:
         """Tell whether the program changes the module's parameter at strength 0, too."""
