@@ -75,8 +75,8 @@ class Tally:
 
     @property
     def idle(self) -> list[str]:
-        """List the modules that change nothing."""
-        return [module for module, moves in self.moves.items() if not moves]
+        """List the modules that change nothing, in the order of their names."""
+        return sorted(module for module, moves in self.moves.items() if not moves)
 
     @property
     def survival(self) -> float | None:
@@ -130,7 +130,7 @@ def fading(lora: str, share: float) -> Caution:
 
 def percent(share: float) -> str:
     """Write an estimated share in words."""
-    return f"about {share:.1%}" if share >= 0.0005 else "less than 0.1%"
+    return f"about {max(share, 0.0):.1%}"
 
 
 def cautions_of_recipe(plan: Plan, digests: Mapping[str, str] | None = None) -> Iterator[Caution]:
