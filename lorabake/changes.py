@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import isfinite, sqrt
 
+from lorabake.errors import MatchError
 from lorabake.matching import RANK_0
 from lorabake.planning import Plan
 from lorabake.provenance import origins
@@ -104,13 +105,13 @@ def cautions_of(plan: Plan, tallies: Mapping[int, Tally], *, whole: bool = True)
             if len(idle) == count:
                 seen = "its" if whole else "the sampled"
                 note = f"all of {seen} {count} modules change nothing: what they add is zero"
-            yield Caution("zero", lora, f"{len(idle)} modules", "0", note)
+            yield Caution("zero", lora, _modules(len(idle)), "0", note)
         if tally.negative:
             note = f"{modules(sorted(tally.negative))} have a negative alpha: their change is taken away, not added"
-            yield Caution("alpha", lora, f"{len(tally.negative)} modules", "0", note)
+            yield Caution("alpha", lora, _modules(len(tally.negative)), "0", note)
         if tally.erasing:
             note = f"{modules(sorted(tally.erasing))} have zeros as DoRA magnitudes, which erase what they scale"
-            yield Caution("magnitude", lora, f"{len(tally.erasing)} modules", "0", note)
+            yield Caution("magnitude", lora, _modules(len(tally.erasing)), "0", note)
         if (share := tally.survival) is not None and share < FADES:
             yield fading(lora, share)
         if tally.size > LARGE:
@@ -126,6 +127,14 @@ def fading(lora: str, share: float) -> Caution:
     """Warn that an output's dtype keeps too little of a LoRA's change."""
     note = f"{percent(share)} of its change survives the output's dtype"
     return Caution("resolution", lora, f"{max(share, 0.0):.1%}", f"{FADES:.0%}", note)
+
+
+def no_scale(lora: str, key: str, alpha: float) -> MatchError:
+    """Word the error for an alpha that is zero, or no number, where no program says what it is."""
+    return MatchError(
+        f"LoRA {lora!r}: {key} is {alpha}, which is no scale\n"
+        f'Leave the module out with a block pattern that names it and the factor 0: blocks: {{"…": 0}}'
+    )
 
 
 def percent(share: float) -> str:
@@ -148,11 +157,15 @@ def cautions_of_recipe(plan: Plan, digests: Mapping[str, str] | None = None) -> 
         negative = sum(patch.scale is not None and patch.scale < 0 for patch in modules.values())
         if negative:
             note = f"its configuration says a negative alpha for {negative} of {len(modules)} modules"
-            yield Caution("alpha", lora, f"{negative} modules", "0", f"{note}: their change is taken away, not added")
+            yield Caution("alpha", lora, _modules(negative), "0", f"{note}: their change is taken away, not added")
         if not modules and not ledger.embeddings and ledger.excluded[RANK_0]:
             note = "it changes nothing: every module that is not left out has rank 0"
             yield Caution("zero", lora, f"{ledger.excluded[RANK_0]} tensors", "0", note)
     yield from _listed_twice(plan, digests or {})
+
+
+def _modules(count: int) -> str:
+    return f"{count} module{'s' if count != 1 else ''}"
 
 
 def _listed_twice(plan: Plan, digests: Mapping[str, str]) -> Iterator[Caution]:

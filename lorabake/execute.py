@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from lorabake.adapters import dora
 from lorabake.adapters.kind import MAGNITUDES, SCALE_OF_ALPHA_0, Tensors, Terms, matrix
-from lorabake.changes import Tally
+from lorabake.changes import Tally, no_scale
 from lorabake.device import (
     ADVICE,
     CPU,
@@ -563,10 +563,7 @@ class Executor:
             return patch.kind.scale(SCALE_OF_ALPHA_0[patch.semantics] * patch.kind.rank(patch.shapes), patch.shapes)
         if not alpha or alpha - alpha:
             name = self.plan.sources.loras[patch.lora].name
-            raise MatchError(
-                f"LoRA {name!r}: {info.name} is {alpha}, which is no scale\n"
-                f'Leave the module out with a block pattern that names it and the factor 0: blocks: {{"…": 0}}'
-            )
+            raise no_scale(name, info.name, alpha)
         return patch.kind.scale(alpha, patch.shapes) * patch.parts
 
     def _read_whole(self, info: TensorInfo) -> torch.Tensor:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lorabake.adapters.kind import MAGNITUDES
-from lorabake.changes import FADES, VANISHES, Tally, fading
+from lorabake.adapters.kind import MAGNITUDES, SCALE_OF_ALPHA_0
+from lorabake.changes import FADES, VANISHES, Tally, fading, no_scale
 from lorabake.errors import ValueTooLargeError
 from lorabake.matching import Patch
 from lorabake.planning import Bake, Plan
@@ -77,26 +77,13 @@ class _Sample:
 
     def _read(self, tally: Tally, step: Bake, patch: Patch) -> None:
         """Note what a module's own tensors tell; where they have zeros and are no product, work its change out."""
-        kind = patch.kind
-        zero = {slot for slot, info in patch.tensors.items() if slot != "alpha" and self._is_zero(info)}
-        scale = self.recomputation.scale(patch)
-        is_product = kind.name in PRODUCTS and not patch.has_dora
-        moves = not ((zero & kind.required or not scale) and is_product)
-        if zero and step.summed and not is_product:
+        zero = zero_slots(patch, self.files)
+        moves = not is_idle(patch, zero, self.recomputation)
+        if zero and step.summed and not _is_product(patch):
             tiles = self.recomputation.tiles(step)
             moves = any(change.delta.any() for tile in tiles for change in tile.changes if change.patch is patch)
         tally.count(patch.module, moves=moves)
         note_scales(tally, patch, self.recomputation)
-
-    def _is_zero(self, info: TensorInfo) -> bool:
-        """Tell whether all values of a float tensor are zeros."""
-        if isinstance(info, PackedInfo):
-            return not self.files.whole(info).any()
-        if not DTYPES[info.dtype].floating or not info.nbytes:
-            return False
-        width = DTYPES[info.dtype].bits // 8
-        first = np.frombuffer(self.files.raw(info.file, info.start, min(info.nbytes, 64 * width)), np.uint8)
-        return not _numbers(first, width).any() and not self.files.whole(info).any()
 
     def _see(self, tally: Tally, lora: int, steps: Iterable[Bake], tiles: int | None) -> None:
         """Add up one LoRA's changes in `tiles` places of each step."""
@@ -115,10 +102,41 @@ class _Sample:
                         tally.base += float(np.vdot(base, base))
 
 
+def zero_slots(patch: Patch, files: Files) -> set[str]:
+    """Return the slots of a patch whose float tensors are all zeros."""
+    return {slot for slot, info in patch.tensors.items() if slot != "alpha" and _is_zero(info, files)}
+
+
+def is_idle(patch: Patch, zero: set[str], recomputation: Recomputation) -> bool:
+    """Tell whether a patch adds a product that is zero, since a factor, by the slots `zero`, or its scale is."""
+    return _is_product(patch) and bool(zero & patch.kind.required or not recomputation.scale(patch))
+
+
+def _is_product(patch: Patch) -> bool:
+    return patch.kind.name in PRODUCTS and not patch.has_dora
+
+
+def _is_zero(info: TensorInfo, files: Files) -> bool:
+    if isinstance(info, PackedInfo):
+        return not files.whole(info).any()
+    if not DTYPES[info.dtype].floating or not info.nbytes:
+        return False
+    width = DTYPES[info.dtype].bits // 8
+    first = np.frombuffer(files.raw(info.file, info.start, min(info.nbytes, 64 * width)), np.uint8)
+    return not _numbers(first, width).any() and not files.whole(info).any()
+
+
 def note_scales(tally: Tally, patch: Patch, recomputation: Recomputation) -> None:
-    """Note of a patch whether its scale is negative, and whether its DoRA magnitudes have zeros."""
-    if patch.scale is None and recomputation.scale(patch) < 0:  # a configuration's is told by itself
-        tally.negative.add(patch.module)
+    """Note of a patch whether its scale is negative, and whether its DoRA magnitudes have zeros.
+
+    Raise MatchError for an alpha of 0 that no program knows how to read.
+    """
+    if patch.scale is None and patch.kind.alpha_is_scale and "alpha" in patch.tensors:  # a configuration's is told
+        scale = recomputation.scale(patch)
+        if not scale and patch.semantics not in SCALE_OF_ALPHA_0:
+            raise no_scale(recomputation.plan.sources.loras[patch.lora].name, patch.tensors["alpha"].name, scale)
+        if scale < 0:
+            tally.negative.add(patch.module)
     lengths = (patch.tensors[slot] for slot in MAGNITUDES & patch.tensors.keys())
     if any(not recomputation.files.whole(info).all() for info in lengths):
         tally.erasing.add(patch.module)

@@ -24,7 +24,7 @@ from lorabake.verification.digests import Digests
 from lorabake.verification.findings import Effect, Finding, Status, TensorVerdict
 from lorabake.verification.recompute import Recomputation
 from lorabake.verification.settings import explain_by_settings
-from lorabake.verification.survival import note_scales
+from lorabake.verification.survival import is_idle, note_scales, zero_slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,14 +237,17 @@ def _tallies(results: Sequence[Comparison], recomputation: Recomputation) -> dic
         for number, share in result.shares.items():
             patch = result.step.patches[number]
             tally = tallies[patch.lora]
-            tally.count(patch.module, moves=share.energy != 0)
+            if result.step.summed:
+                tally.count(patch.module, moves=share.energy != 0)
             tally.energy += 0.0 if patch.kind.replaces else share.energy
             if result.is_right:
                 tally.due += share.due
                 tally.arrived += share.arrived
-    for patch in {id(patch): patch for result in results for patch in result.step.patches}.values():
-        if patch.lora in tallies:
-            note_scales(tallies[patch.lora], patch, recomputation)
+    for patch, step in {id(patch): (patch, each.step) for each in results for patch in each.step.patches}.values():
+        tally = tallies.setdefault(patch.lora, Tally())
+        if not step.summed:  # what all make together was counted for the first
+            tally.count(patch.module, moves=not is_idle(patch, zero_slots(patch, recomputation.files), recomputation))
+        note_scales(tally, patch, recomputation)
     return tallies
 
 

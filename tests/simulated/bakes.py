@@ -142,6 +142,39 @@ def test_values_are_those_of_the_formula(tmp_path: Path, kind: str) -> None:
         assert not torch.equal(out[key], base)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_a_zero_change_keeps_bytes_and_is_told(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
+    """Of one layer nothing changes, of another half of the rows does; with DoRA the zeros stay what they are."""
+    recipe = prepared(tmp_path, kind, dtype)
+    base = load_file(tmp_path / "base.safetensors")
+    for tensor in base.values():
+        tensor.view(-1)[::7] = -0.0
+    b.save(tmp_path / "base.safetensors", base)
+    lora = next(
+        path for path in tmp_path.rglob("*.safetensors") if path.name not in ("base.safetensors", "out.safetensors")
+    )
+    slots = load_file(lora)
+    ups = [key for key in slots if key.endswith(("lora_up.weight", "lora_B.weight")) and "layers.3." not in key]
+    slots[ups[0]].zero_()
+    slots[ups[1]][: ROWS // 2].zero_()
+    b.save(lora, slots, b.header(lora)[1])
+    warnings: list[str] = []
+    result = b.run(recipe, warn=warnings.append)
+    assert result.device == PLACE
+    after = load_file(result.path)
+    whole = {torch.float16: torch.int16, torch.float32: torch.int32}[dtype]
+    for number, rows in ((0, ROWS), (1, ROWS // 2)):
+        (key,) = [key for key in base if key.removesuffix(".weight") in ups[number]]
+        now, before = after[key][:rows], base[key][:rows]
+        still = before == 0 if "dora" in kind else torch.ones_like(before, dtype=torch.bool)
+        assert torch.equal(now.view(whole)[still], before.view(whole)[still])
+    on_cpu = b.run(recipe, device="cpu")
+    assert on_cpu.survival.keys() == result.survival.keys()
+    assert [each.check for each in on_cpu.cautions] == [each.check for each in result.cautions]
+    assert ("zero" in {each.check for each in result.cautions}) == ("dora" not in kind)
+
+
 @pytest.mark.parametrize("mutation", ["to_fill", "to_read"])
 def test_whoever_does_not_wait_for_a_copy_gets_wrong_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutation: str
