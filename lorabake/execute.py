@@ -7,13 +7,12 @@ neither on the number of workers nor on the memory that happens to be free.
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
@@ -21,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lorabake.adapters import dora
 from lorabake.adapters.kind import MAGNITUDES, SCALE_OF_ALPHA_0, Tensors, Terms, matrix
 from lorabake.changes import Tally, no_scale
 from lorabake.device import (
@@ -38,11 +36,27 @@ from lorabake.device import (
 from lorabake.errors import MatchError, SurroundingsError, ValueTooLargeError, first_line
 from lorabake.matching import Patch
 from lorabake.methods import combine, masks_of
+from lorabake.parts import (
+    FEW,
+    Look,
+    Part,
+    Place,
+    Product,
+    Replace,
+    Update,
+    change_of,
+    looks_at,
+    overlaps,
+    places_of,
+    stacked,
+    steps_looked_at,
+)
 from lorabake.planning import DEVICE_TILE_VALUES, TILE_VALUES, Bake, Plan, Target
 from lorabake.rounding import drawn, round_by
 from lorabake.tensors.dtypes import DTYPES, decode_scalar
 from lorabake.tensors.packing import PackedInfo, decode, encode, unscaled
 from lorabake.tensors.safetensors import TensorInfo
+from lorabake.zeros import keep_all_signs, keep_signs, negative_zeros
 
 LIMITS = {
     "F8_E4M3": 464.0,
@@ -62,16 +76,6 @@ SAFE_SQUARES = {
     "F32": 1e38, "F64": 1e38,
 }  # fmt: skip
 """Bounds on a sum of squares, as float32 can hold it, below which no value can reach its dtype's limit."""
-
-
-STEPS, PLACES, VALUES, FEW = 64, 8, 2048, 8
-"""Where a bake looks to see what becomes of a LoRA's change: steps, places in a tensor, and values in a place.
-
-A few rows are enough to see of most changes that they are not zero.
-"""
-
-Place = tuple[int, int]
-"""The first row of a tensor to be looked at, and the one after the last."""
 
 
 class Reader(Protocol):
@@ -105,119 +109,6 @@ class Span:
         return self.stop - self.start
 
 
-@dataclass(frozen=True, slots=True)
-class Product:
-    """Add `up @ down` to rows `start` to `stop`: the stacked factors of all plain patches on those rows.
-
-    `ranks` say which of the stacked ranks are whose.
-    """
-
-    start: int
-    stop: int
-    up: torch.Tensor
-    down: torch.Tensor
-    ranks: tuple[tuple[Patch, slice], ...]
-
-    @property
-    def patches(self) -> list[Patch]:
-        """List the patches that it is of."""
-        return [patch for patch, _ in self.ranks]
-
-    def change(self, patch: Patch, base: torch.Tensor, inner: slice) -> torch.Tensor:
-        """Return what a patch adds to the part's rows `inner`, which hold `base`."""
-        own = next(ranks for each, ranks in self.ranks if each is patch)
-        return self.up[inner, own] @ self.down[own]
-
-    def moves(self, patch: Patch, base: torch.Tensor, inner: slice) -> bool:
-        """Tell whether a patch changes any of the part's rows `inner`, which hold `base`."""
-        own = next(ranks for each, ranks in self.ranks if each is patch)
-        if torch.dot(self.up[inner.start, own], self.down[own, 0]):  # as mostly
-            return True
-        up, down = self.up[inner, own], self.down[own]
-        return bool(up.any() and down.any() and (up @ down).any())
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """Change rows `start` to `stop` by a patch whose delta is no plain product; `start` is the module's row `row`."""
-
-    start: int
-    stop: int
-    row: int
-    patch: Patch
-    tensors: Tensors
-    terms: Terms
-
-    @property
-    def patches(self) -> list[Patch]:
-        """List the patches that it is of."""
-        return [self.patch]
-
-    def rows(self, inner: slice) -> slice:
-        """Return the module's rows that the part's rows are."""
-        return slice(self.row + inner.start, self.row + inner.stop)
-
-    def change(self, patch: Patch, base: torch.Tensor, inner: slice) -> torch.Tensor:
-        """Return what the patch adds to the part's rows `inner`, which hold `base`."""
-        change = _change(patch, self.tensors, base, self.rows(inner), self.terms)
-        return (change - base if patch.has_dora else change) * patch.share
-
-    def moves(self, patch: Patch, base: torch.Tensor, inner: slice) -> bool:
-        """Tell whether the patch changes any of the part's rows `inner`, which hold `base`."""
-        few = slice(inner.start, min(inner.start + FEW, inner.stop))
-        ways = ((base[:FEW], few), (base, inner))
-        return any(bool(self.change(patch, some, rows).any()) for some, rows in ways)
-
-
-@dataclass(frozen=True, slots=True)
-class Replace:
-    """Move rows towards `value` by the patch's share of the way."""
-
-    start: int
-    stop: int
-    patch: Patch
-    value: torch.Tensor
-
-    @property
-    def patches(self) -> list[Patch]:
-        """List the patches that it is of."""
-        return [self.patch]
-
-    def change(self, patch: Patch, base: torch.Tensor, inner: slice) -> torch.Tensor:
-        """Return what the patch adds to the part's rows `inner`, which hold `base`."""
-        return (self.value[inner] - base) * patch.share
-
-    def moves(self, patch: Patch, base: torch.Tensor, inner: slice) -> bool:
-        """Tell whether the patch changes any of the part's rows `inner`, which hold `base`."""
-        return bool(self.change(patch, base, inner).any())
-
-
-Part = Product | Update | Replace
-"""What happens to rows of a tensor."""
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """Hold a few rows of a tensor, from `start` of it, as they were, and what each patch adds to some of them."""
-
-    key: str
-    start: int
-    base: torch.Tensor
-    changes: list[tuple[Patch, slice, torch.Tensor]] = field(default_factory=list)
-
-    def add(self, patch: Patch, change: torch.Tensor) -> None:
-        """Take what a module's whole change at strength 1, (out, columns), adds to these rows."""
-        row, rows = 0, len(self.base)
-        for region in patch.view.regions:
-            size = region.stop - region.start
-            first, last = max(region.start, self.start), min(region.stop, self.start + rows)
-            if region.key == self.key and first < last:
-                turned = change.T if patch.view.transpose else change
-                own = turned[row + first - region.start : row + last - region.start]
-                self.changes.append((patch, slice(first - self.start, last - self.start), own * patch.share))
-            row += size
-
-
 class Executor:
     """Run the steps of a plan on one device, from one worker.
 
@@ -232,7 +123,7 @@ class Executor:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.computed: defaultdict[str, list[str]] = defaultdict(list)
         self.tallies: dict[str, dict[int, Tally]] = {}
-        self._looked_at = _steps_looked_at(plan)
+        self._looked_at = steps_looked_at(plan)
         self.sequential = plan.sources.recipe.is_sequential
         self.tile_values = TILE_VALUES if device.is_cpu else DEVICE_TILE_VALUES
         self.lane = Lane(device, 16 * self.tile_values)
@@ -327,7 +218,7 @@ class Executor:
         rows, columns = matrix(target.shape)
         parts = self._parts(step, target)
         spans = ((part.start, part.stop) for part in parts)
-        places = _places(spans, columns) if target.key in self._looked_at else []
+        places = places_of(spans, columns) if target.key in self._looked_at else []
         size = max(1, self.tile_values // max(1, columns))
         for start in range(first * size, rows, size):
             yield self._piece(step, target, parts, places, start, min(start + size, rows))
@@ -338,14 +229,14 @@ class Executor:
         """Compute and write some rows, and let go of them: each piece needs its own memory, whatever came before."""
         columns = matrix(target.shape)[1]
         buffer, source = self._stored_rows(target.source, start, stop, columns)
-        zeros = _negative_zeros(source) if parts else None
+        zeros = negative_zeros(source) if parts else None
         weight = self._widened(buffer, source).view(stop - start, columns)
         looks = [self._look(step, parts, weight, start, place) for place in places if start <= place[0] < stop]
         self._note_moves(step, parts, weight, start)
         self._apply(weight, parts, start)
         if zeros is not None:
             replaced = [(part.start, part.stop) for part in parts if part.patches[0].sets_all]
-            _keep_signs(weight, zeros, replaced, start)
+            keep_signs(weight, zeros, replaced, start)
         for look in looks:
             after = weight[look.start - start :][: len(look.base)]
             self._see(step, target, look, after, is_sum=not self.sequential)
@@ -371,23 +262,23 @@ class Executor:
                     up, right = tensors["up"], tensors["down"] * patch.strength
                     left, right = (right.T, up.T) if patch.view.transpose else (up[rows], right)
                     if self.sequential:
-                        parts.append(_stacked(region.start, region.stop, [(patch, left, right)]))
+                        parts.append(stacked(region.start, region.stop, [(patch, left, right)]))
                     else:
                         stacks.setdefault((region.start, region.stop), []).append((patch, left, right))
-        parts += [_stacked(start, stop, factors) for (start, stop), factors in stacks.items()]
+        parts += [stacked(start, stop, factors) for (start, stop), factors in stacks.items()]
         return parts if self.sequential else sorted(parts, key=lambda part: not isinstance(part, Replace))
 
     def _apply(self, weight: torch.Tensor, parts: list[Part], first: int) -> None:
         began = time.perf_counter()
         reads = len(parts) > 1 and any(isinstance(part, Update) for part in parts)
         base = weight.clone() if reads and not self.sequential else weight
-        for part, inner, outer in _overlaps(parts, first, first + len(weight)):
+        for part, inner, outer in overlaps(parts, first, first + len(weight)):
             if isinstance(part, Product):
                 weight[outer].addmm_(part.up[inner], part.down)
             elif isinstance(part, Replace):
                 weight[outer].lerp_(part.value[inner], part.patch.share)
             else:
-                change = _change(part.patch, part.tensors, base[outer], part.rows(inner), part.terms)
+                change = change_of(part.patch, part.tensors, base[outer], part.rows(inner), part.terms)
                 strength = part.patch.share
                 if not part.patch.has_dora:
                     weight[outer].add_(change, alpha=strength)
@@ -417,7 +308,7 @@ class Executor:
         start, stop = place[0], min(place[1], first + len(weight))
         base = weight[start - first : stop - first].clone()
         look = Look(step.targets[0].key, start, base)
-        for part, inner, outer in _overlaps(parts, start, stop):
+        for part, inner, outer in overlaps(parts, start, stop):
             for patch in part.patches:
                 change = part.change(patch, base[outer], inner)
                 look.changes.append((patch, outer, change))
@@ -428,7 +319,7 @@ class Executor:
         """Note whose change of these rows is not all zero; of a module that is known to change something no more."""
         if all(all(tally.moves.values()) for tally in self.tallies[step.targets[0].key].values()):
             return
-        for part, inner, outer in _overlaps(parts, first, first + len(weight)):
+        for part, inner, outer in overlaps(parts, first, first + len(weight)):
             for patch in part.patches:
                 tally = self._tally(step, patch)
                 if not tally.moves[patch.module]:
@@ -461,7 +352,7 @@ class Executor:
             if target.encoding is not None:
                 base[target.key] = unscaled(target.encoding, base[target.key], base[target.scale_key])
         baked = {key: tensor.clone() for key, tensor in base.items()}
-        looks = list(_looks_at(step, base)) if step.targets[0].key in self._looked_at else []
+        looks = list(looks_at(step, base)) if step.targets[0].key in self._looked_at else []
         deltas: dict[int, torch.Tensor] = {}
         began = time.perf_counter()
         in_order = step.patches if self.sequential else sorted(step.patches, key=lambda each: not each.kind.replaces)
@@ -472,7 +363,7 @@ class Executor:
             if patch.kind.replaces:
                 delta = tensors["value"]
             else:
-                delta = _change(patch, tensors, weight, slice(0, patch.view.rows), terms)
+                delta = change_of(patch, tensors, weight, slice(0, patch.view.rows), terms)
             result = delta if patch.kind.replaces or patch.has_dora else None
             delta = delta - weight if result is not None else delta
             self._tally(step, patch).count(patch.module, moves=bool(delta[:FEW].any() or delta.any()))
@@ -489,7 +380,7 @@ class Executor:
         dtypes = {target.key: target.dtype for target in step.targets}
         for target in step.targets:
             if target.encoding is None:
-                _keep_all_signs(step, target, baked[target.key], base[target.key])
+                keep_all_signs(step, target, baked[target.key], base[target.key])
             elif torch.equal(baked[target.key], base[target.key]):  # it stays as it is stored
                 baked[target.key] = self._read_whole(target.source)
             else:
@@ -703,9 +594,6 @@ def _stored(info: TensorInfo) -> Iterator[str]:
         yield info.dtype
 
 
-WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Whole numbers with a sign, by their bytes."""
-
 _TURN = threading.Lock()
 
 
@@ -769,120 +657,3 @@ def _doubles(tensor: torch.Tensor) -> NDArray[np.float64]:
 def _view(tensor: torch.Tensor) -> memoryview:
     """Show a contiguous CPU tensor's bytes."""
     return memoryview(tensor.view(torch.uint8).numpy())  # type: ignore[arg-type]
-
-
-def _steps_looked_at(plan: Plan) -> frozenset[str]:
-    """Choose steps by their first tensors, at even distances among those of each LoRA."""
-    own: defaultdict[int, dict[str, None]] = defaultdict(dict)
-    for step in plan.bakes:
-        for patch in step.patches:
-            own[patch.lora][step.targets[0].key] = None
-    return frozenset(key for keys in own.values() for key in [*keys][:: -(-len(keys) // STEPS)])
-
-
-def _places(spans: Iterable[tuple[int, int]], columns: int) -> list[Place]:
-    """Choose a few rows in the middle of each range that the same patches change."""
-    spans = list(spans)
-    rows = max(1, VALUES // max(1, columns))
-    found = []
-    for start, stop in itertools.pairwise(sorted({at for span in spans for at in span})):
-        if any(first <= start and stop <= last for first, last in spans):
-            middle = start + max(0, stop - start - rows) // 2
-            found.append((middle, min(middle + rows, stop)))
-    return found[:: -(-len(found) // PLACES)] if found else []
-
-
-def _looks_at(step: Bake, base: Mapping[str, torch.Tensor]) -> Iterator[tuple[Target, Look]]:
-    """Take a few rows of a step's tensors, which are whole in `base`."""
-    for target in step.targets:
-        weight = base[target.key].reshape(matrix(target.shape))
-        regions = [region for patch in step.patches for region in patch.view.regions if region.key == target.key]
-        for start, stop in _places(((each.start, each.stop) for each in regions), weight.shape[1]):
-            yield target, Look(target.key, start, weight[start:stop])
-
-
-def _overlaps(parts: Iterable[Part], first: int, last: int) -> Iterator[tuple[Part, slice, slice]]:
-    """Yield the parts that change rows `first` to `last`, which of their own rows, and which counted from `first`."""
-    for part in parts:
-        start, stop = max(part.start, first), min(part.stop, last)
-        if start < stop:
-            yield part, slice(start - part.start, stop - part.start), slice(start - first, stop - first)
-
-
-def _negative_zeros(stored: torch.Tensor) -> torch.Tensor | NDArray[np.intp] | None:
-    """Return where flat values are −0.0, as an array on the host; None where none is.
-
-    In every dtype its bits are those of the least whole number with a sign.
-    """
-    codes = stored.view(WHOLE[stored.itemsize])
-    least = torch.iinfo(codes.dtype).min
-    if not codes.is_cpu:
-        found = (codes == least).nonzero().view(-1)
-        return found if len(found) else None
-    numbers, places = codes.numpy(), list[int]()
-    rest = numbers
-    while len(rest) and len(places) < FEW:  # the quickest way to see that there is none, or few, as mostly
-        nearest = int(rest.argmin())
-        if rest[nearest] != least:
-            return np.array(places) if places else None
-        places.append(len(numbers) - len(rest) + nearest)
-        rest = rest[nearest + 1 :]
-    return np.flatnonzero(numbers == least) if places else None
-
-
-def _keep_signs(
-    weight: torch.Tensor, zeros: torch.Tensor | NDArray[np.intp], replaced: Iterable[Place], first: int
-) -> None:
-    """Make the zeros negative again that were so before, where they are zeros still: what they got is zero.
-
-    `weight` holds the rows from `first`, and `zeros` the places in it; what is replaced has its own zeros.
-    """
-    for start, stop in replaced:
-        rows = zeros // weight.shape[1] + first
-        zeros = zeros[(rows < start) | (rows >= stop)]
-    flat: Any = weight.view(-1)
-    if weight.is_cpu:
-        flat, zeros = flat.numpy(), np.asarray(zeros)
-    else:
-        zeros = torch.as_tensor(zeros, device=weight.device)
-    still = zeros[flat[zeros] == 0]
-    if len(still):
-        flat[still] = -0.0
-
-
-def _keep_all_signs(step: Bake, target: Target, baked: torch.Tensor, base: torch.Tensor) -> None:
-    """Make zeros of a whole tensor negative again that were so in `base`."""
-    zeros = _negative_zeros(base.reshape(-1))
-    if zeros is None:
-        return
-    replaced = [
-        (region.start, region.stop)
-        for patch in step.patches
-        if patch.sets_all
-        for region in patch.view.regions
-        if region.key == target.key
-    ]
-    _keep_signs(baked.view(matrix(target.shape)), zeros, replaced, 0)
-
-
-def _stacked(start: int, stop: int, factors: Sequence[tuple[Patch, torch.Tensor, torch.Tensor]]) -> Product:
-    """Put the factors of several patches on the same rows side by side."""
-    left = torch.cat([left for _, left, _ in factors], dim=1) if len(factors) > 1 else factors[0][1]
-    right = torch.cat([right for _, _, right in factors]) if len(factors) > 1 else factors[0][2]
-    ends = itertools.accumulate((len(right) for _, _, right in factors), initial=0)
-    ranks = zip((patch for patch, _, _ in factors), itertools.starmap(slice, itertools.pairwise(ends)), strict=True)
-    return Product(start, stop, left.contiguous(), right.contiguous(), tuple(ranks))
-
-
-def _change(patch: Patch, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
-    """Return W(1) − W of some rows of a module; where a magnitude sets their lengths, W(1) or what stands for it."""
-    kind = patch.kind
-    own = {slot: tensor for slot, tensor in tensors.items() if slot not in MAGNITUDES} if patch.has_dora else tensors
-    delta = own["up"][rows] @ own["down"] if kind.low_rank else kind.delta(own, weight, rows, terms)
-    if not patch.has_dora:
-        return delta
-    axis = dora.axis(patch.shapes, terms.shape, kind.length_axis)
-    assert axis is not None
-    magnitude = next(tensors[slot] for slot in MAGNITUDES & tensors.keys()).reshape(-1)
-    lengths = magnitude[rows] if axis == "row" else magnitude
-    return dora.apply(weight, delta, lengths, axis, terms.shape, patch.semantics, patch.strength)

@@ -16,6 +16,7 @@ from lorabake.adapters import kinds
 from lorabake.changes import cautions_of
 from lorabake.verification.findings import Finding
 from lorabake.verification.survival import estimate
+from lorabake.zeros import negative_zeros
 from tests import builders as b
 from tests.test_kinds import LINEAR, Case, cases, formula, tensors_of
 from tests.test_packing import FC, IN, OUT, SCALED
@@ -258,16 +259,14 @@ def test_a_zero_of_another_sign_is_told_where_nothing_is_added(
 
 
 def test_numbers_on_the_host_show_where_negative_zeros_are() -> None:
-    from lorabake.execute import _negative_zeros
-
     for dtype in DTYPES.values():
         values = (b.Values(1)(1000).abs() + 1).to(dtype)
-        assert _negative_zeros(values) is None
+        assert negative_zeros(values) is None
         for places in ([0], [999], [3, 4, 998], [*range(0, 1000, 7)]):
             values[places] = -0.0
             values[500] = 0.0
-            found = _negative_zeros(values)
+            found = negative_zeros(values)
             wanted = np.flatnonzero((values.double().numpy() == 0) & np.signbit(values.double().numpy()))
             assert found is not None
             assert [int(place) for place in found] == wanted.tolist()
-    assert _negative_zeros(torch.empty(0)) is None
+    assert negative_zeros(torch.empty(0)) is None
