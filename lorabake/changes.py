@@ -103,8 +103,9 @@ def cautions_of(plan: Plan, tallies: Mapping[int, Tally], *, whole: bool = True)
         if idle := tally.idle:
             note = f"{modules(idle)} change nothing: what they add is zero"
             if len(idle) == count:
-                seen = "its" if whole else "the sampled"
-                note = f"all of {seen} {count} modules change nothing: what they add is zero"
+                which = "the sampled" if not whole else "its"
+                note = f"all of {which} {count} modules change nothing: what they add is zero"
+                note = f"{which} one module changes nothing: what it adds is zero" if count == 1 else note
             yield Caution("zero", lora, _modules(len(idle)), "0", note)
         if tally.negative:
             note = f"{modules(sorted(tally.negative))} have a negative alpha: their change is taken away, not added"

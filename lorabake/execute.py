@@ -325,6 +325,7 @@ class Executor:
                 if not tally.moves[patch.module]:
                     tally.count(patch.module, moves=part.moves(patch, weight[outer], inner))
 
+    @np.errstate(invalid="ignore", over="ignore")  # what is no number stops the bake, or is the base's
     def _see(self, step: Bake, target: Target, look: Look, after: torch.Tensor, *, is_sum: bool) -> None:
         """Sum up how much of each change arrives: ⟨W_written − W_due + δ, δ⟩; W_due is W + Σδ, or else `after`."""
         base = _doubles(look.base)

@@ -85,6 +85,7 @@ class _Sample:
         tally.count(patch.module, moves=moves)
         note_scales(tally, patch, self.recomputation)
 
+    @np.errstate(invalid="ignore", over="ignore")
     def _see(self, tally: Tally, lora: int, steps: Iterable[Bake], tiles: int | None) -> None:
         """Add up one LoRA's changes in `tiles` places of each step."""
         for tile in (tile for step in steps for tile in self.recomputation.tiles(step, tiles)):
