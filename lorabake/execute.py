@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
+from math import isfinite, nan
 from typing import Any, Protocol
 
 import numpy as np
@@ -338,12 +339,14 @@ class Executor:
             lost = _doubles(self._rounded(target, after, look.start)).reshape(base.shape) - due
         for patch, rows, change in changes:
             tally, energy = self._tally(step, patch), float(np.vdot(change, change))
-            if not patch.kind.replaces:
+            met = float(np.vdot(base[rows], base[rows]))
+            if not patch.kind.replaces and isfinite(energy + met):
                 tally.energy += energy
-                tally.base += float(np.vdot(base[rows], base[rows]))
-            if lost is not None:
+                tally.base += met
+            missing = float(np.vdot(lost[rows], change)) if lost is not None else nan
+            if isfinite(energy + missing):
                 tally.due += energy
-                tally.arrived += energy + float(np.vdot(lost[rows], change))
+                tally.arrived += energy + missing
 
     # -- whole tensors at once -------------------------------------------------------------------------
 
