@@ -10,14 +10,15 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Barrier
 from typing import Generic, TypeVar
 
+from lorabake.changes import Caution, Tally, cautions_of, cautions_of_recipe
 from lorabake.errors import FileError, SurroundingsError
 from lorabake.planning import Plan, default_workers
 from lorabake.planning import plan as make_plan
@@ -52,8 +53,9 @@ class BakeResult:
 
     `data_sha256` maps each file to the SHA-256 of its tensor data (empty without `output.hash`); `input_sha256`
     each digested input to its own. `stages` are the workers' seconds by stage, `peak_memory` bytes of anonymous
-    memory, or None where the system does not tell. `survival` estimates, for an output in a coarse dtype, the share
-    of each LoRA's change that its resolution keeps, by the LoRA's number. `computed` maps each device class that
+    memory, or None where the system does not tell. `survival` estimates the share of each LoRA's change that the
+    output's resolution keeps, by the LoRA's number; `cautions` tell whose change is none, gets lost, or is absurd, as
+    `warn` was told. `computed` maps each device class that
     computed to the keys of its tensors, in the plan's order; `left_to_cpu` are those that an accelerator could not
     hold or compute.
     """
@@ -70,6 +72,7 @@ class BakeResult:
     survival: dict[int, float]
     computed: dict[str, tuple[str, ...]]
     left_to_cpu: tuple[str, ...]
+    cautions: tuple[Caution, ...] = ()
 
     @property
     def device(self) -> str:
@@ -96,6 +99,7 @@ class BakeResult:
             "bottleneck": self.bottleneck,
             "peak_memory_bytes": self.peak_memory,
             "survival": {str(lora): round(share, 4) for lora, share in self.survival.items()},
+            "warnings": [str(caution) for caution in self.cautions],
             "plan": self.plan.report(),
         }
 
@@ -113,12 +117,14 @@ def bake(recipe: Recipe | Plan, options: RunOptions | None = None) -> BakeResult
     inputs = Inputs(plan)
     try:
         with output:
-            return replace(_bake(plan, output, inputs, options, began), survival=shares)
+            return _bake(plan, output, inputs, options, began, shares)
     finally:
         inputs.close()
 
 
-def _bake(plan: Plan, output: Output, inputs: Inputs, options: RunOptions, began: float) -> BakeResult:
+def _bake(
+    plan: Plan, output: Output, inputs: Inputs, options: RunOptions, began: float, shares: dict[int, float]
+) -> BakeResult:
     crew = _Crew()
     memory = _PeakMemory()
     recipe = plan.sources.recipe
@@ -140,6 +146,7 @@ def _bake(plan: Plan, output: Output, inputs: Inputs, options: RunOptions, began
 
     stages: defaultdict[str, float] = defaultdict(float)
     places: defaultdict[str, set[str]] = defaultdict(set)
+    seen: dict[str, dict[int, Tally]] = {}
     workers = max(1, min(options.workers, len(plan.bakes)))
     ready = Barrier(workers)
     try:
@@ -168,6 +175,7 @@ def _bake(plan: Plan, output: Output, inputs: Inputs, options: RunOptions, began
                 stages[stage] += seconds
             for kind, keys in executor.computed.items():
                 places[kind].update(keys)
+            seen |= executor.tallies
     except BaseException:
         crew.stop.set()
         ready.abort()
@@ -180,6 +188,11 @@ def _bake(plan: Plan, output: Output, inputs: Inputs, options: RunOptions, began
         options.warn(_left_to_the_cpu(str(device.place), left, len(in_order)))
     _check_stated(plan, digests)
     inputs.check_unchanged()
+    tallies = _summed(plan, seen)
+    told = list(cautions_of_recipe(plan, {str(path): digests[place] for place, path in plan.digests.items()}))
+    told += [each for each in cautions_of(plan, tallies) if each.check != "resolution" or not shares]
+    for caution in told:
+        options.warn(str(caution))
     syncing = time.perf_counter()
     output.commit(hashes or [""] * len(plan.files), digests, _named(computed))
     ended = time.perf_counter()
@@ -193,9 +206,10 @@ def _bake(plan: Plan, output: Output, inputs: Inputs, options: RunOptions, began
         sync_seconds=ended - syncing,
         stages=dict(stages),
         peak_memory=memory.peak,
-        survival={},
+        survival=shares or {lora: share for lora, each in tallies.items() if (share := each.survival) is not None},
         computed=computed,
         left_to_cpu=left,
+        cautions=tuple(told),
     )
 
 
@@ -222,6 +236,15 @@ def _survival(plan: Plan, warn: Callable[[str], None]) -> dict[int, float]:
     for warning in check(plan, shares):
         warn(warning)
     return shares
+
+
+def _summed(plan: Plan, seen: Mapping[str, Mapping[int, Tally]]) -> dict[int, Tally]:
+    """Sum up by LoRA what was seen of each step, in the plan's order."""
+    tallies: dict[int, Tally] = {}
+    for step in plan.bakes:
+        for lora, tally in seen[step.targets[0].key].items():
+            tallies.setdefault(lora, Tally()).add(tally)
+    return tallies
 
 
 def _check_stated(plan: Plan, digests: dict[str, str]) -> None:

@@ -14,22 +14,52 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
+from math import isfinite, nan
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from lorabake.adapters import dora
 from lorabake.adapters.kind import MAGNITUDES, SCALE_OF_ALPHA_0, Tensors, Terms, matrix
-from lorabake.device import ADVICE, CPU, Device, Lane, Turns, call_first, call_lapack_first, is_short_of_memory
+from lorabake.changes import Tally, no_scale
+from lorabake.device import (
+    ADVICE,
+    CPU,
+    Buffer,
+    Device,
+    Lane,
+    Turns,
+    call_first,
+    call_lapack_first,
+    is_short_of_memory,
+)
 from lorabake.errors import MatchError, SurroundingsError, ValueTooLargeError, first_line
 from lorabake.keymap.view import Picked
 from lorabake.matching import Patch
 from lorabake.methods import combine, masks_of
+from lorabake.parts import (
+    FEW,
+    Look,
+    Part,
+    Place,
+    Product,
+    Replace,
+    Update,
+    change_of,
+    looks_at,
+    overlaps,
+    places_of,
+    shaped,
+    stacked,
+    steps_looked_at,
+)
 from lorabake.planning import DEVICE_TILE_VALUES, TILE_VALUES, Bake, Plan, Target
 from lorabake.rounding import drawn, round_by
 from lorabake.tensors.dtypes import DTYPES, decode_scalar
 from lorabake.tensors.packing import PackedInfo, decode, encode, unscaled
 from lorabake.tensors.safetensors import TensorInfo
+from lorabake.zeros import keep_all_signs, keep_signs, negative_zeros
 
 LIMITS = {
     "F8_E4M3": 464.0,
@@ -82,47 +112,11 @@ class Span:
         return self.stop - self.start
 
 
-@dataclass(frozen=True, slots=True)
-class Product:
-    """Add `up @ down` to rows `start` to `stop`: the stacked factors of all plain patches on those rows.
-
-    `picked` are the values of each row that it is for; all, where it is None.
-    """
-
-    start: int
-    stop: int
-    up: torch.Tensor
-    down: torch.Tensor
-    picked: slice | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """Change rows `start` to `stop` by a patch whose delta is no plain product; `start` is the module's row `row`."""
-
-    start: int
-    stop: int
-    row: int
-    patch: Patch
-    tensors: Tensors
-    terms: Terms
-    picked: slice | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Replace:
-    """Move rows towards `value` by the share `share` of the way."""
-
-    start: int
-    stop: int
-    value: torch.Tensor
-    share: float
-
-
 class Executor:
     """Run the steps of a plan on one device, from one worker.
 
-    `seconds` tells where its time went, `computed` which tensors each device class computed.
+    `seconds` tells where its time went, `computed` which tensors each device class computed, and `tallies` what was
+    seen of each LoRA's change, by a step's first tensor and the LoRA.
     """
 
     def __init__(self, plan: Plan, reader: Reader, writer: Writer, device: Device, turns: Turns) -> None:
@@ -131,6 +125,8 @@ class Executor:
         self.dtype = precision(plan)
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.computed: defaultdict[str, list[str]] = defaultdict(list)
+        self.tallies: dict[str, dict[int, Tally]] = {}
+        self._looked_at = steps_looked_at(plan)
         self.sequential = plan.sources.recipe.is_sequential
         self.tile_values = TILE_VALUES if device.is_cpu else DEVICE_TILE_VALUES
         self.lane = Lane(device, 16 * self.tile_values)
@@ -194,6 +190,7 @@ class Executor:
         if self._on_cpu is None:
             self._on_cpu = Executor(self.plan, self._reader, self._writer, CPU, self._turns)
             self._on_cpu.seconds, self._on_cpu.computed = self.seconds, self.computed
+            self._on_cpu.tallies = self.tallies
         return self._on_cpu
 
     def _attempt(self, step: Bake, done: list[Span]) -> Generator[int, None, bool]:
@@ -214,6 +211,8 @@ class Executor:
 
     def _spans(self, step: Bake, first: int) -> Iterator[Span]:
         """Compute and write a step's pieces from the one with the number `first` on; how they are cut is fixed."""
+        if not first:
+            self.tallies[step.targets[0].key] = {}
         return self._by_rows(step, step.targets[0], first) if step.by_rows else self._whole(step, first)
 
     # -- row by row ------------------------------------------------------------------------------------
@@ -221,23 +220,37 @@ class Executor:
     def _by_rows(self, step: Bake, target: Target, first: int) -> Iterator[Span]:
         rows, columns = step.matrix(target)
         parts = self._parts(step, target)
+        spans = ((part.start, part.stop) for part in parts)
+        places = places_of(spans, columns) if target.key in self._looked_at else []
         size = max(1, self.tile_values // max(1, columns))
         for start in range(first * size, rows, size):
-            yield self._piece(step, target, parts, start, min(start + size, rows))
+            yield self._piece(step, target, parts, places, start, min(start + size, rows))
 
     def _piece(
-        self, step: Bake, target: Target, parts: list[Product | Update | Replace], start: int, stop: int
+        self, step: Bake, target: Target, parts: list[Part], places: list[Place], start: int, stop: int
     ) -> Span:
         """Compute and write some rows, and let go of them: each piece needs its own memory, whatever came before."""
-        weight = self._read_rows(target.source, start, stop, step.matrix(target)[1])
+        columns = step.matrix(target)[1]
+        buffer, source = self._stored_rows(target.source, start, stop, columns)
+        zeros = negative_zeros(source) if parts else None
+        weight = self._widened(buffer, source).view(stop - start, columns)
+        looks = [self._look(step, parts, weight, start, place) for place in places if start <= place[0] < stop]
+        self._note_moves(step, parts, weight, start)
         self._apply(weight, parts, start)
+        if zeros is not None:
+            replaced = [(part.start, part.stop) for part in parts if part.patches[0].sets_all]
+            keep_signs(weight, zeros, replaced, start)
+        for look in looks:
+            after = weight[look.start - start :][: len(look.base)]
+            self._see(step, target, look, after, is_sum=not self.sequential)
         return self._emit(step, target, weight, start)
 
-    def _parts(self, step: Bake, target: Target) -> list[Product | Update | Replace]:
-        stacks: dict[tuple[int, int, Picked | None], list[tuple[torch.Tensor, torch.Tensor]]] = {}
-        parts: list[Product | Update | Replace] = []
+    def _parts(self, step: Bake, target: Target) -> list[Part]:
+        stacks: dict[tuple[int, int, Picked | None], list[tuple[Patch, torch.Tensor, torch.Tensor]]] = {}
+        parts: list[Part] = []
         for patch in step.patches:
             tensors, terms = self._prepare(patch)
+            self._note_patch(step, patch, tensors, terms)
             row, chosen = 0, patch.view.chosen
             for region in patch.view.regions:
                 rows = slice(row, row + region.stop - region.start)
@@ -245,52 +258,99 @@ class Executor:
                 if region.key != target.key:
                     continue
                 if patch.kind.replaces:
-                    parts.append(Replace(region.start, region.stop, tensors["value"][rows], patch.share))
+                    parts.append(Replace(region.start, region.stop, patch, tensors["value"][rows]))
                 elif patch.has_dora or not patch.kind.low_rank:
                     parts.append(Update(region.start, region.stop, rows.start, patch, tensors, terms, chosen))
                 else:
                     up, right = tensors["up"], tensors["down"] * patch.strength
                     left, right = (right.T, up.T) if patch.view.transpose else (up[rows], right)
                     if self.sequential:
-                        parts.append(
-                            Product(region.start, region.stop, left.contiguous(), right.contiguous(), chosen)
-                        )
+                        parts.append(stacked(region.start, region.stop, chosen, [(patch, left, right)]))
                     else:
                         place = region.start, region.stop, patch.view.picked
-                        stacks.setdefault(place, []).append((left, right))
+                        stacks.setdefault(place, []).append((patch, left, right))
         for (start, stop, picked), factors in stacks.items():
-            left = torch.cat([left for left, _ in factors], dim=1) if len(factors) > 1 else factors[0][0]
-            right = torch.cat([right for _, right in factors]) if len(factors) > 1 else factors[0][1]
-            chosen = None if picked is None else picked.slice
-            parts.append(Product(start, stop, left.contiguous(), right.contiguous(), chosen))
+            parts.append(stacked(start, stop, None if picked is None else picked.slice, factors))
         return parts if self.sequential else sorted(parts, key=lambda part: not isinstance(part, Replace))
 
-    def _apply(self, weight: torch.Tensor, parts: list[Product | Update | Replace], first: int) -> None:
+    def _apply(self, weight: torch.Tensor, parts: list[Part], first: int) -> None:
         began = time.perf_counter()
         reads = len(parts) > 1 and any(isinstance(part, Update) for part in parts)
         base = weight.clone() if reads and not self.sequential else weight
-        for part in parts:
-            start, stop = max(part.start, first), min(part.stop, first + weight.shape[0])
-            if start >= stop:
-                continue
-            inner, outer = slice(start - part.start, stop - part.start), slice(start - first, stop - first)
-            if isinstance(part, Replace):
-                weight[outer].lerp_(part.value[inner], part.share)
-                continue
-            place = outer if part.picked is None else (outer, part.picked)
+        for part, inner, outer in overlaps(parts, first, first + len(weight)):
             if isinstance(part, Product):
-                weight[place].addmm_(part.up[inner], part.down)
+                weight[outer].addmm_(part.up[inner], part.down)
+            elif isinstance(part, Replace):
+                weight[outer].lerp_(part.value[inner], part.patch.share)
             else:
-                rows = slice(part.row + inner.start, part.row + inner.stop)
-                change = _change(part.patch, part.tensors, base[place], rows, part.terms)
+                change = change_of(part.patch, part.tensors, base[outer], part.rows(inner), part.terms)
                 strength = part.patch.share
                 if not part.patch.has_dora:
-                    weight[place].add_(change, alpha=strength)
+                    weight[outer].add_(change, alpha=strength)
                 elif base is weight:
-                    weight[place].lerp_(change, strength)
+                    weight[outer].lerp_(change, strength)
                 else:
-                    weight[place].add_(change.sub_(base[place]), alpha=strength)
+                    weight[outer].add_(change.sub_(base[outer]), alpha=strength)
         self.seconds["compute"] += time.perf_counter() - began
+
+    # -- what becomes of each LoRA's change ------------------------------------------------------------
+
+    def _tally(self, step: Bake, patch: Patch) -> Tally:
+        """Return what sums up a LoRA's changes in a step."""
+        return self.tallies[step.targets[0].key].setdefault(patch.lora, Tally())
+
+    def _note_patch(self, step: Bake, patch: Patch, tensors: Tensors, terms: Terms) -> None:
+        """Note of a patch what its own tensors tell."""
+        tally = self._tally(step, patch)
+        tally.count(patch.module, moves=False)
+        if patch.scale is None and terms.scale < 0:  # a configuration's is told by itself
+            tally.negative.add(patch.module)
+        if any(not tensors[slot].all() for slot in MAGNITUDES & tensors.keys()):
+            tally.erasing.add(patch.module)
+
+    def _look(self, step: Bake, parts: list[Part], weight: torch.Tensor, first: int, place: Place) -> Look:
+        """Take a few rows as they are, and what each patch adds to them; `weight` holds the rows from `first`."""
+        start, stop = place[0], min(place[1], first + len(weight))
+        base = weight[start - first : stop - first].clone()
+        look = Look(step.targets[0].key, start, base)
+        for part, inner, outer in overlaps(parts, start, stop):
+            for patch in part.patches:
+                change = part.change(patch, base[outer], inner)
+                look.changes.append((patch, outer, change))
+                self._tally(step, patch).count(patch.module, moves=bool(change.any()))
+        return look
+
+    def _note_moves(self, step: Bake, parts: list[Part], weight: torch.Tensor, first: int) -> None:
+        """Note whose change of these rows is not all zero; of a module that is known to change something no more."""
+        if all(all(tally.moves.values()) for tally in self.tallies[step.targets[0].key].values()):
+            return
+        for part, inner, outer in overlaps(parts, first, first + len(weight)):
+            for patch in part.patches:
+                tally = self._tally(step, patch)
+                if not tally.moves[patch.module]:
+                    tally.count(patch.module, moves=part.moves(patch, weight[outer], inner))
+
+    @np.errstate(invalid="ignore", over="ignore")  # what is no number stops the bake, or is the base's
+    def _see(self, step: Bake, target: Target, look: Look, after: torch.Tensor, *, is_sum: bool) -> None:
+        """Sum up how much of each change arrives: ⟨W_written − W_due + δ, δ⟩; W_due is W + Σδ, or else `after`."""
+        base = _doubles(look.base)
+        changes = [(patch, rows, _doubles(change)) for patch, rows, change in look.changes]
+        due = base.copy() if is_sum else _doubles(after)
+        for _, rows, change in changes if is_sum else ():
+            due[rows] += change
+        lost = None
+        if target.encoding is None:
+            lost = _doubles(self._rounded(target, after, look.start)).reshape(base.shape) - due
+        for patch, rows, change in changes:
+            tally, energy = self._tally(step, patch), float(np.vdot(change, change))
+            met = float(np.vdot(base[rows], base[rows]))
+            if not patch.kind.replaces and isfinite(energy + met):
+                tally.energy += energy
+                tally.base += met
+            missing = float(np.vdot(lost[rows], change)) if lost is not None else nan
+            if isfinite(energy + missing):
+                tally.due += energy
+                tally.arrived += energy + missing
 
     # -- whole tensors at once -------------------------------------------------------------------------
 
@@ -300,32 +360,44 @@ class Executor:
             if target.encoding is not None:
                 base[target.key] = unscaled(target.encoding, base[target.key], base[target.scale_key])
         baked = {key: tensor.clone() for key, tensor in base.items()}
+        looks = list(looks_at(step, base)) if step.targets[0].key in self._looked_at else []
         deltas: dict[int, torch.Tensor] = {}
         began = time.perf_counter()
         in_order = step.patches if self.sequential else sorted(step.patches, key=lambda each: not each.kind.replaces)
         for patch in in_order:
             weight = patch.view.read(baked if self.sequential else base).reshape(patch.view.rows, -1)
             tensors, terms = self._prepare(patch)
+            self._note_patch(step, patch, tensors, terms)
             if patch.kind.replaces:
                 delta = tensors["value"]
             else:
-                delta = _change(patch, tensors, weight, slice(0, patch.view.rows), terms)
-            if patch.kind.replaces or patch.has_dora:  # it is no difference so far
-                is_all = delta.numel() == baked[patch.view.keys[0]].numel()
-                if len(step.patches) == 1 and step.summed and patch.share == 1 and patch.view.transpose and is_all:
-                    baked[patch.view.keys[0]] = delta.T.contiguous()
-                    continue
-                delta = delta - weight
-            if step.summed or patch.kind.replaces:
+                delta = change_of(patch, tensors, weight, slice(0, patch.view.rows), terms)
+            result = delta if patch.kind.replaces or patch.has_dora else None
+            delta = delta - weight if result is not None else delta
+            self._tally(step, patch).count(patch.module, moves=bool(delta[:FEW].any() or delta.any()))
+            for _, look in looks:
+                look.add(patch, delta)
+            is_all = delta.numel() == baked[patch.view.keys[0]].numel()
+            is_alone = len(step.patches) == 1 and step.summed and patch.share == 1 and is_all
+            if result is not None and is_alone and patch.view.transpose:
+                baked[patch.view.keys[0]] = result.T.contiguous()
+            elif step.summed or patch.kind.replaces:
                 patch.view.add(baked, delta * patch.share)
             else:
                 deltas[id(patch)] = delta.contiguous()
         self._combine(step, deltas, baked)
         dtypes = {target.key: target.dtype for target in step.targets}
         for target in step.targets:
-            if target.encoding is not None:
+            if target.encoding is None:
+                keep_all_signs(step, target, baked[target.key], base[target.key])
+            elif torch.equal(baked[target.key], base[target.key]):  # it stays as it is stored
+                baked[target.key] = self._read_whole(target.source)
+            else:
                 dtype = _torch_dtype(dtypes[target.scale_key])
                 baked[target.key], baked[target.scale_key] = encode(target.encoding, baked[target.key], dtype)
+        for target, look in looks:
+            after = baked[target.key].reshape(matrix(target.shape))[look.start :][: len(look.base)]
+            self._see(step, target, look, after, is_sum=step.summed and not self.sequential)
         self.seconds["compute"] += time.perf_counter() - began
         for target, start, stop in islice(self._tiles(step), first, None):
             tile = baked[target.key].reshape(step.matrix(target))[start:stop]
@@ -366,16 +438,16 @@ class Executor:
         }
         terms = Terms(patch.view.shape, self._scale(patch), patch.settings)
         if kind.replaces:
-            return {"value": _shaped(patch, kind.value(tensors), (patch.view.rows, patch.view.columns))}, terms
+            return {"value": shaped(patch, kind.value(tensors), (patch.view.rows, patch.view.columns))}, terms
         own = {slot: tensor for slot, tensor in tensors.items() if slot not in MAGNITUDES}
         try:
             if kind.low_rank:
                 up, down = kind.factors(own, terms)
                 rows, columns = patch.view.rows, patch.view.columns
-                _shaped(patch, up, (rows, len(down)))
+                shaped(patch, up, (rows, len(down)))
                 prepared: dict[str, torch.Tensor] = {
                     "up": up,
-                    "down": _shaped(patch, down, (len(down), columns)) * terms.scale,
+                    "down": shaped(patch, down, (len(down), columns)) * terms.scale,
                 }
             else:
                 prepared = dict(kind.prepare(own, terms))
@@ -397,10 +469,7 @@ class Executor:
             return patch.kind.scale(SCALE_OF_ALPHA_0[patch.semantics] * patch.kind.rank(patch.shapes), patch.shapes)
         if not alpha or alpha - alpha:
             name = self.plan.sources.loras[patch.lora].name
-            raise MatchError(
-                f"LoRA {name!r}: {info.name} is {alpha}, which is no scale\n"
-                f'Leave the module out with a block pattern that names it and the factor 0: blocks: {{"…": 0}}'
-            )
+            raise no_scale(name, info.name, alpha)
         return patch.kind.scale(alpha, patch.shapes) * patch.parts
 
     def _read_whole(self, info: TensorInfo) -> torch.Tensor:
@@ -421,24 +490,32 @@ class Executor:
         self, info: TensorInfo, start: int, stop: int, columns: int, *, fresh: bool = False
     ) -> torch.Tensor:
         """Read rows of a tensor into the compute dtype on the device; a buffer of this worker unless `fresh`."""
+        buffer, source = self._stored_rows(info, start, stop, columns)
+        return self._widened(buffer, source, fresh=fresh).view(stop - start, columns)
+
+    def _stored_rows(self, info: TensorInfo, start: int, stop: int, columns: int) -> tuple[Buffer, torch.Tensor]:
+        """Read rows of a tensor as they are stored; return this worker's buffer, and flat the values in it."""
         began = time.perf_counter()
-        width = _torch_dtype(info.dtype).itemsize
-        count = (stop - start) * columns
-        buffer = self.lane.buffer("in", count * width)
-        raw = buffer.to_fill()[: count * width]
-        self._reader.read(info.file, info.start + start * columns * width, _view(raw))
-        read = time.perf_counter()
-        source = raw.view(_torch_dtype(info.dtype))
+        dtype = _torch_dtype(info.dtype)
+        size = (stop - start) * columns * dtype.itemsize
+        buffer = self.lane.buffer("in", size)
+        raw = buffer.to_fill()[:size]
+        self._reader.read(info.file, info.start + start * columns * dtype.itemsize, _view(raw))
+        self.seconds["read"] += time.perf_counter() - began
+        return buffer, raw.view(dtype)
+
+    def _widened(self, buffer: Buffer, source: torch.Tensor, *, fresh: bool = False) -> torch.Tensor:
+        """Bring values in a buffer into the compute dtype on the device; into this worker's own unless `fresh`."""
+        began = time.perf_counter()
         if not self.device.is_cpu:
-            weight = self.lane.send(buffer, count, source.dtype).to(self.dtype)
+            weight = self.lane.send(buffer, source.numel(), source.dtype).to(self.dtype)
         elif fresh:
             weight = source.to(self.dtype, copy=True)
         else:
-            weight = self._values("weight", count, self.dtype)
+            weight = self._values("weight", source.numel(), self.dtype)
             weight.copy_(source)
-        self.seconds["read"] += read - began
-        self.seconds["compute"] += time.perf_counter() - read
-        return weight.view(stop - start, columns)
+        self.seconds["compute"] += time.perf_counter() - began
+        return weight
 
     def _emit(self, step: Bake, target: Target, weight: torch.Tensor, start: int) -> Span:
         """Round rows to the output dtype, refuse what it cannot hold, write them, and return where they are."""
@@ -447,25 +524,28 @@ class Executor:
         # A sum of squares below the limit's square clears all values in one cheap pass; NaN fails it, too.
         if not float(torch.dot(flat, flat)) < SAFE_SQUARES[target.dtype]:
             self._refuse(step, target, weight, start)
-        dtype = _torch_dtype(target.dtype)
-        if self.device.is_cpu and dtype is self.dtype and weight.is_contiguous():
-            rounded = flat
-        else:
-            if target.is_drawn:
-                seed = self.plan.sources.recipe.output.rounding.seed
-                numbers = drawn(seed, target.key, start * weight.shape[1], flat)
-                flat = round_by(numbers, flat, dtype)
-            if self.dtype is torch.float64 and dtype.itemsize <= 2 and dtype.is_floating_point:
-                flat = _rounded_to_odd(flat)
-            if not dtype.is_floating_point:
-                flat = flat.round()
-            rounded = self.lane.fetch(flat, dtype)
+        rounded = self._rounded(target, weight, start)
         computed = time.perf_counter()
-        offset = target.offset + start * weight.shape[1] * dtype.itemsize
+        offset = target.offset + start * weight.shape[1] * rounded.itemsize
         self._writer.write(target.file, offset, _view(rounded))
         self.seconds["compute"] += computed - began
         self.seconds["write"] += time.perf_counter() - computed
         return Span(target.file, offset, offset + rounded.nbytes)
+
+    def _rounded(self, target: Target, weight: torch.Tensor, start: int) -> torch.Tensor:
+        """Round rows of a target from `start` to the output dtype; return them flat, on the host."""
+        dtype, flat = _torch_dtype(target.dtype), weight.reshape(-1)
+        if self.device.is_cpu and dtype is self.dtype and weight.is_contiguous():
+            return flat
+        if target.is_drawn:
+            seed = self.plan.sources.recipe.output.rounding.seed
+            numbers = drawn(seed, target.key, start * weight.shape[1], flat)
+            flat = round_by(numbers, flat, dtype)
+        if self.dtype is torch.float64 and dtype.itemsize <= 2 and dtype.is_floating_point:
+            flat = _rounded_to_odd(flat)
+        if not dtype.is_floating_point:
+            flat = flat.round()
+        return self.lane.fetch(flat, dtype)
 
     def _refuse(self, step: Bake, target: Target, weight: torch.Tensor, start: int) -> None:
         wrong = ~(weight.abs() < LIMITS[target.dtype])
@@ -583,32 +663,12 @@ def _rounded_to_odd(values: torch.Tensor) -> torch.Tensor:
     return (bits | inexact.int()).view(torch.float32)
 
 
+def _doubles(tensor: torch.Tensor) -> NDArray[np.float64]:
+    """Bring values to the host in float64."""
+    values: NDArray[np.float64] = tensor.cpu().double().numpy()
+    return values
+
+
 def _view(tensor: torch.Tensor) -> memoryview:
     """Show a contiguous CPU tensor's bytes."""
     return memoryview(tensor.view(torch.uint8).numpy())  # type: ignore[arg-type]
-
-
-def _shaped(patch: Patch, tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return a tensor of just this shape; what torch would repeat to fill it is no part of a patch."""
-    if tensor.shape != shape:
-        found, wanted = (" × ".join(map(str, each)) for each in (tensor.shape, shape))
-        raise MatchError(
-            f"{patch.module}: {patch.kind.title} made {found} of its tensors, and the weight takes {wanted}\n"
-            "The plan should have refused them: please report this."
-        )
-    return tensor
-
-
-def _change(patch: Patch, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
-    """Return W(1) − W of some rows of a module; where a magnitude sets their lengths, W(1) or what stands for it."""
-    kind = patch.kind
-    own = {slot: tensor for slot, tensor in tensors.items() if slot not in MAGNITUDES} if patch.has_dora else tensors
-    delta = own["up"][rows] @ own["down"] if kind.low_rank else kind.delta(own, weight, rows, terms)
-    _shaped(patch, delta, tuple(weight.shape))
-    if not patch.has_dora:
-        return delta
-    axis = dora.axis(patch.shapes, terms.shape, kind.length_axis)
-    assert axis is not None
-    magnitude = next(tensors[slot] for slot in MAGNITUDES & tensors.keys()).reshape(-1)
-    lengths = magnitude[rows] if axis == "row" else magnitude
-    return dora.apply(weight, delta, lengths, axis, terms.shape, patch.semantics, patch.strength)

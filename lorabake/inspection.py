@@ -27,6 +27,7 @@ from lorabake.recognition import recognise
 from lorabake.resolve import VAE_ONLY, LoraSource, identify
 from lorabake.tensors.checkpoint import Checkpoint, open_lora
 from lorabake.tensors.dtypes import decode_scalar
+from lorabake.tensors.emptiness import WEIGHT, hollow_words
 from lorabake.tensors.formats import find_packing
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.translation import dialect_of, transcribe
@@ -76,6 +77,8 @@ def inspect(path: Path) -> dict[str, object]:
         "tensors": len(checkpoint.tensors),
         "dtypes": dict(Counter(info.dtype for info in checkpoint.tensors.values()).most_common()),
     }
+    if hollow := hollow_words(checkpoint.tensors, "" if is_lora else WEIGHT):
+        facts["damaged"] = hollow
     if no_lora := next((NO_LORAS[key] for key in NO_LORAS if key in checkpoint.tensors), None):
         facts |= {"what": "neither", "cannot be baked": no_lora}
     elif is_inversion(checkpoint.tensors.values()):

@@ -14,7 +14,7 @@ from math import prod
 
 from lorabake.adapters import dora, kinds_of
 from lorabake.adapters.experts import EXPERTS, SIDE
-from lorabake.adapters.kind import PROGRAMS, SKIPPING_STRENGTH_0, Kind, Settings, matrix
+from lorabake.adapters.kind import PROGRAMS, SCALE_OF_ALPHA_0, SKIPPING_STRENGTH_0, Kind, Settings, matrix
 from lorabake.adapters.tokens import rows_of
 from lorabake.architectures import architectures
 from lorabake.errors import MatchError
@@ -36,6 +36,7 @@ from lorabake.keymap.view import Picked, Region, View
 from lorabake.leftovers import by_end, line_for
 from lorabake.recognition import find_family, is_text, kinship, knows, recognise, titles
 from lorabake.resolve import GENERIC, LoraSource
+from lorabake.tensors.emptiness import ADVICE, hollow_words
 from lorabake.tensors.formats import way_of
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.ties import Tie, are_alike
@@ -49,6 +50,13 @@ WITHOUT_MLX_CONFIG = (
     '{"lora_parameters": {"scale": …}}'
 )
 AS_TODAY = "no peft_version says which PEFT trained it: {count} modules are read as today's does ({doubt})"
+ALPHA_0 = (
+    "its configuration says an alpha of 0, which is no scale; leave the modules out with a block pattern that names "
+    'them and the factor 0: blocks: {"…": 0}'
+)
+RANK_0 = "rank 0: no effect"
+"""Why a module without a rank is left out."""
+
 NO_CONFIG = "no alpha tensors and no adapter_config.json: scale 1 is assumed"
 MOST_BEFORE = 40
 """Letters of what trainers are known to write before a name."""
@@ -100,6 +108,11 @@ class Patch:
     def share(self) -> float:
         """Return what W(1) − W is multiplied by: the strength, unless `semantics` has another law."""
         return _share(self.kind, self.has_dora, self.semantics, self.strength, self.settings)
+
+    @property
+    def sets_all(self) -> bool:
+        """Tell whether nothing is left of what it meets."""
+        return self.kind.replaces and self.share == 1
 
 
 @dataclass(slots=True)
@@ -695,8 +708,10 @@ class _Match:
         for slot in sorted(frozenset[str]().union(*(kind.numbers for kind in kinds)) & shapes.keys()):
             if prod(shapes[slot]) != 1:
                 return f"its {slot} has the shape {shapes[slot]}"
-        empty = next((slot for slot in sorted(shapes) if 0 in shapes[slot]), None)
         for kind in kinds:
+            empty = next(
+                (slot for slot in sorted(shapes) if 0 in shapes[slot] and slot not in kind.may_be_empty), None
+            )
             view = self._view(target, kind)
             if view is None:
                 if kind.where_present:
@@ -748,7 +763,7 @@ class _Match:
     ) -> None:
         slots = frozenset(module.slots)
         if any(kind.rank(module.shapes) == 0 for kind in kinds):
-            self.ledger.excluded["rank 0: no effect"] += module.size
+            self.ledger.excluded[RANK_0] += module.size
             return
         for kind in kinds:
             view = self._view(target, kind)
@@ -776,6 +791,11 @@ class _Match:
             scale = said.scale_of(path) if said else None
             doubts = kind.doubt(fields, module.shapes), said.doubt(path) if said else ""
             self.doubts.update(filter(None, doubts))
+            if scale == 0:
+                scale = self._scale_of_alpha_0()
+                if scale is None:
+                    self.faults.strange.append((module.name, ALPHA_0))
+                    return
             parts = self._parts(module, target) if "alpha" in tensors and kind.low_rank else 1
             semantics = self.lora.entry.semantics or ""
             patch = Patch(self.index, module.name, kind, tensors, view, strength, scale, settings, parts, semantics)
@@ -809,6 +829,11 @@ class _Match:
             what = "DoRA's lengths" if by_rows else "the weight"
             raise ValueError(f"{title} swaps the halves of this module's change, and forgets those of {what}")
         return kind.meant(program, shapes, view.shape, strength)
+
+    def _scale_of_alpha_0(self) -> float | None:
+        """Return the scale that the program takes where the configuration's alpha is 0; None if none is known."""
+        program = self.lora.entry.semantics
+        return 0.0 if program == "peft" else SCALE_OF_ALPHA_0.get(program or "")
 
     def _acts(self, kind: Kind, module: LoraModule, target: Module) -> bool:
         """Tell whether the program changes the module's parameter at strength 0, too."""
@@ -1024,6 +1049,8 @@ class _Match:
 
     def _complaint(self, said: Architecture | None) -> str:
         name = self.lora.name
+        if hollow := hollow_words(self.lora.checkpoint.tensors):
+            return f"LoRA {name!r}: {hollow}\n{ADVICE}"
         placeless = [*self.faults.unmatched, *(module for module, _ in self.faults.misfits)]
         if said is None and (module := self._foreign_module(placeless)):
             down = self.lora.tensors.modules[module].shapes.get("down")

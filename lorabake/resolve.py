@@ -23,6 +23,7 @@ from lorabake.keymap.table import Architecture, KeyMap, find
 from lorabake.recipe import Lora, Recipe, Source
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, open_lora, optional_object
 from lorabake.tensors.dtypes import FLOAT_NAMES, LARGEST
+from lorabake.tensors.emptiness import check_checkpoint, check_lora
 from lorabake.tensors.formats import find_packing
 from lorabake.tensors.packing import PackedInfo, Packing, grow, read_shape
 from lorabake.tensors.safetensors import TensorInfo
@@ -81,11 +82,13 @@ class Sources:
 def resolve(recipe: Recipe) -> Sources:
     """Open every input of the recipe; raise FileError for what is missing, damaged or of another format."""
     base = transcribe(open_checkpoint(recipe.locate(recipe.base.path), recipe.base.variant))
+    check_checkpoint(base.path, base.tensors)
     if base.is_folder and recipe.base.sha256:
         raise FileError(f"{base.path}: sha256 is for a file, and the base is a folder")
     vae = vae_map = None
     if recipe.vae is not None:
         vae = open_checkpoint(recipe.locate(recipe.vae.path))
+        check_checkpoint(vae.path, vae.tensors)
         if find(VAE, vae.tensors) is None:
             raise FileError(f"{vae.path}: not a VAE: it has no encoder.down… tensors")
         if ways := find_packing(vae).titles:
@@ -114,6 +117,7 @@ def resolve(recipe: Recipe) -> Sources:
 def open_source(entry: Lora, path: Path) -> LoraSource:
     """Open the LoRA that a recipe's entry names."""
     checkpoint, config = open_lora(path)
+    check_lora(entry.path, checkpoint.tensors)
     where = str(checkpoint.path)
     return LoraSource(
         entry=entry,

@@ -156,6 +156,7 @@ class SparseLora(Lora):
     optional = frozenset({"mid", "alpha"})
     markers = frozenset()
     integers = frozenset({"sparse_places", "sparse_size"})
+    may_be_empty = frozenset({"sparse_places", "sparse_values"})
     suffixes = (
         (r"\.bias_indices", "sparse_places"),
         (r"\.bias_values", "sparse_values"),

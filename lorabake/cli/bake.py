@@ -11,6 +11,7 @@ import click
 
 from lorabake.baking import RunOptions
 from lorabake.baking import bake as run_bake
+from lorabake.changes import FADES
 from lorabake.cli import CONTEXT
 from lorabake.cli.show import ledger_lines, rate_of, shown, size_of, survives
 from lorabake.errors import SurroundingsError, TargetError
@@ -18,6 +19,9 @@ from lorabake.planning import Plan, default_workers
 from lorabake.planning import plan as make_plan
 from lorabake.provenance import origins
 from lorabake.recipe import load_recipe
+
+ALL = 0.9995
+"""Share of a change from which on nothing is said to be lost."""
 
 
 @click.command(context_settings=CONTEXT)
@@ -98,7 +102,8 @@ def bake(
         click.echo(text)
     if talks:
         for lora, share in result.survival.items():
-            click.echo(survives(plan.sources.loras[lora].name, share), err=True)
+            if FADES <= share < ALL:  # less was warned of
+                click.echo(survives(plan.sources.loras[lora].name, share), err=True)
         synced = f" ({result.sync_seconds:.1f} s of it waiting for the disk)" if fsync else ""
         memory = f", peak memory {result.peak_memory / 2**20:.0f} MiB" if result.peak_memory else ""
         computed = f", computed on {result.device}" if result.computed else ""

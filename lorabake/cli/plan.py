@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from lorabake.changes import Tally, cautions_of, cautions_of_recipe
 from lorabake.cli import CONTEXT
 from lorabake.cli.show import ledger_lines, shown, size_of, survives
 from lorabake.planning import plan as make_plan
@@ -19,7 +20,10 @@ from lorabake.recipe import load_recipe
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Plan for this path instead of the recipe's.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan's figures as JSON.")
 @click.option(
-    "--estimate", is_flag=True, help="Estimate what survives of each LoRA in the output's dtype (reads tensors)."
+    "--estimate",
+    is_flag=True,
+    help="Estimate what survives of each LoRA in the output's dtype, and warn of changes that are none, or absurd "
+    "(reads tensors).",
 )
 def plan(recipe: Path, output: Path | None, as_json: bool, estimate: bool) -> None:
     """Show what baking RECIPE would do, and what it needs.
@@ -28,14 +32,16 @@ def plan(recipe: Path, output: Path | None, as_json: bool, estimate: bool) -> No
     whole.
     """
     made = make_plan(load_recipe(recipe), output)
-    shares: dict[int, float] = {}
+    tallies: dict[int, Tally] = {}
     if estimate:
-        from lorabake.verification.survival import survival
+        from lorabake.verification.survival import estimate as estimated
 
-        shares = survival(made)
+        tallies = estimated(made)
+    shares = {lora: share for lora, tally in tallies.items() if (share := tally.survival) is not None}
+    warnings = [str(each) for each in (*cautions_of_recipe(made), *cautions_of(made, tallies))]
     folder = next(path for path in (made.path.parent, *made.path.parents) if path.exists())
     free = shutil.disk_usage(folder).free
-    report = made.report() | {"free_disk_bytes": free}
+    report = made.report() | {"free_disk_bytes": free, "warnings": warnings}
     if estimate:
         report["survival"] = {str(lora): round(share, 4) for lora, share in shares.items()}
     if as_json:
@@ -62,5 +68,7 @@ def plan(recipe: Path, output: Path | None, as_json: bool, estimate: bool) -> No
     click.echo(f"memory    about {made.peak_memory() / 2**20:.0f} MiB with two workers")
     for note in made.notes:
         click.echo(f"note      {note}")
+    for warning in warnings:
+        click.echo(f"warning   {warning}", err=True)
     if free < made.size:
         click.echo("warning   the disk has not enough room for it", err=True)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from lorabake.changes import percent
 from lorabake.matching import Ledger
 
 
@@ -37,7 +38,7 @@ def counts(found: Mapping[str, int]) -> str:
 
 def survives(lora: str, share: float) -> str:
     """Tell how much of a LoRA's change the output keeps."""
-    return f"{lora}: about {share:.1%} of its change survives the output's dtype"
+    return f"{lora}: {percent(share)} of its change survives the output's dtype"
 
 
 def ledger_lines(ledger: Ledger) -> Iterator[str]:

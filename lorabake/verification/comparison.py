@@ -31,7 +31,7 @@ class Comparison:
 
     `wrong` counts the values out of their bound and `rows` names their rows; `worst` is the largest distance, in ulps
     of the larger number; `nonfinite` counts values that are no numbers though the due ones are, and gives the first
-    one's row and column.
+    one's row and column; `flipped` counts zeros with another sign than the base's that nothing changes.
     """
 
     target: Target
@@ -44,6 +44,7 @@ class Comparison:
     worst: float = 0.0
     rows: set[int] = field(default_factory=set)
     nonfinite: tuple[int, int, int] | None = None
+    flipped: int = 0
     base_energy: float = 0.0
     shares: dict[int, Share] = field(default_factory=dict)
     """By the patch's place in the step."""
@@ -75,6 +76,8 @@ class Comparison:
             self._share(tile, error)
             np.abs(error, out=error)
             ulps = np.divide(error, spacing(self.dtype, found), out=error)
+        if self.found.dtype == tile.target.source.dtype:
+            self.count_flipped(found, tile.base, tile.exact)
         self.values += found.size
         worst = float(ulps.max(initial=0.0))
         finite: NDArray[np.bool_] | bool = True
@@ -130,6 +133,13 @@ class Comparison:
         self.inexact += len(rows)
         self.wrong += int(wrong.sum())
         self.rows.update(rows[wrong].tolist())
+
+    def count_flipped(self, found: Array, base: Array, exact: Array) -> None:
+        """Count zeros that differ from the base's in their sign, though the change is exactly zero."""
+        zeros = np.flatnonzero((found == 0) & (base == 0))
+        if len(zeros):
+            there, before, due = (np.ascontiguousarray(each).reshape(-1)[zeros] for each in (found, base, exact))
+            self.flipped += int(np.count_nonzero((np.signbit(there) != np.signbit(before)) & (due == 0)))
 
     def _note_nonfinite(self, at: Indices, start: int) -> None:
         if len(at):

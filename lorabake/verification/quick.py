@@ -17,6 +17,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from lorabake.adapters.kind import matrix
+from lorabake.changes import Tally
+from lorabake.matching import Patch
 from lorabake.planning import Bake, Plan, default_workers
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.verification.arrays import Files
@@ -28,7 +30,8 @@ from lorabake.verification.findings import Finding, Status
 from lorabake.verification.formulas import Array
 from lorabake.verification.projections import FALSE_ALARM, VECTORS, Projector
 from lorabake.verification.settings import explain_by_settings
-from lorabake.verification.weights import WeightsResult, untouched, verdicts
+from lorabake.verification.survival import note_scales
+from lorabake.verification.weights import WeightsResult, told_of, untouched, verdicts
 
 PLACES = 8
 """Places in a tensor at which rows are recomputed, from its first to its last."""
@@ -62,7 +65,7 @@ class Summed:
     """Hold what one tensor's random sums said: how near the worst row came to its bound, and what is wrong, if so.
 
     `gram` has the inner products of the sums of the LoRAs' changes, by `loras`, and `arrived` those with what is
-    there, both in units of what rounding does.
+    there, both in units of what rounding does; `moves` tells whose change is not zero.
     """
 
     step: Bake
@@ -72,6 +75,7 @@ class Summed:
     loras: tuple[int, ...]
     gram: Array
     arrived: Array
+    moves: tuple[tuple[Patch, bool], ...]
 
 
 class _Check:
@@ -111,6 +115,7 @@ class _Check:
             *_summed(summed),
             *_recomputed(results),
             *_loras(self.plan, strengths, {each.lora for each in diagnoses}),
+            *told_of(self.plan, "quick", self._tallies(results, summed), digests, is_whole=sample is None),
             *findings(self.plan, diagnoses, results, "quick"),
             *by_setting,
         )
@@ -135,7 +140,20 @@ class _Check:
         parts = np.array([each.ravel() for each in by_lora.values()])
         worst, values = float(sums.ratios.max(initial=0.0)), prod(sums.target.shape)
         gram, arrived = parts @ parts.T / noise, parts @ sums.arrived.ravel() / noise
-        return Summed(job.step, values, worst, tuple(diagnoses), tuple(by_lora), gram, arrived)
+        moves = ((each.patch, bool(part.any())) for each, part in zip(sums.products, sums.parts, strict=True))
+        return Summed(job.step, values, worst, tuple(diagnoses), tuple(by_lora), gram, arrived, tuple(moves))
+
+    def _tallies(self, results: Sequence[Comparison], summed: Sequence[Summed]) -> dict[int, Tally]:
+        """Sum up whose change is zero, and whose tensors say that it is turned around, or erases."""
+        tallies: dict[int, Tally] = {}
+        seen = [pair for each in summed for pair in each.moves]
+        for each in results:
+            seen += [(each.step.patches[number], share.energy != 0) for number, share in each.shares.items()]
+        for patch, moves in seen:
+            tallies.setdefault(patch.lora, Tally()).count(patch.module, moves=moves)
+        for patch in {id(patch): patch for patch, _ in seen}.values():
+            note_scales(tallies[patch.lora], patch, self.comparer.recomputation)
+        return tallies
 
     def _rows_of(self, lora: int, summed: Sequence[Summed]) -> Iterator[Comparison]:
         """Recompute some rows of what one LoRA changes: they tell another strength from what rounding takes."""

@@ -297,7 +297,11 @@ class Recomputation:
             parts[key].append(Change(step.patches.index(there[0].patch), there[0].patch, rows, total))
         dtypes = {target.key: target.dtype for target in step.targets}
         for target in step.targets:
-            if (encoding := target.encoding) is not None:  # all as it is stored, in units of the scale that is due
+            if self._stays(target, base, exact):
+                base[target.key] = self.files.whole(target.source).reshape(matrix(target.shape))
+                exact[target.key] = base[target.key]
+                parts[target.key] = [replace(each, delta=np.zeros_like(each.delta)) for each in parts[target.key]]
+            elif (encoding := target.encoding) is not None:  # all as it is stored, in units of the scale that is due
                 old, shape = base[target.scale_key], shapes[target.scale_key]
                 base[target.key], exact[target.key] = (turned(encoding, each[target.key]) for each in (base, exact))
                 flat = exact[target.key].reshape(matrix(target.shape))
@@ -319,6 +323,20 @@ class Recomputation:
                 ]
         for target in step.targets:
             yield Tile(target, 0, base[target.key], exact[target.key], tuple(parts[target.key]))
+
+    def _stays(self, target: Target, base: Mapping[str, Array], exact: Mapping[str, Array]) -> bool:
+        """Tell whether nothing changes a scaled weight, so that it stays as it is stored.
+
+        What is lost beside the weight in float32 may count as nothing: the checkpoint's scale tells whether it did.
+        """
+        if target.encoding is None:
+            return False
+        change = np.abs(exact[target.key] - base[target.key]).max(initial=0.0)
+        if not change <= EDGE * np.abs(base[target.key]).max(initial=0.0):
+            return False
+        found, scale = self.found.get(target.scale_key), target.encoding.parts["scale"]
+        kept = found is not None and found.dtype == scale.dtype and self.files.equal(found, scale)
+        return not change or kept
 
     def _fresh(self, weight: Array, scale: Array, target: Target, scale_dtype: str) -> Array:
         """Return the scales, in their shape, by which the largest value of each block becomes the dtype's largest.

@@ -169,7 +169,7 @@ class Screen:
             share.energy += sums[i, i]
             share.due += due
             share.arrived += due + extra[i]
-        rows, columns = np.divmod(near, error.shape[1])
+        rows, columns = np.divmod(np.union1d(near, _flipped(result, block)), error.shape[1])
         there, before = (
             decode(dtype, stored[rows, columns].tobytes())
             for dtype, stored in ((result.found.dtype, block.held), (result.target.source.dtype, block.base))
@@ -190,6 +190,15 @@ class Screen:
                 yield Delta(factor, slice(first - start, last - start), values)
 
 
+def _flipped(result: Comparison, block: Block) -> Indices:
+    """Return the zeros of a block whose sign is not that of the base's zeros there."""
+    if result.found.dtype != result.target.source.dtype:
+        return np.empty(0, np.intp)
+    sign = block.held.dtype.type(1 << 8 * block.held.itemsize - 1)
+    differ = np.flatnonzero((block.held ^ block.base) == sign)
+    return np.extract((block.base.ravel()[differ] & ~sign) == 0, differ)
+
+
 def _settle(result: Comparison, factors: Sequence[Factor], suspects: Sequence[Suspects], allowed: Array) -> None:
     """Work out in float64 what is due where float32 could not tell, and judge what is there."""
     rows, columns, found, base = (
@@ -207,3 +216,5 @@ def _settle(result: Comparison, factors: Sequence[Factor], suspects: Sequence[Su
     result.worst = max(result.worst, float(ulps[~inexact].max(initial=0.0)))
     slack = allowed[rows] + 16 * UNIT * (np.abs(base) + np.abs(exact))
     result.judge(rows[inexact], found[inexact], exact[inexact], slack[inexact])
+    if result.found.dtype == result.target.source.dtype:
+        result.count_flipped(found, base, exact)

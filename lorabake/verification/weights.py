@@ -14,6 +14,7 @@ from math import sqrt
 
 from threadpoolctl import threadpool_limits
 
+from lorabake.changes import Tally, cautions_of, cautions_of_recipe
 from lorabake.planning import Bake, Plan, default_workers
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.verification.arrays import Files
@@ -22,10 +23,9 @@ from lorabake.verification.comparison import Comparison, Share
 from lorabake.verification.diagnosis import Diagnosis, Diagnostician, findings
 from lorabake.verification.digests import Digests
 from lorabake.verification.findings import Effect, Finding, Status, TensorVerdict
+from lorabake.verification.recompute import Recomputation
 from lorabake.verification.settings import explain_by_settings
-
-FAINT = 0.9
-"""Share of a LoRA's change that arrived, below which the output's dtype is too coarse for it."""
+from lorabake.verification.survival import is_idle, note_scales, zero_slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,14 @@ class _Check:
                 *untouched(results, "weights"),
                 *_baked(results),
                 *self._loras(results),
+                *told_of(
+                    self.plan,
+                    "weights",
+                    _tallies(results, self.comparer.recomputation),
+                    digests,
+                    is_whole=sample is None,
+                ),
+                *_signs(results),
                 *findings(self.plan, diagnoses, results),
                 *told,
             ),
@@ -100,12 +108,6 @@ class _Check:
             if own and len(right) == len(own):
                 note = f"applied to all {len(own)} tensors at the recipe's strength"
                 yield Finding("weights.lora", Status.PASS, lora.name, f"{len(right)} tensors", f"{len(own)}", note)
-            arrived, due = sum(share.arrived for _, share in own), sum(share.due for _, share in own)
-            if right and due > 0 and arrived / due < FAINT:
-                note = "the rest of its change was lost below the resolution of the output's dtype"
-                yield Finding(
-                    "weights.resolution", Status.WARN, lora.name, f"{arrived / due:.0%}", f"{FAINT:.0%}", note
-                )
 
     def _effects(self, results: Iterable[Comparison]) -> Iterator[Effect]:
         """Sum ‖ΔW‖² and ‖W‖² up over blocks, in the model's order."""
@@ -217,6 +219,48 @@ def _baked(results: Sequence[Comparison]) -> Iterator[Finding]:
             limit = bound if is_cast else f"{bound} and float32's own error"
             subject = f"{len(right)} {check} tensors"
             yield Finding(f"weights.{check}", Status.PASS, subject, f"worst {worst:.3f} ulp", limit, note)
+
+
+def _signs(results: Sequence[Comparison]) -> Iterator[Finding]:
+    """Tell of zeros that are the base's but for their signs, though nothing changes there."""
+    flipped = [each for each in results if each.flipped]
+    if flipped:
+        values = sum(each.flipped for each in flipped)
+        subject = flipped[0].target.key if len(flipped) == 1 else f"{len(flipped)} tensors"
+        note = "the same numbers and other bytes: zeros have another sign than the base's, where nothing changes them"
+        yield Finding("weights.signs", Status.WARN, subject, f"{values} values", "0", note)
+
+
+def _tallies(results: Sequence[Comparison], recomputation: Recomputation) -> dict[int, Tally]:
+    """Sum up what became of each LoRA's change; of what is lost the right tensors tell alone."""
+    tallies: dict[int, Tally] = {}
+    for result in results:
+        mine = {result.step.patches[number].lora for number in result.shares}
+        for lora in mine:
+            tallies.setdefault(lora, Tally()).base += result.base_energy
+        for number, share in result.shares.items():
+            patch = result.step.patches[number]
+            tally = tallies[patch.lora]
+            if result.step.summed:
+                tally.count(patch.module, moves=share.energy != 0)
+            tally.energy += 0.0 if patch.kind.replaces else share.energy
+            if result.is_right:
+                tally.due += share.due
+                tally.arrived += share.arrived
+    for patch, step in {id(patch): (patch, each.step) for each in results for patch in each.step.patches}.values():
+        tally = tallies.setdefault(patch.lora, Tally())
+        if not step.summed:  # what all make together was counted for the first
+            tally.count(patch.module, moves=not is_idle(patch, zero_slots(patch, recomputation.files), recomputation))
+        note_scales(tally, patch, recomputation)
+    return tallies
+
+
+def told_of(
+    plan: Plan, stage: str, tallies: Mapping[int, Tally], digests: Mapping[str, str], *, is_whole: bool
+) -> Iterator[Finding]:
+    """Warn of changes that are none, get lost, or are absurd; without `is_whole` some modules were looked at."""
+    for each in (*cautions_of_recipe(plan, digests), *cautions_of(plan, tallies, whole=is_whole)):
+        yield Finding(f"{stage}.{each.check}", Status.WARN, each.lora, each.measured, each.limit, each.note)
 
 
 def _shares(result: Comparison, lora: int) -> Iterator[Share]:

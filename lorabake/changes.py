@@ -1,0 +1,193 @@
+"""Say where a LoRA's change is none, gets lost, or is absurd: one vocabulary for `plan`, `bake` and `verify`.
+
+Each of them looks at changes in its own way, a few rows of each weight or all of them, and sums up what it saw in a
+`Tally` for each LoRA. What a tally is worth a warning for, and the words of it, are here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import isfinite, sqrt
+
+from lorabake.errors import MatchError
+from lorabake.matching import RANK_0
+from lorabake.planning import Plan
+from lorabake.provenance import origins
+
+FADES, VANISHES = 0.9, 0.5
+"""Shares of a LoRA's change that survive the output's dtype: below the first one is warned, and below the second a
+bake into bfloat16 or 8 bits stops unless the recipe allows the loss."""
+
+LARGE = 1.0
+"""Size of a LoRA's change, as a multiple of the weights that it meets, above which one is warned."""
+
+STRONG = 10.0
+"""Strength from which on one is warned; usual ones are between -2 and 2."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caution:
+    """Warn of one thing about one LoRA: `check` names it, `measured` and `limit` are figures as text, or empty."""
+
+    check: str
+    lora: str
+    measured: str
+    limit: str
+    note: str
+
+    def __str__(self) -> str:
+        return f"LoRA {self.lora!r}: {self.note}"
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sum up what was seen of one LoRA's changes δ.
+
+    `moves` tells of each module whether it changes anything, `negative` and `erasing` are modules whose scale is
+    negative, and whose DoRA magnitudes have zeros. In the rows that were looked at: ‖δ‖² (`energy`) beside ‖W‖²
+    (`base`), and the inner products with δ of what was `due` and what `arrived`.
+    """
+
+    moves: dict[str, bool] = field(default_factory=dict)
+    negative: set[str] = field(default_factory=set)
+    erasing: set[str] = field(default_factory=set)
+    energy: float = 0.0
+    base: float = 0.0
+    due: float = 0.0
+    arrived: float = 0.0
+
+    def count(self, module: str, *, moves: bool) -> None:
+        """Note of a part of a module whether it changes anything."""
+        self.moves[module] = self.moves.get(module, False) or moves
+
+    def add(self, other: Tally) -> None:
+        """Add what was seen elsewhere."""
+        for module, moves in other.moves.items():
+            self.count(module, moves=moves)
+        self.negative |= other.negative
+        self.erasing |= other.erasing
+        self.energy += other.energy
+        self.base += other.base
+        self.due += other.due
+        self.arrived += other.arrived
+
+    @property
+    def idle(self) -> list[str]:
+        """List the modules that change nothing, in the order of their names."""
+        return sorted(module for module, moves in self.moves.items() if not moves)
+
+    @property
+    def survival(self) -> float | None:
+        """Return the share of what was due that arrived; None where nothing was."""
+        return self.arrived / self.due if self.due > 0 and isfinite(self.arrived) else None
+
+    @property
+    def size(self) -> float:
+        """Return ‖δ‖/‖W‖, 0 where no weight was met."""
+        return sqrt(self.energy / self.base) if self.base > 0 and isfinite(self.energy) else 0.0
+
+
+def cautions_of(plan: Plan, tallies: Mapping[int, Tally], *, whole: bool = True) -> Iterator[Caution]:
+    """Warn of what tallies by LoRA tell; without `whole` some modules alone were looked at."""
+    for number, tally in sorted(tallies.items()):
+        lora, count = plan.sources.loras[number].name, len(tally.moves)
+
+        def modules(some: Iterable[str], count: int = count) -> str:
+            few = list(some)
+            named = f" ({few[0]}{', …' if len(few) > 1 else ''})" if len(few) < count else ""
+            return f"{len(few)} of {'' if whole else 'the '}{count}{'' if whole else ' sampled'} modules{named}"
+
+        if idle := tally.idle:
+            note = f"{modules(idle)} change nothing: what they add is zero"
+            if len(idle) == count:
+                which = "the sampled" if not whole else "its"
+                note = f"all of {which} {count} modules change nothing: what they add is zero"
+                note = f"{which} one module changes nothing: what it adds is zero" if count == 1 else note
+            yield Caution("zero", lora, _modules(len(idle)), "0", note)
+        if tally.negative:
+            note = f"{modules(sorted(tally.negative))} have a negative alpha: their change is taken away, not added"
+            yield Caution("alpha", lora, _modules(len(tally.negative)), "0", note)
+        if tally.erasing:
+            note = f"{modules(sorted(tally.erasing))} have zeros as DoRA magnitudes, which erase what they scale"
+            yield Caution("magnitude", lora, _modules(len(tally.erasing)), "0", note)
+        if (share := tally.survival) is not None and share < FADES:
+            yield fading(lora, share)
+        if tally.size > LARGE:
+            strengths = {patch.strength for patch in plan.patches if patch.lora == number}
+            strongest = max(strengths, key=abs, default=0.0)
+            note = (
+                f"its change is {tally.size:.3g} times as large as the weights that it meets (strength {strongest:g})"
+            )
+            yield Caution("large", lora, f"{tally.size:.3g}", f"{LARGE:g}", note)
+
+
+def fading(lora: str, share: float) -> Caution:
+    """Warn that an output's dtype keeps too little of a LoRA's change."""
+    note = f"{percent(share)} of its change survives the output's dtype"
+    return Caution("resolution", lora, f"{max(share, 0.0):.1%}", f"{FADES:.0%}", note)
+
+
+def no_scale(lora: str, key: str, alpha: float) -> MatchError:
+    """Word the error for an alpha that is zero, or no number, where no program says what it is."""
+    return MatchError(
+        f"LoRA {lora!r}: {key} is {alpha}, which is no scale\n"
+        f'Leave the module out with a block pattern that names it and the factor 0: blocks: {{"…": 0}}'
+    )
+
+
+def percent(share: float) -> str:
+    """Write an estimated share in words."""
+    return f"about {max(share, 0.0):.1%}"
+
+
+def cautions_of_recipe(plan: Plan, digests: Mapping[str, str] | None = None) -> Iterator[Caution]:
+    """Warn of what headers and recipe tell alone: strengths, scales, ranks, and files that are listed twice.
+
+    `digests`, SHA-256 by the path of a file, tell copies of one file, too.
+    """
+    for number, (source, ledger) in enumerate(zip(plan.sources.loras, plan.ledgers, strict=True)):
+        lora = source.name
+        modules = {patch.module: patch for patch in plan.patches if patch.lora == number}
+        strong = [patch.strength for patch in modules.values() if abs(patch.strength) >= STRONG]
+        if strong:
+            note = f"its strength is {max(strong, key=abs):g} in {len(strong)} of {len(modules)} modules"
+            yield Caution("strength", lora, f"{max(strong, key=abs):g}", f"{STRONG:g}", note)
+        negative = sum(patch.scale is not None and patch.scale < 0 for patch in modules.values())
+        if negative:
+            note = f"its configuration says a negative alpha for {negative} of {len(modules)} modules"
+            yield Caution("alpha", lora, _modules(negative), "0", f"{note}: their change is taken away, not added")
+        if not modules and not ledger.embeddings and ledger.excluded[RANK_0]:
+            note = "it changes nothing: every module that is not left out has rank 0"
+            yield Caution("zero", lora, f"{ledger.excluded[RANK_0]} tensors", "0", note)
+    yield from _listed_twice(plan, digests or {})
+
+
+def _modules(count: int) -> str:
+    return f"{count} module{'s' if count != 1 else ''}"
+
+
+def _listed_twice(plan: Plan, digests: Mapping[str, str]) -> Iterator[Caution]:
+    """Warn of LoRAs that are one file, and change the same modules.
+
+    `digests` are SHA-256 by the path of a file, as far as they are known.
+    """
+    modules: defaultdict[int, set[str]] = defaultdict(set)
+    for patch in plan.patches:
+        modules[patch.lora].add(patch.module)
+    seen: defaultdict[object, list[int]] = defaultdict(list)
+    for number, source in enumerate(plan.sources.loras):
+        files = [path for _, path in origins(source.checkpoint)]
+        content = [digests[str(path)] for path in files if str(path) in digests]
+        names: list[object] = [tuple((status.st_dev, status.st_ino) for status in map(os.stat, files))]
+        names += [tuple(content)] if len(content) == len(files) else []
+        twins = [other for name in names for other in seen[name] if modules[other] & modules[number]]
+        for name in names:
+            seen[name].append(number)
+        if twins:
+            first = plan.sources.loras[twins[0]].name
+            also = "" if first == source.name else f", here and as {first!r}"
+            note = f"the recipe lists this file twice{also}: both changes add up"
+            yield Caution("twice", source.name, "", "", note)

@@ -1,0 +1,230 @@
+"""What happens to rows of a tensor, part by part, and a few rows by which a bake sees what becomes of each change."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from lorabake.adapters import dora
+from lorabake.adapters.kind import MAGNITUDES, Tensors, Terms
+from lorabake.errors import MatchError
+from lorabake.matching import Patch
+from lorabake.planning import Bake, Plan, Target
+
+STEPS, PLACES, VALUES, FEW = 64, 8, 2048, 8
+"""Where a bake looks to see what becomes of a LoRA's change: steps, places in a tensor, and values in a place.
+
+A few rows are enough to see of most changes that they are not zero.
+"""
+
+
+Place = tuple[int, int]
+"""The first row of a tensor to be looked at, and the one after the last."""
+
+Where = slice | tuple[slice, slice]
+"""Rows, or some values of each of them, as an index."""
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """Add `up @ down` to rows `start` to `stop`: the stacked factors of all plain patches on those rows.
+
+    `ranks` say which of the stacked ranks are whose, and `picked` which values of each row it is for, all where it is
+    None.
+    """
+
+    start: int
+    stop: int
+    up: torch.Tensor
+    down: torch.Tensor
+    ranks: tuple[tuple[Patch, slice], ...]
+    picked: slice | None = None
+
+    @property
+    def patches(self) -> list[Patch]:
+        """List the patches that it is of."""
+        return [patch for patch, _ in self.ranks]
+
+    def change(self, patch: Patch, base: torch.Tensor, inner: slice) -> torch.Tensor:
+        """Return what a patch adds to the part's rows `inner`, which hold `base`."""
+        own = next(ranks for each, ranks in self.ranks if each is patch)
+        return self.up[inner, own] @ self.down[own]
+
+    def moves(self, patch: Patch, base: torch.Tensor, inner: slice) -> bool:
+        """Tell whether a patch changes any of the part's rows `inner`, which hold `base`."""
+        own = next(ranks for each, ranks in self.ranks if each is patch)
+        if (self.up[inner.start, own] @ self.down[own, :1]).any():  # as mostly
+            return True
+        up, down = self.up[inner, own], self.down[own]
+        return bool(up.any() and down.any() and (up @ down).any())
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Change rows `start` to `stop` by a patch whose delta is no plain product; `start` is the module's row `row`."""
+
+    start: int
+    stop: int
+    row: int
+    patch: Patch
+    tensors: Tensors
+    terms: Terms
+    picked: slice | None = None
+
+    @property
+    def patches(self) -> list[Patch]:
+        """List the patches that it is of."""
+        return [self.patch]
+
+    def rows(self, inner: slice) -> slice:
+        """Return the module's rows that the part's rows are."""
+        return slice(self.row + inner.start, self.row + inner.stop)
+
+    def change(self, patch: Patch, base: torch.Tensor, inner: slice) -> torch.Tensor:
+        """Return what the patch adds to the part's rows `inner`, which hold `base`."""
+        change = change_of(patch, self.tensors, base, self.rows(inner), self.terms)
+        return (change - base if patch.has_dora else change) * patch.share
+
+    def moves(self, patch: Patch, base: torch.Tensor, inner: slice) -> bool:
+        """Tell whether the patch changes any of the part's rows `inner`, which hold `base`."""
+        few = slice(inner.start, min(inner.start + FEW, inner.stop))
+        ways = ((base[:FEW], few), (base, inner))
+        return any(bool(self.change(patch, some, rows).any()) for some, rows in ways)
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """Move rows towards `value` by the patch's share of the way."""
+
+    start: int
+    stop: int
+    patch: Patch
+    value: torch.Tensor
+    picked: None = None
+
+    @property
+    def patches(self) -> list[Patch]:
+        """List the patches that it is of."""
+        return [self.patch]
+
+    def change(self, patch: Patch, base: torch.Tensor, inner: slice) -> torch.Tensor:
+        """Return what the patch adds to the part's rows `inner`, which hold `base`."""
+        return (self.value[inner] - base) * patch.share
+
+    def moves(self, patch: Patch, base: torch.Tensor, inner: slice) -> bool:
+        """Tell whether the patch changes any of the part's rows `inner`, which hold `base`."""
+        return bool(self.change(patch, base, inner).any())
+
+
+Part = Product | Update | Replace
+"""What happens to rows of a tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Hold a few rows of a tensor, from `start` of it, as they were, and what each patch adds to some of them."""
+
+    key: str
+    start: int
+    base: torch.Tensor
+    changes: list[tuple[Patch, Where, torch.Tensor]] = field(default_factory=list)
+
+    def add(self, patch: Patch, change: torch.Tensor) -> None:
+        """Take what a module's whole change at strength 1, (out, columns), adds to these rows."""
+        row, rows = 0, len(self.base)
+        for region in patch.view.regions:
+            size = region.stop - region.start
+            first, last = max(region.start, self.start), min(region.stop, self.start + rows)
+            if region.key == self.key and first < last:
+                turned = change.T if patch.view.transpose else change
+                own = turned[row + first - region.start : row + last - region.start]
+                where = _where(slice(first - self.start, last - self.start), patch.view.chosen)
+                self.changes.append((patch, where, own * patch.share))
+            row += size
+
+
+def steps_looked_at(plan: Plan) -> frozenset[str]:
+    """Choose steps by their first tensors, at even distances among those of each LoRA."""
+    own: defaultdict[int, dict[str, None]] = defaultdict(dict)
+    for step in plan.bakes:
+        for patch in step.patches:
+            own[patch.lora][step.targets[0].key] = None
+    return frozenset(key for keys in own.values() for key in [*keys][:: -(-len(keys) // STEPS)])
+
+
+def places_of(spans: Iterable[tuple[int, int]], columns: int) -> list[Place]:
+    """Choose a few rows in the middle of each range that the same patches change."""
+    spans = list(spans)
+    rows = max(1, VALUES // max(1, columns))
+    found = []
+    for start, stop in itertools.pairwise(sorted({at for span in spans for at in span})):
+        if any(first <= start and stop <= last for first, last in spans):
+            middle = start + max(0, stop - start - rows) // 2
+            found.append((middle, min(middle + rows, stop)))
+    return found[:: -(-len(found) // PLACES)] if found else []
+
+
+def looks_at(step: Bake, base: Mapping[str, torch.Tensor]) -> Iterator[tuple[Target, Look]]:
+    """Take a few rows of a step's tensors, which are whole in `base`."""
+    for target in step.targets:
+        weight = base[target.key].reshape(step.matrix(target))
+        regions = [region for patch in step.patches for region in patch.view.regions if region.key == target.key]
+        for start, stop in places_of(((each.start, each.stop) for each in regions), weight.shape[1]):
+            yield target, Look(target.key, start, weight[start:stop])
+
+
+def overlaps(parts: Iterable[Part], first: int, last: int) -> Iterator[tuple[Part, slice, Where]]:
+    """Yield the parts that change rows `first` to `last`, which of their own rows, and where from `first` on."""
+    for part in parts:
+        start, stop = max(part.start, first), min(part.stop, last)
+        if start < stop:
+            outer = _where(slice(start - first, stop - first), part.picked)
+            yield part, slice(start - part.start, stop - part.start), outer
+
+
+def _where(rows: slice, picked: slice | None) -> Where:
+    return rows if picked is None else (rows, picked)
+
+
+def stacked(
+    start: int, stop: int, picked: slice | None, factors: Sequence[tuple[Patch, torch.Tensor, torch.Tensor]]
+) -> Product:
+    """Put the factors of several patches on the same rows side by side."""
+    left = torch.cat([left for _, left, _ in factors], dim=1) if len(factors) > 1 else factors[0][1]
+    right = torch.cat([right for _, _, right in factors]) if len(factors) > 1 else factors[0][2]
+    ends = itertools.accumulate((len(right) for _, _, right in factors), initial=0)
+    ranks = zip((patch for patch, _, _ in factors), itertools.starmap(slice, itertools.pairwise(ends)), strict=True)
+    return Product(start, stop, left.contiguous(), right.contiguous(), tuple(ranks), picked)
+
+
+def shaped(patch: Patch, tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return a tensor of just this shape; what torch would repeat to fill it is no part of a patch.
+
+    Raise MatchError for one of another shape.
+    """
+    if tensor.shape != shape:
+        found, wanted = (" × ".join(map(str, each)) for each in (tensor.shape, shape))
+        raise MatchError(
+            f"{patch.module}: {patch.kind.title} made {found} of its tensors, and the weight takes {wanted}\n"
+            "The plan should have refused them: please report this."
+        )
+    return tensor
+
+
+def change_of(patch: Patch, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+    """Return W(1) − W of some rows of a module; where a magnitude sets their lengths, W(1) or what stands for it."""
+    kind = patch.kind
+    own = {slot: tensor for slot, tensor in tensors.items() if slot not in MAGNITUDES} if patch.has_dora else tensors
+    delta = own["up"][rows] @ own["down"] if kind.low_rank else kind.delta(own, weight, rows, terms)
+    shaped(patch, delta, tuple(weight.shape))
+    if not patch.has_dora:
+        return delta
+    axis = dora.axis(patch.shapes, terms.shape, kind.length_axis)
+    assert axis is not None
+    magnitude = next(tensors[slot] for slot in MAGNITUDES & tensors.keys()).reshape(-1)
+    lengths = magnitude[rows] if axis == "row" else magnitude
+    return dora.apply(weight, delta, lengths, axis, terms.shape, patch.semantics, patch.strength)

@@ -1,0 +1,46 @@
+"""Find files that were saved without their content: their tensors are empty.
+
+DeepSpeed's ZeRO-3 and FSDP split each parameter over all processes. Whoever saves then without gathering them first
+writes parameters of the shape (0,), and beside them, whole, the few that are too small to be split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lorabake.errors import FileError
+from lorabake.tensors.safetensors import TensorInfo, some
+
+WEIGHT = "weight"
+"""How the keys of weights end, which no checkpoint has without values."""
+
+ADVICE = (
+    "Save it anew with its weights gathered: stage3_gather_16bit_weights_on_model_save: true for DeepSpeed, a full "
+    "state dict for FSDP.\nA checkpoint of the training may still hold them: zero_to_fp32.py puts one together."
+)
+
+
+def hollow_words(tensors: Mapping[str, TensorInfo], ends: str = "") -> str:
+    """Say how many of a file's tensors are empty that way, and why; "" where none is.
+
+    Only keys with this end count, unless all tensors are empty: some formats have empty tensors beside the weights.
+    """
+    hollow = [key for key, info in tensors.items() if info.shape == (0,)]
+    if len(hollow) == len(tensors):
+        count = f"all of its {len(tensors)} tensors are empty"
+    elif hollow := [key for key in hollow if key.endswith(ends)]:
+        count = f"{len(hollow)} of its {len(tensors)} tensors are empty ({some(hollow)})"
+    return f"{count}: it was saved under DeepSpeed ZeRO-3 or FSDP without gathering the weights" if hollow else ""
+
+
+def check_lora(name: str, tensors: Mapping[str, TensorInfo]) -> None:
+    """Raise FileError for a LoRA all of whose tensors are empty; where some are, they are told to have no place."""
+    if tensors and all(info.shape == (0,) for info in tensors.values()):
+        raise FileError(f"LoRA {name!r}: {hollow_words(tensors)}\n{ADVICE}")
+
+
+def check_checkpoint(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    """Raise FileError for a checkpoint whose weights, or some of them, are empty."""
+    if hollow := hollow_words(tensors, WEIGHT):
+        raise FileError(f"{path}: {hollow}\n{ADVICE}")
