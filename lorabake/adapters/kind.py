@@ -73,10 +73,10 @@ class Kind:
 
     Those that do not replace a weight may have DoRA on top; `length_axis` says of what a `magnitude` has the lengths.
     `may_be_empty` are slots that need have no values. `reads_weight` is true where the delta depends on the weight,
-    and `by_rows` false where rows of it depend on other rows of the weight. `alpha_is_scale` is false where alpha means
-    something else: then it comes with the tensors. `peft_type` is PEFT's name, `peft_fields` the fields of its
-    configuration that it reads, that the shapes tell, or that have no effect on a merge. Of `PROGRAMS`, `programs` read
-    the kind, `dora_in` with DoRA on top, and `whole_in` apply it whole at any strength.
+    and `by_rows` false where rows of it depend on other rows of the weight. `alpha_is_scale` is false where alpha
+    means something else: then it comes with the tensors. `peft_type` is PEFT's name, `peft_fields` the fields of its
+    configuration that it reads, that the shapes tell, or that have no effect on a merge. Of `PROGRAMS`, `programs`
+    read the kind, `dora_in` with DoRA on top, and `whole_in` apply it whole at any strength.
     """
 
     name: ClassVar[str]
