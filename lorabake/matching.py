@@ -627,7 +627,13 @@ class _Match:
                 f"{' and '.join(sorted(changes, key=tie.heads.__contains__))} are one tensor: "
                 "their change, said for each, is baked once"
             )
-        return tie.fault(changes, alike=alike), frozenset(module.name for module in repeated)
+        loaded = alike and all(self._is_loaded(module) for modules in changes.values() for module in modules)
+        return tie.fault(changes, alike=alike, loaded=loaded), frozenset(module.name for module in repeated)
+
+    def _is_loaded(self, module: LoraModule) -> bool:
+        """Tell whether PEFT loads a whole tensor into the base's own, and not into a copy for one use."""
+        config, path = self.lora.config_of(self.matcher.spelled.word(module.name))
+        return config is not None and module.slots.keys() == {"whole_weight"} and not config.announces(path)
 
     def _law(self, module: LoraModule) -> object:
         """Return what a configuration says of a module that its tensors do not: its scale, and its trained tokens."""

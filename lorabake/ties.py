@@ -18,6 +18,9 @@ Changes = Mapping[str, list[LoraModule]]
 """What a file has for each use of an embedding, by the name of the use; no use without a change is there."""
 
 _WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM")
+SHARED = "shared"
+"""What models of an encoder and a decoder call the embedding of both."""
+
 _CHUNK = 1 << 24
 """Bytes of each of two tensors that are compared at a time."""
 
@@ -27,7 +30,7 @@ class Tie:
     """List the uses of one embedding: `stored` has those with a tensor in the base, the embedding first.
 
     `named` has the others under each name that they may go by. `heads` names the output heads of both, and `head`
-    the one to speak of.
+    the one to speak of; there are none where the head is another tensor, and encoder and decoder share the embedding.
     """
 
     stored: tuple[Module, ...]
@@ -54,13 +57,18 @@ class Tie:
         modules = [module for use in inputs_first for module in changes.get(use.name, ())]
         return modules if self.stored[0].name in changes else modules[1:]
 
-    def fault(self, changes: Changes, *, alike: bool) -> str | None:
+    def fault(self, changes: Changes, *, alike: bool, loaded: bool = False) -> str | None:
         """Say why these changes cannot be baked; `alike` tells that they are all the same.
 
-        PEFT trains tokens of an embedding in all its uses, and names them once.
+        PEFT trains tokens of an embedding in all its uses, and names them once. So it does with what is `loaded` into
+        the one tensor.
         """
+        if loaded and len(self.stored) == 1:
+            return None
         embedding = self.stored[0].name
         apart = [use.name for use in self.stored if use.name not in changes]
+        if not self.heads:
+            return self._fault_of_copies(changes, apart, alike=alike)
         of_heads = self.heads & changes.keys()
         of_tokens = changes.keys() == {embedding} and all("tokens" in each.slots for each in changes[embedding])
         if of_tokens and apart:
@@ -71,59 +79,75 @@ class Tie:
             )
         if of_tokens or (alike and of_heads and not apart and changes.keys() - of_heads):
             return None
-        how = "each otherwise" if len(changes) > 1 else f"{next(iter(changes))} alone"
         remedy = 'say "tie_word_embeddings": false in the base\'s config.json'
         if len(self.stored) == 1:
             key = self.stored[0].views["weight"].keys[0]
-            remedy = f"save a copy of {key} as {self.head}.weight in the base, and {remedy}"
+            copy = f"save a copy of {key} as {self.head}.weight in the base"
+            remedy = f"{copy} (or as the model's class calls its head), and {remedy}"
         return (
-            f"the model has one tensor for {embedding} and {self.head}, and it changes {how}\n"
+            f"the model has one tensor for {embedding} and {self.head}, and it changes {_how(changes)}\n"
             f"To let them differ, {remedy}."
         )
 
+    def _fault_of_copies(self, changes: Changes, apart: list[str], *, alike: bool) -> str | None:
+        embedding, *copies = [use.name for use in (*self.stored, *self.named)]
+        stored_apart = [name for name in apart if name != embedding]
+        if not stored_apart and (changes.keys() == {embedding} or (alike and changes.keys() >= {*copies})):
+            return None
+        return (
+            f"{', '.join(copies)} are the one tensor {embedding}, and it changes {_how(changes)}\n"
+            "One tensor cannot be changed for one use alone: train them together (PEFT's ensure_weight_tying)."
+        )
+
+
+def _how(changes: Changes) -> str:
+    return "each otherwise" if len(changes) > 1 else f"{next(iter(changes))} alone"
+
 
 def find_tie(config: Mapping[str, object], key_map: KeyMap) -> Tie | None:
-    """Find the embedding that is output head, too, if the base has such a one.
+    """Find the embedding that a base uses more than once, if it has such a one.
 
-    It has where its config.json names a model with a head and none is stored, or says that the two are one.
+    It is the output head, too, where config.json names a model with a head and none is stored, or says that the two
+    are one. Encoder and decoder have copies of it whether there is a head or not.
     """
     classes = config.get("architectures") or []
     text = config.get("text_config")
     said = config.get("tie_word_embeddings", text.get("tie_word_embeddings") if isinstance(text, dict) else None)
     has_head = isinstance(classes, list) and any(str(each).endswith(_WITH_HEAD) for each in classes)
-    if not has_head and (classes or said is not True):
-        return None
+    may_be_head = has_head or (not classes and said is True)
     for component in key_map.architecture.components:
-        modules = _modules(component, key_map)
-        weights = [name for name, module in modules.items() if "weight" in module.views]
-        head = next((name for name in weights if component.heads and name.endswith(component.heads)), None)
-        if component.embeddings and (head is None or said is True):
-            return _tie(component, key_map, head)
+        if component.embeddings and (tie := _tie(component, key_map, may_be_head=may_be_head, said=said is True)):
+            return tie
     return None
 
 
-def _tie(component: Component, key_map: KeyMap, head: str | None) -> Tie | None:
-    modules = _modules(component, key_map)
-    names = [
-        name for name, module in modules.items() if name.endswith(component.embeddings) and "weight" in module.views
-    ]
-    names.sort(key=lambda name: name.endswith(component.copies))
+def _tie(component: Component, key_map: KeyMap, *, may_be_head: bool, said: bool) -> Tie | None:
+    modules = {name: each for name, each in _modules(component, key_map).items() if "weight" in each.views}
+    names = [name for name in modules if _ends(name, component.embeddings)]
+    names.sort(key=lambda name: _ends(name, component.copies))
     if not names:
         return None
     words = names[0].split(".")
     roots = ["".join(f"{word}." for word in words[:count]) for count in range(len(words))]
     copies = [root + word for root in roots[-1:] for word in component.copies]
     heads = [root + word for root in roots for word in component.heads]
+    head = next((name for name in heads if name in modules), None)
+    is_head = may_be_head and (head is None or said)
+    if not is_head and not any(copy in names for copy in copies) and names[0] != roots[-1] + SHARED:
+        return None
+    stored = [names[0], *(name for name in copies if name in names[1:]), *([head] if head and is_head else [])]
+    absent = [name for name in [*copies, *(heads if is_head and not head else [])] if name not in stored]
     weight = modules[names[0]].views["weight"]
-    stored = [names[0], *(name for name in copies if name in names[1:]), *([head] if head else [])]
-    absent = [name for name in [*copies, *([] if head else heads)] if name not in stored]
     named = [
         Module(component.name, name, {**(modules[name].views if name in modules else {}), "weight": weight})
         for name in absent
     ]
-    return Tie(
-        tuple(modules[name] for name in stored), tuple(named), frozenset([head] if head else heads), head or heads[0]
-    )
+    uses = (frozenset([head] if head else heads), head or heads[0]) if is_head else (frozenset[str](), "")
+    return Tie(tuple(modules[name] for name in stored), tuple(named), *uses)
+
+
+def _ends(name: str, words: tuple[str, ...]) -> bool:
+    return any(f".{name}".endswith(f".{word}") for word in words)
 
 
 def _modules(component: Component, key_map: KeyMap) -> dict[str, Module]:

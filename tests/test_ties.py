@@ -18,7 +18,6 @@ from lorabake.planning import plan
 from lorabake.resolve import identify
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.ties import find_tie
-from lorabake.verification.findings import Status
 from tests import builders as b
 
 TOKENS, WIDTH, R = 10, 6, 2
@@ -126,7 +125,7 @@ def test_a_change_said_for_both_uses_is_baked_once(name: str, tmp_path: Path) ->
     assert after.keys() == {f"{EMBEDDING}.weight", "model.layers.0.self_attn.q_proj.weight"}
     assert_is(after[f"{EMBEDDING}.weight"], change.result)
     verification = verify(load_recipe(recipe), options=VerifyOptions(stages=("structure", "weights")))
-    assert verification.status is Status.PASS, verification.findings
+    assert verification.is_true, verification.findings
     (note,) = plan(load_recipe(recipe)).ledgers[0].notes
     assert note == f"{EMBEDDING} and {HEAD} are one tensor: their change, said for each, is baked once"
 
@@ -311,3 +310,55 @@ def test_config_json_says_what_is_tied(config: dict[str, object], extra: tuple[s
     here = Path("model.safetensors")
     tensors = {key: TensorInfo(key, key, "F32", (4, 4), here, 0, 64) for key in (*KEYS, *extra)}
     assert (find_tie(config, KeyMap.expand(identify(tensors), tensors)) is not None) == is_tied
+
+
+# -- what PEFT loads into the one tensor, announced or not ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("use", [EMBEDDING, HEAD])
+def test_an_embedding_saved_unannounced_replaces_the_one_tensor(use: str, tmp_path: Path) -> None:
+    saved = {f"{ROOT}{use}.weight": values(5, TOKENS, WIDTH)}
+    after = baked(write(tmp_path, saved, {"modules_to_save": None}), applied=3)
+    assert_is(after[f"{EMBEDDING}.weight"], saved[f"{ROOT}{use}.weight"])
+
+
+def test_an_embedding_trained_as_a_copy_for_one_use_is_refused(tmp_path: Path) -> None:
+    saved = {f"{ROOT}{HEAD}.weight": values(5, TOKENS, WIDTH)}
+    with pytest.raises(LorabakeError, match=f"it changes {HEAD} alone"):
+        b.run(write(tmp_path, saved, {"modules_to_save": [HEAD]}))
+
+
+# -- an encoder and a decoder with one embedding, beside a head of its own ------------------------------------------
+
+OWN_HEAD = {"lm_head.weight": values(2, TOKENS, WIDTH)}
+T5 = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "tie_word_embeddings": False}
+BOTH = ("encoder.embed_tokens", "decoder.embed_tokens")
+
+
+def on_t5(folder: Path, saved: Tensors) -> Path:
+    return write(folder, saved, {"modules_to_save": ["embed_tokens"]}, T5, OWN_HEAD, "shared")
+
+
+def test_copies_of_a_shared_embedding_are_baked_once(tmp_path: Path) -> None:
+    change = values(5, TOKENS, WIDTH)
+    after = baked(on_t5(tmp_path, {f"{ROOT}{use}.weight": change.clone() for use in BOTH}), applied=4)
+    assert_is(after["shared.weight"], change)
+    assert torch.equal(after["lm_head.weight"], OWN_HEAD["lm_head.weight"])
+
+
+@pytest.mark.parametrize("uses", [BOTH[:1], BOTH])
+def test_a_shared_embedding_is_not_changed_for_one_use(uses: tuple[str, ...], tmp_path: Path) -> None:
+    saved = {f"{ROOT}{use}.weight": values(5 + seed, TOKENS, WIDTH) for seed, use in enumerate(uses)}
+    with pytest.raises(LorabakeError, match="One tensor cannot be changed for one use alone"):
+        b.run(on_t5(tmp_path, saved))
+
+
+@pytest.mark.parametrize("name", ["layers.0.ffn_output", "layers.0.proj_out", "visual.output"])
+def test_what_ends_like_a_head_elsewhere_is_none(name: str) -> None:
+    tensors = {
+        key: TensorInfo(key, key, "F32", (TOKENS, WIDTH), Path("base"), 0, 0)
+        for key in (f"{EMBEDDING}.weight", f"{name}.weight")
+    }
+    tie = find_tie(TIED, KeyMap.expand(identify(tensors), tensors))
+    assert tie is not None
+    assert [use.name for use in tie.stored] == [EMBEDDING]

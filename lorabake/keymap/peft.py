@@ -265,9 +265,13 @@ class PeftConfig:
         if slot == "whole_bias" and self.bias != "none":
             return True
         words = module.split(".")
-        is_mlx = "lora_parameters" in self.fields
-        if words[-1] in EMBEDDINGS and not is_mlx and not any(word.isdigit() for word in words):
+        if words[-1] in EMBEDDINGS and not self.is_mlx and not any(word.isdigit() for word in words):
             return True
+        return self.announces(module)
+
+    def announces(self, module: str) -> bool:
+        """Tell whether `modules_to_save` names a module: PEFT trains a copy of it then, beside the base's."""
+        words = module.split(".")
         around = tuple(".".join(words[:count]) for count in range(1, len(words) + 1))
         return any(each.endswith(self.modules_to_save) for each in around)  # as PEFT does: `head` is `lm_head`, too
 
