@@ -631,9 +631,14 @@ class _Match:
         return tie.fault(changes, alike=alike, loaded=loaded), frozenset(module.name for module in repeated)
 
     def _is_loaded(self, module: LoraModule) -> bool:
-        """Tell whether PEFT loads a whole tensor into the base's own, and not into a copy for one use."""
+        """Tell whether what trained it changes the one tensor: MLX does, and PEFT where it loads it whole.
+
+        What PEFT was told to save it trains as a copy for one use.
+        """
         config, path = self.lora.config_of(self.matcher.spelled.word(module.name))
-        return config is not None and module.slots.keys() == {"whole_weight"} and not config.announces(path)
+        if config is None or config.is_mlx:
+            return config is not None
+        return module.slots.keys() == {"whole_weight"} and not config.announces(path)
 
     def _law(self, module: LoraModule) -> object:
         """Return what a configuration says of a module that its tensors do not: its scale, and its trained tokens."""

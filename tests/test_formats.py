@@ -1045,6 +1045,7 @@ def test_mlx_factors_are_turned_and_scaled_as_the_config_says(
         ({"lora_parameters": [3]}, "lora_parameters must be a mapping"),
         ({"lora_parameters": {"scale": "20"}}, "lora_parameters.scale must be a finite number, not '20'"),
         ({"fine_tune_type": "dora"}, "use_dora, and there is no magnitude"),
+        ({"lora_parameters": {"rank": 3, "alpha": 16}}, "an alpha and no scale, without which MLX-LM cannot load it"),
     ],
 )
 def test_an_mlx_config_that_does_not_go_is_refused(config: dict[str, object], words: str, tmp_path: Path) -> None:
@@ -1053,6 +1054,27 @@ def test_an_mlx_config_that_does_not_go_is_refused(config: dict[str, object], wo
     recipe = lorabake.load_recipe(b.recipe(tmp_path, base="base", loras=["adapter"], output={"path": "out"}))
     with pytest.raises(LorabakeError, match=re.escape(words)):
         lorabake.plan(recipe)
+
+
+@pytest.mark.parametrize("tokens", [12, 6])
+def test_mlx_factors_of_an_embedding_lie_straight(tokens: int, tmp_path: Path) -> None:
+    base = {
+        "model.embed_tokens.weight": b.Values(1)(tokens, 6),
+        "model.layers.0.mlp.up_proj.weight": b.Values(2)(6, 6),
+    }
+    (tmp_path / "base").mkdir()
+    b.save(tmp_path / "base" / "model.safetensors", base)
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "llama", "tie_word_embeddings": true}')
+    a, product = b.Values(3)(tokens, 3), b.Values(4)(3, 6)
+    (tmp_path / "adapter").mkdir()
+    names = {"model.embed_tokens.lora_a": a, "model.embed_tokens.lora_b": product}
+    b.save(tmp_path / "adapter" / "adapters.safetensors", names)
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"lora_parameters": {"rank": 3, "scale": 2.5}}')
+    recipe = lorabake.load_recipe(b.recipe(tmp_path, base="base", loras=["adapter"], output={"path": "out"}))
+    lorabake.bake(recipe, lorabake.RunOptions(fsync=False))
+    found = load_file(tmp_path / "out" / "model.safetensors")["model.embed_tokens.weight"]
+    torch.testing.assert_close(found, base["model.embed_tokens.weight"] + 2.5 * a @ product)
+    assert lorabake.verify(recipe, options=lorabake.VerifyOptions(stages=("structure", "weights"))).is_true
 
 
 def test_the_scale_of_mlx_is_20_unless_it_is_said() -> None:

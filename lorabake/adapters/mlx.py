@@ -1,13 +1,15 @@
 """MLX-LM's LoRA: ΔW = scale·(a·b)ᵀ with a (in, rank) and b (rank, out), the scale said by its adapter_config.json.
 
-Hu et al. 2021 (arXiv 2106.09685), stored the other way round than elsewhere; `m` is DoRA's magnitude, one a row.
+Hu et al. 2021 (arXiv 2106.09685), stored the other way round than elsewhere; `m` is DoRA's magnitude, one a row. On
+embeddings ΔW = scale·a·b, with a (tokens, rank) and b (rank, width).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, matrix, product_fault, whole_number
+from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, product_fault, whole_number
+from lorabake.keymap.peft import INPUTS
 
 if TYPE_CHECKING:
     import torch
@@ -28,16 +30,30 @@ class Mlx(Kind):
         return shapes["lora_a"][-1]
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-        """Check a (in, r) and b (r, out) against the weight."""
-        return product_fault(shapes["lora_b"][::-1], shapes["lora_a"][::-1], weight, "lora_b and lora_a, turned,")
+        """Check a (in, r) and b (r, out) against the weight, or a (tokens, r) and b (r, width)."""
+        fault = product_fault(shapes["lora_b"][::-1], shapes["lora_a"][::-1], weight, "lora_b and lora_a, turned,")
+        return fault and product_fault(shapes["lora_a"], shapes["lora_b"], weight, "lora_a and lora_b") and fault
+
+    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+        """Tell an embedding by its name: a square one fits either way."""
+        return {"embedding": True} if module.rpartition(".")[2] in INPUTS else {}
+
+    def unsettled(self, settings: Settings, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Check the factors as the settings have them."""
+        a, b = shapes["lora_a"], shapes["lora_b"]
+        if settings.get("embedding"):
+            return product_fault(a, b, weight, "lora_a and lora_b of an embedding")
+        return product_fault(b[::-1], a[::-1], weight, "lora_b and lora_a, turned,")
 
     def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
         """Ask for as many columns of a as the rank."""
         rank = whole_number(config, "lora_parameters", "rank")
-        return {"lora_a": (matrix(weight)[1], rank)} if rank else {}
+        return {"lora_a": (shapes["lora_a"][0], rank)} if rank else {}
 
     def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
-        """Turn both."""
+        """Turn both, but on embeddings."""
+        if terms.settings.get("embedding"):
+            return tensors["lora_a"], tensors["lora_b"]
         return tensors["lora_b"].T.contiguous(), tensors["lora_a"].T.contiguous()
 
 

@@ -48,11 +48,13 @@ REFUSED = {
 HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 """PEFT's task -> the modules that its models save whole, whether `modules_to_save` says so or not."""
 
-EMBEDDINGS = {
+INPUTS = frozenset({
     "embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tok_embeddings", "token_embedding", "embeddings",
-    "lm_head", "embed_out", "output",
-}  # fmt: skip
-"""What transformers calls a model's input embeddings and its output head, which PEFT saves by itself."""
+})  # fmt: skip
+"""What transformers calls a model's input embeddings."""
+
+EMBEDDINGS = INPUTS | {"lm_head", "embed_out", "output"}
+"""These and output heads: PEFT saves them by itself."""
 
 RENAMED = {"BONE": "MISS"}
 """PEFT's older name of a type -> the newer one."""
@@ -187,6 +189,11 @@ class PeftConfig:
         parameters = config["lora_parameters"]
         if not isinstance(parameters, dict):
             raise FileError(f"{where}: lora_parameters must be a mapping")
+        if "scale" not in parameters and "alpha" in parameters:
+            raise FileError(
+                f"{where}: lora_parameters has an alpha and no scale, without which MLX-LM cannot load it\n"
+                "Add the scale that it was trained with."
+            )
         scale = _number(parameters.get("scale", 20.0), f"{where}: lora_parameters.scale")
         return cls(where=where, kind="LORA", fields=config, rank=1, alpha=scale, dora=how == "dora")
 

@@ -157,7 +157,9 @@ def lora_bias(tensors: Tensors, weight: Array, place: Place, scale: float) -> Ar
 
 
 def mlx(tensors: Tensors, place: Place, scale: float) -> tuple[float, Array, Array]:
-    """W + scale·(a·b)ᵀ."""
+    """W + scale·(a·b)ᵀ, or W + scale·a·b on an embedding."""
+    if place.settings.get("embedding"):
+        return scale, tensors["lora_a"][place.rows], tensors["lora_b"]
     return scale, tensors["lora_b"][:, place.rows].T, tensors["lora_a"].T
 
 
