@@ -295,10 +295,13 @@ class KeyMap:
             if ".experts." in name and "weight" in module.views
         }
         own = {name: info for name, info in tensors.items() if ".experts." in name}
-        return [
-            Module(component.name, seen.name, {"weight": seen.view}, seen.stacked, seen.turned, seen.unclear)
-            for seen in see(weights, own, self.experts)
-        ]
+        found: dict[str, Module] = {}
+        for seen in see(weights, own, self.experts):  # a stack comes before its parts, of which one may be all of it
+            views = {"weight": seen.view}
+            found.setdefault(
+                seen.name, Module(component.name, seen.name, views, seen.stacked, seen.turned, seen.unclear)
+            )
+        return [*found.values()]
 
     def stored(self, component: Component) -> dict[str, View]:
         """List a component's tensors by the names that its file has for them."""

@@ -99,6 +99,8 @@ class _Check:
                 else:
                     results += found
             digests = digesting.result()
+        results.sort(key=lambda each: each.target.key)  # they come as they end
+        summed.sort(key=lambda each: each.step.targets[0].key)
         strengths = _strengths(self.plan, summed)
         for lora in [lora for lora, strength in strengths.items() if not strength.is_near]:
             results += self._rows_of(lora, summed)

@@ -70,6 +70,7 @@ class _Check:
             digesting = pool.submit(self.digests.take, data=True)
             results = [each for some in each_of(pool, self.comparer.compare, extent.jobs) for each in some]
             digests = digesting.result()
+        results.sort(key=lambda each: each.target.key)  # they come as they end
         diagnostician = Diagnostician(self.plan, self.comparer.recomputation)
         wrong = [each for each in results if not each.is_right]
         told, diagnoses = explain_by_settings(self.plan, self.baked, wrong, "weights")
