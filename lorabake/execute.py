@@ -396,7 +396,7 @@ class Executor:
                 dtype = _torch_dtype(dtypes[target.scale_key])
                 baked[target.key], baked[target.scale_key] = encode(target.encoding, baked[target.key], dtype)
         for target, look in looks:
-            after = baked[target.key].reshape(matrix(target.shape))[look.start :][: len(look.base)]
+            after = baked[target.key].reshape(step.matrix(target))[look.start :][: len(look.base)]
             self._see(step, target, look, after, is_sum=step.summed and not self.sequential)
         self.seconds["compute"] += time.perf_counter() - began
         for target, start, stop in islice(self._tiles(step), first, None):

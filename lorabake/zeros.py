@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lorabake.adapters.kind import matrix
 from lorabake.parts import FEW, Place
 from lorabake.planning import Bake, Target
 
@@ -70,4 +69,4 @@ def keep_all_signs(step: Bake, target: Target, baked: torch.Tensor, base: torch.
         for region in patch.view.regions
         if region.key == target.key
     ]
-    keep_signs(baked.view(matrix(target.shape)), zeros, replaced, 0)
+    keep_signs(baked.view(step.matrix(target)), zeros, replaced, 0)

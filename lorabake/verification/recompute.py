@@ -298,7 +298,7 @@ class Recomputation:
         dtypes = {target.key: target.dtype for target in step.targets}
         for target in step.targets:
             if self._stays(target, base, exact):
-                base[target.key] = self.files.whole(target.source).reshape(matrix(target.shape))
+                base[target.key] = self.files.whole(target.source).reshape(step.matrix(target))
                 exact[target.key] = base[target.key]
                 parts[target.key] = [replace(each, delta=np.zeros_like(each.delta)) for each in parts[target.key]]
             elif (encoding := target.encoding) is not None:  # all as it is stored, in units of the scale that is due
