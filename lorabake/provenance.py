@@ -47,10 +47,17 @@ def describe(checkpoint: Checkpoint, path: str, digests: Mapping[Path, str]) -> 
         name = given.relative_to(checkpoint.path).as_posix() if checkpoint.is_folder else path
         digest = {"sha256": digests[given]} if given in digests else {"header_sha256": header.sha256}
         files.append({"name": name, "size": given.stat().st_size, **digest})
-    _, first = next(origins(checkpoint))
-    for config in said_beside(first, checkpoint.tensors):
-        files.append({"name": config.name, "sha256": hashlib.sha256(config.read_bytes()).hexdigest()})
+    files += beside(checkpoint)
     return {"path": path, "files": files} if checkpoint.is_folder or len(files) > 1 else files[0]
+
+
+def beside(checkpoint: Checkpoint) -> list[dict[str, object]]:
+    """Identify the files beside a LoRA that say how it is applied, by name and digest."""
+    _, first = next(origins(checkpoint))
+    return [
+        {"name": config.name, "sha256": hashlib.sha256(config.read_bytes()).hexdigest()}
+        for config in said_beside(first, checkpoint.tensors)
+    ]
 
 
 def metadata(base: Mapping[str, str], recipe: str, inputs: Mapping[str, object], *, hashed: bool) -> dict[str, str]:

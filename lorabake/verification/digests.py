@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from lorabake.errors import FileError
 from lorabake.planning import Plan
-from lorabake.provenance import DATA_HASHES
+from lorabake.provenance import DATA_HASHES, beside
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.safetensors import Header, read_header
 from lorabake.verification.arrays import CHUNK, Files
@@ -41,6 +42,7 @@ class Digests:
     def findings(self, digests: Mapping[str, str], *, data: bool) -> Iterator[Finding]:
         """Compare the digests taken with those that are stated."""
         yield from self._inputs(digests)
+        yield from self._configs()
         yield from self._data_hashes(digests) if data else ()
         yield from self._embeddings()
 
@@ -65,6 +67,22 @@ class Digests:
             elif made_of is not None:
                 note = f"changed since the bake: the checkpoint's header names other files than {Path(path).name}"
                 yield Finding(check, Status.FAIL, said.path, digest[:12], "", note)
+
+    def _configs(self) -> Iterator[Finding]:
+        """Compare what lies beside LoRAs and says their scales with what was there at the bake."""
+        try:
+            made_of = json.loads(self.baked.metadata.get("lorabake.inputs", "{}")).get("loras", [])
+        except (ValueError, AttributeError):
+            return
+        for source, entry in zip(self.plan.sources.loras, made_of, strict=False):
+            files = entry.get("files", []) if isinstance(entry, dict) else []
+            due = {str(each["name"]): each["sha256"] for each in files if each.keys() == {"name", "sha256"}}
+            there = {str(each["name"]): each["sha256"] for each in beside(source.checkpoint)}
+            for name in sorted(due | there):
+                if due.get(name) != there.get(name):
+                    how = "changed" if name in due and name in there else "went" if name in due else "came"
+                    note = f"{name} {how} after the bake: it says how the LoRA is applied"
+                    yield Finding(f"{self.stage}.input", Status.FAIL, source.name, "", "", note)
 
     def _data_hashes(self, digests: Mapping[str, str]) -> Iterator[Finding]:
         check = f"{self.stage}.digest"

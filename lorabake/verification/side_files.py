@@ -22,8 +22,24 @@ from lorabake.verification.findings import Finding, Status
 DESCRIBES = ("_class_name", "model_type", "architectures")
 """Fields one of which a configuration has that describes a network, a scheduler or a pipeline."""
 
-SAYS_NOTHING = {"transformers_version"}
-"""Fields that tell how a configuration was written; and so do all that begin with an underscore but `_class_name`."""
+SAYS_NOTHING = {
+    "transformers_version", "unsloth_version", "unsloth_fixed", "adapters", "use_cache", "gradient_checkpointing",
+    "output_attentions", "output_hidden_states", "return_dict", "return_dict_in_generate", "torchscript",
+    "initializer_range", "initializer_factor", "init_std",
+}  # fmt: skip
+"""Fields that tell how a configuration was written, or how a model is run or trained, not what it computes.
+
+So do all that begin with an underscore, but for `_class_name`, and all that speak of dropout.
+"""
+
+OF_TEXTS = {
+    "pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id", "decoder_start_token_id",
+    "forced_bos_token_id", "forced_eos_token_id", "max_length", "max_new_tokens", "min_length", "do_sample",
+    "temperature", "top_k", "top_p", "typical_p", "num_beams", "repetition_penalty", "length_penalty",
+    "no_repeat_ngram_size", "suppress_tokens", "begin_suppress_tokens", "task_specific_params",
+    "id2label", "label2id",
+}  # fmt: skip
+"""Fields that tell how texts begin, end and are drawn, and what outputs are called; the model computes the same."""
 
 PRECISION = ("torch_dtype", "dtype")
 """What transformers loads the weights as: as they are, where it is the tensors' own dtype."""
@@ -84,7 +100,7 @@ def _difference(plan: Plan, baked: Checkpoint, name: Path, *, is_own: bool) -> D
     if wanted is None or there is None or not describes:
         return Difference(name.as_posix(), words, describes)
     dtype = _dtype(baked, name.parent.as_posix().removeprefix("."))
-    one, other = (dict(_fields(each, dtype)) for each in (wanted, there))
+    one, other = _pair(wanted, there, dtype)
     silent = tuple(sorted(_silent(wanted, there)))
     if one == other:
         return Difference(name.as_posix(), silent=silent or ("its layout",))
@@ -100,7 +116,9 @@ def _difference(plan: Plan, baked: Checkpoint, name: Path, *, is_own: bool) -> D
         f"{key} is {_shown(other[key])}, of which the base says nothing" for key in sorted(other.keys() - one.keys())
     ]
     # A field that one side lacks may have its default's value; a precision other than the tensors' own has a say.
-    is_certain = bool(changed) or read is not None or any(key.endswith("dtype") for key in one.keys() ^ other.keys())
+    apart = one.keys() ^ other.keys()
+    differing = {*changed, *(key for key in apart if read is not None or key.endswith("dtype"))}
+    is_certain = any(OF_TEXTS.isdisjoint(key.split(".")) for key in differing)
     return Difference(name.as_posix(), f"{words} ({', '.join(told[:4])})", True, is_certain)
 
 
@@ -116,21 +134,35 @@ def _parsed(raw: bytes) -> dict[str, object] | None:
     return found if isinstance(found, dict) else None
 
 
-def _fields(config: Mapping[str, object], dtype: str, place: str = "") -> Iterator[tuple[str, object]]:
-    """Yield the fields that have a say, by path: not null, and no precision that is the tensors' own."""
+def _pair(
+    wanted: Mapping[str, object], there: Mapping[str, object], dtype: str
+) -> tuple[dict[str, object], dict[str, object]]:
+    """Return the fields of two configurations that have a say; no precision, where both have the tensors' own."""
+    one, other = dict(_fields(wanted)), dict(_fields(there))
+    for key in {each for each in one | other if each.endswith("dtype")}:
+        if {one.get(key, dtype), other.get(key, dtype)} == {dtype}:
+            one.pop(key, None)
+            other.pop(key, None)
+    return one, other
+
+
+def _fields(config: Mapping[str, object], place: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the fields that have a say, by path, but for nulls."""
     for key, value in config.items():
         if _is_silent(key) or value is None or value == [None, None]:
             continue
-        if key in PRECISION and str(value).removeprefix("torch.") == dtype:
-            continue
         if isinstance(value, dict):
-            yield from _fields(value, dtype, f"{place}{key}.")
+            yield from _fields(value, f"{place}{key}.")
+        elif key in PRECISION:
+            yield f"{place}dtype", str(value).removeprefix("torch.")
         else:
-            yield f"{place}{'dtype' if key in PRECISION else key}", value
+            yield f"{place}{key}", value
 
 
 def _is_silent(field: str) -> bool:
-    return field in SAYS_NOTHING or (field.startswith("_") and field != "_class_name")
+    if field in SAYS_NOTHING or "dropout" in field or field.endswith(("pdrop", "layerdrop")):
+        return True
+    return field.startswith("_") and field != "_class_name"
 
 
 def _silent(wanted: Mapping[str, object], there: Mapping[str, object]) -> set[str]:
@@ -166,5 +198,5 @@ def _as_read(
             read = [reader.from_dict({**each}).to_dict() for each in (wanted, there)]
         except (KeyError, ValueError, TypeError, AttributeError, ImportError, OSError, RuntimeError):
             return None
-    one, other = (dict(_fields(json.loads(json.dumps(each, default=str)), dtype)) for each in read)
-    return one, other
+    one, other = (json.loads(json.dumps(each, default=str)) for each in read)
+    return _pair(one, other, dtype)

@@ -104,7 +104,7 @@ def _tokenizer(plan: Plan) -> Any:
             raise FileError(f"{folder}: verify.tokenizers must be a folder with a tokenizer")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # whatever a library says of files that it cannot read
         why = first_line(error)[:120]
         raise CannotDrawError(
             f"no tokenizer that transformers can read: {why}; name one in verify.tokenizers"
@@ -134,7 +134,10 @@ def _model(plan: Plan, baked: Path, name: str, reference: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     folder = baked if name == "baked" else plan.sources.base.path
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    except Exception as error:  # whatever a library says of files that it cannot read
+        raise CannotDrawError(f"{folder}: transformers makes no model of it: {first_line(error)[:160]}") from error
     model.eval()
     if name == "runtime" and reference == "PEFT":
         return _with_peft(plan, model)

@@ -264,3 +264,22 @@ def test_nothing_is_said_of_settings_that_explain_nothing(folder: Path) -> None:
     verification = look(folder)
     assert not told(verification, "weights.semantics")
     assert told(verification, "weights.strength")
+
+
+# -- what lies beside a LoRA ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("how", ["changed", "went", "came"])
+def test_a_configuration_of_a_lora_is_the_one_of_the_bake(how: str, stage: str, tmp_path: Path) -> None:
+    b.llama(tmp_path / "base")
+    b.peft(tmp_path / "lora", {"model.layers.0.self_attn.q_proj": b.lora((8, 8))})
+    said = tmp_path / "lora" / "adapter_config.json"
+    text = said.read_text()
+    if how == "came":
+        said.unlink()
+    b.run(b.recipe(tmp_path, base="base", loras=["lora/adapter_model.safetensors"], output={"path": "out"}))
+    changed = json.dumps({**json.loads(text), "lora_alpha": 64})
+    said.unlink(missing_ok=True) if how == "went" else said.write_text(changed if how == "changed" else text)
+    notes = [each.note for each in told(look(tmp_path, stage), f"{stage}.input") if each.status is Status.FAIL]
+    assert notes == [f"adapter_config.json {how} after the bake: it says how the LoRA is applied"]

@@ -120,14 +120,47 @@ def test_another_value_is_another_model(
 
 def test_a_field_of_one_side_may_be_a_default(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lorabake.verification.side_files.find_spec", lambda name: None)
-    rewrite(folder / "out" / "config.json", {"use_cache": True}, drop=("rope_scaling",))
+    rewrite(folder / "out" / "config.json", {"sliding_window": 4}, drop=("rope_scaling",))
     assert told(look(folder))[Status.FAIL].note.startswith("config.json differs")  # lorabake leaves nothing out
     by_another_tool(folder)
     verification = look(folder)
     assert verification.is_true
     warned = told(verification)[Status.WARN].note
     assert "rope_scaling.factor is not there" in warned
-    assert "use_cache is true, of which the base says nothing" in warned
+    assert "sliding_window is 4, of which the base says nothing" in warned
+
+
+IDLE = {"use_cache": False, "gradient_checkpointing": True, "unsloth_version": "1", "attention_dropout": 0.5}
+
+
+@pytest.mark.parametrize("knows", [True, False], ids=["transformers", "alone"])
+def test_how_a_model_is_run_or_trained_is_no_difference(
+    folder: Path, knows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not knows:
+        monkeypatch.setattr("lorabake.verification.side_files.find_spec", lambda name: None)
+    rewrite(folder / "out" / "config.json", IDLE)
+    by_another_tool(folder)
+    assert told(look(folder)).keys() == {Status.PASS}
+
+
+@pytest.mark.parametrize("knows", [True, False], ids=["transformers", "alone"])
+def test_how_texts_begin_and_end_is_warned_of(folder: Path, knows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not knows:
+        monkeypatch.setattr("lorabake.verification.side_files.find_spec", lambda name: None)
+    rewrite(folder / "out" / "config.json", {"pad_token_id": 3})
+    by_another_tool(folder)
+    verification = look(folder)
+    assert verification.is_true
+    assert "pad_token_id is 3" in told(verification)[Status.WARN].note
+
+
+def test_a_precision_that_both_say_is_told_for_both(folder: Path) -> None:
+    if find_spec("transformers") is None:
+        pytest.skip("no transformers")
+    rewrite(folder / "out" / "config.json", {"torch_dtype": "float16"})
+    by_another_tool(folder)
+    assert 'dtype is "float16", not "bfloat16"' in told(look(folder))[Status.FAIL].note
 
 
 @pytest.mark.parametrize("is_own", [True, False], ids=["lorabake", "another tool"])
@@ -202,7 +235,10 @@ def test_what_transformers_saves_is_the_same_model(tmp_path: Path) -> None:
     verification = merged_folder(tmp_path, save, loras=[adapter])
     assert verification.is_true, [each for each in verification.findings if each.status is Status.FAIL]
     found = told(verification)
-    assert "config.json: _name_or_path, dtype, torch_dtype, transformers_version" in found[Status.PASS].note
+    assert (
+        "config.json: _name_or_path, dtype, initializer_range, torch_dtype, transformers_version"
+        in found[Status.PASS].note
+    )
     assert "what transformers reads alike" in found[Status.PASS].note
     assert "README.md is missing" in found[Status.WARN].note
     save(tmp_path / "out", rms_norm_eps=1e-3)
