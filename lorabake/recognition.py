@@ -214,18 +214,18 @@ def _fits(module: LoraModule, shape: tuple[int, ...]) -> bool:
 def _names_a_text_encoder(name: str) -> bool:
     """Tell whether the longest prefix of a name is a text encoder's in every family that has it."""
     name = unwrapped(name)
-    return next((is_text for start, is_text in _prefixes() if name.startswith(start)), False)
+    return next((of_text for start, of_text in _prefixes() if name.startswith(start)), False)
 
 
 @cache
 def _prefixes() -> tuple[tuple[str, bool], ...]:
     """List what LoRA files put before modules, the longest first, and whether only text encoders have it."""
     found: dict[str, bool] = {}
-    for part in (part for each in architectures() for part in each.components):
+    for part in (part for each in architectures() if not is_text(each) for part in each.components):
         for start in (*part.flat, *part.dotted):
             found[start] = found.get(start, True) and part.name.startswith("text_encoder")
     longest_first = sorted(found.items(), key=lambda each: -len(each[0]))
-    return tuple((root + start, is_text) for start, is_text in longest_first for root in ("", PEFT_ROOT))
+    return tuple((root + start, of_text) for start, of_text in longest_first for root in ("", PEFT_ROOT))
 
 
 def _cuts(name: str) -> Iterator[tuple[str, str]]:

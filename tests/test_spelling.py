@@ -617,3 +617,44 @@ def test_text_encoders_list_k_before_v_before_q() -> None:
     names = ["k_proj", "v_proj", "q_proj", "out_proj"]
     assert order.blocks == ("text_model.encoder.layers.{}",)
     assert list(order.inner) == [f"self_attn.{name}" for name in names]
+
+
+# -- text encoders in files of their own, and parts that PEFT wrapped by themselves ------------------------------------
+
+Q = "layers.0.self_attn.q_proj"
+LONE = {
+    "llama": (f"model.{Q}", "model.embed_tokens"),
+    "t5": ("encoder.block.0.layer.0.SelfAttention.q", "shared"),
+    "qwen_vl": (f"model.language_model.{Q}", "model.visual.blocks.0.attn.qkv", "model.visual.patch_embed.proj"),
+}
+
+
+def of_modules(*modules: str) -> Spellings:
+    tensors = infos({f"{module}.weight": ((8, 3, 2, 2, 2) if "patch" in module else (8, 8)) for module in modules})
+    return spell_all(KeyMap.expand(identify(tensors), tensors))
+
+
+@pytest.mark.parametrize("base", LONE)
+@pytest.mark.parametrize("start", ["text_encoder.", "text_encoder_2.", "lora_te_", "lora_te1_", "lora_te2_"])
+def test_a_text_encoder_by_itself_goes_by_its_prefixes_as_a_part(start: str, base: str) -> None:
+    spelled = of_modules(*LONE[base])
+    path = LONE[base][0]
+    name = start + (path if start.endswith(".") else path.replace(".", "_"))
+    assert [module.views["weight"].keys for module in spelled[name]] == [(f"{path}.weight",)]
+
+
+@pytest.mark.parametrize(
+    "inside", ["language_model.base_model.model.model.", "base_model.model.base_model.model.model."]
+)
+def test_peft_may_have_wrapped_a_part(inside: str) -> None:
+    path = f"language_model.model.{Q}" if inside.startswith("language") else f"model.{Q}"
+    spelled = of_modules(path)
+    assert [module.views["weight"].keys for module in spelled[f"{inside}{Q}"]] == [(f"{path}.weight",)]
+
+
+def test_an_own_name_comes_before_what_a_prefix_makes_of_it() -> None:
+    """SAM 3 has a projection of its own inside its text encoder, and one beside it."""
+    spelled = of_modules("text_encoder.text_projection", "text_projection")
+    assert [each.views["weight"].keys for each in spelled["text_encoder.text_projection"]] == [
+        ("text_encoder.text_projection.weight",)
+    ]

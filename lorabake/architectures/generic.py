@@ -25,6 +25,7 @@ GENERIC = Architecture(
                 "model.diffusion_model.",
             ),
             roots=text.ROOTS,
+            at_last=text.ALONE,
             embeddings=(
                 "embed_tokens",
                 "wte",

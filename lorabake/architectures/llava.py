@@ -33,8 +33,10 @@ LLAVA = Architecture(
                 Row(("vision_model", "model.vision_model")),
                 Row(("multi_modal_projector", "model.multi_modal_projector")),
             ),
+            flat=("lora_unet_",),
             optional=("model.", "transformer.", "diffusion_model."),  # one that makes pictures is called so
             roots=text.ROOTS,
+            at_last=text.ALONE,
             embeddings=("embed_tokens",),
             heads=("lm_head",),
             renamings=renamed.RENAMINGS,

@@ -30,8 +30,10 @@ QWEN_VL = Architecture(
                 Row(("model.norm", "model.language_model.norm")),
                 Row(("visual", "model.visual")),
             ),
+            flat=("lora_unet_",),
             optional=("model.", "transformer.", "diffusion_model."),  # one that makes pictures is called so
             roots=text.ROOTS,
+            at_last=text.ALONE,
             embeddings=("embed_tokens",),
             heads=("lm_head",),
             renamings=renamed.RENAMINGS,

@@ -1157,7 +1157,7 @@ RENAMINGS = (
     Renaming(("nemo_speechlm", "nemotron_h", "nemotron_h_omni"), (
         Rename("backbone.", "model."),
     ), below=("model.language_model.", "language_model.", "")),
-    Renaming(("qwen2_5_omni", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"), (
+    Renaming(("qwen2_5_omni", "qwen2_5_omni_thinker", "qwen3_omni_moe", "qwen3_omni_moe_thinker"), (
         Rename("^thinker.", ""),
         Rename("^audio_tower", "model.audio_tower"),
         Rename("^visual", "model.visual"),
@@ -1326,7 +1326,7 @@ RENAMINGS = (
         "model.transformer_module.decoder.", "model.detr.model.", "transformer_module.decoder.", "detr.model.",
         "model.", "",
     )),
-    Renaming(("qwen2_5_omni", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"), (
+    Renaming(("qwen2_5_omni", "qwen2_5_omni_thinker", "qwen3_omni_moe", "qwen3_omni_moe_thinker"), (
         Rename("^thinker.", ""),
         Rename("^model.(?!language_model.)", "model.language_model."),
     ), below=("model.thinker.model.", "thinker.model.", "model.", "")),

@@ -79,6 +79,12 @@ NAMED = (
     "text_encoders.mistral3_24b.transformer.",
 )
 
+# What LoRAs put before the modules of a text encoder, which in a file of its own is a language model.
+ALONE = (
+    *("text_encoder.", "text_encoder_2.", "text_encoder_3.", *NAMED),
+    *("lora_te_", "lora_te1_", "lora_te2_", "lora_te3_"),
+)
+
 # The one text encoder of a family that has one: T5, UMT5, Gemma, Qwen, Mistral, ChatGLM.
 ONLY = Component(
     name="text_encoder",

@@ -51,6 +51,9 @@ _WRAPPED = re.compile(rf"(?:\A|(?<=[._]))_(?:{_WRAPPERS})[._]|(?:\A|(?<=\.))base
 _PARALLEL = re.compile(r"(?:\A|(?<=\.))module\.")
 _STEPS = re.compile(rf"(?:\A|(?<=_))(?:{_WRAPPERS}|module)(?:_|\Z)")
 
+# A part of a model may be PEFT's own inside: `language_model.base_model.model.layers.0`.
+_INNER_ROOT = re.compile(r"(?<=[._])base_model[._](?:module[._])?model[._]")
+
 # Names that trainers gave to modules which have another name today: (today's ending, older ending).
 ENDINGS = (
     (".to_q", ".processor.to_q"),  # diffusers' attention processors
@@ -209,6 +212,13 @@ def _dotted_starts(component: Component, prefix: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(("", PEFT_ROOT, *roots, prefix)))
 
 
+def _at_last(component: Component) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """List the prefixes, of dotted and of flat paths, that count where a name is nothing else."""
+    dotted = tuple(start for start in component.at_last if start.endswith("."))
+    rooted = tuple(start + PEFT_ROOT for start in dotted)
+    return dotted + rooted, tuple(start for start in component.at_last if not start.endswith("."))
+
+
 class _Names:
     """Hold what may stand before a path, and the modules by path: dotted, or with `_` for each dot."""
 
@@ -263,6 +273,8 @@ class Spellings(Mapping[str, list[Module]]):
         found = self._found.get(name)
         if found is None:
             found = self._words(name, self._names) or self._words(name, self._further)
+            if not found and (inner := _INNER_ROOT.sub("", name)) != name:
+                found = dict(self.words(inner))
             self._found[name] = found
         return found
 
@@ -292,7 +304,7 @@ class Spellings(Mapping[str, list[Module]]):
 
     @cached_property
     def _further(self) -> list[_Names]:
-        return self._list(_further_paths)
+        return self._list(_further_paths) + self._list(_paths, at_last=True)
 
     def _groups(self) -> Iterator[tuple[Component, str, Iterable[Module]]]:
         """Yield modules that are spelled alike: a component's, its names in memory, what lies in none."""
@@ -307,10 +319,13 @@ class Spellings(Mapping[str, list[Module]]):
             component = next(each for each in key_map.architecture.components if each.name == use.component)
             yield component, key_map.placed[component.name][1], (use,)
 
-    def _list(self, paths: Callable[[Component, str], Iterable[str]]) -> list[_Names]:
+    def _list(self, paths: Callable[[Component, str], Iterable[str]], *, at_last: bool = False) -> list[_Names]:
         listed = []
         for component, prefix, modules in self._groups():
-            dotted, flat = _Names(_dotted_starts(component, prefix)), _Names(_flat_starts(component))
+            starts = _dotted_starts(component, prefix), _flat_starts(component)
+            if at_last:
+                starts = _at_last(component)
+            dotted, flat = map(_Names, starts)
             for module in modules:
                 for each in paths(component, module.name):
                     dotted.modules.setdefault(each, []).append(module)

@@ -136,7 +136,8 @@ class Component:
     each group lists starts of a path that stand for one another where no module has the name itself.
     `orders` reads index-named files. `embeddings` end the names of input embeddings that a model without any of
     the `heads` uses as its output head, too; `copies` are names, from where it lies, of that same embedding in other
-    places. `aliases` are names that no layout has. `renamings` tell what tensors are called in memory.
+    places. `aliases` are names that no layout has. `renamings` tell what tensors are called in memory. `at_last`
+    lists prefixes that count only where a name is nothing else.
     """
 
     name: str
@@ -152,6 +153,7 @@ class Component:
     copies: tuple[str, ...] = ()
     aliases: tuple[Alias, ...] = ()
     renamings: tuple[Renaming, ...] = ()
+    at_last: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
