@@ -619,7 +619,7 @@ def test_text_encoders_list_k_before_v_before_q() -> None:
     assert list(order.inner) == [f"self_attn.{name}" for name in names]
 
 
-# -- text encoders in files of their own, and parts that PEFT wrapped by themselves ------------------------------------
+# -- text encoders in files of their own, and parts that PEFT wrapped by themselves -------------------------------
 
 Q = "layers.0.self_attn.q_proj"
 LONE = {
