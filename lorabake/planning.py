@@ -31,6 +31,7 @@ from lorabake.tensors.safetensors import Header, TensorInfo, encode_header
 from lorabake.tensors.statements import (
     LAYERS,
     Change,
+    index_form,
     is_under,
     modules_of,
     said_in_files,
@@ -772,7 +773,7 @@ class _Planner:
             }
             size = sum(target.nbytes for draft in own for target in draft.targets)
             index = {
-                "metadata": {"total_size": size, **said_in_index(part, self._changes[part.folder])},
+                "metadata": {"total_size": size, **index_form(part, said_in_index(part, self._changes[part.folder]))},
                 "weight_map": dict(sorted(weight_map.items())),
             }
             texts[f"{part.folder}/{name}" if part.folder else name] = json.dumps(index, indent=2) + "\n"

@@ -228,7 +228,10 @@ def test_what_is_said_of_a_plain_weight_by_its_key_is_refused(tmp_path: Path) ->
 def test_what_is_said_of_no_layer_is_refused_by_name_where_weights_are_stored(tmp_path: Path) -> None:
     says = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 64}
     plain = {"format": "int8_tensorwise", "orig_dtype": "torch.bfloat16"}
-    fc, gone = int8("fc")[0], header_of(**{"blocks.0.linear": says})
+    fc, gone = int8("fc")[0], header_of(**{"blocks.0.linear": {"format": "int8_rowwise"}})
+    world(tmp_path, fc, gone)
+    assert "fc.weight" in _packing(tmp_path).strange
+    gone = header_of(**{"blocks.0.linear": says})
     world(tmp_path, fc, gone)
     with pytest.raises(
         MatchError, match=r"fc\.weight, which the header's \S+ may mean by blocks\.0\.linear, a layer"
@@ -278,6 +281,11 @@ def test_an_index_may_say_what_a_header_may(form: str, output: Said, tmp_path: P
     if "shard_size" not in output:
         assert LAYERS not in kept
         kept = json.loads(files["model.safetensors.index.json"])["metadata"]
+        assert isinstance(kept[LAYERS], str) == (form == "text")
+        kept = {name: said if isinstance(said, str) else json.dumps(said) for name, said in kept.items()}
+        shorter = {"metadata": {}, "weight_map": dict.fromkeys(after, name)}
+        (tmp_path / "out/model.safetensors.index.json").write_text(json.dumps(shorter))
+        assert not verify(load_recipe(recipe), options=WEIGHTS).is_true
     left = ["gone"] if "dtype" in output else ["fc", "gone"]
     assert [*json.loads(kept[LAYERS])["layers"]] == left
     assert ("quantization_config" in kept) == ("dtype" not in output)

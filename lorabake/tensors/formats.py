@@ -7,10 +7,12 @@ recognises a weight if it understands all of its tensors and statements; what no
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
+from pathlib import Path
 
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.dtypes import DTYPES, LARGEST
@@ -756,12 +758,18 @@ def _mapped(checkpoint: Checkpoint, infos: Mapping[str, TensorInfo]) -> Iterator
             coded = [each for each in header.tensors.values() if each.key in infos and each.dtype in FLOAT8.values()]
             eights = [info for info in coded if len(info.shape) > 1]
             name = re.compile(re.escape(header.path.stem) + MAP, re.I)
-            paths = sorted(root.iterdir()) if eights else ()
-            beside = next((path.name for path in paths if name.fullmatch(path.name)), None)
+            beside = next(filter(name.fullmatch, _names_in(root)), None) if eights else None
             for info in eights if beside else ():
                 title = f"{WORDS[info.dtype]} beside {beside}"
                 why = f"which {beside} beside its file may scale\n{OTHER_SCALES}"
                 yield info.key, Strange(title, why, frozenset({info.key}), has_codes=True)
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:  # files in a folder can be read though it cannot be listed
+        return []
 
 
 def _misnamed(
@@ -769,11 +777,12 @@ def _misnamed(
 ) -> Iterator[tuple[str, Strange]]:
     """Yield weights of which nothing is said, where something is said of layers that are not there.
 
-    Both may be the same layers by two names. What says nothing but a format takes nothing from what tensors show.
+    Both may be the same layers by two names. What names a format that tensors show says nothing more than they do.
     """
     for part in checkpoint.parts:
         lost = statements.lost.get(part.folder, {})
-        name = next((name for name, each in lost.items() if _meaning(each.says).keys() - {"format"}), None)
+        shown = [{"format": name} for name in COMFY.values()]
+        name = next((name for name, each in lost.items() if _meaning(each.says) not in ({}, *shown)), None)
         if name is None:
             continue
         keys = {info.key for header in part.files for info in header.tensors.values()}

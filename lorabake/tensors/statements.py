@@ -265,10 +265,17 @@ def _of_index(part: Part) -> Iterator[_Texts]:
     """Yield what the index of a part's shards says beside their names, if it has one."""
     if part.index is not None:
         path = part.files[0].path.with_name(part.index)
-        said = read_object(path).get("metadata")
-        entries = said.items() if isinstance(said, dict) else ()
-        texts = {name: each if isinstance(each, str) else json.dumps(each) for name, each in entries}
-        yield _Texts(path, str(PurePosixPath(part.folder, part.index)), texts)
+        yield _Texts(path, str(PurePosixPath(part.folder, part.index)), as_texts(_index_metadata(part)))
+
+
+def _index_metadata(part: Part) -> Mapping[str, object]:
+    said = read_object(part.files[0].path.with_name(part.index)).get("metadata") if part.index is not None else None
+    return said if isinstance(said, dict) else {}
+
+
+def as_texts(metadata: Mapping[str, object]) -> dict[str, str]:
+    """Return the metadata of an index as a header would hold them."""
+    return {name: said if isinstance(said, str) else json.dumps(said) for name, said in metadata.items()}
 
 
 def _layers(texts: _Texts) -> dict[str, Facts]:
@@ -552,12 +559,18 @@ def said_in_index(part: Part, change: Change) -> dict[str, str]:
     found: dict[str, str] = {}
     for texts in _of_index(part):
         said = _said_in(texts, change)
-        names = {LAYERS, *(name for name, _ in _holders(texts))}
-        found = {name: kept for name in names & texts.entries.keys() if (kept := said.get(name, texts.entries[name]))}
+        names = {LAYERS, *(name for name, _ in _holders(texts))} & texts.entries.keys()
+        found = {name: kept for name in sorted(names) if (kept := said.get(name, texts.entries[name])) is not None}
         if LAYERS in found:
             layers = said_of_layers([found.pop(LAYERS)], change.plain, modules_of(part))
             found |= {LAYERS: layers} if layers else {}
-    return dict(sorted(found.items()))
+    return found
+
+
+def index_form(part: Part, said: Mapping[str, str]) -> dict[str, object]:
+    """Return what is said as the index of a component's shards has it: as text, or as JSON where it was none."""
+    before = _index_metadata(part)
+    return {name: text if isinstance(before.get(name, ""), str) else _json(text) for name, text in said.items()}
 
 
 def _said_in(texts: _Texts, change: Change) -> dict[str, str | None]:
