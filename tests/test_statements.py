@@ -786,6 +786,7 @@ def test_what_turns_weights_is_refused_wherever_it_stands(option: str, tmp_path:
         ({"quantization": {"smoothing": 0.5}}, True),
         ({"quant_config": {"weight_bits": 3}}, True),
         ({"quantization_config": "quip"}, True),
+        ({"quantization_config": ["quip"]}, True),
         ({"quantization_config": "fp8"}, False),
         ({"quantization": {"codebook_size": 1024, "codebook_dim": 8}}, False),
         ({"quantization": {"enabled": False}}, False),

@@ -408,13 +408,14 @@ def _statements(key: str, value: object) -> list[dict[str, object]]:
     """Return what an entry says of how weights are stored: an object, or several, or either written as a string."""
     if key not in MODEL_KEYS or not value:
         return []
+    if isinstance(value, list):
+        return [says for each in value for says in _statements(key, each)]
     if isinstance(value, str):
         said = _json(value)
-        if not isinstance(said, (dict, list)):
-            return [{"quant_method": value}] if key in MODEL_KEYS[:2] else []
-        return _statements(key, said)
-    each = value if isinstance(value, list) else [value]
-    return [says for says in each if isinstance(says, dict) and _is_statement(key, says)]
+        if isinstance(said, (dict, list)):
+            return _statements(key, said)
+        return [{"quant_method": value}] if key in MODEL_KEYS[:2] else []
+    return [value] if isinstance(value, dict) and _is_statement(key, value) else []
 
 
 def _is_statement(key: str, says: Facts) -> bool:

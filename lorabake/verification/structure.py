@@ -199,15 +199,15 @@ def _statements(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
     headers = {name_of(baked, header): header for part in baked.parts for header in part.files}
     if not baked.is_folder and len(plan.files) == 1:
         headers = dict.fromkeys([plan.files[0].name], baked.parts[0].files[0])
-    compared = [
+    compared: list[tuple[str, Mapping[str, str], Mapping[str, str]]] = [
         (file.name, file.metadata, headers[file.name].metadata) for file in plan.files if file.name in headers
     ]
     for part in baked.parts if baked.is_folder else ():
         name = str(PurePosixPath(part.folder, part.index or ""))
         if part.index is not None and name in plan.texts:
             planned, written = json.loads(plan.texts[name]), read_object(baked.path / name)
-            metadata, found = (as_texts(_object(index.get("metadata"))) for index in (planned, written))
-            compared.append((name, metadata, found))
+            both = [as_texts(_object(index.get("metadata"))) for index in (planned, written)]
+            compared.append((name, both[0], both[1]))
     wrong, said = [], 0
     for name, metadata, found in compared:
         due, there = in_metadata(metadata), in_metadata(found)
