@@ -1052,6 +1052,17 @@ def test_a_configuration_names_what_became_plain_beside_what_did_not(way: str, t
     assert_true(recipe)
 
 
+@pytest.mark.parametrize("spot", ["a list", "a string", "in a list", "nested"])
+def test_a_configuration_keeps_its_form_where_it_names_what_became_plain(spot: str, tmp_path: Path) -> None:
+    odd = {"odd.weight": torch.zeros(OUT, 16, dtype=torch.uint8), "odd.weight_scale": torch.ones(1)}
+    says = {"quant_method": "fp8", "modules_to_not_convert": ["lm_head"]}
+    say(tmp_path, spot, says, {**stored_fp8(), **odd})
+    b.run(b.recipe(tmp_path, base="base", output={"path": "out", "dtype": "bfloat16"}))
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    listed = {**says, "modules_to_not_convert": ["lm_head", "fc", "other"]}
+    assert config == {"model_type": "x", "torch_dtype": "bfloat16", **SPOTS[spot][1](listed)}
+
+
 def test_a_mixture_that_cannot_be_told_is_refused(tmp_path: Path) -> None:
     odd = {"odd.weight": torch.zeros(OUT, 16, dtype=torch.uint8), "odd.weight_scale": torch.ones(1)}
     say(tmp_path, "config.json", {"quant_method": "gptq"}, {**stored_fp8(), **odd})
