@@ -1060,7 +1060,7 @@ def test_a_configuration_keeps_its_form_where_it_names_what_became_plain(spot: s
     b.run(b.recipe(tmp_path, base="base", output={"path": "out", "dtype": "bfloat16"}))
     config = json.loads((tmp_path / "out/config.json").read_text())
     listed = {**says, "modules_to_not_convert": ["lm_head", "fc", "other"]}
-    assert config == {"model_type": "x", "torch_dtype": "bfloat16", **SPOTS[spot][1](listed)}
+    assert config == {"model_type": "x", "torch_dtype": "float16", **SPOTS[spot][1](listed)}
 
 
 def test_a_mixture_that_cannot_be_told_is_refused(tmp_path: Path) -> None:
