@@ -28,7 +28,17 @@ from lorabake.tensors.checkpoint import Checkpoint, Part, read_object
 from lorabake.tensors.dtypes import DTYPES, FLOAT_NAMES, nbytes
 from lorabake.tensors.packing import PackedInfo
 from lorabake.tensors.safetensors import Header, TensorInfo, encode_header
-from lorabake.tensors.statements import LAYERS, Change, is_under, said_in_files, said_in_header, said_of_layers
+from lorabake.tensors.statements import (
+    LAYERS,
+    Change,
+    index_form,
+    is_under,
+    modules_of,
+    said_in_files,
+    said_in_header,
+    said_in_index,
+    said_of_layers,
+)
 from lorabake.ties import find_tie
 from lorabake.translation import left_out_of
 
@@ -689,11 +699,12 @@ class _Planner:
         base_headers = {header.path: header for part in sources.base.parts for header in part.files}
         files = []
         for draft in drafts:
+            is_indexed = self._is_indexed(draft.part, [each for each in drafts if each.part is draft.part])
             names = tuple(target.source.name for target in draft.targets)
             key = draft.targets[0].key if draft.targets else ""
             info = sources.base.tensors.get(key) or sources.key_map.tensors.get(key)
             first = base_headers[info.file] if info else None
-            own = self._said(draft, first or next(iter(base_headers.values())))
+            own = self._said(draft, first or next(iter(base_headers.values())), is_indexed=is_indexed)
             text = provenance.metadata(own, recipe.normal_json(), inputs, hashed=recipe.output.hash)
             phase = first.data_start % BLOCK if first else 0
             aligned = first is not None and phase % 8 == 0
@@ -705,14 +716,19 @@ class _Planner:
             )
         return pending, tuple(files)
 
-    def _said(self, draft: _Draft, first: Header) -> dict[str, str]:
-        """Return the base's own metadata for a file, with what it says of stored weights as far as it stays true."""
+    def _said(self, draft: _Draft, first: Header, *, is_indexed: bool) -> dict[str, str]:
+        """Return the base's own metadata for a file, with what it says of stored weights as far as it stays true.
+
+        What an index says goes into the file if no index is written.
+        """
+        part, change = draft.part, self._changes[draft.part.folder]
         files = {target.source.file for target in draft.targets} | {first.path}
-        headers = [header for header in draft.part.files if header.path in files]
-        texts = [header.metadata[LAYERS] for header in headers if LAYERS in header.metadata]
-        change = self._changes[draft.part.folder]
-        said = said_in_header(first, change) | {LAYERS: said_of_layers(texts, change.plain) if texts else None}
-        kept = {name: said.get(name, text) for name, text in (first.metadata | {LAYERS: ""}).items()}
+        said = {} if is_indexed else said_in_index(part, change)
+        told = [header.metadata for header in part.files if header.path in files] + [said]
+        texts = [each[LAYERS] for each in told if LAYERS in each]
+        layers = said_of_layers(texts, change.plain, modules_of(part)) if texts else None
+        changed = said_in_header(first, change) | {LAYERS: layers}
+        kept = {name: changed.get(name, text) for name, text in (said | first.metadata | {LAYERS: ""}).items()}
         return {name: text for name, text in kept.items() if text is not None}
 
     @cached_property
@@ -732,19 +748,32 @@ class _Planner:
             changes[part.folder] = Change(layers, is_partial=not stored.isdisjoint(keys))
         return changes
 
+    @property
+    def _change(self) -> Change:
+        """Say the same of all components."""
+        changes = self._changes.values()
+        plain = dict.fromkeys(name for each in changes for name in each.plain)
+        return Change(tuple(plain), is_partial=any(each.is_partial for each in changes))
+
+    def _is_indexed(self, part: Part, own: list[_Draft]) -> bool:
+        """Tell whether a part whose files are these gets an index."""
+        has_index = part.index is not None and self.recipe.output.shard_size is None
+        return self._is_folder and (len(own) > 1 or has_index)
+
     def _indexes(self, drafts: list[_Draft]) -> dict[str, str]:
         """Write the index of every part that has several files, or had an index."""
         texts = {}
         for part in self.sources.base.parts:
             own = [draft for draft in drafts if draft.part is part]
-            if len(own) < 2 and (part.index is None or self.recipe.output.shard_size is not None):
+            if not self._is_indexed(part, own):
                 continue
             name = part.index or _index_name(_stem(part))
             weight_map = {
                 target.source.name: PurePosixPath(draft.name).name for draft in own for target in draft.targets
             }
+            size = sum(target.nbytes for draft in own for target in draft.targets)
             index = {
-                "metadata": {"total_size": sum(target.nbytes for draft in own for target in draft.targets)},
+                "metadata": {"total_size": size, **index_form(part, said_in_index(part, self._changes[part.folder]))},
                 "weight_map": dict(sorted(weight_map.items())),
             }
             texts[f"{part.folder}/{name}" if part.folder else name] = json.dumps(index, indent=2) + "\n"
@@ -760,6 +789,8 @@ class _Planner:
             floats = cast & words.keys()
             is_cast = self.recipe.output.dtype != "keep" and len(floats) == 1
             said = said_in_files(self.sources.base, part.folder, self._changes[part.folder])
+            if part is self.sources.base.parts[0] and "" not in self._changes:
+                said |= said_in_files(self.sources.base, "", self._change)
             if (is_cast or self._decoded) and Path(place) in self.sources.base.side_files:
                 config = read_object(self.sources.base.path / place)
                 plain = said.get(place) or config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from lorabake.tensors.packing import Packing
 from lorabake.verification import VerifyOptions, verify
 from lorabake.verification.sampling import SampleOptions
 from tests import builders as b
+from tests import tables
 
 OUT, IN = 32, 128
 SHAPE = (OUT, IN)
@@ -182,6 +184,113 @@ def test_a_header_may_name_layers_without_what_is_in_front_of_them(tmp_path: Pat
     assert {key for key, info in _packing(tmp_path).scaled.items() if info.facts["rotation"] == 64} == names
 
 
+NAMES: dict[str, tuple[str, str]] = {
+    "more in the header": ("", "model.diffusion_model.{}"),
+    "a part of it in the header": ("model.diffusion_model.", "diffusion_model.{}"),
+    "the weight": ("", "{}.weight"),
+    "the weight, and less": ("model.diffusion_model.", "{}.weight"),
+    "the weight, and more": ("net.", "model.net.{}.weight"),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_header_may_call_layers_otherwise(name: str, tmp_path: Path) -> None:
+    front, called = NAMES[name]
+    (fc, values), (other, _) = (int8(front + each, group=64, seed=seed) for each, seed in (("a.fc", 7), ("b.fc", 8)))
+    says = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 64}
+    told = header_of(**{called.format("a.fc"): says, called.format("b.fc"): says})
+    world(tmp_path, {**fc, **other}, told)
+    scaled = _packing(tmp_path).scaled
+    assert {key: info.facts["rotation"] for key, info in scaled.items()} == dict.fromkeys(
+        (f"{front}a.fc.weight", f"{front}b.fc.weight"), 64
+    )
+    recipe = b.recipe(tmp_path, loras=[], output={"dtype": "float32"})
+    after = load_file(b.run(recipe).path)
+    torch.testing.assert_close(after[f"{front}a.fc.weight"].double(), values, rtol=0, atol=1e-6)
+    assert LAYERS not in b.header(tmp_path / "out.safetensors")[1]
+    assert_true(recipe)
+
+
+def test_what_is_said_of_a_layer_with_more_in_front_is_not_said_of_another(tmp_path: Path) -> None:
+    says = {"format": "nvfp4"}
+    world(tmp_path, {**int8("fc")[0], **int8("te.fc", seed=8)[0]}, header_of(**{"te.fc": says}))
+    b.run(b.recipe(tmp_path, output={"dtype": "float32"}))
+    same(tmp_path, {"te.fc.weight", "te.fc.weight_scale"})
+    assert json.loads(b.header(tmp_path / "out.safetensors")[1][LAYERS])["layers"] == {"te.fc": says}
+
+
+def test_what_is_said_of_a_plain_weight_by_its_key_is_refused(tmp_path: Path) -> None:
+    world(tmp_path, {"fc.weight": b.Values(3)(*SHAPE).half()}, header_of(**{"fc.weight": {"format": "rotated"}}))
+    with pytest.raises(MatchError, match=r"fc\.weight, of which the header's \S+ says {\"format\": \"rotated\"}"):
+        plan(load_recipe(b.recipe(tmp_path)))
+
+
+def test_what_is_said_of_no_layer_is_refused_by_name_where_weights_are_stored(tmp_path: Path) -> None:
+    says = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 64}
+    plain = {"format": "int8_tensorwise", "orig_dtype": "torch.bfloat16"}
+    fc, gone = int8("fc")[0], header_of(**{"blocks.0.linear": {"format": "int8_rowwise"}})
+    world(tmp_path, fc, gone)
+    assert "fc.weight" in _packing(tmp_path).strange
+    gone = header_of(**{"blocks.0.linear": says})
+    world(tmp_path, fc, gone)
+    with pytest.raises(
+        MatchError, match=r"fc\.weight, which the header's \S+ may mean by blocks\.0\.linear, a layer"
+    ):
+        plan(load_recipe(b.recipe(tmp_path)))
+    made = b.run(b.recipe(tmp_path, loras=[], output={"dtype": "bfloat16"}))
+    same(tmp_path, {*fc})
+    assert b.header(made.path)[1][LAYERS] == gone[LAYERS]
+    assert [each for each in made.plan.notes if "may mean by blocks.0.linear" in each]
+    for stored, layers in (
+        (fc, {"blocks.0.linear": says, "fc": plain}),  # of others, maybe in other files
+        (fc, {"blocks.0.linear": plain}),  # it takes nothing from what tensors show
+        ({"fc.weight": b.Values(3)(*SHAPE).half()}, {"blocks.0.linear": says}),
+    ):
+        world(tmp_path, stored, header_of(**layers))
+        b.run(b.recipe(tmp_path, output={"allow_loss": True}))
+
+
+@pytest.mark.parametrize("output", [{}, {"shard_size": "1GB"}, {"dtype": "float32"}], ids=str)
+@pytest.mark.parametrize("form", ["text", "object"])
+def test_an_index_may_say_what_a_header_may(form: str, output: Said, tmp_path: Path) -> None:
+    says = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 64}
+    stored, values = int8("fc", group=64)
+    layers: object = {"layers": {"fc": says, "gone": says}}
+    whole: object = {"quant_method": "fp8", "scale_fmt": ""}
+    if form == "text":
+        layers, whole = json.dumps(layers), json.dumps(whole)
+    b.save(tmp_path / "base/model-00001-of-00001.safetensors", stored)
+    index = {
+        "metadata": {LAYERS: layers, "quantization_config": whole},
+        "weight_map": dict.fromkeys(stored, "model-00001-of-00001.safetensors"),
+    }
+    (tmp_path / "base/model.safetensors.index.json").write_text(json.dumps(index))
+    b.kohya(tmp_path / "lora.safetensors", {FC: LORA})
+    recipe = b.recipe(tmp_path, base="base", output={"path": "out", "allow_loss": True, **output})
+    b.run(recipe)
+    assert_true(recipe)
+    files = b.tree(tmp_path / "out")
+    (name,) = (name for name in files if name.endswith(".safetensors"))
+    kept, after = b.header(tmp_path / "out" / name)[1], load_file(tmp_path / "out" / name)
+    exact = values + b.delta(LORA, SHAPE)
+    if "dtype" in output:
+        torch.testing.assert_close(after["fc.weight"].double(), exact, rtol=0, atol=1e-5)
+    else:
+        scale = after["fc.weight_scale"].double()
+        assert (after["fc.weight"].double() - turned(exact, 64) / scale).abs().max() <= 0.501
+    if "shard_size" not in output:
+        assert LAYERS not in kept
+        kept = json.loads(files["model.safetensors.index.json"])["metadata"]
+        assert isinstance(kept[LAYERS], str) == (form == "text")
+        kept = {name: said if isinstance(said, str) else json.dumps(said) for name, said in kept.items()}
+        shorter = {"metadata": {}, "weight_map": dict.fromkeys(after, name)}
+        (tmp_path / "out/model.safetensors.index.json").write_text(json.dumps(shorter))
+        assert not verify(load_recipe(recipe), options=WEIGHTS).is_true
+    left = ["gone"] if "dtype" in output else ["fc", "gone"]
+    assert [*json.loads(kept[LAYERS])["layers"]] == left
+    assert ("quantization_config" in kept) == ("dtype" not in output)
+
+
 def _packing(folder: Path) -> Packing:
     return find_packing(open_checkpoint(folder / "base.safetensors"))
 
@@ -243,6 +352,133 @@ def test_a_header_that_cannot_be_read_is_an_error(text: str, tmp_path: Path) -> 
     world(tmp_path, int8("fc")[0], {LAYERS: text})
     with pytest.raises(FileError, match=f"the header's {LAYERS}"):
         b.run(b.recipe(tmp_path))
+
+
+@pytest.mark.parametrize("text", [b'{"format":', b"[1]", b"", b'{"convrot": true}\0'])
+def test_a_note_that_cannot_be_read_is_refused_as_such(text: bytes, tmp_path: Path) -> None:
+    broken = torch.tensor([*text], dtype=torch.uint8)
+    world(tmp_path, {**int8("fc")[0], "fc.comfy_quant": broken})
+    with pytest.raises(MatchError, match=r"of which fc\.comfy_quant says nothing that can be read"):
+        plan(load_recipe(b.recipe(tmp_path)))
+
+
+# -- Scales that stand elsewhere ---------------------------------------------------------------------------
+
+Q = "model.layers.1.self_attn.q_proj"
+SCALES_OF_Q = [
+    f"{Q}_scale", f"{Q}_scale_inv", f"{Q}_weight_scale", f"{Q}.quantizer.scale", f"{Q}.fp8_meta.scale_inv",
+    f"{Q}.parametrizations.weight.0.scale", f"{Q}.weight_quantizer.amax", f"{Q}_amax", f"{Q}.fp8.weight_scale",
+    "model.layers.1.scales.q_proj", "model.layers.1.self_attn_scale.q_proj", f"scales.{Q}", f"scales.{Q}.weight",
+    "model_layers_1_self_attn_q_proj_scale", "model.layers.1.self_attn.scales.q_proj", f"{Q}.weight.dequant_scale",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", SCALES_OF_Q)
+def test_float8_with_a_scale_elsewhere_is_not_decoded(key: str, tmp_path: Path) -> None:
+    weights = {f"{Q}.weight": b.Values(1)(*SHAPE).to(FP8), f"{Q[:-6]}k_proj.weight": b.Values(2)(*SHAPE).to(FP8)}
+    for scale in (torch.full((1,), 2.0**-9), torch.full((OUT, 1), 2.0**-9).bfloat16()):
+        world(tmp_path, {**weights, key: scale})
+        strange = _packing(tmp_path).strange
+        assert {name: each.parts for name, each in strange.items()} == {f"{Q}.weight": {f"{Q}.weight", key}}
+    b.kohya(tmp_path / "lora.safetensors", {f"lora_unet_{Q.replace('.', '_')}": LORA})
+    with pytest.raises(MatchError, match=rf"would change {Q}\.weight, (which|beside which) .*{key}"):
+        plan(load_recipe(b.recipe(tmp_path)))
+    made = b.run(b.recipe(tmp_path, loras=[], output={"dtype": "float32"}))
+    same(tmp_path, {f"{Q}.weight", key})
+    assert load_file(made.path)[f"{Q[:-6]}k_proj.weight"].dtype is torch.float32
+    assert [each for each in made.plan.notes if "stays as it is" in each and Q in each]
+
+
+UNRELATED = [
+    "scale_shift_table", "model.layers.1.scale_shift_table", "logit_scale", "model.logit_scale", "model.norm.scale",
+    "model.layers.1.layer_scale", "model.layers.1.self_attn.norm.query_norm.scale", "model.layers.1.scale",
+    "model.layers.1.self_attn.scale_q.bias", "model.quant_conv.weight", "model.zero_convs.1.weight",
+    "model.layers.0.self_attn.q_proj_scale", "model.layers.1.self_attn.k_proj_scale", f"{Q}.input_scale",
+    f"{Q}.input_quantizer.amax", f"{Q}_norm.scale", f"{Q}.bias", "model.layers.1.self_attn.q_scale",
+]  # fmt: skip
+
+
+def test_plain_float8_beside_unrelated_scales_is_plain(tmp_path: Path) -> None:
+    unrelated = {key: torch.ones(OUT) for key in UNRELATED}
+    world(tmp_path, {f"{Q}.weight": b.Values(1)(*SHAPE).to(FP8), **unrelated})
+    assert not _packing(tmp_path).strange
+    after = load_file(b.run(b.recipe(tmp_path, loras=[], output={"dtype": "float32"})).path)
+    assert after[f"{Q}.weight"].dtype is torch.float32
+
+
+def test_published_tables_in_float8_have_no_scales_elsewhere() -> None:
+    """Whichever of their tensors someone cast to float8."""
+    for name in tables.names("checkpoint"):
+        table = tables.load_table(name)
+        for least in (2, 1):
+            cast = {
+                key: replace(info, dtype="F8_E4M3" if len(info.shape) >= least and "scale" not in key else "F32")
+                for key, info in table.items()
+            }
+            assert not formats._scaled_from_afar(cast, {}), name
+
+
+@pytest.mark.parametrize("name", ["base_map.pt", "base_scales.safetensors", "base.scale.json", "base_fp8_map.pt"])
+def test_float8_beside_a_file_of_scales_is_not_decoded(name: str, tmp_path: Path) -> None:
+    stored = {"fc.weight": b.Values(1)(*SHAPE).to(FP8), "other.bias": torch.ones(OUT).to(FP8)}
+    world(tmp_path, stored)
+    torch.save({"module": load_file(tmp_path / "base.safetensors")}, tmp_path / "base.pt")
+    for unrelated in ("base.yaml", "base_mapping.json", "base_x4_upscale.safetensors", "other_map.pt"):
+        (tmp_path / unrelated).touch()
+    assert not _packing(tmp_path).strange
+    (tmp_path / name).touch()
+    for base, key in (("base.safetensors", "fc.weight"), ("base.pt", "module.fc.weight")):
+        strange = find_packing(open_checkpoint(tmp_path / base)).strange
+        assert {each: found.parts for each, found in strange.items()} == {key: {key}}
+    with pytest.raises(MatchError, match=rf"would change fc\.weight, which {name} beside its file may scale"):
+        plan(load_recipe(b.recipe(tmp_path)))
+    b.run(b.recipe(tmp_path, loras=[], output={"dtype": "float32"}))
+    same(tmp_path, {"fc.weight"})
+
+
+BLOCKS: dict[str, tuple[tuple[int, int], tuple[int, int], Said, bool]] = {
+    "one down": ((128, 192), (1, 2), {"weight_block_size": [128, 96]}, False),
+    "one across": ((192, 128), (2, 1), {"weight_block_size": [96, 128]}, False),
+    "one row": ((1, 192), (1, 2), {"weight_block_size": [1, 128]}, False),
+    "rows": ((4, 192), (4, 2), {"weight_block_size": [1, 128]}, False),
+    "too few down": ((256, 192), (1, 2), {"weight_block_size": [128, 128]}, False),
+    "a structure": ((128, 192), (1, 2), {"block_structure": [128, 96]}, False),
+    "a structure in words": ((128, 192), (1, 2), {"block_structure": "128x96"}, False),
+    "groups": ((4, 192), (4, 2), {"group_size": 128}, False),
+    "as it is": ((128, 192), (1, 2), {"weight_block_size": [128, 128]}, True),
+    "short ends": ((200, 192), (2, 2), {"weight_block_size": [128, 128]}, True),
+    "within one block": ((64, 192), (1, 2), {"block_structure": [128, 128]}, True),
+    "a group": ((4, 192), (4, 2), {"group_size": 96}, True),
+    "one for all": ((192, 192), (1, 1), {"weight_block_size": [128, 128]}, True),
+    "one a row": ((192, 192), (192, 1), {"weight_block_size": [128, 128]}, True),
+    "nothing said": ((128, 192), (1, 2), {}, True),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_are_of_the_size_that_is_said(name: str, tmp_path: Path) -> None:
+    shape, scales, says, is_known = BLOCKS[name]
+    if "weight_block_size" not in says:
+        says = {"config_groups": {"g": {"weights": {"num_bits": 8, "type": "float", **says}}}}
+    stored = {"fc.weight": torch.ones(shape).to(FP8), "fc.weight_scale": torch.ones(scales)}
+    say(tmp_path, "config.json", {"quant_method": "compressed-tensors", **says}, stored)
+    packing = find_packing(open_checkpoint(tmp_path / "base"))
+    assert ("fc.weight" in packing.scaled, "fc.weight" in packing.strange) == (is_known, not is_known)
+
+
+@pytest.mark.parametrize(
+    ("form", "is_known"),
+    [("e4m3", True), ("float8_e4m3fn", True), ("e5m2", False), ("e4m3fnuz", False), ("e4m3_ue8m0", False)],
+)
+def test_float8_is_of_the_form_that_is_said(form: str, is_known: bool, tmp_path: Path) -> None:
+    says = {"quant_method": "fp8", "fmt": form}
+    say(tmp_path, "config.json", says, {**fp8("fc", blocks=(1, 1))[0]})
+    recipe = b.recipe(tmp_path, base="base", output={"path": "out", "allow_loss": True})
+    if is_known:
+        b.run(recipe)
+        return
+    with pytest.raises(MatchError, match=rf"fc\.weight, (of )?which .*{form}"):
+        plan(load_recipe(recipe))
 
 
 # -- Formats that this version cannot decode ---------------------------------------------------------------
@@ -428,10 +664,34 @@ DOUBTS: dict[str, tuple[Said, str]] = {
     ),
     "unknown arguments": (
         {"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"num_bits": 8, "rotate": 1}}}},
-        "config_groups: weights.rotate",
+        "config_groups: g.weights.rotate",
     ),
+    "a group's": (
+        {
+            "quant_method": "compressed-tensors",
+            "config_groups": {"g": {"rotation": "R1", "weights": {"num_bits": 8}}},
+        },
+        "config_groups: g.rotation",
+    ),
+    "a group's in a list": (
+        {"quant_method": "compressed-tensors", "config_groups": [{"rotation": "R1", "weights": {"num_bits": 8}}]},
+        "config_groups: rotation",
+    ),
+    "before quantisation": (
+        {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "int4"}, "pre_quant_opt": ["r"]}},
+        "global_quant_config: pre_quant_opt",
+    ),
+    "an unknown word below": (
+        {"quant_method": "quark", "layer_quant_config": {"fc": {"weight": {"dtype": "int4", "permute": True}}}},
+        "layer_quant_config: fc.weight.permute",
+    ),
+    "of some layers": (
+        {"quant_method": "gptq", "bits": 4, "dynamic": {"+:.*fc.*": {"rotation": "hadamard"}}},
+        "dynamic: +:.*fc.*.rotation",
+    ),
+    "how it was made": ({"quant_method": "gptq", "meta": {"rotation": "hadamard"}}, "meta: rotation"),
 }
-SPOTS: dict[str, tuple[str, Callable[[Said], Said]]] = {
+SPOTS: dict[str, tuple[str, Callable[[Said], Any]]] = {
     "config.json": ("config.json's quantization_config", lambda says: {"quantization_config": says}),
     "nested": (
         "config.json's text_config.quantization_config", lambda says: {"text_config": {"quantization_config": says}}
@@ -439,7 +699,13 @@ SPOTS: dict[str, tuple[str, Callable[[Said], Said]]] = {
     "of old": ("config.json's compression_config", lambda says: {"compression_config": says}),
     "a file of its own": ("hf_quant_config.json's quantization", lambda says: {"quantization": says}),
     "GPTQ's file": ("quantize_config.json", lambda says: says),
+    "a list": ("config.json's quantization_config", lambda says: {"quantization_config": [says]}),
+    "a string": ("config.json's quantization_config", lambda says: {"quantization_config": json.dumps(says)}),
+    "in a list": (
+        "config.json's parts.0.quantization_config", lambda says: {"parts": [{"quantization_config": says}]}
+    ),
     "the header": ("the header's quantization_config", lambda says: says),
+    "a list in the header": ("the header's quantization_config", lambda says: [says]),
     "the header's config": (
         "the header's transformer.quantization_config", lambda says: {"transformer": {"quantization_config": says}}
     ),
@@ -448,9 +714,10 @@ SPOTS: dict[str, tuple[str, Callable[[Said], Said]]] = {
 
 def say(folder: Path, spot: str, says: Said, tensors: b.Tensors) -> str:
     """Write a model in a folder that says something of its weights in one place; return the place's name."""
-    place, wrapped = SPOTS[spot]
+    place, wrapped = ("config.json", dict) if spot == "alone" else SPOTS[spot]
     content = json.dumps(wrapped(says))
-    metadata = {"quantization_config" if spot == "the header" else "config": content} if "header" in spot else None
+    key = "config" if spot == "the header's config" else "quantization_config"
+    metadata = {key: content} if "header" in spot else None
     b.save(folder / "base" / "model.safetensors", tensors, metadata)
     config = {"model_type": "x", "torch_dtype": "float16"}
     (folder / "base" / "config.json").write_text(json.dumps(config))
@@ -498,6 +765,63 @@ def test_what_is_said_of_a_model_is_refused_by_name_and_kept(name: str, spot: st
         assert_true(recipe)
 
 
+@pytest.mark.parametrize("option", ["transform_config", "spinquant_config", "rotation_config"])
+def test_what_turns_weights_is_refused_wherever_it_stands(option: str, tmp_path: Path) -> None:
+    for config, where in (
+        ({option: {"R1": "hadamard"}}, "config.json"),
+        ({"text_config": {option: {"R1": True}}}, "config.json's text_config"),
+        ({"quant_config": {option: {"R1": True}}}, "config.json's quant_config"),
+    ):
+        say(tmp_path, "config.json", {}, floats())
+        (tmp_path / "base/config.json").write_text(json.dumps(config))
+        with pytest.raises(MatchError, match=f"of which {where} says {option}: "):
+            plan(load_recipe(b.recipe(tmp_path, base="base", output={"path": "out"})))
+    (tmp_path / "base/config.json").write_text(json.dumps({option: None, "rope_scaling": {"type": "linear"}}))
+    b.run(b.recipe(tmp_path, base="base", output={"path": "out"}))
+
+
+@pytest.mark.parametrize(
+    ("entry", "is_refused"),
+    [
+        ({"quantization": {"smoothing": 0.5}}, True),
+        ({"quant_config": {"weight_bits": 3}}, True),
+        ({"quantization_config": "quip"}, True),
+        ({"quantization_config": ["quip"]}, True),
+        ({"quantization_config": "fp8"}, False),
+        ({"quantization": {"codebook_size": 1024, "codebook_dim": 8}}, False),
+        ({"quantization": {"enabled": False}}, False),
+        ({"quantization": "rvq"}, False),
+        ({"quant_config": {}, "quantization_config": None}, False),
+    ],
+    ids=str,
+)
+def test_a_statement_without_a_telling_word(entry: Said, is_refused: bool, tmp_path: Path) -> None:
+    say(tmp_path, "config.json", {}, floats())
+    (tmp_path / "base/config.json").write_text(json.dumps(entry))
+    recipe = b.recipe(tmp_path, base="base", output={"path": "out"})
+    if is_refused:
+        with pytest.raises(MatchError, match=rf"of which config.json's {next(iter(entry))} says"):
+            plan(load_recipe(recipe))
+    else:
+        b.run(recipe)
+
+
+def test_what_is_said_of_a_pipeline_is_said_of_its_components(tmp_path: Path) -> None:
+    parts = b.sd1_folder(tmp_path / "base")
+    pipeline = json.loads((tmp_path / "base/model_index.json").read_text())
+    key = next(key for key in parts["unet"] if key.endswith("attn1.to_q.weight"))
+    scaled = {key: (parts["unet"][key].float() * 64).to(FP8), f"{key}_scale": torch.tensor(1 / 64)}
+    b.save(tmp_path / "base/unet/diffusion_pytorch_model.safetensors", {**parts["unet"], **scaled})
+    b.sd1_lora(tmp_path / "lora.safetensors")
+    said = {**pipeline, "quantization_config": {"quant_method": "quip"}}
+    (tmp_path / "base/model_index.json").write_text(json.dumps(said))
+    with pytest.raises(MatchError, match=r"of which model_index.json's quantization_config says quant_method: quip"):
+        plan(load_recipe(b.recipe(tmp_path, base="base", output={"path": "out"})))
+    (tmp_path / "base/model_index.json").write_text(json.dumps({**said, "quantization_config": {"bits": 8}}))
+    b.run(b.recipe(tmp_path, base="base", output={"path": "out", "allow_loss": True, "dtype": "float32"}))
+    assert json.loads((tmp_path / "out/model_index.json").read_text()) == pipeline
+
+
 def test_what_is_said_of_a_model_holds_for_stored_weights_too(tmp_path: Path) -> None:
     """A rotation at run time turns what is unpacked, as it turns floats."""
     gptq = undecodable()["gptq without its way"][1]
@@ -514,7 +838,7 @@ def test_what_is_said_of_a_model_holds_for_stored_weights_too(tmp_path: Path) ->
     planned = plan(load_recipe(recipe))
     assert not planned.bakes
     assert not planned.texts
-    titles = {each.title.partition(";")[0] for each in planned.sources.packing.strange.values()}
+    titles = {each.title.partition(" of which")[0] for each in planned.sources.packing.strange.values()}
     assert {"float8_e4m3fn with one scale", "GPTQ"} <= titles
 
 
@@ -531,6 +855,14 @@ def test_a_file_that_is_there_and_cannot_be_read_is_an_error(name: str, tmp_path
     (tmp_path / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(FileError, match=f"{name}: "):
         plan(load_recipe(b.recipe(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "model.safetensors"])
+def test_a_folder_that_is_called_as_a_file_is_an_error(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    b.save(tmp_path / "diffusion_pytorch_model.safetensors", floats())
+    with pytest.raises(FileError, match=f"{name}: is a folder, not a file"):
+        open_checkpoint(tmp_path)
 
 
 def test_an_option_of_two_names_has_one_meaning(tmp_path: Path) -> None:
@@ -587,6 +919,10 @@ UE8M0: dict[str, tuple[str, Said]] = {
     "config.json": ("config.json", {"quant_method": "fp8", "scale_fmt": "ue8m0"}),
     "nested": ("nested", {"quant_method": "fp8", "scale_fmt": "ue8m0"}),
     "header": ("the header", {"quant_method": "fp8", "scale_fmt": "ue8m0"}),
+    "a list": ("a list", {"quant_method": "fp8", "scale_fmt": "ue8m0"}),
+    "a string": ("a string", {"quant_method": "fp8", "scale_fmt": "ue8m0"}),
+    "in a list": ("in a list", {"quant_method": "fp8", "scale_fmt": "ue8m0"}),
+    "alone": ("alone", {"scale_fmt": "ue8m0"}),
     "a group": (
         "config.json",
         {"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": E8M0_WEIGHTS}}},
@@ -686,7 +1022,7 @@ def test_no_statement_stays_of_weights_that_become_plain(spot: str, tmp_path: Pa
     files = {"config.json", "model.safetensors"}
     assert after.keys() == files, place
     config = json.loads(after["config.json"])
-    inner: Said = {"text_config": {}} if spot == "nested" else {}
+    inner: Said = {"nested": {"text_config": {}}, "in a list": {"parts": [{}]}}.get(spot, {})
     assert config == {"model_type": "x", "torch_dtype": "bfloat16", **inner}
     metadata = b.header(tmp_path / "out/model.safetensors")[1]
     assert "quant" not in "".join(text for name, text in metadata.items() if not name.startswith("lorabake."))
@@ -714,6 +1050,17 @@ def test_a_configuration_names_what_became_plain_beside_what_did_not(way: str, t
     same_parts = b.tensor_bytes(tmp_path / "out/model.safetensors")
     assert {key: same_parts[key] for key in odd} == {key: tensor.numpy().tobytes() for key, tensor in odd.items()}
     assert_true(recipe)
+
+
+@pytest.mark.parametrize("spot", ["a list", "a string", "in a list", "nested"])
+def test_a_configuration_keeps_its_form_where_it_names_what_became_plain(spot: str, tmp_path: Path) -> None:
+    odd = {"odd.weight": torch.zeros(OUT, 16, dtype=torch.uint8), "odd.weight_scale": torch.ones(1)}
+    says = {"quant_method": "fp8", "modules_to_not_convert": ["lm_head"]}
+    say(tmp_path, spot, says, {**stored_fp8(), **odd})
+    b.run(b.recipe(tmp_path, base="base", output={"path": "out", "dtype": "bfloat16"}))
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    listed = {**says, "modules_to_not_convert": ["lm_head", "fc", "other"]}
+    assert config == {"model_type": "x", "torch_dtype": "float16", **SPOTS[spot][1](listed)}
 
 
 def test_a_mixture_that_cannot_be_told_is_refused(tmp_path: Path) -> None:

@@ -242,7 +242,10 @@ def _choose(folder: Path, variant: str | None) -> _Weights | None:
 
 def _candidates(folder: Path) -> list[_Weights]:
     """List a folder's sets of weights, of the best sort that it has: standard names, one file, pickles."""
-    files = [p for p in _listed(folder) if not p.name.startswith(".") and not is_folder(p)]
+    there = [p for p in _listed(folder) if not p.name.startswith(".")]
+    if named := [p for p in there if (_SAFE.fullmatch(p.name) or _INDEX.fullmatch(p.name)) and is_folder(p)]:
+        raise FileError(f"{named[0]}: is a folder, not a file")
+    files = [p for p in there if not is_folder(p)]
     safe = list(_matching(files, _SAFE))
     indexes = list(_matching(files, _STANDARD_INDEX))
     if safe or indexes:

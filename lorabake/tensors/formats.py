@@ -7,10 +7,12 @@ recognises a weight if it understands all of its tensors and statements; what no
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
+from pathlib import Path
 
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.dtypes import DTYPES, LARGEST
@@ -69,6 +71,23 @@ DEEP_MARKS = ("input_quantizer._pre_quant_scale", "weight_quantizer._scale", "we
 
 OWN = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 """Leaves that modules of plain parameters have together."""
+
+SCALING = re.compile(r"scal(?:es?|ing)|amax|absmax|quant|zero|(?<![a-z])zp(?![a-z])|(?<![a-z])scb(?![a-z])", re.I)
+"""Words of tensors that may say what the values of another are worth."""
+
+ELSEWHERE = "a scale elsewhere"
+"""The role of a tensor that may hold the scales of a weight, though it does not stand beside it."""
+
+FILLING = {
+    "weight", "w", "inv", "fp8", "float8", "f8", "meta", "max", "point", "points", "per", "channel", "tensor", "row",
+}  # fmt: skip
+"""Words that stand beside these."""
+
+FLOW = re.compile(r"(?<![a-z])(?:input|output|act|activation|kv)s?(?![a-z])", re.I)
+"""Words of tensors about what goes through a layer."""
+
+MAP = r"[._-](?:(?:fp8|float8|quant|dequant|weights?|scales?)[._-])?(?:map|scales?|amax|scale_inv)\.\w+"
+"""What stands behind the stem of a file's name in the name of one that holds its scales (HunyuanVideo)."""
 
 BEHIND = re.compile(
     r"(?P<weight>(?:.*[./])?weight)\.(?P<role>absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.\w+"
@@ -135,6 +154,9 @@ COMFY_NAMES = {
 COMFY_SILENT = {"full_precision_matrix_mult", "orig_dtype", "orig_shape", "per_row", "linear_dtype"}
 """What it says of a layer without a say in the stored values, given the tensors."""
 
+FLOAT8 = {name + end: dtype for name, dtype in (("e4m3", "F8_E4M3"), ("e5m2", "F8_E5M2")) for end in ("", "fn")}
+"""What statements call the forms of float8."""
+
 SCALE_DTYPES = ("F32", "BF16", "F16")
 EXPONENTS = ("U8", "F8_E8M0")
 """Dtypes of scales that are powers of two (E8M0)."""
@@ -192,6 +214,11 @@ def find_packing(checkpoint: Checkpoint) -> Packing:
             strange[stored.key] = found
         elif found is not None:
             (scaled if found.dtype.startswith("scaled") else packed)[stored.key] = found
+    taken = {*packed, *scaled, *strange}
+    strange.update(_mapped(checkpoint, {key: info for key, info in tensors.items() if key not in taken}))
+    for key, each in _misnamed(checkpoint, statements, packed | scaled):
+        scaled.pop(key, None)
+        strange[key] = each
     for part in checkpoint.parts:
         if (doubt := next(_doubts(statements.models.get(part.folder, ())), None)) is not None:
             infos = {info.key: info for header in part.files for info in header.tensors.values()}
@@ -286,10 +313,79 @@ def _groups(tensors: Mapping[str, TensorInfo], coded: set[str]) -> dict[str, dic
         is_read = weight in coded or any(f"{weight}_{role}" in coded for role in AFTER_CODES)
         if inside or is_read or (named and (weight not in tensors or key.endswith(ENDS))):
             groups.setdefault(weight, {})[role] = info  # else two parameters, such as layer and layer_scale
+    for weight, key in _scaled_from_afar(tensors, groups):
+        parts = groups.setdefault(weight, {})
+        parts[f"{len(parts)} more" if ELSEWHERE in parts else ELSEWHERE] = tensors[key]
     return groups
 
 
-READ = ("quant_method", "checkpoint_format", "version", "weight_block_size", "expert_dtype", "config_groups")
+def _scaled_from_afar(
+    tensors: Mapping[str, TensorInfo], groups: Mapping[str, Mapping[str, TensorInfo]]
+) -> list[tuple[str, str]]:
+    """Pair plain weights in float8 with what may be their scales, though it stands elsewhere or has another name.
+
+    It is small, and its name is the weight's but for words of scales and, maybe, modules on the way to it:
+    `q_proj_scale`, `q_proj.quantizer.amax` and `layers.0.scales.q_proj` for `layers.0.self_attn.q_proj.weight`.
+    """
+    plain = {
+        key
+        for key, info in tensors.items()
+        if info.dtype in FLOAT8.values() and len(info.shape) > 1 and groups.get(key, {}).keys() <= {*NOTES}
+    }
+    if not plain:
+        return []
+    taken = plain.union(info.key for weight, parts in groups.items() if weight in tensors for info in parts.values())
+    by_end: dict[tuple[str, ...], list[str]] = {}
+    for key in plain:
+        by_end.setdefault(_end(key), []).append(key)
+    found = []
+    for key, info in tensors.items():
+        if key in taken or not SCALING.search(key) or key.endswith("bias"):
+            continue
+        near = dict.fromkeys((*by_end.get(_end(key), ()), *_around(key, plain)))
+        found += [(weight, key) for weight in near if _may_scale(info, tensors[weight])]
+    return found
+
+
+def _around(key: str, plain: set[str]) -> Iterator[str]:
+    """Yield the weights of the modules in which a tensor lies."""
+    module = key.rpartition(".")[0]
+    while module:
+        yield from (weight for weight in (f"{module}.weight", module) if weight in plain)
+        module = module.rpartition(".")[0]
+
+
+def _may_scale(info: TensorInfo, weight: TensorInfo) -> bool:
+    """Tell whether a tensor is small enough for a weight's scales, and called as if it held them."""
+    key, module = info.key, weight.key.removesuffix(".weight")
+    size, most = prod(info.shape), prod(weight.shape)
+    is_float = DTYPES[info.dtype].floating or info.dtype in EXPONENTS
+    more = SCALING.findall(key)[len(SCALING.findall(module)) :]
+    if not more or not is_float or not (size == 1 or size in weight.shape or size * 8 <= most):
+        return False
+    if key.startswith(f"{module}."):
+        return not FLOW.search(key.removeprefix(module))
+    words, whole = _words(key), _words(module)
+    if words == whole:
+        return True
+    name = _words(".".join(module.split(".")[-2 if module.rpartition(".")[2].isdigit() else -1 :]))
+    rest = iter(whole)
+    return words[-len(name) :] == name and all(word in rest for word in words) and not key.endswith(".weight")
+
+
+def _end(key: str) -> tuple[str, ...]:
+    """Return what the names of a weight and its scales have in common in any case: numbers, and the last word."""
+    words = _words(key)
+    return (*(word for word in words if word.isdigit()), words[-1])
+
+
+def _words(name: str) -> list[str]:
+    """Split a tensor's name, without what only says that it is a weight or a scale."""
+    words = re.split(r"[./_]+", name)
+    return [word for word in words if word not in FILLING and not SCALING.search(word)] or words
+
+
+READ = ("quant_method", "checkpoint_format", "version", "weight_block_size", "expert_dtype", "config_groups", "fmt")
 """The options of whole models that formats look at."""
 
 
@@ -344,10 +440,15 @@ def _reason(stored: Stored) -> str:
     own = stored.parts.get("")
     if stored.notes:
         note = stored.notes[0]
-        return f"of which {note.place} says {json.dumps(note.says)}\n{UNKNOWN}"
+        said = json.dumps(note.says) if note.says else "nothing that can be read"
+        return f"of which {note.place} says {said}\n{UNKNOWN}"
+    if own is not None and not _is_form(own, stored.options):
+        return f"which is {WORDS[own.dtype]}, though it is said to be {stored.options['fmt']} (fmt)\n{UNKNOWN}"
     title = _title(stored.roles, own.dtype if own else "")
     if title or own is None:
         return f"which is stored as {title or 'codes'} ({(others or [stored.key])[0]})\n{UNDECODED}"
+    if (far := next((info.key for role, info in stored.parts.items() if role == ELSEWHERE), None)) is not None:
+        return f"which {far} may scale\n{OTHER_SCALES}"
     scales = [stored.parts[role].key for role in SCALES if role in stored.parts] or others
     if "scale" in scales[0].rpartition(".")[2] or own.dtype in LARGEST:
         return f"which is scaled by {scales[0]}\n{OTHER_SCALES}"
@@ -392,8 +493,10 @@ def _scaled(stored: Stored) -> PackedInfo | None:
         return None
     if scale.key.endswith(".SCB") and (weight.dtype, scale.dtype) != ("I8", "F32"):
         return None
-    found, size = grid(weight.shape, scale.shape), stored.options.get("weight_block_size")
-    if found is None or (size is not None and min(found[0]) > 1 and list(found[1]) != size):
+    found = grid(weight.shape, scale.shape)
+    if found is None or not _is_said(found, weight.shape, stored.options):
+        return None
+    if not _is_form(weight, stored.options):
         return None
     if "weight_format" in stored.parts and read_note(stored.parts["weight_format"]).strip(b"\0"):
         return None  # bitsandbytes laid it out for one GPU
@@ -411,6 +514,40 @@ def _scaled(stored: Stored) -> PackedInfo | None:
         facts["powers_of_two"] = True
     parts = {"weight": weight, "scale": scale, **stored.beside}
     return described(f"scaled {weight.dtype}", weight.key, weight.shape, parts, facts)
+
+
+def _is_form(weight: TensorInfo, options: Facts) -> bool:
+    """Tell whether a weight in float8 is in the form that statements name, if they name one."""
+    form = str(options.get("fmt")).removeprefix("float8_")
+    return weight.dtype not in FLOAT8.values() or weight.dtype == FLOAT8.get(form, weight.dtype)
+
+
+def _is_said(found: tuple[tuple[int, int], tuple[int, int]], shape: tuple[int, ...], options: Facts) -> bool:
+    """Tell whether blocks, as shapes show them, are of a size that statements name, if they name any.
+
+    One scale, one a row and one a column leave nothing to say. An axis with one scale tells no size of its own.
+    """
+    counts, sizes = found
+    axes = list(zip(counts, sizes, shape, strict=False))
+    if len(shape) != 2 or not any(1 < count < length for count, _, length in axes):
+        return True
+    said = [*_blocks(options)]
+
+    def fits(block: int, count: int, size: int, length: int) -> bool:
+        return block >= length if count == 1 else block == size
+
+    return not said or any(all(fits(size, *axis) for size, axis in zip(each, axes, strict=True)) for each in said)
+
+
+def _blocks(options: Facts) -> Iterator[tuple[int, int]]:
+    """Yield the sizes of blocks, down and across, that statements name."""
+    weights = [group.get("weights") for group in _config_groups(options)]
+    blocks = [each.get("block_structure") for each in weights if isinstance(each, dict)]
+    blocks += [[1, each.get("group_size")] for each in weights if isinstance(each, dict)]
+    for block in (options.get("weight_block_size"), *blocks):
+        sizes = block.split("x") if isinstance(block, str) else block
+        if isinstance(sizes, (list, tuple)) and len(sizes) == 2 and all(str(size).isdigit() for size in sizes):
+            yield int(sizes[0]), int(sizes[1])
 
 
 def _rotation(meaning: Facts, weight: TensorInfo, scales: tuple[int, int]) -> int | None:
@@ -449,11 +586,17 @@ def _convrot(stored: Stored) -> PackedInfo | None:
     return described("ConvRot W4A4", stored.key, (rows, columns), parts, {"rotation": group})
 
 
+def _config_groups(options: Facts) -> list[dict[str, object]]:
+    """Return the groups that compressed-tensors tells apart, in an object or in a list."""
+    groups = options.get("config_groups")
+    each = [*groups.values()] if isinstance(groups, dict) else groups
+    return [group for group in each if isinstance(group, dict)] if isinstance(each, list) else []
+
+
 def _bits(options: Facts, kind: str) -> Iterator[object]:
     """Yield how many bits compressed-tensors says that weights of a kind have."""
-    groups = options.get("config_groups")
-    for group in groups.values() if isinstance(groups, dict) else ():
-        weights = group.get("weights") if isinstance(group, dict) else None
+    for group in _config_groups(options):
+        weights = group.get("weights")
         if not isinstance(weights, dict) or "pack" in str(group.get("format")):
             continue
         if weights.get("type", "int") == kind:
@@ -607,6 +750,49 @@ def _doubts(statements: Iterable[Statement]) -> Iterator[str]:
         yield f"{options}\n{UNKNOWN}"
 
 
+def _mapped(checkpoint: Checkpoint, infos: Mapping[str, TensorInfo]) -> Iterator[tuple[str, Strange]]:
+    """Yield plain weights in float8 beside whose file another lies that may hold their scales."""
+    for part in checkpoint.parts:
+        root = (checkpoint.path if checkpoint.is_folder else checkpoint.path.parent) / part.folder
+        for header in part.files:
+            coded = [each for each in header.tensors.values() if each.key in infos and each.dtype in FLOAT8.values()]
+            eights = [info for info in coded if len(info.shape) > 1]
+            name = re.compile(re.escape(header.path.stem) + MAP, re.I)
+            beside = next(filter(name.fullmatch, _names_in(root)), None) if eights else None
+            for info in eights if beside else ():
+                title = f"{WORDS[info.dtype]} beside {beside}"
+                why = f"which {beside} beside its file may scale\n{OTHER_SCALES}"
+                yield info.key, Strange(title, why, frozenset({info.key}), has_codes=True)
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:  # files in a folder can be read though it cannot be listed
+        return []
+
+
+def _misnamed(
+    checkpoint: Checkpoint, statements: Statements, stored: Mapping[str, PackedInfo]
+) -> Iterator[tuple[str, Strange]]:
+    """Yield weights of which nothing is said, where something is said of layers that are not there.
+
+    Both may be the same layers by two names. What names a format that tensors show says nothing more than they do.
+    """
+    for part in checkpoint.parts:
+        lost = statements.lost.get(part.folder, {})
+        shown = [{"format": name} for name in COMFY.values()]
+        name = next((name for name, each in lost.items() if _meaning(each.says) not in ({}, *shown)), None)
+        if name is None:
+            continue
+        keys = {info.key for header in part.files for info in header.tensors.values()}
+        for key, info in stored.items():
+            parts = frozenset(part.key for part in info.parts.values())
+            if keys & parts and key.removesuffix(".weight") not in statements.layers:
+                why = f"which {lost[name].place} may mean by {name}, a layer that the base does not have"
+                yield key, Strange(f"{info.title} {why}", f"{why}\n{UNKNOWN}", parts, has_codes=True)
+
+
 def _doubt(
     infos: Mapping[str, TensorInfo],
     why: str,
@@ -615,14 +801,14 @@ def _doubt(
     strange: dict[str, Strange],
 ) -> None:
     """Make every weight of a component strange."""
-    title = why.partition("\n")[0].removeprefix("of which ")
+    reason = why.partition("\n")[0]
     for key in (*packed, *scaled):
         found = packed.get(key) or scaled[key]
         keys = frozenset(part.key for part in found.parts.values())
         if keys & infos.keys():
-            strange[key] = Strange(f"{found.title}; {title}", why, keys)
+            strange[key] = Strange(f"{found.title} {reason}", why, keys)
             scaled.pop(key, None)
     taken = frozenset().union(*(each.parts for each in strange.values()))
     for key, info in infos.items():
         if key not in taken and DTYPES[info.dtype].floating:
-            strange[key] = Strange(title, why, frozenset({key}))
+            strange[key] = Strange(f"floats {reason}", why, frozenset({key}))

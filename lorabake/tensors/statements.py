@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 from os.path import lexists
 from pathlib import Path, PurePosixPath
 
 from lorabake.errors import FileError, TargetError
-from lorabake.tensors.checkpoint import Checkpoint, read_object
+from lorabake.tensors.checkpoint import Checkpoint, Part, read_object
 from lorabake.tensors.packing import Facts, read_facts
 from lorabake.tensors.safetensors import Header
 
@@ -31,11 +32,17 @@ MODEL_KEYS = ("quantization_config", "compression_config", "quant_config", "quan
 """What a statement about a whole model is called in JSON."""
 
 TELLING = {"quant_method", "quant_algo", "bits", "w_bit", "group_size", "qformat_weight", "method", "config_groups"}
-"""One of these is in a statement that is called by a word of many meanings."""
+"""One of these makes a statement of what is called by a word of many meanings."""
+
+OF_VALUES = re.compile(r"codebook|code_|num_quantizers|n_q$|n_e$|e_dim|vq|commit|embed|levels|fsq|lfq|quantizer_type")
+"""What networks say that quantise what flows through them, and not their weights (VQ, FSQ)."""
+
+LOOSE = ("transform_config", "spinquant_config", "rotation_config", "scale_fmt", "scale_format")
+"""Options that mean the same outside of any statement."""
 
 FILES = {
     "config.json": "", "params.json": "", "hf_quant_config.json": "modelopt", "quantize_config.json": "gptq",
-    "quant_config.json": "awq", "quanto_qmap.json": "quanto",
+    "quant_config.json": "awq", "quanto_qmap.json": "quanto", "model_index.json": "",
 }  # fmt: skip
 """The files that hold statements, and whose way one of no name is; those with a way hold nothing else."""
 
@@ -81,7 +88,7 @@ METHODS = {
 SHOWN = {
     "quant_method", "method", "bits", "num_bits", "nbits", "w_bit", "weight_bits", "super_bits", "group_size",
     "q_group_size", "super_group_size", "zero_point", "has_zero_point", "sym", "desc_act", "pack_dtype",
-    "data_type", "weight_dtype", "weights_dtype", "quant_type", "quant_algo", "fmt", "axis", "mode",
+    "data_type", "weight_dtype", "weights_dtype", "quant_type", "quant_algo", "axis", "mode",
     "weight_block_size", "checkpoint_format", "version", "format", "packing_format", "config_groups",
     "global_quant_config", "layer_quant_config", "layer_type_quant_config", "quantized_layers", "dynamic",
     "dynamic_config", "config_for_layers", "shared_layer_config", "quant_mode", "export", "load_in_4bit",
@@ -102,7 +109,8 @@ LISTED = {
 """Options about which modules are stored in this way."""
 
 FLOWING = {
-    "activation", "activations", "activation_scheme", "activation_scale_ub", "activation_bits", "act_bits",
+    "activation", "activations", "input_activations", "output_activations", "input_tensors", "output_tensors",
+    "activation_scheme", "activation_scale_ub", "activation_bits", "act_bits",
     "act_group_size", "act_sym", "act_dynamic", "act_data_type", "qscheme_act", "softmax_quant_spec",
     "kv_cache_scheme", "kv_cache_quant_algo", "kv_cache_quant_method", "kv_cache_dtype", "kv_cache_config",
     "llm_int8_threshold", "llm_int8_enable_fp32_cpu_offload", "bnb_4bit_compute_dtype", "compute_dtype",
@@ -133,7 +141,31 @@ ARGUMENTS = {
 }  # fmt: skip
 """What compressed-tensors says of the weights of a group, of which the same holds."""
 
+GROUP = ARGUMENTS | {"targets", "weights", "format"}
+"""What it says of a group; NVIDIA's ModelOpt says the same."""
+
+QUARK = {
+    "weight", "bias", "target_device", "dtype", "is_dynamic", "qscheme", "ch_axis", "group_size", "symmetric",
+    "round_method", "scale_type", "scale_format", "scale_calculation_mode", "mx_element_dtype", "observer_cls",
+    "zero_point_type", "is_scale_quant", "block_size",
+}  # fmt: skip
+"""What Quark says of the tensors of a layer."""
+
+BELOW: Mapping[str, tuple[int, AbstractSet[str]]] = {
+    "config_groups": (1, GROUP),
+    "global_quant_config": (0, QUARK),
+    "layer_quant_config": (1, QUARK),
+    "layer_type_quant_config": (1, QUARK),
+    "dynamic": (1, SILENT),
+    "quantized_layers": (1, SILENT | {"pre_quant_scale"}),
+}
+"""Options without a say that hold others: so many names, of layers or groups, stand above these, which are known."""
+
+TURNING = re.compile(r"rotat|hadamard|spin_?quant|quarot|incoheren|pre_quant_opt|transform(?!er)", re.I)
+"""Words of options that turn weights, wherever they stand."""
+
 ALLOWED: Mapping[str, tuple[object, ...]] = {
+    "fmt": ("e4m3", "e4m3fn", "float8_e4m3", "float8_e4m3fn", "e5m2", "float8_e5m2"),
     "expert_dtype": ("fp8",),
     "quantization_mode": ("offline",),
     "linear_class": ("bitlinear",),
@@ -171,88 +203,149 @@ class Statements:
     """Hold all that a checkpoint says of how its weights are stored.
 
     `layers` are about one layer each, by its path (with the component's folder in front); `models` about all weights
-    of a component, by its folder.
+    of a component, by its folder. `lost` are about layers that no file of the component has, by its folder
+    and by what they call them.
     """
 
     layers: Mapping[str, tuple[Statement, ...]]
     models: Mapping[str, tuple[Statement, ...]]
+    lost: Mapping[str, Mapping[str, Statement]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """Hold what a file says beside its tensors, each entry as text; `place` names it in messages."""
+
+    path: Path
+    place: str
+    entries: Mapping[str, str]
 
 
 def gather(checkpoint: Checkpoint) -> Statements:
     """Read every statement of a checkpoint; raise FileError for one that is there and cannot be read."""
     layers: dict[str, list[Statement]] = {}
     models: dict[str, list[Statement]] = {}
+    lost: dict[str, dict[str, Statement]] = {}
     for part in checkpoint.parts:
         prefix = f"{part.folder}/" if part.folder else ""
-        infos = [info for header in part.files for info in header.tensors.values()]
-        for info in infos:
-            module, _, leaf = info.key.rpartition(".")
-            if leaf == NOTE:
-                layers.setdefault(module, []).append(Statement(info.key, read_facts(info)))
-        told = any(LAYERS in header.metadata for header in part.files)
-        names = [info.name for info in infos] if told else []
-        modules = _by_leaf({*names, *(name.rpartition(".")[0] for name in names)})
         for header in part.files:
-            for name, says in _layers(header).items():
-                for module in _meant(name, modules):
-                    layers.setdefault(prefix + module, []).append(Statement(f"the header's {LAYERS}", says))
-            models.setdefault(part.folder, []).extend(_in_header(header))
-        for path in _files(checkpoint, part.folder):
-            models[part.folder].extend(_in_file(path, prefix + path.name))
+            for info in header.tensors.values():
+                module, _, leaf = info.key.rpartition(".")
+                if leaf == NOTE:
+                    layers.setdefault(module, []).append(Statement(info.key, read_facts(info)))
+        texts = [*map(_of_header, part.files), *_of_index(part)]
+        modules = modules_of(part) if any(LAYERS in each.entries for each in texts) else {}
+        for each in texts:
+            place = f"{each.place}'s {LAYERS}"
+            for name, says in _layers(each).items():
+                meant = _meant(name, modules)
+                for module in meant:
+                    layers.setdefault(prefix + module, []).append(Statement(place, says))
+                if not meant:
+                    lost.setdefault(part.folder, {})[name] = Statement(place, says)
+            models.setdefault(part.folder, []).extend(_in_texts(each))
+        for folder in dict.fromkeys((part.folder, "")):
+            for path in _files(checkpoint, folder):
+                models[part.folder].extend(_in_file(path, str(PurePosixPath(folder, path.name))))
     return Statements(
         {module: tuple(found) for module, found in layers.items()},
         {folder: tuple(found) for folder, found in models.items()},
+        lost,
     )
 
 
 # -- where they stand ------------------------------------------------------------------------------------
 
 
-def _layers(header: Header) -> dict[str, Facts]:
-    text = header.metadata.get(LAYERS)
-    if text is None:
+def _of_header(header: Header) -> _Texts:
+    return _Texts(header.path, "the header", header.metadata)
+
+
+def _of_index(part: Part) -> Iterator[_Texts]:
+    """Yield what the index of a part's shards says beside their names, if it has one."""
+    if part.index is not None:
+        path = part.files[0].path.with_name(part.index)
+        yield _Texts(path, str(PurePosixPath(part.folder, part.index)), as_texts(_index_metadata(part)))
+
+
+def _index_metadata(part: Part) -> Mapping[str, object]:
+    said = read_object(part.files[0].path.with_name(part.index)).get("metadata") if part.index is not None else None
+    return said if isinstance(said, dict) else {}
+
+
+def as_texts(metadata: Mapping[str, object]) -> dict[str, str]:
+    """Return the metadata of an index as a header would hold them."""
+    return {name: said if isinstance(said, str) else json.dumps(said) for name, said in metadata.items()}
+
+
+def _layers(texts: _Texts) -> dict[str, Facts]:
+    if LAYERS not in texts.entries:
         return {}
-    layers = _parsed(header, LAYERS).get("layers")
+    layers = _parsed(texts, LAYERS).get("layers")
     if not isinstance(layers, dict) or not all(isinstance(says, dict) for says in layers.values()):
-        raise FileError(f"{header.path}: the header's {LAYERS} has no layers that it describes")
+        raise FileError(f"{texts.path}: {_where(texts, LAYERS)} has no layers that it describes")
     return layers
 
 
-def _by_leaf(modules: Iterable[str]) -> dict[str, list[str]]:
+def _where(texts: _Texts, name: str) -> str:
+    return f"the header's {name}" if texts.place == "the header" else f"its {name}"
+
+
+def modules_of(part: Part) -> dict[str, list[str]]:
+    """Return the paths of all layers and tensors of a component, by their last words."""
+    names = [info.name for header in part.files for info in header.tensors.values()]
     found: dict[str, list[str]] = {}
-    for module in modules:
+    for module in {*names, *(name.rpartition(".")[0] for name in names)}:
         found.setdefault(module.rpartition(".")[2], []).append(module)
     return found
 
 
 def _meant(name: str, modules: Mapping[str, list[str]]) -> list[str]:
-    """Return the layer of this path, or, where the file has more in front of its layers, those whose path ends so."""
-    alike = modules.get(name.rpartition(".")[2], [])
-    return [name] if name in alike else [module for module in alike if module.endswith(f".{name}")]
+    """Return the layers that a statement means: the one of this path, or, next best, those whose path ends so.
+
+    Where the statement has more in front than the file, it is the layer with the longest path that ends the name.
+    """
+    path = name.removesuffix(".weight")
+    alike = modules.get(path.rpartition(".")[2], [])
+    if path in alike:
+        return [path]
+    if longer := [module for module in alike if module.endswith(f".{path}")]:
+        return longer
+    shorter = [module for module in alike if path.endswith(f".{module}")]
+    return [max(shorter, key=len)] if shorter else []
 
 
-def _parsed(header: Header, name: str) -> dict[str, object]:
-    said = _object(header.metadata[name])
+def _parsed(texts: _Texts, name: str) -> dict[str, object]:
+    said = _object(texts.entries[name])
     if said is None:
-        raise FileError(f"{header.path}: the header's {name} says how weights are stored, and is no JSON object")
+        where = _where(texts, name)
+        raise FileError(f"{texts.path}: {where} says how weights are stored, and is no JSON object")
     return said
 
 
-def _object(text: str) -> dict[str, object] | None:
+def _json(text: str) -> object:
+    """Return what a text says in JSON, None where it is none."""
     try:
-        said = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def _object(text: str) -> dict[str, object] | None:
+    said = _json(text)
     return said if isinstance(said, dict) else None
 
 
-def _holders(header: Header) -> Iterator[tuple[str, dict[str, object]]]:
-    """Yield what of a header's metadata may hold statements about a whole model: key, and JSON object."""
-    for name, text in header.metadata.items():
-        if name in MODEL_KEYS:
-            yield name, _parsed(header, name)
-        elif _may_say(name, text) and (said := _object(text)) is not None:
-            yield name, said
+def _holders(texts: _Texts) -> Iterator[tuple[str, dict[str, object]]]:
+    """Yield what of a file's texts may hold statements about a whole model: its key, and what holds it."""
+    for name, text in texts.entries.items():
+        if name in MODEL_KEYS or name in LOOSE:
+            said = _json(text)
+            if name in MODEL_KEYS and not isinstance(said, list):
+                said = _parsed(texts, name)
+            yield name, {name: text if name in LOOSE and said is None else said}
+        elif _may_say(name, text) and (found := _object(text)) is not None:
+            yield name, found
 
 
 def _may_say(name: str, text: str) -> bool:
@@ -262,17 +355,21 @@ def _may_say(name: str, text: str) -> bool:
 
 def in_metadata(metadata: Mapping[str, str]) -> dict[str, object]:
     """Return what a header's metadata says of how weights are stored, parsed, by its keys there."""
-    found: dict[str, object] = {name: _object(metadata[name]) for name in (LAYERS, *MODEL_KEYS) if name in metadata}
+    named = (LAYERS, *MODEL_KEYS, *LOOSE)
+    found: dict[str, object] = {name: _json(metadata[name]) or metadata[name] for name in named if name in metadata}
     for name, text in metadata.items():
         if name not in found and _may_say(name, text):
-            found |= {f"{name}: {path}": says for path, says in _search(_object(text) or {})}
+            found |= {f"{name}: {path}": says for path, says in _search(_object(text), "")}
     return found
 
 
-def _in_header(header: Header) -> Iterator[Statement]:
-    for name, said in _holders(header):
-        for path, says in _search({name: said} if name in MODEL_KEYS else said):
-            yield Statement(f"the header's {path}", _named(says, ""))
+def _in_texts(texts: _Texts) -> Iterator[Statement]:
+    for _, said in _holders(texts):
+        yield from (Statement(_of(texts.place, path), says) for path, says in _search(said, ""))
+
+
+def _of(place: str, path: str) -> str:
+    return f"{place}'s {path}" if path else place
 
 
 def _files(checkpoint: Checkpoint, folder: str) -> Iterator[Path]:
@@ -289,26 +386,43 @@ def _in_file(path: Path, name: str) -> Iterator[Statement]:
     elif way and not any(key in said for key in MODEL_KEYS):
         yield Statement(name, _named(said, way))
     else:
-        for place, says in _search(said):
-            yield Statement(f"{name}'s {place}", _named(says, way))
+        yield from (Statement(_of(name, path), says) for path, says in _search(said, way))
 
 
-def _search(said: Facts, path: str = "") -> Iterator[tuple[str, Facts]]:
-    """Find the statements in a JSON object, at any depth."""
-    for key, value in said.items():
-        if not isinstance(value, dict) or not value:
-            continue
-        if is_statement(key, value):
-            yield path + key, value
-        else:
-            yield from _search(value, f"{path}{key}.")
+def _search(said: object, way: str, path: str = "") -> Iterator[tuple[str, Facts]]:
+    """Find the statements in what a JSON file says, at any depth, each by its usual names and with its path."""
+    if isinstance(said, list):
+        for number, each in enumerate(said):
+            yield from _search(each, way, f"{path}{number}.")
+    elif isinstance(said, dict):
+        if loose := {key: said[key] for key in LOOSE if said.get(key)}:
+            yield path.removesuffix("."), loose
+        for key, value in said.items():
+            found = _statements(key, value)
+            yield from ((path + key, _named(says, way)) for says in found)
+            if not found and key not in LOOSE:
+                yield from _search(value, way, f"{path}{key}.")
 
 
-def is_statement(key: str, value: object) -> bool:
-    """Tell whether an entry of a JSON object says how weights are stored."""
-    if key not in MODEL_KEYS or not isinstance(value, dict):
-        return False
-    return key in MODEL_KEYS[:2] or bool(TELLING & value.keys())
+def _statements(key: str, value: object) -> list[dict[str, object]]:
+    """Return what an entry says of how weights are stored: an object, or several, or either written as a string."""
+    if key not in MODEL_KEYS or not value:
+        return []
+    if isinstance(value, list):
+        return [says for each in value for says in _statements(key, each)]
+    if isinstance(value, str):
+        said = _json(value)
+        if isinstance(said, (dict, list)):
+            return _statements(key, said)
+        return [{"quant_method": value}] if key in MODEL_KEYS[:2] else []
+    return [value] if isinstance(value, dict) and _is_statement(key, value) else []
+
+
+def _is_statement(key: str, says: Facts) -> bool:
+    """Tell whether an object of this name says how weights are stored: vector quantisers have other words."""
+    if key in MODEL_KEYS[:2] or TELLING & says.keys():
+        return True
+    return any(says.values()) and not any(OF_VALUES.search(option) for option in says)
 
 
 def _named(says: Facts, way: str) -> Facts:
@@ -327,30 +441,55 @@ def _named(says: Facts, way: str) -> Facts:
 
 def fault(statement: Statement) -> str | None:
     """Return what of a statement about a whole model is not understood, as it stands there; None where all is."""
-    way = str(statement.says["quant_method"])
-    if way not in METHODS:
-        return f"quant_method: {way or 'nothing'}"
-    return next(_unknown(statement.says, way), None)
+    way = statement.says.get("quant_method")
+    if way is not None and way not in METHODS:
+        unknown = next(_unknown(statement.says, ""), "no quant_method") if not way else ""
+        return unknown or f"quant_method: {way}"
+    return next(_unknown(statement.says, str(way)), None)
 
 
 def _unknown(says: Facts, way: str) -> Iterator[str]:
     for option, value in says.items():
-        if not value or value in ALLOWED.get(option, ()):
+        if not value or value in ALLOWED.get(option, ()) or option == "quant_method":
             continue
-        if option == "config_groups" and isinstance(value, dict):
-            for group in value.values():
-                weights = group.get("weights") if isinstance(group, dict) else None
-                yield from (f"{option}: weights.{name}" for name in (weights or {}) if name not in ARGUMENTS)
-        elif option == "sparsity_config" and isinstance(value, dict):
+        if option == "sparsity_config" and isinstance(value, dict):
             if value.get("format", "dense") != "dense":
                 yield f"{option}: {_short(value)}"
             structure = {name: each for name, each in value.items() if name == "sparsity_structure"}
             yield from (f"{option}.{each}" for each in _unknown(structure, way))
         elif option not in SILENT:
             yield f"{option}: {_short(value)}"
+        else:
+            yield from (f"{option}: {each}" for each in _unknown_below(option, value))
     for one, other in OTHER_NAMES.get(way, {}).items():
         if says.get(one, says.get(other)) != says.get(other):
             yield f"{one}: {_short(says[one])}, and {other}: {_short(says[other])}"
+
+
+def _unknown_below(option: str, value: object) -> Iterator[str]:
+    """Yield what stands below an option without a say and may have one, by its path from there."""
+    depth, known = BELOW.get(option, (0, None))
+    if isinstance(value, list):
+        depth = 0
+    for path, names, inner in _walked(value):
+        is_option, said = len(names) > depth, {option, *names[depth:-1]}
+        if not inner or not said.isdisjoint(FLOWING) or names[-1] in FLOWING:
+            continue
+        is_unknown = is_option and known is not None and said.isdisjoint(MADE) and names[-1] not in known
+        if is_unknown or (is_option and TURNING.search(names[-1])):
+            yield f"{path}: {_short(inner)}"
+
+
+def _walked(value: object, path: str = "", names: tuple[str, ...] = ()) -> Iterator[tuple[str, list[str], object]]:
+    """Yield the entries of nested objects, with their paths and the names on the way; lists add to paths alone."""
+    if isinstance(value, list):
+        for each in value:
+            yield from _walked(each, path, names)
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            here = f"{path}.{name}" if path else name
+            yield here, [*names, name], inner
+            yield from _walked(inner, here, (*names, name))
 
 
 def merged(statements: Iterable[Statement], options: Iterable[str]) -> dict[str, object] | str:
@@ -393,36 +532,54 @@ class Change:
     is_partial: bool
 
 
-def said_of_layers(texts: Iterable[str], plain: Iterable[str]) -> str | None:
+def said_of_layers(texts: Iterable[str], plain: Iterable[str], modules: Mapping[str, list[str]]) -> str | None:
     """Join what the headers of several files say of layers, but for those that become plain; None if nothing is left.
 
-    One text of which nothing goes stays as it is, byte for byte.
+    `modules` are all of the component, by `modules_of`. One text of which nothing goes stays as it is, byte for byte.
     """
-    texts, modules = list(texts), _by_leaf(plain)
+    texts, gone = list(texts), {*plain}
     said: dict[str, object] = {}
     layers: dict[str, object] = {}
-    gone = False
     for text in texts:
         each = json.loads(text)
         said |= each
-        for name, says in each["layers"].items():
-            if _meant(name, modules):
-                gone = True
-            else:
-                layers[name] = says
-    if len({*texts}) == 1 and not gone:
+        layers |= {name: says for name, says in each["layers"].items() if gone.isdisjoint(_meant(name, modules))}
+    is_whole = all(layers.keys() >= json.loads(text)["layers"].keys() for text in texts)
+    if len({*texts}) == 1 and is_whole:
         return texts[0]
     return json.dumps(said | {"layers": layers}) if layers else None
 
 
 def said_in_header(header: Header, change: Change) -> dict[str, str | None]:
     """Return what becomes of a header's statements about a whole model: new texts, None for what goes."""
+    return _said_in(_of_header(header), change)
+
+
+def said_in_index(part: Part, change: Change) -> dict[str, str]:
+    """Return what stays true of the statements in the index of a component's shards, each as text."""
+    found: dict[str, str] = {}
+    for texts in _of_index(part):
+        said = _said_in(texts, change)
+        names = {LAYERS, *(name for name, _ in _holders(texts))} & texts.entries.keys()
+        found = {name: kept for name in sorted(names) if (kept := said.get(name, texts.entries[name])) is not None}
+        if LAYERS in found:
+            layers = said_of_layers([found.pop(LAYERS)], change.plain, modules_of(part))
+            found |= {LAYERS: layers} if layers else {}
+    return found
+
+
+def index_form(part: Part, said: Mapping[str, str]) -> dict[str, object]:
+    """Return what is said as the index of a component's shards has it: as text, or as JSON where it was none."""
+    before = _index_metadata(part)
+    return {name: text if isinstance(before.get(name, ""), str) else _json(text) for name, text in said.items()}
+
+
+def _said_in(texts: _Texts, change: Change) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
-    for name, said in _holders(header) if change.plain else ():
-        whole = {name: said} if name in MODEL_KEYS else said
-        kept = _true(whole, change, "the header")
-        left = kept.get(name) if name in MODEL_KEYS else kept
-        if left != said:
+    for name, said in _holders(texts) if change.plain else ():
+        kept = _true(said, change, texts.place)
+        if kept != said:
+            left = kept.get(name) if name in (*MODEL_KEYS, *LOOSE) else kept
             found[name] = json.dumps(left) if left is not None else None
     return found
 
@@ -447,13 +604,28 @@ def _true(said: Facts, change: Change, place: str) -> dict[str, object]:
     """Take the statements out of a JSON object, or name in them what becomes plain where other weights do not."""
     kept: dict[str, object] = {}
     for key, value in said.items():
-        if not isinstance(value, dict):
-            kept[key] = value
-        elif not is_statement(key, value):
-            kept[key] = _true(value, change, place)
-        elif change.is_partial:
-            kept[key] = _listed(value, _named(value, FILES.get(place.rpartition("/")[2], "")), change, place)
+        if key in LOOSE or _statements(key, value):
+            if change.is_partial or not value:
+                kept[key] = value if key in LOOSE else _renewed(key, value, change, place)
+        else:
+            kept[key] = _below(value, change, place)
     return kept
+
+
+def _below(value: object, change: Change, place: str) -> object:
+    if isinstance(value, list):
+        return [_below(each, change, place) for each in value]
+    return _true(value, change, place) if isinstance(value, dict) else value
+
+
+def _renewed(key: str, value: object, change: Change, place: str) -> object:
+    """Name what becomes plain in an entry's statements, in whichever form it holds them."""
+    if isinstance(value, list):
+        return [_renewed(key, each, change, place) if _statements(key, each) else each for each in value]
+    if isinstance(value, str) and (said := _json(value)) is not None:
+        return json.dumps(_renewed(key, said, change, place))
+    (says,) = _statements(key, value)
+    return _listed(says, _named(says, FILES.get(place.rpartition("/")[2], "")), change, place)
 
 
 def _listed(said: Facts, named: Facts, change: Change, place: str) -> dict[str, object]:

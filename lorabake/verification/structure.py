@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from lorabake.errors import FileError
 from lorabake.keymap.spelling import patterns
 from lorabake.planning import Embedding, OutputFile, Plan, Target
-from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint
+from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, read_object
 from lorabake.tensors.safetensors import Header, read_header
-from lorabake.tensors.statements import in_metadata
+from lorabake.tensors.statements import as_texts, in_metadata
 from lorabake.verification.findings import Finding, Status
 from lorabake.verification.side_files import check_side_files
 
@@ -195,22 +195,34 @@ def _metadata(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
 
 
 def _statements(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
-    """Compare what headers say of how weights are stored: another program would read other weights by it."""
+    """Compare what headers and indexes say of how weights are stored: other programs read other weights by it."""
     headers = {name_of(baked, header): header for part in baked.parts for header in part.files}
     if not baked.is_folder and len(plan.files) == 1:
         headers = dict.fromkeys([plan.files[0].name], baked.parts[0].files[0])
-    compared = ((file, headers[file.name]) for file in plan.files if file.name in headers)
+    compared: list[tuple[str, Mapping[str, str], Mapping[str, str]]] = [
+        (file.name, file.metadata, headers[file.name].metadata) for file in plan.files if file.name in headers
+    ]
+    for part in baked.parts if baked.is_folder else ():
+        name = str(PurePosixPath(part.folder, part.index or ""))
+        if part.index is not None and name in plan.texts:
+            planned, written = json.loads(plan.texts[name]), read_object(baked.path / name)
+            both = [as_texts(_object(index.get("metadata"))) for index in (planned, written)]
+            compared.append((name, both[0], both[1]))
     wrong, said = [], 0
-    for file, header in compared:
-        due, there = in_metadata(file.metadata), in_metadata(header.metadata)
+    for name, metadata, found in compared:
+        due, there = in_metadata(metadata), in_metadata(found)
         said += bool(due)
-        wrong += [f"{file.name}: {each}" for each in _differences(there, due)]
+        wrong += [f"{name}: {each}" for each in _differences(there, due)]
     subject, note = baked.path.name, "the headers say of stored weights what the plan says"
     if wrong:
         note = f"the headers say otherwise how weights are stored: {'; '.join(wrong[:3])}"
         yield Finding("structure.statements", Status.FAIL, subject, f"{len(wrong)} differences", "0", note)
     elif said:
         yield Finding("structure.statements", Status.PASS, subject, "", "", note)
+
+
+def _object(said: object) -> dict[str, object]:
+    return said if isinstance(said, dict) else {}
 
 
 def _parsed(text: str) -> object:
