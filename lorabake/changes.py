@@ -101,7 +101,7 @@ def cautions_of(plan: Plan, tallies: Mapping[int, Tally], *, whole: bool = True)
             return f"{len(few)} of {'' if whole else 'the '}{count}{'' if whole else ' sampled'} modules{named}"
 
         if idle := tally.idle:
-            note = f"{modules(idle)} change nothing: what they add is zero"
+            note = f"{modules(idle)} {'change' if len(idle) > 1 else 'changes'} nothing: what is added is zero"
             if len(idle) == count:
                 which = "the sampled" if not whole else "its"
                 note = f"all of {which} {count} modules change nothing: what they add is zero"
