@@ -104,7 +104,7 @@ def cautions_of(plan: Plan, tallies: Mapping[int, Tally], *, whole: bool = True)
             note = f"{modules(idle)} {'change' if len(idle) > 1 else 'changes'} nothing: what is added is zero"
             if len(idle) == count:
                 which = "the sampled" if not whole else "its"
-                note = f"all of {which} {count} modules change nothing: what they add is zero"
+                note = f"all of {which} {count} modules change nothing: what is added is zero"
                 note = f"{which} one module changes nothing: what it adds is zero" if count == 1 else note
             yield Caution("zero", lora, _modules(len(idle)), "0", note)
         if tally.negative:

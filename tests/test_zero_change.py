@@ -109,7 +109,7 @@ def test_one_factor_of_zeros_is_enough_and_others_are_not_blamed(slot: str, tmp_
     recipe = b.recipe(tmp_path)
     result = b.run(recipe)
     (caution,) = result.cautions
-    assert caution.note == "2 of 40 modules (lora_unet_m30, …) change nothing: what they add is zero"
+    assert caution.note == "2 of 40 modules (lora_unet_m30, …) change nothing: what is added is zero"
     assert result.report()["warnings"] == [f"LoRA 'lora.safetensors': {caution.note}"]
     (tally,) = estimate(result.plan).values()
     assert tally.idle == sorted(idle)
