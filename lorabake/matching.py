@@ -34,7 +34,7 @@ from lorabake.keymap.spelling import (
 from lorabake.keymap.table import Architecture, Component, KeyMap, Module
 from lorabake.keymap.view import Picked, Region, View
 from lorabake.leftovers import by_end, line_for
-from lorabake.recognition import find_family, is_text, kinship, knows, recognise, titles
+from lorabake.recognition import TELLING, find_family, is_text, kinship, knows, recognise, titles
 from lorabake.resolve import GENERIC, LoraSource
 from lorabake.tensors.emptiness import ADVICE, hollow_words
 from lorabake.tensors.formats import way_of
@@ -66,9 +66,6 @@ FOR_NONE = "shared by modules that are left out"
 
 Sort = tuple[str, str, tuple[int, ...]]
 """What modules of one sort have in common: component, name but for its numbers, shape."""
-
-TELLING = 4
-"""Modules of one sort, at least, that tell a family by being all that it has."""
 
 SAYS_WHOSE = ("ss_base_model_version", "modelspec.architecture")
 """What metadata says of the base that a LoRA was trained on: a hint, since some say wrong things."""
@@ -428,13 +425,14 @@ class _Match:
             return
         if evidence.is_text or base.name == GENERIC:
             return
-        if seen_by := self._foreign_sort():
-            elder = next((each for each in evidence.filled if kinship(each, base)), None)
+        foreign, seen_by = self._foreign_sort()
+        if foreign:
+            elder = next((each for each in foreign if kinship(each, base)), None)
             if elder is None:
-                raise MatchError(self._foreign(seen_by))
+                raise MatchError(self._foreign(foreign, seen_by))
             notes.append(f"a LoRA of {elder.title} on {base.title}: {kinship(elder, base)}")
             return
-        families = evidence.filled or (evidence.whole if self._unfilled[0] else ())
+        families = evidence.sure or (evidence.could_be if self._short else ())
         others = [each for each in families if each is not base and base.name not in {kin.family for kin in each.kin}]
         elder = next((each for each in others if kinship(base, each)), None)
         if elder is not None:
@@ -443,36 +441,55 @@ class _Match:
             metadata = self.lora.checkpoint.metadata
             told = [f"{name}: {metadata[name]}" for name in SAYS_WHOSE if metadata.get(name)]
             hint = f" (its metadata says {', '.join(told)})" if told else ""
-            small = "too small to tell whose it is: " if not evidence.filled else ""
-            notes.append(f"{small}it may as well be a LoRA of {titles(others)}{hint}")
+            is_own = not self._short or base in evidence.sure  # the base at hand counts, whatever was released
+            self.ledger.family = titles([base] if is_own else [base, *others])
+            doubt = "" if is_own else "its modules do not tell whose it is: "
+            notes.append(f"{doubt}it may as well be a LoRA of {titles(others, len(others))}{hint}")
 
-    def _foreign_sort(self) -> str | None:
-        """Tell by what a LoRA is another family's though all that is not ignored fits; None where it is not."""
+    def _foreign_sort(self) -> tuple[tuple[Architecture, ...], str]:
+        """List the families of one of which it is, not the base's, though all that is not ignored fits; say by what.
+
+        That is so where such a family has no other modules of some sort, and the base has. At most half of the
+        base's blocks may be those that were chosen for training, unless the LoRA has all of another sort.
+        """
         base, evidence = self.key_map.architecture, self.evidence
-        if evidence.is_text or base.name == GENERIC or not evidence.filled:
-            return None
-        count, sort = self._unfilled
-        if count >= TELLING:
-            return f"{count} {sort[1]}, of which the base has {self.matcher.sorts[sort]}"
+        if evidence.is_text or base.name == GENERIC or base in evidence.sure:
+            return (), ""
+        for sort, names in sorted(self._short.items(), key=lambda each: -len(each[1])):
+            if len(names) < TELLING or (2 * len(names) <= self.matcher.sorts[sort] and not self._has_a_whole_sort):
+                continue
+            complete = tuple(each for each in evidence.whole if evidence.complete[each.name] >= names)
+            if others := evidence.filled or complete:
+                return others, f"{len(names)} {sort[1]}, of which the base has {self.matcher.sorts[sort]}"
         ignored = self.lora.tensors.modules.keys() - self.modules.keys()
-        return None if base in evidence.whole else evidence.seen_by(sorted(ignored))
+        seen_by = evidence.seen_by(sorted(ignored)) if evidence.filled and base not in evidence.could_be else None
+        return (evidence.filled, seen_by) if seen_by else ((), "")
 
     @cached_property
-    def _unfilled(self) -> tuple[int, Sort]:
-        """Count the modules of the sort of which the LoRA has most, but the base has more; 0 where there is none."""
-        found: dict[Sort, set[str]] = {}
-        for name in self.lora.tensors.modules if self.key_map.architecture not in self.evidence.filled else ():
+    def _sorts(self) -> dict[Sort, dict[str, str]]:
+        """Group the modules that have a place in the base's network by its sorts: the base's name -> the LoRA's."""
+        found: dict[Sort, dict[str, str]] = {}
+        for name in self.lora.tensors.modules:
             for target in self._targets(name)[:1]:
                 if not target.component.startswith("text_encoder"):
-                    found.setdefault(sort_of(target), set()).add(target.name)
-        fewer = [(len(names), sort) for sort, names in found.items() if len(names) < self.matcher.sorts[sort]]
-        return max(fewer, key=lambda each: each[0], default=(0, ("", "", ())))
+                    found.setdefault(sort_of(target), {})[target.name] = name
+        return found
 
-    def _foreign(self, seen_by: str) -> str:
-        family = self.evidence.families[0].name
+    @cached_property
+    def _short(self) -> dict[Sort, set[str]]:
+        """Collect the modules of each sort of which the base has more than the LoRA; none of a filled base."""
+        found = self._sorts.items() if self.key_map.architecture not in self.evidence.filled else ()
+        return {sort: {*names.values()} for sort, names in found if len(names) < self.matcher.sorts[sort]}
+
+    @property
+    def _has_a_whole_sort(self) -> bool:
+        sorts = self._sorts.items()
+        return any(TELLING <= len(names) == self.matcher.sorts[sort] for sort, names in sorts)
+
+    def _foreign(self, families: tuple[Architecture, ...], seen_by: str) -> str:
         return (
-            f"LoRA {self.lora.name!r} is for {self.evidence.title} (by {seen_by}); the base is {self._base_words()}\n"
-            f"To bake it there all the same, add to this LoRA: trained_on: {family}"
+            f"LoRA {self.lora.name!r} is for {titles(families)} (by {seen_by}); the base is {self._base_words()}\n"
+            f"To bake it there all the same, add to this LoRA: trained_on: {families[0].name}"
         )
 
     def _look_behind_a_prefix(self) -> None:
