@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -34,7 +34,7 @@ from lorabake.keymap.spelling import (
 from lorabake.keymap.table import Architecture, Component, KeyMap, Module
 from lorabake.keymap.view import Picked, Region, View
 from lorabake.leftovers import by_end, line_for
-from lorabake.recognition import TELLING, find_family, is_text, kinship, knows, recognise, titles
+from lorabake.recognition import TELLING, TEXT, find_family, is_text, kinship, knows, recognise, titles
 from lorabake.resolve import GENERIC, LoraSource
 from lorabake.tensors.emptiness import ADVICE, hollow_words
 from lorabake.tensors.formats import way_of
@@ -209,9 +209,14 @@ class Matcher:
         prefix = max(found, key=lambda prefix: (len(found[prefix]), -len(prefix)), default="")
         return prefix, found.get(prefix, [])
 
-    def nearest(self, name: str) -> str:
-        """Return a hint at the spelling most like `name`, numbers apart; empty if none is."""
-        close = get_close_matches(pattern_of(name), self._patterns, n=1, cutoff=0.6)
+    def nearest(self, name: str, components: Collection[str] = ()) -> str:
+        """Return a hint at the spelling most like `name`, of these components if any; empty if none is."""
+        patterns = [
+            pattern
+            for pattern, spelled in self._patterns.items()
+            if not components or any(each.component in components for each in self.spelled[spelled])
+        ]
+        close = get_close_matches(pattern_of(name), patterns, n=1, cutoff=0.6)
         return f"; nearest: {self._patterns[close[0]]}" if close else ""
 
     def match(self, index: int, lora: LoraSource) -> tuple[list[Patch], Ledger]:
@@ -442,7 +447,7 @@ class _Match:
             told = [f"{name}: {metadata[name]}" for name in SAYS_WHOSE if metadata.get(name)]
             hint = f" (its metadata says {', '.join(told)})" if told else ""
             is_own = not self._short or base in evidence.sure  # the base at hand counts, whatever was released
-            self.ledger.family = titles([base] if is_own else [base, *others])
+            self.ledger.family = titles([base] if is_own or base in families else [base, *others])
             doubt = "" if is_own else "its modules do not tell whose it is: "
             notes.append(f"{doubt}it may as well be a LoRA of {titles(others, len(others))}{hint}")
 
@@ -1070,11 +1075,10 @@ class _Match:
             return f"LoRA {name!r}: {hollow}\n{ADVICE}"
         placeless = [*self.faults.unmatched, *(module for module, _ in self.faults.misfits)]
         if said is None and (module := self._foreign_module(placeless)):
-            down = self.lora.tensors.modules[module].shapes.get("down")
-            shape = f" {down}" if down else ""
-            return (
-                f"LoRA {name!r} is for {self.evidence.title} (by {module}{shape}); the base is {self._base_words()}"
-            )
+            return self._another_familys(module)
+        foreign, seen_by = self._foreign_sort() if said is None else ((), "")
+        if foreign and not any(kinship(each, self.key_map.architecture) for each in foreign):
+            return self._foreign(foreign, seen_by)
         if placeless and (packer := way_of(self.key_map.tensors)):
             return (
                 f"LoRA {name!r}: the base's weights are packed ({packer}), and this version cannot unpack them\n"
@@ -1099,7 +1103,25 @@ class _Match:
             listed = f"{total} of its tensors: {', '.join([*names][:3])}{more}"
             return "\n".join([f"LoRA {name!r}: {reasons.pop()}", listed, *hint])
         first = f"LoRA {name!r}: {total} of {of} modules have no place on the base ({self._base_words()})"
+        evidence, base = self.evidence, self.key_map.architecture
+        if evidence.whole and base not in evidence.whole and base.name != GENERIC and said is None:
+            lines.append(f"  it may be a LoRA of {titles(evidence.whole)}")
         return "\n".join([first, *lines, *hint])
+
+    def _another_familys(self, module: str) -> str:
+        """Say by which module without a place it is another family's, or a part that the base lacks."""
+        evidence = self.evidence
+        down = self.lora.tensors.modules[module].shapes.get("down")
+        shape = f" {down}" if down else ""
+        title, more = str(evidence.title), ""
+        part = next((each for each in self._components_named(module) if each.startswith(TEXT[0])), None)
+        if evidence.is_text and part and "encoder" not in title:
+            title = f"a text encoder, {title}"
+            more = (
+                f"\nIt is a diffusion model's {part}, which this base has not: bake it where that is.\n"
+                f"Of a LoRA with other parts, components: [{part}] takes this one alone."
+            )
+        return f"LoRA {self.lora.name!r} is for {title} (by {module}{shape}); the base is {self._base_words()}{more}"
 
     def _foreign_module(self, placeless: Sequence[str]) -> str | None:
         """Return a module without a place by which the LoRA is another family's; None where it is not."""
@@ -1154,7 +1176,8 @@ class _Match:
             if count == 8:
                 lines.append(f"    … and {len(groups) - 8} more patterns")
                 break
-            hint = self.matcher.nearest(names[0]) if title.startswith("no such") and count < 2 else ""
+            is_sought = title.startswith("no such") and count < 2
+            hint = self.matcher.nearest(names[0], self._components_named(names[0])) if is_sought else ""
             lines.append(f"    {pattern} ×{len(names)}{': ' + reason if reason else ''}{hint}")
         return lines
 

@@ -399,6 +399,38 @@ def test_text_encoders_do_not_make_a_language_model_of_a_lora() -> None:
     assert bake(flux | text, "flux", components=("transformer",)).applied == len(flux)
 
 
+@pytest.mark.parametrize(
+    ("start", "part"),
+    [("lora_te2_", "text_encoder_2"), ("text_encoder_2.", "text_encoder_2"), ("lora_te3_", "text_encoder_3")],
+)
+def test_a_language_model_that_is_a_text_encoder_is_named_as_such(start: str, part: str) -> None:
+    name = "encoder.block.{}.layer.0.SelfAttention.q"
+    name = start + (name if start.endswith(".") else name.replace(".", "_"))
+    text = {key: shape for i in range(24) for key, shape in low_rank(name.format(i), 4096, 4096, alpha=False).items()}
+    first, what, advice = refusal(text, "flux").splitlines()
+    assert first.startswith(f"LoRA 'style' is for a text encoder, a language model (by {name.format(0)} (2, 4096));")
+    assert part in what
+    assert f"components: [{part}]" in advice
+
+
+def test_the_family_is_said_before_parts_that_have_no_place() -> None:
+    """Leaving them out would lead to the next refusal."""
+    flux = shapes_of("flux", r"attn\.to_")
+    text = {key: shape for i in range(12) for key, shape in low_rank(CLIP.format(i), 3072, 768).items()}
+    told = refusal(flux | text, "hunyuan_video")
+    assert told.startswith("LoRA 'style' is for Flux.1 or Chroma (by 38 ")
+    assert "components" not in told
+
+
+def test_the_nearest_module_is_one_of_the_component_that_a_name_names() -> None:
+    flux = shapes_of("flux", r"attn\.to_")
+    query = "lora_te1_text_model_encoder_layers_{}_self_attn_q_proj"
+    text = {key: shape for i in range(12) for key, shape in low_rank(query.format(i), 768, 768).items()}
+    assert "nearest" not in refusal(flux | text, "flux")
+    wrong = low_rank("lora_unet_double_blocks_0_img_attn_qkvv", 9216, 3072)
+    assert "; nearest: lora_unet_double_blocks_0_img_attn_qkv" in refusal(flux | wrong, "flux")
+
+
 def test_a_text_encoders_lora_is_of_no_one_family() -> None:
     clip = {key: shape for i in range(12) for key, shape in low_rank(CLIP.format(i), 3072, 768).items()}
     assert evidence_of(clip).title == "CLIP text encoder"
