@@ -822,9 +822,10 @@ class _Match:
             semantics = self.lora.entry.semantics or ""
             patch = Patch(self.index, module.name, kind, tensors, view, strength, scale, settings, parts, semantics)
             self.patches.append(patch)
-            self.ledger.kinds["DoRA" if dora.is_in(tensors) else kind.title] += 1
+            self.ledger.kinds["DoRA" if dora.is_in(tensors) else kind.told_title(module.shapes)] += 1
             if kind.parameter == "weight" and kind.alpha_is_scale and (kind.low_rank or "alpha" in kind.optional):
-                self.ledger.ranks[kind.rank(module.shapes)] += 1
+                rank = kind.told_rank(module.shapes, view.shape)
+                self.ledger.ranks.update([] if rank is None else [rank])
         self.ledger.applied += module.size
         idle = 0 if strength else len(slots.difference(*(kind.claims(slots) for kind in kinds), module.shared))
         if idle:  # of kinds that the program leaves alone at strength 0

@@ -401,7 +401,7 @@ def test_text_encoders_do_not_make_a_language_model_of_a_lora() -> None:
 
 @pytest.mark.parametrize(
     ("start", "part"),
-    [("lora_te2_", "text_encoder_2"), ("text_encoder_2.", "text_encoder_2"), ("lora_te3_", "text_encoder_3")],
+    [("lora_te2_", "text_encoder_2"), ("text_encoder_2.", "text_encoder_2"), ("lora_te3_", "text_encoder_2")],
 )
 def test_a_language_model_that_is_a_text_encoder_is_named_as_such(start: str, part: str) -> None:
     name = "encoder.block.{}.layer.0.SelfAttention.q"
