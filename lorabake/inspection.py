@@ -24,7 +24,7 @@ from lorabake.keymap.spelling import REASONS, LoraModule, components_named, sort
 from lorabake.keymap.table import KeyMap
 from lorabake.provenance import DEVICE
 from lorabake.recipe import Lora
-from lorabake.recognition import recognise
+from lorabake.recognition import TEXT, TEXT_ENCODER, recognise
 from lorabake.resolve import VAE_ONLY, LoraSource, identify
 from lorabake.tensors.checkpoint import Checkpoint, open_lora
 from lorabake.tensors.dtypes import decode_scalar
@@ -131,8 +131,11 @@ def _describe_lora(lora: LoraSource, said: Mapping[str, object] | None) -> dict[
     learned = _embeddings(lora)
     strange = [info.key for info in tensors.unknown if info.key not in learned]
     by_name = "" if evidence.whole or evidence.is_text else " (by names alone)"
+    title = evidence.title
+    if title and evidence.is_text and "encoder" not in title and all(name.startswith(TEXT[0]) for name in components):
+        title = TEXT_ENCODER.format(title)
     described: dict[str, object] = {
-        "family": f"{evidence.title}{by_name}" if evidence.title else "not recognised",
+        "family": f"{title}{by_name}" if title else "not recognised",
         "modules": len(tensors.modules),
         "kinds": dict(_count_kinds(lora, tensors.modules.values())),
         "ranks": {str(rank): count for rank, count in sorted(ranks.items())},

@@ -34,7 +34,7 @@ from lorabake.keymap.spelling import (
 from lorabake.keymap.table import Architecture, Component, KeyMap, Module
 from lorabake.keymap.view import Picked, Region, View
 from lorabake.leftovers import by_end, line_for
-from lorabake.recognition import TELLING, TEXT, find_family, is_text, kinship, knows, recognise, titles
+from lorabake.recognition import TELLING, TEXT, TEXT_ENCODER, find_family, is_text, kinship, knows, recognise, titles
 from lorabake.resolve import GENERIC, LoraSource
 from lorabake.tensors.emptiness import ADVICE, hollow_words
 from lorabake.tensors.formats import way_of
@@ -1117,9 +1117,9 @@ class _Match:
         title, more = str(evidence.title), ""
         part = next((each for each in self._components_named(module) if each.startswith(TEXT[0])), None)
         if evidence.is_text and part and "encoder" not in title:
-            title = f"a text encoder, {title}"
+            title = TEXT_ENCODER.format(title)
             more = (
-                f"\nIt is a diffusion model's {part}, which this base has not: bake it where that is.\n"
+                f"\nIt is a diffusion model's {part}, which this base lacks: bake it where that is.\n"
                 f"Of a LoRA with other parts, components: [{part}] takes this one alone."
             )
         return f"LoRA {self.lora.name!r} is for {title} (by {module}{shape}); the base is {self._base_words()}{more}"

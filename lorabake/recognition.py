@@ -28,6 +28,9 @@ from lorabake.keymap.table import Architecture
 TEXT = ("text_encoder", "model")
 """How the components of text encoders and language models begin, which are parts of many families."""
 
+TEXT_ENCODER = "a text encoder, {}"
+"""What a language model is called whose modules are named as a part of a diffusion model."""
+
 TELLING = 4
 """Modules of one sort, at least, that tell a family by being all that it has."""
 

@@ -413,6 +413,13 @@ def test_a_language_model_that_is_a_text_encoder_is_named_as_such(start: str, pa
     assert f"components: [{part}]" in advice
 
 
+def test_inspect_names_a_text_encoder_as_such(tmp_path: Path) -> None:
+    tensors = {"lora_te2_encoder_block_0_layer_0_SelfAttention_q.lora_down.weight": torch.zeros(4, 64)}
+    tensors |= {"lora_te2_encoder_block_0_layer_0_SelfAttention_q.lora_up.weight": torch.zeros(64, 4)}
+    b.save(tmp_path / "lora.safetensors", tensors)
+    assert inspect(tmp_path / "lora.safetensors")["family"] == "a text encoder, a language model"
+
+
 def test_the_family_is_said_before_parts_that_have_no_place() -> None:
     """Leaving them out would lead to the next refusal."""
     flux = shapes_of("flux", r"attn\.to_")
