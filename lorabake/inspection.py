@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from lorabake.adapters import adapter_slots, dora, kinds_of, peft_fields, shared, suffixes
+from lorabake.adapters.experts import EXPERTS
 from lorabake.adapters.kind import Kind
 from lorabake.architectures import architectures
 from lorabake.architectures.generic import GENERIC
@@ -23,7 +24,7 @@ from lorabake.keymap.spelling import REASONS, LoraModule, components_named, sort
 from lorabake.keymap.table import KeyMap
 from lorabake.provenance import DEVICE
 from lorabake.recipe import Lora
-from lorabake.recognition import recognise
+from lorabake.recognition import TEXT, TEXT_ENCODER, recognise
 from lorabake.resolve import VAE_ONLY, LoraSource, identify
 from lorabake.tensors.checkpoint import Checkpoint, open_lora
 from lorabake.tensors.dtypes import decode_scalar
@@ -88,7 +89,7 @@ def inspect(path: Path) -> dict[str, object]:
     else:
         facts |= _describe_checkpoint(checkpoint)
         if inside:
-            facts["an adapter beside the weights"] = dict(_count_kinds(lora))
+            facts["an adapter beside the weights"] = dict(_count_kinds(lora, adapters))
     metadata = checkpoint.metadata
     facts |= {"trigger words": words} if (words := _trigger_words(metadata)) else {}
     known = {name: metadata[name] for name in FACTS if metadata.get(name, "None") != "None"}
@@ -114,23 +115,29 @@ def _describe_lora(lora: LoraSource, said: Mapping[str, object] | None) -> dict[
     own = [part for family in evidence.families for part in family.components]
     tables = own or [part for each in architectures() if each is not GENERIC for part in each.components]
     for module in tensors.modules.values():
-        for kind in kinds_of(frozenset(module.slots)):
-            if kind.parameter == "weight" and kind.alpha_is_scale and (kind.low_rank or "alpha" in kind.optional):
-                rank = _rank(kind, module, by_up=dialect is not None)
-                ranks.update([] if rank is None else [rank])
-                alpha, scale = _scale(lora, module, kind, rank)
+        is_empty = any(info.shape == (0,) for info in module.slots.values())
+        for kind in () if is_empty else _kinds(lora, module):
+            has_alpha = kind.low_rank or "alpha" in kind.optional | kind.required
+            if kind.parameter == "weight" and has_alpha:
+                alpha, scale = _scale(lora, module, kind)
                 alphas.update([alpha] if alpha else [])
-                scales.update([scale])
+                if kind.alpha_is_scale:
+                    rank = _rank(lora, kind, module, by_up=dialect is not None)
+                    ranks.update([] if rank is None else [rank])
+                    scales.update([scale])
         named = components_named(module.name, tables) or components_named(module.name, GENERIC.components)
         components["/".join(sorted(named)) or "not said"] += 1
     why_not += [REASONS.get(name, f"{name} is not supported by this version") for name in tensors.unsupported]
     learned = _embeddings(lora)
     strange = [info.key for info in tensors.unknown if info.key not in learned]
     by_name = "" if evidence.whole or evidence.is_text else " (by names alone)"
+    title = evidence.title
+    if title and evidence.is_text and "encoder" not in title and all(name.startswith(TEXT[0]) for name in components):
+        title = TEXT_ENCODER.format(title)
     described: dict[str, object] = {
-        "family": f"{evidence.title}{by_name}" if evidence.title else "not recognised",
+        "family": f"{title}{by_name}" if title else "not recognised",
         "modules": len(tensors.modules),
-        "kinds": dict(_count_kinds(lora)),
+        "kinds": dict(_count_kinds(lora, tensors.modules.values())),
         "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
         "alphas": _listed(alphas),
         "scales": dict(sorted(scales.items())),
@@ -155,13 +162,26 @@ def _is_stored(module: LoraModule) -> bool:
     return any(kind.as_stored for kind in kinds) or not module.slots.keys() & adapter_slots()
 
 
-def _count_kinds(lora: LoraSource) -> Counter[str]:
+def _kinds(lora: LoraSource, module: LoraModule) -> tuple[Kind, ...]:
+    """Choose the kinds of a module as a bake would; the base is not there to tell where its experts are."""
+    slots = frozenset(module.slots)
+    if EXPERTS.claims(slots) == slots and (_expert_stack(lora, module) or EXPERTS.is_told_by(module.shapes)):
+        return (EXPERTS,)
+    return kinds_of(slots)
+
+
+def _expert_stack(lora: LoraSource, module: LoraModule) -> str | None:
+    config, path = lora.config_of(module.name)
+    return config.expert_stack(path) if config else None
+
+
+def _count_kinds(lora: LoraSource, modules: Iterable[LoraModule]) -> Counter[str]:
     """Count the modules of each kind, and the tensors of kinds that cannot be baked."""
     kinds: Counter[str] = Counter()
-    for module in lora.tensors.modules.values():
-        found = kinds_of(frozenset(module.slots))
+    for module in modules:
+        found = _kinds(lora, module)
         for kind in found:
-            title = "DoRA" if dora.is_in(module.slots) else kind.title
+            title = "DoRA" if dora.is_in(module.slots) else kind.told_title(module.shapes)
             kinds["LoRA with a Tucker core" if "mid" in module.slots else title] += 1
         if not found and module.slots.keys() != {"alpha"}:
             kinds[f"incomplete or unknown set ({', '.join(sorted(module.slots))})"] += 1
@@ -170,32 +190,44 @@ def _count_kinds(lora: LoraSource) -> Counter[str]:
     return kinds
 
 
-def _rank(kind: Kind, module: LoraModule, *, by_up: bool) -> int | None:
+def _rank(lora: LoraSource, kind: Kind, module: LoraModule, *, by_up: bool) -> int | None:
     """Return a module's rank, None where its tensors have no shape that says so.
 
-    It is that of `up` where the other factor may hold those of several modules, or be turned.
+    It is that of `up` where the other factor may hold those of several modules, or be turned. The experts of a stack
+    cannot be counted here: their configuration says the rank.
     """
     shapes = module.shapes
     if by_up and shapes.get("up"):
         return shapes["up"][-1]
-    return kind.rank(shapes) if all(shapes[slot] for slot in kind.claims(frozenset(shapes)) - kind.numbers) else None
+    config, _ = lora.config_of(module.name)
+    if config and (stack := _expert_stack(lora, module)):
+        return config.rank_of(stack)
+    return kind.told_rank(shapes) if _has_shapes(kind, module) else None
 
 
-def _scale(lora: LoraSource, module: LoraModule, kind: Kind, rank: int | None) -> tuple[str, str]:
+def _has_shapes(kind: Kind, module: LoraModule) -> bool:
+    shapes = module.shapes
+    return all(shapes[slot] for slot in kind.claims(frozenset(shapes)) - kind.numbers)
+
+
+def _scale(lora: LoraSource, module: LoraModule, kind: Kind) -> tuple[str, str]:
     """Return a module's alpha, "" where it has none, and its scale, each with who says so where no tensor does."""
     config, path = lora.config_of(module.name)
-    if "alpha" in module.slots and "alpha" in kind.optional:
+    if "alpha" in module.slots and "alpha" in kind.optional | kind.required:
         alpha = _alpha(module.slots["alpha"])
-        return f"{alpha:g}" if isinstance(alpha, float) else alpha, _told(kind, module, alpha, rank)
+        return f"{alpha:g}" if isinstance(alpha, float) else alpha, _told(kind, module, alpha)
     if config is None:
         return "", "1"
     source = "adapter_config" if lora.config else "lora_adapter_metadata"
-    path = config.trained(path)
-    return "" if config.is_mlx else f"{config.alpha_of(path):g} ({source})", f"{config.scale_of(path):g}"
+    path = config.expert_stack(path) or config.trained(path)
+    said = config.said_alpha_of(path)
+    return "" if said is None else f"{said:g} ({source})", f"{config.scale_of(path):g}"
 
 
-def _told(kind: Kind, module: LoraModule, alpha: float | str, rank: int | None) -> str:
-    return f"{kind.scale(alpha, module.shapes):g}" if isinstance(alpha, float) and rank else "not a number"
+def _told(kind: Kind, module: LoraModule, alpha: float | str) -> str:
+    if not isinstance(alpha, float) or not _has_shapes(kind, module) or not kind.rank(module.shapes):
+        return "not a number"
+    return f"{kind.scale(alpha, module.shapes):g}"
 
 
 def _listed(alphas: Counter[str]) -> object:

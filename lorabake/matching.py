@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -34,7 +34,7 @@ from lorabake.keymap.spelling import (
 from lorabake.keymap.table import Architecture, Component, KeyMap, Module
 from lorabake.keymap.view import Picked, Region, View
 from lorabake.leftovers import by_end, line_for
-from lorabake.recognition import find_family, is_text, kinship, knows, recognise, titles
+from lorabake.recognition import TELLING, TEXT, TEXT_ENCODER, find_family, is_text, kinship, knows, recognise, titles
 from lorabake.resolve import GENERIC, LoraSource
 from lorabake.tensors.emptiness import ADVICE, hollow_words
 from lorabake.tensors.formats import way_of
@@ -66,9 +66,6 @@ FOR_NONE = "shared by modules that are left out"
 
 Sort = tuple[str, str, tuple[int, ...]]
 """What modules of one sort have in common: component, name but for its numbers, shape."""
-
-TELLING = 4
-"""Modules of one sort, at least, that tell a family by being all that it has."""
 
 SAYS_WHOSE = ("ss_base_model_version", "modelspec.architecture")
 """What metadata says of the base that a LoRA was trained on: a hint, since some say wrong things."""
@@ -212,9 +209,14 @@ class Matcher:
         prefix = max(found, key=lambda prefix: (len(found[prefix]), -len(prefix)), default="")
         return prefix, found.get(prefix, [])
 
-    def nearest(self, name: str) -> str:
-        """Return a hint at the spelling most like `name`, numbers apart; empty if none is."""
-        close = get_close_matches(pattern_of(name), self._patterns, n=1, cutoff=0.6)
+    def nearest(self, name: str, components: Collection[str] = ()) -> str:
+        """Return a hint at the spelling most like `name`, of these components if any; empty if none is."""
+        patterns = [
+            pattern
+            for pattern, spelled in self._patterns.items()
+            if not components or any(each.component in components for each in self.spelled[spelled])
+        ]
+        close = get_close_matches(pattern_of(name), patterns, n=1, cutoff=0.6)
         return f"; nearest: {self._patterns[close[0]]}" if close else ""
 
     def match(self, index: int, lora: LoraSource) -> tuple[list[Patch], Ledger]:
@@ -428,13 +430,14 @@ class _Match:
             return
         if evidence.is_text or base.name == GENERIC:
             return
-        if seen_by := self._foreign_sort():
-            elder = next((each for each in evidence.filled if kinship(each, base)), None)
+        foreign, seen_by = self._foreign_sort()
+        if foreign:
+            elder = next((each for each in foreign if kinship(each, base)), None)
             if elder is None:
-                raise MatchError(self._foreign(seen_by))
+                raise MatchError(self._foreign(foreign, seen_by))
             notes.append(f"a LoRA of {elder.title} on {base.title}: {kinship(elder, base)}")
             return
-        families = evidence.filled or (evidence.whole if self._unfilled[0] else ())
+        families = evidence.sure or (evidence.could_be if self._short else ())
         others = [each for each in families if each is not base and base.name not in {kin.family for kin in each.kin}]
         elder = next((each for each in others if kinship(base, each)), None)
         if elder is not None:
@@ -443,36 +446,55 @@ class _Match:
             metadata = self.lora.checkpoint.metadata
             told = [f"{name}: {metadata[name]}" for name in SAYS_WHOSE if metadata.get(name)]
             hint = f" (its metadata says {', '.join(told)})" if told else ""
-            small = "too small to tell whose it is: " if not evidence.filled else ""
-            notes.append(f"{small}it may as well be a LoRA of {titles(others)}{hint}")
+            is_own = not self._short or base in evidence.sure  # the base at hand counts, whatever was released
+            self.ledger.family = titles([base] if is_own or base in families else [base, *others])
+            doubt = "" if is_own else "its modules do not tell whose it is: "
+            notes.append(f"{doubt}it may as well be a LoRA of {titles(others, len(others))}{hint}")
 
-    def _foreign_sort(self) -> str | None:
-        """Tell by what a LoRA is another family's though all that is not ignored fits; None where it is not."""
+    def _foreign_sort(self) -> tuple[tuple[Architecture, ...], str]:
+        """List the families of one of which it is, not the base's, though all that is not ignored fits; say by what.
+
+        That is so where such a family has no other modules of some sort, and the base has. At most half of the
+        base's blocks may be those that were chosen for training, unless the LoRA has all of another sort.
+        """
         base, evidence = self.key_map.architecture, self.evidence
-        if evidence.is_text or base.name == GENERIC or not evidence.filled:
-            return None
-        count, sort = self._unfilled
-        if count >= TELLING:
-            return f"{count} {sort[1]}, of which the base has {self.matcher.sorts[sort]}"
+        if evidence.is_text or base.name == GENERIC or base in evidence.sure:
+            return (), ""
+        for sort, names in sorted(self._short.items(), key=lambda each: -len(each[1])):
+            if len(names) < TELLING or (2 * len(names) <= self.matcher.sorts[sort] and not self._has_a_whole_sort):
+                continue
+            complete = tuple(each for each in evidence.whole if evidence.complete[each.name] >= names)
+            if others := evidence.filled or complete:
+                return others, f"{len(names)} {sort[1]}, of which the base has {self.matcher.sorts[sort]}"
         ignored = self.lora.tensors.modules.keys() - self.modules.keys()
-        return None if base in evidence.whole else evidence.seen_by(sorted(ignored))
+        seen_by = evidence.seen_by(sorted(ignored)) if evidence.filled and base not in evidence.could_be else None
+        return (evidence.filled, seen_by) if seen_by else ((), "")
 
     @cached_property
-    def _unfilled(self) -> tuple[int, Sort]:
-        """Count the modules of the sort of which the LoRA has most, but the base has more; 0 where there is none."""
-        found: dict[Sort, set[str]] = {}
-        for name in self.lora.tensors.modules if self.key_map.architecture not in self.evidence.filled else ():
+    def _sorts(self) -> dict[Sort, dict[str, str]]:
+        """Group the modules that have a place in the base's network by its sorts: the base's name -> the LoRA's."""
+        found: dict[Sort, dict[str, str]] = {}
+        for name in self.lora.tensors.modules:
             for target in self._targets(name)[:1]:
                 if not target.component.startswith("text_encoder"):
-                    found.setdefault(sort_of(target), set()).add(target.name)
-        fewer = [(len(names), sort) for sort, names in found.items() if len(names) < self.matcher.sorts[sort]]
-        return max(fewer, key=lambda each: each[0], default=(0, ("", "", ())))
+                    found.setdefault(sort_of(target), {})[target.name] = name
+        return found
 
-    def _foreign(self, seen_by: str) -> str:
-        family = self.evidence.families[0].name
+    @cached_property
+    def _short(self) -> dict[Sort, set[str]]:
+        """Collect the modules of each sort of which the base has more than the LoRA; none of a filled base."""
+        found = self._sorts.items() if self.key_map.architecture not in self.evidence.filled else ()
+        return {sort: {*names.values()} for sort, names in found if len(names) < self.matcher.sorts[sort]}
+
+    @property
+    def _has_a_whole_sort(self) -> bool:
+        sorts = self._sorts.items()
+        return any(TELLING <= len(names) == self.matcher.sorts[sort] for sort, names in sorts)
+
+    def _foreign(self, families: tuple[Architecture, ...], seen_by: str) -> str:
         return (
-            f"LoRA {self.lora.name!r} is for {self.evidence.title} (by {seen_by}); the base is {self._base_words()}\n"
-            f"To bake it there all the same, add to this LoRA: trained_on: {family}"
+            f"LoRA {self.lora.name!r} is for {titles(families)} (by {seen_by}); the base is {self._base_words()}\n"
+            f"To bake it there all the same, add to this LoRA: trained_on: {families[0].name}"
         )
 
     def _look_behind_a_prefix(self) -> None:
@@ -811,9 +833,10 @@ class _Match:
             semantics = self.lora.entry.semantics or ""
             patch = Patch(self.index, module.name, kind, tensors, view, strength, scale, settings, parts, semantics)
             self.patches.append(patch)
-            self.ledger.kinds["DoRA" if dora.is_in(tensors) else kind.title] += 1
+            self.ledger.kinds["DoRA" if dora.is_in(tensors) else kind.told_title(module.shapes)] += 1
             if kind.parameter == "weight" and kind.alpha_is_scale and (kind.low_rank or "alpha" in kind.optional):
-                self.ledger.ranks[kind.rank(module.shapes)] += 1
+                rank = kind.told_rank(module.shapes, view.shape)
+                self.ledger.ranks.update([] if rank is None else [rank])
         self.ledger.applied += module.size
         idle = 0 if strength else len(slots.difference(*(kind.claims(slots) for kind in kinds), module.shared))
         if idle:  # of kinds that the program leaves alone at strength 0
@@ -1064,11 +1087,10 @@ class _Match:
             return f"LoRA {name!r}: {hollow}\n{ADVICE}"
         placeless = [*self.faults.unmatched, *(module for module, _ in self.faults.misfits)]
         if said is None and (module := self._foreign_module(placeless)):
-            down = self.lora.tensors.modules[module].shapes.get("down")
-            shape = f" {down}" if down else ""
-            return (
-                f"LoRA {name!r} is for {self.evidence.title} (by {module}{shape}); the base is {self._base_words()}"
-            )
+            return self._another_familys(module)
+        foreign, seen_by = self._foreign_sort() if said is None else ((), "")
+        if foreign and not any(kinship(each, self.key_map.architecture) for each in foreign):
+            return self._foreign(foreign, seen_by)
         if placeless and (packer := way_of(self.key_map.tensors)):
             return (
                 f"LoRA {name!r}: the base's weights are packed ({packer}), and this version cannot unpack them\n"
@@ -1093,7 +1115,25 @@ class _Match:
             listed = f"{total} of its tensors: {', '.join([*names][:3])}{more}"
             return "\n".join([f"LoRA {name!r}: {reasons.pop()}", listed, *hint])
         first = f"LoRA {name!r}: {total} of {of} modules have no place on the base ({self._base_words()})"
+        evidence, base = self.evidence, self.key_map.architecture
+        if evidence.whole and base not in evidence.whole and base.name != GENERIC and said is None:
+            lines.append(f"  it may be a LoRA of {titles(evidence.whole)}")
         return "\n".join([first, *lines, *hint])
+
+    def _another_familys(self, module: str) -> str:
+        """Say by which module without a place it is another family's, or a part that the base lacks."""
+        evidence = self.evidence
+        down = self.lora.tensors.modules[module].shapes.get("down")
+        shape = f" {down}" if down else ""
+        title, more = str(evidence.title), ""
+        part = next((each for each in self._components_named(module) if each.startswith(TEXT[0])), None)
+        if evidence.is_text and part and "encoder" not in title:
+            title = TEXT_ENCODER.format(title)
+            more = (
+                f"\nIt is a diffusion model's {part}, which this base lacks: bake it where that is.\n"
+                f"Of a LoRA with other parts, components: [{part}] takes this one alone."
+            )
+        return f"LoRA {self.lora.name!r} is for {title} (by {module}{shape}); the base is {self._base_words()}{more}"
 
     def _foreign_module(self, placeless: Sequence[str]) -> str | None:
         """Return a module without a place by which the LoRA is another family's; None where it is not."""
@@ -1148,7 +1188,8 @@ class _Match:
             if count == 8:
                 lines.append(f"    … and {len(groups) - 8} more patterns")
                 break
-            hint = self.matcher.nearest(names[0]) if title.startswith("no such") and count < 2 else ""
+            is_sought = title.startswith("no such") and count < 2
+            hint = self.matcher.nearest(names[0], self._components_named(names[0])) if is_sought else ""
             lines.append(f"    {pattern} ×{len(names)}{': ' + reason if reason else ''}{hint}")
         return lines
 

@@ -6,7 +6,6 @@ wrong things of themselves.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -29,6 +28,18 @@ from lorabake.keymap.table import Architecture
 TEXT = ("text_encoder", "model")
 """How the components of text encoders and language models begin, which are parts of many families."""
 
+TEXT_ENCODER = "a text encoder, {}"
+"""What a language model is called whose modules are named as a part of a diffusion model."""
+
+TELLING = 4
+"""Modules of one sort, at least, that tell a family by being all that it has."""
+
+MANY = 16
+"""So many modules of one sort are hardly all that a family has by the choice of who trained some blocks alone."""
+
+SERIES = 4
+"""So many blocks in a row, at least, could be more of them in a model of another size."""
+
 Numbers = tuple[int, ...]
 Box = tuple[tuple[int, int], ...]
 
@@ -45,13 +56,34 @@ class Released:
 
     def has(self, numbers: Numbers) -> bool:
         """Tell whether there is such a module; a prefix may have numbers before its own."""
-        own = numbers[len(numbers) - len(self.models[0][0]) :]
+        own = self._own(numbers)
         boxes = (box for model in self.models for box in model)
         return any(all(low <= number <= high for number, (low, high) in zip(own, box, strict=True)) for box in boxes)
 
+    def has_in_a_longer_model(self, numbers: Numbers) -> bool:
+        """Tell whether there would be such a module if there were more blocks in a row."""
+        own = self._own(numbers)
+        boxes = (box for model in self.models for box in model)
+        return any(
+            all(low <= number and (number <= high or high - low + 1 >= SERIES) for number, (low, high) in pairs)
+            for pairs in (tuple(zip(own, box, strict=True)) for box in boxes)
+        )
+
     def is_filled(self, count: int) -> bool:
         """Tell whether so many modules are all that a model has."""
-        return any(sum(prod(high - low + 1 for low, high in box) for box in model) == count for model in self.models)
+        return any(_size(model) == count for model in self.models)
+
+    def is_almost_filled(self, places: list[Numbers]) -> bool:
+        """Tell whether these are at least 7 of 8 modules that a model has, up to its last."""
+        last = tuple(map(max, zip(*map(self._own, places), strict=True)))
+        return any(
+            len(places) >= _size(model) * 7 / 8
+            and last == tuple(max(high for _, high in ranges) for ranges in zip(*model, strict=True))
+            for model in self.models
+        )
+
+    def _own(self, numbers: Numbers) -> Numbers:
+        return numbers[len(numbers) - len(self.models[0][0]) :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +91,16 @@ class Evidence:
     """Say whose a LoRA could be, by its network's modules, or by its text encoder's where it has no others.
 
     `whole` lists the families that have a module of each name, number and shape; of these, `filled` those of whose
-    modules of these names none is left out. `named` lists those that know the most names, and `modules` by which.
-    `has_own_prefix` says that what stands before all names is a prefix that nobody is known to write.
+    modules of these names none is left out, and `complete` the modules of each sort of many of which (almost) none
+    is left out. `resized` lists those that have each name, and of whose released sizes none says that a module is not
+    theirs: they may have a size that nobody listed. `named` lists those that know the most names, and `modules` by
+    which. `has_own_prefix` says that what stands before all names is a prefix that nobody is known to write.
     """
 
     whole: tuple[Architecture, ...] = ()
     filled: tuple[Architecture, ...] = ()
+    complete: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    resized: tuple[Architecture, ...] = ()
     named: tuple[Architecture, ...] = ()
     modules: Mapping[str, frozenset[str]] = field(default_factory=dict)
     is_text: bool = False
@@ -73,12 +109,17 @@ class Evidence:
     @property
     def could_be(self) -> tuple[Architecture, ...]:
         """List all families that nothing speaks against."""
-        return self.whole or self.named
+        return (*self.whole, *self.resized) or self.named
+
+    @property
+    def sure(self) -> tuple[Architecture, ...]:
+        """List the families of one of which it surely is: they have all of some sort of its modules."""
+        return self.filled or tuple(each for each in self.whole if self.complete[each.name])
 
     @property
     def families(self) -> tuple[Architecture, ...]:
         """List the families that it could be of, by the best evidence that there is."""
-        return self.filled or self.whole or self.named
+        return self.sure or self.could_be
 
     @property
     def title(self) -> str | None:
@@ -90,10 +131,10 @@ class Evidence:
         return next((name for name in among if any(name in self.modules[each.name] for each in self.families)), None)
 
 
-def titles(families: Iterable[Architecture]) -> str:
-    """Name families by their titles: four of them, or three and how many others there are."""
+def titles(families: Iterable[Architecture], most: int = 4) -> str:
+    """Name families by their titles: so many of them at most, or one fewer and how many others there are."""
     names = [each.title for each in families]
-    shown = names if len(names) < 5 else [*names[:3], f"{len(names) - 3} others"]
+    shown = names if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} others"]
     return " or ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
 
 
@@ -174,35 +215,50 @@ def _shared_readings(names: Iterable[str], families: frozenset[str]) -> Readings
 def _weigh(known: list[tuple[LoraModule, dict[str, str]]]) -> Evidence:
     """Ask which families have all modules, and which of these have no others of the same names."""
     explained: dict[str, list[str]] = {}
-    fitting: Counter[str] = Counter()
-    counted: dict[str, Counter[tuple[str, str]]] = {}
+    sorts: dict[str, dict[tuple[str, str], list[tuple[str, Numbers]]]] = {}
+    denied: set[str] = set()
     fits: dict[tuple[frozenset[tuple[str, tuple[int, ...]]], tuple[int, ...]], bool] = {}
     for module, families in known:
         numbers, asked = numbers_of(module.name), frozenset(module.shapes.items())
         for family, end in families.items():
             explained.setdefault(family, []).append(module.name)
+            fitting: list[Released] = []
             for line in filter(None, _known()[end][family]):
                 row = _released(line)
                 if (asked, row.shape) not in fits:
                     fits[asked, row.shape] = _fits(module, row.shape)
-                if fits[asked, row.shape] and row.has(numbers):
-                    fitting[family] += 1
-                    counted.setdefault(family, Counter())[end, line] += 1
-                    break
+                if fits[asked, row.shape]:
+                    fitting.append(row)
+                    if row.has(numbers):
+                        sorts.setdefault(family, {}).setdefault((end, line), []).append((module.name, numbers))
+                        break
+            else:
+                if fitting and not any(row.has_in_a_longer_model(numbers) for row in fitting):
+                    denied.add(family)
     most = max(map(len, explained.values()), default=0)
     elder_first = sorted(architectures(), key=lambda each: bool(each.kin))
-    whole = {family for family, count in fitting.items() if count == len(known)}
+    whole = {family for family, found in sorts.items() if sum(map(len, found.values())) == len(known)}
     filled = {
         family
         for family in whole
-        if all(_released(line).is_filled(count) for (_, line), count in counted[family].items())
+        if all(_released(line).is_filled(len(found)) for (_, line), found in sorts[family].items())
     }
+    resized = {family for family, names in explained.items() if len(names) == len(known)} - whole - denied
     return Evidence(
         whole=tuple(each for each in elder_first if each.name in whole),
         filled=tuple(each for each in elder_first if each.name in filled),
+        complete={family: frozenset(_complete(sorts[family])) for family in whole},
+        resized=tuple(each for each in elder_first if each.name in resized),
         named=tuple(each for each in elder_first if len(explained.get(each.name, ())) == most > 0),
         modules={family: frozenset(names) for family, names in explained.items()},
     )
+
+
+def _complete(sorts: Mapping[tuple[str, str], list[tuple[str, Numbers]]]) -> Iterator[str]:
+    """Yield the modules of each sort that has many, and of which a family has no or few others."""
+    for (_, line), found in sorts.items():
+        if len(found) >= MANY and _released(line).is_almost_filled([numbers for _, numbers in found]):
+            yield from (name for name, _ in found)
 
 
 def _fits(module: LoraModule, shape: tuple[int, ...]) -> bool:
@@ -291,6 +347,10 @@ def _released(line: str) -> Released:
     shape, _, models = line.partition(" ")
     boxes = (tuple(map(_box, model.split(";"))) for model in models.split("|"))
     return Released(tuple(map(int, shape.split("x"))), tuple(boxes))
+
+
+def _size(model: tuple[Box, ...]) -> int:
+    return sum(prod(high - low + 1 for low, high in box) for box in model)
 
 
 def _box(text: str) -> Box:

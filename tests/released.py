@@ -3,7 +3,7 @@
 `python -m tests.released` writes `lorabake/architectures/released/`; a test compares. A line has a module's name as
 LoRA files flatten it (numbers as `N`, dots as underscores), the shape of its weight, and which numbers stand for the
 `N`: boxes of ranges, such as `0-18` or `1.0-1.0;2.0-1.0-9`, those of another model of the family behind a `|`. Each
-layout's names are there, and those of trainers.
+layout's names are there, and those of trainers. Other sizes of a model are made by diffusers, so writing needs it.
 """
 
 from __future__ import annotations
@@ -105,6 +105,174 @@ DEPTHS: dict[str, dict[str, int]] = {
     "invoke_anima_comfyui_keys": {"net.blocks": 28},
 }
 
+Config = dict[str, object]
+
+SANA = {"cross_attention_dim": 1152, "num_cross_attention_heads": 16, "cross_attention_head_dim": 72}
+COGVIDEOX = {"num_attention_heads": 48, "num_layers": 42, "use_rotary_positional_embeddings": True}
+COSMOS_14B = {"num_attention_heads": 40, "num_layers": 36}
+COSMOS2 = {"in_channels": 17, "extra_pos_embed_type": None}
+COSMOS25 = {**COSMOS2, "use_crossattn_projection": True, "crossattn_proj_in_channels": 100352}
+CASCADE = ["SDCascadeResBlock", "SDCascadeTimestepBlock", "SDCascadeAttnBlock"]
+WAN_1300M = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
+
+# family -> diffusers' class, and the models beside those of HEADERS: how each differs from the class's defaults.
+SIZES: dict[str, tuple[str, dict[str, Config]]] = {
+    "cogvideox": (
+        "CogVideoXTransformer3DModel",
+        {
+            "5B": COGVIDEOX,
+            "5B I2V": {**COGVIDEOX, "in_channels": 32, "use_learned_positional_embeddings": True},
+            "1.5 5B": {**COGVIDEOX, "patch_size_t": 2, "patch_bias": False},
+            "1.5 5B I2V": {
+                **COGVIDEOX,
+                "patch_size_t": 2,
+                "patch_bias": False,
+                "in_channels": 32,
+                "ofs_embed_dim": 512,
+            },
+        },
+    ),
+    "cosmos": (
+        "CosmosTransformer3DModel",
+        {
+            "2 14B": {**COSMOS2, **COSMOS_14B},
+            "2.5 2B": {**COSMOS25, "num_attention_heads": 16},
+            "2.5 14B": {**COSMOS25, **COSMOS_14B},
+        },
+    ),
+    "cosmos1": ("CosmosTransformer3DModel", {"14B": COSMOS_14B}),
+    "flux2": (
+        "Flux2Transformer2DModel",
+        {
+            "klein 4B": {
+                "num_layers": 5,
+                "num_single_layers": 20,
+                "num_attention_heads": 24,
+                "joint_attention_dim": 7680,
+                "guidance_embeds": False,
+            },
+            "klein 9B": {
+                "num_layers": 8,
+                "num_single_layers": 24,
+                "num_attention_heads": 32,
+                "joint_attention_dim": 12288,
+                "guidance_embeds": False,
+            },
+        },
+    ),
+    "kandinsky5": (
+        "Kandinsky5Transformer3DModel",
+        {
+            "lite": {"model_dim": 1792, "ff_dim": 7168, "in_visual_dim": 16, "out_visual_dim": 16},
+            "image lite": {
+                "model_dim": 2560,
+                "ff_dim": 10240,
+                "num_visual_blocks": 50,
+                "axes_dims": (32, 48, 48),
+                "in_visual_dim": 16,
+                "out_visual_dim": 16,
+            },
+            "pro": {
+                "model_dim": 4096,
+                "ff_dim": 16384,
+                "time_dim": 1024,
+                "num_text_blocks": 4,
+                "num_visual_blocks": 60,
+                "axes_dims": (32, 48, 48),
+                "in_visual_dim": 16,
+                "out_visual_dim": 16,
+            },
+        },
+    ),
+    "ltx": (
+        "LTXVideoTransformer3DModel",
+        {"13B": {"attention_head_dim": 128, "cross_attention_dim": 4096, "num_layers": 48}},
+    ),
+    "ltx2": (
+        "LTX2VideoTransformer3DModel",
+        {
+            "2.3": {
+                "gated_attn": True,
+                "cross_attn_mod": True,
+                "audio_gated_attn": True,
+                "audio_cross_attn_mod": True,
+                "use_prompt_embeddings": False,
+            }
+        },
+    ),
+    "motion_module": (
+        "MotionAdapter",
+        {"SDXL": {"block_out_channels": (320, 640, 1280), "use_motion_mid_block": False}},
+    ),
+    "sana": (
+        "SanaTransformer2DModel",
+        {
+            "600M": {**SANA, "num_attention_heads": 36, "num_layers": 28},
+            "1.5 4.8B": {"num_layers": 60},
+        },
+    ),
+    "stable_cascade": (
+        "StableCascadeUNet",
+        {
+            "lite": {
+                "in_channels": 16,
+                "out_channels": 16,
+                "patch_size": 1,
+                "conditioning_dim": 1536,
+                "block_out_channels": (1536, 1536),
+                "num_attention_heads": (24, 24),
+                "down_num_layers_per_block": (4, 12),
+                "up_num_layers_per_block": (12, 4),
+                "down_blocks_repeat_mappers": (1, 1),
+                "up_blocks_repeat_mappers": (1, 1),
+                "block_types_per_layer": (CASCADE, CASCADE),
+                "clip_text_in_channels": 1280,
+                "clip_text_pooled_in_channels": 1280,
+                "clip_image_in_channels": 768,
+                "dropout": (0.1, 0.1),
+                "timestep_conditioning_type": ("sca", "crp"),
+                "switch_level": (False,),
+            }
+        },
+    ),
+    "stable_cascade_decoder": (
+        "StableCascadeUNet",
+        {
+            "lite": {
+                "in_channels": 4,
+                "out_channels": 4,
+                "patch_size": 2,
+                "conditioning_dim": 1280,
+                "block_out_channels": (320, 576, 1152, 1152),
+                "num_attention_heads": (0, 9, 18, 18),
+                "down_num_layers_per_block": (2, 4, 14, 4),
+                "up_num_layers_per_block": (4, 14, 4, 2),
+                "down_blocks_repeat_mappers": (1, 1, 1, 1),
+                "up_blocks_repeat_mappers": (2, 2, 2, 2),
+                "block_types_per_layer": (CASCADE[:2], CASCADE[:2], CASCADE, CASCADE),
+                "clip_text_pooled_in_channels": 1280,
+                "effnet_in_channels": 16,
+                "pixel_mapper_in_channels": 3,
+                "dropout": (0, 0, 0.1, 0.1),
+                "timestep_conditioning_type": ("sca",),
+            }
+        },
+    ),
+    "wan": (
+        "WanTransformer3DModel",
+        {
+            "2.1 1.3B": WAN_1300M,
+            "2.2 5B": {
+                "num_attention_heads": 24,
+                "ffn_dim": 14336,
+                "num_layers": 30,
+                "in_channels": 48,
+                "out_channels": 48,
+            },
+        },
+    ),
+}
+
 
 def whole_table(table: str) -> dict[str, tuple[int, ...]]:
     """Return a table's keys and shapes, with as many layers as the released model has."""
@@ -125,6 +293,25 @@ def expanded(family: str) -> tuple[KeyMap, ...]:
     return tuple(KeyMap.expand(architecture, infos(dict(whole_table(table)))) for table in HEADERS[family])
 
 
+@cache
+def made(family: str) -> dict[str, KeyMap]:
+    """Expand the family's tables against its other sizes, which diffusers makes without values."""
+    if family not in SIZES:
+        return {}
+    import diffusers
+    import torch
+
+    architecture = next(each for each in architectures() if each.name == family)
+    name, sizes = SIZES[family]
+    found = {}
+    for size, config in sizes.items():
+        with torch.device("meta"):
+            model = getattr(diffusers, name)(**config)
+        shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+        found[size] = KeyMap.expand(architecture, infos(dict(shapes)))
+    return found
+
+
 def modules(key_map: KeyMap) -> set[tuple[str, tuple[int, ...]]]:
     """Collect a network's modules that have a matrix or kernel: their names in any layout, and shapes."""
     listed = key_map.modules[key_map.architecture.components[0].name]
@@ -135,7 +322,7 @@ def modules(key_map: KeyMap) -> set[tuple[str, tuple[int, ...]]]:
 def lines(family: str) -> list[str]:
     """Write the list of a family's modules."""
     found: dict[tuple[str, tuple[int, ...]], dict[str, None]] = {}
-    for key_map in expanded(family):
+    for key_map in (*expanded(family), *made(family).values()):
         places: dict[tuple[str, tuple[int, ...]], set[Place]] = {}
         for path, shape in modules(key_map):
             for name in endings(path):

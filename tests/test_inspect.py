@@ -234,7 +234,7 @@ def test_a_base_with_factors_beside_its_codes_is_no_lora(tmp_path: Path) -> None
     b.save(tmp_path / "model.safetensors", tensors)
     told = inspect(tmp_path / "model.safetensors")
     assert told["what"] == "checkpoint"
-    assert told["an adapter beside the weights"] == {"whole bias": 4, "nunchaku's LoRA (tensors)": 8}
+    assert told["an adapter beside the weights"] == {"nunchaku's LoRA (tensors)": 8}
 
 
 def test_a_lora_with_stray_tensors_is_one(tmp_path: Path) -> None:
@@ -259,3 +259,90 @@ def test_what_is_neither_is_called_by_its_name(tmp_path: Path) -> None:
     assert inspect(tmp_path / "word2.safetensors")["what"] == "textual inversion"
     b.save(tmp_path / "vae.safetensors", b.vae_file("ldm", seed=1))
     assert inspect(tmp_path / "vae.safetensors")["family"] == "VAE"
+
+
+# -- what a bake and a look say alike --------------------------------------------------------------------------
+
+
+def experts(rank: int, parameters: dict[str, tuple[int, int]]) -> dict[str, torch.Tensor]:
+    """Make PEFT's LoRA of some stacks of four experts, the first one innermost: name -> (first, second) side."""
+    tensors = {}
+    for depth, (first, second) in enumerate(reversed(parameters.values())):
+        start = f"base_model.model.model.layers.0.mlp.experts.{'base_layer.' * depth}"
+        tensors |= {f"{start}lora_A.weight": torch.ones(4 * rank, second)}
+        tensors |= {f"{start}lora_B.weight": torch.ones(first, 4 * rank)}
+    return tensors
+
+
+def test_the_rank_of_experts_is_that_of_one(tmp_path: Path) -> None:
+    stacks = {"gate_up_proj": (12, 16), "down_proj": (16, 6)}
+    (tmp_path / "adapter").mkdir()
+    path = write(
+        tmp_path / "adapter",
+        {key: tuple(tensor.shape) for key, tensor in experts(2, stacks).items()},
+        {
+            "target_parameters": [f"mlp.experts.{name}" for name in stacks],
+            "r": 2, "lora_alpha": 4, "peft_version": "0.20.0",
+        },
+    )  # fmt: skip
+    base = {f"model.layers.0.mlp.experts.{name}": torch.zeros(4, *sides) for name, sides in stacks.items()}
+    b.save(tmp_path / "base.safetensors", base)
+    plan = lorabake.plan(lorabake.load_recipe(b.recipe(tmp_path, loras=["adapter"])))
+    told = inspect(path)
+    assert told["kinds"] == plan.ledgers[0].kinds == {"LoRA on experts": 2}
+    assert (told["ranks"], plan.ledgers[0].ranks) == ({"2": 2}, {2: 2})
+    assert (told["scales"], told["alphas"]) == ({"2": 2}, "4 (adapter_config)")
+
+
+def test_stacks_of_factors_are_for_experts(tmp_path: Path) -> None:
+    b.save(
+        tmp_path / "lora.safetensors",
+        {
+            "mlp.experts.down_proj.lora_A.weight": torch.ones(4, 2, 6),
+            "mlp.experts.down_proj.lora_B.weight": torch.ones(4, 16, 2),
+        },
+    )
+    told = inspect(tmp_path / "lora.safetensors")
+    assert (told["kinds"], told["ranks"]) == ({"LoRA on experts": 1}, {"2": 1})
+
+
+@pytest.mark.parametrize("name", [name for name in FORMS if form_of(name)[2]])
+def test_no_alpha_is_told_that_nothing_says(name: str, tmp_path: Path) -> None:
+    _, named, config = form_of(name)
+    assert config is not None
+    said = {field: value for field, value in config.items() if field.endswith("alpha")}
+    told = inspect(write(tmp_path / "adapter", named, config))
+    assert told["alphas"] == "none" or said or "alpha" in str([*named])
+
+
+@pytest.mark.parametrize(("blocks", "title"), [((4, 4, 4), "OFT"), ((2, 4, 4, 4), "BOFT")])
+def test_the_alpha_of_a_rotation_is_told_and_is_no_scale(blocks: tuple[int, ...], title: str, tmp_path: Path) -> None:
+    tensors = {"lycoris_fc.oft_blocks": torch.zeros(blocks), "lycoris_fc.alpha": torch.tensor(0.5)}
+    b.save(tmp_path / "lora.safetensors", tensors)
+    told = inspect(tmp_path / "lora.safetensors")
+    assert (told["kinds"], told["alphas"]) == ({title: 1}, {"0.5": 1})
+    assert (told["ranks"], told["scales"]) == ({}, {})
+    b.save(tmp_path / "base.safetensors", {"fc.weight": torch.zeros(16, 8)})
+    plan = lorabake.plan(lorabake.load_recipe(b.recipe(tmp_path, loras=["lora.safetensors"])))
+    assert plan.ledgers[0].kinds == {title: 1}
+
+
+def test_two_whole_factors_have_no_rank(tmp_path: Path) -> None:
+    tensors = {"fc.lokr_w1": torch.ones(4, 4), "fc.lokr_w2": torch.ones(4, 2), "fc.alpha": torch.tensor(3.0)}
+    b.save(tmp_path / "lora.safetensors", tensors)
+    b.save(tmp_path / "base.safetensors", {"fc.weight": torch.zeros(16, 8)})
+    plan = lorabake.plan(lorabake.load_recipe(b.recipe(tmp_path, loras=["lora.safetensors"])))
+    told = inspect(tmp_path / "lora.safetensors")
+    assert (told["ranks"], plan.ledgers[0].ranks, told["scales"]) == ({}, {}, {"1": 1})
+
+
+@pytest.mark.parametrize("empty", ["both", "one"])
+def test_an_empty_adapter_has_no_rank_and_no_scale(empty: str, tmp_path: Path) -> None:
+    b.peft(tmp_path / "a", {"fc": b.lora((8, 8))}, r=2, lora_alpha=4)
+    hollow = {f"base_model.model.fc.lora_{part}.weight": torch.ones(0) for part in "AB"}
+    if empty == "one":
+        hollow["base_model.model.fc.lora_A.weight"] = torch.ones(2, 8)
+    b.save(tmp_path / "a" / "adapter_model.safetensors", hollow)
+    told = inspect(tmp_path / "a")
+    assert "empty" in str(told["damaged"])
+    assert (told["ranks"], told["scales"], told["alphas"]) == ({}, {}, "none")

@@ -196,7 +196,7 @@ FITS: dict[str, tuple[str | None, set[str]]] = {
     "stripped_stripped_models_peft_adapter_model": ("Flux.1 or Chroma", FLUX),
     "invoke_flux_lora_kohya_format": ("Flux.1", FLUX),
     "invoke_qwen_image_lora_diffusers_format": (
-        "Bria FIBO, Flux.1, HunyuanVideo or 2 others",
+        "Bria FIBO, Flux.1, Flux.2 or 9 others",
         FLUX | {"diffusers_hunyuan_video", "diffusers_qwen_image"},
     ),
     "invoke_flux_control_lora_format": ("Flux.1", FLUX),
@@ -226,7 +226,8 @@ TITLES = {
     "generic": "of a family without a table",
 }
 # Bases that may be of a LoRA's family: what is missing is said module by module.
-ALIKE = {"a language model": {"transformers_t5xxl_encoder"}}
+QWEN = "Bria FIBO, Flux.1, Flux.2 or 9 others"
+ALIKE = {"a language model": {"transformers_t5xxl_encoder"}, QWEN: {"mecha_sd3_comfyui"}}
 
 
 def test_every_lora_has_its_row() -> None:

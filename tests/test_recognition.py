@@ -24,15 +24,19 @@ from lorabake.recognition import Evidence, is_text, kinship, recognise
 from lorabake.resolve import GENERIC, identify
 from lorabake.verification import embedded_recipe
 from tests import builders as b
-from tests.released import HEADERS, expanded, lines
+from tests.released import HEADERS, SIZES, expanded, lines, made
 from tests.tables import infos, load_table, names
 from tests.test_matching import Shapes, low_rank, source
 
 FAMILIES = {each.name: each for each in architectures()}
 NETWORKS = [name for name in HEADERS if not is_text(FAMILIES[name])]
 
-# A family whose attentions another one has, with equal names, shapes and numbers, though it was not made of it.
+# Families whose attentions have equal names, shapes and numbers, all of them or in one of their sizes.
 ALIKE = {("cogview4", "cosmos1")}
+ALIKE_IN_A_SIZE = {
+    ("pixart", "sana"), ("pixart", "sana_video"), ("sana", "pixart"), ("ltx", "ltx2"), ("cosmos", "cosmos1"),
+    ("cosmos1", "cosmos"),
+}  # fmt: skip
 
 ALL, ATTENTION = r"", r"(?:attn|attention)[^.]*\.(?!.*(?:norm|mod))"
 
@@ -40,7 +44,10 @@ ALL, ATTENTION = r"", r"(?:attn|attention)[^.]*\.(?!.*(?:norm|mod))"
 @cache
 def shapes_of(family: str, part: str = ALL, header: int = -1) -> Shapes:
     """List a LoRA of all modules of a family's model whose names have a part: PEFT's tensors, the header's names."""
-    key_map = expanded(family)[header]
+    return lora_of(expanded(family)[header], part)
+
+
+def lora_of(key_map: KeyMap, part: str = ALL) -> Shapes:
     component = key_map.architecture.components[0].name
     own = key_map.modules_in(component, key_map.placed[component][0].name)
     found: Shapes = {}
@@ -81,6 +88,8 @@ def refusal(shapes: Shapes, on: str, **entry: object) -> str:
 
 @pytest.mark.parametrize("family", HEADERS)
 def test_the_lists_are_those_of_the_headers(family: str) -> None:
+    if family in SIZES:
+        pytest.importorskip("diffusers")
     assert released()[family] == lines(family), "write them anew: python -m tests.released"
 
 
@@ -108,7 +117,7 @@ def test_a_whole_lora_is_of_its_family_and_of_no_other_but_its_kin(family: str, 
         assert family in names_of(evidence.filled)
         for other in evidence.filled:
             is_kin = other.name == family or kinship(other, FAMILIES[family])
-            assert is_kin or (family, other.name) in ALIKE, other.name
+            assert is_kin or (family, other.name) in ALIKE | ALIKE_IN_A_SIZE, other.name
 
 
 # Families that have names in common with others.
@@ -139,6 +148,8 @@ def test_a_lora_bakes_on_its_own_family_and_is_refused_by_all_but_its_kin(
             assert not said.startswith("LoRA 'style' is for "), (on, said)
         elif (family, on) in ALIKE:
             assert said == f"it may as well be a LoRA of {title}"
+        elif (family, on) in ALIKE_IN_A_SIZE:  # the base is of another size
+            assert said.startswith("LoRA 'style'"), (on, said)
         else:
             first = said.splitlines()[0]
             assert first.startswith("LoRA 'style' is for "), (on, said)
@@ -151,6 +162,117 @@ def bake_or_refusal(shapes: Shapes, on: str) -> str:
         return "\n".join(note for note in bake(shapes, on).notes if "no alpha" not in note)
     except MatchError as error:
         return str(error)
+
+
+# -- other sizes ---------------------------------------------------------------------------------------------------
+
+
+@cache
+def sized(family: str) -> dict[str, Matcher]:
+    pytest.importorskip("diffusers")
+    return {size: Matcher(KeyMap.expand(identify(each.tensors), each.tensors)) for size, each in made(family).items()}
+
+
+@pytest.mark.parametrize("family", SIZES)
+@pytest.mark.parametrize("part", [ALL, ATTENTION], ids=["all", "attention"])
+def test_a_lora_of_any_released_size_is_of_its_family(family: str, part: str) -> None:
+    for size, matcher in sized(family).items():
+        shapes = lora_of(matcher.key_map, part)
+        if not shapes:
+            continue
+        evidence = evidence_of(shapes)
+        assert family in names_of(evidence.filled), size
+        for other in evidence.filled:
+            is_kin = other.name == family or kinship(other, FAMILIES[family])
+            assert is_kin or (family, other.name) in ALIKE | ALIKE_IN_A_SIZE, (size, other.name)
+        _, ledger = matcher.match(0, source(infos(dict(shapes))))
+        assert (ledger.applied, ledger.family) == (len(shapes), FAMILIES[family].title), size
+
+
+# Parts of a network that other families have under the same names, in some size with the same shapes.
+LIKE_OTHERS = [
+    ("cogvideox", "5B", r"attn1\.to_", "mochi"),
+    ("flux2", "klein 4B", r"^transformer_blocks.*attn\.to_", "flux"),
+    ("ltx", "13B", r"attn[12]\.to_", "ltx2"),
+    ("sana", "600M", r"attn[12]\.to_", "pixart"),
+]
+
+
+@pytest.mark.parametrize(("family", "size", "part", "on"), LIKE_OTHERS)
+def test_a_lora_of_another_size_does_not_go_unnoticed_onto_another_family(
+    family: str, size: str, part: str, on: str
+) -> None:
+    shapes = lora_of(sized(family)[size].key_map, part)
+    assert all(key.partition(".lora_")[0] in base(on).spelled for key in shapes)
+    said = bake_or_refusal(shapes, on)
+    assert FAMILIES[family].title in said
+    assert said.startswith(("LoRA 'style' is for ", "it may", "its modules"))
+
+
+@pytest.mark.parametrize("blocks", [range(45), range(10), range(38, 48)], ids=["longer", "first", "last"])
+def test_a_family_that_may_have_a_size_which_nobody_listed_is_named(blocks: range) -> None:
+    """CogVideoX and Mochi have these names, and CogVideoX has the shape in no model of so many blocks."""
+    shapes: Shapes = {}
+    for number in blocks:
+        shapes |= low_rank(f"transformer_blocks.{number}.attn1.to_q", 3072, 3072, alpha=False)
+    evidence = evidence_of(shapes)
+    assert {"mochi", "cogvideox"} <= names_of(evidence.families)
+    (note,) = (note for note in bake(shapes, "mochi").notes if "alpha" not in note)
+    assert note.startswith("its modules do not tell whose it is: it may as well be a LoRA of ")
+    assert "CogVideoX" in note
+
+
+def test_a_size_that_nobody_listed_is_not_called_another_familys() -> None:
+    """PixArt has this width, and CogVideoX the names alone."""
+    shapes: Shapes = {}
+    for number in range(20):
+        shapes |= low_rank(f"transformer_blocks.{number}.attn1.to_q", 1152, 1152, alpha=False)
+    assert {"pixart", "cogvideox"} <= names_of(evidence_of(shapes).families)
+    assert refusal(shapes, "cogvideox").startswith(
+        "LoRA 'style': 20 of 20 modules have no place on the base (CogVideoX"
+    )
+
+
+# -- blocks that are missing -----------------------------------------------------------------------------------------
+
+
+def without(shapes: Shapes, *stems: str) -> Shapes:
+    return {key: shape for key, shape in shapes.items() if not key.startswith(stems)}
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        ("transformer_blocks.18.",),
+        ("single_transformer_blocks.37.",),
+        ("transformer_blocks.5.", "single_transformer_blocks.11.", "single_transformer_blocks.12."),
+        tuple(f"single_transformer_blocks.{i}." for i in range(38)),
+        tuple(f"transformer_blocks.{i}." for i in range(19)),
+    ],
+    ids=["last", "last single", "inner", "all single", "all double"],
+)
+def test_a_lora_that_lacks_some_blocks_is_still_told_from_a_longer_family(missing: tuple[str, ...]) -> None:
+    shapes = without(shapes_of("flux", r"attn\.to_"), *missing)
+    told = refusal(shapes, "hunyuan_video").splitlines()[0]
+    assert told.startswith("LoRA 'style' is for ")
+    assert "Flux.1" in told
+    ledger = bake(shapes, "flux")
+    assert (ledger.applied, ledger.family) == (len(shapes), "Flux.1")
+    assert not any("HunyuanVideo" in note for note in ledger.notes)
+
+
+@pytest.mark.parametrize(
+    "family", ["flux", "hunyuan_video", "wan", "ltx", "qwen_image", "chroma", "bria_fibo", "sdxl"]
+)
+@pytest.mark.parametrize("blocks", [range(1), range(5), range(8), range(10), range(3, 9), range(2, 60)], ids=str)
+def test_blocks_that_were_chosen_for_training_bake_on_their_own_base(family: str, blocks: range) -> None:
+    number = re.compile(r"(?:^|_)(?:block|blocks)\.(\d+)\.")
+    shapes = {
+        key: shape
+        for key, shape in shapes_of(family, ATTENTION).items()
+        if (found := number.search(key)) and int(found[1]) in blocks
+    }
+    assert not shapes or bake(shapes, family).applied == len(shapes)
 
 
 @pytest.mark.parametrize("table", names("lora"))
@@ -218,14 +340,14 @@ def test_no_module_alone_is_refused_by_its_own_family(family: str) -> None:
         assert bake(alone, family).applied == 2
 
 
-def test_a_lora_of_a_few_blocks_is_too_small_to_tell() -> None:
+def test_a_few_blocks_do_not_tell_whose_they_are() -> None:
     small = {key: shape for key, shape in shapes_of("flux").items() if "blocks.12.attn.to_" in key}
     for on in ("flux", "hunyuan_video"):
-        (note,) = (note for note in bake(small, on).notes if "too small" in note)
-        assert note.startswith("too small to tell whose it is: it may as well be a LoRA of ")
+        (note,) = (note for note in bake(small, on).notes if "do not tell" in note)
+        assert note.startswith("its modules do not tell whose it is: it may as well be a LoRA of ")
     told = bake(small, "hunyuan_video", metadata={"ss_base_model_version": "flux1"}).notes
     assert any(note.endswith("(its metadata says ss_base_model_version: flux1)") for note in told)
-    assert not any("too small" in note for note in bake(small, "flux", trained_on="flux").notes)
+    assert not any("do not tell" in note for note in bake(small, "flux", trained_on="flux").notes)
 
 
 def test_metadata_does_not_decide() -> None:
@@ -275,6 +397,45 @@ def test_text_encoders_do_not_make_a_language_model_of_a_lora() -> None:
     assert message.splitlines()[0].startswith("LoRA 'style': 36 of 56 modules have no place on the base (Flux.1")
     assert message.splitlines()[-1] == "To bake without them, add to this LoRA: components: [transformer]"
     assert bake(flux | text, "flux", components=("transformer",)).applied == len(flux)
+
+
+@pytest.mark.parametrize(
+    ("start", "part"),
+    [("lora_te2_", "text_encoder_2"), ("text_encoder_2.", "text_encoder_2"), ("lora_te3_", "text_encoder_2")],
+)
+def test_a_language_model_that_is_a_text_encoder_is_named_as_such(start: str, part: str) -> None:
+    name = "encoder.block.{}.layer.0.SelfAttention.q"
+    name = start + (name if start.endswith(".") else name.replace(".", "_"))
+    text = {key: shape for i in range(24) for key, shape in low_rank(name.format(i), 4096, 4096, alpha=False).items()}
+    first, what, advice = refusal(text, "flux").splitlines()
+    assert first.startswith(f"LoRA 'style' is for a text encoder, a language model (by {name.format(0)} (2, 4096));")
+    assert part in what
+    assert f"components: [{part}]" in advice
+
+
+def test_inspect_names_a_text_encoder_as_such(tmp_path: Path) -> None:
+    tensors = {"lora_te2_encoder_block_0_layer_0_SelfAttention_q.lora_down.weight": torch.zeros(4, 64)}
+    tensors |= {"lora_te2_encoder_block_0_layer_0_SelfAttention_q.lora_up.weight": torch.zeros(64, 4)}
+    b.save(tmp_path / "lora.safetensors", tensors)
+    assert inspect(tmp_path / "lora.safetensors")["family"] == "a text encoder, a language model"
+
+
+def test_the_family_is_said_before_parts_that_have_no_place() -> None:
+    """Leaving them out would lead to the next refusal."""
+    flux = shapes_of("flux", r"attn\.to_")
+    text = {key: shape for i in range(12) for key, shape in low_rank(CLIP.format(i), 3072, 768).items()}
+    told = refusal(flux | text, "hunyuan_video")
+    assert told.startswith("LoRA 'style' is for Flux.1 or Chroma (by 38 ")
+    assert "components" not in told
+
+
+def test_the_nearest_module_is_one_of_the_component_that_a_name_names() -> None:
+    flux = shapes_of("flux", r"attn\.to_")
+    query = "lora_te1_text_model_encoder_layers_{}_self_attn_q_proj"
+    text = {key: shape for i in range(12) for key, shape in low_rank(query.format(i), 768, 768).items()}
+    assert "nearest" not in refusal(flux | text, "flux")
+    wrong = low_rank("lora_unet_double_blocks_0_img_attn_qkvv", 9216, 3072)
+    assert "; nearest: lora_unet_double_blocks_0_img_attn_qkv" in refusal(flux | wrong, "flux")
 
 
 def test_a_text_encoders_lora_is_of_no_one_family() -> None:

@@ -35,6 +35,17 @@ class ExpertLora(Kind):
         """Return the rank of each expert, where the tensors tell it."""
         return shapes["down"][1] if len(shapes["down"]) == 3 else 1
 
+    def told_rank(self, shapes: Shapes, weight: tuple[int, ...] | None = None) -> int | None:
+        """Return the rank of each expert; None where the experts have to be counted, and there is no weight."""
+        if len(shapes["down"]) == 3:
+            return shapes["down"][1]
+        return shapes["down"][0] // weight[0] if weight else None
+
+    def is_told_by(self, shapes: Shapes) -> bool:
+        """Tell whether the shapes are those of stacks of factors, which no convolution has."""
+        up, down = shapes["up"], shapes["down"]
+        return len(up) == len(down) == 3 and up[2] == down[1] and (up[0] == down[0] or 1 in (up[0], down[0]))
+
     def sides(self, shapes: Shapes, weight: tuple[int, ...]) -> frozenset[int]:
         """Return the sides of a weight (experts, first, second) that A may read, 1 or 2; B writes the other one."""
         pair = shapes["down"][-1], shapes["up"][-2]

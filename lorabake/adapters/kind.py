@@ -121,6 +121,14 @@ class Kind:
         """Return the rank that alpha is divided by; 1 for a kind without one."""
         return 1
 
+    def told_rank(self, shapes: Shapes, weight: tuple[int, ...] | None = None) -> int | None:
+        """Return the rank that people are told, None where there is none; `weight` is the base's shape, if known."""
+        return self.rank(shapes)
+
+    def told_title(self, shapes: Shapes) -> str:
+        """Return what people call the kind, where the shapes tell two of one law apart."""
+        return self.title
+
     def scale(self, alpha: float, shapes: Shapes) -> float:
         """Return what the file's alpha multiplies the delta by."""
         return alpha / self.rank(shapes)

@@ -67,6 +67,10 @@ class Lokr(Kind):
                 return shapes[slot][0]
         return 1
 
+    def told_rank(self, shapes: Shapes, weight: tuple[int, ...] | None = None) -> int | None:
+        """Return the rank of the decomposed factor, None where both are whole."""
+        return self.rank(shapes) if "lokr_w1_b" in shapes or "lokr_w2_b" in shapes else None
+
     def scale(self, alpha: float, shapes: Shapes) -> float:
         """Ignore alpha where both factors are whole."""
         decomposed = "lokr_w1_b" in shapes or "lokr_w2_b" in shapes

@@ -69,6 +69,10 @@ class Oft(Kind):
     programs: ClassVar[frozenset[str]] = OF_KOHYA - {"forge"}
     dora_in: ClassVar[frozenset[str]] = frozenset({"a1111"})
 
+    def told_title(self, shapes: Shapes) -> str:
+        """Tell LyCORIS's BOFT by its rounds."""
+        return "BOFT" if len(shapes.get("oft_blocks", ())) == 4 else self.title
+
     def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
         """Tell kohya's files by their prefix: they mean something else by alpha 0."""
         return {"kohya": module.startswith("oft_")}

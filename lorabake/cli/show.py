@@ -63,6 +63,8 @@ def fact_lines(facts: Mapping[str, object], indent: str = "") -> Iterator[str]:
         label = f"{indent}{name:<{width}}"
         if isinstance(value, dict) and value and all(isinstance(each, int) for each in value.values()):
             yield f"{label}  {counts(value)}"
+        elif value == {}:
+            yield f"{label}  none"
         elif isinstance(value, dict):
             yield f"{indent}{name}"
             yield from fact_lines(value, indent + "  ")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from lorabake.errors import FileError
+from lorabake.keymap.experts import STACKS
 
 SCALED = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
 """PEFT's type -> the field that is divided by the rank."""
@@ -202,6 +203,17 @@ class PeftConfig:
         weight = f"{module}.weight"
         return weight if any(f".{weight}".endswith(f".{name}") for name in self.parameters) else module
 
+    def expert_stack(self, module: str) -> str | None:
+        """Return the name of the trained stack of experts that a module's adapter is for; None where it is for none.
+
+        PEFT names the module that has the stack, which it wraps once for each: the first one innermost.
+        """
+        plain = re.sub(r"(?:\.base_layer)+\Z", "", module)
+        there = [name.rpartition(".") for name in self.parameters]
+        found = [last for place, _, last in there if last != "weight" and f".{plain}".endswith(f".{place}")]
+        wraps = [name for name in reversed(STACKS) if name in found] or found
+        return f"{plain}.{wraps[min(module.count('.base_layer'), len(wraps) - 1)]}" if wraps else None
+
     @property
     def is_mlx(self) -> bool:
         """Tell whether it is MLX-LM's, which says the scale itself."""
@@ -256,6 +268,13 @@ class PeftConfig:
         """Return the alpha that a module was trained with."""
         pattern = _first(self.alpha_pattern, module, self.where)
         return self.alpha if pattern is None else self.alpha_pattern[pattern]
+
+    def said_alpha_of(self, module: str) -> float | None:
+        """Return the alpha that the configuration itself says, None where the scale has another source."""
+        said = SCALED.get(self.kind, "lora_alpha")
+        if self.is_mlx or (_first(self.alpha_pattern, module, self.where) is None and said not in self.fields):
+            return None
+        return self.alpha_of(module) if self.kind in SCALED else _number(self.fields[said], f"{self.where}: {said}")
 
     def _older_scale(self, module: str) -> float:
         """Return the scale of PEFT before 0.14: LoKr had none, and one name was looked up in both patterns."""
