@@ -252,7 +252,7 @@ def test_a_method_of_peft_is_baked(name: str, dtype: torch.dtype, tmp_path: Path
         b.assert_rounded_once(after[key], wanted[key], terms=[size])
     assert {key for key in before if not torch.equal(before[key], after[key])} <= changed
     verification = verify(load_recipe(tmp_path / "recipe.yaml"), options=OPTIONS)
-    assert verification.status is Status.PASS, verification.findings
+    assert verification.is_true, verification.findings
 
 
 STRENGTHS = (-1.0, 0.0, 0.3, 0.5, 1.0, 2.0)
@@ -305,7 +305,7 @@ def test_a_method_of_peft_at_a_strength(name: str, tmp_path: Path) -> None:
         else:
             b.assert_rounded_once(after[key], due, terms=[due.abs().max().expand(due.shape) * 8])
     verification = verify(load_recipe(tmp_path / "recipe.yaml"), options=OPTIONS)
-    assert verification.status is Status.PASS, verification.findings
+    assert verification.is_true, verification.findings
     others = [{**lora, "strength": 0.9} for lora in loras]
     told = verify(load_recipe(b.recipe(tmp_path, loras=others)), tmp_path / "out.safetensors", options=OPTIONS)
     faults = [each.check for each in told.findings if each.status is Status.FAIL]
