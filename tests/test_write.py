@@ -603,10 +603,11 @@ def test_a_kill_at_any_moment_leaves_the_old_target_or_the_new_one(tmp_path: Pat
 
 
 INTERRUPTED = """
-    import sys, time
+    import signal, sys, time
     from lorabake import baking, write
     from lorabake.cli import main
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what is in the background ignore it
     when = sys.argv.pop(1)
 
     class Swallowing:  # as torch's import does with a KeyboardInterrupt, now and then
