@@ -65,10 +65,11 @@ def inspect(path: Path) -> dict[str, object]:
     checkpoint, config = open_lora(path)
     tensors = sort_tensors(checkpoint.tensors.values(), suffixes(), shared())
     lora = LoraSource(Lora.model_construct(path=str(path)), checkpoint, tensors, None, {})
+    learned = _embeddings(lora)
     adapters = [module for module in tensors.modules.values() if module.slots.keys() & adapter_slots()]
-    inside = len(adapters) + sum(map(len, tensors.unsupported.values())) + len(_embeddings(lora))
+    inside = len(adapters) + sum(map(len, tensors.unsupported.values())) + len(learned)
     beside = sum(map(_is_stored, tensors.modules.values()))
-    beside += len(tensors.unknown) - len(_embeddings(lora))
+    beside += len(tensors.unknown) - len(learned)
     is_lora = config is not None or inside >= max(beside, 1)
     facts: dict[str, object] = {
         "path": str(path),

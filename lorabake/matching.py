@@ -27,9 +27,9 @@ from lorabake.keymap.spelling import (
     MARKERS,
     REASONS,
     LoraModule,
+    Spellings,
     components_named,
     pattern_of,
-    spell_all,
 )
 from lorabake.keymap.table import Architecture, Component, KeyMap, Module
 from lorabake.keymap.view import Picked, Region, View
@@ -155,7 +155,7 @@ class Matcher:
 
     def __init__(self, key_map: KeyMap, tie: Tie | None = None) -> None:
         self.key_map, self.tie = key_map, tie
-        self.spelled = spell_all(key_map, tie.named if tie else ())
+        self.spelled = Spellings(key_map, tie.named if tie else ())
         self.names: dict[tuple[tuple[Region, ...], Picked | None], list[str]] = {}
         for module in key_map.named():
             for view in module.views.values():
@@ -513,6 +513,10 @@ class _Match:
             self.prefix = prefix
             self.ledger.notes.append(f"a prefix that is not known stands before {len(found)} names: {prefix!r}")
 
+    def _config_of(self, module: LoraModule) -> tuple[PeftConfig | None, str]:
+        """Return the configuration that speaks of a module, and the path by which it does."""
+        return self.lora.config_of(self.matcher.spelled.word(module.name))
+
     def _targets(self, name: str) -> list[Module]:
         """List the modules of the base that a name may stand for."""
         found = self.matcher.spelled.get(name, [])
@@ -529,7 +533,7 @@ class _Match:
             self.ledger.excluded["alpha without a LoRA: no effect"] += size
             return
         found = [indexed] if indexed else self._targets(module.name)
-        config, path = self.lora.config_of(self.matcher.spelled.word(module.name))
+        config, path = self._config_of(module)
         unnamed = not found and config is not None and bool(config.parameters)
         if unnamed and config is not None:
             found = self._stacks(module.name, config)
@@ -657,14 +661,14 @@ class _Match:
 
         What PEFT was told to save it trains as a copy for one use.
         """
-        config, path = self.lora.config_of(self.matcher.spelled.word(module.name))
+        config, path = self._config_of(module)
         if config is None or config.is_mlx:
             return config is not None
         return module.slots.keys() == {"whole_weight"} and not config.announces(path)
 
     def _law(self, module: LoraModule) -> object:
         """Return what a configuration says of a module that its tensors do not: its scale, and its trained tokens."""
-        config, path = self.lora.config_of(self.matcher.spelled.word(module.name))
+        config, path = self._config_of(module)
         if config is None:
             return None
         return config.scale_of(path), rows_of(config.fields, path)
@@ -710,7 +714,7 @@ class _Match:
         """Collect the sides that the A of this file's stacks read, where they are not both as long."""
         seen: set[int] = set()
         for module in self.lora.tensors.modules.values():
-            config, path = self.lora.config_of(module.name)
+            config, path = self._config_of(module)
             if config is None or module.slots.keys() != EXPERTS.required or len(module.shapes["down"]) != 2:
                 continue
             found = self.matcher.spelled.get(module.name) or self._stacks(module.name, config)

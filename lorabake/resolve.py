@@ -18,7 +18,7 @@ from lorabake.errors import FileError, MatchError
 from lorabake.keymap.experts import ExpertLayout
 from lorabake.keymap.peft import PeftConfig, from_metadata
 from lorabake.keymap.renaming import models_called
-from lorabake.keymap.spelling import PEFT_ROOT, LoraTensors, Spellings, sort_tensors, spell_all
+from lorabake.keymap.spelling import PEFT_ROOT, LoraTensors, Spellings, sort_tensors
 from lorabake.keymap.table import Architecture, KeyMap, find
 from lorabake.recipe import Lora, Recipe, Source
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, open_lora, optional_object
@@ -170,7 +170,7 @@ def grown(key_map: KeyMap, loras: tuple[LoraSource, ...]) -> dict[str, PackedInf
                 shape = (module.shapes["up"][0], *module.shapes["down"][1:])
             else:
                 continue
-            spelled = spelled if spelled is not None else spell_all(key_map)
+            spelled = spelled if spelled is not None else Spellings(key_map)
             for target in spelled.get(module.name, ()):
                 view = target.views.get("weight")
                 weight = key_map.tensors.get(view.keys[0]) if view else None

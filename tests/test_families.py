@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lorabake
-from lorabake.keymap.spelling import spell_all
+from lorabake.keymap.spelling import Spellings
 from lorabake.keymap.table import Component, KeyMap
 from lorabake.keymap.view import Region, View
 from lorabake.resolve import identify
@@ -298,7 +298,7 @@ def test_a_wan_pipeline_has_two_transformers() -> None:
     )
     key_map = KeyMap.expand(identify(tensors), tensors)
     assert set(key_map.placed) == {"transformer", "transformer_2"}
-    spelled = spell_all(key_map)
+    spelled = Spellings(key_map)
     for name, places in {
         "transformer.blocks.3.attn1.to_q": ["transformer", "transformer_2"],
         "transformer_2.blocks.3.attn1.to_q": ["transformer_2"],
@@ -388,7 +388,7 @@ T5 = "text_encoders.t5xxl.transformer.encoder"
     ],
 )
 def test_a_spelling_leads_to_its_module(table: str, name: str, key: str | None) -> None:
-    spelled = spell_all(KeyMap.expand(identify(load_table(table)), load_table(table)))
+    spelled = Spellings(KeyMap.expand(identify(load_table(table)), load_table(table)))
     own = key or name.removeprefix("diffusion_model.").removeprefix("transformer.")
     own = "double_stream_blocks.3.block.ff_i.experts.1.w2" if name.startswith("lycoris_double") else own
     assert [module.views["weight"].regions[0].key for module in spelled[name]] == [f"{own}.weight"]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lorabake.architectures import architectures
 from lorabake.keymap.renaming import Fused, Rename, Renaming, models_called, versions
-from lorabake.keymap.spelling import PEFT_ROOT, spell_all
+from lorabake.keymap.spelling import PEFT_ROOT, Spellings
 from lorabake.keymap.table import KeyMap
 from lorabake.keymap.view import Region, View
 from lorabake.resolve import identify, models_of
@@ -199,7 +199,7 @@ def llava(naming: str) -> dict[str, tuple[int, ...]]:
 
 def found_in(shapes: Mapping[str, tuple[int, ...]], models: tuple[str, ...], name: str) -> list[tuple[str, ...]]:
     header = infos({**shapes})
-    spelled = spell_all(KeyMap.expand(identify(header), header, models))
+    spelled = Spellings(KeyMap.expand(identify(header), header, models))
     return [module.views["weight"].keys for module in spelled.get(PEFT_ROOT + name, ())]
 
 

@@ -18,7 +18,6 @@ from lorabake.keymap.spelling import (
     flatten,
     pattern_of,
     sort_tensors,
-    spell_all,
 )
 from lorabake.keymap.table import KeyMap, Module
 from lorabake.keymap.view import Region, View
@@ -312,7 +311,7 @@ def test_numbers_are_counted_as_one_pattern(name: str, pattern: str, flat: str |
 @cache
 def spelled(table: str) -> Spellings:
     tensors = load_table(table)
-    return spell_all(KeyMap.expand(identify(tensors), tensors))
+    return Spellings(KeyMap.expand(identify(tensors), tensors))
 
 
 def views(table: str, name: str) -> list[View]:
@@ -485,7 +484,7 @@ def test_wrappers_of_training_may_stand_anywhere_in_a_name(table: str, wrapper: 
 
 def made(*names: str) -> Spellings:
     tensors = infos({f"{name}.weight": (4, 4) for name in names})
-    return spell_all(KeyMap.expand(identify(tensors), tensors))
+    return Spellings(KeyMap.expand(identify(tensors), tensors))
 
 
 def keys(words: Mapping[str, list[Module]]) -> dict[str, list[str]]:
@@ -631,7 +630,7 @@ LONE = {
 
 def of_modules(*modules: str) -> Spellings:
     tensors = infos({f"{module}.weight": ((8, 3, 2, 2, 2) if "patch" in module else (8, 8)) for module in modules})
-    return spell_all(KeyMap.expand(identify(tensors), tensors))
+    return Spellings(KeyMap.expand(identify(tensors), tensors))
 
 
 @pytest.mark.parametrize("base", LONE)

@@ -316,7 +316,7 @@ class Spellings(Mapping[str, list[Module]]):
                 yield bare, "", key_map.in_memory[component.name]
         yield Component("", ()), "", key_map.outside
         for use in self._named:
-            component = next(each for each in key_map.architecture.components if each.name == use.component)
+            component = key_map.component(use.component)
             yield component, key_map.placed[component.name][1], (use,)
 
     def _list(self, paths: Callable[[Component, str], Iterable[str]], *, at_last: bool = False) -> list[_Names]:
@@ -354,11 +354,6 @@ class Spellings(Mapping[str, list[Module]]):
             if all(module.views != other.views for other in found):
                 found.append(module)
         return found
-
-
-def spell_all(key_map: KeyMap, named: Iterable[Module] = ()) -> Spellings:
-    """Write every module of the base in every spelling, and `named`, further uses of its tensors."""
-    return Spellings(key_map, named)
 
 
 def components_named(key: str, components: Iterable[Component]) -> set[str]:

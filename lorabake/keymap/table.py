@@ -279,8 +279,11 @@ class KeyMap:
 
     def modules_in(self, component: str, layout: str) -> dict[str, Module]:
         """List a component's modules under the names of one layout alone, where no other's can be in the way."""
-        described = next(each for each in self.architecture.components if each.name == component)
-        return self._list_modules(described, layout)
+        return self._list_modules(self.component(component), layout)
+
+    def component(self, name: str) -> Component:
+        """Return the architecture's component of a name."""
+        return next(each for each in self.architecture.components if each.name == name)
 
     def _name_experts(self, component: Component, see: See) -> None:
         modules = self.modules[component.name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from math import prod
@@ -162,15 +163,13 @@ def rehearse(plan: Plan) -> None:
         for patch in step.patches:
             if patch.kind.name not in PRODUCTS:
                 first.setdefault(patch.kind.name, step)
-    files = Files()
-    try:
+    with closing(Files()) as files:
         recomputation = Recomputation(plan, files)
-        for step in first.values():
-            next(recomputation.tiles(step, 2))
-    except ImportError as error:
-        raise SurroundingsError(f"verification takes {error.name}, which is not installed") from None
-    finally:
-        files.close()
+        try:
+            for step in first.values():
+                next(recomputation.tiles(step, 2))
+        except ImportError as error:
+            raise SurroundingsError(f"verification takes {error.name}, which is not installed") from None
 
 
 def _are_floats(*infos: TensorInfo) -> bool:

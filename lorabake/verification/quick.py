@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from math import prod
 
@@ -52,12 +53,8 @@ def check_quick(
     `progress` receives counts of bytes, from any thread. Raise FileError where an input or the checkpoint cannot be
     read to its end.
     """
-    files = Files()
-    try:
-        with threadpool_limits(1):
-            return _Check(plan, baked, files, progress).run(sample)
-    finally:
-        files.close()
+    with closing(Files()) as files, threadpool_limits(1):
+        return _Check(plan, baked, files, progress).run(sample)
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,8 +134,7 @@ class _Spot:
 
 def named(key_map: KeyMap, component: str) -> Mapping[str, Module]:
     """List a component's modules under the names that diffusers has for them, as far as a layout tells."""
-    described = next(each for each in key_map.architecture.components if each.name == component)
-    if any(layout.name == "diffusers" for layout in described.layouts):
+    if any(layout.name == "diffusers" for layout in key_map.component(component).layouts):
         return key_map.modules_in(component, "diffusers")
     return key_map.modules[component]
 

@@ -7,6 +7,7 @@ merged with one of them has a right file of another recipe, and that is what to 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -51,16 +52,13 @@ def explain_by_settings(
     if not concerned or plan.sources.recipe.method.name != "sum":
         return [], []
     best: tuple[Setting, set[str]] | None = None
-    files = Files()
-    try:
+    with closing(Files()) as files:
         for setting in _settings(plan, concerned):
             right = set(_right_under(setting, plan.path, baked, files, concerned))
             if right and (best is None or len(right) > len(best[1])):
                 best = setting, right
             if len(right) == len(concerned):
                 break
-    finally:
-        files.close()
     if best is None:
         return [], []
     setting, keys = best

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -49,13 +50,10 @@ def estimate(plan: Plan, tensors: int = SAMPLE, *, reads: bool = True) -> dict[i
     for step in plan.bakes:
         for patch in step.patches:
             own[patch.lora][id(step)] = step
-    files = Files()
-    try:
+    with closing(Files()) as files:
         sample = _Sample(Recomputation(plan, files), files)
         in_order = sorted((lora, [*steps.values()]) for lora, steps in own.items())
         return {lora: sample.tally(lora, steps, tensors, reads=reads) for lora, steps in in_order}
-    finally:
-        files.close()
 
 
 class _Sample:

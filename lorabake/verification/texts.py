@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -182,18 +183,14 @@ def _place(plan: Plan, model: Any, *, round_off: bool) -> None:
     prefix = next((start for start in ("", "model.", "transformer.") if _fits(plan, parameters, start)), None)
     if prefix is None:
         raise FileError(f"{plan.sources.base.path}: transformers names its tensors otherwise than the files do")
-    files = Files()
-    recomputation = Recomputation(plan, files)
-    try:
+    with closing(Files()) as files, torch.no_grad():
+        recomputation = Recomputation(plan, files)
         for step in plan.bakes:
             for tile in recomputation.tiles(step):
                 values = recomputation.rounded(tile, tile.exact) if round_off else tile.exact
                 place = parameters[prefix + tile.target.source.name]
-                with torch.no_grad():
-                    rows = place.view(*(tile.target.shape[:1] or (1,)), -1)
-                    rows[tile.start : tile.start + len(values)] = torch.from_numpy(values.astype(np.float32))
-    finally:
-        files.close()
+                rows = place.view(*(tile.target.shape[:1] or (1,)), -1)
+                rows[tile.start : tile.start + len(values)] = torch.from_numpy(values.astype(np.float32))
 
 
 def _fits(plan: Plan, parameters: dict[str, Any], prefix: str) -> bool:

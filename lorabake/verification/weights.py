@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from math import sqrt
@@ -50,12 +51,8 @@ def check_weights(
     `progress` receives counts of bytes, from any thread. Raise FileError where an input or the checkpoint cannot be
     read to its end.
     """
-    files = Files()
-    try:
-        with threadpool_limits(1):
-            return _Check(plan, baked, files, progress).run(sample)
-    finally:
-        files.close()
+    with closing(Files()) as files, threadpool_limits(1):
+        return _Check(plan, baked, files, progress).run(sample)
 
 
 class _Check:

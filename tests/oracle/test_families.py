@@ -16,7 +16,7 @@ diffusers = pytest.importorskip("diffusers")
 
 from diffusers.loaders import lora_conversion_utils, single_file_utils  # noqa: E402
 
-from lorabake.keymap.spelling import spell_all  # noqa: E402
+from lorabake.keymap.spelling import Spellings  # noqa: E402
 from lorabake.keymap.table import KeyMap  # noqa: E402
 from lorabake.keymap.view import View  # noqa: E402
 from lorabake.resolve import identify  # noqa: E402
@@ -312,7 +312,7 @@ def test_a_lora_lands_where_diffusers_conversion_puts_it(name: str) -> None:
         for key, tensor in converted.items()
         if key.endswith(".lora_B.weight")
     }
-    spelled = spell_all(key_map)
+    spelled = Spellings(key_map)
     seen = set()
     for module, spelling in spellings.items():
         (found,) = spelled[spelling]

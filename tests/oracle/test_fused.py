@@ -14,7 +14,7 @@ from diffusers.models.attention_processor import Attention  # noqa: E402
 from diffusers.models.transformers.transformer_flux import FluxAttention  # noqa: E402
 from diffusers.models.transformers.transformer_wan import WanAttention  # noqa: E402
 
-from lorabake.keymap.spelling import spell_all  # noqa: E402
+from lorabake.keymap.spelling import Spellings  # noqa: E402
 from lorabake.keymap.table import KeyMap  # noqa: E402
 from lorabake.resolve import identify  # noqa: E402
 from tests.tables import infos  # noqa: E402
@@ -46,7 +46,7 @@ def test_a_fused_projection_shows_the_rows_that_diffusers_joins(name: str) -> No
     attention = make()
     apart = {f"blocks.0.attn.{key}": tensor.clone() for key, tensor in attention.state_dict().items()}
     tensors = infos({key: tuple(tensor.shape) for key, tensor in apart.items()})
-    spelled = spell_all(KeyMap.expand(identify(tensors), tensors))
+    spelled = Spellings(KeyMap.expand(identify(tensors), tensors))
     attention.fuse_projections()
     fused = {key: tensor for key, tensor in attention.state_dict().items() if f"blocks.0.attn.{key}" not in apart}
     assert {key.partition(".")[0] for key in fused} == due

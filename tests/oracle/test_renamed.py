@@ -29,7 +29,7 @@ from transformers.models.auto import modeling_auto  # noqa: E402
 
 from lorabake.components.renamed import RENAMINGS  # noqa: E402
 from lorabake.keymap.renaming import Renaming  # noqa: E402
-from lorabake.keymap.spelling import PEFT_ROOT, spell_all  # noqa: E402
+from lorabake.keymap.spelling import PEFT_ROOT, Spellings  # noqa: E402
 from lorabake.keymap.table import KeyMap  # noqa: E402
 from lorabake.keymap.view import Region, View  # noqa: E402
 from lorabake.resolve import identify, models_of  # noqa: E402
@@ -375,7 +375,7 @@ def test_every_layer_goes_by_its_names_on_the_disk_and_in_memory(name: str) -> N
             model._weight_conversions = rules
         stored = revert_weight_conversion(model, dict(state))
         header = infos({key: ["F64", tuple(value.shape)] for key, value in stored.items()})
-        spelled = spell_all(KeyMap.expand(identify(header), header, models_of(model.config.to_dict())))
+        spelled = Spellings(KeyMap.expand(identify(header), header, models_of(model.config.to_dict())))
         wanted = {key: state[key] for key in layers(model, state) if key in state}
         wanted |= {with_or_without_head(model, key): value for key, value in wanted.items()}
         wanted |= {key: value for key, value in stored.items() if key.endswith(".weight")}
