@@ -125,7 +125,7 @@ def test_a_change_said_for_both_uses_is_baked_once(name: str, tmp_path: Path) ->
     assert after.keys() == {f"{EMBEDDING}.weight", "model.layers.0.self_attn.q_proj.weight"}
     assert_is(after[f"{EMBEDDING}.weight"], change.result)
     verification = verify(load_recipe(recipe), options=VerifyOptions(stages=("structure", "weights")))
-    assert verification.is_true, verification.findings
+    b.assert_right(verification)
     (note,) = plan(load_recipe(recipe)).ledgers[0].notes
     assert note == f"{EMBEDDING} and {HEAD} are one tensor: their change, said for each, is baked once"
 

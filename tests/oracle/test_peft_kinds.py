@@ -252,7 +252,7 @@ def test_a_method_of_peft_is_baked(name: str, dtype: torch.dtype, tmp_path: Path
         b.assert_rounded_once(after[key], wanted[key], terms=[size])
     assert {key for key in before if not torch.equal(before[key], after[key])} <= changed
     verification = verify(load_recipe(tmp_path / "recipe.yaml"), options=OPTIONS)
-    assert verification.is_true, verification.findings
+    b.assert_right(verification)
 
 
 STRENGTHS = (-1.0, 0.0, 0.3, 0.5, 1.0, 2.0)
@@ -305,7 +305,7 @@ def test_a_method_of_peft_at_a_strength(name: str, tmp_path: Path) -> None:
         else:
             b.assert_rounded_once(after[key], due, terms=[due.abs().max().expand(due.shape) * 8])
     verification = verify(load_recipe(tmp_path / "recipe.yaml"), options=OPTIONS)
-    assert verification.is_true, verification.findings
+    b.assert_right(verification)
     others = [{**lora, "strength": 0.9} for lora in loras]
     told = verify(load_recipe(b.recipe(tmp_path, loras=others)), tmp_path / "out.safetensors", options=OPTIONS)
     faults = [each.check for each in told.findings if each.status is Status.FAIL]
@@ -489,4 +489,4 @@ def test_fourierft_on_gpt2_whose_table_tells_the_sides(tmp_path: Path) -> None:
     after = load_file(path / "model.safetensors")
     for key in ("transformer.h.0.attn.c_attn.weight", "transformer.h.0.mlp.c_fc.weight"):
         b.assert_rounded_once(after[key], wanted[key], terms=[wanted[key].abs().max().expand(wanted[key].shape) * 8])
-    assert verify(load_recipe(tmp_path / "recipe.yaml"), options=OPTIONS).is_true
+    b.assert_right(verify(load_recipe(tmp_path / "recipe.yaml"), options=OPTIONS))
