@@ -157,7 +157,7 @@ def is_text(architecture: Architecture) -> bool:
 
 def knows(family: Architecture, name: str) -> bool:
     """Tell whether a text encoder or language model has modules of this name."""
-    return bool(_text_readings([flatten(name)], frozenset({family.name})))
+    return bool(_readings([flatten(name)], frozenset({family.name}), None))
 
 
 def recognise(lora: LoraTensors) -> Evidence:
@@ -169,8 +169,8 @@ def recognise(lora: LoraTensors) -> Evidence:
     flat = {module.name: flatten(module.name) for module in modules}
     outside = {flat[module.name] for module in modules if not _names_a_text_encoder(module.name)}
     networks = frozenset(each.name for each in architectures()) - _texts()
-    readings = _readings(outside, networks)
-    is_text_encoder = not readings and bool(readings := _text_readings(set(flat.values()), _texts()))
+    readings = _readings(outside, networks, _starts())
+    is_text_encoder = not readings and bool(readings := _readings(set(flat.values()), _texts(), None))
     has_own_prefix = not readings and bool(readings := _shared_readings(outside, networks))
     known = [(module, readings[flat[module.name]]) for module in modules if flat[module.name] in readings]
     return replace(_weigh(known), is_text=is_text_encoder, has_own_prefix=has_own_prefix)
@@ -180,24 +180,14 @@ Readings = dict[str, dict[str, str]]
 """Name of modules, flattened -> family -> the end of it that the family knows."""
 
 
-def _readings(names: Iterable[str], families: frozenset[str]) -> Readings:
-    """Read names as a prefix that trainers write, and the longest end that a family has."""
+def _readings(names: Iterable[str], families: frozenset[str], starts: frozenset[str] | None) -> Readings:
+    """Read names as one of these prefixes, or as any if it is None, and the longest end that a family has."""
     found: Readings = {}
     for name in names:
         for prefix, end in _cuts(name):
-            if prefix in _starts():
+            if starts is None or prefix in starts:
                 for family in _known().get(end, {}).keys() & families:
                     found.setdefault(name, {}).setdefault(family, end)
-    return found
-
-
-def _text_readings(names: Iterable[str], families: frozenset[str]) -> Readings:
-    """Read names as anything, and the longest end that a text encoder or language model has."""
-    found: Readings = {}
-    for name in names:
-        for _, end in _cuts(name):
-            for family in _known().get(end, {}).keys() & families:
-                found.setdefault(name, {}).setdefault(family, end)
     return found
 
 
