@@ -10,6 +10,7 @@ without a name, which goes with the process however that ends.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import struct
@@ -578,6 +579,7 @@ def _in_order(tensor: _Tensor, raw: bytes) -> bytes:
 def _scratch() -> tuple[BinaryIO, Path]:
     """Make a temporary file that has no name, and say where to find it: it lasts as long as this process does."""
     file = tempfile.TemporaryFile()  # noqa: SIM115
+    atexit.register(file.close)
     root = Path("/proc/self/fd")
     return cast(BinaryIO, file), (root if root.is_dir() else Path("/dev/fd")) / str(file.fileno())
 
