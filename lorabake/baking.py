@@ -22,7 +22,6 @@ from lorabake.changes import Caution, Tally, cautions_of, cautions_of_recipe
 from lorabake.errors import FileError, SurroundingsError
 from lorabake.planning import Plan, default_workers
 from lorabake.planning import plan as make_plan
-from lorabake.provenance import origins
 from lorabake.recipe import Recipe
 from lorabake.tensors.dtypes import COARSE
 from lorabake.write import Inputs, Output, os_error
@@ -140,6 +139,7 @@ def _bake(
     def digest() -> None:
         for placeholder, path in plan.digests.items():
             digests[placeholder] = inputs.sha256(path, crew.stop)
+        inputs.check_records(crew.stop)
 
     def follow() -> None:
         hashes.extend(output.follow(hashed=recipe.output.hash, stop=crew.stop))
@@ -251,7 +251,7 @@ def _check_stated(plan: Plan, digests: dict[str, str]) -> None:
     """Compare the digests taken with those that the recipe states."""
     taken = {path: digests[place] for place, path in plan.digests.items()}
     for checkpoint, said in plan.sources.inputs:
-        for _, path in origins(checkpoint):
+        for path in (header.path for header in checkpoint.headers):
             if said.sha256 and taken[path] != said.sha256:
                 raise FileError(
                     f"{path}: its SHA-256 is {taken[path]}, and the recipe states {said.sha256}\nNothing was written."

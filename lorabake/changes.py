@@ -15,7 +15,6 @@ from math import isfinite, sqrt
 from lorabake.errors import MatchError
 from lorabake.matching import RANK_0
 from lorabake.planning import Plan
-from lorabake.provenance import origins
 
 FADES, VANISHES = 0.9, 0.5
 """Shares of a LoRA's change that survive the output's dtype: below the first one is warned, and below the second a
@@ -179,7 +178,7 @@ def _listed_twice(plan: Plan, digests: Mapping[str, str]) -> Iterator[Caution]:
         modules[patch.lora].add(patch.module)
     seen: defaultdict[object, list[int]] = defaultdict(list)
     for number, source in enumerate(plan.sources.loras):
-        files = [path for _, path in origins(source.checkpoint)]
+        files = [header.path for header in source.checkpoint.headers]
         content = [digests[str(path)] for path in files if str(path) in digests]
         names: list[object] = [tuple((status.st_dev, status.st_ino) for status in map(os.stat, files))]
         names += [tuple(content)] if len(content) == len(files) else []

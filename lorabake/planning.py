@@ -24,7 +24,7 @@ from lorabake.keymap.embeddings import Vectors, file_stem
 from lorabake.matching import Ledger, Matcher, Patch
 from lorabake.recipe import Recipe
 from lorabake.resolve import GENERIC, Sources, model_config, resolve
-from lorabake.tensors.checkpoint import Checkpoint, Part, read_object
+from lorabake.tensors.checkpoint import PICKLE_SUFFIXES, Checkpoint, Part, read_object
 from lorabake.tensors.dtypes import DTYPES, FLOAT_NAMES, nbytes
 from lorabake.tensors.packing import PackedInfo
 from lorabake.tensors.safetensors import Header, TensorInfo, encode_header
@@ -636,9 +636,9 @@ class _Planner:
         for part in base.parts:
             shards = []
             for index, header in enumerate(part.files):
-                stored = list(self._stored(sorted(header.tensors.values(), key=lambda info: (info.start, info.stop))))
+                stored = list(self._stored(header.in_order()))
                 if stored or not header.tensors:  # parts of weights that lie elsewhere leave no file behind
-                    shards.append((_file_name(base, part, index), stored))
+                    shards.append((_file_name(part, index), stored))
             if limit is not None:
                 shards = list(self._reshard(part, [info for _, infos in shards for info in infos], limit))
             for name, infos in shards:
@@ -680,9 +680,9 @@ class _Planner:
 
         def placeholders(checkpoint: Checkpoint) -> dict[Path, str]:
             found = {}
-            for _, path in provenance.origins(checkpoint):
-                found[path] = f"{len(pending):064x}"
-                pending[found[path]] = path
+            for header in checkpoint.headers:
+                found[header.path] = f"{len(pending):064x}"
+                pending[found[header.path]] = header.path
             return found
 
         stated = placeholders(sources.base) if recipe.base.sha256 else {}
@@ -854,9 +854,9 @@ class _Planner:
         return next((owner[key] for key in keys if key in owner), "")
 
 
-def _file_name(base: Checkpoint, part: Part, index: int) -> str:
+def _file_name(part: Part, index: int) -> str:
     path = part.files[index].path
-    return path.name if not base.is_folder or base.path in path.parents else f"{_stem(part)}.safetensors"
+    return f"{_stem(part)}.safetensors" if path.suffix.lower() in PICKLE_SUFFIXES else path.name
 
 
 def _stem(part: Part) -> str:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from lorabake import __version__
-from lorabake.tensors.checkpoint import PICKLE_SUFFIXES, Checkpoint, said_beside
-from lorabake.tensors.safetensors import Header
+from lorabake.tensors.checkpoint import Checkpoint, said_beside
 
 PLACEHOLDER = "0" * 64
 DATA_HASHES = ("modelspec.hash_sha256", "sshs_model_hash")
@@ -27,33 +26,21 @@ DEVICE_ROOM = 40
 LEGACY_START, LEGACY_BYTES = 0x100000, 0x10000
 
 
-def origins(checkpoint: Checkpoint) -> Iterator[tuple[Header, Path]]:
-    """Yield each file's header and the file that the user gave, which for a pickle is another one."""
-    for part in checkpoint.parts:
-        for header in part.files:
-            given = header.path
-            if not checkpoint.is_folder:
-                given = checkpoint.path
-            elif checkpoint.path not in given.parents:
-                folder = checkpoint.path / part.folder
-                given = next(path for path in folder.glob(f"{given.stem}.*") if path.suffix in PICKLE_SUFFIXES)
-            yield header, given
-
-
 def describe(checkpoint: Checkpoint, path: str, digests: Mapping[Path, str]) -> dict[str, object]:
     """Identify one input by name, size and digest: the whole file's where known, else its header's."""
     files: list[dict[str, object]] = []
-    for header, given in origins(checkpoint):
+    for header in checkpoint.headers:
+        given = header.path
         name = given.relative_to(checkpoint.path).as_posix() if checkpoint.is_folder else path
         digest = {"sha256": digests[given]} if given in digests else {"header_sha256": header.sha256}
-        files.append({"name": name, "size": given.stat().st_size, **digest})
+        files.append({"name": name, "size": header.size, **digest})
     files += beside(checkpoint)
     return {"path": path, "files": files} if checkpoint.is_folder or len(files) > 1 else files[0]
 
 
 def beside(checkpoint: Checkpoint) -> list[dict[str, object]]:
     """Identify the files beside a LoRA that say how it is applied, by name and digest."""
-    _, first = next(origins(checkpoint))
+    first = next(checkpoint.headers).path
     return [
         {"name": config.name, "sha256": hashlib.sha256(config.read_bytes()).hexdigest()}
         for config in said_beside(first, checkpoint.tensors)

@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 import threading
+import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -38,13 +39,13 @@ class Inputs:
         self._fds: dict[Path, int] = {}
         self._seen: dict[Path, tuple[int, ...]] = {}
         try:
-            for checkpoint, _ in plan.sources.inputs:
-                for part in checkpoint.parts:
-                    for header in part.files:
-                        self._open(header.path)
-                        head = os.pread(self._fds[header.path], header.data_start, 0)
-                        if hashlib.sha256(head).hexdigest() != header.sha256:
-                            raise FileError(f"{header.path}: changed since the bake was planned; run it again")
+            self._headers = [header for checkpoint, _ in plan.sources.inputs for header in checkpoint.headers]
+            for header in self._headers:
+                self._open(header.path)
+                if self._seen[header.path] != header.identity:
+                    raise FileError(f"{header.path}: changed since the bake was planned; run it again")
+                for path in {info.file for info in header.tensors.values()}:
+                    self._open(path)
             for path in plan.digests.values():
                 self._open(path)
         except BaseException:
@@ -83,6 +84,23 @@ class Inputs:
             digest.update(buffer[:count])
             position += count
         return digest.hexdigest()
+
+    def check_records(self, stop: threading.Event) -> None:
+        """Raise FileError where bytes of a zip archive are not those that were put into it."""
+        buffer = memoryview(bytearray(1 << 20))
+        for header in self._headers:
+            for record in header.records:
+                crc, position = 0, record.start
+                while position < record.stop and not stop.is_set():
+                    piece = buffer[: record.stop - position]
+                    self.read(header.path, position, piece)
+                    crc, position = zlib.crc32(piece, crc), position + len(piece)
+                if crc != record.crc and not stop.is_set():
+                    place = f"bytes {record.start} to {record.stop}"
+                    raise FileError(
+                        f"{header.path}: damaged: {place} are not those that the archive was made of (CRC-32)\n"
+                        "Nothing was written. Download it again."
+                    )
 
     def check_unchanged(self) -> None:
         """Raise FileError if any input is not what it was when it was opened."""

@@ -17,7 +17,6 @@ from lorabake.cli.show import ledger_lines, rate_of, shown, size_of, survives
 from lorabake.errors import SurroundingsError, TargetError
 from lorabake.planning import Plan, default_workers
 from lorabake.planning import plan as make_plan
-from lorabake.provenance import origins
 from lorabake.recipe import load_recipe
 
 ALL = 0.9995
@@ -115,7 +114,7 @@ def bake(
 
 def _check_report(report: Path, plan: Plan) -> None:
     """Refuse a report that would overwrite the checkpoint, or something that it is made of."""
-    inputs = [path for checkpoint, _ in plan.sources.inputs for _, path in origins(checkpoint)]
+    inputs = [header.path for checkpoint, _ in plan.sources.inputs for header in checkpoint.headers]
     beside = [each.path for each in plan.embeddings]
     taken = [path.resolve() for path in (plan.path, *beside, plan.sources.recipe.file, *inputs) if path is not None]
     place = report.resolve()

@@ -94,6 +94,11 @@ class Checkpoint:
     side_files: tuple[Path, ...]
 
     @property
+    def headers(self) -> Iterator[Header]:
+        """Yield the header of each file."""
+        return (header for part in self.parts for header in part.files)
+
+    @property
     def metadata(self) -> dict[str, str]:
         """Return the first file's metadata."""
         return self.parts[0].files[0].metadata
@@ -106,7 +111,7 @@ class Checkpoint:
     @property
     def size(self) -> int:
         """Sum the bytes of all files with weights."""
-        return sum(header.size for part in self.parts for header in part.files)
+        return sum(header.size for header in self.headers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lorabake.errors import FileError, SurroundingsError
 from lorabake.tensors.packing import PackedInfo
-from lorabake.tensors.safetensors import Header, TensorInfo
+from lorabake.tensors.safetensors import Header, TensorInfo, fingerprint
 
 MAGIC = b"GGUF"
 MAX_LIST = 256
@@ -63,7 +63,7 @@ def open_gguf(path: Path) -> Header:
         tensors[tensor.name] = PackedInfo(
             tensor.name, tensor.name, way, size, path, start, stop, {"data": data}, {"type": kind}
         )
-    start = int(reader.data_offset)
+    start, identity = int(reader.data_offset), fingerprint(path)
     with path.open("rb") as stream:
         digest = hashlib.sha256(stream.read(start)).hexdigest()
-    return Header(path, tensors, {}, start, path.stat().st_size, digest, facts)
+    return Header(path, tensors, {}, start, path.stat().st_size, digest, facts, identity=identity)

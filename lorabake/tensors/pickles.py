@@ -1,28 +1,42 @@
-"""Checkpoints that torch has pickled: loaded without running their code, and stored as SafeTensors.
+"""Checkpoints that torch has pickled, as headers like any other: where each tensor's bytes lie in the file itself.
 
-The rest of the program then reads tensors in one way only.
+torch.save writes a zip archive: a pickle that says which tensor is which part of which record, and a record for each
+storage, as it is in memory. Before version 1.6 it wrote pickles and storages one after the other. Both are read here
+without torch and without running what the pickle names (`unpickling`), and no tensor is read before it is needed.
+
+What does not lie in one piece in the file (a transposed view, a compressed record) is copied into a temporary file
+without a name, which goes with the process however that ends.
 """
 
 from __future__ import annotations
 
 import atexit
 import functools
-import pickle
-import re
-import shutil
+import hashlib
 import struct
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import BinaryIO, Final, cast
 
 from lorabake.errors import FileError, SurroundingsError
 from lorabake.tensors.dtypes import DTYPES
-from lorabake.tensors.safetensors import Header, encode_header, fingerprint, read_header, some
-
-if TYPE_CHECKING:
-    import torch
+from lorabake.tensors.safetensors import (
+    Fingerprint,
+    Header,
+    Record,
+    TensorInfo,
+    encode_header,
+    fingerprint,
+    some,
+    why,
+)
+from lorabake.tensors.unpickling import CodeError, Function, Inert, PickleError, load
 
 _ZIP = b"PK\x03\x04"
 MAGICS = (_ZIP, b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -45,106 +59,382 @@ _CONVERT = (
     "Use the model's SafeTensors release. If there is none and you trust the file, load it where it can do\n"
     "no harm with torch.load(path, weights_only=False), and save it with safetensors.torch.save_file."
 )
+_AGAIN = "Download it again."
+
+_LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
+_LEGACY_VERSION: Final = 1001
+_COUNT_BYTES: Final = 8
+"""Bytes before each storage of the older form: how many values it holds."""
+
+_GROWTH, _LEAST = 16, 64 << 20
+"""Tensors may share storages, but a file does not stand for more than so many times its size (or so many bytes)."""
+
+CHUNK: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    """Stand for a storage: its name, the dtype of its values (None for bytes), its first value, and how many."""
+
+    name: str
+    dtype: str | None
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tensor:
+    """Stand for a tensor: values of a storage from `offset`, `strides` apart; `flags` are torch's (conj, neg)."""
+
+    storage: _Storage
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    flags: frozenset[str] = frozenset()
+
+    @property
+    def width(self) -> int:
+        """Count the bytes of a value."""
+        return DTYPES[self.dtype].bits // 8
+
+    @property
+    def is_in_order(self) -> bool:
+        """Tell whether the values lie one behind the other, first row first."""
+        due = 1
+        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if size != 1 and stride != due:
+                return prod(self.shape) == 0
+            due *= size
+        return not self.flags
+
+    @property
+    def span(self) -> int:
+        """Count the values from the first to the last one."""
+        steps = zip(self.shape, self.strides, strict=True)
+        return 1 + sum((size - 1) * stride for size, stride in steps) if prod(self.shape) else 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Foreign:
+    """Stand for a tensor that SafeTensors has no place for; `kind` is its layout, device and dtype."""
+
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Dtype:
+    """Stand for a dtype, or for the class of storages of one; `name` is SafeTensors', None where it has no such."""
+
+    title: str
+    name: str | None
+
+
+@dataclass(slots=True)
+class _Places:
+    """Say where storages lie: by name, the file, the first byte and how many; `records` are what to check."""
+
+    stored: dict[str, tuple[Path, int, int]] = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list)
 
 
 def open_pickle(path: Path) -> Header:
-    """Store a pickle's tensors in a temporary SafeTensors file, and return the header of that.
+    """Read what a pickled checkpoint says of its tensors; their data stay where they are.
 
-    The temporary file is named after the pickle and lasts until the process ends; the same pickle, unchanged,
-    is stored once. Nested dicts become dotted keys. A bare list of LoRA matrices, as cloneofsimo/lora first
-    saved them, gets the keys of its later files: `unet:0:up`, `unet:0:down` …; their `.ti.pt` hold learned
-    embeddings.
+    Nested dicts become dotted keys. A bare list of LoRA matrices, as cloneofsimo/lora first saved them, gets the keys
+    of its later files: `unet:0:up`, `unet:0:down` …; their `.ti.pt` hold learned embeddings.
 
     Raise FileError for a damaged pickle, one that wants to run code, and one that holds anything else than
-    tensors; SurroundingsError where the temporary file cannot be written.
+    tensors; SurroundingsError where a temporary file cannot be written.
     """
-    return _stored(path, fingerprint(path))
+    return _read(path, fingerprint(path))
 
 
-@functools.cache
-def _stored(path: Path, identity: tuple[int, int, int, int]) -> Header:
-    tensors = dict(_tensors(path, _load(path)))
-    for key, tensor in tensors.items():
-        _check_storable(path, key, tensor, identity[2])
-    entries = [(key, _names()[tensor.dtype], tuple(tensor.shape)) for key, tensor in tensors.items()]
+@functools.lru_cache(maxsize=64)
+def _read(path: Path, identity: Fingerprint) -> Header:
+    size = path.stat().st_size
     try:
-        header = encode_header(entries, _metadata(path, tensors))
-    except ValueError as error:
-        raise FileError(f"{path}: has a key that SafeTensors cannot hold: {error}") from None
-    try:
-        target = Path(tempfile.mkdtemp(dir=_scratch())) / f"{path.stem}.safetensors"
-        with target.open("wb") as file:
-            file.write(header)
-            for tensor in tensors.values():
-                file.write(_data(tensor))
-    except OSError as error:
-        raise SurroundingsError(
-            f"{path}: its tensors cannot be stored in a temporary file: {error.strerror or error}\n"
-            "Set TMPDIR to a folder with enough space, or convert the file to SafeTensors."
+        with path.open("rb") as stream:
+            is_zip = stream.read(len(_ZIP)) == _ZIP
+            stream.seek(0)
+            loaded, places = _read_zip(path, stream, size) if is_zip else _read_legacy(path, stream, size)
+    except CodeError as error:
+        raise FileError(f"{path}: a pickle that wants to run code: {error.args[0]!r:.100}\n{_CONVERT}") from None
+    except (PickleError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, struct.error) as error:
+        raise FileError(
+            f"{path}: not a readable PyTorch file: {str(error) or 'it ends early':.150}\n{_AGAIN}"
         ) from None
-    return read_header(target)
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path}: {why(error)}") from None
+    found = dict(_tensors(path, loaded))
+    return _header(path, size, {key: _checked(path, key, each) for key, each in found.items()}, places, identity)
 
 
-@functools.cache
-def _scratch() -> str:
-    """Make the process's folder for converted pickles, removed when the process ends."""
-    folder = tempfile.mkdtemp(prefix="lorabake-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+# -- what the pickle's names stand for -------------------------------------------------------------------
 
 
-def _load(path: Path) -> object:
-    import torch
-
-    try:
-        return torch.load(path, weights_only=True, map_location="cpu", mmap=_is_plain_zip(path))
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        if wanted is None:
-            raise FileError(f"{path}: a damaged pickle, or one that wants to run code\n{_CONVERT}") from None
-        raise FileError(f"{path}: a pickle that wants to run code: {wanted[1]!r:.100}\n{_CONVERT}") from None
-    except (
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        EOFError,
-        LookupError,
-        MemoryError,
-        NotImplementedError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        struct.error,
-        zipfile.BadZipFile,
-    ) as error:  # whatever torch's unpickler stumbles over in a damaged file
-        raise FileError(f"{path}: not a readable PyTorch file: {error!r:.150}\nDownload it again.") from None
+def _shape(value: object) -> tuple[int, ...]:
+    if not isinstance(value, tuple | list) or len(value) > 64:
+        raise PickleError("a shape that is none")
+    sizes = tuple(value)
+    if not all(type(size) is int and 0 <= size < 1 << 62 for size in sizes):
+        raise PickleError("a shape that is none")
+    return cast(tuple[int, ...], sizes)
 
 
-def _is_plain_zip(path: Path) -> bool:
-    """Tell whether the tensors lie in the file as they are, so that they need not be loaded all at once."""
-    with path.open("rb") as file:
-        if not file.read(4).startswith(_ZIP):
-            return False
-    with zipfile.ZipFile(path) as archive:
-        return all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
+def _rebuilt(storage: object, offset: object, size: object, stride: object, flags: object = None) -> object:
+    if not isinstance(storage, _Storage):
+        raise PickleError("a tensor without a storage")
+    return _made(storage, storage.dtype or "U8", offset, size, stride, flags)
 
 
-def _tensors(path: Path, loaded: object) -> Iterator[tuple[str, torch.Tensor]]:
+def _made(storage: _Storage, dtype: str, offset: object, size: object, stride: object, flags: object) -> object:
+    shape, strides = _shape(size), _shape(stride)
+    if len(shape) != len(strides) or type(offset) is not int or not 0 <= offset < 1 << 62:
+        raise PickleError("a tensor whose sizes do not go together")
+    if dtype not in DTYPES:
+        return _Foreign(f"strided, cpu, {dtype}")
+    told = {str(flag) for flag, value in flags.items() if value} if isinstance(flags, dict) else set()
+    if told - {"conj", "neg"}:
+        raise PickleError(f"a tensor with the flag {sorted(told)[0]!r:.50}")
+    return _Tensor(storage, dtype, offset, shape, strides, frozenset(told))
+
+
+def _rebuild_v2(
+    storage: object, offset: object, size: object, stride: object, _grad: object, _hooks: object, flags: object = None
+) -> object:
+    return _rebuilt(storage, offset, size, stride, flags)
+
+
+def _rebuild_v3(
+    storage: object,
+    offset: object,
+    size: object,
+    stride: object,
+    _grad: object,
+    _hooks: object,
+    dtype: object,
+    flags: object = None,
+) -> object:
+    if not isinstance(storage, _Storage) or not isinstance(dtype, _Dtype):
+        raise PickleError("a tensor without a storage or a dtype")
+    return _made(storage, dtype.name or dtype.title, offset, size, stride, flags)
+
+
+def _rebuild_meta(dtype: object, *_: object) -> object:
+    return _Foreign(f"strided, meta, {dtype.title if isinstance(dtype, _Dtype) else 'unknown'}")
+
+
+def _rebuild_sparse(layout: object, data: object) -> object:
+    title = layout.kind if isinstance(layout, Inert) else "sparse"
+    values = data[1] if isinstance(data, tuple) and len(data) > 1 else None
+    name = values.dtype if isinstance(values, _Tensor) else ""
+    return _Foreign(f"{title}, cpu, {(DTYPES[name].torch if name else None) or 'unknown'}")
+
+
+def _rebuild_subclass(function: object, _type: object, arguments: object, _state: object = None) -> object:
+    """A tensor with attributes of its own: torch.Tensor's are of no concern, and other classes have no name here."""
+    if not isinstance(function, Function) or not isinstance(arguments, tuple):
+        raise PickleError("a tensor made by no function")
+    return function.make(*arguments)
+
+
+def _first(value: object = None, *_: object) -> object:
+    return value
+
+
+def _unfilled(*_: object) -> object:
+    raise PickleError("a tensor whose values are not in the file")
+
+
+def _as_dict(pairs: object = (), *_: object) -> object:
+    if isinstance(pairs, dict):
+        return dict(pairs)
+    if not isinstance(pairs, list | tuple):
+        raise PickleError("a dict that is none")
+    return {str(pair[0]): pair[1] for pair in pairs if isinstance(pair, list | tuple) and len(pair) == 2}
+
+
+def _inert(kind: str) -> Function:
+    return Function(lambda *_: Inert(kind))
+
+
+_STORAGES = {
+    "Float": "float32", "Double": "float64", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64",
+    "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool", "ComplexFloat": "complex64",
+    "ComplexDouble": "complex128", "QInt8": "qint8", "QUInt8": "quint8", "QInt32": "qint32", "QUInt4x2": "quint4x2",
+}  # fmt: skip
+"""torch's names of storages, and the dtypes of their values."""
+
+
+def _names() -> dict[str, object]:
+    ours = {dtype.torch: dtype.name for dtype in DTYPES.values() if dtype.torch}
+    titles = {*ours, *_STORAGES.values(), "complex32"}
+    found: dict[str, object] = {f"torch.{title}": _Dtype(title, ours.get(title)) for title in titles}
+    for name, title in _STORAGES.items():
+        for place in ("torch", "torch.cuda"):
+            found[f"{place}.{name}Storage"] = _Dtype(title, ours.get(title))
+            found[f"{place}.{name}Tensor"] = Function(_unfilled)
+    for place in ("torch", "torch.storage"):
+        found[f"{place}.UntypedStorage"] = _Dtype("bytes", None)
+    return found | {
+        "torch._utils._rebuild_tensor": Function(_rebuilt),
+        "torch._utils._rebuild_tensor_v2": Function(_rebuild_v2),
+        "torch._utils._rebuild_tensor_v3": Function(_rebuild_v3),
+        "torch._utils._rebuild_parameter": Function(_first),
+        "torch._utils._rebuild_parameter_with_state": Function(_first),
+        "torch._utils._rebuild_meta_tensor_no_storage": Function(_rebuild_meta),
+        "torch._utils._rebuild_sparse_tensor": Function(_rebuild_sparse),
+        "torch._utils._rebuild_qtensor": Function(lambda *_: _Foreign("strided, cpu, quantized")),
+        "torch._utils._rebuild_nested_tensor": Function(lambda *_: _Foreign("nested")),
+        "torch._utils._rebuild_device_tensor_from_numpy": Function(lambda *_: _Foreign("of another device")),
+        "torch._tensor._rebuild_from_type_v2": Function(_rebuild_subclass),
+        "torch.nn.parameter.Parameter": Function(_first),
+        "torch.nn.parameter.Buffer": Function(_first),
+        "torch.Tensor": Function(_unfilled),
+        "torch.Size": Function(lambda sizes=(): _shape(sizes)),
+        "torch.device": _inert("device"),
+        "torch.serialization._get_layout": Function(lambda name: Inert(str(name).removeprefix("torch."))),
+        "collections.OrderedDict": Function(_as_dict),
+        "collections.defaultdict": Function(lambda *_: {}),
+        "collections.Counter": Function(_as_dict),
+        "__builtin__.set": _inert("set"),
+        "builtins.set": _inert("set"),
+        "builtins.complex": _inert("complex"),
+        "builtins.bytearray": _inert("bytearray"),
+        "_codecs.encode": _inert("bytes"),
+    }
+
+
+NAMES: Final[Mapping[str, object]] = _names()
+"""What a pickle may name. None of it is looked up in torch, and nothing of it runs but the functions above."""
+
+
+def _storage_of(saved: object) -> object:
+    """Return what a persistent id stands for: ("storage", class, name, device, count[, (root, first, count)])."""
+    if not isinstance(saved, tuple) or len(saved) not in (5, 6) or saved[0] != "storage":
+        raise PickleError("a persistent id that is no storage's")
+    _, kind, name, _, count, *view = saved
+    if not isinstance(kind, _Dtype) or type(count) is not int or not 0 <= count < 1 << 62:
+        raise PickleError("a storage that is none")
+    dtype, first = (None if kind.title == "bytes" else kind.name or kind.title), 0
+    if view and view[0] is not None:
+        if not isinstance(view[0], tuple) or len(view[0]) != 3 or type(view[0][1]) is not int:
+            raise PickleError("a storage that is none")
+        first, count = view[0][1], view[0][2]
+        if type(count) is not int or not (0 <= first < 1 << 62 and 0 <= count < 1 << 62):
+            raise PickleError("a storage that is none")
+    return _Storage(str(name), dtype, first, count)
+
+
+# -- the two forms of file -------------------------------------------------------------------------------
+
+
+def _read_zip(path: Path, stream: BinaryIO, size: int) -> tuple[object, _Places]:
+    """Read the archive that torch.save writes: NAME/data.pkl, NAME/data/0, NAME/data/1 …"""
+    with zipfile.ZipFile(stream) as archive:
+        members: dict[str, zipfile.ZipInfo] = {}
+        for member in archive.infolist():
+            if member.filename in members:
+                raise PickleError(f"two records called {member.filename!r:.100}")
+            members[member.filename] = member
+        roots = [name.removesuffix("data.pkl") for name in members if name.rpartition("/")[2] == "data.pkl"]
+        if len(roots) != 1:
+            raise PickleError(f"{len(roots)} records called data.pkl")
+        if f"{roots[0]}constants.pkl" in members:
+            raise PickleError("a TorchScript program, not tensors by name")
+        order = members.get(f"{roots[0]}byteorder")
+        if order is not None and (order.file_size > CHUNK or archive.read(order).strip() != b"little"):
+            raise FileError(f"{path}: was saved by a machine that has the highest byte first\n{_CONVERT}")
+        with archive.open(members[f"{roots[0]}data.pkl"]) as pickled:
+            loaded = load(cast(BinaryIO, pickled), NAMES, _storage_of)
+        places, packed = _Places(), []
+        for name, member in members.items():
+            if not name.startswith(f"{roots[0]}data/"):
+                continue
+            if member.flag_bits & 1:
+                raise PickleError(f"the record {name!r:.100} is encrypted")
+            if member.compress_type != zipfile.ZIP_STORED:
+                packed.append((name, member))
+                continue
+            start = _data_start(stream, member)
+            if start + member.file_size > size or member.file_size != member.compress_size:
+                raise PickleError(f"the record {name!r:.100} reaches over the end of the file")
+            places.stored[name.removeprefix(f"{roots[0]}data/")] = path, start, member.file_size
+            places.records.append(Record(start, start + member.file_size, member.CRC))
+        _check_growth(path, size, sum(member.file_size for _, member in packed))
+        for name, member in packed:
+            with archive.open(member) as record:
+                file, start = _set_aside(path, iter(partial(record.read, CHUNK), b""))
+            places.stored[name.removeprefix(f"{roots[0]}data/")] = file, start, member.file_size
+        return loaded, places
+
+
+def _data_start(stream: BinaryIO, member: zipfile.ZipInfo) -> int:
+    """Return where a record's bytes begin: behind its own header, whose length the directory does not say."""
+    stream.seek(member.header_offset)
+    head = stream.read(30)
+    if len(head) < 30 or not head.startswith(_ZIP):
+        raise PickleError(f"the record {member.filename!r:.100} is not where the directory says")
+    name, extra = struct.unpack("<HH", head[26:30])
+    return member.header_offset + 30 + int(name) + int(extra)
+
+
+def _read_legacy(path: Path, stream: BinaryIO, size: int) -> tuple[object, _Places]:
+    """Read what torch.save wrote before version 1.6: a mark, the tensors, the storages' names, the storages."""
+    if load(stream, {}, _storage_of) != _LEGACY_MAGIC or load(stream, {}, _storage_of) != _LEGACY_VERSION:
+        raise PickleError("no file of torch.save")
+    told = load(stream, {}, _storage_of)
+    if not isinstance(told, dict) or told.get("little_endian") is not True:
+        raise FileError(f"{path}: was saved by a machine that has the highest byte first\n{_CONVERT}")
+    seen: dict[str, str | None] = {}
+
+    def storage_of(saved: object) -> object:
+        found = cast(_Storage, _storage_of(saved))
+        seen[found.name] = found.dtype
+        return found
+
+    loaded, names = load(stream, NAMES, storage_of), load(stream, {}, _storage_of)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise PickleError("the list of storages is missing")
+    places, start = _Places(), stream.tell()
+    for name in names:
+        dtype = seen.get(name)
+        if dtype not in DTYPES:
+            raise PickleError(f"the storage {name!r:.50} of an unknown dtype")
+        stream.seek(start)
+        count = int.from_bytes(stream.read(_COUNT_BYTES), "little")
+        start, length = start + _COUNT_BYTES, count * DTYPES[dtype].bits // 8
+        if start + length > size:
+            raise PickleError(f"the storage {name!r:.50} reaches over the end of the file")
+        places.stored[name] = path, start, length
+        start += length
+    return loaded, places
+
+
+# -- tensors by name -------------------------------------------------------------------------------------
+
+
+def _tensors(path: Path, loaded: object) -> Iterator[tuple[str, object]]:
     if isinstance(loaded, list):
         return _pairs(path, loaded)
     if not isinstance(loaded, dict):
-        raise FileError(f"{path}: holds a {type(loaded).__name__}, not tensors by name")
+        raise FileError(f"{path}: holds a {_kind(loaded)}, not tensors by name")
     if isinstance(loaded.get("state_dict"), dict):
         loaded = _unwrapped(path, loaded)
     return iter(_flattened(path, loaded).items())
 
 
-def _pairs(path: Path, loaded: list[object]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name the matrices of a bare list: up and down of each module in turn (cloneofsimo/lora 0.0.x)."""
-    import torch
+def _kind(value: object) -> str:
+    """Name what a value is, in torch's words."""
+    if isinstance(value, _Tensor | _Foreign):
+        return "Tensor"
+    return value.kind if isinstance(value, Inert) else type(value).__name__.lstrip("_")
 
-    tensors = [item for item in loaded if isinstance(item, torch.Tensor) and item.ndim == 2]
+
+def _pairs(path: Path, loaded: list[object]) -> Iterator[tuple[str, object]]:
+    """Name the matrices of a bare list: up and down of each module in turn (cloneofsimo/lora 0.0.x)."""
+    tensors = [item for item in loaded if isinstance(item, _Tensor) and len(item.shape) == 2]
     if len(tensors) < len(loaded) or len(tensors) % 2:
         raise FileError(f"{path}: holds a list, but not of pairs of LoRA matrices")
     component = "text_encoder" if path.name.endswith(".text_encoder.pt") else "unet"
@@ -159,8 +449,6 @@ def _metadata(path: Path, keys: Iterable[str]) -> dict[str, str]:
 
 def _unwrapped(path: Path, wrapper: dict[object, object]) -> dict[object, object]:
     """Take the weights out of a training checkpoint, if what lies beside them is known to be none."""
-    weights = wrapper["state_dict"]
-    assert isinstance(weights, dict)
     rest = [
         str(name)
         for name, value in wrapper.items()
@@ -170,59 +458,142 @@ def _unwrapped(path: Path, wrapper: dict[object, object]) -> dict[object, object
     ]
     if rest:
         raise FileError(f"{path}: beside state_dict there is more than training state: {some(rest)}")
-    return weights
+    return cast(dict[object, object], wrapper["state_dict"])
 
 
-def _flattened(path: Path, tree: dict[object, object]) -> dict[str, torch.Tensor]:
+def _flattened(path: Path, tree: dict[object, object]) -> dict[str, object]:
     """Join the names of nested dicts with dots; a dict may occur once, lest a pickle grow endlessly."""
-    import torch
-
-    found: dict[str, torch.Tensor] = {}
+    found: dict[str, object] = {}
     strangers: list[str] = []
     seen: set[int] = set()
     waiting: list[tuple[str, object]] = [("", tree)]
     while waiting:
         prefix, value = waiting.pop()
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, _Tensor | _Foreign):
             if prefix in found:
-                raise FileError(f"{path}: two tensors would have the key {prefix!r}")
+                raise FileError(f"{path}: two tensors would have the key {prefix!r:.100}")
             found[prefix] = value
         elif isinstance(value, dict) and id(value) not in seen and all(isinstance(name, str) for name in value):
             seen.add(id(value))
             dot = "." if prefix else ""
             waiting += [(f"{prefix}{dot}{name}", item) for name, item in reversed(value.items())]
         else:
-            strangers.append(f"{prefix} ({type(value).__name__})")
+            strangers.append(f"{prefix} ({_kind(value)})")
     if strangers:
         raise FileError(f"{path}: holds more than tensors by name: {some(strangers)}")
     return found
 
 
+def _checked(path: Path, key: str, tensor: object) -> _Tensor:
+    if isinstance(tensor, _Foreign):
+        raise FileError(f"{path}: {key!r:.100} cannot be stored in SafeTensors: {tensor.kind}")
+    return cast(_Tensor, tensor)
+
+
+# -- the header ------------------------------------------------------------------------------------------
+
+
+def _header(path: Path, size: int, tensors: Mapping[str, _Tensor], places: _Places, identity: Fingerprint) -> Header:
+    for key, tensor in tensors.items():
+        _check_claim(path, key, tensor, size)
+    _check_growth(path, size, sum(prod(each.shape) * each.width for each in tensors.values()))
+    try:
+        text = encode_header(
+            ((key, each.dtype, each.shape) for key, each in tensors.items()), _metadata(path, tensors)
+        )
+    except ValueError as error:
+        raise FileError(f"{path}: has a key that SafeTensors cannot hold: {error}") from None
+    infos: dict[str, TensorInfo] = {}
+    apart: dict[str, _Tensor] = {}
+    for key, tensor in tensors.items():
+        file, start, length = _place(path, key, tensor, places)
+        if tensor.is_in_order:
+            count = prod(tensor.shape) * tensor.width
+            infos[key] = TensorInfo(key, key, tensor.dtype, tensor.shape, file, start, start + count)
+        else:
+            infos[key] = TensorInfo(key, key, tensor.dtype, tensor.shape, file, start, start + length)
+            apart[key] = tensor
+    for key, tensor in apart.items():
+        info = infos[key]
+        with info.file.open("rb") as stream:
+            stream.seek(info.start)
+            raw = stream.read(info.nbytes)
+        if len(raw) < info.nbytes:
+            raise FileError(f"{path}: became shorter while it was read")
+        ordered = _in_order(tensor, raw)
+        file, start = _set_aside(path, [ordered])
+        infos[key] = replace(info, file=file, start=start, stop=start + len(ordered))
+    digest = hashlib.sha256(text).hexdigest()
+    metadata = _metadata(path, tensors)
+    return Header(path, infos, metadata, 0, size, digest, records=tuple(places.records), identity=identity)
+
+
+def _check_claim(path: Path, key: str, tensor: _Tensor, size: int) -> None:
+    claimed = prod(tensor.shape) * tensor.width
+    if claimed > max(tensor.storage.count * tensor.width, size, _LEAST):
+        raise FileError(f"{path}: {key!r:.100} claims {claimed} bytes, more than the whole file holds")
+
+
+def _check_growth(path: Path, size: int, claimed: int) -> None:
+    if claimed > max(_GROWTH * size, _LEAST):
+        raise FileError(f"{path}: its tensors claim {claimed} bytes, and the file has {size}\n{_AGAIN}")
+
+
+def _place(path: Path, key: str, tensor: _Tensor, places: _Places) -> tuple[Path, int, int]:
+    """Return the file, the first byte, and the bytes from a tensor's first value to its last."""
+    storage = tensor.storage
+    if not prod(tensor.shape):
+        return path, 0, 0
+    width = 1 if storage.dtype is None else DTYPES[storage.dtype].bits // 8 if storage.dtype in DTYPES else 0
+    if storage.name not in places.stored:
+        raise FileError(f"{path}: {key!r:.100}: its values are not in the file\n{_AGAIN}")
+    file, start, length = places.stored[storage.name]
+    first = storage.first * width + tensor.offset * tensor.width
+    bytes_spanned = tensor.span * tensor.width
+    inside = first + bytes_spanned <= min(length, (storage.first + storage.count) * width)
+    if not inside:
+        raise FileError(f"{path}: {key!r:.100}: reaches over the end of its storage\n{_AGAIN}")
+    return file, start + first, bytes_spanned
+
+
+def _in_order(tensor: _Tensor, raw: bytes) -> bytes:
+    """Put a tensor's values in order, first row first, and carry out what its flags say: both change signs alone."""
+    import numpy as np
+
+    unit = {1: "u1", 2: "<u2", 4: "<u4", 8: "<u8"}
+    steps = tuple(stride * tensor.width for stride in tensor.strides)
+    flat = np.frombuffer(raw, unit[tensor.width])
+    values = np.lib.stride_tricks.as_strided(flat, tensor.shape, steps, writeable=False).copy(order="C")
+    if tensor.flags:
+        if not (DTYPES[tensor.dtype].floating or tensor.dtype == "C64"):
+            raise PickleError("a negated tensor of whole numbers")
+        width = tensor.width // 2 if tensor.dtype == "C64" else tensor.width
+        signs = values.reshape(-1).view(unit[width])
+        for step, flag in enumerate(("neg", "conj"), 1):  # the second of each pair is the imaginary part
+            if flag in tensor.flags:
+                signs[step - 1 :: step] ^= signs.dtype.type(1 << 8 * width - 1)
+    return values.tobytes()
+
+
 @functools.cache
-def _names() -> dict[torch.dtype, str]:
-    """Map torch's dtypes to SafeTensors' names; older versions of torch have fewer."""
-    import torch
-
-    return {
-        getattr(torch, dtype.torch): dtype.name
-        for dtype in DTYPES.values()
-        if dtype.torch is not None and hasattr(torch, dtype.torch)
-    }
+def _scratch() -> tuple[BinaryIO, Path]:
+    """Make a temporary file that has no name, and say where to find it: it lasts as long as this process does."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115
+    atexit.register(file.close)
+    root = Path("/proc/self/fd")
+    return cast(BinaryIO, file), (root if root.is_dir() else Path("/dev/fd")) / str(file.fileno())
 
 
-def _check_storable(path: Path, key: str, tensor: torch.Tensor, size: int) -> None:
-    import torch
-
-    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in _names():
-        kind = f"{tensor.layout}, {tensor.device}, {tensor.dtype}".replace("torch.", "")
-        raise FileError(f"{path}: {key!r} cannot be stored in SafeTensors: {kind}")
-    if tensor.nbytes > max(tensor.untyped_storage().nbytes(), size):
-        raise FileError(f"{path}: {key!r} claims {tensor.nbytes} bytes, more than the whole file holds")
-
-
-def _data(tensor: torch.Tensor) -> memoryview:
-    """Give the elements in order, whatever strides and storage they come with."""
-    import torch
-
-    flat = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
+def _set_aside(origin: Path, pieces: Iterable[bytes]) -> tuple[Path, int]:
+    """Append bytes to the temporary file; return its path, and where they begin."""
+    try:
+        file, path = _scratch()
+        start = file.seek(0, 2)
+        file.writelines(pieces)
+        file.flush()
+    except OSError as error:
+        raise SurroundingsError(
+            f"{origin}: its tensors cannot be stored in a temporary file: {error.strerror or error}\n"
+            "Set TMPDIR to a folder with enough space, or convert the file to SafeTensors."
+        ) from None
+    return path, start

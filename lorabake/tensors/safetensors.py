@@ -54,6 +54,10 @@ _brief.maxother = 200
 _brief.maxlong = 40
 
 
+Fingerprint = tuple[int, ...]
+"""Device, inode, size, times of change of content and of status (ns): no change of a file leaves all as they are."""
+
+
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
     """Say where a tensor lies; holds no data.
@@ -77,11 +81,22 @@ class TensorInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Record:
+    """Say what the bytes from `start` to `stop` of a file have to come to, by CRC-32."""
+
+    start: int
+    stop: int
+    crc: int
+
+
+@dataclass(frozen=True, slots=True)
 class Header:
-    """Describe one SafeTensors file whose header has been checked.
+    """Describe one file of tensors whose header has been checked.
 
     `tensors` keeps the order of the JSON; `data_start` and `size` are in bytes from the file's start;
-    `sha256` is the hex digest of all bytes before the data. `facts` is what a GGUF file says of its model.
+    `sha256` is the hex digest of all bytes before the data; of a pickle, whose tensors lie anywhere, that of the
+    SafeTensors header that would hold them. `facts` is what a GGUF file says of its model, `records` what a zip
+    archive says of its bytes; `identity` is the file's fingerprint when it was read.
     """
 
     path: Path
@@ -91,6 +106,14 @@ class Header:
     size: int
     sha256: str
     facts: Mapping[str, object] = field(default_factory=dict)
+    records: tuple[Record, ...] = ()
+    identity: Fingerprint = ()
+
+    def in_order(self) -> list[TensorInfo]:
+        """List the tensors in the order of their data; those of a pickle, whose data lie anywhere, in its own."""
+        if not self.data_start:
+            return [*self.tensors.values()]
+        return sorted(self.tensors.values(), key=lambda info: (info.start, info.stop))
 
 
 def read_header(path: Path) -> Header:
@@ -98,7 +121,7 @@ def read_header(path: Path) -> Header:
 
     Raise FileError for every fault; a file of another format is named for what it is.
     """
-    raw, size = _read_raw(path)
+    raw, size, identity = _read_raw(path)
     try:
         entries = parse_object(raw[_LENGTH_BYTES:])
     except ValueError as error:
@@ -106,7 +129,8 @@ def read_header(path: Path) -> Header:
     metadata = _checked_metadata(path, entries.pop("__metadata__", {}))
     tensors = {key: _checked_entry(path, key, entry, len(raw)) for key, entry in entries.items()}
     _check_layout(path, tensors.values(), len(raw), size)
-    return Header(path, tensors, metadata, len(raw), size, hashlib.sha256(raw).hexdigest())
+    digest = hashlib.sha256(raw).hexdigest()
+    return Header(path, tensors, metadata, len(raw), size, digest, identity=identity)
 
 
 def parse_object(raw: bytes) -> dict[str, object]:
@@ -134,8 +158,8 @@ def parse_object(raw: bytes) -> dict[str, object]:
     return value
 
 
-def fingerprint(path: Path | int) -> tuple[int, int, int, int]:
-    """Return what changes when a file is replaced or written: device, inode, size, time of change (ns).
+def fingerprint(path: Path | int) -> Fingerprint:
+    """Return what changes when a file is replaced or written, also where its time of change was set back.
 
     `path` may be an open descriptor. Raise FileError where the file can't be reached.
     """
@@ -143,7 +167,11 @@ def fingerprint(path: Path | int) -> tuple[int, int, int, int]:
         status = os.stat(path)
     except (OSError, ValueError) as error:
         raise FileError(f"{path}: {why(error)}") from None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    return _fingerprint(status)
+
+
+def _fingerprint(status: os.stat_result) -> Fingerprint:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def is_there(path: Path) -> bool:
@@ -245,13 +273,14 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return result
 
 
-def _read_raw(path: Path) -> tuple[bytes, int]:
-    """Return the bytes before the data, their length checked, and the file's size."""
+def _read_raw(path: Path) -> tuple[bytes, int, Fingerprint]:
+    """Return the bytes before the data, their length checked, the file's size and its fingerprint."""
     if is_folder(path):
         raise FileError(f"{path}: is a folder, not a file")
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+            status = os.fstat(file.fileno())
+            size = status.st_size
             head = file.read(_SNIFFED)
             length = _checked_length(path, head, size)
             raw = (head + file.read(max(0, length - len(head))))[:length]
@@ -259,7 +288,7 @@ def _read_raw(path: Path) -> tuple[bytes, int]:
         raise FileError(f"{path}: {why(error)}") from None
     if len(raw) < length:
         raise FileError(f"{path}: changed while it was read")
-    return raw, size
+    return raw, size, _fingerprint(status)
 
 
 def _checked_length(path: Path, head: bytes, size: int) -> int:

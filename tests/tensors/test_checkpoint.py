@@ -168,7 +168,7 @@ class TestFolder:
             (["whatever.v1.safetensors"], "whatever.v1.safetensors"),
             (["consolidated.safetensors", "model.safetensors"], "model.safetensors"),
             (["model.safetensors", "pytorch_model.bin"], "model.safetensors"),
-            (["pytorch_model.bin", "training_args.bin"], "pytorch_model.safetensors"),
+            (["pytorch_model.bin", "training_args.bin"], "pytorch_model.bin"),
             (["model.fp16.safetensors"], "model.fp16.safetensors"),
             (["model.fp16.safetensors", "model.safetensors"], "model.safetensors"),
         ],

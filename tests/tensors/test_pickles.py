@@ -2,7 +2,6 @@ import os
 import pickle
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -11,11 +10,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
+from lorabake import bake, load_recipe, plan
 from lorabake.errors import FileError, SurroundingsError
+from lorabake.tensors import pickles
 from lorabake.tensors.checkpoint import open_checkpoint
+from lorabake.tensors.dtypes import DTYPES
 from lorabake.tensors.pickles import open_pickle
+from tests import builders as b
 
 SHARED = Path(__file__).parents[3] / "shared" / "loras"
 
@@ -25,9 +27,21 @@ def path(tmp_path):
     return tmp_path / "lora.pt"
 
 
+def values(path):
+    """Read each tensor where the header says that it lies."""
+    found = {}
+    for key, info in open_pickle(path).tensors.items():
+        with open(info.file, "rb") as stream:
+            stream.seek(info.start)
+            raw = bytearray(stream.read(info.nbytes))
+        dtype = getattr(torch, DTYPES[info.dtype].torch)
+        found[key] = (torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)).reshape(info.shape)
+    return found
+
+
 def stored(path, content, **how):
     torch.save(content, path, **how)
-    return load_file(open_pickle(path).path)
+    return values(path)
 
 
 def fault(path, content=None):
@@ -103,8 +117,7 @@ def test_compressed_zip_is_read_right(path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
         for name, content in members.items():
             packed.writestr(name, content)
-    result = load_file(open_pickle(path).path)
-    assert torch.equal(result["w"], torch.zeros(64))
+    assert torch.equal(values(path)["w"], torch.zeros(64))
 
 
 @pytest.mark.parametrize(
@@ -198,36 +211,128 @@ def test_mutated_pickles_give_a_file_error_or_tensors(path, data):
     assert header.tensors
 
 
-def test_the_same_file_is_stored_once_and_a_changed_one_again(path):
+def test_the_same_file_is_read_once_and_a_changed_one_again(path):
     torch.save({"w": torch.ones(1)}, path)
     first = open_pickle(path)
-    assert first.path.name == "lora.safetensors"
+    assert first.path == path
     assert open_pickle(path) is first
     torch.save({"w": torch.ones(5000)}, path)
     assert open_pickle(path).tensors["w"].shape == (5000,)
 
 
+def test_tensors_in_one_piece_stay_where_they_are(path):
+    whole = torch.arange(12.0).reshape(3, 4)
+    torch.save({"whole": whole, "rows": whole[1:], "one": whole[:1, :1], "turned": whole.T}, path)
+    found = open_pickle(path).tensors
+    assert {key for key, info in found.items() if info.file == path} == {"whole", "rows", "one"}
+    assert found["rows"].start == found["whole"].start + 16
+    assert torch.equal(values(path)["one"], whole[:1, :1])
+
+
 def test_no_room_for_the_temporary_file(path, monkeypatch):
-    def full(**_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    torch.save({"w": torch.ones(1)}, path)
-    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    torch.save({"w": torch.ones(2, 3).T}, path)
+    monkeypatch.setattr(pickles, "_scratch", full)
     with pytest.raises(SurroundingsError, match="No space left on device\nSet TMPDIR"):
         open_pickle(path)
 
 
-def test_temporary_files_go_with_the_process(path):
-    torch.save({"w": torch.ones(1)}, path)
+def test_nothing_is_left_of_a_killed_process(path, tmp_path):
+    torch.save({"w": torch.ones(2, 3).T}, path)
     code = (
-        "import pathlib, sys; from lorabake.tensors.pickles import open_pickle\n"
-        "print(open_pickle(pathlib.Path(sys.argv[1])).path)"
+        "import os, pathlib, sys; from lorabake.tensors.pickles import open_pickle\n"
+        "info = open_pickle(pathlib.Path(sys.argv[1])).tensors['w']\n"
+        "assert 'torch' not in sys.modules and len(info.file.read_bytes()) == 24\n"
+        "os.kill(os.getpid(), 9)"
     )
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True, cwd=root)
-    temporary = Path(done.stdout.strip())
-    assert temporary.is_absolute()
-    assert not temporary.parent.parent.exists()
+    root, folder = Path(__file__).parents[2], tmp_path / "scratch"
+    folder.mkdir()
+    done = subprocess.run([sys.executable, "-c", code, path], cwd=root, env={**os.environ, "TMPDIR": str(folder)})
+    assert done.returncode == -9
+    assert not [*folder.iterdir()]
+
+
+# -- hostile ones ----------------------------------------------------------------------------------------
+
+
+def packed(path, program, **records):
+    """Write a zip archive as torch.save does, of a pickle's bytes and records."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", program)
+        for name, content in {"version": b"3", "byteorder": b"little", **records}.items():
+            archive.writestr(f"archive/{name.replace('_', '/')}", content)
+
+
+def tensor(shape, strides, *, kind="FloatStorage", count=4, offset=0, key="0"):
+    """Write the opcodes of a tensor of float32 in a storage of `count` values."""
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n((S'storage'\nctorch\n" + kind.encode() + b"\n"
+        + f"S'{key}'\nS'cpu'\nI{count}\ntQI{offset}\n".encode()
+        + b"".join(b"(" + "".join(f"I{size}\n" for size in sizes).encode() + b"t" for sizes in (shape, strides))
+        + b"I00\nccollections\nOrderedDict\n)RtR"
+    )  # fmt: skip
+
+
+def a_dict(**values):
+    return b"}" + b"".join(b"S'" + key.encode() + b"'\n" + value + b"s" for key, value in values.items()) + b"."
+
+
+FLOATS = bytes(16)
+HOSTILE = {
+    "a call of eval": (a_dict(w=b"cbuiltins\neval\n(S'1'\ntR"), "a pickle that wants to run code: 'builtins.eval'"),
+    "memory that nothing filled": (a_dict(w=b"ctorch\nFloatTensor\n(I1000\ntR"), "values are not in the file"),
+    "a tensor class filled later": (a_dict(w=b"ctorch\nTensor\n)\x81"), "values are not in the file"),
+    "a deep tuple": (b"(" * 200_000 + b"t" * 200_000 + b".", "holds a tuple"),
+    "a deep tuple as a name": (b"}" + b"(" * 200_000 + b"t" * 200_000 + b"NSs.", "not a readable PyTorch file"),
+    "a long text": (b"\x80\x02X\xff\xff\xff\x7f", "the limit is"),
+    "a mark too few": (b"t.", "no mark"),
+    "an endless memo": (b"j\xff\xff\xff\xff.", "not a readable PyTorch file"),
+    "an attribute of a number": (b"I1\nI2\nb.", "attributes of what has none"),
+    "a stride beyond the storage": (a_dict(w=tensor((2,), (9,))), "reaches over the end of its storage"),
+    "an offset beyond the storage": (a_dict(w=tensor((2,), (1,), offset=3)), "reaches over the end of its storage"),
+    "a short record": (a_dict(w=tensor((8,), (1,), count=8)), "reaches over the end of its storage"),
+    "a record that is not there": (a_dict(w=tensor((1,), (1,), key="7")), "its values are not in the file"),
+    "a negative stride": (a_dict(w=tensor((2,), (-1,))), "a shape that is none"),
+    "a value a million times": (a_dict(w=tensor((1 << 30,), (0,))), "more than the whole file holds"),
+    "one storage in many tensors": (
+        a_dict(**{f"w{i}": tensor((1 << 20, 4), (0, 1)) for i in range(9)}), "its tensors claim",
+    ),
+    "a whole number as a text": (b"I" + b"9" * 5000 + b"\n.", "not a readable PyTorch file"),
+    "an opcode of no torch file": (b"\x97.", "not a readable PyTorch file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_pickles_are_refused(path, name):
+    program, message = HOSTILE[name]
+    packed(path, program, data_0=FLOATS)
+    assert message in fault(path)
+
+
+def test_bytes_that_are_not_those_of_the_archive_are_noticed(tmp_path):
+    """A header is right though a record is damaged; whoever reads the record finds out."""
+    base = b.sd1()
+    torch.save(base, tmp_path / "base.ckpt")
+    b.sd1_lora(tmp_path / "lora.safetensors")
+    recipe = b.recipe(tmp_path, base="base.ckpt", loras=["lora.safetensors"])
+    info = next(info for info in open_pickle(tmp_path / "base.ckpt").tensors.values() if info.nbytes > 8)
+    with (tmp_path / "base.ckpt").open("r+b") as stream:
+        stream.seek(info.start + 3)
+        stream.write(b"\x55")
+    with pytest.raises(FileError, match=r"damaged: bytes \d+ to \d+ are not those"):
+        bake(load_recipe(recipe))
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_pickle_replaced_after_the_plan_is_noticed(tmp_path):
+    torch.save(b.sd1(), tmp_path / "base.ckpt")
+    b.sd1_lora(tmp_path / "lora.safetensors")
+    planned = plan(load_recipe(b.recipe(tmp_path, base="base.ckpt", loras=["lora.safetensors"])))
+    torch.save({key: value + 1 for key, value in b.sd1().items()}, tmp_path / "base.ckpt")
+    with pytest.raises(FileError, match="changed since the bake was planned"):
+        bake(planned)
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared LoRA files are not here")
@@ -247,6 +352,6 @@ class TestRealFiles:
     def test_values_are_those_that_torch_loads(self):
         path = SHARED / "attn_procs_sd15/pytorch_lora_weights.bin"
         loaded = torch.load(path, weights_only=True, map_location="cpu")
-        result = load_file(open_pickle(path).path)
+        result = values(path)
         assert result.keys() == loaded.keys()
         assert all(torch.equal(result[key], loaded[key]) for key in loaded)
