@@ -1,6 +1,7 @@
 # make demo    bake, prove and show the demo recipes          make lint    ruff and mypy
 # make test    all tests                                      make bench   how to measure
 # make docs    refresh what the README shows                  make clean   remove what these made
+# make torture attacks, kills and full disks, in full (see docs/reliability.md)
 #
 # PYTHON=python3.12 make test   picks the interpreter of the virtual environment.
 
@@ -9,7 +10,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip -qq --disable-pip-version-check install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo test torture lint docs bench clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -43,6 +44,9 @@ demo: .venv/verify
 
 test: .venv/test
 	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)  # a file a process: what a file makes once is used again
+
+torture: .venv/test
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --torture $(ARGS) tests/torture
 
 lint: .venv/lint
 	@$(BIN)/ruff check .

@@ -14,6 +14,11 @@ settings.load_profile("repeatable")
 os.environ.setdefault("LORABAKE_DEVICE", "cpu")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what `make torture` gives."""
+    parser.addoption("--torture", action="store_true", help="run the hostile campaign (tests/torture) in full")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how much the simulated device had to do, where there is one."""
     simulated = getattr(sys.modules.get("torch"), "simulated", None)
