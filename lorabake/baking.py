@@ -5,13 +5,11 @@ Copying untouched ranges starts before torch is imported; hashing follows the fi
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Generic, TypeVar
 
 from lorabake.changes import Caution, Tally, cautions_of, cautions_of_recipe
 from lorabake.errors import FileError, SurroundingsError
+from lorabake.interrupts import held
 from lorabake.planning import Plan, default_workers
 from lorabake.planning import plan as make_plan
 from lorabake.recipe import Recipe
@@ -35,7 +34,8 @@ class RunOptions:
 
     `device` is torch's name for one, or "auto": the accelerator that torch has, or else the CPU. Without it counts
     LORABAKE_DEVICE in the environment, and without that "auto". `progress` receives counts of finished bytes, `warn`
-    messages about fallbacks; both from any thread.
+    messages about fallbacks; both from any thread. `done` is called once the target is the new one: nothing that
+    happens later can undo that.
     """
 
     device: str | None = None
@@ -44,6 +44,7 @@ class RunOptions:
     fsync: bool = True
     progress: Callable[[int], None] = lambda count: None
     warn: Callable[[str], None] = lambda message: None
+    done: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,8 @@ class BakeResult:
 def bake(recipe: Recipe | Plan, options: RunOptions | None = None) -> BakeResult:
     """Bake a recipe, or a plan made of one, and return what was written.
 
-    Raise a LorabakeError for whatever stops it; then the target is what it was before.
+    Raise a LorabakeError for whatever stops it; then the target is what it was before. A KeyboardInterrupt may also
+    come just after the target has become the new one: `RunOptions.done` tells.
     """
     options = options or RunOptions()
     began = time.perf_counter()
@@ -116,9 +118,12 @@ def bake(recipe: Recipe | Plan, options: RunOptions | None = None) -> BakeResult
     inputs = Inputs(plan)
     try:
         with output:
-            return _bake(plan, output, inputs, options, began, shares)
+            result = _bake(plan, output, inputs, options, began, shares)
     finally:
         inputs.close()
+    if output.left is not None:
+        options.warn(f"{plan.path} is complete, but {output.partial.path} cannot be removed: {output.left.strerror}")
+    return result
 
 
 def _bake(
@@ -150,7 +155,7 @@ def _bake(
     workers = max(1, min(options.workers, len(plan.bakes)))
     ready = Barrier(workers)
     try:
-        with _interrupts_held():
+        with held():
             writing = [crew.start(copy)]
             following = [crew.start(digest)]
             if recipe.output.hash or options.fsync:
@@ -163,10 +168,9 @@ def _bake(
             device = choose_device(options.device, precision=precision(plan), dtypes=dtypes(plan), warn=options.warn)
             steps, turns = _Shared(iter(plan.bakes)), Turns(workers)
             executors = [Executor(plan, inputs, output, device, turns) for _ in range(workers)]
-            writing += [
-                crew.start(partial(work, executor, steps, options.progress, crew.stop, ready))
-                for executor in executors
-            ]
+            with held():
+                for executor in executors:
+                    writing.append(crew.start(partial(work, executor, steps, options.progress, crew.stop, ready)))
         crew.join(writing, memory.sample)
         output.check_finished()
         crew.join(following, memory.sample)
@@ -194,7 +198,10 @@ def _bake(
     for caution in told:
         options.warn(str(caution))
     syncing = time.perf_counter()
-    output.commit(hashes or [""] * len(plan.files), digests, _named(computed))
+    output.complete(hashes or [""] * len(plan.files), digests, _named(computed))
+    with held():
+        output.commit()
+        options.done()
     ended = time.perf_counter()
     return BakeResult(
         plan=plan,
@@ -258,31 +265,6 @@ def _check_stated(plan: Plan, digests: dict[str, str]) -> None:
                 )
 
 
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Let signals wait: torch's import would swallow the KeyboardInterrupt that they raise in this thread.
-
-    Threads started meanwhile leave the signals to this one for good. Threads from before may still get one (NumPy's
-    do), so that the handlers wait, too.
-    """
-    held = {signal.SIGINT, signal.SIGTERM}
-    came: list[int] = []
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():
-        handlers = {each: signal.getsignal(each) for each in held if callable(signal.getsignal(each))}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
-    for each in handlers:
-        signal.signal(each, lambda number, _: came.append(number))
-    try:
-        yield
-    finally:
-        for each, handler in handlers.items():
-            signal.signal(each, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for number in came[:1]:
-            signal.raise_signal(number)
-
-
 class _Crew:
     """Run functions in threads; the first failure stops all, and is raised to whoever waits."""
 
@@ -292,6 +274,8 @@ class _Crew:
         self._failures: list[BaseException] = []
 
     def start(self, task: Callable[[], object]) -> threading.Thread:
+        """Run a function in a thread; signals must be held meanwhile, lest a started thread be forgotten."""
+
         def run() -> None:
             try:
                 task()
@@ -300,7 +284,10 @@ class _Crew:
                 self.stop.set()
 
         thread = threading.Thread(target=run, daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise SurroundingsError(f"{error}: the system allows no more\nUse fewer --workers.") from None
         self._threads.append(thread)
         return thread
 
@@ -311,7 +298,8 @@ class _Crew:
                 thread.join(0.05)
                 meanwhile()
         if self._failures:
-            raise _worded(self._failures[0])
+            causes = [error for error in self._failures if not isinstance(error, threading.BrokenBarrierError)]
+            raise _worded([*causes, *self._failures][0])
 
     def join_quietly(self) -> None:
         for thread in self._threads:

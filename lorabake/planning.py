@@ -356,7 +356,7 @@ class _Planner:
 
     def plan(self) -> Plan:
         self._check_form()
-        self._check_is_no_input(self.path)
+        check_is_no_input(self.sources, self.path)
         self._check_dtypes()
         patches, ledgers = self._match()
         embeddings = tuple(self._embeddings(ledgers))
@@ -420,20 +420,6 @@ class _Planner:
         if not self._is_folder and self.path.suffix != ".safetensors":
             raise TargetError(f"{self.path}: the output must be a .safetensors file")
 
-    def _check_is_no_input(self, written: Path) -> None:
-        try:
-            target = written.resolve(strict=False)
-        except (OSError, RuntimeError) as error:
-            raise TargetError(f"{written}: cannot follow this path: {error}") from None
-        for checkpoint, _ in self.sources.inputs:
-            paths = [checkpoint.path, *(header.path for part in checkpoint.parts for header in part.files)]
-            for path in paths:
-                real = path.resolve()
-                if target == real or (checkpoint.is_folder and checkpoint.path.resolve() in target.parents):
-                    raise TargetError(f"{written}: is an input of this recipe ({path}); choose another output")
-                if target in real.parents:
-                    raise TargetError(f"{written}: holds an input of this recipe ({path}); choose another output")
-
     def _check_dtypes(self) -> None:
         wanted, placed = self.recipe.output.dtype, self.sources.key_map.placed
         if not isinstance(wanted, dict):
@@ -459,7 +445,7 @@ class _Planner:
                 chosen = next(name for name in names if name.casefold() not in taken)
                 taken.add(chosen.casefold())
                 path = self.path.with_name(f"{stem}.{chosen}.safetensors")
-                self._check_is_no_input(path)
+                check_is_no_input(self.sources, path)
                 ledger.written[f"{path.name}: the learned embedding of {token!r}"] = len(vectors)
                 yield Embedding(path, number, token, tuple(vectors.values()))
 
@@ -852,6 +838,25 @@ class _Planner:
     def _component(self, keys: Iterable[str]) -> str:
         owner = self.sources.key_map.owner
         return next((owner[key] for key in keys if key in owner), "")
+
+
+def check_is_no_input(sources: Sources, written: Path) -> None:
+    """Raise TargetError if a path that a bake writes is an input, is in an input folder, or has an input in it."""
+    try:
+        target = written.resolve(strict=False)
+    except (OSError, RuntimeError) as error:
+        raise TargetError(f"{written}: cannot follow this path: {error}") from None
+    inputs: list[tuple[Path, bool]] = []
+    for checkpoint, _ in sources.inputs:
+        inputs += [(checkpoint.path, checkpoint.is_folder), *((header.path, False) for header in checkpoint.headers)]
+    if sources.recipe.file is not None:
+        inputs.append((sources.recipe.file, False))
+    for path, is_folder in inputs:
+        real = path.resolve()
+        if target == real or (is_folder and real in target.parents):
+            raise TargetError(f"{written}: is an input of this recipe ({path}); choose another output")
+        if target in real.parents:
+            raise TargetError(f"{written}: holds an input of this recipe ({path}); choose another output")
 
 
 def _file_name(part: Part, index: int) -> str:

@@ -1,32 +1,34 @@
 """Step 5 of the flow: bytes at planned offsets, then fsync and an atomic rename.
 
-Everything is written to `NAME.partial` beside the target. Whatever stops a bake, the target is what it was. Learned
-embeddings, files of their own, get their names just before it does.
+Everything is made in a folder beside the target (`writing.partial`). Whatever stops a bake, the target is what it
+was. Learned embeddings, files of their own, get their names with it, or not at all.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import fcntl
 import filecmp
 import hashlib
 import os
 import shutil
-import sys
 import threading
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 from lorabake import provenance
 from lorabake.errors import FileError, LorabakeError, SurroundingsError, TargetError
-from lorabake.planning import Copy, Embedding, OutputFile, Plan
-from lorabake.tensors.checkpoint import WEIGHT_SUFFIXES
+from lorabake.interrupts import held
+from lorabake.planning import Copy, Embedding, OutputFile, Plan, check_is_no_input
+from lorabake.tensors.checkpoint import read_object
 from lorabake.tensors.safetensors import Header, fingerprint, read_header
+from lorabake.writing.commit import Identity, Move, identity
+from lorabake.writing.commit import commit as make_all
+from lorabake.writing.partial import Partial
+from lorabake.writing.system import fsync, fsync_folder, reserve, start_writeback, write_all
 
 CHUNK = 4 << 20
 NO_RANGE_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
@@ -125,16 +127,17 @@ class Output:
     def __init__(self, plan: Plan, *, overwrite: bool, fsync: bool) -> None:
         self.plan, self.fsync = plan, fsync
         self.path = plan.path
-        self.partial = self.path.with_name(self.path.name + ".partial")
+        self.partial = Partial(self.path)
         self.headers = [file.header() for file in plan.files]
         self.size = sum(len(header) + file.data_size for header, file in zip(self.headers, plan.files, strict=True))
         self.finished = [Finished() for _ in plan.files]
+        self.left: OSError | None = None
         self._turns = [threading.Lock() for _ in plan.files]
         self._overwrite = overwrite
         self._fds: list[int] = []
-        self._lock: int | None = None
-        self._committed = False
-        self._beside = [_Beside(embedding) for embedding in plan.embeddings]
+        self._state = "closed"
+        self._made: list[tuple[Path, Path, Identity]] = []
+        self._identities: list[Identity] = []
 
     def __enter__(self) -> Self:
         try:
@@ -144,14 +147,18 @@ class Output:
             needed = self.size + sum(embedding.size for embedding in self.plan.embeddings)
             if free < needed:
                 raise SurroundingsError(f"{self.path.parent}: {_size(free)} free, and the bake needs {_size(needed)}")
-            self._lock = _lock(self.partial, is_folder=self.plan.is_folder)
+            with held():
+                is_changed = self.partial.open()
+                self._state = "open"
+            if is_changed:
+                self._check_target()
             self._create()
-            for each in self._beside:
-                each.create()
+            for embedding in self.plan.embeddings:
+                _write_embedding(embedding, self.partial.beside(embedding.path), fsync=self.fsync)
             self._check_beside()
         except OSError as error:
             self._clean()
-            raise os_error(self.partial, error) from None
+            raise os_error(self.partial.path, error) from None
         except BaseException:
             self._clean()
             raise
@@ -162,6 +169,7 @@ class Output:
 
     def _check_target(self) -> None:
         path = self.path
+        check_is_no_input(self.plan.sources, self.partial.path)
         if not os.path.lexists(path):
             return
         if path.is_dir() != self.plan.is_folder:
@@ -170,9 +178,15 @@ class Output:
         if not self._overwrite:
             if not self._holds_this_bake():
                 raise self._other_content()
-        elif self.plan.is_folder and not path.is_symlink() and (other := next(self._others(), None)):
+        elif self.plan.is_folder and not path.is_symlink():
+            self._refuse_others(path)
+
+    def _refuse_others(self, root: Path) -> None:
+        """Raise TargetError if a target folder, which is at `root` now, would lose something by being replaced."""
+        if other := next(self._others(root), None):
             raise TargetError(
-                f"{path}: holds {other}, which no bake wrote, and would lose it\nMove it, or name another folder."
+                f"{self.path}: holds {other}, which this bake does not put there, and would lose it\n"
+                "Move it, or name another folder."
             )
 
     def _other_content(self, path: Path | None = None) -> TargetError:
@@ -180,11 +194,15 @@ class Output:
 
     def _check_beside(self) -> None:
         """Refuse to replace a file where a learned embedding goes, unless it holds the same, or may be replaced."""
-        for each in self._beside:
+        for each in self.plan.embeddings:
             if each.path.is_dir():
                 raise TargetError(f"{each.path}: is a folder, and a learned embedding is to be written there")
-            if os.path.lexists(each.path) and not self._overwrite and not each.is_there:
+            if os.path.lexists(each.path) and not self._overwrite and not self._is_there(each.path):
                 raise self._other_content(each.path)
+
+    def _is_there(self, path: Path) -> bool:
+        """Tell whether a file beside the target has the bytes that it is to have."""
+        return path.is_file() and filecmp.cmp(self.partial.beside(path), path, shallow=False)
 
     def _holds_this_bake(self) -> bool:
         """Tell whether the target's headers are those of this very bake, hashes of the data aside."""
@@ -202,34 +220,25 @@ class Output:
     def _holds_no_others(self) -> bool:
         """Tell whether the target folder holds all that this bake puts there beside weights, and nothing else."""
         written, side_files = self._planned()
-        if set(self._found()) != written | side_files:
+        if set(_found(self.path)) != written | side_files:
             return False
         if any((self.path / name).read_bytes() != text.encode() for name, text in self.plan.texts.items()):
             return False
         base = self.plan.sources.base
         return all(filecmp.cmp(base.path / name, self.path / name, shallow=False) for name in side_files)
 
-    def _others(self) -> Iterator[Path]:
-        """Yield what the target folder would lose: files that no bake wrote, or, in a folder of a bake's, weights.
+    def _others(self, root: Path) -> Iterator[Path]:
+        """Yield what a target folder, which is at `root` now, would lose: what this bake does not put there.
 
-        A bake of another base may have put configurations there that this one does not know.
+        Weights that a bake wrote, and an index of nothing else, may go: another number of shards has other names.
         """
-        found, (written, side_files) = [*self._found()], self._planned()
-        baked = {path for path in found if path.suffix == ".safetensors" and self._is_baked(path)}
-        for path in found:
-            is_weights = path.suffix in WEIGHT_SUFFIXES
-            if path not in baked | written | side_files and (is_weights or not baked):
+        found, (written, side_files) = [*_found(root)], self._planned()
+        folders = {folder for path in written | side_files for folder in path.parents}
+        rest = [path for path in found if path not in written | side_files | folders]
+        baked = {path for path in rest if path.suffix == ".safetensors" and _is_baked(root / path)}
+        for path in rest:
+            if path not in baked and not (path.name.endswith(".index.json") and _is_index_of(root, path, baked)):
                 yield path
-
-    def _is_baked(self, path: Path) -> bool:
-        try:
-            return "lorabake.version" in read_header(self.path / path).metadata
-        except FileError:
-            return False
-
-    def _found(self) -> Iterator[Path]:
-        found = (path for path in sorted(self.path.rglob("*")) if path.is_symlink() or not path.is_dir())
-        return (path.relative_to(self.path) for path in found)
 
     def _planned(self) -> tuple[set[Path], set[Path]]:
         """List the files that this bake makes in a folder, and those that it copies from the base's."""
@@ -239,7 +248,7 @@ class Output:
     def _check_data(self, digests: Mapping[str, str], device: str) -> None:
         """Refuse to replace a target whose data differ from the finished ones; hashes in its header tell."""
         for file in self.plan.files:
-            roots = (self.path, self.partial)
+            roots = (self.path, self.partial.new)
             try:
                 old, new = (read_header(root / file.name if self.plan.is_folder else root) for root in roots)
             except FileError:
@@ -256,26 +265,30 @@ class Output:
             raise self._other_content()
 
     def _create(self) -> None:
-        if not self.plan.is_folder:
-            assert self._lock is not None
-            if os.fstat(self._lock).st_size:  # ext4 flushes a file on close once it was truncated to nothing
-                os.ftruncate(self._lock, 0)
-            self._fds = [os.dup(self._lock)]
-        else:
-            for stale in self.partial.iterdir():
-                _remove(stale)
-            for file in self.plan.files:
-                path = self.partial / file.name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self._fds.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
-        for fd, header, file in zip(self._fds, self.headers, self.plan.files, strict=True):
-            _reserve(fd, len(header) + file.data_size)
-            _write_all(fd, memoryview(header), 0)
+        if self.plan.is_folder:
+            self.partial.new.mkdir()
+        for header, file in zip(self.headers, self.plan.files, strict=True):
+            path = self._place(file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            self._fds.append(fd)
+            reserve(fd, len(header) + file.data_size)
+            write_all(fd, memoryview(header), 0)
+
+    def _place(self, file: OutputFile) -> Path:
+        """Return where a file of weights is made."""
+        return self.partial.new / file.name if self.plan.is_folder else self.partial.new
+
+    def _check_whole(self, file: int) -> None:
+        """Notice if another program has made a file shorter; what is written later would leave zeros before it."""
+        if os.fstat(self._fds[file]).st_size != len(self.headers[file]) + self.plan.files[file].data_size:
+            raise TargetError(f"{self._place(self.plan.files[file])}: another program has changed it; bake again")
 
     def write(self, file: int, offset: int, data: memoryview) -> None:
         """Write bytes at an offset of a file's data; until they are finished they may be written again."""
         with self._turns[file]:
-            _write_all(self._fds[file], data, len(self.headers[file]) + offset)
+            self._check_whole(file)
+            write_all(self._fds[file], data, len(self.headers[file]) + offset)
 
     def finish(self, file: int, start: int, stop: int) -> None:
         """Note that a range of a file's data is as it stays."""
@@ -294,6 +307,7 @@ class Output:
         in_kernel = hasattr(os, "copy_file_range")
         while done < size and not stop.is_set():
             length = min(CHUNK, size - done)
+            self._check_whole(copy.file)
             count = 0
             if in_kernel:
                 try:
@@ -324,137 +338,152 @@ class Output:
                 position = start
                 while hashed and position < end and not stop.is_set():
                     count = os.preadv(fd, [buffer[: end - position]], len(header) + position)
+                    if count == 0:
+                        raise TargetError(f"{self._place(file)}: another program has changed it; bake again")
                     digest.update(buffer[:count])
                     position += count
                 if self.fsync:
-                    _start_writeback(fd, len(header) + start, end - start)
+                    start_writeback(fd, len(header) + start, end - start)
             digests.append(digest.hexdigest() if hashed else "")
         return digests
 
-    def commit(self, data_hashes: list[str], digests: Mapping[str, str], device: str) -> None:
-        """Fill in the digests and what computed, make everything durable, and give it the target's name."""
+    def complete(self, data_hashes: list[str], digests: Mapping[str, str], device: str) -> None:
+        """Fill in the digests and what computed, and make everything durable; `commit` is what is left to do."""
         try:
-            for fd, header, file, data_hash in zip(
-                self._fds, self.headers, self.plan.files, data_hashes, strict=True
-            ):
-                hashes = provenance.fill(data_hash) if data_hash else {}
-                if provenance.LEGACY_HASH in file.metadata:
-                    block = os.pread(fd, provenance.LEGACY_BYTES, provenance.LEGACY_START)
-                    hashes[provenance.LEGACY_HASH] = hashlib.sha256(block).hexdigest()[:8]
-                final = file.header(digests, hashes, device)
-                if len(final) != len(header):
-                    raise AssertionError("the header's length changed")
-                _write_all(fd, memoryview(final), 0)
-                if self.fsync:
-                    os.fsync(fd)
+            self._fill_in(data_hashes, digests, device)
             if not self._overwrite and os.path.lexists(self.path):
                 self._check_data(digests, device)
             self._check_beside()
             if self.plan.is_folder:
                 self._write_side_files()
-            with ExitStack() as undo:
-                for each in self._beside:
-                    each.put(undo, fsync=self.fsync)
-                if self.plan.is_folder:
-                    _rename_folder(self.partial, self.path)
-                else:
-                    os.replace(self.partial, self.path)
-                undo.pop_all()
-            self._committed = True
-            if self.fsync:
-                _fsync_folder(self.path.parent)
+            places = [(self.partial.beside(each.path), each.path) for each in self.plan.embeddings]
+            for made, target in [*places, (self.partial.new, self.path)]:
+                if (is_now := identity(made)) is None:
+                    raise TargetError(f"{made}: another program has removed it; bake again")
+                self._made.append((made, target, is_now))
+            self._close_files()
         except OSError as error:
-            raise os_error(self.partial, error) from None
+            raise self._worded(error) from None
+
+    def _worded(self, error: OSError) -> LorabakeError:
+        """Word a failure in the partial folder, which another program may have moved."""
+        try:
+            self.partial.check()
+        except TargetError as moved:
+            return moved
+        return os_error(self.partial.path, error)
+
+    def _fill_in(self, data_hashes: list[str], digests: Mapping[str, str], device: str) -> None:
+        for fd, header, file, data_hash in zip(self._fds, self.headers, self.plan.files, data_hashes, strict=True):
+            hashes = provenance.fill(data_hash) if data_hash else {}
+            if provenance.LEGACY_HASH in file.metadata:
+                block = os.pread(fd, provenance.LEGACY_BYTES, provenance.LEGACY_START)
+                hashes[provenance.LEGACY_HASH] = hashlib.sha256(block).hexdigest()[:8]
+            final = file.header(digests, hashes, device)
+            if len(final) != len(header):
+                raise AssertionError("the header's length changed")
+            write_all(fd, memoryview(final), 0)
+            if self.fsync:
+                os.fsync(fd)
+
+    def _close_files(self) -> None:
+        """Close the files, and make sure that they are whole."""
+        self.partial.check()
+        for index in range(len(self._fds)):
+            self._check_whole(index)
+        self._identities = [cast(Identity, identity(fd)) for fd in self._fds]
+        self._check_names(self.partial.new)
+        while self._fds:
+            os.close(self._fds.pop())
+
+    def _check_names(self, root: Path) -> None:
+        """Make sure that the weights' names still mean what this bake has written; `root` is where they are now."""
+        for file, wanted in zip(self.plan.files, self._identities, strict=True):
+            path = root / file.name if self.plan.is_folder else root
+            if identity(path) != wanted:
+                raise TargetError(f"{path}: another program has changed or removed it; bake again")
+
+    def commit(self) -> None:
+        """Give what is made its names: all of it, or nothing. After that the bake is done, whatever happens.
+
+        Raise TargetError if another program has changed a target meanwhile, or put something there that would get
+        lost.
+        """
+        moves = [Move(made, target, new, identity(target)) for made, target, new in self._made]
+        try:
+            self.partial.check()
+            self.partial.note(moves, durable=self.fsync)
+            self._state = "committing"  # what was there before is in the partial folder now, until all is taken back
+            try:
+                make_all(moves, lambda: self._check_moved(moves[-1]))
+            except BaseException:
+                if not any(move.has_begun for move in moves):
+                    self._state = "open"
+                raise
+            self._state = "committed"
+        except OSError as error:
+            raise self._worded(error) from None
+        if self.fsync:
+            with suppress(OSError):
+                fsync_folder(self.path.parent)
+
+    def _check_moved(self, move: Move) -> None:
+        """Refuse weights that another program changed, and to lose what came into the target folder meanwhile."""
+        self._check_names(move.target)
+        if self.plan.is_folder and move.old is not None and move.made.is_dir() and not move.made.is_symlink():
+            self._refuse_others(move.made)
 
     def _write_side_files(self) -> None:
         base = self.plan.sources.base
         for relative in self.plan.side_files:
-            place = self.partial / relative
-            place.parent.mkdir(parents=True, exist_ok=True)
+            place = self.partial.new / relative
+            place.parent.mkdir(exist_ok=True)
             shutil.copyfile(base.path / relative, place)
             if self.fsync:
-                _fsync(place)
+                fsync(place)
         for name, text in self.plan.texts.items():
-            (self.partial / name).write_text(text, encoding="utf-8")
+            (self.partial.new / name).write_text(text, encoding="utf-8")
             if self.fsync:
-                _fsync(self.partial / name)
+                fsync(self.partial.new / name)
         if self.fsync:
-            for folder in {self.partial, *(path.parent for path in self.partial.rglob("*"))}:
-                _fsync_folder(folder)
+            for folder in {self.partial.new, *(path.parent for path in self.partial.new.rglob("*"))}:
+                fsync_folder(folder)
 
     def _clean(self) -> None:
-        for fd in self._fds:
-            os.close(fd)
-        self._fds = []
-        for each in self._beside:
-            each.clean()
-        if self._lock is not None:
-            if not self._committed:
-                if self.plan.is_folder:
-                    shutil.rmtree(self.partial, ignore_errors=True)
-                else:
-                    with suppress(OSError):
-                        self.partial.unlink()
-            os.close(self._lock)
-            self._lock = None
+        """Remove what is left beside the target; `left` tells what the system said if it could not."""
+        while self._fds:
+            with suppress(OSError):
+                os.close(self._fds.pop())
+        if self._state in ("open", "committed"):
+            try:
+                self.partial.remove()
+            except OSError as error:
+                self.left = error
+        self.partial.leave()
+        self._state = "closed"
 
 
-class _Beside:
-    """Write a learned embedding beside the output."""
-
-    def __init__(self, embedding: Embedding) -> None:
-        self.embedding, self.path = embedding, embedding.path
-        self.partial = self.path.with_name(self.path.name + ".partial")
-        self.old = self.path.with_name(self.path.name + ".old.partial")
-        self._lock: int | None = None
-        self._is_put = False
-
-    def create(self) -> None:
-        """Write the whole file under its partial name, a chunk at a time."""
-        self._lock = _lock(self.partial, is_folder=False)
-        self.old.unlink(missing_ok=True)
-        os.ftruncate(self._lock, 0)
-        head = self.embedding.header()
-        _write_all(self._lock, memoryview(head), 0)
+def _write_embedding(embedding: Embedding, place: Path, *, fsync: bool) -> None:
+    """Write a learned embedding, a chunk at a time."""
+    fd = os.open(place, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        head = embedding.header()
+        write_all(fd, memoryview(head), 0)
         position = len(head)
-        for info in (vectors.info for vectors in self.embedding.vectors):
+        for info in (vectors.info for vectors in embedding.vectors):
             with open(info.file, "rb") as stream:
                 for start in range(info.start, info.stop, CHUNK):
                     stream.seek(start)
-                    chunk = stream.read(min(CHUNK, info.stop - start))
-                    _write_all(self._lock, memoryview(chunk), position)
+                    wanted = min(CHUNK, info.stop - start)
+                    chunk = stream.read(wanted)
+                    if len(chunk) < wanted:
+                        raise FileError(f"{info.file}: became shorter while it was read")
+                    write_all(fd, memoryview(chunk), position)
                     position += len(chunk)
-
-    @property
-    def is_there(self) -> bool:
-        """Tell whether the target holds the same bytes already."""
-        return self.path.is_file() and filecmp.cmp(self.partial, self.path, shallow=False)
-
-    def put(self, undo: ExitStack, *, fsync: bool) -> None:
-        """Give the file its name; `undo` brings back what had it before."""
         if fsync:
-            _fsync(self.partial)
-        undo.callback(self._take_back)
-        if os.path.lexists(self.path):
-            os.replace(self.path, self.old)
-        os.replace(self.partial, self.path)
-        self._is_put = True
-
-    def _take_back(self) -> None:
-        if os.path.lexists(self.old):
-            os.replace(self.old, self.path)
-        elif self._is_put:
-            self.path.unlink()
-
-    def clean(self) -> None:
-        """Remove what is left beside the target."""
-        if self._lock is None:
-            return
-        for path in (self.old,) if self._is_put else (self.partial,):
-            with suppress(OSError):
-                path.unlink()
-        os.close(self._lock)
-        self._lock = None
+            os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 class Finished:
@@ -515,6 +544,39 @@ class Finished:
             position = reach
 
 
+def _found(root: Path) -> Iterator[Path]:
+    """Yield the files and links in a folder, and the folders in which is nothing, by their paths below it."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for folder, folders, files in os.walk(root, onerror=fail):
+        place = Path(folder)
+        links = [name for name in folders if (place / name).is_symlink()]
+        yield from ((place / name).relative_to(root) for name in sorted([*files, *links]))
+        if not folders and not files and place != root:
+            yield place.relative_to(root)
+
+
+def _is_baked(path: Path) -> bool:
+    try:
+        return "lorabake.version" in read_header(path).metadata
+    except FileError:
+        return False
+
+
+def _is_index_of(root: Path, path: Path, weights: set[Path]) -> bool:
+    """Tell whether an index names no weights but these, or such as are not there."""
+    try:
+        named = read_object(root / path).get("weight_map")
+    except FileError:
+        return False
+    if not isinstance(named, dict) or not named:
+        return False
+    files = {path.parent / str(name) for name in named.values()}
+    return all(file in weights or not os.path.lexists(root / file) for file in files)
+
+
 def _is_header_of(header: Header, file: OutputFile, digests: Mapping[str, str], hashes: Mapping[str, str]) -> bool:
     """Tell whether a file has the header that is planned, whatever device it names."""
     with open(header.path, "rb") as stream:
@@ -533,107 +595,6 @@ def _same_data(one: Header, other: Header) -> bool:
 
 def _hash_keys(metadata: Mapping[str, str]) -> list[str]:
     return [key for key in (*provenance.DATA_HASHES, provenance.LEGACY_HASH) if key in metadata]
-
-
-def _lock(path: Path, *, is_folder: bool) -> int:
-    """Create the partial file or folder and lock it; one left by a killed bake is taken over."""
-    while True:
-        if is_folder:
-            path.mkdir(exist_ok=True)
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        else:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            status = os.fstat(fd)
-            with suppress(FileNotFoundError):
-                now = os.stat(path)
-                if (now.st_dev, now.st_ino) == (status.st_dev, status.st_ino):
-                    return fd
-        except BlockingIOError:
-            os.close(fd)
-            raise TargetError(
-                f"{path}: another bake is writing this target; wait for it, or choose another"
-            ) from None
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)  # the other bake finished between open and lock: the name means another file by now
-
-
-def _rename_folder(partial: Path, target: Path) -> None:
-    """Put a folder in another's place in one step where the system can."""
-    if not os.path.lexists(target):
-        os.rename(partial, target)
-        return
-    if not _exchange(partial, target):
-        old = target.with_name(target.name + ".old.partial")
-        _remove(old)
-        os.rename(target, old)
-        try:
-            os.rename(partial, target)
-        except BaseException:
-            os.rename(old, target)
-            raise
-        partial = old
-    _remove(partial)
-
-
-def _remove(path: Path) -> None:
-    """Remove a file, a link or a folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    libc = _libc()
-    if libc is None or not hasattr(libc, "renameat2"):
-        return False
-    at_cwd, exchange = -100, 2
-    return bool(libc.renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0)
-
-
-def _reserve(fd: int, size: int) -> None:
-    """Give a file its length, and its blocks on the disk where the file system can promise them."""
-    libc = _libc()
-    if libc is not None and size and libc.fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size)):
-        code = ctypes.get_errno()
-        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OSError(code, os.strerror(code))
-    os.ftruncate(fd, size)
-
-
-def _write_all(fd: int, data: memoryview, position: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(fd, data[done:], position + done)
-
-
-def _start_writeback(fd: int, start: int, length: int) -> None:
-    """Ask Linux to begin writing a range to the disk, so that the fsync at the end finds little to do."""
-    libc = _libc()
-    if libc is not None and hasattr(libc, "sync_file_range"):
-        write = 2
-        libc.sync_file_range(fd, ctypes.c_int64(start), ctypes.c_int64(length), write)
-
-
-def _libc() -> ctypes.CDLL | None:
-    return ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-
-
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _fsync_folder(path: Path) -> None:
-    with suppress(PermissionError):
-        _fsync(path)
 
 
 def _file_sha256(path: Path) -> str:

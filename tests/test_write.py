@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,16 +25,35 @@ from lorabake.baking import RunOptions, bake
 from lorabake.errors import FileError, LorabakeError, SurroundingsError, TargetError
 from lorabake.planning import plan
 from lorabake.recipe import load_recipe
+from lorabake.writing import commit, system
+from lorabake.writing.partial import MARK
 from tests import builders as b
 
 QUICK = RunOptions(fsync=False)
 OLD = b"what was there before"
 
 
+@functools.cache
+def inputs() -> dict[str, bytes]:
+    """Make a base, a LoRA and a diffusers folder, once."""
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        b.save(root / "base.safetensors", b.sd1())
+        b.sd1_lora(root / "lora.safetensors")
+        b.sd1_folder(root / "base")
+        return b.tree(root)
+
+
+def put_inputs(folder: Path, *, is_pipeline: bool) -> None:
+    for name, content in inputs().items():
+        if name == "lora.safetensors" or name.startswith("base/") == is_pipeline:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    b.save(tmp_path / "base.safetensors", b.sd1())
-    b.sd1_lora(tmp_path / "lora.safetensors")
+    put_inputs(tmp_path, is_pipeline=False)
     b.recipe(tmp_path)
     return tmp_path
 
@@ -39,8 +61,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Path:
     """Make a diffusers folder with an older target folder."""
-    b.sd1_folder(tmp_path / "base")
-    b.sd1_lora(tmp_path / "lora.safetensors")
+    put_inputs(tmp_path, is_pipeline=True)
     b.recipe(tmp_path, base="base", output={"path": "out"})
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model_index.json").write_bytes(OLD)
@@ -50,6 +71,21 @@ def pipeline(tmp_path: Path) -> Path:
 def attempt(folder: Path, **options: object) -> Path:
     """Bake as a user does: without overwriting unless told."""
     return b.run(folder / "recipe.yaml", **{"overwrite": False, **options}).path
+
+
+def overwriting(folder: Path, sort: str) -> tuple[Path, Path]:
+    """Return a recipe, and its target, which is there already: a file or a folder."""
+    put_inputs(folder, is_pipeline=sort == "folder")
+    if sort == "file":
+        (folder / "out.safetensors").write_bytes(OLD)
+        return b.recipe(folder), folder / "out.safetensors"
+    (folder / "out").mkdir()
+    (folder / "out" / "model_index.json").write_bytes(OLD)
+    return b.recipe(folder, base="base", output={"path": "out"}), folder / "out"
+
+
+def contents(path: Path) -> object:
+    return b.tree(path) if path.is_dir() else path.read_bytes()
 
 
 def names(folder: Path) -> set[str]:
@@ -117,7 +153,7 @@ def test_a_file_that_a_user_added_to_the_output_folder_is_not_lost_silently(pipe
 def test_weights_that_a_user_added_are_not_lost_even_on_demand(pipeline: Path, name: str) -> None:
     attempt(pipeline, overwrite=True)
     (pipeline / "out" / name).write_bytes(OLD)
-    with pytest.raises(TargetError, match=rf"out: holds {name}, which no bake wrote, and would lose it"):
+    with pytest.raises(TargetError, match=rf"out: holds {name}, which this bake does not put there"):
         attempt(pipeline, overwrite=True)
     assert (pipeline / "out" / name).read_bytes() == OLD
 
@@ -126,7 +162,7 @@ def test_a_folder_of_other_models_is_not_replaced_even_on_demand(pipeline: Path)
     shutil.rmtree(pipeline / "out")
     shutil.copytree(pipeline / "base" / "unet", pipeline / "out" / "precious")
     before = b.tree(pipeline / "out")
-    with pytest.raises(TargetError, match=r"out: holds precious/.*, which no bake wrote"):
+    with pytest.raises(TargetError, match=r"out: holds precious/.*, which this bake does not put there"):
         attempt(pipeline, overwrite=True)
     assert b.tree(pipeline / "out") == before
 
@@ -253,7 +289,7 @@ def raise_error(code: int) -> object:
     return fail
 
 
-@pytest.mark.parametrize("function", ["pwrite", "copy_file_range", "fsync", "replace", "ftruncate"])
+@pytest.mark.parametrize("function", ["pwrite", "copy_file_range", "fsync", "rename", "ftruncate"])
 @pytest.mark.parametrize(
     ("code", "kind", "words"),
     [
@@ -296,7 +332,7 @@ def test_a_disk_that_is_really_full(
     usage = shutil.disk_usage(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     if not reserve:
-        monkeypatch.setattr(write, "_reserve", os.ftruncate, raising=False)
+        monkeypatch.setattr(write, "reserve", os.ftruncate)
     b.recipe(folder, output={"path": "tiny/out.safetensors"})
     with pytest.raises(SurroundingsError, match="the disk is full"):
         attempt(folder)
@@ -315,7 +351,7 @@ def test_where_the_kernel_cannot_copy_the_program_does(
 def test_a_system_without_range_copies(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = b.sha256(attempt(folder))
     monkeypatch.delattr(os, "copy_file_range")
-    monkeypatch.setattr(write, "_libc", lambda: None)
+    monkeypatch.setattr(system, "_libc", lambda: None)
     assert b.sha256(attempt(folder, overwrite=True)) == wanted
 
 
@@ -336,8 +372,8 @@ def test_a_target_that_another_process_writes_is_left_alone(folder: Path) -> Non
         [
             sys.executable,
             "-c",
-            "import fcntl, sys\nf = open('out.safetensors.partial', 'w+')\nfcntl.flock(f, fcntl.LOCK_EX)\n"
-            "f.write('being written'); f.flush(); print(flush=True); sys.stdin.read()",
+            "import sys\nfrom pathlib import Path\nfrom lorabake.writing.partial import Partial\n"
+            "Partial(Path('out.safetensors')).open(); print(flush=True); sys.stdin.read()",
         ],
         cwd=folder,
         stdin=subprocess.PIPE,
@@ -349,7 +385,7 @@ def test_a_target_that_another_process_writes_is_left_alone(folder: Path) -> Non
         holder.stdout.readline()
         with pytest.raises(TargetError, match="another bake is writing this target"):
             attempt(folder)
-        assert (folder / "out.safetensors.partial").read_text() == "being written"
+        assert partials(folder) == ["out.safetensors.partial"]
         holder.stdin.close()
     attempt(folder)
     assert not partials(folder)
@@ -383,22 +419,91 @@ def test_many_bakes_at_once_leave_one_right_target(folder: Path, sort: str) -> N
     assert not partials(folder)
 
 
+def left_by_a_killed_bake(folder: Path) -> None:
+    """Make what a bake killed early leaves of its folder."""
+    folder.mkdir()
+    (folder / MARK).write_bytes(b"")  # killed between open and write
+    (folder / "new").mkdir()
+    (folder / "new" / "link").symlink_to(folder.parent / "base")
+    (folder / "beside").mkdir()
+    (folder / "beside" / "stale.safetensors").write_bytes(OLD)
+
+
 def test_what_a_killed_bake_left_is_taken_over(folder: Path) -> None:
     wanted = b.sha256(attempt(folder))
     (folder / "out.safetensors").unlink()
-    (folder / "out.safetensors.partial").write_bytes(b"x" * 10_000_000)
+    left_by_a_killed_bake(folder / "out.safetensors.partial")
     assert b.sha256(attempt(folder)) == wanted
     assert not partials(folder)
 
 
 def test_what_a_killed_bake_of_a_folder_left_is_taken_over(pipeline: Path) -> None:
-    left = pipeline / "out.partial"
-    (left / "deep" / "er").mkdir(parents=True)
-    (left / "deep" / "stale.safetensors").write_bytes(OLD)
-    (left / "link").symlink_to(pipeline / "base")
+    left_by_a_killed_bake(pipeline / "out.partial")
     attempt(pipeline, overwrite=True)
     assert b.tree(pipeline / "out").keys() == b.tree(pipeline / "base").keys()
+    assert b.tree(pipeline / "base")
     assert not partials(pipeline)
+
+
+STRANGERS: dict[str, Callable[[Path], object]] = {
+    "a file": lambda place: place.write_bytes(OLD),
+    "an empty file": lambda place: place.write_bytes(b""),
+    "a folder": lambda place: (place.mkdir(), (place / "notes.txt").write_bytes(OLD)),
+    "a folder in a folder": lambda place: (place / ".git").mkdir(parents=True),
+    "a checkpoint": lambda place: b.save(place, b.sd1()),
+    "a link": lambda place: (place.parent.joinpath("precious").write_bytes(OLD), place.symlink_to("precious")),
+    "a hard link of the base": lambda place: os.link(place.parent / "base.safetensors", place),
+    "a file beside the mark": lambda place: (left_by_a_killed_bake(place), (place / "notes.txt").write_bytes(OLD)),
+}
+
+
+def seen(folder: Path) -> dict[str, object]:
+    """Say what is in a folder, links and empty folders too."""
+    return {
+        str(path): os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize("name", ["out.safetensors.partial", "out.safetensors.old.partial"])
+@pytest.mark.parametrize("sort", STRANGERS)
+def test_what_no_bake_has_made_is_not_taken_over(folder: Path, sort: str, name: str) -> None:
+    place = folder / name
+    STRANGERS[sort](place)
+    before = seen(folder)
+    if name == "out.safetensors.partial":
+        with pytest.raises(TargetError, match=r"out\.safetensors\.partial: .*no bake has"):
+            attempt(folder)
+        assert seen(folder) == before
+    else:
+        attempt(folder)  # no bake has any use for that name
+        after = seen(folder)
+        assert {key: after[key] for key in before} == before
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("which", ["base", "lora", "recipe"])
+def test_inputs_in_the_folder_of_a_bake(folder: Path, which: str, inside: bool) -> None:
+    place = folder / "out.safetensors.partial"
+    if inside:
+        left_by_a_killed_bake(place)
+    name = {"base": "base.safetensors", "lora": "lora.safetensors", "recipe": "recipe.yaml"}[which]
+    to = place / "new" / name if inside else place
+    os.rename(folder / name, to)
+    said = to.relative_to(folder).as_posix()
+    recipe = folder / "recipe.yaml"
+    if which == "recipe":
+        recipe = to
+        to.write_text(to.read_text().replace("path: ", f"path: {folder}/").replace("base: ", f"base: {folder}/"))
+        to.write_text(to.read_text().replace("- lora", f"- {folder}/lora"))
+    elif which == "base":
+        b.recipe(folder, base=said)
+    else:
+        b.recipe(folder, loras=[said])
+    before = b.tree(folder)
+    with pytest.raises(LorabakeError, match=r"an input of this recipe"):
+        b.run(recipe, overwrite=True)
+    assert b.tree(folder) == before
 
 
 def test_a_partial_that_is_a_link_is_not_followed(folder: Path) -> None:
@@ -462,52 +567,140 @@ def test_an_input_that_becomes_shorter(folder: Path, monkeypatch: pytest.MonkeyP
     assert not partials(folder)
 
 
-# -- Folders change places -------------------------------------------------------------------------------
+# -- Names change places ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("exchange", [True, False])
-def test_replacing_a_folder(pipeline: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool) -> None:
+@pytest.mark.parametrize("sort", ["file", "folder"])
+def test_replacing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool, sort: str) -> None:
+    recipe, target = overwriting(tmp_path, sort)
     if not exchange:
-        monkeypatch.setattr(write, "_exchange", lambda one, other: False)
-    rename, absent = os.rename, []
-
-    def watched(*arguments: Path) -> None:
-        rename(*arguments)
-        absent.append(not (pipeline / "out").exists())
-
-    monkeypatch.setattr(os, "rename", watched)
-    attempt(pipeline, overwrite=True)
-    assert b.tree(pipeline / "out").keys() == b.tree(pipeline / "base").keys()
-    assert absent == ([] if exchange else [True, False])
-    assert not partials(pipeline)
+        monkeypatch.setattr(commit, "exchange", lambda one, other: False)
+    before = contents(target)
+    b.run(recipe)
+    new = contents(target)
+    assert new != before
+    shutil.rmtree(target) if sort == "folder" else target.unlink()
+    b.run(recipe)
+    assert contents(target) == new
+    assert not partials(tmp_path)
 
 
-def test_without_an_exchange_a_failure_puts_the_old_folder_back(
+@pytest.mark.parametrize("exchange", [True, False])
+@pytest.mark.parametrize("sort", ["file", "folder"])
+def test_a_rename_that_fails_leaves_the_old_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sort: str, exchange: bool
+) -> None:
+    recipe, target = overwriting(tmp_path, sort)
+
+    def fail(source: Path, to: Path) -> bool:
+        if Path(to) != target:
+            return replace(source, to)
+        if not exchange and not system_says:
+            system_says.append(False)
+            return False
+        raise OSError(errno.EIO, "broken")
+
+    system_says: list[bool] = []
+    replace: Callable[..., Any] = os.replace
+    monkeypatch.setattr(commit, "exchange", fail)
+    monkeypatch.setattr(os, "replace", fail)
+    before = b.tree(tmp_path)
+    with pytest.raises(TargetError, match="cannot write there: broken"):
+        b.run(recipe)
+    assert b.tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("sort", ["file", "folder"])
+@pytest.mark.parametrize("when", ["before", "between"])
+def test_a_target_that_another_program_puts_there_at_the_end_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sort: str, when: str
+) -> None:
+    recipe, target = overwriting(tmp_path, sort)
+    do, exchange = commit.Move.do, commit.exchange
+    stranger = tmp_path / "stranger"
+    stranger.write_bytes(b"of another program")
+
+    def put() -> None:
+        if stranger.exists():
+            shutil.rmtree(target) if sort == "folder" else target.unlink()
+            os.rename(stranger, target)
+
+    def do_late(move: commit.Move) -> None:
+        put()
+        do(move)
+
+    def exchange_late(one: Path, other: Path) -> bool:
+        put()
+        return exchange(one, other)
+
+    if when == "before":
+        monkeypatch.setattr(commit.Move, "do", do_late)
+    else:
+        monkeypatch.setattr(commit, "exchange", exchange_late)
+    with pytest.raises(TargetError, match="another program has put something else there"):
+        b.run(recipe)
+    assert target.read_bytes() == b"of another program"
+    assert not partials(tmp_path)
+
+
+def test_what_comes_into_the_target_folder_during_the_bake_is_kept(
     pipeline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(write, "_exchange", lambda one, other: False)
-    rename = os.rename
+    complete = write.Output.complete
 
-    def failing(source: Path, target: Path) -> None:
-        if str(source).endswith("out.partial") and str(target).endswith("out"):
-            raise OSError(errno.EIO, "broken")
-        rename(source, target)
+    def late(output: write.Output, *arguments: Any) -> None:
+        complete(output, *arguments)
+        (pipeline / "out" / "notes.txt").write_bytes(OLD)
 
-    monkeypatch.setattr(os, "rename", failing)
-    with pytest.raises(TargetError):
+    monkeypatch.setattr(write.Output, "complete", late)
+    with pytest.raises(TargetError, match=r"out: holds notes\.txt, which this bake does not put there"):
         attempt(pipeline, overwrite=True)
-    assert b.tree(pipeline / "out") == {"model_index.json": OLD}
+    assert b.tree(pipeline / "out") == {"model_index.json": OLD, "notes.txt": OLD}
     assert not partials(pipeline)
 
 
-def test_what_a_bake_killed_between_two_renames_left_is_no_hindrance(
-    pipeline: Path, monkeypatch: pytest.MonkeyPatch
+MEDDLING: dict[str, Callable[[Path], object]] = {
+    "folder removed": lambda place: shutil.rmtree(place),
+    "folder renamed": lambda place: os.rename(place, place.with_name("elsewhere")),
+    "folder replaced": lambda place: (os.rename(place, place.with_name("elsewhere")), place.mkdir()),
+    "weights removed": lambda place: weights_in(place).unlink(),
+    "weights replaced": lambda place: replace_by(weights_in(place), OLD),
+    "weights shorter": lambda place: os.truncate(weights_in(place), 100),
+    "weights empty": lambda place: os.truncate(weights_in(place), 0),
+    "weights longer": lambda place: os.truncate(weights_in(place), 10**7),
+}
+
+
+def weights_in(place: Path) -> Path:
+    new = place / "new"
+    return next(new.rglob("*.safetensors")) if new.is_dir() else new
+
+
+def replace_by(path: Path, content: bytes) -> None:
+    path.unlink()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("when", ["copy", "check_finished", "complete", "commit"])
+@pytest.mark.parametrize("sort", ["file", "folder"])
+@pytest.mark.parametrize("what", MEDDLING)
+def test_another_program_in_the_folder_of_a_bake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, sort: str, when: str
 ) -> None:
-    monkeypatch.setattr(write, "_exchange", lambda one, other: False)
-    (pipeline / "out.old.partial").mkdir()
-    (pipeline / "out.old.partial" / "older.txt").write_bytes(OLD)
-    attempt(pipeline, overwrite=True)
-    assert b.tree(pipeline / "out").keys() == b.tree(pipeline / "base").keys()
+    recipe, target = overwriting(tmp_path, sort)
+    before, real = contents(target), getattr(write.Output, when)
+    seldom = iter([True])
+
+    def meddled(output: write.Output, *arguments: Any, **options: Any) -> object:
+        if next(seldom, False):
+            MEDDLING[what](output.partial.path)
+        return real(output, *arguments, **options)
+
+    monkeypatch.setattr(write.Output, when, meddled)
+    with pytest.raises(LorabakeError, match="another program has"):
+        b.run(recipe)
+    assert contents(target) == before
 
 
 # -- Crashes ---------------------------------------------------------------------------------------------
@@ -523,7 +716,7 @@ CRASHES = """
     digest = (lambda path: sorted((k, hash(v)) for k, v in b.tree(path).items())) if old.is_dir() else b.sha256
 
     def restore():
-        for path in (target, *target.parent.glob(target.name + ".*partial")):
+        for path in (target, *target.parent.glob(target.name + ".partial")):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         shutil.copytree(old, target) if old.is_dir() else shutil.copyfile(old, target)
 

@@ -36,6 +36,32 @@ GARBAGE = 100_000
 """New objects after which Python looks for garbage; 700 to 2,000 by default."""
 
 
+class Interruption:
+    """Let the first SIGINT or SIGTERM end the command. Later ones, and those after the work is done, do nothing."""
+
+    def __init__(self) -> None:
+        self._is_heard = True
+
+    def listen(self) -> None:
+        """Begin, unless whoever started this process has it ignore SIGINT."""
+        self._is_heard = True
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._hear)
+
+    def ignore(self) -> None:
+        """Let no signal interrupt from now on."""
+        self._is_heard = False
+
+    def _hear(self, *_: object) -> None:
+        if self._is_heard:
+            self._is_heard = False
+            raise KeyboardInterrupt
+
+
+interruption = Interruption()
+
+
 class LazyGroup(click.Group):
     """Import a command's module when it is called, so that `--help` stays fast."""
 
@@ -70,9 +96,10 @@ def lorabake() -> None:
 
 def main() -> None:
     """Run the command line; turn every expected failure into one message and its exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    interruption.listen()
     try:
         code = lorabake.main(standalone_mode=False)
+        interruption.ignore()
     except LorabakeError as error:
         first, *rest = str(error).splitlines() or [type(error).__name__]
         click.echo(click.style("error: ", fg="red", bold=True) + first, err=True)
@@ -117,7 +144,3 @@ def entry() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(end.code if isinstance(end.code, int) else 1)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt

@@ -12,7 +12,7 @@ import click
 from lorabake.baking import RunOptions
 from lorabake.baking import bake as run_bake
 from lorabake.changes import FADES
-from lorabake.cli import CONTEXT
+from lorabake.cli import CONTEXT, interruption
 from lorabake.cli.show import ledger_lines, rate_of, shown, size_of, survives
 from lorabake.errors import SurroundingsError, TargetError
 from lorabake.planning import Plan, default_workers
@@ -83,6 +83,7 @@ def bake(
         fsync=fsync,
         progress=advance,
         warn=lambda message: click.echo(f"warning: {message}", err=True),
+        done=interruption.ignore,
     )
     try:
         result = run_bake(plan, options)

@@ -1,0 +1,187 @@
+"""The folder NAME.partial beside a target: in it a bake makes everything, and it is gone when the bake ends.
+
+It bears a mark of lorabake's, and is locked while its bake runs. A killed bake leaves it behind; the next bake onto
+the same target takes it over. It removes what is in it, unless the killed one had begun to give its files their
+names: then it completes that first. What bears no mark is never touched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from lorabake.errors import TargetError
+from lorabake.writing.commit import Move, complete, identity
+from lorabake.writing.system import fsync, fsync_folder, lock, remove
+
+MARK: Final = "lorabake.json"
+"""The file that marks the folder as lorabake's; it lists the moves once they begin."""
+
+_MARK_NEW: Final = MARK + ".new"
+NEW: Final = "new"
+"""What becomes the target: a file, or a folder."""
+
+BESIDE: Final = "beside"
+"""A folder of files that go beside the target."""
+
+_OURS: Final = {MARK, _MARK_NEW, NEW, NEW + ".old", BESIDE}
+
+
+def partial_of(target: Path) -> Path:
+    """Return the name of the folder in which a target is made."""
+    return target.with_name(target.name + ".partial")
+
+
+class Partial:
+    """Hold the folder in which a target is made."""
+
+    def __init__(self, target: Path) -> None:
+        self.path = partial_of(target)
+        self.new = self.path / NEW
+        self._fd = -1
+
+    def beside(self, target: Path) -> Path:
+        """Return where a file is made that goes beside the target."""
+        return self.path / BESIDE / target.name
+
+    def open(self) -> bool:
+        """Make the folder, or take over what a killed bake has left; tell whether that changed a target.
+
+        Raise TargetError if another bake has it, or if it is not lorabake's; OSError where the system refuses.
+        """
+        self._fd = _locked(self.path)
+        try:
+            is_completed = self._take_over()
+            (self.path / BESIDE).mkdir()
+        except BaseException:
+            self.leave()
+            raise
+        return is_completed
+
+    def _take_over(self) -> bool:
+        found = set(os.listdir(self._fd))
+        if found and MARK not in found:
+            raise _stranger(self.path)
+        if strangers := sorted(found - _OURS):
+            raise TargetError(
+                f"{self.path}: holds {strangers[0]}, which no bake has put there\n"
+                "A bake makes its output in this folder. Move it, or choose another output."
+            )
+        if not found:
+            (self.path / MARK).write_bytes(_journal([]))
+            return False
+        moves = _read_journal(self.path)
+        has_begun = any(move.has_begun for move in moves)
+        if has_begun:
+            complete(moves)
+            fsync_folder(self.path.parent)
+        self._empty()
+        (self.path / MARK).write_bytes(_journal([]))
+        return has_begun
+
+    def _empty(self) -> None:
+        """Remove all but the mark, which tells to the last that the folder is lorabake's."""
+        for name in _OURS - {MARK}:
+            remove(self.path / name)
+
+    def check(self) -> None:
+        """Raise TargetError unless the name still is this folder's."""
+        if identity(self.path) != identity(self._fd):
+            raise TargetError(f"{self.path}: another program has moved or removed it; nothing was replaced")
+
+    def note(self, moves: Sequence[Move], *, durable: bool) -> None:
+        """Write down what is about to be moved, so that the next bake can complete it."""
+        place = self.path / _MARK_NEW
+        place.write_bytes(_journal(moves))
+        if durable:
+            fsync(place)
+        os.rename(place, self.path / MARK)
+        if durable:
+            for folder in (self.path, self.path / BESIDE):
+                fsync_folder(folder)
+
+    def remove(self) -> None:
+        """Remove the folder and all in it; raise OSError where the system refuses."""
+        try:
+            if identity(self.path) == identity(self._fd):
+                self._empty()
+                with suppress(FileNotFoundError):
+                    (self.path / MARK).unlink()
+                self.path.rmdir()
+        finally:
+            self.leave()
+
+    def leave(self) -> None:
+        """Unlock the folder, and leave it as it is."""
+        if self._fd >= 0:
+            with suppress(OSError):
+                os.close(self._fd)
+            self._fd = -1
+
+
+def _stranger(path: Path) -> TargetError:
+    what = "is a symbolic link" if path.is_symlink() else "is there"
+    return TargetError(
+        f"{path}: {what}, and no bake has made it\n"
+        "A bake makes its output in a folder of this name. Move it, or choose another output."
+    )
+
+
+def _locked(path: Path) -> int:
+    """Make the folder if need be, and lock it."""
+    while True:
+        is_new = False
+        with suppress(FileExistsError):
+            path.mkdir()
+            is_new = True
+        try:
+            if not stat.S_ISDIR(os.lstat(path).st_mode):
+                raise _stranger(path)
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:  # the other bake has ended
+            continue
+        try:
+            if not lock(fd) and not is_new:
+                raise TargetError(
+                    f"{path}: is there, and this file system has no locks: another bake may be writing this target\n"
+                    "If none is, remove the folder."
+                )
+            if identity(path) == identity(fd):
+                return fd
+        except BlockingIOError:
+            os.close(fd)
+            raise TargetError(
+                f"{path}: another bake is writing this target; wait for it, or choose another"
+            ) from None
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # the other bake has ended between open and lock: the name means another folder by now
+
+
+def _journal(moves: Sequence[Move]) -> bytes:
+    rows = [[move.made.name, move.target.name, move.new, move.old] for move in moves]
+    return json.dumps({"lorabake": "this folder holds a bake that is not finished", "moves": rows}).encode()
+
+
+def _read_journal(folder: Path) -> list[Move]:
+    """Return the moves that a killed bake wrote down; none if it was killed before."""
+    try:
+        with open(folder / MARK, "rb") as stream:
+            rows = json.loads(stream.read(1 << 20) or b"{}").get("moves", [])
+        return [
+            Move(
+                folder / NEW if made == NEW else folder / BESIDE / made,
+                folder.parent / target,
+                (new[0], new[1]),
+                (old[0], old[1]) if old else None,
+            )
+            for made, target, new, old in rows
+        ]
+    except (ValueError, TypeError, AttributeError, IndexError):
+        raise _stranger(folder) from None

@@ -1,0 +1,118 @@
+"""The system calls that writing takes, and what stands in where a system lacks one."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+_AT_CWD: Final = -100
+_NO_REPLACE: Final = 1
+_EXCHANGE: Final = 2
+_NO_SUCH_CALL: Final = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV}
+"""What a system or a file system answers that knows no such way to rename."""
+
+NO_LOCKS: Final = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+"""What a file system without locks answers."""
+
+
+def _libc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two names change places in one step; return False where the system cannot."""
+    return _rename(one, other, _EXCHANGE)
+
+
+def rename_new(source: Path, target: Path) -> None:
+    """Rename; raise FileExistsError rather than replace anything, where the system can tell in the same step."""
+    if not _rename(source, target, _NO_REPLACE):
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+        os.rename(source, target)
+
+
+def _rename(source: Path, target: Path, how: int) -> bool:
+    libc = _libc()
+    if libc is None or not hasattr(libc, "renameat2"):
+        return False
+    if libc.renameat2(_AT_CWD, os.fsencode(source), _AT_CWD, os.fsencode(target), how) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _NO_SUCH_CALL:
+        return False
+    raise OSError(code, os.strerror(code), str(source), None, str(target))
+
+
+def lock(fd: int) -> bool:
+    """Lock a file or folder for this process; return False where the file system has no locks.
+
+    Raise BlockingIOError if another process has it.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            return False
+        raise
+    return True
+
+
+def reserve(fd: int, size: int) -> None:
+    """Give a file its length, and its blocks on the disk where the file system can promise them."""
+    libc = _libc()
+    if libc is not None and size and libc.fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size)):
+        code = ctypes.get_errno()
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OSError(code, os.strerror(code))
+    os.ftruncate(fd, size)
+
+
+def start_writeback(fd: int, start: int, length: int) -> None:
+    """Ask the system to begin writing a range to the disk, so that fsync has less to wait for."""
+    libc = _libc()
+    if libc is not None and hasattr(libc, "sync_file_range"):
+        write = 2
+        libc.sync_file_range(fd, ctypes.c_int64(start), ctypes.c_int64(length), write)
+
+
+def write_all(fd: int, data: memoryview, position: int) -> None:
+    """Write bytes at a position; raise OSError if the system takes none of them."""
+    done = 0
+    while done < len(data):
+        count = os.pwrite(fd, data[done:], position + done)
+        if count == 0:
+            raise OSError(errno.EIO, "the system wrote nothing")
+        done += count
+
+
+def fsync(path: Path) -> None:
+    """Wait until the disk has a file, or a folder's names."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def fsync_folder(path: Path) -> None:
+    """Wait until the disk has a folder's names, where this process may ask for that."""
+    with suppress(PermissionError):
+        fsync(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
