@@ -122,7 +122,10 @@ def bake(recipe: Recipe | Plan, options: RunOptions | None = None) -> BakeResult
     finally:
         inputs.close()
     if output.left is not None:
-        options.warn(f"{plan.path} is complete, but {output.partial.path} cannot be removed: {output.left.strerror}")
+        options.warn(
+            f"{plan.path} is complete, but {output.partial.path} cannot be removed: {output.left.strerror}; "
+            "the next bake of this target removes it"
+        )
     return result
 
 

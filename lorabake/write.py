@@ -115,10 +115,10 @@ class Inputs:
                 raise FileError(f"{path}: changed while it was read; nothing was written\nRun the bake again.")
 
     def close(self) -> None:
-        """Close every file."""
-        for fd in self._fds.values():
-            os.close(fd)
-        self._fds.clear()
+        """Close every file; what they held has been read."""
+        while self._fds:
+            with suppress(OSError):
+                os.close(self._fds.popitem()[1])
 
 
 class Output:
@@ -141,35 +141,38 @@ class Output:
 
     def __enter__(self) -> Self:
         try:
+            check_is_no_input(self.plan.sources, self.partial.path)
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            with held():
+                self.partial.open()
+                self._state = "open"
             self._check_target()
             free = shutil.disk_usage(self.path.parent).free
             needed = self.size + sum(embedding.size for embedding in self.plan.embeddings)
             if free < needed:
                 raise SurroundingsError(f"{self.path.parent}: {_size(free)} free, and the bake needs {_size(needed)}")
-            with held():
-                is_changed = self.partial.open()
-                self._state = "open"
-            if is_changed:
-                self._check_target()
             self._create()
             for embedding in self.plan.embeddings:
                 _write_embedding(embedding, self.partial.beside(embedding.path), fsync=self.fsync)
             self._check_beside()
+            return self
         except OSError as error:
             self._clean()
             raise os_error(self.partial.path, error) from None
         except BaseException:
             self._clean()
             raise
-        return self
 
     def __exit__(self, *_: object) -> None:
-        self._clean()
+        try:
+            with held():
+                self._clean()
+        except BaseException:  # a signal before it was held
+            self._clean()
+            raise
 
     def _check_target(self) -> None:
         path = self.path
-        check_is_no_input(self.plan.sources, self.partial.path)
         if not os.path.lexists(path):
             return
         if path.is_dir() != self.plan.is_folder:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from lorabake import RunOptions, VerifyOptions, bake, load_recipe, plan, verify
 from lorabake.errors import LorabakeError, MatchError, TargetError
 from lorabake.inspection import inspect
+from lorabake.writing import commit
 from tests import builders as b
 from tests.test_survival import cli
 
@@ -228,14 +228,14 @@ def test_a_bake_that_fails_at_the_end_changes_nothing(
     for name in ("out.one.safetensors", "out.two.safetensors", "out.safetensors") if has_old else ():
         (tmp_path / name).write_bytes(b"old")
     before = b.tree(tmp_path)
-    replace: Callable[..., None] = os.replace
+    do = commit.Move.do
 
-    def fail(source: Path, target: Path) -> None:
-        if Path(target).name == fails_at and Path(source).name == f"{fails_at}.partial":
+    def fail(move: commit.Move) -> None:
+        if move.target.name == fails_at:
             raise OSError(28, "No space left on device")
-        replace(source, target)
+        do(move)
 
-    monkeypatch.setattr(os, "replace", fail)
+    monkeypatch.setattr(commit.Move, "do", fail)
     with pytest.raises(LorabakeError):
         b.run(recipe, overwrite=True)
     assert b.tree(tmp_path) == before

@@ -19,8 +19,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Lowest first. Modules of one row do not import each other.
 LAYERS = (
-    ("errors",),
-    ("tensors",),
+    ("errors", "interrupts"),
+    ("tensors", "writing"),
     ("keymap",),
     ("components",),
     ("architectures", "adapters", "dialects"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import json
 import os
 import shutil
 import signal
@@ -703,97 +702,7 @@ def test_another_program_in_the_folder_of_a_bake(
     assert contents(target) == before
 
 
-# -- Crashes ---------------------------------------------------------------------------------------------
-
-CRASHES = """
-    import json, os, shutil, signal, sys, threading
-    from pathlib import Path
-    import lorabake.execute
-    from tests import builders as b
-
-    recipe, target = Path(sys.argv[1]), Path(sys.argv[2])
-    old = target.with_name("old")
-    digest = (lambda path: sorted((k, hash(v)) for k, v in b.tree(path).items())) if old.is_dir() else b.sha256
-
-    def restore():
-        for path in (target, *target.parent.glob(target.name + ".partial")):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        shutil.copytree(old, target) if old.is_dir() else shutil.copyfile(old, target)
-
-    def forked(last):
-        pid = os.fork()
-        if pid == 0:
-            lock, calls = threading.Lock(), iter(range(10**6))
-            def killing(function):
-                def call(*arguments, **options):
-                    with lock:
-                        if next(calls) == last:
-                            os.kill(os.getpid(), signal.SIGKILL)
-                    return function(*arguments, **options)
-                return call
-            if last is not None:
-                names = "pwrite copy_file_range ftruncate fsync replace rename mkdir unlink rmdir"
-                for name in names.split():
-                    setattr(os, name, killing(getattr(os, name)))
-                shutil.copyfile = killing(shutil.copyfile)
-            b.run(recipe, fsync=True, workers=2)
-            os._exit(0)
-        return os.waitpid(pid, 0)[1]
-
-    restore()
-    before = digest(target)
-    assert forked(None) == 0
-    wanted = digest(target)
-    stages = []
-    for last in range(1000):
-        restore()
-        status = forked(last)
-        found = digest(target) if target.exists() else "absent"
-        assert forked(None) == 0
-        stages.append({
-            "killed": status == signal.SIGKILL, "status": status,
-            "old": found == before, "new": found == wanted,
-            "mended": digest(target) == wanted,
-            "left": [p.name for p in target.parent.glob("*.partial")],
-        })
-        if status == 0:
-            break
-    print(json.dumps(stages))
-"""
-
-
-@pytest.mark.parametrize("sort", ["file", "folder"])
-def test_a_kill_at_any_moment_leaves_the_old_target_or_the_new_one(tmp_path: Path, sort: str) -> None:
-    b.sd1_lora(tmp_path / "lora.safetensors")
-    if sort == "file":
-        b.save(tmp_path / "base.safetensors", b.sd1())
-        (tmp_path / "old").write_bytes(OLD)
-        recipe, target = b.recipe(tmp_path), tmp_path / "out.safetensors"
-    else:
-        b.sd1_folder(tmp_path / "base")
-        (tmp_path / "old").mkdir()
-        (tmp_path / "old" / "model_index.json").write_bytes(OLD)
-        recipe, target = b.recipe(tmp_path, base="base", output={"path": "out"}), tmp_path / "out"
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(CRASHES), recipe, target],
-        cwd=Path(__file__).parents[1],
-        env=dict(os.environ, PYTHONHASHSEED="0", PYTHONPATH=str(Path(__file__).parents[1])),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    stages = json.loads(done.stdout)
-    assert len(stages) > 10
-    assert [stage["killed"] for stage in stages] == [True] * (len(stages) - 1) + [False]
-    for number, stage in enumerate(stages):
-        assert stage["old"] or stage["new"], (number, stage)
-        assert stage["mended"], (number, stage)
-        assert stage["left"] == [], (number, stage)
-    news = [stage["new"] for stage in stages]
-    assert news == sorted(news)
-    assert stages[0]["old"]
-
+# -- Signals -----------------------------------------------------------------------------------------------
 
 INTERRUPTED = """
     import signal, sys, time

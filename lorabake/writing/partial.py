@@ -49,22 +49,24 @@ class Partial:
         """Return where a file is made that goes beside the target."""
         return self.path / BESIDE / target.name
 
-    def open(self) -> bool:
-        """Make the folder, or take over what a killed bake has left; tell whether that changed a target.
+    def open(self) -> None:
+        """Make the folder, or take over what a killed bake has left.
 
         Raise TargetError if another bake has it, or if it is not lorabake's; OSError where the system refuses.
         """
         self._fd = _locked(self.path)
+        found = set(os.listdir(self._fd))
         try:
-            is_completed = self._take_over()
+            self._take_over(found)
             (self.path / BESIDE).mkdir()
         except BaseException:
+            if not found:
+                with suppress(OSError):
+                    self.remove()
             self.leave()
             raise
-        return is_completed
 
-    def _take_over(self) -> bool:
-        found = set(os.listdir(self._fd))
+    def _take_over(self, found: set[str]) -> None:
         if found and MARK not in found:
             raise _stranger(self.path)
         if strangers := sorted(found - _OURS):
@@ -72,17 +74,13 @@ class Partial:
                 f"{self.path}: holds {strangers[0]}, which no bake has put there\n"
                 "A bake makes its output in this folder. Move it, or choose another output."
             )
-        if not found:
-            (self.path / MARK).write_bytes(_journal([]))
-            return False
-        moves = _read_journal(self.path)
-        has_begun = any(move.has_begun for move in moves)
-        if has_begun:
-            complete(moves)
-            fsync_folder(self.path.parent)
-        self._empty()
+        if found:
+            moves = _read_journal(self.path)
+            if any(move.has_begun for move in moves):
+                complete(moves)
+                fsync_folder(self.path.parent)
+            self._empty()
         (self.path / MARK).write_bytes(_journal([]))
-        return has_begun
 
     def _empty(self) -> None:
         """Remove all but the mark, which tells to the last that the folder is lorabake's."""
@@ -145,6 +143,9 @@ def _locked(path: Path) -> int:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except FileNotFoundError:  # the other bake has ended
             continue
+        except OSError:
+            _remove_new(path, is_new=is_new)
+            raise
         try:
             if not lock(fd) and not is_new:
                 raise TargetError(
@@ -160,8 +161,15 @@ def _locked(path: Path) -> int:
             ) from None
         except BaseException:
             os.close(fd)
+            _remove_new(path, is_new=is_new)
             raise
         os.close(fd)  # the other bake has ended between open and lock: the name means another folder by now
+
+
+def _remove_new(path: Path, *, is_new: bool) -> None:
+    if is_new:
+        with suppress(OSError):
+            path.rmdir()
 
 
 def _journal(moves: Sequence[Move]) -> bytes:

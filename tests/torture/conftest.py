@@ -15,6 +15,8 @@ from typing import TypeVar
 
 import pytest
 
+from tests.torture.harness import Server, serving
+
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 START, END = "<!-- written by make torture -->", "<!-- end of what make torture writes -->"
 PROPERTY = "torture"
@@ -54,6 +56,13 @@ def tally(request: pytest.FixtureRequest) -> Iterator[Callable[[str, str], Tally
     for each in tallies:
         assert each.kept or each.broken, f"{each.title}: nothing was tried"
         assert not each.broken, f"{each.title}: {len(each.broken)} broke the promise:\n" + "\n".join(each.broken[:20])
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """Run the process that bakes, for the tests of one file."""
+    with serving() as started:
+        yield started
 
 
 @pytest.fixture
@@ -100,7 +109,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     ]
     table = table_of(rows_of(reports))
     terminalreporter.write_line(table)
-    if not config.getoption("keyword") and not config.getoption("lf"):
+    if not config.getoption("keyword") and not config.getoption("lf", False):
         page = PAGE.read_text(encoding="utf-8")
         PAGE.write_text(
             re.sub(f"{START}.*{END}", lambda _: f"{START}\n\n{table}\n\n{END}", page, flags=re.DOTALL),
