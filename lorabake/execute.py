@@ -432,7 +432,7 @@ class Executor:
         """Read a patch's tensors, and compute what all of its rows share; products take the scale in."""
         kind = patch.kind
         tensors = {
-            slot: self._read_whole(info)
+            slot: self._read_stored(info) if slot in kind.integers else self._read_whole(info)
             for slot, info in patch.tensors.items()
             if slot != "alpha" or not kind.alpha_is_scale
         }

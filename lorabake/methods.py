@@ -43,6 +43,8 @@ def combine(
 
     if method.name == "svd":
         total = sum((delta * strength for delta, strength in zip(deltas, strengths, strict=True)), deltas[0] * 0)
+        if not bool(total.isfinite().all()):
+            return total  # what is no number has no singular values; the bake refuses it by the weight's name
         left, values, right = torch.linalg.svd(total, full_matrices=False)
         rank = method.rank or 1
         thin: torch.Tensor = (left[:, :rank] * values[:rank]) @ right[:rank]

@@ -9,7 +9,18 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, matrix, scattered, whole_number
+from lorabake.adapters.kind import (
+    Kind,
+    Settings,
+    Shapes,
+    Tensors,
+    Terms,
+    matrix,
+    scattered,
+    stated,
+    stated_seed,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -29,10 +40,7 @@ class FourierFt(Kind):
 
     def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
         """Read the scale and the seed of the places."""
-        scaling, seed = (config or {}).get("scaling"), (config or {}).get("random_loc_seed")
-        if type(scaling) not in (int, float) or type(seed) is not int:
-            raise ValueError("no adapter_config.json says scaling and random_loc_seed")
-        return {"scaling": scaling, "seed": seed}
+        return {"scaling": stated(config, "scaling"), "seed": stated_seed(config, "random_loc_seed")}
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for no more coefficients than values."""

@@ -12,6 +12,8 @@ from itertools import zip_longest
 from math import prod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from lorabake.keymap.peft import is_finite
+
 if TYPE_CHECKING:
     import torch
 
@@ -250,19 +252,27 @@ def check_core(program: str, has_core: bool, weight: tuple[int, ...]) -> None:
 
 
 def stated(config: Settings | None, name: str) -> float:
-    """Return a number that PEFT's configuration has to say; raise ValueError where it does not."""
+    """Return a finite number that PEFT's configuration has to say; raise ValueError where it does not."""
     value = (config or {}).get(name)
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise ValueError(f"no adapter_config.json says {name}")
+    if not is_finite(value):
+        raise ValueError(f"no adapter_config.json says {name}, a finite number")
     return value
+
+
+def stated_seed(config: Settings | None, name: str) -> int:
+    """Return a seed that PEFT's configuration has to say; raise ValueError where it says none that torch takes."""
+    seed = (config or {}).get(name)
+    if type(seed) is not int or not -(1 << 63) <= seed < 1 << 64:
+        raise ValueError(f"no adapter_config.json says {name}, a whole number of 64 bits")
+    return seed
 
 
 def seed_of(config: Settings | None) -> int:
     """Return the seed of random matrices that a file left out; raise ValueError where that was not meant."""
-    seed = stated(config, "projection_prng_key")
+    seed = stated_seed(config, "projection_prng_key")
     if (config or {}).get("save_projection", True):
         raise ValueError("adapter_config.json says save_projection, and its random matrices are not in the file")
-    return int(seed)
+    return seed
 
 
 def scattered(values: torch.Tensor, shape: tuple[int, int], seed: int) -> torch.Tensor:

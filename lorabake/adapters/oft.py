@@ -25,12 +25,17 @@ if TYPE_CHECKING:
     import torch
 
 
+MAX_TERMS = 100
+"""Terms of a rotation's series; PEFT takes 5 unless it is told otherwise."""
+
+
 def cayley(skew: torch.Tensor) -> torch.Tensor:
     """Return (I + Q)(I − Q)⁻¹ of skew matrices Q (…, b, b)."""
     import torch
 
     identity = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
-    turn: torch.Tensor = torch.linalg.solve(identity - skew, identity + skew)  # the two commute
+    # The two commute. Where `solve` would fail, no numbers come out, and the bake refuses those by the weight's name.
+    turn: torch.Tensor = torch.linalg.solve_ex(identity - skew, identity + skew).result
     return turn
 
 
@@ -52,7 +57,7 @@ def series(skew: torch.Tensor, terms: int, last: int) -> torch.Tensor:
 def bounded(skew: torch.Tensor, bound: float) -> torch.Tensor:
     """Shrink Q of all blocks together to the norm `bound` where it is longer."""
     norm = float(skew.norm())
-    return skew * (max(bound, 0.0) / norm) if norm > bound else skew
+    return skew * (max(bound, 0.0) / norm) if norm > max(bound, 0.0) else skew
 
 
 class Oft(Kind):
@@ -251,8 +256,8 @@ class PeftOft(Kind):
         if "use_cayley_neumann" not in config:
             raise ValueError("its adapter_config.json, of an older PEFT, does not say use_cayley_neumann")
         count = config.get("num_cayley_neumann_terms", 5)
-        if type(count) is not int or count < 1:
-            raise ValueError(f"num_cayley_neumann_terms is {count!r}")
+        if type(count) is not int or not 1 <= count <= MAX_TERMS:
+            raise ValueError(f"num_cayley_neumann_terms is {count!r:.50}, and 1 to {MAX_TERMS} are known")
         if not config["use_cayley_neumann"]:
             return {"terms": 0, "scaled": False}
         older = is_before(config, 0, 18, 0)

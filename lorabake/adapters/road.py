@@ -37,7 +37,7 @@ class Road(Kind):
     def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
         """Read the variant and the size of groups."""
         variant, size = (config or {}).get("variant"), (config or {}).get("group_size", 64)
-        if variant not in PARAMETERS or type(size) is not int or size < 2 or size % 2:
+        if not isinstance(variant, str) or variant not in PARAMETERS or type(size) is not int or size < 2 or size % 2:
             raise ValueError("no adapter_config.json says RoAd's variant and an even group_size")
         if prod(shapes["road_theta"]) % (PARAMETERS[str(variant)] * size):
             raise ValueError(f"groups of {size} do not divide its outputs")

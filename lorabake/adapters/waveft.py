@@ -13,7 +13,17 @@ from importlib.util import find_spec
 from math import prod
 from typing import TYPE_CHECKING, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, scattered, whole_number
+from lorabake.adapters.kind import (
+    Kind,
+    Settings,
+    Shapes,
+    Tensors,
+    Terms,
+    scattered,
+    stated,
+    stated_seed,
+    whole_number,
+)
 from lorabake.errors import SurroundingsError
 
 if TYPE_CHECKING:
@@ -63,13 +73,17 @@ class WaveFt(Kind):
     def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
         """Read scale, seed and wavelet."""
         said = config or {}
-        scaling, seed, family = (said.get(name) for name in ("scaling", "random_loc_seed", "wavelet_family"))
-        if type(scaling) not in (int, float) or type(seed) is not int or type(said.get("use_idwt")) is not bool:
-            raise ValueError("no adapter_config.json says scaling, random_loc_seed and use_idwt")
+        scaling, seed, family = (
+            stated(said, "scaling"),
+            stated_seed(said, "random_loc_seed"),
+            said.get("wavelet_family"),
+        )
+        if type(said.get("use_idwt")) is not bool:
+            raise ValueError("no adapter_config.json says use_idwt")
         if not said["use_idwt"]:
             return {"scaling": scaling, "seed": seed, "wavelet": ""}
-        if family not in WAVELETS:
-            raise ValueError(f"its wavelet is {family}, and PEFT has no true filters of that")
+        if not isinstance(family, str) or family not in WAVELETS:
+            raise ValueError(f"its wavelet is {family!r:.50}, and PEFT has no true filters of that")
         if family != "db1" and not find_spec("pywt"):
             raise SurroundingsError(
                 f"{module}: the wavelet {family} needs the package PyWavelets\n"

@@ -9,6 +9,8 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from sys import float_info
+from typing import Final, TypeGuard, cast
 
 from lorabake.errors import FileError
 from lorabake.keymap.experts import STACKS
@@ -45,6 +47,9 @@ REFUSED = {
     "GLORA": "its change of a bias depends on the weight beside it\nMerge it with PEFT.",
 }
 """PEFT's types that cannot become weights, and why."""
+
+MAX_RANK: Final = 1 << 31
+"""The largest rank that is a rank: no side of a weight is as long."""
 
 HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 """PEFT's task -> the modules that its models save whole, whether `modules_to_save` says so or not."""
@@ -371,20 +376,25 @@ def _names(config: Mapping[str, object], name: str, where: str) -> tuple[str, ..
     return tuple(value)
 
 
+def is_finite(value: object) -> TypeGuard[float]:
+    """Tell a number that a float can hold from anything else; JSON may say more digits, and infinity."""
+    return type(value) in (int, float) and abs(cast(float, value)) <= float_info.max
+
+
 def _rank(value: object, where: str) -> int:
-    if type(value) is not int or value < 1:
-        raise FileError(f"{where} must be a positive whole number, not {value!r}")
+    if type(value) is not int or not 1 <= value <= MAX_RANK:
+        raise FileError(f"{where} must be a positive whole number, not {value!r:.50}")
     return value
 
 
 def _number(value: object, where: str) -> float:
-    if type(value) not in (int, float) or value != value or value in (float("inf"), float("-inf")):
-        raise FileError(f"{where} must be a finite number, not {value!r}")
-    return float(value)  # type: ignore[arg-type]
+    if not is_finite(value):
+        raise FileError(f"{where} must be a finite number, not {value!r:.50}")
+    return float(value)
 
 
 def _flag(config: Mapping[str, object], name: str, where: str) -> bool:
     value = config.get(name) or False
     if type(value) is not bool:
-        raise FileError(f"{where}: {name} must be true or false, not {value!r}")
+        raise FileError(f"{where}: {name} must be true or false, not {value!r:.50}")
     return value

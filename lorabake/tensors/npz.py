@@ -7,18 +7,21 @@ two bytes of no type, and matrices that it holds by columns as Fortran's order.
 from __future__ import annotations
 
 import hashlib
-import struct
-import tokenize
-import zipfile
+import re
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO, Final
 
 from lorabake.errors import FileError
+from lorabake.tensors.archives import Archive, ArchiveError, Member, open_archive
 from lorabake.tensors.dtypes import nbytes
 from lorabake.tensors.packing import turned
-from lorabake.tensors.safetensors import Header, TensorInfo, why
+from lorabake.tensors.safetensors import MAX_DIMENSIONS, Header, TensorInfo, fingerprint, why
 
-_LOCAL_HEADER = 30
+MAX_HEAD: Final = 10_000
+"""Bytes of what stands before an array's values; NumPy writes 128, and reads no more than these."""
+
+_FIELD = re.compile(r"'(descr|fortran_order|shape)': *('[^']*'|\[[^]]*\]|True|False|\([\d, ]{0,1999}\))")
+
 _DTYPES = {
     "<f8": "F64", "<f4": "F32", "<f2": "F16", "<V2": "BF16", "|V2": "BF16",
     "<i8": "I64", "<i4": "I32", "<i2": "I16", "|i1": "I8",
@@ -29,62 +32,67 @@ _SAVE = "Load it with numpy.load, and save its arrays with safetensors.numpy.sav
 
 def open_npz(path: Path) -> Header:
     """Find where an archive's arrays lie, and read none; raise FileError for what is no plain stored array."""
+    identity = fingerprint(path)
     try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
-            members = archive.infolist()
-            tensors = {info.key: info for info in (_array(path, stream, member) for member in members)}
-            size = stream.seek(0, 2)
-            data_start = min((info.start for info in tensors.values()), default=0)
-            stream.seek(0)
-            digest = hashlib.sha256(stream.read(data_start)).hexdigest()
-        if len(tensors) < len(members):
-            raise ValueError("two arrays have one name")
-        if any(info.stop > size for info in tensors.values()):
-            raise ValueError("an array goes beyond its end")
+        with open_archive(path) as archive, path.open("rb") as stream:
+            return _header(path, archive, stream, identity)
     except OSError as error:
         raise FileError(f"{path}: {why(error)}") from None
-    except (
-        EOFError,
-        MemoryError,
-        NotImplementedError,
-        RecursionError,
-        SyntaxError,
-        ValueError,
-        struct.error,
-        tokenize.TokenError,
-        zipfile.BadZipFile,
-    ) as error:  # whatever zipfile's and NumPy's readers stumble over in a damaged file
+    except ArchiveError as error:
         raise FileError(f"{path}: a damaged NumPy archive: {error!s:.100}\nDownload it again.") from None
-    return Header(path, tensors, {}, data_start, size, digest)
 
 
-def _array(path: Path, stream: IO[bytes], member: zipfile.ZipInfo) -> TensorInfo:
-    name = member.filename.removesuffix(".npy")
-    if name == member.filename:
-        raise FileError(f"{path}: holds {member.filename!r}, which is no array")
-    if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-        raise FileError(f"{path}: {name!r} is compressed or encrypted, and cannot be read in place\n{_SAVE}")
-    stream.seek(member.header_offset)
-    local = stream.read(_LOCAL_HEADER)
-    start = stream.seek(int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little"), 1)
-    shape, by_columns, dtype = _read_header(stream)
-    first, stop = stream.tell(), start + member.file_size
+def _header(path: Path, archive: Archive, stream: BinaryIO, identity: tuple[int, ...]) -> Header:
+    members = archive.members.values()
+    tensors = {info.key: info for info in (_array(path, stream, member) for member in members)}
+    size = stream.seek(0, 2)
+    data_start = min((info.start for info in tensors.values()), default=0)
+    stream.seek(0)
+    digest = hashlib.sha256(stream.read(data_start)).hexdigest()
+    if len(tensors) < len(members):
+        raise ArchiveError("two arrays have one name")
+    records = tuple(member.record for member in members)
+    return Header(path, tensors, {}, data_start, size, digest, records=records, identity=identity)
+
+
+def _array(path: Path, stream: BinaryIO, member: Member) -> TensorInfo:
+    name = member.name.removesuffix(".npy")
+    if name == member.name:
+        raise FileError(f"{path}: holds {name!r:.100}, which is no array")
+    if member.is_packed:
+        raise FileError(f"{path}: {name!r:.100} is compressed, and cannot be read in place\n{_SAVE}")
+    stream.seek(member.start)
+    shape, by_columns, dtype, length = _read_head(stream.read(min(member.size, MAX_HEAD)))
     if dtype not in _DTYPES:
-        raise FileError(f"{path}: {name!r} holds {dtype}, no plain numbers of this machine's order of bytes\n{_SAVE}")
-    if first + nbytes(_DTYPES[dtype], shape) != stop:
-        raise ValueError(f"{name!r} says {shape} of {dtype}, and is {stop - first} bytes")
+        raise FileError(
+            f"{path}: {name!r:.100} holds {dtype:.50}, no plain numbers of this machine's order of bytes\n{_SAVE}"
+        )
+    first = member.start + length
+    if first + nbytes(_DTYPES[dtype], shape) != member.stop:
+        raise ArchiveError(f"{name!r:.50} says {str(shape)[:99]} of {dtype}, and is {member.stop - first} bytes")
     if not by_columns or len(shape) < 2:
-        return TensorInfo(name, name, _DTYPES[dtype], shape, path, first, stop)
+        return TensorInfo(name, name, _DTYPES[dtype], shape, path, first, member.stop)
     if len(shape) > 2:
-        raise FileError(f"{path}: {name!r} is stored by columns\n{_SAVE}")
-    return turned(TensorInfo(name, name, _DTYPES[dtype], shape[::-1], path, first, stop))
+        raise FileError(f"{path}: {name!r:.100} is stored by columns\n{_SAVE}")
+    return turned(TensorInfo(name, name, _DTYPES[dtype], shape[::-1], path, first, member.stop))
 
 
-def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, str]:
-    """Return an array's shape, whether it is stored by columns, and its dtype; `stream` is at its values then."""
-    from numpy.lib import format as npy
+def _read_head(head: bytes) -> tuple[tuple[int, ...], bool, str, int]:
+    """Return an array's shape, whether it is stored by columns, its dtype, and how many bytes stand before it.
 
-    major, _ = npy.read_magic(stream)
-    read = npy.read_array_header_1_0 if major == 1 else npy.read_array_header_2_0
-    shape, by_columns, dtype = read(stream)
-    return shape, by_columns, dtype.str
+    The text is a dict as Python writes it (numpy.lib.format, versions 1 to 3).
+    """
+    if head[:6] != b"\x93NUMPY" or head[6:7] not in (b"\1", b"\2", b"\3"):
+        raise ArchiveError("no array begins there")
+    width = 2 if head[6] == 1 else 4
+    length = 8 + width + int.from_bytes(head[8 : 8 + width], "little")
+    if length > len(head):
+        raise ArchiveError("an array's header is too long, or ends early")
+    text = head[8 + width : length].decode("latin-1")
+    said = dict(_FIELD.findall(text))
+    if said.keys() != {"descr", "fortran_order", "shape"} or _FIELD.sub("", text).strip(" \n,{}"):
+        raise ArchiveError("an array's header says other things than its dtype, order and shape")
+    shape = tuple(int(side) for side in re.findall(r"\d+", said["shape"]))
+    if len(shape) > MAX_DIMENSIONS or max(shape, default=0) >= 1 << 62:
+        raise ArchiveError("its shape is none")
+    return shape, said["fortran_order"] == "True", said["descr"].strip("'"), length

@@ -10,23 +10,23 @@ without a name, which goes with the process however that ends.
 
 from __future__ import annotations
 
-import atexit
 import functools
 import hashlib
-import struct
 import tempfile
-import zipfile
-import zlib
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from io import BytesIO
 from math import prod
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
 from lorabake.errors import FileError, SurroundingsError
+from lorabake.tensors.archives import MAGIC, Archive, ArchiveError, open_archive
 from lorabake.tensors.dtypes import DTYPES
 from lorabake.tensors.safetensors import (
+    MAX_DIMENSIONS,
+    MAX_HEADER,
     Fingerprint,
     Header,
     Record,
@@ -36,10 +36,9 @@ from lorabake.tensors.safetensors import (
     some,
     why,
 )
-from lorabake.tensors.unpickling import CodeError, Function, Inert, PickleError, load
+from lorabake.tensors.unpickling import MAX_PICKLE, Bounded, CodeError, Function, Inert, PickleError, as_key, load
 
-_ZIP = b"PK\x03\x04"
-MAGICS = (_ZIP, b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+MAGICS = (MAGIC, b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """First bytes of what torch has pickled, since version 1.6 and before."""
 
 # What PyTorch Lightning stores beside the weights.
@@ -69,7 +68,11 @@ _COUNT_BYTES: Final = 8
 _GROWTH, _LEAST = 16, 64 << 20
 """Tensors may share storages, but a file does not stand for more than so many times its size (or so many bytes)."""
 
-CHUNK: Final = 1 << 20
+_MAX_PACKED: Final = 2 << 20
+"""Bytes of a pickle that is longer than its file, because it is compressed there."""
+
+_MAX_NAME: Final = 1 << 16
+"""Bytes of a tensor's name, those of the dicts that it lies in included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +133,37 @@ class _Dtype:
     name: str | None
 
 
+class _Scratch(type(Path())):  # type: ignore[misc]
+    """Be the path of an open file that has no name: the file lasts as long as somebody holds its path."""
+
+
+class _Aside:
+    """Keep the values of one pickle that do not lie in one piece in it, in a temporary file that has no name."""
+
+    def __init__(self, origin: Path) -> None:
+        self._origin = origin
+        self._open: tuple[BinaryIO, Path] | None = None
+
+    def add(self, pieces: Iterable[bytes]) -> tuple[Path, int]:
+        """Append bytes; return the file's path, and where they begin. Raise SurroundingsError where that fails."""
+        try:
+            stream, path = self._open = self._open or _scratch()
+            start = stream.seek(0, 2)
+            stream.writelines(pieces)
+            stream.flush()
+        except OSError as error:
+            raise SurroundingsError(
+                f"{self._origin}: its tensors cannot be stored in a temporary file: {error.strerror or error}\n"
+                "Set TMPDIR to a folder with enough space, or convert the file to SafeTensors."
+            ) from None
+        return path, start
+
+
 @dataclass(slots=True)
 class _Places:
     """Say where storages lie: by name, the file, the first byte and how many; `records` are what to check."""
 
+    aside: _Aside
     stored: dict[str, tuple[Path, int, int]] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
 
@@ -152,29 +182,28 @@ def open_pickle(path: Path) -> Header:
 
 @functools.lru_cache(maxsize=64)
 def _read(path: Path, identity: Fingerprint) -> Header:
-    size = path.stat().st_size
     try:
+        size = path.stat().st_size
         with path.open("rb") as stream:
-            is_zip = stream.read(len(_ZIP)) == _ZIP
+            is_zip = stream.read(len(MAGIC)) == MAGIC
             stream.seek(0)
-            loaded, places = _read_zip(path, stream, size) if is_zip else _read_legacy(path, stream, size)
+            loaded, places = _read_zip(path, size) if is_zip else _read_legacy(path, stream, size)
+        found = dict(_tensors(path, loaded))
+        tensors = {key: _checked(path, key, tensor) for key, tensor in found.items()}
+        return _header(path, size, tensors, places, identity)
     except CodeError as error:
         raise FileError(f"{path}: a pickle that wants to run code: {error.args[0]!r:.100}\n{_CONVERT}") from None
-    except (PickleError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, struct.error) as error:
-        raise FileError(
-            f"{path}: not a readable PyTorch file: {str(error) or 'it ends early':.150}\n{_AGAIN}"
-        ) from None
-    except (OSError, ValueError) as error:
+    except (PickleError, ArchiveError) as error:
+        raise FileError(f"{path}: not a readable PyTorch file: {error!s:.150}\n{_AGAIN}") from None
+    except OSError as error:
         raise FileError(f"{path}: {why(error)}") from None
-    found = dict(_tensors(path, loaded))
-    return _header(path, size, {key: _checked(path, key, each) for key, each in found.items()}, places, identity)
 
 
 # -- what the pickle's names stand for -------------------------------------------------------------------
 
 
 def _shape(value: object) -> tuple[int, ...]:
-    if not isinstance(value, tuple | list) or len(value) > 64:
+    if not isinstance(value, tuple | list) or len(value) > MAX_DIMENSIONS:
         raise PickleError("a shape that is none")
     sizes = tuple(value)
     if not all(type(size) is int and 0 <= size < 1 << 62 for size in sizes):
@@ -194,10 +223,10 @@ def _made(storage: _Storage, dtype: str, offset: object, size: object, stride: o
         raise PickleError("a tensor whose sizes do not go together")
     if dtype not in DTYPES:
         return _Foreign(f"strided, cpu, {dtype}")
-    told = {str(flag) for flag, value in flags.items() if value} if isinstance(flags, dict) else set()
-    if told - {"conj", "neg"}:
-        raise PickleError(f"a tensor with the flag {sorted(told)[0]!r:.50}")
-    return _Tensor(storage, dtype, offset, shape, strides, frozenset(told))
+    told = frozenset(flag for flag, value in flags.items() if value) if isinstance(flags, dict) else frozenset()
+    if told - _FLAGS:
+        raise PickleError("a tensor with flags that are not torch's")
+    return _Tensor(storage, dtype, offset, shape, strides, cast(frozenset[str], told))
 
 
 def _rebuild_v2(
@@ -225,6 +254,10 @@ def _rebuild_meta(dtype: object, *_: object) -> object:
     return _Foreign(f"strided, meta, {dtype.title if isinstance(dtype, _Dtype) else 'unknown'}")
 
 
+def _foreign(kind: str) -> Function:
+    return Function(lambda *_: _Foreign(kind))
+
+
 def _rebuild_sparse(layout: object, data: object) -> object:
     title = layout.kind if isinstance(layout, Inert) else "sparse"
     values = data[1] if isinstance(data, tuple) and len(data) > 1 else None
@@ -234,9 +267,12 @@ def _rebuild_sparse(layout: object, data: object) -> object:
 
 def _rebuild_subclass(function: object, _type: object, arguments: object, _state: object = None) -> object:
     """A tensor with attributes of its own: torch.Tensor's are of no concern, and other classes have no name here."""
-    if not isinstance(function, Function) or not isinstance(arguments, tuple):
+    if not isinstance(function, Function) or not isinstance(arguments, tuple) or function is _OF_SUBCLASS:
         raise PickleError("a tensor made by no function")
     return function.make(*arguments)
+
+
+_OF_SUBCLASS = Function(_rebuild_subclass)
 
 
 def _first(value: object = None, *_: object) -> object:
@@ -250,31 +286,58 @@ def _unfilled(*_: object) -> object:
 def _as_dict(pairs: object = (), *_: object) -> object:
     if isinstance(pairs, dict):
         return dict(pairs)
-    if not isinstance(pairs, list | tuple):
+    if not isinstance(pairs, list | tuple) or not all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
         raise PickleError("a dict that is none")
-    return {str(pair[0]): pair[1] for pair in pairs if isinstance(pair, list | tuple) and len(pair) == 2}
+    return {as_key(key): value for key, value in pairs}
+
+
+def _layout(name: object = "") -> object:
+    if not isinstance(name, str):
+        raise PickleError("a layout that is none")
+    return Inert(name.removeprefix("torch."))
 
 
 def _inert(kind: str) -> Function:
     return Function(lambda *_: Inert(kind))
 
 
+_FLAGS = frozenset({"conj", "neg"})
+
 _STORAGES = {
     "Float": "float32", "Double": "float64", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64",
     "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool", "ComplexFloat": "complex64",
-    "ComplexDouble": "complex128", "QInt8": "qint8", "QUInt8": "quint8", "QInt32": "qint32", "QUInt4x2": "quint4x2",
+    "ComplexDouble": "complex128", "QInt8": "qint8", "QUInt8": "quint8", "QInt32": "qint32",
+    "QUInt4x2": "quint4x2", "QUInt2x4": "quint2x4",
 }  # fmt: skip
 """torch's names of storages, and the dtypes of their values."""
+
+_OTHERS = {
+    "complex128": 16, "complex32": 4, "qint8": 1, "quint8": 1, "qint32": 4, "quint4x2": 1, "quint2x4": 1,
+    "float4_e2m1fn_x2": 1, "bits8": 1, "bits16": 2, "bits1x8": 1, "bits2x4": 1, "bits4x2": 1,
+    **{f"{sign}int{bits}": 1 for sign in ("", "u") for bits in range(1, 8)},
+}  # fmt: skip
+"""The dtypes of torch's that SafeTensors has no place for, and the bytes of a value."""
+
+_SCHEMES = (
+    "per_tensor_affine", "per_tensor_symmetric", "per_channel_affine", "per_channel_symmetric",
+    "per_channel_affine_float_qparams",
+)  # fmt: skip
+"""torch's names of the ways to quantise."""
+
+# Older torch has tensor classes for sparse tensors, and for those on a device.
+_PLACES = ("torch", "torch.cuda", "torch.sparse", "torch.cuda.sparse")
 
 
 def _names() -> dict[str, object]:
     ours = {dtype.torch: dtype.name for dtype in DTYPES.values() if dtype.torch}
-    titles = {*ours, *_STORAGES.values(), "complex32"}
+    titles = {*ours, *_OTHERS}
     found: dict[str, object] = {f"torch.{title}": _Dtype(title, ours.get(title)) for title in titles}
     for name, title in _STORAGES.items():
-        for place in ("torch", "torch.cuda"):
+        for place in _PLACES:
             found[f"{place}.{name}Storage"] = _Dtype(title, ours.get(title))
             found[f"{place}.{name}Tensor"] = Function(_unfilled)
+    for scheme in _SCHEMES:
+        found[f"torch.{scheme}"] = Inert(scheme)
     for place in ("torch", "torch.storage"):
         found[f"{place}.UntypedStorage"] = _Dtype("bytes", None)
     return found | {
@@ -285,16 +348,19 @@ def _names() -> dict[str, object]:
         "torch._utils._rebuild_parameter_with_state": Function(_first),
         "torch._utils._rebuild_meta_tensor_no_storage": Function(_rebuild_meta),
         "torch._utils._rebuild_sparse_tensor": Function(_rebuild_sparse),
-        "torch._utils._rebuild_qtensor": Function(lambda *_: _Foreign("strided, cpu, quantized")),
-        "torch._utils._rebuild_nested_tensor": Function(lambda *_: _Foreign("nested")),
-        "torch._utils._rebuild_device_tensor_from_numpy": Function(lambda *_: _Foreign("of another device")),
-        "torch._tensor._rebuild_from_type_v2": Function(_rebuild_subclass),
+        "torch._utils._rebuild_sparse_csr_tensor": Function(_rebuild_sparse),
+        "torch._utils._rebuild_qtensor": _foreign("strided, cpu, quantized"),
+        "torch._utils._rebuild_nested_tensor": _foreign("nested"),
+        "torch._utils._rebuild_wrapper_subclass": _foreign("a wrapper without values of its own"),
+        "torch._utils._rebuild_device_tensor_from_numpy": _foreign("of another device"),
+        "torch._utils._rebuild_device_tensor_from_cpu_tensor": _foreign("of another device"),
+        "torch._tensor._rebuild_from_type_v2": _OF_SUBCLASS,
         "torch.nn.parameter.Parameter": Function(_first),
         "torch.nn.parameter.Buffer": Function(_first),
         "torch.Tensor": Function(_unfilled),
         "torch.Size": Function(lambda sizes=(): _shape(sizes)),
         "torch.device": _inert("device"),
-        "torch.serialization._get_layout": Function(lambda name: Inert(str(name).removeprefix("torch."))),
+        "torch.serialization._get_layout": Function(_layout),
         "collections.OrderedDict": Function(_as_dict),
         "collections.defaultdict": Function(lambda *_: {}),
         "collections.Counter": Function(_as_dict),
@@ -310,101 +376,98 @@ NAMES: Final[Mapping[str, object]] = _names()
 """What a pickle may name. None of it is looked up in torch, and nothing of it runs but the functions above."""
 
 
-def _storage_of(saved: object) -> object:
-    """Return what a persistent id stands for: ("storage", class, name, device, count[, (root, first, count)])."""
-    if not isinstance(saved, tuple) or len(saved) not in (5, 6) or saved[0] != "storage":
-        raise PickleError("a persistent id that is no storage's")
-    _, kind, name, _, count, *view = saved
-    if not isinstance(kind, _Dtype) or type(count) is not int or not 0 <= count < 1 << 62:
-        raise PickleError("a storage that is none")
-    dtype, first = (None if kind.title == "bytes" else kind.name or kind.title), 0
-    if view and view[0] is not None:
-        if not isinstance(view[0], tuple) or len(view[0]) != 3 or type(view[0][1]) is not int:
+class _Storages:
+    """Make what stands for a storage of its persistent id, and keep what each name was said to be."""
+
+    def __init__(self) -> None:
+        self.dtypes: dict[str, str | None] = {}
+
+    def find(self, saved: object) -> object:
+        """Read a persistent id: ("storage", class, name, device, count[, (root, first, count)])."""
+        match saved:
+            case ("storage", _Dtype() as kind, str(name), _, int(count)) | (
+                "storage", _Dtype() as kind, str(name), _, int(count), None
+            ):  # fmt: skip
+                first = 0
+            case ("storage", _Dtype() as kind, str(name), _, int(), (_, int(first), int(count))):
+                pass
+            case _:
+                raise PickleError("a storage that is none")
+        if not (0 <= first < 1 << 62 and 0 <= count < 1 << 62):
             raise PickleError("a storage that is none")
-        first, count = view[0][1], view[0][2]
-        if type(count) is not int or not (0 <= first < 1 << 62 and 0 <= count < 1 << 62):
-            raise PickleError("a storage that is none")
-    return _Storage(str(name), dtype, first, count)
+        dtype = None if kind.title == "bytes" else kind.name or kind.title
+        if self.dtypes.setdefault(name, dtype) != dtype:
+            raise PickleError(f"the storage {name!r:.50} of two dtypes")
+        return _Storage(name, dtype, first, count)
+
+
+def _no_storage(_: object) -> object:
+    raise PickleError("a storage where none is due")
+
+
+def _width(dtype: str | None) -> int:
+    """Return the bytes of a value, of one of torch's dtypes that is not SafeTensors', too."""
+    return 1 if dtype is None else _OTHERS[dtype] if dtype in _OTHERS else DTYPES[dtype].bits // 8
 
 
 # -- the two forms of file -------------------------------------------------------------------------------
 
 
-def _read_zip(path: Path, stream: BinaryIO, size: int) -> tuple[object, _Places]:
+def _read_zip(path: Path, size: int) -> tuple[object, _Places]:
     """Read the archive that torch.save writes: NAME/data.pkl, NAME/data/0, NAME/data/1 …"""
-    with zipfile.ZipFile(stream) as archive:
-        members: dict[str, zipfile.ZipInfo] = {}
-        for member in archive.infolist():
-            if member.filename in members:
-                raise PickleError(f"two records called {member.filename!r:.100}")
-            members[member.filename] = member
-        roots = [name.removesuffix("data.pkl") for name in members if name.rpartition("/")[2] == "data.pkl"]
+    with open_archive(path) as archive:
+        roots = [name.removesuffix("data.pkl") for name in archive.members if name.rpartition("/")[2] == "data.pkl"]
         if len(roots) != 1:
             raise PickleError(f"{len(roots)} records called data.pkl")
-        if f"{roots[0]}constants.pkl" in members:
+        root = roots[0]
+        if f"{root}constants.pkl" in archive.members:
             raise PickleError("a TorchScript program, not tensors by name")
-        order = members.get(f"{roots[0]}byteorder")
-        if order is not None and (order.file_size > CHUNK or archive.read(order).strip() != b"little"):
+        order = archive.members.get(f"{root}byteorder")
+        if order is not None and archive.read(order, limit=64).strip() != b"little":
             raise FileError(f"{path}: was saved by a machine that has the highest byte first\n{_CONVERT}")
-        with archive.open(members[f"{roots[0]}data.pkl"]) as pickled:
-            loaded = load(cast(BinaryIO, pickled), NAMES, _storage_of)
-        places, packed = _Places(), []
-        for name, member in members.items():
-            if not name.startswith(f"{roots[0]}data/"):
-                continue
-            if member.flag_bits & 1:
-                raise PickleError(f"the record {name!r:.100} is encrypted")
-            if member.compress_type != zipfile.ZIP_STORED:
-                packed.append((name, member))
-                continue
-            start = _data_start(stream, member)
-            if start + member.file_size > size or member.file_size != member.compress_size:
-                raise PickleError(f"the record {name!r:.100} reaches over the end of the file")
-            places.stored[name.removeprefix(f"{roots[0]}data/")] = path, start, member.file_size
-            places.records.append(Record(start, start + member.file_size, member.CRC))
-        _check_growth(path, size, sum(member.file_size for _, member in packed))
-        for name, member in packed:
-            with archive.open(member) as record:
-                file, start = _set_aside(path, iter(partial(record.read, CHUNK), b""))
-            places.stored[name.removeprefix(f"{roots[0]}data/")] = file, start, member.file_size
-        return loaded, places
+        pickled = archive.read(archive.members[f"{root}data.pkl"], limit=min(MAX_PICKLE, max(size, _MAX_PACKED)))
+        loaded = load(BytesIO(pickled), NAMES, _Storages().find)
+        return loaded, _records(path, size, archive, f"{root}data/")
 
 
-def _data_start(stream: BinaryIO, member: zipfile.ZipInfo) -> int:
-    """Return where a record's bytes begin: behind its own header, whose length the directory does not say."""
-    stream.seek(member.header_offset)
-    head = stream.read(30)
-    if len(head) < 30 or not head.startswith(_ZIP):
-        raise PickleError(f"the record {member.filename!r:.100} is not where the directory says")
-    name, extra = struct.unpack("<HH", head[26:30])
-    return member.header_offset + 30 + int(name) + int(extra)
+def _records(path: Path, size: int, archive: Archive, folder: str) -> _Places:
+    """Find where the records of storages lie; those that are compressed are unpacked into a temporary file."""
+    places = _Places(_Aside(path))
+    members = {name.removeprefix(folder): each for name, each in archive.members.items() if name.startswith(folder)}
+    packed = {name: member for name, member in members.items() if member.is_packed}
+    _check_growth(path, size, sum(member.size for member in packed.values()))
+    for name, member in members.items():
+        if member.is_packed:
+            file, start = places.aside.add(archive.pieces(member))
+            places.stored[name] = file, start, member.size
+        else:
+            places.stored[name] = path, member.start, member.size
+            places.records.append(member.record)
+    return places
 
 
 def _read_legacy(path: Path, stream: BinaryIO, size: int) -> tuple[object, _Places]:
     """Read what torch.save wrote before version 1.6: a mark, the tensors, the storages' names, the storages."""
-    if load(stream, {}, _storage_of) != _LEGACY_MAGIC or load(stream, {}, _storage_of) != _LEGACY_VERSION:
+
+    def plain() -> object:
+        return load(cast(BinaryIO, Bounded(stream)), {}, _no_storage)
+
+    if plain() != _LEGACY_MAGIC or plain() != _LEGACY_VERSION:
         raise PickleError("no file of torch.save")
-    told = load(stream, {}, _storage_of)
+    told = plain()
     if not isinstance(told, dict) or told.get("little_endian") is not True:
         raise FileError(f"{path}: was saved by a machine that has the highest byte first\n{_CONVERT}")
-    seen: dict[str, str | None] = {}
-
-    def storage_of(saved: object) -> object:
-        found = cast(_Storage, _storage_of(saved))
-        seen[found.name] = found.dtype
-        return found
-
-    loaded, names = load(stream, NAMES, storage_of), load(stream, {}, _storage_of)
+    storages = _Storages()
+    loaded, names = load(cast(BinaryIO, Bounded(stream)), NAMES, storages.find), plain()
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise PickleError("the list of storages is missing")
-    places, start = _Places(), stream.tell()
+    places, start = _Places(_Aside(path)), stream.tell()
     for name in names:
-        dtype = seen.get(name)
-        if dtype not in DTYPES:
-            raise PickleError(f"the storage {name!r:.50} of an unknown dtype")
+        if name in places.stored or name not in storages.dtypes:
+            raise PickleError(f"the storage {name!r:.50}, of which no tensor is, or two are")
         stream.seek(start)
         count = int.from_bytes(stream.read(_COUNT_BYTES), "little")
-        start, length = start + _COUNT_BYTES, count * DTYPES[dtype].bits // 8
+        start, length = start + _COUNT_BYTES, count * _width(storages.dtypes[name])
         if start + length > size:
             raise PickleError(f"the storage {name!r:.50} reaches over the end of the file")
         places.stored[name] = path, start, length
@@ -467,8 +530,14 @@ def _flattened(path: Path, tree: dict[object, object]) -> dict[str, object]:
     strangers: list[str] = []
     seen: set[int] = set()
     waiting: list[tuple[str, object]] = [("", tree)]
+    room = MAX_HEADER
     while waiting:
         prefix, value = waiting.pop()
+        room -= len(prefix) * (len(value) if isinstance(value, dict) else 1)
+        if len(prefix) > _MAX_NAME or room < 0:
+            raise FileError(
+                f"{path}: has names of more than {_MAX_NAME} letters, or of more than {MAX_HEADER} together"
+            )
         if isinstance(value, _Tensor | _Foreign):
             if prefix in found:
                 raise FileError(f"{path}: two tensors would have the key {prefix!r:.100}")
@@ -513,6 +582,7 @@ def _header(path: Path, size: int, tensors: Mapping[str, _Tensor], places: _Plac
         else:
             infos[key] = TensorInfo(key, key, tensor.dtype, tensor.shape, file, start, start + length)
             apart[key] = tensor
+    _check_growth(path, size, sum(infos[key].nbytes for key in apart))
     for key, tensor in apart.items():
         info = infos[key]
         with info.file.open("rb") as stream:
@@ -521,7 +591,7 @@ def _header(path: Path, size: int, tensors: Mapping[str, _Tensor], places: _Plac
         if len(raw) < info.nbytes:
             raise FileError(f"{path}: became shorter while it was read")
         ordered = _in_order(tensor, raw)
-        file, start = _set_aside(path, [ordered])
+        file, start = places.aside.add([ordered])
         infos[key] = replace(info, file=file, start=start, stop=start + len(ordered))
     digest = hashlib.sha256(text).hexdigest()
     metadata = _metadata(path, tensors)
@@ -544,7 +614,7 @@ def _place(path: Path, key: str, tensor: _Tensor, places: _Places) -> tuple[Path
     storage = tensor.storage
     if not prod(tensor.shape):
         return path, 0, 0
-    width = 1 if storage.dtype is None else DTYPES[storage.dtype].bits // 8 if storage.dtype in DTYPES else 0
+    width = _width(storage.dtype)
     if storage.name not in places.stored:
         raise FileError(f"{path}: {key!r:.100}: its values are not in the file\n{_AGAIN}")
     file, start, length = places.stored[storage.name]
@@ -575,25 +645,10 @@ def _in_order(tensor: _Tensor, raw: bytes) -> bytes:
     return values.tobytes()
 
 
-@functools.cache
 def _scratch() -> tuple[BinaryIO, Path]:
-    """Make a temporary file that has no name, and say where to find it: it lasts as long as this process does."""
-    file = tempfile.TemporaryFile()  # noqa: SIM115
-    atexit.register(file.close)
-    root = Path("/proc/self/fd")
-    return cast(BinaryIO, file), (root if root.is_dir() else Path("/dev/fd")) / str(file.fileno())
-
-
-def _set_aside(origin: Path, pieces: Iterable[bytes]) -> tuple[Path, int]:
-    """Append bytes to the temporary file; return its path, and where they begin."""
-    try:
-        file, path = _scratch()
-        start = file.seek(0, 2)
-        file.writelines(pieces)
-        file.flush()
-    except OSError as error:
-        raise SurroundingsError(
-            f"{origin}: its tensors cannot be stored in a temporary file: {error.strerror or error}\n"
-            "Set TMPDIR to a folder with enough space, or convert the file to SafeTensors."
-        ) from None
-    return path, start
+    """Make a temporary file that has no name; it closes when nobody holds its path any more."""
+    stream = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115
+    folder = "/proc/self/fd" if Path("/proc/self/fd").is_dir() else "/dev/fd"
+    path = _Scratch(f"{folder}/{stream.fileno()}")
+    weakref.finalize(path, stream.close)
+    return stream, path

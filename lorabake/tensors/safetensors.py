@@ -29,7 +29,9 @@ _SNIFFED = 512
 _SHOWN = 3
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _LIMIT = 2**63
-_MAX_DIMENSIONS = 64  # torch's own limit; it also keeps a hostile shape's product small
+MAX_DIMENSIONS = 64
+"""torch's own limit; it also keeps a hostile shape's product small."""
+
 
 _CONVERT = "If it holds the model or LoRA, give the file a name in .pt, .ckpt or .bin, or convert it."
 _DOWNLOAD = "Download it again."
@@ -349,7 +351,7 @@ def _checked_entry(path: Path, key: str, entry: object, data_start: int) -> Tens
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise FileError(f"{fault(f'unknown dtype {_brief.repr(dtype)}')}\nKnown: {', '.join(DTYPES)}")
-    if not _are_counts(shape) or len(shape) > _MAX_DIMENSIONS:
+    if not _are_counts(shape) or len(shape) > MAX_DIMENSIONS:
         raise fault(f"impossible shape {_brief.repr(shape)}")
     if not _are_counts(offsets) or len(offsets) != 2:
         raise fault(f"data_offsets {_brief.repr(offsets)} are not two positions")

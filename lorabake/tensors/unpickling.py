@@ -2,22 +2,31 @@
 
 A pickle is a program for a small stack machine. `load` plays that machine over the opcodes that `pickletools` finds,
 and builds nothing but dicts, lists, tuples, texts, bytes and numbers. A name of a class or function is looked up in a
-table of the caller's own; a name that the table lacks ends the reading. torch's own restricted reader stays out: it
-recurses (a deep tuple ends the process), and it makes tensors of memory that nothing has filled.
+table of the caller's own; a name that the table lacks ends the reading. Nothing here calls itself, so that no depth
+ends the process; and `load` counts its steps, so that no pickle takes more than seconds and some 100 bytes a step.
+
+torch's own restricted reader in a child process with limits would be the other way. It stays out: it makes tensors
+of memory that nothing has filled (`torch.FloatTensor(1000)`), which no limit notices, and it reads every tensor into
+memory or a temporary file before one is known to be needed. A child that imports torch takes two seconds a file;
+reading a header here takes a hundredth of one. And a limit that ends a child cannot say what is wrong with a file.
 """
 
 from __future__ import annotations
 
 import pickletools
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO, Final
+from typing import IO, BinaryIO, Final
 
 MAX_PICKLE: Final = 128 << 20
 """Bytes of one pickle; the names and places of a million tensors take less."""
 
 MAX_TEXT: Final = 1 << 20
 """Bytes of one text or number in a pickle."""
+
+MAX_STEPS: Final = 1 << 22
+"""Opcodes of one pickle, and values that its calls take; a tensor takes 40, so that 100,000 tensors go into one."""
 
 
 class PickleError(ValueError):
@@ -45,18 +54,23 @@ class Inert:
 _MARK: Final = Inert("mark")
 
 
-class _Bounded:
-    """Read a stream up to MAX_PICKLE bytes from where it stands, never more than MAX_TEXT at once."""
+class Bounded:
+    """Read a pickle that lies in a long file.
+
+    Read MAX_PICKLE bytes at most from where the stream stands, and MAX_TEXT at most at once.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream, self._left = stream, MAX_PICKLE
 
     def read(self, count: int) -> bytes:
+        """Return the next bytes; raise PickleError where they are too many."""
         if not 0 <= count <= MAX_TEXT:
             raise PickleError(f"a value of {count} bytes, the limit is {MAX_TEXT}")
         return self._counted(self._stream.read(count))
 
     def readline(self) -> bytes:
+        """Return the next line; raise PickleError where the pickle is too long."""
         return self._counted(self._stream.readline(MAX_TEXT))
 
     def _counted(self, found: bytes) -> bytes:
@@ -66,7 +80,7 @@ class _Bounded:
         return found
 
 
-def load(stream: BinaryIO, names: Mapping[str, object], persistent: Callable[[object], object]) -> object:
+def load(stream: IO[bytes], names: Mapping[str, object], persistent: Callable[[object], object]) -> object:
     """Return what a pickle describes, and leave the stream behind its end.
 
     `names` maps "module.name" to a Function, or to whatever stands for a value of that name; `persistent` gives what
@@ -74,9 +88,17 @@ def load(stream: BinaryIO, names: Mapping[str, object], persistent: Callable[[ob
     """
     machine = _Machine(names, persistent)
     try:
-        for opcode, argument, _ in pickletools.genops(_Bounded(stream)):  # type: ignore[arg-type]
-            machine.do(opcode.name, argument)
-        return machine.stack.pop()
+        with warnings.catch_warnings():  # pickletools warns of escapes that Python will not know for ever
+            warnings.simplefilter("ignore")
+            for opcode, argument, _ in pickletools.genops(stream):
+                machine.left -= 1
+                action = _ACTIONS.get(opcode.name)
+                if action is None:
+                    raise PickleError(f"the opcode {opcode.name}, which no torch file has")
+                if machine.left < 0:
+                    raise PickleError(f"a pickle of more than {MAX_STEPS} steps")
+                action(machine, argument)
+        return machine.pop()
     except PickleError:
         raise
     except (ValueError, TypeError, LookupError, OverflowError, AttributeError) as error:
@@ -84,27 +106,13 @@ def load(stream: BinaryIO, names: Mapping[str, object], persistent: Callable[[ob
 
 
 class _Machine:
-    """Hold the stack and the memo of one pickle; `do` carries out one opcode."""
+    """Hold the stack and the memo of one pickle; each action carries out one opcode, given what follows it."""
 
     def __init__(self, names: Mapping[str, object], persistent: Callable[[object], object]) -> None:
         self.names, self.persistent = names, persistent
         self.stack: list[object] = []
         self.memo: dict[int, object] = {}
-
-    def do(self, opcode: str, argument: object) -> None:
-        if opcode in _VALUES:
-            self.stack.append(argument)
-        elif opcode in _CONSTANTS:
-            self.stack.append(_CONSTANTS[opcode])
-        elif opcode in _PUTS:
-            self.memo[_number(argument)] = self.stack[-1]
-        elif opcode in _GETS:
-            self.stack.append(self.memo[_number(argument)])
-        elif opcode not in _IGNORED:
-            action = _ACTIONS.get(opcode)
-            if action is None:
-                raise PickleError(f"the opcode {opcode}, which no torch file has")
-            action(self, argument)
+        self.left = MAX_STEPS
 
     def pop(self) -> object:
         value = self.stack.pop()
@@ -125,6 +133,15 @@ class _Machine:
         self.stack.append(value)
 
     # -- actions ---------------------------------------------------------------------------------------
+
+    def ignore(self, _: object) -> None:
+        pass
+
+    def put(self, number: object) -> None:
+        self.memo[_number(number)] = self.stack[-1]
+
+    def get(self, number: object) -> None:
+        self.push(self.memo[_number(number)])
 
     def mark(self, _: object) -> None:
         self.push(_MARK)
@@ -201,12 +218,15 @@ class _Machine:
 
     def find_on_stack(self, _: object) -> None:
         name, module = self.pop(), self.pop()
-        self._find(str(module), str(name))
+        if not isinstance(name, str) or not isinstance(module, str):
+            raise PickleError("a name that is no text")
+        self._find(module, name)
 
     def call(self, _: object) -> None:
         arguments, function = self.pop(), self.pop()
         if not isinstance(function, Function) or not isinstance(arguments, tuple):
             raise PickleError("a call of what is no function")
+        self.left -= sum(len(each) for each in arguments if isinstance(each, tuple | list | dict))
         self.push(function.make(*arguments))
 
     def build(self, _: object) -> None:
@@ -238,26 +258,32 @@ class _Machine:
         if not isinstance(target, dict) or len(items) % 2:
             raise PickleError("an item for what is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # The hash of a deep tuple would overflow the stack of C.
-            target[key if isinstance(key, str | int | float | bytes | None) else Inert(type(key).__name__)] = value
+            target[as_key(key)] = value
+
+
+def as_key(key: object) -> object:
+    """Return what stands for a dict's key: itself, but the hash of a deep tuple would overflow the stack of C."""
+    return key if isinstance(key, str | int | float | bytes | None) else Inert(type(key).__name__)
 
 
 def _number(argument: object) -> int:
     return int(argument)  # type: ignore[call-overload, no-any-return]
 
 
-_VALUES: Final = frozenset(
-    {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
-    | {"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"}
-    | {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8"}
-)
-_CONSTANTS: Final[Mapping[str, object]] = {
-    "NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()
-}  # fmt: skip
-_PUTS: Final = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
-_GETS: Final = frozenset({"GET", "BINGET", "LONG_BINGET"})
-_IGNORED: Final = frozenset({"PROTO", "FRAME", "STOP"})
+_VALUES: Final = (
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
+    "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8",
+    "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
+)  # fmt: skip
 _ACTIONS: Final[Mapping[str, Callable[[_Machine, object], None]]] = {
+    **dict.fromkeys(_VALUES, _Machine.push),
+    **dict.fromkeys(("PROTO", "FRAME", "STOP"), _Machine.ignore),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine.put),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.get),
+    "NONE": lambda machine, _: machine.push(None),
+    "NEWTRUE": lambda machine, _: machine.push(True),
+    "NEWFALSE": lambda machine, _: machine.push(False),
+    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
     "MARK": _Machine.mark,
     "POP": _Machine.drop,
     "POP_MARK": _Machine.drop_to_mark,

@@ -17,6 +17,8 @@ def combined(
     """Return what deltas (rows, columns) at strength 1 become together."""
     if method.name == "svd":
         total = np.einsum("k,kij->ij", np.array(strengths), np.array(deltas))
+        if not np.isfinite(total).all():
+            return np.asarray(total)
         left, values, right = np.linalg.svd(total, full_matrices=False)
         values[method.rank :] = 0
         return np.asarray(left @ np.diag(values) @ right)

@@ -81,9 +81,17 @@ def sparse_lora(tensors: Tensors, weight: Array, place: Place, scale: float) -> 
 
 def _sparse(rows: Indices, columns: Indices, values: Array, weight: Array, place: Place) -> Array:
     """Return the rows asked for of a matrix that is zero but for some values."""
+    _check_places(rows, place.shape[0])
+    _check_places(columns, weight.shape[1])
     found, inside = np.zeros_like(weight), (rows >= place.rows.start) & (rows < place.rows.stop)
     np.add.at(found, (rows[inside] - place.rows.start, columns[inside]), values[inside])
     return found
+
+
+def _check_places(places: Indices, count: int) -> None:
+    """Raise ValueError for a place that is none of `count`; NumPy would count negative ones from the end."""
+    if ((places < 0) | (places >= count)).any():
+        raise ValueError(f"it names place {places.max()} or {places.min()} of {count}")
 
 
 def changed(kind: str, tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -239,6 +247,8 @@ def ia3_peft_bias(tensors: Tensors, weight: Array, place: Place, scale: float) -
 
 
 def _scaled(weight: Array, factors: Array, place: Place, *, inputs: object) -> Array:
+    if len(factors) != place.shape[1 if inputs else 0]:
+        raise ValueError(f"it scales {'inputs' if inputs else 'outputs'}, and it has {len(factors)} numbers")
     if not inputs:
         return weight * factors[place.rows, None]
     return np.asarray((weight.reshape(len(weight), place.shape[1], -1) * factors[:, None]).reshape(weight.shape))
@@ -261,7 +271,7 @@ def oft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     if "alpha" in tensors:
         size = 1 if place.semantics == "comfyui" else place.shape[0]
         bound, norm = tensors["alpha"].item() * size, float(np.sqrt((skew**2).sum()))
-        if norm > bound and (bound > 0 or (place.settings["kohya"] and not place.semantics)):
+        if norm > max(bound, 0.0) and (bound > 0 or (place.settings["kohya"] and not place.semantics)):
             skew = skew * (bound / norm)
     one = np.eye(blocks.shape[-1])
     turns = (one + skew) @ np.linalg.inv(one - skew)
@@ -518,10 +528,7 @@ def _haar(rows: Indices, columns: Indices, spectrum: Array, shape: tuple[int, in
 def shira(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     """W, and each value added in its place (arXiv 2406.13175)."""
     rows, columns = tensors["shira_indices"].astype(int)
-    delta = np.zeros(place.shape)
-    for row, column, value in zip(rows, columns, tensors["shira_weight"], strict=True):
-        delta[row, column] += value
-    return np.asarray(weight + delta[place.rows])
+    return weight + _sparse(rows, columns, tensors["shira_weight"], weight, place)
 
 
 def gralora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -624,6 +631,7 @@ def vblora_topk(tensors: Tensors, place: Place, scale: float) -> tuple[float, Ar
     bank, shares = tensors["bank"], []
     for side in "AB":
         names, given = tensors[f"indices_{side}"].astype(int), tensors[f"weights_{side}"]
+        _check_places(names, len(bank))
         dense = np.zeros((*names.shape[:2], len(bank)))
         for at in np.ndindex(*names.shape[:2]):
             dense[at][names[at][:-1]] += given[at]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -162,7 +163,8 @@ class Recomputation:
 
     def _sides(self, patch: Patch, tensors: Tensors) -> tuple[float, Array, Array]:
         place = _place(patch, slice(0, patch.view.rows))
-        factor, left, right = PRODUCTS[patch.kind.name](tensors, place, self.scale(patch))
+        with _refused(patch):
+            factor, left, right = PRODUCTS[patch.kind.name](tensors, place, self.scale(patch))
         return share(patch.kind.name, tensors, place) * factor, left, right
 
     def _stored(self, patch: Patch) -> tuple[float, Array, Array]:
@@ -402,12 +404,22 @@ def _place(patch: Patch, rows: slice) -> Place:
     return Place(rows, patch.view.shape, patch.settings, patch.semantics, patch.strength)
 
 
+@contextmanager
+def _refused(patch: Patch) -> Iterator[None]:
+    """Turn what a formula finds wrong with the values of a patch's tensors into an error that names the module."""
+    try:
+        yield
+    except ValueError as error:
+        raise MatchError(f"{patch.module}: {str(error).splitlines()[0]}") from None
+
+
 def _delta(patch: Patch, tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     if patch.kind.name not in FORMULAS:
         raise SurroundingsError(
             f"verification has no formula for {patch.kind.title}\nAdd one to lorabake/verification/formulas.py."
         )
-    updated = changed(patch.kind.name, tensors, weight, place, scale)
+    with _refused(patch):
+        updated = changed(patch.kind.name, tensors, weight, place, scale)
     if updated.shape != weight.shape:
         found, wanted = (" × ".join(map(str, each)) for each in (updated.shape, weight.shape))
         raise MatchError(f"{patch.module}: its formula gives {found}, and the weight's rows are {wanted}")

@@ -121,7 +121,7 @@ def test_what_cannot_be_read_in_place_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez_compressed(path, x=np.zeros(100))
     assert fault(path) == (
-        "'x' is compressed or encrypted, and cannot be read in place\n"
+        "'x' is compressed, and cannot be read in place\n"
         "Load it with numpy.load, and save its arrays with safetensors.numpy.save_file."
     )
     with zipfile.ZipFile(path, "w") as archive:

@@ -286,7 +286,7 @@ HOSTILE = {
     "a tensor class filled later": (a_dict(w=b"ctorch\nTensor\n)\x81"), "values are not in the file"),
     "a deep tuple": (b"(" * 200_000 + b"t" * 200_000 + b".", "holds a tuple"),
     "a deep tuple as a name": (b"}" + b"(" * 200_000 + b"t" * 200_000 + b"NSs.", "not a readable PyTorch file"),
-    "a long text": (b"\x80\x02X\xff\xff\xff\x7f", "the limit is"),
+    "a long text": (b"\x80\x02X\xff\xff\xff\x7f", "not a readable PyTorch file"),
     "a mark too few": (b"t.", "no mark"),
     "an endless memo": (b"j\xff\xff\xff\xff.", "not a readable PyTorch file"),
     "an attribute of a number": (b"I1\nI2\nb.", "attributes of what has none"),
