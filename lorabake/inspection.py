@@ -5,7 +5,6 @@ Headers only, but for the alphas, which are single numbers.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -31,6 +30,7 @@ from lorabake.tensors.dtypes import decode_scalar
 from lorabake.tensors.emptiness import WEIGHT, hollow_words
 from lorabake.tensors.formats import find_packing
 from lorabake.tensors.safetensors import TensorInfo
+from lorabake.tensors.small import parse_json
 from lorabake.translation import dialect_of, transcribe
 
 FACTS = (
@@ -311,6 +311,6 @@ def _trigger_words(metadata: Mapping[str, str]) -> list[str]:
 
 def _parsed(text: str) -> object:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return text

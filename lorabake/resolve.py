@@ -25,6 +25,7 @@ from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, open_lora, 
 from lorabake.tensors.dtypes import FLOAT_NAMES, LARGEST
 from lorabake.tensors.emptiness import check_checkpoint, check_lora
 from lorabake.tensors.formats import find_packing
+from lorabake.tensors.links import source_of
 from lorabake.tensors.packing import PackedInfo, Packing, grow, read_shape
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.translation import config_of, transcribe, translate
@@ -83,6 +84,8 @@ def resolve(recipe: Recipe) -> Sources:
     """Open every input of the recipe; raise FileError for what is missing, damaged or of another format."""
     base = transcribe(open_checkpoint(recipe.locate(recipe.base.path), recipe.base.variant))
     check_checkpoint(base.path, base.tensors)
+    for name in base.side_files:
+        source_of(base.path, base.path / name)
     if base.is_folder and recipe.base.sha256:
         raise FileError(f"{base.path}: sha256 is for a file, and the base is a folder")
     vae = vae_map = None

@@ -25,10 +25,12 @@ from lorabake.keymap.view import join
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.gguf import MODELS
 from lorabake.tensors.packing import PackedInfo, reordered, turned
-from lorabake.tensors.safetensors import TensorInfo, is_folder, is_there, some, why
+from lorabake.tensors.safetensors import TensorInfo, is_there, some, why
+from lorabake.tensors.small import read_small
 
 Config = Mapping[str, object]
 MAX_YAML = 1 << 20
+MAX_DEPTH = 64
 LEFT_OUT = "lorabake.left_out"
 """What a transcribed checkpoint says, among its file's facts, of tensors that it has no place for."""
 
@@ -270,14 +272,27 @@ def _heads(config: Config) -> Heads | None:
     return Heads(queries, groups)
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Load YAML without aliases, by which a few lines can stand for any number of values, and of bounded depth."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("it has aliases, which lorabake does not follow here")
+        if self.depth == MAX_DEPTH:
+            raise yaml.YAMLError(f"it is nested more than {MAX_DEPTH} deep")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
 def _read_yaml(path: Path, lora: str) -> dict[str, object]:
     if not is_there(path):
         raise MatchError(f"LoRA {lora!r}: litgpt's {path.name} is not beside it: it says how q, k and v lie")
-    if is_folder(path):
-        raise FileError(f"{path}: is a folder, not a file")
     try:
-        with path.open("rb") as stream:
-            said = yaml.safe_load(stream.read(MAX_YAML))
+        said = yaml.load(read_small(path, MAX_YAML), _PlainLoader)  # a SafeLoader
     except OSError as error:
         raise FileError(f"{path}: {why(error)}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:

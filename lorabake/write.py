@@ -26,7 +26,9 @@ from lorabake import provenance
 from lorabake.errors import FileError, LorabakeError, SurroundingsError, TargetError
 from lorabake.planning import Copy, Embedding, OutputFile, Plan
 from lorabake.tensors.checkpoint import WEIGHT_SUFFIXES
+from lorabake.tensors.links import copy_file
 from lorabake.tensors.safetensors import Header, fingerprint, read_header
+from lorabake.tensors.small import holds
 
 CHUNK = 4 << 20
 NO_RANGE_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
@@ -204,7 +206,7 @@ class Output:
         written, side_files = self._planned()
         if set(self._found()) != written | side_files:
             return False
-        if any((self.path / name).read_bytes() != text.encode() for name, text in self.plan.texts.items()):
+        if any(not holds(self.path / name, text.encode()) for name, text in self.plan.texts.items()):
             return False
         base = self.plan.sources.base
         return all(filecmp.cmp(base.path / name, self.path / name, shallow=False) for name in side_files)
@@ -371,7 +373,7 @@ class Output:
         for relative in self.plan.side_files:
             place = self.partial / relative
             place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(base.path / relative, place)
+            copy_file(base.path, base.path / relative, place)
             if self.fsync:
                 _fsync(place)
         for name, text in self.plan.texts.items():

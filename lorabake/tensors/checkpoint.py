@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lorabake.errors import FileError
 from lorabake.tensors import gguf, npz, pickles
+from lorabake.tensors.links import files_below, listed
 from lorabake.tensors.safetensors import (
     Header,
     TensorInfo,
@@ -24,6 +25,7 @@ from lorabake.tensors.safetensors import (
     some,
     why,
 )
+from lorabake.tensors.small import MAX_CONFIG, MAX_INDEX, check_depth, read_small
 
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".lora"}
 WEIGHT_SUFFIXES = PICKLE_SUFFIXES | {
@@ -155,7 +157,7 @@ def open_lora(path: Path) -> tuple[Checkpoint, dict[str, object] | None]:
     if found is not None:
         return _checkpoint(path, [_part(found, "")], ()), optional_object(config)
     if is_there(config):
-        numbered = [each.name for each in _listed(path) if _NUMBERED.fullmatch(each.name)]
+        numbered = [each.name for each in listed(path) if _NUMBERED.fullmatch(each.name)]
         if numbered:
             raise FileError(
                 f"{path}: has adapters from several moments of their training, and none from its end: "
@@ -206,14 +208,7 @@ def _components(pipeline: Path) -> list[Path]:
 
 
 def _folders(path: Path) -> list[Path]:
-    return [p for p in _listed(path) if not p.name.startswith(".") and is_folder(p)]
-
-
-def _listed(path: Path) -> list[Path]:
-    try:
-        return sorted(path.iterdir())
-    except OSError as error:
-        raise FileError(f"{path}: {why(error)}") from None
+    return [p for p in listed(path) if not p.name.startswith(".") and is_folder(p)]
 
 
 def _choose(folder: Path, variant: str | None) -> _Weights | None:
@@ -247,7 +242,7 @@ def _choose(folder: Path, variant: str | None) -> _Weights | None:
 
 def _candidates(folder: Path) -> list[_Weights]:
     """List a folder's sets of weights, of the best sort that it has: standard names, one file, pickles."""
-    there = [p for p in _listed(folder) if not p.name.startswith(".")]
+    there = [p for p in listed(folder) if not p.name.startswith(".")]
     if named := [p for p in there if (_SAFE.fullmatch(p.name) or _INDEX.fullmatch(p.name)) and is_folder(p)]:
         raise FileError(f"{named[0]}: is a folder, not a file")
     files = [p for p in there if not is_folder(p)]
@@ -333,7 +328,7 @@ def _read_shards(index: Path) -> list[Header]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     """Return which shard an index says each tensor is in."""
-    weight_map = read_object(index).get("weight_map")
+    weight_map = read_object(index, MAX_INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FileError(f"{index}: has no weight_map")
     for name in weight_map.values():
@@ -347,12 +342,12 @@ def optional_object(path: Path) -> dict[str, object] | None:
     return read_object(path) if is_there(path) else None
 
 
-def read_object(path: Path) -> dict[str, object]:
+def read_object(path: Path, limit: int = MAX_CONFIG) -> dict[str, object]:
     """Read a file that holds a JSON object, such as a config.json; raise FileError where it doesn't."""
-    if is_folder(path):
-        raise FileError(f"{path}: is a folder, not a file")
     try:
-        return parse_object(path.read_bytes())
+        found = parse_object(read_small(path, limit))
+        check_depth(found)
+        return found
     except OSError as error:
         raise FileError(f"{path}: {why(error)}") from None
     except ValueError as error:
@@ -361,20 +356,7 @@ def read_object(path: Path) -> dict[str, object]:
 
 def _side_files(root: Path) -> tuple[Path, ...]:
     """List all regular files under a folder that are neither hidden nor weights nor an index of weights."""
-    return tuple(sorted(path.relative_to(root) for path in _files_below(root, ()) if _is_side_file(path)))
-
-
-def _files_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
-    """Yield the files in a folder and all folders in it, also behind links; `above` are those that it lies in."""
-    real = folder.resolve()
-    if real in above:
-        raise FileError(f"{folder}: is a link to a folder that it lies in")
-    for path in _listed(folder):
-        if not path.name.startswith("."):
-            if is_folder(path):
-                yield from _files_below(path, (*above, real))
-            else:
-                yield path
+    return tuple(sorted(path.relative_to(root) for path in files_below(root) if _is_side_file(path)))
 
 
 def _is_side_file(path: Path) -> bool:

@@ -6,7 +6,6 @@ two bytes of no type, and matrices that it holds by columns as Fortran's order.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 import tokenize
 import zipfile
@@ -17,6 +16,7 @@ from lorabake.errors import FileError
 from lorabake.tensors.dtypes import nbytes
 from lorabake.tensors.packing import turned
 from lorabake.tensors.safetensors import Header, TensorInfo, why
+from lorabake.tensors.small import digest_of
 
 _LOCAL_HEADER = 30
 _DTYPES = {
@@ -35,8 +35,6 @@ def open_npz(path: Path) -> Header:
             tensors = {info.key: info for info in (_array(path, stream, member) for member in members)}
             size = stream.seek(0, 2)
             data_start = min((info.start for info in tensors.values()), default=0)
-            stream.seek(0)
-            digest = hashlib.sha256(stream.read(data_start)).hexdigest()
         if len(tensors) < len(members):
             raise ValueError("two arrays have one name")
         if any(info.stop > size for info in tensors.values()):
@@ -55,7 +53,7 @@ def open_npz(path: Path) -> Header:
         zipfile.BadZipFile,
     ) as error:  # whatever zipfile's and NumPy's readers stumble over in a damaged file
         raise FileError(f"{path}: a damaged NumPy archive: {error!s:.100}\nDownload it again.") from None
-    return Header(path, tensors, {}, data_start, size, digest)
+    return Header(path, tensors, {}, data_start, size, digest_of(path, data_start))
 
 
 def _array(path: Path, stream: IO[bytes], member: zipfile.ZipInfo) -> TensorInfo:

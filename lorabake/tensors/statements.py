@@ -21,6 +21,7 @@ from lorabake.errors import FileError, TargetError
 from lorabake.tensors.checkpoint import Checkpoint, Part, read_object
 from lorabake.tensors.packing import Facts, read_facts
 from lorabake.tensors.safetensors import Header
+from lorabake.tensors.small import MAX_INDEX, parse_json
 
 NOTE = "comfy_quant"
 """The leaf of a tensor that says in JSON how the weight beside it is stored."""
@@ -269,7 +270,9 @@ def _of_index(part: Part) -> Iterator[_Texts]:
 
 
 def _index_metadata(part: Part) -> Mapping[str, object]:
-    said = read_object(part.files[0].path.with_name(part.index)).get("metadata") if part.index is not None else None
+    if part.index is None:
+        return {}
+    said = read_object(part.files[0].path.with_name(part.index), MAX_INDEX).get("metadata")
     return said if isinstance(said, dict) else {}
 
 
@@ -326,8 +329,8 @@ def _parsed(texts: _Texts, name: str) -> dict[str, object]:
 def _json(text: str) -> object:
     """Return what a text says in JSON, None where it is none."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return None
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -15,6 +16,7 @@ from lorabake.planning import plan as make_plan
 from lorabake.recipe import Recipe
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.tensors.safetensors import is_there, some
+from lorabake.tensors.small import parse_json, read_small
 from lorabake.verification.findings import Finding, SampleOptions, Verification
 from lorabake.verification.stages import ORDER, Run
 
@@ -54,7 +56,7 @@ def verify(recipe: Recipe, baked: str | Path | None = None, options: VerifyOptio
     plan = make_plan(recipe, path)
     run = Run(plan, path, options.stages, options.tell)
     run.look(options.begin, options.progress, options.sample_weights, options.samples)
-    source = recipe.file.read_text(encoding="utf-8") if recipe.file else json.dumps(recipe.normal_form(), indent=2)
+    source = read_small(recipe.file).decode() if recipe.file else json.dumps(recipe.normal_form(), indent=2)
     weights = run.weights
     return Verification(
         baked=path,
@@ -83,7 +85,7 @@ def embedded_recipe(baked: Path, inputs: Path | None = None) -> Recipe:
             "Give the recipe that it should follow: lorabake verify RECIPE --baked FILE"
         )
     try:
-        form = json.loads(text)
+        form: Any = parse_json(text)
         for lora in form["loras"]:
             lora["blocks"] = dict(lora["blocks"])
         form["output"]["path"] = baked.name
