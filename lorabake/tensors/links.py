@@ -10,6 +10,8 @@ A hard link cannot be told from a file of the folder's own.
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,7 +91,7 @@ def _real(path: Path) -> Path:
     try:
         return path.resolve()
     except (OSError, RuntimeError):
-        raise FileError(f"{path}: is a link that leads to itself") from None
+        raise FileError(f"{path}: cannot be read: {os.strerror(errno.ELOOP)}") from None
 
 
 def _blobs(folder: Path) -> Path | None:

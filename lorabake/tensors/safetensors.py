@@ -204,6 +204,8 @@ def why(error: OSError | ValueError) -> str:
     if isinstance(error, FileNotFoundError):
         is_link = error.filename is not None and os.path.islink(error.filename)
         return "is a link to nothing\nRemove it, or fetch the file again." if is_link else "no such file"
+    if isinstance(error, IsADirectoryError):
+        return "is a folder, not a file"
     if isinstance(error, PermissionError):
         return "no permission to read it"
     return f"cannot be read: {getattr(error, 'strerror', None) or error}"

@@ -132,7 +132,7 @@ def _parsed(place: Path | str) -> dict[str, object] | None:
     """Return the JSON object in a file or a text; None where there is none that could be a configuration."""
     try:
         found = parse_json(place if isinstance(place, str) else read_small(place))
-    except (ValueError, FileError):
+    except (ValueError, OSError, FileError):
         return None
     return found if isinstance(found, dict) else None
 
