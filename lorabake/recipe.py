@@ -448,7 +448,7 @@ def load_recipe(path: str | Path) -> Recipe:
     try:
         data = read_small(path, MAX_BYTES, "a recipe")
     except FileError as error:
-        raise RecipeError(str(error)) from None
+        raise RecipeError(*error.lines) from None
     except (OSError, ValueError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
         raise RecipeError(f"{path}: cannot read the recipe: {reason}") from error
@@ -475,7 +475,7 @@ def parse_recipe(text: str, folder: Path, name: str = "recipe") -> Recipe:
         faults += map(tree.explain, error.errors(include_url=False))
     if faults:
         faults.sort(key=lambda fault: (fault[0].line, fault[0].column))
-        raise RecipeError("\n".join(_line(mark, message) for mark, message in faults))
+        raise RecipeError(*(_line(mark, message) for mark, message in faults))
     recipe._folder = folder.absolute()
     return recipe
 

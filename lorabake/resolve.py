@@ -96,8 +96,8 @@ def resolve(recipe: Recipe) -> Sources:
             raise FileError(f"{vae.path}: not a VAE: it has no encoder.down… tensors")
         if ways := find_packing(vae).titles:
             raise FileError(
-                f"{vae.path}: {len(ways)} of its weights are stored as {ways[0]}\n"
-                "Only a VAE of plain weights (float32, float16, bfloat16 or float8) can take another's place."
+                f"{vae.path}: {len(ways)} of its weights are stored as {ways[0]}",
+                "Only a VAE of plain weights (float32, float16, bfloat16 or float8) can take another's place.",
             )
         vae_map = KeyMap.expand(VAE_ONLY, vae.tensors)
     config = model_config(base)
@@ -184,8 +184,8 @@ def grown(key_map: KeyMap, loras: tuple[LoraSource, ...]) -> dict[str, PackedInf
                 if not smaller or not is_plain or weight.dtype in LARGEST:
                     sizes = f"from {list(weight.shape)} ({weight.dtype}) to {list(shape)}"
                     raise MatchError(
-                        f"LoRA {lora.name!r}: {module.name} would make {weight.key} grow {sizes}\n"
-                        "Only a plain weight of its own can grow, and none can shrink."
+                        f"LoRA {lora.name!r}: {module.name} would make {weight.key} grow {sizes}",
+                        "Only a plain weight of its own can grow, and none can shrink.",
                     )
                 if found.setdefault(weight.key, grow(weight, shape)).shape != shape:
                     raise MatchError(f"LoRA {lora.name!r}: makes {weight.key} grow otherwise than a LoRA before it")

@@ -100,8 +100,8 @@ class Inputs:
                 if crc != record.crc and not stop.is_set():
                     place = f"bytes {record.start} to {record.stop}"
                     raise FileError(
-                        f"{header.path}: damaged: {place} are not those that the archive was made of (CRC-32)\n"
-                        "Nothing was written. Download it again."
+                        f"{header.path}: damaged: {place} are not those that the archive was made of (CRC-32)",
+                        "Nothing was written. Download it again.",
                     )
 
     def check_unchanged(self) -> None:
@@ -112,7 +112,7 @@ class Inputs:
             except FileError:
                 same = False
             if not same:
-                raise FileError(f"{path}: changed while it was read; nothing was written\nRun the bake again.")
+                raise FileError(f"{path}: changed while it was read; nothing was written", "Run the bake again.")
 
     def close(self) -> None:
         """Close every file."""
@@ -174,11 +174,11 @@ class Output:
                 raise self._other_content()
         elif self.plan.is_folder and not path.is_symlink() and (other := next(self._others(), None)):
             raise TargetError(
-                f"{path}: holds {other}, which no bake wrote, and would lose it\nMove it, or name another folder."
+                f"{path}: holds {other}, which no bake wrote, and would lose it", "Move it, or name another folder."
             )
 
     def _other_content(self, path: Path | None = None) -> TargetError:
-        return TargetError(f"{path or self.path}: exists and holds something else\nGive --overwrite to replace it.")
+        return TargetError(f"{path or self.path}: exists and holds something else", "Give --overwrite to replace it.")
 
     def _check_beside(self) -> None:
         """Refuse to replace a file where a learned embedding goes, unless it holds the same, or may be replaced."""
@@ -252,8 +252,8 @@ class Output:
             there = old.metadata.get(provenance.DEVICE)
             if there not in (None, device):
                 raise TargetError(
-                    f"{self.path}: exists, computed on {there}, and {device} computed other last bits\n"
-                    "Give --overwrite to replace it, or name that device."
+                    f"{self.path}: exists, computed on {there}, and {device} computed other last bits",
+                    "Give --overwrite to replace it, or name that device.",
                 )
             raise self._other_content()
 

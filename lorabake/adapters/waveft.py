@@ -69,11 +69,11 @@ class WaveFt(Kind):
         if not said["use_idwt"]:
             return {"scaling": scaling, "seed": seed, "wavelet": ""}
         if family not in WAVELETS:
-            raise ValueError(f"its wavelet is {family}, and PEFT has no true filters of that")
+            raise ValueError(f"its wavelet is {family!r}, and PEFT has no true filters of that")
         if family != "db1" and not find_spec("pywt"):
             raise SurroundingsError(
-                f"{module}: the wavelet {family} needs the package PyWavelets\n"
-                "Install the extra: pip install 'lorabake[wavelets]'"
+                f"{module}: the wavelet {family} needs the package PyWavelets",
+                "Install the extra: pip install 'lorabake[wavelets]'",
             )
         return {"scaling": scaling, "seed": seed, "wavelet": family}
 

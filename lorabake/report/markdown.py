@@ -10,6 +10,7 @@ from lorabake.report import grid
 from lorabake.report.pictures import gain
 from lorabake.report.wording import MODELS, by_stage, encode, figure, headline, largest, sentence, tally
 from lorabake.verification.findings import Finding, Status
+from lorabake.visible import visible
 
 if TYPE_CHECKING:
     from lorabake.verification.findings import Likeness, Samples, Verification
@@ -36,9 +37,14 @@ def render(verification: Verification) -> bytes:
 
 
 def escaped(text: str) -> str:
-    """Take every meaning that Markdown or HTML gives to a text's signs, also in a table."""
-    spaced = " ".join(text.split())
-    return re.sub(r"([\\`*_\[\]|!#~@])", r"\\\1", spaced.replace("&", "&amp;").replace("<", "&lt;"))
+    """Take every meaning that Markdown or HTML gives to a text's signs, also in a table, and to addresses in it.
+
+    GitHub makes links of addresses in plain text. It looks for them in what is shown, so escapes do not help: an
+    entity that takes no place stands after `@`, and in `://` and `www.`.
+    """
+    spaced = visible(" ".join(text.split()))
+    plain = re.sub(r"([\\`*_\[\]|!#~@$])", r"\\\1", spaced.replace("&", "&amp;").replace("<", "&lt;"))
+    return re.sub(r"(?i)((?<![a-z])(?:www|https?|ftp|mailto|xmpp)|@)(?=[.:\w])", r"\1&#8203;", plain)
 
 
 def _counts(verification: Verification) -> Iterator[str]:

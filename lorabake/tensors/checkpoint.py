@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lorabake.errors import FileError
+from lorabake.errors import FileError, lines_of
 from lorabake.tensors import gguf, npz, pickles
 from lorabake.tensors.links import files_below, listed
 from lorabake.tensors.safetensors import (
@@ -161,12 +161,13 @@ def open_lora(path: Path) -> tuple[Checkpoint, dict[str, object] | None]:
         if numbered:
             raise FileError(
                 f"{path}: has adapters from several moments of their training, and none from its end: "
-                f"{some(numbered)}\nGive the one that is meant: {path / numbered[-1]}"
+                f"{some(numbered)}",
+                f"Give the one that is meant: {path / numbered[-1]}",
             )
         raise FileError(f"{path}: has adapter_config.json, but neither adapter_model.safetensors nor .bin")
     inner = [folder.name for folder in _folders(path) if is_there(folder / "adapter_config.json")]
     if inner:
-        raise FileError(f"{path}: the adapter is in a sub-folder: {some(inner)}\nGive that one: {path / inner[0]}")
+        raise FileError(f"{path}: the adapter is in a sub-folder: {some(inner)}", f"Give that one: {path / inner[0]}")
     return open_checkpoint(path), None
 
 
@@ -189,7 +190,7 @@ def _open_folder(path: Path, variant: str | None) -> Checkpoint:
         choices = {folder.name: _choose(folder, variant) for folder in folders}
         chosen = {name: weights for name, weights in choices.items() if weights is not None}
     if not chosen:
-        raise FileError(f"{path}: no weights in this folder\n{_LOOKED_FOR}")
+        raise FileError(f"{path}: no weights in this folder", f"{_LOOKED_FOR}")
     if variant is not None and all(weights.variant != variant for weights in chosen.values()):
         raise FileError(f"{path}: has no variant {variant}")
     parts = [_part(weights.path, folder) for folder, weights in chosen.items()]
@@ -228,14 +229,14 @@ def _choose(folder: Path, variant: str | None) -> _Weights | None:
     else:
         known = sorted(by_variant)
         raise FileError(
-            f"{folder}: has no plain weights, only the variants {', '.join(known)}\n"
-            f"Choose one in the recipe: base: {{path: …, variant: {known[0]}}}"
+            f"{folder}: has no plain weights, only the variants {', '.join(known)}",
+            f"Choose one in the recipe: base: {{path: …, variant: {known[0]}}}",
         )
     paths = by_variant[wanted]
     if len(paths) > 1:
         raise FileError(
-            f"{folder}: holds several sets of weights: {some([p.name for p in paths])}\n"
-            f"Give the one that is meant: {paths[0]}"
+            f"{folder}: holds several sets of weights: {some([p.name for p in paths])}",
+            f"Give the one that is meant: {paths[0]}",
         )
     return _Weights(paths[0], wanted)
 
@@ -261,8 +262,8 @@ def _candidates(folder: Path) -> list[_Weights]:
     pickled = list(_matching(files, _PICKLED))
     if not pickled and (index := next((p for p in files if p.name.endswith(".bin.index.json")), None)):
         raise FileError(
-            f"{index}: sharded .bin files are not supported\n"
-            "Use the model's SafeTensors release, or load and save it with transformers or diffusers."
+            f"{index}: sharded .bin files are not supported",
+            "Use the model's SafeTensors release, or load and save it with transformers or diffusers.",
         )
     return pickled
 
@@ -349,7 +350,7 @@ def read_object(path: Path, limit: int = MAX_CONFIG) -> dict[str, object]:
         check_depth(found)
         return found
     except OSError as error:
-        raise FileError(f"{path}: {why(error)}") from None
+        raise FileError(*lines_of(f"{path}: ", why(error))) from None
     except ValueError as error:
         raise FileError(f"{path}: {error}") from None
 

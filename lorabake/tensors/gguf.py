@@ -32,7 +32,7 @@ def open_gguf(path: Path) -> Header:
         import gguf
     except ImportError:
         raise SurroundingsError(
-            f"{path}: GGUF files need the package gguf\nInstall the extra: pip install 'lorabake[gguf]'"
+            f"{path}: GGUF files need the package gguf", "Install the extra: pip install 'lorabake[gguf]'"
         ) from None
     try:
         reader = gguf.GGUFReader(path)
@@ -41,12 +41,12 @@ def open_gguf(path: Path) -> Header:
         raise FileError(f"{path}: a damaged GGUF file: {error}") from None
     if reader.endianess is not gguf.GGUFEndian.LITTLE:
         raise FileError(
-            f"{path}: a GGUF file for machines that have the highest byte first\nConvert it with gguf-py."
+            f"{path}: a GGUF file for machines that have the highest byte first", "Convert it with gguf-py."
         )
     pieces = facts.get("split.count", 1)
     if pieces not in (0, 1):
         raise FileError(
-            f"{path}: one of {pieces} pieces of a GGUF file\nJoin them with llama.cpp (llama-gguf-split --merge)."
+            f"{path}: one of {pieces} pieces of a GGUF file", "Join them with llama.cpp (llama-gguf-split --merge)."
         )
     tensors: dict[str, TensorInfo] = {}
     for tensor in reader.tensors:

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from lorabake.errors import FileError
+from lorabake.errors import FileError, lines_of
 from lorabake.tensors.safetensors import is_folder, why
 from lorabake.tensors.small import open_regular
 
@@ -32,7 +32,7 @@ def listed(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except OSError as error:
-        raise FileError(f"{folder}: {why(error)}") from None
+        raise FileError(*lines_of(f"{folder}: ", why(error))) from None
 
 
 def files_below(root: Path) -> Iterator[Path]:
@@ -61,8 +61,8 @@ def source_of(root: Path, path: Path) -> Path:
     steps = reversed([path, *path.parents][: len(path.relative_to(root).parts)])
     link = next(step for step in steps if not _real(step).is_relative_to(real))
     raise FileError(
-        f"{link}: is a link to {_real(link)}, which is not in {root}\n"
-        "What lies beside the weights is copied into the output. Put the file itself there, or remove the link."
+        f"{link}: is a link to {_real(link)}, which is not in {root}",
+        "What lies beside the weights is copied into the output. Put the file itself there, or remove the link.",
     )
 
 

@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
-from lorabake.errors import FileError
+from lorabake.errors import FileError, lines_of
 from lorabake.tensors.dtypes import nbytes
 from lorabake.tensors.packing import turned
 from lorabake.tensors.safetensors import Header, TensorInfo, why
@@ -40,7 +40,7 @@ def open_npz(path: Path) -> Header:
         if any(info.stop > size for info in tensors.values()):
             raise ValueError("an array goes beyond its end")
     except OSError as error:
-        raise FileError(f"{path}: {why(error)}") from None
+        raise FileError(*lines_of(f"{path}: ", why(error))) from None
     except (
         EOFError,
         MemoryError,
@@ -52,7 +52,7 @@ def open_npz(path: Path) -> Header:
         tokenize.TokenError,
         zipfile.BadZipFile,
     ) as error:  # whatever zipfile's and NumPy's readers stumble over in a damaged file
-        raise FileError(f"{path}: a damaged NumPy archive: {error!s:.100}\nDownload it again.") from None
+        raise FileError(f"{path}: a damaged NumPy archive: {error!s:.100}", "Download it again.") from None
     return Header(path, tensors, {}, data_start, size, digest_of(path, data_start))
 
 
@@ -61,20 +61,22 @@ def _array(path: Path, stream: IO[bytes], member: zipfile.ZipInfo) -> TensorInfo
     if name == member.filename:
         raise FileError(f"{path}: holds {member.filename!r}, which is no array")
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-        raise FileError(f"{path}: {name!r} is compressed or encrypted, and cannot be read in place\n{_SAVE}")
+        raise FileError(f"{path}: {name!r} is compressed or encrypted, and cannot be read in place", f"{_SAVE}")
     stream.seek(member.header_offset)
     local = stream.read(_LOCAL_HEADER)
     start = stream.seek(int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little"), 1)
     shape, by_columns, dtype = _read_header(stream)
     first, stop = stream.tell(), start + member.file_size
     if dtype not in _DTYPES:
-        raise FileError(f"{path}: {name!r} holds {dtype}, no plain numbers of this machine's order of bytes\n{_SAVE}")
+        raise FileError(
+            f"{path}: {name!r} holds {dtype}, no plain numbers of this machine's order of bytes", f"{_SAVE}"
+        )
     if first + nbytes(_DTYPES[dtype], shape) != stop:
         raise ValueError(f"{name!r} says {shape} of {dtype}, and is {stop - first} bytes")
     if not by_columns or len(shape) < 2:
         return TensorInfo(name, name, _DTYPES[dtype], shape, path, first, stop)
     if len(shape) > 2:
-        raise FileError(f"{path}: {name!r} is stored by columns\n{_SAVE}")
+        raise FileError(f"{path}: {name!r} is stored by columns", f"{_SAVE}")
     return turned(TensorInfo(name, name, _DTYPES[dtype], shape[::-1], path, first, stop))
 
 

@@ -51,10 +51,11 @@ def read_small(path: Path | str, limit: int = MAX_CONFIG, what: str = "a configu
 def parse_json(text: str | bytes) -> object:
     """Parse JSON that another program wrote; raise ValueError for what is none, and for what is nested too deeply.
 
-    Whoever walks through the value may then call itself for each level.
+    Numbers that JSON does not have, such as NaN, are texts. Whoever walks through the value may call itself for each
+    level.
     """
     try:
-        value: object = json.loads(text)
+        value: object = json.loads(text, parse_constant=str)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     check_depth(value)

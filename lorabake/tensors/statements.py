@@ -641,8 +641,9 @@ def _listed(said: Facts, named: Facts, change: Change, place: str) -> dict[str, 
         title = METHODS[way].title if way in METHODS else way
         raise TargetError(
             f"{place}: {len(change.plain)} weights would become plain ({change.plain[0]} …), and others cannot be "
-            f"decoded\n{title} has no list of plain ones, so that no program could tell them apart. Leave out "
-            "output.dtype, or use a base that is stored in one way."
+            f"decoded",
+            f"{title} has no list of plain ones, so that no program could tell them apart. Leave out "
+            "output.dtype, or use a base that is stored in one way.",
         )
     before = said.get(option)
     names = [str(each) for each in before] if isinstance(before, list) else []

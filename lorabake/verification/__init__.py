@@ -52,7 +52,7 @@ def verify(recipe: Recipe, baked: str | Path | None = None, options: VerifyOptio
     options = options or VerifyOptions()
     path = Path(os.path.normpath(baked if baked is not None else recipe.locate(recipe.output.path)))
     if not is_there(path):
-        raise FileError(f"{path}: no such file\nBake it first, or name the checkpoint with --baked.")
+        raise FileError(f"{path}: no such file", "Bake it first, or name the checkpoint with --baked.")
     plan = make_plan(recipe, path)
     run = Run(plan, path, options.stages, options.tell)
     run.look(options.begin, options.progress, options.sample_weights, options.samples)
@@ -81,8 +81,8 @@ def embedded_recipe(baked: Path, inputs: Path | None = None) -> Recipe:
     text = open_checkpoint(baked).metadata.get("lorabake.recipe")
     if text is None:
         raise FileError(
-            f"{baked}: holds no recipe, so lorabake did not bake it\n"
-            "Give the recipe that it should follow: lorabake verify RECIPE --baked FILE"
+            f"{baked}: holds no recipe, so lorabake did not bake it",
+            "Give the recipe that it should follow: lorabake verify RECIPE --baked FILE",
         )
     try:
         form: Any = parse_json(text)
@@ -99,8 +99,8 @@ def embedded_recipe(baked: Path, inputs: Path | None = None) -> Recipe:
             return recipe.placed(folder)
     missing = [name for name in names if not is_there(folders[0] / name)]
     raise FileError(
-        f"{baked}: the inputs of its recipe are not in {' or '.join(map(str, folders))}: {some(missing)}\n"
-        "Say where they lie with --inputs DIR, or give the recipe: lorabake verify RECIPE --baked FILE"
+        f"{baked}: the inputs of its recipe are not in {' or '.join(map(str, folders))}: {some(missing)}",
+        "Say where they lie with --inputs DIR, or give the recipe: lorabake verify RECIPE --baked FILE",
     )
 
 

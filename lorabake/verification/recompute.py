@@ -405,7 +405,7 @@ def _place(patch: Patch, rows: slice) -> Place:
 def _delta(patch: Patch, tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     if patch.kind.name not in FORMULAS:
         raise SurroundingsError(
-            f"verification has no formula for {patch.kind.title}\nAdd one to lorabake/verification/formulas.py."
+            f"verification has no formula for {patch.kind.title}", "Add one to lorabake/verification/formulas.py."
         )
     updated = changed(patch.kind.name, tensors, weight, place, scale)
     if updated.shape != weight.shape:

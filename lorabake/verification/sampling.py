@@ -90,7 +90,7 @@ def prepare(plan: Plan, baked: Path, options: SampleOptions, stack: ExitStack) -
         return lacking(f"{lost[0]} and {len(lost) - 1} more tensors are not there in the base's shape")
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise SurroundingsError(
-            f"sampling needs {', '.join(missing)}\nTo sample, {EXTRA}; or leave it out with --stage"
+            f"sampling needs {', '.join(missing)}", f"To sample, {EXTRA}; or leave it out with --stage"
         )
     with _quiet():
         _try_device(options.device or "cpu")
@@ -149,7 +149,7 @@ def _try_device(name: str) -> None:
     try:
         (torch.ones(1, device=name) + 1).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise SurroundingsError(f"device {name!r} cannot be used: {first_line(error)}\nTry --device cpu.") from None
+        raise SurroundingsError(f"device {name!r} cannot be used: {first_line(error)}", "Try --device cpu.") from None
 
 
 def _unfit(plan: Plan, baked: Path) -> list[str]:
