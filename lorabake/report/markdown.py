@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 MOST_ROWS = 50
 """GitHub refuses a summary above 1 MiB; whoever has more to read opens the page."""
 
+ADDRESS = r"(?<![a-z])(?:www(?=\.)|(?:https?|ftp|mailto|xmpp)(?=:))|@(?=\w)"
+"""Where GitHub sees a link to something, or to somebody, in plain text."""
+
 SIGNS = {Status.FAIL: "❌ fail", Status.ERROR: "💥 error", Status.WARN: "⚠️ warn"}
 
 
@@ -44,7 +47,7 @@ def escaped(text: str) -> str:
     """
     spaced = visible(" ".join(text.split()))
     plain = re.sub(r"([\\`*_\[\]|!#~@$])", r"\\\1", spaced.replace("&", "&amp;").replace("<", "&lt;"))
-    return re.sub(r"(?i)((?<![a-z])(?:www|https?|ftp|mailto|xmpp)|@)(?=[.:\w])", r"\1&#8203;", plain)
+    return re.sub(ADDRESS, r"\g<0>&#8203;", plain, flags=re.IGNORECASE)
 
 
 def _counts(verification: Verification) -> Iterator[str]:
