@@ -264,7 +264,8 @@ def _check_stated(plan: Plan, digests: dict[str, str]) -> None:
         for path in (header.path for header in checkpoint.headers):
             if said.sha256 and taken[path] != said.sha256:
                 raise FileError(
-                    f"{path}: its SHA-256 is {taken[path]}, and the recipe states {said.sha256}\nNothing was written."
+                    f"{path}: its SHA-256 is {taken[path]}, and the recipe states {said.sha256}",
+                    "Nothing was written.",
                 )
 
 
@@ -290,7 +291,7 @@ class _Crew:
         try:
             thread.start()
         except RuntimeError as error:
-            raise SurroundingsError(f"{error}: the system allows no more\nUse fewer --workers.") from None
+            raise SurroundingsError(f"{error}: the system allows no more", "Use fewer --workers.") from None
         self._threads.append(thread)
         return thread
 

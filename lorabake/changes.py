@@ -132,8 +132,8 @@ def fading(lora: str, share: float) -> Caution:
 def no_scale(lora: str, key: str, alpha: float) -> MatchError:
     """Word the error for an alpha that is zero, or no number, where no program says what it is."""
     return MatchError(
-        f"LoRA {lora!r}: {key} is {alpha}, which is no scale\n"
-        f'Leave the module out with a block pattern that names it and the factor 0: blocks: {{"…": 0}}'
+        f"LoRA {lora!r}: {key} is {alpha}, which is no scale",
+        'Leave the module out with a block pattern that names it and the factor 0: blocks: {"…": 0}',
     )
 
 

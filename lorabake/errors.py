@@ -10,7 +10,8 @@
 
 Whatever else is raised is a fault of lorabake's own: exit 4.
 
-The first line of a message stands alone; further lines give detail and advice.
+Each argument is a line of the message. The first stands alone; further lines give detail and advice. Line breaks in
+an argument, and other characters that are not seen, become escapes: a name from a file cannot add a line.
 """
 
 from __future__ import annotations
@@ -18,11 +19,25 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
+from lorabake.visible import visible
+
 
 class LorabakeError(Exception):
     """Stand for any failure that a user can mend; the message says what, where and what to do."""
 
     exit_code = 2
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*map(visible, lines))
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Return the lines of the message."""
+        return self.args or (type(self).__name__,)
+
+    def __str__(self) -> str:
+        """Return the message as one text."""
+        return "\n".join(self.args)
 
 
 class RecipeError(LorabakeError):
@@ -63,6 +78,12 @@ def where(error: BaseException) -> str:
         if path.is_relative_to(root):
             found = f"{path.relative_to(root).as_posix()}:{frame.lineno}"
     return found
+
+
+def lines_of(start: str, reason: str) -> list[str]:
+    """Return the lines of a reason in lorabake's own words, whose names are visible; `start` begins the first one."""
+    first, *rest = reason.split("\n")
+    return [start + first, *rest]
 
 
 def first_line(error: Exception) -> str:

@@ -205,7 +205,7 @@ class Executor:
             if "can't allocate memory" in str(error):  # the host
                 raise
             raise SurroundingsError(
-                f"{self.device.place} failed while baking {step.targets[0].key}: {first_line(error)}\n{ADVICE}"
+                f"{self.device.place} failed while baking {step.targets[0].key}: {first_line(error)}", f"{ADVICE}"
             ) from error
         return True
 
@@ -571,7 +571,8 @@ class Executor:
             advice = "No number comes of numbers that are none, or too large: the file that holds them is damaged."
         raise ValueTooLargeError(
             f"{target.key}[{start + row}, {column}]: {value:g} {cause}; {target.dtype} cannot hold it "
-            f"(the base has {was:g} there)\nNothing was written. {advice}"
+            f"(the base has {was:g} there)",
+            f"Nothing was written. {advice}",
         )
 
     def _values(self, name: str, count: int, dtype: torch.dtype) -> torch.Tensor:

@@ -5,7 +5,6 @@ Headers only, but for the alphas, which are single numbers.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -31,6 +30,7 @@ from lorabake.tensors.dtypes import decode_scalar
 from lorabake.tensors.emptiness import WEIGHT, hollow_words
 from lorabake.tensors.formats import find_packing
 from lorabake.tensors.safetensors import TensorInfo
+from lorabake.tensors.small import parse_json
 from lorabake.translation import dialect_of, transcribe
 
 FACTS = (
@@ -107,7 +107,7 @@ def _describe_lora(lora: LoraSource, said: Mapping[str, object] | None) -> dict[
         config = None if said is None else PeftConfig.read(said, f"{where}: adapter_config.json", types)
         lora = replace(lora, config=config, component_configs=from_metadata(lora.checkpoint.metadata, where, types))
     except FileError as error:
-        why_not.append(str(error))
+        why_not.append("; ".join(error.lines))
     tensors, evidence, dialect = lora.tensors, recognise(lora.tensors), dialect_of(lora.checkpoint)
     ranks: Counter[int] = Counter()
     alphas: Counter[str] = Counter()
@@ -128,7 +128,8 @@ def _describe_lora(lora: LoraSource, said: Mapping[str, object] | None) -> dict[
                     scales.update([scale])
         named = components_named(module.name, tables) or components_named(module.name, GENERIC.components)
         components["/".join(sorted(named)) or "not said"] += 1
-    why_not += [REASONS.get(name, f"{name} is not supported by this version") for name in tensors.unsupported]
+    reasons = (REASONS.get(name, f"{name} is not supported by this version") for name in tensors.unsupported)
+    why_not += [reason.replace("\n", "; ") for reason in reasons]
     learned = _embeddings(lora)
     strange = [info.key for info in tensors.unknown if info.key not in learned]
     by_name = "" if evidence.whole or evidence.is_text else " (by names alone)"
@@ -311,6 +312,6 @@ def _trigger_words(metadata: Mapping[str, str]) -> list[str]:
 
 def _parsed(text: str) -> object:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return text

@@ -17,7 +17,7 @@ from lorabake.adapters.experts import EXPERTS, SIDE
 from lorabake.adapters.kind import PROGRAMS, SCALE_OF_ALPHA_0, SKIPPING_STRENGTH_0, Kind, Settings, matrix
 from lorabake.adapters.tokens import rows_of
 from lorabake.architectures import architectures
-from lorabake.errors import MatchError
+from lorabake.errors import MatchError, lines_of
 from lorabake.keymap import split_qkv
 from lorabake.keymap.embeddings import FOR_ONETRAINER, Vectors, read_vectors
 from lorabake.keymap.experts import STACKS, side_of_a
@@ -40,6 +40,7 @@ from lorabake.tensors.emptiness import ADVICE, hollow_words
 from lorabake.tensors.formats import way_of
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.ties import Tie, are_alike
+from lorabake.visible import visible
 
 NOT_ANNOUNCED = (
     "a whole tensor that no modules_to_save announces; if it is to replace the base's, name its module there, in "
@@ -266,9 +267,11 @@ class _Match:
             if info.key not in ignored:
                 self._unknown(info)
         for shared, own in self.lora.tensors.unlike:
-            self.faults.strange.append((shared.key, f"it is {shared.shape}, and its copy {own.key} is {own.shape}"))
+            self.faults.strange.append(
+                (shared.key, f"it is {shared.shape}, and its copy {visible(own.key)} is {own.shape}")
+            )
         if self.faults:
-            raise MatchError(self._complaint(said))
+            raise MatchError(*self._complaint(said))
         self._check_family(said)
         self._check_announced()
         self._check_alphas()
@@ -305,8 +308,8 @@ class _Match:
         for name in named:
             if name not in everywhere:
                 raise MatchError(
-                    f"LoRA {self.lora.name!r}: no component is called {name!r}{_nearest(name, sorted(everywhere))}\n"
-                    f"The base ({self.key_map.architecture.title}) has: {', '.join(known)}"
+                    f"LoRA {self.lora.name!r}: no component is called {name!r}{_nearest(name, sorted(everywhere))}",
+                    f"The base ({self.key_map.architecture.title}) has: {', '.join(known)}",
                 )
 
     def _said_family(self) -> Architecture | None:
@@ -342,7 +345,8 @@ class _Match:
             matching = [key for key in outside if fnmatchcase(key, glob)]
             matching += [module.name for module in tensors.modules.values() if self._is_matched(module, glob)]
             if not matching:
-                raise MatchError(f"LoRA {self.lora.name!r}: ignore pattern {glob!r} {self._why_idle(glob)}")
+                start = f"LoRA {self.lora.name!r}: ignore pattern {glob!r} "
+                raise MatchError(*lines_of(start, self._why_idle(glob)))
             for name in matching:
                 first.setdefault(name, glob)
         for name, glob in first.items():
@@ -365,9 +369,10 @@ class _Match:
         modules = self.lora.tensors.modules.values()
         partly = next((key for each in modules for key in each.own_keys if fnmatchcase(key, glob)), None)
         if partly is not None:
-            return f"matches some tensors of a module alone, such as {partly}\nOnly whole modules can be left out."
+            such = visible(partly)
+            return f"matches some tensors of a module alone, such as {such}\nOnly whole modules can be left out."
         ends = {end: None for name in self.lora.tensors.modules for end in (by_end(name), pattern_of(name))}
-        return f"matches nothing in the file{_nearest(glob, [*ends])}"
+        return f"matches nothing in the file{visible(_nearest(glob, [*ends]))}"
 
     def _check_globs(self) -> None:
         unused = next((glob for glob in self.blocks if glob not in self.globs_used), None)
@@ -402,8 +407,8 @@ class _Match:
         if isinstance(strength, dict):
             if component not in strength:
                 raise MatchError(
-                    f"LoRA {self.lora.name!r}: it has tensors for {component}, and strength says nothing of it\n"
-                    f"Add {component}: 0 (or another number) to strength, or leave it out with components."
+                    f"LoRA {self.lora.name!r}: it has tensors for {component}, and strength says nothing of it",
+                    f"Add {component}: 0 (or another number) to strength, or leave it out with components.",
                 )
             strength = strength[component]
         names = self.matcher.names[view.place]
@@ -434,7 +439,7 @@ class _Match:
         if foreign:
             elder = next((each for each in foreign if kinship(each, base)), None)
             if elder is None:
-                raise MatchError(self._foreign(foreign, seen_by))
+                raise MatchError(*self._foreign(foreign, seen_by))
             notes.append(f"a LoRA of {elder.title} on {base.title}: {kinship(elder, base)}")
             return
         families = evidence.sure or (evidence.could_be if self._short else ())
@@ -491,11 +496,11 @@ class _Match:
         sorts = self._sorts.items()
         return any(TELLING <= len(names) == self.matcher.sorts[sort] for sort, names in sorts)
 
-    def _foreign(self, families: tuple[Architecture, ...], seen_by: str) -> str:
-        return (
-            f"LoRA {self.lora.name!r} is for {titles(families)} (by {seen_by}); the base is {self._base_words()}\n"
-            f"To bake it there all the same, add to this LoRA: trained_on: {families[0].name}"
-        )
+    def _foreign(self, families: tuple[Architecture, ...], seen_by: str) -> list[str]:
+        return [
+            f"LoRA {self.lora.name!r} is for {titles(families)} (by {seen_by}); the base is {self._base_words()}",
+            f"To bake it there all the same, add to this LoRA: trained_on: {families[0].name}",
+        ]
 
     def _look_behind_a_prefix(self) -> None:
         """Find a prefix that nobody is known to write, before the names of all modules of a network."""
@@ -549,7 +554,9 @@ class _Match:
                 self.faults.unmatched.append(module.name)
             return
         if len(words := self.matcher.spelled.words(module.name)) > 1:
-            self.faults.strange.append((module.name, f"its name may stand for {' and for '.join([*words][:2])}"))
+            self.faults.strange.append(
+                (module.name, f"its name may stand for {visible(' and for '.join([*words][:2]))}")
+            )
             return
         if self._is_settled_by_tie(module):
             return
@@ -583,14 +590,14 @@ class _Match:
         if len({each.component for each in fitting}) == 1 < len(fitting):
             keys = " and ".join(next(iter(each.views.values())).keys[0] for each in fitting)
             raise MatchError(
-                f"LoRA {self.lora.name!r}: {module.name} may be {keys} of the base\n"
-                "One is called so in the file, the other in memory, and both fit. Merge it with what trained it."
+                f"LoRA {self.lora.name!r}: {module.name} may be {keys} of the base",
+                "One is called so in the file, the other in memory, and both fit. Merge it with what trained it.",
             )
         if len(fitting) > 1:
             names = ", ".join(each.component for each in fitting)
             raise MatchError(
-                f"LoRA {self.lora.name!r}: {module.name} fits {names}\n"
-                f"Say which with components: [{fitting[0].component}]"
+                f"LoRA {self.lora.name!r}: {module.name} fits {names}",
+                f"Say which with components: [{fitting[0].component}]",
             )
         target = (fitting or found)[0]
         strength, left_out_by = self._strength(target.component, next(iter(target.views.values())))
@@ -894,7 +901,7 @@ class _Match:
         there = kind.drawn & module.slots.keys()
         largest, placeless = self._largest(kind, target.component)
         if placeless and not there:
-            raise ValueError(f"its random matrices depend on {placeless}, which has no place")
+            raise ValueError(f"its random matrices depend on {visible(placeless)}, which has no place")
         wanted = {} if placeless else kind.drawn_shapes(module.shapes, largest)
         for slot in sorted(there & wanted.keys()):
             if module.shapes[slot] != wanted[slot]:
@@ -926,8 +933,8 @@ class _Match:
                 if apart or (view.picked and picked and not view.picked.meets(picked)):
                     continue
                 raise MatchError(
-                    f"LoRA {self.lora.name!r}: {other} and {name} both change {region.key}\n"
-                    "A file that has one module under two names would be applied twice."
+                    f"LoRA {self.lora.name!r}: {other} and {name} both change {region.key}",
+                    "A file that has one module under two names would be applied twice.",
                 )
             self.taken[region.key].append((own, view.picked, name))
 
@@ -1018,8 +1025,8 @@ class _Match:
         if matrices and not straight and not turned:
             why = "every weight is square" if squares == matrices else "its tensors would fit either way"
             raise MatchError(
-                f"LoRA {self.lora.name!r}: fan_in_fan_out is set and {why}\n"
-                "lorabake has no table for this base, so it cannot tell whether its weights are transposed."
+                f"LoRA {self.lora.name!r}: fan_in_fan_out is set and {why}",
+                "lorabake has no table for this base, so it cannot tell whether its weights are transposed.",
             )
         return turned > 0 and straight == 0
 
@@ -1059,8 +1066,8 @@ class _Match:
                 lacks = patch.scale is None and "alpha" in patch.kind.optional and "alpha" not in patch.tensors
                 if patch.view == view and lacks:
                     raise MatchError(
-                        f"LoRA {self.lora.name!r}: {name}.alpha and {patch.module} are one module under two names\n"
-                        "Rename one of them, so that it is told whether that alpha counts."
+                        f"LoRA {self.lora.name!r}: {name}.alpha and {patch.module} are one module under two names",
+                        "Rename one of them, so that it is told whether that alpha counts.",
                     )
 
     def _note_semantics(self) -> None:
@@ -1085,10 +1092,10 @@ class _Match:
 
     # -- errors --------------------------------------------------------------------------------------
 
-    def _complaint(self, said: Architecture | None) -> str:
+    def _complaint(self, said: Architecture | None) -> list[str]:
         name = self.lora.name
         if hollow := hollow_words(self.lora.checkpoint.tensors):
-            return f"LoRA {name!r}: {hollow}\n{ADVICE}"
+            return [f"LoRA {name!r}: {hollow}", *ADVICE]
         placeless = [*self.faults.unmatched, *(module for module, _ in self.faults.misfits)]
         if said is None and (module := self._foreign_module(placeless)):
             return self._another_familys(module)
@@ -1096,10 +1103,10 @@ class _Match:
         if foreign and not any(kinship(each, self.key_map.architecture) for each in foreign):
             return self._foreign(foreign, seen_by)
         if placeless and (packer := way_of(self.key_map.tensors)):
-            return (
-                f"LoRA {name!r}: the base's weights are packed ({packer}), and this version cannot unpack them\n"
-                "Give it the base in float32, float16, bfloat16 or float8."
-            )
+            return [
+                f"LoRA {name!r}: the base's weights are packed ({packer}), and this version cannot unpack them",
+                "Give it the base in float32, float16, bfloat16 or float8.",
+            ]
         lines = []
         if self.faults.unmatched:
             lines += self._group("no such module on the base", [(each, "") for each in self.faults.unmatched])
@@ -1117,27 +1124,28 @@ class _Match:
             names = dict.fromkeys(pattern_of(each) for each, _ in self.faults.strange)
             more = f" and {len(names) - 3} more patterns" if len(names) > 3 else ""
             listed = f"{total} of its tensors: {', '.join([*names][:3])}{more}"
-            return "\n".join([f"LoRA {name!r}: {reasons.pop()}", listed, *hint])
+            return [*lines_of(f"LoRA {name!r}: ", reasons.pop()), listed, *hint]
         first = f"LoRA {name!r}: {total} of {of} modules have no place on the base ({self._base_words()})"
         evidence, base = self.evidence, self.key_map.architecture
         if evidence.whole and base not in evidence.whole and base.name != GENERIC and said is None:
             lines.append(f"  it may be a LoRA of {titles(evidence.whole)}")
-        return "\n".join([first, *lines, *hint])
+        return [first, *lines, *hint]
 
-    def _another_familys(self, module: str) -> str:
+    def _another_familys(self, module: str) -> list[str]:
         """Say by which module without a place it is another family's, or a part that the base lacks."""
         evidence = self.evidence
         down = self.lora.tensors.modules[module].shapes.get("down")
         shape = f" {down}" if down else ""
-        title, more = str(evidence.title), ""
+        title, more = str(evidence.title), list[str]()
         part = next((each for each in self._components_named(module) if each.startswith(TEXT[0])), None)
         if evidence.is_text and part and "encoder" not in title:
             title = TEXT_ENCODER.format(title)
-            more = (
-                f"\nIt is a diffusion model's {part}, which this base lacks: bake it where that is.\n"
-                f"Of a LoRA with other parts, components: [{part}] takes this one alone."
-            )
-        return f"LoRA {self.lora.name!r} is for {title} (by {module}{shape}); the base is {self._base_words()}{more}"
+            more = [
+                f"It is a diffusion model's {part}, which this base lacks: bake it where that is.",
+                f"Of a LoRA with other parts, components: [{part}] takes this one alone.",
+            ]
+        first = f"LoRA {self.lora.name!r} is for {title} (by {module}{shape}); the base is {self._base_words()}"
+        return [first, *more]
 
     def _foreign_module(self, placeless: Sequence[str]) -> str | None:
         """Return a module without a place by which the LoRA is another family's; None where it is not."""
@@ -1194,7 +1202,7 @@ class _Match:
                 break
             is_sought = title.startswith("no such") and count < 2
             hint = self.matcher.nearest(names[0], self._components_named(names[0])) if is_sought else ""
-            lines.append(f"    {pattern} ×{len(names)}{': ' + reason if reason else ''}{hint}")
+            lines += lines_of(f"    {pattern} ×{len(names)}", (f": {reason}" if reason else "") + visible(hint))
         return lines
 
 

@@ -209,8 +209,8 @@ def shaped(patch: Patch, tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.
     if tensor.shape != shape:
         found, wanted = (" × ".join(map(str, each)) for each in (tensor.shape, shape))
         raise MatchError(
-            f"{patch.module}: {patch.kind.title} made {found} of its tensors, and the weight takes {wanted}\n"
-            "The plan should have refused them: please report this."
+            f"{patch.module}: {patch.kind.title} made {found} of its tensors, and the weight takes {wanted}",
+            "The plan should have refused them: please report this.",
         )
     return tensor
 

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from lorabake import __version__, provenance
 from lorabake.adapters import dora
 from lorabake.adapters.kind import matrix
-from lorabake.errors import FileError, MatchError, RecipeError, TargetError
+from lorabake.errors import FileError, MatchError, RecipeError, TargetError, lines_of
 from lorabake.keymap.embeddings import Vectors, file_stem
 from lorabake.matching import Ledger, Matcher, Patch
 from lorabake.recipe import Recipe
@@ -427,8 +427,8 @@ class _Planner:
         for name in wanted:
             if name not in placed:
                 raise RecipeError(
-                    f"output.dtype names the component {name!r}, and the base has none\n"
-                    f"The base has: {', '.join(placed) or 'no component of a known name'}"
+                    f"output.dtype names the component {name!r}, and the base has none",
+                    f"The base has: {', '.join(placed) or 'no component of a known name'}",
                 )
 
     def _embeddings(self, ledgers: list[Ledger]) -> Iterator[Embedding]:
@@ -464,8 +464,8 @@ class _Planner:
                 if key in replaced:
                     first = self.sources.loras[replaced[key].lora].name
                     raise MatchError(
-                        f"LoRA {self.sources.loras[patch.lora].name!r}: replaces {key} whole, as {first!r} does\n"
-                        "Leave one of them out with blocks or components."
+                        f"LoRA {self.sources.loras[patch.lora].name!r}: replaces {key} whole, as {first!r} does",
+                        "Leave one of them out with blocks or components.",
                     )
                 replaced[key] = patch
         for patch in patches:
@@ -478,7 +478,7 @@ class _Planner:
             for key in patch.view.keys:
                 if fault := self._stored_fault(key):
                     name = self.sources.loras[patch.lora].name
-                    raise MatchError(f"LoRA {name!r}: {patch.module} would change {key}, {fault}")
+                    raise MatchError(*lines_of(f"LoRA {name!r}: {patch.module} would change {key}, ", fault))
         return patches, [ledger for _, ledger in placed]
 
     def _check_rows(self, touched: Mapping[str, list[Patch]]) -> None:
@@ -490,13 +490,13 @@ class _Planner:
                 name = self.sources.loras[patch.lora].name
                 if patch.view.width != first.view.width:
                     raise MatchError(
-                        f"LoRA {name!r}: {patch.module} changes {key} as a whole, and {first.module} single experts\n"
-                        "Bake one of them after the other."
+                        f"LoRA {name!r}: {patch.module} changes {key} as a whole, and {first.module} single experts",
+                        "Bake one of them after the other.",
                     )
                 if patch.view.picked is not None and method != "sum":
                     raise MatchError(
-                        f"LoRA {name!r}: {patch.module} is parts of the rows of {key}\n"
-                        f"The method {method} takes rows whole: use sum."
+                        f"LoRA {name!r}: {patch.module} is parts of the rows of {key}",
+                        f"The method {method} takes rows whole: use sum.",
                     )
 
     def _stored_fault(self, key: str) -> str | None:
@@ -535,8 +535,8 @@ class _Planner:
                 if key in self._still_stored:
                     way = key_map.tensors[key].dtype if key in key_map.tensors else "codes"
                     raise FileError(
-                        f"{vae.path}: cannot take the place of the base's VAE, whose {key} is stored as {way}\n"
-                        "Make it a plain one with output.dtype (such as {vae: float32})."
+                        f"{vae.path}: cannot take the place of the base's VAE, whose {key} is stored as {way}",
+                        "Make it a plain one with output.dtype (such as {vae: float32}).",
                     )
                 if _squeezed(info.shape) != _squeezed(self.sources.base.tensors[key].shape):
                     shapes = f"{info.shape}, the base's is {self.sources.base.tensors[key].shape}"
@@ -584,7 +584,7 @@ class _Planner:
             if self._dtype(key, stored) != stored.dtype:
                 found |= dict.fromkeys((part.key for part in info.parts.values()), info)
             elif isinstance(self.sources.base.tensors.get(key), PackedInfo):  # no SafeTensors could hold it as it is
-                raise FileError(f"{info.file}: {key} is packed ({info.dtype})\n{_NAME_A_DTYPE}")
+                raise FileError(f"{info.file}: {key} is packed ({info.dtype})", f"{_NAME_A_DTYPE}")
         return found
 
     @cached_property

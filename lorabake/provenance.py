@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lorabake import __version__
 from lorabake.tensors.checkpoint import Checkpoint, said_beside
+from lorabake.tensors.small import read_small
 
 PLACEHOLDER = "0" * 64
 DATA_HASHES = ("modelspec.hash_sha256", "sshs_model_hash")
@@ -42,7 +43,7 @@ def beside(checkpoint: Checkpoint) -> list[dict[str, object]]:
     """Identify the files beside a LoRA that say how it is applied, by name and digest."""
     first = next(checkpoint.headers).path
     return [
-        {"name": config.name, "sha256": hashlib.sha256(config.read_bytes()).hexdigest()}
+        {"name": config.name, "sha256": hashlib.sha256(read_small(config)).hexdigest()}
         for config in said_beside(first, checkpoint.tensors)
     ]
 

@@ -29,7 +29,8 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from lorabake.errors import RecipeError
+from lorabake.errors import FileError, RecipeError
+from lorabake.tensors.small import read_small
 
 __all__ = [
     "Base",
@@ -445,13 +446,12 @@ def recipe_schema() -> dict[str, object]:
 def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe file; paths in it are relative to the folder it lies in."""
     try:
-        with open(path, "rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
+        data = read_small(path, MAX_BYTES, "a recipe")
+    except FileError as error:
+        raise RecipeError(*error.lines) from None
     except (OSError, ValueError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
         raise RecipeError(f"{path}: cannot read the recipe: {reason}") from error
-    if len(data) > MAX_BYTES:
-        raise RecipeError(f"{path}: larger than {MAX_BYTES} bytes, so it is hardly a recipe")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -475,7 +475,7 @@ def parse_recipe(text: str, folder: Path, name: str = "recipe") -> Recipe:
         faults += map(tree.explain, error.errors(include_url=False))
     if faults:
         faults.sort(key=lambda fault: (fault[0].line, fault[0].column))
-        raise RecipeError("\n".join(_line(mark, message) for mark, message in faults))
+        raise RecipeError(*(_line(mark, message) for mark, message in faults))
     recipe._folder = folder.absolute()
     return recipe
 

@@ -25,6 +25,7 @@ from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, open_lora, 
 from lorabake.tensors.dtypes import FLOAT_NAMES, LARGEST
 from lorabake.tensors.emptiness import check_checkpoint, check_lora
 from lorabake.tensors.formats import find_packing
+from lorabake.tensors.links import source_of
 from lorabake.tensors.packing import PackedInfo, Packing, grow, read_shape
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.translation import config_of, transcribe, translate
@@ -83,6 +84,8 @@ def resolve(recipe: Recipe) -> Sources:
     """Open every input of the recipe; raise FileError for what is missing, damaged or of another format."""
     base = transcribe(open_checkpoint(recipe.locate(recipe.base.path), recipe.base.variant))
     check_checkpoint(base.path, base.tensors)
+    for name in base.side_files:
+        source_of(base.path, base.path / name)
     if base.is_folder and recipe.base.sha256:
         raise FileError(f"{base.path}: sha256 is for a file, and the base is a folder")
     vae = vae_map = None
@@ -93,8 +96,8 @@ def resolve(recipe: Recipe) -> Sources:
             raise FileError(f"{vae.path}: not a VAE: it has no encoder.down… tensors")
         if ways := find_packing(vae).titles:
             raise FileError(
-                f"{vae.path}: {len(ways)} of its weights are stored as {ways[0]}\n"
-                "Only a VAE of plain weights (float32, float16, bfloat16 or float8) can take another's place."
+                f"{vae.path}: {len(ways)} of its weights are stored as {ways[0]}",
+                "Only a VAE of plain weights (float32, float16, bfloat16 or float8) can take another's place.",
             )
         vae_map = KeyMap.expand(VAE_ONLY, vae.tensors)
     config = model_config(base)
@@ -181,8 +184,8 @@ def grown(key_map: KeyMap, loras: tuple[LoraSource, ...]) -> dict[str, PackedInf
                 if not smaller or not is_plain or weight.dtype in LARGEST:
                     sizes = f"from {list(weight.shape)} ({weight.dtype}) to {list(shape)}"
                     raise MatchError(
-                        f"LoRA {lora.name!r}: {module.name} would make {weight.key} grow {sizes}\n"
-                        "Only a plain weight of its own can grow, and none can shrink."
+                        f"LoRA {lora.name!r}: {module.name} would make {weight.key} grow {sizes}",
+                        "Only a plain weight of its own can grow, and none can shrink.",
                     )
                 if found.setdefault(weight.key, grow(weight, shape)).shape != shape:
                     raise MatchError(f"LoRA {lora.name!r}: makes {weight.key} grow otherwise than a LoRA before it")

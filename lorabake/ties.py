@@ -13,6 +13,7 @@ from lorabake.adapters.embedding import AS_LINEAR
 from lorabake.keymap.spelling import LoraModule
 from lorabake.keymap.table import Component, KeyMap, Module
 from lorabake.tensors.safetensors import TensorInfo
+from lorabake.visible import visible
 
 Changes = Mapping[str, list[LoraModule]]
 """What a file has for each use of an embedding, by the name of the use; no use without a change is there."""
@@ -74,7 +75,7 @@ class Tie:
         if of_tokens and apart:
             return (
                 "config.json ties it to the output head, whose tokens change, too, "
-                f"and {' and '.join(apart)} is stored apart\n"
+                f"and {visible(' and '.join(apart))} is stored apart\n"
                 "Leave the copy out of the base: transformers does, where it loads and saves one."
             )
         if of_tokens or (alike and of_heads and not apart and changes.keys() - of_heads):
@@ -82,10 +83,11 @@ class Tie:
         remedy = 'say "tie_word_embeddings": false in the base\'s config.json'
         if len(self.stored) == 1:
             key = self.stored[0].views["weight"].keys[0]
-            copy = f"save a copy of {key} as {self.head}.weight in the base"
+            copy = f"save a copy of {visible(key)} as {self.head}.weight in the base"
             remedy = f"{copy} (or as the model's class calls its head), and {remedy}"
         return (
-            f"the model has one tensor for {embedding} and {self.head}, and it changes {_how(changes)}\n"
+            f"the model has one tensor for {visible(embedding)} and {self.head}, and it changes "
+            f"{visible(_how(changes))}\n"
             f"To let them differ, {remedy}."
         )
 
@@ -95,7 +97,8 @@ class Tie:
         if not stored_apart and (changes.keys() == {embedding} or (alike and changes.keys() >= {*copies})):
             return None
         return (
-            f"{', '.join(copies)} are the one tensor {embedding}, and it changes {_how(changes)}\n"
+            f"{visible(', '.join(copies))} are the one tensor {visible(embedding)}, and it changes "
+            f"{visible(_how(changes))}\n"
             "One tensor cannot be changed for one use alone: train them together (PEFT's ensure_weight_tying)."
         )
 

@@ -16,7 +16,7 @@ import yaml
 
 from lorabake.dialects import dialects
 from lorabake.dialects.llama_cpp import LLAMA_CPP
-from lorabake.errors import FileError, MatchError
+from lorabake.errors import FileError, MatchError, lines_of
 from lorabake.keymap.dialect import PARTS, Dialect, Heads, Naming
 from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.spelling import LoraModule, LoraTensors
@@ -25,10 +25,13 @@ from lorabake.keymap.view import join
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.gguf import MODELS
 from lorabake.tensors.packing import PackedInfo, reordered, turned
-from lorabake.tensors.safetensors import TensorInfo, is_folder, is_there, some, why
+from lorabake.tensors.safetensors import TensorInfo, is_there, some, why
+from lorabake.tensors.small import read_small
+from lorabake.visible import visible
 
 Config = Mapping[str, object]
 MAX_YAML = 1 << 20
+MAX_DEPTH = 64
 LEFT_OUT = "lorabake.left_out"
 """What a transcribed checkpoint says, among its file's facts, of tensors that it has no place for."""
 
@@ -90,15 +93,15 @@ def translate(
         return _translated(dialect, lora, said, key_map)
     except ValueError as error:
         raise MatchError(
-            f"LoRA {name!r}: {error}\nThe base, or what lies beside the {dialect.title} LoRA, is of another model."
+            f"LoRA {name!r}: {error}", f"The base, or what lies beside the {dialect.title} LoRA, is of another model."
         ) from None
 
 
 def _translated(dialect: Dialect, lora: _Lora, said: _Said, key_map: KeyMap) -> Translation:
     if said.heads is None and said.naming.needs_heads:
         raise MatchError(
-            f"LoRA {lora.name!r}: {dialect.title} orders the rows of q and k by heads, and nothing says how many\n"
-            "Put the model's config.json, with num_attention_heads, beside the base."
+            f"LoRA {lora.name!r}: {dialect.title} orders the rows of q and k by heads, and nothing says how many",
+            "Put the model's config.json, with num_attention_heads, beside the base.",
         )
     known = {name: module for modules in key_map.modules.values() for name, module in modules.items()}
     heads = said.heads or Heads(1, 1)
@@ -135,14 +138,16 @@ def _ordered(module: LoraModule, dialect: Dialect, naming: Naming, heads: Heads)
 def _parts(module: LoraModule, said: _Said, heads: Heads) -> Iterator[LoraModule]:
     """Cut the factors of a fused module into those of q, k and v; tensors are counted with the first."""
     if module.slots.keys() != {"up", "down"} or not said.trained:
-        raise ValueError(f"{module.name} has {', '.join(sorted(module.slots))}, not the factors of q, k and v")
+        raise ValueError(
+            f"{visible(module.name)} has {', '.join(sorted(module.slots))}, not the factors of q, k and v"
+        )
     up, down = module.slots["up"], module.slots["down"]
     each = [heads.queries if part == "q" else heads.groups for part in said.trained]
     size, rest = divmod(up.shape[0] if len(up.shape) == len(down.shape) == 2 else 0, sum(each))
     if rest or not size or down.shape[0] != said.config.rank * len(each):
         raise ValueError(
-            f"{module.name} has factors {up.shape} and {down.shape}: not those of {', '.join(said.trained)} of rank "
-            f"{said.config.rank}, with {heads.queries} heads in {heads.groups} groups"
+            f"{visible(module.name)} has factors {up.shape} and {down.shape}: not those of {', '.join(said.trained)} "
+            f"of rank {said.config.rank}, with {heads.queries} heads in {heads.groups} groups"
         )
     stem, row = module.name.rpartition(".")[0], 0
     for number, (part, count) in enumerate(zip(said.trained, each, strict=True)):
@@ -201,8 +206,8 @@ def _torchtune(dialect: Dialect, lora: _Lora) -> _Said:
         why = f"says model_type {model!r}" if model else "with a model_type is beside the base"
         raise MatchError(
             f"LoRA {lora.name!r}: the order of torchtune's q and k depends on the model, and "
-            f"{'its' if model else 'no'} config.json {why}\n"
-            f"Known are {', '.join(dialect.models)}. The base's config.json must lie beside it."
+            f"{'its' if model else 'no'} config.json {why}",
+            f"Known are {', '.join(dialect.models)}. The base's config.json must lie beside it.",
         )
     return _Said(naming, _heads(lora.base), lora.config)
 
@@ -237,8 +242,8 @@ def _llama_cpp(dialect: Dialect, lora: _Lora) -> _Said:
     naming = Naming(()) if model in MODELS else dialect.models.get(str(model))
     if naming is None:
         raise MatchError(
-            f"LoRA {lora.name!r}: for a model that llama.cpp calls {model!r}: what its conversion does is not known\n"
-            f"Known are {', '.join(dialect.models)}. Bake the LoRA that it was converted from."
+            f"LoRA {lora.name!r}: for a model that llama.cpp calls {model!r}: what its conversion does is not known",
+            f"Known are {', '.join(dialect.models)}. Bake the LoRA that it was converted from.",
         )
     ranks = {
         re.escape(module.name): module.shapes["up"][-1]
@@ -270,16 +275,29 @@ def _heads(config: Config) -> Heads | None:
     return Heads(queries, groups)
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Load YAML without aliases, by which a few lines can stand for any number of values, and of bounded depth."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("it has aliases, which lorabake does not follow here")
+        if self.depth == MAX_DEPTH:
+            raise yaml.YAMLError(f"it is nested more than {MAX_DEPTH} deep")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
 def _read_yaml(path: Path, lora: str) -> dict[str, object]:
     if not is_there(path):
         raise MatchError(f"LoRA {lora!r}: litgpt's {path.name} is not beside it: it says how q, k and v lie")
-    if is_folder(path):
-        raise FileError(f"{path}: is a folder, not a file")
     try:
-        with path.open("rb") as stream:
-            said = yaml.safe_load(stream.read(MAX_YAML))
+        said = yaml.load(read_small(path, MAX_YAML), _PlainLoader)  # a SafeLoader
     except OSError as error:
-        raise FileError(f"{path}: {why(error)}") from None
+        raise FileError(*lines_of(f"{path}: ", why(error))) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise FileError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(said, dict):
@@ -309,8 +327,8 @@ def transcribe(base: Checkpoint) -> Checkpoint:
     naming = LLAMA_CPP.models.get(str(model))
     if naming is None:
         raise FileError(
-            f"{base.path}: a GGUF file of a model called {model or 'nothing'!r}: its conversion is not known\n"
-            f"Known are {', '.join(LLAMA_CPP.models)}, and image and video models. Use the SafeTensors release."
+            f"{base.path}: a GGUF file of a model called {model or 'nothing'!r}: its conversion is not known",
+            f"Known are {', '.join(LLAMA_CPP.models)}, and image and video models. Use the SafeTensors release.",
         )
     if (sort := base.facts.get("general.type", "model")) != "model":
         raise FileError(f"{base.path}: a GGUF file that says it is of the type {sort!r}, no model")
@@ -334,8 +352,8 @@ def transcribe(base: Checkpoint) -> Checkpoint:
             tensors[named.key] = reordered(named, order) if order else named
     if strange:
         raise FileError(
-            f"{base.path}: {len(strange)} tensors that a plain {model} model has not: {some(strange)}\n"
-            "Use the SafeTensors release."
+            f"{base.path}: {len(strange)} tensors that a plain {model} model has not: {some(strange)}",
+            "Use the SafeTensors release.",
         )
     facts = {**base.facts, LEFT_OUT: [key for key in header.tensors if key in naming.left_out]}
     part = replace(base.parts[0], files=(replace(header, tensors=tensors, facts=facts),))

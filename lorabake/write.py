@@ -24,7 +24,9 @@ from lorabake.errors import FileError, LorabakeError, SurroundingsError, TargetE
 from lorabake.interrupts import held
 from lorabake.planning import Copy, Embedding, OutputFile, Plan, check_is_no_input
 from lorabake.tensors.checkpoint import read_object
+from lorabake.tensors.links import copy_file
 from lorabake.tensors.safetensors import Header, fingerprint, read_header
+from lorabake.tensors.small import holds
 from lorabake.writing.commit import Identity, Move, identity
 from lorabake.writing.commit import commit as make_all
 from lorabake.writing.partial import Partial
@@ -100,8 +102,8 @@ class Inputs:
                 if crc != record.crc and not stop.is_set():
                     place = f"bytes {record.start} to {record.stop}"
                     raise FileError(
-                        f"{header.path}: damaged: {place} are not those that the archive was made of (CRC-32)\n"
-                        "Nothing was written. Download it again."
+                        f"{header.path}: damaged: {place} are not those that the archive was made of (CRC-32)",
+                        "Nothing was written. Download it again.",
                     )
 
     def check_unchanged(self) -> None:
@@ -112,7 +114,7 @@ class Inputs:
             except FileError:
                 same = False
             if not same:
-                raise FileError(f"{path}: changed while it was read; nothing was written\nRun the bake again.")
+                raise FileError(f"{path}: changed while it was read; nothing was written", "Run the bake again.")
 
     def close(self) -> None:
         """Close every file; what they held has been read."""
@@ -188,12 +190,12 @@ class Output:
         """Raise TargetError if a target folder, which is at `root` now, would lose something by being replaced."""
         if other := next(self._others(root), None):
             raise TargetError(
-                f"{self.path}: holds {other}, which this bake does not put there, and would lose it\n"
-                "Move it, or name another folder."
+                f"{self.path}: holds {other}, which this bake does not put there, and would lose it",
+                "Move it, or name another folder.",
             )
 
     def _other_content(self, path: Path | None = None) -> TargetError:
-        return TargetError(f"{path or self.path}: exists and holds something else\nGive --overwrite to replace it.")
+        return TargetError(f"{path or self.path}: exists and holds something else", "Give --overwrite to replace it.")
 
     def _check_beside(self) -> None:
         """Refuse to replace a file where a learned embedding goes, unless it holds the same, or may be replaced."""
@@ -225,7 +227,7 @@ class Output:
         written, side_files = self._planned()
         if set(_found(self.path)) != written | side_files:
             return False
-        if any((self.path / name).read_bytes() != text.encode() for name, text in self.plan.texts.items()):
+        if any(not holds(self.path / name, text.encode()) for name, text in self.plan.texts.items()):
             return False
         base = self.plan.sources.base
         return all(filecmp.cmp(base.path / name, self.path / name, shallow=False) for name in side_files)
@@ -262,8 +264,8 @@ class Output:
             there = old.metadata.get(provenance.DEVICE)
             if there not in (None, device):
                 raise TargetError(
-                    f"{self.path}: exists, computed on {there}, and {device} computed other last bits\n"
-                    "Give --overwrite to replace it, or name that device."
+                    f"{self.path}: exists, computed on {there}, and {device} computed other last bits",
+                    "Give --overwrite to replace it, or name that device.",
                 )
             raise self._other_content()
 
@@ -441,7 +443,7 @@ class Output:
         for relative in self.plan.side_files:
             place = self.partial.new / relative
             place.parent.mkdir(exist_ok=True)
-            shutil.copyfile(base.path / relative, place)
+            copy_file(base.path, base.path / relative, place)
             if self.fsync:
                 fsync(place)
         for name, text in self.plan.texts.items():

@@ -19,6 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Lowest first. Modules of one row do not import each other.
 LAYERS = (
+    ("visible",),
     ("errors", "interrupts"),
     ("tensors", "writing"),
     ("keymap",),

@@ -86,8 +86,8 @@ class WaveFt(Kind):
             raise ValueError(f"its wavelet is {family!r:.50}, and PEFT has no true filters of that")
         if family != "db1" and not find_spec("pywt"):
             raise SurroundingsError(
-                f"{module}: the wavelet {family} needs the package PyWavelets\n"
-                "Install the extra: pip install 'lorabake[wavelets]'"
+                f"{module}: the wavelet {family} needs the package PyWavelets",
+                "Install the extra: pip install 'lorabake[wavelets]'",
             )
         return {"scaling": scaling, "seed": seed, "wavelet": family}
 

@@ -13,6 +13,7 @@ import traceback
 import click
 
 from lorabake import __version__
+from lorabake.cli.terminal import Coloured, echo, echo_usage, tame_libraries
 from lorabake.errors import INTERNAL, LorabakeError, first_line, where
 
 COMMANDS = {
@@ -31,6 +32,8 @@ need not have the group's as its parent."""
 
 DEBUG = "LORABAKE_DEBUG"
 """The environment's variable that asks for the traceback of an internal error."""
+
+ERROR = Coloured("error: ", "red", bold=True)
 
 GARBAGE = 100_000
 """New objects after which Python looks for garbage; 700 to 2,000 by default."""
@@ -97,23 +100,24 @@ def lorabake() -> None:
 def main() -> None:
     """Run the command line; turn every expected failure into one message and its exit code."""
     interruption.listen()
+    tame_libraries()
     try:
         code = lorabake.main(standalone_mode=False)
         interruption.ignore()
     except LorabakeError as error:
-        first, *rest = str(error).splitlines() or [type(error).__name__]
-        click.echo(click.style("error: ", fg="red", bold=True) + first, err=True)
+        first, *rest = error.lines
+        echo(ERROR, first, err=True)
         for line in rest:
-            click.echo(f"  {line.strip()}" if not line.startswith(" ") else line, err=True)
+            echo(line if line.startswith(" ") else f"  {line}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        error.show()
+        echo_usage(error)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped; the target is what it was before", err=True)
+        echo("stopped; the target is what it was before", err=True)
         sys.exit(130)
     except Exception as error:
-        click.echo(click.style("error: ", fg="red", bold=True) + _internal(error), err=True)
+        echo(ERROR, _internal(error), err=True)
         internal_error(traceback.format_exc())
         sys.exit(INTERNAL)
     sys.exit(code if isinstance(code, int) else 0)
@@ -122,9 +126,10 @@ def main() -> None:
 def internal_error(trace: str) -> None:
     """Ask for a report of a failure of lorabake's own; show where it happened if LORABAKE_DEBUG is set."""
     if os.environ.get(DEBUG):
-        click.echo(trace.rstrip(), err=True)
+        for line in trace.rstrip().split("\n"):
+            echo(f"  {line}", err=True)
     else:
-        click.echo(f"  Please report it, with what {DEBUG}=1 shows.", err=True)
+        echo(f"  Please report it, with what {DEBUG}=1 shows.", err=True)
 
 
 def _internal(error: Exception) -> str:

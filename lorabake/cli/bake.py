@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import threading
 from pathlib import Path
 
 import click
@@ -14,10 +11,12 @@ from lorabake.baking import bake as run_bake
 from lorabake.changes import FADES
 from lorabake.cli import CONTEXT, interruption
 from lorabake.cli.show import ledger_lines, rate_of, shown, size_of, survives
+from lorabake.cli.terminal import Bar, echo, echo_json
 from lorabake.errors import SurroundingsError, TargetError
 from lorabake.planning import Plan, default_workers
 from lorabake.planning import plan as make_plan
 from lorabake.recipe import load_recipe
+from lorabake.visible import visible_json
 
 ALL = 0.9995
 """Share of a change from which on nothing is said to be lost."""
@@ -61,53 +60,41 @@ def bake(
     talks = not (quiet or as_json)
     for ledger in plan.ledgers if talks else ():
         for line in ledger_lines(ledger):
-            click.echo(line, err=True)
+            echo(line, err=True)
     for note in plan.notes if not quiet else ():
-        click.echo(f"note: {note}", err=True)
-    bar = None
-    if talks and sys.stderr.isatty():
-        from tqdm import tqdm
-
-        bar = tqdm(total=plan.copied_bytes + plan.baked_bytes, unit="B", unit_scale=True, desc="baking", leave=False)
-    lock = threading.Lock()
-
-    def advance(count: int) -> None:
-        if bar is not None:
-            with lock:
-                bar.update(count)
-
+        echo(f"note: {note}", err=True)
+    bar = Bar(shown=talks)
+    bar.begin("baking", plan.copied_bytes + plan.baked_bytes)
     options = RunOptions(
         device=device,
         workers=workers or default_workers(),
         overwrite=overwrite,
         fsync=fsync,
-        progress=advance,
-        warn=lambda message: click.echo(f"warning: {message}", err=True),
+        progress=bar.advance,
+        warn=lambda message: echo(f"warning: {message}", err=True),
         done=interruption.ignore,
     )
     try:
         result = run_bake(plan, options)
     finally:
-        if bar is not None:
-            bar.close()
-    text = json.dumps(result.report(), indent=2, ensure_ascii=False)
+        bar.close()
     if report is not None:
         try:
-            report.write_text(text + "\n", encoding="utf-8")
+            report.write_text(visible_json(result.report()) + "\n", encoding="utf-8")
         except OSError as error:
             raise SurroundingsError(
-                f"{report}: the report cannot be written: {error.strerror}\n{result.path} is complete."
+                f"{report}: the report cannot be written: {error.strerror}", f"{result.path} is complete."
             ) from None
     if as_json:
-        click.echo(text)
+        echo_json(result.report())
     if talks:
         for lora, share in result.survival.items():
             if FADES <= share < ALL:  # less was warned of
-                click.echo(survives(plan.sources.loras[lora].name, share), err=True)
+                echo(survives(plan.sources.loras[lora].name, share), err=True)
         synced = f" ({result.sync_seconds:.1f} s of it waiting for the disk)" if fsync else ""
         memory = f", peak memory {result.peak_memory / 2**20:.0f} MiB" if result.peak_memory else ""
         computed = f", computed on {result.device}" if result.computed else ""
-        click.echo(
+        echo(
             f"{shown(result.path)}: {size_of(result.size)} in {result.seconds:.1f} s{synced}, "
             f"{rate_of(result.size, result.seconds)}, bottleneck {result.bottleneck}{memory}{computed}"
         )

@@ -6,6 +6,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from lorabake.cli import CONTEXT
+from lorabake.cli.terminal import echo_lines
 
 
 @click.command(context_settings=CONTEXT)
@@ -20,4 +21,4 @@ def completion(shell: str) -> None:
     completer = get_completion_class(shell)
     if completer is None:
         raise click.ClickException(f"click has no completion for {shell}")
-    click.echo(completer(lorabake, {}, "lorabake", "_LORABAKE_COMPLETE").source())
+    echo_lines(completer(lorabake, {}, "lorabake", "_LORABAKE_COMPLETE").source())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from lorabake.cli import CONTEXT
 from lorabake.cli.show import fact_lines
+from lorabake.cli.terminal import echo, echo_json
 from lorabake.inspection import inspect as describe
 
 
@@ -22,7 +22,7 @@ def inspect(path: Path, as_json: bool) -> None:
     """
     facts = describe(path)
     if as_json:
-        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        echo_json(facts)
     else:
         for line in fact_lines(facts):
-            click.echo(line)
+            echo(line)

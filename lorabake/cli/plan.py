@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import click
 from lorabake.changes import Tally, cautions_of, cautions_of_recipe
 from lorabake.cli import CONTEXT
 from lorabake.cli.show import ledger_lines, shown, size_of, survives
+from lorabake.cli.terminal import echo, echo_json
 from lorabake.planning import plan as make_plan
 from lorabake.recipe import load_recipe
 
@@ -45,30 +45,30 @@ def plan(recipe: Path, output: Path | None, as_json: bool, estimate: bool) -> No
     if estimate:
         report["survival"] = {str(lora): round(share, 4) for lora, share in shares.items()}
     if as_json:
-        click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        echo_json(report)
         return
     key_map = made.sources.key_map
     layouts = ", ".join(f"{name} ({place[0].name})" for name, place in key_map.placed.items())
-    click.echo(f"base      {made.sources.recipe.base.path}: {key_map.architecture.title}; {layouts}")
+    echo(f"base      {made.sources.recipe.base.path}: {key_map.architecture.title}; {layouts}")
     for number, ledger in enumerate(made.ledgers, 1):
         label = f"lora {number}"
         for line in ledger_lines(ledger):
-            click.echo(f"{label:<9} {line}")
+            echo(f"{label:<9} {line}")
             label = ""
         if number - 1 in shares:
-            click.echo(f"{'':<9} {survives(ledger.lora, shares[number - 1])}")
+            echo(f"{'':<9} {survives(ledger.lora, shares[number - 1])}")
     if made.sources.recipe.vae is not None:
-        click.echo(f"vae       {made.sources.recipe.vae.path} takes the place of the base's")
+        echo(f"vae       {made.sources.recipe.vae.path} takes the place of the base's")
     baked = sum(len(bake.targets) for bake in made.bakes)
     total = sum(len(file.targets) for file in made.files)
-    click.echo(f"baked     {baked} tensors, {size_of(made.baked_bytes)}")
-    click.echo(f"copied    {total - baked} tensors, {size_of(made.copied_bytes)}")
+    echo(f"baked     {baked} tensors, {size_of(made.baked_bytes)}")
+    echo(f"copied    {total - baked} tensors, {size_of(made.copied_bytes)}")
     files = f" in {len(made.files)} files" if len(made.files) > 1 else ""
-    click.echo(f"output    {shown(made.path)}: {size_of(made.size)}{files}; {size_of(free)} free")
-    click.echo(f"memory    about {made.peak_memory() / 2**20:.0f} MiB with two workers")
+    echo(f"output    {shown(made.path)}: {size_of(made.size)}{files}; {size_of(free)} free")
+    echo(f"memory    about {made.peak_memory() / 2**20:.0f} MiB with two workers")
     for note in made.notes:
-        click.echo(f"note      {note}")
+        echo(f"note      {note}")
     for warning in warnings:
-        click.echo(f"warning   {warning}", err=True)
+        echo(f"warning   {warning}", err=True)
     if free < made.size:
-        click.echo("warning   the disk has not enough room for it", err=True)
+        echo("warning   the disk has not enough room for it", err=True)

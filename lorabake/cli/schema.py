@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from lorabake.cli import CONTEXT
+from lorabake.cli.terminal import echo_json
 from lorabake.recipe import recipe_schema
 
 
@@ -16,4 +15,4 @@ def schema() -> None:
 
     Save it, and point the first line of a recipe at it: `# yaml-language-server: $schema=recipe.schema.json`.
     """
-    click.echo(json.dumps(recipe_schema(), indent=2))
+    echo_json(recipe_schema())

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 
 from lorabake.cli import CONTEXT, internal_error
 from lorabake.cli.show import shown
+from lorabake.cli.terminal import Bar, Coloured, Part, echo, echo_json
 from lorabake.errors import INTERNAL, RecipeError, SurroundingsError
 from lorabake.recipe import load_recipe
 from lorabake.verification import ORDER, STAGES, VerifyOptions, embedded_recipe
@@ -83,7 +80,7 @@ def verify(
         recipe, baked = embedded_recipe(target, inputs), target
     if report is not None:
         make_folder(report)
-    bars = _Bars(shown=not (quiet or as_json) and sys.stderr.isatty())
+    bar = Bar(shown=not (quiet or as_json))
     options = VerifyOptions(
         stages=stages or STAGES,
         sample_weights=sample_weights,
@@ -94,16 +91,16 @@ def verify(
             size=_size(size),
             device=device,
             strengths=_strengths(strengths),
-            progress=bars.step,
+            progress=bar.step,
         ),
-        begin=bars.begin,
-        progress=bars.advance,
+        begin=bar.begin,
+        progress=bar.advance,
         tell=_tell,
     )
     try:
         verification = run_verify(recipe, baked, options)
     finally:
-        bars.close()
+        bar.close()
     files = {}
     if report is not None or as_json:
         from lorabake import report as reporting
@@ -111,12 +108,12 @@ def verify(
         if report is not None:
             files = reporting.write(verification, report)
         if as_json:
-            click.echo(json.dumps(reporting.record.compose(verification), indent=2, ensure_ascii=False))
+            echo_json(reporting.record.compose(verification))
     if not as_json:
-        for line in _lines(verification, quiet=quiet):
-            click.echo(line)
+        for parts in _lines(verification, quiet=quiet):
+            echo(*parts)
         if files and not quiet:
-            click.echo(f"report: {shown(files['html'])}")
+            echo(f"report: {shown(files['html'])}")
     for failure in verification.failures:
         if failure.exit_code == INTERNAL:
             internal_error(failure.traceback)
@@ -125,8 +122,8 @@ def verify(
 
 def _tell(finding: Finding) -> None:
     """Say at once what keeps a stage from running; the others go on."""
-    word = click.style(finding.status.value, fg=COLOURS[finding.status])
-    click.echo(f"{word}: {finding.stage}: {finding.note}", err=True)
+    word = Coloured(finding.status.value, COLOURS[finding.status])
+    echo(word, f": {finding.stage}: {finding.note}", err=True)
 
 
 def make_folder(folder: Path) -> None:
@@ -139,7 +136,7 @@ def make_folder(folder: Path) -> None:
         raise SurroundingsError(f"{folder}: cannot write the report: the folder takes no files")
 
 
-def _lines(verification: Verification, *, quiet: bool) -> Iterator[str]:
+def _lines(verification: Verification, *, quiet: bool) -> Iterator[tuple[Part, ...]]:
     """Lay the findings out by stage, then say the verdict."""
     rows = [each for each in verification.findings if not quiet or each.status.severity >= Status.WARN.severity]
     stage = ""
@@ -147,28 +144,28 @@ def _lines(verification: Verification, *, quiet: bool) -> Iterator[str]:
         if finding.stage != stage:
             stage = finding.stage
             took = verification.seconds.get(stage)
-            yield click.style(stage, bold=True) + (f" ({took:.1f} s)" if took is not None and not quiet else "")
+            yield Coloured(stage, bold=True), f" ({took:.1f} s)" if took is not None and not quiet else ""
         yield _line(finding)
     counts = {status: sum(each.status is status for each in verification.findings) for status in Status}
     told = ", ".join(f"{count} {status.value}" for status, count in counts.items() if count)
     name = shown(verification.baked)
     match verification.status, verification.exit_code:
         case Status.FAIL, _:
-            yield click.style("DIFFERENT", fg="red", bold=True) + f": {name} is not what its recipe says ({told})"
+            yield Coloured("DIFFERENT", "red", bold=True), f": {name} is not what its recipe says ({told})"
         case Status.ERROR, _:
-            yield click.style("NOT FINISHED", fg="magenta", bold=True) + f": {name} ({told})"
+            yield Coloured("NOT FINISHED", "magenta", bold=True), f": {name} ({told})"
         case _, 0:
-            yield click.style("TRUE", fg="green", bold=True) + f": {name} is what its recipe says ({told})"
+            yield Coloured("TRUE", "green", bold=True), f": {name} is what its recipe says ({told})"
         case _:
-            yield click.style("NOT CHECKED", fg="yellow", bold=True) + f": {name} ({told})"
+            yield Coloured("NOT CHECKED", "yellow", bold=True), f": {name} ({told})"
 
 
-def _line(finding: Finding) -> str:
-    status = click.style(f"{finding.status.value:4}", fg=COLOURS[finding.status])
+def _line(finding: Finding) -> tuple[Part, ...]:
+    status = Coloured(f"{finding.status.value:4}", COLOURS[finding.status])
     limit = f" (limit {finding.limit})" if finding.limit and finding.limit != finding.measured else ""
     measured = f": {finding.measured}{limit}" if finding.measured else ""
     note = f" - {finding.note}" if finding.note else ""
-    return f"  {status} {finding.check.partition('.')[2]:12} {finding.subject}{measured}{note}"
+    return "  ", status, f" {finding.check.partition('.')[2]:12} {finding.subject}{measured}{note}"
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -190,39 +187,3 @@ def _strengths(text: str | None) -> tuple[float, ...]:
     if any(value - value for value in values):
         raise RecipeError(f"--strengths {text}: give numbers with commas between them, such as 0,0.5,1")
     return tuple(sorted(set(values)))
-
-
-class _Bars:
-    """Show a bar for the bytes read, then one for the steps sampled; nothing unless `shown`."""
-
-    def __init__(self, *, shown: bool) -> None:
-        self._shown = shown
-        self._bar: Any = None
-        self._lock = threading.Lock()
-
-    def begin(self, stage: str, total: int) -> None:
-        self.close()
-        if total and self._shown:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, unit="B", unit_scale=True, desc=stage, leave=False)
-
-    def advance(self, count: int) -> None:
-        with self._lock:
-            if self._bar is not None:
-                self._bar.update(count)
-
-    def step(self, done: int, total: int, label: str) -> None:
-        if not self._shown:
-            return
-        if self._bar is None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, unit="step", leave=False)
-        self._bar.set_description(label, refresh=False)
-        self._bar.update(done - self._bar.n)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from sys import float_info
 from typing import Final, TypeGuard, cast
 
-from lorabake.errors import FileError
+from lorabake.errors import FileError, lines_of
 from lorabake.keymap.experts import STACKS
+from lorabake.tensors.small import parse_json
 
 SCALED = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
 """PEFT's type -> the field that is divided by the rank."""
@@ -144,16 +145,16 @@ class PeftConfig:
         kind = RENAMED.get(kind, kind)
         if kind not in types:
             why = REFUSED.get(kind, "not supported by this version")
-            raise FileError(f"{where}: an adapter of PEFT's type {kind} cannot be baked: {why}")
+            raise FileError(*lines_of(f"{where}: an adapter of PEFT's type {kind} cannot be baked: ", why))
         init = config.get("init_lora_weights")
         if init not in PLAIN_INITS:
             raise FileError(
-                f"{where}: init_lora_weights is {init!r}: such an adapter was trained against a changed base\n"
-                "Convert it to a plain LoRA with PEFT (path_initial_model_for_weight_conversion), then bake that."
+                f"{where}: init_lora_weights is {init!r}: such an adapter was trained against a changed base",
+                "Convert it to a plain LoRA with PEFT (path_initial_model_for_weight_conversion), then bake that.",
             )
         for name, why in REFUSED_FIELDS.items():
             if config.get(name) not in (None, False, {}, []):
-                raise FileError(f"{where}: {name} is set: {why}")
+                raise FileError(*lines_of(f"{where}: {name} is set: ", why))
         known = types[kind] | WITHOUT_EFFECT | {"init_lora_weights"}
         strange = [name for name, value in config.items() if name not in known and value not in (None, False, {}, [])]
         if strange:
@@ -197,8 +198,8 @@ class PeftConfig:
             raise FileError(f"{where}: lora_parameters must be a mapping")
         if "scale" not in parameters and "alpha" in parameters:
             raise FileError(
-                f"{where}: lora_parameters has an alpha and no scale, without which MLX-LM cannot load it\n"
-                "Add the scale that it was trained with."
+                f"{where}: lora_parameters has an alpha and no scale, without which MLX-LM cannot load it",
+                "Add the scale that it was trained with.",
             )
         scale = _number(parameters.get("scale", 20.0), f"{where}: lora_parameters.scale")
         return cls(where=where, kind="LORA", fields=config, rank=1, alpha=scale, dora=how == "dora")
@@ -338,8 +339,8 @@ def from_metadata(
         return {}
     where = f"{where}: lora_adapter_metadata"
     try:
-        flat = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        flat = parse_json(text)
+    except ValueError as error:
         raise FileError(f"{where} is no JSON: {error}") from None
     if not isinstance(flat, dict):
         raise FileError(f"{where} must be a JSON object")

@@ -7,12 +7,12 @@ none, the zeros beside the diagonal and the scale of the file's other modules do
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
 from lorabake.keymap.spelling import LoraModule
 from lorabake.tensors.dtypes import decode_scalar
 from lorabake.tensors.safetensors import TensorInfo
+from lorabake.tensors.small import parse_json
 
 NOTE = "q, k and v were trained apart (split_qkv): alpha is over the rank of one part in {count} modules, by {source}"
 
@@ -26,8 +26,8 @@ def said_by(metadata: Mapping[str, str]) -> bool | None:
     if "is resized from" in comment or "Dynamic resize with" in comment:
         return None
     try:
-        arguments = json.loads(metadata.get("ss_network_args", "null"))
-    except (ValueError, RecursionError):
+        arguments = parse_json(metadata.get("ss_network_args", "null"))
+    except ValueError:
         return None
     return str(arguments.get("split_qkv")) == "True" if isinstance(arguments, dict) else None
 

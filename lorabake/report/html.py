@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from lorabake.report import plots
 from lorabake.report.pictures import amplified, data_uri, distance, gain
 from lorabake.report.wording import MODELS, by_stage, by_status, encode, figure, headline, largest, sentence, tally
 from lorabake.verification.findings import Effect, Finding, Status
+from lorabake.visible import visible
 
 if TYPE_CHECKING:
     from lorabake.verification.findings import Pixels, Samples, Verification
@@ -70,9 +72,20 @@ def render(verification: Verification) -> bytes:
     """Fill the page."""
     loader = PackageLoader("lorabake.report", "page")
     environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
     )
-    environment.filters |= {"figure": figure, "sentence": sentence, "tally": tally, "counted": _counted}
+    environment.filters |= {
+        "figure": figure,
+        "sentence": sentence,
+        "tally": tally,
+        "counted": _counted,
+        "lines": _lines,
+    }
     environment.globals |= {
         "MODELS": MODELS,
         "COMPARED": COMPARED,
@@ -106,6 +119,16 @@ def render(verification: Verification) -> bytes:
         f"style-src '{_digest(style)}'; script-src '{_digest(script)}'",
     )
     return encode(page)
+
+
+def _shown(value: object) -> object:
+    """Make every character of a text seen, wherever the page shows one; a template's own parts stay as they are."""
+    return value if isinstance(value, (Markup, int, float)) else visible(str(value))
+
+
+def _lines(text: str) -> Markup:
+    """Show a text of several lines, whose line breaks stay."""
+    return Markup("\n").join(map(visible, re.split("\r?\n", text)))
 
 
 def _digest(text: str) -> str:

@@ -6,19 +6,16 @@ format has no warnings. Readers show either a failure's message or its text, so 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from lorabake.report.wording import by_stage, by_status, encode, sentence
 from lorabake.verification.findings import Finding, Status
+from lorabake.visible import visible
 
 if TYPE_CHECKING:
     from lorabake.verification.findings import Verification
-
-NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What XML 1.0 cannot hold, not even as a reference (production 2)."""
 
 
 def render(verification: Verification) -> bytes:
@@ -60,7 +57,7 @@ def _totals(findings: Iterable[Finding]) -> dict[str, str]:
 def _element(
     name: str, attributes: Mapping[str, str], text: str | None = None, *, inside: ElementTree.Element | None = None
 ) -> ElementTree.Element:
-    clean = {key: NOT_XML.sub("", value) for key, value in attributes.items()}
+    clean = {key: visible(value) for key, value in attributes.items()}
     made = ElementTree.Element(name, clean) if inside is None else ElementTree.SubElement(inside, name, clean)
-    made.text = text and NOT_XML.sub("", text)
+    made.text = text and visible(text)
     return made

@@ -10,12 +10,16 @@ from lorabake.report import grid
 from lorabake.report.pictures import gain
 from lorabake.report.wording import MODELS, by_stage, encode, figure, headline, largest, sentence, tally
 from lorabake.verification.findings import Finding, Status
+from lorabake.visible import visible
 
 if TYPE_CHECKING:
     from lorabake.verification.findings import Likeness, Samples, Verification
 
 MOST_ROWS = 50
 """GitHub refuses a summary above 1 MiB; whoever has more to read opens the page."""
+
+ADDRESS = r"(?<![a-z])(?:www(?=\.)|(?:https?|ftp|mailto|xmpp)(?=:))|@(?=\w)"
+"""Where GitHub sees a link to something, or to somebody, in plain text."""
 
 SIGNS = {Status.FAIL: "❌ fail", Status.ERROR: "💥 error", Status.WARN: "⚠️ warn"}
 
@@ -36,9 +40,14 @@ def render(verification: Verification) -> bytes:
 
 
 def escaped(text: str) -> str:
-    """Take every meaning that Markdown or HTML gives to a text's signs, also in a table."""
-    spaced = " ".join(text.split())
-    return re.sub(r"([\\`*_\[\]|!#~@])", r"\\\1", spaced.replace("&", "&amp;").replace("<", "&lt;"))
+    """Take every meaning that Markdown or HTML gives to a text's signs, also in a table, and to addresses in it.
+
+    GitHub makes links of addresses in plain text. It looks for them in what is shown, so escapes do not help: an
+    entity that takes no place stands after `@`, and in `://` and `www.`.
+    """
+    spaced = visible(" ".join(text.split()))
+    plain = re.sub(r"([\\`*_\[\]|!#~@$])", r"\\\1", spaced.replace("&", "&amp;").replace("<", "&lt;"))
+    return re.sub(ADDRESS, r"\g<0>&#8203;", plain, flags=re.IGNORECASE)
 
 
 def _counts(verification: Verification) -> Iterator[str]:

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 from lorabake.report.wording import MODELS, figure
+from lorabake.visible import visible
 
 if TYPE_CHECKING:
     from lorabake.verification.findings import Effect
@@ -168,6 +169,9 @@ def _label(
 
 
 def _markup(plot: ElementTree.Element) -> Markup:
+    for element in plot.iter():
+        element.text = element.text and visible(element.text)
+        element.attrib.update({name: visible(value) for name, value in element.attrib.items()})
     return Markup(ElementTree.tostring(plot, encoding="unicode"))  # ElementTree has escaped all text
 
 

@@ -23,7 +23,6 @@ What JSON has no number for is the string "Infinity", "-Infinity" or "NaN": equa
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -33,6 +32,7 @@ from lorabake.report import grid
 from lorabake.report.pictures import gain
 from lorabake.report.wording import by_status, headline
 from lorabake.verification.findings import Status
+from lorabake.visible import visible_json
 
 if TYPE_CHECKING:
     from lorabake.verification.findings import Samples, Verification
@@ -40,8 +40,7 @@ if TYPE_CHECKING:
 
 def render(verification: Verification) -> bytes:
     """Write the record as indented JSON."""
-    text = json.dumps(compose(verification), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return text.encode("utf-8", errors="backslashreplace")  # a lone surrogate of a path becomes JSON's own escape
+    return (visible_json(compose(verification)) + "\n").encode()
 
 
 def compose(verification: Verification) -> dict[str, object]:

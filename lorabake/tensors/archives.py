@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
-from lorabake.errors import FileError
+from lorabake.errors import FileError, lines_of
 from lorabake.tensors.safetensors import Record, why
 
 MAGIC: Final = b"PK\x03\x04"
@@ -90,7 +90,7 @@ def open_archive(path: Path) -> Iterator[Archive]:
                 archive = Archive(cast(BinaryIO, stream), zipfile.ZipFile(stream))
             yield archive
     except OSError as error:
-        raise FileError(f"{path}: {why(error)}") from None
+        raise FileError(*lines_of(f"{path}: ", why(error))) from None
 
 
 class _Careful(io.BufferedReader):

@@ -12,8 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lorabake.errors import FileError
+from lorabake.errors import FileError, lines_of
 from lorabake.tensors import gguf, npz, pickles
+from lorabake.tensors.links import files_below, listed
 from lorabake.tensors.safetensors import (
     Header,
     TensorInfo,
@@ -24,6 +25,7 @@ from lorabake.tensors.safetensors import (
     some,
     why,
 )
+from lorabake.tensors.small import MAX_CONFIG, MAX_INDEX, check_depth, read_small
 
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".lora"}
 WEIGHT_SUFFIXES = PICKLE_SUFFIXES | {
@@ -155,16 +157,17 @@ def open_lora(path: Path) -> tuple[Checkpoint, dict[str, object] | None]:
     if found is not None:
         return _checkpoint(path, [_part(found, "")], ()), optional_object(config)
     if is_there(config):
-        numbered = [each.name for each in _listed(path) if _NUMBERED.fullmatch(each.name)]
+        numbered = [each.name for each in listed(path) if _NUMBERED.fullmatch(each.name)]
         if numbered:
             raise FileError(
                 f"{path}: has adapters from several moments of their training, and none from its end: "
-                f"{some(numbered)}\nGive the one that is meant: {path / numbered[-1]}"
+                f"{some(numbered)}",
+                f"Give the one that is meant: {path / numbered[-1]}",
             )
         raise FileError(f"{path}: has adapter_config.json, but neither adapter_model.safetensors nor .bin")
     inner = [folder.name for folder in _folders(path) if is_there(folder / "adapter_config.json")]
     if inner:
-        raise FileError(f"{path}: the adapter is in a sub-folder: {some(inner)}\nGive that one: {path / inner[0]}")
+        raise FileError(f"{path}: the adapter is in a sub-folder: {some(inner)}", f"Give that one: {path / inner[0]}")
     return open_checkpoint(path), None
 
 
@@ -187,7 +190,7 @@ def _open_folder(path: Path, variant: str | None) -> Checkpoint:
         choices = {folder.name: _choose(folder, variant) for folder in folders}
         chosen = {name: weights for name, weights in choices.items() if weights is not None}
     if not chosen:
-        raise FileError(f"{path}: no weights in this folder\n{_LOOKED_FOR}")
+        raise FileError(f"{path}: no weights in this folder", f"{_LOOKED_FOR}")
     if variant is not None and all(weights.variant != variant for weights in chosen.values()):
         raise FileError(f"{path}: has no variant {variant}")
     parts = [_part(weights.path, folder) for folder, weights in chosen.items()]
@@ -206,14 +209,7 @@ def _components(pipeline: Path) -> list[Path]:
 
 
 def _folders(path: Path) -> list[Path]:
-    return [p for p in _listed(path) if not p.name.startswith(".") and is_folder(p)]
-
-
-def _listed(path: Path) -> list[Path]:
-    try:
-        return sorted(path.iterdir())
-    except OSError as error:
-        raise FileError(f"{path}: {why(error)}") from None
+    return [p for p in listed(path) if not p.name.startswith(".") and is_folder(p)]
 
 
 def _choose(folder: Path, variant: str | None) -> _Weights | None:
@@ -233,21 +229,21 @@ def _choose(folder: Path, variant: str | None) -> _Weights | None:
     else:
         known = sorted(by_variant)
         raise FileError(
-            f"{folder}: has no plain weights, only the variants {', '.join(known)}\n"
-            f"Choose one in the recipe: base: {{path: …, variant: {known[0]}}}"
+            f"{folder}: has no plain weights, only the variants {', '.join(known)}",
+            f"Choose one in the recipe: base: {{path: …, variant: {known[0]}}}",
         )
     paths = by_variant[wanted]
     if len(paths) > 1:
         raise FileError(
-            f"{folder}: holds several sets of weights: {some([p.name for p in paths])}\n"
-            f"Give the one that is meant: {paths[0]}"
+            f"{folder}: holds several sets of weights: {some([p.name for p in paths])}",
+            f"Give the one that is meant: {paths[0]}",
         )
     return _Weights(paths[0], wanted)
 
 
 def _candidates(folder: Path) -> list[_Weights]:
     """List a folder's sets of weights, of the best sort that it has: standard names, one file, pickles."""
-    there = [p for p in _listed(folder) if not p.name.startswith(".")]
+    there = [p for p in listed(folder) if not p.name.startswith(".")]
     if named := [p for p in there if (_SAFE.fullmatch(p.name) or _INDEX.fullmatch(p.name)) and is_folder(p)]:
         raise FileError(f"{named[0]}: is a folder, not a file")
     files = [p for p in there if not is_folder(p)]
@@ -266,8 +262,8 @@ def _candidates(folder: Path) -> list[_Weights]:
     pickled = list(_matching(files, _PICKLED))
     if not pickled and (index := next((p for p in files if p.name.endswith(".bin.index.json")), None)):
         raise FileError(
-            f"{index}: sharded .bin files are not supported\n"
-            "Use the model's SafeTensors release, or load and save it with transformers or diffusers."
+            f"{index}: sharded .bin files are not supported",
+            "Use the model's SafeTensors release, or load and save it with transformers or diffusers.",
         )
     return pickled
 
@@ -333,7 +329,7 @@ def _read_shards(index: Path) -> list[Header]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     """Return which shard an index says each tensor is in."""
-    weight_map = read_object(index).get("weight_map")
+    weight_map = read_object(index, MAX_INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FileError(f"{index}: has no weight_map")
     for name in weight_map.values():
@@ -347,34 +343,21 @@ def optional_object(path: Path) -> dict[str, object] | None:
     return read_object(path) if is_there(path) else None
 
 
-def read_object(path: Path) -> dict[str, object]:
+def read_object(path: Path, limit: int = MAX_CONFIG) -> dict[str, object]:
     """Read a file that holds a JSON object, such as a config.json; raise FileError where it doesn't."""
-    if is_folder(path):
-        raise FileError(f"{path}: is a folder, not a file")
     try:
-        return parse_object(path.read_bytes())
+        found = parse_object(read_small(path, limit))
+        check_depth(found)
+        return found
     except OSError as error:
-        raise FileError(f"{path}: {why(error)}") from None
+        raise FileError(*lines_of(f"{path}: ", why(error))) from None
     except ValueError as error:
         raise FileError(f"{path}: {error}") from None
 
 
 def _side_files(root: Path) -> tuple[Path, ...]:
     """List all regular files under a folder that are neither hidden nor weights nor an index of weights."""
-    return tuple(sorted(path.relative_to(root) for path in _files_below(root, ()) if _is_side_file(path)))
-
-
-def _files_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
-    """Yield the files in a folder and all folders in it, also behind links; `above` are those that it lies in."""
-    real = folder.resolve()
-    if real in above:
-        raise FileError(f"{folder}: is a link to a folder that it lies in")
-    for path in _listed(folder):
-        if not path.name.startswith("."):
-            if is_folder(path):
-                yield from _files_below(path, (*above, real))
-            else:
-                yield path
+    return tuple(sorted(path.relative_to(root) for path in files_below(root) if _is_side_file(path)))
 
 
 def _is_side_file(path: Path) -> bool:

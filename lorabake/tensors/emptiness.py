@@ -17,7 +17,8 @@ WEIGHT = "weight"
 
 ADVICE = (
     "Save it anew with its weights gathered: stage3_gather_16bit_weights_on_model_save: true for DeepSpeed, a full "
-    "state dict for FSDP.\nA checkpoint of the training may still hold them: zero_to_fp32.py puts one together."
+    "state dict for FSDP.",
+    "A checkpoint of the training may still hold them: zero_to_fp32.py puts one together.",
 )
 
 
@@ -37,10 +38,10 @@ def hollow_words(tensors: Mapping[str, TensorInfo], ends: str = "") -> str:
 def check_lora(name: str, tensors: Mapping[str, TensorInfo]) -> None:
     """Raise FileError for a LoRA all of whose tensors are empty; where some are, they are told to have no place."""
     if tensors and all(info.shape == (0,) for info in tensors.values()):
-        raise FileError(f"LoRA {name!r}: {hollow_words(tensors)}\n{ADVICE}")
+        raise FileError(f"LoRA {name!r}: {hollow_words(tensors)}", f"{ADVICE}")
 
 
 def check_checkpoint(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
     """Raise FileError for a checkpoint whose weights, or some of them, are empty."""
     if hollow := hollow_words(tensors, WEIGHT):
-        raise FileError(f"{path}: {hollow}\n{ADVICE}")
+        raise FileError(f"{path}: {hollow}", f"{ADVICE}")

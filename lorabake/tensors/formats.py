@@ -30,6 +30,7 @@ from lorabake.tensors.packing import (
 )
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.tensors.statements import NOTE, Statement, Statements, fault, gather, merged, powers_of_two
+from lorabake.visible import visible
 
 SCALES = ("scale_weight", "weight_scale", "weight_scale_inv", "SCB")
 """What the scales of a weight of 8 bits are called beside it; bitsandbytes' SCB is 127 times one."""
@@ -428,7 +429,7 @@ def recognised(stored: Stored) -> PackedInfo | Strange | None:
     said = {json.dumps(_meaning(note.says), sort_keys=True) for note in stored.notes}
     if len(said) > 1:
         places = " and ".join(dict.fromkeys(note.place for note in stored.notes))
-        return _strange(stored, f"of which {places} say different things\n{UNKNOWN}")
+        return _strange(stored, f"of which {visible(places)} say different things\n{UNKNOWN}")
     for format_of in FORMATS:
         if (found := format_of(stored)) is not None:
             return found
@@ -441,18 +442,19 @@ def _reason(stored: Stored) -> str:
     if stored.notes:
         note = stored.notes[0]
         said = json.dumps(note.says) if note.says else "nothing that can be read"
-        return f"of which {note.place} says {said}\n{UNKNOWN}"
+        return f"of which {visible(note.place)} says {said}\n{UNKNOWN}"
     if own is not None and not _is_form(own, stored.options):
-        return f"which is {WORDS[own.dtype]}, though it is said to be {stored.options['fmt']} (fmt)\n{UNKNOWN}"
+        fmt = visible(str(stored.options["fmt"]))
+        return f"which is {WORDS[own.dtype]}, though it is said to be {fmt} (fmt)\n{UNKNOWN}"
     title = _title(stored.roles, own.dtype if own else "")
     if title or own is None:
-        return f"which is stored as {title or 'codes'} ({(others or [stored.key])[0]})\n{UNDECODED}"
+        return f"which is stored as {title or 'codes'} ({visible((others or [stored.key])[0])})\n{UNDECODED}"
     if (far := next((info.key for role, info in stored.parts.items() if role == ELSEWHERE), None)) is not None:
-        return f"which {far} may scale\n{OTHER_SCALES}"
+        return f"which {visible(far)} may scale\n{OTHER_SCALES}"
     scales = [stored.parts[role].key for role in SCALES if role in stored.parts] or others
     if "scale" in scales[0].rpartition(".")[2] or own.dtype in LARGEST:
-        return f"which is scaled by {scales[0]}\n{OTHER_SCALES}"
-    return f"beside which stands {scales[0]}\n{UNKNOWN}"
+        return f"which is scaled by {visible(scales[0])}\n{OTHER_SCALES}"
+    return f"beside which stands {visible(scales[0])}\n{UNKNOWN}"
 
 
 def _strange(stored: Stored, why: str) -> Strange:
@@ -745,7 +747,7 @@ def _doubts(statements: Iterable[Statement]) -> Iterator[str]:
     for statement in statements:
         if (what := fault(statement)) is not None:
             advice = f"If that has no say in stored values, take it out of a copy of the base's {statement.place}."
-            yield f"of which {statement.place} says {what}\n{UNKNOWN}\n{advice}"
+            yield f"of which {statement.place} says {visible(what)}\n{UNKNOWN}\n{advice}"
     if isinstance(options := merged(statements, READ), str):
         yield f"{options}\n{UNKNOWN}"
 
@@ -761,7 +763,7 @@ def _mapped(checkpoint: Checkpoint, infos: Mapping[str, TensorInfo]) -> Iterator
             beside = next(filter(name.fullmatch, _names_in(root)), None) if eights else None
             for info in eights if beside else ():
                 title = f"{WORDS[info.dtype]} beside {beside}"
-                why = f"which {beside} beside its file may scale\n{OTHER_SCALES}"
+                why = f"which {visible(str(beside))} beside its file may scale\n{OTHER_SCALES}"
                 yield info.key, Strange(title, why, frozenset({info.key}), has_codes=True)
 
 
@@ -789,7 +791,7 @@ def _misnamed(
         for key, info in stored.items():
             parts = frozenset(part.key for part in info.parts.values())
             if keys & parts and key.removesuffix(".weight") not in statements.layers:
-                why = f"which {lost[name].place} may mean by {name}, a layer that the base does not have"
+                why = f"which {lost[name].place} may mean by {visible(name)}, a layer that the base does not have"
                 yield key, Strange(f"{info.title} {why}", f"{why}\n{UNKNOWN}", parts, has_codes=True)
 
 

@@ -18,7 +18,7 @@ from math import prod
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
-from lorabake.errors import FileError, SurroundingsError
+from lorabake.errors import FileError, SurroundingsError, lines_of
 from lorabake.tensors.packing import PackedInfo
 from lorabake.tensors.safetensors import MAX_HEADER, Header, TensorInfo, fingerprint, why
 
@@ -90,7 +90,7 @@ def open_gguf(path: Path) -> Header:
         from gguf.constants import GGML_QUANT_SIZES
     except ImportError:
         raise SurroundingsError(
-            f"{path}: GGUF files need the package gguf\nInstall the extra: pip install 'lorabake[gguf]'"
+            f"{path}: GGUF files need the package gguf", "Install the extra: pip install 'lorabake[gguf]'"
         ) from None
     types = {int(kind): (kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}
     identity = fingerprint(path)
@@ -102,9 +102,9 @@ def open_gguf(path: Path) -> Header:
             stream.seek(0)
             digest = hashlib.sha256(stream.read(start)).hexdigest()
     except _DamagedError as error:
-        raise FileError(f"{path}: a damaged GGUF file: {error}\nDownload it again.") from None
+        raise FileError(f"{path}: a damaged GGUF file: {error}", "Download it again.") from None
     except OSError as error:
-        raise FileError(f"{path}: {why(error)}") from None
+        raise FileError(*lines_of(f"{path}: ", why(error))) from None
     return Header(path, tensors, {}, start, size, digest, facts, identity=identity)
 
 
@@ -117,7 +117,7 @@ def _header(
     version = stream.number("I")
     if version and version & 0xFFFF == 0:
         raise FileError(
-            f"{path}: a GGUF file for machines that have the highest byte first\nConvert it with gguf-py."
+            f"{path}: a GGUF file for machines that have the highest byte first", "Convert it with gguf-py."
         )
     if version not in VERSIONS:
         raise _DamagedError(f"its version is {version}, and 2 and 3 are known")
@@ -131,8 +131,8 @@ def _header(
     pieces = facts.get("split.count", 1)
     if pieces not in (0, 1):
         raise FileError(
-            f"{path}: one of {pieces!s:.20} pieces of a GGUF file\n"
-            "Join them with llama.cpp (llama-gguf-split --merge)."
+            f"{path}: one of {pieces!s:.20} pieces of a GGUF file",
+            "Join them with llama.cpp (llama-gguf-split --merge).",
         )
     alignment = facts.get("general.alignment", _ALIGNMENT)
     if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):

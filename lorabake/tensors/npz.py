@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from lorabake.errors import FileError
+from lorabake.errors import FileError, lines_of
 from lorabake.tensors.archives import Archive, ArchiveError, Member, open_archive
 from lorabake.tensors.dtypes import nbytes
 from lorabake.tensors.packing import turned
@@ -37,9 +37,9 @@ def open_npz(path: Path) -> Header:
         with open_archive(path) as archive, path.open("rb") as stream:
             return _header(path, archive, stream, identity)
     except OSError as error:
-        raise FileError(f"{path}: {why(error)}") from None
+        raise FileError(*lines_of(f"{path}: ", why(error))) from None
     except ArchiveError as error:
-        raise FileError(f"{path}: a damaged NumPy archive: {error!s:.100}\nDownload it again.") from None
+        raise FileError(f"{path}: a damaged NumPy archive: {error!s:.100}", "Download it again.") from None
 
 
 def _header(path: Path, archive: Archive, stream: BinaryIO, identity: tuple[int, ...]) -> Header:
@@ -60,12 +60,12 @@ def _array(path: Path, stream: BinaryIO, member: Member) -> TensorInfo:
     if name == member.name:
         raise FileError(f"{path}: holds {name!r:.100}, which is no array")
     if member.is_packed:
-        raise FileError(f"{path}: {name!r:.100} is compressed, and cannot be read in place\n{_SAVE}")
+        raise FileError(f"{path}: {name!r:.100} is compressed, and cannot be read in place", _SAVE)
     stream.seek(member.start)
     shape, by_columns, dtype, length = _read_head(stream.read(min(member.size, MAX_HEAD)))
     if dtype not in _DTYPES:
         raise FileError(
-            f"{path}: {name!r:.100} holds {dtype:.50}, no plain numbers of this machine's order of bytes\n{_SAVE}"
+            f"{path}: {name!r:.100} holds {dtype:.50}, no plain numbers of this machine's order of bytes", _SAVE
         )
     first = member.start + length
     if first + nbytes(_DTYPES[dtype], shape) != member.stop:
@@ -73,7 +73,7 @@ def _array(path: Path, stream: BinaryIO, member: Member) -> TensorInfo:
     if not by_columns or len(shape) < 2:
         return TensorInfo(name, name, _DTYPES[dtype], shape, path, first, member.stop)
     if len(shape) > 2:
-        raise FileError(f"{path}: {name!r:.100} is stored by columns\n{_SAVE}")
+        raise FileError(f"{path}: {name!r:.100} is stored by columns", _SAVE)
     return turned(TensorInfo(name, name, _DTYPES[dtype], shape[::-1], path, first, member.stop))
 
 

@@ -7,7 +7,6 @@ which, `lorabake.tensors.formats` tells. What needs torch imports it where it is
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 
 from lorabake.tensors.dtypes import DTYPES, LARGEST
 from lorabake.tensors.safetensors import TensorInfo
+from lorabake.tensors.small import parse_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -437,7 +437,7 @@ def read_note(info: TensorInfo) -> bytes:
 def read_facts(info: TensorInfo) -> dict[str, object]:
     """Read a tensor of bytes that hold a JSON object; an empty one where they do not."""
     try:
-        said = json.loads(read_note(info))
-    except (ValueError, RecursionError):
+        said = parse_json(read_note(info))
+    except ValueError:
         return {}
     return said if isinstance(said, dict) else {}

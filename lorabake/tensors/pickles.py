@@ -21,7 +21,7 @@ from math import prod
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
-from lorabake.errors import FileError, SurroundingsError
+from lorabake.errors import FileError, SurroundingsError, lines_of
 from lorabake.tensors.archives import MAGIC, Archive, ArchiveError, open_archive
 from lorabake.tensors.dtypes import DTYPES
 from lorabake.tensors.safetensors import (
@@ -55,8 +55,8 @@ EMBEDDING = "<embed>"
 """What cloneofsimo's metadata say of a learned embedding: {"<s1>": "<embed>"}."""
 
 _CONVERT = (
-    "Use the model's SafeTensors release. If there is none and you trust the file, load it where it can do\n"
-    "no harm with torch.load(path, weights_only=False), and save it with safetensors.torch.save_file."
+    "Use the model's SafeTensors release. If there is none and you trust the file, load it where it can do",
+    "no harm with torch.load(path, weights_only=False), and save it with safetensors.torch.save_file.",
 )
 _AGAIN = "Download it again."
 
@@ -153,8 +153,8 @@ class _Aside:
             stream.flush()
         except OSError as error:
             raise SurroundingsError(
-                f"{self._origin}: its tensors cannot be stored in a temporary file: {error.strerror or error}\n"
-                "Set TMPDIR to a folder with enough space, or convert the file to SafeTensors."
+                f"{self._origin}: its tensors cannot be stored in a temporary file: {error.strerror or error}",
+                "Set TMPDIR to a folder with enough space, or convert the file to SafeTensors.",
             ) from None
         return path, start
 
@@ -192,11 +192,11 @@ def _read(path: Path, identity: Fingerprint) -> Header:
         tensors = {key: _checked(path, key, tensor) for key, tensor in found.items()}
         return _header(path, size, tensors, places, identity)
     except CodeError as error:
-        raise FileError(f"{path}: a pickle that wants to run code: {error.args[0]!r:.100}\n{_CONVERT}") from None
+        raise FileError(f"{path}: a pickle that wants to run code: {error.args[0]!r:.100}", *_CONVERT) from None
     except (PickleError, ArchiveError) as error:
-        raise FileError(f"{path}: not a readable PyTorch file: {error!s:.150}\n{_AGAIN}") from None
+        raise FileError(f"{path}: not a readable PyTorch file: {error!s:.150}", _AGAIN) from None
     except OSError as error:
-        raise FileError(f"{path}: {why(error)}") from None
+        raise FileError(*lines_of(f"{path}: ", why(error))) from None
 
 
 # -- what the pickle's names stand for -------------------------------------------------------------------
@@ -424,7 +424,7 @@ def _read_zip(path: Path, size: int) -> tuple[object, _Places]:
             raise PickleError("a TorchScript program, not tensors by name")
         order = archive.members.get(f"{root}byteorder")
         if order is not None and archive.read(order, limit=64).strip() != b"little":
-            raise FileError(f"{path}: was saved by a machine that has the highest byte first\n{_CONVERT}")
+            raise FileError(f"{path}: was saved by a machine that has the highest byte first", *_CONVERT)
         pickled = archive.read(archive.members[f"{root}data.pkl"], limit=min(MAX_PICKLE, max(size, _MAX_PACKED)))
         loaded = load(BytesIO(pickled), NAMES, _Storages().find)
         return loaded, _records(path, size, archive, f"{root}data/")
@@ -456,7 +456,7 @@ def _read_legacy(path: Path, stream: BinaryIO, size: int) -> tuple[object, _Plac
         raise PickleError("no file of torch.save")
     told = plain()
     if not isinstance(told, dict) or told.get("little_endian") is not True:
-        raise FileError(f"{path}: was saved by a machine that has the highest byte first\n{_CONVERT}")
+        raise FileError(f"{path}: was saved by a machine that has the highest byte first", *_CONVERT)
     storages = _Storages()
     loaded, names = load(cast(BinaryIO, Bounded(stream)), NAMES, storages.find), plain()
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -606,7 +606,7 @@ def _check_claim(path: Path, key: str, tensor: _Tensor, size: int) -> None:
 
 def _check_growth(path: Path, size: int, claimed: int) -> None:
     if claimed > max(_GROWTH * size, _LEAST):
-        raise FileError(f"{path}: its tensors claim {claimed} bytes, and the file has {size}\n{_AGAIN}")
+        raise FileError(f"{path}: its tensors claim {claimed} bytes, and the file has {size}", f"{_AGAIN}")
 
 
 def _place(path: Path, key: str, tensor: _Tensor, places: _Places) -> tuple[Path, int, int]:
@@ -616,13 +616,13 @@ def _place(path: Path, key: str, tensor: _Tensor, places: _Places) -> tuple[Path
         return path, 0, 0
     width = _width(storage.dtype)
     if storage.name not in places.stored:
-        raise FileError(f"{path}: {key!r:.100}: its values are not in the file\n{_AGAIN}")
+        raise FileError(f"{path}: {key!r:.100}: its values are not in the file", f"{_AGAIN}")
     file, start, length = places.stored[storage.name]
     first = storage.first * width + tensor.offset * tensor.width
     bytes_spanned = tensor.span * tensor.width
     inside = first + bytes_spanned <= min(length, (storage.first + storage.count) * width)
     if not inside:
-        raise FileError(f"{path}: {key!r:.100}: reaches over the end of its storage\n{_AGAIN}")
+        raise FileError(f"{path}: {key!r:.100}: reaches over the end of its storage", f"{_AGAIN}")
     return file, start + first, bytes_spanned
 
 

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard
 
-from lorabake.errors import FileError
+from lorabake.errors import FileError, lines_of
 from lorabake.tensors.dtypes import DTYPES, nbytes
+from lorabake.visible import visible
 
 MAX_HEADER = 100_000_000
 """Bytes of JSON beyond which the safetensors library refuses a file, and so does lorabake."""
@@ -168,7 +169,7 @@ def fingerprint(path: Path | int) -> Fingerprint:
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
-        raise FileError(f"{path}: {why(error)}") from None
+        raise FileError(*lines_of(f"{path}: ", why(error))) from None
     return _fingerprint(status)
 
 
@@ -186,7 +187,7 @@ def is_there(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError) as error:
-        raise FileError(f"{path}: {why(error)}") from None
+        raise FileError(*lines_of(f"{path}: ", why(error))) from None
     return True
 
 
@@ -195,7 +196,7 @@ def is_folder(path: Path) -> bool:
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
-        raise FileError(f"{path}: {why(error)}") from None
+        raise FileError(*lines_of(f"{path}: ", why(error))) from None
     if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
         raise FileError(f"{path}: is not a regular file")
     return stat.S_ISDIR(mode)
@@ -206,9 +207,11 @@ def why(error: OSError | ValueError) -> str:
     if isinstance(error, FileNotFoundError):
         is_link = error.filename is not None and os.path.islink(error.filename)
         return "is a link to nothing\nRemove it, or fetch the file again." if is_link else "no such file"
+    if isinstance(error, IsADirectoryError):
+        return "is a folder, not a file"
     if isinstance(error, PermissionError):
         return "no permission to read it"
-    return f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    return f"cannot be read: {getattr(error, 'strerror', None) or visible(str(error))}"
 
 
 def some(names: Sequence[str]) -> str:
@@ -287,7 +290,7 @@ def _read_raw(path: Path) -> tuple[bytes, int, Fingerprint]:
             length = _checked_length(path, head, size)
             raw = (head + file.read(max(0, length - len(head))))[:length]
     except (OSError, ValueError) as error:
-        raise FileError(f"{path}: {why(error)}") from None
+        raise FileError(*lines_of(f"{path}: ", why(error))) from None
     if len(raw) < length:
         raise FileError(f"{path}: changed while it was read")
     return raw, size, _fingerprint(status)
@@ -296,22 +299,22 @@ def _read_raw(path: Path) -> tuple[bytes, int, Fingerprint]:
 def _checked_length(path: Path, head: bytes, size: int) -> int:
     """Return the number of bytes before the data."""
     if not head:
-        raise FileError(f"{path}: the file is empty\n{_DOWNLOAD}")
+        raise FileError(f"{path}: the file is empty", f"{_DOWNLOAD}")
     length = int.from_bytes(head[:_LENGTH_BYTES], "little")
     begins_well = head[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{"
     if begins_well and length <= min(MAX_HEADER, size - _LENGTH_BYTES):
         return _LENGTH_BYTES + length
     if (foreign := _foreign(head)) is not None:
         what, advice = foreign
-        raise FileError(f"{path}: is {what}, not SafeTensors\n{advice}")
+        raise FileError(f"{path}: is {what}, not SafeTensors", f"{advice}")
     if len(head) < _LENGTH_BYTES:
-        raise FileError(f"{path}: too short for SafeTensors: {len(head)} bytes\n{_DOWNLOAD}")
+        raise FileError(f"{path}: too short for SafeTensors: {len(head)} bytes", f"{_DOWNLOAD}")
     if length > MAX_HEADER:
         raise FileError(f"{path}: not SafeTensors: the header would take {length} bytes, the limit is {MAX_HEADER}")
     if length > size - _LENGTH_BYTES:
         raise FileError(
-            f"{path}: truncated: the header alone takes {_LENGTH_BYTES + length} bytes, the file has {size}"
-            f"\n{_DOWNLOAD}"
+            f"{path}: truncated: the header alone takes {_LENGTH_BYTES + length} bytes, the file has {size}",
+            f"{_DOWNLOAD}",
         )
     raise FileError(f"{path}: not SafeTensors: the header does not begin with '{{'")
 
@@ -350,7 +353,7 @@ def _checked_entry(path: Path, key: str, entry: object, data_start: int) -> Tens
         raise fault(f"has the fields {_brief.repr(sorted(entry))}, not data_offsets, dtype and shape")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise FileError(f"{fault(f'unknown dtype {_brief.repr(dtype)}')}\nKnown: {', '.join(DTYPES)}")
+        raise FileError(f"{fault(f'unknown dtype {_brief.repr(dtype)}')}", f"Known: {', '.join(DTYPES)}")
     if not _are_counts(shape) or len(shape) > MAX_DIMENSIONS:
         raise fault(f"impossible shape {_brief.repr(shape)}")
     if not _are_counts(offsets) or len(offsets) != 2:
@@ -385,8 +388,8 @@ def _check_layout(path: Path, tensors: Iterable[TensorInfo], data_start: int, si
         position, before = info.stop, info.key
     if position > size:
         raise FileError(
-            f"{path}: truncated: the header describes {position} bytes, the file has {size}"
-            f"\n{position - size} bytes are missing. {_DOWNLOAD}"
+            f"{path}: truncated: the header describes {position} bytes, the file has {size}",
+            f"{position - size} bytes are missing. {_DOWNLOAD}",
         )
     if position < size:
         raise FileError(f"{path}: {size - position} unused bytes after the last tensor")

@@ -21,6 +21,7 @@ from lorabake.errors import FileError, TargetError
 from lorabake.tensors.checkpoint import Checkpoint, Part, read_object
 from lorabake.tensors.packing import Facts, read_facts
 from lorabake.tensors.safetensors import Header
+from lorabake.tensors.small import MAX_INDEX, parse_json
 
 NOTE = "comfy_quant"
 """The leaf of a tensor that says in JSON how the weight beside it is stored."""
@@ -269,7 +270,9 @@ def _of_index(part: Part) -> Iterator[_Texts]:
 
 
 def _index_metadata(part: Part) -> Mapping[str, object]:
-    said = read_object(part.files[0].path.with_name(part.index)).get("metadata") if part.index is not None else None
+    if part.index is None:
+        return {}
+    said = read_object(part.files[0].path.with_name(part.index), MAX_INDEX).get("metadata")
     return said if isinstance(said, dict) else {}
 
 
@@ -326,8 +329,8 @@ def _parsed(texts: _Texts, name: str) -> dict[str, object]:
 def _json(text: str) -> object:
     """Return what a text says in JSON, None where it is none."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return None
 
 
@@ -638,8 +641,9 @@ def _listed(said: Facts, named: Facts, change: Change, place: str) -> dict[str, 
         title = METHODS[way].title if way in METHODS else way
         raise TargetError(
             f"{place}: {len(change.plain)} weights would become plain ({change.plain[0]} …), and others cannot be "
-            f"decoded\n{title} has no list of plain ones, so that no program could tell them apart. Leave out "
-            "output.dtype, or use a base that is stored in one way."
+            f"decoded",
+            f"{title} has no list of plain ones, so that no program could tell them apart. Leave out "
+            "output.dtype, or use a base that is stored in one way.",
         )
     before = said.get(option)
     names = [str(each) for each in before] if isinstance(before, list) else []

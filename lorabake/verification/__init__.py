@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -15,6 +16,7 @@ from lorabake.planning import plan as make_plan
 from lorabake.recipe import Recipe
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.tensors.safetensors import is_there, some
+from lorabake.tensors.small import parse_json, read_small
 from lorabake.verification.findings import Finding, SampleOptions, Verification
 from lorabake.verification.stages import ORDER, Run
 
@@ -50,11 +52,11 @@ def verify(recipe: Recipe, baked: str | Path | None = None, options: VerifyOptio
     options = options or VerifyOptions()
     path = Path(os.path.normpath(baked if baked is not None else recipe.locate(recipe.output.path)))
     if not is_there(path):
-        raise FileError(f"{path}: no such file\nBake it first, or name the checkpoint with --baked.")
+        raise FileError(f"{path}: no such file", "Bake it first, or name the checkpoint with --baked.")
     plan = make_plan(recipe, path)
     run = Run(plan, path, options.stages, options.tell)
     run.look(options.begin, options.progress, options.sample_weights, options.samples)
-    source = recipe.file.read_text(encoding="utf-8") if recipe.file else json.dumps(recipe.normal_form(), indent=2)
+    source = read_small(recipe.file).decode() if recipe.file else json.dumps(recipe.normal_form(), indent=2)
     weights = run.weights
     return Verification(
         baked=path,
@@ -79,11 +81,11 @@ def embedded_recipe(baked: Path, inputs: Path | None = None) -> Recipe:
     text = open_checkpoint(baked).metadata.get("lorabake.recipe")
     if text is None:
         raise FileError(
-            f"{baked}: holds no recipe, so lorabake did not bake it\n"
-            "Give the recipe that it should follow: lorabake verify RECIPE --baked FILE"
+            f"{baked}: holds no recipe, so lorabake did not bake it",
+            "Give the recipe that it should follow: lorabake verify RECIPE --baked FILE",
         )
     try:
-        form = json.loads(text)
+        form: Any = parse_json(text)
         for lora in form["loras"]:
             lora["blocks"] = dict(lora["blocks"])
         form["output"]["path"] = baked.name
@@ -97,8 +99,8 @@ def embedded_recipe(baked: Path, inputs: Path | None = None) -> Recipe:
             return recipe.placed(folder)
     missing = [name for name in names if not is_there(folders[0] / name)]
     raise FileError(
-        f"{baked}: the inputs of its recipe are not in {' or '.join(map(str, folders))}: {some(missing)}\n"
-        "Say where they lie with --inputs DIR, or give the recipe: lorabake verify RECIPE --baked FILE"
+        f"{baked}: the inputs of its recipe are not in {' or '.join(map(str, folders))}: {some(missing)}",
+        "Say where they lie with --inputs DIR, or give the recipe: lorabake verify RECIPE --baked FILE",
     )
 
 

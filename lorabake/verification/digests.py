@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from lorabake.planning import Plan
 from lorabake.provenance import DATA_HASHES, beside
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.safetensors import Header, read_header
+from lorabake.tensors.small import parse_json
 from lorabake.verification.arrays import CHUNK, Files
 from lorabake.verification.findings import Finding, Status
 from lorabake.verification.structure import name_of
@@ -71,12 +71,18 @@ class Digests:
     def _configs(self) -> Iterator[Finding]:
         """Compare what lies beside LoRAs and says their scales with what was there at the bake."""
         try:
-            made_of = json.loads(self.baked.metadata.get("lorabake.inputs", "{}")).get("loras", [])
-        except (ValueError, AttributeError):
+            said = parse_json(self.baked.metadata.get("lorabake.inputs", "{}"))
+        except ValueError:
             return
-        for source, entry in zip(self.plan.sources.loras, made_of, strict=False):
-            files = entry.get("files", []) if isinstance(entry, dict) else []
-            due = {str(each["name"]): each["sha256"] for each in files if each.keys() == {"name", "sha256"}}
+        made_of = said.get("loras") if isinstance(said, dict) else None
+        for source, entry in zip(self.plan.sources.loras, made_of if isinstance(made_of, list) else (), strict=False):
+            said_files = entry.get("files") if isinstance(entry, dict) else None
+            files = said_files if isinstance(said_files, list) else []
+            due = {
+                str(each["name"]): each["sha256"]
+                for each in files
+                if isinstance(each, dict) and each.keys() == {"name", "sha256"}
+            }
             there = {str(each["name"]): each["sha256"] for each in beside(source.checkpoint)}
             for name in sorted(due | there):
                 if due.get(name) != there.get(name):

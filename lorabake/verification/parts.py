@@ -19,6 +19,7 @@ from importlib import import_module
 from inspect import signature
 from math import isqrt
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from lorabake.errors import FileError, first_line
@@ -27,6 +28,7 @@ from lorabake.planning import Plan
 from lorabake.tensors.checkpoint import open_checkpoint, optional_object
 from lorabake.tensors.safetensors import TensorInfo, is_folder, is_there
 from lorabake.verification.arrays import Files
+from lorabake.verification.foreign_code import NO_CODE, check_folder, without_kernels
 from lorabake.verification.networks import Config, as_torch, shipped, tokenizer
 
 NOTES = "lorabake.json"
@@ -114,10 +116,12 @@ def _pipeline(name: str) -> Any:
     import diffusers
 
     pipeline = getattr(diffusers, name, None)
-    if pipeline is None:
+    if not isinstance(pipeline, type):
         raise CannotDrawError(f"this diffusers has no {name}")
     if backends := getattr(pipeline, "_backends", None):  # diffusers' stand-in for what it cannot import
         raise CannotDrawError(f"{name} takes {', '.join(backends)}, which are not all installed")
+    if not issubclass(pipeline, diffusers.DiffusionPipeline):
+        raise CannotDrawError(f"{name} is no pipeline of diffusers")
     return pipeline
 
 
@@ -128,10 +132,14 @@ def _gather(plan: Plan, index: Config) -> tuple[dict[str, Part | None], dict[str
     networks: dict[str, Part | None] = {}
     others: dict[str, Any] = {}
     for name, said in index.items():
-        if not isinstance(said, list) or said[0] is None:
+        if not isinstance(said, list) or said[:1] == [None]:
             continue
+        if not name.isidentifier():  # it is a folder's name, too
+            raise CannotDrawError(f"model_index.json has a component {name!r}, which cannot be a folder's name")
+        if len(said) != 2 or not all(isinstance(word, str) for word in said):
+            raise CannotDrawError(f"model_index.json says no library and class of {name}")
         maker = _class(*said)
-        if isinstance(maker, type) and issubclass(maker, Module):
+        if issubclass(maker, Module):
             part = _part(plan, name, maker)
             # Without a VAE's weights, its configuration still says where latents end.
             networks[name] = part if part is not None and (part.keys or part.is_decoder) else None
@@ -185,18 +193,23 @@ def given_folder(plan: Plan) -> Path | None:
 
 
 def _class(library: str, name: str) -> Any:
-    """Find a class that model_index.json names; a library may be a folder of diffusers' pipelines."""
+    """Find a class that model_index.json names; a library may be a folder of diffusers' pipelines.
+
+    Raise CannotDrawError for all but classes of the two libraries' own: a model's folder may hold others, and what
+    the libraries import can be reached by a name in them, too.
+    """
     import diffusers
 
-    if hasattr(diffusers.pipelines, library):
-        module: Any = getattr(diffusers.pipelines, library)
-    elif library in ("diffusers", "transformers"):
-        module = import_module(library)
+    if library in ("diffusers", "transformers"):
+        module: Any = import_module(library)
+    elif isinstance(getattr(diffusers.pipelines, library, None), ModuleType):
+        module = getattr(diffusers.pipelines, library)
     else:
         raise CannotDrawError(f"the pipeline takes {name} of {library}, which is neither diffusers nor transformers")
-    if not hasattr(module, name):
+    found = getattr(module, name, None)
+    if not isinstance(found, type) or not found.__module__.startswith(("diffusers.", "transformers.")):
         raise CannotDrawError(f"this {library} has no {name}")
-    return getattr(module, name)
+    return found
 
 
 def _part(plan: Plan, name: str, maker: Any) -> Part | None:
@@ -238,18 +251,24 @@ def given_tokenizer(plan: Plan, name: str, maker: str) -> Any:
 
 
 def _read_folder(maker: Any, folder: Path) -> Any:
+    check_folder(folder)
     try:
-        return maker.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
+        return maker.from_pretrained(folder, **NO_CODE)
+    except Exception as error:  # whatever a library says of files that it cannot read
         raise CannotDrawError(f"{folder}: no {maker.__name__} can be read: {first_line(error)}") from error
 
 
 def _other(plan: Plan, name: str, maker: Any) -> Any:
     """Make a scheduler, a tokenizer, a processor or a guider of what lies in a folder; None where none has it."""
+    from diffusers.configuration_utils import ConfigMixin
+    from transformers.utils.hub import PushToHubMixin
+
     said = plan.sources.recipe.verify
-    if (file := getattr(maker, "config_name", None)) is not None:
-        config = _config(plan, name, file)
-        return None if config is None else maker.from_config(config)
+    if issubclass(maker, ConfigMixin):
+        config = _config(plan, name, str(maker.config_name))
+        return None if config is None else _configured(maker, config)
+    if not issubclass(maker, PushToHubMixin):  # as all of its tokenizers and processors are
+        raise CannotDrawError(f"{name} is a {maker.__name__}, which is neither a network nor what prepares its input")
     folders = [place / name for place in _folders(plan)]
     if said is not None and said.tokenizers is not None:
         folder = plan.sources.recipe.locate(said.tokenizers)
@@ -260,6 +279,13 @@ def _other(plan: Plan, name: str, maker: Any) -> Any:
     if maker.__name__.startswith("CLIPTokenizer"):
         return tokenizer("!" if name.endswith("_2") else "<|endoftext|>")
     return None
+
+
+def _configured(maker: Any, config: Config) -> Any:
+    try:
+        return maker.from_config(config)
+    except Exception as error:  # whatever a library says of values that it cannot take
+        raise CannotDrawError(f"no {maker.__name__} is made of its configuration: {first_line(error)}") from error
 
 
 # -- what a header tells -----------------------------------------------------------------------------------
@@ -383,7 +409,8 @@ def _from_config(part: Part) -> Any:
 def _text_config(part: Part) -> Any:
     """Read a configuration of transformers by the class that the network asks for."""
     with _written(part) as folder:
-        return part.maker.config_class.from_pretrained(folder / part.name, local_files_only=True)
+        config = part.maker.config_class.from_pretrained(folder / part.name, local_files_only=True)
+    return without_kernels(config)
 
 
 def _converted(part: Part, state: dict[str, Any]) -> Any:

@@ -416,7 +416,7 @@ def _refused(patch: Patch) -> Iterator[None]:
 def _delta(patch: Patch, tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     if patch.kind.name not in FORMULAS:
         raise SurroundingsError(
-            f"verification has no formula for {patch.kind.title}\nAdd one to lorabake/verification/formulas.py."
+            f"verification has no formula for {patch.kind.title}", "Add one to lorabake/verification/formulas.py."
         )
     with _refused(patch):
         updated = changed(patch.kind.name, tensors, weight, place, scale)

@@ -162,6 +162,7 @@ class Loaders:
             wanted = self._wanted(network, component, index)
             if not wanted:
                 continue
+            check_configs(lora)
             adapter = f"lora_{index}"
             try:
                 if lora.config is not None:
@@ -222,6 +223,17 @@ def _covers(whole: View, part: View) -> bool:
         any(each.key == own.key and each.start <= own.start and own.stop <= each.stop for each in whole.regions)
         for own in part.regions
     )
+
+
+def check_configs(lora: LoraSource) -> None:
+    """Refuse what PEFT should not be given: a configuration that names a module of Python's, which it would import.
+
+    diffusers gives PEFT what a file's metadata say, too.
+    """
+    configs = [lora.config] if lora.config is not None else [*lora.component_configs.values()]
+    for config in configs:
+        if config.fields.get("megatron_config"):
+            raise CannotLoadError(f"{lora.name}: its configuration names a module for PEFT to import")
 
 
 def _check_file(lora: LoraSource) -> None:

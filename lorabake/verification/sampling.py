@@ -38,6 +38,7 @@ from lorabake.verification.findings import (
     Status,
     SweepSample,
 )
+from lorabake.verification.foreign_code import carried
 from lorabake.verification.metrics import distance, likeness
 from lorabake.verification.networks import EXTRA, TEXT_ENCODERS, configs, has_configs, seen
 from lorabake.verification.parts import CannotDrawError, kit
@@ -72,6 +73,7 @@ def prepare(plan: Plan, baked: Path, options: SampleOptions, stack: ExitStack) -
 
     if not prompts:
         return lacking("no prompts: give verify.prompts in the recipe, or --prompt")
+    code = _carried(plan)
     speaks = is_language_model(plan)
     if speaks and (plan.sources.packing.packed or plan.sources.packing.scaled):
         return lacking(
@@ -88,7 +90,7 @@ def prepare(plan: Plan, baked: Path, options: SampleOptions, stack: ExitStack) -
         return lacking(f"{lost[0]} and {len(lost) - 1} more tensors are not there in the base's shape")
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise SurroundingsError(
-            f"sampling needs {', '.join(missing)}\nTo sample, {EXTRA}; or leave it out with --stage"
+            f"sampling needs {', '.join(missing)}", f"To sample, {EXTRA}; or leave it out with --stage"
         )
     with _quiet():
         _try_device(options.device or "cpu")
@@ -96,27 +98,46 @@ def prepare(plan: Plan, baked: Path, options: SampleOptions, stack: ExitStack) -
         stack.callback(files.close)
         try:
             if speaks:
-                return _quietly(prepare_texts(plan, baked, prompts, options)), []
-            if not has_unet:
-                artist: Artist = Pipelines(plan, _opened(plan, baked), kit(plan), files, prompts, options)
+                ready = prepare_texts(plan, baked, prompts, options)
             else:
-                written = stack.enter_context(configs(plan))
-                artist = UNets(plan, _opened(plan, baked), written, files, prompts, options)
-            artist.check_words()
+                if not has_unet:
+                    artist: Artist = Pipelines(plan, _opened(plan, baked), kit(plan), files, prompts, options)
+                else:
+                    written = stack.enter_context(configs(plan))
+                    artist = UNets(plan, _opened(plan, baked), written, files, prompts, options)
+                artist.check_words()
+                ready = _Studio(artist).run
         except CannotDrawError as error:
-            return lacking(str(error))
-    return _quietly(_Studio(artist).run), []
+            more = f"; the model carries code of its own ({code}), which lorabake does not run" if code else ""
+            return lacking(f"{error}{more}")
+    return _quietly(ready, code), []
 
 
-def _quietly(work: Ready) -> Ready:
-    """Return what a pipeline cannot do with the base as a finding, and keep libraries quiet meanwhile."""
+def _carried(plan: Plan) -> str:
+    """Say by what the folders of a plan ask for code of their own to be run; empty if none does."""
+    said = plan.sources.recipe.verify
+    given = [plan.sources.recipe.locate(name) for name in (said.config, said.tokenizers) if name] if said else []
+    folders = [*([plan.sources.base.path] if plan.sources.base.is_folder else []), *given]
+    return ", ".join(filter(None, (carried(folder) for folder in folders if folder.is_dir())))
+
+
+def _quietly(work: Ready, code: str) -> Ready:
+    """Return what a pipeline cannot do with the base as a finding, and keep libraries quiet meanwhile.
+
+    `code` says by what the model asks for code of its own, which is a finding, too.
+    """
+    note = (
+        f"the model carries code of its own ({code}), which lorabake does not run: the libraries' classes were used"
+    )
+    told = [Finding("samples.code", Status.WARN, "the base", "", "", note)] if code else []
 
     def sample() -> tuple[Samples | None, list[Finding]]:
         with _quiet():
             try:
-                return work()
+                samples, findings = work()
             except CannotDrawError as error:
-                return None, [Finding("samples.skipped", Status.SKIP, "the base", "", "", str(error))]
+                return None, [*told, Finding("samples.skipped", Status.SKIP, "the base", "", "", str(error))]
+        return samples, [*told, *findings]
 
     return sample
 
@@ -128,7 +149,7 @@ def _try_device(name: str) -> None:
     try:
         (torch.ones(1, device=name) + 1).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise SurroundingsError(f"device {name!r} cannot be used: {first_line(error)}\nTry --device cpu.") from None
+        raise SurroundingsError(f"device {name!r} cannot be used: {first_line(error)}", "Try --device cpu.") from None
 
 
 def _unfit(plan: Plan, baked: Path) -> list[str]:
@@ -158,7 +179,7 @@ def _quiet() -> Iterator[None]:
     libraries = (diffusers_logging, transformers_logging)
     levels = [library.get_verbosity() for library in libraries]
     for library in libraries:
-        library.set_verbosity_error()
+        library.set_verbosity(logging.CRITICAL)
         library.disable_progress_bar()
     peft_level = logging.getLogger("peft").level
     try:

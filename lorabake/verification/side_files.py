@@ -10,13 +10,16 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from filecmp import cmp
 from importlib.util import find_spec
 from pathlib import Path
 from warnings import catch_warnings, simplefilter
 
+from lorabake.errors import FileError
 from lorabake.planning import Plan
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.dtypes import DTYPES
+from lorabake.tensors.small import holds, parse_json, read_small
 from lorabake.verification.findings import Finding, Status
 
 DESCRIBES = ("_class_name", "model_type", "architectures")
@@ -87,16 +90,15 @@ def check_side_files(plan: Plan, baked: Checkpoint, *, is_own: bool) -> Iterator
 def _difference(plan: Plan, baked: Checkpoint, name: Path, *, is_own: bool) -> Difference | None:
     """Compare one side file; None for one that is the same to the byte."""
     made, copied = plan.texts.get(name.as_posix()), baked.path / name
-    due = (plan.sources.base.path / name).read_bytes() if made is None else made.encode()
-    wanted = _parsed(due)
+    own = plan.sources.base.path / name
+    wanted = _parsed(own if made is None else made)
     describes = wanted is not None and any(field in wanted for field in DESCRIBES)
     if not copied.is_file():
         return Difference(name.as_posix(), f"{name} is missing", describes)
-    held = copied.read_bytes()
-    if held == due:
+    if holds(copied, made.encode()) if made is not None else cmp(own, copied, shallow=False):
         return None
     words = f"{name} differs from the {'base' if made is None else 'plan'}'s"
-    there = _parsed(held)
+    there = _parsed(copied)
     if wanted is None or there is None or not describes:
         return Difference(name.as_posix(), words, describes)
     dtype = _dtype(baked, name.parent.as_posix().removeprefix("."))
@@ -126,10 +128,11 @@ def _shown(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)[:80]
 
 
-def _parsed(raw: bytes) -> dict[str, object] | None:
+def _parsed(place: Path | str) -> dict[str, object] | None:
+    """Return the JSON object in a file or a text; None where there is none that could be a configuration."""
     try:
-        found = json.loads(raw)
-    except (ValueError, RecursionError):
+        found = parse_json(place if isinstance(place, str) else read_small(place))
+    except (ValueError, OSError, FileError):
         return None
     return found if isinstance(found, dict) else None
 

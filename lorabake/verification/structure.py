@@ -15,6 +15,7 @@ from lorabake.keymap.spelling import patterns
 from lorabake.planning import Embedding, OutputFile, Plan, Target
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, read_object
 from lorabake.tensors.safetensors import Header, read_header
+from lorabake.tensors.small import MAX_INDEX, parse_json
 from lorabake.tensors.statements import as_texts, in_metadata
 from lorabake.verification.findings import Finding, Status
 from lorabake.verification.side_files import check_side_files
@@ -205,7 +206,7 @@ def _statements(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
     for part in baked.parts if baked.is_folder else ():
         name = str(PurePosixPath(part.folder, part.index or ""))
         if part.index is not None and name in plan.texts:
-            planned, written = json.loads(plan.texts[name]), read_object(baked.path / name)
+            planned, written = json.loads(plan.texts[name]), read_object(baked.path / name, MAX_INDEX)
             both = [as_texts(_object(index.get("metadata"))) for index in (planned, written)]
             compared.append((name, both[0], both[1]))
     wrong, said = [], 0
@@ -227,8 +228,8 @@ def _object(said: object) -> dict[str, object]:
 
 def _parsed(text: str) -> object:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return text
 
 

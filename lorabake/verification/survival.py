@@ -153,7 +153,7 @@ def check(plan: Plan, found: dict[int, float]) -> list[str]:
     lost = [lora for lora, share in found.items() if share < VANISHES]
     if lost and not plan.sources.recipe.output.allow_loss:
         raise ValueTooLargeError(
-            f"LoRA {names[lost[0]]!r}: only {found[lost[0]]:.0%} of its change would survive the output's dtype\n"
-            "Choose a finer output.dtype, or set output.allow_loss: true. Nothing was written."
+            f"LoRA {names[lost[0]]!r}: only {found[lost[0]]:.0%} of its change would survive the output's dtype",
+            "Choose a finer output.dtype, or set output.allow_loss: true. Nothing was written.",
         )
     return [str(fading(names[lora], share)) for lora, share in found.items() if share < FADES]

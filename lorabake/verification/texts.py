@@ -15,9 +15,11 @@ from lorabake.planning import Plan
 from lorabake.tensors.checkpoint import optional_object
 from lorabake.verification.arrays import Files
 from lorabake.verification.findings import Finding, SampleOptions, Samples, Status, TextSample
+from lorabake.verification.foreign_code import NO_CODE, check_folder, without_kernels
+from lorabake.verification.networks import as_torch
 from lorabake.verification.parts import CannotDrawError, check_words
 from lorabake.verification.recompute import Recomputation
-from lorabake.verification.runtime import FORMULAS_APPLIED, CannotLoadError
+from lorabake.verification.runtime import FORMULAS_APPLIED, CannotLoadError, check_configs
 
 TOKENS = 48
 """How many tokens a model adds to a prompt, unless --steps says otherwise."""
@@ -41,13 +43,8 @@ def prepare_texts(
 
     Raise CannotDrawError where the tokenizer is not there or of another model, or transformers has no such model.
     """
-    from transformers import AutoConfig
-
     tokenizer = _tokenizer(plan)
-    try:
-        config = AutoConfig.from_pretrained(plan.sources.base.path, local_files_only=True).get_text_config()
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise CannotDrawError(f"transformers knows no such model: {first_line(error)[:120]}") from None
+    config = _config(plan.sources.base.path).get_text_config()
     check_words(tokenizer, prompts, config.vocab_size, "the model")
     return partial(_speak, plan, baked, prompts, options, tokenizer)
 
@@ -103,13 +100,25 @@ def _tokenizer(plan: Plan) -> Any:
         folder = plan.sources.recipe.locate(said.tokenizers)
         if not folder.is_dir():
             raise FileError(f"{folder}: verify.tokenizers must be a folder with a tokenizer")
+    check_folder(folder)
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, **NO_CODE)
     except Exception as error:  # whatever a library says of files that it cannot read
         why = first_line(error)[:120]
         raise CannotDrawError(
             f"no tokenizer that transformers can read: {why}; name one in verify.tokenizers"
         ) from None
+
+
+def _config(folder: Path) -> Any:
+    """Read a model's configuration; raise CannotDrawError where transformers has no such model of its own."""
+    from transformers import AutoConfig
+
+    check_folder(folder)
+    try:
+        return without_kernels(AutoConfig.from_pretrained(folder, **NO_CODE))
+    except Exception as error:  # whatever a library says of files that it cannot read
+        raise CannotDrawError(f"transformers knows no such model: {first_line(error)[:120]}") from None
 
 
 def _reference(plan: Plan) -> tuple[str, str]:
@@ -132,11 +141,20 @@ def _reference(plan: Plan) -> tuple[str, str]:
 
 def _model(plan: Plan, baked: Path, name: str, reference: str) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
     folder = baked if name == "baked" else plan.sources.base.path
+    config = _config(folder)
+    options = {"config": config, "use_safetensors": True, "dtype": torch.float32, **NO_CODE}
+    headers = () if name == "baked" else plan.sources.base.headers
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        if all(header.path.suffix == ".safetensors" for header in headers):
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
+        else:  # a pickle, which lorabake alone reads
+            with closing(Files()) as files:
+                state = {key: as_torch(info, files) for key, info in plan.sources.base.tensors.items()}
+            maker: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+            model = maker.from_pretrained(None, state_dict=state, **options)
     except Exception as error:  # whatever a library says of files that it cannot read
         raise CannotDrawError(f"{folder}: transformers makes no model of it: {first_line(error)[:160]}") from error
     model.eval()
@@ -155,7 +173,11 @@ def _with_peft(plan: Plan, model: Any) -> Any:
     strengths = {patch.lora: patch.strength for patch in plan.patches}
     names = [f"lora_{index}" for index in range(len(plan.sources.loras))]
     for index, lora in enumerate(plan.sources.loras):
-        folder = lora.checkpoint.parts[0].files[0].path.parent
+        check_configs(lora)
+        file = lora.checkpoint.parts[0].files[0].path
+        if file.name != "adapter_model.safetensors":
+            raise CannotLoadError(f"{lora.name}: {file.name} is no file that PEFT reads without unpickling")
+        folder = file.parent
         try:
             if index == 0:
                 model = PeftModel.from_pretrained(model, str(folder), adapter_name=names[0], is_trainable=False)

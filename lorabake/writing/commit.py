@@ -127,7 +127,8 @@ def complete(moves: Iterable[Move]) -> None:
         if identity(move.made) != move.new:
             raise TargetError(
                 f"{move.made}: a bake was killed while it gave this file its name {move.target}, and another program "
-                "has changed or removed it since\nRemove its folder by hand, and bake again."
+                "has changed or removed it since",
+                "Remove its folder by hand, and bake again.",
             )
         if move.old is not None and identity(move.target) is None and identity(move.aside) == move.old:
             rename_new(move.made, move.target)

@@ -71,8 +71,8 @@ class Partial:
             raise _stranger(self.path)
         if strangers := sorted(found - _OURS):
             raise TargetError(
-                f"{self.path}: holds {strangers[0]}, which no bake has put there\n"
-                "A bake makes its output in this folder. Move it, or choose another output."
+                f"{self.path}: holds {strangers[0]}, which no bake has put there",
+                "A bake makes its output in this folder. Move it, or choose another output.",
             )
         if found:
             moves = _read_journal(self.path)
@@ -125,8 +125,8 @@ class Partial:
 def _stranger(path: Path) -> TargetError:
     what = "is a symbolic link" if path.is_symlink() else "is there"
     return TargetError(
-        f"{path}: {what}, and no bake has made it\n"
-        "A bake makes its output in a folder of this name. Move it, or choose another output."
+        f"{path}: {what}, and no bake has made it",
+        "A bake makes its output in a folder of this name. Move it, or choose another output.",
     )
 
 
@@ -149,8 +149,8 @@ def _locked(path: Path) -> int:
         try:
             if not lock(fd) and not is_new:
                 raise TargetError(
-                    f"{path}: is there, and this file system has no locks: another bake may be writing this target\n"
-                    "If none is, remove the folder."
+                    f"{path}: is there, and this file system has no locks: another bake may be writing this target",
+                    "If none is, remove the folder.",
                 )
             if identity(path) == identity(fd):
                 return fd

@@ -153,7 +153,8 @@ class Case:
     def _setting(config: dict[str, object], rng: random.Random) -> str:
         known = ("r", "lora_alpha", "alpha", "scaling", "bias", "target_modules", "modules_to_save", "rank_pattern",
                  "alpha_pattern", "init_lora_weights", "use_dora", "use_rslora", "peft_version", "peft_type",
-                 "task_type", "target_parameters", "fan_in_fan_out", "block_size", "random_loc_seed", "token_indices")  # fmt: skip
+                 "task_type", "target_parameters", "fan_in_fan_out", "block_size", "random_loc_seed",
+                 "token_indices")  # fmt: skip
         name = rng.choice([*config, *known])
         value = deepcopy(rng.choice(NUMBERS))
         match rng.randrange(4):

@@ -1,0 +1,117 @@
+"""Everything that the command line prints goes through here: a line is one line, and every character of it is seen.
+
+Only lorabake itself breaks lines and chooses colours: a part of a line is escaped, then coloured, then joined.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from lorabake.visible import visible, visible_json
+
+
+@dataclass(frozen=True, slots=True)
+class Coloured:
+    """Hold a part of a line and how it is shown."""
+
+    text: str
+    colour: str | None = None
+    bold: bool = False
+
+
+Part = str | Coloured
+"""What a line is made of."""
+
+
+def echo(*parts: Part, err: bool = False) -> None:
+    """Print one line, to stderr if asked."""
+    click.echo("".join(map(_shown, parts)), err=err)
+
+
+def echo_json(value: object) -> None:
+    """Print a value as JSON that gives the value itself to whoever reads it."""
+    click.echo(visible_json(value))
+
+
+def echo_lines(text: str, *, err: bool = False) -> None:
+    """Print a text of lorabake's own, or a traceback, line by line."""
+    for line in text.rstrip("\n").split("\n"):
+        echo(line, err=err)
+
+
+def echo_usage(error: click.ClickException) -> None:
+    """Print what is wrong with the command line, as click does; arguments may be names of files."""
+    context = getattr(error, "ctx", None)
+    if context is not None:
+        echo_lines(context.get_usage(), err=True)
+        echo(f"Try '{context.command_path} --help' for help.", err=True)
+        echo(err=True)
+    echo(f"Error: {error.format_message()}", err=True)
+
+
+def tame_libraries() -> None:
+    """Let what libraries say of their own accord go through here, too: warnings, and logs that nobody handles."""
+    warnings.showwarning = _show_warning
+    logging.lastResort = _Handler(logging.WARNING)
+
+
+class Bar:
+    """Show how far something is; nothing unless `shown` and stderr is a terminal."""
+
+    def __init__(self, *, shown: bool = True) -> None:
+        self._is_shown = shown and sys.stderr.isatty()
+        self._bar: Any = None
+        self._lock = threading.Lock()
+
+    def begin(self, what: str, total: int, unit: str = "B") -> None:
+        """Start a bar of so many units, in place of the one before; none of nothing."""
+        self.close()
+        if total and self._is_shown:
+            from tqdm import tqdm
+
+            is_bytes = unit == "B"
+            self._bar = tqdm(total=total, unit=unit, unit_scale=is_bytes, desc=visible(what), leave=False)
+
+    def advance(self, count: int) -> None:
+        """Count units, from any thread."""
+        with self._lock:
+            if self._bar is not None:
+                self._bar.update(count)
+
+    def step(self, done: int, total: int, label: str) -> None:
+        """Say that so many of all steps are done, and what is being made."""
+        if self._bar is None:
+            self.begin(label, total, "step")
+        if self._bar is not None:
+            self._bar.set_description(visible(label), refresh=False)
+            self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class _Handler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        echo(f"{record.levelname.lower()}: {record.name}: {record.getMessage()}", err=True)
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    echo(f"warning: {category.__name__}: {message}", err=True)
+
+
+def _shown(part: Part) -> str:
+    if isinstance(part, Coloured):
+        return click.style(visible(part.text), fg=part.colour, bold=part.bold or None)
+    return visible(part)

@@ -1,0 +1,97 @@
+"""Read a file that should be small, whatever lies there: a regular file of bounded size, or one clear error."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from lorabake.errors import FileError
+
+MIB = 1 << 20
+MAX_CONFIG = 16 * MIB
+"""Bytes of a configuration; the largest known ones have less than one MiB."""
+
+MAX_INDEX = 100 * MIB
+"""Bytes of an index of shards, which names every tensor: as many as of a header."""
+
+
+MAX_NESTING = 100
+"""Levels of lists and mappings in JSON; configurations have less than ten."""
+
+
+def open_regular(path: Path | str) -> BinaryIO:
+    """Open a regular file for reading; raise FileError for what waits for others or has no end, OSError otherwise.
+
+    What is opened is looked at again: a pipe that takes a file's place in between is not waited for.
+    """
+    _check_regular(path, os.stat(path))
+    stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
+    try:
+        _check_regular(path, os.fstat(stream.fileno()))
+    except FileError:
+        stream.close()
+        raise
+    return stream
+
+
+def read_small(path: Path | str, limit: int = MAX_CONFIG, what: str = "a configuration") -> bytes:
+    """Return a regular file's bytes; raise FileError for what is none or larger, OSError as the system does."""
+    with open_regular(path) as stream:
+        raw = stream.read(limit + 1)
+    if len(raw) > limit:
+        raise FileError(f"{path}: larger than {limit} bytes, so it is hardly {what}")
+    return raw
+
+
+def parse_json(text: str | bytes) -> object:
+    """Parse JSON that another program wrote; raise ValueError for what is none, and for what is nested too deeply.
+
+    Numbers that JSON does not have, such as NaN, are texts. Whoever walks through the value may call itself for each
+    level.
+    """
+    try:
+        value: object = json.loads(text, parse_constant=str)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    check_depth(value)
+    return value
+
+
+def check_depth(value: object) -> None:
+    """Raise ValueError for lists and mappings that lie in each other more than MAX_NESTING deep."""
+    level = [value]
+    for _ in range(MAX_NESTING):
+        nested = (each for each in level if isinstance(each, (dict, list)))
+        inner = [each.values() if isinstance(each, dict) else each for each in nested]
+        level = [part for each in inner for part in each]
+        if not level:
+            return
+    raise ValueError("nested too deeply")
+
+
+def digest_of(path: Path, count: int) -> str:
+    """Return the SHA-256 of a file's first bytes."""
+    digest = hashlib.sha256()
+    with open_regular(path) as stream:
+        while count > 0 and (chunk := stream.read(min(count, MIB))):
+            digest.update(chunk)
+            count -= len(chunk)
+    return digest.hexdigest()
+
+
+def holds(path: Path, content: bytes) -> bool:
+    """Tell whether a regular file holds just these bytes; raise as read_small does."""
+    with open_regular(path) as stream:
+        return stream.read(len(content) + 1) == content
+
+
+def _check_regular(path: Path | str, status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise FileError(f"{path}: is not a regular file")
