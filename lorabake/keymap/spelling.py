@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import groupby
 
 from lorabake.keymap.table import Component, KeyMap, Module
 from lorabake.tensors.safetensors import TensorInfo
@@ -74,6 +75,9 @@ ENDINGS = (
 
 # How trainers end the key of a parameter that has no weight's name, and its full name with what is done to it.
 _PARAMETERS = ((".diff_m", ".modulation.diff"),)  # LightX2V
+
+_END = 6
+"""Words at the end of a name that tell most of a base's modules from each other: self_attn.q_proj, and of which layer."""
 
 PEFT_ROOT = "base_model.model."
 _NUMBER = re.compile(r"(?<![a-zA-Z0-9])\d+")
@@ -255,8 +259,9 @@ class _Names:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Hold one module under one of its names, and the component and the prefix by which it is spelled."""
+    """Hold one module under one of its names, and the component and the prefix by which its group is spelled."""
 
+    group: int
     component: Component
     prefix: str
     module: Module
@@ -278,8 +283,10 @@ class Spellings(Mapping[str, list[Module]]):
 
     def __init__(self, key_map: KeyMap, named: Iterable[Module] = ()) -> None:
         self._key_map, self._named = key_map, tuple(named)
-        self._names = self._list(_paths)
+        self._all = [*self.samples()]
+        self._names = _list(self._all, _paths)
         self._found: dict[str, dict[str, list[Module]]] = {}
+        self._listed: dict[tuple[str, ...], tuple[list[_Names], list[_Names]]] = {}
 
     def words(self, name: str) -> Mapping[str, list[Module]]:
         """Return the spellings that a name may be taken for, with their modules.
@@ -288,9 +295,8 @@ class Spellings(Mapping[str, list[Module]]):
         """
         found = self._found.get(name)
         if found is None:
-            found = self._words(name, self._names)
-            if not found and _last_word(loosened(name)) in self._last_words:
-                found = self._words(name, self._further)
+            modules = self._exactly(name, self._names)
+            found = {name: modules} if modules else self._words_like(name)
             if not found and (inner := _INNER_ROOT.sub("", name)) != name:
                 found = dict(self.words(inner))
             self._found[name] = found
@@ -312,23 +318,34 @@ class Spellings(Mapping[str, list[Module]]):
 
     def samples(self) -> Iterator[Sample]:
         """Yield every module with what its spellings are made of."""
-        for component, prefix, modules in self._groups():
+        for group, (component, prefix, modules) in enumerate(self._groups()):
             for module in modules:
-                yield Sample(component, prefix, module)
+                yield Sample(group, component, prefix, module)
 
     def __len__(self) -> int:
         """Count the spellings."""
         return sum(1 for _ in self)
 
-    @cached_property
-    def _last_words(self) -> set[str]:
-        """Collect how names end, in whichever way they begin: most names of another model end otherwise."""
-        names = dict.fromkeys(sample.module.name for sample in self.samples())
-        return {_last_word(loosened(path)) for name in names for path in endings(name)}
+    def _words_like(self, name: str) -> dict[str, list[Module]]:
+        """Return the spellings that a name is like; only modules that end as it does are spelled in all ways."""
+        ends = tuple(end for end in _ends(loosened(name)) if end in self._by_end)
+        if ends not in self._listed:
+            places = sorted({place for end in ends for place in self._by_end[end]})
+            samples = [self._all[place] for place in places]
+            further = _list(samples, _further_paths) + _list(samples, _paths, at_last=True)
+            self._listed[ends] = _list(samples, _paths), further
+        alike, further = self._listed[ends]
+        return self._words(name, alike) or self._words(name, further)
 
     @cached_property
-    def _further(self) -> list[_Names]:
-        return self._list(_further_paths) + self._list(_paths, at_last=True)
+    def _by_end(self) -> dict[str, list[int]]:
+        """Map how spellings end, in whichever way they begin, to the places of their modules."""
+        found: dict[str, list[int]] = {}
+        for place, sample in enumerate(self._all):
+            paths = endings(sample.module.name)
+            for end in dict.fromkeys(end for path in paths for end in _common_ends(sample.component, path)):
+                found.setdefault(end, []).append(place)
+        return found
 
     def _groups(self) -> Iterator[tuple[Component, str, Iterable[Module]]]:
         """Yield modules that are spelled alike: a component's, its names in memory, what lies in none."""
@@ -343,28 +360,12 @@ class Spellings(Mapping[str, list[Module]]):
             component = key_map.component(use.component)
             yield component, key_map.placed[component.name][1], (use,)
 
-    def _list(self, paths: Callable[[Component, str], Iterable[str]], *, at_last: bool = False) -> list[_Names]:
-        listed = []
-        for component, prefix, modules in self._groups():
-            starts = _dotted_starts(component, prefix), _flat_starts(component)
-            if at_last:
-                starts = _at_last(component)
-            dotted, flat = map(_Names, starts)
-            for module in modules:
-                for each in paths(component, module.name):
-                    dotted.modules.setdefault(each, []).append(module)
-                    flat.modules.setdefault(each.replace(".", "_"), []).append(module)
-            listed += [dotted, flat] if dotted.modules else []
-        return listed
-
     def _words(self, name: str, listed: list[_Names]) -> dict[str, list[Module]]:
         """Return the spelling that a name is, or those that it is like."""
         if modules := self._exactly(name, listed):
             return {name: modules}
         found: dict[str, list[Module]] = {}
         loose = loosened(name)
-        if _last_word(loose) not in self._last_words:
-            return found
         for word in (word for names in listed for word in names.find_alike(loose)):
             modules = self._exactly(word, listed)
             if all([each.views for each in modules] != [each.views for each in known] for known in found.values()):
@@ -380,6 +381,39 @@ class Spellings(Mapping[str, list[Module]]):
             if all(module.views != other.views for other in found):
                 found.append(module)
         return found
+
+
+def _list(
+    samples: Iterable[Sample], paths: Callable[[Component, str], Iterable[str]], *, at_last: bool = False
+) -> list[_Names]:
+    listed = []
+    for _, alike in groupby(samples, key=lambda sample: sample.group):
+        group = [*alike]
+        component, prefix = group[0].component, group[0].prefix
+        starts = _at_last(component) if at_last else (_dotted_starts(component, prefix), _flat_starts(component))
+        dotted, flat = map(_Names, starts)
+        for module in (sample.module for sample in group):
+            for each in paths(component, module.name):
+                dotted.modules.setdefault(each, []).append(module)
+                flat.modules.setdefault(each.replace(".", "_"), []).append(module)
+        listed += [dotted, flat] if dotted.modules else []
+    return listed
+
+
+def _ends(loose: str) -> Iterator[str]:
+    """Yield the last words of a loosened name: one, two, up to a few."""
+    words = loose.split("_")
+    for count in range(1, min(_END, len(words)) + 1):
+        yield "_".join(words[-count:])
+
+
+def _common_ends(component: Component, path: str) -> Iterator[str]:
+    """Yield how a path's spellings end: in a few words, or in fewer that are all that may follow another beginning."""
+    begins = [*component.optional, *(root for group in component.roots for root in group)]
+    rests = [path, *(path.removeprefix(begin) for begin in begins if begin and path.startswith(begin))]
+    others = (group for group in component.roots if path in group)
+    for rest in (*rests, *(root for group in others for root in group)):
+        yield "_".join(loosened(rest).split("_")[-_END:])
 
 
 def components_named(key: str, components: Iterable[Component]) -> set[str]:
@@ -421,10 +455,6 @@ def patterns(names: Iterable[str]) -> str:
 def flatten(name: str) -> str:
     """Write a module's name as the lists of released models do: numbers as `N`, dots as underscores, no wrappers."""
     return _STEPS.sub("", re.sub(r"[./]", "_", pattern_of(name)))
-
-
-def _last_word(loose: str) -> str:
-    return loose.rpartition("_")[2]
 
 
 def loosened(name: str) -> str:
