@@ -20,7 +20,7 @@ from lorabake.errors import FileError
 from lorabake.keymap.embeddings import is_inversion, read_vectors
 from lorabake.keymap.peft import SCALED, PeftConfig, from_metadata
 from lorabake.keymap.spelling import MARKERS as NO_LORAS
-from lorabake.keymap.spelling import REASONS, LoraModule, components_named, sort_tensors
+from lorabake.keymap.spelling import REASONS, LoraModule, Prefixes, sort_tensors
 from lorabake.keymap.table import KeyMap
 from lorabake.provenance import DEVICE
 from lorabake.recipe import Lora
@@ -114,7 +114,8 @@ def _describe_lora(lora: LoraSource, said: Mapping[str, object] | None) -> dict[
     scales: Counter[str] = Counter()
     components: Counter[str] = Counter()
     own = [part for family in evidence.families for part in family.components]
-    tables = own or [part for each in architectures() if each is not GENERIC for part in each.components]
+    tables = Prefixes(own or [part for each in architectures() if each is not GENERIC for part in each.components])
+    generic = Prefixes(GENERIC.components)
     for module in tensors.modules.values():
         is_empty = any(info.shape == (0,) for info in module.slots.values())
         for kind in () if is_empty else _kinds(lora, module):
@@ -126,7 +127,7 @@ def _describe_lora(lora: LoraSource, said: Mapping[str, object] | None) -> dict[
                     rank = _rank(lora, kind, module, by_up=dialect is not None)
                     ranks.update([] if rank is None else [rank])
                     scales.update([scale])
-        named = components_named(module.name, tables) or components_named(module.name, GENERIC.components)
+        named = tables.named(module.name) or generic.named(module.name)
         components["/".join(sorted(named)) or "not said"] += 1
     why_not += [REASONS.get(name, f"{name} is not supported by this version") for name in tensors.unsupported]
     learned = _embeddings(lora)

@@ -26,12 +26,12 @@ from lorabake.keymap.spelling import (
     MARKERS,
     REASONS,
     LoraModule,
+    Prefixes,
     Sample,
     Spellings,
-    components_named,
     pattern_of,
 )
-from lorabake.keymap.table import Architecture, Component, KeyMap, Module
+from lorabake.keymap.table import Architecture, KeyMap, Module
 from lorabake.keymap.view import Picked, Region, View
 from lorabake.leftovers import by_end, line_for
 from lorabake.likeness import MOST, Names, nearest
@@ -157,6 +157,7 @@ class Matcher:
     def __init__(self, key_map: KeyMap, tie: Tie | None = None) -> None:
         self.key_map, self.tie = key_map, tie
         self.spelled = Spellings(key_map, tie.named if tie else ())
+        self.prefixes = Prefixes(key_map.architecture.components)
         self.names: dict[tuple[tuple[Region, ...], Picked | None], list[str]] = {}
         for module in key_map.named():
             for view in module.views.values():
@@ -405,8 +406,7 @@ class _Match:
 
     def _components_named(self, key: str) -> set[str]:
         """Guess the component of a key that the base does not have, by the prefixes of all families."""
-        own = components_named(key, self.key_map.architecture.components)
-        return own or components_named(key, every_component())
+        return self.matcher.prefixes.named(key) or every_prefix().named(key)
 
     def _strength(self, component: str, view: View) -> tuple[float, str]:
         """Return a module's strength, and the block pattern that leaves the module out, if one does."""
@@ -1217,10 +1217,9 @@ def _share(kind: Kind, has_dora: bool, semantics: str, strength: float, settings
 
 
 @cache
-def every_component() -> tuple[Component, ...]:
-    """List the components of all families, those of equal names and prefixes once."""
-    found = {(part.name, part.flat, part.dotted): part for each in architectures() for part in each.components}
-    return tuple(found.values())
+def every_prefix() -> Prefixes:
+    """Collect the prefixes of the components of all families."""
+    return Prefixes(part for each in architectures() for part in each.components)
 
 
 def sort_of(module: Module) -> Sort:

@@ -77,10 +77,12 @@ ENDINGS = (
 _PARAMETERS = ((".diff_m", ".modulation.diff"),)  # LightX2V
 
 _END = 6
-"""Words at the end of a name that tell most of a base's modules from each other: self_attn.q_proj, and of which layer."""
+"""Words at the end of a name that tell most modules of a base from each other: layers.3.self_attn.q_proj."""
 
 PEFT_ROOT = "base_model.model."
 _NUMBER = re.compile(r"(?<![a-zA-Z0-9])\d+")
+# A number that is none of a suffix: no suffix asks for a certain one before its last dot.
+_NUMBER_WITHIN = re.compile(r"(?<![a-zA-Z0-9])\d+(?=[^.]*\.)")
 INDEXED = re.compile(r"(?P<component>\w+):(?P<index>\d+)\Z")
 
 
@@ -133,7 +135,8 @@ def sort_tensors(
     slots: dict[str, dict[str, TensorInfo]] = {}
     unsupported: dict[str, list[TensorInfo]] = {}
     unknown: list[TensorInfo] = []
-    rows, pattern = (*suffixes, *UNSUPPORTED), _any_suffix(suffixes)
+    rows = (*suffixes, *UNSUPPORTED)
+    seen: dict[str, int | None] = {}
     common, in_common = list[TensorInfo](), re.compile("|".join(key for key, _, _ in shared) or r"(?!)")
     for info in tensors:
         if in_common.fullmatch(info.key):
@@ -142,9 +145,12 @@ def sort_tensors(
         key = info.key
         for ending, parameter in _PARAMETERS:
             key = key.removesuffix(ending) + parameter if key.endswith(ending) else key
-        match = pattern.search(key)
-        row = int(match.lastgroup.removeprefix("row")) if match and match.lastgroup else -1
-        if match is None or (row < len(suffixes) and not match.start()):
+        template = _NUMBER_WITHIN.sub("0", key)
+        if template not in seen:
+            seen[template] = _row_of(template, suffixes)
+        row = seen[template]
+        match = _suffix(rows[row][0]).search(key) if row is not None else None
+        if row is None or match is None or (row < len(suffixes) and not match.start()):
             unknown.append(info)
         elif row >= len(suffixes):
             unsupported.setdefault(rows[row][1], []).append(info)
@@ -168,12 +174,23 @@ def sort_tensors(
     return LoraTensors(modules, unsupported, unknown + idle, len(common) - len(idle), tuple(unlike))
 
 
+def _row_of(key: str, suffixes: tuple[Suffix, ...]) -> int | None:
+    """Return which of all suffixes a key has: the longest of those that it ends with."""
+    match = _any_suffix(suffixes).search(key)
+    return int(match.lastgroup.removeprefix("row")) if match and match.lastgroup else None
+
+
 @cache
 def _any_suffix(suffixes: tuple[Suffix, ...]) -> re.Pattern[str]:
     """Join all suffixes in one pattern: its leftmost match that reaches the key's end is the longest of them."""
     rows = enumerate((*suffixes, *UNSUPPORTED))
+    return _suffix("|".join(f"(?P<row{row}>{suffix})" for row, (suffix, _) in rows))
+
+
+@cache
+def _suffix(suffix: str) -> re.Pattern[str]:
     where = r"(?:\A|(?=[.:]|_lora))"  # no suffix begins elsewhere; to try all at every letter takes long
-    return re.compile(where + "(?:" + "|".join(f"(?P<row{row}>{suffix})" for row, (suffix, _) in rows) + r")\Z")
+    return re.compile(rf"{where}(?:{suffix})\Z")
 
 
 def endings(path: str) -> list[str]:
@@ -408,7 +425,7 @@ def _ends(loose: str) -> Iterator[str]:
 
 
 def _common_ends(component: Component, path: str) -> Iterator[str]:
-    """Yield how a path's spellings end: in a few words, or in fewer that are all that may follow another beginning."""
+    """Yield how a path's spellings end: in a few words, or in fewer if another beginning may stand before them."""
     begins = [*component.optional, *(root for group in component.roots for root in group)]
     rests = [path, *(path.removeprefix(begin) for begin in begins if begin and path.startswith(begin))]
     others = (group for group in component.roots if path in group)
@@ -416,18 +433,26 @@ def _common_ends(component: Component, path: str) -> Iterator[str]:
         yield "_".join(loosened(rest).split("_")[-_END:])
 
 
-def components_named(key: str, components: Iterable[Component]) -> set[str]:
-    """Return the components whose prefix, the longest one, a LoRA key starts with."""
-    if indexed := INDEXED.match(key):
-        return {indexed["component"]}
-    key = unwrapped(key)
-    longest: dict[str, int] = {}
-    for component in components:
-        for prefix in (*component.flat, *component.dotted):
-            if key.startswith((prefix, PEFT_ROOT + prefix)):
-                longest[component.name] = max(longest.get(component.name, 0), len(prefix))
-    best = max(longest.values(), default=0)
-    return {name for name, length in longest.items() if length == best}
+class Prefixes:
+    """Tell by its prefix which components a LoRA key is of."""
+
+    def __init__(self, components: Iterable[Component]) -> None:
+        self._components: dict[str, set[str]] = {}
+        for component in components:
+            for prefix in (*component.flat, *component.dotted):
+                self._components.setdefault(prefix, set()).add(component.name)
+        self._lengths = sorted({*map(len, self._components)}, reverse=True)
+
+    def named(self, key: str) -> set[str]:
+        """Return the components whose prefix, the longest one, the key starts with."""
+        if indexed := INDEXED.match(key):
+            return {indexed["component"]}
+        key = unwrapped(key)
+        starts = (key, key.removeprefix(PEFT_ROOT)) if key.startswith(PEFT_ROOT) else (key,)
+        for length in self._lengths:
+            if found := [self._components[start[:length]] for start in starts if start[:length] in self._components]:
+                return set().union(*found)
+        return set()
 
 
 def unwrapped(name: str) -> str:
