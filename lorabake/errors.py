@@ -18,11 +18,20 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
+MOST_LETTERS = 2000
+"""Letters of a line of a message; of a longer one its middle is left out."""
+
+MOST_LINES = 100
+"""Lines of a message."""
+
 
 class LorabakeError(Exception):
     """Stand for any failure that a user can mend; the message says what, where and what to do."""
 
     exit_code = 2
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(shortened(message))
 
 
 class RecipeError(LorabakeError):
@@ -63,6 +72,17 @@ def where(error: BaseException) -> str:
         if path.is_relative_to(root):
             found = f"{path.relative_to(root).as_posix()}:{frame.lineno}"
     return found
+
+
+def shortened(message: str) -> str:
+    """Leave out the middle of lines that are too long to be read, and all lines after the first hundred."""
+    lines = message.splitlines() if len(message) > MOST_LETTERS or message.count("\n") >= MOST_LINES else [message]
+    half = MOST_LETTERS // 2
+    shown = [
+        f"{line[:half]} … {len(line) - 2 * half:,} letters … {line[-half:]}" if len(line) > MOST_LETTERS else line
+        for line in lines[:MOST_LINES]
+    ]
+    return "\n".join([*shown, f"… and {len(lines) - MOST_LINES:,} more lines"] if len(lines) > MOST_LINES else shown)
 
 
 def first_line(error: Exception) -> str:

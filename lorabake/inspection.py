@@ -27,9 +27,9 @@ from lorabake.recipe import Lora
 from lorabake.recognition import TEXT, TEXT_ENCODER, recognise
 from lorabake.resolve import VAE_ONLY, LoraSource, identify
 from lorabake.tensors.checkpoint import Checkpoint, open_lora
-from lorabake.tensors.dtypes import decode_scalar
 from lorabake.tensors.emptiness import WEIGHT, hollow_words
 from lorabake.tensors.formats import find_packing
+from lorabake.tensors.packing import read_scalar
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.translation import dialect_of, transcribe
 
@@ -290,12 +290,10 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
 
 def _alpha(info: TensorInfo) -> float | str:
     """Read an alpha; where it is no number, return what it is."""
-    with open(info.file, "rb") as stream:
-        stream.seek(info.start)
-        try:
-            return decode_scalar(info.dtype, stream.read(info.nbytes))
-        except ValueError:
-            return f"{info.dtype} {list(info.shape)}, which is no number"
+    try:
+        return read_scalar(info)
+    except ValueError:
+        return f"{info.dtype} {list(info.shape)}, which is no number"
 
 
 def _trigger_words(metadata: Mapping[str, str]) -> list[str]:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from lorabake.keymap.spelling import LoraModule
-from lorabake.tensors.dtypes import decode_scalar
+from lorabake.tensors.packing import read_scalar
 from lorabake.tensors.safetensors import TensorInfo
 
 NOTE = "q, k and v were trained apart (split_qkv): alpha is over the rank of one part in {count} modules, by {source}"
@@ -57,7 +57,7 @@ def alpha_of(module: LoraModule) -> float | None:
     """Read a module's alpha; None where it has none, or only its header is at hand."""
     info = module.slots.get("alpha")
     try:
-        return decode_scalar(info.dtype, _bytes(info)) if info else None
+        return read_scalar(info) if info else None
     except (FileNotFoundError, ValueError):
         return None
 

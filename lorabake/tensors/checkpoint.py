@@ -17,6 +17,7 @@ from lorabake.tensors import gguf, npz, pickles
 from lorabake.tensors.safetensors import (
     Header,
     TensorInfo,
+    check_count,
     is_folder,
     is_there,
     parse_object,
@@ -195,6 +196,7 @@ def _open_folder(path: Path, variant: str | None) -> Checkpoint:
 
 
 def _checkpoint(path: Path, parts: list[Part], side_files: tuple[Path, ...]) -> Checkpoint:
+    check_count(path, sum(len(header.tensors) for part in parts for header in part.files))
     tensors = {info.key: info for part in parts for header in part.files for info in header.tensors.values()}
     return Checkpoint(path, True, tuple(parts), tensors, side_files)
 
@@ -313,6 +315,7 @@ def _qualified(header: Header, folder: str) -> Header:
 def _read_shards(index: Path) -> list[Header]:
     """Read the shards that an index names, and check that both agree on every tensor."""
     weight_map = _weight_map(index)
+    check_count(index, len(weight_map))
     headers = []
     placed: dict[str, str] = {}
     shards = sorted(set(weight_map.values()))

@@ -24,6 +24,12 @@ from lorabake.tensors.dtypes import DTYPES, nbytes
 MAX_HEADER = 100_000_000
 """Bytes of JSON beyond which the safetensors library refuses a file, and so does lorabake."""
 
+MAX_NAME = 1000
+"""Letters of a tensor's name beyond which a file is refused; those of released models have up to 200."""
+
+MAX_TENSORS = 2_000_000
+"""Tensors of one model or LoRA, in all of its files, beyond which it is refused."""
+
 _LENGTH_BYTES = 8
 _SNIFFED = 512
 _SHOWN = 3
@@ -109,6 +115,14 @@ class Header:
     records: tuple[Record, ...] = ()
     identity: Fingerprint = ()
 
+    def __post_init__(self) -> None:
+        """Raise FileError for names of tensors that no program gave."""
+        if longest := next((info.name for info in self.tensors.values() if len(info.name) > MAX_NAME), None):
+            raise FileError(
+                f"{self.path}: a tensor's name has {len(longest):,} letters, and {MAX_NAME:,} are the limit: "
+                f"{_brief.repr(longest)}"
+            )
+
     def in_order(self) -> list[TensorInfo]:
         """List the tensors in the order of their data; those of a pickle, whose data lie anywhere, in its own."""
         if not self.data_start:
@@ -127,10 +141,19 @@ def read_header(path: Path) -> Header:
     except ValueError as error:
         raise FileError(f"{path}: the header is {error}") from None
     metadata = _checked_metadata(path, entries.pop("__metadata__", {}))
-    tensors = {key: _checked_entry(path, key, entry, len(raw)) for key, entry in entries.items()}
+    check_count(path, len(entries))
+    tensors = {}
+    for key in [*entries]:  # one at a time: what JSON makes of an entry takes three times the memory
+        tensors[key] = _checked_entry(path, key, entries.pop(key), len(raw))
     _check_layout(path, tensors.values(), len(raw), size)
     digest = hashlib.sha256(raw).hexdigest()
     return Header(path, tensors, metadata, len(raw), size, digest, identity=identity)
+
+
+def check_count(path: Path, tensors: int) -> None:
+    """Raise FileError for more tensors than lorabake takes."""
+    if tensors > MAX_TENSORS:
+        raise FileError(f"{path}: has {tensors:,} tensors, and {MAX_TENSORS:,} are the limit")
 
 
 def parse_object(raw: bytes) -> dict[str, object]:
