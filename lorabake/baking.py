@@ -11,7 +11,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,14 @@ from threading import Barrier
 from typing import Generic, TypeVar
 
 from lorabake.changes import Caution, Tally, cautions_of, cautions_of_recipe
-from lorabake.errors import FileError, SurroundingsError
+from lorabake.errors import FileError
+from lorabake.inputs import Inputs
+from lorabake.machine import exhausted, unwritable, worded
 from lorabake.planning import Plan, default_workers
 from lorabake.planning import plan as make_plan
 from lorabake.recipe import Recipe
 from lorabake.tensors.dtypes import COARSE
-from lorabake.write import Inputs, Output, os_error
+from lorabake.write import Output
 
 Item = TypeVar("Item")
 
@@ -110,21 +112,19 @@ def bake(recipe: Recipe | Plan, options: RunOptions | None = None) -> BakeResult
     """
     options = options or RunOptions()
     began = time.perf_counter()
-    plan = recipe if isinstance(recipe, Plan) else make_plan(recipe)
-    shares = _survival(plan, options.warn)
-    output = Output(plan, overwrite=options.overwrite, fsync=options.fsync)
-    inputs = Inputs(plan)
-    try:
-        with output:
-            return _bake(plan, output, inputs, options, began, shares)
-    finally:
-        inputs.close()
+    with worded(), ExitStack() as stack:
+        plan = recipe if isinstance(recipe, Plan) else make_plan(recipe)
+        shares = _survival(plan, options.warn)
+        output = Output(plan, overwrite=options.overwrite, fsync=options.fsync)
+        inputs = stack.enter_context(closing(Inputs(plan)))
+        stack.enter_context(output)
+        return _bake(plan, output, inputs, options, began, shares)
 
 
 def _bake(
     plan: Plan, output: Output, inputs: Inputs, options: RunOptions, began: float, shares: dict[int, float]
 ) -> BakeResult:
-    crew = _Crew()
+    crew = _Crew(output.partial)
     memory = _PeakMemory()
     recipe = plan.sources.recipe
     digests: dict[str, str] = {}
@@ -286,8 +286,9 @@ def _interrupts_held() -> Iterator[None]:
 class _Crew:
     """Run functions in threads; the first failure stops all, and is raised to whoever waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
         self.stop = threading.Event()
+        self._path = path
         self._threads: list[threading.Thread] = []
         self._failures: list[BaseException] = []
 
@@ -311,7 +312,7 @@ class _Crew:
                 thread.join(0.05)
                 meanwhile()
         if self._failures:
-            raise _worded(self._failures[0])
+            raise _worded(self._failures[0], self._path)
 
     def join_quietly(self) -> None:
         for thread in self._threads:
@@ -330,12 +331,9 @@ class _Shared(Generic[Item], Iterator[Item]):
             return next(self._items)
 
 
-def _worded(error: BaseException) -> BaseException:
-    if isinstance(error, OSError):
-        return os_error(Path(error.filename or "output"), error)
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error)):
-        return SurroundingsError("out of memory; use fewer --workers")
-    return error
+def _worded(error: BaseException, path: Path) -> BaseException:
+    """Word what the machine refuses to a thread; reading words its own failures, so that others are of writing."""
+    return exhausted(error) or (unwritable(path, error) if isinstance(error, OSError) else error)
 
 
 class _PeakMemory:

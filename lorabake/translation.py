@@ -22,10 +22,11 @@ from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.spelling import LoraModule, LoraTensors
 from lorabake.keymap.table import KeyMap, Module, numbered
 from lorabake.keymap.view import join
+from lorabake.machine import unreadable
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.gguf import MODELS
 from lorabake.tensors.packing import PackedInfo, reordered, turned
-from lorabake.tensors.safetensors import TensorInfo, is_folder, is_there, some, why
+from lorabake.tensors.safetensors import TensorInfo, is_folder, is_there, some
 
 Config = Mapping[str, object]
 MAX_YAML = 1 << 20
@@ -279,7 +280,7 @@ def _read_yaml(path: Path, lora: str) -> dict[str, object]:
         with path.open("rb") as stream:
             said = yaml.safe_load(stream.read(MAX_YAML))
     except OSError as error:
-        raise FileError(f"{path}: {why(error)}") from None
+        raise unreadable(path, error) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise FileError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(said, dict):

@@ -14,6 +14,7 @@ import click
 
 from lorabake import __version__
 from lorabake.errors import INTERNAL, LorabakeError, first_line, where
+from lorabake.machine import worded
 
 COMMANDS = {
     "bake": "Bake a recipe into a new checkpoint.",
@@ -72,7 +73,8 @@ def main() -> None:
     """Run the command line; turn every expected failure into one message and its exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code = lorabake.main(standalone_mode=False)
+        with worded():
+            code = lorabake.main(standalone_mode=False)
     except LorabakeError as error:
         first, *rest = str(error).splitlines() or [type(error).__name__]
         click.echo(click.style("error: ", fg="red", bold=True) + first, err=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorabake.errors import FileError
+from lorabake.machine import unreadable
 from lorabake.tensors import gguf, npz, pickles
 from lorabake.tensors.safetensors import (
     Header,
@@ -23,7 +24,6 @@ from lorabake.tensors.safetensors import (
     parse_object,
     read_header,
     some,
-    why,
 )
 
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".lora"}
@@ -215,7 +215,7 @@ def _listed(path: Path) -> list[Path]:
     try:
         return sorted(path.iterdir())
     except OSError as error:
-        raise FileError(f"{path}: {why(error)}") from None
+        raise unreadable(path, error) from None
 
 
 def _choose(folder: Path, variant: str | None) -> _Weights | None:
@@ -357,7 +357,7 @@ def read_object(path: Path) -> dict[str, object]:
     try:
         return parse_object(path.read_bytes())
     except OSError as error:
-        raise FileError(f"{path}: {why(error)}") from None
+        raise unreadable(path, error) from None
     except ValueError as error:
         raise FileError(f"{path}: {error}") from None
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import IO
 
 from lorabake.errors import FileError
+from lorabake.machine import unreadable
 from lorabake.tensors.dtypes import nbytes
 from lorabake.tensors.packing import turned
-from lorabake.tensors.safetensors import Header, TensorInfo, why
+from lorabake.tensors.safetensors import Header, TensorInfo
 
 _LOCAL_HEADER = 30
 _DTYPES = {
@@ -42,7 +43,7 @@ def open_npz(path: Path) -> Header:
         if any(info.stop > size for info in tensors.values()):
             raise ValueError("an array goes beyond its end")
     except OSError as error:
-        raise FileError(f"{path}: {why(error)}") from None
+        raise unreadable(path, error) from None
     except (
         EOFError,
         MemoryError,

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, cast
 
 from lorabake.errors import FileError, SurroundingsError
+from lorabake.machine import unreadable
 from lorabake.tensors.dtypes import DTYPES
 from lorabake.tensors.safetensors import (
     Fingerprint,
@@ -34,7 +35,6 @@ from lorabake.tensors.safetensors import (
     encode_header,
     fingerprint,
     some,
-    why,
 )
 from lorabake.tensors.unpickling import CodeError, Function, Inert, PickleError, load
 
@@ -165,7 +165,7 @@ def _read(path: Path, identity: Fingerprint) -> Header:
             f"{path}: not a readable PyTorch file: {str(error) or 'it ends early':.150}\n{_AGAIN}"
         ) from None
     except (OSError, ValueError) as error:
-        raise FileError(f"{path}: {why(error)}") from None
+        raise unreadable(path, error) from None
     found = dict(_tensors(path, loaded))
     return _header(path, size, {key: _checked(path, key, each) for key, each in found.items()}, places, identity)
 

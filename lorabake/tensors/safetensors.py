@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from lorabake.errors import FileError
+from lorabake.machine import unreadable
 from lorabake.tensors.dtypes import DTYPES, nbytes
 
 MAX_HEADER = 100_000_000
@@ -189,7 +190,7 @@ def fingerprint(path: Path | int) -> Fingerprint:
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
-        raise FileError(f"{path}: {why(error)}") from None
+        raise unreadable(path, error) from None
     return _fingerprint(status)
 
 
@@ -207,7 +208,7 @@ def is_there(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError) as error:
-        raise FileError(f"{path}: {why(error)}") from None
+        raise unreadable(path, error) from None
     return True
 
 
@@ -216,20 +217,10 @@ def is_folder(path: Path) -> bool:
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
-        raise FileError(f"{path}: {why(error)}") from None
+        raise unreadable(path, error) from None
     if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
         raise FileError(f"{path}: is not a regular file")
     return stat.S_ISDIR(mode)
-
-
-def why(error: OSError | ValueError) -> str:
-    """Word the system's reason for not opening a path, to follow the path and a colon."""
-    if isinstance(error, FileNotFoundError):
-        is_link = error.filename is not None and os.path.islink(error.filename)
-        return "is a link to nothing\nRemove it, or fetch the file again." if is_link else "no such file"
-    if isinstance(error, PermissionError):
-        return "no permission to read it"
-    return f"cannot be read: {getattr(error, 'strerror', None) or error}"
 
 
 def some(names: Sequence[str]) -> str:
@@ -308,7 +299,7 @@ def _read_raw(path: Path) -> tuple[bytes, int, Fingerprint]:
             length = _checked_length(path, head, size)
             raw = (head + file.read(max(0, length - len(head))))[:length]
     except (OSError, ValueError) as error:
-        raise FileError(f"{path}: {why(error)}") from None
+        raise unreadable(path, error) from None
     if len(raw) < length:
         raise FileError(f"{path}: changed while it was read")
     return raw, size, _fingerprint(status)
