@@ -19,6 +19,7 @@ from lorabake.errors import SurroundingsError
 from lorabake.planning import default_workers
 from lorabake.planning import plan as make_plan
 from lorabake.recipe import load_recipe
+from lorabake.whole import write_whole
 
 ALL = 0.9995
 """Share of a change from which on nothing is said to be lost."""
@@ -96,7 +97,7 @@ def bake(
     text = json.dumps(result.report(), indent=2, ensure_ascii=False)
     if report is not None:
         try:
-            report.write_text(text + "\n", encoding="utf-8")
+            write_whole(report, f"{text}\n".encode())
         except OSError as error:
             raise SurroundingsError(
                 f"{report}: the report cannot be written: {error.strerror}\n{result.path} is complete."
