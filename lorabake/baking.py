@@ -10,6 +10,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,13 +18,15 @@ from threading import Barrier
 from typing import Generic, TypeVar
 
 from lorabake.changes import Caution, Tally, cautions_of, cautions_of_recipe
-from lorabake.errors import FileError, SurroundingsError
+from lorabake.errors import FileError
+from lorabake.inputs import Inputs
 from lorabake.interrupts import held
+from lorabake.machine import exhausted, unwritable, worded
 from lorabake.planning import Plan, default_workers
 from lorabake.planning import plan as make_plan
 from lorabake.recipe import Recipe
 from lorabake.tensors.dtypes import COARSE
-from lorabake.write import Inputs, Output, os_error
+from lorabake.write import Output
 
 Item = TypeVar("Item")
 
@@ -112,27 +115,24 @@ def bake(recipe: Recipe | Plan, options: RunOptions | None = None) -> BakeResult
     """
     options = options or RunOptions()
     began = time.perf_counter()
-    plan = recipe if isinstance(recipe, Plan) else make_plan(recipe)
-    shares = _survival(plan, options.warn)
-    output = Output(plan, overwrite=options.overwrite, fsync=options.fsync)
-    inputs = Inputs(plan)
-    try:
-        with output:
+    with worded():
+        plan = recipe if isinstance(recipe, Plan) else make_plan(recipe)
+        shares = _survival(plan, options.warn)
+        output = Output(plan, overwrite=options.overwrite, fsync=options.fsync)
+        with closing(Inputs(plan)) as inputs, output:
             result = _bake(plan, output, inputs, options, began, shares)
-    finally:
-        inputs.close()
-    if output.left is not None:
-        options.warn(
-            f"{plan.path} is complete, but {output.partial.path} cannot be removed: {output.left.strerror}; "
-            "the next bake of this target removes it"
-        )
-    return result
+        if output.left is not None:
+            options.warn(
+                f"{plan.path} is complete, but {output.partial.path} cannot be removed: {output.left.strerror}; "
+                "the next bake of this target removes it"
+            )
+        return result
 
 
 def _bake(
     plan: Plan, output: Output, inputs: Inputs, options: RunOptions, began: float, shares: dict[int, float]
 ) -> BakeResult:
-    crew = _Crew()
+    crew = _Crew(output.partial.path)
     memory = _PeakMemory()
     recipe = plan.sources.recipe
     digests: dict[str, str] = {}
@@ -272,8 +272,9 @@ def _check_stated(plan: Plan, digests: dict[str, str]) -> None:
 class _Crew:
     """Run functions in threads; the first failure stops all, and is raised to whoever waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
         self.stop = threading.Event()
+        self._path = path
         self._threads: list[threading.Thread] = []
         self._failures: list[BaseException] = []
 
@@ -288,10 +289,7 @@ class _Crew:
                 self.stop.set()
 
         thread = threading.Thread(target=run, daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as error:
-            raise SurroundingsError(f"{error}: the system allows no more", "Use fewer --workers.") from None
+        thread.start()
         self._threads.append(thread)
         return thread
 
@@ -303,7 +301,7 @@ class _Crew:
                 meanwhile()
         if self._failures:
             causes = [error for error in self._failures if not isinstance(error, threading.BrokenBarrierError)]
-            raise _worded([*causes, *self._failures][0])
+            raise _worded([*causes, *self._failures][0], self._path)
 
     def join_quietly(self) -> None:
         for thread in self._threads:
@@ -322,12 +320,9 @@ class _Shared(Generic[Item], Iterator[Item]):
             return next(self._items)
 
 
-def _worded(error: BaseException) -> BaseException:
-    if isinstance(error, OSError):
-        return os_error(Path(error.filename or "output"), error)
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error)):
-        return SurroundingsError("out of memory; use fewer --workers")
-    return error
+def _worded(error: BaseException, path: Path) -> BaseException:
+    """Word what the machine refuses to a thread; reading words its own failures, so that others are of writing."""
+    return exhausted(error) or (unwritable(path, error) if isinstance(error, OSError) else error)
 
 
 class _PeakMemory:

@@ -17,9 +17,16 @@ an argument, and other characters that are not seen, become escapes: a name from
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from lorabake.visible import visible
+
+MOST_LETTERS = 2000
+"""Letters of a line of a message; of a longer one its middle is left out."""
+
+MOST_LINES = 100
+"""Lines of a message."""
 
 
 class LorabakeError(Exception):
@@ -28,7 +35,7 @@ class LorabakeError(Exception):
     exit_code = 2
 
     def __init__(self, *lines: str) -> None:
-        super().__init__(*map(visible, lines))
+        super().__init__(*shortened([visible(line) for line in lines]))
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -84,6 +91,16 @@ def lines_of(start: str, reason: str) -> list[str]:
     """Return the lines of a reason in lorabake's own words, whose names are visible; `start` begins the first one."""
     first, *rest = reason.split("\n")
     return [start + first, *rest]
+
+
+def shortened(lines: Sequence[str]) -> list[str]:
+    """Leave out the middle of lines that are too long to be read, and all lines after the first hundred."""
+    half = MOST_LETTERS // 2
+    shown = [
+        f"{line[:half]} … {len(line) - 2 * half:,} letters … {line[-half:]}" if len(line) > MOST_LETTERS else line
+        for line in lines[:MOST_LINES]
+    ]
+    return [*shown, f"… and {len(lines) - MOST_LINES:,} more lines"] if len(lines) > MOST_LINES else shown
 
 
 def first_line(error: Exception) -> str:

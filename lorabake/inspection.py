@@ -19,16 +19,16 @@ from lorabake.errors import FileError
 from lorabake.keymap.embeddings import is_inversion, read_vectors
 from lorabake.keymap.peft import SCALED, PeftConfig, from_metadata
 from lorabake.keymap.spelling import MARKERS as NO_LORAS
-from lorabake.keymap.spelling import REASONS, LoraModule, components_named, sort_tensors
+from lorabake.keymap.spelling import REASONS, LoraModule, Prefixes, sort_tensors
 from lorabake.keymap.table import KeyMap
 from lorabake.provenance import DEVICE
 from lorabake.recipe import Lora
 from lorabake.recognition import TEXT, TEXT_ENCODER, recognise
 from lorabake.resolve import VAE_ONLY, LoraSource, identify
 from lorabake.tensors.checkpoint import Checkpoint, open_lora
-from lorabake.tensors.dtypes import decode_scalar
 from lorabake.tensors.emptiness import WEIGHT, hollow_words
 from lorabake.tensors.formats import find_packing
+from lorabake.tensors.packing import read_scalar
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.tensors.small import parse_json
 from lorabake.translation import dialect_of, transcribe
@@ -114,7 +114,8 @@ def _describe_lora(lora: LoraSource, said: Mapping[str, object] | None) -> dict[
     scales: Counter[str] = Counter()
     components: Counter[str] = Counter()
     own = [part for family in evidence.families for part in family.components]
-    tables = own or [part for each in architectures() if each is not GENERIC for part in each.components]
+    tables = Prefixes(own or [part for each in architectures() if each is not GENERIC for part in each.components])
+    generic = Prefixes(GENERIC.components)
     for module in tensors.modules.values():
         is_empty = any(info.shape == (0,) for info in module.slots.values())
         for kind in () if is_empty else _kinds(lora, module):
@@ -126,7 +127,7 @@ def _describe_lora(lora: LoraSource, said: Mapping[str, object] | None) -> dict[
                     rank = _rank(lora, kind, module, by_up=dialect is not None)
                     ranks.update([] if rank is None else [rank])
                     scales.update([scale])
-        named = components_named(module.name, tables) or components_named(module.name, GENERIC.components)
+        named = tables.named(module.name) or generic.named(module.name)
         components["/".join(sorted(named)) or "not said"] += 1
     reasons = (REASONS.get(name, f"{name} is not supported by this version") for name in tensors.unsupported)
     why_not += [reason.replace("\n", "; ") for reason in reasons]
@@ -290,12 +291,10 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
 
 def _alpha(info: TensorInfo) -> float | str:
     """Read an alpha; where it is no number, return what it is."""
-    with open(info.file, "rb") as stream:
-        stream.seek(info.start)
-        try:
-            return decode_scalar(info.dtype, stream.read(info.nbytes))
-        except ValueError:
-            return f"{info.dtype} {list(info.shape)}, which is no number"
+    try:
+        return read_scalar(info)
+    except ValueError:
+        return f"{info.dtype} {list(info.shape)}, which is no number"
 
 
 def _trigger_words(metadata: Mapping[str, str]) -> list[str]:

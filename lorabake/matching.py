@@ -6,10 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cache, cached_property
-from itertools import takewhile
+from itertools import islice, takewhile
 from math import prod
 
 from lorabake.adapters import dora, kinds_of
@@ -27,13 +26,15 @@ from lorabake.keymap.spelling import (
     MARKERS,
     REASONS,
     LoraModule,
+    Prefixes,
+    Sample,
     Spellings,
-    components_named,
     pattern_of,
 )
-from lorabake.keymap.table import Architecture, Component, KeyMap, Module
+from lorabake.keymap.table import Architecture, KeyMap, Module
 from lorabake.keymap.view import Picked, Region, View
 from lorabake.leftovers import by_end, line_for
+from lorabake.likeness import MOST, Names, nearest
 from lorabake.recognition import TELLING, TEXT, TEXT_ENCODER, find_family, is_text, kinship, knows, recognise, titles
 from lorabake.resolve import GENERIC, LoraSource
 from lorabake.tensors.emptiness import ADVICE, hollow_words
@@ -157,6 +158,7 @@ class Matcher:
     def __init__(self, key_map: KeyMap, tie: Tie | None = None) -> None:
         self.key_map, self.tie = key_map, tie
         self.spelled = Spellings(key_map, tie.named if tie else ())
+        self.prefixes = Prefixes(key_map.architecture.components)
         self.names: dict[tuple[tuple[Region, ...], Picked | None], list[str]] = {}
         for module in key_map.named():
             for view in module.views.values():
@@ -169,8 +171,16 @@ class Matcher:
         return self.tie.use(self.spelled.get(name, ())) if self.tie else None
 
     @cached_property
-    def _patterns(self) -> dict[str, str]:
-        return {pattern_of(name): name for name in reversed([*self.spelled])}
+    def _samples(self) -> dict[str, list[Sample]]:
+        """Group modules by the patterns of their names: of those of one component that are alike, the first."""
+        samples: dict[str, dict[str, Sample]] = {}
+        for sample in islice(self.spelled.samples(), MOST):
+            samples.setdefault(pattern_of(sample.module.name), {}).setdefault(sample.module.component, sample)
+        return {pattern: [*alike.values()] for pattern, alike in samples.items()}
+
+    @cached_property
+    def _sample_names(self) -> Names:
+        return Names(self._samples)
 
     @cached_property
     def _flat(self) -> dict[str, list[Module]]:
@@ -212,13 +222,16 @@ class Matcher:
 
     def nearest(self, name: str, components: Collection[str] = ()) -> str:
         """Return a hint at the spelling most like `name`, of these components if any; empty if none is."""
-        patterns = [
-            pattern
-            for pattern, spelled in self._patterns.items()
-            if not components or any(each.component in components for each in self.spelled[spelled])
-        ]
-        close = get_close_matches(pattern_of(name), patterns, n=1, cutoff=0.6)
-        return f"; nearest: {self._patterns[close[0]]}" if close else ""
+
+        def wanted(pattern: str) -> list[Sample]:
+            samples = self._samples[pattern]
+            return [each for each in samples if not components or each.module.component in components]
+
+        alike = self._sample_names.like(name, lambda pattern: bool(wanted(pattern)))
+        words = [word for pattern in alike for sample in wanted(pattern) for word in sample.words()]
+        spelled = {pattern_of(word): word for word in reversed(words)}
+        near = nearest(pattern_of(name), reversed(spelled))
+        return f"; nearest: {spelled[near]}" if near else ""
 
     def match(self, index: int, lora: LoraSource) -> tuple[list[Patch], Ledger]:
         """Place one LoRA; raise MatchError naming every tensor that is neither placed nor excluded."""
@@ -398,8 +411,7 @@ class _Match:
 
     def _components_named(self, key: str) -> set[str]:
         """Guess the component of a key that the base does not have, by the prefixes of all families."""
-        own = components_named(key, self.key_map.architecture.components)
-        return own or components_named(key, every_component())
+        return self.matcher.prefixes.named(key) or every_prefix().named(key)
 
     def _strength(self, component: str, view: View) -> tuple[float, str]:
         """Return a module's strength, and the block pattern that leaves the module out, if one does."""
@@ -1213,10 +1225,9 @@ def _share(kind: Kind, has_dora: bool, semantics: str, strength: float, settings
 
 
 @cache
-def every_component() -> tuple[Component, ...]:
-    """List the components of all families, those of equal names and prefixes once."""
-    found = {(part.name, part.flat, part.dotted): part for each in architectures() for part in each.components}
-    return tuple(found.values())
+def every_prefix() -> Prefixes:
+    """Collect the prefixes of the components of all families."""
+    return Prefixes(part for each in architectures() for part in each.components)
 
 
 def sort_of(module: Module) -> Sort:
@@ -1241,5 +1252,5 @@ def _cause(shapes: Mapping[str, tuple[int, ...]], view: View) -> str:
 
 
 def _nearest(name: str, names: list[str]) -> str:
-    close = get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"; nearest: {close[0]}" if close else ""
+    near = nearest(name, names)
+    return f"; nearest: {near}" if near else ""

@@ -683,20 +683,24 @@ class _Planner:
             vae = placeholders(sources.vae)
             inputs["vae"] = provenance.describe(sources.vae, recipe.vae.portable_path, vae)
         base_headers = {header.path: header for part in sources.base.parts for header in part.files}
+        counts = Counter(draft.part.folder for draft in drafts)
+        file_names = [draft.name if self._is_folder else self.path.name for draft in drafts]
+        listed = provenance.listed(inputs, file_names)
+        recipe_text = recipe.normal_json()
         files = []
-        for draft in drafts:
-            is_indexed = self._is_indexed(draft.part, [each for each in drafts if each.part is draft.part])
+        for draft, name, told in zip(drafts, file_names, listed, strict=True):
+            is_indexed = self._is_indexed(draft.part, counts[draft.part.folder])
             names = tuple(target.source.name for target in draft.targets)
             key = draft.targets[0].key if draft.targets else ""
             info = sources.base.tensors.get(key) or sources.key_map.tensors.get(key)
             first = base_headers[info.file] if info else None
             own = self._said(draft, first or next(iter(base_headers.values())), is_indexed=is_indexed)
-            text = provenance.metadata(own, recipe.normal_json(), inputs, hashed=recipe.output.hash)
+            text = provenance.metadata(own, recipe_text, told, hashed=recipe.output.hash)
             phase = first.data_start % BLOCK if first else 0
             aligned = first is not None and phase % 8 == 0
-            keeps = first is not None and {info.name for info in first.tensors.values()} == set(names)
+            keeps = first is not None and len(first.tensors) == len(names)
+            keeps = keeps and first is not None and {info.name for info in first.tensors.values()} == set(names)
             order = tuple(info.name for info in first.tensors.values()) if first and keeps else names
-            name = draft.name if self._is_folder else self.path.name
             files.append(
                 OutputFile(name, draft.targets, order, text, phase if aligned else 0, BLOCK if aligned else 1)
             )
@@ -709,13 +713,21 @@ class _Planner:
         """
         part, change = draft.part, self._changes[draft.part.folder]
         files = {target.source.file for target in draft.targets} | {first.path}
+        numbers = self._numbers[part.folder]
         said = {} if is_indexed else said_in_index(part, change)
-        told = [header.metadata for header in part.files if header.path in files] + [said]
+        told = [part.files[number].metadata for number in sorted(numbers[path] for path in files & numbers.keys())]
+        told.append(said)
         texts = [each[LAYERS] for each in told if LAYERS in each]
         layers = said_of_layers(texts, change.plain, modules_of(part)) if texts else None
         changed = said_in_header(first, change) | {LAYERS: layers}
         kept = {name: changed.get(name, text) for name, text in (said | first.metadata | {LAYERS: ""}).items()}
         return {name: text for name, text in kept.items() if text is not None}
+
+    @cached_property
+    def _numbers(self) -> dict[str, dict[Path, int]]:
+        """Map the files of each part of the base, by its folder, to their numbers in it."""
+        parts = self.sources.base.parts
+        return {part.folder: {header.path: number for number, header in enumerate(part.files)} for part in parts}
 
     @cached_property
     def _changes(self) -> dict[str, Change]:
@@ -741,17 +753,17 @@ class _Planner:
         plain = dict.fromkeys(name for each in changes for name in each.plain)
         return Change(tuple(plain), is_partial=any(each.is_partial for each in changes))
 
-    def _is_indexed(self, part: Part, own: list[_Draft]) -> bool:
-        """Tell whether a part whose files are these gets an index."""
+    def _is_indexed(self, part: Part, files: int) -> bool:
+        """Tell whether a part that gets so many files gets an index."""
         has_index = part.index is not None and self.recipe.output.shard_size is None
-        return self._is_folder and (len(own) > 1 or has_index)
+        return self._is_folder and (files > 1 or has_index)
 
     def _indexes(self, drafts: list[_Draft]) -> dict[str, str]:
         """Write the index of every part that has several files, or had an index."""
         texts = {}
         for part in self.sources.base.parts:
             own = [draft for draft in drafts if draft.part is part]
-            if not self._is_indexed(part, own):
+            if not self._is_indexed(part, len(own)):
                 continue
             name = part.index or _index_name(_stem(part))
             weight_map = {

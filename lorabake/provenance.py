@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lorabake import __version__
@@ -23,6 +23,9 @@ DEVICE = "lorabake.device"
 
 DEVICE_ROOM = 40
 """Bytes kept in a header for these names, which are known at the end of a bake."""
+
+MOST_LISTED = 1 << 26
+"""Letters that all files of an output together may say of its inputs; 500 shards of 500 need half of it."""
 
 LEGACY_START, LEGACY_BYTES = 0x100000, 0x10000
 
@@ -48,8 +51,22 @@ def beside(checkpoint: Checkpoint) -> list[dict[str, object]]:
     ]
 
 
-def metadata(base: Mapping[str, str], recipe: str, inputs: Mapping[str, object], *, hashed: bool) -> dict[str, str]:
-    """Compose a baked file's metadata: the base's own less its hashes, then lorabake's.
+def listed(inputs: Mapping[str, object], files: Sequence[str]) -> list[str]:
+    """Write for each output file what it says of the inputs: all of them.
+
+    Where that would be too much for so many files, the first one alone has the list, and the others name it.
+    """
+    whole = _json(inputs)
+    is_long = len(whole) * len(files) > MOST_LISTED
+    return [_json({"listed_in": files[0]}) if is_long and place else whole for place in range(len(files))]
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def metadata(base: Mapping[str, str], recipe: str, inputs: str, *, hashed: bool) -> dict[str, str]:
+    """Compose a baked file's metadata: the base's own less its hashes, then lorabake's; `inputs` as `listed` has it.
 
     Sites that share models identify a file by the hash inside it, so the base's must not stay. With `hashed`
     zeros hold the place of the SHA-256 of the tensor data.
@@ -59,7 +76,7 @@ def metadata(base: Mapping[str, str], recipe: str, inputs: Mapping[str, object],
     own["lorabake.version"] = __version__
     own["lorabake.recipe"] = recipe
     own.pop(DEVICE, None)  # the base's
-    own["lorabake.inputs"] = json.dumps(inputs, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    own["lorabake.inputs"] = inputs
     if hashed:
         own |= fill(PLACEHOLDER)
         if LEGACY_HASH in base:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from difflib import get_close_matches
 from pathlib import Path, PurePath
 from typing import Annotated, Literal, TypeAlias, get_args
 
@@ -30,6 +29,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from lorabake.errors import FileError, RecipeError
+from lorabake.likeness import nearest
 from lorabake.tensors.small import read_small
 
 __all__ = [
@@ -672,7 +672,8 @@ def _quoted(text: str) -> str:
 
 
 def _nearest(name: object, names: list[str]) -> str:
-    return "".join(f", did you mean {near!r}?" for near in get_close_matches(str(name), names, n=1, cutoff=0.5))
+    near = nearest(str(name), names, cutoff=0.5)
+    return f", did you mean {near!r}?" if near else ""
 
 
 def _known_keys(location: Place) -> list[str]:

@@ -16,16 +16,17 @@ import yaml
 
 from lorabake.dialects import dialects
 from lorabake.dialects.llama_cpp import LLAMA_CPP
-from lorabake.errors import FileError, MatchError, lines_of
+from lorabake.errors import FileError, MatchError
 from lorabake.keymap.dialect import PARTS, Dialect, Heads, Naming
 from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.spelling import LoraModule, LoraTensors
 from lorabake.keymap.table import KeyMap, Module, numbered
 from lorabake.keymap.view import join
+from lorabake.machine import unreadable
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.gguf import MODELS
 from lorabake.tensors.packing import PackedInfo, reordered, turned
-from lorabake.tensors.safetensors import TensorInfo, is_there, some, why
+from lorabake.tensors.safetensors import TensorInfo, is_there, some
 from lorabake.tensors.small import read_small
 from lorabake.visible import visible
 
@@ -297,7 +298,7 @@ def _read_yaml(path: Path, lora: str) -> dict[str, object]:
     try:
         said = yaml.load(read_small(path, MAX_YAML), _PlainLoader)  # a SafeLoader
     except OSError as error:
-        raise FileError(*lines_of(f"{path}: ", why(error))) from None
+        raise unreadable(path, error) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise FileError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(said, dict):

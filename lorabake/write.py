@@ -12,7 +12,6 @@ import hashlib
 import os
 import shutil
 import threading
-import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -21,11 +20,13 @@ from typing import Self, cast
 
 from lorabake import provenance
 from lorabake.errors import FileError, LorabakeError, SurroundingsError, TargetError
+from lorabake.inputs import Inputs
 from lorabake.interrupts import held
+from lorabake.machine import unwritable
 from lorabake.planning import Copy, Embedding, OutputFile, Plan, check_is_no_input
 from lorabake.tensors.checkpoint import read_object
 from lorabake.tensors.links import copy_file
-from lorabake.tensors.safetensors import Header, fingerprint, read_header
+from lorabake.tensors.safetensors import Header, read_header
 from lorabake.tensors.small import holds
 from lorabake.writing.commit import Identity, Move, identity
 from lorabake.writing.commit import commit as make_all
@@ -34,93 +35,8 @@ from lorabake.writing.system import fsync, fsync_folder, reserve, start_writebac
 
 CHUNK = 4 << 20
 NO_RANGE_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
-
-
-class Inputs:
-    """Hold every input file open, and notice when one changes while it is read."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._fds: dict[Path, int] = {}
-        self._seen: dict[Path, tuple[int, ...]] = {}
-        try:
-            self._headers = [header for checkpoint, _ in plan.sources.inputs for header in checkpoint.headers]
-            for header in self._headers:
-                self._open(header.path)
-                if self._seen[header.path] != header.identity:
-                    raise FileError(f"{header.path}: changed since the bake was planned; run it again")
-                for path in {info.file for info in header.tensors.values()}:
-                    self._open(path)
-            for path in plan.digests.values():
-                self._open(path)
-        except BaseException:
-            self.close()
-            raise
-
-    def _open(self, path: Path) -> None:
-        if path in self._fds:
-            return
-        try:
-            fd = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise FileError(f"{path}: cannot read it any more: {error.strerror}") from None
-        self._fds[path] = fd
-        self._seen[path] = fingerprint(fd)
-
-    def fd(self, path: Path) -> int:
-        """Return the open descriptor of an input."""
-        return self._fds[path]
-
-    def read(self, path: Path, start: int, into: memoryview) -> None:
-        """Fill a buffer with the bytes from `start`."""
-        done = 0
-        while done < len(into):
-            count = os.preadv(self._fds[path], [into[done:]], start + done)
-            if count == 0:
-                raise FileError(f"{path}: became shorter while it was read")
-            done += count
-
-    def sha256(self, path: Path, stop: threading.Event) -> str:
-        """Digest a whole file."""
-        digest = hashlib.sha256()
-        buffer = memoryview(bytearray(1 << 20))
-        position = 0
-        while (count := os.preadv(self._fds[path], [buffer], position)) and not stop.is_set():
-            digest.update(buffer[:count])
-            position += count
-        return digest.hexdigest()
-
-    def check_records(self, stop: threading.Event) -> None:
-        """Raise FileError where bytes of a zip archive are not those that were put into it."""
-        buffer = memoryview(bytearray(1 << 20))
-        for header in self._headers:
-            for record in header.records:
-                crc, position = 0, record.start
-                while position < record.stop and not stop.is_set():
-                    piece = buffer[: record.stop - position]
-                    self.read(header.path, position, piece)
-                    crc, position = zlib.crc32(piece, crc), position + len(piece)
-                if crc != record.crc and not stop.is_set():
-                    place = f"bytes {record.start} to {record.stop}"
-                    raise FileError(
-                        f"{header.path}: damaged: {place} are not those that the archive was made of (CRC-32)",
-                        "Nothing was written. Download it again.",
-                    )
-
-    def check_unchanged(self) -> None:
-        """Raise FileError if any input is not what it was when it was opened."""
-        for path, fd in self._fds.items():
-            try:
-                same = fingerprint(fd) == fingerprint(path) == self._seen[path]
-            except FileError:
-                same = False
-            if not same:
-                raise FileError(f"{path}: changed while it was read; nothing was written", "Run the bake again.")
-
-    def close(self) -> None:
-        """Close every file; what they held has been read."""
-        while self._fds:
-            with suppress(OSError):
-                os.close(self._fds.popitem()[1])
+EITHER_SIDE = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM}
+"""What a copy in the kernel may say of what it reads and of what it writes: a copy by hand tells which."""
 
 
 class Output:
@@ -160,7 +76,7 @@ class Output:
             return self
         except OSError as error:
             self._clean()
-            raise os_error(self.partial.path, error) from None
+            raise unwritable(self.partial.path, error) from None
         except BaseException:
             self._clean()
             raise
@@ -306,7 +222,7 @@ class Output:
 
     def copy(self, inputs: Inputs, copy: Copy, progress: Callable[[int], None], stop: threading.Event) -> None:
         """Copy an untouched range, in the kernel where it can."""
-        source, target = inputs.fd(copy.source), self._fds[copy.file]
+        target = self._fds[copy.file]
         base = len(self.headers[copy.file]) + copy.offset
         done, size = 0, copy.stop - copy.start
         in_kernel = hasattr(os, "copy_file_range")
@@ -316,14 +232,16 @@ class Output:
             count = 0
             if in_kernel:
                 try:
-                    with self._turns[copy.file]:
+                    with self._turns[copy.file], inputs.open(copy.source) as source:
                         count = os.copy_file_range(source, target, length, copy.start + done, base + done)
                 except OSError as error:
-                    if error.errno not in NO_RANGE_COPY:
+                    if error.errno not in NO_RANGE_COPY | EITHER_SIDE:
                         raise
                     in_kernel = False
             if not in_kernel:
-                count = os.pwrite(target, os.pread(source, min(length, 1 << 20), copy.start + done), base + done)
+                piece = memoryview(bytearray(min(length, 1 << 20)))
+                inputs.read(copy.source, copy.start + done, piece)
+                count = os.pwrite(target, piece, base + done)
             if count == 0:
                 raise FileError(f"{copy.source}: became shorter while it was read")
             self.finish(copy.file, copy.offset + done, copy.offset + done + count)
@@ -376,7 +294,7 @@ class Output:
             self.partial.check()
         except TargetError as moved:
             return moved
-        return os_error(self.partial.path, error)
+        return unwritable(self.partial.path, error)
 
     def _fill_in(self, data_hashes: list[str], digests: Mapping[str, str], device: str) -> None:
         for fd, header, file, data_hash in zip(self._fds, self.headers, self.plan.files, data_hashes, strict=True):
@@ -605,15 +523,6 @@ def _hash_keys(metadata: Mapping[str, str]) -> list[str]:
 def _file_sha256(path: Path) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def os_error(path: Path, error: OSError) -> LorabakeError:
-    """Word a failure of the file system: a full disk is the machine's fault, all else the path's."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return SurroundingsError(f"{path}: the disk is full; nothing was kept of this bake")
-    if error.errno == errno.ELOOP:
-        return TargetError(f"{path}: is a symbolic link, or a loop of them; choose another output")
-    return TargetError(f"{path}: cannot write there: {error.strerror}")
 
 
 def _size(count: int) -> str:

@@ -107,17 +107,57 @@ def test_json_and_report_say_the_same(cli: Cli, folder: Path) -> None:
     assert {"seconds", "stages", "bottleneck", "peak_memory_bytes"} <= told.keys()
 
 
-def test_a_report_that_cannot_be_written(cli: Cli, folder: Path) -> None:
-    ended = cli("bake", "recipe.yaml", "--quiet", "--report", "nowhere/report.json")
-    refused(ended, "nowhere/report.json", "is complete", code=3)
-    assert (folder / "out.safetensors").exists()
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-@pytest.mark.parametrize("place", ["out.safetensors", "base.safetensors", "lora.safetensors", "recipe.yaml"])
-def test_a_report_takes_the_place_of_nothing(cli: Cli, folder: Path, place: str) -> None:
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    refused(cli("bake", "recipe.yaml", "--quiet", "--report", f"./{place}"), place, "choose another file")
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+def link_to(name: str, hard: bool) -> Callable[[Path], str]:
+    def link(folder: Path) -> str:
+        (folder / "report.json").hardlink_to(folder / name) if hard else (folder / "report.json").symlink_to(name)
+        return "report.json"
+
+    return link
+
+
+PLACES: dict[str, Callable[[Path], str]] = {
+    "a missing folder": lambda folder: "nowhere/report.json",
+    "a file as its folder": lambda folder: "recipe.yaml/report.json",
+    "a folder": lambda folder: str((folder / "report.json").mkdir() or "report.json"),
+    "the output": lambda folder: "out.safetensors",
+    "the output's working file": lambda folder: "out.safetensors.partial",
+    "what moves aside": lambda folder: "out.safetensors.old.partial",
+    "the base": lambda folder: "../" + folder.name + "/base.safetensors",
+    "the base, by a hard link": link_to("base.safetensors", hard=True),
+    "the LoRA, by a symbolic link": link_to("lora.safetensors", hard=False),
+    "the output, by a symbolic link": link_to("out.safetensors", hard=False),
+    "the recipe, by a hard link": link_to("recipe.yaml", hard=True),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_report_that_cannot_be_is_refused_before_the_bake(cli: Cli, folder: Path, place: str) -> None:
+    report = PLACES[place](folder)
+    before = contents(folder)
+    refused(cli("bake", "recipe.yaml", "--quiet", "--report", report), report)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("name", ["base.safetensors", "recipe.yaml", "out.safetensors"])
+def test_a_report_of_verify_takes_the_place_of_nothing(cli: Cli, folder: Path, name: str) -> None:
+    assert cli("bake", "recipe.yaml", "--quiet").code == 0
+    (folder / "report").mkdir()
+    (folder / "report" / "summary.md").hardlink_to(folder / name)
+    before = contents(folder)
+    refused(cli("verify", "recipe.yaml", "--stage", "structure", "--report", "report"), "report/summary.md")
+    assert contents(folder) == before
+    assert len([*(folder / "report").iterdir()]) == 1
+
+
+def test_a_report_of_verify_does_not_go_into_the_checkpoint(cli: Cli, folder: Path) -> None:
+    b.recipe(folder, output={"path": "out", "shard_size": "1GB"})
+    assert cli("bake", "recipe.yaml", "--quiet").code == 0
+    refused(cli("verify", "recipe.yaml", "--stage", "structure", "--report", "out/report"), "out/report")
+    assert not (folder / "out" / "report").exists()
 
 
 def test_output_and_overwrite(cli: Cli, folder: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lorabake.architectures import architectures
-from lorabake.keymap.renaming import Fused, Rename, Renaming, models_called, versions
+from lorabake.keymap.renaming import Fused, Pair, Rename, Renaming, _renamed, models_called, versions
 from lorabake.keymap.spelling import PEFT_ROOT, Spellings
 from lorabake.keymap.table import KeyMap
 from lorabake.keymap.view import Region, View
@@ -27,6 +27,11 @@ def whole(name: str, rows: int = 4, columns: int = 2) -> View:
 
 def named(*names: str, rows: int = 4) -> dict[str, View]:
     return {name: whole(name, rows) for name in names}
+
+
+def renamed(name: str, pair: Pair) -> str:
+    (found,) = _renamed(named(name), "", [pair])
+    return found
 
 
 # -- one rule --------------------------------------------------------------------------------------------
@@ -48,8 +53,8 @@ def named(*names: str, rows: int = 4) -> dict[str, View]:
     ids=str,
 )  # fmt: skip
 def test_a_rename_goes_both_ways(rename: Rename, stored: str, memory: str) -> None:
-    assert rename.forward(stored) == memory
-    assert rename.backward(memory) == stored
+    assert renamed(stored, rename.forward) == memory
+    assert renamed(memory, rename.backward) == stored
 
 
 @pytest.mark.parametrize(
@@ -65,11 +70,11 @@ def test_a_rename_goes_both_ways(rename: Rename, stored: str, memory: str) -> No
     ids=str,
 )
 def test_what_a_rename_does_not_speak_of_keeps_its_name(rename: Rename, name: str) -> None:
-    assert rename.forward(name) == name
+    assert renamed(name, rename.forward) == name
 
 
 def test_the_first_place_alone_is_renamed() -> None:
-    assert Rename("norm.", "ln.").forward("norm.norm.weight") == "ln.norm.weight"
+    assert renamed("norm.norm.weight", Rename("norm.", "ln.").forward) == "ln.norm.weight"
 
 
 QKV = Fused("attn.qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"))

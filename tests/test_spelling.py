@@ -13,8 +13,8 @@ from lorabake.architectures import architectures
 from lorabake.components import clip, unet
 from lorabake.keymap.spelling import (
     UNSUPPORTED,
+    Prefixes,
     Spellings,
-    components_named,
     flatten,
     pattern_of,
     sort_tensors,
@@ -430,7 +430,7 @@ def test_sd2_takes_the_names_of_transformers_for_openclip() -> None:
 )
 def test_a_key_names_its_component_by_the_longest_prefix(key: str, expected: set[str]) -> None:
     sdxl = next(each for each in architectures() if each.name == "sdxl")
-    assert components_named(key, sdxl.components) == expected
+    assert Prefixes(sdxl.components).named(key) == expected
 
 
 # -- names that are like a spelling ----------------------------------------------------------------------

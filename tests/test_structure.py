@@ -20,7 +20,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Lowest first. Modules of one row do not import each other.
 LAYERS = (
     ("visible",),
-    ("errors", "interrupts"),
+    ("errors", "interrupts", "likeness", "whole"),
+    ("machine",),
     ("tensors", "writing"),
     ("keymap",),
     ("components",),
@@ -31,7 +32,8 @@ LAYERS = (
     ("matching",),
     ("provenance",),
     ("planning",),
-    ("write", "device", "changes", "parts"),
+    ("inputs", "device", "changes", "parts"),
+    ("write",),
     ("zeros",),
     ("execute",),
     ("verification",),

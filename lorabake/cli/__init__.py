@@ -15,6 +15,7 @@ import click
 from lorabake import __version__
 from lorabake.cli.terminal import Coloured, echo, echo_usage, tame_libraries
 from lorabake.errors import INTERNAL, LorabakeError, first_line, where
+from lorabake.machine import worded
 
 COMMANDS = {
     "bake": "Bake a recipe into a new checkpoint.",
@@ -102,7 +103,8 @@ def main() -> None:
     interruption.listen()
     tame_libraries()
     try:
-        code = lorabake.main(standalone_mode=False)
+        with worded():
+            code = lorabake.main(standalone_mode=False)
         interruption.ignore()
     except LorabakeError as error:
         first, *rest = error.lines

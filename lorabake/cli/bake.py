@@ -10,13 +10,15 @@ from lorabake.baking import RunOptions
 from lorabake.baking import bake as run_bake
 from lorabake.changes import FADES
 from lorabake.cli import CONTEXT, interruption
+from lorabake.cli.places import check_report, files_of
 from lorabake.cli.show import ledger_lines, rate_of, shown, size_of, survives
 from lorabake.cli.terminal import Bar, echo, echo_json
-from lorabake.errors import SurroundingsError, TargetError
-from lorabake.planning import Plan, default_workers
+from lorabake.errors import SurroundingsError
+from lorabake.planning import default_workers
 from lorabake.planning import plan as make_plan
 from lorabake.recipe import load_recipe
 from lorabake.visible import visible_json
+from lorabake.whole import write_whole
 
 ALL = 0.9995
 """Share of a change from which on nothing is said to be lost."""
@@ -56,7 +58,10 @@ def bake(
     """
     plan = make_plan(load_recipe(recipe), output)
     if report is not None:
-        _check_report(report, plan)
+        beside = [each.path for each in plan.embeddings]
+        working = [path.with_name(f"{path.name}{end}") for path in beside for end in (".partial", ".old.partial")]
+        taken = [*files_of(plan.sources.recipe, plan.path), *beside, *working]
+        check_report(report, taken, [plan.path, plan.path.with_name(f"{plan.path.name}.partial")])
     talks = not (quiet or as_json)
     for ledger in plan.ledgers if talks else ():
         for line in ledger_lines(ledger):
@@ -80,7 +85,7 @@ def bake(
         bar.close()
     if report is not None:
         try:
-            report.write_text(visible_json(result.report()) + "\n", encoding="utf-8")
+            write_whole(report, f"{visible_json(result.report())}\n".encode())
         except OSError as error:
             raise SurroundingsError(
                 f"{report}: the report cannot be written: {error.strerror}", f"{result.path} is complete."
@@ -98,13 +103,3 @@ def bake(
             f"{shown(result.path)}: {size_of(result.size)} in {result.seconds:.1f} s{synced}, "
             f"{rate_of(result.size, result.seconds)}, bottleneck {result.bottleneck}{memory}{computed}"
         )
-
-
-def _check_report(report: Path, plan: Plan) -> None:
-    """Refuse a report that would overwrite the checkpoint, or something that it is made of."""
-    inputs = [header.path for checkpoint, _ in plan.sources.inputs for header in checkpoint.headers]
-    beside = [each.path for each in plan.embeddings]
-    taken = [path.resolve() for path in (plan.path, *beside, plan.sources.recipe.file, *inputs) if path is not None]
-    place = report.resolve()
-    if any(path in (place, *place.parents) for path in taken):
-        raise TargetError(f"{report}: is the output, or an input, of this bake; choose another file for the report")

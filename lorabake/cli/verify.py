@@ -10,13 +10,17 @@ from pathlib import Path
 import click
 
 from lorabake.cli import CONTEXT, internal_error
+from lorabake.cli.places import check_apart, files_of
 from lorabake.cli.show import shown
 from lorabake.cli.terminal import Bar, Coloured, Part, echo, echo_json
-from lorabake.errors import INTERNAL, RecipeError, SurroundingsError
+from lorabake.errors import INTERNAL, RecipeError, SurroundingsError, TargetError
 from lorabake.recipe import load_recipe
 from lorabake.verification import ORDER, STAGES, VerifyOptions, embedded_recipe
 from lorabake.verification import verify as run_verify
 from lorabake.verification.findings import Finding, SampleOptions, Status, Verification
+
+FILES = ("index.html", "report.json", "junit.xml", "summary.md", "grid.png")
+"""What a report's folder gets; lorabake.report, which writes them, is imported where one is asked for."""
 
 COLOURS = {
     Status.PASS: "green",
@@ -79,6 +83,8 @@ def verify(
             raise RecipeError(f"{target}: is no recipe (.yaml), so --baked has nothing to be compared with")
         recipe, baked = embedded_recipe(target, inputs), target
     if report is not None:
+        output = baked if baked is not None else recipe.locate(recipe.output.path)
+        check_apart([report, *(report / name for name in FILES)], files_of(recipe, output), [output])
         make_folder(report)
     bar = Bar(shown=not (quiet or as_json))
     options = VerifyOptions(
@@ -132,6 +138,8 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SurroundingsError(f"{folder}: cannot write the report: {error.strerror}") from None
+    if taken := next((folder / name for name in FILES if (folder / name).is_dir()), None):
+        raise TargetError(f"{taken}: is a folder, and a file of the report has this name")
     if not os.access(folder, os.W_OK):
         raise SurroundingsError(f"{folder}: cannot write the report: the folder takes no files")
 

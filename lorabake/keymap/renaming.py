@@ -9,7 +9,7 @@ backward where it has those of memory.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -17,6 +17,12 @@ from lorabake.keymap.view import View, join
 
 Named = dict[str, View]
 """All tensors of a base, under the names of one version."""
+
+Pair = tuple[str, str]
+"""What is replaced in a name, and what takes its place."""
+
+_MOST_TEMPLATES = 300
+"""Names that differ in more than numbers: a model that has more is none whose sort could be told by them."""
 
 _GUARD = re.compile(r"(\(\?<?![^()]*\))")
 _SAMPLE = 8
@@ -40,15 +46,17 @@ class Rename:
         """Return this as it reads for models of one sort."""
         return Rename(self.stored.replace("{model}", model), self.memory)
 
-    def forward(self, name: str) -> str:
-        """Return the name in memory of a stored one."""
-        return _replaced(name, self.stored, self.memory)
+    @property
+    def forward(self) -> Pair:
+        """Return what is replaced in a stored name, and what takes its place in memory."""
+        return self.stored, self.memory
 
-    def backward(self, name: str) -> str:
-        """Return the stored name of one in memory."""
+    @property
+    def backward(self) -> Pair:
+        """Return what is replaced in a name in memory, and what takes its place in the stored one."""
         stored = _GUARD.sub("", self.stored)
         start = "^" if stored.startswith("^") else ""
-        return _replaced(name, start + self.memory, stored.removeprefix("^"))
+        return start + self.memory, stored.removeprefix("^")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +76,9 @@ class Fused:
         return self._split(named) if self.apart else self._joined(named)
 
     def _split(self, named: Named) -> Named:
+        text = "\n".join(named)
+        if not all(piece in text for piece in _pieces(self.whole)):
+            return named
         found: Named = {}
         for name, view in named.items():
             pieces = [_replaced(name, self.whole, part) for part in self.parts]
@@ -82,7 +93,8 @@ class Fused:
     def _joined(self, named: Named) -> Named:
         wholes: Named = {}
         taken: set[str] = set()
-        for name in named:
+        text = "\n".join(named)
+        for name in named if all(piece in text for piece in _pieces(self.parts[0])) else ():
             whole = _replaced(name, self.parts[0], self.whole)
             pieces = [_replaced(whole, self.whole, part) for part in self.parts]
             if whole != name and (view := join([named.get(piece) for piece in pieces])):
@@ -111,6 +123,12 @@ class Renaming:
         about = [model for model in candidates if model in self.models] if self.models else [""]
         texts = dict.fromkeys(tuple(each.of(model) for each in self.renames) for model in about)
         return [replace(self, renames=renames) for renames in texts]
+
+    def could_give(self, text: str) -> bool:
+        """Tell whether one of the names in a text may be one that this makes: it has the last word of one side."""
+        sides = [side for each in self.renames for side in (each.stored, each.memory)]
+        sides += [side for each in self.fused for side in (each.whole, *each.parts)]
+        return any(word in text for word in map(_last_word, sides))
 
     def forward(self, named: Named) -> list[Named]:
         """List a base's tensors under the names in memory, for each path below which something is renamed."""
@@ -153,16 +171,21 @@ def versions(own: Named, renamings: Iterable[Renaming], models: Sequence[str]) -
     return found[1:]
 
 
-def _renamed(named: Named, path: str, renames: Sequence[Callable[[str], str]]) -> Named:
+def _renamed(named: Named, path: str, pairs: Sequence[Pair]) -> Named:
     """Rename what follows a path; a name that two tensors get is neither's."""
+    names = [*named]
+    below = [place for place, name in enumerate(names) if name.startswith(path)]
+    rests = [names[place][len(path) :] for place in below]
+    text = "\n".join(rests)
+    for old, new in pairs:
+        if all(piece in text for piece in _pieces(old)):  # else it is in none of the names
+            rests = [_replaced(rest, old, new) for rest in rests]
+            text = "\n".join(rests)
+    for place, rest in zip(below, rests, strict=True):
+        names[place] = path + rest
     found: Named = {}
     twice = set()
-    for name, view in named.items():
-        if name.startswith(path):
-            rest = name[len(path) :]
-            for rename in renames:
-                rest = rename(rest)
-            name = path + rest
+    for name, view in zip(names, named.values(), strict=True):
         if found.setdefault(name, view) != view:
             twice.add(name)
     return {name: view for name, view in found.items() if name not in twice}
@@ -177,20 +200,23 @@ def models_called(own: Named, renamings: Sequence[Renaming], wanted: Iterable[st
     alike: dict[str, list[str]] = {}
     for name in own:
         alike.setdefault(_template(name), []).append(name)
-    missing = [name for name in {_template(name) for name in wanted} if not _is_among(name, alike)]
+    has, templates = _Ends(alike), {_template(name) for name in wanted}
+    missing = _Ends(name for name in templates if name not in has)
+    if not missing.names or len(alike) > _MOST_TEMPLATES:
+        return ()
     sample = {name: own[name] for names in alike.values() for name in names[:_SAMPLE]}
     found: dict[int, dict[frozenset[tuple[str, View]], str]] = {}
     tried = set()
-    for model in dict.fromkeys(model for each in renamings for model in each.models) if missing else ():
+    for model in dict.fromkeys(model for each in renamings for model in each.models):
         chain = tuple(read for each in renamings for read in each.of((model,)))
-        if chain in tried:
+        if chain in tried or not any(each.could_give(missing.text) for each in chain):
             continue
         tried.add(chain)
         named = [pair for other in versions(sample, renamings, (model,)) for pair in other.items()]
         if all(_is_one_layer(name, view.regions[0].key) for name, view in named):
-            given = {_template(name) for name, _ in named}
-            placed = frozenset(pair for pair in named if _is_among(_template(pair[0]), missing))
-            found.setdefault(sum(_is_among(name, given) for name in missing), {}).setdefault(placed, model)
+            given = _Ends({_template(name) for name, _ in named})
+            placed = frozenset(pair for pair in named if _template(pair[0]) in missing)
+            found.setdefault(sum(name in given for name in missing.names), {}).setdefault(placed, model)
     best = max(found, default=0)
     return tuple(found[best].values()) if best else ()
 
@@ -199,9 +225,31 @@ def _template(name: str) -> str:
     return ".".join("{}" if word.isdigit() else word for word in name.split("."))
 
 
-def _is_among(name: str, names: Iterable[str]) -> bool:
-    """Tell whether it is one of these names, or one but for the path that leads to the model itself."""
-    return any(name == other or name.endswith(f".{other}") or other.endswith(f".{name}") for other in names)
+class _Ends:
+    """Tell whether a name is one of some, or one but for the path that leads to the model itself."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = frozenset(names)
+        self._ends = {end for name in self.names for end in _ends(name)}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._ends or any(end in self.names for end in _ends(name))
+
+    @property
+    def text(self) -> str:
+        """Return all names in one text."""
+        return "\n".join(self.names)
+
+
+def _ends(name: str) -> Iterator[str]:
+    """Yield a name, and what is left of it behind each of its dots."""
+    yield name
+    yield from (name[match.end() :] for match in re.finditer(r"\.", name))
+
+
+@cache
+def _last_word(text: str) -> str:
+    return re.split(r"[.^]|\{\}", _GUARD.sub("", text).rstrip(".^{}"))[-1]
 
 
 def _is_one_layer(name: str, key: str) -> bool:
@@ -220,6 +268,12 @@ def _replaced(name: str, old: str, new: str) -> str:
     if len(new) > len(match[0]) and name.startswith(new, match.start()):
         return name
     return name[: match.start()] + new + name[match.end() :]
+
+
+@cache
+def _pieces(text: str) -> tuple[str, ...]:
+    """Cut out what stands in every name that has `text` in it."""
+    return tuple(filter(None, re.split(r"\{\}", _GUARD.sub("{}", text).removeprefix("^"))))
 
 
 @cache

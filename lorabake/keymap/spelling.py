@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import groupby
 
 from lorabake.keymap.table import Component, KeyMap, Module
 from lorabake.tensors.safetensors import TensorInfo
@@ -51,6 +52,9 @@ _WRAPPED = re.compile(rf"(?:\A|(?<=[._]))_(?:{_WRAPPERS})[._]|(?:\A|(?<=\.))base
 _PARALLEL = re.compile(r"(?:\A|(?<=\.))module\.")
 _STEPS = re.compile(rf"(?:\A|(?<=_))(?:{_WRAPPERS}|module)(?:_|\Z)")
 
+# What a name has that is more than words with one dot or underscore between them.
+_UNEVEN = re.compile(rf"[._/]{{2}}|/|\A[._]|[._]\Z|module|{_WRAPPERS}")
+
 # A part of a model may be PEFT's own inside: `language_model.base_model.model.layers.0`.
 _INNER_ROOT = re.compile(r"(?<=[._])base_model[._](?:module[._])?model[._]")
 
@@ -72,8 +76,13 @@ ENDINGS = (
 # How trainers end the key of a parameter that has no weight's name, and its full name with what is done to it.
 _PARAMETERS = ((".diff_m", ".modulation.diff"),)  # LightX2V
 
+_END = 6
+"""Words at the end of a name that tell most modules of a base from each other: layers.3.self_attn.q_proj."""
+
 PEFT_ROOT = "base_model.model."
 _NUMBER = re.compile(r"(?<![a-zA-Z0-9])\d+")
+# A number that is none of a suffix: no suffix asks for a certain one before its last dot.
+_NUMBER_WITHIN = re.compile(r"(?<![a-zA-Z0-9])\d+(?=[^.]*\.)")
 INDEXED = re.compile(r"(?P<component>\w+):(?P<index>\d+)\Z")
 
 
@@ -126,7 +135,8 @@ def sort_tensors(
     slots: dict[str, dict[str, TensorInfo]] = {}
     unsupported: dict[str, list[TensorInfo]] = {}
     unknown: list[TensorInfo] = []
-    rows, pattern = (*suffixes, *UNSUPPORTED), _any_suffix(suffixes)
+    rows = (*suffixes, *UNSUPPORTED)
+    seen: dict[str, int | None] = {}
     common, in_common = list[TensorInfo](), re.compile("|".join(key for key, _, _ in shared) or r"(?!)")
     for info in tensors:
         if in_common.fullmatch(info.key):
@@ -135,9 +145,12 @@ def sort_tensors(
         key = info.key
         for ending, parameter in _PARAMETERS:
             key = key.removesuffix(ending) + parameter if key.endswith(ending) else key
-        match = pattern.search(key)
-        row = int(match.lastgroup.removeprefix("row")) if match and match.lastgroup else -1
-        if match is None or (row < len(suffixes) and not match.start()):
+        template = _NUMBER_WITHIN.sub("0", key)
+        if template not in seen:
+            seen[template] = _row_of(template, suffixes)
+        row = seen[template]
+        match = _suffix(rows[row][0]).search(key) if row is not None else None
+        if row is None or match is None or (row < len(suffixes) and not match.start()):
             unknown.append(info)
         elif row >= len(suffixes):
             unsupported.setdefault(rows[row][1], []).append(info)
@@ -161,12 +174,23 @@ def sort_tensors(
     return LoraTensors(modules, unsupported, unknown + idle, len(common) - len(idle), tuple(unlike))
 
 
+def _row_of(key: str, suffixes: tuple[Suffix, ...]) -> int | None:
+    """Return which of all suffixes a key has: the longest of those that it ends with."""
+    match = _any_suffix(suffixes).search(key)
+    return int(match.lastgroup.removeprefix("row")) if match and match.lastgroup else None
+
+
 @cache
 def _any_suffix(suffixes: tuple[Suffix, ...]) -> re.Pattern[str]:
     """Join all suffixes in one pattern: its leftmost match that reaches the key's end is the longest of them."""
     rows = enumerate((*suffixes, *UNSUPPORTED))
+    return _suffix("|".join(f"(?P<row{row}>{suffix})" for row, (suffix, _) in rows))
+
+
+@cache
+def _suffix(suffix: str) -> re.Pattern[str]:
     where = r"(?:\A|(?=[.:]|_lora))"  # no suffix begins elsewhere; to try all at every letter takes long
-    return re.compile(where + "(?:" + "|".join(f"(?P<row{row}>{suffix})" for row, (suffix, _) in rows) + r")\Z")
+    return re.compile(rf"{where}(?:{suffix})\Z")
 
 
 def endings(path: str) -> list[str]:
@@ -250,6 +274,20 @@ class _Names:
         return paths
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Hold one module under one of its names, and the component and the prefix by which its group is spelled."""
+
+    group: int
+    component: Component
+    prefix: str
+    module: Module
+
+    def words(self) -> Iterator[str]:
+        """Yield its spellings."""
+        return spell(self.component, self.prefix, self.module.name)
+
+
 class Spellings(Mapping[str, list[Module]]):
     """Map every spelling of every module of a base to the modules; there are several where it is ambiguous.
 
@@ -262,8 +300,10 @@ class Spellings(Mapping[str, list[Module]]):
 
     def __init__(self, key_map: KeyMap, named: Iterable[Module] = ()) -> None:
         self._key_map, self._named = key_map, tuple(named)
-        self._names = self._list(_paths)
+        self._all = [*self.samples()]
+        self._names = _list(self._all, _paths)
         self._found: dict[str, dict[str, list[Module]]] = {}
+        self._listed: dict[tuple[str, ...], tuple[list[_Names], list[_Names]]] = {}
 
     def words(self, name: str) -> Mapping[str, list[Module]]:
         """Return the spellings that a name may be taken for, with their modules.
@@ -272,7 +312,8 @@ class Spellings(Mapping[str, list[Module]]):
         """
         found = self._found.get(name)
         if found is None:
-            found = self._words(name, self._names) or self._words(name, self._further)
+            modules = self._exactly(name, self._names)
+            found = {name: modules} if modules else self._words_like(name)
             if not found and (inner := _INNER_ROOT.sub("", name)) != name:
                 found = dict(self.words(inner))
             self._found[name] = found
@@ -290,21 +331,38 @@ class Spellings(Mapping[str, list[Module]]):
 
     def __iter__(self) -> Iterator[str]:
         """Yield every spelling."""
-        words = (
-            word
-            for component, prefix, modules in self._groups()
-            for module in modules
-            for word in spell(component, prefix, module.name)
-        )
-        return iter(dict.fromkeys(words))
+        return iter(dict.fromkeys(word for sample in self.samples() for word in sample.words()))
+
+    def samples(self) -> Iterator[Sample]:
+        """Yield every module with what its spellings are made of."""
+        for group, (component, prefix, modules) in enumerate(self._groups()):
+            for module in modules:
+                yield Sample(group, component, prefix, module)
 
     def __len__(self) -> int:
         """Count the spellings."""
         return sum(1 for _ in self)
 
+    def _words_like(self, name: str) -> dict[str, list[Module]]:
+        """Return the spellings that a name is like; only modules that end as it does are spelled in all ways."""
+        ends = tuple(end for end in _ends(loosened(name)) if end in self._by_end)
+        if ends not in self._listed:
+            places = sorted({place for end in ends for place in self._by_end[end]})
+            samples = [self._all[place] for place in places]
+            further = _list(samples, _further_paths) + _list(samples, _paths, at_last=True)
+            self._listed[ends] = _list(samples, _paths), further
+        alike, further = self._listed[ends]
+        return self._words(name, alike) or self._words(name, further)
+
     @cached_property
-    def _further(self) -> list[_Names]:
-        return self._list(_further_paths) + self._list(_paths, at_last=True)
+    def _by_end(self) -> dict[str, list[int]]:
+        """Map how spellings end, in whichever way they begin, to the places of their modules."""
+        found: dict[str, list[int]] = {}
+        for place, sample in enumerate(self._all):
+            paths = endings(sample.module.name)
+            for end in dict.fromkeys(end for path in paths for end in _common_ends(sample.component, path)):
+                found.setdefault(end, []).append(place)
+        return found
 
     def _groups(self) -> Iterator[tuple[Component, str, Iterable[Module]]]:
         """Yield modules that are spelled alike: a component's, its names in memory, what lies in none."""
@@ -319,26 +377,12 @@ class Spellings(Mapping[str, list[Module]]):
             component = key_map.component(use.component)
             yield component, key_map.placed[component.name][1], (use,)
 
-    def _list(self, paths: Callable[[Component, str], Iterable[str]], *, at_last: bool = False) -> list[_Names]:
-        listed = []
-        for component, prefix, modules in self._groups():
-            starts = _dotted_starts(component, prefix), _flat_starts(component)
-            if at_last:
-                starts = _at_last(component)
-            dotted, flat = map(_Names, starts)
-            for module in modules:
-                for each in paths(component, module.name):
-                    dotted.modules.setdefault(each, []).append(module)
-                    flat.modules.setdefault(each.replace(".", "_"), []).append(module)
-            listed += [dotted, flat] if dotted.modules else []
-        return listed
-
     def _words(self, name: str, listed: list[_Names]) -> dict[str, list[Module]]:
         """Return the spelling that a name is, or those that it is like."""
         if modules := self._exactly(name, listed):
             return {name: modules}
-        loose = loosened(name)
         found: dict[str, list[Module]] = {}
+        loose = loosened(name)
         for word in (word for names in listed for word in names.find_alike(loose)):
             modules = self._exactly(word, listed)
             if all([each.views for each in modules] != [each.views for each in known] for known in found.values()):
@@ -356,18 +400,59 @@ class Spellings(Mapping[str, list[Module]]):
         return found
 
 
-def components_named(key: str, components: Iterable[Component]) -> set[str]:
-    """Return the components whose prefix, the longest one, a LoRA key starts with."""
-    if indexed := INDEXED.match(key):
-        return {indexed["component"]}
-    key = unwrapped(key)
-    longest: dict[str, int] = {}
-    for component in components:
-        for prefix in (*component.flat, *component.dotted):
-            if key.startswith((prefix, PEFT_ROOT + prefix)):
-                longest[component.name] = max(longest.get(component.name, 0), len(prefix))
-    best = max(longest.values(), default=0)
-    return {name for name, length in longest.items() if length == best}
+def _list(
+    samples: Iterable[Sample], paths: Callable[[Component, str], Iterable[str]], *, at_last: bool = False
+) -> list[_Names]:
+    listed = []
+    for _, alike in groupby(samples, key=lambda sample: sample.group):
+        group = [*alike]
+        component, prefix = group[0].component, group[0].prefix
+        starts = _at_last(component) if at_last else (_dotted_starts(component, prefix), _flat_starts(component))
+        dotted, flat = map(_Names, starts)
+        for module in (sample.module for sample in group):
+            for each in paths(component, module.name):
+                dotted.modules.setdefault(each, []).append(module)
+                flat.modules.setdefault(each.replace(".", "_"), []).append(module)
+        listed += [dotted, flat] if dotted.modules else []
+    return listed
+
+
+def _ends(loose: str) -> Iterator[str]:
+    """Yield the last words of a loosened name: one, two, up to a few."""
+    words = loose.split("_")
+    for count in range(1, min(_END, len(words)) + 1):
+        yield "_".join(words[-count:])
+
+
+def _common_ends(component: Component, path: str) -> Iterator[str]:
+    """Yield how a path's spellings end: in a few words, or in fewer if another beginning may stand before them."""
+    begins = [*component.optional, *(root for group in component.roots for root in group)]
+    rests = [path, *(path.removeprefix(begin) for begin in begins if begin and path.startswith(begin))]
+    others = (group for group in component.roots if path in group)
+    for rest in (*rests, *(root for group in others for root in group)):
+        yield "_".join(loosened(rest).split("_")[-_END:])
+
+
+class Prefixes:
+    """Tell by its prefix which components a LoRA key is of."""
+
+    def __init__(self, components: Iterable[Component]) -> None:
+        self._components: dict[str, set[str]] = {}
+        for component in components:
+            for prefix in (*component.flat, *component.dotted):
+                self._components.setdefault(prefix, set()).add(component.name)
+        self._lengths = sorted({*map(len, self._components)}, reverse=True)
+
+    def named(self, key: str) -> set[str]:
+        """Return the components whose prefix, the longest one, the key starts with."""
+        if indexed := INDEXED.match(key):
+            return {indexed["component"]}
+        key = unwrapped(key)
+        starts = (key, key.removeprefix(PEFT_ROOT)) if key.startswith(PEFT_ROOT) else (key,)
+        for length in self._lengths:
+            if found := [self._components[start[:length]] for start in starts if start[:length] in self._components]:
+                return set().union(*found)
+        return set()
 
 
 def unwrapped(name: str) -> str:
@@ -399,4 +484,6 @@ def flatten(name: str) -> str:
 
 def loosened(name: str) -> str:
     """Write a name without what trainers differ in: what separates its words, and what wraps modules in training."""
+    if not _UNEVEN.search(name):  # as most are: a fifth of the time
+        return name.replace(".", "_")
     return _STEPS.sub("", re.sub(r"[._/]+", "_", name).strip("_")).strip("_")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lorabake.keymap.spelling import LoraModule
-from lorabake.tensors.dtypes import decode_scalar
+from lorabake.tensors.packing import read_scalar
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.tensors.small import parse_json
 
@@ -57,7 +57,7 @@ def alpha_of(module: LoraModule) -> float | None:
     """Read a module's alpha; None where it has none, or only its header is at hand."""
     info = module.slots.get("alpha")
     try:
-        return decode_scalar(info.dtype, _bytes(info)) if info else None
+        return read_scalar(info) if info else None
     except (FileNotFoundError, ValueError):
         return None
 

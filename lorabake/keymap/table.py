@@ -345,13 +345,13 @@ class KeyMap:
         names = tuple(each.name for each in component.layouts)
         here = names.index(layout.name)
         reader = _Reader(component.rows, here, len(names))
-        others = [p for name, (_, p) in self.placed.items() if name != component.name and len(p) > len(prefix)]
+        others = tuple(p for name, (_, p) in self.placed.items() if name != component.name and len(p) > len(prefix))
         fused: dict[tuple[str, str], list[Region | None]] = {}
         modules: dict[str, dict[str, View]] = {}
         unclear: set[str] = set()
         glued: set[str] = set()
         for key, info in self.tensors.items():
-            if not key.startswith(prefix) or any(key.startswith(other) for other in others):
+            if not key.startswith(prefix) or key.startswith(others):
                 continue
             self.owner[key] = component.name
             for match in reader.matches(key[len(prefix) :]):
@@ -543,7 +543,7 @@ class _Reader:
 
     def matches(self, key: str) -> Iterator[_Match]:
         """Yield the match of one tensor name; nothing for what is neither weight nor bias where others cut."""
-        match = self._walk(key.split("."), (), ())
+        match = self._walk(key.split("."), (), ()) if self.index else None
         if match is None:  # no row speaks of it: it keeps its own name in every layout
             module, _, parameter = key.rpartition(".")
             if parameter not in ("weight", "bias"):

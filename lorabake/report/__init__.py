@@ -7,6 +7,7 @@ from pathlib import Path
 from lorabake.errors import SurroundingsError
 from lorabake.report import grid, html, junit, markdown, record
 from lorabake.verification.findings import Verification
+from lorabake.whole import write_whole
 
 __all__ = ["write"]
 
@@ -30,7 +31,7 @@ def write(verification: Verification, folder: Path) -> dict[str, Path]:
         folder.mkdir(parents=True, exist_ok=True)
         for form, (name, content) in files.items():
             written[form] = folder / name
-            written[form].write_bytes(content)
+            write_whole(written[form], content)
     except OSError as error:
         raise SurroundingsError(f"{folder}: cannot write the report: {error.strerror}") from None
     return written

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
-from lorabake.errors import FileError, lines_of
-from lorabake.tensors.safetensors import Record, why
+from lorabake.machine import unreadable
+from lorabake.tensors.safetensors import Record
 
 MAGIC: Final = b"PK\x03\x04"
 MAX_DIRECTORY: Final = 16 << 20
@@ -90,7 +90,7 @@ def open_archive(path: Path) -> Iterator[Archive]:
                 archive = Archive(cast(BinaryIO, stream), zipfile.ZipFile(stream))
             yield archive
     except OSError as error:
-        raise FileError(*lines_of(f"{path}: ", why(error))) from None
+        raise unreadable(path, error) from None
 
 
 class _Careful(io.BufferedReader):

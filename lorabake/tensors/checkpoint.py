@@ -12,18 +12,19 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lorabake.errors import FileError, lines_of
+from lorabake.errors import FileError
+from lorabake.machine import unreadable
 from lorabake.tensors import gguf, npz, pickles
 from lorabake.tensors.links import files_below, listed
 from lorabake.tensors.safetensors import (
     Header,
     TensorInfo,
+    check_count,
     is_folder,
     is_there,
     parse_object,
     read_header,
     some,
-    why,
 )
 from lorabake.tensors.small import MAX_CONFIG, MAX_INDEX, check_depth, read_small
 
@@ -198,6 +199,7 @@ def _open_folder(path: Path, variant: str | None) -> Checkpoint:
 
 
 def _checkpoint(path: Path, parts: list[Part], side_files: tuple[Path, ...]) -> Checkpoint:
+    check_count(path, sum(len(header.tensors) for part in parts for header in part.files))
     tensors = {info.key: info for part in parts for header in part.files for info in header.tensors.values()}
     return Checkpoint(path, True, tuple(parts), tensors, side_files)
 
@@ -209,7 +211,14 @@ def _components(pipeline: Path) -> list[Path]:
 
 
 def _folders(path: Path) -> list[Path]:
-    return [p for p in listed(path) if not p.name.startswith(".") and is_folder(p)]
+    return [p for p in _listed(path) if not p.name.startswith(".") and is_folder(p)]
+
+
+def _listed(path: Path) -> list[Path]:
+    try:
+        return sorted(path.iterdir())
+    except OSError as error:
+        raise unreadable(path, error) from None
 
 
 def _choose(folder: Path, variant: str | None) -> _Weights | None:
@@ -309,6 +318,7 @@ def _qualified(header: Header, folder: str) -> Header:
 def _read_shards(index: Path) -> list[Header]:
     """Read the shards that an index names, and check that both agree on every tensor."""
     weight_map = _weight_map(index)
+    check_count(index, len(weight_map))
     headers = []
     placed: dict[str, str] = {}
     shards = sorted(set(weight_map.values()))
@@ -350,7 +360,7 @@ def read_object(path: Path, limit: int = MAX_CONFIG) -> dict[str, object]:
         check_depth(found)
         return found
     except OSError as error:
-        raise FileError(*lines_of(f"{path}: ", why(error))) from None
+        raise unreadable(path, error) from None
     except ValueError as error:
         raise FileError(f"{path}: {error}") from None
 

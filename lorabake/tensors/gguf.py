@@ -18,9 +18,10 @@ from math import prod
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
-from lorabake.errors import FileError, SurroundingsError, lines_of
+from lorabake.errors import FileError, SurroundingsError
+from lorabake.machine import unreadable
 from lorabake.tensors.packing import PackedInfo
-from lorabake.tensors.safetensors import MAX_HEADER, Header, TensorInfo, fingerprint, why
+from lorabake.tensors.safetensors import MAX_HEADER, Header, TensorInfo, fingerprint
 
 MAGIC = b"GGUF"
 VERSIONS: Final = (2, 3)
@@ -104,7 +105,7 @@ def open_gguf(path: Path) -> Header:
     except _DamagedError as error:
         raise FileError(f"{path}: a damaged GGUF file: {error}", "Download it again.") from None
     except OSError as error:
-        raise FileError(*lines_of(f"{path}: ", why(error))) from None
+        raise unreadable(path, error) from None
     return Header(path, tensors, {}, start, size, digest, facts, identity=identity)
 
 

@@ -16,8 +16,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from lorabake.errors import FileError, lines_of
-from lorabake.tensors.safetensors import is_folder, why
+from lorabake.errors import FileError
+from lorabake.machine import unreadable
+from lorabake.tensors.safetensors import is_folder
 from lorabake.tensors.small import open_regular
 
 MOST = 20_000
@@ -32,7 +33,7 @@ def listed(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except OSError as error:
-        raise FileError(*lines_of(f"{folder}: ", why(error))) from None
+        raise unreadable(folder, error) from None
 
 
 def files_below(root: Path) -> Iterator[Path]:

@@ -11,11 +11,12 @@ import re
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from lorabake.errors import FileError, lines_of
+from lorabake.errors import FileError
+from lorabake.machine import unreadable
 from lorabake.tensors.archives import Archive, ArchiveError, Member, open_archive
 from lorabake.tensors.dtypes import nbytes
 from lorabake.tensors.packing import turned
-from lorabake.tensors.safetensors import MAX_DIMENSIONS, Header, TensorInfo, fingerprint, why
+from lorabake.tensors.safetensors import MAX_DIMENSIONS, Header, TensorInfo, fingerprint
 
 MAX_HEAD: Final = 10_000
 """Bytes of what stands before an array's values; NumPy writes 128, and reads no more than these."""
@@ -37,7 +38,7 @@ def open_npz(path: Path) -> Header:
         with open_archive(path) as archive, path.open("rb") as stream:
             return _header(path, archive, stream, identity)
     except OSError as error:
-        raise FileError(*lines_of(f"{path}: ", why(error))) from None
+        raise unreadable(path, error) from None
     except ArchiveError as error:
         raise FileError(f"{path}: a damaged NumPy archive: {error!s:.100}", "Download it again.") from None
 

@@ -14,7 +14,7 @@ from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING, cast
 
-from lorabake.tensors.dtypes import DTYPES, LARGEST
+from lorabake.tensors.dtypes import DTYPES, LARGEST, decode_scalar
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.tensors.small import parse_json
 
@@ -425,6 +425,13 @@ def read_shape(info: TensorInfo) -> tuple[int, ...]:
         return ()
     raw, width = read_note(info), DTYPES[info.dtype].bits // 8
     return tuple(int.from_bytes(raw[at : at + width], "little") for at in range(0, len(raw), width))
+
+
+def read_scalar(info: TensorInfo) -> float:
+    """Read a tensor of one number, such as an alpha; raise ValueError, before it is read, where it holds none."""
+    if info.nbytes > 8:
+        raise ValueError(f"{info.nbytes} bytes are not one {info.dtype}")
+    return decode_scalar(info.dtype, read_note(info))
 
 
 def read_note(info: TensorInfo) -> bytes:

@@ -21,7 +21,8 @@ from math import prod
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
-from lorabake.errors import FileError, SurroundingsError, lines_of
+from lorabake.errors import FileError, SurroundingsError
+from lorabake.machine import unreadable
 from lorabake.tensors.archives import MAGIC, Archive, ArchiveError, open_archive
 from lorabake.tensors.dtypes import DTYPES
 from lorabake.tensors.safetensors import (
@@ -34,7 +35,6 @@ from lorabake.tensors.safetensors import (
     encode_header,
     fingerprint,
     some,
-    why,
 )
 from lorabake.tensors.unpickling import MAX_PICKLE, Bounded, CodeError, Function, Inert, PickleError, as_key, load
 
@@ -196,7 +196,7 @@ def _read(path: Path, identity: Fingerprint) -> Header:
     except (PickleError, ArchiveError) as error:
         raise FileError(f"{path}: not a readable PyTorch file: {error!s:.150}", _AGAIN) from None
     except OSError as error:
-        raise FileError(*lines_of(f"{path}: ", why(error))) from None
+        raise unreadable(path, error) from None
 
 
 # -- what the pickle's names stand for -------------------------------------------------------------------

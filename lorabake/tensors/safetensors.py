@@ -18,12 +18,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard
 
-from lorabake.errors import FileError, lines_of
+from lorabake.errors import FileError
+from lorabake.machine import unreadable
 from lorabake.tensors.dtypes import DTYPES, nbytes
-from lorabake.visible import visible
 
 MAX_HEADER = 100_000_000
 """Bytes of JSON beyond which the safetensors library refuses a file, and so does lorabake."""
+
+MAX_NAME = 1000
+"""Letters of a tensor's name beyond which a file is refused; those of released models have up to 200."""
+
+MAX_TENSORS = 2_000_000
+"""Tensors of one model or LoRA, in all of its files, beyond which it is refused."""
 
 _LENGTH_BYTES = 8
 _SNIFFED = 512
@@ -112,6 +118,14 @@ class Header:
     records: tuple[Record, ...] = ()
     identity: Fingerprint = ()
 
+    def __post_init__(self) -> None:
+        """Raise FileError for names of tensors that no program gave."""
+        if longest := next((info.name for info in self.tensors.values() if len(info.name) > MAX_NAME), None):
+            raise FileError(
+                f"{self.path}: a tensor's name has {len(longest):,} letters, and {MAX_NAME:,} are the limit: "
+                f"{_brief.repr(longest)}"
+            )
+
     def in_order(self) -> list[TensorInfo]:
         """List the tensors in the order of their data; those of a pickle, whose data lie anywhere, in its own."""
         if not self.data_start:
@@ -130,10 +144,19 @@ def read_header(path: Path) -> Header:
     except ValueError as error:
         raise FileError(f"{path}: the header is {error}") from None
     metadata = _checked_metadata(path, entries.pop("__metadata__", {}))
-    tensors = {key: _checked_entry(path, key, entry, len(raw)) for key, entry in entries.items()}
+    check_count(path, len(entries))
+    tensors = {}
+    for key in [*entries]:  # one at a time: what JSON makes of an entry takes three times the memory
+        tensors[key] = _checked_entry(path, key, entries.pop(key), len(raw))
     _check_layout(path, tensors.values(), len(raw), size)
     digest = hashlib.sha256(raw).hexdigest()
     return Header(path, tensors, metadata, len(raw), size, digest, identity=identity)
+
+
+def check_count(path: Path, tensors: int) -> None:
+    """Raise FileError for more tensors than lorabake takes."""
+    if tensors > MAX_TENSORS:
+        raise FileError(f"{path}: has {tensors:,} tensors, and {MAX_TENSORS:,} are the limit")
 
 
 def parse_object(raw: bytes) -> dict[str, object]:
@@ -169,7 +192,7 @@ def fingerprint(path: Path | int) -> Fingerprint:
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
-        raise FileError(*lines_of(f"{path}: ", why(error))) from None
+        raise unreadable(path, error) from None
     return _fingerprint(status)
 
 
@@ -187,7 +210,7 @@ def is_there(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError) as error:
-        raise FileError(*lines_of(f"{path}: ", why(error))) from None
+        raise unreadable(path, error) from None
     return True
 
 
@@ -196,22 +219,10 @@ def is_folder(path: Path) -> bool:
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
-        raise FileError(*lines_of(f"{path}: ", why(error))) from None
+        raise unreadable(path, error) from None
     if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
         raise FileError(f"{path}: is not a regular file")
     return stat.S_ISDIR(mode)
-
-
-def why(error: OSError | ValueError) -> str:
-    """Word the system's reason for not opening a path, to follow the path and a colon."""
-    if isinstance(error, FileNotFoundError):
-        is_link = error.filename is not None and os.path.islink(error.filename)
-        return "is a link to nothing\nRemove it, or fetch the file again." if is_link else "no such file"
-    if isinstance(error, IsADirectoryError):
-        return "is a folder, not a file"
-    if isinstance(error, PermissionError):
-        return "no permission to read it"
-    return f"cannot be read: {getattr(error, 'strerror', None) or visible(str(error))}"
 
 
 def some(names: Sequence[str]) -> str:
@@ -290,7 +301,7 @@ def _read_raw(path: Path) -> tuple[bytes, int, Fingerprint]:
             length = _checked_length(path, head, size)
             raw = (head + file.read(max(0, length - len(head))))[:length]
     except (OSError, ValueError) as error:
-        raise FileError(*lines_of(f"{path}: ", why(error))) from None
+        raise unreadable(path, error) from None
     if len(raw) < length:
         raise FileError(f"{path}: changed while it was read")
     return raw, size, _fingerprint(status)

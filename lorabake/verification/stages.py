@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from lorabake.errors import INTERNAL, LorabakeError, SurroundingsError, first_line, where
+from lorabake.errors import INTERNAL, LorabakeError, first_line, where
+from lorabake.machine import worded
 from lorabake.planning import Plan
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.verification.comparing import rehearse
@@ -109,15 +110,12 @@ class Run:
         """Turn what stops a stage into a finding; count its seconds."""
         began = time.perf_counter()
         try:
-            yield
+            with worded():
+                yield
         except LorabakeError as error:
             if len(self.stages) == 1:
                 raise
             self._broke_off(stage, error, error.exit_code, str(error).replace("\n", "; "))
-        except MemoryError as error:
-            if len(self.stages) == 1:
-                raise SurroundingsError(f"out of memory in the stage {stage}") from error
-            self._broke_off(stage, error, SurroundingsError.exit_code, "out of memory")
         except Exception as error:
             note = f"lorabake failed, which says nothing of the file: {type(error).__name__}: {first_line(error)}"
             self._broke_off(stage, error, INTERNAL, f"{note} ({where(error)})")

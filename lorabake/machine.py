@@ -1,0 +1,151 @@
+"""What the machine refuses, in words: memory, threads, open files, room on a disk, reading, writing.
+
+An input or an output that cannot be what it is said to be is the user's to mend (exit code 2). A disk that is full or
+fails, a server that went away, a limit that is reached: these are the machine's (exit code 3).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from lorabake.errors import FileError, LorabakeError, SurroundingsError, TargetError, lines_of
+from lorabake.visible import visible
+
+OF_THE_MACHINE = {
+    errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ECONNRESET,
+    errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOLCK,
+} | {getattr(errno, name) for name in ("EREMOTEIO", "ESHUTDOWN", "EUCLEAN") if hasattr(errno, name)}  # fmt: skip
+"""Errors that say nothing against the path: the same one would do on a machine in order."""
+
+ADVICE = {
+    errno.ESTALE: "A network file system lost the file: run it again.",
+    errno.EMFILE: "Raise the limit: ulimit -n 65536.",
+    errno.EFBIG: "Raise the limit of the size of files (ulimit -f), or choose a file system that takes such files.",
+}
+
+NO_MEMORY = ("allocate memory", "failed to map segment", "not enough memory", "out of memory", "std::bad_alloc")
+"""What libraries say of it in errors that have another name."""
+
+NO_THREAD = ("can't start new thread", "pthread_create")
+
+ALMOST_NONE = 32 << 20
+"""Bytes of address space below a limit on it that any import or buffer would go beyond."""
+
+
+def why(error: OSError | ValueError) -> str:
+    """Word the system's reason for not opening a path, to follow the path and a colon."""
+    if isinstance(error, FileNotFoundError):
+        is_link = error.filename is not None and os.path.islink(error.filename)
+        return "is a link to nothing\nRemove it, or fetch the file again." if is_link else "no such file"
+    if isinstance(error, IsADirectoryError):
+        return "is a folder, not a file"
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    return f"cannot be read: {getattr(error, 'strerror', None) or visible(str(error))}{_advice(error)}"
+
+
+def unreadable(path: Path | int, error: OSError | ValueError) -> LorabakeError:
+    """Word a failure to read an input: the file's, or the machine's."""
+    is_machine = isinstance(error, OSError) and error.errno in OF_THE_MACHINE
+    return (SurroundingsError if is_machine else FileError)(*lines_of(f"{path}: ", why(error)))
+
+
+def unwritable(path: Path, error: OSError) -> LorabakeError:
+    """Word a failure to write an output: the path's, or the machine's."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SurroundingsError(f"{path}: the disk is full; nothing was kept of this bake")
+    if error.errno == errno.ELOOP:
+        return TargetError(f"{path}: is a symbolic link, or a loop of them; choose another output")
+    is_machine = error.errno in OF_THE_MACHINE | {errno.EFBIG}
+    words = f"{path}: cannot write there: {error.strerror or error}{_advice(error)}"
+    return (SurroundingsError if is_machine else TargetError)(*lines_of("", words))
+
+
+def exhausted(error: BaseException) -> SurroundingsError | None:
+    """Word an error that tells of too little memory, or too few threads, under whatever name; None for others."""
+    if isinstance(error, LorabakeError) or not isinstance(error, Exception):
+        return None
+    texts = [str(each).lower() for each in _chain(error)]
+    is_memory = any(isinstance(each, MemoryError) for each in _chain(error))
+    is_memory |= isinstance(error, OSError) and error.errno == errno.ENOMEM
+    is_unclear = isinstance(error, ImportError | RuntimeError | SystemError | OSError)
+    is_memory |= is_unclear and any(words in text for text in texts for words in NO_MEMORY)
+    if is_memory or (is_unclear and _is_almost_at_limit()):
+        return SurroundingsError(
+            "out of memory; use fewer --workers", "Or allow more: ulimit -v, a container's limit."
+        )
+    if is_unclear and any(words in text for text in texts for words in NO_THREAD):
+        return SurroundingsError("no thread can be started; use fewer --workers", "Or allow more: ulimit -u.")
+    return None
+
+
+@contextmanager
+def worded() -> Iterator[None]:
+    """Turn errors that tell of too little memory or too few threads into SurroundingsError."""
+    try:
+        yield
+    except Exception as error:
+        if (told := exhausted(error)) is None:
+            raise
+        raise told from error
+
+
+def allow_open_files(count: int) -> None:
+    """Raise this process's limit of open files as far as it may be, where it is too low for so many."""
+    import resource  # not there on Windows
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + FILES_BESIDE
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    for most in ((wanted, max(wanted, hard)), (min(wanted, hard), hard)):  # root may go beyond the hard limit
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, most)
+            return
+
+
+def open_files_allowed() -> int:
+    """Return how many files this process may have open for inputs alone, beside all others."""
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1 << 20 if soft == resource.RLIM_INFINITY else max((soft - FILES_BESIDE) // 2, 8)
+
+
+FILES_BESIDE = 64
+"""Open files that are neither inputs nor outputs: libraries, pipes, what torch opens."""
+
+
+def _advice(error: OSError | ValueError) -> str:
+    advice = ADVICE.get(error.errno or 0) if isinstance(error, OSError) else None
+    return f"\n{advice}" if advice else ""
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and those that it came of."""
+    seen: list[BaseException] = []
+    following: BaseException | None = error
+    while following is not None and all(following is not each for each in seen):
+        seen.append(following)
+        yield following
+        following = following.__cause__ or following.__context__
+
+
+def _is_almost_at_limit() -> bool:
+    """Tell whether a limit on this process's address space leaves it next to none."""
+    if sys.platform != "linux":
+        return False
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return False
+    with suppress(OSError):
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        return limit - pages * resource.getpagesize() < ALMOST_NONE
+    return False
