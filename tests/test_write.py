@@ -294,7 +294,7 @@ def raise_error(code: int) -> object:
     [
         (errno.ENOSPC, SurroundingsError, "the disk is full"),
         (errno.EDQUOT, SurroundingsError, "the disk is full"),
-        (errno.EIO, TargetError, "cannot write there"),
+        (errno.EIO, SurroundingsError, "cannot write there|cannot be read"),
     ],
     ids=["full", "quota", "broken"],
 )
@@ -304,6 +304,9 @@ def test_failures_of_the_disk_leave_the_old_target(
     (folder / "out.safetensors").write_bytes(OLD)
     with monkeypatch.context() as patched:
         patched.setattr(os, function, raise_error(code))
+        if function == "copy_file_range" and code == errno.EIO:  # may be of the input: a copy by hand tells
+            function = "pwrite"
+            patched.setattr(os, function, raise_error(code))
         with pytest.raises(kind, match=words):
             attempt(folder, overwrite=True, fsync=True)
     assert (folder / "out.safetensors").read_bytes() == OLD
@@ -546,7 +549,7 @@ def test_an_input_that_changes_between_plan_and_bake(folder: Path) -> None:
     with pytest.raises(FileError, match=r"base\.safetensors: changed since the bake was planned"):
         bake(made, QUICK)
     (folder / "base.safetensors").unlink()
-    with pytest.raises(FileError, match=r"base\.safetensors: cannot read it any more"):
+    with pytest.raises(FileError, match=r"base\.safetensors: no such file"):
         bake(made, QUICK)
     assert not (folder / "out.safetensors").exists()
     assert not partials(folder)
@@ -605,7 +608,7 @@ def test_a_rename_that_fails_leaves_the_old_target(
     monkeypatch.setattr(commit, "exchange", fail)
     monkeypatch.setattr(os, "replace", fail)
     before = b.tree(tmp_path)
-    with pytest.raises(TargetError, match="cannot write there: broken"):
+    with pytest.raises(SurroundingsError, match="cannot write there: broken"):
         b.run(recipe)
     assert b.tree(tmp_path) == before
 

@@ -161,7 +161,7 @@ def test_a_full_disk(
             if room != "free room is told":
                 patched.setattr(shutil, "disk_usage", lambda path: large)
             if room == "room cannot be reserved":
-                patched.setattr(lorabake.write, "_reserve", os.ftruncate)
+                patched.setattr(lorabake.write, "reserve", os.ftruncate)
             code, err = call(*arguments)
         disk.resize()
         now = b.tree(disk.place)
