@@ -19,6 +19,7 @@ from lorabake.planning import plan as make_plan
 from lorabake.recipe import load_recipe
 from lorabake.visible import visible_json
 from lorabake.whole import write_whole
+from lorabake.writing.partial import partial_of
 
 ALL = 0.9995
 """Share of a change from which on nothing is said to be lost."""
@@ -59,9 +60,7 @@ def bake(
     plan = make_plan(load_recipe(recipe), output)
     if report is not None:
         beside = [each.path for each in plan.embeddings]
-        working = [path.with_name(f"{path.name}{end}") for path in beside for end in (".partial", ".old.partial")]
-        taken = [*files_of(plan.sources.recipe, plan.path), *beside, *working]
-        check_report(report, taken, [plan.path, plan.path.with_name(f"{plan.path.name}.partial")])
+        check_report(report, [*files_of(plan.sources.recipe, plan.path), *beside], [plan.path, partial_of(plan.path)])
     talks = not (quiet or as_json)
     for ledger in plan.ledgers if talks else ():
         for line in ledger_lines(ledger):

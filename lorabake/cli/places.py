@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lorabake.errors import TargetError
 from lorabake.recipe import Recipe
+from lorabake.writing.partial import partial_of
 
 OTHER = "choose another file for the report"
 
@@ -44,7 +45,7 @@ def check_apart(written: Iterable[Path], taken: Iterable[Path], folders: Iterabl
 def files_of(recipe: Recipe, baked: Path) -> Iterator[Path]:
     """Yield every file that a recipe is baked from, and its output, with what may be written for it meanwhile."""
     yield from (path for path in (recipe.file, baked) if path is not None)
-    yield from (baked.with_name(f"{baked.name}{end}") for end in (".partial", ".old.partial"))
+    yield partial_of(baked)
     for entry in (recipe.base, *recipe.loras, *filter(None, [recipe.vae])):
         path = recipe.locate(entry.path)
         yield path
