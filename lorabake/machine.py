@@ -99,7 +99,7 @@ def worded() -> Iterator[None]:
 
 
 def check_room_for(library: str, threads: int) -> None:
-    """Raise SurroundingsError where a limit on the address space leaves too little to import a library and to use it in threads.
+    """Raise SurroundingsError where a limit on the address space leaves a library and so many threads too little.
 
     An import that fails half-way ends in errors of many names, or in the process's sudden end, by the C library.
     """
