@@ -21,7 +21,7 @@ from lorabake.changes import Caution, Tally, cautions_of, cautions_of_recipe
 from lorabake.errors import FileError
 from lorabake.inputs import Inputs
 from lorabake.interrupts import held
-from lorabake.machine import exhausted, unwritable, worded
+from lorabake.machine import check_room_for, exhausted, unwritable, worded
 from lorabake.planning import Plan, default_workers
 from lorabake.planning import plan as make_plan
 from lorabake.recipe import Recipe
@@ -117,6 +117,8 @@ def bake(recipe: Recipe | Plan, options: RunOptions | None = None) -> BakeResult
     began = time.perf_counter()
     with worded():
         plan = recipe if isinstance(recipe, Plan) else make_plan(recipe)
+        if plan.bakes:
+            check_room_for("torch", options.workers)
         shares = _survival(plan, options.warn)
         output = Output(plan, overwrite=options.overwrite, fsync=options.fsync)
         with closing(Inputs(plan)) as inputs, output:

@@ -88,9 +88,9 @@ def inspect(path: Path) -> dict[str, object]:
     elif is_lora:
         facts |= _describe_lora(lora, config)
     else:
-        facts |= _describe_checkpoint(checkpoint)
-        if inside:
-            facts["an adapter beside the weights"] = dict(_count_kinds(lora, adapters))
+        beside_weights = {"an adapter beside the weights": dict(_count_kinds(lora, adapters))} if inside else {}
+        del lora, tensors, adapters, learned  # a third of the memory
+        facts |= _describe_checkpoint(checkpoint) | beside_weights
     metadata = checkpoint.metadata
     facts |= {"trigger words": words} if (words := _trigger_words(metadata)) else {}
     known = {name: metadata[name] for name in FACTS if metadata.get(name, "None") != "None"}

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from lorabake.errors import FileError, LorabakeError, SurroundingsError, TargetError, lines_of
@@ -32,6 +33,12 @@ NO_MEMORY = ("allocate memory", "failed to map segment", "not enough memory", "o
 """What libraries say of it in errors that have another name."""
 
 NO_THREAD = ("can't start new thread", "pthread_create")
+
+BESIDE_LIBRARY = 256 << 20
+"""Bytes of address space that a bake takes beside the libraries themselves and the threads that compute."""
+
+BY_THREAD = 72 << 20
+"""Bytes of address space that a thread takes: its stack, and the C library's arena."""
 
 ALMOST_NONE = 32 << 20
 """Bytes of address space below a limit on it that any import or buffer would go beyond."""
@@ -75,7 +82,8 @@ def exhausted(error: BaseException) -> SurroundingsError | None:
     is_memory |= isinstance(error, OSError) and error.errno == errno.ENOMEM
     is_unclear = isinstance(error, ImportError | RuntimeError | SystemError | OSError)
     is_memory |= is_unclear and any(words in text for text in texts for words in NO_MEMORY)
-    if is_memory or (is_unclear and _is_almost_at_limit()):
+    left = _address_space()
+    if is_memory or (is_unclear and left is not None and left < ALMOST_NONE):
         return SurroundingsError(
             "out of memory; use fewer --workers", "Or allow more: ulimit -v, a container's limit."
         )
@@ -93,6 +101,24 @@ def worded() -> Iterator[None]:
         if (told := exhausted(error)) is None:
             raise
         raise told from error
+
+
+def check_room_for(library: str, threads: int) -> None:
+    """Raise SurroundingsError where a limit on the address space leaves a library and so many threads too little.
+
+    An import that fails half-way ends in errors of many names, or in the process's sudden end, by the C library.
+    """
+    left, spec = _address_space(), find_spec(library)
+    if left is None or spec is None or spec.origin is None:
+        return
+    needed = (
+        BESIDE_LIBRARY
+        + threads * BY_THREAD
+        + sum(path.stat().st_size for path in Path(spec.origin).parent.glob("lib/*.so*"))
+    )
+    if left < needed:
+        shown = f"{left / 1e6:.0f} MB of address space are left, and {library} needs about {needed / 1e6:.0f} MB"
+        raise SurroundingsError(f"out of memory: {shown}", "Allow more: ulimit -v.")
 
 
 def allow_open_files(count: int) -> None:
@@ -136,16 +162,16 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         following = following.__cause__ or following.__context__
 
 
-def _is_almost_at_limit() -> bool:
-    """Tell whether a limit on this process's address space leaves it next to none."""
+def _address_space() -> int | None:
+    """Return how many bytes of address space a limit leaves to this process; None without a limit."""
     if sys.platform != "linux":
-        return False
+        return None
     import resource
 
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
-        return False
+        return None
     with suppress(OSError):
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-        return limit - pages * resource.getpagesize() < ALMOST_NONE
-    return False
+        return limit - pages * resource.getpagesize()
+    return None

@@ -320,9 +320,12 @@ class KeyMap:
     def _list_in_memory(self, component: Component) -> list[Module]:
         """List a component's modules under the names that other versions of what loads it have for them."""
         own = self.stored(component) if component.renamings else {}
+        found_names = versions(own, component.renamings, self.models)
+        if not found_names:
+            return []
         on_disk = self.modules[component.name]
         known = {name: [module] for name, module in on_disk.items()}
-        for named in versions(own, component.renamings, self.models):
+        for named in found_names:
             modules = _modules(component.name, named)
             infos = {name: self.tensors[view.regions[0].key] for name, view in named.items()}
             for module in (*modules.values(), *self._experts_among(component, modules, infos, stacked)):
@@ -341,19 +344,17 @@ class KeyMap:
         return [*_modules(first, tensors).values()] if first in self.placed else []
 
     def _list_modules(self, component: Component, only: str | None = None) -> dict[str, Module]:
+        if not component.rows:
+            return self._list_as_named(component)
         layout, prefix = self.placed[component.name]
         names = tuple(each.name for each in component.layouts)
         here = names.index(layout.name)
         reader = _Reader(component.rows, here, len(names))
-        others = tuple(p for name, (_, p) in self.placed.items() if name != component.name and len(p) > len(prefix))
         fused: dict[tuple[str, str], list[Region | None]] = {}
         modules: dict[str, dict[str, View]] = {}
         unclear: set[str] = set()
         glued: set[str] = set()
-        for key, info in self.tensors.items():
-            if not key.startswith(prefix) or key.startswith(others):
-                continue
-            self.owner[key] = component.name
+        for key, info in self._owned_by(component):
             for match in reader.matches(key[len(prefix) :]):
                 for there, name in enumerate(names):
                     if only not in (None, name):
@@ -390,6 +391,27 @@ class KeyMap:
                 if parameter in modules[path]:
                     modules.setdefault(f"{path}_{parameter}", {"weight": modules[path][parameter]})
         return {name: Module(component.name, name, views) for name, views in modules.items() if name not in unclear}
+
+    def _owned_by(self, component: Component) -> Iterator[tuple[str, TensorInfo]]:
+        """Yield the tensors below a component's prefix, and below no longer one, and note whose they are."""
+        _, prefix = self.placed[component.name]
+        others = tuple(p for name, (_, p) in self.placed.items() if name != component.name and len(p) > len(prefix))
+        for key, info in self.tensors.items():
+            if key.startswith(prefix) and not key.startswith(others):
+                self.owner[key] = component.name
+                yield key, info
+
+    def _list_as_named(self, component: Component) -> dict[str, Module]:
+        """List the modules of a component without a table: all of its layouts have the file's own names."""
+        _, prefix = self.placed[component.name]
+        found: dict[str, dict[str, View]] = {}
+        for key, info in self._owned_by(component):
+            path, _, parameter = key[len(prefix) :].rpartition(".")
+            if parameter not in ("weight", "bias"):
+                path, parameter = key[len(prefix) :], "weight"
+            if path:
+                found.setdefault(path, {}).setdefault(parameter, _whole(info))
+        return {path: Module(component.name, path, views) for path, views in found.items()}
 
     def _view(
         self, match: _Match, info: TensorInfo, key: str, part: int, parts: int, *, crossed: bool, turned: bool
@@ -543,7 +565,7 @@ class _Reader:
 
     def matches(self, key: str) -> Iterator[_Match]:
         """Yield the match of one tensor name; nothing for what is neither weight nor bias where others cut."""
-        match = self._walk(key.split("."), (), ()) if self.index else None
+        match = self._walk(key.split("."), (), ())
         if match is None:  # no row speaks of it: it keeps its own name in every layout
             module, _, parameter = key.rpartition(".")
             if parameter not in ("weight", "bias"):

@@ -87,7 +87,9 @@ FILLING = {
 FLOW = re.compile(r"(?<![a-z])(?:input|output|act|activation|kv)s?(?![a-z])", re.I)
 """Words of tensors about what goes through a layer."""
 
-MAP = r"[._-](?:(?:fp8|float8|quant|dequant|weights?|scales?)[._-])?(?:map|scales?|amax|scale_inv)\.\w+"
+MAP = re.compile(
+    r"[._-](?:(?:fp8|float8|quant|dequant|weights?|scales?)[._-])?(?:map|scales?|amax|scale_inv)\.\w+", re.I
+)
 """What stands behind the stem of a file's name in the name of one that holds its scales (HunyuanVideo)."""
 
 BEHIND = re.compile(
@@ -756,22 +758,31 @@ def _mapped(checkpoint: Checkpoint, infos: Mapping[str, TensorInfo]) -> Iterator
     """Yield plain weights in float8 beside whose file another lies that may hold their scales."""
     for part in checkpoint.parts:
         root = (checkpoint.path if checkpoint.is_folder else checkpoint.path.parent) / part.folder
+        maps: dict[str, str] | None = None
         for header in part.files:
             coded = [each for each in header.tensors.values() if each.key in infos and each.dtype in FLOAT8.values()]
             eights = [info for info in coded if len(info.shape) > 1]
-            name = re.compile(re.escape(header.path.stem) + MAP, re.I)
-            beside = next(filter(name.fullmatch, _names_in(root)), None) if eights else None
+            if eights and maps is None:
+                maps = _maps_in(root)
+            beside = maps.get(header.path.stem.lower()) if eights and maps else None
             for info in eights if beside else ():
                 title = f"{WORDS[info.dtype]} beside {beside}"
                 why = f"which {visible(str(beside))} beside its file may scale\n{OTHER_SCALES}"
                 yield info.key, Strange(title, why, frozenset({info.key}), has_codes=True)
 
 
-def _names_in(folder: Path) -> list[str]:
+def _maps_in(folder: Path) -> dict[str, str]:
+    """Map the stems of files, in small letters, to the names of those that may hold their scales."""
     try:
-        return sorted(os.listdir(folder))
+        names = sorted(os.listdir(folder))
     except OSError:  # files in a folder can be read though it cannot be listed
-        return []
+        return {}
+    found: dict[str, str] = {}
+    for name in names:
+        for cut in (match.start() for match in re.finditer(r"[._-]", name)):
+            if MAP.fullmatch(name, cut):
+                found.setdefault(name[:cut].lower(), name)
+    return found
 
 
 def _misnamed(
