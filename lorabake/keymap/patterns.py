@@ -264,7 +264,7 @@ def matches_whole(pattern: str, name: str) -> bool:
 
 
 def is_quick(pattern: str) -> bool:
-    """Tell whether Python's own `re` can be given a pattern: two repeats at most, neither repeat nor choice in one."""
+    """Tell whether Python's `re` can be given a pattern: two repeats at most, neither repeat nor choice in one."""
     try:
         return _repeats(parse(pattern), inside=False) <= 2
     except (PatternError, RecursionError):

@@ -6,13 +6,13 @@ exchanges rows, which `lorabake.translation` undoes.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 from lorabake.errors import FileError, SurroundingsError
 from lorabake.tensors.packing import PackedInfo
 from lorabake.tensors.safetensors import Header, TensorInfo, fingerprint
-from lorabake.tensors.small import digest_of
 
 MAGIC = b"GGUF"
 MAX_LIST = 256
@@ -64,4 +64,6 @@ def open_gguf(path: Path) -> Header:
             tensor.name, tensor.name, way, size, path, start, stop, {"data": data}, {"type": kind}
         )
     start, identity = int(reader.data_offset), fingerprint(path)
-    return Header(path, tensors, {}, start, path.stat().st_size, digest_of(path, start), facts, identity=identity)
+    with path.open("rb") as stream:
+        digest = hashlib.sha256(stream.read(start)).hexdigest()
+    return Header(path, tensors, {}, start, path.stat().st_size, digest, facts, identity=identity)

@@ -6,6 +6,7 @@ two bytes of no type, and matrices that it holds by columns as Fortran's order.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import tokenize
 import zipfile
@@ -16,7 +17,6 @@ from lorabake.errors import FileError, lines_of
 from lorabake.tensors.dtypes import nbytes
 from lorabake.tensors.packing import turned
 from lorabake.tensors.safetensors import Header, TensorInfo, why
-from lorabake.tensors.small import digest_of
 
 _LOCAL_HEADER = 30
 _DTYPES = {
@@ -35,6 +35,8 @@ def open_npz(path: Path) -> Header:
             tensors = {info.key: info for info in (_array(path, stream, member) for member in members)}
             size = stream.seek(0, 2)
             data_start = min((info.start for info in tensors.values()), default=0)
+            stream.seek(0)
+            digest = hashlib.sha256(stream.read(data_start)).hexdigest()
         if len(tensors) < len(members):
             raise ValueError("two arrays have one name")
         if any(info.stop > size for info in tensors.values()):
@@ -53,7 +55,7 @@ def open_npz(path: Path) -> Header:
         zipfile.BadZipFile,
     ) as error:  # whatever zipfile's and NumPy's readers stumble over in a damaged file
         raise FileError(f"{path}: a damaged NumPy archive: {error!s:.100}", "Download it again.") from None
-    return Header(path, tensors, {}, data_start, size, digest_of(path, data_start))
+    return Header(path, tensors, {}, data_start, size, digest)
 
 
 def _array(path: Path, stream: IO[bytes], member: zipfile.ZipInfo) -> TensorInfo:
@@ -61,22 +63,20 @@ def _array(path: Path, stream: IO[bytes], member: zipfile.ZipInfo) -> TensorInfo
     if name == member.filename:
         raise FileError(f"{path}: holds {member.filename!r}, which is no array")
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-        raise FileError(f"{path}: {name!r} is compressed or encrypted, and cannot be read in place", f"{_SAVE}")
+        raise FileError(f"{path}: {name!r} is compressed or encrypted, and cannot be read in place", _SAVE)
     stream.seek(member.header_offset)
     local = stream.read(_LOCAL_HEADER)
     start = stream.seek(int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little"), 1)
     shape, by_columns, dtype = _read_header(stream)
     first, stop = stream.tell(), start + member.file_size
     if dtype not in _DTYPES:
-        raise FileError(
-            f"{path}: {name!r} holds {dtype}, no plain numbers of this machine's order of bytes", f"{_SAVE}"
-        )
+        raise FileError(f"{path}: {name!r} holds {dtype}, no plain numbers of this machine's order of bytes", _SAVE)
     if first + nbytes(_DTYPES[dtype], shape) != stop:
         raise ValueError(f"{name!r} says {shape} of {dtype}, and is {stop - first} bytes")
     if not by_columns or len(shape) < 2:
         return TensorInfo(name, name, _DTYPES[dtype], shape, path, first, stop)
     if len(shape) > 2:
-        raise FileError(f"{path}: {name!r} is stored by columns", f"{_SAVE}")
+        raise FileError(f"{path}: {name!r} is stored by columns", _SAVE)
     return turned(TensorInfo(name, name, _DTYPES[dtype], shape[::-1], path, first, stop))
 
 

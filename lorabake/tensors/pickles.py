@@ -159,10 +159,10 @@ def _read(path: Path, identity: Fingerprint) -> Header:
             stream.seek(0)
             loaded, places = _read_zip(path, stream, size) if is_zip else _read_legacy(path, stream, size)
     except CodeError as error:
-        raise FileError(f"{path}: a pickle that wants to run code: {error.args[0]!r:.100}", f"{_CONVERT}") from None
+        raise FileError(f"{path}: a pickle that wants to run code: {error.args[0]!r:.100}", *_CONVERT) from None
     except (PickleError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, struct.error) as error:
         raise FileError(
-            f"{path}: not a readable PyTorch file: {str(error) or 'it ends early':.150}", f"{_AGAIN}"
+            f"{path}: not a readable PyTorch file: {str(error) or 'it ends early':.150}", _AGAIN
         ) from None
     except (OSError, ValueError) as error:
         raise FileError(*lines_of(f"{path}: ", why(error))) from None
@@ -345,7 +345,7 @@ def _read_zip(path: Path, stream: BinaryIO, size: int) -> tuple[object, _Places]
             raise PickleError("a TorchScript program, not tensors by name")
         order = members.get(f"{roots[0]}byteorder")
         if order is not None and (order.file_size > CHUNK or archive.read(order).strip() != b"little"):
-            raise FileError(f"{path}: was saved by a machine that has the highest byte first", f"{_CONVERT}")
+            raise FileError(f"{path}: was saved by a machine that has the highest byte first", *_CONVERT)
         with archive.open(members[f"{roots[0]}data.pkl"]) as pickled:
             loaded = load(cast(BinaryIO, pickled), NAMES, _storage_of)
         places, packed = _Places(), []
@@ -386,7 +386,7 @@ def _read_legacy(path: Path, stream: BinaryIO, size: int) -> tuple[object, _Plac
         raise PickleError("no file of torch.save")
     told = load(stream, {}, _storage_of)
     if not isinstance(told, dict) or told.get("little_endian") is not True:
-        raise FileError(f"{path}: was saved by a machine that has the highest byte first", f"{_CONVERT}")
+        raise FileError(f"{path}: was saved by a machine that has the highest byte first", *_CONVERT)
     seen: dict[str, str | None] = {}
 
     def storage_of(saved: object) -> object:
@@ -536,7 +536,7 @@ def _check_claim(path: Path, key: str, tensor: _Tensor, size: int) -> None:
 
 def _check_growth(path: Path, size: int, claimed: int) -> None:
     if claimed > max(_GROWTH * size, _LEAST):
-        raise FileError(f"{path}: its tensors claim {claimed} bytes, and the file has {size}", f"{_AGAIN}")
+        raise FileError(f"{path}: its tensors claim {claimed} bytes, and the file has {size}", _AGAIN)
 
 
 def _place(path: Path, key: str, tensor: _Tensor, places: _Places) -> tuple[Path, int, int]:
@@ -546,13 +546,13 @@ def _place(path: Path, key: str, tensor: _Tensor, places: _Places) -> tuple[Path
         return path, 0, 0
     width = 1 if storage.dtype is None else DTYPES[storage.dtype].bits // 8 if storage.dtype in DTYPES else 0
     if storage.name not in places.stored:
-        raise FileError(f"{path}: {key!r:.100}: its values are not in the file", f"{_AGAIN}")
+        raise FileError(f"{path}: {key!r:.100}: its values are not in the file", _AGAIN)
     file, start, length = places.stored[storage.name]
     first = storage.first * width + tensor.offset * tensor.width
     bytes_spanned = tensor.span * tensor.width
     inside = first + bytes_spanned <= min(length, (storage.first + storage.count) * width)
     if not inside:
-        raise FileError(f"{path}: {key!r:.100}: reaches over the end of its storage", f"{_AGAIN}")
+        raise FileError(f"{path}: {key!r:.100}: reaches over the end of its storage", _AGAIN)
     return file, start + first, bytes_spanned
 
 
