@@ -78,7 +78,7 @@ def choose_device(
         try:
             return _asked(torch.device(name), precision, dtypes, warn)
         except (RuntimeError, AssertionError) as error:
-            raise SurroundingsError(f"device {name!r} cannot be used: {first_line(error)}", f"{ADVICE}") from None
+            raise SurroundingsError(f"device {name!r} cannot be used: {first_line(error)}", ADVICE) from None
     accelerator = torch.accelerator.current_accelerator()
     if accelerator is not None:
         try:

@@ -10,8 +10,8 @@
 
 Whatever else is raised is a fault of lorabake's own: exit 4.
 
-Each argument is a line of the message. The first stands alone; further lines give detail and advice. Line breaks in
-an argument, and other characters that are not seen, become escapes: a name from a file cannot add a line.
+Each argument is a line of the message. The first stands alone; further lines give detail and advice. In `lines`, what
+an argument has of line breaks and other characters that are not seen is an escape: no name from a file adds a line.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class LorabakeError(Exception):
     exit_code = 2
 
     def __init__(self, *lines: str) -> None:
-        super().__init__(*shortened([visible(line) for line in lines]))
+        super().__init__(*shortened(lines))
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """Return the lines of the message."""
-        return self.args or (type(self).__name__,)
+        """Return the lines of the message as they may be printed."""
+        return tuple(map(visible, self.args)) or (type(self).__name__,)
 
     def __str__(self) -> str:
-        """Return the message as one text."""
+        """Return the message as one text, names as they are."""
         return "\n".join(self.args)
 
 

@@ -205,7 +205,7 @@ class Executor:
             if "can't allocate memory" in str(error):  # the host
                 raise
             raise SurroundingsError(
-                f"{self.device.place} failed while baking {step.targets[0].key}: {first_line(error)}", f"{ADVICE}"
+                f"{self.device.place} failed while baking {step.targets[0].key}: {first_line(error)}", ADVICE
             ) from error
         return True
 

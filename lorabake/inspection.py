@@ -107,7 +107,7 @@ def _describe_lora(lora: LoraSource, said: Mapping[str, object] | None) -> dict[
         config = None if said is None else PeftConfig.read(said, f"{where}: adapter_config.json", types)
         lora = replace(lora, config=config, component_configs=from_metadata(lora.checkpoint.metadata, where, types))
     except FileError as error:
-        why_not.append("; ".join(error.lines))
+        why_not.append(str(error))
     tensors, evidence, dialect = lora.tensors, recognise(lora.tensors), dialect_of(lora.checkpoint)
     ranks: Counter[int] = Counter()
     alphas: Counter[str] = Counter()
@@ -129,8 +129,7 @@ def _describe_lora(lora: LoraSource, said: Mapping[str, object] | None) -> dict[
                     scales.update([scale])
         named = tables.named(module.name) or generic.named(module.name)
         components["/".join(sorted(named)) or "not said"] += 1
-    reasons = (REASONS.get(name, f"{name} is not supported by this version") for name in tensors.unsupported)
-    why_not += [reason.replace("\n", "; ") for reason in reasons]
+    why_not += [REASONS.get(name, f"{name} is not supported by this version") for name in tensors.unsupported]
     learned = _embeddings(lora)
     strange = [info.key for info in tensors.unknown if info.key not in learned]
     by_name = "" if evidence.whole or evidence.is_text else " (by names alone)"

@@ -448,7 +448,7 @@ def load_recipe(path: str | Path) -> Recipe:
     try:
         data = read_small(path, MAX_BYTES, "a recipe")
     except FileError as error:
-        raise RecipeError(*error.lines) from None
+        raise RecipeError(*error.args) from None
     except (OSError, ValueError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
         raise RecipeError(f"{path}: cannot read the recipe: {reason}") from error

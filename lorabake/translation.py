@@ -18,6 +18,7 @@ from lorabake.dialects import dialects
 from lorabake.dialects.llama_cpp import LLAMA_CPP
 from lorabake.errors import FileError, MatchError
 from lorabake.keymap.dialect import PARTS, Dialect, Heads, Naming
+from lorabake.keymap.patterns import Patterns
 from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.spelling import LoraModule, LoraTensors
 from lorabake.keymap.table import KeyMap, Module, numbered
@@ -257,8 +258,10 @@ def _llama_cpp(dialect: Dialect, lora: _Lora) -> _Said:
         {},
         rank=1,
         alpha=alpha,
-        rank_pattern=ranks,
-        alpha_pattern={} if alpha else {name: float(rank) for name, rank in ranks.items()},  # 0 stands for the rank
+        rank_pattern=Patterns(ranks),
+        alpha_pattern=Patterns()
+        if alpha
+        else Patterns({name: float(rank) for name, rank in ranks.items()}),  # 0 stands for the rank
         modules_to_save=tuple(name for name, each in lora.tensors.modules.items() if "whole_weight" in each.slots),
     )
     return _Said(naming, _heads(lora.base), config)

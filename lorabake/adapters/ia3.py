@@ -6,11 +6,11 @@ PEFT stores the factor itself (`ia3_l`): W' = W ⊙ l; where it scales outputs, 
 
 from __future__ import annotations
 
-import re
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
 from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms
+from lorabake.keymap.patterns import matches_whole
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +83,7 @@ class PeftIa3(Kind):
         listed = (config or {}).get("feedforward_modules")
         said: bool | None = None
         if isinstance(listed, str):
-            said = re.fullmatch(listed, module) is not None
+            said = matches_whole(listed, module)
         elif isinstance(listed, list) or (told is None and config is not None and listed is None):
             said = any(module.endswith(str(name)) for name in listed or ())  # as PEFT: `conv` is `preconv`, too
         if told is None and said is None:

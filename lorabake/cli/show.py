@@ -79,5 +79,7 @@ def fact_lines(facts: Mapping[str, object], indent: str = "") -> Iterator[str]:
             yield f"{label}  {', '.join(map(str, value))}"
         elif name == "bytes" and isinstance(value, int):
             yield f"{label}  {value:,} ({size_of(value)})"
+        elif name == "cannot be baked":  # a reason in lorabake's words, perhaps with advice
+            yield f"{label}  {'; '.join(str(value).splitlines())}"
         else:
             yield f"{label}  {value}"

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from sys import float_info
-from typing import Final, TypeGuard, cast
+from typing import Any, Final, TypeGuard, cast
 
 from lorabake.errors import FileError, lines_of
 from lorabake.keymap.experts import STACKS
+from lorabake.keymap.patterns import PatternError, Patterns
 from lorabake.tensors.small import parse_json
 
 SCALED = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
@@ -116,7 +117,8 @@ class PeftConfig:
     """Hold what adapter_config.json says of ranks and scales; `where` is its place, for messages.
 
     `kind` is PEFT's type, `fields` the configuration as it was read, for adapter kinds that need more. `parameters`
-    are PEFT's `target_parameters`: tensors, named as such and not by their layers.
+    are PEFT's `target_parameters`: tensors, named as such and not by their layers. `own` are the fields of PATTERNS,
+    as they stand there.
     """
 
     where: str
@@ -124,14 +126,15 @@ class PeftConfig:
     fields: Mapping[str, object]
     rank: int
     alpha: float
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    rank_pattern: Patterns[int] = field(default_factory=Patterns)
+    alpha_pattern: Patterns[float] = field(default_factory=Patterns)
     rslora: bool = False
     dora: bool = False
     fan_in_fan_out: bool = False
     bias: str = "none"
     modules_to_save: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
+    own: Mapping[str, Patterns[object]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, config: Mapping[str, object], where: str, types: Mapping[str, frozenset[str]]) -> PeftConfig:
@@ -171,20 +174,25 @@ class PeftConfig:
             fields=config,
             rank=_rank(config.get("r", 8) if scaled else 8, f"{where}: r"),
             alpha=_number(config.get(alpha, 8), f"{where}: {alpha}"),
-            rank_pattern={
-                k: _rank(v, f"{where}: rank_pattern.{k}")
-                for k, v in _pairs(config if scaled else {}, "rank_pattern", where)
-            },
-            alpha_pattern={
-                k: _number(v, f"{where}: alpha_pattern.{k}")
-                for k, v in _pairs(config if scaled else {}, "alpha_pattern", where)
-            },
+            rank_pattern=Patterns(
+                {
+                    k: _rank(v, f"{where}: rank_pattern.{k}")
+                    for k, v in _pairs(config if scaled else {}, "rank_pattern", where)
+                }
+            ),
+            alpha_pattern=Patterns(
+                {
+                    k: _number(v, f"{where}: alpha_pattern.{k}")
+                    for k, v in _pairs(config if scaled else {}, "alpha_pattern", where)
+                }
+            ),
             rslora=_flag(config, "use_rslora", where),
             dora=_flag(config, "use_dora", where),
             fan_in_fan_out=_flag(config, "fan_in_fan_out", where),
             bias=str(bias),
             modules_to_save=modules,
             parameters=_names(config, "target_parameters", where),
+            own={name: Patterns(value) for name in PATTERNS if isinstance(value := config.get(name), dict)},
         )
 
     @classmethod
@@ -233,8 +241,8 @@ class PeftConfig:
         """Return the fields as they hold for one module: its own numbers, where patterns give it some."""
         fields = dict(self.fields)
         for name, place in PATTERNS.items():
-            patterns = fields.get(name)
-            if isinstance(patterns, dict) and (pattern := _first(patterns, module, self.where)) is not None:
+            patterns = self.own.get(name, Patterns())
+            if (pattern := self._first(patterns, module)) is not None:
                 fields[place] = patterns[pattern]
         if self.kind in SCALED:
             fields["r"] = self.rank_of(module)
@@ -247,7 +255,7 @@ class PeftConfig:
 
     def rank_of(self, module: str) -> int:
         """Return the rank that a module was trained with."""
-        pattern = _first(self.rank_pattern, module, self.where)
+        pattern = self._first(self.rank_pattern, module)
         return self.rank if pattern is None else self.rank_pattern[pattern]
 
     def scale_of(self, module: str) -> float:
@@ -272,21 +280,29 @@ class PeftConfig:
 
     def alpha_of(self, module: str) -> float:
         """Return the alpha that a module was trained with."""
-        pattern = _first(self.alpha_pattern, module, self.where)
+        pattern = self._first(self.alpha_pattern, module)
         return self.alpha if pattern is None else self.alpha_pattern[pattern]
 
     def said_alpha_of(self, module: str) -> float | None:
         """Return the alpha that the configuration itself says, None where the scale has another source."""
         said = SCALED.get(self.kind, "lora_alpha")
-        if self.is_mlx or (_first(self.alpha_pattern, module, self.where) is None and said not in self.fields):
+        if self.is_mlx or (self._first(self.alpha_pattern, module) is None and said not in self.fields):
             return None
         return self.alpha_of(module) if self.kind in SCALED else _number(self.fields[said], f"{self.where}: {said}")
 
     def _older_scale(self, module: str) -> float:
         """Return the scale of PEFT before 0.14: LoKr had none, and one name was looked up in both patterns."""
-        name = _first((*self.rank_pattern, *self.alpha_pattern), module, self.where)
+        ranked = self._first(self.rank_pattern, module)
+        name = self._first(self.alpha_pattern, module) if ranked is None else ranked
         alpha = self.alpha if name is None else self.alpha_pattern.get(name, self.alpha)
         return 1.0 if self.kind == "LOKR" else self._scale(alpha, module)
+
+    def _first(self, patterns: Patterns[Any], module: str) -> str | None:
+        """Return the first pattern that matches a module, None if none does."""
+        try:
+            return patterns.first(module)
+        except PatternError as error:
+            raise FileError(f"{self.where}: {error}") from None
 
     def saves(self, module: str, slot: str) -> bool:
         """Tell whether a whole tensor of this module is meant to replace the base's.
@@ -351,16 +367,6 @@ def from_metadata(
     return {
         component: PeftConfig.read(section, f"{where}, {component}", types) for component, section in sections.items()
     }
-
-
-def _first(patterns: Iterable[str], module: str, where: str) -> str | None:
-    for pattern in patterns:
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return pattern
-        except re.error as error:
-            raise FileError(f"{where}: the pattern {pattern!r} is no regular expression: {error}") from None
-    return None
 
 
 def _pairs(config: Mapping[str, object], name: str, where: str) -> list[tuple[str, object]]:

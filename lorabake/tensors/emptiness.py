@@ -38,10 +38,10 @@ def hollow_words(tensors: Mapping[str, TensorInfo], ends: str = "") -> str:
 def check_lora(name: str, tensors: Mapping[str, TensorInfo]) -> None:
     """Raise FileError for a LoRA all of whose tensors are empty; where some are, they are told to have no place."""
     if tensors and all(info.shape == (0,) for info in tensors.values()):
-        raise FileError(f"LoRA {name!r}: {hollow_words(tensors)}", f"{ADVICE}")
+        raise FileError(f"LoRA {name!r}: {hollow_words(tensors)}", *ADVICE)
 
 
 def check_checkpoint(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
     """Raise FileError for a checkpoint whose weights, or some of them, are empty."""
     if hollow := hollow_words(tensors, WEIGHT):
-        raise FileError(f"{path}: {hollow}", f"{ADVICE}")
+        raise FileError(f"{path}: {hollow}", *ADVICE)

@@ -606,7 +606,7 @@ def _check_claim(path: Path, key: str, tensor: _Tensor, size: int) -> None:
 
 def _check_growth(path: Path, size: int, claimed: int) -> None:
     if claimed > max(_GROWTH * size, _LEAST):
-        raise FileError(f"{path}: its tensors claim {claimed} bytes, and the file has {size}", f"{_AGAIN}")
+        raise FileError(f"{path}: its tensors claim {claimed} bytes, and the file has {size}", _AGAIN)
 
 
 def _place(path: Path, key: str, tensor: _Tensor, places: _Places) -> tuple[Path, int, int]:
@@ -616,13 +616,13 @@ def _place(path: Path, key: str, tensor: _Tensor, places: _Places) -> tuple[Path
         return path, 0, 0
     width = _width(storage.dtype)
     if storage.name not in places.stored:
-        raise FileError(f"{path}: {key!r:.100}: its values are not in the file", f"{_AGAIN}")
+        raise FileError(f"{path}: {key!r:.100}: its values are not in the file", _AGAIN)
     file, start, length = places.stored[storage.name]
     first = storage.first * width + tensor.offset * tensor.width
     bytes_spanned = tensor.span * tensor.width
     inside = first + bytes_spanned <= min(length, (storage.first + storage.count) * width)
     if not inside:
-        raise FileError(f"{path}: {key!r:.100}: reaches over the end of its storage", f"{_AGAIN}")
+        raise FileError(f"{path}: {key!r:.100}: reaches over the end of its storage", _AGAIN)
     return file, start + first, bytes_spanned
 
 

@@ -310,7 +310,7 @@ def _read_raw(path: Path) -> tuple[bytes, int, Fingerprint]:
 def _checked_length(path: Path, head: bytes, size: int) -> int:
     """Return the number of bytes before the data."""
     if not head:
-        raise FileError(f"{path}: the file is empty", f"{_DOWNLOAD}")
+        raise FileError(f"{path}: the file is empty", _DOWNLOAD)
     length = int.from_bytes(head[:_LENGTH_BYTES], "little")
     begins_well = head[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{"
     if begins_well and length <= min(MAX_HEADER, size - _LENGTH_BYTES):
@@ -319,13 +319,13 @@ def _checked_length(path: Path, head: bytes, size: int) -> int:
         what, advice = foreign
         raise FileError(f"{path}: is {what}, not SafeTensors", f"{advice}")
     if len(head) < _LENGTH_BYTES:
-        raise FileError(f"{path}: too short for SafeTensors: {len(head)} bytes", f"{_DOWNLOAD}")
+        raise FileError(f"{path}: too short for SafeTensors: {len(head)} bytes", _DOWNLOAD)
     if length > MAX_HEADER:
         raise FileError(f"{path}: not SafeTensors: the header would take {length} bytes, the limit is {MAX_HEADER}")
     if length > size - _LENGTH_BYTES:
         raise FileError(
             f"{path}: truncated: the header alone takes {_LENGTH_BYTES + length} bytes, the file has {size}",
-            f"{_DOWNLOAD}",
+            _DOWNLOAD,
         )
     raise FileError(f"{path}: not SafeTensors: the header does not begin with '{{'")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import stat
@@ -72,16 +71,6 @@ def check_depth(value: object) -> None:
         if not level:
             return
     raise ValueError("nested too deeply")
-
-
-def digest_of(path: Path, count: int) -> str:
-    """Return the SHA-256 of a file's first bytes."""
-    digest = hashlib.sha256()
-    with open_regular(path) as stream:
-        while count > 0 and (chunk := stream.read(min(count, MIB))):
-            digest.update(chunk)
-            count -= len(chunk)
-    return digest.hexdigest()
 
 
 def holds(path: Path, content: bytes) -> bool:

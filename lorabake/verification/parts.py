@@ -267,14 +267,14 @@ def _other(plan: Plan, name: str, maker: Any) -> Any:
     if issubclass(maker, ConfigMixin):
         config = _config(plan, name, str(maker.config_name))
         return None if config is None else _configured(maker, config)
-    if not issubclass(maker, PushToHubMixin):  # as all of its tokenizers and processors are
-        raise CannotDrawError(f"{name} is a {maker.__name__}, which is neither a network nor what prepares its input")
     folders = [place / name for place in _folders(plan)]
     if said is not None and said.tokenizers is not None:
         folder = plan.sources.recipe.locate(said.tokenizers)
         folders[:0] = [folder / name, folder]
     for folder in folders:
         if is_there(folder) and is_folder(folder) and any(not is_folder(each) for each in folder.iterdir()):
+            if not issubclass(maker, PushToHubMixin):  # as all tokenizers and processors are
+                raise CannotDrawError(f"{name} is a {maker.__name__}: neither a network nor what prepares its input")
             return _read_folder(maker, folder)
     if maker.__name__.startswith("CLIPTokenizer"):
         return tokenizer("!" if name.endswith("_2") else "<|endoftext|>")

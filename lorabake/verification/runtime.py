@@ -6,7 +6,7 @@ module. Where they cannot, or would leave a part out, the weights get what lorab
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, filterwarnings
@@ -15,6 +15,7 @@ import numpy as np
 
 from lorabake.adapters.kind import matrix
 from lorabake.errors import SurroundingsError, first_line
+from lorabake.keymap.patterns import is_quick
 from lorabake.keymap.table import KeyMap, Module
 from lorabake.keymap.view import Region, View
 from lorabake.matching import Patch
@@ -226,7 +227,7 @@ def _covers(whole: View, part: View) -> bool:
 
 
 def check_configs(lora: LoraSource) -> None:
-    """Refuse what PEFT should not be given: a configuration that names a module of Python's, which it would import.
+    """Refuse what PEFT should not be given: a module of Python's to import, or patterns that it would try for ever.
 
     diffusers gives PEFT what a file's metadata say, too.
     """
@@ -234,6 +235,19 @@ def check_configs(lora: LoraSource) -> None:
     for config in configs:
         if config.fields.get("megatron_config"):
             raise CannotLoadError(f"{lora.name}: its configuration names a module for PEFT to import")
+        if slow := next((each for each in _patterns(config.fields) if not is_quick(each)), None):
+            raise CannotLoadError(f"{lora.name}: its pattern {slow!r:.60} may take PEFT without end")
+
+
+def _patterns(fields: Mapping[str, object]) -> Iterator[str]:
+    """Yield all regular expressions that PEFT finds in a configuration; lists are of names."""
+    for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save", "feedforward_modules"):
+        if isinstance(text := fields.get(name), str):
+            yield text
+    for value in fields.values():
+        yield from value if isinstance(value, dict) else ()
+    listed = fields.get("layers_pattern")
+    yield from (str(each) for each in listed) if isinstance(listed, list) else ()
 
 
 def _check_file(lora: LoraSource) -> None:

@@ -18,7 +18,7 @@ def test_what_files_say_stays_text(
         "names, metadata and configurations that try to steer the terminal or forge a verdict",
         "what is printed holds no control character and no line but lorabake's own",
     )
-    step, tried = effort(6, 1), 0
+    step, tried = effort(9, 1), 0
     for payload, evil in PAYLOADS.items():
         for world in WORLDS:
             tried += 1

@@ -7,6 +7,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -285,3 +287,13 @@ def test_without_programs_nothing_is_told(
     verification = look(tmp_path / world, monkeypatch)
     check(verification, tmp_path / world, "")
     assert verification.samples is not None
+
+
+def test_modules_in_the_current_folder_are_not_imported(tmp_path: Path) -> None:
+    for name in ("yaml", "click", "pydantic", "tqdm", "numpy", "torch", "gguf"):
+        write(tmp_path / f"{name}.py", f"open({str(tmp_path / CANARY)!r}, 'w')\n")
+    for arguments in (("plan", "recipe.yaml"), ("inspect", "lora.gguf")):
+        command = [sys.executable, "-m", "lorabake", *arguments]
+        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert ended.returncode == 2, ended.stderr
+    assert not (tmp_path / CANARY).exists()
