@@ -5,7 +5,6 @@ Headers only, but for the alphas, which are single numbers.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -30,7 +29,7 @@ from lorabake.tensors.checkpoint import Checkpoint, open_lora
 from lorabake.tensors.dtypes import decode_scalar
 from lorabake.tensors.emptiness import WEIGHT, hollow_words
 from lorabake.tensors.formats import find_packing
-from lorabake.tensors.safetensors import TensorInfo
+from lorabake.tensors.safetensors import TensorInfo, parse_json, read_stored
 from lorabake.translation import dialect_of, transcribe
 
 FACTS = (
@@ -289,12 +288,11 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
 
 def _alpha(info: TensorInfo) -> float | str:
     """Read an alpha; where it is no number, return what it is."""
-    with open(info.file, "rb") as stream:
-        stream.seek(info.start)
-        try:
-            return decode_scalar(info.dtype, stream.read(info.nbytes))
-        except ValueError:
-            return f"{info.dtype} {list(info.shape)}, which is no number"
+    raw = read_stored(info)
+    try:
+        return decode_scalar(info.dtype, raw)
+    except ValueError:
+        return f"{info.dtype} {list(info.shape)}, which is no number"
 
 
 def _trigger_words(metadata: Mapping[str, str]) -> list[str]:
@@ -311,6 +309,6 @@ def _trigger_words(metadata: Mapping[str, str]) -> list[str]:
 
 def _parsed(text: str) -> object:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return text

@@ -14,6 +14,7 @@ from typing import Final, TypeGuard, cast
 
 from lorabake.errors import FileError
 from lorabake.keymap.experts import STACKS
+from lorabake.tensors.safetensors import parse_json
 
 SCALED = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
 """PEFT's type -> the field that is divided by the rank."""
@@ -338,8 +339,8 @@ def from_metadata(
         return {}
     where = f"{where}: lora_adapter_metadata"
     try:
-        flat = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        flat = parse_json(text)
+    except ValueError as error:
         raise FileError(f"{where} is no JSON: {error}") from None
     if not isinstance(flat, dict):
         raise FileError(f"{where} must be a JSON object")

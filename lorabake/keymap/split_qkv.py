@@ -7,12 +7,11 @@ none, the zeros beside the diagonal and the scale of the file's other modules do
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
 from lorabake.keymap.spelling import LoraModule
 from lorabake.tensors.dtypes import decode_scalar
-from lorabake.tensors.safetensors import TensorInfo
+from lorabake.tensors.safetensors import TensorInfo, parse_json, read_stored
 
 NOTE = "q, k and v were trained apart (split_qkv): alpha is over the rank of one part in {count} modules, by {source}"
 
@@ -26,8 +25,8 @@ def said_by(metadata: Mapping[str, str]) -> bool | None:
     if "is resized from" in comment or "Dynamic resize with" in comment:
         return None
     try:
-        arguments = json.loads(metadata.get("ss_network_args", "null"))
-    except (ValueError, RecursionError):
+        arguments = parse_json(metadata.get("ss_network_args", "null"))
+    except ValueError:
         return None
     return str(arguments.get("split_qkv")) == "True" if isinstance(arguments, dict) else None
 
@@ -57,7 +56,7 @@ def alpha_of(module: LoraModule) -> float | None:
     """Read a module's alpha; None where it has none, or only its header is at hand."""
     info = module.slots.get("alpha")
     try:
-        return decode_scalar(info.dtype, _bytes(info)) if info else None
+        return decode_scalar(info.dtype, read_stored(info)) if info else None
     except (FileNotFoundError, ValueError):
         return None
 
@@ -66,7 +65,7 @@ def _has_blocks(up: TensorInfo, sizes: Sequence[int]) -> bool:
     """Tell whether all values beside the diagonal of blocks are zero, and not all on it."""
     import numpy as np
 
-    raw = np.frombuffer(_bytes(up), np.uint8)
+    raw = np.frombuffer(read_stored(up), np.uint8)
     rows, parts = sum(sizes), len(sizes)
     if up.shape[0] != rows or raw.size % (rows * up.shape[1]):
         return False
@@ -80,9 +79,3 @@ def _has_blocks(up: TensorInfo, sizes: Sequence[int]) -> bool:
             return False
         start += size
     return True
-
-
-def _bytes(info: TensorInfo) -> bytes:
-    with open(info.file, "rb") as stream:
-        stream.seek(info.start)
-        return stream.read(info.nbytes)

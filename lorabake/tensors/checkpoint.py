@@ -21,6 +21,7 @@ from lorabake.tensors.safetensors import (
     is_there,
     parse_object,
     read_header,
+    shallow,
     some,
     why,
 )
@@ -352,7 +353,9 @@ def read_object(path: Path) -> dict[str, object]:
     if is_folder(path):
         raise FileError(f"{path}: is a folder, not a file")
     try:
-        return parse_object(path.read_bytes())
+        found = parse_object(path.read_bytes())
+        shallow(found)
+        return found
     except OSError as error:
         raise FileError(f"{path}: {why(error)}") from None
     except ValueError as error:

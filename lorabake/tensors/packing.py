@@ -7,7 +7,6 @@ which, `lorabake.tensors.formats` tells. What needs torch imports it where it is
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +15,7 @@ from math import prod
 from typing import TYPE_CHECKING, cast
 
 from lorabake.tensors.dtypes import DTYPES, LARGEST
-from lorabake.tensors.safetensors import TensorInfo
+from lorabake.tensors.safetensors import TensorInfo, parse_json, read_stored
 
 if TYPE_CHECKING:
     import numpy as np
@@ -429,15 +428,13 @@ def read_shape(info: TensorInfo) -> tuple[int, ...]:
 
 def read_note(info: TensorInfo) -> bytes:
     """Read a short tensor, its first bytes if it is long."""
-    with open(info.file, "rb") as stream:
-        stream.seek(info.start)
-        return stream.read(min(info.nbytes, MAX_NOTE))
+    return read_stored(info, count=min(info.nbytes, MAX_NOTE))
 
 
 def read_facts(info: TensorInfo) -> dict[str, object]:
     """Read a tensor of bytes that hold a JSON object; an empty one where they do not."""
     try:
-        said = json.loads(read_note(info))
-    except (ValueError, RecursionError):
+        said = parse_json(read_note(info))
+    except ValueError:
         return {}
     return said if isinstance(said, dict) else {}

@@ -15,6 +15,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TypeGuard
 
@@ -23,6 +24,9 @@ from lorabake.tensors.dtypes import DTYPES, nbytes
 
 MAX_HEADER = 100_000_000
 """Bytes of JSON beyond which the safetensors library refuses a file, and so does lorabake."""
+
+MAX_DEPTH = 100
+"""Objects and lists within one another, in what JSON says; configurations have 10."""
 
 _LENGTH_BYTES = 8
 _SNIFFED = 512
@@ -158,6 +162,42 @@ def parse_object(raw: bytes) -> dict[str, object]:
     if not isinstance(value, dict):
         raise ValueError(f"not a JSON object but {_brief.repr(value)}")
     return value
+
+
+def parse_json(text: str | bytes) -> object:
+    """Parse a JSON text that may be hostile; raise ValueError for one that is none, or nested beyond use.
+
+    What it returns may be walked by functions that call themselves: it is MAX_DEPTH deep at most.
+    """
+    try:
+        return shallow(json.loads(text))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def shallow(value: object) -> object:
+    """Return parsed JSON as it is; raise ValueError where it is nested more than MAX_DEPTH deep."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = [*chain.from_iterable(inner)]
+        if not level:
+            return value
+    raise ValueError(f"nested more than {MAX_DEPTH} deep")
+
+
+def read_stored(info: TensorInfo, start: int = 0, count: int | None = None) -> bytes:
+    """Read a tensor's bytes, or `count` of them from `start`; raise FileError where they cannot be read."""
+    count = info.nbytes - start if count is None else count
+    try:
+        with open(info.file, "rb") as stream:
+            stream.seek(info.start + start)
+            found = stream.read(count)
+    except (OSError, ValueError) as error:
+        raise FileError(f"{info.file}: {why(error)}") from None
+    if len(found) < count:
+        raise FileError(f"{info.file}: became shorter while it was read")
+    return found
 
 
 def fingerprint(path: Path | int) -> Fingerprint:

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from lorabake.errors import FileError, TargetError
 from lorabake.tensors.checkpoint import Checkpoint, Part, read_object
 from lorabake.tensors.packing import Facts, read_facts
-from lorabake.tensors.safetensors import Header
+from lorabake.tensors.safetensors import Header, parse_json
 
 NOTE = "comfy_quant"
 """The leaf of a tensor that says in JSON how the weight beside it is stored."""
@@ -326,8 +326,8 @@ def _parsed(texts: _Texts, name: str) -> dict[str, object]:
 def _json(text: str) -> object:
     """Return what a text says in JSON, None where it is none."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return None
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -14,7 +15,7 @@ from lorabake.errors import FileError
 from lorabake.planning import plan as make_plan
 from lorabake.recipe import Recipe
 from lorabake.tensors.checkpoint import open_checkpoint
-from lorabake.tensors.safetensors import is_there, some
+from lorabake.tensors.safetensors import is_there, parse_json, some
 from lorabake.verification.findings import Finding, SampleOptions, Verification
 from lorabake.verification.stages import ORDER, Run
 
@@ -83,7 +84,7 @@ def embedded_recipe(baked: Path, inputs: Path | None = None) -> Recipe:
             "Give the recipe that it should follow: lorabake verify RECIPE --baked FILE"
         )
     try:
-        form = json.loads(text)
+        form = cast(Any, parse_json(text))
         for lora in form["loras"]:
             lora["blocks"] = dict(lora["blocks"])
         form["output"]["path"] = baked.name

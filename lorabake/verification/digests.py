@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from lorabake.errors import FileError
 from lorabake.planning import Plan
 from lorabake.provenance import DATA_HASHES, beside
 from lorabake.tensors.checkpoint import Checkpoint
-from lorabake.tensors.safetensors import Header, read_header
+from lorabake.tensors.safetensors import Header, parse_json, read_header
 from lorabake.verification.arrays import CHUNK, Files
 from lorabake.verification.findings import Finding, Status
 from lorabake.verification.structure import name_of
@@ -71,8 +70,11 @@ class Digests:
     def _configs(self) -> Iterator[Finding]:
         """Compare what lies beside LoRAs and says their scales with what was there at the bake."""
         try:
-            made_of = json.loads(self.baked.metadata.get("lorabake.inputs", "{}")).get("loras", [])
-        except (ValueError, AttributeError):
+            said = parse_json(self.baked.metadata.get("lorabake.inputs", "{}"))
+        except ValueError:
+            return
+        made_of = said.get("loras") if isinstance(said, dict) else None
+        if not isinstance(made_of, list):
             return
         for source, entry in zip(self.plan.sources.loras, made_of, strict=False):
             files = entry.get("files", []) if isinstance(entry, dict) else []

@@ -17,6 +17,7 @@ from warnings import catch_warnings, simplefilter
 from lorabake.planning import Plan
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.dtypes import DTYPES
+from lorabake.tensors.safetensors import parse_json
 from lorabake.verification.findings import Finding, Status
 
 DESCRIBES = ("_class_name", "model_type", "architectures")
@@ -128,8 +129,8 @@ def _shown(value: object) -> str:
 
 def _parsed(raw: bytes) -> dict[str, object] | None:
     try:
-        found = json.loads(raw)
-    except (ValueError, RecursionError):
+        found = parse_json(raw)
+    except ValueError:
         return None
     return found if isinstance(found, dict) else None
 

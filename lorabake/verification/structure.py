@@ -14,7 +14,7 @@ from lorabake.errors import FileError
 from lorabake.keymap.spelling import patterns
 from lorabake.planning import Embedding, OutputFile, Plan, Target
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, read_object
-from lorabake.tensors.safetensors import Header, read_header
+from lorabake.tensors.safetensors import Header, parse_json, read_header
 from lorabake.tensors.statements import as_texts, in_metadata
 from lorabake.verification.findings import Finding, Status
 from lorabake.verification.side_files import check_side_files
@@ -227,8 +227,8 @@ def _object(said: object) -> dict[str, object]:
 
 def _parsed(text: str) -> object:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return text
 
 

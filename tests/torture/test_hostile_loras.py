@@ -31,6 +31,11 @@ PROMISE = "a bake, or one error that says what is wrong; nothing else, and no ta
 FLOATS = {"F32": "<f4", "F64": "<f8", "F16": "<f2"}
 INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "U8": "u1"}
 ODD = (0, -1, 1, 7, 1000, 2**15 - 1, -(2**15))
+SETTINGS = (
+    "r", "lora_alpha", "alpha", "scaling", "bias", "target_modules", "modules_to_save", "rank_pattern",
+    "alpha_pattern", "init_lora_weights", "use_dora", "use_rslora", "peft_version", "peft_type", "task_type",
+    "target_parameters", "fan_in_fan_out", "block_size", "random_loc_seed", "token_indices",
+)  # fmt: skip
 VALUES = (float("nan"), float("inf"), float("-inf"), 0.0, -0.0, 1e38, -1e38, 1e-45, -1.0)
 
 
@@ -151,10 +156,7 @@ class Case:
 
     @staticmethod
     def _setting(config: dict[str, object], rng: random.Random) -> str:
-        known = ("r", "lora_alpha", "alpha", "scaling", "bias", "target_modules", "modules_to_save", "rank_pattern",
-                 "alpha_pattern", "init_lora_weights", "use_dora", "use_rslora", "peft_version", "peft_type",
-                 "task_type", "target_parameters", "fan_in_fan_out", "block_size", "random_loc_seed", "token_indices")  # fmt: skip
-        name = rng.choice([*config, *known])
+        name = rng.choice([*config, *SETTINGS])
         value = deepcopy(rng.choice(NUMBERS))
         match rng.randrange(4):
             case 0 if isinstance(config.get(name), dict) and config[name]:
