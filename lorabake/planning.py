@@ -11,7 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path, PurePosixPath
@@ -27,7 +27,7 @@ from lorabake.resolve import GENERIC, Sources, model_config, resolve
 from lorabake.tensors.checkpoint import PICKLE_SUFFIXES, Checkpoint, Part, read_object
 from lorabake.tensors.dtypes import DTYPES, FLOAT_NAMES, nbytes
 from lorabake.tensors.packing import PackedInfo
-from lorabake.tensors.safetensors import Header, TensorInfo, encode_header
+from lorabake.tensors.safetensors import Fingerprint, Header, TensorInfo, encode_header, noting
 from lorabake.tensors.statements import (
     LAYERS,
     Change,
@@ -235,6 +235,8 @@ class Plan:
     embeddings: tuple[Embedding, ...] = ()
     left_out: frozenset[str] = frozenset()
     """Files of the base's folder that say how weights are stored, which is true no more."""
+    read: Mapping[Path, Fingerprint] = field(default_factory=dict)
+    """The small files that decided something, such as configurations, as they were then."""
 
     @property
     def size(self) -> int:
@@ -322,7 +324,9 @@ def plan(recipe: Recipe, output: str | Path | None = None) -> Plan:
     `output` overrides the recipe's path. Raise FileError for a faulty input, MatchError for a LoRA that does
     not fit whole, TargetError for an output that is an input or of the wrong form.
     """
-    return _Planner(resolve(recipe), Path(output) if output else recipe.locate(recipe.output.path)).plan()
+    with noting() as read:
+        made = _Planner(resolve(recipe), Path(output) if output else recipe.locate(recipe.output.path)).plan()
+    return replace(made, read=read)
 
 
 def default_workers() -> int:

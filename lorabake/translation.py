@@ -25,7 +25,7 @@ from lorabake.keymap.view import join
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.gguf import MODELS
 from lorabake.tensors.packing import PackedInfo, reordered, turned
-from lorabake.tensors.safetensors import TensorInfo, is_folder, is_there, some, why
+from lorabake.tensors.safetensors import TensorInfo, is_folder, is_there, note, some, why
 
 Config = Mapping[str, object]
 MAX_YAML = 1 << 20
@@ -275,6 +275,7 @@ def _read_yaml(path: Path, lora: str) -> dict[str, object]:
         raise MatchError(f"LoRA {lora!r}: litgpt's {path.name} is not beside it: it says how q, k and v lie")
     if is_folder(path):
         raise FileError(f"{path}: is a folder, not a file")
+    note(path)
     try:
         with path.open("rb") as stream:
             said = yaml.safe_load(stream.read(MAX_YAML))

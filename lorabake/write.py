@@ -48,6 +48,10 @@ class Inputs:
                     self._open(path)
             for path in plan.digests.values():
                 self._open(path)
+            for path, identity in plan.read.items():
+                self._open(path)
+                if self._seen[path] != identity:
+                    raise FileError(f"{path}: changed since the bake was planned; run it again")
         except BaseException:
             self.close()
             raise

@@ -19,6 +19,7 @@ from lorabake.tensors.safetensors import (
     TensorInfo,
     is_folder,
     is_there,
+    note,
     parse_object,
     read_header,
     shallow,
@@ -352,6 +353,7 @@ def read_object(path: Path) -> dict[str, object]:
     """Read a file that holds a JSON object, such as a config.json; raise FileError where it doesn't."""
     if is_folder(path):
         raise FileError(f"{path}: is a folder, not a file")
+    note(path)
     try:
         found = parse_object(path.read_bytes())
         shallow(found)

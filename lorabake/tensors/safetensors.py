@@ -13,7 +13,9 @@ import reprlib
 import stat
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -61,7 +63,12 @@ _brief.maxlong = 40
 
 
 Fingerprint = tuple[int, ...]
-"""Device, inode, size, times of change of content and of status (ns): no change of a file leaves all as they are."""
+"""Device, inode, size, times of change of content and of status (ns).
+
+A change leaves all as they are only within one tick of the file system's clock (some ms) after the one before.
+"""
+
+_NOTED: ContextVar[dict[Path, Fingerprint] | None] = ContextVar("noted", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +217,24 @@ def fingerprint(path: Path | int) -> Fingerprint:
     except (OSError, ValueError) as error:
         raise FileError(f"{path}: {why(error)}") from None
     return _fingerprint(status)
+
+
+@contextmanager
+def noting() -> Iterator[dict[Path, Fingerprint]]:
+    """Collect the fingerprints of the small files that are read meanwhile, such as configurations, by their paths."""
+    found: dict[Path, Fingerprint] = {}
+    token = _NOTED.set(found)
+    try:
+        yield found
+    finally:
+        _NOTED.reset(token)
+
+
+def note(path: Path) -> None:
+    """Note a file's fingerprint before it is read, where somebody collects them."""
+    found = _NOTED.get()
+    if found is not None:
+        found.setdefault(path, fingerprint(path))
 
 
 def _fingerprint(status: os.stat_result) -> Fingerprint:
