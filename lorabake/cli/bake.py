@@ -92,7 +92,7 @@ def bake(
     text = json.dumps(result.report(), indent=2, ensure_ascii=False)
     if report is not None:
         try:
-            report.write_text(text + "\n", encoding="utf-8")
+            report.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise SurroundingsError(
                 f"{report}: the report cannot be written: {error.strerror}\n{result.path} is complete."
