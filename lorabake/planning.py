@@ -701,6 +701,8 @@ class _Planner:
             vae = placeholders(sources.vae)
             inputs["vae"] = provenance.describe(sources.vae, recipe.vae.portable_path, vae)
         base_headers = {header.path: header for part in sources.base.parts for header in part.files}
+        for header in [*base_headers.values()]:  # what a pickle holds rearranged lies in another file
+            base_headers |= dict.fromkeys((info.file for info in header.tensors.values()), header)
         files = []
         for draft in drafts:
             is_indexed = self._is_indexed(draft.part, [each for each in drafts if each.part is draft.part])
