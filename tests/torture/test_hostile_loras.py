@@ -297,4 +297,4 @@ def test_the_same_by_other_ways_of_baking(
     tally: Make, effort: Effort, tmp_path: Path, fields: dict[str, object]
 ) -> None:
     counted = tally("LoRAs of every kind with changed shapes, dtypes, values and settings", PROMISE)
-    attack(counted, tmp_path, 5, effort(None, 20.0), **fields)  # type: ignore[arg-type]
+    attack(counted, tmp_path, 5, effort(None, 10.0), **fields)  # type: ignore[arg-type]
