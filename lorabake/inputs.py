@@ -29,10 +29,10 @@ class Inputs:
         self._headers = [header for checkpoint, _ in plan.sources.inputs for header in checkpoint.headers]
         paths = {header.path: None for header in self._headers}
         paths |= {info.file: None for header in self._headers for info in header.tensors.values()}
-        paths |= dict.fromkeys(plan.digests.values())
+        paths |= dict.fromkeys((*plan.digests.values(), *plan.read))
         allow_open_files(len(paths) + len(plan.files))
         self._most = open_files_allowed()
-        planned = {header.path: header.identity for header in self._headers}
+        planned = {header.path: header.identity for header in self._headers} | dict(plan.read)
         try:
             for path in paths:
                 with self.open(path) as fd:

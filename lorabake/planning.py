@@ -11,7 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path, PurePosixPath
@@ -27,7 +27,8 @@ from lorabake.resolve import GENERIC, Sources, model_config, resolve
 from lorabake.tensors.checkpoint import PICKLE_SUFFIXES, Checkpoint, Part, read_object
 from lorabake.tensors.dtypes import DTYPES, FLOAT_NAMES, nbytes
 from lorabake.tensors.packing import PackedInfo
-from lorabake.tensors.safetensors import Header, TensorInfo, encode_header
+from lorabake.tensors.safetensors import Fingerprint, Header, TensorInfo, encode_header
+from lorabake.tensors.small import noting
 from lorabake.tensors.statements import (
     LAYERS,
     Change,
@@ -235,6 +236,8 @@ class Plan:
     embeddings: tuple[Embedding, ...] = ()
     left_out: frozenset[str] = frozenset()
     """Files of the base's folder that say how weights are stored, which is true no more."""
+    read: Mapping[Path, Fingerprint] = field(default_factory=dict)
+    """The small files that decided something, such as configurations, as they were then."""
 
     @property
     def size(self) -> int:
@@ -322,7 +325,9 @@ def plan(recipe: Recipe, output: str | Path | None = None) -> Plan:
     `output` overrides the recipe's path. Raise FileError for a faulty input, MatchError for a LoRA that does
     not fit whole, TargetError for an output that is an input or of the wrong form.
     """
-    return _Planner(resolve(recipe), Path(output) if output else recipe.locate(recipe.output.path)).plan()
+    with noting() as read:
+        made = _Planner(resolve(recipe), Path(output) if output else recipe.locate(recipe.output.path)).plan()
+    return replace(made, read=read)
 
 
 def default_workers() -> int:
@@ -687,6 +692,8 @@ class _Planner:
         file_names = [draft.name if self._is_folder else self.path.name for draft in drafts]
         listed = provenance.listed(inputs, file_names)
         recipe_text = recipe.normal_json()
+        for header in [*base_headers.values()]:  # what a pickle holds rearranged lies in another file
+            base_headers |= dict.fromkeys((info.file for info in header.tensors.values()), header)
         files = []
         for draft, name, told in zip(drafts, file_names, listed, strict=True):
             is_indexed = self._is_indexed(draft.part, counts[draft.part.folder])

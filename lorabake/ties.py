@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lorabake.adapters.embedding import AS_LINEAR
 from lorabake.keymap.spelling import LoraModule
 from lorabake.keymap.table import Component, KeyMap, Module
-from lorabake.tensors.safetensors import TensorInfo
+from lorabake.tensors.safetensors import TensorInfo, read_stored
 from lorabake.visible import visible
 
 Changes = Mapping[str, list[LoraModule]]
@@ -178,21 +178,15 @@ def _are_equal(first: TensorInfo, other: TensorInfo, *, turned: bool) -> bool:
     shape = first.shape[::-1] if turned else first.shape
     if (first.dtype, shape) != (other.dtype, other.shape):
         return False
-    try:
-        if not turned:
-            return all(one == two for one, two in zip(_chunks(first), _chunks(other), strict=True))
-        import numpy as np
-
-        one, two = (
-            np.frombuffer(b"".join(_chunks(each)), np.uint8).reshape(*each.shape, -1) for each in (first, other)
-        )
-        return np.array_equal(one.swapaxes(0, 1), two)
-    except FileNotFoundError:
+    if not (first.file.exists() and other.file.exists()):
         return True
+    if not turned:
+        return all(one == two for one, two in zip(_chunks(first), _chunks(other), strict=True))
+    import numpy as np
+
+    one, two = (np.frombuffer(read_stored(each), np.uint8).reshape(*each.shape, -1) for each in (first, other))
+    return np.array_equal(one.swapaxes(0, 1), two)
 
 
 def _chunks(info: TensorInfo) -> Iterator[bytes]:
-    with open(info.file, "rb") as stream:
-        stream.seek(info.start)
-        for start in range(0, info.nbytes, _CHUNK):
-            yield stream.read(min(_CHUNK, info.nbytes - start))
+    return (read_stored(info, start, min(_CHUNK, info.nbytes - start)) for start in range(0, info.nbytes, _CHUNK))

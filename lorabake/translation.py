@@ -236,7 +236,7 @@ def _litgpt(dialect: Dialect, lora: _Lora) -> _Said:
 
 def _llama_cpp(dialect: Dialect, lora: _Lora) -> _Said:
     facts, where = lora.checkpoint.facts, str(lora.checkpoint.path)
-    model, alpha = facts.get("general.architecture"), facts.get("adapter.lora.alpha")
+    model, alpha = model_of(facts), facts.get("adapter.lora.alpha")
     if facts.get("adapter.type") != "lora" or not isinstance(alpha, float):
         raise MatchError(f"LoRA {lora.name!r}: the GGUF file says no adapter.lora.alpha: it has the scale")
     if any(key.startswith("adapter.alora") for key in facts):
@@ -324,7 +324,7 @@ def transcribe(base: Checkpoint) -> Checkpoint:
 
     Raise FileError for a model whose conversion did more than that, or of which nothing is known.
     """
-    model = base.facts.get("general.architecture")
+    model = model_of(base.facts)
     (header, *others) = base.parts[0].files
     if others or header.path.suffix.lower() != ".gguf" or model in MODELS:
         return base
@@ -335,7 +335,7 @@ def transcribe(base: Checkpoint) -> Checkpoint:
             f"Known are {', '.join(LLAMA_CPP.models)}, and image and video models. Use the SafeTensors release.",
         )
     if (sort := base.facts.get("general.type", "model")) != "model":
-        raise FileError(f"{base.path}: a GGUF file that says it is of the type {sort!r}, no model")
+        raise FileError(f"{base.path}: a GGUF file that says it is of the type {sort!r:.50}, no model")
     heads = _heads(config_of(base.facts))
     if heads is None and naming.needs_heads:
         raise FileError(
@@ -344,7 +344,7 @@ def transcribe(base: Checkpoint) -> Checkpoint:
     strange, tensors = [], dict[str, TensorInfo]()
     for info in header.tensors.values():
         module, _, parameter = info.key.rpartition(".")
-        theirs = naming.theirs(module)
+        theirs = naming.theirs(module) if info.shape else None
         if theirs is None and info.key not in naming.left_out:
             strange.append(info.key)
         elif theirs is not None:
@@ -369,9 +369,15 @@ def left_out_of(base: Checkpoint) -> tuple[str, ...]:
     return tuple(str(key) for key in cast(Iterable[object], base.facts.get(LEFT_OUT, ())))
 
 
+def model_of(facts: Mapping[str, object]) -> str | None:
+    """Return what a GGUF file calls its model, shortened to what a name may be; None where it says none."""
+    model = facts.get("general.architecture")
+    return model[:100] if isinstance(model, str) else None
+
+
 def config_of(facts: Mapping[str, object]) -> dict[str, object]:
     """Say in config.json's words what a GGUF file says of a language model."""
-    model = facts.get("general.architecture")
+    model = model_of(facts)
     heads = facts.get(f"{model}.attention.head_count")
     groups = facts.get(f"{model}.attention.head_count_kv", heads)
     said = {"model_type": model, "num_attention_heads": heads, "num_key_value_heads": groups}

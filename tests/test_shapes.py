@@ -13,11 +13,12 @@ from itertools import zip_longest
 from math import prod
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from lorabake.adapters import kinds
-from lorabake.errors import MatchError
+from lorabake.errors import FileError, MatchError, ValueTooLargeError
 from lorabake.matching import Patch
 from tests import builders as b
 from tests.tables import infos
@@ -438,3 +439,41 @@ def test_places_out_of_what_they_count_are_refused(
 def test_an_empty_tensor_is_named_as_that() -> None:
     form = peft("HRA", {"fc.hra_u": (16, 4)}, apply_GS=False)
     assert "its hra_u is empty: (16, 0)" in str(told_of(form, f"{ROOT}fc.hra_u", (16, 0)))
+
+
+def test_places_are_whole_numbers_in_any_precision(tmp_path: Path) -> None:
+    """A place beyond 2^24 has no float32 of its own."""
+    place, columns = 2**24 + 1, 2**23 + 8
+    b.save(tmp_path / "base.safetensors", {"fc.weight": torch.zeros(2, columns, dtype=torch.float16)})
+    tensors = {"supertuning_values": torch.ones(1), "supertuning_indices": torch.tensor([place])}
+    named = {f"{ROOT}fc.{key}": each for key, each in tensors.items()}
+    b.save(tmp_path / "adapter" / "adapter_model.safetensors", named)
+    config = {"peft_type": "SUPERTUNING", "lora_alpha": 1, "r": 0}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    raw = b.tensor_bytes(b.bake_sd1(tmp_path, loras=["adapter"], output={"hash": False}))["fc.weight"]
+    assert np.frombuffer(raw, np.float16).nonzero()[0].tolist() == [place]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("method", [{"name": "svd", "rank": 2}, {"name": "ties", "density": 0.5}, {"name": "sum"}])
+def test_what_is_no_number_is_refused_by_every_method(
+    method: dict[str, object], value: float, tmp_path: Path
+) -> None:
+    b.save(tmp_path / "base.safetensors", {"fc.weight": torch.ones(8, 8)})
+    factors = {"fc.lora_up.weight": torch.full((8, 2), value), "fc.lora_down.weight": torch.ones(2, 8)}
+    b.save(tmp_path / "lora.safetensors", factors)
+    with pytest.raises(ValueTooLargeError, match=r"fc\.weight"):
+        b.bake_sd1(tmp_path, method=method)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("field", ["lora_alpha", "r", "alpha_pattern", "rank_pattern"])
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("nan"), float("inf"), "4", True, [4], {"a": 1}, 1e308])
+def test_numbers_of_a_configuration_that_are_none(field: str, value: object, tmp_path: Path) -> None:
+    b.save(tmp_path / "base.safetensors", {"fc.weight": torch.ones(8, 8)})
+    config = {field: {"fc": value} if field.endswith("pattern") else value}
+    b.peft(tmp_path / "adapter", {"fc": b.lora((8, 8))}, **config)
+    wanted = ValueTooLargeError if value == 1e308 and "alpha" in field else FileError
+    with pytest.raises(wanted) as caught:
+        b.bake_sd1(tmp_path, loras=["adapter"])
+    assert len(str(caught.value)) < 500

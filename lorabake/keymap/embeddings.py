@@ -52,7 +52,8 @@ def is_inversion(tensors: Iterable[TensorInfo]) -> bool:
 
 def read_vectors(info: TensorInfo, metadata: Mapping[str, str]) -> Vectors | None:
     """Recognise a learned embedding by its key, or by what the file's metadata say of it; None for anything else."""
-    if len(info.shape) not in (1, 2) or not info.nbytes or not DTYPES[info.dtype].floating:
+    dtype = DTYPES.get(info.dtype)  # none of what is packed
+    if len(info.shape) not in (1, 2) or not info.nbytes or dtype is None or not dtype.floating:
         return None
     if metadata.get(info.key) == EMBEDDING:
         return Vectors(info.key, ALONE, info)

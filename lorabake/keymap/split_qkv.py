@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from lorabake.keymap.spelling import LoraModule
 from lorabake.tensors.packing import read_scalar
-from lorabake.tensors.safetensors import TensorInfo
+from lorabake.tensors.safetensors import TensorInfo, is_there, read_stored
 from lorabake.tensors.small import parse_json
 
 NOTE = "q, k and v were trained apart (split_qkv): alpha is over the rank of one part in {count} modules, by {source}"
@@ -56,9 +56,11 @@ def scale_of(module: LoraModule) -> float | None:
 def alpha_of(module: LoraModule) -> float | None:
     """Read a module's alpha; None where it has none, or only its header is at hand."""
     info = module.slots.get("alpha")
+    if info is None or not is_there(info.file):
+        return None
     try:
-        return read_scalar(info) if info else None
-    except (FileNotFoundError, ValueError):
+        return read_scalar(info)
+    except ValueError:
         return None
 
 
@@ -66,7 +68,7 @@ def _has_blocks(up: TensorInfo, sizes: Sequence[int]) -> bool:
     """Tell whether all values beside the diagonal of blocks are zero, and not all on it."""
     import numpy as np
 
-    raw = np.frombuffer(_bytes(up), np.uint8)
+    raw = np.frombuffer(read_stored(up), np.uint8)
     rows, parts = sum(sizes), len(sizes)
     if up.shape[0] != rows or raw.size % (rows * up.shape[1]):
         return False
@@ -80,9 +82,3 @@ def _has_blocks(up: TensorInfo, sizes: Sequence[int]) -> bool:
             return False
         start += size
     return True
-
-
-def _bytes(info: TensorInfo) -> bytes:
-    with open(info.file, "rb") as stream:
-        stream.seek(info.start)
-        return stream.read(info.nbytes)

@@ -15,7 +15,7 @@ from math import prod
 from typing import TYPE_CHECKING, cast
 
 from lorabake.tensors.dtypes import DTYPES, LARGEST, decode_scalar
-from lorabake.tensors.safetensors import TensorInfo
+from lorabake.tensors.safetensors import TensorInfo, read_stored
 from lorabake.tensors.small import parse_json
 
 if TYPE_CHECKING:
@@ -436,9 +436,7 @@ def read_scalar(info: TensorInfo) -> float:
 
 def read_note(info: TensorInfo) -> bytes:
     """Read a short tensor, its first bytes if it is long."""
-    with open(info.file, "rb") as stream:
-        stream.seek(info.start)
-        return stream.read(min(info.nbytes, MAX_NOTE))
+    return read_stored(info, count=min(info.nbytes, MAX_NOTE))
 
 
 def read_facts(info: TensorInfo) -> dict[str, object]:

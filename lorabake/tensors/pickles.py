@@ -16,7 +16,6 @@ import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from io import BytesIO
 from math import prod
 from pathlib import Path
 from typing import BinaryIO, Final, cast
@@ -36,7 +35,17 @@ from lorabake.tensors.safetensors import (
     fingerprint,
     some,
 )
-from lorabake.tensors.unpickling import MAX_PICKLE, Bounded, CodeError, Function, Inert, PickleError, as_key, load
+from lorabake.tensors.unpickling import (
+    MAX_PICKLE,
+    Bounded,
+    CodeError,
+    Function,
+    Inert,
+    PickleError,
+    Whole,
+    as_key,
+    load,
+)
 
 MAGICS = (MAGIC, b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """First bytes of what torch has pickled, since version 1.6 and before."""
@@ -426,7 +435,7 @@ def _read_zip(path: Path, size: int) -> tuple[object, _Places]:
         if order is not None and archive.read(order, limit=64).strip() != b"little":
             raise FileError(f"{path}: was saved by a machine that has the highest byte first", *_CONVERT)
         pickled = archive.read(archive.members[f"{root}data.pkl"], limit=min(MAX_PICKLE, max(size, _MAX_PACKED)))
-        loaded = load(BytesIO(pickled), NAMES, _Storages().find)
+        loaded = load(Whole(pickled), NAMES, _Storages().find)
         return loaded, _records(path, size, archive, f"{root}data/")
 
 
@@ -450,7 +459,7 @@ def _read_legacy(path: Path, stream: BinaryIO, size: int) -> tuple[object, _Plac
     """Read what torch.save wrote before version 1.6: a mark, the tensors, the storages' names, the storages."""
 
     def plain() -> object:
-        return load(cast(BinaryIO, Bounded(stream)), {}, _no_storage)
+        return load(Bounded(stream), {}, _no_storage)
 
     if plain() != _LEGACY_MAGIC or plain() != _LEGACY_VERSION:
         raise PickleError("no file of torch.save")
@@ -458,7 +467,7 @@ def _read_legacy(path: Path, stream: BinaryIO, size: int) -> tuple[object, _Plac
     if not isinstance(told, dict) or told.get("little_endian") is not True:
         raise FileError(f"{path}: was saved by a machine that has the highest byte first", *_CONVERT)
     storages = _Storages()
-    loaded, names = load(cast(BinaryIO, Bounded(stream)), NAMES, storages.find), plain()
+    loaded, names = load(Bounded(stream), NAMES, storages.find), plain()
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise PickleError("the list of storages is missing")
     places, start = _Places(_Aside(path)), stream.tell()

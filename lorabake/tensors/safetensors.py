@@ -64,7 +64,10 @@ _brief.maxlong = 40
 
 
 Fingerprint = tuple[int, ...]
-"""Device, inode, size, times of change of content and of status (ns): no change of a file leaves all as they are."""
+"""Device, inode, size, times of change of content and of status (ns).
+
+A change leaves all as they are only within one tick of the file system's clock (some ms) after the one before.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +185,20 @@ def parse_object(raw: bytes) -> dict[str, object]:
     if not isinstance(value, dict):
         raise ValueError(f"not a JSON object but {_brief.repr(value)}")
     return value
+
+
+def read_stored(info: TensorInfo, start: int = 0, count: int | None = None) -> bytes:
+    """Read a tensor's bytes, or `count` of them from `start`; raise FileError where they cannot be read."""
+    count = info.nbytes - start if count is None else count
+    try:
+        with open(info.file, "rb") as stream:
+            stream.seek(info.start + start)
+            found = stream.read(count)
+    except (OSError, ValueError) as error:
+        raise unreadable(info.file, error) from None
+    if len(found) < count:
+        raise FileError(f"{info.file}: became shorter while it was read")
+    return found
 
 
 def fingerprint(path: Path | int) -> Fingerprint:

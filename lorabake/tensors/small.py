@@ -6,10 +6,14 @@ import errno
 import json
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import BinaryIO
 
 from lorabake.errors import FileError
+from lorabake.tensors.safetensors import Fingerprint, fingerprint
 
 MIB = 1 << 20
 MAX_CONFIG = 16 * MIB
@@ -21,6 +25,20 @@ MAX_INDEX = 100 * MIB
 
 MAX_NESTING = 100
 """Levels of lists and mappings in JSON; configurations have less than ten."""
+
+
+_NOTED: ContextVar[dict[Path, Fingerprint] | None] = ContextVar("noted", default=None)
+
+
+@contextmanager
+def noting() -> Iterator[dict[Path, Fingerprint]]:
+    """Collect the fingerprints of the small files that are read meanwhile, such as configurations, by their paths."""
+    noted: dict[Path, Fingerprint] = {}
+    token = _NOTED.set(noted)
+    try:
+        yield noted
+    finally:
+        _NOTED.reset(token)
 
 
 def open_regular(path: Path | str) -> BinaryIO:
@@ -41,6 +59,8 @@ def open_regular(path: Path | str) -> BinaryIO:
 def read_small(path: Path | str, limit: int = MAX_CONFIG, what: str = "a configuration") -> bytes:
     """Return a regular file's bytes; raise FileError for what is none or larger, OSError as the system does."""
     with open_regular(path) as stream:
+        if (noted := _NOTED.get()) is not None:
+            noted.setdefault(Path(path), fingerprint(stream.fileno()))
         raw = stream.read(limit + 1)
     if len(raw) > limit:
         raise FileError(f"{path}: larger than {limit} bytes, so it is hardly {what}")

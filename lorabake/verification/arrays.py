@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorabake.errors import FileError
+from lorabake.machine import unreadable
 from lorabake.tensors.dtypes import DTYPES, decode_scalar
 from lorabake.tensors.packing import PackedInfo
 from lorabake.tensors.safetensors import TensorInfo
@@ -67,9 +68,9 @@ class Files:
 
     def raw(self, path: Path, start: int, count: int) -> bytes:
         """Return `count` bytes from `start`; raise FileError where the file has become shorter."""
-        data = os.pread(self._opened(path), count, start)
+        data = self._pread(path, count, start)
         while len(data) < count:
-            more = os.pread(self._opened(path), count - len(data), start + len(data))
+            more = self._pread(path, count - len(data), start + len(data))
             if not more:
                 raise FileError(f"{path}: became shorter while it was read")
             data += more
@@ -79,10 +80,21 @@ class Files:
         """Fill an array with the bytes from `start`; raise FileError where the file has become shorter."""
         done = 0
         while done < len(into):
-            count = os.preadv(self._opened(path), [into[done:].data], start + done)
+            fd = self._opened(path)
+            try:
+                count = os.preadv(fd, [into[done:].data], start + done)
+            except OSError as error:
+                raise unreadable(path, error) from None
             if not count:
                 raise FileError(f"{path}: became shorter while it was read")
             done += count
+
+    def _pread(self, path: Path, count: int, start: int) -> bytes:
+        fd = self._opened(path)
+        try:
+            return os.pread(fd, count, start)
+        except OSError as error:
+            raise unreadable(path, error) from None
 
     def _opened(self, path: Path) -> int:
         with self._lock:

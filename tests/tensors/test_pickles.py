@@ -17,6 +17,7 @@ from lorabake.tensors import pickles
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.tensors.dtypes import DTYPES
 from lorabake.tensors.pickles import open_pickle
+from lorabake.tensors.unpickling import PickleError, Whole, load
 from tests import builders as b
 
 SHARED = Path(__file__).parents[3] / "shared" / "loras"
@@ -324,6 +325,27 @@ def test_bytes_that_are_not_those_of_the_archive_are_noticed(tmp_path):
     with pytest.raises(FileError, match=r"damaged: bytes \d+ to \d+ are not those"):
         bake(load_recipe(recipe))
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_base_that_is_turned_in_memory_is_baked_alike(tmp_path):
+    """What a pickle holds rearranged is planned and baked as what lies there in order."""
+    base = b.sd1()
+    b.sd1_lora(tmp_path / "lora.safetensors")
+    made = []
+    for turned in (False, True):
+        state = {key: each.mT.contiguous().mT if each.dim() == 2 and turned else each for key, each in base.items()}
+        torch.save(state, tmp_path / "base.ckpt")
+        made.append(b.tensor_bytes(b.bake_sd1(tmp_path, base="base.ckpt")))
+    assert made[0] == made[1]
+
+
+def test_texts_of_old_pythons_keep_their_escapes(path):
+    """Python 2 wrote texts as it shows them; escapes that are none would make Python warn."""
+    for written, meant in ((rb"'a\\q\n\x41'", "a\\q\nA"), (rb"'it\'s'", "it's"), (rb"'\101'", "A")):
+        assert load(Whole(b"S" + written + b"\n."), {}, lambda _: None) == meant
+    for written in (rb"'\q'", rb"'\777'", rb"'a\\\q'"):
+        with pytest.raises(PickleError):
+            load(Whole(b"S" + written + b"\n."), {}, lambda _: None)
 
 
 def test_a_pickle_replaced_after_the_plan_is_noticed(tmp_path):
