@@ -46,6 +46,8 @@ __all__ = [
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64
+MAX_FAULTS = 20
+"""Faults of a recipe that are told at once."""
 MAX_VALUES = 10_000
 
 
@@ -475,7 +477,9 @@ def parse_recipe(text: str, folder: Path, name: str = "recipe") -> Recipe:
         faults += map(tree.explain, error.errors(include_url=False))
     if faults:
         faults.sort(key=lambda fault: (fault[0].line, fault[0].column))
-        raise RecipeError(*(_line(mark, message) for mark, message in faults))
+        told = [_line(mark, message) for mark, message in faults[:MAX_FAULTS]]
+        told += [f"and {len(faults) - MAX_FAULTS} more faults"] if len(faults) > MAX_FAULTS else []
+        raise RecipeError(*told)
     recipe._folder = folder.absolute()
     return recipe
 

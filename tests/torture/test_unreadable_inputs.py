@@ -165,7 +165,7 @@ def test_disks_that_fail(
         use()
         total = faults.count
         assert total
-        for at in range(1, total + 1, effort(max(1, total // 12), 1)):
+        for at in range(1, total + 1, effort(max(1, total // 6), 1)):
             for number in (errno.EIO, errno.ESTALE):
                 said: list[str] = []
 
