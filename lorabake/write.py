@@ -25,6 +25,7 @@ from lorabake import provenance
 from lorabake.errors import FileError, SurroundingsError, TargetError
 from lorabake.inputs import Inputs
 from lorabake.machine import unwritable
+from lorabake.openfiles import OpenFiles
 from lorabake.planning import Copy, Embedding, OutputFile, Plan
 from lorabake.tensors.checkpoint import WEIGHT_SUFFIXES
 from lorabake.tensors.safetensors import Header, read_header
@@ -47,7 +48,9 @@ class Output:
         self.finished = [Finished() for _ in plan.files]
         self._turns = [threading.Lock() for _ in plan.files]
         self._overwrite = overwrite
-        self._fds: list[int] = []
+        self._places = [self.partial / file.name if plan.is_folder else self.partial for file in plan.files]
+        self._made: dict[Path, tuple[int, int]] = {}
+        self._files = OpenFiles(self._opened, unwritable)
         self._lock: int | None = None
         self._committed = False
         self._beside = [_Beside(embedding) for embedding in plan.embeddings]
@@ -176,22 +179,33 @@ class Output:
             assert self._lock is not None
             if os.fstat(self._lock).st_size:  # ext4 flushes a file on close once it was truncated to nothing
                 os.ftruncate(self._lock, 0)
-            self._fds = [os.dup(self._lock)]
         else:
             for stale in self.partial.iterdir():
                 _remove(stale)
-            for file in self.plan.files:
-                path = self.partial / file.name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self._fds.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
-        for fd, header, file in zip(self._fds, self.headers, self.plan.files, strict=True):
-            _reserve(fd, len(header) + file.data_size)
-            _write_all(fd, memoryview(header), 0)
+            for folder in dict.fromkeys(place.parent for place in self._places):
+                folder.mkdir(parents=True, exist_ok=True)
+        for place, header, file in zip(self._places, self.headers, self.plan.files, strict=True):
+            with self._files.open(place) as fd:
+                _reserve(fd, len(header) + file.data_size)
+                _write_all(fd, memoryview(header), 0)
+
+    def _opened(self, place: Path) -> int:
+        """Make a file of the output, or open the one that was made; the only one is locked, and stays open."""
+        if not self.plan.is_folder:
+            assert self._lock is not None
+            return os.dup(self._lock)
+        is_new = place not in self._made
+        fd = os.open(place, os.O_RDWR | os.O_NOFOLLOW | (os.O_CREAT | os.O_EXCL if is_new else 0), 0o666)
+        status = os.fstat(fd)
+        if self._made.setdefault(place, (status.st_dev, status.st_ino)) != (status.st_dev, status.st_ino):
+            os.close(fd)
+            raise TargetError(f"{place}: another file took its place while it was written")
+        return fd
 
     def write(self, file: int, offset: int, data: memoryview) -> None:
         """Write bytes at an offset of a file's data; until they are finished they may be written again."""
-        with self._turns[file]:
-            _write_all(self._fds[file], data, len(self.headers[file]) + offset)
+        with self._turns[file], self._files.open(self._places[file]) as fd:
+            _write_all(fd, data, len(self.headers[file]) + offset)
 
     def finish(self, file: int, start: int, stop: int) -> None:
         """Note that a range of a file's data is as it stays."""
@@ -204,30 +218,30 @@ class Output:
 
     def copy(self, inputs: Inputs, copy: Copy, progress: Callable[[int], None], stop: threading.Event) -> None:
         """Copy an untouched range, in the kernel where it can."""
-        target = self._fds[copy.file]
         base = len(self.headers[copy.file]) + copy.offset
         done, size = 0, copy.stop - copy.start
         in_kernel = hasattr(os, "copy_file_range")
-        while done < size and not stop.is_set():
-            length = min(CHUNK, size - done)
-            count = 0
-            if in_kernel:
-                try:
-                    with self._turns[copy.file], inputs.open(copy.source) as source:
-                        count = os.copy_file_range(source, target, length, copy.start + done, base + done)
-                except OSError as error:
-                    if error.errno not in NO_RANGE_COPY | EITHER_SIDE:
-                        raise
-                    in_kernel = False
-            if not in_kernel:
-                piece = memoryview(bytearray(min(length, 1 << 20)))
-                inputs.read(copy.source, copy.start + done, piece)
-                count = os.pwrite(target, piece, base + done)
-            if count == 0:
-                raise FileError(f"{copy.source}: became shorter while it was read")
-            self.finish(copy.file, copy.offset + done, copy.offset + done + count)
-            done += count
-            progress(count)
+        with self._files.open(self._places[copy.file]) as target:
+            while done < size and not stop.is_set():
+                length = min(CHUNK, size - done)
+                count = 0
+                if in_kernel:
+                    try:
+                        with self._turns[copy.file], inputs.open(copy.source) as source:
+                            count = os.copy_file_range(source, target, length, copy.start + done, base + done)
+                    except OSError as error:
+                        if error.errno not in NO_RANGE_COPY | EITHER_SIDE:
+                            raise
+                        in_kernel = False
+                if not in_kernel:
+                    piece = memoryview(bytearray(min(length, 1 << 20)))
+                    inputs.read(copy.source, copy.start + done, piece)
+                    count = os.pwrite(target, piece, base + done)
+                if count == 0:
+                    raise FileError(f"{copy.source}: became shorter while it was read")
+                self.finish(copy.file, copy.offset + done, copy.offset + done + count)
+                done += count
+                progress(count)
 
     def follow(self, *, hashed: bool, stop: threading.Event) -> list[str]:
         """Follow the finished ranges of every file: hash them in order, and start their way to the disk.
@@ -235,36 +249,40 @@ class Output:
         Return the SHA-256 of each file's data; empty texts without `hashed`.
         """
         digests = []
-        for fd, header, file, finished in zip(self._fds, self.headers, self.plan.files, self.finished, strict=True):
+        for place, header, file, finished in zip(
+            self._places, self.headers, self.plan.files, self.finished, strict=True
+        ):
             digest = hashlib.sha256()
             buffer = memoryview(bytearray(1 << 20)) if hashed else memoryview(b"")
-            for start, end in finished.follow(file.data_size, stop):
-                position = start
-                while hashed and position < end and not stop.is_set():
-                    count = os.preadv(fd, [buffer[: end - position]], len(header) + position)
-                    digest.update(buffer[:count])
-                    position += count
-                if self.fsync:
-                    _start_writeback(fd, len(header) + start, end - start)
+            with self._files.open(place) as fd:
+                for start, end in finished.follow(file.data_size, stop):
+                    position = start
+                    while hashed and position < end and not stop.is_set():
+                        count = os.preadv(fd, [buffer[: end - position]], len(header) + position)
+                        digest.update(buffer[:count])
+                        position += count
+                    if self.fsync:
+                        _start_writeback(fd, len(header) + start, end - start)
             digests.append(digest.hexdigest() if hashed else "")
         return digests
 
     def commit(self, data_hashes: list[str], digests: Mapping[str, str], device: str) -> None:
         """Fill in the digests and what computed, make everything durable, and give it the target's name."""
         try:
-            for fd, header, file, data_hash in zip(
-                self._fds, self.headers, self.plan.files, data_hashes, strict=True
+            for place, header, file, data_hash in zip(
+                self._places, self.headers, self.plan.files, data_hashes, strict=True
             ):
-                hashes = provenance.fill(data_hash) if data_hash else {}
-                if provenance.LEGACY_HASH in file.metadata:
-                    block = os.pread(fd, provenance.LEGACY_BYTES, provenance.LEGACY_START)
-                    hashes[provenance.LEGACY_HASH] = hashlib.sha256(block).hexdigest()[:8]
-                final = file.header(digests, hashes, device)
-                if len(final) != len(header):
-                    raise AssertionError("the header's length changed")
-                _write_all(fd, memoryview(final), 0)
-                if self.fsync:
-                    os.fsync(fd)
+                with self._files.open(place) as fd:
+                    hashes = provenance.fill(data_hash) if data_hash else {}
+                    if provenance.LEGACY_HASH in file.metadata:
+                        block = os.pread(fd, provenance.LEGACY_BYTES, provenance.LEGACY_START)
+                        hashes[provenance.LEGACY_HASH] = hashlib.sha256(block).hexdigest()[:8]
+                    final = file.header(digests, hashes, device)
+                    if len(final) != len(header):
+                        raise AssertionError("the header's length changed")
+                    _write_all(fd, memoryview(final), 0)
+                    if self.fsync:
+                        os.fsync(fd)
             if not self._overwrite and os.path.lexists(self.path):
                 self._check_data(digests, device)
             self._check_beside()
@@ -301,9 +319,7 @@ class Output:
                 _fsync_folder(folder)
 
     def _clean(self) -> None:
-        for fd in self._fds:
-            os.close(fd)
-        self._fds = []
+        self._files.close()
         for each in self._beside:
             each.clean()
         if self._lock is not None:

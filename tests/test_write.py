@@ -259,7 +259,7 @@ def raise_error(code: int) -> object:
     [
         (errno.ENOSPC, SurroundingsError, "the disk is full"),
         (errno.EDQUOT, SurroundingsError, "the disk is full"),
-        (errno.EIO, TargetError, "cannot write there"),
+        (errno.EIO, SurroundingsError, "cannot write there"),
     ],
     ids=["full", "quota", "broken"],
 )
