@@ -269,6 +269,8 @@ def test_failures_of_the_disk_leave_the_old_target(
     (folder / "out.safetensors").write_bytes(OLD)
     with monkeypatch.context() as patched:
         patched.setattr(os, function, raise_error(code))
+        if function == "copy_file_range" and code == errno.EIO:  # copying by hand tells which side fails
+            patched.setattr(os, "pwrite", raise_error(code))
         with pytest.raises(kind, match=words):
             attempt(folder, overwrite=True, fsync=True)
     assert (folder / "out.safetensors").read_bytes() == OLD
@@ -442,7 +444,7 @@ def test_an_input_that_changes_between_plan_and_bake(folder: Path) -> None:
     with pytest.raises(FileError, match=r"base\.safetensors: changed since the bake was planned"):
         bake(made, QUICK)
     (folder / "base.safetensors").unlink()
-    with pytest.raises(FileError, match=r"base\.safetensors: cannot read it any more"):
+    with pytest.raises(FileError, match=r"base\.safetensors: no such file"):
         bake(made, QUICK)
     assert not (folder / "out.safetensors").exists()
     assert not partials(folder)
@@ -494,7 +496,7 @@ def test_without_an_exchange_a_failure_puts_the_old_folder_back(
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", failing)
-    with pytest.raises(TargetError):
+    with pytest.raises(SurroundingsError):
         attempt(pipeline, overwrite=True)
     assert b.tree(pipeline / "out") == {"model_index.json": OLD}
     assert not partials(pipeline)
