@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import threading
 import zlib
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from lorabake.errors import FileError
-from lorabake.machine import allow_open_files, open_files_allowed, unreadable
+from lorabake.machine import allow_open_files, unreadable
+from lorabake.openfiles import OpenFiles
 from lorabake.planning import Plan
 from lorabake.tensors.safetensors import Fingerprint, fingerprint
 
@@ -22,16 +20,13 @@ class Inputs:
     """Hold the input files open, as many as the system lets; the others are opened when they are read."""
 
     def __init__(self, plan: Plan) -> None:
-        self._fds: dict[Path, int] = {}  # the one used last comes last
-        self._readers: Counter[Path] = Counter()
-        self._turn = threading.Lock()
         self._seen: dict[Path, Fingerprint] = {}
         self._headers = [header for checkpoint, _ in plan.sources.inputs for header in checkpoint.headers]
         paths = {header.path: None for header in self._headers}
         paths |= {info.file: None for header in self._headers for info in header.tensors.values()}
         paths |= dict.fromkeys((*plan.digests.values(), *plan.read))
         allow_open_files(len(paths) + len(plan.files))
-        self._most = open_files_allowed()
+        self._files = OpenFiles(self._opened, unreadable)
         planned = {header.path: header.identity for header in self._headers} | dict(plan.read)
         try:
             for path in paths:
@@ -43,42 +38,16 @@ class Inputs:
             self.close()
             raise
 
-    @contextmanager
-    def open(self, path: Path) -> Iterator[int]:
+    def open(self, path: Path) -> AbstractContextManager[int]:
         """Lend the descriptor of an input; raise a LorabakeError where it can't be opened any more, or changed."""
-        with self._turn:
-            fd = self._fds.pop(path, None)
-            if fd is None:
-                while len(self._fds) >= self._most and self._close_one():
-                    pass
-                fd = self._opened(path)
-            self._fds[path] = fd
-            self._readers[path] += 1
-        try:
-            yield fd
-        finally:
-            with self._turn:
-                self._readers[path] -= 1
+        return self._files.open(path)
 
     def _opened(self, path: Path) -> int:
-        while True:
-            try:
-                fd = os.open(path, os.O_RDONLY)
-                break
-            except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._close_one():
-                    raise unreadable(path, error) from None
+        fd = os.open(path, os.O_RDONLY)
         if path in self._seen and fingerprint(fd) != self._seen[path]:
             os.close(fd)
             raise _changed(path)
         return fd
-
-    def _close_one(self) -> bool:
-        """Close the file that nobody has read for the longest time; tell whether there was one."""
-        idle = next((path for path in self._fds if not self._readers[path]), None)
-        if idle is not None:
-            os.close(self._fds.pop(idle))
-        return idle is not None
 
     def read(self, path: Path, start: int, into: memoryview) -> None:
         """Fill a buffer with the bytes from `start`."""
@@ -131,9 +100,8 @@ class Inputs:
 
     def close(self) -> None:
         """Close every file; what they held has been read."""
-        while self._fds:
-            with suppress(OSError):
-                os.close(self._fds.popitem()[1])
+        with suppress(OSError):
+            self._files.close()
 
 
 def _read(path: Path, fd: int, into: memoryview, position: int) -> int:

@@ -108,8 +108,8 @@ def check_room_for(library: str, threads: int) -> None:
 
     An import that fails half-way ends in errors of many names, or in the process's sudden end, by the C library.
     """
-    left, spec = _address_space(), find_spec(library)
-    if left is None or spec is None or spec.origin is None:
+    left = _address_space()
+    if left is None or (spec := find_spec(library)) is None or spec.origin is None:
         return
     needed = (
         BESIDE_LIBRARY
@@ -140,7 +140,7 @@ def open_files_allowed() -> int:
     import resource
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 1 << 20 if soft == resource.RLIM_INFINITY else max((soft - FILES_BESIDE) // 2, 8)
+    return 1 << 20 if soft == resource.RLIM_INFINITY else max((soft - FILES_BESIDE) // 2, 2)
 
 
 FILES_BESIDE = 64

@@ -16,13 +16,14 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Self, cast
+from typing import Self
 
 from lorabake import provenance
 from lorabake.errors import FileError, LorabakeError, SurroundingsError, TargetError
 from lorabake.inputs import Inputs
 from lorabake.interrupts import held
 from lorabake.machine import unwritable
+from lorabake.openfiles import OpenFiles
 from lorabake.planning import Copy, Embedding, OutputFile, Plan, check_is_no_input
 from lorabake.tensors.checkpoint import read_object
 from lorabake.tensors.links import copy_file
@@ -52,10 +53,11 @@ class Output:
         self.left: OSError | None = None
         self._turns = [threading.Lock() for _ in plan.files]
         self._overwrite = overwrite
-        self._fds: list[int] = []
+        self._places = [self.partial.new / file.name if plan.is_folder else self.partial.new for file in plan.files]
+        self._files = OpenFiles(self._opened, unwritable)
+        self._inodes: dict[Path, int] = {}
         self._state = "closed"
-        self._made: list[tuple[Path, Path, Identity]] = []
-        self._identities: list[Identity] = []
+        self._moving: list[tuple[Path, Path, Identity]] = []
 
     def __enter__(self) -> Self:
         try:
@@ -186,30 +188,36 @@ class Output:
             raise self._other_content()
 
     def _create(self) -> None:
-        if self.plan.is_folder:
-            self.partial.new.mkdir()
-        for header, file in zip(self.headers, self.plan.files, strict=True):
-            path = self._place(file)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-            self._fds.append(fd)
-            reserve(fd, len(header) + file.data_size)
-            write_all(fd, memoryview(header), 0)
+        for folder in dict.fromkeys(place.parent for place in self._places if self.plan.is_folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        for place, header, file in zip(self._places, self.headers, self.plan.files, strict=True):
+            with self._files.open(place) as fd:
+                reserve(fd, len(header) + file.data_size)
+                write_all(fd, memoryview(header), 0)
 
-    def _place(self, file: OutputFile) -> Path:
-        """Return where a file of weights is made."""
-        return self.partial.new / file.name if self.plan.is_folder else self.partial.new
+    def _opened(self, place: Path) -> int:
+        """Make a file of the output, or open the one that was made."""
+        is_new = place not in self._inodes
+        fd = os.open(place, os.O_RDWR | os.O_NOFOLLOW | (os.O_CREAT | os.O_EXCL if is_new else 0), 0o666)
+        inode = os.fstat(fd).st_ino
+        if self._inodes.setdefault(place, inode) != inode:
+            os.close(fd)
+            raise _meddled(place)
+        return fd
 
-    def _check_whole(self, file: int) -> None:
+    def _check_whole(self, file: int, fd: int) -> None:
         """Notice if another program has made a file shorter; what is written later would leave zeros before it."""
-        if os.fstat(self._fds[file]).st_size != len(self.headers[file]) + self.plan.files[file].data_size:
-            raise TargetError(f"{self._place(self.plan.files[file])}: another program has changed it; bake again")
+        if os.fstat(fd).st_size != self._length(file):
+            raise _meddled(self._places[file])
+
+    def _length(self, file: int) -> int:
+        return len(self.headers[file]) + self.plan.files[file].data_size
 
     def write(self, file: int, offset: int, data: memoryview) -> None:
         """Write bytes at an offset of a file's data; until they are finished they may be written again."""
-        with self._turns[file]:
-            self._check_whole(file)
-            write_all(self._fds[file], data, len(self.headers[file]) + offset)
+        with self._turns[file], self._files.open(self._places[file]) as fd:
+            self._check_whole(file, fd)
+            write_all(fd, data, len(self.headers[file]) + offset)
 
     def finish(self, file: int, start: int, stop: int) -> None:
         """Note that a range of a file's data is as it stays."""
@@ -222,31 +230,31 @@ class Output:
 
     def copy(self, inputs: Inputs, copy: Copy, progress: Callable[[int], None], stop: threading.Event) -> None:
         """Copy an untouched range, in the kernel where it can."""
-        target = self._fds[copy.file]
         base = len(self.headers[copy.file]) + copy.offset
         done, size = 0, copy.stop - copy.start
         in_kernel = hasattr(os, "copy_file_range")
-        while done < size and not stop.is_set():
-            length = min(CHUNK, size - done)
-            self._check_whole(copy.file)
-            count = 0
-            if in_kernel:
-                try:
-                    with self._turns[copy.file], inputs.open(copy.source) as source:
-                        count = os.copy_file_range(source, target, length, copy.start + done, base + done)
-                except OSError as error:
-                    if error.errno not in NO_RANGE_COPY | EITHER_SIDE:
-                        raise
-                    in_kernel = False
-            if not in_kernel:
-                piece = memoryview(bytearray(min(length, 1 << 20)))
-                inputs.read(copy.source, copy.start + done, piece)
-                count = os.pwrite(target, piece, base + done)
-            if count == 0:
-                raise FileError(f"{copy.source}: became shorter while it was read")
-            self.finish(copy.file, copy.offset + done, copy.offset + done + count)
-            done += count
-            progress(count)
+        with self._files.open(self._places[copy.file]) as target:
+            while done < size and not stop.is_set():
+                length = min(CHUNK, size - done)
+                self._check_whole(copy.file, target)
+                count = 0
+                if in_kernel:
+                    try:
+                        with self._turns[copy.file], inputs.open(copy.source) as source:
+                            count = os.copy_file_range(source, target, length, copy.start + done, base + done)
+                    except OSError as error:
+                        if error.errno not in NO_RANGE_COPY | EITHER_SIDE:
+                            raise
+                        in_kernel = False
+                if not in_kernel:
+                    piece = memoryview(bytearray(min(length, 1 << 20)))
+                    inputs.read(copy.source, copy.start + done, piece)
+                    count = os.pwrite(target, piece, base + done)
+                if count == 0:
+                    raise FileError(f"{copy.source}: became shorter while it was read")
+                self.finish(copy.file, copy.offset + done, copy.offset + done + count)
+                done += count
+                progress(count)
 
     def follow(self, *, hashed: bool, stop: threading.Event) -> list[str]:
         """Follow the finished ranges of every file: hash them in order, and start their way to the disk.
@@ -254,19 +262,22 @@ class Output:
         Return the SHA-256 of each file's data; empty texts without `hashed`.
         """
         digests = []
-        for fd, header, file, finished in zip(self._fds, self.headers, self.plan.files, self.finished, strict=True):
+        for place, header, file, finished in zip(
+            self._places, self.headers, self.plan.files, self.finished, strict=True
+        ):
             digest = hashlib.sha256()
             buffer = memoryview(bytearray(1 << 20)) if hashed else memoryview(b"")
-            for start, end in finished.follow(file.data_size, stop):
-                position = start
-                while hashed and position < end and not stop.is_set():
-                    count = os.preadv(fd, [buffer[: end - position]], len(header) + position)
-                    if count == 0:
-                        raise TargetError(f"{self._place(file)}: another program has changed it; bake again")
-                    digest.update(buffer[:count])
-                    position += count
-                if self.fsync:
-                    start_writeback(fd, len(header) + start, end - start)
+            with self._files.open(place) as fd:
+                for start, end in finished.follow(file.data_size, stop):
+                    position = start
+                    while hashed and position < end and not stop.is_set():
+                        count = os.preadv(fd, [buffer[: end - position]], len(header) + position)
+                        if count == 0:
+                            raise _meddled(place)
+                        digest.update(buffer[:count])
+                        position += count
+                    if self.fsync:
+                        start_writeback(fd, len(header) + start, end - start)
             digests.append(digest.hexdigest() if hashed else "")
         return digests
 
@@ -282,8 +293,8 @@ class Output:
             places = [(self.partial.beside(each.path), each.path) for each in self.plan.embeddings]
             for made, target in [*places, (self.partial.new, self.path)]:
                 if (is_now := identity(made)) is None:
-                    raise TargetError(f"{made}: another program has removed it; bake again")
-                self._made.append((made, target, is_now))
+                    raise _meddled(made)
+                self._moving.append((made, target, is_now))
             self._close_files()
         except OSError as error:
             raise self._worded(error) from None
@@ -297,34 +308,33 @@ class Output:
         return unwritable(self.partial.path, error)
 
     def _fill_in(self, data_hashes: list[str], digests: Mapping[str, str], device: str) -> None:
-        for fd, header, file, data_hash in zip(self._fds, self.headers, self.plan.files, data_hashes, strict=True):
-            hashes = provenance.fill(data_hash) if data_hash else {}
-            if provenance.LEGACY_HASH in file.metadata:
-                block = os.pread(fd, provenance.LEGACY_BYTES, provenance.LEGACY_START)
-                hashes[provenance.LEGACY_HASH] = hashlib.sha256(block).hexdigest()[:8]
-            final = file.header(digests, hashes, device)
-            if len(final) != len(header):
-                raise AssertionError("the header's length changed")
-            write_all(fd, memoryview(final), 0)
-            if self.fsync:
-                os.fsync(fd)
+        for place, header, file, data_hash in zip(
+            self._places, self.headers, self.plan.files, data_hashes, strict=True
+        ):
+            with self._files.open(place) as fd:
+                hashes = provenance.fill(data_hash) if data_hash else {}
+                if provenance.LEGACY_HASH in file.metadata:
+                    block = os.pread(fd, provenance.LEGACY_BYTES, provenance.LEGACY_START)
+                    hashes[provenance.LEGACY_HASH] = hashlib.sha256(block).hexdigest()[:8]
+                final = file.header(digests, hashes, device)
+                if len(final) != len(header):
+                    raise AssertionError("the header's length changed")
+                write_all(fd, memoryview(final), 0)
+                if self.fsync:
+                    os.fsync(fd)
 
     def _close_files(self) -> None:
         """Close the files, and make sure that they are whole."""
         self.partial.check()
-        for index in range(len(self._fds)):
-            self._check_whole(index)
-        self._identities = [cast(Identity, identity(fd)) for fd in self._fds]
+        self._files.close()
         self._check_names(self.partial.new)
-        while self._fds:
-            os.close(self._fds.pop())
 
     def _check_names(self, root: Path) -> None:
-        """Make sure that the weights' names still mean what this bake has written; `root` is where they are now."""
-        for file, wanted in zip(self.plan.files, self._identities, strict=True):
+        """Make sure that the weights' names mean what this bake has written, whole; `root` is where they are now."""
+        for index, (place, file) in enumerate(zip(self._places, self.plan.files, strict=True)):
             path = root / file.name if self.plan.is_folder else root
-            if identity(path) != wanted:
-                raise TargetError(f"{path}: another program has changed or removed it; bake again")
+            if identity(path) != (self._inodes[place], self._length(index)):
+                raise _meddled(path)
 
     def commit(self) -> None:
         """Give what is made its names: all of it, or nothing. After that the bake is done, whatever happens.
@@ -332,7 +342,7 @@ class Output:
         Raise TargetError if another program has changed a target meanwhile, or put something there that would get
         lost.
         """
-        moves = [Move(made, target, new, identity(target)) for made, target, new in self._made]
+        moves = [Move(made, target, new, identity(target)) for made, target, new in self._moving]
         try:
             self.partial.check()
             self.partial.note(moves, durable=self.fsync)
@@ -374,9 +384,8 @@ class Output:
 
     def _clean(self) -> None:
         """Remove what is left beside the target; `left` tells what the system said if it could not."""
-        while self._fds:
-            with suppress(OSError):
-                os.close(self._fds.pop())
+        with suppress(OSError):
+            self._files.close()
         if self._state in ("open", "committed"):
             try:
                 self.partial.remove()
@@ -384,6 +393,10 @@ class Output:
                 self.left = error
         self.partial.leave()
         self._state = "closed"
+
+
+def _meddled(path: Path) -> TargetError:
+    return TargetError(f"{path}: another program has changed or removed it; bake again")
 
 
 def _write_embedding(embedding: Embedding, place: Path, *, fsync: bool) -> None:

@@ -125,7 +125,6 @@ PLACES: dict[str, Callable[[Path], str]] = {
     "a folder": lambda folder: str((folder / "report.json").mkdir() or "report.json"),
     "the output": lambda folder: "out.safetensors",
     "the output's working file": lambda folder: "out.safetensors.partial",
-    "what moves aside": lambda folder: "out.safetensors.old.partial",
     "the base": lambda folder: "../" + folder.name + "/base.safetensors",
     "the base, by a hard link": link_to("base.safetensors", hard=True),
     "the LoRA, by a symbolic link": link_to("lora.safetensors", hard=False),

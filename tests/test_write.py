@@ -735,8 +735,12 @@ INTERRUPTED = """
 
     write.Output.copy = copy
     wait, baking._Crew.join = baking._Crew.join, join
-    if when == "importing":
-        sys.meta_path.insert(0, Swallowing())
+    def entered(self):
+        if when == "importing":
+            sys.meta_path.insert(0, Swallowing())
+        return enter(self)
+
+    enter, write.Output.__enter__ = write.Output.__enter__, entered
     sys.argv[0] = "lorabake"
     main()
 """
