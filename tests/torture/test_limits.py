@@ -15,6 +15,7 @@ import torch
 
 from lorabake import RunOptions, bake, load_recipe, plan
 from lorabake.errors import LorabakeError
+from lorabake.writing.partial import Partial, partial_of
 from tests import builders as b
 from tests.torture.conftest import Tally
 
@@ -146,8 +147,9 @@ def test_a_file_system_without_locks(
         "bakes where the file system takes no locks", "done alone; refused where a folder of another is there"
     )
     done = bake(load_recipe(recipe), RunOptions())
-    count.hold(done.path.exists() and not left(recipe), f"{left(recipe)}")
+    partial = partial_of(done.path)
+    count.hold(done.path.exists() and not partial.exists(), "a bake alone")
     Partial(done.path).open()
     with pytest.raises(LorabakeError, match="this file system has no locks") as refused:
         bake(load_recipe(recipe), RunOptions(overwrite=True))
-    count.hold(refused.value.exit_code == 2 and bool(left(recipe)), f"{refused.value} {left(recipe)}")
+    count.hold(refused.value.exit_code == 2 and partial.exists(), str(refused.value))
