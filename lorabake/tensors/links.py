@@ -83,8 +83,15 @@ def _below(folder: Path, real: Path, above: tuple[Path, ...]) -> Iterator[Path]:
         if not path.name.startswith("."):
             yield path
             if is_folder(path):
-                inner = _real(real / path.name) if path.is_symlink() else real / path.name
+                inner = _real(real / path.name) if _is_link(path) else real / path.name
                 yield from _below(path, inner, (*above, real))
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return path.is_symlink()
+    except OSError as error:
+        raise unreadable(path, error) from None
 
 
 def _real(path: Path) -> Path:
