@@ -6,23 +6,24 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
+
+STOPPING: Final = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
+"""Signals that ask a program to end; a terminal that is closed sends SIGHUP."""
 
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Let SIGINT and SIGTERM wait: what they raise would leave a thread or a file forgotten.
+    """Let signals that ask to end wait: what they raise would leave a thread or a file forgotten.
 
-    Or it would be swallowed, as torch's import does with it now and then.
-
-    Threads started meanwhile leave the signals to this one for good. Threads from before may still get one (NumPy's
-    do), so that the handlers wait, too.
+    torch's import swallows it now and then, too. Threads started meanwhile leave the signals to this one for good.
+    Threads from before may still get one (NumPy's do), so that the handlers wait, too.
     """
-    held = {signal.SIGINT, signal.SIGTERM}
     came: list[int] = []
     handlers = {}
     if threading.current_thread() is threading.main_thread():
-        handlers = {each: signal.getsignal(each) for each in held if callable(signal.getsignal(each))}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+        handlers = {each: signal.getsignal(each) for each in STOPPING if callable(signal.getsignal(each))}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     for each in handlers:
         signal.signal(each, lambda number, _: came.append(number))
     try:

@@ -19,6 +19,7 @@ import click
 from lorabake import __version__
 from lorabake.cli.terminal import Coloured, echo, echo_usage, tame_libraries
 from lorabake.errors import INTERNAL, LorabakeError, SurroundingsError, first_line, where
+from lorabake.interrupts import STOPPING
 from lorabake.machine import worded
 
 Result = TypeVar("Result")
@@ -47,15 +48,15 @@ GARBAGE = 100_000
 
 
 class Interruption:
-    """Let the first SIGINT or SIGTERM end the command. Later ones, and those after the work is done, do nothing."""
+    """Let the first signal that asks to end do so. Later ones, and those after the work is done, do nothing."""
 
     def __init__(self) -> None:
         self._is_heard = True
 
     def listen(self) -> None:
-        """Begin, unless whoever started this process has it ignore SIGINT."""
+        """Begin; signals that whoever started this process has it ignore, as nohup does, stay ignored."""
         self._is_heard = True
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPPING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._hear)
 
@@ -109,9 +110,11 @@ def main() -> None:
     interruption.listen()
     tame_libraries()
     try:
-        with worded():
-            code = lorabake.main(standalone_mode=False)
-        interruption.ignore()
+        try:
+            with worded():
+                code = lorabake.main(standalone_mode=False)
+        finally:
+            interruption.ignore()
         sys.stdout.flush()
     except UnreadError as error:
         sys.exit(error.exit_code)
