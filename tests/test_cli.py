@@ -84,10 +84,12 @@ def test_bake_says_what_it_did(cli: Cli, folder: Path) -> None:
     ended = cli("bake", "recipe.yaml")
     assert ended.code == 0
     lines = ended.err.splitlines()
-    assert lines[0].startswith("lora.safetensors: 12 of 12 tensors applied")
+    assert lines[0].startswith("lora 1    lora.safetensors: 12 of 12 tensors applied")
     assert any(line.startswith("note: ") and "EMA" in line for line in lines)
     (line,) = ended.out.splitlines()
-    assert re.fullmatch(r"out\.safetensors: [\d.]+ kB in [\d.]+ s .*, [\d.]+ [kMG]B/s, bottleneck \w+.*", line)
+    assert re.fullmatch(
+        r"output    out\.safetensors: [\d.]+ kB in [\d.]+ s .*, [\d.]+ [kMG]B/s, bottleneck \w+.*", line
+    )
     assert (folder / "out.safetensors").exists()
 
 

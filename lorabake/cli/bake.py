@@ -11,7 +11,7 @@ from lorabake.baking import bake as run_bake
 from lorabake.changes import FADES
 from lorabake.cli import CONTEXT, interruption
 from lorabake.cli.places import check_report, files_of
-from lorabake.cli.show import ledger_lines, rate_of, shown, size_of, survives
+from lorabake.cli.show import LABEL, ledger_lines, rate_of, shown, size_of, survives
 from lorabake.cli.terminal import Bar, echo, echo_json
 from lorabake.errors import SurroundingsError
 from lorabake.planning import default_workers
@@ -62,8 +62,8 @@ def bake(
         beside = [each.path for each in plan.embeddings]
         check_report(report, [*files_of(plan.sources.recipe, plan.path), *beside], [plan.path, partial_of(plan.path)])
     talks = not (quiet or as_json)
-    for ledger in plan.ledgers if talks else ():
-        for line in ledger_lines(ledger):
+    for number, ledger in enumerate(plan.ledgers if talks else (), 1):
+        for line in ledger_lines(ledger, number):
             echo(line, err=True)
     for note in plan.notes if not quiet else ():
         echo(f"note: {note}", err=True)
@@ -94,11 +94,11 @@ def bake(
     if talks:
         for lora, share in result.survival.items():
             if FADES <= share < ALL:  # less was warned of
-                echo(survives(plan.sources.loras[lora].name, share), err=True)
+                echo(f"{f'lora {lora + 1}':<{LABEL}}{survives(plan.sources.loras[lora].name, share)}", err=True)
         synced = f" ({result.sync_seconds:.1f} s of it waiting for the disk)" if fsync else ""
         memory = f", peak memory {result.peak_memory / 2**20:.0f} MiB" if result.peak_memory else ""
         computed = f", computed on {result.device}" if result.computed else ""
         echo(
-            f"{shown(result.path)}: {size_of(result.size)} in {result.seconds:.1f} s{synced}, "
+            f"{'output':<{LABEL}}{shown(result.path)}: {size_of(result.size)} in {result.seconds:.1f} s{synced}, "
             f"{rate_of(result.size, result.seconds)}, bottleneck {result.bottleneck}{memory}{computed}"
         )

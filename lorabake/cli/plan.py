@@ -9,7 +9,7 @@ import click
 
 from lorabake.changes import Tally, cautions_of, cautions_of_recipe
 from lorabake.cli import CONTEXT
-from lorabake.cli.show import ledger_lines, shown, size_of, survives
+from lorabake.cli.show import LABEL, ledger_lines, shown, size_of, survives
 from lorabake.cli.terminal import echo, echo_json
 from lorabake.planning import plan as make_plan
 from lorabake.recipe import load_recipe
@@ -51,12 +51,10 @@ def plan(recipe: Path, output: Path | None, as_json: bool, estimate: bool) -> No
     layouts = ", ".join(f"{name} ({place[0].name})" for name, place in key_map.placed.items())
     echo(f"base      {made.sources.recipe.base.path}: {key_map.architecture.title}; {layouts}")
     for number, ledger in enumerate(made.ledgers, 1):
-        label = f"lora {number}"
-        for line in ledger_lines(ledger):
-            echo(f"{label:<9} {line}")
-            label = ""
+        for line in ledger_lines(ledger, number):
+            echo(line)
         if number - 1 in shares:
-            echo(f"{'':<9} {survives(ledger.lora, shares[number - 1])}")
+            echo(f"{'':<{LABEL}}{survives(ledger.lora, shares[number - 1])}")
     if made.sources.recipe.vae is not None:
         echo(f"vae       {made.sources.recipe.vae.path} takes the place of the base's")
     baked = sum(len(bake.targets) for bake in made.bakes)

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Final
 
 from lorabake.changes import percent
 from lorabake.matching import Ledger
@@ -41,8 +42,19 @@ def survives(lora: str, share: float) -> str:
     return f"{lora}: {percent(share)} of its change survives the output's dtype"
 
 
-def ledger_lines(ledger: Ledger) -> Iterator[str]:
-    """Tell what became of one LoRA's tensors."""
+LABEL: Final = 10
+"""Letters of the words that lines begin with: lorabake's own, so that no name from a file can begin a line."""
+
+
+def ledger_lines(ledger: Ledger, number: int) -> Iterator[str]:
+    """Tell what became of one LoRA's tensors; the LoRA is the recipe's by this number, from 1."""
+    label = f"lora {number}"
+    for line in _ledger_lines(ledger):
+        yield f"{label:<{LABEL}}{line}"
+        label = ""
+
+
+def _ledger_lines(ledger: Ledger) -> Iterator[str]:
     ranks = "/".join(str(rank) for rank in sorted(ledger.ranks))
     details = f"{counts(ledger.modules)}; {counts(ledger.kinds)}{f'; rank {ranks}' if ranks else ''}"
     yield f"{ledger.lora}: {ledger.applied} of {ledger.tensors} tensors applied" + (
