@@ -10,7 +10,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -337,7 +337,7 @@ class _PeakMemory:
     def sample(self) -> None:
         if sys.platform != "linux":
             return
-        with open("/proc/self/status", encoding="ascii") as status:
+        with suppress(OSError), open("/proc/self/status", encoding="ascii") as status:
             for line in status:
                 if line.startswith("RssAnon:"):
                     self.peak = max(self.peak or 0, int(line.split()[1]) * 1024)

@@ -204,7 +204,10 @@ def _rank(lora: LoraSource, kind: Kind, module: LoraModule, *, by_up: bool) -> i
     config, _ = lora.config_of(module.name)
     if config and (stack := _expert_stack(lora, module)):
         return config.rank_of(stack)
-    return kind.told_rank(shapes) if _has_shapes(kind, module) else None
+    try:
+        return kind.told_rank(shapes) if _has_shapes(kind, module) else None
+    except IndexError:  # a tensor has fewer sides than its kind asks for, which plan and bake refuse
+        return None
 
 
 def _has_shapes(kind: Kind, module: LoraModule) -> bool:
@@ -227,9 +230,12 @@ def _scale(lora: LoraSource, module: LoraModule, kind: Kind) -> tuple[str, str]:
 
 
 def _told(kind: Kind, module: LoraModule, alpha: float | str) -> str:
-    if not isinstance(alpha, float) or not _has_shapes(kind, module) or not kind.rank(module.shapes):
-        return "not a number"
-    return f"{kind.scale(alpha, module.shapes):g}"
+    try:
+        if isinstance(alpha, float) and _has_shapes(kind, module) and kind.rank(module.shapes):
+            return f"{kind.scale(alpha, module.shapes):g}"
+    except IndexError:  # as above
+        pass
+    return "not a number"
 
 
 def _listed(alphas: Counter[str]) -> object:

@@ -5,6 +5,7 @@ Pure: no tensor is read. Everything after the plan only obeys it.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -860,7 +861,10 @@ class _Planner:
 
 
 def check_is_no_input(sources: Sources, written: Path) -> None:
-    """Raise TargetError if a path that a bake writes is an input, is in an input folder, or has an input in it."""
+    """Raise TargetError if a path that a bake writes is an input, is in an input folder, or has an input in it.
+
+    Folders are known by inode: a link or a second mount gives one folder two names.
+    """
     try:
         target = written.resolve(strict=False)
     except (OSError, RuntimeError) as error:
@@ -870,12 +874,24 @@ def check_is_no_input(sources: Sources, written: Path) -> None:
         inputs += [(checkpoint.path, checkpoint.is_folder), *((header.path, False) for header in checkpoint.headers)]
     if sources.recipe.file is not None:
         inputs.append((sources.recipe.file, False))
+    known = functools.cache(_inode)  # shards lie in one folder
+    place, around = known(target.parent), {inode for each in target.parents if (inode := known(each))}
+    itself = known(target) if os.path.isdir(target) else None
     for path, is_folder in inputs:
         real = path.resolve()
-        if target == real or (is_folder and real in target.parents):
+        is_same = target == real or (place is not None and (place, target.name) == (known(real.parent), real.name))
+        if is_same or (is_folder and known(real) in {*around, itself} - {None}):
             raise TargetError(f"{written}: is an input of this recipe ({path}); choose another output")
-        if target in real.parents:
+        if itself is not None and any(itself == known(each) for each in real.parents):
             raise TargetError(f"{written}: holds an input of this recipe ({path}); choose another output")
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _file_name(part: Part, index: int) -> str:

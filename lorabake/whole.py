@@ -16,7 +16,7 @@ def write_whole(path: Path, content: bytes) -> None:
         path.write_bytes(content)
         return
     place = Path(os.path.realpath(path))  # a link stays a link
-    partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
+    partial = place.with_name(f".lorabake.{os.getpid()}.partial")
     try:
         partial.write_bytes(content)
         os.replace(partial, place)

@@ -68,7 +68,7 @@ class Output:
                 self._state = "open"
             self._check_target()
             free = shutil.disk_usage(self.path.parent).free
-            needed = self.size + sum(embedding.size for embedding in self.plan.embeddings)
+            needed = self.size + sum(embedding.size for embedding in self.plan.embeddings) + self._side_size()
             if free < needed:
                 raise SurroundingsError(f"{self.path.parent}: {_size(free)} free, and the bake needs {_size(needed)}")
             self._create()
@@ -155,9 +155,14 @@ class Output:
 
         Weights that a bake wrote, and an index of nothing else, may go: another number of shards has other names.
         """
-        found, (written, side_files) = [*_found(root)], self._planned()
-        folders = {folder for path in written | side_files for folder in path.parents}
-        rest = [path for path in found if path not in written | side_files | folders]
+        planned = set[Path]().union(*self._planned())
+        folders = {folder for path in planned for folder in path.parents}
+        rest = []
+        for path in _found(root):
+            place = root / path
+            is_folder = place.is_dir() and not place.is_symlink()
+            if not (path in folders if is_folder else path in planned and place.is_file()):
+                rest.append(path)
         baked = {path for path in rest if path.suffix == ".safetensors" and _is_baked(root / path)}
         for path in rest:
             if path not in baked and not (path.name.endswith(".index.json") and _is_index_of(root, path, baked)):
@@ -305,7 +310,8 @@ class Output:
             self.partial.check()
         except TargetError as moved:
             return moved
-        return unwritable(self.partial.path, error)
+        place = error.filename2 or error.filename  # of a rename, the target
+        return unwritable(Path(os.fsdecode(place)) if isinstance(place, str | bytes) else self.partial.path, error)
 
     def _fill_in(self, data_hashes: list[str], digests: Mapping[str, str], device: str) -> None:
         for place, header, file, data_hash in zip(
@@ -365,6 +371,11 @@ class Output:
         self._check_names(move.target)
         if self.plan.is_folder and move.old is not None and move.made.is_dir() and not move.made.is_symlink():
             self._refuse_others(move.made)
+
+    def _side_size(self) -> int:
+        """Count the bytes of the files that are copied from the base's folder as they are."""
+        root = self.plan.sources.base.path
+        return sum((root / name).stat().st_size for name in self.plan.side_files)
 
     def _write_side_files(self) -> None:
         base = self.plan.sources.base
@@ -496,7 +507,7 @@ def _found(root: Path) -> Iterator[Path]:
 
 def _is_baked(path: Path) -> bool:
     try:
-        return "lorabake.version" in read_header(path).metadata
+        return not path.is_symlink() and "lorabake.version" in read_header(path).metadata
     except FileError:
         return False
 

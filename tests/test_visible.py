@@ -7,9 +7,11 @@ import json
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 import lorabake
+from lorabake.cli.terminal import Coloured, echo
 from lorabake.errors import FileError, LorabakeError, lines_of
 from lorabake.report.markdown import escaped
 from lorabake.visible import is_hidden, visible, visible_json
@@ -64,6 +66,14 @@ def test_each_argument_of_an_error_is_a_line() -> None:
     assert str(error) == "a\nTRUE: forged\nadvice\x1b[2J"
     assert FileError().lines == ("FileError",)
     assert lines_of("file\n: ", "why\nadvice") == ["file\n: why", "advice"]
+
+
+@pytest.mark.parametrize("line", ["::error::forged", "  ::add-mask::a", "##[error]forged", "\x1b[31m::error::forged"])
+def test_no_line_commands_a_runner(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    echo(Coloured(line.removeprefix("\x1b[31m"), "red") if "\x1b" in line else line)
+    out = click.unstyle(capsys.readouterr().out).strip()
+    assert not out.startswith(("::", "##["))
+    assert out.endswith(("forged", "a"))
 
 
 def _called(node: ast.Call) -> str:

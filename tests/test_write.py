@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 import os
 import shutil
 import signal
@@ -24,7 +25,7 @@ from lorabake.baking import RunOptions, bake
 from lorabake.errors import FileError, LorabakeError, SurroundingsError, TargetError
 from lorabake.planning import plan
 from lorabake.recipe import load_recipe
-from lorabake.writing import commit, system
+from lorabake.writing import commit, partial, system
 from lorabake.writing.partial import MARK
 from tests import builders as b
 
@@ -424,7 +425,7 @@ def test_many_bakes_at_once_leave_one_right_target(folder: Path, sort: str) -> N
 def left_by_a_killed_bake(folder: Path) -> None:
     """Make what a bake killed early leaves of its folder."""
     folder.mkdir()
-    (folder / MARK).write_bytes(b"")  # killed between open and write
+    (folder / MARK).write_bytes(partial._journal([]))
     (folder / "new").mkdir()
     (folder / "new" / "link").symlink_to(folder.parent / "base")
     (folder / "beside").mkdir()
@@ -445,6 +446,16 @@ def test_what_a_killed_bake_of_a_folder_left_is_taken_over(pipeline: Path) -> No
     assert b.tree(pipeline / "out").keys() == b.tree(pipeline / "base").keys()
     assert b.tree(pipeline / "base")
     assert not partials(pipeline)
+
+
+def test_a_bake_killed_before_it_wrote_its_mark(folder: Path) -> None:
+    place = folder / "out.safetensors.partial"
+    place.mkdir()
+    attempt(folder)
+    place.mkdir()
+    (place / MARK).write_bytes(b"")
+    attempt(folder)
+    assert not partials(folder)
 
 
 STRANGERS: dict[str, Callable[[Path], object]] = {
@@ -481,6 +492,105 @@ def test_what_no_bake_has_made_is_not_taken_over(folder: Path, sort: str, name: 
         attempt(folder)  # no bake has any use for that name
         after = seen(folder)
         assert {key: after[key] for key in before} == before
+
+
+SAID = json.loads(partial._journal([]))["lorabake"]
+MARKS: dict[str, Callable[[Path], object]] = {
+    "another program's": lambda mark: mark.write_text('{"name": "mine"}'),
+    "empty, beside other files": lambda mark: mark.write_bytes(b""),
+    "a link": lambda mark: (mark.parent.with_name("mine").write_bytes(partial._journal([])),
+                            mark.symlink_to("../mine")),
+    "a hard link": lambda mark: (mark.parent.with_name("mine").write_bytes(partial._journal([])),
+                                 os.link(mark.parent.with_name("mine"), mark)),
+    "a pipe": lambda mark: os.mkfifo(mark),
+    "a folder": lambda mark: mark.mkdir(),
+    "of another user": lambda mark: (mark.write_bytes(partial._journal([])), os.chown(mark.parent, 12345, -1)),
+    "deep": lambda mark: mark.write_text("[" * 100_000),
+    **{
+        f"with the moves {moves}": lambda mark, moves=moves: mark.write_text(
+            json.dumps({"lorabake": SAID, "moves": moves})
+        )
+        for moves in (
+            None, {}, [1], [[]], [["new", "out.safetensors", {"a": 1}, None]],
+            [["new", "out.safetensors", [1, 2.5], None]],
+            [["../../precious", "out.safetensors", [1, 2], None]], [["new", "/etc/precious", [1, 2], None]],
+            [["new", "..", [1, 2], None]], [["new", "a\0b", [1, 2], None]], [["new", "\ud800", [1, 2], None]],
+        )
+    },
+}  # fmt: skip
+"""Marks of folders that no bake has made, or that somebody has tampered with."""
+
+
+@pytest.mark.parametrize("sort", MARKS)
+def test_a_mark_that_is_not_lorabakes(folder: Path, sort: str) -> None:
+    place = folder / "out.safetensors.partial"
+    (place / "new").mkdir(parents=True)
+    (place / "new" / "thesis.txt").write_bytes(OLD)
+    try:
+        MARKS[sort](place / MARK)
+    except PermissionError:
+        pytest.skip("only root can give a folder to another user")
+    before = seen(folder)
+    with pytest.raises(TargetError, match=r"out\.safetensors\.partial: is there, and no bake has made it"):
+        attempt(folder)
+    assert seen(folder) == before
+
+
+def test_a_base_behind_another_mount(pipeline: Path) -> None:
+    other = pipeline / "other"
+    other.mkdir()
+    if subprocess.run(["mount", "--bind", pipeline / "base", other], capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount here")
+    try:
+        before = b.tree(pipeline / "base")
+        for path in (other, other / "unet", other / "new"):
+            b.recipe(pipeline, base="base", output={"path": str(path)})
+            with pytest.raises(TargetError, match="is an input of this recipe"):
+                attempt(pipeline, overwrite=True)
+        assert b.tree(pipeline / "base") == before
+    finally:
+        subprocess.run(["umount", other], check=True)
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_what_another_bake_has_put_there_meanwhile_is_not_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
+) -> None:
+    if not exchange:
+        monkeypatch.setattr(commit, "exchange", lambda one, other: False)
+    made, target = tmp_path / "made", tmp_path / "target"
+    made.write_bytes(b"one bake's")
+    target.write_bytes(OLD)
+    move = commit.Move(made, target, *(commit.identity(path) for path in (made, target)))  # type: ignore[arg-type]
+
+    def refuse() -> None:
+        target.unlink()
+        target.write_bytes(b"the other bake's")
+        raise TargetError("refused")
+
+    with pytest.raises(TargetError, match="refused"):
+        commit.commit([move], refuse)
+    assert target.read_bytes() == b"the other bake's"
+
+
+@pytest.mark.parametrize("what", ["link to a folder", "pipe", "link to baked weights", "empty folder", ".git"])
+def test_what_is_no_file_of_a_bake_is_not_lost_even_on_demand(pipeline: Path, what: str) -> None:
+    attempt(pipeline, overwrite=True)
+    out = pipeline / "out"
+    if what == "link to a folder":
+        (out / "unet").rename(pipeline / "mine")
+        (out / "unet").symlink_to("../mine")
+    elif what == "pipe":
+        (out / "unet" / "config.json").unlink(missing_ok=True)
+        os.mkfifo(out / "unet" / "config.json")
+    elif what == "link to baked weights":
+        (out / "more.safetensors").symlink_to("unet/diffusion_pytorch_model.safetensors")
+    else:
+        (out / what / "x").mkdir(parents=True)
+    before = {path: path.lstat().st_ino for path in out.rglob("*")}
+    with pytest.raises(TargetError, match="which this bake does not put there"):
+        attempt(pipeline, overwrite=True)
+    assert {path: path.lstat().st_ino for path in out.rglob("*")} == before
 
 
 @pytest.mark.parametrize("inside", [False, True])

@@ -21,12 +21,18 @@ def check_report(report: Path, taken: Iterable[Path], folders: Iterable[Path]) -
 
     Files are told by where they are, not by their names: links of either sort are followed.
     """
+    try:
+        is_there = report.exists()
+    except OSError as error:  # too long a name
+        raise TargetError(f"{report}: the report cannot be written: {error.strerror}") from None
     if report.is_dir():
         raise TargetError(f"{report}: is a folder, and the report is a file")
     if not report.parent.is_dir():
         why = "is no folder" if os.path.lexists(report.parent) else "there is no such folder"
         raise TargetError(f"{report}: the report cannot be written: {report.parent}: {why}")
-    if not os.access(report if report.exists() else report.parent, os.W_OK):
+    is_special = is_there and not report.is_file()  # such as /dev/stdout
+    written = [report] * is_there + [_real(report).parent] * (not is_special)
+    if not all(os.access(path, os.W_OK) for path in written):
         raise TargetError(f"{report}: the report cannot be written: no permission")
     check_apart([report], taken, folders)
 

@@ -6,6 +6,7 @@ Only lorabake itself breaks lines and chooses colours: a part of a line is escap
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import threading
 import warnings
@@ -30,9 +31,14 @@ Part = str | Coloured
 """What a line is made of."""
 
 
+_COMMAND = re.compile(r"^((?:\s|\x1b\[[0-9;]*m)*)(:(?=:)|#(?=#\[))")
+"""How a line begins that GitHub's and Azure's runners obey, such as ::error:: and ##[error]."""
+
+
 def echo(*parts: Part, err: bool = False) -> None:
     """Print one line, to stderr if asked."""
-    click.echo("".join(map(_shown, parts)), err=err)
+    line = "".join(map(_shown, parts))
+    click.echo(_COMMAND.sub(lambda found: f"{found[1]}\\x{ord(found[2]):02x}", line), err=err)
 
 
 def echo_json(value: object) -> None:

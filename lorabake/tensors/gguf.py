@@ -21,7 +21,7 @@ from typing import BinaryIO, Final, cast
 from lorabake.errors import FileError, SurroundingsError
 from lorabake.machine import unreadable
 from lorabake.tensors.packing import PackedInfo
-from lorabake.tensors.safetensors import MAX_HEADER, Header, TensorInfo, fingerprint
+from lorabake.tensors.safetensors import MAX_HEADER, Header, TensorInfo, check_count, fingerprint
 
 MAGIC = b"GGUF"
 VERSIONS: Final = (2, 3)
@@ -123,6 +123,7 @@ def _header(
     if version not in VERSIONS:
         raise _DamagedError(f"its version is {version}, and 2 and 3 are known")
     tensor_count, fact_count = stream.number("Q"), stream.number("Q")
+    check_count(path, tensor_count)
     facts: dict[str, object] = {}
     for _ in range(fact_count):
         name = stream.text()

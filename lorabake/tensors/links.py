@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from lorabake.errors import FileError
 from lorabake.machine import unreadable
@@ -69,8 +69,20 @@ def source_of(root: Path, path: Path) -> Path:
 
 def copy_file(root: Path, path: Path, place: Path) -> None:
     """Copy a file in a folder; raise FileError where it has become a link out of the folder, or no regular file."""
-    with open_regular(source_of(root, path)) as stream, place.open("wb") as target:
-        shutil.copyfileobj(stream, target, 1 << 20)
+    try:
+        stream = open_regular(source_of(root, path))
+    except OSError as error:
+        raise unreadable(path, error) from None
+    with stream, place.open("wb") as target:
+        while piece := _piece(path, stream):
+            target.write(piece)
+
+
+def _piece(path: Path, stream: BinaryIO) -> bytes:
+    try:
+        return stream.read(1 << 20)
+    except OSError as error:
+        raise unreadable(path, error) from None
 
 
 def _below(folder: Path, real: Path, above: tuple[Path, ...]) -> Iterator[Path]:

@@ -640,7 +640,8 @@ def _in_order(tensor: _Tensor, raw: bytes) -> bytes:
     import numpy as np
 
     unit = {1: "u1", 2: "<u2", 4: "<u4", 8: "<u8"}
-    steps = tuple(stride * tensor.width for stride in tensor.strides)
+    sides = zip(tensor.shape, tensor.strides, strict=True)
+    steps = tuple(stride * tensor.width if size > 1 else 0 for size, stride in sides)
     flat = np.frombuffer(raw, unit[tensor.width])
     values = np.lib.stride_tricks.as_strided(flat, tensor.shape, steps, writeable=False).copy(order="C")
     if tensor.flags:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from lorabake.errors import FileError
 from lorabake.tensors.safetensors import Fingerprint, fingerprint
@@ -61,7 +61,9 @@ def read_small(path: Path | str, limit: int = MAX_CONFIG, what: str = "a configu
     with open_regular(path) as stream:
         if (noted := _NOTED.get()) is not None:
             noted.setdefault(Path(path), fingerprint(stream.fileno()))
-        raw = stream.read(limit + 1)
+        raw = cast(bytes | None, stream.read(limit + 1))
+    if raw is None:  # a file of the system's that would wait
+        raise FileError(f"{path}: is not a regular file")
     if len(raw) > limit:
         raise FileError(f"{path}: larger than {limit} bytes, so it is hardly {what}")
     return raw

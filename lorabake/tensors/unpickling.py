@@ -153,7 +153,10 @@ class _Machine:
         pass
 
     def put(self, number: object) -> None:
-        self.memo[_number(number)] = self.stack[-1]
+        place = _number(number)
+        if not 0 <= place < MAX_STEPS:  # numbers can be chosen to have one hash
+            raise PickleError("a place in the memo that no pickle needs")
+        self.memo[place] = self.stack[-1]
 
     def get(self, number: object) -> None:
         self.push(self.memo[_number(number)])
@@ -241,7 +244,7 @@ class _Machine:
         arguments, function = self.pop(), self.pop()
         if not isinstance(function, Function) or not isinstance(arguments, tuple):
             raise PickleError("a call of what is no function")
-        self.left -= sum(len(each) for each in arguments if isinstance(each, tuple | list | dict))
+        self.left -= len(arguments) + sum(len(each) for each in arguments if isinstance(each, tuple | list | dict))
         self.push(function.make(*arguments))
 
     def build(self, _: object) -> None:
@@ -277,8 +280,12 @@ class _Machine:
 
 
 def as_key(key: object) -> object:
-    """Return what stands for a dict's key: itself, but the hash of a deep tuple would overflow the stack of C."""
-    return key if isinstance(key, str | int | float | bytes | None) else Inert(type(key).__name__)
+    """Return what stands for a dict's key: itself, where its hash is quick and not that of other keys.
+
+    The hash of a deep tuple would overflow the stack of C. Numbers can be chosen to have one hash.
+    """
+    is_small = isinstance(key, int) and abs(key) < MAX_STEPS
+    return key if is_small or isinstance(key, str | bytes | None) else Inert(type(key).__name__)
 
 
 def _number(argument: object) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from lorabake.errors import FileError
 from lorabake.tensors.checkpoint import WEIGHT_SUFFIXES, read_object
@@ -28,11 +28,19 @@ PROGRAMS = ("pipeline.py", "custom_generate/generate.py")
 """Files that the libraries run without a configuration that names them, where they are allowed to."""
 
 
+MOST_PARTS: Final = 10_000
+"""Layers, or experts of a layer, that a library may be asked to build; known models have some hundred."""
+
+
 def check_folder(folder: Path) -> None:
-    """Raise FileError for what no library should be given to read: pipes, devices, files of any size."""
+    """Raise FileError for what no library should be given to read: pipes, devices, files and models of any size."""
     for path in files_below(folder):
         if path.suffix.lower() not in WEIGHT_SUFFIXES and path.stat().st_size > LARGEST:
             raise FileError(f"{path}: larger than {LARGEST} bytes, so it is hardly a part of a tokenizer")
+        if path.name == "config.json":
+            for name, count in read_object(path).items():
+                if name.endswith(("layer", "layers", "experts")) and isinstance(count, int) and count > MOST_PARTS:
+                    raise FileError(f"{path}: {name} is {count}, and no model has so many")
 
 
 def without_kernels(config: Any) -> Any:

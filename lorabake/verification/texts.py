@@ -222,10 +222,13 @@ def _fits(plan: Plan, parameters: dict[str, Any], prefix: str) -> bool:
 def _greedy(model: Any, ids: Any, tokens: int) -> Any:
     import torch
 
-    with torch.no_grad():
-        return model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False
-        )
+    try:
+        with torch.no_grad():
+            return model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False
+            )
+    except Exception as error:  # whatever a library says of a configuration that it cannot run
+        raise CannotDrawError(f"transformers cannot run the model: {first_line(error)[:160]}") from error
 
 
 def _logits(model: Any, ids: Any) -> Any:

@@ -96,7 +96,9 @@ class Move:
             raise
 
     def take_back(self) -> None:
-        """Undo the move."""
+        """Undo the move, unless another program has replaced what was moved."""
+        if not self.is_made:
+            return
         if self.old is None:
             rename_new(self.target, self.made)
         elif identity(self.made) == self.old:

@@ -15,12 +15,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from lorabake.errors import TargetError
-from lorabake.writing.commit import Move, complete, identity
-from lorabake.writing.system import fsync, fsync_folder, lock, remove
+from lorabake.errors import FileError, TargetError
+from lorabake.tensors.small import parse_json, read_small
+from lorabake.writing.commit import Identity, Move, complete, identity
+from lorabake.writing.system import fsync, fsync_folder, lock, remove, write_all
 
 MARK: Final = "lorabake.json"
 """The file that marks the folder as lorabake's; it lists the moves once they begin."""
+
+_SAID: Final = "this folder holds a bake that is not finished"
+
+MAX_JOURNAL: Final = 1 << 20
+"""Bytes of the mark; a move takes some hundred."""
 
 _MARK_NEW: Final = MARK + ".new"
 NEW: Final = "new"
@@ -67,20 +73,45 @@ class Partial:
             raise
 
     def _take_over(self, found: set[str]) -> None:
-        if found and MARK not in found:
-            raise _stranger(self.path)
-        if strangers := sorted(found - _OURS):
-            raise TargetError(
-                f"{self.path}: holds {strangers[0]}, which no bake has put there",
-                "A bake makes its output in this folder. Move it, or choose another output.",
-            )
         if found:
-            moves = _read_journal(self.path)
+            moves = self._moves_left(found)
+            if strangers := sorted(found - _OURS):
+                raise TargetError(
+                    f"{self.path}: holds {strangers[0]}, which no bake has put there",
+                    "A bake makes its output in this folder. Move it, or choose another output.",
+                )
             if any(move.has_begun for move in moves):
                 complete(moves)
                 fsync_folder(self.path.parent)
             self._empty()
-        (self.path / MARK).write_bytes(_journal([]))
+            self._write(_MARK_NEW, [])
+            os.rename(self.path / _MARK_NEW, self.path / MARK)
+        else:
+            self._write(MARK, [])
+
+    def _moves_left(self, found: set[str]) -> list[Move]:
+        """Return the moves that a killed bake wrote down; raise TargetError where its mark is missing or false."""
+        place = self.path / MARK
+        if MARK not in found or os.fstat(self._fd).st_uid != os.geteuid():
+            raise _stranger(self.path)
+        status = os.lstat(place)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            raise _stranger(self.path)
+        if status.st_size == 0 and found == {MARK}:  # killed between making it and writing it
+            return []
+        try:
+            return _moves_of(self.path, parse_json(read_small(place, MAX_JOURNAL)))
+        except (ValueError, FileError):
+            raise _stranger(self.path) from None
+
+    def _write(self, name: str, moves: Sequence[Move]) -> None:
+        """Write a mark into a new file: an older one might be a link to something else."""
+        (self.path / name).unlink(missing_ok=True)
+        fd = os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        try:
+            write_all(fd, memoryview(_journal(moves)), 0)
+        finally:
+            os.close(fd)
 
     def _empty(self) -> None:
         """Remove all but the mark, which tells to the last that the folder is lorabake's."""
@@ -95,7 +126,7 @@ class Partial:
     def note(self, moves: Sequence[Move], *, durable: bool) -> None:
         """Write down what is about to be moved, so that the next bake can complete it."""
         place = self.path / _MARK_NEW
-        place.write_bytes(_journal(moves))
+        self._write(_MARK_NEW, moves)
         if durable:
             fsync(place)
         os.rename(place, self.path / MARK)
@@ -174,22 +205,36 @@ def _remove_new(path: Path, *, is_new: bool) -> None:
 
 def _journal(moves: Sequence[Move]) -> bytes:
     rows = [[move.made.name, move.target.name, move.new, move.old] for move in moves]
-    return json.dumps({"lorabake": "this folder holds a bake that is not finished", "moves": rows}).encode()
+    return json.dumps({"lorabake": _SAID, "moves": rows}).encode()
 
 
-def _read_journal(folder: Path) -> list[Move]:
-    """Return the moves that a killed bake wrote down; none if it was killed before."""
-    try:
-        with open(folder / MARK, "rb") as stream:
-            rows = json.loads(stream.read(1 << 20) or b"{}").get("moves", [])
-        return [
-            Move(
-                folder / NEW if made == NEW else folder / BESIDE / made,
-                folder.parent / target,
-                (new[0], new[1]),
-                (old[0], old[1]) if old else None,
-            )
-            for made, target, new, old in rows
-        ]
-    except (ValueError, TypeError, AttributeError, IndexError):
-        raise _stranger(folder) from None
+def _moves_of(folder: Path, journal: object) -> list[Move]:
+    """Return the moves that a journal lists; raise ValueError for what lorabake does not write."""
+    if (
+        not isinstance(journal, dict)
+        or journal.get("lorabake") != _SAID
+        or not isinstance(journal.get("moves"), list)
+    ):
+        raise ValueError("no mark of lorabake's")
+    moves = []
+    for row in journal["moves"]:
+        if not isinstance(row, list) or len(row) != 4:
+            raise ValueError("no move")
+        made, target = (_plain_name(name) for name in row[:2])
+        place = folder / NEW if made == NEW else folder / BESIDE / made
+        new = _identity_of(row[2])
+        moves.append(Move(place, folder.parent / target, new, None if row[3] is None else _identity_of(row[3])))
+    return moves
+
+
+def _plain_name(name: object) -> str:
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise ValueError("no name of a file")
+    os.fsencode(name)  # half a surrogate pair is a ValueError, too
+    return name
+
+
+def _identity_of(pair: object) -> Identity:
+    if not isinstance(pair, list) or len(pair) != 2 or not all(type(number) is int for number in pair):
+        raise ValueError("no inode and size")
+    return pair[0], pair[1]

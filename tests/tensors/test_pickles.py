@@ -2,6 +2,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -301,6 +302,10 @@ HOSTILE = {
         a_dict(**{f"w{i}": tensor((1 << 20, 4), (0, 1)) for i in range(9)}), "its tensors claim",
     ),
     "a whole number as a text": (b"I" + b"9" * 5000 + b"\n.", "not a readable PyTorch file"),
+    "a place in the memo of its own choice": (b"Np2305843009213693951\n.", "not a readable PyTorch file"),
+    "one long tuple as the arguments of many calls": (
+        b"(" + b"N" * 9000 + b"tq\x010cbuiltins\nset\nq\x020" + b"h\x02h\x01R0" * 9000 + b"}.", "steps",
+    ),
     "an opcode of no torch file": (b"\x97.", "not a readable PyTorch file"),
 }  # fmt: skip
 
@@ -310,6 +315,19 @@ def test_hostile_pickles_are_refused(path, name):
     program, message = HOSTILE[name]
     packed(path, program, data_0=FLOATS)
     assert message in fault(path)
+
+
+def test_keys_of_one_hash_take_no_time(path):
+    keys = b"".join(f"L{(2**61 - 1) * number}L\nN".encode() for number in range(1, 20_000))
+    packed(path, b"}(" + keys + b"u.")
+    began = time.process_time()
+    assert "holds more than tensors by name" in fault(path)
+    assert time.process_time() - began < 2  # each compared with each took four seconds
+
+
+def test_strides_of_sides_of_one_value_may_be_anything(path):
+    packed(path, a_dict(w=tensor((1, 2), (1 << 61, 0))), data_0=bytes(12) + b"\0\0\x80\x3f")
+    assert torch.equal(values(path)["w"], torch.zeros(1, 2))
 
 
 def test_bytes_that_are_not_those_of_the_archive_are_noticed(tmp_path):

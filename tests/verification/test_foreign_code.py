@@ -289,6 +289,16 @@ def test_without_programs_nothing_is_told(
     assert verification.samples is not None
 
 
+def test_a_model_of_a_hundred_million_layers_is_not_built(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(made / "text", tmp_path / "text")
+    folder = tmp_path / "text"
+    edit(folder / "base" / "config.json", num_hidden_layers=10**8)
+    verification = look(folder, monkeypatch)
+    assert any("no model has so many" in finding.note for finding in verification.findings)
+
+
 def test_modules_in_the_current_folder_are_not_imported(tmp_path: Path) -> None:
     for name in ("yaml", "click", "pydantic", "tqdm", "numpy", "torch", "gguf"):
         write(tmp_path / f"{name}.py", f"open({str(tmp_path / CANARY)!r}, 'w')\n")
