@@ -97,8 +97,21 @@ def table_of(rows: dict[str, tuple[str, int, int]]) -> str:
     return "\n".join(lines)
 
 
+def rows_in(page: str) -> dict[str, tuple[str, int, int]]:
+    """Read the rows of the table back from the page."""
+    found = re.findall(r"^\| (.+) \| \d+ \| (\d+) \| (\d+) \| (.+) \|$", page, re.MULTILINE)
+    return {title: (promise, int(kept), int(broken)) for title, kept, broken, promise in found}
+
+
+def with_rows(page: str, rows: dict[str, tuple[str, int, int]], *, whole: bool) -> str:
+    """Return the page with these rows in its table: alone after a whole run, else in the place of their namesakes."""
+    if not whole:
+        rows = dict(sorted((rows_in(page) | rows).items()))
+    return re.sub(f"{START}.*{END}", lambda _: f"{START}\n\n{table_of(rows)}\n\n{END}", page, flags=re.DOTALL)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Show the table of a whole run, and write it into the docs."""
+    """Show the table of a run in full, and write it into the docs, unless only some tests of a file ran."""
     if not config.getoption("--torture"):
         return
     reports = [
@@ -107,11 +120,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         for report in outcome
         if isinstance(report, pytest.TestReport)
     ]
-    table = table_of(rows_of(reports))
-    terminalreporter.write_line(table)
-    if not config.getoption("keyword") and not config.getoption("lf", False):
-        page = PAGE.read_text(encoding="utf-8")
-        PAGE.write_text(
-            re.sub(f"{START}.*{END}", lambda _: f"{START}\n\n{table}\n\n{END}", page, flags=re.DOTALL),
-            encoding="utf-8",
-        )
+    rows = rows_of(reports)
+    terminalreporter.write_line(table_of(rows))
+    if config.getoption("keyword") or config.getoption("lf", False) or any("::" in each for each in config.args):
+        return
+    ran = {Path(report.nodeid.partition("::")[0]).name for report in reports}
+    whole = ran >= {path.name for path in Path(__file__).parent.glob("test_*.py")}
+    PAGE.write_text(with_rows(PAGE.read_text(encoding="utf-8"), rows, whole=whole), encoding="utf-8")
