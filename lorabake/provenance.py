@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lorabake import __version__
 from lorabake.tensors.checkpoint import Checkpoint, said_beside
-from lorabake.tensors.small import read_small
+from lorabake.tensors.small import content_of
 
 PLACEHOLDER = "0" * 64
 DATA_HASHES = ("modelspec.hash_sha256", "sshs_model_hash")
@@ -46,7 +46,7 @@ def beside(checkpoint: Checkpoint) -> list[dict[str, object]]:
     """Identify the files beside a LoRA that say how it is applied, by name and digest."""
     first = next(checkpoint.headers).path
     return [
-        {"name": config.name, "sha256": hashlib.sha256(read_small(config)).hexdigest()}
+        {"name": config.name, "sha256": hashlib.sha256(content_of(config)).hexdigest()}
         for config in said_beside(first, checkpoint.tensors)
     ]
 

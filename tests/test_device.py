@@ -339,7 +339,7 @@ def test_workers_that_cannot_be_started_end_the_bake(folder: Path, monkeypatch: 
         return start(self, task)  # type: ignore[arg-type]
 
     monkeypatch.setattr(baking._Crew, "start", failing)
-    with pytest.raises(RuntimeError, match="can't start new thread"):
+    with pytest.raises(SurroundingsError, match="no thread can be started"):
         b.run(folder / "recipe.yaml", workers=4)
     assert not list(folder.glob("out*"))
 

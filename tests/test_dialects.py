@@ -145,8 +145,8 @@ def test_a_torchtune_lora_is_put_in_order_for_transformers_and_stays_for_its_own
     own = tmp_path / "own"
     b.save(own / "model.safetensors", {"layers.0.attn.q_proj.weight": base[f"{Q}.weight"]})
     (own / "config.json").write_text(json.dumps(CONFIG))
-    b.run(b.recipe(tmp_path, base="own", loras=["adapter"], output={"path": "out"}))
-    after = load_file(tmp_path / "out" / "model.safetensors")
+    b.run(b.recipe(tmp_path, base="own", loras=["adapter"], output={"path": "own_out"}))
+    after = load_file(tmp_path / "own_out" / "model.safetensors")
     torch.testing.assert_close(after["layers.0.attn.q_proj.weight"], base[f"{Q}.weight"] + delta)
     described = inspect(tmp_path / "adapter")
     assert (described["what"], described["names of"], described["ranks"]) == ("lora", "torchtune", {"2": 1})

@@ -68,12 +68,12 @@ def test_other_errors_stay_what_they_are(error: Exception) -> None:
 
 
 def test_a_message_is_bounded() -> None:
-    told = str(LorabakeError(f"base: tensor {'x' * 50_000_000}\n" + "line\n" * 5000))
+    told = str(LorabakeError(f"base: tensor {'x' * 50_000_000}", *["line"] * 5000))
     assert len(told.splitlines()) == MOST_LINES + 1
     assert len(told.splitlines()[0]) < MOST_LETTERS + 100
     assert told.startswith("base: tensor xxx")
     assert told.endswith("more lines")
-    assert str(LorabakeError("short\nand clear")) == "short\nand clear"
+    assert str(LorabakeError("short", "and clear")) == "short\nand clear"
 
 
 def test_a_small_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

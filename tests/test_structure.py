@@ -108,7 +108,7 @@ def test_the_library_neither_prints_nor_exits_nor_swallows(path: Path) -> None:
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             assert called not in {"print", "exit", "quit", "sys.exit", "os._exit", "SystemExit"}
-            assert not called.startswith(("click.", "sys.stdout.", "sys.stderr.", "warnings."))
+            assert not called.startswith(("click.", "sys.stdout.", "sys.stderr.", "warnings.warn"))
         if isinstance(node, ast.ExceptHandler):
             caught = ast.unparse(node.type) if node.type else "everything"
             inside = [inner for line in node.body for inner in ast.walk(line)]

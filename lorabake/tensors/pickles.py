@@ -16,6 +16,7 @@ import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from math import prod
 from pathlib import Path
 from typing import BinaryIO, Final, cast
@@ -42,7 +43,6 @@ from lorabake.tensors.unpickling import (
     Function,
     Inert,
     PickleError,
-    Whole,
     as_key,
     load,
 )
@@ -435,7 +435,7 @@ def _read_zip(path: Path, size: int) -> tuple[object, _Places]:
         if order is not None and archive.read(order, limit=64).strip() != b"little":
             raise FileError(f"{path}: was saved by a machine that has the highest byte first", *_CONVERT)
         pickled = archive.read(archive.members[f"{root}data.pkl"], limit=min(MAX_PICKLE, max(size, _MAX_PACKED)))
-        loaded = load(Whole(pickled), NAMES, _Storages().find)
+        loaded = load(BytesIO(pickled), NAMES, _Storages().find)
         return loaded, _records(path, size, archive, f"{root}data/")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from lorabake.errors import FileError
+from lorabake.machine import unreadable
 from lorabake.tensors.safetensors import Fingerprint, fingerprint
 
 MIB = 1 << 20
@@ -69,6 +70,14 @@ def read_small(path: Path | str, limit: int = MAX_CONFIG, what: str = "a configu
     return raw
 
 
+def content_of(path: Path) -> bytes:
+    """Return a regular file's bytes; raise FileError or SurroundingsError where they cannot be read."""
+    try:
+        return read_small(path)
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
 def parse_json(text: str | bytes) -> object:
     """Parse JSON that another program wrote; raise ValueError for what is none, and for what is nested too deeply.
 
@@ -96,9 +105,12 @@ def check_depth(value: object) -> None:
 
 
 def holds(path: Path, content: bytes) -> bool:
-    """Tell whether a regular file holds just these bytes; raise as read_small does."""
-    with open_regular(path) as stream:
-        return stream.read(len(content) + 1) == content
+    """Tell whether a regular file holds just these bytes; raise as content_of does."""
+    try:
+        with open_regular(path) as stream:
+            return stream.read(len(content) + 1) == content
+    except OSError as error:
+        raise unreadable(path, error) from None
 
 
 def _check_regular(path: Path | str, status: os.stat_result) -> None:

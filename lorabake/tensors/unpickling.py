@@ -14,10 +14,9 @@ reading a header here takes a hundredth of one. And a limit that ends a child ca
 from __future__ import annotations
 
 import pickletools
-import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from typing import BinaryIO, Final
 
 MAX_PICKLE: Final = 128 << 20
@@ -53,15 +52,6 @@ class Inert:
 
 
 _MARK: Final = Inert("mark")
-_ESCAPE: Final = re.compile(rb"""\\(?:[\\'"abfnrtvx\n]|[0-3][0-7]{0,2}|[4-7][0-7]?(?![0-7]))""")
-
-
-class Whole(BytesIO):
-    """Read a pickle that is in memory."""
-
-    def readline(self, size: int | None = -1, /) -> bytes:
-        """Return the next line."""
-        return _escaped_well(super().readline(size))
 
 
 class Bounded:
@@ -81,7 +71,7 @@ class Bounded:
 
     def readline(self) -> bytes:
         """Return the next line; raise PickleError where the pickle is too long."""
-        return _escaped_well(self._counted(self._stream.readline(MAX_TEXT)))
+        return self._counted(self._stream.readline(MAX_TEXT))
 
     def _counted(self, found: bytes) -> bytes:
         self._left -= len(found)
@@ -90,14 +80,7 @@ class Bounded:
         return found
 
 
-def _escaped_well(line: bytes) -> bytes:
-    """Return a line as it is; raise PickleError for a text with an escape of which Python would warn."""
-    if b"\\" in line and line.startswith((b"'", b'"')) and b"\\" in _ESCAPE.sub(b"", line):
-        raise PickleError("a text with an escape that is none")
-    return line
-
-
-def load(stream: Whole | Bounded, names: Mapping[str, object], persistent: Callable[[object], object]) -> object:
+def load(stream: BinaryIO | Bounded, names: Mapping[str, object], persistent: Callable[[object], object]) -> object:
     """Return what a pickle describes, and leave the stream behind its end.
 
     `names` maps "module.name" to a Function, or to whatever stands for a value of that name; `persistent` gives what
@@ -105,14 +88,16 @@ def load(stream: Whole | Bounded, names: Mapping[str, object], persistent: Calla
     """
     machine = _Machine(names, persistent)
     try:
-        for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]
-            machine.left -= 1
-            action = _ACTIONS.get(opcode.name)
-            if action is None:
-                raise PickleError(f"the opcode {opcode.name}, which no torch file has")
-            if machine.left < 0:
-                raise PickleError(f"a pickle of more than {MAX_STEPS} steps")
-            action(machine, argument)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes that Python will not know for ever
+            for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]
+                machine.left -= 1
+                action = _ACTIONS.get(opcode.name)
+                if action is None:
+                    raise PickleError(f"the opcode {opcode.name}, which no torch file has")
+                if machine.left < 0:
+                    raise PickleError(f"a pickle of more than {MAX_STEPS} steps")
+                action(machine, argument)
         return machine.pop()
     except PickleError:
         raise

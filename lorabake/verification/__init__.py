@@ -16,7 +16,7 @@ from lorabake.planning import plan as make_plan
 from lorabake.recipe import Recipe
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.tensors.safetensors import is_there, some
-from lorabake.tensors.small import parse_json, read_small
+from lorabake.tensors.small import content_of, parse_json
 from lorabake.verification.findings import Finding, SampleOptions, Verification
 from lorabake.verification.stages import ORDER, Run
 
@@ -56,7 +56,7 @@ def verify(recipe: Recipe, baked: str | Path | None = None, options: VerifyOptio
     plan = make_plan(recipe, path)
     run = Run(plan, path, options.stages, options.tell)
     run.look(options.begin, options.progress, options.sample_weights, options.samples)
-    source = read_small(recipe.file).decode() if recipe.file else json.dumps(recipe.normal_form(), indent=2)
+    source = content_of(recipe.file).decode() if recipe.file else json.dumps(recipe.normal_form(), indent=2)
     weights = run.weights
     return Verification(
         baked=path,

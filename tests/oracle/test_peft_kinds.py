@@ -335,7 +335,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "WaveFT by what is no wavelet": (
         "WaveFTConfig",
         {"n_frequency": 40, "wavelet_family": "coif4"},
-        "its wavelet is coif4, and PEFT has no true filters of that",
+        "its wavelet is 'coif4', and PEFT has no true filters of that",
     ),
     "WaveFT where no shape tells the sides": (
         "WaveFTConfig",
