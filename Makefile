@@ -46,6 +46,7 @@ test: .venv/test
 	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)  # a file a process: what a file makes once is used again
 
 torture: .venv/test
+	@$(PIP) atheris 2>/dev/null || echo "no atheris for this Python: its fuzzing is left out"
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --torture $(ARGS) tests/torture
 
 lint: .venv/lint
