@@ -207,6 +207,7 @@ def _bake(
     with held():
         output.commit()
         options.done()
+        output.clean()
     ended = time.perf_counter()
     return BakeResult(
         plan=plan,

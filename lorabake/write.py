@@ -77,18 +77,18 @@ class Output:
             self._check_beside()
             return self
         except OSError as error:
-            self._clean()
+            self.clean()
             raise unwritable(self.partial.path, error) from None
         except BaseException:
-            self._clean()
+            self.clean()
             raise
 
     def __exit__(self, *_: object) -> None:
         try:
             with held():
-                self._clean()
+                self.clean()
         except BaseException:  # a signal before it was held
-            self._clean()
+            self.clean()
             raise
 
     def _check_target(self) -> None:
@@ -393,7 +393,7 @@ class Output:
             for folder in {self.partial.new, *(path.parent for path in self.partial.new.rglob("*"))}:
                 fsync_folder(folder)
 
-    def _clean(self) -> None:
+    def clean(self) -> None:
         """Remove what is left beside the target; `left` tells what the system said if it could not."""
         with suppress(OSError):
             self._files.close()
