@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lorabake.errors import LorabakeError
 
-SECONDS = 5.0
+SECONDS = 20.0
 """What a try may take of this process's time; a machine that is busy takes no more of that."""
 
 EDGES = (0, 1, 2, 7, 0x7F, 0x80, 0xFF)
