@@ -370,7 +370,7 @@ def child_device(name: str, _: Sequence[str]) -> dict[str, object]:
     """Say what would compute."""
     import torch
 
-    from lorabake.device import choose_device
+    from lorabake.execution.device import choose_device
 
     said: list[str] = []
     device = choose_device(name, precision=torch.float32, warn=said.append)
@@ -381,7 +381,7 @@ def child_machine(name: str, arguments: Sequence[str]) -> dict[str, object]:
     """Measure a device's products and copies, and what the page cache and the storage take."""
     import torch
 
-    from lorabake.device import Lane, choose_device
+    from lorabake.execution.device import Lane, choose_device
     from lorabake.planning import DEVICE_TILE_VALUES, default_workers
 
     device = choose_device(name, precision=torch.float32, warn=lambda message: None)
@@ -481,8 +481,8 @@ def child_warm(device: str, arguments: Sequence[str]) -> dict[str, object]:
 
 def child_stages(device: str, arguments: Sequence[str]) -> dict[str, object]:
     """Bake with one worker that waits for each copy to end, so that each stage's seconds are its own."""
-    from lorabake import execute
-    from lorabake.device import Buffer, Lane
+    from lorabake.execution import worker
+    from lorabake.execution.device import Buffer, Lane
     from lorabake.tensors.dtypes import DTYPES
 
     transfer = [0.0, 0.0]  # bytes, seconds
@@ -506,7 +506,7 @@ def child_stages(device: str, arguments: Sequence[str]) -> dict[str, object]:
                 transfer[1] += time.perf_counter() - began
             return fetched
 
-    execute.Lane = Timed  # type: ignore[misc]
+    worker.Lane = Timed  # type: ignore[misc]
     recipe, output = Path(arguments[0]), Path(arguments[1]) / "stages.safetensors"
     result = baked(recipe, output, device, 1)
     output.unlink()
@@ -527,7 +527,7 @@ def child_memory(name: str, arguments: Sequence[str]) -> dict[str, object]:
     """Bake with the memory that one worker needs, and with less."""
     import torch
 
-    from lorabake.device import choose_device
+    from lorabake.execution.device import choose_device
 
     device = choose_device(name, precision=torch.float32, warn=lambda message: None)
     module = torch.get_device_module(device.place)

@@ -26,7 +26,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from demo.drawings import CHARACTER, Scene, draw, random_scene
 from demo.networks import SCALE, SCHEDULE, networks, save_configs, save_ldm
-from lorabake.verification.networks import tokenizer
+from lorabake.verification.samples.networks import tokenizer
 
 STAGES = ("vae", "base", "blorp", "neon", "export")
 Draw = Callable[[np.random.Generator], Scene]

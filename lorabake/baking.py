@@ -17,16 +17,16 @@ from pathlib import Path
 from threading import Barrier
 from typing import Generic, TypeVar
 
-from lorabake.changes import Caution, Tally, cautions_of, cautions_of_recipe
 from lorabake.errors import FileError
-from lorabake.inputs import Inputs
+from lorabake.execution.changes import Caution, Tally, cautions_of, cautions_of_recipe
 from lorabake.interrupts import held
 from lorabake.machine import check_room_for, exhausted, unwritable, worded
 from lorabake.planning import Plan, default_workers
 from lorabake.planning import plan as make_plan
 from lorabake.recipe import Recipe
 from lorabake.tensors.dtypes import COARSE
-from lorabake.write import Output
+from lorabake.writing.inputs import Inputs
+from lorabake.writing.output import Output
 
 Item = TypeVar("Item")
 
@@ -166,8 +166,8 @@ def _bake(
             if recipe.output.hash or options.fsync:
                 following.append(crew.start(follow))
             if plan.bakes:
-                from lorabake.device import Turns, choose_device
-                from lorabake.execute import Executor, dtypes, precision, work
+                from lorabake.execution.device import Turns, choose_device
+                from lorabake.execution.worker import Executor, dtypes, precision, work
         if plan.bakes:
             memory.sample()
             device = choose_device(options.device, precision=precision(plan), dtypes=dtypes(plan), warn=options.warn)
@@ -243,7 +243,7 @@ def _survival(plan: Plan, warn: Callable[[str], None]) -> dict[int, float]:
     """Estimate what a coarse output keeps of each LoRA; warn where that is little, and stop where it is less."""
     if not any(target.dtype in COARSE for step in plan.bakes if step.patches for target in step.targets):
         return {}
-    from lorabake.verification.survival import check, survival
+    from lorabake.reference.survival import check, survival
 
     shares = survival(plan)
     for warning in check(plan, shares):

@@ -21,17 +21,17 @@ from lorabake.keymap.peft import SCALED, PeftConfig, from_metadata
 from lorabake.keymap.spelling import MARKERS as NO_LORAS
 from lorabake.keymap.spelling import REASONS, LoraModule, Prefixes, sort_tensors
 from lorabake.keymap.table import KeyMap
-from lorabake.provenance import DEVICE
+from lorabake.planning.provenance import DEVICE
 from lorabake.recipe import Lora
-from lorabake.recognition import TEXT, TEXT_ENCODER, recognise
-from lorabake.resolve import VAE_ONLY, LoraSource, identify
+from lorabake.sources import VAE_ONLY, LoraSource, identify
+from lorabake.sources.recognition import TEXT, TEXT_ENCODER, recognise
+from lorabake.sources.translation import dialect_of, transcribe
 from lorabake.tensors.checkpoint import Checkpoint, open_lora
 from lorabake.tensors.emptiness import WEIGHT, hollow_words
 from lorabake.tensors.formats import find_packing
 from lorabake.tensors.packing import read_scalar
 from lorabake.tensors.safetensors import TensorInfo
 from lorabake.tensors.small import parse_json
-from lorabake.translation import dialect_of, transcribe
 
 FACTS = (
     "ss_base_model_version",

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import lorabake.likeness
-from lorabake import load_recipe, plan, provenance
+from lorabake import load_recipe, plan
 from lorabake.adapters import shared, suffixes
 from lorabake.architectures.generic import GENERIC
 from lorabake.errors import FileError, LorabakeError, MatchError
@@ -21,6 +21,7 @@ from lorabake.keymap.renaming import models_called
 from lorabake.keymap.spelling import UNSUPPORTED, _any_suffix, sort_tensors
 from lorabake.keymap.view import Region, View
 from lorabake.likeness import FEW, Names, nearest
+from lorabake.planning import provenance
 from lorabake.tensors import safetensors
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.tensors.safetensors import MAX_NAME, TensorInfo, encode_header, read_header

@@ -36,7 +36,7 @@ from demo.drawings import (  # noqa: E402
     random_scene,
     shape_of,
 )
-from lorabake.verification.networks import tokenizer  # noqa: E402
+from lorabake.verification.samples.networks import tokenizer  # noqa: E402
 
 pytestmark = [
     pytest.mark.oracle,

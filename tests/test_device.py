@@ -16,10 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lorabake import VerifyOptions, baking, device, execute, load_recipe, provenance, verify, write
+from lorabake import VerifyOptions, baking, load_recipe, verify
 from lorabake import plan as make_plan
-from lorabake.device import CPU, Turns, choose_device
 from lorabake.errors import SurroundingsError, TargetError
+from lorabake.execution import device, worker
+from lorabake.execution.device import CPU, Turns, choose_device
+from lorabake.planning import provenance
+from lorabake.writing import output as write
 from tests import builders as b
 from tests.builders import SD1_KEYS
 
@@ -97,7 +100,7 @@ def test_a_plan_says_the_precision_that_it_takes(tmp_path: Path, how: str) -> No
     b.sd1_lora(tmp_path / "lora.safetensors")
     more = {"compute_dtype": "float64"} if how == "compute_dtype" else {}
     plan = make_plan(load_recipe(b.recipe(tmp_path, **more)))
-    assert execute.precision(plan) is (torch.float32 if how == "neither" else torch.float64)
+    assert worker.precision(plan) is (torch.float32 if how == "neither" else torch.float64)
 
 
 def test_a_device_without_the_precision_leaves_it_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,8 +204,8 @@ def test_a_cpu_out_of_memory_ends_the_bake(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(execute.Executor, "_apply", fail)
-    monkeypatch.setattr(execute.Executor, "_combine", fail)
+    monkeypatch.setattr(worker.Executor, "_apply", fail)
+    monkeypatch.setattr(worker.Executor, "_combine", fail)
     with pytest.raises(SurroundingsError, match=r"out of memory.*fewer --workers"):
         b.run(folder / "recipe.yaml")
     assert {path.name for path in folder.iterdir()} == {"base.safetensors", "lora.safetensors", "recipe.yaml"}
@@ -328,7 +331,7 @@ def test_a_range_lost_or_told_twice_ends_the_bake_instead_of_being_waited_for(
 
 def test_workers_that_cannot_be_started_end_the_bake(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others wait for all before they begin."""
-    start, work = baking._Crew.start, execute.work
+    start, work = baking._Crew.start, worker.work
     started: list[object] = []
 
     def failing(self: object, task: Callable[[], object]) -> threading.Thread:

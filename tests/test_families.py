@@ -13,7 +13,7 @@ import lorabake
 from lorabake.keymap.spelling import Spellings
 from lorabake.keymap.table import Component, KeyMap
 from lorabake.keymap.view import Region, View
-from lorabake.resolve import identify
+from lorabake.sources import identify
 from lorabake.tensors.safetensors import TensorInfo
 from tests.tables import infos, load_table
 from tests.test_architectures import FAMILIES, PLACES

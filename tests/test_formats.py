@@ -27,7 +27,7 @@ from lorabake.keymap.spelling import pattern_of, sort_tensors
 from lorabake.keymap.table import KeyMap
 from lorabake.keymap.view import Region
 from lorabake.matching import Ledger, Matcher, Patch
-from lorabake.resolve import GENERIC, identify
+from lorabake.sources import GENERIC, identify
 from lorabake.tensors.safetensors import TensorInfo
 from tests import builders as b
 from tests.tables import infos, load_table, names

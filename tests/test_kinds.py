@@ -20,9 +20,9 @@ from lorabake import VerifyOptions, verify
 from lorabake.adapters import kinds
 from lorabake.errors import LorabakeError
 from lorabake.recipe import load_recipe
+from lorabake.reference.formulas import Place
+from lorabake.reference.formulas import changed as work_out
 from lorabake.verification.findings import Status
-from lorabake.verification.formulas import Place
-from lorabake.verification.formulas import changed as work_out
 from tests import builders as b
 
 Shape = tuple[int, ...]

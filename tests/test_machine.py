@@ -10,7 +10,7 @@ import pytest
 
 from lorabake.errors import MOST_LETTERS, MOST_LINES, FileError, LorabakeError, SurroundingsError, TargetError
 from lorabake.machine import exhausted, unreadable, unwritable, worded
-from lorabake.whole import write_whole
+from lorabake.writing.whole import write_whole
 
 
 def os_error(code: int) -> OSError:

@@ -20,7 +20,7 @@ from lorabake.keymap.table import Architecture, Component, KeyMap, Layout
 from lorabake.keymap.view import Region, View
 from lorabake.matching import Ledger, Matcher, Patch
 from lorabake.recipe import Lora
-from lorabake.resolve import LoraSource, grown, identify
+from lorabake.sources import LoraSource, grown, identify
 from lorabake.tensors.checkpoint import Checkpoint, Part
 from lorabake.tensors.safetensors import Header, TensorInfo
 from tests.tables import infos, load_metadata, load_table, names

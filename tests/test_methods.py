@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from lorabake import VerifyOptions, load_recipe, verify
 from lorabake.errors import RecipeError
-from lorabake.methods import combine, kept
+from lorabake.execution.methods import combine, kept
 from lorabake.recipe import Method
-from lorabake.verification.combinations import combined
+from lorabake.reference.methods import combined
 from tests import builders as b
 
 METHODS: list[dict[str, Any]] = [

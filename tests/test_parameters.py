@@ -12,7 +12,7 @@ from lorabake.keymap.spelling import pattern_of
 from lorabake.keymap.table import KeyMap
 from lorabake.matching import Matcher
 from lorabake.recipe import load_recipe
-from lorabake.resolve import identify
+from lorabake.sources import identify
 from lorabake.verification import VerifyOptions, verify
 from tests import builders as b
 from tests.tables import infos, load_table

@@ -13,7 +13,7 @@ from lorabake.errors import FileError
 from lorabake.keymap.patterns import Automaton, PatternError, is_quick, matches_whole
 from lorabake.planning import plan
 from lorabake.recipe import load_recipe
-from lorabake.verification.runtime import CannotLoadError, check_configs
+from lorabake.verification.samples.runtime import CannotLoadError, check_configs
 from tests import builders as b
 
 ATOMS = (

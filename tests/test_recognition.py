@@ -20,8 +20,8 @@ from lorabake.keymap.spelling import pattern_of, sort_tensors
 from lorabake.keymap.table import KeyMap
 from lorabake.matching import Ledger, Matcher
 from lorabake.recipe import Recipe
-from lorabake.recognition import Evidence, is_text, kinship, recognise
-from lorabake.resolve import GENERIC, identify
+from lorabake.sources import GENERIC, identify
+from lorabake.sources.recognition import Evidence, is_text, kinship, recognise
 from lorabake.verification import embedded_recipe
 from tests import builders as b
 from tests.released import HEADERS, SIZES, expanded, lines, made

@@ -15,7 +15,7 @@ from lorabake.keymap.renaming import Fused, Pair, Rename, Renaming, _renamed, mo
 from lorabake.keymap.spelling import PEFT_ROOT, Spellings
 from lorabake.keymap.table import KeyMap
 from lorabake.keymap.view import Region, View
-from lorabake.resolve import identify, models_of
+from lorabake.sources import identify, models_of
 from tests import builders as b
 from tests.tables import infos, load_table
 from tests.tables import names as tables

@@ -72,7 +72,7 @@ def test_a_folders_bytes_neither(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compute", ["float32", "float64"])
 def test_many_tiles_at_once_neither(folder: Path, monkeypatch: pytest.MonkeyPatch, compute: str) -> None:
-    monkeypatch.setattr("lorabake.execute.TILE_VALUES", 16)
+    monkeypatch.setattr("lorabake.execution.worker.TILE_VALUES", 16)
     recipe = both(folder, compute_dtype=compute)
     assert len({b.sha256(b.run(recipe, workers=workers).path) for workers in (1, 3, 8)}) == 1
 
@@ -296,7 +296,7 @@ def test_a_digest_that_looks_like_a_place_holder_stays(folder: Path) -> None:
 
 FRESH = """
 import os, sys
-import torch, lorabake, lorabake.execute
+import torch, lorabake, lorabake.execution.worker
 from safetensors.torch import load_file
 recipe, times = lorabake.load_recipe(sys.argv[1]), int(sys.argv[2])
 options = lorabake.RunOptions(workers=2, fsync=False, overwrite=True)

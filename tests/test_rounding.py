@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from lorabake import VerifyOptions, load_recipe, plan, verify
+from lorabake.execution.rounding import drawn, round_by
 from lorabake.recipe import parse_recipe
-from lorabake.rounding import drawn, round_by
+from lorabake.reference.recompute import rounded_by
+from lorabake.reference.survival import survival
 from lorabake.verification import embedded_recipe
-from lorabake.verification.recompute import rounded_by
-from lorabake.verification.survival import survival
 from tests import builders as b
 from tests.test_packing import LORA, SCALED
 from tests.test_packing import world as packed_world
@@ -197,7 +197,7 @@ def test_casts_are_rounded_so_too_and_the_tiles_do_not_matter(
     recipe = drawn_recipe(tmp_path, loras=[], output={"dtype": "float8_e4m3fn"})
     digests = set()
     for tile, workers in ((1, 1), (16, 2), (1000, 4), (1 << 18, 1)):
-        monkeypatch.setattr("lorabake.execute.TILE_VALUES", tile)
+        monkeypatch.setattr("lorabake.execution.worker.TILE_VALUES", tile)
         digests.add(b.sha256(b.run(recipe, workers=workers).path))
     assert len(digests) == 1
     wanted = expected(torch.float8_e4m3fn, values.numpy(), numbers(7, "fc.weight", values.numel()))

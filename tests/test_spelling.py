@@ -21,7 +21,7 @@ from lorabake.keymap.spelling import (
 )
 from lorabake.keymap.table import KeyMap, Module
 from lorabake.keymap.view import Region, View
-from lorabake.resolve import identify
+from lorabake.sources import identify
 from tests.tables import infos, load_table, names
 
 # key -> (module, slot); each is as a public trainer writes it (FORMATS A.1 to A.8).

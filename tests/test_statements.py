@@ -22,7 +22,7 @@ from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.tensors.formats import find_packing
 from lorabake.tensors.packing import Packing
 from lorabake.verification import VerifyOptions, verify
-from lorabake.verification.sampling import SampleOptions
+from lorabake.verification.samples import SampleOptions
 from tests import builders as b
 from tests import tables
 

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from lorabake import VerifyOptions, load_recipe, plan, verify
-from lorabake.changes import cautions_of, cautions_of_recipe
 from lorabake.errors import MatchError, ValueTooLargeError
+from lorabake.execution.changes import cautions_of, cautions_of_recipe
+from lorabake.reference.survival import estimate, survival
 from lorabake.verification.findings import Finding
-from lorabake.verification.survival import estimate, survival
 from tests import builders as b
 
 FC = "lora_unet_fc"

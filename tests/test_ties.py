@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from lorabake import VerifyOptions, load_recipe, verify
 from lorabake.errors import LorabakeError
 from lorabake.keymap.table import KeyMap
+from lorabake.matching.ties import find_tie
 from lorabake.planning import plan
-from lorabake.resolve import identify
+from lorabake.sources import identify
 from lorabake.tensors.safetensors import TensorInfo
-from lorabake.ties import find_tie
 from tests import builders as b
 
 TOKENS, WIDTH, R = 10, 6, 2

@@ -20,12 +20,12 @@ from typing import Any
 import pytest
 import torch
 
-from lorabake import write
 from lorabake.baking import RunOptions, bake
 from lorabake.errors import FileError, LorabakeError, SurroundingsError, TargetError
 from lorabake.planning import plan
 from lorabake.recipe import load_recipe
 from lorabake.writing import commit, partial, system
+from lorabake.writing import output as write
 from lorabake.writing.partial import MARK
 from tests import builders as b
 
@@ -819,7 +819,8 @@ def test_another_program_in_the_folder_of_a_bake(
 
 INTERRUPTED = """
     import signal, sys, time
-    from lorabake import baking, write
+    from lorabake import baking
+    from lorabake.writing import output as write
     from lorabake.cli import main
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what is in the background ignore it

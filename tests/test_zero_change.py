@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 from lorabake import VerifyOptions, load_recipe, plan, verify
 from lorabake.adapters import kinds
-from lorabake.changes import cautions_of
+from lorabake.execution.changes import cautions_of
+from lorabake.execution.zeros import negative_zeros
+from lorabake.reference.survival import estimate
 from lorabake.verification.findings import Finding
-from lorabake.verification.survival import estimate
-from lorabake.zeros import negative_zeros
 from tests import builders as b
 from tests.test_kinds import LINEAR, Case, cases, formula, tensors_of
 from tests.test_packing import FC, IN, OUT, SCALED

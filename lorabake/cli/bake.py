@@ -8,18 +8,18 @@ import click
 
 from lorabake.baking import RunOptions
 from lorabake.baking import bake as run_bake
-from lorabake.changes import FADES
 from lorabake.cli import CONTEXT, interruption
 from lorabake.cli.places import check_report, files_of
 from lorabake.cli.show import LABEL, ledger_lines, rate_of, shown, size_of, survives
 from lorabake.cli.terminal import Bar, echo, echo_json
 from lorabake.errors import SurroundingsError
+from lorabake.execution.changes import FADES
 from lorabake.planning import default_workers
 from lorabake.planning import plan as make_plan
 from lorabake.recipe import load_recipe
 from lorabake.visible import visible_json
-from lorabake.whole import write_whole
 from lorabake.writing.partial import partial_of
+from lorabake.writing.whole import write_whole
 
 ALL = 0.9995
 """Share of a change from which on nothing is said to be lost."""

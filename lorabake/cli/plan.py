@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from lorabake.changes import Tally, cautions_of, cautions_of_recipe
 from lorabake.cli import CONTEXT
 from lorabake.cli.show import LABEL, ledger_lines, shown, size_of, survives
 from lorabake.cli.terminal import echo, echo_json
+from lorabake.execution.changes import Tally, cautions_of, cautions_of_recipe
 from lorabake.planning import plan as make_plan
 from lorabake.recipe import load_recipe
 
@@ -34,7 +34,7 @@ def plan(recipe: Path, output: Path | None, as_json: bool, estimate: bool) -> No
     made = make_plan(load_recipe(recipe), output)
     tallies: dict[int, Tally] = {}
     if estimate:
-        from lorabake.verification.survival import estimate as estimated
+        from lorabake.reference.survival import estimate as estimated
 
         tallies = estimated(made)
     shares = {lora: share for lora, tally in tallies.items() if (share := tally.survival) is not None}

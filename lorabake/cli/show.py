@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from lorabake.changes import percent
+from lorabake.execution.changes import percent
 from lorabake.matching import Ledger
 
 

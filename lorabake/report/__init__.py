@@ -7,7 +7,7 @@ from pathlib import Path
 from lorabake.errors import SurroundingsError
 from lorabake.report import grid, html, junit, markdown, record
 from lorabake.verification.findings import Verification
-from lorabake.whole import write_whole
+from lorabake.writing.whole import write_whole
 
 __all__ = ["write"]
 

@@ -1,7 +1,7 @@
 """GGUF files: a header like any other, quantised tensors as packed weights.
 
 Image and video models keep their makers' names in GGUF. Language models do not: llama.cpp renames modules and
-exchanges rows, which `lorabake.translation` undoes.
+exchanges rows, which `lorabake.sources.translation` undoes.
 
 A file begins with what it says of its model, by name, and a list of its tensors (ggml, docs/gguf.md, versions 2 and
 3). The `gguf` package knows the types and unpacks their blocks; its reader stays out: it believes whatever numbers a

@@ -16,11 +16,11 @@ from lorabake.errors import INTERNAL, LorabakeError, first_line, where
 from lorabake.machine import worded
 from lorabake.planning import Plan
 from lorabake.tensors.checkpoint import Checkpoint
-from lorabake.verification.comparing import rehearse
 from lorabake.verification.findings import Failure, Finding, SampleOptions, Samples, Status
-from lorabake.verification.quick import check_quick
 from lorabake.verification.structure import check_structure
 from lorabake.verification.weights import WeightsResult, check_weights
+from lorabake.verification.weights.comparing import rehearse
+from lorabake.verification.weights.quick import check_quick
 
 ORDER = ("structure", "quick", "weights", "samples")
 COMPARING = {"quick": check_quick, "weights": check_weights}
@@ -96,7 +96,7 @@ class Run:
                 if stage in COMPARING:
                     rehearse(self.plan)
                 elif stage == "samples":
-                    from lorabake.verification.sampling import prepare
+                    from lorabake.verification.samples import prepare
 
                     ready, lacking = prepare(self.plan, self.path, options, stack)
                     self._told[stage] += lacking

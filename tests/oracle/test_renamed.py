@@ -32,7 +32,7 @@ from lorabake.keymap.renaming import Renaming  # noqa: E402
 from lorabake.keymap.spelling import PEFT_ROOT, Spellings  # noqa: E402
 from lorabake.keymap.table import KeyMap  # noqa: E402
 from lorabake.keymap.view import Region, View  # noqa: E402
-from lorabake.resolve import identify, models_of  # noqa: E402
+from lorabake.sources import identify, models_of  # noqa: E402
 from tests.tables import infos  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lorabake import device, execute
 from lorabake.baking import BakeResult
-from lorabake.device import Buffer, choose_device
 from lorabake.errors import SurroundingsError
-from lorabake.execute import Executor
+from lorabake.execution import device, worker
+from lorabake.execution.device import Buffer, choose_device
+from lorabake.execution.worker import Executor
 from lorabake.planning import Bake
 from tests import builders as b
 
@@ -43,8 +43,8 @@ def unlimited() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut as at full size, where a tensor is many tiles of an accelerator and more of the CPU."""
-    monkeypatch.setattr(execute, "DEVICE_TILE_VALUES", TILE_ROWS * COLUMNS)
-    monkeypatch.setattr(execute, "TILE_VALUES", TILE_ROWS // 4 * COLUMNS)
+    monkeypatch.setattr(worker, "DEVICE_TILE_VALUES", TILE_ROWS * COLUMNS)
+    monkeypatch.setattr(worker, "TILE_VALUES", TILE_ROWS // 4 * COLUMNS)
 
 
 def model(dtype: torch.dtype = torch.float16) -> b.Tensors:
@@ -190,7 +190,7 @@ def test_whoever_does_not_wait_for_a_copy_gets_wrong_bytes(
 def test_a_bake_onto_the_same_bytes_of_another_class_is_let_through(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execute, "TILE_VALUES", TILE_ROWS * COLUMNS)
+    monkeypatch.setattr(worker, "TILE_VALUES", TILE_ROWS * COLUMNS)
     recipe = prepared(tmp_path)
     first = b.run(recipe, device="cpu")
     again = b.run(recipe, overwrite=False)

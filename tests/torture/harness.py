@@ -29,7 +29,7 @@ ALL = " all "
 
 SERVER = """
     import ctypes, json, os, signal, sys, threading, traceback
-    import lorabake.device, lorabake.execute, lorabake.verification.survival
+    import lorabake.execution.device, lorabake.execution.worker, lorabake.reference.survival
     from lorabake.baking import RunOptions, bake
     from lorabake.cli import main
     from lorabake.errors import LorabakeError

@@ -427,7 +427,7 @@ def test_files_made_to_do_harm(suffix: str, corpus: dict[str, bytes], tally: Mak
 def plan_of(base: Path) -> None:
     """Read a base as far as a plan does."""
     read(base)
-    from lorabake.translation import transcribe
+    from lorabake.sources.translation import transcribe
 
     transcribe(open_checkpoint(base))
 

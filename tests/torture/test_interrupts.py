@@ -21,8 +21,9 @@ SECONDS = 60
 # Each child of this process bakes, and raises SIGINT (or fails to start a thread) before its line number `at`.
 SCRIPT = """
     import json, os, signal, sys, threading, time, traceback
-    import lorabake.device, lorabake.execute
-    from lorabake import baking, interrupts, write
+    import lorabake.execution.device, lorabake.execution.worker
+    from lorabake import baking, interrupts
+    from lorabake.writing import output as write
     from lorabake.baking import RunOptions, bake
     from lorabake.errors import LorabakeError
     from lorabake.planning import plan

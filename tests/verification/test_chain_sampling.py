@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from lorabake.cli import lorabake
-from lorabake.verification.sampling import NEEDED
+from lorabake.verification.samples import NEEDED
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

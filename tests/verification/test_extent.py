@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from lorabake import load_recipe, plan
 from lorabake.errors import LorabakeError
 from lorabake.recipe import Lora, Recipe
+from lorabake.reference.arrays import Files
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.verification import VerifyOptions, verify
-from lorabake.verification.arrays import Files
-from lorabake.verification.comparing import Comparer, Extent
-from lorabake.verification.comparison import Comparison
-from lorabake.verification.diagnosis import Cause, Diagnosis, findings
 from lorabake.verification.findings import Finding, Status, Verification
-from lorabake.verification.settings import choices
+from lorabake.verification.weights.comparing import Comparer, Extent
+from lorabake.verification.weights.comparison import Comparison
+from lorabake.verification.weights.diagnosis import Cause, Diagnosis, findings
+from lorabake.verification.weights.settings import choices
 from tests import builders as b
 
 STAGES = ("weights", "quick")

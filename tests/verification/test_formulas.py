@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from lorabake.adapters import kinds
-from lorabake.verification.arrays import decode, spacing
-from lorabake.verification.formulas import FORMULAS, Place, changed
-from lorabake.verification.recompute import rounded
+from lorabake.reference.arrays import decode, spacing
+from lorabake.reference.formulas import FORMULAS, Place, changed
+from lorabake.reference.recompute import rounded
 from tests import builders as b
 
 

@@ -7,7 +7,7 @@ from math import inf, isnan, nan
 import numpy as np
 import pytest
 
-from lorabake.verification.metrics import distance, psnr, ssim
+from lorabake.verification.samples.metrics import distance, psnr, ssim
 
 GENERATOR = np.random.default_rng(0)
 PICTURE = GENERATOR.integers(0, 256, (40, 48, 3), dtype=np.uint8)

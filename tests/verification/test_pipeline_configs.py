@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from lorabake.keymap.table import KeyMap
-from lorabake.resolve import identify
-from lorabake.verification.networks import shipped
-from lorabake.verification.parts import Part, _class, _empty, family_config
-from lorabake.verification.sampling import NEEDED
+from lorabake.sources import identify
+from lorabake.verification.samples import NEEDED
+from lorabake.verification.samples.networks import shipped
+from lorabake.verification.samples.parts import Part, _class, _empty, family_config
 from tests.tables import load_table, names
 
 pytestmark = pytest.mark.skipif(any(find_spec(name) is None for name in NEEDED), reason="lorabake[verify] is missing")

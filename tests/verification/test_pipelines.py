@@ -21,12 +21,12 @@ from safetensors.torch import load_file, save_file
 from lorabake import RunOptions, bake, load_recipe
 from lorabake.architectures import architectures
 from lorabake.keymap.table import KeyMap
-from lorabake.resolve import identify
+from lorabake.sources import identify
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.verification import VerifyOptions, verify
 from lorabake.verification.findings import Finding, SampleOptions, Samples, Status, Verification
-from lorabake.verification.networks import shipped
-from lorabake.verification.sampling import NEEDED
+from lorabake.verification.samples import NEEDED
+from lorabake.verification.samples.networks import shipped
 from tests import builders, pipelines
 from tests.translation import translate
 

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 
 from lorabake import load_recipe, plan
 from lorabake.cli.verify import verify as command
+from lorabake.reference.arrays import Files
+from lorabake.reference.recompute import Recomputation
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.verification import VerifyOptions, verify
-from lorabake.verification.arrays import Files
 from lorabake.verification.findings import Finding, Status, Verification
-from lorabake.verification.projections import FALSE_ALARM, VECTORS, Projector, Sums, signs
-from lorabake.verification.recompute import Recomputation
+from lorabake.verification.weights.projections import FALSE_ALARM, VECTORS, Projector, Sums, signs
 from tests import builders as b
 from tests.test_kinds import FAULTS, LINEAR, cases
 from tests.test_kinds import write as write_kind

@@ -17,11 +17,11 @@ from lorabake.architectures.sd1 import SD1
 from lorabake.cli import lorabake as cli
 from lorabake.errors import RecipeError, SurroundingsError
 from lorabake.keymap.table import KeyMap
-from lorabake.resolve import identify
+from lorabake.sources import identify
 from lorabake.verification import VerifyOptions, verify
 from lorabake.verification.findings import Finding, SampleOptions, Status, Verification
-from lorabake.verification.networks import shipped, sizes_of, tokenizer
-from lorabake.verification.sampling import NEEDED
+from lorabake.verification.samples import NEEDED
+from lorabake.verification.samples.networks import shipped, sizes_of, tokenizer
 from tests import builders as b
 from tests.tables import load_table
 
@@ -207,7 +207,7 @@ def test_without_prompts_nothing_is_sampled_and_nothing_proved(tmp_path: Path) -
 def test_without_the_extra_the_message_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = recipe(tmp_path, [NEON])
     run(path)
-    monkeypatch.setattr("lorabake.verification.sampling.find_spec", lambda name: None)
+    monkeypatch.setattr("lorabake.verification.samples.find_spec", lambda name: None)
     with pytest.raises(SurroundingsError, match=r"pip install 'lorabake\[verify\]'"):
         look(path)
 

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from lorabake import load_recipe, plan
+from lorabake.reference.arrays import Files, decode, widen
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.verification import arrays
-from lorabake.verification.arrays import Files, decode, widen
-from lorabake.verification.comparing import Comparer, Job
-from lorabake.verification.comparison import Comparison
+from lorabake.verification.weights.comparing import Comparer, Job
+from lorabake.verification.weights.comparison import Comparison
 from tests import builders as b
 
 SHAPE = (320, 256)
@@ -88,9 +88,9 @@ def test_rows_of_a_fused_weight_and_a_transposed_one_are_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each in blocks that cut rows and columns."""
-    monkeypatch.setattr("lorabake.verification.blocks.VALUES", 5000)
-    monkeypatch.setattr("lorabake.verification.blocks.TALL", 48)
-    monkeypatch.setattr("lorabake.verification.screening.WORTH", 1)
+    monkeypatch.setattr("lorabake.verification.weights.blocks.VALUES", 5000)
+    monkeypatch.setattr("lorabake.verification.weights.blocks.TALL", 48)
+    monkeypatch.setattr("lorabake.verification.weights.screening.WORTH", 1)
     monkeypatch.setattr(b, "W", 32)
     monkeypatch.setattr(b, "TEXT", 32)
     b.save(tmp_path / "base.safetensors", b.sdxl())

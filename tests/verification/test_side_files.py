@@ -108,7 +108,7 @@ def test_fields_without_a_say_are_no_difference(folder: Path, name: str, is_own:
 def test_another_value_is_another_model(
     folder: Path, change: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lorabake.verification.side_files.find_spec", lambda name: None)
+    monkeypatch.setattr("lorabake.verification.structure.side_files.find_spec", lambda name: None)
     rewrite(folder / "out" / "config.json", change)
     by_another_tool(folder)
     verification = look(folder)
@@ -119,7 +119,7 @@ def test_another_value_is_another_model(
 
 
 def test_a_field_of_one_side_may_be_a_default(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorabake.verification.side_files.find_spec", lambda name: None)
+    monkeypatch.setattr("lorabake.verification.structure.side_files.find_spec", lambda name: None)
     rewrite(folder / "out" / "config.json", {"sliding_window": 4}, drop=("rope_scaling",))
     assert told(look(folder))[Status.FAIL].note.startswith("config.json differs")  # lorabake leaves nothing out
     by_another_tool(folder)
@@ -138,7 +138,7 @@ def test_how_a_model_is_run_or_trained_is_no_difference(
     folder: Path, knows: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not knows:
-        monkeypatch.setattr("lorabake.verification.side_files.find_spec", lambda name: None)
+        monkeypatch.setattr("lorabake.verification.structure.side_files.find_spec", lambda name: None)
     rewrite(folder / "out" / "config.json", IDLE)
     by_another_tool(folder)
     assert told(look(folder)).keys() == {Status.PASS}
@@ -147,7 +147,7 @@ def test_how_a_model_is_run_or_trained_is_no_difference(
 @pytest.mark.parametrize("knows", [True, False], ids=["transformers", "alone"])
 def test_how_texts_begin_and_end_is_warned_of(folder: Path, knows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not knows:
-        monkeypatch.setattr("lorabake.verification.side_files.find_spec", lambda name: None)
+        monkeypatch.setattr("lorabake.verification.structure.side_files.find_spec", lambda name: None)
     rewrite(folder / "out" / "config.json", {"pad_token_id": 3})
     by_another_tool(folder)
     verification = look(folder)

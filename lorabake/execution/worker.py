@@ -1,0 +1,675 @@
+"""Step 4 of the flow: a `Plan` in; baked tensors out.
+
+Each worker reads rows of a tensor, computes them in the compute dtype, rounds once to the output dtype and
+hands them on. Which rows go together depends on the tensor and the device class alone, so that the bytes depend
+neither on the number of workers nor on the memory that happens to be free.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from math import isfinite, nan
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lorabake.adapters.kind import MAGNITUDES, SCALE_OF_ALPHA_0, Tensors, Terms, matrix
+from lorabake.errors import MatchError, SurroundingsError, ValueTooLargeError, first_line
+from lorabake.execution.changes import Tally, no_scale
+from lorabake.execution.device import (
+    ADVICE,
+    CPU,
+    Buffer,
+    Device,
+    Lane,
+    Turns,
+    call_first,
+    call_lapack_first,
+    is_short_of_memory,
+)
+from lorabake.execution.methods import combine, masks_of
+from lorabake.execution.parts import (
+    FEW,
+    Look,
+    Part,
+    Place,
+    Product,
+    Replace,
+    Update,
+    change_of,
+    looks_at,
+    overlaps,
+    places_of,
+    shaped,
+    stacked,
+    steps_looked_at,
+)
+from lorabake.execution.rounding import drawn, round_by
+from lorabake.execution.zeros import keep_all_signs, keep_signs, negative_zeros
+from lorabake.keymap.view import Picked
+from lorabake.matching import Patch
+from lorabake.planning import DEVICE_TILE_VALUES, TILE_VALUES, Bake, Plan, Target
+from lorabake.tensors.dtypes import DTYPES, decode_scalar
+from lorabake.tensors.packing import PackedInfo, decode, encode, unscaled
+from lorabake.tensors.safetensors import TensorInfo
+
+LIMITS = {
+    "F8_E4M3": 464.0,
+    "F8_E5M2": 61440.0,
+    "I8": 127.5,
+    "U8": 255.5,
+    "F8_E8M0": 2.0**127.5,
+    "F16": 65520.0,
+    "BF16": 3.3961775292304957e38,
+    "F32": float("inf"),
+    "F64": float("inf"),
+}
+"""The least magnitude that rounds to no number."""
+
+SAFE_SQUARES = {
+    "F8_E4M3": 2e5, "F8_E5M2": 3.7e9, "F8_E8M0": 1e38, "I8": 1.6e4, "U8": 6.4e4, "F16": 4e9, "BF16": 1e38,
+    "F32": 1e38, "F64": 1e38,
+}  # fmt: skip
+"""Bounds on a sum of squares, as float32 can hold it, below which no value can reach its dtype's limit."""
+
+
+class Reader(Protocol):
+    """Fill buffers from input files."""
+
+    def read(self, path: Any, start: int, into: memoryview) -> None:
+        """Fill `into` with the bytes of a file from `start`."""
+
+
+class Writer(Protocol):
+    """Take the bytes of the output; what is finished is not written again."""
+
+    def write(self, file: int, offset: int, data: memoryview) -> None:
+        """Write bytes at an offset of a file's data."""
+
+    def finish(self, file: int, start: int, stop: int) -> None:
+        """Note that a range of a file's data is as it stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Name bytes `start` to `stop` of the data of an output file."""
+
+    file: int
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """Count the bytes."""
+        return self.stop - self.start
+
+
+class Executor:
+    """Run the steps of a plan on one device, from one worker.
+
+    `seconds` tells where its time went, `computed` which tensors each device class computed, and `tallies` what was
+    seen of each LoRA's change, by a step's first tensor and the LoRA.
+    """
+
+    def __init__(self, plan: Plan, reader: Reader, writer: Writer, device: Device, turns: Turns) -> None:
+        self.plan, self.device = plan, device
+        self._reader, self._writer, self._turns = reader, writer, turns
+        self.dtype = precision(plan)
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.computed: defaultdict[str, list[str]] = defaultdict(list)
+        self.tallies: dict[str, dict[int, Tally]] = {}
+        self._looked_at = steps_looked_at(plan)
+        self.sequential = plan.sources.recipe.is_sequential
+        self.tile_values = TILE_VALUES if device.is_cpu else DEVICE_TILE_VALUES
+        self.lane = Lane(device, 16 * self.tile_values)
+        self._on_cpu: Executor | None = None
+
+    @property
+    def uses_lapack(self) -> bool:
+        """Tell whether anything but matrix products may be asked for."""
+        plan = self.plan
+        by_kind = any(not (patch.kind.low_rank or patch.kind.replaces) for patch in plan.patches)
+        return by_kind or plan.sources.recipe.method.name == "svd"
+
+    def run(self, step: Bake) -> Generator[int]:
+        """Bake one step; yield the bytes written after each piece.
+
+        The device computes all of it, or the CPU does: what one worker alone cannot hold on the device, or what the
+        device cannot compute.
+        """
+        yield from self._run_at_once(step) if self.device.is_cpu else self._run_in_turns(step)
+
+    def _run_at_once(self, step: Bake) -> Iterator[int]:
+        try:
+            for span in self._spans(step, 0):
+                self._writer.finish(span.file, span.start, span.stop)
+                yield span.size
+        except torch.OutOfMemoryError:
+            raise SurroundingsError(
+                f"out of memory while baking {step.targets[0].key}; use fewer --workers"
+            ) from None
+        self.computed[self.device.kind] += [target.key for target in step.targets]
+
+    def _run_in_turns(self, step: Bake) -> Iterator[int]:
+        """Compute on the device beside other workers, else alone, else on the CPU.
+
+        What is written counts as finished when all of the step is: the CPU may have to write it again.
+        """
+        done: list[Span] = []
+        tries = () if _dtypes(step) & self.device.lacks else (False, True)
+        for again in tries:
+            with self._turns.take(alone=again) as alone:
+                if alone:
+                    self.device.let_go()
+                is_done = yield from self._attempt(step, done)
+                self.lane.settle()
+            if is_done:
+                if again:
+                    self._turns.allow_fewer()
+                for span in done:
+                    self._writer.finish(span.file, span.start, span.stop)
+                self.computed[self.device.kind] += [target.key for target in step.targets]
+                return
+            if alone:
+                break
+        told, position = sum(span.size for span in done), 0
+        for count in self._beside().run(step):
+            before, position = max(position, told), position + count
+            yield max(0, position - before)
+
+    def _beside(self) -> Executor:
+        """Return what does on the CPU what the device cannot, its account kept with this one's."""
+        if self._on_cpu is None:
+            self._on_cpu = Executor(self.plan, self._reader, self._writer, CPU, self._turns)
+            self._on_cpu.seconds, self._on_cpu.computed = self.seconds, self.computed
+            self._on_cpu.tallies = self.tallies
+        return self._on_cpu
+
+    def _attempt(self, step: Bake, done: list[Span]) -> Generator[int, None, bool]:
+        """Compute what is left of a step, add it to `done`, and return whether the device could do all of it."""
+        try:
+            for span in self._spans(step, len(done)):
+                done.append(span)
+                yield span.size
+        except (RuntimeError, TypeError) as error:  # what is at fault anywhere fails on the CPU, too
+            if is_short_of_memory(error) or isinstance(error, (NotImplementedError, TypeError)):
+                return False
+            if "can't allocate memory" in str(error):  # the host
+                raise
+            raise SurroundingsError(
+                f"{self.device.place} failed while baking {step.targets[0].key}: {first_line(error)}", ADVICE
+            ) from error
+        return True
+
+    def _spans(self, step: Bake, first: int) -> Iterator[Span]:
+        """Compute and write a step's pieces from the one with the number `first` on; how they are cut is fixed."""
+        if not first:
+            self.tallies[step.targets[0].key] = {}
+        return self._by_rows(step, step.targets[0], first) if step.by_rows else self._whole(step, first)
+
+    # -- row by row ------------------------------------------------------------------------------------
+
+    def _by_rows(self, step: Bake, target: Target, first: int) -> Iterator[Span]:
+        rows, columns = step.matrix(target)
+        parts = self._parts(step, target)
+        spans = ((part.start, part.stop) for part in parts)
+        places = places_of(spans, columns) if target.key in self._looked_at else []
+        size = max(1, self.tile_values // max(1, columns))
+        for start in range(first * size, rows, size):
+            yield self._piece(step, target, parts, places, start, min(start + size, rows))
+
+    def _piece(
+        self, step: Bake, target: Target, parts: list[Part], places: list[Place], start: int, stop: int
+    ) -> Span:
+        """Compute and write some rows, and let go of them: each piece needs its own memory, whatever came before."""
+        columns = step.matrix(target)[1]
+        buffer, source = self._stored_rows(target.source, start, stop, columns)
+        zeros = negative_zeros(source) if parts else None
+        weight = self._widened(buffer, source).view(stop - start, columns)
+        looks = [self._look(step, parts, weight, start, place) for place in places if start <= place[0] < stop]
+        self._note_moves(step, parts, weight, start)
+        self._apply(weight, parts, start)
+        if zeros is not None:
+            replaced = [(part.start, part.stop) for part in parts if part.patches[0].sets_all]
+            keep_signs(weight, zeros, replaced, start)
+        for look in looks:
+            after = weight[look.start - start :][: len(look.base)]
+            self._see(step, target, look, after, is_sum=not self.sequential)
+        return self._emit(step, target, weight, start)
+
+    def _parts(self, step: Bake, target: Target) -> list[Part]:
+        stacks: dict[tuple[int, int, Picked | None], list[tuple[Patch, torch.Tensor, torch.Tensor]]] = {}
+        parts: list[Part] = []
+        for patch in step.patches:
+            tensors, terms = self._prepare(patch)
+            self._note_patch(step, patch, tensors, terms)
+            row, chosen = 0, patch.view.chosen
+            for region in patch.view.regions:
+                rows = slice(row, row + region.stop - region.start)
+                row = rows.stop
+                if region.key != target.key:
+                    continue
+                if patch.kind.replaces:
+                    parts.append(Replace(region.start, region.stop, patch, tensors["value"][rows]))
+                elif patch.has_dora or not patch.kind.low_rank:
+                    parts.append(Update(region.start, region.stop, rows.start, patch, tensors, terms, chosen))
+                else:
+                    up, right = tensors["up"], tensors["down"] * patch.strength
+                    left, right = (right.T, up.T) if patch.view.transpose else (up[rows], right)
+                    if self.sequential:
+                        parts.append(stacked(region.start, region.stop, chosen, [(patch, left, right)]))
+                    else:
+                        place = region.start, region.stop, patch.view.picked
+                        stacks.setdefault(place, []).append((patch, left, right))
+        for (start, stop, picked), factors in stacks.items():
+            parts.append(stacked(start, stop, None if picked is None else picked.slice, factors))
+        return parts if self.sequential else sorted(parts, key=lambda part: not isinstance(part, Replace))
+
+    def _apply(self, weight: torch.Tensor, parts: list[Part], first: int) -> None:
+        began = time.perf_counter()
+        reads = len(parts) > 1 and any(isinstance(part, Update) for part in parts)
+        base = weight.clone() if reads and not self.sequential else weight
+        for part, inner, outer in overlaps(parts, first, first + len(weight)):
+            if isinstance(part, Product):
+                weight[outer].addmm_(part.up[inner], part.down)
+            elif isinstance(part, Replace):
+                weight[outer].lerp_(part.value[inner], part.patch.share)
+            else:
+                change = change_of(part.patch, part.tensors, base[outer], part.rows(inner), part.terms)
+                strength = part.patch.share
+                if not part.patch.has_dora:
+                    weight[outer].add_(change, alpha=strength)
+                elif base is weight:
+                    weight[outer].lerp_(change, strength)
+                else:
+                    weight[outer].add_(change.sub_(base[outer]), alpha=strength)
+        self.seconds["compute"] += time.perf_counter() - began
+
+    # -- what becomes of each LoRA's change ------------------------------------------------------------
+
+    def _tally(self, step: Bake, patch: Patch) -> Tally:
+        """Return what sums up a LoRA's changes in a step."""
+        return self.tallies[step.targets[0].key].setdefault(patch.lora, Tally())
+
+    def _note_patch(self, step: Bake, patch: Patch, tensors: Tensors, terms: Terms) -> None:
+        """Note of a patch what its own tensors tell."""
+        tally = self._tally(step, patch)
+        tally.count(patch.module, moves=False)
+        if patch.scale is None and terms.scale < 0:  # a configuration's is told by itself
+            tally.negative.add(patch.module)
+        if any(not tensors[slot].all() for slot in MAGNITUDES & tensors.keys()):
+            tally.erasing.add(patch.module)
+
+    def _look(self, step: Bake, parts: list[Part], weight: torch.Tensor, first: int, place: Place) -> Look:
+        """Take a few rows as they are, and what each patch adds to them; `weight` holds the rows from `first`."""
+        start, stop = place[0], min(place[1], first + len(weight))
+        base = weight[start - first : stop - first].clone()
+        look = Look(step.targets[0].key, start, base)
+        for part, inner, outer in overlaps(parts, start, stop):
+            for patch in part.patches:
+                change = part.change(patch, base[outer], inner)
+                look.changes.append((patch, outer, change))
+                self._tally(step, patch).count(patch.module, moves=bool(change.any()))
+        return look
+
+    def _note_moves(self, step: Bake, parts: list[Part], weight: torch.Tensor, first: int) -> None:
+        """Note whose change of these rows is not all zero; of a module that is known to change something no more."""
+        if all(all(tally.moves.values()) for tally in self.tallies[step.targets[0].key].values()):
+            return
+        for part, inner, outer in overlaps(parts, first, first + len(weight)):
+            for patch in part.patches:
+                tally = self._tally(step, patch)
+                if not tally.moves[patch.module]:
+                    tally.count(patch.module, moves=part.moves(patch, weight[outer], inner))
+
+    @np.errstate(invalid="ignore", over="ignore")  # what is no number stops the bake, or is the base's
+    def _see(self, step: Bake, target: Target, look: Look, after: torch.Tensor, *, is_sum: bool) -> None:
+        """Sum up how much of each change arrives: ⟨W_written − W_due + δ, δ⟩; W_due is W + Σδ, or else `after`."""
+        base = _doubles(look.base)
+        changes = [(patch, rows, _doubles(change)) for patch, rows, change in look.changes]
+        due = base.copy() if is_sum else _doubles(after)
+        for _, rows, change in changes if is_sum else ():
+            due[rows] += change
+        lost = None
+        if target.encoding is None:
+            lost = _doubles(self._rounded(target, after, look.start)).reshape(base.shape) - due
+        for patch, rows, change in changes:
+            tally, energy = self._tally(step, patch), float(np.vdot(change, change))
+            met = float(np.vdot(base[rows], base[rows]))
+            if not patch.kind.replaces and isfinite(energy + met):
+                tally.energy += energy
+                tally.base += met
+            missing = float(np.vdot(lost[rows], change)) if lost is not None else nan
+            if isfinite(energy + missing):
+                tally.due += energy
+                tally.arrived += energy + missing
+
+    # -- whole tensors at once -------------------------------------------------------------------------
+
+    def _whole(self, step: Bake, first: int) -> Iterator[Span]:
+        base = {target.key: self._read_whole(target.source).contiguous() for target in step.targets}
+        for target in step.targets:
+            if target.encoding is not None:
+                base[target.key] = unscaled(target.encoding, base[target.key], base[target.scale_key])
+        baked = {key: tensor.clone() for key, tensor in base.items()}
+        looks = list(looks_at(step, base)) if step.targets[0].key in self._looked_at else []
+        deltas: dict[int, torch.Tensor] = {}
+        began = time.perf_counter()
+        in_order = step.patches if self.sequential else sorted(step.patches, key=lambda each: not each.kind.replaces)
+        for patch in in_order:
+            weight = patch.view.read(baked if self.sequential else base).reshape(patch.view.rows, -1)
+            tensors, terms = self._prepare(patch)
+            self._note_patch(step, patch, tensors, terms)
+            if patch.kind.replaces:
+                delta = tensors["value"]
+            else:
+                delta = change_of(patch, tensors, weight, slice(0, patch.view.rows), terms)
+            result = delta if patch.kind.replaces or patch.has_dora else None
+            delta = delta - weight if result is not None else delta
+            self._tally(step, patch).count(patch.module, moves=bool(delta[:FEW].any() or delta.any()))
+            for _, look in looks:
+                look.add(patch, delta)
+            is_all = delta.numel() == baked[patch.view.keys[0]].numel()
+            is_alone = len(step.patches) == 1 and step.summed and patch.share == 1 and is_all
+            if result is not None and is_alone and patch.view.transpose:
+                baked[patch.view.keys[0]] = result.T.contiguous()
+            elif step.summed or patch.kind.replaces:
+                patch.view.add(baked, delta * patch.share)
+            else:
+                deltas[id(patch)] = delta.contiguous()
+        self._combine(step, deltas, baked)
+        dtypes = {target.key: target.dtype for target in step.targets}
+        for target in step.targets:
+            if target.encoding is None:
+                keep_all_signs(step, target, baked[target.key], base[target.key])
+            elif torch.equal(baked[target.key], base[target.key]):  # it stays as it is stored
+                baked[target.key] = self._read_whole(target.source)
+            else:
+                dtype = _torch_dtype(dtypes[target.scale_key])
+                baked[target.key], baked[target.scale_key] = encode(target.encoding, baked[target.key], dtype)
+        for target, look in looks:
+            after = baked[target.key].reshape(step.matrix(target))[look.start :][: len(look.base)]
+            self._see(step, target, look, after, is_sum=step.summed and not self.sequential)
+        self.seconds["compute"] += time.perf_counter() - began
+        for target, start, stop in islice(self._tiles(step), first, None):
+            tile = baked[target.key].reshape(step.matrix(target))[start:stop]
+            yield self._emit(step, target, tile, start)
+
+    def _tiles(self, step: Bake) -> Iterator[tuple[Target, int, int]]:
+        for target in step.targets:
+            rows, columns = step.matrix(target)
+            size = max(1, self.tile_values // max(1, columns))
+            for start in range(0, rows, size):
+                yield target, start, min(start + size, rows)
+
+    def _combine(self, step: Bake, deltas: Mapping[int, torch.Tensor], baked: Mapping[str, torch.Tensor]) -> None:
+        """Add what the recipe's method makes of deltas at strength 1, piece by piece."""
+        if step.summed:
+            return
+        method = self.plan.sources.recipe.method
+        for key, start, stop, there in step.pieces():
+            turned = there[0].patch.view.transpose
+            parts = [
+                (deltas[id(piece.patch)].T.contiguous() if turned else deltas[id(piece.patch)])[piece.rows]
+                for piece in there
+            ]
+            masks = masks_of(method, key, start, [piece.patch.lora for piece in there], parts[0].numel())
+            total = combine(method, parts, [piece.patch.strength for piece in there], masks)
+            rows = baked[key].view(-1, there[0].patch.view.width)[start:stop]
+            rows += total.reshape(rows.shape)
+
+    # -- in and out ------------------------------------------------------------------------------------
+
+    def _prepare(self, patch: Patch) -> tuple[Tensors, Terms]:
+        """Read a patch's tensors, and compute what all of its rows share; products take the scale in."""
+        kind = patch.kind
+        tensors = {
+            slot: self._read_stored(info) if slot in kind.integers else self._read_whole(info)
+            for slot, info in patch.tensors.items()
+            if slot != "alpha" or not kind.alpha_is_scale
+        }
+        terms = Terms(patch.view.shape, self._scale(patch), patch.settings)
+        if kind.replaces:
+            return {"value": shaped(patch, kind.value(tensors), (patch.view.rows, patch.view.columns))}, terms
+        own = {slot: tensor for slot, tensor in tensors.items() if slot not in MAGNITUDES}
+        try:
+            if kind.low_rank:
+                up, down = kind.factors(own, terms)
+                rows, columns = patch.view.rows, patch.view.columns
+                shaped(patch, up, (rows, len(down)))
+                prepared: dict[str, torch.Tensor] = {
+                    "up": up,
+                    "down": shaped(patch, down, (len(down), columns)) * terms.scale,
+                }
+            else:
+                prepared = dict(kind.prepare(own, terms))
+        except ValueError as error:
+            name = self.plan.sources.loras[patch.lora].name
+            raise MatchError(f"LoRA {name!r}: {patch.module}: {str(error).splitlines()[0]}") from None
+        return prepared | {slot: tensors[slot] for slot in MAGNITUDES & tensors.keys()}, terms
+
+    def _scale(self, patch: Patch) -> float:
+        if patch.scale is not None:
+            return patch.scale
+        info = patch.tensors.get("alpha")
+        if info is None or not patch.kind.alpha_is_scale:
+            return 1.0
+        raw = bytearray(info.nbytes)
+        self._reader.read(info.file, info.start, memoryview(raw))
+        alpha = decode_scalar(info.dtype, bytes(raw))
+        if not alpha and patch.semantics in SCALE_OF_ALPHA_0:
+            return patch.kind.scale(SCALE_OF_ALPHA_0[patch.semantics] * patch.kind.rank(patch.shapes), patch.shapes)
+        if not alpha or alpha - alpha:
+            name = self.plan.sources.loras[patch.lora].name
+            raise no_scale(name, info.name, alpha)
+        return patch.kind.scale(alpha, patch.shapes) * patch.parts
+
+    def _read_whole(self, info: TensorInfo) -> torch.Tensor:
+        """Read a whole tensor into the compute dtype on the device, decoded, in its own shape."""
+        if isinstance(info, PackedInfo):
+            return decode(info, {role: self._read_stored(part) for role, part in info.parts.items()}, self.dtype)
+        return self._read_rows(info, 0, *matrix(info.shape), fresh=True).reshape(info.shape)
+
+    def _read_stored(self, info: TensorInfo) -> torch.Tensor:
+        """Read a whole tensor as it is stored; a part that is packed itself, decoded."""
+        if isinstance(info, PackedInfo):
+            return self._read_whole(info)
+        raw = torch.empty(info.nbytes, dtype=torch.uint8)
+        self._reader.read(info.file, info.start, _view(raw))
+        return raw.view(_torch_dtype(info.dtype)).reshape(info.shape).to(self.device.place)
+
+    def _read_rows(
+        self, info: TensorInfo, start: int, stop: int, columns: int, *, fresh: bool = False
+    ) -> torch.Tensor:
+        """Read rows of a tensor into the compute dtype on the device; a buffer of this worker unless `fresh`."""
+        buffer, source = self._stored_rows(info, start, stop, columns)
+        return self._widened(buffer, source, fresh=fresh).view(stop - start, columns)
+
+    def _stored_rows(self, info: TensorInfo, start: int, stop: int, columns: int) -> tuple[Buffer, torch.Tensor]:
+        """Read rows of a tensor as they are stored; return this worker's buffer, and flat the values in it."""
+        began = time.perf_counter()
+        dtype = _torch_dtype(info.dtype)
+        size = (stop - start) * columns * dtype.itemsize
+        buffer = self.lane.buffer("in", size)
+        raw = buffer.to_fill()[:size]
+        self._reader.read(info.file, info.start + start * columns * dtype.itemsize, _view(raw))
+        self.seconds["read"] += time.perf_counter() - began
+        return buffer, raw.view(dtype)
+
+    def _widened(self, buffer: Buffer, source: torch.Tensor, *, fresh: bool = False) -> torch.Tensor:
+        """Bring values in a buffer into the compute dtype on the device; into this worker's own unless `fresh`."""
+        began = time.perf_counter()
+        if not self.device.is_cpu:
+            weight = self.lane.send(buffer, source.numel(), source.dtype).to(self.dtype)
+        elif fresh:
+            weight = source.to(self.dtype, copy=True)
+        else:
+            weight = self._values("weight", source.numel(), self.dtype)
+            weight.copy_(source)
+        self.seconds["compute"] += time.perf_counter() - began
+        return weight
+
+    def _emit(self, step: Bake, target: Target, weight: torch.Tensor, start: int) -> Span:
+        """Round rows to the output dtype, refuse what it cannot hold, write them, and return where they are."""
+        began = time.perf_counter()
+        flat = weight.reshape(-1)
+        # A sum of squares below the limit's square clears all values in one cheap pass; NaN fails it, too.
+        if not float(torch.dot(flat, flat)) < SAFE_SQUARES[target.dtype]:
+            self._refuse(step, target, weight, start)
+        rounded = self._rounded(target, weight, start)
+        computed = time.perf_counter()
+        offset = target.offset + start * weight.shape[1] * rounded.itemsize
+        self._writer.write(target.file, offset, _view(rounded))
+        self.seconds["compute"] += computed - began
+        self.seconds["write"] += time.perf_counter() - computed
+        return Span(target.file, offset, offset + rounded.nbytes)
+
+    def _rounded(self, target: Target, weight: torch.Tensor, start: int) -> torch.Tensor:
+        """Round rows of a target from `start` to the output dtype; return them flat, on the host."""
+        dtype, flat = _torch_dtype(target.dtype), weight.reshape(-1)
+        if self.device.is_cpu and dtype is self.dtype and weight.is_contiguous():
+            return flat
+        if target.is_drawn:
+            seed = self.plan.sources.recipe.output.rounding.seed
+            numbers = drawn(seed, target.key, start * weight.shape[1], flat)
+            flat = round_by(numbers, flat, dtype)
+        if self.dtype is torch.float64 and dtype.itemsize <= 2 and dtype.is_floating_point:
+            flat = _rounded_to_odd(flat)
+        if not dtype.is_floating_point:
+            flat = flat.round()
+        return self.lane.fetch(flat, dtype)
+
+    def _refuse(self, step: Bake, target: Target, weight: torch.Tensor, start: int) -> None:
+        wrong = ~(weight.abs() < LIMITS[target.dtype])
+        if not wrong.any():  # a large sum of harmless values
+            return
+        rows, columns = weight.shape
+        if isinstance(target.source, PackedInfo):
+            before = self._read_whole(target.source).reshape(-1, columns)[start : start + rows]
+        else:
+            before = self._read_rows(target.source, start, start + rows, columns, fresh=True)
+        if not step.patches:
+            wrong &= before.isfinite()
+        if not wrong.any():  # a cast that passes on what the base had
+            return
+        row, column = (int(index) for index in wrong.nonzero()[0])
+        value, was = float(weight[row, column]), float(before[row, column])
+        names = sorted({self.plan.sources.loras[patch.lora].name for patch in step.patches})
+        cause = f"with LoRA {', '.join(map(repr, names))}" if names else "when cast"
+        if was - was:
+            cause = f"in the base already, and {cause.removeprefix('with ')} would spread it"
+        advice = "Lower the strength, or choose a wider output.dtype."
+        if value != value:
+            advice = "No number comes of numbers that are none, or too large: the file that holds them is damaged."
+        raise ValueTooLargeError(
+            f"{target.key}[{start + row}, {column}]: {value:g} {cause}; {target.dtype} cannot hold it "
+            f"(the base has {was:g} there)",
+            f"Nothing was written. {advice}",
+        )
+
+    def _values(self, name: str, count: int, dtype: torch.dtype) -> torch.Tensor:
+        """Return `count` values of a buffer that the worker keeps."""
+        size = count * dtype.itemsize
+        return self.lane.buffer(name, size).to_fill()[:size].view(dtype)
+
+
+def precision(plan: Plan) -> torch.dtype:
+    """Return the dtype that a plan's arithmetic takes: float64 on request, and where a tensor in or out has it."""
+    double = plan.sources.recipe.in_float64 or any(
+        target.source.dtype == "F64" for bake in plan.bakes for target in bake.targets
+    )
+    return torch.float64 if double else torch.float32
+
+
+def dtypes(plan: Plan) -> Iterator[torch.dtype]:
+    """Yield the dtypes of all tensors that a plan's steps read and write, many times over."""
+    return (dtype for step in plan.bakes for dtype in _dtypes(step))
+
+
+def _dtypes(step: Bake) -> set[torch.dtype]:
+    infos = [target.source for target in step.targets]
+    infos += [info for patch in step.patches for info in patch.tensors.values()]
+    names = {name for info in infos for name in _stored(info)} | {target.dtype for target in step.targets}
+    return {_torch_dtype(name) for name in names if DTYPES[name].torch}
+
+
+def _stored(info: TensorInfo) -> Iterator[str]:
+    """Yield the dtypes of the tensors that hold a weight."""
+    if isinstance(info, PackedInfo):
+        for part in info.parts.values():
+            yield from _stored(part)
+    else:
+        yield info.dtype
+
+
+_TURN = threading.Lock()
+
+
+def work(
+    executor: Executor,
+    steps: Iterator[Bake],
+    progress: Callable[[int], None],
+    stop: threading.Event,
+    ready: threading.Barrier,
+) -> None:
+    """Take steps, one at a time, until none is left or `stop` is set; `steps` may be shared by threads.
+
+    What a thread sets up in its own first calls must not race either: workers make them in turns, and none begins
+    before all have (`ready` counts them).
+    """
+    torch.set_num_threads(1)
+    try:
+        with _TURN:
+            call_first(CPU.place, executor.dtype)
+            executor.lane.enter()
+            for place in {CPU.place, executor.device.place} if executor.uses_lapack else ():
+                call_lapack_first(place, executor.dtype)
+        ready.wait()
+    except BaseException:
+        ready.abort()
+        raise
+    for step in steps:
+        if stop.is_set():
+            return
+        with closing(executor.run(step)) as counts:
+            for count in counts:
+                progress(count)
+                if stop.is_set():
+                    return
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    found = getattr(torch, str(DTYPES[name].torch))
+    assert isinstance(found, torch.dtype)
+    return found
+
+
+def _rounded_to_odd(values: torch.Tensor) -> torch.Tensor:
+    """Narrow float64 to float32 so that rounding once more, to 16 or 8 bits, gives what rounding once would give.
+
+    torch narrows to so few bits by way of float32, and rounding to nearest twice may end at the wrong neighbour. Cut
+    off instead, with the last bit set where anything was cut (Boldo and Melquiond 2008).
+    """
+    near = values.float()
+    inexact, beyond = near.double() != values, near.double().abs() > values.abs()
+    bits = near.view(torch.int32) - beyond.int()
+    return (bits | inexact.int()).view(torch.float32)
+
+
+def _doubles(tensor: torch.Tensor) -> NDArray[np.float64]:
+    """Bring values to the host in float64."""
+    values: NDArray[np.float64] = tensor.cpu().double().numpy()
+    return values
+
+
+def _view(tensor: torch.Tensor) -> memoryview:
+    """Show a contiguous CPU tensor's bytes."""
+    return memoryview(tensor.view(torch.uint8).numpy())  # type: ignore[arg-type]

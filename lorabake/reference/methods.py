@@ -1,0 +1,41 @@
+"""The combination methods, written out a second time with NumPy: see `methods.py` for what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorabake.recipe import Method
+from lorabake.reference.formulas import Array
+
+
+def combined(
+    method: Method, deltas: Sequence[Array], strengths: Sequence[float], masks: Sequence[NDArray[np.bool_]]
+) -> Array:
+    """Return what deltas (rows, columns) at strength 1 become together."""
+    if method.name == "svd":
+        total = np.einsum("k,kij->ij", np.array(strengths), np.array(deltas))
+        if not np.isfinite(total).all():
+            return np.asarray(total)
+        left, values, right = np.linalg.svd(total, full_matrices=False)
+        values[method.rank :] = 0
+        return np.asarray(left @ np.diag(values) @ right)
+    pruned = []
+    for number, delta in enumerate(deltas):
+        if method.name.startswith("dare"):
+            pruned.append(np.where(masks[number].reshape(delta.shape), delta, 0) / method.density)
+        else:
+            count = int(method.density * delta.size)
+            ranks = np.empty(delta.size, np.intp)
+            ranks[np.argsort(-np.abs(delta).ravel(), kind="stable")] = np.arange(delta.size)
+            pruned.append(np.where(ranks.reshape(delta.shape) < count, delta, 0))
+    result = np.zeros_like(deltas[0])
+    votes = np.zeros_like(deltas[0])
+    elected = np.where(np.sum(pruned, axis=0) >= 0, 1, -1)
+    for part, strength in zip(pruned, strengths, strict=True):
+        voter = np.sign(part) == elected if method.name.endswith("ties") else np.ones_like(part, bool)
+        result += strength * part * voter
+        votes += voter
+    return np.asarray(result / np.maximum(votes, 1) if method.name.endswith("ties") else result)

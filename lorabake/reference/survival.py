@@ -1,0 +1,159 @@
+"""What becomes of each LoRA's change, worked out on a sample before anything is written.
+
+A change Δ smaller than half the distance between neighbours of a dtype leaves a value as it was, rounded to nearest;
+rounded by chance it moves few values all the way, and on average survives. What survives of Δ is
+⟨W_written − W_exact + Δ, Δ⟩/⟨Δ, Δ⟩: what arrives, projected on what is due. 1 is all of it, 0 nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorabake.adapters.kind import MAGNITUDES, SCALE_OF_ALPHA_0
+from lorabake.errors import ValueTooLargeError
+from lorabake.execution.changes import FADES, VANISHES, Tally, fading, no_scale
+from lorabake.matching import Patch
+from lorabake.planning import Bake, Plan
+from lorabake.reference.arrays import MANTISSA, Files
+from lorabake.reference.formulas import PRODUCTS
+from lorabake.reference.recompute import Recomputation
+from lorabake.tensors.dtypes import DTYPES
+from lorabake.tensors.packing import PackedInfo
+from lorabake.tensors.safetensors import TensorInfo
+
+TILES = 4
+"""Places looked at in each weight, from its first rows to its last."""
+
+SAMPLE = 16
+"""Weights looked at of each LoRA."""
+
+
+def survival(plan: Plan, tensors: int = SAMPLE) -> dict[int, float]:
+    """Estimate what survives of each LoRA, by its number; one that changes nothing at all has no entry."""
+    tallies = estimate(plan, tensors, reads=False)
+    return {lora: share for lora, tally in tallies.items() if (share := tally.survival) is not None}
+
+
+def estimate(plan: Plan, tensors: int = SAMPLE, *, reads: bool = True) -> dict[int, Tally]:
+    """Sum up what becomes of each LoRA's change, by its number, in a few rows all over some of its weights.
+
+    `tensors` weights are looked at, or every row of all of them where nothing changes there. With `reads` is told of
+    every module what its own tensors tell, such as that they are zeros.
+    """
+    own: defaultdict[int, dict[int, Bake]] = defaultdict(dict)
+    for step in plan.bakes:
+        for patch in step.patches:
+            own[patch.lora][id(step)] = step
+    with closing(Files()) as files:
+        sample = _Sample(Recomputation(plan, files), files)
+        in_order = sorted((lora, [*steps.values()]) for lora, steps in own.items())
+        return {lora: sample.tally(lora, steps, tensors, reads=reads) for lora, steps in in_order}
+
+
+class _Sample:
+    """Look at some rows of some steps of one plan."""
+
+    def __init__(self, recomputation: Recomputation, files: Files) -> None:
+        self.recomputation, self.files = recomputation, files
+
+    def tally(self, lora: int, steps: Sequence[Bake], tensors: int, *, reads: bool) -> Tally:
+        """Sum up one LoRA's changes in its steps."""
+        tally = Tally()
+        for step, patch in ((each, patch) for each in steps for patch in each.patches) if reads else ():
+            if patch.lora == lora:
+                self._read(tally, step, patch)
+        self._see(tally, lora, steps[:: -(-len(steps) // tensors)], TILES)
+        if not tally.due:
+            self._see(tally, lora, steps, None)
+        return tally
+
+    def _read(self, tally: Tally, step: Bake, patch: Patch) -> None:
+        """Note what a module's own tensors tell; where they have zeros and are no product, work its change out."""
+        zero = zero_slots(patch, self.files)
+        moves = not is_idle(patch, zero, self.recomputation)
+        if zero and step.summed and not _is_product(patch):
+            tiles = self.recomputation.tiles(step)
+            moves = any(change.delta.any() for tile in tiles for change in tile.changes if change.patch is patch)
+        tally.count(patch.module, moves=moves)
+        note_scales(tally, patch, self.recomputation)
+
+    @np.errstate(invalid="ignore", over="ignore")
+    def _see(self, tally: Tally, lora: int, steps: Iterable[Bake], tiles: int | None) -> None:
+        """Add up one LoRA's changes in `tiles` places of each step."""
+        for tile in (tile for step in steps for tile in self.recomputation.tiles(step, tiles)):
+            if tile.target.dtype not in MANTISSA:
+                continue
+            lost = self.recomputation.rounded(tile, tile.exact) - tile.exact
+            for change in tile.changes:
+                if change.patch.lora == lora:
+                    energy = float(np.vdot(change.delta, change.delta))
+                    tally.due += energy
+                    tally.arrived += energy + float(np.vdot(lost[change.rows], change.delta))
+                    if not change.patch.kind.replaces:
+                        base = tile.base[change.rows]
+                        tally.energy += energy
+                        tally.base += float(np.vdot(base, base))
+
+
+def zero_slots(patch: Patch, files: Files) -> set[str]:
+    """Return the slots of a patch whose float tensors are all zeros."""
+    return {slot for slot, info in patch.tensors.items() if slot != "alpha" and _is_zero(info, files)}
+
+
+def is_idle(patch: Patch, zero: set[str], recomputation: Recomputation) -> bool:
+    """Tell whether a patch adds a product that is zero, since a factor, by the slots `zero`, or its scale is."""
+    return _is_product(patch) and bool(zero & patch.kind.required or not recomputation.scale(patch))
+
+
+def _is_product(patch: Patch) -> bool:
+    return patch.kind.name in PRODUCTS and not patch.has_dora
+
+
+def _is_zero(info: TensorInfo, files: Files) -> bool:
+    if isinstance(info, PackedInfo):
+        return not files.whole(info).any()
+    if not DTYPES[info.dtype].floating or not info.nbytes:
+        return False
+    width = DTYPES[info.dtype].bits // 8
+    first = np.frombuffer(files.raw(info.file, info.start, min(info.nbytes, 64 * width)), np.uint8)
+    return not _numbers(first, width).any() and not files.whole(info).any()
+
+
+def note_scales(tally: Tally, patch: Patch, recomputation: Recomputation) -> None:
+    """Note of a patch whether its scale is negative, and whether its DoRA magnitudes have zeros.
+
+    Raise MatchError for an alpha of 0 that no program knows how to read.
+    """
+    if patch.scale is None and patch.kind.alpha_is_scale and "alpha" in patch.tensors:  # a configuration's is told
+        scale = recomputation.scale(patch)
+        if not scale and patch.semantics not in SCALE_OF_ALPHA_0:
+            raise no_scale(recomputation.plan.sources.loras[patch.lora].name, patch.tensors["alpha"].name, scale)
+        if scale < 0:
+            tally.negative.add(patch.module)
+    lengths = (patch.tensors[slot] for slot in MAGNITUDES & patch.tensors.keys())
+    if any(not recomputation.files.whole(info).all() for info in lengths):
+        tally.erasing.add(patch.module)
+
+
+def _numbers(raw: NDArray[np.uint8], width: int) -> NDArray[Any]:
+    """Leave the signs out of values given as bytes: what is left is zero for zeros alone."""
+    whole = raw.view(f"<u{width}")
+    return np.asarray(whole & np.asarray((1 << 8 * width - 1) - 1, whole.dtype))
+
+
+def check(plan: Plan, found: dict[int, float]) -> list[str]:
+    """Word warnings about LoRAs that fade; raise ValueTooLargeError where most of one would be lost unasked."""
+    names = [lora.name for lora in plan.sources.loras]
+    lost = [lora for lora, share in found.items() if share < VANISHES]
+    if lost and not plan.sources.recipe.output.allow_loss:
+        raise ValueTooLargeError(
+            f"LoRA {names[lost[0]]!r}: only {found[lost[0]]:.0%} of its change would survive the output's dtype",
+            "Choose a finer output.dtype, or set output.allow_loss: true. Nothing was written.",
+        )
+    return [str(fading(names[lora], share)) for lora, share in found.items() if share < FADES]

@@ -1,0 +1,262 @@
+"""The first stage: does the file have the form that the plan says? Headers only, in milliseconds.
+
+Keys, dtypes, shapes, order, offsets, lengths, shards and their index, side files, metadata, the base's digest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from lorabake.errors import FileError
+from lorabake.keymap.spelling import patterns
+from lorabake.planning import Embedding, OutputFile, Plan, Target
+from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, read_object
+from lorabake.tensors.safetensors import Header, read_header
+from lorabake.tensors.small import MAX_INDEX, parse_json
+from lorabake.tensors.statements import as_texts, in_metadata
+from lorabake.verification.findings import Finding, Status
+from lorabake.verification.structure.side_files import check_side_files
+
+
+def check_structure(plan: Plan, path: Path) -> tuple[list[Finding], Checkpoint | None]:
+    """Compare the headers of a checkpoint with the planned ones; None for one that cannot be read as a checkpoint."""
+    try:
+        baked = open_checkpoint(path, plan.sources.recipe.base.variant if path.is_dir() else None)
+    except FileError as error:
+        return [_unreadable(plan, path, error)], None
+    size = sum(header.size for part in baked.parts for header in part.files)
+    note = "header, offsets and length agree"
+    if plan.is_folder:
+        note += ", and so does the index"
+    found = [Finding("structure.file", Status.PASS, path.name, f"{size:,} bytes", "", note)]
+    found += [*_keys(plan, baked), *_forms(plan, baked), *_order(plan, baked)]
+    is_own = _severity(baked) is Status.FAIL
+    found += [*check_side_files(plan, baked, is_own=is_own), *_embeddings(plan, baked), *_metadata(plan, baked)]
+    found += [*_statements(plan, baked)]
+    return found, baked
+
+
+def _unreadable(plan: Plan, path: Path, error: FileError) -> Finding:
+    """Word why a checkpoint cannot be read; shards under each other's names are recognised."""
+    message = str(error).replace(f"{path}: ", "").replace("\n", "; ")
+    if path.is_dir() and len(plan.files) > 1:
+        planned = {frozenset(target.source.name for target in file.targets): file.name for file in plan.files}
+        held: dict[str, str] = {}
+        for file in plan.files:
+            try:
+                held[file.name] = planned.get(frozenset(read_header(path / file.name).tensors), "")
+            except FileError:
+                held[file.name] = ""
+        swapped = [
+            f"{name} holds what belongs into {other}" for name, other in held.items() if other not in ("", name)
+        ]
+        if swapped:
+            note = f"shards are exchanged: {'; '.join(swapped)}"
+            return Finding("structure.shards", Status.FAIL, path.name, f"{len(swapped)} shards", "0", note)
+    return Finding("structure.file", Status.FAIL, path.name, "", "", f"cannot be read: {message}")
+
+
+def _targets(plan: Plan) -> dict[str, Target]:
+    return {target.key: target for file in plan.files for target in file.targets}
+
+
+def _keys(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
+    planned = _targets(plan)
+    missing = [key for key in planned if key not in baked.tensors]
+    surplus = [key for key in baked.tensors if key not in planned]
+    if missing:
+        note = f"tensors of the base are not there: {patterns(missing)}"
+        yield Finding("structure.keys", Status.FAIL, _subject(missing), f"{len(missing)} missing", "0", note)
+    if surplus:
+        note = f"tensors that the base does not have: {patterns(surplus)}"
+        yield Finding("structure.keys", Status.FAIL, _subject(surplus), f"{len(surplus)} more", "0", note)
+    if not missing and not surplus:
+        yield Finding("structure.keys", Status.PASS, f"{len(planned)} tensors", "", "", "exactly the base's keys")
+
+
+def _forms(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
+    """Compare dtypes and shapes, one finding for each sort of difference."""
+    dtypes: dict[tuple[str, str], list[str]] = {}
+    shapes: list[str] = []
+    common = [(target, baked.tensors[key]) for key, target in _targets(plan).items() if key in baked.tensors]
+    for target, info in common:
+        if info.dtype != target.dtype:
+            dtypes.setdefault((info.dtype, target.dtype), []).append(target.key)
+        if info.shape != target.shape:
+            shapes.append(target.key)
+    for (there, due), keys in dtypes.items():
+        note = f"{there} where {due} is due: {patterns(keys)}"
+        yield Finding("structure.dtype", Status.FAIL, _subject(keys), there, due, note)
+    if shapes:
+        info, target = baked.tensors[shapes[0]], _targets(plan)[shapes[0]]
+        note = f"other shapes: {patterns(shapes)}"
+        limit = str(list(target.shape))
+        yield Finding("structure.shape", Status.FAIL, _subject(shapes), str(list(info.shape)), limit, note)
+    if common and not dtypes and not shapes:
+        kinds = Counter(info.dtype for _, info in common)
+        measured = ", ".join(f"{name} ×{count}" for name, count in kinds.most_common())
+        yield Finding(
+            "structure.dtype", Status.PASS, f"{len(common)} tensors", measured, "", "dtypes and shapes as due"
+        )
+
+
+def _order(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
+    """Compare which file holds which tensor, and the order in header and data."""
+    found = [header for part in baked.parts for header in part.files]
+    headers = {name_of(baked, header): header for header in found}
+    if not baked.is_folder and len(plan.files) == 1:
+        headers = dict.fromkeys([plan.files[0].name], found[0])  # whatever it is called by now
+    for file in plan.files:
+        header = headers.get(file.name)
+        if header is None:
+            note = f"no such file; there is {', '.join(sorted(headers))}"
+            yield Finding("structure.shards", _severity(baked), file.name, "", "", note)
+            continue
+        names = [info.name for info in header.tensors.values()]
+        if {target.source.name for target in file.targets} != {*names}:
+            continue  # told by the keys
+        data = [info.name for info in sorted(header.tensors.values(), key=lambda info: (info.start, info.stop))]
+        in_order = names == [*file.order]
+        same = data == _data_order(file)
+        if in_order and same:
+            yield Finding("structure.order", Status.PASS, file.name, "", "", "keys and data in the base's order")
+        else:
+            what = " and ".join(["the header's keys"] * (not in_order) + ["the data"] * (not same))
+            note = f"{what} are in another order than the base's; programs load it all the same"
+            yield Finding("structure.order", _severity(baked), file.name, "", "", note)
+
+
+def _data_order(file: OutputFile) -> list[str]:
+    """List names in the order of their data; tensors without data keep the plan's order among equals."""
+    return [target.source.name for target in sorted(file.targets, key=lambda each: (each.offset, each.nbytes))]
+
+
+def name_of(checkpoint: Checkpoint, header: Header) -> str:
+    """Name a file of a checkpoint by its path in the folder: those of several components may be called the same."""
+    inside = checkpoint.is_folder and header.path.is_relative_to(checkpoint.path)  # what was a pickle lies elsewhere
+    return header.path.relative_to(checkpoint.path).as_posix() if inside else header.path.name
+
+
+def _severity(baked: Checkpoint) -> Status:
+    """Ask files that lorabake made to be just so; another tool's may have an order of their own."""
+    return Status.FAIL if "lorabake.recipe" in baked.metadata else Status.WARN
+
+
+def _embeddings(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
+    """Look for the learned embeddings beside the checkpoint; another tool may have left them where they were."""
+    for embedding in plan.embeddings:
+        fault = _embedding_fault(embedding)
+        status = _severity(baked) if fault else Status.PASS
+        note = fault or f"holds the learned embedding of {embedding.token!r}"
+        yield Finding("structure.embedding", status, embedding.path.name, "", "", note)
+
+
+def _embedding_fault(embedding: Embedding) -> str:
+    """Say what is wrong with the header of a file of textual inversion; nothing where it is as planned."""
+    if not embedding.path.is_file():
+        return f"is missing, and should hold the learned embedding of {embedding.token!r}"
+    try:
+        there = read_header(embedding.path).tensors
+    except FileError as error:
+        return f"cannot be read: {str(error).removeprefix(f'{embedding.path}: ').splitlines()[0]}"
+    due = {each.name: (each.info.dtype, each.shape) for each in embedding.vectors}
+    found = {name: (info.dtype, info.shape) for name, info in there.items()}
+    wrong = [name for name in {**due, **found} if due.get(name) != found.get(name)]
+    return f"its tensors are not the planned ones: {', '.join(wrong[:3])}" if wrong else ""
+
+
+def _metadata(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
+    """Compare the recipe and the inputs that a header tells of with the ones at hand."""
+    said = baked.metadata.get("lorabake.recipe")
+    if said is None:
+        note = "no recipe in its metadata: another tool made it, so it is judged by its weights alone"
+        yield Finding("structure.metadata", Status.SKIP, baked.path.name, "", "", note)
+        return
+    here = json.loads(plan.sources.recipe.normal_json())
+    there = _parsed(said)
+    differing = sorted(_differences(there, here))
+    if differing:
+        note = f"it was baked from another recipe: {'; '.join(differing[:5])}"
+        yield Finding("structure.metadata", Status.FAIL, baked.path.name, f"differences: {len(differing)}", "0", note)
+    else:
+        yield Finding("structure.metadata", Status.PASS, baked.path.name, "", "", "the header holds this recipe")
+    inputs = _parsed(baked.metadata.get("lorabake.inputs", "{}"))
+    planned = json.loads(plan.files[0].metadata["lorabake.inputs"])
+    if isinstance(inputs, dict):
+        changed = sorted(_differences(_identity(inputs.get("base")), _identity(planned.get("base"))))
+        if changed:
+            note = f"the base is not the one that was baked: {'; '.join(changed[:3])}"
+            yield Finding("structure.base", Status.FAIL, plan.sources.base.path.name, "", "", note)
+        else:
+            note = "the base has the size and the header that the bake saw"
+            yield Finding("structure.base", Status.PASS, plan.sources.base.path.name, "", "", note)
+
+
+def _statements(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
+    """Compare what headers and indexes say of how weights are stored: other programs read other weights by it."""
+    headers = {name_of(baked, header): header for part in baked.parts for header in part.files}
+    if not baked.is_folder and len(plan.files) == 1:
+        headers = dict.fromkeys([plan.files[0].name], baked.parts[0].files[0])
+    compared: list[tuple[str, Mapping[str, str], Mapping[str, str]]] = [
+        (file.name, file.metadata, headers[file.name].metadata) for file in plan.files if file.name in headers
+    ]
+    for part in baked.parts if baked.is_folder else ():
+        name = str(PurePosixPath(part.folder, part.index or ""))
+        if part.index is not None and name in plan.texts:
+            planned, written = json.loads(plan.texts[name]), read_object(baked.path / name, MAX_INDEX)
+            both = [as_texts(_object(index.get("metadata"))) for index in (planned, written)]
+            compared.append((name, both[0], both[1]))
+    wrong, said = [], 0
+    for name, metadata, found in compared:
+        due, there = in_metadata(metadata), in_metadata(found)
+        said += bool(due)
+        wrong += [f"{name}: {each}" for each in _differences(there, due)]
+    subject, note = baked.path.name, "the headers say of stored weights what the plan says"
+    if wrong:
+        note = f"the headers say otherwise how weights are stored: {'; '.join(wrong[:3])}"
+        yield Finding("structure.statements", Status.FAIL, subject, f"{len(wrong)} differences", "0", note)
+    elif said:
+        yield Finding("structure.statements", Status.PASS, subject, "", "", note)
+
+
+def _object(said: object) -> dict[str, object]:
+    return said if isinstance(said, dict) else {}
+
+
+def _parsed(text: str) -> object:
+    try:
+        return parse_json(text)
+    except ValueError:
+        return text
+
+
+def _identity(described: object) -> object:
+    """Keep what tells one base from another and is known from headers: sizes, and digests of headers."""
+    if not isinstance(described, dict):
+        return described
+    files = described.get("files", [described])
+    return {
+        str(file.get("name")): {key: file[key] for key in ("size", "header_sha256") if key in file}
+        for file in files
+        if isinstance(file, dict)
+    }
+
+
+def _differences(there: object, here: object, place: str = "") -> Iterator[str]:
+    """Name the places where two JSON values differ."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for key in {**there, **here}:
+            yield from _differences(there.get(key), here.get(key), f"{place}.{key}" if place else str(key))
+    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        for number, (one, other) in enumerate(zip(there, here, strict=True)):
+            yield from _differences(one, other, f"{place}[{number}]")
+    elif there != here:
+        one, other = (json.dumps(each, ensure_ascii=False) for each in (there, here))
+        yield f"{place} is {one} there and {other} here"
+
+
+def _subject(keys: list[str]) -> str:
+    return keys[0] if len(keys) == 1 else f"{len(keys)} tensors"

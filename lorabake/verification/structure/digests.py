@@ -1,0 +1,150 @@
+"""Digests of what went into a checkpoint and of its data, held against those that header and recipe state."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from lorabake.errors import FileError
+from lorabake.planning import Plan
+from lorabake.planning.provenance import DATA_HASHES, beside
+from lorabake.reference.arrays import CHUNK, Files
+from lorabake.tensors.checkpoint import Checkpoint
+from lorabake.tensors.safetensors import Header, read_header
+from lorabake.tensors.small import parse_json
+from lorabake.verification.findings import Finding, Status
+from lorabake.verification.structure import name_of
+
+
+class Digests:
+    """Take digests, and say what they tell; `stage` names the findings."""
+
+    def __init__(self, plan: Plan, baked: Checkpoint, files: Files, stage: str) -> None:
+        self.plan, self.baked, self.files, self.stage = plan, baked, files, stage
+
+    def take(self, *, data: bool) -> dict[str, str]:
+        """Take those of the inputs that a header names by digest, and of the `data` that has a stated one."""
+        inputs = dict.fromkeys(self.plan.digests.values())
+        digests = {str(path): self._sha256(path, 0, path.stat().st_size) for path in inputs}
+        for header in _headers(self.baked) if data else ():
+            if any(name in header.metadata for name in DATA_HASHES):
+                digests[self._data_of(header)] = self._sha256(header.path, header.data_start, header.size)
+        return digests
+
+    def named(self, digests: Mapping[str, str]) -> dict[str, str]:
+        """Name digested files as the recipe does."""
+        return {self._named(path): digest for path, digest in digests.items()}
+
+    def findings(self, digests: Mapping[str, str], *, data: bool) -> Iterator[Finding]:
+        """Compare the digests taken with those that are stated."""
+        yield from self._inputs(digests)
+        yield from self._configs()
+        yield from self._data_hashes(digests) if data else ()
+        yield from self._embeddings()
+
+    def _inputs(self, digests: Mapping[str, str]) -> Iterator[Finding]:
+        """Compare inputs with what the checkpoint says it was made of, and with what the recipe states."""
+        made_of = self.baked.metadata.get("lorabake.inputs")
+        texts = re.findall(r'"sha256":"([0-9a-f]{64})"', made_of or "")
+        check = f"{self.stage}.input"
+        for path, digest in digests.items():
+            said = next((said for checkpoint, said in self.plan.sources.inputs if _is_part(path, checkpoint)), None)
+            if said is None:
+                continue
+            if said.sha256 not in (None, digest):
+                note = "the recipe states another SHA-256"
+                yield Finding(check, Status.FAIL, said.path, digest[:12], str(said.sha256)[:12], note)
+            elif made_of is None and said.sha256 is not None:
+                yield Finding(
+                    check, Status.PASS, said.path, digest[:12], "", "has the SHA-256 that the recipe states"
+                )
+            elif digest in texts:
+                yield Finding(check, Status.PASS, said.path, digest[:12], "", "is the file that was baked")
+            elif made_of is not None:
+                note = f"changed since the bake: the checkpoint's header names other files than {Path(path).name}"
+                yield Finding(check, Status.FAIL, said.path, digest[:12], "", note)
+
+    def _configs(self) -> Iterator[Finding]:
+        """Compare what lies beside LoRAs and says their scales with what was there at the bake."""
+        try:
+            said = parse_json(self.baked.metadata.get("lorabake.inputs", "{}"))
+        except ValueError:
+            return
+        made_of = said.get("loras") if isinstance(said, dict) else None
+        for source, entry in zip(self.plan.sources.loras, made_of if isinstance(made_of, list) else (), strict=False):
+            said_files = entry.get("files") if isinstance(entry, dict) else None
+            files = said_files if isinstance(said_files, list) else []
+            due = {
+                str(each["name"]): each["sha256"]
+                for each in files
+                if isinstance(each, dict) and each.keys() == {"name", "sha256"}
+            }
+            there = {str(each["name"]): each["sha256"] for each in beside(source.checkpoint)}
+            for name in sorted(due | there):
+                if due.get(name) != there.get(name):
+                    how = "changed" if name in due and name in there else "went" if name in due else "came"
+                    note = f"{name} {how} after the bake: it says how the LoRA is applied"
+                    yield Finding(f"{self.stage}.input", Status.FAIL, source.name, "", "", note)
+
+    def _data_hashes(self, digests: Mapping[str, str]) -> Iterator[Finding]:
+        check = f"{self.stage}.digest"
+        for header in _headers(self.baked):
+            taken = digests.get(self._data_of(header))
+            if taken is None:
+                continue
+            subject = name_of(self.baked, header)
+            for name in DATA_HASHES:
+                said = header.metadata.get(name, taken).removeprefix("0x")
+                if said != taken:
+                    note = f"the header's {name} is not the SHA-256 of the data: it was changed after it was written"
+                    yield Finding(check, Status.FAIL, subject, taken[:12], said[:12], note)
+                    break
+            else:
+                note = "the data has the SHA-256 that the header states"
+                yield Finding(check, Status.PASS, subject, taken[:12], taken[:12], note)
+
+    def _embeddings(self) -> Iterator[Finding]:
+        """Compare the files of learned embeddings with the LoRAs' tensors; what is not there, the headers told."""
+        for embedding in self.plan.embeddings:
+            try:
+                there = read_header(embedding.path).tensors
+            except FileError:
+                continue
+            pairs = [(each.info, there[each.name]) for each in embedding.vectors if each.name in there]
+            if not pairs:
+                continue
+            wrong = sum(not self.files.equal(due, found) for due, found in pairs)
+            status = Status.FAIL if wrong else Status.PASS
+            lora = self.plan.sources.loras[embedding.lora].name
+            note = f"{'other bytes than' if wrong else 'byte-equal to'} those of {embedding.token!r} in {lora}"
+            yield Finding(f"{self.stage}.embedding", status, embedding.path.name, f"{len(pairs)} tensors", "", note)
+
+    def _data_of(self, header: Header) -> str:
+        return f"data of {name_of(self.baked, header)}"
+
+    def _named(self, path: str) -> str:
+        for checkpoint, said in self.plan.sources.inputs:
+            if _is_part(path, checkpoint):
+                return said.portable_path + path.removeprefix(str(checkpoint.path))
+        return path
+
+    def _sha256(self, path: Path, start: int, stop: int) -> str:
+        digest, buffer = hashlib.sha256(), np.empty(min(CHUNK, stop - start), np.uint8)
+        for place in range(start, stop, CHUNK):
+            piece = buffer[: stop - place]
+            self.files.fill(path, place, piece)
+            digest.update(piece.data)
+        return digest.hexdigest()
+
+
+def _headers(checkpoint: Checkpoint) -> Iterator[Header]:
+    return (header for part in checkpoint.parts for header in part.files)
+
+
+def _is_part(path: str, checkpoint: Checkpoint) -> bool:
+    """Tell whether a file is a checkpoint, or lies in its folder."""
+    return path == str(checkpoint.path) or Path(path).is_relative_to(checkpoint.path)

@@ -1,0 +1,242 @@
+"""The quick stage: does each tensor's change fit the recipe, as far as rounding lets a random sum of its rows tell?
+
+It takes the place of the weights stage at a fraction of its cost. Every value is read. What no LoRA touches must be
+byte-equal to the base; sums of products are held against random sums (see `projections.py`); of other kinds some rows
+are recomputed in float64, or all where rows do not stand alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from lorabake.adapters.kind import matrix
+from lorabake.execution.changes import Tally
+from lorabake.matching import Patch
+from lorabake.planning import Bake, Plan, default_workers
+from lorabake.reference.arrays import Files
+from lorabake.reference.formulas import Array
+from lorabake.reference.survival import note_scales
+from lorabake.tensors.checkpoint import Checkpoint
+from lorabake.verification.findings import Finding, Status
+from lorabake.verification.structure.digests import Digests
+from lorabake.verification.weights import WeightsResult, told_of, untouched, verdicts
+from lorabake.verification.weights.comparing import Comparer, Extent, Job, each_of, found_in
+from lorabake.verification.weights.comparison import Comparison
+from lorabake.verification.weights.diagnosis import Diagnosis, Diagnostician, findings
+from lorabake.verification.weights.projections import FALSE_ALARM, VECTORS, Projector
+from lorabake.verification.weights.settings import explain_by_settings
+
+PLACES = 8
+"""Places in a tensor at which rows are recomputed, from its first to its last."""
+
+OFF, SIGMAS = 0.02, 8.0
+"""How far the strength that arrives may be from the recipe's, and by how many deviations, before a warning."""
+
+
+def check_quick(
+    plan: Plan,
+    baked: Checkpoint,
+    *,
+    sample: int | None = None,
+    progress: Callable[[int], None] = lambda count: None,
+) -> WeightsResult:
+    """Compare a checkpoint's tensors with what the plan would make; `sample` looks at so many of them only.
+
+    `progress` receives counts of bytes, from any thread. Raise FileError where an input or the checkpoint cannot be
+    read to its end.
+    """
+    with closing(Files()) as files, threadpool_limits(1):
+        return _Check(plan, baked, files, progress).run(sample)
+
+
+@dataclass(frozen=True, slots=True)
+class Summed:
+    """Hold what one tensor's random sums said: how near the worst row came to its bound, and what is wrong, if so.
+
+    `gram` has the inner products of the sums of the LoRAs' changes, by `loras`, and `arrived` those with what is
+    there, both in units of what rounding does; `moves` tells whose change is not zero.
+    """
+
+    step: Bake
+    values: int
+    worst: float
+    diagnoses: tuple[Diagnosis, ...]
+    loras: tuple[int, ...]
+    gram: Array
+    arrived: Array
+    moves: tuple[tuple[Patch, bool], ...]
+
+
+class _Check:
+    def __init__(self, plan: Plan, baked: Checkpoint, files: Files, progress: Callable[[int], None]) -> None:
+        self.plan, self.baked, self.progress = plan, baked, progress
+        self.comparer = Comparer(plan, baked, files, progress)
+        self.digests = Digests(plan, baked, files, "quick")
+        rows = [matrix(target.shape)[0] for step in plan.bakes for target in step.targets]
+        self.projector = Projector(self.comparer.recomputation, files, VECTORS * sum(rows))
+        self.diagnostician = Diagnostician(plan, self.comparer.recomputation)
+
+    def run(self, sample: int | None) -> WeightsResult:
+        extent = Extent.of(self.plan, self.baked, sample)
+        results: list[Comparison] = []
+        summed: list[Summed] = []
+        with ThreadPoolExecutor(default_workers() + 1) as pool:
+            digesting = pool.submit(self.digests.take, data=False)
+            for found in each_of(pool, self._compare, extent.jobs):
+                if isinstance(found, Summed):
+                    summed.append(found)
+                else:
+                    results += found
+            digests = digesting.result()
+        results.sort(key=lambda each: each.target.key)  # they come as they end
+        summed.sort(key=lambda each: each.step.targets[0].key)
+        strengths = _strengths(self.plan, summed)
+        for lora in [lora for lora, strength in strengths.items() if not strength.is_near]:
+            results += self._rows_of(lora, summed)
+        wrong = [each for each in results if not each.is_right]
+        by_setting, diagnoses = explain_by_settings(self.plan, self.baked, wrong, "quick")
+        explained = {each.key for each in diagnoses}
+        diagnoses += [each for some in summed for each in some.diagnoses]
+        for some in wrong:
+            diagnoses += [] if some.target.key in explained else self.diagnostician.explain(some)
+        told = (
+            *self.digests.findings(digests, data=False),
+            *extent.findings("quick"),
+            *untouched(results, "quick"),
+            *_summed(summed),
+            *_recomputed(results),
+            *_loras(self.plan, strengths, {each.lora for each in diagnoses}),
+            *told_of(self.plan, "quick", self._tallies(results, summed), digests, is_whole=sample is None),
+            *findings(self.plan, diagnoses, results, "quick"),
+            *by_setting,
+        )
+        looked_at = [(each.step, each.target.key) for each in results]
+        looked_at += [(each.step, each.step.targets[0].key) for each in summed]
+        return WeightsResult(told, (), tuple(verdicts(self.plan, looked_at, diagnoses)), self.digests.named(digests))
+
+    def _compare(self, job: Job) -> Summed | list[Comparison]:
+        """Compare one step by random sums, by some of its rows, or by all that it has."""
+        found = found_in(self.baked, job.step.targets[0])
+        if job.is_copy or not job.step.patches or found is None:
+            return self.comparer.compare(job)
+        sums = self.projector.sums(job.step, found)
+        if sums is None:
+            return self.comparer.compare_some(job, PLACES)
+        self.progress(found.nbytes)
+        diagnoses = self.diagnostician.explain_sums(sums) if len(sums.wrong) else ()
+        by_lora: dict[int, Array] = {}
+        for product, part in zip(sums.products, sums.parts, strict=True):
+            by_lora.setdefault(product.patch.lora, np.zeros_like(sums.arrived))[product.rows] += part
+        noise = max(sums.noise / sums.arrived.size, 1e-300)
+        parts = np.array([each.ravel() for each in by_lora.values()])
+        worst, values = float(sums.ratios.max(initial=0.0)), prod(sums.target.shape)
+        gram, arrived = parts @ parts.T / noise, parts @ sums.arrived.ravel() / noise
+        moves = ((each.patch, bool(part.any())) for each, part in zip(sums.products, sums.parts, strict=True))
+        return Summed(job.step, values, worst, tuple(diagnoses), tuple(by_lora), gram, arrived, tuple(moves))
+
+    def _tallies(self, results: Sequence[Comparison], summed: Sequence[Summed]) -> dict[int, Tally]:
+        """Sum up whose change is zero, and whose tensors say that it is turned around, or erases."""
+        tallies: dict[int, Tally] = {}
+        seen = [pair for each in summed for pair in each.moves]
+        for each in results:
+            seen += [(each.step.patches[number], share.energy != 0) for number, share in each.shares.items()]
+        for patch, moves in seen:
+            tallies.setdefault(patch.lora, Tally()).count(patch.module, moves=moves)
+        for patch in {id(patch): patch for patch, _ in seen}.values():
+            note_scales(tallies[patch.lora], patch, self.comparer.recomputation)
+        return tallies
+
+    def _rows_of(self, lora: int, summed: Sequence[Summed]) -> Iterator[Comparison]:
+        """Recompute some rows of what one LoRA changes: they tell another strength from what rounding takes."""
+        for each in summed:
+            if lora in each.loras and not each.diagnoses:
+                yield from self.comparer.compare_some(Job(each.step, False), PLACES)
+
+
+@dataclass(frozen=True, slots=True)
+class Strength:
+    """Say at which multiple of the recipe's strength a LoRA arrives, how exactly that is known, and where from."""
+
+    factor: float
+    deviation: float
+    tensors: int
+
+    @property
+    def is_clear(self) -> bool:
+        """Tell whether the LoRA is strong enough beside rounding to be told from none."""
+        return SIGMAS * self.deviation < 0.5
+
+    @property
+    def is_near(self) -> bool:
+        """Tell whether it is clearly the recipe's strength, but for what rounding usually does to it."""
+        return self.is_clear and abs(self.factor - 1) <= max(OFF, SIGMAS * self.deviation)
+
+
+def _strengths(plan: Plan, summed: Sequence[Summed]) -> dict[int, Strength]:
+    """Estimate by least squares over all sums at which strength each LoRA arrives."""
+    count = len(plan.sources.loras)
+    gram, arrived, tensors = np.zeros((count, count)), np.zeros(count), Counter[int]()
+    for each in (some for some in summed if not some.diagnoses):
+        gram[np.ix_(each.loras, each.loras)] += each.gram
+        arrived[list(each.loras)] += each.arrived
+        tensors.update(each.loras)
+    inverse = np.linalg.pinv(gram)
+    factors, deviations = inverse @ arrived, np.sqrt(np.maximum(np.diag(inverse), 0))
+    return {
+        index: Strength(float(factors[index]), float(deviations[index]), tensors[index])
+        for index in range(count)
+        if gram[index, index]
+    }
+
+
+def _loras(plan: Plan, strengths: Mapping[int, Strength], wrong: set[int | None]) -> Iterator[Finding]:
+    """Tell of the LoRAs that nothing speaks against; the output's dtype may rightly keep less than all of one."""
+    for index, strength in strengths.items():
+        if index in wrong:
+            continue
+        name, note = plan.sources.loras[index].name, f"no row of its {strength.tensors} products is off"
+        if not strength.is_near:
+            why = "the output's dtype keeps no more of it" if strength.is_clear else "beside rounding it is too faint"
+            note += f", and rows that were recomputed are right: {why}"
+        measured = f"×{strength.factor:.4f} ± {strength.deviation:.1g}"
+        yield Finding("quick.lora", Status.PASS if strength.is_near else Status.WARN, name, measured, "×1", note)
+
+
+def _summed(summed: Sequence[Summed]) -> Iterator[Finding]:
+    right = [each for each in summed if not each.diagnoses]
+    if right:
+        values, worst = sum(each.values for each in right), max(each.worst for each in right)
+        note = (
+            f"{VECTORS} random sums of each row, over all {values:,} values, are what the factors give; one value "
+            f"beyond its row's bound escapes once in {2**VECTORS}, a right file fails once in {1 / FALSE_ALARM:.0e}"
+        )
+        measured = f"worst row at {worst:.2f} of its bound"
+        yield Finding("quick.sums", Status.PASS, f"{len(right)} baked tensors", measured, "1", note)
+
+
+def _recomputed(results: Sequence[Comparison]) -> Iterator[Finding]:
+    """Tell of the right ones among the tensors that are cast, and of those whose change is no sum of products."""
+    groups: dict[tuple[str, bool], list[Comparison]] = {}
+    for each in results:
+        if not each.is_copy and each.is_right:
+            is_whole = each.values == prod(each.target.shape)
+            groups.setdefault(("rows" if each.step.patches else "cast", is_whole), []).append(each)
+    for (check, is_whole), group in groups.items():
+        seen, values = sum(each.values for each in group), sum(prod(each.target.shape) for each in group)
+        patches = [patch for each in group for patch in each.step.patches]
+        titles = dict.fromkeys("DoRA" if patch.has_dora else patch.kind.title for patch in patches)
+        what = f" ({', '.join(titles)})" if titles else ""
+        note = f"all {values:,} values were recomputed{what}"
+        if not is_whole:
+            note = f"{seen:,} of {values:,} values, in rows at {PLACES} places of each, were recomputed{what}"
+        measured = f"worst {max(each.worst for each in group):.3f} ulp"
+        limit = "0.5 ulp and float32's own error"
+        yield Finding(f"quick.{check}", Status.PASS, f"{len(group)} tensors", measured, limit, note)

@@ -1,0 +1,140 @@
+"""Is a wrong tensor what another setting of the recipe makes: another program's law, another way to compose?
+
+Programs read DoRA, OFT and their like in ways of their own, and some apply one LoRA on top of the other. Whoever
+merged with one of them has a right file of another recipe, and that is what to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from lorabake.errors import LorabakeError
+from lorabake.keymap.spelling import patterns
+from lorabake.matching import Patch
+from lorabake.planning import Plan
+from lorabake.planning import plan as make_plan
+from lorabake.recipe import Lora, Recipe
+from lorabake.reference.arrays import Files
+from lorabake.reference.formulas import PRODUCTS
+from lorabake.tensors.checkpoint import Checkpoint
+from lorabake.verification.findings import Finding, Status
+from lorabake.verification.weights.comparing import Comparer, Job
+from lorabake.verification.weights.comparison import Comparison
+from lorabake.verification.weights.diagnosis import Cause, Diagnosis
+
+FEW, PATIENCE = 2, 16
+"""Places of a tensor that are looked at before all of it is, and tensors in a row that a setting may get wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Hold one other recipe: which field says what, and of which LoRAs (all, if none); `said` is what ours says."""
+
+    recipe: Recipe
+    field: str
+    words: str
+    said: str
+    loras: tuple[int, ...]
+
+
+def explain_by_settings(
+    plan: Plan, baked: Checkpoint, wrong: Sequence[Comparison], stage: str
+) -> tuple[list[Finding], list[Diagnosis]]:
+    """Say under which other setting wrong tensors are right, if there is one: the one that explains most of them.
+
+    Each is planned anew; one that cannot be planned is none. A diagnosis comes for each tensor that is explained.
+    """
+    concerned = {each.target.key: each for each in wrong if any(map(_has_laws, each.step.patches))}
+    if not concerned or plan.sources.recipe.method.name != "sum":
+        return [], []
+    best: tuple[Setting, set[str]] | None = None
+    with closing(Files()) as files:
+        for setting in _settings(plan, concerned):
+            right = set(_right_under(setting, plan.path, baked, files, concerned))
+            if right and (best is None or len(right) > len(best[1])):
+                best = setting, right
+            if len(right) == len(concerned):
+                break
+    if best is None:
+        return [], []
+    setting, keys = best
+    diagnoses = [
+        Diagnosis(key, Cause.VALUES, detail=f"right under {setting.words}") for key in concerned if key in keys
+    ]
+    return list(_told(plan, setting, [concerned[each.key] for each in diagnoses], stage)), diagnoses
+
+
+def _told(plan: Plan, setting: Setting, right: Sequence[Comparison], stage: str) -> Iterator[Finding]:
+    """Word what a setting explains, by LoRA."""
+    for index, lora in enumerate(plan.sources.loras):
+        if setting.loras and index not in setting.loras:
+            continue
+        found = {patch.module for each in right for patch in each.step.patches if patch.lora == index}
+        modules = {patch.module for patch in plan.patches if patch.lora == index}
+        if found:
+            names = next(iter(found)) if len(found) == 1 else patterns(sorted(found))
+            note = f"is right under {setting.words} on {len(found)} of {len(modules)} modules: {names}"
+            more = "; if that is what the file shall be, say so in the recipe"
+            said = setting.said or f"no {setting.field}"
+            yield Finding(f"{stage}.semantics", Status.WARN, lora.name, setting.words, said, note + more)
+
+
+def choices(model: type[Lora] | type[Recipe], field: str) -> list[str]:
+    """List the words that a field of the recipe may have, as its type says."""
+    annotation = model.model_fields[field].annotation
+    options = (get_args(each) or (each,) for each in (get_args(annotation) or (annotation,)))
+    return [each for some in options for each in some if isinstance(each, str)]
+
+
+def _settings(plan: Plan, concerned: Mapping[str, Comparison]) -> Iterator[Setting]:
+    """Yield recipes that differ in one setting: of all LoRAs concerned, of one of them, or of how they compose."""
+    recipe = plan.sources.recipe
+    patches = [patch for each in concerned.values() for patch in each.step.patches]
+    loras = sorted({patch.lora for patch in patches if _has_laws(patch)})
+    sets = [tuple(loras), *((each,) for each in loras if len(loras) > 1)] if loras else []
+    for chosen in sets:
+        for semantics in (*choices(Lora, "semantics"), None):
+            if all(recipe.loras[index].semantics == semantics for index in chosen):
+                continue
+            entries = tuple(
+                lora.model_copy(update={"semantics": semantics}) if index in chosen else lora
+                for index, lora in enumerate(recipe.loras)
+            )
+            words = f"semantics: {semantics}" if semantics else "no semantics"
+            said = ", ".join(sorted({each for index in chosen if (each := recipe.loras[index].semantics)}))
+            yield Setting(recipe.model_copy(update={"loras": entries}), "semantics", words, said, chosen)
+    if any(len({patch.lora for patch in each.step.patches}) > 1 for each in concerned.values()):
+        for compose in choices(Recipe, "compose"):
+            if compose != recipe.compose:
+                words = f"compose: {compose}"
+                yield Setting(recipe.model_copy(update={"compose": compose}), "compose", words, recipe.compose, ())
+
+
+def _right_under(
+    setting: Setting, path: Path, baked: Checkpoint, files: Files, concerned: Mapping[str, Comparison]
+) -> Iterator[str]:
+    """Yield the keys of tensors that are right under a setting: some rows first, then all; give up after some."""
+    try:
+        plan = make_plan(setting.recipe, path)
+        comparer = Comparer(plan, baked, files, lambda count: None)
+        patience = PATIENCE
+        for step in plan.bakes:
+            if not {target.key for target in step.targets} & concerned.keys():
+                continue
+            if all(each.is_right for each in comparer.compare_some(Job(step, False), FEW)):
+                right = [each.target.key for each in comparer.compare(Job(step, False)) if each.is_right]
+                yield from (key for key in right if key in concerned)
+                patience = PATIENCE if right else patience
+            elif not (patience := patience - 1):
+                return
+    except LorabakeError:
+        return
+
+
+def _has_laws(patch: Patch) -> bool:
+    """Tell whether programs may read a patch in ways of their own, or in some order: all but plain products."""
+    return patch.has_dora or patch.kind.name not in PRODUCTS

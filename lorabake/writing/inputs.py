@@ -1,0 +1,115 @@
+"""Read the files that a bake is made of, and notice when one changes while it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import zlib
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+
+from lorabake.errors import FileError
+from lorabake.machine import allow_open_files, unreadable
+from lorabake.planning import Plan
+from lorabake.tensors.safetensors import Fingerprint, fingerprint
+from lorabake.writing.openfiles import OpenFiles
+
+
+class Inputs:
+    """Hold the input files open, as many as the system lets; the others are opened when they are read."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._seen: dict[Path, Fingerprint] = {}
+        self._headers = [header for checkpoint, _ in plan.sources.inputs for header in checkpoint.headers]
+        paths = {header.path: None for header in self._headers}
+        paths |= {info.file: None for header in self._headers for info in header.tensors.values()}
+        paths |= dict.fromkeys((*plan.digests.values(), *plan.read))
+        allow_open_files(len(paths) + len(plan.files))
+        self._files = OpenFiles(self._opened, unreadable)
+        planned = {header.path: header.identity for header in self._headers} | dict(plan.read)
+        try:
+            for path in paths:
+                with self.open(path) as fd:
+                    seen = self._seen[path] = fingerprint(fd)
+                if seen != planned.get(path, seen):
+                    raise FileError(f"{path}: changed since the bake was planned; run it again")
+        except BaseException:
+            self.close()
+            raise
+
+    def open(self, path: Path) -> AbstractContextManager[int]:
+        """Lend the descriptor of an input; raise a LorabakeError where it can't be opened any more, or changed."""
+        return self._files.open(path)
+
+    def _opened(self, path: Path) -> int:
+        fd = os.open(path, os.O_RDONLY)
+        if path in self._seen and fingerprint(fd) != self._seen[path]:
+            os.close(fd)
+            raise _changed(path)
+        return fd
+
+    def read(self, path: Path, start: int, into: memoryview) -> None:
+        """Fill a buffer with the bytes from `start`."""
+        done = 0
+        with self.open(path) as fd:
+            while done < len(into):
+                count = _read(path, fd, into[done:], start + done)
+                if count == 0:
+                    raise FileError(f"{path}: became shorter while it was read")
+                done += count
+
+    def sha256(self, path: Path, stop: threading.Event) -> str:
+        """Digest a whole file."""
+        digest = hashlib.sha256()
+        buffer = memoryview(bytearray(1 << 20))
+        position = 0
+        with self.open(path) as fd:
+            while (count := _read(path, fd, buffer, position)) and not stop.is_set():
+                digest.update(buffer[:count])
+                position += count
+        return digest.hexdigest()
+
+    def check_records(self, stop: threading.Event) -> None:
+        """Raise FileError where bytes of a zip archive are not those that were put into it."""
+        buffer = memoryview(bytearray(1 << 20))
+        for header in self._headers:
+            for record in header.records:
+                crc, position = 0, record.start
+                while position < record.stop and not stop.is_set():
+                    piece = buffer[: record.stop - position]
+                    self.read(header.path, position, piece)
+                    crc, position = zlib.crc32(piece, crc), position + len(piece)
+                if crc != record.crc and not stop.is_set():
+                    place = f"bytes {record.start} to {record.stop}"
+                    raise FileError(
+                        f"{header.path}: damaged: {place} are not those that the archive was made of (CRC-32)",
+                        "Nothing was written. Download it again.",
+                    )
+
+    def check_unchanged(self) -> None:
+        """Raise FileError if any input is not what it was when it was opened."""
+        for path, seen in self._seen.items():
+            with self.open(path) as fd:
+                try:
+                    same = fingerprint(fd) == fingerprint(path) == seen
+                except FileError:
+                    same = False
+            if not same:
+                raise _changed(path)
+
+    def close(self) -> None:
+        """Close every file; what they held has been read."""
+        with suppress(OSError):
+            self._files.close()
+
+
+def _read(path: Path, fd: int, into: memoryview, position: int) -> int:
+    try:
+        return os.preadv(fd, [into], position)
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def _changed(path: Path) -> FileError:
+    return FileError(f"{path}: changed while it was read; nothing was written", "Run the bake again.")
