@@ -29,8 +29,8 @@ from lorabake.sources.translation import dialect_of, transcribe
 from lorabake.tensors.checkpoint import Checkpoint, open_lora
 from lorabake.tensors.emptiness import WEIGHT, hollow_words
 from lorabake.tensors.formats import find_packing
+from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import read_scalar
-from lorabake.tensors.safetensors import TensorInfo
 from lorabake.tensors.small import parse_json
 
 FACTS = (

@@ -8,13 +8,22 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 import unicodedata
+from collections.abc import Sequence
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode's general categories of what is no sign: controls, formats, halves of surrogate pairs, unassigned codes."""
 
 _IGNORED = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]")
 """Letters and marks that are not shown either (Default_Ignorable_Code_Point of Unicode's DerivedCoreProperties)."""
+
+_SHOWN = 3
+
+_brief = reprlib.Repr()
+_brief.maxstring = 200
+_brief.maxother = 200
+_brief.maxlong = 40
 
 
 def visible(text: str) -> str:
@@ -37,3 +46,14 @@ def is_hidden(character: str) -> bool:
 
 def _escaped(line: str) -> str:
     return "".join(json.dumps(each)[1:-1] if is_hidden(each) else each for each in line)
+
+
+def brief(value: object) -> str:
+    """Quote a value from a file: shortened, with control characters escaped."""
+    return _brief.repr(value)
+
+
+def some(names: Sequence[str]) -> str:
+    """Quote the first few names, shortened and with control characters escaped, and count the rest."""
+    shown = ", ".join(brief(name) for name in names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"

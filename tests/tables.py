@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from lorabake.tensors.dtypes import nbytes
-from lorabake.tensors.safetensors import TensorInfo
+from lorabake.tensors.header import TensorInfo
 
 FILE = Path(__file__).parent / "headers" / "tables.json.gz"
 

@@ -22,9 +22,11 @@ from lorabake.keymap.spelling import UNSUPPORTED, _any_suffix, sort_tensors
 from lorabake.keymap.view import Region, View
 from lorabake.likeness import FEW, Names, nearest
 from lorabake.planning import provenance
-from lorabake.tensors import safetensors
+from lorabake.tensors import header
 from lorabake.tensors.checkpoint import open_checkpoint
-from lorabake.tensors.safetensors import MAX_NAME, TensorInfo, encode_header, read_header
+from lorabake.tensors.dtypes import nbytes
+from lorabake.tensors.header import MAX_NAME, TensorInfo
+from lorabake.tensors.safetensors import encode_header, read_header
 from tests import builders as b
 
 
@@ -33,7 +35,7 @@ def header_only(path: Path, entries: list[tuple[str, str, tuple[int, ...]]]) -> 
     head = encode_header(entries, {})
     with path.open("wb") as file:
         file.write(head)
-        sizes = (safetensors.nbytes(dtype, shape) for _, dtype, shape in entries)
+        sizes = (nbytes(dtype, shape) for _, dtype, shape in entries)
         file.truncate(len(head) + sum(sizes))
     return path
 
@@ -87,7 +89,7 @@ def test_tensors_have_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     tensors = {f"layers.{i}.weight": torch.zeros(2, 2) for i in range(8)}
     b.save(tmp_path / "one.safetensors", tensors)
     b.save_shards(tmp_path / "shards", "model", tensors, 4)
-    monkeypatch.setattr(safetensors, "MAX_TENSORS", 7)
+    monkeypatch.setattr(header, "MAX_TENSORS", 7)
     for path in (tmp_path / "one.safetensors", tmp_path / "shards"):
         with pytest.raises(FileError, match="has 8 tensors, and 7 are the limit"):
             open_checkpoint(path)

@@ -14,7 +14,7 @@ from lorabake.keymap.spelling import Spellings
 from lorabake.keymap.table import Component, KeyMap
 from lorabake.keymap.view import Region, View
 from lorabake.sources import identify
-from lorabake.tensors.safetensors import TensorInfo
+from lorabake.tensors.header import TensorInfo
 from tests.tables import infos, load_table
 from tests.test_architectures import FAMILIES, PLACES
 from tests.translation import translate

@@ -28,7 +28,7 @@ from lorabake.keymap.table import KeyMap
 from lorabake.keymap.view import Region
 from lorabake.matching import Ledger, Matcher, Patch
 from lorabake.sources import GENERIC, identify
-from lorabake.tensors.safetensors import TensorInfo
+from lorabake.tensors.header import TensorInfo
 from tests import builders as b
 from tests.tables import infos, load_table, names
 from tests.test_families import network

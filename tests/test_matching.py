@@ -22,7 +22,7 @@ from lorabake.matching import Ledger, Matcher, Patch
 from lorabake.recipe import Lora
 from lorabake.sources import LoraSource, grown, identify
 from lorabake.tensors.checkpoint import Checkpoint, Part
-from lorabake.tensors.safetensors import Header, TensorInfo
+from lorabake.tensors.header import Header, TensorInfo
 from tests.tables import infos, load_metadata, load_table, names
 
 Shapes = dict[str, tuple[int, ...]]

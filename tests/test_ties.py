@@ -17,7 +17,7 @@ from lorabake.keymap.table import KeyMap
 from lorabake.matching.ties import find_tie
 from lorabake.planning import plan
 from lorabake.sources import identify
-from lorabake.tensors.safetensors import TensorInfo
+from lorabake.tensors.header import TensorInfo
 from tests import builders as b
 
 TOKENS, WIDTH, R = 10, 6, 2

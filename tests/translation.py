@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lorabake.keymap.table import Bare, Component, _Match, _Reader
-from lorabake.tensors.safetensors import TensorInfo
+from lorabake.tensors.header import TensorInfo
 
 Shapes = dict[str, tuple[int, ...]]
 

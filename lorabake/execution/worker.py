@@ -58,8 +58,8 @@ from lorabake.keymap.view import Picked
 from lorabake.matching import Patch
 from lorabake.planning import DEVICE_TILE_VALUES, TILE_VALUES, Bake, Plan, Target
 from lorabake.tensors.dtypes import DTYPES, decode_scalar
+from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo, decode, encode, unscaled
-from lorabake.tensors.safetensors import TensorInfo
 
 LIMITS = {
     "F8_E4M3": 464.0,

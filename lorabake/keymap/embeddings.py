@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from lorabake.tensors.dtypes import DTYPES
+from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.pickles import EMBEDDING
-from lorabake.tensors.safetensors import TensorInfo
 
 ALONE = "emb_params"
 

@@ -16,7 +16,7 @@ from lorabake.keymap.view import Picked, Region, View, join
 
 if TYPE_CHECKING:
     from lorabake.keymap.peft import PeftConfig
-    from lorabake.tensors.safetensors import TensorInfo
+    from lorabake.tensors.header import TensorInfo
 
 EXPERT = re.compile(r"(?P<place>.+)\.experts\.(?P<number>\d+)\.(?P<part>\w+)")
 SINGLE = re.compile(r"experts[._]\d+[._]")

@@ -15,7 +15,7 @@ from functools import cache, cached_property
 from itertools import groupby
 
 from lorabake.keymap.table import Component, KeyMap, Module
-from lorabake.tensors.safetensors import TensorInfo
+from lorabake.tensors.header import TensorInfo
 
 # A pattern at a key's end, and the slot that it fills.
 Suffix = tuple[str, str]

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lorabake.keymap.spelling import LoraModule
+from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import read_scalar
-from lorabake.tensors.safetensors import TensorInfo, is_there, read_stored
+from lorabake.tensors.reader import is_there, read_stored
 from lorabake.tensors.small import parse_json
 
 NOTE = "q, k and v were trained apart (split_qkv): alpha is over the rank of one part in {count} modules, by {source}"

@@ -16,7 +16,7 @@ from lorabake.keymap.experts import SINGLE, ExpertLayout, Seen, single, stacked
 from lorabake.keymap.fused import fused, joined
 from lorabake.keymap.renaming import Renaming, versions
 from lorabake.keymap.view import Region, View
-from lorabake.tensors.safetensors import TensorInfo
+from lorabake.tensors.header import TensorInfo
 
 Name = str | tuple[str, ...]
 

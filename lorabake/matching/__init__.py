@@ -50,7 +50,7 @@ from lorabake.sources.recognition import (
 )
 from lorabake.tensors.emptiness import ADVICE, hollow_words
 from lorabake.tensors.formats import way_of
-from lorabake.tensors.safetensors import TensorInfo
+from lorabake.tensors.header import TensorInfo
 from lorabake.visible import visible
 
 NOT_ANNOUNCED = (

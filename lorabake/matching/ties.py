@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from lorabake.adapters.embedding import AS_LINEAR
 from lorabake.keymap.spelling import LoraModule
 from lorabake.keymap.table import Component, KeyMap, Module
-from lorabake.tensors.safetensors import TensorInfo, read_stored
+from lorabake.tensors.header import TensorInfo
+from lorabake.tensors.reader import read_stored
 from lorabake.visible import visible
 
 Changes = Mapping[str, list[LoraModule]]

@@ -30,8 +30,9 @@ from lorabake.sources import GENERIC, Sources, model_config, resolve
 from lorabake.sources.translation import left_out_of
 from lorabake.tensors.checkpoint import PICKLE_SUFFIXES, Checkpoint, Part, read_object
 from lorabake.tensors.dtypes import DTYPES, FLOAT_NAMES, nbytes
+from lorabake.tensors.header import Fingerprint, Header, TensorInfo
 from lorabake.tensors.packing import PackedInfo
-from lorabake.tensors.safetensors import Fingerprint, Header, TensorInfo, encode_header
+from lorabake.tensors.safetensors import encode_header
 from lorabake.tensors.small import noting
 from lorabake.tensors.statements import (
     LAYERS,

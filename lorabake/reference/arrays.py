@@ -16,8 +16,8 @@ from lorabake.machine import unreadable
 from lorabake.reference.codecs import unpack
 from lorabake.reference.formulas import Array
 from lorabake.tensors.dtypes import DTYPES, decode_scalar
+from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo
-from lorabake.tensors.safetensors import TensorInfo
 
 Bytes = NDArray[np.uint8]
 Singles = NDArray[np.float32]

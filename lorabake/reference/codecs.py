@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorabake.reference.formulas import Array
+from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo, dequantize
-from lorabake.tensors.safetensors import TensorInfo
 
 Stored = Callable[[str], NDArray[Any]]
 E2M1 = [sign * size for sign in (1, -1) for size in (0, 0.5, 1, 1.5, 2, 3, 4, 6)]

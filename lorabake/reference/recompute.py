@@ -25,7 +25,7 @@ from lorabake.reference.codecs import as_stored, largest, may_cancel, next_power
 from lorabake.reference.formulas import FORMULAS, PRODUCTS, Array, Place, Tensors, changed, scale_of_alpha_0, share
 from lorabake.reference.methods import combined
 from lorabake.tensors.dtypes import LARGEST, decode_scalar
-from lorabake.tensors.safetensors import TensorInfo
+from lorabake.tensors.header import TensorInfo
 
 Indices = NDArray[np.intp]
 Numbers = NDArray[np.uint64]

@@ -24,8 +24,8 @@ from lorabake.reference.arrays import MANTISSA, Files
 from lorabake.reference.formulas import PRODUCTS
 from lorabake.reference.recompute import Recomputation
 from lorabake.tensors.dtypes import DTYPES
+from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo
-from lorabake.tensors.safetensors import TensorInfo
 
 TILES = 4
 """Places looked at in each weight, from its first rows to its last."""

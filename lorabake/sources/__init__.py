@@ -26,9 +26,9 @@ from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, open_lora, 
 from lorabake.tensors.dtypes import FLOAT_NAMES, LARGEST
 from lorabake.tensors.emptiness import check_checkpoint, check_lora
 from lorabake.tensors.formats import find_packing
+from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.links import source_of
 from lorabake.tensors.packing import PackedInfo, Packing, grow, read_shape
-from lorabake.tensors.safetensors import TensorInfo
 
 GENERIC = "generic"
 VAE_ONLY = Architecture(name="vae", title="VAE", components=(VAE,))

@@ -26,10 +26,11 @@ from lorabake.keymap.view import join
 from lorabake.machine import unreadable
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.gguf import MODELS
+from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo, reordered, turned
-from lorabake.tensors.safetensors import TensorInfo, is_there, some
+from lorabake.tensors.reader import is_there
 from lorabake.tensors.small import read_small
-from lorabake.visible import visible
+from lorabake.visible import some, visible
 
 Config = Mapping[str, object]
 MAX_YAML = 1 << 20

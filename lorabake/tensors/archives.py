@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, cast
 
 from lorabake.machine import unreadable
-from lorabake.tensors.safetensors import Record
+from lorabake.tensors.header import Record
 
 MAGIC: Final = b"PK\x03\x04"
 MAX_DIRECTORY: Final = 16 << 20

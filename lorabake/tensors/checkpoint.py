@@ -15,18 +15,12 @@ from pathlib import Path
 from lorabake.errors import FileError
 from lorabake.machine import unreadable
 from lorabake.tensors import gguf, npz, pickles
+from lorabake.tensors.header import Header, TensorInfo, check_count
 from lorabake.tensors.links import files_below, listed
-from lorabake.tensors.safetensors import (
-    Header,
-    TensorInfo,
-    check_count,
-    is_folder,
-    is_there,
-    parse_object,
-    read_header,
-    some,
-)
+from lorabake.tensors.reader import is_folder, is_there
+from lorabake.tensors.safetensors import parse_object, read_header
 from lorabake.tensors.small import MAX_CONFIG, MAX_INDEX, check_depth, read_small
+from lorabake.visible import some
 
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".lora"}
 WEIGHT_SUFFIXES = PICKLE_SUFFIXES | {

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lorabake.errors import FileError
-from lorabake.tensors.safetensors import TensorInfo, some
+from lorabake.tensors.header import TensorInfo
+from lorabake.visible import some
 
 WEIGHT = "weight"
 """How the keys of weights end, which no checkpoint has without values."""

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.dtypes import DTYPES, LARGEST
+from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import (
     WORDS,
     Facts,
@@ -28,7 +29,6 @@ from lorabake.tensors.packing import (
     read_note,
     read_shape,
 )
-from lorabake.tensors.safetensors import TensorInfo
 from lorabake.tensors.statements import NOTE, Statement, Statements, fault, gather, merged, powers_of_two
 from lorabake.visible import visible
 

@@ -20,8 +20,9 @@ from typing import BinaryIO, Final, cast
 
 from lorabake.errors import FileError, SurroundingsError
 from lorabake.machine import unreadable
+from lorabake.tensors.header import MAX_HEADER, Header, TensorInfo, check_count
 from lorabake.tensors.packing import PackedInfo
-from lorabake.tensors.safetensors import MAX_HEADER, Header, TensorInfo, check_count, fingerprint
+from lorabake.tensors.reader import fingerprint
 
 MAGIC = b"GGUF"
 VERSIONS: Final = (2, 3)

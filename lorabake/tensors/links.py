@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from lorabake.errors import FileError
 from lorabake.machine import unreadable
-from lorabake.tensors.safetensors import is_folder
+from lorabake.tensors.reader import is_folder
 from lorabake.tensors.small import open_regular
 
 MOST = 20_000

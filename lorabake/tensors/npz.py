@@ -15,8 +15,9 @@ from lorabake.errors import FileError
 from lorabake.machine import unreadable
 from lorabake.tensors.archives import Archive, ArchiveError, Member, open_archive
 from lorabake.tensors.dtypes import nbytes
+from lorabake.tensors.header import MAX_DIMENSIONS, Header, TensorInfo
 from lorabake.tensors.packing import turned
-from lorabake.tensors.safetensors import MAX_DIMENSIONS, Header, TensorInfo, fingerprint
+from lorabake.tensors.reader import fingerprint
 
 MAX_HEAD: Final = 10_000
 """Bytes of what stands before an array's values; NumPy writes 128, and reads no more than these."""

@@ -15,7 +15,8 @@ from math import prod
 from typing import TYPE_CHECKING, cast
 
 from lorabake.tensors.dtypes import DTYPES, LARGEST, decode_scalar
-from lorabake.tensors.safetensors import TensorInfo, read_stored
+from lorabake.tensors.header import TensorInfo
+from lorabake.tensors.reader import read_stored
 from lorabake.tensors.small import parse_json
 
 if TYPE_CHECKING:

@@ -25,17 +25,9 @@ from lorabake.errors import FileError, SurroundingsError
 from lorabake.machine import unreadable
 from lorabake.tensors.archives import MAGIC, Archive, ArchiveError, open_archive
 from lorabake.tensors.dtypes import DTYPES
-from lorabake.tensors.safetensors import (
-    MAX_DIMENSIONS,
-    MAX_HEADER,
-    Fingerprint,
-    Header,
-    Record,
-    TensorInfo,
-    encode_header,
-    fingerprint,
-    some,
-)
+from lorabake.tensors.header import MAX_DIMENSIONS, MAX_HEADER, Fingerprint, Header, Record, TensorInfo
+from lorabake.tensors.reader import fingerprint
+from lorabake.tensors.safetensors import encode_header
 from lorabake.tensors.unpickling import (
     MAX_PICKLE,
     Bounded,
@@ -46,6 +38,7 @@ from lorabake.tensors.unpickling import (
     as_key,
     load,
 )
+from lorabake.visible import some
 
 MAGICS = (MAGIC, b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """First bytes of what torch has pickled, since version 1.6 and before."""

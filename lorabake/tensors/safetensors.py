@@ -9,37 +9,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import reprlib
-import stat
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard
 
 from lorabake.errors import FileError
 from lorabake.machine import unreadable
 from lorabake.tensors.dtypes import DTYPES, nbytes
-
-MAX_HEADER = 100_000_000
-"""Bytes of JSON beyond which the safetensors library refuses a file, and so does lorabake."""
-
-MAX_NAME = 1000
-"""Letters of a tensor's name beyond which a file is refused; those of released models have up to 200."""
-
-MAX_TENSORS = 2_000_000
-"""Tensors of one model or LoRA, in all of its files, beyond which it is refused."""
+from lorabake.tensors.header import MAX_DIMENSIONS, MAX_HEADER, Fingerprint, Header, TensorInfo, check_count
+from lorabake.tensors.reader import fingerprint_of, is_folder
+from lorabake.visible import brief
 
 _LENGTH_BYTES = 8
 _SNIFFED = 512
-_SHOWN = 3
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _LIMIT = 2**63
-MAX_DIMENSIONS = 64
-"""torch's own limit; it also keeps a hostile shape's product small."""
-
-
 _CONVERT = "If it holds the model or LoRA, give the file a name in .pt, .ckpt or .bin, or convert it."
 _DOWNLOAD = "Download it again."
 _FOREIGN = (
@@ -56,84 +42,6 @@ _FOREIGN = (
     (b"{", "a JSON text", "Give the file that holds the tensors, or a *.safetensors.index.json."),
     (b"\0" * _LENGTH_BYTES, "a file that begins with zeros", f"Perhaps an unfinished download. {_DOWNLOAD}"),
 )
-
-_brief = reprlib.Repr()
-_brief.maxstring = 200
-_brief.maxother = 200
-_brief.maxlong = 40
-
-
-Fingerprint = tuple[int, ...]
-"""Device, inode, size, times of change of content and of status (ns).
-
-A change leaves all as they are only within one tick of the file system's clock (some ms) after the one before.
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """Say where a tensor lies; holds no data.
-
-    `name` is the key as the file spells it; `key` has the folder in front where the checkpoint is a diffusers
-    folder (`unet/conv_in.weight`). `start` and `stop` are byte offsets in `file`.
-    """
-
-    key: str
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: Path
-    start: int
-    stop: int
-
-    @property
-    def nbytes(self) -> int:
-        """Count the bytes of data."""
-        return self.stop - self.start
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """Say what the bytes from `start` to `stop` of a file have to come to, by CRC-32."""
-
-    start: int
-    stop: int
-    crc: int
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """Describe one file of tensors whose header has been checked.
-
-    `tensors` keeps the order of the JSON; `data_start` and `size` are in bytes from the file's start;
-    `sha256` is the hex digest of all bytes before the data; of a pickle, whose tensors lie anywhere, that of the
-    SafeTensors header that would hold them. `facts` is what a GGUF file says of its model, `records` what a zip
-    archive says of its bytes; `identity` is the file's fingerprint when it was read.
-    """
-
-    path: Path
-    tensors: dict[str, TensorInfo]
-    metadata: dict[str, str]
-    data_start: int
-    size: int
-    sha256: str
-    facts: Mapping[str, object] = field(default_factory=dict)
-    records: tuple[Record, ...] = ()
-    identity: Fingerprint = ()
-
-    def __post_init__(self) -> None:
-        """Raise FileError for names of tensors that no program gave."""
-        if longest := next((info.name for info in self.tensors.values() if len(info.name) > MAX_NAME), None):
-            raise FileError(
-                f"{self.path}: a tensor's name has {len(longest):,} letters, and {MAX_NAME:,} are the limit: "
-                f"{_brief.repr(longest)}"
-            )
-
-    def in_order(self) -> list[TensorInfo]:
-        """List the tensors in the order of their data; those of a pickle, whose data lie anywhere, in its own."""
-        if not self.data_start:
-            return [*self.tensors.values()]
-        return sorted(self.tensors.values(), key=lambda info: (info.start, info.stop))
 
 
 def read_header(path: Path) -> Header:
@@ -156,12 +64,6 @@ def read_header(path: Path) -> Header:
     return Header(path, tensors, metadata, len(raw), size, digest, identity=identity)
 
 
-def check_count(path: Path, tensors: int) -> None:
-    """Raise FileError for more tensors than lorabake takes."""
-    if tensors > MAX_TENSORS:
-        raise FileError(f"{path}: has {tensors:,} tensors, and {MAX_TENSORS:,} are the limit")
-
-
 def parse_object(raw: bytes) -> dict[str, object]:
     """Parse a JSON object more strictly than `json`: UTF-8, no duplicate keys, no half surrogate pairs.
 
@@ -173,7 +75,7 @@ def parse_object(raw: bytes) -> dict[str, object]:
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except _DuplicateKeyError as error:
-        raise ValueError(f"ambiguous: the key {_brief.repr(error.key)} is there twice") from None
+        raise ValueError(f"ambiguous: the key {brief(error.key)} is there twice") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8: byte {error.start} is {raw[error.start]:#04x}") from None
     except UnicodeEncodeError:
@@ -183,69 +85,8 @@ def parse_object(raw: bytes) -> dict[str, object]:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):
-        raise ValueError(f"not a JSON object but {_brief.repr(value)}")
+        raise ValueError(f"not a JSON object but {brief(value)}")
     return value
-
-
-def read_stored(info: TensorInfo, start: int = 0, count: int | None = None) -> bytes:
-    """Read a tensor's bytes, or `count` of them from `start`; raise FileError where they cannot be read."""
-    count = info.nbytes - start if count is None else count
-    try:
-        with open(info.file, "rb") as stream:
-            stream.seek(info.start + start)
-            found = stream.read(count)
-    except (OSError, ValueError) as error:
-        raise unreadable(info.file, error) from None
-    if len(found) < count:
-        raise FileError(f"{info.file}: became shorter while it was read")
-    return found
-
-
-def fingerprint(path: Path | int) -> Fingerprint:
-    """Return what changes when a file is replaced or written, also where its time of change was set back.
-
-    `path` may be an open descriptor. Raise FileError where the file can't be reached.
-    """
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from None
-    return _fingerprint(status)
-
-
-def _fingerprint(status: os.stat_result) -> Fingerprint:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def is_there(path: Path) -> bool:
-    """Tell whether anything has this name: what has it and cannot be read is a fault, a link to nothing, too.
-
-    Raise FileError where that cannot be told.
-    """
-    try:
-        os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from None
-    return True
-
-
-def is_folder(path: Path) -> bool:
-    """Tell a folder from a file; raise FileError for a link to nothing, and for what is neither."""
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from None
-    if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-        raise FileError(f"{path}: is not a regular file")
-    return stat.S_ISDIR(mode)
-
-
-def some(names: Sequence[str]) -> str:
-    """Quote the first few names, shortened and with control characters escaped, and count the rest."""
-    shown = ", ".join(_brief.repr(name) for name in names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
 
 
 def encode_header(
@@ -321,7 +162,7 @@ def _read_raw(path: Path) -> tuple[bytes, int, Fingerprint]:
         raise unreadable(path, error) from None
     if len(raw) < length:
         raise FileError(f"{path}: changed while it was read")
-    return raw, size, _fingerprint(status)
+    return raw, size, fingerprint_of(status)
 
 
 def _checked_length(path: Path, head: bytes, size: int) -> int:
@@ -362,10 +203,10 @@ def _checked_metadata(path: Path, value: object) -> dict[str, str]:
     if value is None:  # MLX writes so where there are none, and the safetensors library takes it
         return {}
     if not isinstance(value, dict):
-        raise FileError(f"{path}: __metadata__ is not an object but {_brief.repr(value)}")
+        raise FileError(f"{path}: __metadata__ is not an object but {brief(value)}")
     for key, entry in value.items():
         if not isinstance(entry, str):
-            raise FileError(f"{path}: __metadata__ {_brief.repr(key)} is not a string but {_brief.repr(entry)}")
+            raise FileError(f"{path}: __metadata__ {brief(key)} is not a string but {brief(entry)}")
     return value
 
 
@@ -373,19 +214,19 @@ def _checked_entry(path: Path, key: str, entry: object, data_start: int) -> Tens
     """Check what can be checked of one tensor alone."""
 
     def fault(what: str) -> FileError:
-        return FileError(f"{path}: tensor {_brief.repr(key)}: {what}")
+        return FileError(f"{path}: tensor {brief(key)}: {what}")
 
     if not isinstance(entry, dict):
-        raise fault(f"described by {_brief.repr(entry)}, not by an object")
+        raise fault(f"described by {brief(entry)}, not by an object")
     if entry.keys() != _FIELDS:
-        raise fault(f"has the fields {_brief.repr(sorted(entry))}, not data_offsets, dtype and shape")
+        raise fault(f"has the fields {brief(sorted(entry))}, not data_offsets, dtype and shape")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise FileError(f"{fault(f'unknown dtype {_brief.repr(dtype)}')}", f"Known: {', '.join(DTYPES)}")
+        raise FileError(f"{fault(f'unknown dtype {brief(dtype)}')}", f"Known: {', '.join(DTYPES)}")
     if not _are_counts(shape) or len(shape) > MAX_DIMENSIONS:
-        raise fault(f"impossible shape {_brief.repr(shape)}")
+        raise fault(f"impossible shape {brief(shape)}")
     if not _are_counts(offsets) or len(offsets) != 2:
-        raise fault(f"data_offsets {_brief.repr(offsets)} are not two positions")
+        raise fault(f"data_offsets {brief(offsets)} are not two positions")
     start, stop = offsets
     if start > stop:
         raise fault(f"data_offsets {offsets} run backwards")
@@ -394,7 +235,7 @@ def _checked_entry(path: Path, key: str, entry: object, data_start: int) -> Tens
     except ValueError as error:
         raise fault(str(error)) from None
     if expected >= _LIMIT:
-        raise fault(f"impossible shape {_brief.repr(shape)}")
+        raise fault(f"impossible shape {brief(shape)}")
     if expected != stop - start:
         raise fault(f"{dtype} {shape} takes {expected} bytes, but data_offsets give it {stop - start}")
     return TensorInfo(key, key, dtype, tuple(shape), path, data_start + start, data_start + stop)
@@ -409,10 +250,10 @@ def _check_layout(path: Path, tensors: Iterable[TensorInfo], data_start: int, si
     position, before = data_start, None
     for info in sorted(tensors, key=lambda info: (info.start, info.stop)):
         if info.start > position:
-            where = "before" if before is None else f"between {_brief.repr(before)} and"
-            raise FileError(f"{path}: {info.start - position} unused bytes {where} {_brief.repr(info.key)}")
+            where = "before" if before is None else f"between {brief(before)} and"
+            raise FileError(f"{path}: {info.start - position} unused bytes {where} {brief(info.key)}")
         if info.start < position:
-            raise FileError(f"{path}: tensors {_brief.repr(before)} and {_brief.repr(info.key)} overlap")
+            raise FileError(f"{path}: tensors {brief(before)} and {brief(info.key)} overlap")
         position, before = info.stop, info.key
     if position > size:
         raise FileError(

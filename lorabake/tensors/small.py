@@ -14,7 +14,8 @@ from typing import BinaryIO, cast
 
 from lorabake.errors import FileError
 from lorabake.machine import unreadable
-from lorabake.tensors.safetensors import Fingerprint, fingerprint
+from lorabake.tensors.header import Fingerprint
+from lorabake.tensors.reader import fingerprint
 
 MIB = 1 << 20
 MAX_CONFIG = 16 * MIB

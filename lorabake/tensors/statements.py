@@ -19,8 +19,8 @@ from pathlib import Path, PurePosixPath
 
 from lorabake.errors import FileError, TargetError
 from lorabake.tensors.checkpoint import Checkpoint, Part, read_object
+from lorabake.tensors.header import Header
 from lorabake.tensors.packing import Facts, read_facts
-from lorabake.tensors.safetensors import Header
 from lorabake.tensors.small import MAX_INDEX, parse_json
 
 NOTE = "comfy_quant"

@@ -15,10 +15,11 @@ from lorabake.errors import FileError
 from lorabake.planning import plan as make_plan
 from lorabake.recipe import Recipe
 from lorabake.tensors.checkpoint import open_checkpoint
-from lorabake.tensors.safetensors import is_there, some
+from lorabake.tensors.reader import is_there
 from lorabake.tensors.small import content_of, parse_json
 from lorabake.verification.findings import Finding, SampleOptions, Verification
 from lorabake.verification.stages import ORDER, Run
+from lorabake.visible import some
 
 __all__ = ["ORDER", "STAGES", "VerifyOptions", "embedded_recipe", "verify"]
 

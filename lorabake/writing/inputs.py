@@ -12,7 +12,8 @@ from pathlib import Path
 from lorabake.errors import FileError
 from lorabake.machine import allow_open_files, unreadable
 from lorabake.planning import Plan
-from lorabake.tensors.safetensors import Fingerprint, fingerprint
+from lorabake.tensors.header import Fingerprint
+from lorabake.tensors.reader import fingerprint
 from lorabake.writing.openfiles import OpenFiles
 
 

@@ -23,8 +23,9 @@ from lorabake.interrupts import held
 from lorabake.machine import unwritable
 from lorabake.planning import Copy, Embedding, OutputFile, Plan, check_is_no_input, provenance
 from lorabake.tensors.checkpoint import read_object
+from lorabake.tensors.header import Header
 from lorabake.tensors.links import copy_file
-from lorabake.tensors.safetensors import Header, read_header
+from lorabake.tensors.safetensors import read_header
 from lorabake.tensors.small import holds
 from lorabake.writing.commit import Identity, Move, identity
 from lorabake.writing.commit import commit as make_all

@@ -24,7 +24,7 @@ from diffusers.models.modeling_utils import ModelMixin, no_init_weights  # noqa:
 
 from lorabake.architectures import architectures  # noqa: E402
 from lorabake.sources import GENERIC  # noqa: E402
-from lorabake.tensors.safetensors import TensorInfo  # noqa: E402
+from lorabake.tensors.header import TensorInfo  # noqa: E402
 from tests.tables import infos  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")

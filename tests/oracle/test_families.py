@@ -20,7 +20,7 @@ from lorabake.keymap.spelling import Spellings  # noqa: E402
 from lorabake.keymap.table import KeyMap  # noqa: E402
 from lorabake.keymap.view import View  # noqa: E402
 from lorabake.sources import identify  # noqa: E402
-from lorabake.tensors.safetensors import TensorInfo  # noqa: E402
+from lorabake.tensors.header import TensorInfo  # noqa: E402
 from tests.released import DEPTHS  # noqa: E402
 from tests.tables import infos, load_table  # noqa: E402
 from tests.translation import translate  # noqa: E402

@@ -7,7 +7,8 @@ import torch
 
 from lorabake.errors import FileError
 from lorabake.tensors.checkpoint import open_checkpoint, open_lora, optional_object
-from lorabake.tensors.safetensors import encode_header, is_there
+from lorabake.tensors.reader import is_there
+from lorabake.tensors.safetensors import encode_header
 
 
 def put(root, *files):

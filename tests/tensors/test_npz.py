@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from lorabake.errors import FileError
 from lorabake.tensors.checkpoint import open_checkpoint
+from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.npz import open_npz
 from lorabake.tensors.packing import PackedInfo
-from lorabake.tensors.safetensors import TensorInfo
 
 ARRAYS = {
     "model.layers.0.q.lora_a": np.arange(6, dtype=np.float32).reshape(3, 2),

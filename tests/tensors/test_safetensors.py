@@ -16,7 +16,8 @@ from safetensors.torch import save
 
 from lorabake.errors import FileError
 from lorabake.tensors.dtypes import DTYPES, nbytes
-from lorabake.tensors.safetensors import encode_header, fingerprint, parse_object, read_header
+from lorabake.tensors.reader import fingerprint
+from lorabake.tensors.safetensors import encode_header, parse_object, read_header
 
 in_one_folder = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

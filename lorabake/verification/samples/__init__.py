@@ -26,8 +26,8 @@ from lorabake.planning import Plan
 from lorabake.reference.arrays import Files
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint
 from lorabake.tensors.dtypes import DTYPES
+from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo
-from lorabake.tensors.safetensors import TensorInfo
 from lorabake.verification.findings import (
     Finding,
     Likeness,

@@ -14,7 +14,7 @@ from lorabake.planning import Plan
 from lorabake.recipe import Verify
 from lorabake.reference.arrays import Files
 from lorabake.tensors.checkpoint import Checkpoint
-from lorabake.tensors.safetensors import TensorInfo
+from lorabake.tensors.header import TensorInfo
 from lorabake.verification.findings import SampleOptions
 from lorabake.verification.samples.networks import seen
 from lorabake.verification.samples.parts import check_words

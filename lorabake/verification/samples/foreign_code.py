@@ -15,7 +15,7 @@ from typing import Any, Final
 from lorabake.errors import FileError
 from lorabake.tensors.checkpoint import WEIGHT_SUFFIXES, read_object
 from lorabake.tensors.links import files_below
-from lorabake.tensors.safetensors import is_there
+from lorabake.tensors.reader import is_there
 from lorabake.tensors.small import MIB
 
 NO_CODE = {"local_files_only": True, "trust_remote_code": False}

@@ -26,8 +26,9 @@ from lorabake.reference.arrays import Files
 from lorabake.tensors.checkpoint import Checkpoint, optional_object
 from lorabake.tensors.dtypes import DTYPES
 from lorabake.tensors.formats import NOTES, find_packing
+from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo
-from lorabake.tensors.safetensors import TensorInfo, is_there
+from lorabake.tensors.reader import is_there
 
 if TYPE_CHECKING:
     import torch

@@ -27,7 +27,8 @@ from lorabake.keymap.table import KeyMap
 from lorabake.planning import Plan
 from lorabake.reference.arrays import Files
 from lorabake.tensors.checkpoint import open_checkpoint, optional_object
-from lorabake.tensors.safetensors import TensorInfo, is_folder, is_there
+from lorabake.tensors.header import TensorInfo
+from lorabake.tensors.reader import is_folder, is_there
 from lorabake.verification.samples.foreign_code import NO_CODE, check_folder, without_kernels
 from lorabake.verification.samples.networks import Config, as_torch, shipped, tokenizer
 

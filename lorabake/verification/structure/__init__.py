@@ -14,7 +14,8 @@ from lorabake.errors import FileError
 from lorabake.keymap.spelling import patterns
 from lorabake.planning import Embedding, OutputFile, Plan, Target
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, read_object
-from lorabake.tensors.safetensors import Header, read_header
+from lorabake.tensors.header import Header
+from lorabake.tensors.safetensors import read_header
 from lorabake.tensors.small import MAX_INDEX, parse_json
 from lorabake.tensors.statements import as_texts, in_metadata
 from lorabake.verification.findings import Finding, Status

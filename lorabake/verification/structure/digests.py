@@ -14,7 +14,8 @@ from lorabake.planning import Plan
 from lorabake.planning.provenance import DATA_HASHES, beside
 from lorabake.reference.arrays import CHUNK, Files
 from lorabake.tensors.checkpoint import Checkpoint
-from lorabake.tensors.safetensors import Header, read_header
+from lorabake.tensors.header import Header
+from lorabake.tensors.safetensors import read_header
 from lorabake.tensors.small import parse_json
 from lorabake.verification.findings import Finding, Status
 from lorabake.verification.structure import name_of

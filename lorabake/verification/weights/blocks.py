@@ -15,7 +15,7 @@ from lorabake.adapters.kind import matrix
 from lorabake.planning import Target
 from lorabake.reference.arrays import Bytes, Files, Singles, widen
 from lorabake.tensors.dtypes import DTYPES
-from lorabake.tensors.safetensors import TensorInfo
+from lorabake.tensors.header import TensorInfo
 
 VALUES = 1 << 17
 """Values at a time."""

@@ -18,8 +18,8 @@ from lorabake.reference.formulas import PRODUCTS
 from lorabake.reference.recompute import Recomputation
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.dtypes import DTYPES, FLOAT_NAMES
+from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo
-from lorabake.tensors.safetensors import TensorInfo
 from lorabake.verification.findings import Finding, Status
 from lorabake.verification.weights.comparison import Comparison
 from lorabake.verification.weights.screening import Screen

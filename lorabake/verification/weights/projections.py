@@ -33,8 +33,8 @@ from lorabake.planning import Bake, Target
 from lorabake.reference.arrays import LEAST, MANTISSA, Files, Singles
 from lorabake.reference.formulas import Array
 from lorabake.reference.recompute import Indices, Product, Recomputation
+from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo
-from lorabake.tensors.safetensors import TensorInfo
 from lorabake.verification.weights.blocks import Blocks, powers_of, squares
 
 VECTORS = 8

@@ -24,8 +24,8 @@ from lorabake.planning import Bake, Target
 from lorabake.reference.arrays import LEAST, MANTISSA, Files, Singles, decode, spacing
 from lorabake.reference.formulas import Array
 from lorabake.reference.recompute import Indices, Product, Recomputation, longest, terms
+from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo
-from lorabake.tensors.safetensors import TensorInfo
 from lorabake.verification.weights.blocks import VALUES, Block, Blocks, dot, powers_of
 from lorabake.verification.weights.comparison import Comparison, Share
 
