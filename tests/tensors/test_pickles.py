@@ -19,7 +19,7 @@ from lorabake.tensors import pickles
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.tensors.dtypes import DTYPES
 from lorabake.tensors.pickles import open_pickle
-from lorabake.tensors.unpickling import PickleError, load
+from lorabake.tensors.pickles.machine import PickleError, load
 from tests import builders as b
 
 SHARED = Path(__file__).parents[3] / "shared" / "loras"

@@ -28,7 +28,7 @@ from lorabake.tensors.dtypes import DTYPES
 from lorabake.tensors.header import MAX_DIMENSIONS, MAX_HEADER, Fingerprint, Header, Record, TensorInfo
 from lorabake.tensors.reader import fingerprint
 from lorabake.tensors.safetensors import encode_header
-from lorabake.tensors.unpickling import (
+from lorabake.tensors.pickles.machine import (
     MAX_PICKLE,
     Bounded,
     CodeError,
