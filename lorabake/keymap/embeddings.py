@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from lorabake.tensors.dtypes import DTYPES
 from lorabake.tensors.header import TensorInfo
-from lorabake.tensors.pickles import EMBEDDING
+from lorabake.tensors.pickles.state_dict import EMBEDDING
 
 ALONE = "emb_params"
 

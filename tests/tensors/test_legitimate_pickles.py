@@ -15,8 +15,9 @@ from torch._weights_only_unpickler import _get_allowed_globals
 
 from lorabake.errors import FileError
 from lorabake.tensors.dtypes import DTYPES
-from lorabake.tensors.pickles import NAMES, open_pickle
+from lorabake.tensors.pickles import open_pickle
 from lorabake.tensors.pickles.machine import load
+from lorabake.tensors.pickles.names import NAMES
 
 Tensors = Mapping[str, torch.Tensor]
 FORMS = [("zip", 2), ("zip", 3), ("zip", 4), ("zip", 5), ("legacy", 2), ("legacy", 3), ("legacy", 4), ("legacy", 5)]

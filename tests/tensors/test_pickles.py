@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 
 from lorabake import bake, load_recipe, plan
 from lorabake.errors import FileError, SurroundingsError
-from lorabake.tensors import pickles
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.tensors.dtypes import DTYPES
-from lorabake.tensors.pickles import open_pickle
+from lorabake.tensors.pickles import open_pickle, storages
 from lorabake.tensors.pickles.machine import PickleError, load
 from tests import builders as b
 
@@ -237,7 +236,7 @@ def test_no_room_for_the_temporary_file(path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     torch.save({"w": torch.ones(2, 3).T}, path)
-    monkeypatch.setattr(pickles, "_scratch", full)
+    monkeypatch.setattr(storages, "_scratch", full)
     with pytest.raises(SurroundingsError, match="No space left on device\nSet TMPDIR"):
         open_pickle(path)
 

@@ -22,7 +22,8 @@ import torch
 from lorabake.errors import FileError
 from lorabake.tensors import pickles
 from lorabake.tensors.checkpoint import open_checkpoint
-from lorabake.tensors.pickles import NAMES, open_pickle
+from lorabake.tensors.pickles import open_pickle
+from lorabake.tensors.pickles.names import NAMES
 from tests.torture.conftest import Tally
 from tests.torture.fuzzing import mutated, open_files, outcome, seeds
 
