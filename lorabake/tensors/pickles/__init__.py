@@ -26,7 +26,7 @@ from lorabake.tensors.pickles.machine import CodeError, PickleError
 from lorabake.tensors.pickles.names import Tensor, width_of
 from lorabake.tensors.pickles.state_dict import metadata_of, tensors_by_name
 from lorabake.tensors.pickles.storages import AGAIN, CONVERT, LEAST, Places, check_growth, read_legacy, read_zip
-from lorabake.tensors.reader import fingerprint
+from lorabake.tensors.reader import fingerprint, read_stored
 from lorabake.tensors.safetensors import encode_header
 
 MAGICS = (MAGIC, b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -66,10 +66,9 @@ def _header(path: Path, size: int, tensors: Mapping[str, Tensor], places: Places
     for key, tensor in tensors.items():
         _check_claim(path, key, tensor, size)
     check_growth(path, size, sum(prod(each.shape) * each.width for each in tensors.values()))
+    metadata = metadata_of(path, tensors)
     try:
-        text = encode_header(
-            ((key, each.dtype, each.shape) for key, each in tensors.items()), metadata_of(path, tensors)
-        )
+        text = encode_header(((key, each.dtype, each.shape) for key, each in tensors.items()), metadata)
     except ValueError as error:
         raise FileError(f"{path}: has a key that SafeTensors cannot hold: {error}") from None
     infos: dict[str, TensorInfo] = {}
@@ -84,17 +83,10 @@ def _header(path: Path, size: int, tensors: Mapping[str, Tensor], places: Places
             apart[key] = tensor
     check_growth(path, size, sum(infos[key].nbytes for key in apart))
     for key, tensor in apart.items():
-        info = infos[key]
-        with info.file.open("rb") as stream:
-            stream.seek(info.start)
-            raw = stream.read(info.nbytes)
-        if len(raw) < info.nbytes:
-            raise FileError(f"{path}: became shorter while it was read")
-        ordered = _in_order(tensor, raw)
+        ordered = _in_order(tensor, read_stored(infos[key]))
         file, start = places.aside.add([ordered])
-        infos[key] = replace(info, file=file, start=start, stop=start + len(ordered))
+        infos[key] = replace(infos[key], file=file, start=start, stop=start + len(ordered))
     digest = hashlib.sha256(text).hexdigest()
-    metadata = metadata_of(path, tensors)
     return Header(path, infos, metadata, 0, size, digest, records=tuple(places.records), identity=identity)
 
 
