@@ -13,7 +13,8 @@ from functools import cache
 from pathlib import Path
 
 from lorabake.architectures import architectures
-from lorabake.keymap.spelling import endings, flatten, numbers_of
+from lorabake.keymap.names import flatten, numbers_of
+from lorabake.keymap.spelling import endings
 from lorabake.keymap.table import KeyMap
 from tests.tables import infos, load_table
 

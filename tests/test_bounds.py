@@ -18,7 +18,7 @@ from lorabake.architectures.generic import GENERIC
 from lorabake.errors import FileError, LorabakeError, MatchError
 from lorabake.inspection import inspect
 from lorabake.keymap.renaming import models_called
-from lorabake.keymap.spelling import UNSUPPORTED, _any_suffix, sort_tensors
+from lorabake.keymap.slots import UNSUPPORTED, _any_suffix, sort_tensors
 from lorabake.keymap.view import Region, View
 from lorabake.likeness import FEW, Names, nearest
 from lorabake.planning import provenance

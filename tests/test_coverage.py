@@ -15,7 +15,7 @@ import pytest
 
 from lorabake.adapters import kinds
 from lorabake.errors import MatchError
-from lorabake.keymap.spelling import pattern_of
+from lorabake.keymap.names import pattern_of
 from lorabake.matching import Matcher
 from tests.tables import infos
 from tests.test_formats import GOLD, bases

@@ -22,8 +22,9 @@ from lorabake.adapters import suffixes
 from lorabake.architectures import architectures
 from lorabake.errors import LorabakeError, MatchError
 from lorabake.inspection import inspect
+from lorabake.keymap.names import pattern_of
 from lorabake.keymap.peft import PeftConfig
-from lorabake.keymap.spelling import pattern_of, sort_tensors
+from lorabake.keymap.slots import sort_tensors
 from lorabake.keymap.table import KeyMap
 from lorabake.keymap.view import Region
 from lorabake.matching import Ledger, Matcher, Patch

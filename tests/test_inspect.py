@@ -11,7 +11,7 @@ import torch
 import lorabake
 from lorabake.adapters import adapter_slots, kinds, shared, suffixes
 from lorabake.inspection import inspect
-from lorabake.keymap.spelling import REASONS, UNSUPPORTED, sort_tensors
+from lorabake.keymap.slots import REASONS, UNSUPPORTED, sort_tensors
 from lorabake.matching import Patch
 from lorabake.tensors.dtypes import decode_scalar
 from tests import builders as b

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lorabake.keymap.spelling import pattern_of
+from lorabake.keymap.names import pattern_of
 from lorabake.keymap.table import KeyMap
 from lorabake.matching import Matcher
 from lorabake.recipe import load_recipe

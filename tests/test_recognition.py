@@ -16,7 +16,8 @@ from lorabake.adapters import shared, suffixes
 from lorabake.architectures import architectures, released
 from lorabake.errors import MatchError
 from lorabake.inspection import inspect
-from lorabake.keymap.spelling import pattern_of, sort_tensors
+from lorabake.keymap.names import pattern_of
+from lorabake.keymap.slots import sort_tensors
 from lorabake.keymap.table import KeyMap
 from lorabake.matching import Ledger, Matcher
 from lorabake.recipe import Recipe

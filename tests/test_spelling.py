@@ -11,14 +11,9 @@ import pytest
 from lorabake.adapters import shared, suffixes
 from lorabake.architectures import architectures
 from lorabake.components import clip, unet
-from lorabake.keymap.spelling import (
-    UNSUPPORTED,
-    Prefixes,
-    Spellings,
-    flatten,
-    pattern_of,
-    sort_tensors,
-)
+from lorabake.keymap.names import flatten, pattern_of
+from lorabake.keymap.slots import UNSUPPORTED, sort_tensors
+from lorabake.keymap.spelling import Prefixes, Spellings
 from lorabake.keymap.table import KeyMap, Module
 from lorabake.keymap.view import Region, View
 from lorabake.sources import identify

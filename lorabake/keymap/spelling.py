@@ -1,59 +1,20 @@
-"""Spellings: how LoRA files write a module's name and the role of each tensor.
+"""Spellings: every way in which LoRA files write a module's name.
 
-A LoRA key is a module's name followed by a suffix; each adapter kind says which suffixes fill which of its slots.
-The other direction is never parsed: a module of the base has its path in each layout, each path may follow any of
-the prefixes that trainers write, and the LoRA's names are looked up among these.
+A LoRA key is a module's name followed by a suffix (`slots`). No name is parsed backward: a module of the base has
+its path in each layout, each path may follow any of the prefixes that trainers write, and the LoRA's names are looked
+up among these.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import groupby
 
+from lorabake.keymap.names import INDEXED, PARALLEL, PEFT_ROOT, loosened, unwrapped
 from lorabake.keymap.table import Component, KeyMap, Module
-from lorabake.tensors.header import TensorInfo
-
-# A pattern at a key's end, and the slot that it fills.
-Suffix = tuple[str, str]
-
-# Suffix -> kind, for kinds that this version does not bake: they are named, never skipped. A kind that declares
-# the same suffix goes before.
-UNSUPPORTED = (
-    (r"\.oft_blocks\.\d+", "OFT in more than four parts"),
-    (r"\.oft_r", "OFT of PEFT before 0.16"),
-    (r"\.(?:lora_[AB]|up_list|down_list)\.\d+", "DyLoRA in blocks"),
-    (r"\.(?:[qp]_layer\.weight|lambda_layer)", "T-LoRA"),
-    (r"\.lora_(?:down|up)", "nunchaku's LoRA"),
-    (r"\.___\.(?:layer\.W_(?:down|up)|alpha)", "HCP-Diffusion's LoRA"),
-)
-
-# Kind -> why it is none that can be baked, and what helps.
-REASONS = {
-    "OFT of PEFT before 0.16": "PEFT before 0.16 laid OFT out otherwise, and today's cannot read it\n"
-    "Merge it with the PEFT that trained it.",
-    "DyLoRA in blocks": "DyLoRA's blocks as they are in training, before the trainer saves them as one LoRA\n"
-    "Load it with the program that trained it, and save it as its scripts do.",
-    "T-LoRA": "its rank depends on the timestep, and its change on where its training began: the file does not say",
-    "nunchaku's LoRA": "nunchaku packs a LoRA for one kernel; bake the LoRA that it was made of",
-    "HCP-Diffusion's LoRA": "HCP-Diffusion's scale cannot be told from the file\n"
-    "Convert it with hcpdiff.tools.lora_convert (--to_webui), and bake that.",
-}
-# A tensor that says of the whole file that it is no LoRA -> what it is.
-MARKERS = {"lora_controlnet": "a Control-LoRA: it makes a ControlNet out of a UNet, and changes no checkpoint"}
-
-# What wraps a module while it is trained, and names none: torch.compile, FSDP and its older self, activation
-# checkpoints, Lightning Fabric, TorchRec. Data parallel training (DDP, DeepSpeed) calls it `module`, as a model may.
-_WRAPPERS = "orig_mod|fsdp_wrapped_module|fpw_module|checkpoint_wrapped_module|forward_module|dmp_wrapped_module"
-_WRAPPED = re.compile(rf"(?:\A|(?<=[._]))_(?:{_WRAPPERS})[._]|(?:\A|(?<=\.))base_layer\.")
-_PARALLEL = re.compile(r"(?:\A|(?<=\.))module\.")
-_STEPS = re.compile(rf"(?:\A|(?<=_))(?:{_WRAPPERS}|module)(?:_|\Z)")
-
-# What a name has that is more than words with one dot or underscore between them.
-_UNEVEN = re.compile(rf"[._/]{{2}}|/|\A[._]|[._]\Z|module|{_WRAPPERS}")
 
 # A part of a model may be PEFT's own inside: `language_model.base_model.model.layers.0`.
 _INNER_ROOT = re.compile(r"(?<=[._])base_model[._](?:module[._])?model[._]")
@@ -73,124 +34,8 @@ ENDINGS = (
     (".self_attn.out_proj", ".self_attn.to_out"),
 )
 
-# How trainers end the key of a parameter that has no weight's name, and its full name with what is done to it.
-_PARAMETERS = ((".diff_m", ".modulation.diff"),)  # LightX2V
-
 _END = 6
 """Words at the end of a name that tell most modules of a base from each other: layers.3.self_attn.q_proj."""
-
-PEFT_ROOT = "base_model.model."
-_NUMBER = re.compile(r"(?<![a-zA-Z0-9])\d+")
-# A number that is none of a suffix: no suffix asks for a certain one before its last dot.
-_NUMBER_WITHIN = re.compile(r"(?<![a-zA-Z0-9])\d+(?=[^.]*\.)")
-INDEXED = re.compile(r"(?P<component>\w+):(?P<index>\d+)\Z")
-
-
-@dataclass(frozen=True, slots=True)
-class LoraModule:
-    """Hold the tensors that a LoRA file has for one module, by slot; those in `shared` serve other modules, too."""
-
-    name: str
-    slots: Mapping[str, TensorInfo]
-    shared: frozenset[str] = frozenset()
-
-    @property
-    def size(self) -> int:
-        """Count the tensors of this module alone."""
-        return len(self.slots) - len(self.shared)
-
-    @property
-    def own_keys(self) -> list[str]:
-        """List the keys of its own tensors."""
-        return [info.key for slot, info in self.slots.items() if slot not in self.shared]
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of each slot's tensor."""
-        return {slot: info.shape for slot, info in self.slots.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class LoraTensors:
-    """Sort a LoRA file's tensors: by module; of unsupported kinds, by kind; and those of no known form.
-
-    `common` counts those that several modules share; `unlike` are pairs of such a one and a module's own copy of it,
-    of another shape.
-    """
-
-    modules: dict[str, LoraModule]
-    unsupported: dict[str, list[TensorInfo]]
-    unknown: list[TensorInfo]
-    common: int = 0
-    unlike: tuple[tuple[TensorInfo, TensorInfo], ...] = ()
-
-
-def sort_tensors(
-    tensors: Iterable[TensorInfo], suffixes: tuple[Suffix, ...], shared: tuple[tuple[str, str, str], ...] = ()
-) -> LoraTensors:
-    """Read each key of a LoRA file as (module, slot), by the suffixes that the adapter kinds declare.
-
-    `shared` lists the keys of tensors that modules have in common: pattern, slot, and the slot that needs it.
-    """
-    slots: dict[str, dict[str, TensorInfo]] = {}
-    unsupported: dict[str, list[TensorInfo]] = {}
-    unknown: list[TensorInfo] = []
-    rows = (*suffixes, *UNSUPPORTED)
-    seen: dict[str, int | None] = {}
-    common, in_common = list[TensorInfo](), re.compile("|".join(key for key, _, _ in shared) or r"(?!)")
-    for info in tensors:
-        if in_common.fullmatch(info.key):
-            common.append(info)
-            continue
-        key = info.key
-        for ending, parameter in _PARAMETERS:
-            key = key.removesuffix(ending) + parameter if key.endswith(ending) else key
-        template = _NUMBER_WITHIN.sub("0", key)
-        if template not in seen:
-            seen[template] = _row_of(template, suffixes)
-        row = seen[template]
-        match = _suffix(rows[row][0]).search(key) if row is not None else None
-        if row is None or match is None or (row < len(suffixes) and not match.start()):
-            unknown.append(info)
-        elif row >= len(suffixes):
-            unsupported.setdefault(rows[row][1], []).append(info)
-        else:
-            module = _WRAPPED.sub("", key[: match.start()])
-            if slots.setdefault(module, {}).setdefault(rows[row][1], info) is not info:
-                unknown.append(info)
-    borrowed: dict[str, set[str]] = {name: set() for name in slots}
-    idle, unlike = [], []
-    for info in common:
-        needed = {by: slot for key, slot, by in shared if re.fullmatch(key, info.key)}
-        takers = [(name, needed[by]) for name, found in slots.items() for by in needed.keys() & found.keys()]
-        if not takers:
-            idle.append(info)
-        for name, slot in takers:
-            if (own := slots[name].setdefault(slot, info)) is info:
-                borrowed[name].add(slot)
-            elif own.shape != info.shape:
-                unlike.append((info, own))
-    modules = {name: LoraModule(name, found, frozenset(borrowed[name])) for name, found in slots.items()}
-    return LoraTensors(modules, unsupported, unknown + idle, len(common) - len(idle), tuple(unlike))
-
-
-def _row_of(key: str, suffixes: tuple[Suffix, ...]) -> int | None:
-    """Return which of all suffixes a key has: the longest of those that it ends with."""
-    match = _any_suffix(suffixes).search(key)
-    return int(match.lastgroup.removeprefix("row")) if match and match.lastgroup else None
-
-
-@cache
-def _any_suffix(suffixes: tuple[Suffix, ...]) -> re.Pattern[str]:
-    """Join all suffixes in one pattern: its leftmost match that reaches the key's end is the longest of them."""
-    rows = enumerate((*suffixes, *UNSUPPORTED))
-    return _suffix("|".join(f"(?P<row{row}>{suffix})" for row, (suffix, _) in rows))
-
-
-@cache
-def _suffix(suffix: str) -> re.Pattern[str]:
-    where = r"(?:\A|(?=[.:]|_lora))"  # no suffix begins elsewhere; to try all at every letter takes long
-    return re.compile(rf"{where}(?:{suffix})\Z")
 
 
 def endings(path: str) -> list[str]:
@@ -321,7 +166,7 @@ class Spellings(Mapping[str, list[Module]]):
 
     def word(self, name: str) -> str:
         """Return the spelling that a name is taken for, without what wraps modules in training."""
-        return next(iter(self.words(name)), _PARALLEL.sub("", name))
+        return next(iter(self.words(name)), PARALLEL.sub("", name))
 
     def __getitem__(self, name: str) -> list[Module]:
         """Return the modules of that name."""
@@ -453,37 +298,3 @@ class Prefixes:
             if found := [self._components[start[:length]] for start in starts if start[:length] in self._components]:
                 return set().union(*found)
         return set()
-
-
-def unwrapped(name: str) -> str:
-    """Write a name without what wraps modules in training before its prefix."""
-    return _PARALLEL.sub("", _WRAPPED.sub("", name))
-
-
-def pattern_of(name: str) -> str:
-    """Write a name with its numbers as `N`; those in words like `conv1` stay."""
-    return _NUMBER.sub("N", name)
-
-
-def numbers_of(name: str) -> tuple[int, ...]:
-    """List the numbers that `pattern_of` writes as `N`."""
-    return tuple(map(int, _NUMBER.findall(name)))
-
-
-def patterns(names: Iterable[str]) -> str:
-    """List names by their patterns, the most frequent three with their counts."""
-    counts = Counter(map(pattern_of, names))
-    shown = ", ".join(f"{name} ×{count}" if count > 1 else name for name, count in counts.most_common(3))
-    return shown + (f" and {len(counts) - 3} more patterns" if len(counts) > 3 else "")
-
-
-def flatten(name: str) -> str:
-    """Write a module's name as the lists of released models do: numbers as `N`, dots as underscores, no wrappers."""
-    return _STEPS.sub("", re.sub(r"[./]", "_", pattern_of(name)))
-
-
-def loosened(name: str) -> str:
-    """Write a name without what trainers differ in: what separates its words, and what wraps modules in training."""
-    if not _UNEVEN.search(name):  # as most are: a fifth of the time
-        return name.replace(".", "_")
-    return _STEPS.sub("", re.sub(r"[._/]+", "_", name).strip("_")).strip("_")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lorabake.keymap.spelling import LoraModule
+from lorabake.keymap.slots import LoraModule
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import read_scalar
 from lorabake.tensors.reader import is_there, read_stored

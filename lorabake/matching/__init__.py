@@ -20,17 +20,10 @@ from lorabake.errors import MatchError, lines_of
 from lorabake.keymap import split_qkv
 from lorabake.keymap.embeddings import FOR_ONETRAINER, Vectors, read_vectors
 from lorabake.keymap.experts import STACKS, side_of_a
+from lorabake.keymap.names import INDEXED, pattern_of
 from lorabake.keymap.peft import PeftConfig
-from lorabake.keymap.spelling import (
-    INDEXED,
-    MARKERS,
-    REASONS,
-    LoraModule,
-    Prefixes,
-    Sample,
-    Spellings,
-    pattern_of,
-)
+from lorabake.keymap.slots import MARKERS, REASONS, LoraModule
+from lorabake.keymap.spelling import Prefixes, Sample, Spellings
 from lorabake.keymap.table import Architecture, KeyMap, Module
 from lorabake.keymap.view import Picked, Region, View
 from lorabake.likeness import MOST, Names, nearest

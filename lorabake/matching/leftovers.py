@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
-from lorabake.keymap.spelling import pattern_of
+from lorabake.keymap.names import pattern_of
 
 MOST_GLOBS = 12
 """Globs of a line that is worth showing: a LoRA that takes more is for another base."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from lorabake.adapters.embedding import AS_LINEAR
-from lorabake.keymap.spelling import LoraModule
+from lorabake.keymap.slots import LoraModule
 from lorabake.keymap.table import Component, KeyMap, Module
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.reader import read_stored

@@ -16,9 +16,11 @@ from lorabake.components.experts import LAYOUTS
 from lorabake.components.vae import VAE
 from lorabake.errors import FileError, MatchError
 from lorabake.keymap.experts import ExpertLayout
+from lorabake.keymap.names import PEFT_ROOT
 from lorabake.keymap.peft import PeftConfig, from_metadata
 from lorabake.keymap.renaming import models_called
-from lorabake.keymap.spelling import PEFT_ROOT, LoraTensors, Spellings, sort_tensors
+from lorabake.keymap.slots import LoraTensors, sort_tensors
+from lorabake.keymap.spelling import Spellings
 from lorabake.keymap.table import Architecture, KeyMap, find
 from lorabake.recipe import Lora, Recipe, Source
 from lorabake.sources.translation import config_of, transcribe, translate

@@ -13,16 +13,9 @@ from math import prod
 
 from lorabake.adapters import kinds_of
 from lorabake.architectures import architectures, released
-from lorabake.keymap.spelling import (
-    INDEXED,
-    PEFT_ROOT,
-    LoraModule,
-    LoraTensors,
-    endings,
-    flatten,
-    numbers_of,
-    unwrapped,
-)
+from lorabake.keymap.names import INDEXED, PEFT_ROOT, flatten, numbers_of, unwrapped
+from lorabake.keymap.slots import LoraModule, LoraTensors
+from lorabake.keymap.spelling import endings
 from lorabake.keymap.table import Architecture
 
 TEXT = ("text_encoder", "model")

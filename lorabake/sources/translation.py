@@ -20,7 +20,7 @@ from lorabake.errors import FileError, MatchError
 from lorabake.keymap.dialect import PARTS, Dialect, Heads, Naming
 from lorabake.keymap.patterns import Patterns
 from lorabake.keymap.peft import PeftConfig
-from lorabake.keymap.spelling import LoraModule, LoraTensors
+from lorabake.keymap.slots import LoraModule, LoraTensors
 from lorabake.keymap.table import KeyMap, Module, numbered
 from lorabake.keymap.view import join
 from lorabake.machine import unreadable

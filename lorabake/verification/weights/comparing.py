@@ -11,7 +11,7 @@ from math import prod
 from typing import TypeVar
 
 from lorabake.errors import SurroundingsError
-from lorabake.keymap.spelling import patterns
+from lorabake.keymap.names import patterns
 from lorabake.planning import Bake, Plan, Target, default_workers
 from lorabake.reference.arrays import Files
 from lorabake.reference.formulas import PRODUCTS

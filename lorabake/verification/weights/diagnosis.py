@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorabake.adapters.kind import MAGNITUDES, matrix
-from lorabake.keymap.spelling import patterns
+from lorabake.keymap.names import patterns
 from lorabake.matching import Patch
 from lorabake.planning import Plan
 from lorabake.reference.arrays import spacing

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import get_args
 
 from lorabake.errors import LorabakeError
-from lorabake.keymap.spelling import patterns
+from lorabake.keymap.names import patterns
 from lorabake.matching import Patch
 from lorabake.planning import Plan
 from lorabake.planning import plan as make_plan
