@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from lorabake import __version__
-from lorabake.cli import COMMANDS, lorabake, main
+from lorabake.cli import commands, lorabake, main
 from lorabake.recipe import recipe_schema
 from tests import builders as b
 from tests.builders import Q, W
@@ -330,7 +330,9 @@ def test_completion(cli: Cli, shell: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert "_LORABAKE_COMPLETE" in ended.out
 
 
-@pytest.mark.parametrize("arguments", [[], *([command] for command in COMMANDS)], ids=lambda a: " ".join(a) or "all")
+@pytest.mark.parametrize(
+    "arguments", [[], *([command] for command in commands())], ids=lambda a: " ".join(a) or "all"
+)
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help(cli: Cli, arguments: list[str], flag: str) -> None:
     ended = cli(*arguments, flag)
@@ -338,10 +340,10 @@ def test_help(cli: Cli, arguments: list[str], flag: str) -> None:
     assert ended.out.startswith("Usage: ")
     assert ended.err == ""
     if not arguments:
-        assert all(f"  {command} " in ended.out for command in COMMANDS)
+        assert all(f"  {command} " in ended.out for command in commands())
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", commands())
 def test_a_command_alone_has_the_same_options_for_help(name: str) -> None:
     """click makes a command's help option once, with the names that its first context has."""
     command = lorabake.get_command(click.Context(lorabake), name)

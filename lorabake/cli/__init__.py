@@ -5,10 +5,15 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import importlib.util
 import os
+import pkgutil
+import re
 import signal
 import sys
 import traceback
+from functools import cache
+from importlib.abc import InspectLoader
 
 import click
 
@@ -19,15 +24,8 @@ from lorabake.errors import INTERNAL, LorabakeError, first_line, where
 from lorabake.interrupts import STOPPING
 from lorabake.machine import worded
 
-COMMANDS = {
-    "bake": "Bake a recipe into a new checkpoint.",
-    "plan": "Show what a bake would do, and what it needs.",
-    "verify": "Prove that a checkpoint is what its recipe says.",
-    "inspect": "Say what a checkpoint or LoRA file is.",
-    "schema": "Print the recipe's JSON Schema, for editors.",
-    "completion": "Print the shell completion script.",
-}
-
+FIRST = ("bake", "plan", "verify", "inspect", "schema", "completion")
+"""Commands in the order of a user's work, which `--help` keeps; others follow by name."""
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 """Settings of each command, not of the group alone: click keeps the help option of a command's first context, which
@@ -68,24 +66,36 @@ class Interruption:
 interruption = Interruption()
 
 
+@cache
+def commands() -> dict[str, str]:
+    """Map each command to its help: the files here that begin with `lorabake NAME`: and a sentence. Import none."""
+    found: dict[str, str] = {}
+    for info in pkgutil.iter_modules(__path__):
+        spec = importlib.util.find_spec(f"{__name__}.{info.name}")
+        source = spec.loader.get_source(spec.name) if spec and isinstance(spec.loader, InspectLoader) else None
+        if match := re.match(rf'"""`lorabake {info.name}`: (.*?)(?:""")?$', source or "", re.MULTILINE):
+            found[info.name] = match[1]
+    return dict(sorted(found.items(), key=lambda item: FIRST.index(item[0]) if item[0] in FIRST else len(FIRST)))
+
+
 class LazyGroup(click.Group):
     """Import a command's module when it is called, so that `--help` stays fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """List the commands in the order of a user's work."""
-        return list(COMMANDS)
+        return [*commands()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Load one command."""
-        if cmd_name not in COMMANDS:
+        if cmd_name not in commands():
             return None
-        command: click.Command = getattr(importlib.import_module(f"lorabake.cli.{cmd_name}"), cmd_name)
+        command: click.Command = getattr(importlib.import_module(f"{__name__}.{cmd_name}"), cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without loading them."""
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([*commands().items()])
 
 
 @click.group(cls=LazyGroup, context_settings=CONTEXT)

@@ -1,4 +1,7 @@
-"""`lorabake bake`: do it, with a progress bar, and say in one line how it went."""
+"""`lorabake bake`: Bake a recipe into a new checkpoint.
+
+Show a progress bar, and say in one line how it went.
+"""
 
 from __future__ import annotations
 

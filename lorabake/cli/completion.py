@@ -1,4 +1,4 @@
-"""`lorabake completion`: the script that completes commands and options in a shell."""
+"""`lorabake completion`: Print the shell completion script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lorabake inspect`: what is this file?"""
+"""`lorabake inspect`: Say what a checkpoint or LoRA file is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`lorabake plan`: what would happen, and its cost; without torch, without reading a tensor."""
+"""`lorabake plan`: Show what a bake would do, and what it needs.
+
+Read headers only, without torch; tensors only with --estimate.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lorabake schema`: the recipe's JSON Schema."""
+"""`lorabake schema`: Print the recipe's JSON Schema, for editors."""
 
 from __future__ import annotations
 

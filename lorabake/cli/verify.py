@@ -1,4 +1,7 @@
-"""`lorabake verify`: is this checkpoint what its recipe says? Findings, a verdict, and a report to look at."""
+"""`lorabake verify`: Prove that a checkpoint is what its recipe says.
+
+Print findings and a verdict, and write a report to look at.
+"""
 
 from __future__ import annotations
 
