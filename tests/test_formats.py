@@ -27,7 +27,9 @@ from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.slots import sort_tensors
 from lorabake.keymap.table import KeyMap
 from lorabake.keymap.view import Region
-from lorabake.matching import Ledger, Matcher, Patch
+from lorabake.matching import Matcher
+from lorabake.matching.ledger import Ledger
+from lorabake.matching.patches import Patch
 from lorabake.sources import GENERIC, identify
 from lorabake.tensors.header import TensorInfo
 from tests import builders as b

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lorabake.errors import MatchError
-from lorabake.matching import Ledger
+from lorabake.matching.ledger import Ledger
 from lorabake.matching.leftovers import line_for
 from tests.tables import load_metadata, load_table
 from tests.test_matching import SD15, Shapes, low_rank, match, matcher, peft, refusal, source

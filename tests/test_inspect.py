@@ -12,7 +12,7 @@ import lorabake
 from lorabake.adapters import adapter_slots, kinds, shared, suffixes
 from lorabake.inspection import inspect
 from lorabake.keymap.slots import REASONS, UNSUPPORTED, sort_tensors
-from lorabake.matching import Patch
+from lorabake.matching.patches import Patch
 from lorabake.tensors.dtypes import decode_scalar
 from tests import builders as b
 from tests.tables import load_table, names

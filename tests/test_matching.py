@@ -18,7 +18,9 @@ from lorabake.keymap.renaming import Rename, Renaming
 from lorabake.keymap.slots import sort_tensors
 from lorabake.keymap.table import Architecture, Component, KeyMap, Layout
 from lorabake.keymap.view import Region, View
-from lorabake.matching import Ledger, Matcher, Patch
+from lorabake.matching import Matcher
+from lorabake.matching.ledger import Ledger
+from lorabake.matching.patches import Patch
 from lorabake.recipe import Lora
 from lorabake.sources import LoraSource, grown, identify
 from lorabake.tensors.checkpoint import Checkpoint, Part

@@ -19,7 +19,8 @@ from lorabake.inspection import inspect
 from lorabake.keymap.names import pattern_of
 from lorabake.keymap.slots import sort_tensors
 from lorabake.keymap.table import KeyMap
-from lorabake.matching import Ledger, Matcher
+from lorabake.matching import Matcher
+from lorabake.matching.ledger import Ledger
 from lorabake.recipe import Recipe
 from lorabake.sources import GENERIC, identify
 from lorabake.sources.recognition import Evidence, is_text, kinship, recognise

@@ -19,7 +19,7 @@ import torch
 
 from lorabake.adapters import kinds
 from lorabake.errors import FileError, MatchError, ValueTooLargeError
-from lorabake.matching import Patch
+from lorabake.matching.patches import Patch
 from tests import builders as b
 from tests.tables import infos
 from tests.test_kinds import CONV_2D, LINEAR, Case, cases

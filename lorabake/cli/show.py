@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from lorabake.execution.changes import percent
-from lorabake.matching import Ledger
+from lorabake.matching.ledger import Ledger
 
 
 def size_of(count: int) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from math import isfinite, sqrt
 
 from lorabake.errors import MatchError
-from lorabake.matching import RANK_0
+from lorabake.matching.ledger import RANK_0
 from lorabake.planning import Plan
 
 FADES, VANISHES = 0.9, 0.5

@@ -12,7 +12,7 @@ import torch
 from lorabake.adapters import dora
 from lorabake.adapters.kind import MAGNITUDES, Tensors, Terms
 from lorabake.errors import MatchError
-from lorabake.matching import Patch
+from lorabake.matching.patches import Patch
 from lorabake.planning import Bake, Plan, Target
 
 STEPS, PLACES, VALUES, FEW = 64, 8, 2048, 8

@@ -55,7 +55,7 @@ from lorabake.execution.parts import (
 from lorabake.execution.rounding import drawn, round_by
 from lorabake.execution.zeros import keep_all_signs, keep_signs, negative_zeros
 from lorabake.keymap.view import Picked
-from lorabake.matching import Patch
+from lorabake.matching.patches import Patch
 from lorabake.planning import DEVICE_TILE_VALUES, TILE_VALUES, Bake, Plan, Target
 from lorabake.tensors.dtypes import DTYPES, decode_scalar
 from lorabake.tensors.header import TensorInfo

@@ -18,7 +18,7 @@ from lorabake.adapters.tokens import rows_of
 from lorabake.architectures import architectures
 from lorabake.errors import MatchError, lines_of
 from lorabake.keymap import split_qkv
-from lorabake.keymap.embeddings import FOR_ONETRAINER, Vectors, read_vectors
+from lorabake.keymap.embeddings import FOR_ONETRAINER, read_vectors
 from lorabake.keymap.experts import STACKS, side_of_a
 from lorabake.keymap.names import INDEXED, pattern_of
 from lorabake.keymap.peft import PeftConfig
@@ -27,7 +27,10 @@ from lorabake.keymap.spelling import Prefixes, Sample, Spellings
 from lorabake.keymap.table import Architecture, KeyMap, Module
 from lorabake.keymap.view import Picked, Region, View
 from lorabake.likeness import MOST, Names, nearest
+from lorabake.matching.ledger import RANK_0, Ledger
 from lorabake.matching.leftovers import by_end, line_for
+from lorabake.matching.patches import Patch
+from lorabake.matching.strengths import share_of
 from lorabake.matching.ties import Tie, are_alike
 from lorabake.sources import GENERIC, LoraSource
 from lorabake.sources.recognition import (
@@ -59,9 +62,6 @@ ALPHA_0 = (
     "its configuration says an alpha of 0, which is no scale; leave the modules out with a block pattern that names "
     'them and the factor 0: blocks: {"…": 0}'
 )
-RANK_0 = "rank 0: no effect"
-"""Why a module without a rank is left out."""
-
 NO_CONFIG = "no alpha tensors and no adapter_config.json: scale 1 is assumed"
 MOST_BEFORE = 40
 """Letters of what trainers are known to write before a name."""
@@ -74,73 +74,6 @@ Sort = tuple[str, str, tuple[int, ...]]
 
 SAYS_WHOSE = ("ss_base_model_version", "modelspec.architecture")
 """What metadata says of the base that a LoRA was trained on: a hint, since some say wrong things."""
-
-
-@dataclass(frozen=True, slots=True)
-class Patch:
-    """Hold one change of one parameter of one module.
-
-    `strength` is the user's, all factors in; `scale` the file's own, or None where the alpha tensor in
-    `tensors` says it (1 where there is none either); `settings` what the kind took from the file's configuration.
-    That alpha is over the rank of one of `parts` parts. `semantics` names a program whose reading is followed.
-    """
-
-    lora: int
-    module: str
-    kind: Kind
-    tensors: Mapping[str, TensorInfo]
-    view: View
-    strength: float
-    scale: float | None
-    settings: Settings = field(default_factory=dict)
-    parts: int = 1
-    semantics: str = ""
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of each slot's tensor."""
-        return {slot: info.shape for slot, info in self.tensors.items()}
-
-    @property
-    def has_dora(self) -> bool:
-        """Tell whether a magnitude sets the lengths of the result."""
-        return dora.is_in(self.tensors)
-
-    @property
-    def share(self) -> float:
-        """Return what W(1) − W is multiplied by: the strength, unless `semantics` has another law."""
-        return _share(self.kind, self.has_dora, self.semantics, self.strength, self.settings)
-
-    @property
-    def sets_all(self) -> bool:
-        """Tell whether nothing is left of what it meets."""
-        return self.kind.replaces and self.share == 1
-
-
-@dataclass(slots=True)
-class Ledger:
-    """Count what became of one LoRA's tensors: applied, or excluded by the recipe and why.
-
-    `embeddings` are learned ones, by token and name, which go to files of their own; `written` counts them by file.
-    """
-
-    lora: str
-    tensors: int
-    family: str | None = None
-    applied: int = 0
-    modules: Counter[str] = field(default_factory=Counter)
-    kinds: Counter[str] = field(default_factory=Counter)
-    ranks: Counter[int] = field(default_factory=Counter)
-    excluded: Counter[str] = field(default_factory=Counter)
-    embeddings: dict[str, dict[str, Vectors]] = field(default_factory=dict)
-    written: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def is_balanced(self) -> bool:
-        """Tell whether every tensor is accounted for."""
-        embedded = sum(map(len, self.embeddings.values()))
-        return self.applied + sum(self.excluded.values()) + embedded == self.tensors
 
 
 @dataclass(slots=True)
@@ -907,7 +840,7 @@ class _Match:
             settings = kind.meant(program, module.shapes, view.shape, 0.0)
         except ValueError:  # the program fails at it, and goes on without
             return False
-        return _share(kind, bool(kind.lengths & module.shapes.keys()), program, 0.0, settings) != 0
+        return share_of(kind, bool(kind.lengths & module.shapes.keys()), program, 0.0, settings) != 0
 
     def _drawn(
         self, kind: Kind, fields: Mapping[str, object] | None, module: LoraModule, target: Module
@@ -1219,12 +1152,6 @@ class _Match:
             hint = self.matcher.nearest(names[0], self._components_named(names[0])) if is_sought else ""
             lines += lines_of(f"    {pattern} ×{len(names)}", (f": {reason}" if reason else "") + visible(hint))
         return lines
-
-
-def _share(kind: Kind, has_dora: bool, semantics: str, strength: float, settings: Settings) -> float:
-    if has_dora:
-        return 1.0 if semantics in dora.STRENGTH_INSIDE else strength
-    return 1.0 if semantics in kind.whole_in else kind.share(strength, settings)
 
 
 @cache

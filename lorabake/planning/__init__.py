@@ -22,7 +22,9 @@ from lorabake.adapters import dora
 from lorabake.adapters.kind import matrix
 from lorabake.errors import FileError, MatchError, RecipeError, TargetError, lines_of
 from lorabake.keymap.embeddings import Vectors, file_stem
-from lorabake.matching import Ledger, Matcher, Patch
+from lorabake.matching import Matcher
+from lorabake.matching.ledger import Ledger
+from lorabake.matching.patches import Patch
 from lorabake.matching.ties import find_tie
 from lorabake.planning import provenance
 from lorabake.recipe import Recipe

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lorabake.adapters.kind import MAGNITUDES, matrix
 from lorabake.errors import MatchError, SurroundingsError
 from lorabake.execution.methods import masks_of
-from lorabake.matching import Patch
+from lorabake.matching.patches import Patch
 from lorabake.planning import Bake, Plan, Target
 from lorabake.reference.arrays import GREATEST, LEAST, MANTISSA, Files, spacing
 from lorabake.reference.codecs import as_stored, largest, may_cancel, next_power, scales, turned, worth

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lorabake.adapters.kind import MAGNITUDES, SCALE_OF_ALPHA_0
 from lorabake.errors import ValueTooLargeError
 from lorabake.execution.changes import FADES, VANISHES, Tally, fading, no_scale
-from lorabake.matching import Patch
+from lorabake.matching.patches import Patch
 from lorabake.planning import Bake, Plan
 from lorabake.reference.arrays import MANTISSA, Files
 from lorabake.reference.formulas import PRODUCTS

@@ -18,7 +18,7 @@ from lorabake.errors import SurroundingsError, first_line
 from lorabake.keymap.patterns import is_quick
 from lorabake.keymap.table import KeyMap, Module
 from lorabake.keymap.view import Region, View
-from lorabake.matching import Patch
+from lorabake.matching.patches import Patch
 from lorabake.planning import Plan
 from lorabake.reference.arrays import Files
 from lorabake.reference.codecs import worth

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lorabake.adapters.kind import MAGNITUDES, matrix
 from lorabake.keymap.names import patterns
-from lorabake.matching import Patch
+from lorabake.matching.patches import Patch
 from lorabake.planning import Plan
 from lorabake.reference.arrays import spacing
 from lorabake.reference.formulas import FORMULAS, Place

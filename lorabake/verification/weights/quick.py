@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from lorabake.adapters.kind import matrix
 from lorabake.execution.changes import Tally
-from lorabake.matching import Patch
+from lorabake.matching.patches import Patch
 from lorabake.planning import Bake, Plan, default_workers
 from lorabake.reference.arrays import Files
 from lorabake.reference.formulas import Array

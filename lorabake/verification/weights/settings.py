@@ -14,7 +14,7 @@ from typing import get_args
 
 from lorabake.errors import LorabakeError
 from lorabake.keymap.names import patterns
-from lorabake.matching import Patch
+from lorabake.matching.patches import Patch
 from lorabake.planning import Plan
 from lorabake.planning import plan as make_plan
 from lorabake.recipe import Lora, Recipe

@@ -1,0 +1,53 @@
+"""What is done to a module: one patch for each of its parameters that a LoRA changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from lorabake.adapters import dora
+from lorabake.adapters.kind import Kind, Settings
+from lorabake.keymap.view import View
+from lorabake.matching.strengths import share_of
+from lorabake.tensors.header import TensorInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """Hold one change of one parameter of one module.
+
+    `strength` is the user's, all factors in; `scale` the file's own, or None where the alpha tensor in
+    `tensors` says it (1 where there is none either); `settings` what the kind took from the file's configuration.
+    That alpha is over the rank of one of `parts` parts. `semantics` names a program whose reading is followed.
+    """
+
+    lora: int
+    module: str
+    kind: Kind
+    tensors: Mapping[str, TensorInfo]
+    view: View
+    strength: float
+    scale: float | None
+    settings: Settings = field(default_factory=dict)
+    parts: int = 1
+    semantics: str = ""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each slot's tensor."""
+        return {slot: info.shape for slot, info in self.tensors.items()}
+
+    @property
+    def has_dora(self) -> bool:
+        """Tell whether a magnitude sets the lengths of the result."""
+        return dora.is_in(self.tensors)
+
+    @property
+    def share(self) -> float:
+        """Return what W(1) − W is multiplied by: the strength, unless `semantics` has another law."""
+        return share_of(self.kind, self.has_dora, self.semantics, self.strength, self.settings)
+
+    @property
+    def sets_all(self) -> bool:
+        """Tell whether nothing is left of what it meets."""
+        return self.kind.replaces and self.share == 1
