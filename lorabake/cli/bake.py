@@ -65,8 +65,8 @@ def bake(
         beside = [each.path for each in plan.embeddings]
         check_report(report, [*files_of(plan.sources.recipe, plan.path), *beside], [plan.path, partial_of(plan.path)])
     talks = not (quiet or as_json)
-    for number, ledger in enumerate(plan.ledgers if talks else (), 1):
-        for line in ledger_lines(ledger, number):
+    for number in range(len(plan.ledgers) if talks else 0):
+        for line in ledger_lines(plan, number):
             echo(line, err=True)
     for note in plan.notes if not quiet else ():
         echo(f"note: {note}", err=True)

@@ -53,11 +53,11 @@ def plan(recipe: Path, output: Path | None, as_json: bool, estimate: bool) -> No
     key_map = made.sources.key_map
     layouts = ", ".join(f"{name} ({place[0].name})" for name, place in key_map.placed.items())
     echo(f"base      {made.sources.recipe.base.path}: {key_map.architecture.title}; {layouts}")
-    for number, ledger in enumerate(made.ledgers, 1):
-        for line in ledger_lines(ledger, number):
+    for number, ledger in enumerate(made.ledgers):
+        for line in ledger_lines(made, number):
             echo(line)
-        if number - 1 in shares:
-            echo(f"{'':<{LABEL}}{survives(ledger.lora, shares[number - 1])}")
+        if number in shares:
+            echo(f"{'':<{LABEL}}{survives(ledger.lora, shares[number])}")
     if made.sources.recipe.vae is not None:
         echo(f"vae       {made.sources.recipe.vae.path} takes the place of the base's")
     baked = sum(len(bake.targets) for bake in made.bakes)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from lorabake.execution.changes import percent
 from lorabake.matching.ledger import Ledger
+from lorabake.planning import Embedding, Plan
 
 
 def size_of(count: int) -> str:
@@ -46,15 +47,16 @@ LABEL: Final = 10
 """Letters of the words that lines begin with: lorabake's own, so that no name from a file can begin a line."""
 
 
-def ledger_lines(ledger: Ledger, number: int) -> Iterator[str]:
-    """Tell what became of one LoRA's tensors; the LoRA is the recipe's by this number, from 1."""
-    label = f"lora {number}"
-    for line in _ledger_lines(ledger):
+def ledger_lines(plan: Plan, number: int) -> Iterator[str]:
+    """Tell what became of the tensors of one LoRA of a plan; it is the recipe's by this number, from 0."""
+    label = f"lora {number + 1}"
+    embeddings = [embedding for embedding in plan.embeddings if embedding.lora == number]
+    for line in _ledger_lines(plan.ledgers[number], embeddings):
         yield f"{label:<{LABEL}}{line}"
         label = ""
 
 
-def _ledger_lines(ledger: Ledger) -> Iterator[str]:
+def _ledger_lines(ledger: Ledger, embeddings: Iterable[Embedding]) -> Iterator[str]:
     ranks = "/".join(str(rank) for rank in sorted(ledger.ranks))
     details = f"{counts(ledger.modules)}; {counts(ledger.kinds)}{f'; rank {ranks}' if ranks else ''}"
     yield f"{ledger.lora}: {ledger.applied} of {ledger.tensors} tensors applied" + (
@@ -62,8 +64,9 @@ def _ledger_lines(ledger: Ledger) -> Iterator[str]:
     )
     for reason, count in ledger.excluded.items():
         yield f"  {count} left out: {reason}"
-    for place, count in ledger.written.items():
-        yield f"  {count} written to {place}"
+    for embedding in embeddings:
+        place = f"{embedding.path.name}: the learned embedding of {embedding.token!r}"
+        yield f"  {len(embedding.vectors)} written to {place}"
     for note in ledger.notes:
         yield f"  note: {note}"
 

@@ -15,7 +15,7 @@ RANK_0 = "rank 0: no effect"
 class Ledger:
     """Count what became of one LoRA's tensors: applied, or excluded by the recipe and why.
 
-    `embeddings` are learned ones, by token and name, which go to files of their own; `written` counts them by file.
+    `embeddings` are learned ones, by token and name, which go to files of their own.
     """
 
     lora: str
@@ -27,7 +27,6 @@ class Ledger:
     ranks: Counter[int] = field(default_factory=Counter)
     excluded: Counter[str] = field(default_factory=Counter)
     embeddings: dict[str, dict[str, Vectors]] = field(default_factory=dict)
-    written: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -442,7 +442,7 @@ class _Planner:
                 )
 
     def _embeddings(self, ledgers: list[Ledger]) -> Iterator[Embedding]:
-        """Plan a file beside the output for each learned embedding, and enter it in the ledger.
+        """Plan a file beside the output for each learned embedding.
 
         Files of tokens that come to one name are numbered, in the order of the LoRAs.
         """
@@ -456,7 +456,6 @@ class _Planner:
                 taken.add(chosen.casefold())
                 path = self.path.with_name(f"{stem}.{chosen}.safetensors")
                 check_is_no_input(self.sources, path)
-                ledger.written[f"{path.name}: the learned embedding of {token!r}"] = len(vectors)
                 yield Embedding(path, number, token, tuple(vectors.values()))
 
     # -- what happens to each tensor -------------------------------------------------------------------
