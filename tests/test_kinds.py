@@ -1,6 +1,6 @@
 """Every adapter kind, baked: strengths, dtypes, convolutions, fused and split weights, several at once, and verified.
 
-What each must give comes from `verification/formulas.py`, which shares nothing with the code that bakes; LyCORIS and
+What each must give comes from `reference/formulas/`, which shares nothing with the code that bakes; LyCORIS and
 PEFT themselves are asked in `tests/oracle/`.
 """
 
@@ -20,8 +20,8 @@ from lorabake import VerifyOptions, verify
 from lorabake.adapters import kinds
 from lorabake.errors import LorabakeError
 from lorabake.recipe import load_recipe
-from lorabake.reference.formulas import Place
 from lorabake.reference.formulas import changed as work_out
+from lorabake.reference.formulas.formula import Place
 from lorabake.verification.findings import Status
 from tests import builders as b
 

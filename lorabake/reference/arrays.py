@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lorabake.errors import FileError
 from lorabake.machine import unreadable
 from lorabake.reference.codecs import unpack
-from lorabake.reference.formulas import Array
+from lorabake.reference.formulas.formula import Array
 from lorabake.tensors.dtypes import DTYPES, decode_scalar
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo

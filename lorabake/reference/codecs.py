@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from lorabake.reference.formulas import Array
+from lorabake.reference.formulas.formula import Array
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo, dequantize
 

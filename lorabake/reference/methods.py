@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorabake.recipe import Method
-from lorabake.reference.formulas import Array
+from lorabake.reference.formulas.formula import Array
 
 
 def combined(

@@ -22,7 +22,10 @@ from lorabake.matching.patches import Patch
 from lorabake.planning import Bake, Plan, Target
 from lorabake.reference.arrays import GREATEST, LEAST, MANTISSA, Files, spacing
 from lorabake.reference.codecs import as_stored, largest, may_cancel, next_power, scales, turned, worth
-from lorabake.reference.formulas import FORMULAS, PRODUCTS, Array, Place, Tensors, changed, scale_of_alpha_0, share
+from lorabake.reference.formulas import FORMULAS, changed
+from lorabake.reference.formulas.formula import Array, Place, Tensors
+from lorabake.reference.formulas.laws import scale_of_alpha_0, share
+from lorabake.reference.formulas.products import PRODUCTS
 from lorabake.reference.methods import combined
 from lorabake.tensors.dtypes import LARGEST, decode_scalar
 from lorabake.tensors.header import TensorInfo
@@ -416,7 +419,7 @@ def _refused(patch: Patch) -> Iterator[None]:
 def _delta(patch: Patch, tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     if patch.kind.name not in FORMULAS:
         raise SurroundingsError(
-            f"verification has no formula for {patch.kind.title}", "Add one to lorabake/reference/formulas.py."
+            f"verification has no formula for {patch.kind.title}", "Add one to lorabake/reference/formulas/."
         )
     with _refused(patch):
         updated = changed(patch.kind.name, tensors, weight, place, scale)

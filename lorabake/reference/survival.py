@@ -21,7 +21,7 @@ from lorabake.execution.changes import FADES, VANISHES, Tally, fading, no_scale
 from lorabake.matching.patches import Patch
 from lorabake.planning import Bake, Plan
 from lorabake.reference.arrays import MANTISSA, Files
-from lorabake.reference.formulas import PRODUCTS
+from lorabake.reference.formulas.products import PRODUCTS
 from lorabake.reference.recompute import Recomputation
 from lorabake.tensors.dtypes import DTYPES
 from lorabake.tensors.header import TensorInfo

@@ -8,7 +8,8 @@ import torch
 
 from lorabake.adapters import kinds
 from lorabake.reference.arrays import decode, spacing
-from lorabake.reference.formulas import FORMULAS, Place, changed
+from lorabake.reference.formulas import FORMULAS, changed
+from lorabake.reference.formulas.formula import Place
 from lorabake.reference.recompute import rounded
 from tests import builders as b
 

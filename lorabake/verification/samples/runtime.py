@@ -22,7 +22,7 @@ from lorabake.matching.patches import Patch
 from lorabake.planning import Plan
 from lorabake.reference.arrays import Files
 from lorabake.reference.codecs import worth
-from lorabake.reference.formulas import Array
+from lorabake.reference.formulas.formula import Array
 from lorabake.reference.recompute import Recomputation
 from lorabake.sources import LoraSource
 from lorabake.verification.samples.networks import submodule

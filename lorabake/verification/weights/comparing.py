@@ -14,7 +14,7 @@ from lorabake.errors import SurroundingsError
 from lorabake.keymap.names import patterns
 from lorabake.planning import Bake, Plan, Target, default_workers
 from lorabake.reference.arrays import Files
-from lorabake.reference.formulas import PRODUCTS
+from lorabake.reference.formulas.products import PRODUCTS
 from lorabake.reference.recompute import Recomputation
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.dtypes import DTYPES, FLOAT_NAMES

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lorabake.planning import Bake, Target
 from lorabake.reference.arrays import MANTISSA, spacing
-from lorabake.reference.formulas import Array
+from lorabake.reference.formulas.formula import Array
 from lorabake.reference.recompute import Indices, Numbers, Recomputation, Tile, rounded_by
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo

@@ -22,7 +22,8 @@ from lorabake.keymap.names import patterns
 from lorabake.matching.patches import Patch
 from lorabake.planning import Plan
 from lorabake.reference.arrays import spacing
-from lorabake.reference.formulas import FORMULAS, Place
+from lorabake.reference.formulas import FORMULAS
+from lorabake.reference.formulas.formula import Place
 from lorabake.reference.recompute import Recomputation, rounded
 from lorabake.verification.findings import Finding, Status
 from lorabake.verification.weights.comparison import Comparison

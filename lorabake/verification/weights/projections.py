@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from lorabake.adapters.kind import matrix
 from lorabake.planning import Bake, Target
 from lorabake.reference.arrays import LEAST, MANTISSA, Files, Singles
-from lorabake.reference.formulas import Array
+from lorabake.reference.formulas.formula import Array
 from lorabake.reference.recompute import Indices, Product, Recomputation
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo

@@ -22,7 +22,7 @@ from lorabake.execution.changes import Tally
 from lorabake.matching.patches import Patch
 from lorabake.planning import Bake, Plan, default_workers
 from lorabake.reference.arrays import Files
-from lorabake.reference.formulas import Array
+from lorabake.reference.formulas.formula import Array
 from lorabake.reference.survival import note_scales
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.verification.findings import Finding, Status

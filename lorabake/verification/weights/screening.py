@@ -22,7 +22,7 @@ import numpy as np
 from lorabake.adapters.kind import matrix
 from lorabake.planning import Bake, Target
 from lorabake.reference.arrays import LEAST, MANTISSA, Files, Singles, decode, spacing
-from lorabake.reference.formulas import Array
+from lorabake.reference.formulas.formula import Array
 from lorabake.reference.recompute import Indices, Product, Recomputation, longest, terms
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo

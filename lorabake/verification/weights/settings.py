@@ -19,7 +19,7 @@ from lorabake.planning import Plan
 from lorabake.planning import plan as make_plan
 from lorabake.recipe import Lora, Recipe
 from lorabake.reference.arrays import Files
-from lorabake.reference.formulas import PRODUCTS
+from lorabake.reference.formulas.products import PRODUCTS
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.verification.findings import Finding, Status
 from lorabake.verification.weights.comparing import Comparer, Job
