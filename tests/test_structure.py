@@ -59,7 +59,6 @@ LONGER = {
     "planning.__init__": "to be parted",
     "planning.__init__._Planner": "to be parted",
     "recipe.__init__": "to be parted",
-    "reference.formulas": "to be parted",
     "reference.recompute": "to be parted",
     "reference.recompute.Recomputation": "to be parted",
     "tensors.formats": "to be parted",
