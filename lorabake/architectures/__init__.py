@@ -1,6 +1,6 @@
 """One file a model family: table literals only. A new file here is found by itself.
 
-`released/` holds, for most, the modules of its released models, as `tests/released.py` writes them from headers.
+For most families, `released/` lists the modules of released models; `tests/released.py` writes it from headers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""aMUSEd: it fills in tokens of a picture; CLIP-L, VQ-VAE."""
+"""aMUSEd: a transformer that fills in the tokens of a picture; CLIP-L, VQ-VAE."""
 
 from lorabake.components import clip, transformer
 from lorabake.keymap.table import Architecture, Component, Has, Layout

@@ -1,4 +1,4 @@
-"""AuraFlow: in its own code `w1` reads the text and `w2` the picture, alone `w1` reads both; T5, VAE."""
+"""AuraFlow: in its own code `w1` reads the text and `w2` the picture; a `w1` alone reads both; T5, VAE."""
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import VAE

@@ -1,4 +1,4 @@
-"""Bria FIBO: blocks with Flux.1's names, and a projection of the captions for each; SmolLM3, VAE."""
+"""Bria FIBO: Flux.1's names for blocks, and one projection of the captions for each block; SmolLM3, VAE."""
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE

@@ -1,6 +1,7 @@
 """CogVideoX; T5, VAE.
 
-SwissArmyTransformer has the modulations of both norms in one, in pieces by turns: those have its own names only.
+SwissArmyTransformer stores the modulations of both norms in one tensor, in alternating pieces. That tensor has only
+SwissArmyTransformer's name here.
 """
 
 from lorabake.components import sat, text, transformer

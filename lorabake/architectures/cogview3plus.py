@@ -1,6 +1,6 @@
 """CogView3-Plus; T5, VAE.
 
-CogView3-Plus and CogView4 have equal names; the embedding of the time is 5 times as wide as high.
+CogView3-Plus and CogView4 use the same names. Here the time embedding has 5 times as many columns as rows.
 """
 
 from lorabake.components import sat, text, transformer

@@ -1,6 +1,6 @@
 """CogView4; GLM, VAE.
 
-CogView3-Plus and CogView4 have equal names; the embedding of the time is 8 times as wide as high.
+CogView3-Plus and CogView4 use the same names. Here the time embedding has 8 times as many columns as rows.
 """
 
 from lorabake.components import sat, text, transformer

@@ -1,4 +1,4 @@
-"""ControlNets of Stable Diffusion 1.x, 2.x and XL, bases of their own."""
+"""ControlNets of Stable Diffusion 1.x, 2.x and XL. Each is a base by itself."""
 
 from lorabake.components import controlnet, unet
 from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout

@@ -1,4 +1,4 @@
-"""ControlNets of Flux.1 as diffusers names them (InstantX, Shakker Labs, Jasper), bases of their own."""
+"""ControlNets of Flux.1 as diffusers names them (InstantX, Shakker Labs, Jasper). Each is a base by itself."""
 
 from lorabake.keymap.table import Architecture, Component, Has, Layout
 

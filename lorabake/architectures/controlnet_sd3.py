@@ -1,4 +1,4 @@
-"""ControlNets of Stable Diffusion 3 and 3.5, bases of their own; Stability's of 3.5 fuse q, k and v."""
+"""ControlNets of Stable Diffusion 3 and 3.5; Stability's own for 3.5 fuse q, k and v. Each is a base by itself."""
 
 from lorabake.components.transformer import QKV
 from lorabake.keymap.table import Architecture, Component, Has, Layout, Row

@@ -1,6 +1,6 @@
-"""ControlNets that have one naming, diffusers' and their makers': of Qwen-Image, Sana, Z-Image and more.
+"""ControlNets that diffusers and their makers name alike: of Qwen-Image, Sana, Z-Image and more.
 
-They are bases of their own.
+Each is a base by itself.
 """
 
 from lorabake.keymap.table import Architecture, Component, Has, Layout

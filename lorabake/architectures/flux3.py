@@ -1,4 +1,4 @@
-"""Flux.3: blocks of each stream before those that all share; a language model, VAE."""
+"""Flux.3: each stream has blocks of its own, then all streams share the rest; a language model, VAE."""
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE

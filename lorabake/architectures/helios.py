@@ -1,4 +1,4 @@
-"""Helios: Wan's blocks behind patches of three lengths; UMT5, VAE."""
+"""Helios: Wan's blocks, after patch embeddings of three lengths; UMT5, VAE."""
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE

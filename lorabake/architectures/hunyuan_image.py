@@ -1,4 +1,4 @@
-"""HunyuanImage 2.1: HunyuanVideo's blocks on pictures; Qwen2.5-VL, ByT5, VAE."""
+"""HunyuanImage 2.1: HunyuanVideo's blocks, for pictures; Qwen2.5-VL, ByT5, VAE."""
 
 from lorabake.components import hunyuan, text, transformer
 from lorabake.components.vae import OTHER_VAE

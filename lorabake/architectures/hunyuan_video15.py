@@ -1,4 +1,4 @@
-"""HunyuanVideo 1.5: double blocks alone, and Tencent's own names have q, k and v apart; Qwen2.5-VL, ByT5, VAE."""
+"""HunyuanVideo 1.5: only double blocks; Tencent's own names split q, k and v; Qwen2.5-VL, ByT5, VAE."""
 
 from lorabake.components import hunyuan, text, transformer
 from lorabake.components.vae import OTHER_VAE

@@ -1,6 +1,6 @@
 """HunyuanDiT 1.0 to 1.2; BERT, T5, VAE.
 
-Both code bases have a `norm2` and a `norm3` in each block, and mean each other's by it: neither name is clear.
+In each block Tencent's code and diffusers both have a `norm2` and a `norm3`, but exchanged: neither name is clear.
 """
 
 from lorabake.components import text, transformer

@@ -1,4 +1,4 @@
-"""Kandinsky 2.1 and 2.2 as diffusers names them: the decoder, a UNet, and the prior, which makes what it reads."""
+"""Kandinsky 2.1 and 2.2 as diffusers names them: the decoder, a UNet, and the prior, which feeds it."""
 
 from lorabake.components import clip
 from lorabake.components.vae import OTHER_VAE

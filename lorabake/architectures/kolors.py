@@ -1,4 +1,4 @@
-"""Kolors: SDXL's UNet behind a projection of ChatGLM's states; ChatGLM, VAE."""
+"""Kolors: SDXL's UNet, which reads a projection of ChatGLM's states; ChatGLM, VAE."""
 
 from lorabake.components import text, unet
 from lorabake.components.vae import VAE

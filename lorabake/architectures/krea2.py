@@ -1,4 +1,4 @@
-"""Krea 2: its attention has gates, and one stack of blocks fuses the layers of its language model; VAE."""
+"""Krea 2: its attention has gates, and a stack of blocks merges the language model's layers; VAE."""
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE

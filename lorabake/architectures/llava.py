@@ -1,4 +1,4 @@
-"""LLaVA, Gemma 3 and their like: transformers stores them under older names than those that it has in memory."""
+"""LLaVA, Gemma 3 and their like: transformers stores them under older names than it uses in memory."""
 
 from lorabake.components import renamed, text
 from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Row
@@ -34,7 +34,7 @@ LLAVA = Architecture(
                 Row(("multi_modal_projector", "model.multi_modal_projector")),
             ),
             flat=("lora_unet_",),
-            optional=("model.", "transformer.", "diffusion_model."),  # one that makes pictures is called so
+            optional=("model.", "transformer.", "diffusion_model."),  # some make pictures
             roots=text.ROOTS,
             at_last=text.ALONE,
             embeddings=("embed_tokens",),

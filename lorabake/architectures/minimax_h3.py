@@ -1,7 +1,7 @@
-"""MiniMax-H3 as diffusers names it: one transformer for prompts, one for pictures to go by; Qwen3, VAEs.
+"""MiniMax-H3 as diffusers names it: one transformer for prompts, one for reference pictures; Qwen3, VAEs.
 
-Its maker's files fuse q, k and v in one of two orders of rows that nothing in a file tells apart: their names are
-not tied to diffusers' here.
+Its maker's files fuse q, k and v in one of two row orders, and nothing in a file tells which. So this table does not
+pair their names with diffusers'.
 """
 
 from lorabake.components import text, transformer

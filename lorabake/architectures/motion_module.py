@@ -1,4 +1,4 @@
-"""AnimateDiff's motion modules, a base of their own: MotionLoRAs change them, not the checkpoint beside."""
+"""AnimateDiff's motion modules, a base by themselves: MotionLoRAs change them, not the image model's checkpoint."""
 
 from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Row
 

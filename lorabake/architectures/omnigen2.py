@@ -1,4 +1,4 @@
-"""OmniGen2: Lumina 2's blocks, and a refiner for pictures to go by; Qwen2.5-VL, VAE."""
+"""OmniGen2: Lumina 2's blocks, and a refiner for reference pictures; Qwen2.5-VL, VAE."""
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import VAE

@@ -1,4 +1,4 @@
-"""Qwen2-VL and Qwen2.5-VL: transformers stores them under older names than those that it has in memory."""
+"""Qwen2-VL and Qwen2.5-VL: transformers stores them under older names than it uses in memory."""
 
 from lorabake.components import renamed, text
 from lorabake.keymap.table import Architecture, Component, Has, Layout, Row
@@ -31,7 +31,7 @@ QWEN_VL = Architecture(
                 Row(("visual", "model.visual")),
             ),
             flat=("lora_unet_",),
-            optional=("model.", "transformer.", "diffusion_model."),  # one that makes pictures is called so
+            optional=("model.", "transformer.", "diffusion_model."),  # some make pictures
             roots=text.ROOTS,
             at_last=text.ALONE,
             embeddings=("embed_tokens",),

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x: 4-level UNet with 1×1 convolutions around its attention, CLIP-L, VAE."""
+"""Stable Diffusion 1.x: a UNet of 4 levels, with 1×1 convolutions around its attention; CLIP-L, VAE."""
 
 from lorabake.components import clip, unet
 from lorabake.components.vae import VAE

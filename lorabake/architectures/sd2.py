@@ -1,4 +1,4 @@
-"""Stable Diffusion 2.x (also 768-v, inpainting, depth): linear layers around the attention, OpenCLIP-H."""
+"""Stable Diffusion 2.x (also 768-v, inpainting, depth): linear layers around the attention; OpenCLIP-H."""
 
 from lorabake.components import clip, unet
 from lorabake.components.vae import VAE

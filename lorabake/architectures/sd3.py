@@ -53,7 +53,7 @@ SD3 = Architecture(
                         Row(("context_block.attn.ln_k", "attn.norm_added_k")),
                         Row(("context_block.mlp.fc1", "ff_context.net.0.proj")),
                         Row(("context_block.mlp.fc2", "ff_context.net.2")),
-                        # Only the last block has one shift and one scale, which diffusers stores in the other order.
+                        # Only the last block has a single shift and scale; diffusers stores them in the other order.
                         Row(
                             ("context_block.adaLN_modulation.1", "norm1_context.linear"),
                             swapped=("sai",),

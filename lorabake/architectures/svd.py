@@ -1,4 +1,4 @@
-"""Stable Video Diffusion as diffusers names it; VAE. The picture that it starts from takes the text's place."""
+"""Stable Video Diffusion as diffusers names it; VAE. It reads a picture instead of a text."""
 
 from lorabake.components.vae import OTHER_VAE
 from lorabake.keymap.table import Architecture, Component, Has, Kin, Layout

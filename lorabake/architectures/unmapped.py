@@ -1,4 +1,4 @@
-"""Families without a table of names yet: known by their LoRAs' names, so that a refusal says what a file is.
+"""Families without a table of names yet. Module names tell their LoRAs, so that a refusal can name the family.
 
 Their checkpoints bake under their own names (see `generic`).
 """

@@ -1,6 +1,6 @@
 """Wan 2.1 and 2.2: T2V, I2V, FLF2V, VACE, Animate; a 2.2 pipeline has two transformers; UMT5, VAE.
 
-The motion encoder of Animate has only the names of its own layout: diffusers reshapes its tensors, too.
+Animate's motion encoder has names in Wan's own layout only, because diffusers also reshapes its tensors.
 """
 
 from lorabake.components import text

@@ -57,7 +57,7 @@ ORDERS = (
     ),
 )
 
-# Beside a diffusion transformer: single files name CLIP by what it is, pipelines by its place.
+# Beside a diffusion transformer. Single files name CLIP by its model (clip_l), pipelines by number (text_encoder).
 CLIP_L = Component(
     name="text_encoder",
     layouts=(

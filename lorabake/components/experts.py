@@ -1,4 +1,4 @@
-"""How models stack their experts, by the `model_type` of their config.json, as transformers 5 has them."""
+"""How models stack their experts in transformers 5, by the `model_type` of config.json."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ XLABS = (
         ),
     ),
     Alias("single_blocks.{}.processor.proj", ("single_blocks.{}.linear2",)),
-    # ComfyUI's name of the same, in LoRAs that it wrote anew.
+    # ComfyUI's name for the same modules, in LoRAs that it saved itself.
     Alias(
         "single_blocks.{}.linear1_qkv",
         (
@@ -72,7 +72,7 @@ XLABS = (
     ),
 )
 
-# Black Forest Labs' control LoRAs hold norms whole: `key_norm` has the tensor `scale`.
+# Black Forest Labs' control LoRAs hold whole norms: the tensor `scale` of `key_norm`.
 CONTROL = (
     Alias("double_blocks.{}.img_attn.norm.query_norm", ("double_blocks.{}.img_attn.norm.query_norm.scale",)),
     Alias("double_blocks.{}.img_attn.norm.key_norm", ("double_blocks.{}.img_attn.norm.key_norm.scale",)),

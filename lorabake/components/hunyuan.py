@@ -1,6 +1,6 @@
 """The blocks of HunyuanVideo and HunyuanImage, as Tencent's code, ComfyUI and diffusers name them.
 
-Source of the pairs: the renaming that ComfyUI does when it loads such a file, and diffusers' conversion.
+Source of the pairs: ComfyUI's renaming when it loads such a file, and diffusers' conversion.
 """
 
 from lorabake.keymap.table import Row

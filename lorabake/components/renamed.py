@@ -1,7 +1,10 @@
 """What transformers calls tensors once it has loaded them, by `model_type` of config.json (as of 5.23).
 
-The facts are those of its `conversion_mapping.py` and of its classes' `base_model_prefix`; a test compares them with
-the version that is installed. Experts that it stacks are in `keymap/experts.py`.
+The rows mirror transformers' `conversion_mapping.py` and the `base_model_prefix` of its classes. A test compares them
+with the installed version. How transformers stacks experts is in `components/experts.py`.
+
+This is one file because its source is one file: the two are compared and updated side by side. The order of the rows
+counts from the first to the last, and many rows serve models of several families, so no cut by family would hold.
 """
 
 from lorabake.keymap.renaming import Fused, Rename, Renaming
@@ -918,7 +921,7 @@ RENAMINGS = (
     Renaming(("yolos",), (
         Rename("encoder.mid_position_embeddings", "encoder.interpolation.mid_position_embeddings"),
     )),
-    # Parts of models.
+    # Rows for parts of models, such as vision towers.
     Renaming(("colqwen2", "qwen2_5_vl", "qwen2_vl"), (
         Rename("^model.(?!language_model.)", "model.language_model."),
     ), below=("model.", "vlm.", "")),
@@ -1394,7 +1397,7 @@ RENAMINGS = (
         "backbone.conv_encoder.model.swin.", "model.pixel_level_module.encoder.",
         "pixel_level_module.encoder.swin.", "pixel_level_module.encoder.", "swin.", "",
     )),
-    # A head is put on a model, or taken off: the path to the model itself comes or goes.
+    # A model with a head stores the model below a path (`model.`); without the head, that path is missing.
     Renaming(("aimv2_vision_model",), (Rename("^aimv2.", ""),), whole=True),
     Renaming(("pe_audio",), (Rename("^audio_model.", ""),), whole=True),
     Renaming(("pe_audio_encoder",), (Rename("^audio_model.audio_encoder.", ""),), whole=True),

@@ -1,13 +1,14 @@
-"""Text encoders beside a diffusion transformer, but CLIP: T5 and language models.
+"""Text encoders beside a diffusion transformer, except CLIP: T5 and language models.
 
-Single files name them by what they are (`text_encoders.t5xxl.transformer.`), pipelines by their order, and both
-keep the names of transformers inside.
+Single files name them by their model (`text_encoders.t5xxl.transformer.`), pipelines by their number
+(`text_encoder_2`). Below that, both use transformers' names.
 """
 
 from lorabake.keymap.table import Component, Has, Layout
 
-# Where a language model is, alone or as the text part of one that also sees or hears: LoRAs are trained on either,
-# and used on the other. In transformers today and before, in the models' own code, in MLX-VLM and vLLM.
+# Paths to a language model: alone, or as the text part of a model that also sees or hears. LoRAs are trained on the
+# one and used on the other. The names are those of transformers (today's and older), of the models' own code, of
+# MLX-VLM and of vLLM.
 ROOTS = (
     (
         "",
@@ -25,7 +26,7 @@ ROOTS = (
 
 T5_NEEDS = (Has("encoder.block.0.layer.0.SelfAttention.q.weight", ndim=2),)
 
-# Where T5 is the second of two, some trainers still count it as the third.
+# Where T5 is the second of two text encoders, some trainers still call it the third.
 T5_SECOND = Component(
     name="text_encoder_2",
     layouts=(
@@ -64,7 +65,7 @@ LLAMA_FOURTH = Component(
     roots=ROOTS,
 )
 
-# What single files and ComfyUI's LoRAs call it: by what it is.
+# Single files and ComfyUI's LoRAs name it by its model.
 NAMED = (
     "text_encoders.t5xxl.transformer.",
     "text_encoders.umt5xxl.transformer.",
@@ -79,13 +80,13 @@ NAMED = (
     "text_encoders.mistral3_24b.transformer.",
 )
 
-# What LoRAs put before the modules of a text encoder, which in a file of its own is a language model.
+# Prefixes in LoRAs of a text encoder. Alone in a file, the same network is a language model.
 ALONE = (
     *("text_encoder.", "text_encoder_2.", "text_encoder_3.", *NAMED),
     *("lora_te_", "lora_te1_", "lora_te2_", "lora_te3_"),
 )
 
-# The one text encoder of a family that has one: T5, UMT5, Gemma, Qwen, Mistral, ChatGLM.
+# The text encoder of families that have only one: T5, UMT5, Gemma, Qwen, Mistral, ChatGLM.
 ONLY = Component(
     name="text_encoder",
     layouts=(Layout("hf", ("text_encoder/", *NAMED, "text_encoders."), ()),),

@@ -1,11 +1,11 @@
 """Where diffusion transformers lie in checkpoints, and the prefixes that LoRA files put before their names."""
 
-# A single file has the network alone or below one of these; a diffusers pipeline has it in a folder.
+# A single file holds the network at the top or below one of these prefixes; a diffusers pipeline, in a folder.
 SINGLE_FILE = ("model.diffusion_model.", "diffusion_model.", "net.", "")
 FOLDER = ("transformer/", "transformer.", "")
 ANY = ("model.diffusion_model.", "diffusion_model.", "transformer/", "transformer.", "net.", "")
 
-# Older scripts of PEFT and diffusers call a transformer what they called the UNet, its predecessor.
+# Older scripts of PEFT and diffusers still call the transformer `unet`.
 DOTTED = ("transformer.", "diffusion_model.", "model.diffusion_model.", "unet.")
 FLAT = ("lora_unet_", "lora_unet__", "lora_transformer_")
 

@@ -6,7 +6,7 @@ pairs: the conversion of CompVis/latent-diffusion checkpoints that diffusers and
 
 from lorabake.keymap.table import IndexOrder, Lacks, Row
 
-# UNets for videos, and Versatile Diffusion's, have these names and more.
+# UNets for videos and Versatile Diffusion have these names, and others besides.
 PICTURES = (
     Lacks("down_blocks.0.attentions.0.temporal_transformer_blocks.0.norm1.weight"),
     Lacks("down_blocks.0.temp_attentions.0.proj_in.weight"),
@@ -115,8 +115,8 @@ THREE_LEVELS = (
     Row(("output_blocks.8.0", "up_blocks.2.resnets.2"), RESNET),
 )
 
-# cloneofsimo/lora numbers its layers as PyTorch traversed the UNet of its day: `mid_block` was registered
-# last, and until diffusers 0.13 the feed-forward stood between the two attentions.
+# cloneofsimo/lora numbers layers in the order in which PyTorch walked through the UNet of that time: `mid_block` came
+# last, and until diffusers 0.13 the feed-forward came between the two attentions.
 TRAVERSED = (
     "down_blocks.0.attentions.0.transformer_blocks.0",
     "down_blocks.0.attentions.1.transformer_blocks.0",

@@ -1,7 +1,7 @@
 """The VAE (AutoencoderKL) of the Stable Diffusion families, as the LDM code and as diffusers name it.
 
-The LDM code numbers the decoder's levels from the output, diffusers from the input, and keeps the attention's
-projections as 1×1 convolutions where diffusers has linear layers.
+The LDM code numbers the decoder's levels from the output, diffusers from the input. The attention's projections are
+1×1 convolutions in the LDM code and linear layers in diffusers.
 """
 
 from lorabake.keymap.table import Component, Has, Layout, Row
@@ -46,7 +46,7 @@ VAE = Component(
     flat=("lora_vae_",),
 )
 
-# The VAE of a family that every code base names in its own way: only its own names lead to it.
+# A VAE that each code base names differently. Here it has only the names in its own file.
 OTHER_VAE = Component(
     name="vae",
     layouts=(Layout("own", ("vae/", "vae.", "first_stage_model."), ()),),

@@ -1,4 +1,4 @@
-"""One file a library that names transformers' language models its own way: table literals only, found by itself."""
+"""One file a library that names transformers' language models its own way. A new file here is found by itself."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""litgpt: q, k and v in one, each with factors of its own; its rotary embeddings are transformers'.
+"""litgpt: one module holds q, k and v, and each has factors of its own; rotary embeddings are as in transformers.
 
-The one module is `attn.qkv`, q before k before v. Before Lightning-AI/litgpt's pull request 1013 it was `attn.attn`,
-by groups of heads. LoRAs from before request 900 lay otherwise yet; those lack hyperparameters.yaml (request 1012).
+The module is `attn.qkv`: all rows of q, then k, then v. Before Lightning-AI/litgpt's pull request 1013 it was
+`attn.attn`, ordered by groups of heads. LoRAs from before pull request 900 had yet another order; they also lack
+hyperparameters.yaml (pull request 1012), so they are refused.
 """
 
 from lorabake.keymap.dialect import Dialect, Naming, Part

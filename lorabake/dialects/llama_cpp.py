@@ -1,6 +1,6 @@
-"""llama.cpp, by a GGUF file's architecture: those whose conversion renames, and at most reorders rows.
+"""llama.cpp, by a GGUF file's architecture: only models whose conversion renames modules and, at most, reorders rows.
 
-Others change values (Gemma's norms), turn weights (GPT-2) or join experts, and are refused.
+Other conversions change values (Gemma's norms), transpose weights (GPT-2) or join experts. Those models are refused.
 """
 
 from lorabake.keymap.dialect import Dialect, Naming

@@ -1,4 +1,4 @@
-"""torchtune, by the base's `model_type`: q and k of Llama, Mistral and Gemma are reordered, of Qwen and Phi-3 not."""
+"""torchtune, by the base's `model_type`: it reorders q and k of Llama, Mistral and Gemma, not of Qwen and Phi-3."""
 
 from lorabake.keymap.dialect import Dialect, Naming, Part
 
