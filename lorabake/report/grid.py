@@ -21,9 +21,9 @@ LEAST_SIDE = 192
 
 
 def render(samples: tuple[PromptSample, ...]) -> bytes:
-    """Draw a row for each prompt: base, run time, baked, and their difference, brightened.
+    """Draw one row for each prompt: base, run time, baked, and the brightened difference of the last two.
 
-    The factor on the differences is in the PNG's description.
+    The PNG's description states the factor by which differences are brightened.
     """
     factor = gain(samples)
     rows = [_row([*(each.pictures[name] for name in COLUMNS[:3]), amplified(each, factor)]) for each in samples]

@@ -1,7 +1,7 @@
 """The report for people: one HTML page that carries its style, script and pictures in itself.
 
 The page's policy allows the one style sheet and the one script, by digest, and pictures inside the page: nothing
-that a prompt or a file name may hold can run, and nothing is loaded from anywhere.
+that a prompt or a file name holds can run, and the page loads nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lorabake.verification.findings import Pixels, Samples, Verification
 
 COMPARED = ("floor", "baked", "base")
-"""The models whose likeness to the run-time model is told, from the floor to the ceiling."""
+"""Models that are compared with the run-time model, from the floor to the ceiling."""
 
 SHARP = 256
 """Pictures narrower than this are enlarged with square pixels."""
@@ -45,7 +45,7 @@ class Picture:
 
     @property
     def is_small(self) -> bool:
-        """Tell whether its pixels shall be seen."""
+        """Tell whether single pixels should be visible."""
         return self.size[0] < SHARP
 
 
@@ -60,7 +60,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Hold the findings of one check; `passed` apart, because they are folded away."""
+    """Hold the findings of one check; the `passed` ones are kept apart, because the page folds them away."""
 
     name: str
     counts: dict[Status, int]
@@ -122,12 +122,12 @@ def render(verification: Verification) -> bytes:
 
 
 def _shown(value: object) -> object:
-    """Make every character of a text seen, wherever the page shows one; a template's own parts stay as they are."""
+    """Make every character visible in a text that the page shows; leave the template's own parts as they are."""
     return value if isinstance(value, (Markup, int, float)) else visible(str(value))
 
 
 def _lines(text: str) -> Markup:
-    """Show a text of several lines, whose line breaks stay."""
+    """Show a text of several lines and keep its line breaks."""
     return Markup("\n").join(map(visible, re.split("\r?\n", text)))
 
 
@@ -141,7 +141,7 @@ def _counted(counts: dict[str, int]) -> str:
 
 
 def _split(text: str, reference: str) -> tuple[str, str]:
-    """Split a text where it leaves another."""
+    """Split a text at the first character where it differs from another one."""
     pairs = enumerate(zip(text, reference, strict=False))
     shared = next((at for at, (one, other) in pairs if one != other), min(len(text), len(reference)))
     return text[:shared], text[shared:]
@@ -201,7 +201,7 @@ def _by_component(effects: Iterable[Effect]) -> dict[str, list[Effect]]:
 
 
 def _found(verification: Verification) -> dict[str, Counter[str]]:
-    """Count by LoRA what was found of it in the tensors that it should have changed."""
+    """Count by LoRA what was found in the tensors that it should have changed."""
     found: dict[str, Counter[str]] = {}
     for tensor in verification.tensors:
         found.setdefault(tensor.lora, Counter())[tensor.what] += 1

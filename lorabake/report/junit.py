@@ -1,7 +1,7 @@
 """The report for the test tabs of GitHub, GitLab and Jenkins: junit.xml.
 
-A suite for each stage that was run and a case for each finding. A warning is a passed case that says something: the
-format has no warnings. Readers show either a failure's message or its text, so both say the same.
+Each stage that ran is a suite, and each finding a case. The format has no warnings, so a warning is a passed case
+with a text. Some readers show a failure's message, others its text, so both say the same.
 """
 
 from __future__ import annotations

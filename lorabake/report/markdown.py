@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from lorabake.verification.findings import Likeness, Samples, Verification
 
 MOST_ROWS = 50
-"""GitHub refuses a summary above 1 MiB; whoever has more to read opens the page."""
+"""GitHub refuses a summary above 1 MiB; the HTML page has the rest."""
 
 ADDRESS = r"(?<![a-z])(?:www(?=\.)|(?:https?|ftp|mailto|xmpp)(?=:))|@(?=\w)"
-"""Where GitHub sees a link to something, or to somebody, in plain text."""
+"""Matches what GitHub turns into a link in plain text: an address, or a user's name."""
 
 SIGNS = {Status.FAIL: "❌ fail", Status.ERROR: "💥 error", Status.WARN: "⚠️ warn"}
 
@@ -40,10 +40,10 @@ def render(verification: Verification) -> bytes:
 
 
 def escaped(text: str) -> str:
-    """Take every meaning that Markdown or HTML gives to a text's signs, also in a table, and to addresses in it.
+    """Escape a text so that Markdown and HTML show it as it is, in tables, too, and GitHub makes no links of it.
 
-    GitHub makes links of addresses in plain text. It looks for them in what is shown, so escapes do not help: an
-    entity that takes no place stands after `@`, and in `://` and `www.`.
+    GitHub turns addresses in plain text into links. It looks for them in the rendered text, so escapes do not help.
+    Instead, an entity of zero width goes after `@` and into `://` and `www.`.
     """
     spaced = visible(" ".join(text.split()))
     plain = re.sub(r"([\\`*_\[\]|!#~@$])", r"\\\1", spaced.replace("&", "&amp;").replace("<", "&lt;"))

@@ -1,6 +1,6 @@
-"""Turn pixel arrays into PNG files and difference pictures, with zlib and NumPy alone.
+"""Turn pixel arrays into PNG files and difference pictures, with zlib and NumPy only.
 
-A PNG needs so little that the report asks for no imaging library: PNG specification, third edition (W3C 2025).
+Writing a PNG is so simple that the report needs no imaging library: PNG specification, third edition (W3C 2025).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def png(pixels: Pixels, description: str = "") -> bytes:
 
 
 def data_uri(pixels: Pixels) -> str:
-    """Write pixels as a URI that a page can carry in itself."""
+    """Write pixels as a data URI, which a page can contain."""
     return "data:image/png;base64," + base64.b64encode(png(pixels)).decode("ascii")
 
 
@@ -47,7 +47,7 @@ def distance(one: Pixels, other: Pixels) -> Pixels:
 
 
 def gain(samples: Iterable[PromptSample]) -> int:
-    """Choose one factor for all difference pictures: the largest power of two up to 64 that clips none."""
+    """Choose one factor for all difference pictures: the largest power of two, up to 64, that clips no value."""
     largest = max(
         (int(distance(each.pictures["baked"], each.pictures["runtime"]).max()) for each in samples), default=0
     )
@@ -66,7 +66,7 @@ def amplified(sample: PromptSample, factor: int) -> Pixels:
 def _filtered(pixels: Pixels) -> bytes:
     """Predict each byte by the Paeth filter (section 9.4): photographs become a third smaller.
 
-    Line by line, so that a large grid takes no more memory than itself.
+    Work line by line, so that a large grid needs no second copy in memory.
     """
     lines = []
     up = np.zeros((pixels.shape[1] + 1, 3), np.int16)

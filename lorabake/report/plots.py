@@ -1,7 +1,7 @@
 """Plots as SVG inside the page, drawn by hand.
 
-An SVG takes the page's colours, light or dark, is sharp in print, keeps its text selectable and costs no plotting
-library; the page holds the numbers of each plot as a table, too. No style attributes: the page's policy forbids them.
+An SVG follows the page's colours, light or dark, is sharp in print, keeps its text selectable and needs no plotting
+library. The page also has each plot's numbers as a table. The page's policy forbids style attributes.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from lorabake.verification.findings import Effect
 
 WIDTH = 1072
-"""User units of a plot across the page, about CSS pixels."""
+"""Width of a plot in SVG user units, which are about CSS pixels."""
 
 LETTER = 6.6
-"""The width of a letter of a label, rather too much than too little."""
+"""Width of a label's letter, estimated generously."""
 
 COLOURS = 6
-"""Series that the style sheet has colours for; more begin again."""
+"""Number of series colours in the style sheet; further series repeat them."""
 
 
 def effects(found: Sequence[Effect], order: Sequence[str]) -> Markup:
@@ -72,7 +72,7 @@ def effects(found: Sequence[Effect], order: Sequence[str]) -> Markup:
 
 
 def place(floor: float | None, baked: float | None, ceiling: float | None) -> Markup:
-    """Draw where a distance lies between floor and ceiling, on a logarithmic scale; nothing where one is missing.
+    """Draw where a distance lies between floor and ceiling, on a logarithmic scale; return "" if one is missing.
 
     A zero is drawn at the left end.
     """
@@ -101,7 +101,7 @@ def place(floor: float | None, baked: float | None, ceiling: float | None) -> Ma
 def logits(series: Mapping[str, Sequence[float]]) -> Markup:
     """Draw the largest logit difference at each position of a text, by model, on a logarithmic scale.
 
-    Zeros lie on the lowest line; what is not a number is left out.
+    Zeros lie on the lowest line; NaN is left out.
     """
     drawn = {model: series[model] for model in MODELS if series.get(model)}
     positive = [value for values in drawn.values() for value in values if math.isfinite(value) and value > 0]
@@ -133,7 +133,7 @@ def logits(series: Mapping[str, Sequence[float]]) -> Markup:
         if points:
             path = _add(plot, "polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in points), **{"class": model})
             _add(path, "title").text = MODELS[model]
-            y = max([points[-1][1] + 4, *(end + 14 for end in ends)])  # below the last label, never over it
+            y = max([points[-1][1] + 4, *(end + 14 for end in ends)])  # labels never overlap
             ends.append(y)
             _label(plot, points[-1][0] + 8, y, MODELS[model], kind=f"name {model}")
     return _markup(plot)
@@ -180,7 +180,7 @@ def _stem(path: str) -> str:
 
 
 def _short(text: str, width: float) -> str:
-    """Leave the end of what is too long: names differ there."""
+    """Shorten a long name to its end, where names differ."""
     most = int(width / LETTER)
     return text if len(text) <= most else f"…{text[1 - most :]}"
 

@@ -1,4 +1,4 @@
-"""The words and numbers that all forms of the report share, so that none of them says something else."""
+"""The words and numbers that all forms of the report share, so that no two forms differ."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def headline(verification: Verification) -> tuple[str, str]:
 
 
 def by_status(findings: Iterable[Finding]) -> dict[Status, int]:
-    """Count findings by status, from the harmless up; every status has an entry."""
+    """Count findings by status, the most harmless first; every status has an entry."""
     counts = Counter(finding.status for finding in findings)
     return {status: counts[status] for status in Status}
 
@@ -61,7 +61,7 @@ def sentence(finding: Finding) -> str:
 
 
 def figure(value: float | None) -> str:
-    """Write a measured number with four digits; ∞ and NaN as such, an en dash where nothing was measured."""
+    """Write a measured number with four digits; ∞ and NaN as such, an en dash if nothing was measured."""
     if value is None:
         return "–"
     if math.isinf(value):
@@ -70,11 +70,11 @@ def figure(value: float | None) -> str:
 
 
 def largest(values: Iterable[float]) -> float | None:
-    """Return the largest value, NaN if any is; None of none."""
+    """Return the largest value; NaN if any value is NaN, None if there are no values."""
     seen = list(values)
     return next((value for value in seen if math.isnan(value)), max(seen, default=None))
 
 
 def encode(text: str) -> bytes:
-    """Encode as UTF-8; what a file name holds beyond Unicode becomes a question mark."""
+    """Encode as UTF-8; bytes of a file name that are not Unicode become question marks."""
     return text.encode("utf-8", errors="replace")
