@@ -18,11 +18,12 @@ from threading import Barrier
 from typing import Generic, TypeVar
 
 from lorabake.errors import FileError
-from lorabake.execution.changes import Caution, Tally, cautions_of, cautions_of_recipe
 from lorabake.interrupts import held
 from lorabake.machine import check_room_for, exhausted, unwritable, worded
 from lorabake.planning import Plan, default_workers
 from lorabake.planning import plan as make_plan
+from lorabake.planning.cautions import Caution, cautions_of, cautions_of_recipe, check_survival
+from lorabake.planning.tally import Tally
 from lorabake.recipe import Recipe
 from lorabake.tensors.dtypes import COARSE
 from lorabake.writing.inputs import Inputs
@@ -243,10 +244,10 @@ def _survival(plan: Plan, warn: Callable[[str], None]) -> dict[int, float]:
     """Estimate what a coarse output keeps of each LoRA; warn where that is little, and stop where it is less."""
     if not any(target.dtype in COARSE for step in plan.bakes if step.patches for target in step.targets):
         return {}
-    from lorabake.reference.survival import check, survival
+    from lorabake.reference.survival import survival
 
     shares = survival(plan)
-    for warning in check(plan, shares):
+    for warning in check_survival(plan, shares):
         warn(warning)
     return shares
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from lorabake import VerifyOptions, load_recipe, plan, verify
 from lorabake.errors import MatchError, ValueTooLargeError
-from lorabake.execution.changes import cautions_of, cautions_of_recipe
+from lorabake.planning.cautions import cautions_of, cautions_of_recipe
 from lorabake.reference.survival import estimate, survival
 from lorabake.verification.findings import Finding
 from tests import builders as b

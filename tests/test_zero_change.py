@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from lorabake import VerifyOptions, load_recipe, plan, verify
 from lorabake.adapters import kinds
-from lorabake.execution.changes import cautions_of
 from lorabake.execution.zeros import negative_zeros
+from lorabake.planning.cautions import cautions_of
 from lorabake.reference.survival import estimate
 from lorabake.verification.findings import Finding
 from tests import builders as b

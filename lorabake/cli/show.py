@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from lorabake.execution.changes import percent
 from lorabake.matching.ledger import Ledger
 from lorabake.planning import Embedding, Plan
+from lorabake.planning.cautions import percent
 
 
 def size_of(count: int) -> str:

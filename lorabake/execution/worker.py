@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from lorabake.adapters.kind import MAGNITUDES, SCALE_OF_ALPHA_0, Tensors, Terms, matrix
 from lorabake.errors import MatchError, SurroundingsError, ValueTooLargeError, first_line
-from lorabake.execution.changes import Tally, no_scale
 from lorabake.execution.device import (
     ADVICE,
     CPU,
@@ -57,6 +56,8 @@ from lorabake.execution.zeros import keep_all_signs, keep_signs, negative_zeros
 from lorabake.keymap.view import Picked
 from lorabake.matching.patches import Patch
 from lorabake.planning import DEVICE_TILE_VALUES, TILE_VALUES, Bake, Plan, Target
+from lorabake.planning.cautions import no_scale
+from lorabake.planning.tally import Tally
 from lorabake.tensors.dtypes import DTYPES, decode_scalar
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo, decode, encode, unscaled

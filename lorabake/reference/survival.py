@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorabake.adapters.kind import MAGNITUDES, SCALE_OF_ALPHA_0
-from lorabake.errors import ValueTooLargeError
-from lorabake.execution.changes import FADES, VANISHES, Tally, fading, no_scale
 from lorabake.matching.patches import Patch
 from lorabake.planning import Bake, Plan
+from lorabake.planning.cautions import no_scale
+from lorabake.planning.tally import Tally
 from lorabake.reference.arrays import MANTISSA, Files
 from lorabake.reference.formulas.products import PRODUCTS
 from lorabake.reference.recompute import Recomputation
@@ -145,15 +145,3 @@ def _numbers(raw: NDArray[np.uint8], width: int) -> NDArray[Any]:
     """Leave the signs out of values given as bytes: what is left is zero for zeros alone."""
     whole = raw.view(f"<u{width}")
     return np.asarray(whole & np.asarray((1 << 8 * width - 1) - 1, whole.dtype))
-
-
-def check(plan: Plan, found: dict[int, float]) -> list[str]:
-    """Word warnings about LoRAs that fade; raise ValueTooLargeError where most of one would be lost unasked."""
-    names = [lora.name for lora in plan.sources.loras]
-    lost = [lora for lora, share in found.items() if share < VANISHES]
-    if lost and not plan.sources.recipe.output.allow_loss:
-        raise ValueTooLargeError(
-            f"LoRA {names[lost[0]]!r}: only {found[lost[0]]:.0%} of its change would survive the output's dtype",
-            "Choose a finer output.dtype, or set output.allow_loss: true. Nothing was written.",
-        )
-    return [str(fading(names[lora], share)) for lora, share in found.items() if share < FADES]

@@ -15,8 +15,9 @@ from math import sqrt
 
 from threadpoolctl import threadpool_limits
 
-from lorabake.execution.changes import Tally, cautions_of, cautions_of_recipe
 from lorabake.planning import Bake, Plan, default_workers
+from lorabake.planning.cautions import cautions_of, cautions_of_recipe
+from lorabake.planning.tally import Tally
 from lorabake.reference.arrays import Files
 from lorabake.reference.recompute import Recomputation
 from lorabake.reference.survival import is_idle, note_scales, zero_slots

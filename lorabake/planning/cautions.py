@@ -1,7 +1,7 @@
 """Say where a LoRA's change is none, gets lost, or is absurd: one vocabulary for `plan`, `bake` and `verify`.
 
 Each of them looks at changes in its own way, a few rows of each weight or all of them, and sums up what it saw in a
-`Tally` for each LoRA. What a tally is worth a warning for, and the words of it, are here.
+`Tally` for each LoRA (`tally.py`). Here is what a tally is worth a warning for, and the words of it.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from math import isfinite, sqrt
+from dataclasses import dataclass
 
-from lorabake.errors import MatchError
+from lorabake.errors import MatchError, ValueTooLargeError
 from lorabake.matching.ledger import RANK_0
 from lorabake.planning import Plan
+from lorabake.planning.tally import Tally
 
 FADES, VANISHES = 0.9, 0.5
 """Shares of a LoRA's change that survive the output's dtype: below the first one is warned, and below the second a
@@ -39,54 +39,6 @@ class Caution:
 
     def __str__(self) -> str:
         return f"LoRA {self.lora!r}: {self.note}"
-
-
-@dataclass(slots=True)
-class Tally:
-    """Sum up what was seen of one LoRA's changes δ.
-
-    `moves` tells of each module whether it changes anything, `negative` and `erasing` are modules whose scale is
-    negative, and whose DoRA magnitudes have zeros. In the rows that were looked at: ‖δ‖² (`energy`) beside ‖W‖²
-    (`base`), and the inner products with δ of what was `due` and what `arrived`.
-    """
-
-    moves: dict[str, bool] = field(default_factory=dict)
-    negative: set[str] = field(default_factory=set)
-    erasing: set[str] = field(default_factory=set)
-    energy: float = 0.0
-    base: float = 0.0
-    due: float = 0.0
-    arrived: float = 0.0
-
-    def count(self, module: str, *, moves: bool) -> None:
-        """Note of a part of a module whether it changes anything."""
-        self.moves[module] = self.moves.get(module, False) or moves
-
-    def add(self, other: Tally) -> None:
-        """Add what was seen elsewhere."""
-        for module, moves in other.moves.items():
-            self.count(module, moves=moves)
-        self.negative |= other.negative
-        self.erasing |= other.erasing
-        self.energy += other.energy
-        self.base += other.base
-        self.due += other.due
-        self.arrived += other.arrived
-
-    @property
-    def idle(self) -> list[str]:
-        """List the modules that change nothing, in the order of their names."""
-        return sorted(module for module, moves in self.moves.items() if not moves)
-
-    @property
-    def survival(self) -> float | None:
-        """Return the share of what was due that arrived; None where nothing was."""
-        return self.arrived / self.due if self.due > 0 and isfinite(self.arrived) else None
-
-    @property
-    def size(self) -> float:
-        """Return ‖δ‖/‖W‖, 0 where no weight was met."""
-        return sqrt(self.energy / self.base) if self.base > 0 and isfinite(self.energy) else 0.0
 
 
 def cautions_of(plan: Plan, tallies: Mapping[int, Tally], *, whole: bool = True) -> Iterator[Caution]:
@@ -127,6 +79,21 @@ def fading(lora: str, share: float) -> Caution:
     """Warn that an output's dtype keeps too little of a LoRA's change."""
     note = f"{percent(share)} of its change survives the output's dtype"
     return Caution("resolution", lora, f"{max(share, 0.0):.1%}", f"{FADES:.0%}", note)
+
+
+def check_survival(plan: Plan, shares: Mapping[int, float]) -> list[str]:
+    """Word warnings about LoRAs that fade; raise ValueTooLargeError where most of one would be lost unasked.
+
+    `shares` say what survives of each LoRA, by its number.
+    """
+    names = [lora.name for lora in plan.sources.loras]
+    lost = [lora for lora, share in shares.items() if share < VANISHES]
+    if lost and not plan.sources.recipe.output.allow_loss:
+        raise ValueTooLargeError(
+            f"LoRA {names[lost[0]]!r}: only {shares[lost[0]]:.0%} of its change would survive the output's dtype",
+            "Choose a finer output.dtype, or set output.allow_loss: true. Nothing was written.",
+        )
+    return [str(fading(names[lora], share)) for lora, share in shares.items() if share < FADES]
 
 
 def no_scale(lora: str, key: str, alpha: float) -> MatchError:
