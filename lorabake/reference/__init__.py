@@ -1,1 +1,16 @@
-"""The second account of the mathematics: what a bake should write, worked out again in NumPy and float64."""
+"""The second account of the mathematics: what a bake should write, worked out again in NumPy and float64.
+
+It shares with the bake what both are told, and what a mistake in would show elsewhere:
+
+- `planning`: the records of the plan: steps, targets, tallies, and the words of one error,
+- `matching`: the record of a patch: which tensors of a LoRA meet which rows of the base, at which strength,
+- `recipe`: the record of a method, and its settings,
+- `adapters`: of a kind its name and title, its flags, and the rank that it reads off the shapes; names of slots,
+- `tensors`: headers, what a dtype is and which formats there are; GGUF's blocks are decoded by one library for both,
+- `errors` and `machine`: the words for what goes wrong.
+
+It shares no arithmetic: scales, deltas, DoRA, methods, draws, codecs and rounding are written here a second time,
+after papers, formats and programs. It opens files by itself. torch draws random numbers that no other generator draws
+(`formulas/draws.py`), and no more. Nothing here is fast. The bake does not know of it, and it knows nothing of what
+executes.
+"""

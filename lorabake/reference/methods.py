@@ -1,7 +1,8 @@
-"""The combination methods, written out a second time with NumPy: see `methods.py` for what they are."""
+"""The combination methods, written out a second time with NumPy, the draws of the random ones with them."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,3 +40,18 @@ def combined(
         result += strength * part * voter
         votes += voter
     return np.asarray(result / np.maximum(votes, 1) if method.name.endswith("ties") else result)
+
+
+def masks_of(method: Method, key: str, row: int, loras: Sequence[int], count: int) -> list[NDArray[np.bool_]]:
+    """Draw again which of a piece's `count` values each LoRA keeps; none where the method is not random.
+
+    Philox counts from a key: 16 bytes of BLAKE2b of the method's seed, the tensor, the piece's first row, the LoRA.
+    """
+    if not method.name.startswith("dare"):
+        return []
+    masks = []
+    for lora in loras:
+        digest = hashlib.blake2b(f"{method.seed}/{key}/{row}/{lora}".encode(), digest_size=16).digest()
+        generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+        masks.append(generator.random(count) < method.density)
+    return masks

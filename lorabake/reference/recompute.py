@@ -17,16 +17,15 @@ from numpy.typing import NDArray
 
 from lorabake.adapters.kind import MAGNITUDES, matrix
 from lorabake.errors import MatchError, SurroundingsError
-from lorabake.execution.methods import masks_of
 from lorabake.matching.patches import Patch
 from lorabake.planning import Bake, Plan, Target
 from lorabake.reference.arrays import GREATEST, LEAST, MANTISSA, Files, spacing
 from lorabake.reference.codecs import as_stored, largest, may_cancel, next_power, scales, turned, worth
 from lorabake.reference.formulas import FORMULAS, changed
 from lorabake.reference.formulas.formula import Array, Place, Tensors
-from lorabake.reference.formulas.laws import scale_of_alpha_0, share
+from lorabake.reference.formulas.laws import scale_of, scale_of_alpha_0, share
 from lorabake.reference.formulas.products import PRODUCTS
-from lorabake.reference.methods import combined
+from lorabake.reference.methods import combined, masks_of
 from lorabake.tensors.dtypes import LARGEST, decode_scalar
 from lorabake.tensors.header import TensorInfo
 
@@ -130,9 +129,10 @@ class Recomputation:
             return 1.0
         info = patch.tensors["alpha"]
         alpha = decode_scalar(info.dtype, self.files.raw(info.file, info.start, info.nbytes))
+        rank = patch.kind.rank(patch.shapes)
         if not alpha and (scale := scale_of_alpha_0(patch.semantics)) is not None:
-            return patch.kind.scale(scale * patch.kind.rank(patch.shapes), patch.shapes)
-        return patch.kind.scale(alpha, patch.shapes) * patch.parts
+            return scale_of(patch.kind.name, scale * rank, rank, patch.tensors)
+        return scale_of(patch.kind.name, alpha, rank, patch.tensors) * patch.parts
 
     def products(self, step: Bake, *, single: bool = False) -> list[Product] | None:
         """Read the factors of a step's patches on its tensor; None where one is no product, or needs all rows.

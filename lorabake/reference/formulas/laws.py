@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from lorabake.reference.formulas.formula import Array, Place, Tensors
@@ -32,6 +34,12 @@ def share(kind: str, tensors: Tensors, place: Place) -> float:
     if kind == "oft" and place.semantics == "comfyui" and tensors["oft_blocks"].ndim == 3:
         return place.strength**2
     return place.strength
+
+
+def scale_of(kind: str, alpha: float, rank: int, slots: Collection[str]) -> float:
+    """Return alpha/rank; LoKr ignores alpha where both of its factors are whole."""
+    is_whole = kind == "lokr" and not {"lokr_w1_b", "lokr_w2_b"} & set(slots)
+    return 1.0 if is_whole else alpha / rank
 
 
 def scale_of_alpha_0(semantics: str) -> float | None:
