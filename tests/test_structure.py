@@ -57,7 +57,6 @@ LONGER = {
     "matching.__init__._Match": "to be parted",
     "planning.__init__": "to be parted",
     "planning.__init__._Planner": "to be parted",
-    "recipe.__init__": "to be parted",
     "reference.recompute": "to be parted",
     "reference.recompute.Recomputation": "to be parted",
     "tensors.formats": "to be parted",
