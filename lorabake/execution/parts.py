@@ -135,16 +135,11 @@ class Look:
 
     def add(self, patch: Patch, change: torch.Tensor) -> None:
         """Take what a module's whole change at strength 1, (out, columns), adds to these rows."""
-        row, rows = 0, len(self.base)
-        for region in patch.view.regions:
-            size = region.stop - region.start
-            first, last = max(region.start, self.start), min(region.stop, self.start + rows)
-            if region.key == self.key and first < last:
-                turned = change.T if patch.view.transpose else change
-                own = turned[row + first - region.start : row + last - region.start]
-                where = _where(slice(first - self.start, last - self.start), patch.view.chosen)
-                self.changes.append((patch, where, own * patch.share))
-            row += size
+        turned = change.T if patch.view.transpose else change
+        for span in patch.view.spans(self.key):
+            if (here := span.cut(self.start, self.start + len(self.base))) is not None:
+                rows = slice(here.stored.start - self.start, here.stored.stop - self.start)
+                self.changes.append((patch, _where(rows, patch.view.chosen), turned[here.own] * patch.share))
 
 
 def steps_looked_at(plan: Plan) -> frozenset[str]:
@@ -172,8 +167,8 @@ def looks_at(step: Bake, base: Mapping[str, torch.Tensor]) -> Iterator[tuple[Tar
     """Take a few rows of a step's tensors, which are whole in `base`."""
     for target in step.targets:
         weight = base[target.key].reshape(step.matrix(target))
-        regions = [region for patch in step.patches for region in patch.view.regions if region.key == target.key]
-        for start, stop in places_of(((each.start, each.stop) for each in regions), weight.shape[1]):
+        rows = [span.stored for patch in step.patches for span in patch.view.spans(target.key)]
+        for start, stop in places_of(((each.start, each.stop) for each in rows), weight.shape[1]):
             yield target, Look(target.key, start, weight[start:stop])
 
 

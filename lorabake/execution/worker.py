@@ -252,23 +252,20 @@ class Executor:
         for patch in step.patches:
             tensors, terms = self._prepare(patch)
             self._note_patch(step, patch, tensors, terms)
-            row, chosen = 0, patch.view.chosen
-            for region in patch.view.regions:
-                rows = slice(row, row + region.stop - region.start)
-                row = rows.stop
-                if region.key != target.key:
-                    continue
+            chosen = patch.view.chosen
+            for span in patch.view.spans(target.key):
+                start, stop, rows = span.stored.start, span.stored.stop, span.own
                 if patch.kind.replaces:
-                    parts.append(Replace(region.start, region.stop, patch, tensors["value"][rows]))
+                    parts.append(Replace(start, stop, patch, tensors["value"][rows]))
                 elif patch.has_dora or not patch.kind.low_rank:
-                    parts.append(Update(region.start, region.stop, rows.start, patch, tensors, terms, chosen))
+                    parts.append(Update(start, stop, rows.start, patch, tensors, terms, chosen))
                 else:
                     up, right = tensors["up"], tensors["down"] * patch.strength
                     left, right = (right.T, up.T) if patch.view.transpose else (up[rows], right)
                     if self.sequential:
-                        parts.append(stacked(region.start, region.stop, chosen, [(patch, left, right)]))
+                        parts.append(stacked(start, stop, chosen, [(patch, left, right)]))
                     else:
-                        place = region.start, region.stop, patch.view.picked
+                        place = start, stop, patch.view.picked
                         stacks.setdefault(place, []).append((patch, left, right))
         for (start, stop, picked), factors in stacks.items():
             parts.append(stacked(start, stop, None if picked is None else picked.slice, factors))

@@ -63,10 +63,9 @@ def keep_all_signs(step: Bake, target: Target, baked: torch.Tensor, base: torch.
     if zeros is None:
         return
     replaced = [
-        (region.start, region.stop)
+        (span.stored.start, span.stored.stop)
         for patch in step.patches
         if patch.sets_all
-        for region in patch.view.regions
-        if region.key == target.key
+        for span in patch.view.spans(target.key)
     ]
     keep_signs(baked.view(step.matrix(target)), zeros, replaced, 0)

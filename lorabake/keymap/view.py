@@ -6,7 +6,7 @@ weight through it and writing a result back through it are the same object.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -23,6 +23,26 @@ class Region:
     key: str
     start: int
     stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Pair rows of the base tensor `key` with the rows of the module that they are, as many of one as of the other.
+
+    A transposed view has columns of the module where this says rows.
+    """
+
+    key: str
+    stored: slice
+    own: slice
+
+    def cut(self, start: int, stop: int) -> Span | None:
+        """Return what of it lies in rows `start` to `stop` of the tensor; None where nothing does."""
+        first, last = max(start, self.stored.start), min(stop, self.stored.stop)
+        if first >= last:
+            return None
+        offset = self.own.start - self.stored.start
+        return Span(self.key, slice(first, last), slice(first + offset, last + offset))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +83,18 @@ class View:
     def keys(self) -> tuple[str, ...]:
         """List the base tensors seen, each once, in the module's order."""
         return tuple(dict.fromkeys(region.key for region in self.regions))
+
+    def spans(self, key: str | None = None) -> Iterator[Span]:
+        """Yield which rows of which tensor are which rows of the module, in the module's order.
+
+        With `key`, yield those of one tensor alone.
+        """
+        row = 0
+        for region in self.regions:
+            stop = row + region.stop - region.start
+            if key is None or key == region.key:
+                yield Span(region.key, slice(region.start, region.stop), slice(row, stop))
+            row = stop
 
     @property
     def is_reordered(self) -> bool:
@@ -111,14 +143,11 @@ class View:
         assert not self.transpose
         regions: list[Region] = []
         for wanted in rows:
-            start = 0
-            for region in self.regions:
-                stop = start + region.stop - region.start
-                first, last = max(start, wanted.start), min(stop, wanted.stop)
+            for span in self.spans():
+                first, last = max(span.own.start, wanted.start), min(span.own.stop, wanted.stop)
                 if first < last:
-                    offset = region.start - start
-                    regions.append(Region(region.key, first + offset, last + offset))
-                start = stop
+                    offset = span.stored.start - span.own.start
+                    regions.append(Region(span.key, first + offset, last + offset))
         count = sum(region.stop - region.start for region in regions)
         return View(tuple(regions), (count, *self.shape[1:]))
 
@@ -138,11 +167,9 @@ class View:
         if self.transpose:
             self._block(tensors, self.regions[0]).add_(delta.reshape(self.shape).T)
             return
-        row, flat = 0, delta.reshape(self.rows, self.columns)
-        for region in self.regions:
-            count = region.stop - region.start
-            self._block(tensors, region).add_(flat[row : row + count])
-            row += count
+        flat = delta.reshape(self.rows, self.columns)
+        for region, span in zip(self.regions, self.spans(), strict=True):
+            self._block(tensors, region).add_(flat[span.own])
 
     def _block(self, tensors: Mapping[str, torch.Tensor], region: Region) -> torch.Tensor:
         """Return what the module has of a region, an alias (rows, columns); with `transpose`, (in, out)."""

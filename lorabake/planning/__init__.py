@@ -148,19 +148,12 @@ class Bake:
     def pieces(self) -> Iterator[tuple[str, int, int, tuple[Piece, ...]]]:
         """Cut the targets' rows where any patch begins or ends: (tensor, first row, last row, who is there)."""
         for target in self.targets:
-            places = []
-            for patch in self.patches:
-                row = 0
-                for region in patch.view.regions:
-                    if region.key == target.key and not patch.kind.replaces:
-                        places.append((region, row, patch))
-                    row += region.stop - region.start
-            cuts = sorted({at for region, _, _ in places for at in (region.start, region.stop)})
+            summed = [patch for patch in self.patches if not patch.kind.replaces]
+            spans = [(patch, span) for patch in summed for span in patch.view.spans(target.key)]
+            cuts = sorted({at for _, span in spans for at in (span.stored.start, span.stored.stop)})
             for start, stop in itertools.pairwise(cuts):
                 there = tuple(
-                    Piece(patch, slice(row + start - region.start, row + stop - region.start))
-                    for region, row, patch in places
-                    if region.start <= start and stop <= region.stop
+                    Piece(patch, piece.own) for patch, span in spans if (piece := span.cut(start, stop)) is not None
                 )
                 if there:
                     yield target.key, start, stop, there

@@ -155,13 +155,8 @@ class Recomputation:
                 rows = slice(region.start, region.stop)
                 found.append(Product(number, patch, rows, factor, right.T, left.T))
                 continue
-            row = 0
-            for region in view.regions:
-                count = region.stop - region.start
-                if region.key == target.key:
-                    rows = slice(region.start, region.stop)
-                    found.append(Product(number, patch, rows, factor, left[row : row + count], right))
-                row += count
+            for span in view.spans(target.key):
+                found.append(Product(number, patch, span.stored, factor, left[span.own], right))
         return found
 
     def _sides(self, patch: Patch, tensors: Tensors) -> tuple[float, Array, Array]:
@@ -238,26 +233,20 @@ class Recomputation:
             base = self.files.rows(target.source, start, stop, columns)
             exact, changes = base.copy() if patches else base, []
             for number, patch, tensors, scale, partial in loaded:
-                row = 0
-                for region in patch.view.regions:
-                    first, last = max(start, region.start), min(stop, region.stop)
-                    if region.key == target.key and first < last:
-                        offset = row - region.start
-                        inner = slice(first - start, last - start)
-                        seen = exact if self.sequential else base
-                        if patch.view.transpose:  # a product: it does not read the weight
-                            if number not in flipped:
-                                zeros = np.zeros((patch.view.rows, patch.view.columns))
-                                whole = _place(patch, slice(0, patch.view.rows))
-                                flipped[number] = _delta(patch, tensors, zeros, whole, scale).T
-                            delta = flipped[number][first - region.start : last - region.start]
-                        else:
-                            place = _place(patch, slice(first + offset, last + offset))
-                            delta = _delta(patch, tensors, _picked(patch, seen[inner]), place, scale)
-                        delta = _widened(patch, delta)
-                        exact[inner] += delta
-                        changes.append(Change(number, patch, inner, delta, partial))
-                    row += region.stop - region.start
+                for here in (piece for span in patch.view.spans(target.key) if (piece := span.cut(start, stop))):
+                    inner = slice(here.stored.start - start, here.stored.stop - start)
+                    seen = exact if self.sequential else base
+                    if patch.view.transpose:  # a product: it does not read the weight
+                        if number not in flipped:
+                            zeros = np.zeros((patch.view.rows, patch.view.columns))
+                            whole = _place(patch, slice(0, patch.view.rows))
+                            flipped[number] = _delta(patch, tensors, zeros, whole, scale).T
+                        delta = flipped[number][here.own]
+                    else:
+                        delta = _delta(patch, tensors, _picked(patch, seen[inner]), _place(patch, here.own), scale)
+                    delta = _widened(patch, delta)
+                    exact[inner] += delta
+                    changes.append(Change(number, patch, inner, delta, partial))
                 if stop >= patch.view.regions[-1].stop:
                     flipped.pop(number, None)
             yield Tile(target, start, base, exact, tuple(changes))
@@ -285,13 +274,10 @@ class Recomputation:
             if not step.summed and not patch.kind.replaces:
                 own[id(patch)] = np.ascontiguousarray(changed) / patch.strength
                 continue
-            row = 0
-            for region in view.regions:
-                rows = slice(region.start, region.stop)
-                delta = _widened(patch, changed[row : row + region.stop - region.start])
-                exact[region.key][rows] += delta
-                parts[region.key].append(Change(number, patch, rows, delta, partial))
-                row += region.stop - region.start
+            for span in view.spans():
+                delta = _widened(patch, changed[span.own])
+                exact[span.key][span.stored] += delta
+                parts[span.key].append(Change(number, patch, span.stored, delta, partial))
         for key, start, stop, there in () if step.summed else step.pieces():
             deltas = [own[id(piece.patch)][piece.rows] for piece in there]
             method, loras = self.plan.sources.recipe.method, [piece.patch.lora for piece in there]

@@ -17,7 +17,7 @@ from lorabake.adapters.kind import matrix
 from lorabake.errors import SurroundingsError, first_line
 from lorabake.keymap.patterns import is_quick
 from lorabake.keymap.table import KeyMap, Module
-from lorabake.keymap.view import Region, View
+from lorabake.keymap.view import Region, Span, View
 from lorabake.matching.patches import Patch
 from lorabake.planning import Plan
 from lorabake.reference.arrays import Files
@@ -96,17 +96,15 @@ class Weights:
                 if place is None or id(place) in taken or not wanted & {*view.keys}:
                     continue
                 taken.add(id(place))
-                row = 0
-                for region in view.regions:
-                    spots.setdefault(region.key, []).append(_Spot(place, row, region, view))
-                    row += region.stop - region.start
+                for span in view.spans():
+                    spots.setdefault(span.key, []).append(_Spot(place, span, view))
         _, prefix = key_map.placed[component]
         for key in wanted - spots.keys():  # what no table speaks of keeps its name
             place = places.get(key.removeprefix(prefix))
             if place is not None:
                 rows = _rows(tuple(place.shape))
                 view = View((Region(key, 0, rows),), tuple(place.shape))
-                spots[key] = [_Spot(place, 0, view.regions[0], view)]
+                spots[key] = [_Spot(place, span, view) for span in view.spans()]
         if missing := wanted - spots.keys():
             first = sorted(missing)[0]
             raise SurroundingsError(
@@ -117,20 +115,18 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class _Spot:
-    """Say which rows of a network's parameter, from `row`, hold a region of a base tensor."""
+    """Say which rows of a network's parameter hold which rows of a base tensor, by `span`."""
 
     place: torch.Tensor
-    row: int
-    region: Region
+    span: Span
     view: View
 
     def fill(self, value: torch.Tensor) -> None:
-        """Put the region's rows of a whole tensor, (rows, columns), in place."""
+        """Put the rows of a whole tensor, (rows, columns), in place."""
         if self.view.transpose:
             self.place.copy_(value.T.reshape(self.place.shape))
             return
-        rows = value[self.region.start : self.region.stop]
-        self.place.reshape(self.view.rows, -1)[self.row : self.row + len(rows)] = rows
+        self.place.reshape(self.view.rows, -1)[self.span.own] = value[self.span.stored]
 
 
 def named(key_map: KeyMap, component: str) -> Mapping[str, Module]:
