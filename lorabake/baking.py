@@ -25,7 +25,7 @@ from lorabake.planning import plan as make_plan
 from lorabake.planning.cautions import Caution, cautions_of, cautions_of_recipe, check_survival
 from lorabake.planning.tally import Tally
 from lorabake.recipe import Recipe
-from lorabake.tensors.dtypes import COARSE
+from lorabake.tensors.dtypes import DTYPES
 from lorabake.writing.inputs import Inputs
 from lorabake.writing.output import Output
 
@@ -242,7 +242,8 @@ def _left_to_the_cpu(device: str, keys: tuple[str, ...], count: int) -> str:
 
 def _survival(plan: Plan, warn: Callable[[str], None]) -> dict[int, float]:
     """Estimate what a coarse output keeps of each LoRA; warn where that is little, and stop where it is less."""
-    if not any(target.dtype in COARSE for step in plan.bakes if step.patches for target in step.targets):
+    targets = (target for step in plan.bakes if step.patches for target in step.targets)
+    if not any(DTYPES[target.dtype].is_coarse for target in targets):
         return {}
     from lorabake.reference.survival import survival
 

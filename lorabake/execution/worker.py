@@ -62,25 +62,6 @@ from lorabake.tensors.dtypes import DTYPES, decode_scalar
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo, decode, encode, unscaled
 
-LIMITS = {
-    "F8_E4M3": 464.0,
-    "F8_E5M2": 61440.0,
-    "I8": 127.5,
-    "U8": 255.5,
-    "F8_E8M0": 2.0**127.5,
-    "F16": 65520.0,
-    "BF16": 3.3961775292304957e38,
-    "F32": float("inf"),
-    "F64": float("inf"),
-}
-"""The least magnitude that rounds to no number."""
-
-SAFE_SQUARES = {
-    "F8_E4M3": 2e5, "F8_E5M2": 3.7e9, "F8_E8M0": 1e38, "I8": 1.6e4, "U8": 6.4e4, "F16": 4e9, "BF16": 1e38,
-    "F32": 1e38, "F64": 1e38,
-}  # fmt: skip
-"""Bounds on a sum of squares, as float32 can hold it, below which no value can reach its dtype's limit."""
-
 
 class Reader(Protocol):
     """Fill buffers from input files."""
@@ -520,7 +501,7 @@ class Executor:
         began = time.perf_counter()
         flat = weight.reshape(-1)
         # A sum of squares below the limit's square clears all values in one cheap pass; NaN fails it, too.
-        if not float(torch.dot(flat, flat)) < SAFE_SQUARES[target.dtype]:
+        if not float(torch.dot(flat, flat)) < DTYPES[target.dtype].safe_square:
             self._refuse(step, target, weight, start)
         rounded = self._rounded(target, weight, start)
         computed = time.perf_counter()
@@ -546,7 +527,7 @@ class Executor:
         return self.lane.fetch(flat, dtype)
 
     def _refuse(self, step: Bake, target: Target, weight: torch.Tensor, start: int) -> None:
-        wrong = ~(weight.abs() < LIMITS[target.dtype])
+        wrong = ~(weight.abs() < DTYPES[target.dtype].limit)
         if not wrong.any():  # a large sum of harmless values
             return
         rows, columns = weight.shape

@@ -31,7 +31,7 @@ from lorabake.recipe import Recipe
 from lorabake.sources import GENERIC, Sources, model_config, resolve
 from lorabake.sources.translation import left_out_of
 from lorabake.tensors.checkpoint import PICKLE_SUFFIXES, Checkpoint, Part, read_object
-from lorabake.tensors.dtypes import DTYPES, FLOAT_NAMES, nbytes
+from lorabake.tensors.dtypes import DTYPES, is_output, named, nbytes
 from lorabake.tensors.header import Fingerprint, Header, TensorInfo
 from lorabake.tensors.packing import PackedInfo
 from lorabake.tensors.safetensors import encode_header
@@ -54,9 +54,6 @@ _NAME_A_DTYPE = (
 
 BLOCK = 4096
 """Bytes: untouched ranges keep the base's place relative to such blocks, so that they can be reflinked."""
-
-FINE_BITS = 16
-"""Dtypes of more bits hold whatever a LoRA changes: nothing is gained by drawing."""
 
 TILE_VALUES = 1 << 18
 """Values of a tensor that the CPU computes at a time; as float32 a tile of 1 MiB stays in a core's cache."""
@@ -509,7 +506,7 @@ class _Planner:
         if isinstance(info, PackedInfo):
             if self._dtype(key, info) == info.dtype:
                 return f"which is packed ({info.dtype})\n{_NAME_A_DTYPE}"
-        elif info.dtype not in FLOAT_NAMES.values() and key not in packing.scaled:
+        elif not is_output(info.dtype) and key not in packing.scaled:
             return (
                 f"whose dtype is {info.dtype}\n"
                 "This version bakes into float8, float16, bfloat16, float32 and float64 tensors, and scaled int8."
@@ -544,7 +541,7 @@ class _Planner:
                     shapes = f"{info.shape}, the base's is {self.sources.base.tensors[key].shape}"
                     raise FileError(f"{vae.path}: {info.name} is {shapes}: a VAE of another model?")
                 dtype = self.sources.base.tensors[key].dtype
-                if info.dtype != dtype and not (_is_readable(info) and dtype in FLOAT_NAMES.values()):
+                if info.dtype != dtype and not (_is_readable(info) and is_output(dtype)):
                     raise FileError(f"{vae.path}: {info.name} is {info.dtype}, and cannot become the base's {dtype}")
                 replaced[key] = info
                 used.add(info.key)
@@ -568,9 +565,9 @@ class _Planner:
             return self._dtype(key, base.parts["weight"])
         if wanted == "keep" or not base.nbytes or owner is None or self._is_fixed(key, base):
             return base.dtype
-        if base.dtype not in FLOAT_NAMES.values() and key not in packing.scaled and not isinstance(base, PackedInfo):
+        if not is_output(base.dtype) and key not in packing.scaled and not isinstance(base, PackedInfo):
             return base.dtype
-        return FLOAT_NAMES[wanted]
+        return named(wanted).name
 
     def _is_fixed(self, key: str, info: TensorInfo) -> bool:
         """Tell whether a tensor stays as it is: a part of a stored weight, or one that cannot be decoded."""
@@ -656,7 +653,7 @@ class _Planner:
             dtype, scaled = self._dtype(base.key, base), self.sources.packing.scaled.get(base.key)
             encoding = scaled if dtype == base.dtype else None
             drawn = self.recipe.output.rounding.is_drawn and not self._is_fixed(base.key, base)
-            drawn = drawn and DTYPES[dtype].bits <= FINE_BITS
+            drawn = drawn and not DTYPES[dtype].is_fine
             target = Target(base.key, source, dtype, base.shape, file, offset, encoding, drawn)
             offset += target.nbytes
             yield target
@@ -783,7 +780,7 @@ class _Planner:
 
     def _configs(self, drafts: list[_Draft]) -> dict[str, str | None]:
         """Rewrite what the files beside the weights say of dtypes, widths and stored weights; None for what goes."""
-        words = {name: str(DTYPES[name].torch) for name in FLOAT_NAMES.values()}
+        words = {dtype.name: str(dtype.torch) for dtype in DTYPES.values() if dtype.is_output}
         texts: dict[str, str | None] = {}
         for part in self.sources.base.parts if self.sources.base.is_folder else ():
             place = str(PurePosixPath(part.folder, "config.json"))
@@ -959,10 +956,8 @@ def _is_readable(info: TensorInfo, *, integers: bool = False) -> bool:
     """Tell whether a bake and its verification read a tensor as numbers: floats, or also `integers`."""
     if isinstance(info, PackedInfo):
         return True
-    found = DTYPES[info.dtype]
-    if found.torch is None or info.dtype in ("C64", "F8_E8M0") or info.dtype.endswith("FNUZ"):
-        return False
-    return found.floating or integers
+    dtype = DTYPES[info.dtype]
+    return dtype.is_number and (dtype.floating or integers)
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from lorabake.errors import FileError
 from lorabake.machine import unreadable
 from lorabake.reference.codecs import unpack
 from lorabake.reference.formulas.formula import Array
-from lorabake.tensors.dtypes import DTYPES, decode_scalar
+from lorabake.tensors.dtypes import DTYPES, decode_scalar, is_output, mantissa_of
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo
 
@@ -31,32 +31,6 @@ BIAS = np.float32(2.0**112)
 
 TINIEST = np.float32(2.0**-136)
 """What the least float16 is moved to."""
-
-MANTISSA = {"F8_E4M3": 3, "F8_E5M2": 2, "F8_E8M0": 23, "I8": 0, "U8": 0, "F16": 10, "BF16": 7, "F32": 23, "F64": 52}
-"""Bits behind the leading one; powers of two are compared as float32."""
-
-LEAST = {
-    "F8_E4M3": 2.0**-6,
-    "F8_E5M2": 2.0**-14,
-    "F8_E8M0": 2.0**-127,
-    "I8": 1.0,
-    "U8": 1.0,
-    "F16": 2.0**-14,
-    "BF16": 2.0**-126,
-    "F32": 2.0**-126,
-    "F64": 2.0**-1022,
-}
-"""The least normal number; below it the spacing stays the same."""
-
-
-GREATEST = {
-    "F8_E4M3": 448.0,
-    "F8_E5M2": 57344.0,
-    "I8": 127.0,
-    "F16": 65504.0,
-    "BF16": 2.0**128 - 2.0**120,
-}
-"""The largest number of the dtypes to which stochastic rounding goes."""
 
 
 class Files:
@@ -116,7 +90,7 @@ class Files:
 
     def single(self, info: TensorInfo) -> Singles | None:
         """Return a whole tensor in its own shape as float32; None where that could not hold all of its values."""
-        if info.dtype not in ("F8_E4M3", "F8_E5M2", "F16", "BF16", "F32"):
+        if not is_output(info.dtype) or not DTYPES[info.dtype].fits_single:
             return None
         raw, into = np.empty(info.nbytes, np.uint8), np.empty(prod(info.shape), np.float32)
         self.fill(info.file, info.start, raw)
@@ -177,9 +151,7 @@ def decode(dtype: str, raw: bytes | Bytes) -> Array:
     if dtype == "F8_E8M0":
         exponents = np.frombuffer(raw, np.uint8).astype(np.float64) - 127
         return np.asarray(np.where(exponents == 128, np.nan, np.exp2(exponents)))
-    codes = {"BOOL": "?", "U8": "u1", "I8": "i1"}
-    code = codes.get(dtype) or f"<{dtype[0].lower()}{DTYPES[dtype].bits // 8}"
-    values_of_any: NDArray[Any] = np.frombuffer(raw, code)
+    values_of_any: NDArray[Any] = np.frombuffer(raw, f"<{DTYPES[dtype].code}")
     return _doubles(values_of_any)
 
 
@@ -218,10 +190,11 @@ def widen(dtype: str, stored: NDArray[Any], into: Singles) -> None:
 
 def spacing(dtype: str, values: Array) -> Array:
     """Return the unit in the last place of a dtype at each value."""
-    if dtype in ("I8", "U8"):
+    mantissa, least = mantissa_of(dtype), DTYPES[dtype].least
+    if not DTYPES[dtype].floating:
         return np.ones_like(values)
     powers = np.empty_like(values)
     np.bitwise_and(values.view(np.uint64), np.uint64(0x7FF0000000000000), out=powers.view(np.uint64))
-    np.maximum(powers, LEAST[dtype], out=powers)
-    powers *= 2.0 ** -MANTISSA[dtype]
+    np.maximum(powers, least, out=powers)
+    powers *= 2.0**-mantissa
     return powers

@@ -19,14 +19,14 @@ from lorabake.adapters.kind import MAGNITUDES, matrix
 from lorabake.errors import MatchError, SurroundingsError
 from lorabake.matching.patches import Patch
 from lorabake.planning import Bake, Plan, Target
-from lorabake.reference.arrays import GREATEST, LEAST, MANTISSA, Files, spacing
+from lorabake.reference.arrays import Files, spacing
 from lorabake.reference.codecs import as_stored, largest, may_cancel, next_power, scales, turned, worth
 from lorabake.reference.formulas import FORMULAS, changed
 from lorabake.reference.formulas.formula import Array, Place, Tensors
 from lorabake.reference.formulas.laws import scale_of, scale_of_alpha_0, share
 from lorabake.reference.formulas.products import PRODUCTS
 from lorabake.reference.methods import combined, masks_of
-from lorabake.tensors.dtypes import LARGEST, decode_scalar
+from lorabake.tensors.dtypes import DTYPES, decode_scalar
 from lorabake.tensors.header import TensorInfo
 
 Indices = NDArray[np.intp]
@@ -335,7 +335,7 @@ class Recomputation:
         Where they are powers of two, the next one up is due. A largest value at the very edge of one may lie on
         either side of it in the bake's precision: there, the checkpoint's own scale decides, if it is one of the two.
         """
-        sizes = largest(weight, scale) / LARGEST[target.dtype]
+        sizes = largest(weight, scale) / DTYPES[target.dtype].largest
         sizes *= 127.0 if target.scale_key.endswith("SCB") else 1.0
         sizes = np.where(sizes > 0, sizes, 1.0)
         if target.encoding is None or not target.encoding.facts.get("powers_of_two"):
@@ -419,9 +419,10 @@ def _delta(patch: Patch, tensors: Tensors, weight: Array, place: Place, scale: f
 
 def rounded(dtype: str, values: Array) -> Array:
     """Round to the nearest value that a dtype has, ties to even; overflow is left as it is."""
-    if dtype not in MANTISSA:
+    if DTYPES[dtype].mantissa is None:
         return values
-    unit = spacing(dtype, np.where(np.abs(values) < LEAST[dtype], LEAST[dtype], values))
+    least = DTYPES[dtype].least
+    unit = spacing(dtype, np.where(np.abs(values) < least, least, values))
     return np.asarray(np.rint(values / unit) * unit)
 
 
@@ -434,5 +435,5 @@ def rounded_by(numbers: Numbers, dtype: str, values: Array) -> Array:
         unit = spacing(dtype, values)
         part, lower = np.modf(np.abs(values) / unit)
         away = numbers < (part * 2.0**62).astype(np.uint64)
-        sizes = np.minimum((lower + away) * unit, GREATEST[dtype])
+        sizes = np.minimum((lower + away) * unit, DTYPES[dtype].largest)
     return np.where(np.isfinite(values), np.copysign(sizes, values), values)

@@ -20,7 +20,7 @@ from lorabake.matching.patches import Patch
 from lorabake.planning import Bake, Plan
 from lorabake.planning.cautions import no_scale
 from lorabake.planning.tally import Tally
-from lorabake.reference.arrays import MANTISSA, Files
+from lorabake.reference.arrays import Files
 from lorabake.reference.formulas.products import PRODUCTS
 from lorabake.reference.recompute import Recomputation
 from lorabake.tensors.dtypes import DTYPES
@@ -87,7 +87,7 @@ class _Sample:
     def _see(self, tally: Tally, lora: int, steps: Iterable[Bake], tiles: int | None) -> None:
         """Add up one LoRA's changes in `tiles` places of each step."""
         for tile in (tile for step in steps for tile in self.recomputation.tiles(step, tiles)):
-            if tile.target.dtype not in MANTISSA:
+            if DTYPES[tile.target.dtype].mantissa is None:
                 continue
             lost = self.recomputation.rounded(tile, tile.exact) - tile.exact
             for change in tile.changes:

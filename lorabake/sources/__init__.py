@@ -25,7 +25,7 @@ from lorabake.keymap.table import Architecture, KeyMap, find
 from lorabake.recipe import Lora, Recipe, Source
 from lorabake.sources.translation import config_of, transcribe, translate
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, open_lora, optional_object
-from lorabake.tensors.dtypes import FLOAT_NAMES, LARGEST
+from lorabake.tensors.dtypes import DTYPES, is_output
 from lorabake.tensors.emptiness import check_checkpoint, check_lora
 from lorabake.tensors.formats import find_packing
 from lorabake.tensors.header import TensorInfo
@@ -188,8 +188,8 @@ def grown(key_map: KeyMap, loras: tuple[LoraSource, ...]) -> dict[str, PackedInf
                 if view is None or weight is None or weight.shape == shape:
                     continue
                 smaller = len(shape) == len(weight.shape) and all(map(le, weight.shape, shape))
-                is_plain = view.shape == weight.shape and not view.transpose and weight.dtype in FLOAT_NAMES.values()
-                if not smaller or not is_plain or weight.dtype in LARGEST:
+                is_plain = view.shape == weight.shape and not view.transpose and is_output(weight.dtype)
+                if not smaller or not is_plain or DTYPES[weight.dtype].takes_scale:
                     sizes = f"from {list(weight.shape)} ({weight.dtype}) to {list(shape)}"
                     raise MatchError(
                         f"LoRA {lora.name!r}: {module.name} would make {weight.key} grow {sizes}",

@@ -10,73 +10,119 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Dtype:
-    """Describe one element; `torch` is its name in the torch module, None where torch has no equal."""
+    """Describe one element: every fact about a dtype that any part of the program needs.
+
+    `torch` is its name in the torch module, None where torch has no equal; `code` is what struct and NumPy call it,
+    "" where they do not know it. `mantissa` counts the bits behind the leading one, None where nothing rounds to the
+    dtype. `least` is the smallest normal number: below it the spacing stays the same. `largest` is the largest finite
+    number, `limit` the smallest magnitude that overflows after rounding. A bake goes into tensors of a dtype with
+    `is_output`, which recipes call by torch's name. Weights with `takes_scale` are stored in units of a scale.
+    """
 
     name: str
     bits: int
-    floating: bool
     torch: str | None
+    floating: bool = True
+    code: str = ""
+    mantissa: int | None = None
+    least: float = 0.0
+    largest: float = math.inf
+    limit: float = math.inf
+    is_output: bool = False
+    takes_scale: bool = False
+
+    @property
+    def is_coarse(self) -> bool:
+        """Tell whether its resolution may swallow what a usual LoRA changes."""
+        return self.mantissa is not None and self.mantissa <= 7
+
+    @property
+    def is_fine(self) -> bool:
+        """Tell whether it holds whatever a LoRA changes: nothing is gained by drawing."""
+        return self.bits > 16
+
+    @property
+    def is_number(self) -> bool:
+        """Tell whether a bake and its verification read its values as numbers."""
+        return bool(self.code) or self.is_output
+
+    @property
+    def fits_single(self) -> bool:
+        """Tell whether float32 holds every one of its values, and it is a float."""
+        return self.is_output and self.bits <= 32
+
+    @property
+    def safe_square(self) -> float:
+        """Bound a sum of squares, as float32 can hold it, below which no value can reach the limit."""
+        return min(0.9 * self.limit**2, 1e38)
+
+    @property
+    def title(self) -> str:
+        """Name it as torch does where weights are scaled into it, and as headers do elsewhere."""
+        return str(self.torch) if self.takes_scale else self.name
 
 
 DTYPES: dict[str, Dtype] = {
     dtype.name: dtype
     for dtype in (
-        Dtype("BOOL", 8, False, "bool"),
-        Dtype("U8", 8, False, "uint8"),
-        Dtype("I8", 8, False, "int8"),
-        Dtype("U16", 16, False, "uint16"),
-        Dtype("I16", 16, False, "int16"),
-        Dtype("U32", 32, False, "uint32"),
-        Dtype("I32", 32, False, "int32"),
-        Dtype("U64", 64, False, "uint64"),
-        Dtype("I64", 64, False, "int64"),
-        Dtype("F4", 4, True, None),  # torch's float4 packs two values into one element: another shape
-        Dtype("F6_E2M3", 6, True, None),
-        Dtype("F6_E3M2", 6, True, None),
-        Dtype("F8_E4M3", 8, True, "float8_e4m3fn"),
-        Dtype("F8_E5M2", 8, True, "float8_e5m2"),
-        Dtype("F8_E8M0", 8, True, "float8_e8m0fnu"),
-        Dtype("F8_E4M3FNUZ", 8, True, "float8_e4m3fnuz"),
-        Dtype("F8_E5M2FNUZ", 8, True, "float8_e5m2fnuz"),
-        Dtype("F16", 16, True, "float16"),
-        Dtype("BF16", 16, True, "bfloat16"),
-        Dtype("F32", 32, True, "float32"),
-        Dtype("F64", 64, True, "float64"),
-        Dtype("C64", 64, False, "complex64"),
+        Dtype("BOOL", 8, "bool", False, "?"),
+        Dtype("U8", 8, "uint8", False, "B", 0, 1.0, 255.0, 255.5),
+        Dtype("I8", 8, "int8", False, "b", 0, 1.0, 127.0, 127.5, takes_scale=True),
+        Dtype("U16", 16, "uint16", False, "H"),
+        Dtype("I16", 16, "int16", False, "h"),
+        Dtype("U32", 32, "uint32", False, "I"),
+        Dtype("I32", 32, "int32", False, "i"),
+        Dtype("U64", 64, "uint64", False, "Q"),
+        Dtype("I64", 64, "int64", False, "q"),
+        Dtype("F4", 4, None),  # torch's float4 packs two values into one element: another shape
+        Dtype("F6_E2M3", 6, None),
+        Dtype("F6_E3M2", 6, None),
+        Dtype(
+            "F8_E4M3", 8, "float8_e4m3fn", mantissa=3, least=2.0**-6, largest=448.0, limit=464.0,
+            is_output=True, takes_scale=True,
+        ),
+        Dtype(
+            "F8_E5M2", 8, "float8_e5m2", mantissa=2, least=2.0**-14, largest=57344.0, limit=61440.0,
+            is_output=True, takes_scale=True,
+        ),
+        # Powers of two: a scale is compared in float32, in which it is worked out.
+        Dtype(
+            "F8_E8M0", 8, "float8_e8m0fnu", mantissa=23, least=2.0**-127, largest=2.0**127, limit=2.0**127.5
+        ),
+        Dtype("F8_E4M3FNUZ", 8, "float8_e4m3fnuz"),
+        Dtype("F8_E5M2FNUZ", 8, "float8_e5m2fnuz"),
+        Dtype("F16", 16, "float16", True, "e", 10, 2.0**-14, 65504.0, 65520.0, is_output=True),
+        Dtype(
+            "BF16", 16, "bfloat16", mantissa=7, least=2.0**-126, largest=2.0**128 - 2.0**120,
+            limit=2.0**128 - 2.0**119, is_output=True,
+        ),
+        # No limits: what is computed is no wider, and a float64 too large for float32 becomes no number there.
+        Dtype("F32", 32, "float32", True, "f", 23, 2.0**-126, is_output=True),
+        Dtype("F64", 64, "float64", True, "d", 52, 2.0**-1022, is_output=True),
+        Dtype("C64", 64, "complex64", False),
     )
-}
+}  # fmt: skip
 """Every dtype that safetensors 0.8 knows, by its name in a header."""
 
-FLOAT_NAMES = {
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float64": "F64",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-}
-"""The recipe's words for output dtypes, and their names in a header."""
 
-LARGEST = {"F8_E4M3": 448.0, "F8_E5M2": 57344.0, "I8": 127.0}
-"""The largest value of the dtypes that weights are scaled into."""
+def named(word: str) -> Dtype:
+    """Return the dtype that a recipe's word for an output dtype means, such as `bfloat16`."""
+    return next(dtype for dtype in DTYPES.values() if dtype.is_output and dtype.torch == word)
 
-COARSE = {"BF16", *LARGEST}
-"""Dtypes whose resolution may swallow what a usual LoRA changes."""
 
-_STRUCT_CODES = {
-    "BOOL": "?",
-    "U8": "B",
-    "I8": "b",
-    "U16": "H",
-    "I16": "h",
-    "U32": "I",
-    "I32": "i",
-    "U64": "Q",
-    "I64": "q",
-    "F16": "e",
-    "F32": "f",
-    "F64": "d",
-}
+def is_output(name: str) -> bool:
+    """Tell whether a bake goes into tensors of this dtype; what is packed is of none that has a name here."""
+    return name in DTYPES and DTYPES[name].is_output
+
+
+def mantissa_of(name: str) -> int:
+    """Count the bits behind the leading one; 0 where nothing rounds to the dtype."""
+    return DTYPES[name].mantissa or 0
+
+
+def coarser(one: str, other: str) -> str:
+    """Return the dtype of two that has the fewer bits behind the leading one; the first where they have as many."""
+    return min(one, other, key=mantissa_of)
 
 
 def nbytes(dtype_name: str, shape: Sequence[int]) -> int:
@@ -105,9 +151,9 @@ def decode_scalar(dtype_name: str, raw: bytes) -> float:
         dtype_name, raw = "F16", b"\0" + raw
     elif dtype_name == "BF16":  # the upper half of a float32
         dtype_name, raw = "F32", b"\0\0" + raw
-    if dtype_name not in _STRUCT_CODES:
+    if dtype_name not in DTYPES or not DTYPES[dtype_name].code:
         raise ValueError(f"a single {dtype_name} cannot be read as a number")
-    return float(struct.unpack("<" + _STRUCT_CODES[dtype_name], raw)[0])
+    return float(struct.unpack("<" + DTYPES[dtype_name].code, raw)[0])
 
 
 def _decode_e4m3(byte: int) -> float:

@@ -15,10 +15,9 @@ from math import prod
 from pathlib import Path
 
 from lorabake.tensors.checkpoint import Checkpoint
-from lorabake.tensors.dtypes import DTYPES, LARGEST
+from lorabake.tensors.dtypes import DTYPES
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import (
-    WORDS,
     Facts,
     PackedInfo,
     Packing,
@@ -447,14 +446,14 @@ def _reason(stored: Stored) -> str:
         return f"of which {visible(note.place)} says {said}\n{UNKNOWN}"
     if own is not None and not _is_form(own, stored.options):
         fmt = visible(str(stored.options["fmt"]))
-        return f"which is {WORDS[own.dtype]}, though it is said to be {fmt} (fmt)\n{UNKNOWN}"
+        return f"which is {DTYPES[own.dtype].title}, though it is said to be {fmt} (fmt)\n{UNKNOWN}"
     title = _title(stored.roles, own.dtype if own else "")
     if title or own is None:
         return f"which is stored as {title or 'codes'} ({visible((others or [stored.key])[0])})\n{UNDECODED}"
     if (far := next((info.key for role, info in stored.parts.items() if role == ELSEWHERE), None)) is not None:
         return f"which {visible(far)} may scale\n{OTHER_SCALES}"
     scales = [stored.parts[role].key for role in SCALES if role in stored.parts] or others
-    if "scale" in scales[0].rpartition(".")[2] or own.dtype in LARGEST:
+    if "scale" in scales[0].rpartition(".")[2] or DTYPES[own.dtype].takes_scale:
         return f"which is scaled by {visible(scales[0])}\n{OTHER_SCALES}"
     return f"beside which stands {visible(scales[0])}\n{UNKNOWN}"
 
@@ -464,7 +463,9 @@ def _strange(stored: Stored, why: str) -> Strange:
     own = stored.parts.get("")
     dtype = own.dtype if own else "codes"
     title = _title(stored.roles, dtype) or COMFY_NAMES.get(named, named)
-    title = title or f"{WORDS.get(dtype, dtype)} with {', '.join(sorted(stored.roles - {''}))}"
+    title = (
+        title or f"{DTYPES[dtype].title if dtype in DTYPES else dtype} with {', '.join(sorted(stored.roles - {''}))}"
+    )
     has_codes = any(role in CODES or _is_coded(info) for role, info in stored.parts.items() if role not in NOTES)
     return Strange(title, why, frozenset(info.key for info in stored.parts.values()), has_codes)
 
@@ -489,7 +490,7 @@ def _scaled(stored: Stored) -> PackedInfo | None:
     """Describe a weight times its scales."""
     names = stored.roles - {""}
     weight = stored.parts.get("")
-    if weight is None or len(names) != 1 or not names <= {*SCALES} or weight.dtype not in LARGEST:
+    if weight is None or len(names) != 1 or not names <= {*SCALES} or not DTYPES[weight.dtype].takes_scale:
         return None
     scale = stored.parts[next(iter(names))]
     in_order = not stored.notes and stored.options.get("quant_method") in EXPONENTS_OF
@@ -693,7 +694,7 @@ def _quanto(stored: Stored) -> PackedInfo | None:
         return None
     data, scale = stored.parts["_data"], stored.parts["_scale"]
     rows = (data.shape[:1] or (1,)) + (1,) * (len(data.shape) - 1)
-    if data.dtype not in LARGEST or scale.dtype not in SCALE_DTYPES or scale.shape not in ((), rows):
+    if not DTYPES[data.dtype].takes_scale or scale.dtype not in SCALE_DTYPES or scale.shape not in ((), rows):
         return None
     kind = {"I8": "qint8", "F8_E4M3": "qfloat8", "F8_E5M2": "qfloat8_e5m2"}[data.dtype]
     parts = {"data": data, "scale": scale, **stored.beside}
@@ -766,7 +767,7 @@ def _mapped(checkpoint: Checkpoint, infos: Mapping[str, TensorInfo]) -> Iterator
                 maps = _maps_in(root)
             beside = maps.get(header.path.stem.lower()) if eights and maps else None
             for info in eights if beside else ():
-                title = f"{WORDS[info.dtype]} beside {beside}"
+                title = f"{DTYPES[info.dtype].title} beside {beside}"
                 why = f"which {visible(str(beside))} beside its file may scale\n{OTHER_SCALES}"
                 yield info.key, Strange(title, why, frozenset({info.key}), has_codes=True)
 

@@ -14,7 +14,7 @@ from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING, cast
 
-from lorabake.tensors.dtypes import DTYPES, LARGEST, decode_scalar
+from lorabake.tensors.dtypes import DTYPES, decode_scalar
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.reader import read_stored
 from lorabake.tensors.small import parse_json
@@ -39,9 +39,6 @@ FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.
 MAX_NOTE = 4096
 """Bytes of a short tensor that says how a weight is stored."""
 
-WORDS = {"I8": "int8", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
-"""What the dtypes are called that weights are scaled into."""
-
 
 @dataclass(frozen=True, slots=True)
 class PackedInfo(TensorInfo):
@@ -64,7 +61,7 @@ class PackedInfo(TensorInfo):
         assert found is not None
         (down, across), (high, wide) = found
         each = "block" if high > 1 and wide > 1 else "column" if high > 1 else "group" if across > 1 else "row"
-        words = [f"{WORDS[stored]} with {'one scale' if down * across == 1 else f'{each} scales'}"]
+        words = [f"{DTYPES[stored].title} with {'one scale' if down * across == 1 else f'{each} scales'}"]
         words += ["powers of two"] * bool(self.facts.get("powers_of_two"))
         words += ["ConvRot"] * bool(self.facts.get("rotation"))
         return ", ".join(words)
@@ -253,7 +250,7 @@ def encode(info: PackedInfo, weight: torch.Tensor, scale_dtype: torch.dtype) -> 
         weight = rotate(weight, cast(int, info.facts["rotation"]))
     stored = info.parts["scale"]
     factor = 1 / 127 if stored.key.endswith(".SCB") else 1.0
-    largest = largest_of(weight, info.shape, stored.shape) / (LARGEST[info.parts["weight"].dtype] * factor)
+    largest = largest_of(weight, info.shape, stored.shape) / (DTYPES[info.parts["weight"].dtype].largest * factor)
     fresh = torch.where(largest > 0, largest, torch.ones_like(largest))
     if info.facts.get("powers_of_two"):
         part, exponent = torch.frexp(fresh.cpu())  # not every device can

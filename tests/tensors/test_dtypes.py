@@ -1,12 +1,14 @@
 import math
 import struct
+from typing import get_args
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorabake.tensors.dtypes import DTYPES, FLOAT_NAMES, decode_scalar, nbytes
+from lorabake.recipe.types import Dtype
+from lorabake.tensors.dtypes import DTYPES, coarser, decode_scalar, is_output, mantissa_of, named, nbytes
 
 READABLE = ["BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F8_E4M3", "F8_E5M2", "F16", "BF16"]
 
@@ -19,8 +21,50 @@ def test_every_torch_dtype_has_the_size_and_sort_that_the_table_says():
             assert of_torch.is_floating_point == dtype.floating
 
 
+OUTPUTS = [dtype for dtype in DTYPES.values() if dtype.is_output]
+
+
 def test_recipe_words_are_torch_names():
-    assert {word: DTYPES[name].torch for word, name in FLOAT_NAMES.items()} == {w: w for w in FLOAT_NAMES}
+    assert {dtype.torch for dtype in OUTPUTS} == {*get_args(Dtype), "float64"} - {"keep"}
+    assert [named(dtype.torch) for dtype in OUTPUTS] == OUTPUTS
+    assert not is_output("I8")
+    assert not is_output("GPTQ")
+
+
+@pytest.mark.parametrize("dtype", OUTPUTS, ids=lambda dtype: dtype.name)
+def test_the_numbers_of_floats_are_those_of_torch(dtype):
+    info = torch.finfo(getattr(torch, dtype.torch))
+    assert (dtype.least, 2.0**-dtype.mantissa) == (info.smallest_normal, info.eps)
+    if dtype.bits <= 16:
+        assert dtype.largest == info.max
+        assert dtype.limit == info.max + info.eps * 2.0 ** math.floor(math.log2(info.max)) / 2
+
+
+@pytest.mark.parametrize(
+    "dtype", [dtype for dtype in DTYPES.values() if math.isfinite(dtype.limit)], ids=lambda d: d.name
+)
+def test_what_is_below_the_limit_rounds_to_a_number(dtype):
+    of_torch, limit = getattr(torch, dtype.torch), torch.tensor(dtype.limit)
+    below = torch.nextafter(limit, torch.zeros_like(limit))
+    values = below.round() if not dtype.floating else below
+    assert float(values.to(of_torch)) <= dtype.largest
+    assert dtype.safe_square < dtype.limit**2
+
+
+def test_the_numbers_of_whole_dtypes_are_those_of_torch():
+    for dtype in (DTYPES["I8"], DTYPES["U8"]):
+        info = torch.iinfo(getattr(torch, dtype.torch))
+        assert (dtype.largest, dtype.limit) == (info.max, info.max + 0.5)
+        assert (dtype.mantissa, dtype.least) == (0, 1.0)
+
+
+def test_who_is_coarse_and_who_is_fine():
+    assert {dtype.name for dtype in OUTPUTS if dtype.is_coarse} == {"BF16", "F8_E4M3", "F8_E5M2"}
+    assert {dtype.name for dtype in OUTPUTS if dtype.is_fine} == {"F32", "F64"}
+    assert {dtype.name for dtype in OUTPUTS if not dtype.fits_single} == {"F64"}
+    assert {dtype.name for dtype in DTYPES.values() if dtype.takes_scale} == {"I8", "F8_E4M3", "F8_E5M2"}
+    assert [coarser("F16", "BF16"), coarser("F32", "F8_E4M3"), coarser("I64", "F16")] == ["BF16", "F8_E4M3", "I64"]
+    assert mantissa_of("I64") == 0
 
 
 @pytest.mark.parametrize(

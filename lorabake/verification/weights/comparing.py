@@ -17,7 +17,7 @@ from lorabake.reference.arrays import Files
 from lorabake.reference.formulas.products import PRODUCTS
 from lorabake.reference.recompute import Recomputation
 from lorabake.tensors.checkpoint import Checkpoint
-from lorabake.tensors.dtypes import DTYPES, FLOAT_NAMES
+from lorabake.tensors.dtypes import DTYPES, is_output
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo
 from lorabake.verification.findings import Finding, Status
@@ -173,12 +173,12 @@ def rehearse(plan: Plan) -> None:
 
 
 def _are_floats(*infos: TensorInfo) -> bool:
-    return {info.dtype for info in infos} <= {*FLOAT_NAMES.values()}
+    return all(is_output(info.dtype) for info in infos)
 
 
 def _is_plain(info: TensorInfo) -> bool:
     """Tell whether a tensor holds one number a value, which NumPy knows."""
-    if isinstance(info, PackedInfo) or info.dtype in FLOAT_NAMES.values():
+    if isinstance(info, PackedInfo) or is_output(info.dtype):
         return True
     return not DTYPES[info.dtype].floating and info.dtype != "C64"
 

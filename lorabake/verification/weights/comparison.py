@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorabake.planning import Bake, Target
-from lorabake.reference.arrays import MANTISSA, spacing
+from lorabake.reference.arrays import spacing
 from lorabake.reference.formulas.formula import Array
 from lorabake.reference.recompute import Indices, Numbers, Recomputation, Tile, rounded_by
+from lorabake.tensors.dtypes import coarser
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo
 
@@ -52,8 +53,7 @@ class Comparison:
     @property
     def dtype(self) -> str:
         """Return the dtype whose resolution counts: the coarser of the one found and the one due."""
-        pair = self.found.dtype, self.target.dtype
-        return min(pair, key=lambda name: MANTISSA.get(name, 0))
+        return coarser(self.found.dtype, self.target.dtype)
 
     @property
     def is_drawn(self) -> bool:

@@ -30,9 +30,10 @@ from numpy.typing import NDArray
 
 from lorabake.adapters.kind import matrix
 from lorabake.planning import Bake, Target
-from lorabake.reference.arrays import LEAST, MANTISSA, Files, Singles
+from lorabake.reference.arrays import Files, Singles
 from lorabake.reference.formulas.formula import Array
 from lorabake.reference.recompute import Indices, Product, Recomputation
+from lorabake.tensors.dtypes import DTYPES, coarser, mantissa_of
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo
 from lorabake.verification.weights.blocks import Blocks, powers_of, squares
@@ -49,7 +50,6 @@ PIECE = 64
 """Columns of a product that are summed up in float32 before float64 goes on."""
 
 FALSE_ALARM = 1e-9
-PLAIN = {"F8_E4M3", "F8_E5M2", "F16", "BF16", "F32"}
 UNIT = 2.0**-24
 LARGE = 2.0**32
 """A sum of squares from which on values may be no numbers."""
@@ -137,8 +137,8 @@ class Projector:
         independent (Higham and Mary 2019, theorem 2.4): λ·√n·u times the sum of magnitudes, not n·u times.
         """
         columns = matrix(target.shape)[1]
-        dtype = min(found.dtype, target.dtype, key=lambda name: MANTISSA[name])
-        units = 4.0 ** -MANTISSA[dtype] * (powers + columns * LEAST[dtype] ** 2)
+        dtype = coarser(found.dtype, target.dtype)
+        units = 4.0 ** -mantissa_of(dtype) * (powers + columns * DTYPES[dtype].least ** 2)
         changes, terms, own = np.zeros(len(powers)), 16, np.zeros(len(powers))
         loss = self.width * UNIT * sqrt(columns)
         for each in products:
@@ -170,7 +170,8 @@ def _fits(step: Bake, found: TensorInfo) -> bool:
     target = step.targets[0]
     if len(step.targets) > 1 or not step.patches or not prod(target.shape) or isinstance(target.source, PackedInfo):
         return False
-    return {target.source.dtype, found.dtype} <= PLAIN and target.dtype in MANTISSA
+    dtypes = [DTYPES[name] for name in (target.source.dtype, found.dtype)]
+    return all(dtype.fits_single for dtype in dtypes) and DTYPES[target.dtype].mantissa is not None
 
 
 def signs(key: str, columns: int) -> Singles:

@@ -21,9 +21,10 @@ import numpy as np
 
 from lorabake.adapters.kind import matrix
 from lorabake.planning import Bake, Target
-from lorabake.reference.arrays import LEAST, MANTISSA, Files, Singles, decode, spacing
+from lorabake.reference.arrays import Files, Singles, decode, spacing
 from lorabake.reference.formulas.formula import Array
 from lorabake.reference.recompute import Indices, Product, Recomputation, longest, terms
+from lorabake.tensors.dtypes import DTYPES, mantissa_of
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo
 from lorabake.verification.weights.blocks import VALUES, Block, Blocks, dot, powers_of
@@ -32,7 +33,6 @@ from lorabake.verification.weights.comparison import Comparison, Share
 WORTH = 1 << 15
 """Values of a tensor from which on it pays."""
 
-NARROW = {"F8_E4M3", "F8_E5M2", "F16", "BF16"}
 UNIT = 2.0**-24
 USUAL = 4.0
 """How far from the border values are worked out, in units of u·‖b‖·‖a‖: ten times what is usual."""
@@ -134,7 +134,10 @@ class Screen:
             return False
         if prod(target.shape) < WORTH or self.recomputation.epsilon(target) != UNIT:
             return False
-        return {target.source.dtype, found.dtype} <= NARROW and target.dtype in MANTISSA
+        dtypes = [DTYPES[name] for name in (target.source.dtype, found.dtype)]
+        if any(dtype.is_fine or not dtype.fits_single for dtype in dtypes):
+            return False
+        return DTYPES[target.dtype].mantissa is not None
 
     def _screened(
         self, result: Comparison, factors: Sequence[Factor], margin: Singles, block: Block
@@ -151,8 +154,8 @@ class Screen:
         extra = [dot(error[each.rows], each.values) for each in deltas]
         if not (energy < LARGE and np.isfinite([*sums.values(), *extra]).all()):
             return None
-        np.maximum(border, np.float32(LEAST[result.dtype]), out=border)
-        border *= np.float32(2.0 ** -(MANTISSA[result.dtype] + 1) - 2 * UNIT * (len(deltas) + 1))
+        np.maximum(border, np.float32(DTYPES[result.dtype].least), out=border)
+        border *= np.float32(2.0 ** -(mantissa_of(result.dtype) + 1) - 2 * UNIT * (len(deltas) + 1))
         border -= margin
         np.abs(error, out=error)
         near = np.flatnonzero(error > border)
