@@ -162,6 +162,17 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         following = following.__cause__ or following.__context__
 
 
+def anonymous_memory() -> int | None:
+    """Return the bytes of memory of this process that no file backs; None where the system does not tell."""
+    if sys.platform != "linux":
+        return None
+    with suppress(OSError), open("/proc/self/status", encoding="ascii") as status:
+        for line in status:
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
 def _address_space() -> int | None:
     """Return how many bytes of address space a limit leaves to this process; None without a limit."""
     if sys.platform != "linux":

@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lorabake import VerifyOptions, baking, load_recipe, verify
+from lorabake import VerifyOptions, load_recipe, verify
 from lorabake import plan as make_plan
 from lorabake.errors import SurroundingsError, TargetError
-from lorabake.execution import device, worker
+from lorabake.execution import crew, device, worker
 from lorabake.execution.device import CPU, Turns, choose_device
 from lorabake.planning import provenance
 from lorabake.writing import output as write
@@ -331,7 +331,7 @@ def test_a_range_lost_or_told_twice_ends_the_bake_instead_of_being_waited_for(
 
 def test_workers_that_cannot_be_started_end_the_bake(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others wait for all before they begin."""
-    start, work = baking._Crew.start, worker.work
+    start, work = crew.Crew.start, worker.work
     started: list[object] = []
 
     def failing(self: object, task: Callable[[], object]) -> threading.Thread:
@@ -341,7 +341,7 @@ def test_workers_that_cannot_be_started_end_the_bake(folder: Path, monkeypatch: 
                 raise RuntimeError("can't start new thread")
         return start(self, task)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(baking._Crew, "start", failing)
+    monkeypatch.setattr(crew.Crew, "start", failing)
     with pytest.raises(SurroundingsError, match="no thread can be started"):
         b.run(folder / "recipe.yaml", workers=4)
     assert not list(folder.glob("out*"))

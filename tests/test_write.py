@@ -819,7 +819,7 @@ def test_another_program_in_the_folder_of_a_bake(
 
 INTERRUPTED = """
     import signal, sys, time
-    from lorabake import baking
+    from lorabake.execution import crew
     from lorabake.writing import output as write
     from lorabake.cli import main
 
@@ -836,7 +836,7 @@ INTERRUPTED = """
                 except BaseException:
                     pass
 
-    def copy(self, inputs, copy, progress, stop):
+    def copy(self, copy, progress, stop):
         stop.wait(60)
 
     def join(self, *arguments):
@@ -845,7 +845,7 @@ INTERRUPTED = """
         wait(self, *arguments)
 
     write.Output.copy = copy
-    wait, baking._Crew.join = baking._Crew.join, join
+    wait, crew.Crew.join = crew.Crew.join, join
     def entered(self):
         if when == "importing":
             sys.meta_path.insert(0, Swallowing())

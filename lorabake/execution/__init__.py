@@ -1,1 +1,162 @@
-"""Step 4 of the flow: compute the tensors of a plan, on one device, by several workers."""
+"""Step 4 of the flow: compute the tensors of a plan, on one device, by several workers.
+
+Copying untouched ranges starts before torch is imported; hashing follows the finished ranges.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from lorabake.execution.crew import Crew, Shared
+from lorabake.execution.ends import Inputs, Output
+from lorabake.execution.memory import PeakMemory
+from lorabake.interrupts import held
+from lorabake.planning import Plan
+from lorabake.planning.tally import Tally
+
+if TYPE_CHECKING:
+    from lorabake.execution.device import Device
+    from lorabake.execution.worker import Executor
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """Tell what a plan's execution found out.
+
+    `hashes` are the SHA-256 of each file's data, or empty; `digests` those of the inputs, by their placeholders.
+    `tallies` sum up what was seen of each LoRA's change. `computed` maps each device class that computed to the keys
+    of its tensors, in the plan's order; `left_to_cpu` are those that an accelerator could not hold or compute.
+    `stages` are the workers' seconds by stage.
+    """
+
+    plan: Plan
+    hashes: tuple[str, ...]
+    digests: Mapping[str, str]
+    tallies: Mapping[int, Tally]
+    computed: Mapping[str, tuple[str, ...]]
+    left_to_cpu: tuple[str, ...]
+    stages: Mapping[str, float]
+    peak_memory: int | None
+
+    @property
+    def device(self) -> str:
+        """Name the device classes that computed; what computes nothing needs none but the CPU."""
+        return "+".join(sorted(self.computed)) or "cpu"
+
+    @property
+    def input_sha256(self) -> dict[str, str]:
+        """Map the path of each digested input to its SHA-256."""
+        return {str(path): self.digests[placeholder] for placeholder, path in self.plan.digests.items()}
+
+    @property
+    def survival(self) -> dict[int, float]:
+        """Estimate the share of each LoRA's change that arrived, by the LoRA's number, where any was due."""
+        return {lora: share for lora, tally in self.tallies.items() if (share := tally.survival) is not None}
+
+
+def execute(
+    plan: Plan,
+    inputs: Inputs,
+    output: Output,
+    *,
+    device: str | None,
+    workers: int,
+    progress: Callable[[int], None],
+    warn: Callable[[str], None],
+) -> Executed:
+    """Copy, compute, digest and hash side by side; return once every byte of the output is finished."""
+    digests: dict[str, str] = {}
+    hashes: list[str] = []
+
+    def copy() -> None:
+        for each in plan.copies:
+            if crew.stop.is_set():
+                return
+            output.copy(each, progress, crew.stop)
+
+    def digest() -> None:
+        for placeholder, path in plan.digests.items():
+            digests[placeholder] = inputs.sha256(path, crew.stop)
+        inputs.check_records(crew.stop)
+
+    def follow() -> None:
+        hashes.extend(output.follow(crew.stop))
+
+    memory = PeakMemory()
+    executors: list[Executor] = []
+    chosen: Device | None = None
+    workers = max(1, min(workers, len(plan.bakes)))
+    with Crew(output.place, workers) as crew:
+        with held():
+            writing, following = [crew.start(copy)], [crew.start(digest), crew.start(follow)]
+            if plan.bakes:
+                from lorabake.execution.device import Turns, choose_device
+                from lorabake.execution.worker import Executor, dtypes, precision, work
+        if plan.bakes:
+            memory.sample()
+            chosen = choose_device(device, precision=precision(plan), dtypes=dtypes(plan), warn=warn)
+            steps, turns = Shared(iter(plan.bakes)), Turns(workers)
+            executors = [Executor(plan, inputs, output, chosen, turns) for _ in range(workers)]
+            with held():
+                for executor in executors:
+                    writing.append(crew.start(partial(work, executor, steps, progress, crew.stop, crew.ready)))
+        crew.join(writing, memory.sample)
+        output.check_finished()
+        crew.join(following, memory.sample)
+    computed = _computed(plan, executors)
+    left = computed.get("cpu", ()) if chosen is not None and not chosen.is_cpu else ()
+    if left:
+        warn(_left_to_the_cpu(str(chosen and chosen.place), left, sum(len(step.targets) for step in plan.bakes)))
+    return Executed(
+        plan=plan,
+        hashes=tuple(hashes),
+        digests=digests,
+        tallies=_summed(plan, executors),
+        computed=computed,
+        left_to_cpu=left,
+        stages=_seconds(executors),
+        peak_memory=memory.peak,
+    )
+
+
+def _computed(plan: Plan, executors: Iterable[Executor]) -> dict[str, tuple[str, ...]]:
+    """List by device class the tensors that it computed, in the plan's order."""
+    places: defaultdict[str, set[str]] = defaultdict(set)
+    for executor in executors:
+        for kind, keys in executor.computed.items():
+            places[kind].update(keys)
+    in_order = [target.key for step in plan.bakes for target in step.targets]
+    return {kind: tuple(key for key in in_order if key in keys) for kind, keys in places.items()}
+
+
+def _seconds(executors: Iterable[Executor]) -> dict[str, float]:
+    """Sum up the seconds of all workers by stage."""
+    stages: defaultdict[str, float] = defaultdict(float)
+    for executor in executors:
+        for stage, seconds in executor.seconds.items():
+            stages[stage] += seconds
+    return dict(stages)
+
+
+def _summed(plan: Plan, executors: Iterable[Executor]) -> dict[int, Tally]:
+    """Sum up by LoRA what was seen of each step, in the plan's order."""
+    seen: dict[str, dict[int, Tally]] = {}
+    for executor in executors:
+        seen |= executor.tallies
+    tallies: dict[int, Tally] = {}
+    for step in plan.bakes:
+        for lora, tally in seen[step.targets[0].key].items():
+            tallies.setdefault(lora, Tally()).add(tally)
+    return tallies
+
+
+def _left_to_the_cpu(device: str, keys: tuple[str, ...], count: int) -> str:
+    shown = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
+    return (
+        f"the CPU computed {len(keys)} of {count} tensors, whose last bits are the CPU's: "
+        f"{device} cannot hold or compute {shown}, even for one worker alone"
+    )

@@ -15,7 +15,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from math import isfinite, nan
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -34,6 +33,7 @@ from lorabake.execution.device import (
     call_lapack_first,
     is_short_of_memory,
 )
+from lorabake.execution.ends import Reader, Writer
 from lorabake.execution.methods import combine, masks_of
 from lorabake.execution.parts import (
     FEW,
@@ -61,23 +61,6 @@ from lorabake.planning.tally import Tally
 from lorabake.tensors.dtypes import DTYPES, decode_scalar
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo, decode, encode, unscaled
-
-
-class Reader(Protocol):
-    """Fill buffers from input files."""
-
-    def read(self, path: Any, start: int, into: memoryview) -> None:
-        """Fill `into` with the bytes of a file from `start`."""
-
-
-class Writer(Protocol):
-    """Take the bytes of the output; what is finished is not written again."""
-
-    def write(self, file: int, offset: int, data: memoryview) -> None:
-        """Write bytes at an offset of a file's data."""
-
-    def finish(self, file: int, start: int, stop: int) -> None:
-        """Note that a range of a file's data is as it stays."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,10 @@ import hashlib
 import os
 import threading
 import zlib
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from typing import Self
 
 from lorabake.errors import FileError
 from lorabake.machine import allow_open_files, unreadable
@@ -21,6 +23,7 @@ class Inputs:
     """Hold the input files open, as many as the system lets; the others are opened when they are read."""
 
     def __init__(self, plan: Plan) -> None:
+        self.plan = plan
         self._seen: dict[Path, Fingerprint] = {}
         self._headers = [header for checkpoint, _ in plan.sources.inputs for header in checkpoint.headers]
         paths = {header.path: None for header in self._headers}
@@ -38,6 +41,12 @@ class Inputs:
         except BaseException:
             self.close()
             raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def open(self, path: Path) -> AbstractContextManager[int]:
         """Lend the descriptor of an input; raise a LorabakeError where it can't be opened any more, or changed."""
@@ -86,6 +95,17 @@ class Inputs:
                     raise FileError(
                         f"{header.path}: damaged: {place} are not those that the archive was made of (CRC-32)",
                         "Nothing was written. Download it again.",
+                    )
+
+    def check_stated(self, digests: Mapping[str, str]) -> None:
+        """Compare digests, by the plan's placeholders, with those that the recipe states; raise FileError."""
+        taken = {path: digests[placeholder] for placeholder, path in self.plan.digests.items()}
+        for checkpoint, source in self.plan.sources.inputs:
+            for path in (header.path for header in checkpoint.headers):
+                if source.sha256 and taken[path] != source.sha256:
+                    raise FileError(
+                        f"{path}: its SHA-256 is {taken[path]}, and the recipe states {source.sha256}",
+                        "Nothing was written.",
                     )
 
     def check_unchanged(self) -> None:

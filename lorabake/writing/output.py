@@ -13,7 +13,7 @@ import os
 import shutil
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -43,8 +43,8 @@ EITHER_SIDE = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM}
 class Output:
     """Write a plan's files beside their target; `commit` gives them its name, leaving removes them."""
 
-    def __init__(self, plan: Plan, *, overwrite: bool, fsync: bool) -> None:
-        self.plan, self.fsync = plan, fsync
+    def __init__(self, plan: Plan, inputs: Inputs, *, overwrite: bool, fsync: bool) -> None:
+        self.plan, self.inputs, self.fsync = plan, inputs, fsync
         self.path = plan.path
         self.partial = Partial(self.path)
         self.headers = [file.header() for file in plan.files]
@@ -58,6 +58,11 @@ class Output:
         self._inodes: dict[Path, int] = {}
         self._state = "closed"
         self._moving: list[tuple[Path, Path, Identity]] = []
+
+    @property
+    def place(self) -> Path:
+        """Name where everything is made."""
+        return self.partial.path
 
     def __enter__(self) -> Self:
         try:
@@ -233,7 +238,7 @@ class Output:
         for finished, file in zip(self.finished, self.plan.files, strict=True):
             finished.check(file.data_size)
 
-    def copy(self, inputs: Inputs, copy: Copy, progress: Callable[[int], None], stop: threading.Event) -> None:
+    def copy(self, copy: Copy, progress: Callable[[int], None], stop: threading.Event) -> None:
         """Copy an untouched range, in the kernel where it can."""
         base = len(self.headers[copy.file]) + copy.offset
         done, size = 0, copy.stop - copy.start
@@ -245,7 +250,7 @@ class Output:
                 count = 0
                 if in_kernel:
                     try:
-                        with self._turns[copy.file], inputs.open(copy.source) as source:
+                        with self._turns[copy.file], self.inputs.open(copy.source) as source:
                             count = os.copy_file_range(source, target, length, copy.start + done, base + done)
                     except OSError as error:
                         if error.errno not in NO_RANGE_COPY | EITHER_SIDE:
@@ -253,7 +258,7 @@ class Output:
                         in_kernel = False
                 if not in_kernel:
                     piece = memoryview(bytearray(min(length, 1 << 20)))
-                    inputs.read(copy.source, copy.start + done, piece)
+                    self.inputs.read(copy.source, copy.start + done, piece)
                     count = os.pwrite(target, piece, base + done)
                 if count == 0:
                     raise FileError(f"{copy.source}: became shorter while it was read")
@@ -261,12 +266,15 @@ class Output:
                 done += count
                 progress(count)
 
-    def follow(self, *, hashed: bool, stop: threading.Event) -> list[str]:
+    def follow(self, stop: threading.Event) -> list[str]:
         """Follow the finished ranges of every file: hash them in order, and start their way to the disk.
 
-        Return the SHA-256 of each file's data; empty texts without `hashed`.
+        Return the SHA-256 of each file's data; empty texts where the recipe asks for none.
         """
-        digests = []
+        digests: list[str] = []
+        hashed = self.plan.sources.recipe.output.hash
+        if not (hashed or self.fsync):
+            return [""] * len(self.plan.files)
         for place, header, file, finished in zip(
             self._places, self.headers, self.plan.files, self.finished, strict=True
         ):
@@ -286,7 +294,7 @@ class Output:
             digests.append(digest.hexdigest() if hashed else "")
         return digests
 
-    def complete(self, data_hashes: list[str], digests: Mapping[str, str], device: str) -> None:
+    def complete(self, data_hashes: Sequence[str], digests: Mapping[str, str], device: str) -> None:
         """Fill in the digests and what computed, and make everything durable; `commit` is what is left to do."""
         try:
             self._fill_in(data_hashes, digests, device)
@@ -313,7 +321,7 @@ class Output:
         place = error.filename2 or error.filename  # of a rename, the target
         return unwritable(Path(os.fsdecode(place)) if isinstance(place, str | bytes) else self.partial.path, error)
 
-    def _fill_in(self, data_hashes: list[str], digests: Mapping[str, str], device: str) -> None:
+    def _fill_in(self, data_hashes: Sequence[str], digests: Mapping[str, str], device: str) -> None:
         for place, header, file, data_hash in zip(
             self._places, self.headers, self.plan.files, data_hashes, strict=True
         ):

@@ -22,7 +22,8 @@ SECONDS = 60
 SCRIPT = """
     import json, os, signal, sys, threading, time, traceback
     import lorabake.execution.device, lorabake.execution.worker
-    from lorabake import baking, interrupts
+    from lorabake import baking, execution, interrupts
+    from lorabake.execution import crew
     from lorabake.writing import output as write
     from lorabake.baking import RunOptions, bake
     from lorabake.errors import LorabakeError
@@ -31,7 +32,8 @@ SCRIPT = """
     from lorabake.writing import commit, partial, system
 
     recipe, every = sys.argv[1], int(sys.argv[2])
-    files = {module.__file__ for module in (baking, interrupts, write, commit, partial, system, threading)}
+    traced = baking, crew, execution, interrupts, write, commit, partial, system, threading
+    files = {module.__file__ for module in traced}
     made = plan(load_recipe(recipe))
 
     def child(at, back):
