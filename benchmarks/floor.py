@@ -29,7 +29,8 @@ from benchmarks.measure import Floor
 from lorabake import load_recipe
 from lorabake import plan as make_plan
 from lorabake.adapters.kind import matrix
-from lorabake.planning import TILE_VALUES, Plan, default_workers
+from lorabake.machine import default_workers
+from lorabake.planning import TILE_VALUES, Plan
 
 COPY = 4 << 20
 TILE_BYTES = 2 * TILE_VALUES  # of float16

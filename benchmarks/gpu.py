@@ -382,7 +382,8 @@ def child_machine(name: str, arguments: Sequence[str]) -> dict[str, object]:
     import torch
 
     from lorabake.execution.device import Lane, choose_device
-    from lorabake.planning import DEVICE_TILE_VALUES, default_workers
+    from lorabake.machine import default_workers
+    from lorabake.planning import DEVICE_TILE_VALUES
 
     device = choose_device(name, precision=torch.float32, warn=lambda message: None)
     module = torch.get_device_module(device.place)
@@ -421,7 +422,7 @@ def child_machine(name: str, arguments: Sequence[str]) -> dict[str, object]:
 
 def storage(folder: Path, found: dict[str, object], size: int = 1 << 30) -> None:
     """Measure writing to the page cache by all cores, reading from it, and writing to the disk."""
-    from lorabake.planning import default_workers
+    from lorabake.machine import default_workers
 
     chunk, workers = memoryview(bytearray(8 << 20)), default_workers()
     path = folder / "rates"
@@ -453,7 +454,7 @@ def baked(recipe: Path, output: Path, device: str, workers: int | None) -> Any:
     """Bake in this process."""
     from lorabake import RunOptions, bake, load_recipe
     from lorabake import plan as make_plan
-    from lorabake.planning import default_workers
+    from lorabake.machine import default_workers
 
     options = RunOptions(device=device, workers=workers or default_workers(), fsync=False, overwrite=True)
     return bake(make_plan(load_recipe(recipe), output), options)

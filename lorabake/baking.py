@@ -12,8 +12,8 @@ from pathlib import Path
 
 from lorabake.execution import Executed, execute
 from lorabake.interrupts import held
-from lorabake.machine import check_room_for, worded
-from lorabake.planning import Plan, default_workers
+from lorabake.machine import check_room_for, default_workers, worded
+from lorabake.planning import Plan
 from lorabake.planning import plan as make_plan
 from lorabake.planning.cautions import Caution, cautions_of, cautions_of_recipe, check_survival
 from lorabake.recipe import Recipe

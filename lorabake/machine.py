@@ -7,6 +7,7 @@ fails, a server that went away, a limit that is reached: these are the machine's
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import sys
 from collections.abc import Iterator
@@ -123,8 +124,10 @@ def check_room_for(library: str, threads: int) -> None:
 
 def allow_open_files(count: int) -> None:
     """Raise this process's limit of open files as far as it may be, where it is too low for so many."""
-    import resource  # not there on Windows
-
+    try:
+        import resource
+    except ImportError:  # a system without such limits
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + FILES_BESIDE
     if soft == resource.RLIM_INFINITY or soft >= wanted:
@@ -137,10 +140,8 @@ def allow_open_files(count: int) -> None:
 
 def open_files_allowed() -> int:
     """Return how many files this process may have open for inputs alone, beside all others."""
-    import resource
-
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 1 << 20 if soft == resource.RLIM_INFINITY else max((soft - FILES_BESIDE) // 2, 2)
+    allowed = _limit("RLIMIT_NOFILE")
+    return 1 << 20 if allowed is None else max((allowed - FILES_BESIDE) // 2, 2)
 
 
 FILES_BESIDE = 64
@@ -162,6 +163,11 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         following = following.__cause__ or following.__context__
 
 
+def default_workers() -> int:
+    """Count the cores this process may use, eight at most."""
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
+
+
 def anonymous_memory() -> int | None:
     """Return the bytes of memory of this process that no file backs; None where the system does not tell."""
     if sys.platform != "linux":
@@ -175,14 +181,20 @@ def anonymous_memory() -> int | None:
 
 def _address_space() -> int | None:
     """Return how many bytes of address space a limit leaves to this process; None without a limit."""
-    if sys.platform != "linux":
-        return None
-    import resource
-
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit == resource.RLIM_INFINITY:
+    limit = _limit("RLIMIT_AS") if sys.platform == "linux" else None
+    if limit is None:
         return None
     with suppress(OSError):
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-        return limit - pages * resource.getpagesize()
+        return limit - pages * mmap.PAGESIZE
     return None
+
+
+def _limit(name: str) -> int | None:
+    """Return what the system lets this process have of something; None where there is no limit."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    soft, _ = resource.getrlimit(getattr(resource, name))
+    return None if soft == resource.RLIM_INFINITY else soft

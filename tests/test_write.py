@@ -24,9 +24,10 @@ from lorabake.baking import RunOptions, bake
 from lorabake.errors import FileError, LorabakeError, SurroundingsError, TargetError
 from lorabake.planning import plan
 from lorabake.recipe import load_recipe
-from lorabake.writing import commit, partial, system
+from lorabake.writing import commit, partial
 from lorabake.writing import output as write
 from lorabake.writing.partial import MARK
+from lorabake.writing.system import posix
 from tests import builders as b
 
 QUICK = RunOptions(fsync=False)
@@ -342,7 +343,7 @@ def test_a_disk_that_is_really_full(
     assert list(tiny_disk.iterdir()) == []
 
 
-@pytest.mark.parametrize("code", sorted(write.NO_RANGE_COPY))
+@pytest.mark.parametrize("code", sorted(posix.NO_RANGE_COPY))
 def test_where_the_kernel_cannot_copy_the_program_does(
     folder: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
@@ -354,7 +355,7 @@ def test_where_the_kernel_cannot_copy_the_program_does(
 def test_a_system_without_range_copies(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = b.sha256(attempt(folder))
     monkeypatch.delattr(os, "copy_file_range")
-    monkeypatch.setattr(system, "_libc", lambda: None)
+    monkeypatch.setattr(posix, "_libc", lambda: None)
     assert b.sha256(attempt(folder, overwrite=True)) == wanted
 
 

@@ -16,7 +16,7 @@ from lorabake.cli.places import check_report, files_of
 from lorabake.cli.show import LABEL, ledger_lines, rate_of, shown, size_of, survives
 from lorabake.cli.terminal import Bar, echo, echo_json
 from lorabake.errors import SurroundingsError
-from lorabake.planning import default_workers
+from lorabake.machine import default_workers
 from lorabake.planning import plan as make_plan
 from lorabake.planning.cautions import FADES
 from lorabake.recipe import load_recipe

@@ -325,11 +325,6 @@ def plan(recipe: Recipe, output: str | Path | None = None) -> Plan:
     return replace(made, read=read)
 
 
-def default_workers() -> int:
-    """Count the cores this process may use, eight at most."""
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
-
-
 def needs_whole(patch: Patch) -> bool:
     """Tell whether a patch's effect on one row depends on other rows of the base tensor."""
     if patch.view.transpose:

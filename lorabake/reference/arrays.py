@@ -18,6 +18,7 @@ from lorabake.reference.formulas.formula import Array
 from lorabake.tensors.dtypes import DTYPES, decode_scalar, is_output, mantissa_of
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo
+from lorabake.tensors.system import bytes_at, open_to_read, read_at
 
 Bytes = NDArray[np.uint8]
 Singles = NDArray[np.float32]
@@ -56,7 +57,7 @@ class Files:
         while done < len(into):
             fd = self._opened(path)
             try:
-                count = os.preadv(fd, [into[done:].data], start + done)
+                count = read_at(fd, into[done:].data, start + done)
             except OSError as error:
                 raise unreadable(path, error) from None
             if not count:
@@ -66,7 +67,7 @@ class Files:
     def _pread(self, path: Path, count: int, start: int) -> bytes:
         fd = self._opened(path)
         try:
-            return os.pread(fd, count, start)
+            return bytes_at(fd, count, start)
         except OSError as error:
             raise unreadable(path, error) from None
 
@@ -75,7 +76,7 @@ class Files:
             fd = self._fds.get(path)
             if fd is None:
                 try:
-                    fd = self._fds[path] = os.open(path, os.O_RDONLY)
+                    fd = self._fds[path] = open_to_read(path)
                 except OSError as error:
                     raise FileError(f"{path}: cannot be read: {error.strerror}") from None
         return fd

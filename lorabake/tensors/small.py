@@ -16,6 +16,7 @@ from lorabake.errors import FileError
 from lorabake.machine import unreadable
 from lorabake.tensors.header import Fingerprint
 from lorabake.tensors.reader import fingerprint
+from lorabake.tensors.system import open_without_waiting
 
 MIB = 1 << 20
 MAX_CONFIG = 16 * MIB
@@ -49,7 +50,7 @@ def open_regular(path: Path | str) -> BinaryIO:
     What is opened is looked at again: a pipe that takes a file's place in between is not waited for.
     """
     _check_regular(path, os.stat(path))
-    stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
+    stream = os.fdopen(open_without_waiting(path), "rb")
     try:
         _check_regular(path, os.fstat(stream.fileno()))
     except FileError:

@@ -16,6 +16,7 @@ from lorabake.machine import allow_open_files, unreadable
 from lorabake.planning import Plan
 from lorabake.tensors.header import Fingerprint
 from lorabake.tensors.reader import fingerprint
+from lorabake.tensors.system import open_to_read, read_at
 from lorabake.writing.openfiles import OpenFiles
 
 
@@ -53,7 +54,7 @@ class Inputs:
         return self._files.open(path)
 
     def _opened(self, path: Path) -> int:
-        fd = os.open(path, os.O_RDONLY)
+        fd = open_to_read(path)
         if path in self._seen and fingerprint(fd) != self._seen[path]:
             os.close(fd)
             raise _changed(path)
@@ -127,7 +128,7 @@ class Inputs:
 
 def _read(path: Path, fd: int, into: memoryview, position: int) -> int:
     try:
-        return os.preadv(fd, [into], position)
+        return read_at(fd, into, position)
     except OSError as error:
         raise unreadable(path, error) from None
 

@@ -6,7 +6,6 @@ was. Learned embeddings, files of their own, get their names with it, or not at 
 
 from __future__ import annotations
 
-import errno
 import filecmp
 import hashlib
 import os
@@ -27,17 +26,24 @@ from lorabake.tensors.header import Header
 from lorabake.tensors.links import copy_file
 from lorabake.tensors.safetensors import read_header
 from lorabake.tensors.small import holds
+from lorabake.tensors.system import bytes_at, read_at
 from lorabake.writing.commit import Identity, Move, identity
 from lorabake.writing.commit import commit as make_all
 from lorabake.writing.inputs import Inputs
 from lorabake.writing.openfiles import OpenFiles
 from lorabake.writing.partial import Partial
-from lorabake.writing.system import fsync, fsync_folder, reserve, start_writeback, write_all
+from lorabake.writing.system import (
+    copy_range,
+    fsync,
+    fsync_folder,
+    open_again,
+    open_new,
+    reserve,
+    start_writeback,
+    write_all,
+)
 
 CHUNK = 4 << 20
-NO_RANGE_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
-EITHER_SIDE = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM}
-"""What a copy in the kernel may say of what it reads and of what it writes: a copy by hand tells which."""
 
 
 class Output:
@@ -208,7 +214,7 @@ class Output:
     def _opened(self, place: Path) -> int:
         """Make a file of the output, or open the one that was made."""
         is_new = place not in self._inodes
-        fd = os.open(place, os.O_RDWR | os.O_NOFOLLOW | (os.O_CREAT | os.O_EXCL if is_new else 0), 0o666)
+        fd = open_new(place) if is_new else open_again(place)
         inode = os.fstat(fd).st_ino
         if self._inodes.setdefault(place, inode) != inode:
             os.close(fd)
@@ -242,24 +248,21 @@ class Output:
         """Copy an untouched range, in the kernel where it can."""
         base = len(self.headers[copy.file]) + copy.offset
         done, size = 0, copy.stop - copy.start
-        in_kernel = hasattr(os, "copy_file_range")
+        in_kernel = True
         with self._files.open(self._places[copy.file]) as target:
             while done < size and not stop.is_set():
                 length = min(CHUNK, size - done)
                 self._check_whole(copy.file, target)
-                count = 0
+                count = None
                 if in_kernel:
-                    try:
-                        with self._turns[copy.file], self.inputs.open(copy.source) as source:
-                            count = os.copy_file_range(source, target, length, copy.start + done, base + done)
-                    except OSError as error:
-                        if error.errno not in NO_RANGE_COPY | EITHER_SIDE:
-                            raise
-                        in_kernel = False
-                if not in_kernel:
+                    with self._turns[copy.file], self.inputs.open(copy.source) as source:
+                        count = copy_range(source, target, length, copy.start + done, base + done)
+                if count is None:
+                    in_kernel = False
                     piece = memoryview(bytearray(min(length, 1 << 20)))
                     self.inputs.read(copy.source, copy.start + done, piece)
-                    count = os.pwrite(target, piece, base + done)
+                    write_all(target, piece, base + done)
+                    count = len(piece)
                 if count == 0:
                     raise FileError(f"{copy.source}: became shorter while it was read")
                 self.finish(copy.file, copy.offset + done, copy.offset + done + count)
@@ -284,7 +287,7 @@ class Output:
                 for start, end in finished.follow(file.data_size, stop):
                     position = start
                     while hashed and position < end and not stop.is_set():
-                        count = os.preadv(fd, [buffer[: end - position]], len(header) + position)
+                        count = read_at(fd, buffer[: end - position], len(header) + position)
                         if count == 0:
                             raise _meddled(place)
                         digest.update(buffer[:count])
@@ -328,7 +331,7 @@ class Output:
             with self._files.open(place) as fd:
                 hashes = provenance.fill(data_hash) if data_hash else {}
                 if provenance.LEGACY_HASH in file.metadata:
-                    block = os.pread(fd, provenance.LEGACY_BYTES, provenance.LEGACY_START)
+                    block = bytes_at(fd, provenance.LEGACY_BYTES, provenance.LEGACY_START)
                     hashes[provenance.LEGACY_HASH] = hashlib.sha256(block).hexdigest()[:8]
                 final = file.header(digests, hashes, device)
                 if len(final) != len(header):
@@ -420,7 +423,7 @@ def _meddled(path: Path) -> TargetError:
 
 def _write_embedding(embedding: Embedding, place: Path, *, fsync: bool) -> None:
     """Write a learned embedding, a chunk at a time."""
-    fd = os.open(place, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    fd = open_new(place)
     try:
         head = embedding.header()
         write_all(fd, memoryview(head), 0)

@@ -18,7 +18,17 @@ from typing import Final
 from lorabake.errors import FileError, TargetError
 from lorabake.tensors.small import parse_json, read_small
 from lorabake.writing.commit import Identity, Move, complete, identity
-from lorabake.writing.system import fsync, fsync_folder, lock, remove, write_all
+from lorabake.writing.system import (
+    fsync,
+    fsync_folder,
+    is_ours,
+    lock,
+    names_in,
+    open_folder,
+    open_new,
+    remove,
+    write_all,
+)
 
 MARK: Final = "lorabake.json"
 """The file that marks the folder as lorabake's; it lists the moves once they begin."""
@@ -61,7 +71,7 @@ class Partial:
         Raise TargetError if another bake has it, or if it is not lorabake's; OSError where the system refuses.
         """
         self._fd = _locked(self.path)
-        found = set(os.listdir(self._fd))
+        found = names_in(self._fd)
         try:
             self._take_over(found)
             (self.path / BESIDE).mkdir()
@@ -92,7 +102,7 @@ class Partial:
     def _moves_left(self, found: set[str]) -> list[Move]:
         """Return the moves that a killed bake wrote down; raise TargetError where its mark is missing or false."""
         place = self.path / MARK
-        if MARK not in found or os.fstat(self._fd).st_uid != os.geteuid():
+        if MARK not in found or not is_ours(self._fd):
             raise _stranger(self.path)
         status = os.lstat(place)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
@@ -107,7 +117,7 @@ class Partial:
     def _write(self, name: str, moves: Sequence[Move]) -> None:
         """Write a mark into a new file: an older one might be a link to something else."""
         (self.path / name).unlink(missing_ok=True)
-        fd = os.open(self.path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        fd = open_new(self.path / name)
         try:
             write_all(fd, memoryview(_journal(moves)), 0)
         finally:
@@ -171,7 +181,7 @@ def _locked(path: Path) -> int:
         try:
             if not stat.S_ISDIR(os.lstat(path).st_mode):
                 raise _stranger(path)
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            fd = open_folder(path)
         except FileNotFoundError:  # the other bake has ended
             continue
         except OSError:

@@ -29,10 +29,11 @@ SCRIPT = """
     from lorabake.errors import LorabakeError
     from lorabake.planning import plan
     from lorabake.recipe import load_recipe
-    from lorabake.writing import commit, partial, system
+    from lorabake.writing import commit, partial
+    from lorabake.writing.system import posix
 
     recipe, every = sys.argv[1], int(sys.argv[2])
-    traced = baking, crew, execution, interrupts, write, commit, partial, system, threading
+    traced = baking, crew, execution, interrupts, write, commit, partial, posix, threading
     files = {module.__file__ for module in traced}
     made = plan(load_recipe(recipe))
 

@@ -15,6 +15,7 @@ from lorabake.tensors.archives import Archive, open_archive
 from lorabake.tensors.header import Record
 from lorabake.tensors.pickles.machine import MAX_PICKLE, Bounded, PickleError, load
 from lorabake.tensors.pickles.names import NAMES, Storages, width_of
+from lorabake.tensors.system import path_of
 
 CONVERT = (
     "Use the model's SafeTensors release. If there is none and you trust the file, load it where it can do",
@@ -144,7 +145,6 @@ def check_growth(path: Path, size: int, claimed: int) -> None:
 def _scratch() -> tuple[BinaryIO, Path]:
     """Make a temporary file that has no name; it closes when nobody holds its path any more."""
     stream = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115
-    folder = "/proc/self/fd" if Path("/proc/self/fd").is_dir() else "/dev/fd"
-    path = _Scratch(f"{folder}/{stream.fileno()}")
+    path = _Scratch(path_of(stream.fileno()))
     weakref.finalize(path, stream.close)
     return stream, path

@@ -15,7 +15,8 @@ from math import sqrt
 
 from threadpoolctl import threadpool_limits
 
-from lorabake.planning import Bake, Plan, default_workers
+from lorabake.machine import default_workers
+from lorabake.planning import Bake, Plan
 from lorabake.planning.cautions import cautions_of, cautions_of_recipe
 from lorabake.planning.tally import Tally
 from lorabake.reference.arrays import Files

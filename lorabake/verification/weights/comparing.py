@@ -12,7 +12,8 @@ from typing import TypeVar
 
 from lorabake.errors import SurroundingsError
 from lorabake.keymap.names import patterns
-from lorabake.planning import Bake, Plan, Target, default_workers
+from lorabake.machine import default_workers
+from lorabake.planning import Bake, Plan, Target
 from lorabake.reference.arrays import Files
 from lorabake.reference.formulas.products import PRODUCTS
 from lorabake.reference.recompute import Recomputation

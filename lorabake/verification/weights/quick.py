@@ -18,8 +18,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from lorabake.adapters.kind import matrix
+from lorabake.machine import default_workers
 from lorabake.matching.patches import Patch
-from lorabake.planning import Bake, Plan, default_workers
+from lorabake.planning import Bake, Plan
 from lorabake.planning.tally import Tally
 from lorabake.reference.arrays import Files
 from lorabake.reference.formulas.formula import Array

@@ -1,4 +1,4 @@
-"""The system calls that writing takes, and what stands in where a system lacks one."""
+"""The system calls that writing takes on Linux and other POSIX systems, and what stands in where one is missing."""
 
 from __future__ import annotations
 
@@ -20,6 +20,37 @@ _NO_SUCH_CALL: Final = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPER
 
 NO_LOCKS: Final = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 """What a file system without locks answers."""
+
+NO_RANGE_COPY: Final = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
+"""What a system or a file system answers that cannot copy from file to file."""
+
+EITHER_SIDE: Final = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM}
+"""What a copy in the kernel may say of what it reads and of what it writes: a copy by hand tells which."""
+
+
+def open_new(path: Path) -> int:
+    """Make a file, for reading and writing; raise FileExistsError where anything has its name."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+
+
+def open_again(path: Path) -> int:
+    """Open a file for reading and writing; raise OSError where its name is a link by now."""
+    return os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+
+
+def open_folder(path: Path) -> int:
+    """Open a folder itself, so that it can be locked; raise OSError for a link."""
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+
+
+def names_in(folder: int) -> set[str]:
+    """Return the names in an open folder."""
+    return {*os.listdir(folder)}
+
+
+def is_ours(fd: int) -> bool:
+    """Tell whether an open file or folder belongs to the user whose process this is."""
+    return os.fstat(fd).st_uid == os.geteuid()
 
 
 def _libc() -> ctypes.CDLL | None:
@@ -83,6 +114,21 @@ def start_writeback(fd: int, start: int, length: int) -> None:
     if libc is not None and hasattr(libc, "sync_file_range"):
         write = 2
         libc.sync_file_range(fd, ctypes.c_int64(start), ctypes.c_int64(length), write)
+
+
+def copy_range(source: int, target: int, count: int, start: int, to: int) -> int | None:
+    """Copy bytes of a file, `count` at most, into another in the kernel; return how many, 0 at the file's end.
+
+    Return None where that cannot be, and where a failure may be of either file: a copy by hand tells which.
+    """
+    if not hasattr(os, "copy_file_range"):
+        return None
+    try:
+        return os.copy_file_range(source, target, count, start, to)
+    except OSError as error:
+        if error.errno in NO_RANGE_COPY | EITHER_SIDE:
+            return None
+        raise
 
 
 def write_all(fd: int, data: memoryview, position: int) -> None:

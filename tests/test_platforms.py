@@ -1,0 +1,124 @@
+"""Only files that are named here know on which platform they run; on another one `plan` and `inspect` work, too."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tests import builders as b
+from tests.test_structure import FILES, name_of
+
+MODULES = {"ctypes", "fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+CALLS = {
+    "O_CLOEXEC", "O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK", "chown", "copy_file_range", "fchdir", "fchmod", "fchown",
+    "fork", "getegid", "geteuid", "getgid", "getuid", "lchown", "mkfifo", "posix_fadvise", "posix_fallocate", "pread",
+    "preadv", "pwrite", "pwritev", "readv", "sched_getaffinity", "sendfile", "statvfs", "sysconf", "uname", "writev",
+}  # fmt: skip
+"""What `os` has on POSIX systems alone."""
+
+SYSTEM = {"writing.system.posix", "tensors.system"}
+"""The files of system calls: one of what writes, one of what reads."""
+
+ASKS_FIRST = {"machine"}
+"""Files that ask first whether the platform has what they use."""
+
+
+def posix_only(tree: ast.AST) -> set[str]:
+    """Name what a file imports or uses that POSIX systems alone have."""
+    used = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            used |= {alias.name for alias in node.names} & MODULES
+        elif isinstance(node, ast.ImportFrom):
+            used |= {node.module or ""} & MODULES
+            used |= {alias.name for alias in node.names if node.module == "os"} & CALLS
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
+            used |= {node.attr} & CALLS
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("/proc/"):
+            used.add("/proc")
+    return used
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_only_the_files_of_system_calls_know_the_platform(path: Path) -> None:
+    if name_of(path) not in SYSTEM | ASKS_FIRST:
+        assert not posix_only(ast.parse(path.read_text())), "it belongs in writing/system, or in tensors/system.py"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if name_of(path) in ASKS_FIRST], ids=name_of)
+def test_what_asks_first_imports_nothing_of_one_platform_with_itself(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    guarded = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Try)
+        and any("ImportError" in ast.unparse(each.type or node) for each in node.handlers)
+        for line in node.body
+        for inner in ast.walk(line)
+    }
+    for node in ast.walk(tree):
+        assert node in guarded or not isinstance(node, ast.Import) or not posix_only(node), ast.unparse(node)
+
+
+def test_the_sieve_finds_what_it_looks_for() -> None:
+    source = "import fcntl\nfrom os import pread\nos.O_NOFOLLOW\nopen('/proc/self/status')\nos.replace\n"
+    assert posix_only(ast.parse(source)) == {"fcntl", "pread", "O_NOFOLLOW", "/proc"}
+
+
+ELSEWHERE = f"""
+    import os, sys
+    import click, numpy, pydantic, yaml
+
+    class Missing:
+        def find_spec(self, name, *_):
+            if name in {sorted(MODULES - {"ctypes", "posix"})}:
+                raise ImportError(f"no {{name}} on this platform")
+
+    for name in {sorted(MODULES - {"ctypes", "posix"})}:
+        sys.modules.pop(name, None)
+    for name in {sorted(CALLS - {"statvfs"})}:  # shutil.disk_usage takes that one here, and another elsewhere
+        if hasattr(os, name):
+            delattr(os, name)
+    sys.meta_path.insert(0, Missing())
+    import lorabake.cli, lorabake.planning, lorabake.sources, lorabake.inspection
+
+    assert not [name for name in sys.modules if name.startswith("lorabake.writing.system")]
+    lorabake.cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--help"], "Bake weighted LoRAs"),
+        (["plan", "recipe.yaml"], "out.safetensors"),
+        (["inspect", "base.safetensors"], "base.safetensors"),
+        (["inspect", "lora.safetensors"], "lora.safetensors"),
+    ],
+    ids=str,
+)
+def test_another_platform_plans_and_inspects(tmp_path: Path, arguments: list[str], said: str) -> None:
+    b.save(tmp_path / "base.safetensors", b.sd1())
+    b.sd1_lora(tmp_path / "lora.safetensors")
+    b.recipe(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(ELSEWHERE), *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+
+
+def test_a_platform_without_a_file_of_its_own_is_told_which_one_is_missing() -> None:
+    script = "import os\nos.name = 'nt'\nimport lorabake.writing.system"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert "SurroundingsError: lorabake cannot write on this system (nt)" in done.stderr
