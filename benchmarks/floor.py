@@ -30,7 +30,8 @@ from lorabake import load_recipe
 from lorabake import plan as make_plan
 from lorabake.adapters.kind import matrix
 from lorabake.machine import default_workers
-from lorabake.planning import TILE_VALUES, Plan
+from lorabake.planning import Plan
+from lorabake.planning.cost import TILE_VALUES
 
 COPY = 4 << 20
 TILE_BYTES = 2 * TILE_VALUES  # of float16
@@ -60,7 +61,7 @@ def work_of(plan: Plan) -> Work:
     """Count the work of a plan, as a bake on the CPU cuts it."""
     products: Counter[tuple[int, int, int]] = Counter()
     lora_values = lora_bytes = 0
-    for step in plan.bakes:
+    for step in plan.steps:
         (target,) = step.targets
         rows, columns = matrix(target.shape)
         rank = sum(patch.shapes["down"][0] for patch in step.patches)
@@ -71,7 +72,7 @@ def work_of(plan: Plan) -> Work:
             factors = [info for slot, info in patch.tensors.items() if slot != "alpha"]
             lora_values += sum(matrix(info.shape)[0] * matrix(info.shape)[1] for info in factors)
             lora_bytes += sum(info.nbytes for info in factors)
-    targets = [target for step in plan.bakes for target in step.targets]
+    targets = [target for step in plan.steps for target in step.targets]
     values = sum(matrix(target.shape)[0] * matrix(target.shape)[1] for target in targets)
     read = sum(target.source.nbytes for target in targets) + lora_bytes
     return Work(dict(products), 2 * values + lora_values, read, plan.baked_bytes, plan.copied_bytes)

@@ -383,7 +383,7 @@ def child_machine(name: str, arguments: Sequence[str]) -> dict[str, object]:
 
     from lorabake.execution.device import Lane, choose_device
     from lorabake.machine import default_workers
-    from lorabake.planning import DEVICE_TILE_VALUES
+    from lorabake.planning.cost import DEVICE_TILE_VALUES
 
     device = choose_device(name, precision=torch.float32, warn=lambda message: None)
     module = torch.get_device_module(device.place)
@@ -511,7 +511,7 @@ def child_stages(device: str, arguments: Sequence[str]) -> dict[str, object]:
     recipe, output = Path(arguments[0]), Path(arguments[1]) / "stages.safetensors"
     result = baked(recipe, output, device, 1)
     output.unlink()
-    targets = [target for step in result.plan.bakes for target in step.targets]
+    targets = [target for step in result.plan.steps for target in step.targets]
     values = sum(target.nbytes * 8 // DTYPES[target.dtype].bits for target in targets)
     loras = sum(info.nbytes for patch in result.plan.patches for info in patch.tensors.values())
     read = sum(target.source.nbytes for target in targets) + loras

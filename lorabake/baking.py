@@ -108,7 +108,7 @@ def bake(recipe: Recipe | Plan, options: RunOptions | None = None) -> BakeResult
     began = time.perf_counter()
     with worded():
         plan = recipe if isinstance(recipe, Plan) else make_plan(recipe)
-        if plan.bakes:
+        if plan.steps:
             check_room_for("torch", options.workers)
         shares = _survival(plan, options.warn)
         with Inputs(plan) as inputs, Output(plan, inputs, overwrite=options.overwrite, fsync=options.fsync) as output:
@@ -155,7 +155,7 @@ def bake(recipe: Recipe | Plan, options: RunOptions | None = None) -> BakeResult
 
 def _survival(plan: Plan, warn: Callable[[str], None]) -> dict[int, float]:
     """Estimate what a coarse output keeps of each LoRA; warn where that is little, and stop where it is less."""
-    targets = (target for step in plan.bakes if step.patches for target in step.targets)
+    targets = (target for step in plan.steps if step.patches for target in step.targets)
     if not any(DTYPES[target.dtype].is_coarse for target in targets):
         return {}
     from lorabake.reference.survival import survival

@@ -61,7 +61,7 @@ def test_the_small_checkpoint_is_recognised_whole(folder: Path) -> None:
 
 def test_blocks_change_what_they_name(folder: Path) -> None:
     planned = plan(load_recipe(folder / "blocks.yaml"))
-    strengths = {patch.module: patch.strength for bake in planned.bakes for patch in bake.patches}
+    strengths = {patch.module: patch.strength for step in planned.steps for patch in step.patches}
     assert not any(name.startswith("lora_te_") for name in strengths)
     assert {strength for name, strength in strengths.items() if "mid_block" in name} == {0.8 * 0.25}
     assert planned.ledgers[0].excluded == {"strength 0 by the block pattern 'text_encoder.*'": 216}

@@ -750,7 +750,7 @@ def test_what_is_said_of_a_model_is_refused_by_name_and_kept(name: str, spot: st
     assert place in advice[-1]
     recipe = b.recipe(tmp_path, base="base", loras=[], output={"path": "out", "dtype": "bfloat16"})
     planned = plan(load_recipe(recipe))
-    assert not planned.bakes
+    assert not planned.steps
     assert [each for each in planned.notes if what in each]
     if name != "transforms":
         return
@@ -836,7 +836,7 @@ def test_what_is_said_of_a_model_holds_for_stored_weights_too(tmp_path: Path) ->
                 plan(load_recipe(b.recipe(tmp_path, base="base", output={"path": "out", "dtype": dtype})))
     recipe = b.recipe(tmp_path, base="base", loras=[], output={"path": "out", "dtype": "bfloat16"})
     planned = plan(load_recipe(recipe))
-    assert not planned.bakes
+    assert not planned.steps
     assert not planned.texts
     titles = {each.title.partition(" of which")[0] for each in planned.sources.packing.strange.values()}
     assert {"float8_e4m3fn with one scale", "GPTQ"} <= titles

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from lorabake.matching.ledger import Ledger
-from lorabake.planning import Embedding, Plan
+from lorabake.planning import Plan
 from lorabake.planning.cautions import percent
+from lorabake.planning.files import Embedding
 
 
 def size_of(count: int) -> str:

@@ -89,17 +89,17 @@ def execute(
     memory = PeakMemory()
     executors: list[Executor] = []
     chosen: Device | None = None
-    workers = max(1, min(workers, len(plan.bakes)))
+    workers = max(1, min(workers, len(plan.steps)))
     with Crew(output.place, workers) as crew:
         with held():
             writing, following = [crew.start(copy)], [crew.start(digest), crew.start(follow)]
-            if plan.bakes:
+            if plan.steps:
                 from lorabake.execution.device import Turns, choose_device
                 from lorabake.execution.worker import Executor, dtypes, precision, work
-        if plan.bakes:
+        if plan.steps:
             memory.sample()
             chosen = choose_device(device, precision=precision(plan), dtypes=dtypes(plan), warn=warn)
-            steps, turns = Shared(iter(plan.bakes)), Turns(workers)
+            steps, turns = Shared(iter(plan.steps)), Turns(workers)
             executors = [Executor(plan, inputs, output, chosen, turns) for _ in range(workers)]
             with held():
                 for executor in executors:
@@ -110,7 +110,7 @@ def execute(
     computed = _computed(plan, executors)
     left = computed.get("cpu", ()) if chosen is not None and not chosen.is_cpu else ()
     if left:
-        warn(_left_to_the_cpu(str(chosen and chosen.place), left, sum(len(step.targets) for step in plan.bakes)))
+        warn(_left_to_the_cpu(str(chosen and chosen.place), left, sum(len(step.targets) for step in plan.steps)))
     return Executed(
         plan=plan,
         hashes=tuple(hashes),
@@ -129,7 +129,7 @@ def _computed(plan: Plan, executors: Iterable[Executor]) -> dict[str, tuple[str,
     for executor in executors:
         for kind, keys in executor.computed.items():
             places[kind].update(keys)
-    in_order = [target.key for step in plan.bakes for target in step.targets]
+    in_order = [target.key for step in plan.steps for target in step.targets]
     return {kind: tuple(key for key in in_order if key in keys) for kind, keys in places.items()}
 
 
@@ -148,7 +148,7 @@ def _summed(plan: Plan, executors: Iterable[Executor]) -> dict[int, Tally]:
     for executor in executors:
         seen |= executor.tallies
     tallies: dict[int, Tally] = {}
-    for step in plan.bakes:
+    for step in plan.steps:
         for lora, tally in seen[step.targets[0].key].items():
             tallies.setdefault(lora, Tally()).add(tally)
     return tallies

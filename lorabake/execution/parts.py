@@ -13,7 +13,8 @@ from lorabake.adapters import dora
 from lorabake.adapters.kind import MAGNITUDES, Tensors, Terms
 from lorabake.errors import MatchError
 from lorabake.matching.patches import Patch
-from lorabake.planning import Bake, Plan, Target
+from lorabake.planning import Plan
+from lorabake.planning.steps import Step, Target
 
 STEPS, PLACES, VALUES, FEW = 64, 8, 2048, 8
 """Where a bake looks to see what becomes of a LoRA's change: steps, places in a tensor, and values in a place.
@@ -145,7 +146,7 @@ class Look:
 def steps_looked_at(plan: Plan) -> frozenset[str]:
     """Choose steps by their first tensors, at even distances among those of each LoRA."""
     own: defaultdict[int, dict[str, None]] = defaultdict(dict)
-    for step in plan.bakes:
+    for step in plan.steps:
         for patch in step.patches:
             own[patch.lora][step.targets[0].key] = None
     return frozenset(key for keys in own.values() for key in [*keys][:: -(-len(keys) // STEPS)])
@@ -163,7 +164,7 @@ def places_of(spans: Iterable[tuple[int, int]], columns: int) -> list[Place]:
     return found[:: -(-len(found) // PLACES)] if found else []
 
 
-def looks_at(step: Bake, base: Mapping[str, torch.Tensor]) -> Iterator[tuple[Target, Look]]:
+def looks_at(step: Step, base: Mapping[str, torch.Tensor]) -> Iterator[tuple[Target, Look]]:
     """Take a few rows of a step's tensors, which are whole in `base`."""
     for target in step.targets:
         weight = base[target.key].reshape(step.matrix(target))

@@ -55,8 +55,10 @@ from lorabake.execution.rounding import drawn, round_by
 from lorabake.execution.zeros import keep_all_signs, keep_signs, negative_zeros
 from lorabake.keymap.view import Picked
 from lorabake.matching.patches import Patch
-from lorabake.planning import DEVICE_TILE_VALUES, TILE_VALUES, Bake, Plan, Target
+from lorabake.planning import Plan
 from lorabake.planning.cautions import no_scale
+from lorabake.planning.cost import DEVICE_TILE_VALUES, TILE_VALUES
+from lorabake.planning.steps import Step, Target
 from lorabake.planning.tally import Tally
 from lorabake.tensors.dtypes import DTYPES, decode_scalar
 from lorabake.tensors.header import TensorInfo
@@ -104,7 +106,7 @@ class Executor:
         by_kind = any(not (patch.kind.low_rank or patch.kind.replaces) for patch in plan.patches)
         return by_kind or plan.sources.recipe.method.name == "svd"
 
-    def run(self, step: Bake) -> Generator[int]:
+    def run(self, step: Step) -> Generator[int]:
         """Bake one step; yield the bytes written after each piece.
 
         The device computes all of it, or the CPU does: what one worker alone cannot hold on the device, or what the
@@ -112,7 +114,7 @@ class Executor:
         """
         yield from self._run_at_once(step) if self.device.is_cpu else self._run_in_turns(step)
 
-    def _run_at_once(self, step: Bake) -> Iterator[int]:
+    def _run_at_once(self, step: Step) -> Iterator[int]:
         try:
             for span in self._spans(step, 0):
                 self._writer.finish(span.file, span.start, span.stop)
@@ -123,7 +125,7 @@ class Executor:
             ) from None
         self.computed[self.device.kind] += [target.key for target in step.targets]
 
-    def _run_in_turns(self, step: Bake) -> Iterator[int]:
+    def _run_in_turns(self, step: Step) -> Iterator[int]:
         """Compute on the device beside other workers, else alone, else on the CPU.
 
         What is written counts as finished when all of the step is: the CPU may have to write it again.
@@ -158,7 +160,7 @@ class Executor:
             self._on_cpu.tallies = self.tallies
         return self._on_cpu
 
-    def _attempt(self, step: Bake, done: list[Span]) -> Generator[int, None, bool]:
+    def _attempt(self, step: Step, done: list[Span]) -> Generator[int, None, bool]:
         """Compute what is left of a step, add it to `done`, and return whether the device could do all of it."""
         try:
             for span in self._spans(step, len(done)):
@@ -174,7 +176,7 @@ class Executor:
             ) from error
         return True
 
-    def _spans(self, step: Bake, first: int) -> Iterator[Span]:
+    def _spans(self, step: Step, first: int) -> Iterator[Span]:
         """Compute and write a step's pieces from the one with the number `first` on; how they are cut is fixed."""
         if not first:
             self.tallies[step.targets[0].key] = {}
@@ -182,7 +184,7 @@ class Executor:
 
     # -- row by row ------------------------------------------------------------------------------------
 
-    def _by_rows(self, step: Bake, target: Target, first: int) -> Iterator[Span]:
+    def _by_rows(self, step: Step, target: Target, first: int) -> Iterator[Span]:
         rows, columns = step.matrix(target)
         parts = self._parts(step, target)
         spans = ((part.start, part.stop) for part in parts)
@@ -192,7 +194,7 @@ class Executor:
             yield self._piece(step, target, parts, places, start, min(start + size, rows))
 
     def _piece(
-        self, step: Bake, target: Target, parts: list[Part], places: list[Place], start: int, stop: int
+        self, step: Step, target: Target, parts: list[Part], places: list[Place], start: int, stop: int
     ) -> Span:
         """Compute and write some rows, and let go of them: each piece needs its own memory, whatever came before."""
         columns = step.matrix(target)[1]
@@ -210,7 +212,7 @@ class Executor:
             self._see(step, target, look, after, is_sum=not self.sequential)
         return self._emit(step, target, weight, start)
 
-    def _parts(self, step: Bake, target: Target) -> list[Part]:
+    def _parts(self, step: Step, target: Target) -> list[Part]:
         stacks: dict[tuple[int, int, Picked | None], list[tuple[Patch, torch.Tensor, torch.Tensor]]] = {}
         parts: list[Part] = []
         for patch in step.patches:
@@ -257,11 +259,11 @@ class Executor:
 
     # -- what becomes of each LoRA's change ------------------------------------------------------------
 
-    def _tally(self, step: Bake, patch: Patch) -> Tally:
+    def _tally(self, step: Step, patch: Patch) -> Tally:
         """Return what sums up a LoRA's changes in a step."""
         return self.tallies[step.targets[0].key].setdefault(patch.lora, Tally())
 
-    def _note_patch(self, step: Bake, patch: Patch, tensors: Tensors, terms: Terms) -> None:
+    def _note_patch(self, step: Step, patch: Patch, tensors: Tensors, terms: Terms) -> None:
         """Note of a patch what its own tensors tell."""
         tally = self._tally(step, patch)
         tally.count(patch.module, moves=False)
@@ -270,7 +272,7 @@ class Executor:
         if any(not tensors[slot].all() for slot in MAGNITUDES & tensors.keys()):
             tally.erasing.add(patch.module)
 
-    def _look(self, step: Bake, parts: list[Part], weight: torch.Tensor, first: int, place: Place) -> Look:
+    def _look(self, step: Step, parts: list[Part], weight: torch.Tensor, first: int, place: Place) -> Look:
         """Take a few rows as they are, and what each patch adds to them; `weight` holds the rows from `first`."""
         start, stop = place[0], min(place[1], first + len(weight))
         base = weight[start - first : stop - first].clone()
@@ -282,7 +284,7 @@ class Executor:
                 self._tally(step, patch).count(patch.module, moves=bool(change.any()))
         return look
 
-    def _note_moves(self, step: Bake, parts: list[Part], weight: torch.Tensor, first: int) -> None:
+    def _note_moves(self, step: Step, parts: list[Part], weight: torch.Tensor, first: int) -> None:
         """Note whose change of these rows is not all zero; of a module that is known to change something no more."""
         if all(all(tally.moves.values()) for tally in self.tallies[step.targets[0].key].values()):
             return
@@ -293,7 +295,7 @@ class Executor:
                     tally.count(patch.module, moves=part.moves(patch, weight[outer], inner))
 
     @np.errstate(invalid="ignore", over="ignore")  # what is no number stops the bake, or is the base's
-    def _see(self, step: Bake, target: Target, look: Look, after: torch.Tensor, *, is_sum: bool) -> None:
+    def _see(self, step: Step, target: Target, look: Look, after: torch.Tensor, *, is_sum: bool) -> None:
         """Sum up how much of each change arrives: ⟨W_written − W_due + δ, δ⟩; W_due is W + Σδ, or else `after`."""
         base = _doubles(look.base)
         changes = [(patch, rows, _doubles(change)) for patch, rows, change in look.changes]
@@ -316,7 +318,7 @@ class Executor:
 
     # -- whole tensors at once -------------------------------------------------------------------------
 
-    def _whole(self, step: Bake, first: int) -> Iterator[Span]:
+    def _whole(self, step: Step, first: int) -> Iterator[Span]:
         base = {target.key: self._read_whole(target.source).contiguous() for target in step.targets}
         for target in step.targets:
             if target.encoding is not None:
@@ -365,14 +367,14 @@ class Executor:
             tile = baked[target.key].reshape(step.matrix(target))[start:stop]
             yield self._emit(step, target, tile, start)
 
-    def _tiles(self, step: Bake) -> Iterator[tuple[Target, int, int]]:
+    def _tiles(self, step: Step) -> Iterator[tuple[Target, int, int]]:
         for target in step.targets:
             rows, columns = step.matrix(target)
             size = max(1, self.tile_values // max(1, columns))
             for start in range(0, rows, size):
                 yield target, start, min(start + size, rows)
 
-    def _combine(self, step: Bake, deltas: Mapping[int, torch.Tensor], baked: Mapping[str, torch.Tensor]) -> None:
+    def _combine(self, step: Step, deltas: Mapping[int, torch.Tensor], baked: Mapping[str, torch.Tensor]) -> None:
         """Add what the recipe's method makes of deltas at strength 1, piece by piece."""
         if step.summed:
             return
@@ -479,7 +481,7 @@ class Executor:
         self.seconds["compute"] += time.perf_counter() - began
         return weight
 
-    def _emit(self, step: Bake, target: Target, weight: torch.Tensor, start: int) -> Span:
+    def _emit(self, step: Step, target: Target, weight: torch.Tensor, start: int) -> Span:
         """Round rows to the output dtype, refuse what it cannot hold, write them, and return where they are."""
         began = time.perf_counter()
         flat = weight.reshape(-1)
@@ -509,7 +511,7 @@ class Executor:
             flat = flat.round()
         return self.lane.fetch(flat, dtype)
 
-    def _refuse(self, step: Bake, target: Target, weight: torch.Tensor, start: int) -> None:
+    def _refuse(self, step: Step, target: Target, weight: torch.Tensor, start: int) -> None:
         wrong = ~(weight.abs() < DTYPES[target.dtype].limit)
         if not wrong.any():  # a large sum of harmless values
             return
@@ -546,17 +548,17 @@ class Executor:
 def precision(plan: Plan) -> torch.dtype:
     """Return the dtype that a plan's arithmetic takes: float64 on request, and where a tensor in or out has it."""
     double = plan.sources.recipe.in_float64 or any(
-        target.source.dtype == "F64" for bake in plan.bakes for target in bake.targets
+        target.source.dtype == "F64" for step in plan.steps for target in step.targets
     )
     return torch.float64 if double else torch.float32
 
 
 def dtypes(plan: Plan) -> Iterator[torch.dtype]:
     """Yield the dtypes of all tensors that a plan's steps read and write, many times over."""
-    return (dtype for step in plan.bakes for dtype in _dtypes(step))
+    return (dtype for step in plan.steps for dtype in _dtypes(step))
 
 
-def _dtypes(step: Bake) -> set[torch.dtype]:
+def _dtypes(step: Step) -> set[torch.dtype]:
     infos = [target.source for target in step.targets]
     infos += [info for patch in step.patches for info in patch.tensors.values()]
     names = {name for info in infos for name in _stored(info)} | {target.dtype for target in step.targets}
@@ -577,7 +579,7 @@ _TURN = threading.Lock()
 
 def work(
     executor: Executor,
-    steps: Iterator[Bake],
+    steps: Iterator[Step],
     progress: Callable[[int], None],
     stop: threading.Event,
     ready: threading.Barrier,

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from lorabake.execution.parts import FEW, Place
-from lorabake.planning import Bake, Target
+from lorabake.planning.steps import Step, Target
 
 WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Whole numbers with a sign, by their bytes."""
@@ -57,7 +57,7 @@ def keep_signs(
         flat[still] = -0.0
 
 
-def keep_all_signs(step: Bake, target: Target, baked: torch.Tensor, base: torch.Tensor) -> None:
+def keep_all_signs(step: Step, target: Target, baked: torch.Tensor, base: torch.Tensor) -> None:
     """Make zeros of a whole tensor negative again that were so in `base`."""
     zeros = negative_zeros(base.reshape(-1))
     if zeros is None:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from lorabake.adapters.kind import MAGNITUDES, matrix
 from lorabake.errors import MatchError, SurroundingsError
 from lorabake.matching.patches import Patch
-from lorabake.planning import Bake, Plan, Target
+from lorabake.planning import Plan
+from lorabake.planning.steps import Step, Target
 from lorabake.reference.arrays import Files, spacing
 from lorabake.reference.codecs import as_stored, largest, may_cancel, next_power, scales, turned, worth
 from lorabake.reference.formulas import FORMULAS, changed
@@ -103,7 +104,7 @@ class Recomputation:
         self.plan, self.files, self.found = plan, files, found or {}
         self.sequential = plan.sources.recipe.is_sequential
 
-    def tiles(self, step: Bake, some: int | None = None) -> Iterator[Tile]:
+    def tiles(self, step: Step, some: int | None = None) -> Iterator[Tile]:
         """Yield a step's tensors in tiles of rows; `step` may have no patches, then the base is what is due.
 
         With `some`, yield that many smaller tiles, spread over the rows, of a tensor whose rows stand alone.
@@ -134,7 +135,7 @@ class Recomputation:
             return scale_of(patch.kind.name, scale * rank, rank, patch.tensors)
         return scale_of(patch.kind.name, alpha, rank, patch.tensors) * patch.parts
 
-    def products(self, step: Bake, *, single: bool = False) -> list[Product] | None:
+    def products(self, step: Step, *, single: bool = False) -> list[Product] | None:
         """Read the factors of a step's patches on its tensor; None where one is no product, or needs all rows.
 
         With `single`, sides that are stored as they are come in float32, which holds them.
@@ -216,7 +217,7 @@ class Recomputation:
 
     # -- the two ways ----------------------------------------------------------------------------------
 
-    def _by_rows(self, step: Bake, some: int | None) -> Iterator[Tile]:
+    def _by_rows(self, step: Step, some: int | None) -> Iterator[Tile]:
         target, patches = step.targets[0], step.patches
         rows, columns = step.matrix(target)
         size = max(1, TILE_VALUES // max(1, columns) // (some or 1))
@@ -251,7 +252,7 @@ class Recomputation:
                     flipped.pop(number, None)
             yield Tile(target, start, base, exact, tuple(changes))
 
-    def _whole(self, step: Bake) -> Iterator[Tile]:
+    def _whole(self, step: Step) -> Iterator[Tile]:
         base = {each.key: self.files.whole(each.source).reshape(step.matrix(each)) for each in step.targets}
         shapes = {target.key: target.shape for target in step.targets}
         for target in step.targets:

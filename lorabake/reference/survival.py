@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from lorabake.adapters.kind import MAGNITUDES, SCALE_OF_ALPHA_0
 from lorabake.matching.patches import Patch
-from lorabake.planning import Bake, Plan
+from lorabake.planning import Plan
 from lorabake.planning.cautions import no_scale
+from lorabake.planning.steps import Step
 from lorabake.planning.tally import Tally
 from lorabake.reference.arrays import Files
 from lorabake.reference.formulas.products import PRODUCTS
@@ -46,8 +47,8 @@ def estimate(plan: Plan, tensors: int = SAMPLE, *, reads: bool = True) -> dict[i
     `tensors` weights are looked at, or every row of all of them where nothing changes there. With `reads` is told of
     every module what its own tensors tell, such as that they are zeros.
     """
-    own: defaultdict[int, dict[int, Bake]] = defaultdict(dict)
-    for step in plan.bakes:
+    own: defaultdict[int, dict[int, Step]] = defaultdict(dict)
+    for step in plan.steps:
         for patch in step.patches:
             own[patch.lora][id(step)] = step
     with closing(Files()) as files:
@@ -62,7 +63,7 @@ class _Sample:
     def __init__(self, recomputation: Recomputation, files: Files) -> None:
         self.recomputation, self.files = recomputation, files
 
-    def tally(self, lora: int, steps: Sequence[Bake], tensors: int, *, reads: bool) -> Tally:
+    def tally(self, lora: int, steps: Sequence[Step], tensors: int, *, reads: bool) -> Tally:
         """Sum up one LoRA's changes in its steps."""
         tally = Tally()
         for step, patch in ((each, patch) for each in steps for patch in each.patches) if reads else ():
@@ -73,7 +74,7 @@ class _Sample:
             self._see(tally, lora, steps, None)
         return tally
 
-    def _read(self, tally: Tally, step: Bake, patch: Patch) -> None:
+    def _read(self, tally: Tally, step: Step, patch: Patch) -> None:
         """Note what a module's own tensors tell; where they have zeros and are no product, work its change out."""
         zero = zero_slots(patch, self.files)
         moves = not is_idle(patch, zero, self.recomputation)
@@ -84,7 +85,7 @@ class _Sample:
         note_scales(tally, patch, self.recomputation)
 
     @np.errstate(invalid="ignore", over="ignore")
-    def _see(self, tally: Tally, lora: int, steps: Iterable[Bake], tiles: int | None) -> None:
+    def _see(self, tally: Tally, lora: int, steps: Iterable[Step], tiles: int | None) -> None:
         """Add up one LoRA's changes in `tiles` places of each step."""
         for tile in (tile for step in steps for tile in self.recomputation.tiles(step, tiles)):
             if DTYPES[tile.target.dtype].mantissa is None:

@@ -20,7 +20,10 @@ from typing import Self
 from lorabake.errors import FileError, LorabakeError, SurroundingsError, TargetError
 from lorabake.interrupts import held
 from lorabake.machine import unwritable
-from lorabake.planning import Copy, Embedding, OutputFile, Plan, check_is_no_input, provenance
+from lorabake.planning import Plan, provenance
+from lorabake.planning.checks import check_is_no_input
+from lorabake.planning.files import Embedding, OutputFile
+from lorabake.planning.steps import Copy
 from lorabake.tensors.checkpoint import read_object
 from lorabake.tensors.header import Header
 from lorabake.tensors.links import copy_file

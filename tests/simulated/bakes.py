@@ -20,7 +20,7 @@ from lorabake.errors import SurroundingsError
 from lorabake.execution import device, worker
 from lorabake.execution.device import Buffer, choose_device
 from lorabake.execution.worker import Executor
-from lorabake.planning import Bake
+from lorabake.planning.steps import Step
 from tests import builders as b
 
 ROWS, COLUMNS, LAYERS = 512, 384, 10
@@ -90,7 +90,7 @@ def by_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         if self.device.is_cpu:
             weight.fill_(1.0)
 
-    def marked_whole(self: Executor, step: Bake, deltas: Any, baked: dict[str, torch.Tensor]) -> None:
+    def marked_whole(self: Executor, step: Step, deltas: Any, baked: dict[str, torch.Tensor]) -> None:
         combine(self, step, deltas, baked)
         for tensor in baked.values() if self.device.is_cpu else ():
             tensor.fill_(1.0)
@@ -267,7 +267,7 @@ def shortage(
             raise (error or partial(torch.OutOfMemoryError, "Tried to allocate 20.00 GiB"))()
         apply(self, weight, parts, first)
 
-    def counting(self: Executor, step: Bake, target: Any, weight: torch.Tensor, start: int) -> Any:
+    def counting(self: Executor, step: Step, target: Any, weight: torch.Tensor, start: int) -> Any:
         if target.key == TALL and not self.device.is_cpu:
             written[start] += 1
         return emit(self, step, target, weight, start)

@@ -57,7 +57,7 @@ def sums_of(recipe: Path, tests: int = 1000) -> Sums:
     """Take the sums of the one tensor that is baked."""
     made, files = plan(load_recipe(recipe)), Files()
     projector = Projector(Recomputation(made, files), files, tests)
-    sums = projector.sums(made.bakes[0], open_checkpoint(made.path).tensors["fc.weight"])
+    sums = projector.sums(made.steps[0], open_checkpoint(made.path).tensors["fc.weight"])
     assert sums is not None
     return sums
 

@@ -53,7 +53,7 @@ def comparer(recipe: Path) -> Comparer:
 
 def both(made: Comparer) -> tuple[Comparison | None, Comparison]:
     """Compare the one baked tensor in float32, and in float64."""
-    (step,) = made.plan.bakes
+    (step,) = made.plan.steps
     screened = made.screen.compare(step, made.baked.tensors["fc.weight"])
     made.screen.compare = lambda step, found: None  # type: ignore[method-assign]
     (exact,) = made.compare(Job(step, False))
@@ -101,7 +101,7 @@ def test_rows_of_a_fused_weight_and_a_transposed_one_are_compared(
     b.kohya(tmp_path / "lora.safetensors", modules)
     b.run(b.recipe(tmp_path))
     looked = comparer(tmp_path / "recipe.yaml")
-    (fused,) = looked.plan.bakes
+    (fused,) = looked.plan.steps
     assert len(fused.patches) == 3
     screened = looked.screen.compare(fused, looked.baked.tensors[fused.targets[0].key])
     assert screened is not None
@@ -113,7 +113,7 @@ def test_rows_of_a_fused_weight_and_a_transposed_one_are_compared(
     recipe = b.recipe(folder, base="base", loras=["lora"], output={"path": "out"})
     b.run(recipe)
     looked = comparer(recipe)
-    (turned,) = looked.plan.bakes
+    (turned,) = looked.plan.steps
     assert turned.patches[0].view.transpose
     assert looked.screen.compare(turned, looked.baked.tensors[turned.targets[0].key]) is not None
 

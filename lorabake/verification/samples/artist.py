@@ -62,7 +62,7 @@ class Artist(ABC):
         self.negative = self.said.negative_prompt
         self.weights, self.loaders = Weights(plan, files), Loaders(plan)
         owner = plan.sources.key_map.owner
-        self.touched = {owner.get(target.key) for bake in plan.bakes for target in bake.targets}
+        self.touched = {owner.get(target.key) for step in plan.steps for target in step.targets}
         self._base = self._sources = seen(plan.sources.base)
         self._baked = seen(baked)
         if plan.sources.vae is not None:

@@ -55,7 +55,7 @@ class Weights:
         import torch
 
         spots = self._spots(network, component)
-        for step in self.plan.bakes:
+        for step in self.plan.steps:
             if not any(target.key in spots for target in step.targets):
                 continue
             made: dict[str, Array] = {}
@@ -83,7 +83,7 @@ class Weights:
     def _spots(self, network: torch.nn.Module, component: str) -> dict[str, list[_Spot]]:
         """Find the parameters of the network that each baked tensor of the component fills."""
         key_map = self.plan.sources.key_map
-        targets = [target for bake in self.plan.bakes for target in bake.targets]
+        targets = [target for step in self.plan.steps for target in step.targets]
         baked = {target.key for target in targets} - {target.scale_key for target in targets}
         wanted = {key for key in baked if key_map.owner.get(key) == component}
         places = dict(network.named_parameters()) | dict(network.named_buffers())
@@ -152,7 +152,7 @@ class Loaders:
         """
         from peft.tuners.lora import LoraLayer
 
-        if not all(bake.summed for bake in self.plan.bakes):
+        if not all(step.summed for step in self.plan.steps):
             raise CannotLoadError(f"the recipe's method, {self.plan.sources.recipe.method.name}, is no sum")
         loaded: list[str] = []
         for index, lora in enumerate(self.plan.sources.loras):

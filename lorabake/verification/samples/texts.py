@@ -132,7 +132,7 @@ def _reference(plan: Plan) -> tuple[str, str]:
         return FORMULAS_APPLIED, "the recipe gives a LoRA several strengths"
     if any(patch.kind.name != "lora" or patch.has_dora for patch in patches):
         return FORMULAS_APPLIED, "not all modules are plain LoRA"
-    if not all(bake.summed for bake in plan.bakes):
+    if not all(step.summed for step in plan.steps):
         return FORMULAS_APPLIED, f"the recipe's method, {plan.sources.recipe.method.name}, is no sum"
     if not patches:
         return FORMULAS_APPLIED, "the recipe has no LoRA"
@@ -207,7 +207,7 @@ def _place(plan: Plan, model: Any, *, round_off: bool) -> None:
         raise FileError(f"{plan.sources.base.path}: transformers names its tensors otherwise than the files do")
     with closing(Files()) as files, torch.no_grad():
         recomputation = Recomputation(plan, files)
-        for step in plan.bakes:
+        for step in plan.steps:
             for tile in recomputation.tiles(step):
                 values = recomputation.rounded(tile, tile.exact) if round_off else tile.exact
                 place = parameters[prefix + tile.target.source.name]
@@ -216,7 +216,7 @@ def _place(plan: Plan, model: Any, *, round_off: bool) -> None:
 
 
 def _fits(plan: Plan, parameters: dict[str, Any], prefix: str) -> bool:
-    return all(prefix + target.source.name in parameters for bake in plan.bakes for target in bake.targets)
+    return all(prefix + target.source.name in parameters for step in plan.steps for target in step.targets)
 
 
 def _greedy(model: Any, ids: Any, tokens: int) -> Any:

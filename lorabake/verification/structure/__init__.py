@@ -12,7 +12,9 @@ from pathlib import Path, PurePosixPath
 
 from lorabake.errors import FileError
 from lorabake.keymap.names import patterns
-from lorabake.planning import Embedding, OutputFile, Plan, Target
+from lorabake.planning import Plan
+from lorabake.planning.files import Embedding, OutputFile
+from lorabake.planning.steps import Target
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, read_object
 from lorabake.tensors.header import Header
 from lorabake.tensors.safetensors import read_header

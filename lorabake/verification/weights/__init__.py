@@ -16,8 +16,9 @@ from math import sqrt
 from threadpoolctl import threadpool_limits
 
 from lorabake.machine import default_workers
-from lorabake.planning import Bake, Plan
+from lorabake.planning import Plan
 from lorabake.planning.cautions import cautions_of, cautions_of_recipe
+from lorabake.planning.steps import Step
 from lorabake.planning.tally import Tally
 from lorabake.reference.arrays import Files
 from lorabake.reference.recompute import Recomputation
@@ -168,7 +169,7 @@ def in_order(block: str) -> tuple[int, list[int], str]:
 
 
 def verdicts(
-    plan: Plan, looked_at: Iterable[tuple[Bake, str]], diagnoses: Iterable[Diagnosis]
+    plan: Plan, looked_at: Iterable[tuple[Step, str]], diagnoses: Iterable[Diagnosis]
 ) -> Iterator[TensorVerdict]:
     """Say of each step and tensor that was looked at what became of each of its patches."""
     faults = {(each.key, each.lora, each.module): each for each in diagnoses}

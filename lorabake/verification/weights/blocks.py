@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorabake.adapters.kind import matrix
-from lorabake.planning import Target
+from lorabake.planning.steps import Target
 from lorabake.reference.arrays import Bytes, Files, Singles, widen
 from lorabake.tensors.dtypes import DTYPES
 from lorabake.tensors.header import TensorInfo

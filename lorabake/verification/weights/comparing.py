@@ -13,7 +13,8 @@ from typing import TypeVar
 from lorabake.errors import SurroundingsError
 from lorabake.keymap.names import patterns
 from lorabake.machine import default_workers
-from lorabake.planning import Bake, Plan, Target
+from lorabake.planning import Plan
+from lorabake.planning.steps import Step, Target
 from lorabake.reference.arrays import Files
 from lorabake.reference.formulas.products import PRODUCTS
 from lorabake.reference.recompute import Recomputation
@@ -32,7 +33,7 @@ Result = TypeVar("Result")
 class Job:
     """Hold a step whose tensors are compared together; one tensor that must be the base's own is a step, too."""
 
-    step: Bake
+    step: Step
     is_copy: bool
 
 
@@ -50,10 +51,10 @@ class Extent:
     @classmethod
     def of(cls, plan: Plan, baked: Checkpoint, sample: int | None = None) -> Extent:
         """Take every step of a plan whose tensors are there, or so many at even distances as `sample` says."""
-        touched = {target.key for step in plan.bakes for target in step.targets}
+        touched = {target.key for step in plan.steps for target in step.targets}
         targets = {target.key: target for file in plan.files for target in file.targets}
         copies = (target for key, target in targets.items() if key not in touched)
-        jobs = [Job(step, False) for step in plan.bakes] + [Job(Bake((each,), ()), True) for each in copies]
+        jobs = [Job(step, False) for step in plan.steps] + [Job(Step((each,), ()), True) for each in copies]
         jobs = [job for job in jobs if any(found_in(baked, target) for target in job.step.targets)]
         chosen = jobs
         if sample is not None and sample < len(jobs):
@@ -136,7 +137,7 @@ class Comparer:
             if (found := found_in(self.baked, target)) is not None
         ]
 
-    def _recompute(self, step: Bake, results: list[Comparison], places: int | None) -> None:
+    def _recompute(self, step: Step, results: list[Comparison], places: int | None) -> None:
         by_key = {result.target.key: result for result in results}
         for tile in self.recomputation.tiles(step, places):
             if (result := by_key.get(tile.target.key)) is not None:
@@ -159,8 +160,8 @@ def rehearse(plan: Plan) -> None:
 
     Raise SurroundingsError for a kind without a formula, or whose formula takes a package that is not installed.
     """
-    first: dict[str, Bake] = {}
-    for step in plan.bakes:
+    first: dict[str, Step] = {}
+    for step in plan.steps:
         for patch in step.patches:
             if patch.kind.name not in PRODUCTS:
                 first.setdefault(patch.kind.name, step)

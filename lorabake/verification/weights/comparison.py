@@ -8,7 +8,7 @@ from math import isfinite
 import numpy as np
 from numpy.typing import NDArray
 
-from lorabake.planning import Bake, Target
+from lorabake.planning.steps import Step, Target
 from lorabake.reference.arrays import spacing
 from lorabake.reference.formulas.formula import Array
 from lorabake.reference.recompute import Indices, Numbers, Recomputation, Tile, rounded_by
@@ -37,7 +37,7 @@ class Comparison:
 
     target: Target
     found: TensorInfo
-    step: Bake
+    step: Step
     is_copy: bool
     values: int = 0
     inexact: int = 0

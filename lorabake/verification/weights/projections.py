@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorabake.adapters.kind import matrix
-from lorabake.planning import Bake, Target
+from lorabake.planning.steps import Step, Target
 from lorabake.reference.arrays import Files, Singles
 from lorabake.reference.formulas.formula import Array
 from lorabake.reference.recompute import Indices, Product, Recomputation
@@ -63,7 +63,7 @@ class Sums:
     up along the rows.
     """
 
-    step: Bake
+    step: Step
     found: TensorInfo
     arrived: Array
     products: tuple[Product, ...]
@@ -108,7 +108,7 @@ class Projector:
         self.recomputation, self.blocks = recomputation, Blocks(files)
         self.width = sqrt(2 * log(2 * max(tests, 1) / FALSE_ALARM))
 
-    def sums(self, step: Bake, found: TensorInfo) -> Sums | None:
+    def sums(self, step: Step, found: TensorInfo) -> Sums | None:
         """Take a tensor's sums; None for one whose change is no sum of products, or that is not stored plainly."""
         if not _fits(step, found) or (products := self.recomputation.products(step, single=True)) is None:
             return None
@@ -165,7 +165,7 @@ def _sums(product: Product, vectors: Singles) -> Array:
     return np.asarray(product.factor * (left @ inner.astype(np.float32)).astype(np.float64))
 
 
-def _fits(step: Bake, found: TensorInfo) -> bool:
+def _fits(step: Step, found: TensorInfo) -> bool:
     """Tell whether a step's tensor is one that is stored plainly, before and after."""
     target = step.targets[0]
     if len(step.targets) > 1 or not step.patches or not prod(target.shape) or isinstance(target.source, PackedInfo):

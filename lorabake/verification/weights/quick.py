@@ -20,7 +20,8 @@ from threadpoolctl import threadpool_limits
 from lorabake.adapters.kind import matrix
 from lorabake.machine import default_workers
 from lorabake.matching.patches import Patch
-from lorabake.planning import Bake, Plan
+from lorabake.planning import Plan
+from lorabake.planning.steps import Step
 from lorabake.planning.tally import Tally
 from lorabake.reference.arrays import Files
 from lorabake.reference.formulas.formula import Array
@@ -66,7 +67,7 @@ class Summed:
     there, both in units of what rounding does; `moves` tells whose change is not zero.
     """
 
-    step: Bake
+    step: Step
     values: int
     worst: float
     diagnoses: tuple[Diagnosis, ...]
@@ -81,7 +82,7 @@ class _Check:
         self.plan, self.baked, self.progress = plan, baked, progress
         self.comparer = Comparer(plan, baked, files, progress)
         self.digests = Digests(plan, baked, files, "quick")
-        rows = [matrix(target.shape)[0] for step in plan.bakes for target in step.targets]
+        rows = [matrix(target.shape)[0] for step in plan.steps for target in step.targets]
         self.projector = Projector(self.comparer.recomputation, files, VECTORS * sum(rows))
         self.diagnostician = Diagnostician(plan, self.comparer.recomputation)
 

@@ -20,7 +20,7 @@ from math import prod
 import numpy as np
 
 from lorabake.adapters.kind import matrix
-from lorabake.planning import Bake, Target
+from lorabake.planning.steps import Step, Target
 from lorabake.reference.arrays import Files, Singles, decode, spacing
 from lorabake.reference.formulas.formula import Array
 from lorabake.reference.recompute import Indices, Product, Recomputation, longest, terms
@@ -104,7 +104,7 @@ class Screen:
     def __init__(self, recomputation: Recomputation, files: Files) -> None:
         self.recomputation, self.blocks = recomputation, Blocks(files)
 
-    def compare(self, step: Bake, found: TensorInfo) -> Comparison | None:
+    def compare(self, step: Step, found: TensorInfo) -> Comparison | None:
         """Compare a step's tensor with what is due: return a comparison that finds it right, or None."""
         target = step.targets[0]
         if not self._fits(step, target, found) or (products := self.recomputation.products(step)) is None:
@@ -128,7 +128,7 @@ class Screen:
             _settle(result, factors, suspects, allowed)
         return result if result.is_right else None
 
-    def _fits(self, step: Bake, target: Target, found: TensorInfo) -> bool:
+    def _fits(self, step: Step, target: Target, found: TensorInfo) -> bool:
         """Tell whether float32 is fine enough to tell neighbours apart, and the values are stored plainly."""
         if len(step.targets) > 1 or not step.patches or target.is_drawn or isinstance(target.source, PackedInfo):
             return False

@@ -122,7 +122,7 @@ def _right_under(
         plan = make_plan(setting.recipe, path)
         comparer = Comparer(plan, baked, files, lambda count: None)
         patience = PATIENCE
-        for step in plan.bakes:
+        for step in plan.steps:
             if not {target.key for target in step.targets} & concerned.keys():
                 continue
             if all(each.is_right for each in comparer.compare_some(Job(step, False), FEW)):

@@ -1,0 +1,145 @@
+"""What makes a bake impossible, each refusal with its words: the output's place and form, and patches that clash."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterable
+from math import prod
+from pathlib import Path
+
+from lorabake.errors import MatchError, RecipeError, TargetError, lines_of
+from lorabake.matching.patches import Patch
+from lorabake.planning.steps import Touched
+from lorabake.planning.storage import NAME_A_DTYPE, dtype_of
+from lorabake.sources import Sources
+from lorabake.tensors.dtypes import DTYPES, is_output
+from lorabake.tensors.header import TensorInfo
+from lorabake.tensors.packing import PackedInfo
+
+
+def is_folder(sources: Sources) -> bool:
+    """Tell whether the output is a folder."""
+    return sources.base.is_folder or sources.recipe.output.shard_size is not None
+
+
+def check_form(sources: Sources, path: Path) -> None:
+    """Raise TargetError if the output's name is that of a folder where it is to be a file, or the other way round."""
+    if is_folder(sources) and path.suffix in (".safetensors", ".ckpt"):
+        why = "shard_size is set" if not sources.base.is_folder else "the base is a folder"
+        raise TargetError(f"{path}: {why}, so the output must be a folder, not a file")
+    if not is_folder(sources) and path.suffix != ".safetensors":
+        raise TargetError(f"{path}: the output must be a .safetensors file")
+
+
+def check_dtypes(sources: Sources) -> None:
+    """Raise RecipeError if the recipe wants a dtype for a component that the base lacks."""
+    wanted, placed = sources.recipe.output.dtype, sources.key_map.placed
+    for name in wanted if isinstance(wanted, dict) else ():
+        if name not in placed:
+            raise RecipeError(
+                f"output.dtype names the component {name!r}, and the base has none",
+                f"The base has: {', '.join(placed) or 'no component of a known name'}",
+            )
+
+
+def check_is_no_input(sources: Sources, written: Path) -> None:
+    """Raise TargetError if a path that a bake writes is an input, is in an input folder, or has an input in it.
+
+    Folders are known by inode: a link or a second mount gives one folder two names.
+    """
+    try:
+        target = written.resolve(strict=False)
+    except (OSError, RuntimeError) as error:
+        raise TargetError(f"{written}: cannot follow this path: {error}") from None
+    inputs: list[tuple[Path, bool]] = []
+    for checkpoint, _ in sources.inputs:
+        inputs += [(checkpoint.path, checkpoint.is_folder), *((header.path, False) for header in checkpoint.headers)]
+    if sources.recipe.file is not None:
+        inputs.append((sources.recipe.file, False))
+    known = functools.cache(_inode)  # shards lie in one folder
+    place, around = known(target.parent), {inode for parent in target.parents if (inode := known(parent))}
+    itself = known(target) if os.path.isdir(target) else None
+    for path, is_input_folder in inputs:
+        real = path.resolve()
+        is_same = target == real or (place is not None and (place, target.name) == (known(real.parent), real.name))
+        if is_same or (is_input_folder and known(real) in {*around, itself} - {None}):
+            raise TargetError(f"{written}: is an input of this recipe ({path}); choose another output")
+        if itself is not None and any(itself == known(parent) for parent in real.parents):
+            raise TargetError(f"{written}: holds an input of this recipe ({path}); choose another output")
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def check_patches(sources: Sources, patches: Iterable[Patch]) -> None:
+    """Raise MatchError for two patches that replace one tensor, and for what cannot be read or changed as stored."""
+    patches = tuple(patches)
+    replaced: dict[str, Patch] = {}
+    for patch in patches:
+        for key in patch.view.keys if patch.kind.replaces else ():
+            if key in replaced:
+                first = sources.loras[replaced[key].lora].name
+                raise MatchError(
+                    f"LoRA {sources.loras[patch.lora].name!r}: replaces {key} whole, as {first!r} does",
+                    "Leave one of them out with blocks or components.",
+                )
+            replaced[key] = patch
+    for patch in patches:
+        name = sources.loras[patch.lora].name
+        for slot, info in patch.tensors.items():
+            single, whole = slot in patch.kind.numbers, slot in patch.kind.integers
+            if not is_readable(info, integers=single or whole) or (single and prod(info.shape) != 1):
+                wanted = "one number" if single else "whole numbers" if whole else "floats"
+                raise MatchError(f"LoRA {name!r}: {info.name} is {info.dtype} {list(info.shape)}, not {wanted}")
+        for key in patch.view.keys:
+            if fault := stored_fault(sources, key):
+                raise MatchError(*lines_of(f"LoRA {name!r}: {patch.module} would change {key}, ", fault))
+
+
+def check_rows(sources: Sources, touched: Touched) -> None:
+    """Refuse what would have to count one tensor's rows in two ways, or to part values of one row."""
+    method = sources.recipe.method.name
+    for key, patches in touched.items():
+        first = patches[0]
+        for patch in patches:
+            name = sources.loras[patch.lora].name
+            if patch.view.width != first.view.width:
+                raise MatchError(
+                    f"LoRA {name!r}: {patch.module} changes {key} as a whole, and {first.module} single experts",
+                    "Bake one of them after the other.",
+                )
+            if patch.view.picked is not None and method != "sum":
+                raise MatchError(
+                    f"LoRA {name!r}: {patch.module} is parts of the rows of {key}",
+                    f"The method {method} takes rows whole: use sum.",
+                )
+
+
+def stored_fault(sources: Sources, key: str) -> str | None:
+    """Say why a weight cannot be changed in the way in which it is stored, to follow its name."""
+    info, packing = sources.key_map.tensors[key], sources.packing
+    if key in packing.strange:
+        return packing.strange[key].why
+    if isinstance(info, PackedInfo):
+        if dtype_of(sources, key, info) == info.dtype:
+            return f"which is packed ({info.dtype})\n{NAME_A_DTYPE}"
+    elif not is_output(info.dtype) and key not in packing.scaled:
+        return (
+            f"whose dtype is {info.dtype}\n"
+            "This version bakes into float8, float16, bfloat16, float32 and float64 tensors, and scaled int8."
+        )
+    return None
+
+
+def is_readable(info: TensorInfo, *, integers: bool = False) -> bool:
+    """Tell whether a bake and its verification read a tensor as numbers: floats, or also `integers`."""
+    if isinstance(info, PackedInfo):
+        return True
+    dtype = DTYPES[info.dtype]
+    return dtype.is_number and (dtype.floating or integers)

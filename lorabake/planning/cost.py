@@ -1,0 +1,48 @@
+"""What a bake costs: the memory that its steps take at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lorabake.adapters.kind import matrix
+from lorabake.planning.steps import Step
+from lorabake.tensors.packing import PackedInfo
+
+TILE_VALUES = 1 << 18
+"""Values of a tensor that the CPU computes at a time; as float32 a tile of 1 MiB stays in a core's cache."""
+
+DEVICE_TILE_VALUES = 1 << 24
+"""Values that an accelerator computes at a time: 64 MiB of float32.
+
+How products are cut decides the order of their sums, and so the last bits. It is fixed here, by device class; the
+memory that happens to be free never changes it.
+"""
+
+RUNTIME_BYTES = 190 << 20
+"""Anonymous memory of a process that has imported torch and runs two workers, as measured on Linux."""
+
+
+def peak_memory(steps: Iterable[Step], workers: int, *, in_float64: bool) -> int:
+    """Estimate the bytes of anonymous memory that a bake of these steps needs."""
+    width = 8 if in_float64 else 4
+    return RUNTIME_BYTES + workers * width * max(map(working_values, steps), default=0)
+
+
+def working_values(step: Step) -> int:
+    """Count the values that one worker holds while it computes a step: factors, what draws take, and weights."""
+    factors = 0
+    for patch in step.patches:
+        for info in patch.tensors.values():
+            rows, columns = matrix(info.shape)
+            factors += 2 * rows * columns
+        if "drawn" in patch.settings:
+            factors += 2 * patch.kind.drawn_values(patch.settings)
+    largest = max(step.matrix(target)[1] for target in step.targets)
+    if any(target.is_drawn for target in step.targets):
+        factors += 8 * max(TILE_VALUES, largest)
+    if step.by_rows:
+        return factors + 3 * max(TILE_VALUES, largest)
+    whole = sum(rows * columns for rows, columns in (matrix(target.shape) for target in step.targets))
+    packed = any(isinstance(target.source, PackedInfo) for target in step.targets)
+    turned = any(target.encoding is not None and target.encoding.facts.get("rotation") for target in step.targets)
+    return factors + (10 if packed else 8 if turned else 4) * whole

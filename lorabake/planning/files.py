@@ -1,0 +1,232 @@
+"""The files of the output: which tensors lie in which one, at which offset, and the texts beside them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from lorabake import __version__
+from lorabake.keymap.embeddings import Vectors, file_stem
+from lorabake.matching.ledger import Ledger
+from lorabake.planning import provenance
+from lorabake.planning.checks import check_is_no_input, is_folder
+from lorabake.planning.steps import Target
+from lorabake.planning.storage import Storage, dtype_of, is_fixed
+from lorabake.sources import Sources
+from lorabake.tensors.checkpoint import PICKLE_SUFFIXES, Part, read_object
+from lorabake.tensors.dtypes import DTYPES, nbytes
+from lorabake.tensors.header import TensorInfo
+from lorabake.tensors.packing import PackedInfo
+from lorabake.tensors.safetensors import encode_header
+from lorabake.tensors.statements import index_form, said_in_files, said_in_index
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """Describe one planned file: its path below the output, its header's entries, and how the header is aligned."""
+
+    name: str
+    targets: tuple[Target, ...]
+    order: tuple[str, ...]
+    metadata: Mapping[str, str]
+    phase: int
+    align: int
+
+    def header(
+        self,
+        digests: Mapping[str, str] | None = None,
+        hashes: Mapping[str, str] | None = None,
+        device: str | None = "",
+    ) -> bytes:
+        """Encode the header, digests and hashes still zeros, or filled in; the length is the same.
+
+        `device` names the device classes that computed, once that is known; None leaves them out, as bakes once did.
+        """
+        text = dict(self.metadata) | dict(hashes or {})
+        room = 0
+        if device is not None:
+            text[provenance.DEVICE] = device
+            room = provenance.DEVICE_ROOM - len(device)
+        for placeholder, digest in (digests or {}).items():
+            place, filled = f'"sha256":"{placeholder}"', f'"sha256":"{digest}"'  # a file's name may look like zeros
+            text["lorabake.inputs"] = text["lorabake.inputs"].replace(place, filled)
+        entries = ((target.source.name, target.dtype, target.shape) for target in self.targets)
+        return encode_header(entries, text, phase=self.phase, align=self.align, order=self.order, room=room)
+
+    @property
+    def data_size(self) -> int:
+        """Count the bytes of tensor data."""
+        return self.targets[-1].offset + self.targets[-1].nbytes if self.targets else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """Describe one planned file of textual inversion, beside the output: a LoRA's learned embedding of one token."""
+
+    path: Path
+    lora: int
+    token: str
+    vectors: tuple[Vectors, ...]
+
+    def header(self) -> bytes:
+        """Encode the header; the data are the LoRA's, in the same order."""
+        text = {"format": "pt", "lorabake.version": __version__, "lorabake.token": self.token}
+        return encode_header(((each.name, each.info.dtype, each.shape) for each in self.vectors), text)
+
+    @property
+    def size(self) -> int:
+        """Count the file's bytes."""
+        return len(self.header()) + sum(each.info.nbytes for each in self.vectors)
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Collect the tensors of one file to be, below the part of the base that it comes from."""
+
+    name: str
+    part: Part
+    targets: tuple[Target, ...]
+
+
+def drafts_of(sources: Sources, storage: Storage, vae: Mapping[str, TensorInfo]) -> Iterator[Draft]:
+    """Lay the tensors of the base out in files, each in the order of its data; `vae` says whose bytes serve."""
+    limit, number = sources.recipe.output.shard_size, 0
+    for part in sources.base.parts:
+        shards = []
+        for index, header in enumerate(part.files):
+            stored = list(storage.stored(header.in_order()))
+            if stored or not header.tensors:  # parts of weights that lie elsewhere leave no file behind
+                shards.append((_file_name(part, index), stored))
+        if limit is not None:
+            shards = list(_reshard(sources, part, [info for _, infos in shards for info in infos], limit))
+        for name, infos in shards:
+            place = f"{part.folder}/{name}" if part.folder else name
+            yield Draft(place, part, tuple(_targets(sources, infos, vae, number)))
+            number += 1
+
+
+def _reshard(
+    sources: Sources, part: Part, infos: Iterable[TensorInfo], limit: int
+) -> Iterator[tuple[str, list[TensorInfo]]]:
+    shards: list[list[TensorInfo]] = [[]]
+    size = 0
+    for info in infos:
+        count = nbytes(dtype_of(sources, info.key, info), info.shape)
+        if shards[-1] and size + count > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(info)
+        size += count
+    stem = _stem(part)
+    for number, shard in enumerate(shards, 1):
+        suffix = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
+        yield f"{stem}{suffix}.safetensors", shard
+
+
+def _targets(
+    sources: Sources, infos: Iterable[TensorInfo], vae: Mapping[str, TensorInfo], file: int
+) -> Iterator[Target]:
+    offset, is_drawn = 0, sources.recipe.output.rounding.is_drawn
+    for base in infos:
+        source = replace(vae.get(base.key, base), key=base.key, name=base.name)
+        dtype, scaled = dtype_of(sources, base.key, base), sources.packing.scaled.get(base.key)
+        encoding = scaled if dtype == base.dtype else None
+        drawn = is_drawn and not is_fixed(sources.packing, base.key, base) and not DTYPES[dtype].is_fine
+        target = Target(base.key, source, dtype, base.shape, file, offset, encoding, drawn)
+        offset += target.nbytes
+        yield target
+
+
+def _file_name(part: Part, index: int) -> str:
+    path = part.files[index].path
+    return f"{_stem(part)}.safetensors" if path.suffix.lower() in PICKLE_SUFFIXES else path.name
+
+
+def _stem(part: Part) -> str:
+    stem = re.sub(r"-\d+-of-\d+$", "", part.files[0].path.stem)
+    return stem.replace("pytorch_model", "model") if stem.startswith("pytorch_model") else stem
+
+
+# -- beside the weights ----------------------------------------------------------------------------------
+
+
+def embeddings_of(sources: Sources, path: Path, ledgers: Iterable[Ledger]) -> Iterator[Embedding]:
+    """Plan a file beside the output for each learned embedding.
+
+    Files of tokens that come to one name are numbered, in the order of the LoRAs.
+    """
+    stem = path.name if is_folder(sources) else path.stem
+    taken: set[str] = set()
+    for number, ledger in enumerate(ledgers):
+        for token, vectors in ledger.embeddings.items():
+            word = file_stem(token)
+            names = (f"{word}-{count}" if count > 1 else word for count in itertools.count(1))
+            chosen = next(name for name in names if name.casefold() not in taken)
+            taken.add(chosen.casefold())
+            place = path.with_name(f"{stem}.{chosen}.safetensors")
+            check_is_no_input(sources, place)
+            yield Embedding(place, number, token, tuple(vectors.values()))
+
+
+def is_indexed(sources: Sources, part: Part, files: int) -> bool:
+    """Tell whether a part that gets so many files gets an index."""
+    has_index = part.index is not None and sources.recipe.output.shard_size is None
+    return is_folder(sources) and (files > 1 or has_index)
+
+
+def indexes_of(sources: Sources, storage: Storage, drafts: Sequence[Draft]) -> dict[str, str]:
+    """Write the index of every part that has several files, or had an index."""
+    texts = {}
+    for part in sources.base.parts:
+        own = [draft for draft in drafts if draft.part is part]
+        if not is_indexed(sources, part, len(own)):
+            continue
+        name = part.index or _index_name(_stem(part))
+        weight_map = {target.source.name: PurePosixPath(draft.name).name for draft in own for target in draft.targets}
+        size = sum(target.nbytes for draft in own for target in draft.targets)
+        said = index_form(part, said_in_index(part, storage.changes[part.folder]))
+        index = {"metadata": {"total_size": size, **said}, "weight_map": dict(sorted(weight_map.items()))}
+        texts[f"{part.folder}/{name}" if part.folder else name] = json.dumps(index, indent=2) + "\n"
+    return texts
+
+
+def _index_name(stem: str) -> str:
+    """Name the index of shards; a variant such as fp16 stands where diffusers and transformers look for it."""
+    named = re.fullmatch(r"((?:diffusion_)?(?:pytorch_)?model)\.(\w+)", stem)
+    return f"{named[1]}.safetensors.index.{named[2]}.json" if named else f"{stem}.safetensors.index.json"
+
+
+def configs_of(sources: Sources, storage: Storage, drafts: Sequence[Draft]) -> dict[str, str | None]:
+    """Rewrite what the files beside the weights say of dtypes, widths and stored weights; None for what goes."""
+    base = sources.base
+    words = {dtype.name: str(dtype.torch) for dtype in DTYPES.values() if dtype.is_output}
+    texts: dict[str, str | None] = {}
+    for part in base.parts if base.is_folder else ():
+        place = str(PurePosixPath(part.folder, "config.json"))
+        floats = {target.dtype for draft in drafts if draft.part is part for target in draft.targets} & words.keys()
+        is_cast = sources.recipe.output.dtype != "keep" and len(floats) == 1
+        said = said_in_files(base, part.folder, storage.changes[part.folder])
+        if part is base.parts[0] and "" not in storage.changes:
+            said |= said_in_files(base, "", storage.change)
+        if (is_cast or storage.decoded) and Path(place) in base.side_files:
+            config = read_object(base.path / place)
+            plain = said.get(place) or config
+            stale = {name: words[min(floats)] for name in ("torch_dtype", "dtype") if is_cast and name in config}
+            if (plain := plain | stale | _widths(storage.grown.values(), part, config)) != config:
+                said[place] = plain
+        for name, content in said.items():
+            texts[name] = json.dumps(content, indent=2, ensure_ascii=False) + "\n" if content is not None else None
+    return texts
+
+
+def _widths(grown: Iterable[PackedInfo], part: Part, config: Mapping[str, object]) -> dict[str, object]:
+    """Say in diffusers' words that the first layer of a network reads more channels than it did."""
+    for info in grown:
+        before, after = info.parts["weight"].shape[1:2], info.shape[1:2]
+        if info.key.startswith(f"{part.folder}/") and [config.get("in_channels")] == [*before]:
+            return {"in_channels": after[0], "out_channels": config.get("out_channels") or before[0]}
+    return {}

@@ -1,0 +1,119 @@
+"""What the headers of the output say: the base's own words as far as they stay true, the recipe, and the inputs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from lorabake.planning import provenance
+from lorabake.planning.checks import is_folder
+from lorabake.planning.files import Draft, OutputFile, is_indexed
+from lorabake.planning.storage import Storage
+from lorabake.sources import Sources
+from lorabake.tensors.checkpoint import Checkpoint
+from lorabake.tensors.header import Header
+from lorabake.tensors.statements import LAYERS, modules_of, said_in_header, said_in_index, said_of_layers
+
+BLOCK = 4096
+"""Bytes: untouched ranges keep the base's place relative to such blocks, so that they can be reflinked."""
+
+
+def described(
+    sources: Sources, storage: Storage, drafts: Sequence[Draft], name: str
+) -> tuple[tuple[OutputFile, ...], dict[str, Path]]:
+    """Compose each file's metadata; return the files, and what file each placeholder for a digest stands for.
+
+    `name` is that of an output that is one file.
+    """
+    recipe = sources.recipe
+    inputs, pending = _inputs(sources)
+    names = [draft.name if is_folder(sources) else name for draft in drafts]
+    listed = provenance.listed(inputs, names)
+    recipe_text = recipe.normal_json()
+    headers = _headers(sources)
+    counts = Counter(draft.part.folder for draft in drafts)
+    files = []
+    for draft, file_name, told in zip(drafts, names, listed, strict=True):
+        keys = tuple(target.source.name for target in draft.targets)
+        first = _first_header(sources, headers, draft)
+        has_index = is_indexed(sources, draft.part, counts[draft.part.folder])
+        own = _said(sources, storage, draft, first or next(iter(headers.values())), has_index=has_index)
+        text = provenance.metadata(own, recipe_text, told, hashed=recipe.output.hash)
+        phase = first.data_start % BLOCK if first else 0
+        aligned = first is not None and phase % 8 == 0
+        order = _order(first, keys)
+        files.append(
+            OutputFile(file_name, draft.targets, order, text, phase if aligned else 0, BLOCK if aligned else 1)
+        )
+    return tuple(files), pending
+
+
+def _inputs(sources: Sources) -> tuple[dict[str, object], dict[str, Path]]:
+    """Identify all inputs, with a distinct placeholder for every digest still to be taken."""
+    recipe = sources.recipe
+    pending: dict[str, Path] = {}
+
+    def placeholders(checkpoint: Checkpoint) -> dict[Path, str]:
+        places = {}
+        for header in checkpoint.headers:
+            places[header.path] = f"{len(pending):064x}"
+            pending[places[header.path]] = header.path
+        return places
+
+    stated = placeholders(sources.base) if recipe.base.sha256 else {}
+    inputs: dict[str, object] = {
+        "base": provenance.describe(sources.base, recipe.base.portable_path, stated),
+        "loras": [
+            provenance.describe(lora.checkpoint, lora.entry.portable_path, placeholders(lora.checkpoint))
+            for lora in sources.loras
+        ],
+    }
+    if sources.vae is not None and recipe.vae is not None:
+        vae = placeholders(sources.vae)
+        inputs["vae"] = provenance.describe(sources.vae, recipe.vae.portable_path, vae)
+    return inputs, pending
+
+
+def _headers(sources: Sources) -> dict[Path, Header]:
+    """Map each file of the base to its header; what a pickle holds rearranged lies in another file."""
+    headers = {header.path: header for part in sources.base.parts for header in part.files}
+    for header in [*headers.values()]:
+        headers |= dict.fromkeys((info.file for info in header.tensors.values()), header)
+    return headers
+
+
+def _first_header(sources: Sources, headers: Mapping[Path, Header], draft: Draft) -> Header | None:
+    """Return the header of the base's file that holds the first tensor of a file to be."""
+    key = draft.targets[0].key if draft.targets else ""
+    info = sources.base.tensors.get(key) or sources.key_map.tensors.get(key)
+    return headers[info.file] if info else None
+
+
+def _order(first: Header | None, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the order of a header's entries: the base's own where the file has just its tensors."""
+    if first is None or len(first.tensors) != len(names):
+        return names
+    own = tuple(info.name for info in first.tensors.values())
+    return own if {*own} == {*names} else names
+
+
+def _said(sources: Sources, storage: Storage, draft: Draft, first: Header, *, has_index: bool) -> dict[str, str]:
+    """Return the base's own metadata for a file, with what it says of stored weights as far as it stays true.
+
+    What an index says goes into the file if no index is written.
+    """
+    part, change = draft.part, storage.changes[draft.part.folder]
+    own = _said_in_headers(draft, {target.source.file for target in draft.targets} | {first.path})
+    said = {} if has_index else said_in_index(part, change)
+    texts = [text[LAYERS] for text in (*own, said) if LAYERS in text]
+    layers = said_of_layers(texts, change.plain, modules_of(part)) if texts else None
+    changed = said_in_header(first, change) | {LAYERS: layers}
+    kept = {name: changed.get(name, text) for name, text in (said | first.metadata | {LAYERS: ""}).items()}
+    return {name: text for name, text in kept.items() if text is not None}
+
+
+def _said_in_headers(draft: Draft, files: Collection[Path]) -> list[Mapping[str, str]]:
+    """List what the headers of some files of a draft's part say, in their order there."""
+    numbers = {header.path: number for number, header in enumerate(draft.part.files)}
+    return [draft.part.files[number].metadata for number in sorted(numbers[path] for path in files & numbers.keys())]
