@@ -55,7 +55,6 @@ LONGER = {
     "keymap.table.KeyMap": "to be parted",
     "matching.__init__": "to be parted",
     "matching.__init__._Match": "to be parted",
-    "recipe.__init__": "to be parted",
     "reference.recompute": "to be parted",
     "reference.recompute.Recomputation": "to be parted",
     "tensors.formats": "to be parted",

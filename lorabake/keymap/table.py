@@ -204,7 +204,7 @@ class Module:
     unclear: str = ""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class KeyMap:
     """Expand an architecture against the tensors of one base.
 
@@ -215,17 +215,19 @@ class KeyMap:
     called besides once they are loaded, as models of `models` are; such a name may be another module's, too.
     `outside` lists the modules that lie in no component, by their keys. `experts` says how the model stacks its
     experts, where that is known.
+
+    A key map never changes: what names more modules returns another one.
     """
 
     architecture: Architecture
     tensors: Mapping[str, TensorInfo]
     models: tuple[str, ...] = ()
-    placed: dict[str, tuple[Layout, str]] = field(default_factory=dict)
-    owner: dict[str, str] = field(default_factory=dict)
-    modules: dict[str, dict[str, Module]] = field(default_factory=dict)
     experts: ExpertLayout | None = None
-    in_memory: dict[str, list[Module]] = field(default_factory=dict)
-    outside: list[Module] = field(default_factory=list)
+    placed: Mapping[str, tuple[Layout, str]] = field(default_factory=dict)
+    owner: Mapping[str, str] = field(default_factory=dict)
+    modules: Mapping[str, Mapping[str, Module]] = field(default_factory=dict)
+    in_memory: Mapping[str, tuple[Module, ...]] = field(default_factory=dict)
+    outside: tuple[Module, ...] = ()
 
     @property
     def layout(self) -> str:
@@ -244,31 +246,31 @@ class KeyMap:
 
         `models` are the sorts of model that the base's config.json names: its own first, then those of its parts.
         """
-        key_map = cls(architecture, tensors, models, experts=experts)
+        places = ((component.name, find(component, tensors)) for component in architecture.components)
+        placed = {name: place for name, place in places if place is not None}
+        key_map = cls(architecture, tensors, models, experts, placed)
         for component in architecture.components:
-            place = find(component, tensors)
-            if place is not None:
-                key_map.placed[component.name] = place
-        for component in architecture.components:
-            if component.name in key_map.placed:
-                modules = key_map._list_modules(component)
-                named = [module for alias in component.aliases for module in alias.resolve(modules)]
-                named += [Module(component.name, name, joined(parts)) for name, parts in fused(modules)]
-                key_map.modules[component.name] = modules
-                for module in named:
-                    if module.views:
-                        modules.setdefault(module.name, module)
-                key_map._name_experts(component, stacked)
-                key_map.in_memory[component.name] = key_map._list_in_memory(component)
-        key_map.outside = key_map._list_outside()
-        return key_map
+            if component.name in placed:
+                key_map = key_map._with_modules_of(component)
+        return replace(key_map, outside=tuple(key_map._list_outside()))
 
-    def name_single_experts(self, names: Iterable[str]) -> None:
+    def with_single_experts(self, names: Iterable[str]) -> KeyMap:
         """List each expert of a mixture by itself, too, under those of its names that end as one of `names` does."""
         of_one = [name for name in names if SINGLE.search(name)]
+        modules = dict(self.modules)
         for component in self.architecture.components if of_one else ():
             if component.name in self.placed:
-                self._name_experts(component, partial(single, names=of_one))
+                see = partial(single, names=of_one)
+                modules[component.name] = self._with_experts(component, modules[component.name], see)
+        return replace(self, modules=modules)
+
+    def with_modules(self, further: Iterable[Module]) -> KeyMap:
+        """Give modules further names; raise ValueError for a name that has other rows already."""
+        modules = {component: dict(named) for component, named in self.modules.items()}
+        for module in further:
+            if modules[module.component].setdefault(module.name, module).views != module.views:
+                raise ValueError(module.name)
+        return replace(self, modules=modules)
 
     def named(self) -> Iterator[Module]:
         """Yield every module by each of its names; one in memory may be another's on the disk."""
@@ -285,11 +287,35 @@ class KeyMap:
         """Return the architecture's component of a name."""
         return next(each for each in self.architecture.components if each.name == name)
 
-    def _name_experts(self, component: Component, see: See) -> None:
-        modules = self.modules[component.name]
+    def stored(self, component: Component) -> dict[str, View]:
+        """List a component's tensors by the names that its file has for them."""
+        return {name: _whole(info) for name, info in self._below(component).items()}
+
+    def _with_modules_of(self, component: Component) -> KeyMap:
+        """List one component's modules, and enter its tensors as its own."""
+        owned = dict.fromkeys((key for key, _ in self._owned_by(component)), component.name)
+        key_map = replace(self, owner={**self.owner, **owned})
+        modules = key_map._list_modules(component)
+        named = [module for alias in component.aliases for module in alias.resolve(modules)]
+        named += [Module(component.name, name, joined(parts)) for name, parts in fused(modules)]
+        for module in named:
+            if module.views:
+                modules.setdefault(module.name, module)
+        modules = key_map._with_experts(component, modules, stacked)
+        modules, in_memory = key_map._with_names_in_memory(component, modules)
+        return replace(
+            key_map,
+            modules={**self.modules, component.name: modules},
+            in_memory={**self.in_memory, component.name: in_memory},
+        )
+
+    def _with_experts(self, component: Component, modules: Mapping[str, Module], see: See) -> dict[str, Module]:
+        """Add a mixture's experts, under all names by which they are seen; a name of other rows stays theirs."""
+        named = dict(modules)
         for module in self._experts_among(component, modules, self._below(component), see):
-            if modules.setdefault(module.name, module).views == module.views:
-                modules[module.name] = module
+            if named.setdefault(module.name, module).views == module.views:
+                named[module.name] = module
+        return named
 
     def _experts_among(
         self, component: Component, modules: Mapping[str, Module], tensors: Mapping[str, TensorInfo], see: See
@@ -308,34 +334,36 @@ class KeyMap:
             )
         return [*found.values()]
 
-    def stored(self, component: Component) -> dict[str, View]:
-        """List a component's tensors by the names that its file has for them."""
-        return {name: _whole(info) for name, info in self._below(component).items()}
-
     def _below(self, component: Component) -> dict[str, TensorInfo]:
         _, prefix = self.placed[component.name]
         mine = (key for key in self.tensors if self.owner.get(key) == component.name)
         return {key.removeprefix(prefix): self.tensors[key] for key in mine}
 
-    def _list_in_memory(self, component: Component) -> list[Module]:
-        """List a component's modules under the names that other versions of what loads it have for them."""
+    def _with_names_in_memory(
+        self, component: Component, modules: Mapping[str, Module]
+    ) -> tuple[dict[str, Module], tuple[Module, ...]]:
+        """Add what other versions of what loads a component call its modules.
+
+        Return its modules on the disk, with parameters that only another version has in the same module, and those
+        whose names in memory mean something else on the disk, or nothing.
+        """
+        on_disk = dict(modules)
         own = self.stored(component) if component.renamings else {}
         found_names = versions(own, component.renamings, self.models)
         if not found_names:
-            return []
-        on_disk = self.modules[component.name]
-        known = {name: [module] for name, module in on_disk.items()}
-        for named in found_names:
-            modules = _modules(component.name, named)
-            infos = {name: self.tensors[view.regions[0].key] for name, view in named.items()}
-            for module in (*modules.values(), *self._experts_among(component, modules, infos, stacked)):
+            return on_disk, ()
+        known = {name: [module] for name, module in modules.items()}
+        for names in found_names:
+            loaded = _modules(component.name, names)
+            infos = {name: self.tensors[view.regions[0].key] for name, view in names.items()}
+            for module in (*loaded.values(), *self._experts_among(component, loaded, infos, stacked)):
                 _gather(known.setdefault(module.name, []), module)
-        found: list[Module] = []
+        in_memory: list[Module] = []
         for name, alike in known.items():
             if name in on_disk:
                 on_disk[name], *alike = alike
-            found += alike
-        return found
+            in_memory += alike
+        return on_disk, tuple(in_memory)
 
     def _list_outside(self) -> list[Module]:
         """List the modules of tensors that no component has, in the identifying component."""
@@ -393,12 +421,11 @@ class KeyMap:
         return {name: Module(component.name, name, views) for name, views in modules.items() if name not in unclear}
 
     def _owned_by(self, component: Component) -> Iterator[tuple[str, TensorInfo]]:
-        """Yield the tensors below a component's prefix, and below no longer one, and note whose they are."""
+        """Yield the tensors below a component's prefix, and below no longer one."""
         _, prefix = self.placed[component.name]
         others = tuple(p for name, (_, p) in self.placed.items() if name != component.name and len(p) > len(prefix))
         for key, info in self.tensors.items():
             if key.startswith(prefix) and not key.startswith(others):
-                self.owner[key] = component.name
                 yield key, info
 
     def _list_as_named(self, component: Component) -> dict[str, Module]:

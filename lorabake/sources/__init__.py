@@ -114,8 +114,8 @@ def resolve(recipe: Recipe) -> Sources:
     if wider := grown(key_map, loras):
         packing = replace(packing, grown=wider)
         key_map = KeyMap.expand(key_map.architecture, tensors | wider, key_map.models, experts)
-    key_map.name_single_experts(name for lora in loras for name in lora.tensors.modules)
-    loras = tuple(_translated(lora, key_map, config) for lora in loras)
+    key_map = key_map.with_single_experts(name for lora in loras for name in lora.tensors.modules)
+    key_map, loras = _translated(key_map, loras, config)
     return Sources(recipe, base, packing, key_map, loras, vae, vae_map)
 
 
@@ -133,13 +133,19 @@ def open_source(entry: Lora, path: Path) -> LoraSource:
     )
 
 
-def _translated(lora: LoraSource, key_map: KeyMap, config: Mapping[str, object]) -> LoraSource:
-    """Put another library's LoRA into transformers' order, and give the base's modules that library's names, too."""
-    found = translate(lora.name, lora.checkpoint, lora.tensors, lora.config, key_map, config)
-    for module in found.modules:
-        if key_map.modules[module.component].setdefault(module.name, module).views != module.views:
-            raise MatchError(f"LoRA {lora.name!r}: finds {module.name} in other rows than a LoRA before it")
-    return replace(lora, tensors=found.tensors, config=found.config)
+def _translated(
+    key_map: KeyMap, loras: Iterable[LoraSource], config: Mapping[str, object]
+) -> tuple[KeyMap, tuple[LoraSource, ...]]:
+    """Put other libraries' LoRAs into transformers' order, and give the base's modules their names, too."""
+    translated: list[LoraSource] = []
+    for lora in loras:
+        translation = translate(lora.name, lora.checkpoint, lora.tensors, lora.config, key_map, config)
+        try:
+            key_map = key_map.with_modules(translation.modules) if translation.modules else key_map
+        except ValueError as error:
+            raise MatchError(f"LoRA {lora.name!r}: finds {error} in other rows than a LoRA before it") from None
+        translated.append(replace(lora, tensors=translation.tensors, config=translation.config))
+    return key_map, tuple(translated)
 
 
 def identify(tensors: Mapping[str, TensorInfo]) -> Architecture:

@@ -1,0 +1,103 @@
+"""What is wrong with the values of a recipe, in the words of those who write recipes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import get_args
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+from lorabake.likeness import nearest
+from lorabake.recipe.models import Recipe
+from lorabake.recipe.types import FILE, SHA256, VISIBLE
+from lorabake.recipe.values import Place, Values
+from lorabake.recipe.words import Fault, found, quoted
+
+_PATTERN_WORDS = {
+    VISIBLE: "text that is not blank",
+    FILE: "a file path",
+    SHA256: "64 hexadecimal digits",
+}
+"""What each pattern asks for, in the words of an error message."""
+
+_WORDS = {
+    "string_type": "text",
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "greater_than_equal": "{ge:g} or more",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+}
+"""What each of pydantic's checks asks for, in the words of an error message."""
+
+
+def explained(error: ErrorDetails, values: Values) -> Fault:
+    """Put what pydantic found wrong at its place and into a user's words."""
+    context, given, hint = error.get("ctx", {}), error["input"], ""
+    place = _written(context.get("at", error["loc"]), values)
+    mark = values.marks[place]
+    name = _name(place)
+    match error["type"]:
+        case "missing":
+            where = f" in {name}" if name in place else ""
+            return Fault(mark, f"missing key {quoted(str(error['loc'][-1]))}{where}")
+        case "extra_forbidden":
+            key = str(place[-1])
+            return Fault(values.keys[place], f"unknown key {quoted(key)}{_did_you_mean(key, _known_keys(place))}")
+        case "nothing_to_bake" | "method_and" | "method_field":
+            return Fault(mark, error["msg"])
+        case "too_short":
+            return Fault(mark, f"{name} must not be empty")
+        case "literal_error":
+            expected = context["expected"].replace("'", "")
+            hint = _did_you_mean(given, re.findall(r"'(\w+)'", context["expected"]))
+        case "string_pattern_mismatch":
+            expected = _PATTERN_WORDS[context["pattern"]]
+        case kind:
+            expected = _WORDS.get(kind, error["msg"]).format(**context)
+    return Fault(mark, f"{name} must be {expected}, found {found(given)}{hint}")
+
+
+def _written(location: Place, values: Values) -> Place:
+    """Drop from a location what the user didn't write: the branch of a union, the `path` of a string."""
+    place: Place = ()
+    for part in location:
+        if (*place, part) in values.marks:
+            place = (*place, part)
+    return place
+
+
+def _name(place: Place) -> str:
+    """Name a value by its key, or by the list it stands in."""
+    match place:
+        case ():
+            return "the recipe"
+        case (*_, str(key)):
+            return key if key.isidentifier() else quoted(key)
+    return f"each of {place[-2]}"
+
+
+def _did_you_mean(name: object, names: list[str]) -> str:
+    near = nearest(str(name), names, cutoff=0.5)
+    return f", did you mean {near!r}?" if near else ""
+
+
+def _known_keys(location: Place) -> list[str]:
+    """List the keys that the mapping at the end of a location may have."""
+    model: type[BaseModel] = Recipe
+    for part in location[:-1]:
+        if isinstance(part, str):
+            model = next(_models(model.model_fields[part].annotation))
+    return list(model.model_fields)
+
+
+def _models(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)

@@ -1,0 +1,343 @@
+"""The records of a recipe: they check what is in them, and are the JSON Schema that editors use.
+
+The shape of a recipe is declared here once. Its normal form is what baked files carry.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePath
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic_core import PydanticCustomError
+
+from lorabake.recipe.types import (
+    ByteSize,
+    FilePath,
+    OutputDtype,
+    PictureSize,
+    Semantics,
+    Sha256,
+    Strength,
+    Text,
+    Whole,
+    expected,
+)
+
+
+def _exactly_int(value: object) -> int:
+    """Refuse `true` and 1.0, which equal 1."""
+    if type(value) is int:
+        return value
+    raise expected("1")
+
+
+def _name_to_mapping(value: object) -> object:
+    """Let a name alone stand for a mapping."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _path_to_mapping(value: object) -> object:
+    match value:
+        case str():
+            return {"path": value}
+        case dict() | Source():
+            return value
+    raise expected("a file path or a mapping with the key 'path'")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class Source(_Part):
+    """Name an input file and, if given, the digest it must have."""
+
+    path: FilePath = Field(description="The file, relative to the recipe's folder.")
+    sha256: Sha256 | None = Field(None, description="The SHA-256 that the whole file must have.")
+
+    @property
+    def portable_path(self) -> str:
+        """Return the path as outputs may carry it: relative, or only the file's name."""
+        path = PurePath(self.path)
+        return path.name if path.is_absolute() else path.as_posix()
+
+    def _normal(self) -> dict[str, object]:
+        return {"path": self.portable_path, "sha256": self.sha256}
+
+
+class Base(Source):
+    """Name the checkpoint that the LoRAs are baked into."""
+
+    path: FilePath = Field(
+        description="The file or the diffusers folder, relative to the recipe's folder.",
+    )
+    variant: Text | None = Field(None, description="The variant of a diffusers folder's files, such as fp16.")
+
+    def _normal(self) -> dict[str, object]:
+        return {**super()._normal(), "variant": self.variant}
+
+
+class Lora(Source):
+    """Name a LoRA and say how strongly, and where, it is applied."""
+
+    strength: Strength = Field(
+        1.0,
+        description="How strongly the LoRA is applied: any finite number, or one for each component.",
+    )
+    blocks: dict[str, float] = Field(
+        {},
+        description="Factors on top of the strength, by glob over module paths; the first match wins.",
+    )
+    components: Annotated[tuple[Text, ...], Field(min_length=1)] | None = Field(
+        None,
+        description="The only components to take from the LoRA; its other components are left out.",
+    )
+    ignore: Annotated[tuple[Text, ...], Field(min_length=1)] | None = Field(
+        None,
+        description="Globs over the names of the LoRA's modules; what they match is left out.",
+    )
+    trained_on: Text | None = Field(
+        None,
+        description="The family that the LoRA was trained on, to bake it onto another one's base all the same.",
+    )
+    semantics: Semantics | None = Field(
+        None,
+        description="The program whose reading of the LoRA is followed, where it differs from the definition.",
+    )
+
+    def _normal(self) -> dict[str, object]:
+        return {
+            **super()._normal(),
+            "strength": _sorted(self.strength),
+            "blocks": [[glob, factor] for glob, factor in self.blocks.items()],
+            "components": None if self.components is None else sorted(set(self.components)),
+            **({"ignore": sorted(set(self.ignore))} if self.ignore else {}),
+            **({"trained_on": self.trained_on} if self.trained_on else {}),
+            **({"semantics": self.semantics} if self.semantics else {}),
+        }
+
+
+class Method(_Part):
+    """Say how the deltas of several LoRAs on one weight become one."""
+
+    name: Literal["sum", "ties", "dare_linear", "dare_ties", "magnitude_prune", "svd"] = Field(
+        "sum", description="The method: the exact sum, TIES, DARE, pruning by magnitude, or a sum of limited rank."
+    )
+    density: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="The share of each delta's values that ties, dare and magnitude_prune keep."
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="The seed of what dare drops.")
+    rank: Whole | None = Field(None, description="The rank that svd keeps.")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Method:
+        wanted = {"sum": set(), "svd": {"rank"}}.get(
+            self.name, {"density"} | ({"seed"} if "dare" in self.name else set())
+        )
+        for field in ("density", "rank"):
+            if field in wanted and field not in self.model_fields_set:
+                raise PydanticCustomError(
+                    "method_field", "the method {name} needs {field}", {"name": self.name, "field": field}
+                )
+        for field in sorted(self.model_fields_set - wanted - {"name"}):
+            raise PydanticCustomError(
+                "method_field", "the method {name} has no {field}", {"name": self.name, "field": field}
+            )
+        return self
+
+
+class Rounding(_Part):
+    """Say which of its two neighbours in the output's dtype a value becomes."""
+
+    name: Literal["nearest", "stochastic"] = Field(
+        "nearest", description="The nearest one, or one drawn so that on average the value stays what it is."
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="The seed of what stochastic rounding draws.")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Rounding:
+        if "seed" in self.model_fields_set and not self.is_drawn:
+            raise PydanticCustomError("method_field", "the rounding {name} has no seed", {"name": self.name})
+        return self
+
+    @property
+    def is_drawn(self) -> bool:
+        """Tell whether chance decides, by the seed."""
+        return self.name == "stochastic"
+
+
+class Output(_Part):
+    """Say where the baked checkpoint goes and in which form."""
+
+    path: FilePath = Field(description="The file to write, relative to the recipe's folder.")
+    dtype: OutputDtype = Field("keep", description="The dtype of the tensors, or one for each component.")
+    rounding: Annotated[Rounding, BeforeValidator(_name_to_mapping, json_schema_input_type=Text | Rounding)] = Field(
+        default_factory=lambda: Rounding.model_validate({}),
+        description="How what is computed becomes values of the output's dtype.",
+    )
+    hash: bool = Field(True, description="Whether the header carries the SHA-256 of the tensor data.")
+    shard_size: ByteSize | None = Field(None, description="The largest size of one file, such as 5GB.")
+    allow_loss: bool = Field(False, description="Whether most of a LoRA may be lost in the output's dtype.")
+
+
+class Verify(_Part):
+    """Say which pictures the verify command makes with the base and with the baked checkpoint."""
+
+    prompts: Annotated[tuple[Text, ...], Field(min_length=1)] = Field(description="One picture each.")
+    negative_prompt: str = Field("", description="What the pictures must not show.")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="The seed of the first noise.")
+    steps: Whole | None = Field(None, description="The number of denoising steps.")
+    size: PictureSize | None = Field(None, description="The pictures' side, or [width, height], in pixels.")
+    guidance: Annotated[float, Field(ge=0)] | None = Field(None, description="The guidance scale.")
+    prediction: Literal["epsilon", "v_prediction"] | None = Field(
+        None, description="What the model predicts, where its family does not say."
+    )
+    config: FilePath | None = Field(
+        None,
+        description="A diffusers folder: configurations, if the family's do not fit, and what the base lacks.",
+    )
+    tokenizers: FilePath | None = Field(
+        None, description="A folder with the tokenizers of a model, where the base has none."
+    )
+
+
+class Recipe(_Part):
+    """Hold everything that may change the baked bytes, and the folder that relative paths start from."""
+
+    version: Annotated[Literal[1], BeforeValidator(_exactly_int)] = Field(
+        description="The version of the recipe's grammar."
+    )
+    base: Annotated[Base, BeforeValidator(_path_to_mapping, json_schema_input_type=FilePath | Base)] = Field(
+        description="The checkpoint that the LoRAs are baked into.",
+    )
+    loras: tuple[Annotated[Lora, BeforeValidator(_path_to_mapping, json_schema_input_type=FilePath | Lora)], ...] = (
+        Field((), description="The LoRAs to bake.")
+    )
+    vae: Annotated[Source, BeforeValidator(_path_to_mapping, json_schema_input_type=FilePath | Source)] | None = (
+        Field(None, description="A VAE that takes the place of the base's own.")
+    )
+    method: Annotated[Method, BeforeValidator(_name_to_mapping, json_schema_input_type=Text | Method)] = Field(
+        default_factory=lambda: Method.model_validate({}),
+        description="How the deltas of several LoRAs on one weight become one.",
+    )
+    compose: Literal["sum", "sequential"] = Field(
+        "sum",
+        description="Whether each LoRA is taken against the base's own weight, or against what those before it made.",
+    )
+    compute_dtype: Literal["float32", "float64"] = Field(
+        "float32",
+        description="The precision in which deltas are computed and summed.",
+    )
+    output: Output = Field(description="Where the baked checkpoint goes, and in which form.")
+    verify: Verify | None = Field(None, description="What the verify command samples.")
+
+    _folder: Path = PrivateAttr(default_factory=Path.cwd)
+    _file: Path | None = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _bakes_something(self) -> Recipe:
+        if not self.loras and self.vae is None and self.output.dtype == "keep":
+            raise PydanticCustomError(
+                "nothing_to_bake",
+                "nothing to bake: give at least one of loras, vae and output.dtype",
+                {"at": ("loras",)},
+            )
+        other = "compose" if self.is_sequential else "semantics" if any(each.semantics for each in self.loras) else ""
+        if other and self.method.name != "sum":
+            raise PydanticCustomError(
+                "method_and",
+                "{other} is for the exact sum: the method {name} takes each delta against the base, at strength 1",
+                {"name": self.method.name, "other": other, "at": ("method",)},
+            )
+        return self
+
+    @property
+    def is_sequential(self) -> bool:
+        """Tell whether each LoRA sees the weight as the LoRAs before it left it."""
+        return self.compose == "sequential"
+
+    @property
+    def folder(self) -> Path:
+        """The absolute folder that relative paths start from."""
+        return self._folder
+
+    @property
+    def file(self) -> Path | None:
+        """The absolute path of the recipe itself, unless it came as text."""
+        return self._file
+
+    def locate(self, path: str) -> Path:
+        """Join a path to the recipe's folder; an absolute one stays, and `~` and variables mean nothing."""
+        return self._folder / path
+
+    def placed(self, folder: Path) -> Recipe:
+        """Return this recipe with relative paths starting from another folder."""
+        moved = self.model_copy()
+        moved._folder = folder.absolute()
+        return moved
+
+    def kept_in(self, file: Path) -> Recipe:
+        """Return this recipe as the one that a file holds; `file` is absolute."""
+        kept = self.model_copy()
+        kept._file = file
+        return kept
+
+    @property
+    def in_float64(self) -> bool:
+        """Tell whether deltas are computed in float64: as asked for, or where a method decides by their values."""
+        return self.compute_dtype == "float64" or self.method.name != "sum"
+
+    def normal_form(self) -> dict[str, object]:
+        """Reduce the recipe to what may change the bytes, with defaults filled in and keys sorted.
+
+        Recipes that differ in spelling, in the order of keys, in the output's path or in the folder of an
+        absolute path have one normal form. `blocks` becomes a list of pairs, because its order has a meaning.
+        """
+        form: dict[str, object] = {
+            "version": self.version,
+            "base": self.base._normal(),
+            "loras": [lora._normal() for lora in self.loras],
+            "vae": self.vae and self.vae._normal(),
+            "compute_dtype": self.compute_dtype,
+            "output": {
+                "dtype": self.output.dtype,
+                "hash": self.output.hash,
+                "shard_size": self.output.shard_size,
+                **({"rounding": self.output.rounding.model_dump()} if self.output.rounding.is_drawn else {}),
+            },
+        }
+        if self.method.name != "sum":
+            form["method"] = self.method.model_dump()
+        if self.is_sequential:
+            form["compose"] = self.compose
+        return {key: _sorted(form[key]) for key in sorted(form)}
+
+    def normal_json(self) -> str:
+        """Write the normal form as one line of canonical JSON."""
+        return json.dumps(
+            self.normal_form(),
+            sort_keys=True,
+            separators=(",", ":"),
+            ensure_ascii=False,
+            allow_nan=False,
+        )
+
+
+def _sorted(value: object) -> object:
+    match value:
+        case dict():
+            return {key: _sorted(value[key]) for key in sorted(value)}
+        case list():
+            return [_sorted(item) for item in value]
+    return value
+
+
+def recipe_schema() -> dict[str, object]:
+    """Describe the grammar as a JSON Schema (draft 2020-12), for editors that complete and check YAML."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "urn:lorabake:recipe:1",
+        **Recipe.model_json_schema(),
+    }

@@ -1,0 +1,77 @@
+"""What single values of a recipe may be: patterns of text, sizes, and what may be one value or several."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
+
+VISIBLE = r"\S"
+FILE = r"^[^\x00-\x1f]*[^\s\x00-\x1f][^\x00-\x1f]*$"
+SHA256 = r"^[0-9a-fA-F]{64}$"
+SIZE = r"^[0-9]{1,15}([KMGT]i?B)$"
+
+
+def expected(words: str) -> PydanticCustomError:
+    """Say what ought to stand there; `faults.explained` adds the name and what was found."""
+    return PydanticCustomError("expected", words)
+
+
+def _branch(one: tuple[type, ...], many: type) -> Callable[[object], str | None]:
+    """Tell a single value from a collection by exact type, so that a boolean is no number."""
+    return lambda value: "one" if type(value) in one else "many" if type(value) is many else None
+
+
+def _bytes(value: object) -> int:
+    """Read 5GB as 5·10⁹ and 5GiB as 5·2³⁰ bytes."""
+    size = value if type(value) is int else 0
+    if isinstance(value, str) and (match := re.fullmatch(SIZE, value)):
+        unit = match[1]
+        size = int(value.removesuffix(unit)) * (1024 if "i" in unit else 1000) ** ("KMGT".index(unit[0]) + 1)
+    if size < 1:
+        raise expected("a positive number of bytes or a size such as 5GB or 2GiB")
+    return size
+
+
+def _width_and_height(value: object) -> tuple[int, int]:
+    sides = value if isinstance(value, tuple) else (value, value)
+    match sides:
+        case (int(width), int(height)) if type(width) is type(height) is int and min(width, height) > 0:
+            return width, height
+    raise expected("a positive whole number or a list of two, [width, height]")
+
+
+Text: TypeAlias = Annotated[str, Field(pattern=VISIBLE)]
+FilePath: TypeAlias = Annotated[str, Field(pattern=FILE)]
+Sha256: TypeAlias = Annotated[str, Field(pattern=SHA256), AfterValidator(str.lower)]
+Whole: TypeAlias = Annotated[int, Field(ge=1)]
+Semantics: TypeAlias = Literal["comfyui", "forge", "a1111", "peft", "lycoris"]
+Dtype: TypeAlias = Literal["keep", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
+
+ByteSize: TypeAlias = Annotated[
+    int,
+    BeforeValidator(_bytes, json_schema_input_type=Whole | Annotated[str, Field(pattern=SIZE)]),
+]
+PictureSize: TypeAlias = Annotated[
+    tuple[int, int],
+    BeforeValidator(_width_and_height, json_schema_input_type=Whole | tuple[Whole, Whole]),
+]
+Strength: TypeAlias = Annotated[
+    Annotated[float, Tag("one")] | Annotated[dict[str, float], Field(min_length=1), Tag("many")],
+    Discriminator(
+        _branch((int, float), dict),
+        custom_error_type="expected",
+        custom_error_message="a number or a mapping from component to number",
+    ),
+]
+OutputDtype: TypeAlias = Annotated[
+    Annotated[Dtype, Tag("one")] | Annotated[dict[str, Dtype], Field(min_length=1), Tag("many")],
+    Discriminator(
+        _branch((str,), dict),
+        custom_error_type="expected",
+        custom_error_message="the name of a dtype or a mapping from component to dtype",
+    ),
+]

@@ -1,0 +1,147 @@
+"""The values of a recipe's YAML, and where in the text each of them stands.
+
+The text is walked node by node, so that every fault can be told with its line and column. Tags, bottomless nesting
+and endless aliases are refused, and scalars are read by the core schema of YAML 1.2.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import yaml
+
+from lorabake.recipe.words import Fault, error_at, found, mark_after, quoted
+
+MAX_DEPTH = 64
+MAX_VALUES = 10_000
+
+Place: TypeAlias = tuple[str | int, ...]
+"""Keys and indices that lead from the recipe's top to a value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """Hold a recipe's plain data, where its keys stand and where its values do (`marks`), and the faults of keys."""
+
+    data: object
+    keys: Mapping[Place, yaml.Mark]
+    marks: Mapping[Place, yaml.Mark]
+    faults: tuple[Fault, ...]
+
+
+def read_values(text: str, name: str) -> Values:
+    """Read the only document of a text; `name` stands for the file in messages."""
+    tree = _Tree()
+    data = tree.build(_compose(text, name))
+    return Values(data, tree.keys, tree.marks, tuple(tree.faults))
+
+
+def _compose(text: str, name: str) -> yaml.Node:
+    """Parse the only document of the text into nodes that know their places."""
+    try:
+        composer = _Composer(text)
+    except yaml.reader.ReaderError as error:
+        mark = mark_after(name, text[: error.position])
+        raise error_at(mark, f"the character U+{ord(text[error.position]):04X} is not allowed") from error
+    composer.name = name
+    try:
+        node = composer.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark or composer.get_mark()
+        since = f" from line {error.context_mark.line + 1}" if error.context_mark else ""
+        problem = f"{error.context}{since}, {error.problem}" if error.context else error.problem
+        raise error_at(mark, f"not valid YAML: {problem}") from error
+    except (ValueError, OverflowError) as error:  # PyYAML lets chr() fail on "\UFFFFFFFF"
+        raise error_at(composer.get_mark(), "not valid YAML: an escape stands for no character") from error
+    if node is None:
+        raise error_at(mark_after(name, ""), "the recipe is empty")
+    if not isinstance(node, yaml.MappingNode):
+        raise error_at(node.start_mark, f"the recipe must be a mapping, found {found(_plain(node))}")
+    return node
+
+
+class _Composer(yaml.SafeLoader):
+    """Compose nodes without tags and without bottomless nesting."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if tag := getattr(event, "tag", None):
+            tag = tag.replace("tag:yaml.org,2002:", "!!")
+            raise error_at(event.start_mark, f"the tag {tag} is not allowed")
+        if self.depth == MAX_DEPTH:
+            raise error_at(event.start_mark, f"nested more than {MAX_DEPTH} deep")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+class _Tree:
+    """Turn nodes into plain data and remember where every key and value stands."""
+
+    def __init__(self) -> None:
+        self.faults: list[Fault] = []
+        self.keys: dict[Place, yaml.Mark] = {}
+        self.marks: dict[Place, yaml.Mark] = {}
+        self._open: set[yaml.Node] = set()
+        self._count = 0
+
+    def build(self, node: yaml.Node, place: Place = ()) -> object:
+        """Read a node and all below it; sequences become tuples."""
+        mark = self.marks[place] = node.start_mark
+        if node in self._open:
+            raise error_at(mark, "an alias stands inside what it stands for")
+        self._count += 1
+        if self._count > MAX_VALUES:
+            raise error_at(mark, f"more than {MAX_VALUES} values, counting what aliases repeat")
+        self._open.add(node)
+        value: object
+        match node:
+            case yaml.MappingNode():
+                value = dict(self._items(node, place))
+            case yaml.SequenceNode():
+                value = tuple(self.build(item, (*place, index)) for index, item in enumerate(node.value))
+            case _:
+                value = _plain(node)
+        self._open.remove(node)
+        return value
+
+    def _items(self, node: yaml.MappingNode, place: Place) -> Iterator[tuple[str, object]]:
+        for key_node, value_node in node.value:
+            key, mark = _plain(key_node), key_node.start_mark
+            if not isinstance(key, str):
+                self.faults.append(Fault(mark, f"a key must be text, found {found(key)}"))
+            elif first := self.keys.get((*place, key)):
+                self.faults.append(Fault(mark, f"duplicate key {quoted(key)}, first on line {first.line + 1}"))
+            else:
+                self.keys[*place, key] = mark
+                yield key, self.build(value_node, (*place, key))
+
+
+def _plain(node: yaml.Node) -> object:
+    """Read a scalar by the core schema of YAML 1.2, where `yes`, `12:30` and `2024-01-01` are text."""
+    if not isinstance(node, yaml.ScalarNode):
+        return {} if isinstance(node, yaml.MappingNode) else ()
+    text: str = node.value
+    if re.search("[\ud800-\udfff]", text):
+        raise error_at(node.start_mark, "the text has an escape that stands for half a character")
+    if node.style:
+        return text
+    if text in ("", "~", "null", "Null", "NULL"):
+        return None
+    if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
+        return text.lower() == "true"
+    if re.fullmatch(r"[-+]?[0-9]{1,40}", text):
+        return int(text)
+    if re.fullmatch(r"0o[0-7]{1,40}|0x[0-9a-fA-F]{1,40}", text):
+        return int(text, 0)
+    if re.fullmatch(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", text):
+        return float(text)
+    if re.fullmatch(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", text):
+        return float(text.replace(".", ""))
+    return text
