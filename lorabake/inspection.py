@@ -27,9 +27,9 @@ from lorabake.recipe import Lora
 from lorabake.sources import VAE_ONLY, LoraSource, identify
 from lorabake.sources.recognition import TEXT, TEXT_ENCODER, recognise
 from lorabake.sources.translation import dialect_of, transcribe
+from lorabake.storage.recognition import find_packing
 from lorabake.tensors.checkpoint import Checkpoint, open_lora
 from lorabake.tensors.emptiness import WEIGHT, hollow_words
-from lorabake.tensors.formats import find_packing
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import read_scalar
 from lorabake.tensors.small import parse_json

@@ -17,9 +17,9 @@ from lorabake import load_recipe
 from lorabake.errors import FileError, MatchError, TargetError
 from lorabake.inspection import inspect
 from lorabake.planning import plan
+from lorabake.storage.recognition import find_packing
 from lorabake.tensors import formats, statements
 from lorabake.tensors.checkpoint import open_checkpoint
-from lorabake.tensors.formats import find_packing
 from lorabake.tensors.packing import Packing
 from lorabake.verification import VerifyOptions, verify
 from lorabake.verification.samples import SampleOptions
@@ -1156,7 +1156,7 @@ QUANTO = ["qint8", "qfloat8", "qint4 float", "qint4 whole numbers", "qint2 float
 
 @pytest.mark.parametrize("kind", QUANTO)
 def test_quanto_becomes_plain(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorabake.tensors.formats._quanto_group", lambda columns: 64)  # as of 192 columns
+    monkeypatch.setattr("lorabake.storage.recognition._quanto_group", lambda columns: 64)  # as of 192 columns
     (stored, values), (other, _) = quanto("fc", kind), quanto("other", kind)
     bias = {f"{name}.bias": torch.ones(OUT).half() for name in ("fc", "other")}
     ranges = {

@@ -44,8 +44,8 @@ from lorabake.sources.recognition import (
     recognise,
     titles,
 )
+from lorabake.storage.recognition import way_of
 from lorabake.tensors.emptiness import ADVICE, hollow_words
-from lorabake.tensors.formats import way_of
 from lorabake.tensors.header import TensorInfo
 from lorabake.visible import visible
 

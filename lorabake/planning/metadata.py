@@ -11,9 +11,9 @@ from lorabake.planning.checks import is_folder
 from lorabake.planning.files import Draft, OutputFile, is_indexed
 from lorabake.planning.storage import Storage
 from lorabake.sources import Sources
+from lorabake.storage.statements import LAYERS, modules_of, said_in_header, said_in_index, said_of_layers
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.header import Header
-from lorabake.tensors.statements import LAYERS, modules_of, said_in_header, said_in_index, said_of_layers
 
 BLOCK = 4096
 """Bytes: untouched ranges keep the base's place relative to such blocks, so that they can be reflinked."""

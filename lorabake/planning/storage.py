@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from lorabake.errors import FileError
 from lorabake.sources import Sources
+from lorabake.storage.statements import Change, is_under
 from lorabake.tensors.dtypes import is_output, named
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo, Packing
-from lorabake.tensors.statements import Change, is_under
 
 NAME_A_DTYPE = (
     "Packed weights are decoded, and not packed again: say what they become with output.dtype (such as bfloat16)."

@@ -24,10 +24,10 @@ from lorabake.keymap.spelling import Spellings
 from lorabake.keymap.table import Architecture, KeyMap, find
 from lorabake.recipe import Lora, Recipe, Source
 from lorabake.sources.translation import config_of, transcribe, translate
+from lorabake.storage.recognition import find_packing
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, open_lora, optional_object
 from lorabake.tensors.dtypes import DTYPES, is_output
 from lorabake.tensors.emptiness import check_checkpoint, check_lora
-from lorabake.tensors.formats import find_packing
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.links import source_of
 from lorabake.tensors.packing import PackedInfo, Packing, grow, read_shape

@@ -2,7 +2,7 @@
 
 *Scaled* weights have 8 bits a value, times scales: stored in their own shape, they can be encoded anew. *Packed* ones
 have several values a number, or blocks of GGUF, or rows in another order: they are decoded only. Which tensors hold
-which, `lorabake.tensors.formats` tells. What needs torch imports it where it is used.
+which, `lorabake.storage.recognition` tells. What needs torch imports it where it is used.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from lorabake.errors import FileError, LorabakeError
 from lorabake.inspection import inspect
 from lorabake.planning import plan
 from lorabake.recipe import load_recipe
+from lorabake.storage.recognition import find_packing
 from lorabake.tensors.checkpoint import open_checkpoint, open_lora
-from lorabake.tensors.formats import find_packing
 from tests import builders as b
 from tests.torture.conftest import Tally
 from tests.torture.fuzzing import NUMBERS, mutated, open_files, outcome, seeds

@@ -23,9 +23,9 @@ from lorabake.errors import FileError, SurroundingsError
 from lorabake.keymap.table import KeyMap
 from lorabake.planning import Plan
 from lorabake.reference.arrays import Files
+from lorabake.storage.recognition import NOTES, find_packing
 from lorabake.tensors.checkpoint import Checkpoint, optional_object
 from lorabake.tensors.dtypes import DTYPES
-from lorabake.tensors.formats import NOTES, find_packing
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo
 from lorabake.tensors.reader import is_there

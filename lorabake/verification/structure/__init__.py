@@ -15,11 +15,11 @@ from lorabake.keymap.names import patterns
 from lorabake.planning import Plan
 from lorabake.planning.files import Embedding, OutputFile
 from lorabake.planning.steps import Target
+from lorabake.storage.statements import as_texts, in_metadata
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, read_object
 from lorabake.tensors.header import Header
 from lorabake.tensors.safetensors import read_header
 from lorabake.tensors.small import MAX_INDEX, parse_json
-from lorabake.tensors.statements import as_texts, in_metadata
 from lorabake.verification.findings import Finding, Status
 from lorabake.verification.structure.side_files import check_side_files
 

@@ -3,8 +3,8 @@
 A *statement* says that stored values are not the weights themselves, or promises something of them. ComfyUI says it
 of single layers, in a tensor beside the weight (`fc.comfy_quant`) or in the file's header (`_quantization_metadata`).
 Others say it of a whole model: `quantization_config` and its like, in config.json at any depth, in a file of its own
-or in the header. All are read here, and kept true where weights become plain; `lorabake.tensors.formats` judges what
-they mean for a weight. Files and headers only.
+or in the header. All are read here, and kept true where weights become plain; `lorabake.storage.recognition` judges
+what they mean for a weight. Files and headers only.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
+from lorabake.storage.statements import NOTE, Statement, Statements, fault, gather, merged, powers_of_two
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.dtypes import DTYPES
 from lorabake.tensors.header import TensorInfo
@@ -28,7 +29,6 @@ from lorabake.tensors.packing import (
     read_note,
     read_shape,
 )
-from lorabake.tensors.statements import NOTE, Statement, Statements, fault, gather, merged, powers_of_two
 from lorabake.visible import visible
 
 SCALES = ("scale_weight", "weight_scale", "weight_scale_inv", "SCB")
