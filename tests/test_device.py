@@ -100,7 +100,8 @@ def test_a_plan_says_the_precision_that_it_takes(tmp_path: Path, how: str) -> No
     b.sd1_lora(tmp_path / "lora.safetensors")
     more = {"compute_dtype": "float64"} if how == "compute_dtype" else {}
     plan = make_plan(load_recipe(b.recipe(tmp_path, **more)))
-    assert worker.precision(plan) is (torch.float32 if how == "neither" else torch.float64)
+    assert {step.precision for step in plan.steps} == {"float32" if how == "neither" else "float64"}
+    assert worker.precision(plan.steps) is (torch.float32 if how == "neither" else torch.float64)
 
 
 def test_a_device_without_the_precision_leaves_it_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +202,7 @@ def test_a_cpu_out_of_memory_ends_the_bake(
 ) -> None:
     b.sd1_lora(folder / "lora.safetensors", dora=dora)
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(worker.Executor, "_apply", fail)

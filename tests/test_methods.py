@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from lorabake import VerifyOptions, load_recipe, verify
 from lorabake.errors import RecipeError
 from lorabake.execution.methods import combine, kept
-from lorabake.recipe import Method
+from lorabake.planning.steps import Method
 from lorabake.reference.methods import combined
 from tests import builders as b
 

@@ -98,9 +98,9 @@ def execute(
                 from lorabake.execution.worker import Executor, dtypes, precision, work
         if plan.steps:
             memory.sample()
-            chosen = choose_device(device, precision=precision(plan), dtypes=dtypes(plan), warn=warn)
+            chosen = choose_device(device, precision=precision(plan.steps), dtypes=dtypes(plan.steps), warn=warn)
             steps, turns = Shared(iter(plan.steps)), Turns(workers)
-            executors = [Executor(plan, inputs, output, chosen, turns) for _ in range(workers)]
+            executors = [Executor(plan.steps, inputs, output, chosen, turns) for _ in range(workers)]
             with held():
                 for executor in executors:
                     writing.append(crew.start(partial(work, executor, steps, progress, crew.stop, crew.ready)))
@@ -144,12 +144,12 @@ def _seconds(executors: Iterable[Executor]) -> dict[str, float]:
 
 def _summed(plan: Plan, executors: Iterable[Executor]) -> dict[int, Tally]:
     """Sum up by LoRA what was seen of each step, in the plan's order."""
-    seen: dict[str, dict[int, Tally]] = {}
+    seen: dict[int, dict[int, Tally]] = {}
     for executor in executors:
         seen |= executor.tallies
     tallies: dict[int, Tally] = {}
     for step in plan.steps:
-        for lora, tally in seen[step.targets[0].key].items():
+        for lora, tally in seen[step.number].items():
             tallies.setdefault(lora, Tally()).add(tally)
     return tallies
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lorabake.recipe import Method
+from lorabake.planning.steps import Method
 
 if TYPE_CHECKING:
     import torch

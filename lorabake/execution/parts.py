@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,11 +12,10 @@ from lorabake.adapters import dora
 from lorabake.adapters.kind import MAGNITUDES, Tensors, Terms
 from lorabake.errors import MatchError
 from lorabake.matching.patches import Patch
-from lorabake.planning import Plan
 from lorabake.planning.steps import Step, Target
 
-STEPS, PLACES, VALUES, FEW = 64, 8, 2048, 8
-"""Where a bake looks to see what becomes of a LoRA's change: steps, places in a tensor, and values in a place.
+PLACES, VALUES, FEW = 8, 2048, 8
+"""Where a bake looks to see what becomes of a LoRA's change: places in a tensor, and values in a place.
 
 A few rows are enough to see of most changes that they are not zero.
 """
@@ -52,12 +50,12 @@ class Product:
 
     def change(self, patch: Patch, base: torch.Tensor, inner: slice) -> torch.Tensor:
         """Return what a patch adds to the part's rows `inner`, which hold `base`."""
-        own = next(ranks for each, ranks in self.ranks if each is patch)
+        own = next(ranks for each, ranks in self.ranks if each.number == patch.number)
         return self.up[inner, own] @ self.down[own]
 
     def moves(self, patch: Patch, base: torch.Tensor, inner: slice) -> bool:
         """Tell whether a patch changes any of the part's rows `inner`, which hold `base`."""
-        own = next(ranks for each, ranks in self.ranks if each is patch)
+        own = next(ranks for each, ranks in self.ranks if each.number == patch.number)
         if (self.up[inner.start, own] @ self.down[own, :1]).any():  # as mostly
             return True
         up, down = self.up[inner, own], self.down[own]
@@ -141,15 +139,6 @@ class Look:
             if (here := span.cut(self.start, self.start + len(self.base))) is not None:
                 rows = slice(here.stored.start - self.start, here.stored.stop - self.start)
                 self.changes.append((patch, _where(rows, patch.view.chosen), turned[here.own] * patch.share))
-
-
-def steps_looked_at(plan: Plan) -> frozenset[str]:
-    """Choose steps by their first tensors, at even distances among those of each LoRA."""
-    own: defaultdict[int, dict[str, None]] = defaultdict(dict)
-    for step in plan.steps:
-        for patch in step.patches:
-            own[patch.lora][step.targets[0].key] = None
-    return frozenset(key for keys in own.values() for key in [*keys][:: -(-len(keys) // STEPS)])
 
 
 def places_of(spans: Iterable[tuple[int, int]], columns: int) -> list[Place]:

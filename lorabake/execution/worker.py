@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -49,13 +49,11 @@ from lorabake.execution.parts import (
     places_of,
     shaped,
     stacked,
-    steps_looked_at,
 )
 from lorabake.execution.rounding import drawn, round_by
 from lorabake.execution.zeros import keep_all_signs, keep_signs, negative_zeros
 from lorabake.keymap.view import Picked
 from lorabake.matching.patches import Patch
-from lorabake.planning import Plan
 from lorabake.planning.cautions import no_scale
 from lorabake.planning.cost import DEVICE_TILE_VALUES, TILE_VALUES
 from lorabake.planning.steps import Step, Target
@@ -83,18 +81,16 @@ class Executor:
     """Run the steps of a plan on one device, from one worker.
 
     `seconds` tells where its time went, `computed` which tensors each device class computed, and `tallies` what was
-    seen of each LoRA's change, by a step's first tensor and the LoRA.
+    seen of each LoRA's change, by the numbers of the step and of the LoRA.
     """
 
-    def __init__(self, plan: Plan, reader: Reader, writer: Writer, device: Device, turns: Turns) -> None:
-        self.plan, self.device = plan, device
+    def __init__(self, steps: Sequence[Step], reader: Reader, writer: Writer, device: Device, turns: Turns) -> None:
+        self.steps, self.device = steps, device
         self._reader, self._writer, self._turns = reader, writer, turns
-        self.dtype = precision(plan)
+        self.dtype = precision(steps)
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.computed: defaultdict[str, list[str]] = defaultdict(list)
-        self.tallies: dict[str, dict[int, Tally]] = {}
-        self._looked_at = steps_looked_at(plan)
-        self.sequential = plan.sources.recipe.is_sequential
+        self.tallies: dict[int, dict[int, Tally]] = {}
         self.tile_values = TILE_VALUES if device.is_cpu else DEVICE_TILE_VALUES
         self.lane = Lane(device, 16 * self.tile_values)
         self._on_cpu: Executor | None = None
@@ -102,9 +98,9 @@ class Executor:
     @property
     def uses_lapack(self) -> bool:
         """Tell whether anything but matrix products may be asked for."""
-        plan = self.plan
-        by_kind = any(not (patch.kind.low_rank or patch.kind.replaces) for patch in plan.patches)
-        return by_kind or plan.sources.recipe.method.name == "svd"
+        patches = (patch for step in self.steps for patch in step.patches)
+        by_kind = any(not (patch.kind.low_rank or patch.kind.replaces) for patch in patches)
+        return by_kind or any(step.method.name == "svd" for step in self.steps)
 
     def run(self, step: Step) -> Generator[int]:
         """Bake one step; yield the bytes written after each piece.
@@ -155,7 +151,7 @@ class Executor:
     def _beside(self) -> Executor:
         """Return what does on the CPU what the device cannot, its account kept with this one's."""
         if self._on_cpu is None:
-            self._on_cpu = Executor(self.plan, self._reader, self._writer, CPU, self._turns)
+            self._on_cpu = Executor(self.steps, self._reader, self._writer, CPU, self._turns)
             self._on_cpu.seconds, self._on_cpu.computed = self.seconds, self.computed
             self._on_cpu.tallies = self.tallies
         return self._on_cpu
@@ -179,7 +175,7 @@ class Executor:
     def _spans(self, step: Step, first: int) -> Iterator[Span]:
         """Compute and write a step's pieces from the one with the number `first` on; how they are cut is fixed."""
         if not first:
-            self.tallies[step.targets[0].key] = {}
+            self.tallies[step.number] = {}
         return self._by_rows(step, step.targets[0], first) if step.by_rows else self._whole(step, first)
 
     # -- row by row ------------------------------------------------------------------------------------
@@ -188,7 +184,7 @@ class Executor:
         rows, columns = step.matrix(target)
         parts = self._parts(step, target)
         spans = ((part.start, part.stop) for part in parts)
-        places = places_of(spans, columns) if target.key in self._looked_at else []
+        places = places_of(spans, columns) if step.is_watched else []
         size = max(1, self.tile_values // max(1, columns))
         for start in range(first * size, rows, size):
             yield self._piece(step, target, parts, places, start, min(start + size, rows))
@@ -203,20 +199,20 @@ class Executor:
         weight = self._widened(buffer, source).view(stop - start, columns)
         looks = [self._look(step, parts, weight, start, place) for place in places if start <= place[0] < stop]
         self._note_moves(step, parts, weight, start)
-        self._apply(weight, parts, start)
+        self._apply(weight, parts, start, in_sequence=step.is_sequential)
         if zeros is not None:
             replaced = [(part.start, part.stop) for part in parts if part.patches[0].sets_all]
             keep_signs(weight, zeros, replaced, start)
         for look in looks:
             after = weight[look.start - start :][: len(look.base)]
-            self._see(step, target, look, after, is_sum=not self.sequential)
+            self._see(step, target, look, after, is_sum=not step.is_sequential)
         return self._emit(step, target, weight, start)
 
     def _parts(self, step: Step, target: Target) -> list[Part]:
         stacks: dict[tuple[int, int, Picked | None], list[tuple[Patch, torch.Tensor, torch.Tensor]]] = {}
         parts: list[Part] = []
         for patch in step.patches:
-            tensors, terms = self._prepare(patch)
+            tensors, terms = self._prepare(patch, step.loras[patch.lora])
             self._note_patch(step, patch, tensors, terms)
             chosen = patch.view.chosen
             for span in patch.view.spans(target.key):
@@ -228,19 +224,19 @@ class Executor:
                 else:
                     up, right = tensors["up"], tensors["down"] * patch.strength
                     left, right = (right.T, up.T) if patch.view.transpose else (up[rows], right)
-                    if self.sequential:
+                    if step.is_sequential:
                         parts.append(stacked(start, stop, chosen, [(patch, left, right)]))
                     else:
                         place = start, stop, patch.view.picked
                         stacks.setdefault(place, []).append((patch, left, right))
         for (start, stop, picked), factors in stacks.items():
             parts.append(stacked(start, stop, None if picked is None else picked.slice, factors))
-        return parts if self.sequential else sorted(parts, key=lambda part: not isinstance(part, Replace))
+        return parts if step.is_sequential else sorted(parts, key=lambda part: not isinstance(part, Replace))
 
-    def _apply(self, weight: torch.Tensor, parts: list[Part], first: int) -> None:
+    def _apply(self, weight: torch.Tensor, parts: list[Part], first: int, *, in_sequence: bool) -> None:
         began = time.perf_counter()
         reads = len(parts) > 1 and any(isinstance(part, Update) for part in parts)
-        base = weight.clone() if reads and not self.sequential else weight
+        base = weight.clone() if reads and not in_sequence else weight
         for part, inner, outer in overlaps(parts, first, first + len(weight)):
             if isinstance(part, Product):
                 weight[outer].addmm_(part.up[inner], part.down)
@@ -261,7 +257,7 @@ class Executor:
 
     def _tally(self, step: Step, patch: Patch) -> Tally:
         """Return what sums up a LoRA's changes in a step."""
-        return self.tallies[step.targets[0].key].setdefault(patch.lora, Tally())
+        return self.tallies[step.number].setdefault(patch.lora, Tally())
 
     def _note_patch(self, step: Step, patch: Patch, tensors: Tensors, terms: Terms) -> None:
         """Note of a patch what its own tensors tell."""
@@ -286,7 +282,7 @@ class Executor:
 
     def _note_moves(self, step: Step, parts: list[Part], weight: torch.Tensor, first: int) -> None:
         """Note whose change of these rows is not all zero; of a module that is known to change something no more."""
-        if all(all(tally.moves.values()) for tally in self.tallies[step.targets[0].key].values()):
+        if all(all(tally.moves.values()) for tally in self.tallies[step.number].values()):
             return
         for part, inner, outer in overlaps(parts, first, first + len(weight)):
             for patch in part.patches:
@@ -324,13 +320,15 @@ class Executor:
             if target.encoding is not None:
                 base[target.key] = unscaled(target.encoding, base[target.key], base[target.scale_key])
         baked = {key: tensor.clone() for key, tensor in base.items()}
-        looks = list(looks_at(step, base)) if step.targets[0].key in self._looked_at else []
+        looks = list(looks_at(step, base)) if step.is_watched else []
         deltas: dict[int, torch.Tensor] = {}
         began = time.perf_counter()
-        in_order = step.patches if self.sequential else sorted(step.patches, key=lambda each: not each.kind.replaces)
+        in_order = (
+            step.patches if step.is_sequential else sorted(step.patches, key=lambda each: not each.kind.replaces)
+        )
         for patch in in_order:
-            weight = patch.view.read(baked if self.sequential else base).reshape(patch.view.rows, -1)
-            tensors, terms = self._prepare(patch)
+            weight = patch.view.read(baked if step.is_sequential else base).reshape(patch.view.rows, -1)
+            tensors, terms = self._prepare(patch, step.loras[patch.lora])
             self._note_patch(step, patch, tensors, terms)
             if patch.kind.replaces:
                 delta = tensors["value"]
@@ -348,7 +346,7 @@ class Executor:
             elif step.summed or patch.kind.replaces:
                 patch.view.add(baked, delta * patch.share)
             else:
-                deltas[id(patch)] = delta.contiguous()
+                deltas[patch.number] = delta.contiguous()
         self._combine(step, deltas, baked)
         dtypes = {target.key: target.dtype for target in step.targets}
         for target in step.targets:
@@ -361,7 +359,7 @@ class Executor:
                 baked[target.key], baked[target.scale_key] = encode(target.encoding, baked[target.key], dtype)
         for target, look in looks:
             after = baked[target.key].reshape(step.matrix(target))[look.start :][: len(look.base)]
-            self._see(step, target, look, after, is_sum=step.summed and not self.sequential)
+            self._see(step, target, look, after, is_sum=step.summed and not step.is_sequential)
         self.seconds["compute"] += time.perf_counter() - began
         for target, start, stop in islice(self._tiles(step), first, None):
             tile = baked[target.key].reshape(step.matrix(target))[start:stop]
@@ -378,21 +376,20 @@ class Executor:
         """Add what the recipe's method makes of deltas at strength 1, piece by piece."""
         if step.summed:
             return
-        method = self.plan.sources.recipe.method
         for key, start, stop, there in step.pieces():
             turned = there[0].patch.view.transpose
             parts = [
-                (deltas[id(piece.patch)].T.contiguous() if turned else deltas[id(piece.patch)])[piece.rows]
+                (deltas[piece.patch.number].T.contiguous() if turned else deltas[piece.patch.number])[piece.rows]
                 for piece in there
             ]
-            masks = masks_of(method, key, start, [piece.patch.lora for piece in there], parts[0].numel())
-            total = combine(method, parts, [piece.patch.strength for piece in there], masks)
+            masks = masks_of(step.method, key, start, [piece.patch.lora for piece in there], parts[0].numel())
+            total = combine(step.method, parts, [piece.patch.strength for piece in there], masks)
             rows = baked[key].view(-1, there[0].patch.view.width)[start:stop]
             rows += total.reshape(rows.shape)
 
     # -- in and out ------------------------------------------------------------------------------------
 
-    def _prepare(self, patch: Patch) -> tuple[Tensors, Terms]:
+    def _prepare(self, patch: Patch, lora: str) -> tuple[Tensors, Terms]:
         """Read a patch's tensors, and compute what all of its rows share; products take the scale in."""
         kind = patch.kind
         tensors = {
@@ -400,7 +397,7 @@ class Executor:
             for slot, info in patch.tensors.items()
             if slot != "alpha" or not kind.alpha_is_scale
         }
-        terms = Terms(patch.view.shape, self._scale(patch), patch.settings)
+        terms = Terms(patch.view.shape, self._scale(patch, lora), patch.settings)
         if kind.replaces:
             return {"value": shaped(patch, kind.value(tensors), (patch.view.rows, patch.view.columns))}, terms
         own = {slot: tensor for slot, tensor in tensors.items() if slot not in MAGNITUDES}
@@ -416,11 +413,10 @@ class Executor:
             else:
                 prepared = dict(kind.prepare(own, terms))
         except ValueError as error:
-            name = self.plan.sources.loras[patch.lora].name
-            raise MatchError(f"LoRA {name!r}: {patch.module}: {str(error).splitlines()[0]}") from None
+            raise MatchError(f"LoRA {lora!r}: {patch.module}: {str(error).splitlines()[0]}") from None
         return prepared | {slot: tensors[slot] for slot in MAGNITUDES & tensors.keys()}, terms
 
-    def _scale(self, patch: Patch) -> float:
+    def _scale(self, patch: Patch, lora: str) -> float:
         if patch.scale is not None:
             return patch.scale
         info = patch.tensors.get("alpha")
@@ -432,8 +428,7 @@ class Executor:
         if not alpha and patch.semantics in SCALE_OF_ALPHA_0:
             return patch.kind.scale(SCALE_OF_ALPHA_0[patch.semantics] * patch.kind.rank(patch.shapes), patch.shapes)
         if not alpha or alpha - alpha:
-            name = self.plan.sources.loras[patch.lora].name
-            raise no_scale(name, info.name, alpha)
+            raise no_scale(lora, info.name, alpha)
         return patch.kind.scale(alpha, patch.shapes) * patch.parts
 
     def _read_whole(self, info: TensorInfo) -> torch.Tensor:
@@ -501,9 +496,8 @@ class Executor:
         dtype, flat = _torch_dtype(target.dtype), weight.reshape(-1)
         if self.device.is_cpu and dtype is self.dtype and weight.is_contiguous():
             return flat
-        if target.is_drawn:
-            seed = self.plan.sources.recipe.output.rounding.seed
-            numbers = drawn(seed, target.key, start * weight.shape[1], flat)
+        if target.rounding_seed is not None:
+            numbers = drawn(target.rounding_seed, target.key, start * weight.shape[1], flat)
             flat = round_by(numbers, flat, dtype)
         if self.dtype is torch.float64 and dtype.itemsize <= 2 and dtype.is_floating_point:
             flat = _rounded_to_odd(flat)
@@ -526,7 +520,7 @@ class Executor:
             return
         row, column = (int(index) for index in wrong.nonzero()[0])
         value, was = float(weight[row, column]), float(before[row, column])
-        names = sorted({self.plan.sources.loras[patch.lora].name for patch in step.patches})
+        names = sorted({step.loras[patch.lora] for patch in step.patches})
         cause = f"with LoRA {', '.join(map(repr, names))}" if names else "when cast"
         if was - was:
             cause = f"in the base already, and {cause.removeprefix('with ')} would spread it"
@@ -545,17 +539,14 @@ class Executor:
         return self.lane.buffer(name, size).to_fill()[:size].view(dtype)
 
 
-def precision(plan: Plan) -> torch.dtype:
-    """Return the dtype that a plan's arithmetic takes: float64 on request, and where a tensor in or out has it."""
-    double = plan.sources.recipe.in_float64 or any(
-        target.source.dtype == "F64" for step in plan.steps for target in step.targets
-    )
-    return torch.float64 if double else torch.float32
+def precision(steps: Iterable[Step]) -> torch.dtype:
+    """Return the dtype that the arithmetic of a plan's steps takes."""
+    return torch.float64 if any(step.precision == "float64" for step in steps) else torch.float32
 
 
-def dtypes(plan: Plan) -> Iterator[torch.dtype]:
-    """Yield the dtypes of all tensors that a plan's steps read and write, many times over."""
-    return (dtype for step in plan.steps for dtype in _dtypes(step))
+def dtypes(steps: Iterable[Step]) -> Iterator[torch.dtype]:
+    """Yield the dtypes of all tensors that steps read and write, many times over."""
+    return (dtype for step in steps for dtype in _dtypes(step))
 
 
 def _dtypes(step: Step) -> set[torch.dtype]:

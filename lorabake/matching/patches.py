@@ -19,6 +19,7 @@ class Patch:
     `strength` is the user's, all factors in; `scale` the file's own, or None where the alpha tensor in
     `tensors` says it (1 where there is none either); `settings` what the kind took from the file's configuration.
     That alpha is over the rank of one of `parts` parts. `semantics` names a program whose reading is followed.
+    `number` is the patch's own in a plan, which gives it.
     """
 
     lora: int
@@ -31,6 +32,7 @@ class Patch:
     settings: Settings = field(default_factory=dict)
     parts: int = 1
     semantics: str = ""
+    number: int = 0
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

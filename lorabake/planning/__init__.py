@@ -62,7 +62,7 @@ class Plan:
     @property
     def patches(self) -> tuple[Patch, ...]:
         """List every patch of every step once."""
-        return tuple({id(patch): patch for step in self.steps for patch in step.patches}.values())
+        return tuple({patch.number: patch for step in self.steps for patch in step.patches}.values())
 
     @property
     def baked_bytes(self) -> int:
@@ -148,7 +148,7 @@ def _plan(sources: Sources, path: Path) -> Plan:
     vae, vae_notes = replaced_by_vae(sources, storage)
     drafts = tuple(drafts_of(sources, storage, vae))
     targets = _by_key(target for draft in drafts for target in draft.targets)
-    steps = steps_of(targets, patches, summed=sources.recipe.method.name == "sum")
+    steps = steps_of(sources, targets, patches)
     computed = {target.key for step in steps for target in step.targets}
     files, digests = described(sources, storage, drafts, path.name)
     configs = configs_of(sources, storage, drafts) if is_folder(sources) else {}
@@ -174,7 +174,8 @@ def _match(sources: Sources) -> tuple[tuple[Patch, ...], tuple[Ledger, ...]]:
         return (), ()
     matcher = Matcher(sources.key_map, find_tie(model_config(sources.base), sources.key_map))
     placed = [matcher.match(index, lora) for index, lora in enumerate(sources.loras)]
-    patches = tuple(patch for own, _ in placed for patch in own)
+    every = (patch for own, _ in placed for patch in own)
+    patches = tuple(replace(patch, number=number) for number, patch in enumerate(every))
     check_patches(sources, patches)
     return patches, tuple(ledger for _, ledger in placed)
 

@@ -130,13 +130,14 @@ def _reshard(
 def _targets(
     sources: Sources, infos: Iterable[TensorInfo], vae: Mapping[str, TensorInfo], file: int
 ) -> Iterator[Target]:
-    offset, is_drawn = 0, sources.recipe.output.rounding.is_drawn
+    offset, rounding = 0, sources.recipe.output.rounding
     for base in infos:
         source = replace(vae.get(base.key, base), key=base.key, name=base.name)
         dtype, scaled = dtype_of(sources, base.key, base), sources.packing.scaled.get(base.key)
         encoding = scaled if dtype == base.dtype else None
-        drawn = is_drawn and not is_fixed(sources.packing, base.key, base) and not DTYPES[dtype].is_fine
-        target = Target(base.key, source, dtype, base.shape, file, offset, encoding, drawn)
+        is_rounded = not is_fixed(sources.packing, base.key, base) and not DTYPES[dtype].is_fine
+        seed = rounding.seed if rounding.is_drawn and is_rounded else None
+        target = Target(base.key, source, dtype, base.shape, file, offset, encoding, seed)
         offset += target.nbytes
         yield target
 

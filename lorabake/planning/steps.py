@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Literal
 
 from lorabake.adapters import dora
 from lorabake.adapters.kind import matrix
 from lorabake.matching.patches import Patch
+from lorabake.sources import Sources
 from lorabake.tensors.dtypes import nbytes
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo
+
+WATCHED = 64
+"""Steps of each LoRA, about, at which a bake looks to see what becomes of its change."""
 
 Touched = Mapping[str, Sequence[Patch]]
 """The patches that change each base tensor, by its key."""
@@ -24,7 +30,7 @@ class Target:
     """Say where one tensor comes from and where it goes: `file` of the plan, `offset` from that file's data.
 
     `encoding` says how it is stored, where it is stored scaled and stays so. What is computed for it is rounded by
-    chance where `is_drawn`.
+    chance, by `rounding_seed`, where that is not None.
     """
 
     key: str
@@ -34,7 +40,12 @@ class Target:
     file: int
     offset: int
     encoding: PackedInfo | None = None
-    is_drawn: bool = False
+    rounding_seed: int | None = None
+
+    @property
+    def is_drawn(self) -> bool:
+        """Tell whether chance rounds what is computed."""
+        return self.rounding_seed is not None
 
     @property
     def scale_key(self) -> str:
@@ -67,15 +78,47 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """Compute tensors that patches touch together; without patches, cast one.
+class Method:
+    """Say how the deltas of several LoRAs on the same rows become one: by which method, with which numbers."""
 
-    `summed` is false where the recipe's method combines deltas otherwise.
+    name: str = "sum"
+    density: float = 1.0
+    seed: int = 0
+    rank: int | None = None
+
+
+SUM = Method()
+Precision = Literal["float32", "float64"]
+Order = Literal["sum", "sequential"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Compute tensors that patches touch together; without patches, cast one. All that this takes is here.
+
+    `number` is its own in a plan. `order` says whether each delta is taken against the base's weight, or against what
+    the patches before it made of it. `loras` names every LoRA of the plan by its number, for messages. At the tensors
+    of a step that `is_watched` a bake looks to see what becomes of each change.
     """
 
+    number: int
     targets: tuple[Target, ...]
     patches: tuple[Patch, ...]
-    summed: bool = True
+    method: Method = SUM
+    order: Order = "sum"
+    precision: Precision = "float32"
+    loras: tuple[str, ...] = ()
+    is_watched: bool = False
+
+    @property
+    def summed(self) -> bool:
+        """Tell whether the change is the sum of all deltas."""
+        return self.method.name == "sum"
+
+    @property
+    def is_sequential(self) -> bool:
+        """Tell whether each patch sees the weight as the patches before it left it."""
+        return self.order == "sequential"
 
     @property
     def by_rows(self) -> bool:
@@ -124,21 +167,50 @@ def touched_by(patches: Iterable[Patch]) -> dict[str, list[Patch]]:
     return touched
 
 
-def steps_of(targets: Mapping[str, Target], patches: Sequence[Patch], *, summed: bool) -> tuple[Step, ...]:
+def steps_of(sources: Sources, targets: Mapping[str, Target], patches: Sequence[Patch]) -> tuple[Step, ...]:
     """Make the steps that compute targets, given by their keys: one for each group that a patch joins, or cast."""
+    recipe = sources.recipe
+    steps = list(_joined(targets, patches, summed=recipe.method.name == "sum"))
+    has_doubles = any(target.source.dtype == "F64" for joined, _ in steps for target in joined)
+    watched = _watched([own for _, own in steps])
+    return tuple(
+        Step(
+            number,
+            joined,
+            own,
+            Method(**recipe.method.model_dump()) if own else SUM,
+            "sequential" if recipe.is_sequential else "sum",
+            "float64" if recipe.in_float64 or has_doubles else "float32",
+            tuple(lora.name for lora in sources.loras),
+            number in watched,
+        )
+        for number, (joined, own) in enumerate(steps)
+    )
+
+
+def _joined(
+    targets: Mapping[str, Target], patches: Sequence[Patch], *, summed: bool
+) -> Iterator[tuple[tuple[Target, ...], tuple[Patch, ...]]]:
+    """Yield targets that are computed together with the patches that change them, and those that are cast alone."""
     touched, groups = touched_by(patches), _groups(patches, summed=summed)
-    steps = []
     for target in targets.values():
         group = groups.get(target.key, (target.key,))
         if target.key in touched and group[0] == target.key:
-            together = {id(patch): patch for key in group for patch in touched[key]}
-            chosen = tuple(sorted(together.values(), key=lambda patch: patch.lora))
+            together = {patch.number: patch for key in group for patch in touched[key]}
             joined = [targets[key] for key in group]
             joined += [targets[member.scale_key] for member in joined if member.scale_key]
-            steps.append(Step(tuple(joined), chosen, summed))
+            yield tuple(joined), tuple(sorted(together.values(), key=lambda patch: patch.lora))
         elif target.key not in touched and target.dtype != target.source.dtype:
-            steps.append(Step((target,), ()))
-    return tuple(steps)
+            yield (target,), ()
+
+
+def _watched(patches: Sequence[Sequence[Patch]]) -> frozenset[int]:
+    """Choose steps by their numbers, given their patches, at even distances among those of each LoRA."""
+    own: defaultdict[int, dict[int, None]] = defaultdict(dict)
+    for number, of_step in enumerate(patches):
+        for patch in of_step:
+            own[patch.lora][number] = None
+    return frozenset(number for steps in own.values() for number in [*steps][:: -(-len(steps) // WATCHED)])
 
 
 def _groups(patches: Iterable[Patch], *, summed: bool) -> dict[str, tuple[str, ...]]:

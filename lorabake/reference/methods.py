@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lorabake.recipe import Method
+from lorabake.planning.steps import Method
 from lorabake.reference.formulas.formula import Array
 
 

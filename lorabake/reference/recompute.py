@@ -273,17 +273,17 @@ class Recomputation:
             if view.transpose:
                 changed = changed.T
             if not step.summed and not patch.kind.replaces:
-                own[id(patch)] = np.ascontiguousarray(changed) / patch.strength
+                own[patch.number] = np.ascontiguousarray(changed) / patch.strength
                 continue
             for span in view.spans():
                 delta = _widened(patch, changed[span.own])
                 exact[span.key][span.stored] += delta
                 parts[span.key].append(Change(number, patch, span.stored, delta, partial))
         for key, start, stop, there in () if step.summed else step.pieces():
-            deltas = [own[id(piece.patch)][piece.rows] for piece in there]
-            method, loras = self.plan.sources.recipe.method, [piece.patch.lora for piece in there]
-            masks = masks_of(method, key, start, loras, deltas[0].size)
-            total = combined(method, deltas, [piece.patch.strength for piece in there], masks)
+            deltas = [own[piece.patch.number][piece.rows] for piece in there]
+            loras = [piece.patch.lora for piece in there]
+            masks = masks_of(step.method, key, start, loras, deltas[0].size)
+            total = combined(step.method, deltas, [piece.patch.strength for piece in there], masks)
             rows = slice(start, stop)
             exact[key][rows] += total
             parts[key].append(Change(step.patches.index(there[0].patch), there[0].patch, rows, total))

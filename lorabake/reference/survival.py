@@ -50,7 +50,7 @@ def estimate(plan: Plan, tensors: int = SAMPLE, *, reads: bool = True) -> dict[i
     own: defaultdict[int, dict[int, Step]] = defaultdict(dict)
     for step in plan.steps:
         for patch in step.patches:
-            own[patch.lora][id(step)] = step
+            own[patch.lora][step.number] = step
     with closing(Files()) as files:
         sample = _Sample(Recomputation(plan, files), files)
         in_order = sorted((lora, [*steps.values()]) for lora, steps in own.items())
@@ -80,7 +80,9 @@ class _Sample:
         moves = not is_idle(patch, zero, self.recomputation)
         if zero and step.summed and not _is_product(patch):
             tiles = self.recomputation.tiles(step)
-            moves = any(change.delta.any() for tile in tiles for change in tile.changes if change.patch is patch)
+            moves = any(
+                change.delta.any() for tile in tiles for change in tile.changes if change.patch.number == patch.number
+            )
         tally.count(patch.module, moves=moves)
         note_scales(tally, patch, self.recomputation)
 

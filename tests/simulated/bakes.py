@@ -85,8 +85,8 @@ def by_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the CPU compute something else, so that its rows can be told from the device's."""
     apply, combine = Executor._apply, Executor._combine
 
-    def marked(self: Executor, weight: torch.Tensor, *arguments: Any) -> None:
-        apply(self, weight, *arguments)
+    def marked(self: Executor, weight: torch.Tensor, *arguments: Any, **options: Any) -> None:
+        apply(self, weight, *arguments, **options)
         if self.device.is_cpu:
             weight.fill_(1.0)
 
@@ -262,10 +262,10 @@ def shortage(
     """Let the device find no memory for one tile of the tall tensor, so many times; count the rows that it writes."""
     apply, emit, left, written = Executor._apply, Executor._emit, iter(range(times)), Counter[int]()
 
-    def failing(self: Executor, weight: torch.Tensor, parts: Any, first: int) -> None:
+    def failing(self: Executor, weight: torch.Tensor, parts: Any, first: int, **options: Any) -> None:
         if not self.device.is_cpu and first == at and next(left, None) is not None:
             raise (error or partial(torch.OutOfMemoryError, "Tried to allocate 20.00 GiB"))()
-        apply(self, weight, parts, first)
+        apply(self, weight, parts, first, **options)
 
     def counting(self: Executor, step: Step, target: Any, weight: torch.Tensor, start: int) -> Any:
         if target.key == TALL and not self.device.is_cpu:

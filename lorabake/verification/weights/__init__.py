@@ -248,7 +248,7 @@ def _tallies(results: Sequence[Comparison], recomputation: Recomputation) -> dic
             if result.is_right:
                 tally.due += share.due
                 tally.arrived += share.arrived
-    for patch, step in {id(patch): (patch, each.step) for each in results for patch in each.step.patches}.values():
+    for patch, step in {patch.number: (patch, each.step) for each in results for patch in each.step.patches}.values():
         tally = tallies.setdefault(patch.lora, Tally())
         if not step.summed:  # what all make together was counted for the first
             tally.count(patch.module, moves=not is_idle(patch, zero_slots(patch, recomputation.files), recomputation))

@@ -54,7 +54,9 @@ class Extent:
         touched = {target.key for step in plan.steps for target in step.targets}
         targets = {target.key: target for file in plan.files for target in file.targets}
         copies = (target for key, target in targets.items() if key not in touched)
-        jobs = [Job(step, False) for step in plan.steps] + [Job(Step((each,), ()), True) for each in copies]
+        jobs = [Job(step, False) for step in plan.steps] + [
+            Job(Step(number, (each,), ()), True) for number, each in enumerate(copies, len(plan.steps))
+        ]
         jobs = [job for job in jobs if any(found_in(baked, target) for target in job.step.targets)]
         chosen = jobs
         if sample is not None and sample < len(jobs):

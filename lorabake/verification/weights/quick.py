@@ -152,7 +152,7 @@ class _Check:
             seen += [(each.step.patches[number], share.energy != 0) for number, share in each.shares.items()]
         for patch, moves in seen:
             tallies.setdefault(patch.lora, Tally()).count(patch.module, moves=moves)
-        for patch in {id(patch): patch for patch, _ in seen}.values():
+        for patch in {patch.number: patch for patch, _ in seen}.values():
             note_scales(tallies[patch.lora], patch, self.comparer.recomputation)
         return tallies
 
