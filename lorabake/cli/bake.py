@@ -1,4 +1,4 @@
-"""`lorabake bake`: Step a recipe into a new checkpoint.
+"""`lorabake bake`: Bake a recipe into a new checkpoint.
 
 Show a progress bar, and say in one line how it went.
 """

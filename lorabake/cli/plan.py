@@ -61,7 +61,7 @@ def plan(recipe: Path, output: Path | None, as_json: bool, estimate: bool) -> No
             echo(f"{'':<{LABEL}}{survives(ledger.lora, shares[number])}")
     if made.sources.recipe.vae is not None:
         echo(f"vae       {made.sources.recipe.vae.path} takes the place of the base's")
-    baked = sum(len(bake.targets) for bake in made.steps)
+    baked = sum(len(step.targets) for step in made.steps)
     total = sum(len(file.targets) for file in made.files)
     echo(f"baked     {baked} tensors, {size_of(made.baked_bytes)}")
     echo(f"copied    {total - baked} tensors, {size_of(made.copied_bytes)}")
