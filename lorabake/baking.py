@@ -18,7 +18,7 @@ from lorabake.planning import plan as make_plan
 from lorabake.planning.cautions import Caution, cautions_of, cautions_of_recipe, check_survival
 from lorabake.recipe import Recipe
 from lorabake.tensors.dtypes import DTYPES
-from lorabake.writing.inputs import Inputs
+from lorabake.writing.inputs import Inputs, check_stated
 from lorabake.writing.output import Output
 
 
@@ -115,19 +115,19 @@ def bake(recipe: Recipe | Plan, options: RunOptions | None = None) -> BakeResult
             executed = execute(
                 plan,
                 inputs,
-                output,
+                output.weights,
                 device=options.device,
                 workers=options.workers,
                 progress=options.progress,
                 warn=options.warn,
             )
-            inputs.check_stated(executed.digests)
+            check_stated(plan, executed.digests)
             inputs.check_unchanged()
             cautions = _cautions(plan, executed, shares, options.warn)
             syncing = time.perf_counter()
-            output.complete(executed.hashes, executed.digests, executed.device)
+            complete = output.complete(executed.hashes, executed.digests, executed.device)
             with held():
-                output.commit()
+                complete.commit()
                 options.done()
                 output.clean()
         ended = time.perf_counter()
@@ -139,7 +139,7 @@ def bake(recipe: Recipe | Plan, options: RunOptions | None = None) -> BakeResult
     return BakeResult(
         plan=plan,
         path=plan.path,
-        size=output.size,
+        size=output.weights.size,
         data_sha256={file.name: digest for file, digest in zip(plan.files, executed.hashes, strict=True) if digest},
         input_sha256=executed.input_sha256,
         seconds=ended - began,

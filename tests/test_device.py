@@ -22,7 +22,8 @@ from lorabake.errors import SurroundingsError, TargetError
 from lorabake.execution import crew, device, worker
 from lorabake.execution.device import CPU, Turns, choose_device
 from lorabake.planning import provenance
-from lorabake.writing import output as write
+from lorabake.writing.finished import Finished
+from lorabake.writing.weights import Weights
 from tests import builders as b
 from tests.builders import SD1_KEYS
 
@@ -279,7 +280,7 @@ def test_whoever_fails_gives_the_turn_back(*, alone: bool) -> None:
 
 def test_a_range_that_is_finished_twice_is_an_error() -> None:
     for start, stop in ((0, 1), (2, 4), (5, 6), (3, 9), (0, 99), (9, 10), (10, 11), (11, 13), (19, 21)):
-        finished = write.Finished()
+        finished = Finished()
         for each in ((4, 6), (0, 3), (12, 20), (3, 4), (9, 11)):
             finished.add(*each)
         with pytest.raises(RuntimeError, match=f"bytes {start} to {stop} of an output are finished twice"):
@@ -292,7 +293,7 @@ def test_a_range_that_is_finished_twice_is_an_error() -> None:
 
 
 def test_ranges_are_followed_as_far_as_they_reach() -> None:
-    finished, stop = write.Finished(), threading.Event()
+    finished, stop = Finished(), threading.Event()
     ranges = [(start, start + 10) for start in range(0, 1000, 10)]
     order = ranges[::3] + ranges[1::3][::-1] + ranges[2::3]
 
@@ -315,16 +316,16 @@ def test_ranges_are_followed_as_far_as_they_reach() -> None:
 def test_a_range_lost_or_told_twice_ends_the_bake_instead_of_being_waited_for(
     folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str, options: dict[str, bool]
 ) -> None:
-    finish, faults = write.Output.finish, iter([fault])
+    finish, faults = Weights.finish, iter([fault])
 
-    def faulty(self: write.Output, file: int, start: int, stop: int) -> None:
+    def faulty(self: Weights, file: int, start: int, stop: int) -> None:
         now = next(faults, "")
         if now != "lost":
             finish(self, file, start, stop)
         if now == "twice":
             finish(self, file, start, stop)
 
-    monkeypatch.setattr(write.Output, "finish", faulty)
+    monkeypatch.setattr(Weights, "finish", faulty)
     with pytest.raises(RuntimeError, match="finished twice" if fault == "twice" else "in these ranges alone"):
         b.run(folder / "recipe.yaml", **options)
     assert not list(folder.glob("out*"))

@@ -65,8 +65,6 @@ LONGER = {
     "verification.samples.pipelines.Pipelines": "to be parted",
     "verification.weights.diagnosis": "to be parted",
     "verification.weights.diagnosis.Diagnostician": "to be parted",
-    "writing.output": "to be parted",
-    "writing.output.Output": "to be parted",
 }
 
 

@@ -24,10 +24,13 @@ from lorabake.baking import RunOptions, bake
 from lorabake.errors import FileError, LorabakeError, SurroundingsError, TargetError
 from lorabake.planning import plan
 from lorabake.recipe import load_recipe
-from lorabake.writing import commit, partial
-from lorabake.writing import output as write
-from lorabake.writing.partial import MARK
+from lorabake.writing import commit, weights
+from lorabake.writing.inputs import Inputs
+from lorabake.writing.journal import MARK, text_of
+from lorabake.writing.output import Complete, Output
+from lorabake.writing.partial import partial_of
 from lorabake.writing.system import posix
+from lorabake.writing.weights import Weights
 from tests import builders as b
 
 QUICK = RunOptions(fsync=False)
@@ -336,7 +339,7 @@ def test_a_disk_that_is_really_full(
     usage = shutil.disk_usage(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     if not reserve:
-        monkeypatch.setattr(write, "reserve", os.ftruncate)
+        monkeypatch.setattr(weights, "reserve", os.ftruncate)
     b.recipe(folder, output={"path": "tiny/out.safetensors"})
     with pytest.raises(SurroundingsError, match="the disk is full"):
         attempt(folder)
@@ -426,7 +429,7 @@ def test_many_bakes_at_once_leave_one_right_target(folder: Path, sort: str) -> N
 def left_by_a_killed_bake(folder: Path) -> None:
     """Make what a bake killed early leaves of its folder."""
     folder.mkdir()
-    (folder / MARK).write_bytes(partial._journal([]))
+    (folder / MARK).write_bytes(text_of([]))
     (folder / "new").mkdir()
     (folder / "new" / "link").symlink_to(folder.parent / "base")
     (folder / "beside").mkdir()
@@ -495,17 +498,17 @@ def test_what_no_bake_has_made_is_not_taken_over(folder: Path, sort: str, name: 
         assert {key: after[key] for key in before} == before
 
 
-SAID = json.loads(partial._journal([]))["lorabake"]
+SAID = json.loads(text_of([]))["lorabake"]
 MARKS: dict[str, Callable[[Path], object]] = {
     "another program's": lambda mark: mark.write_text('{"name": "mine"}'),
     "empty, beside other files": lambda mark: mark.write_bytes(b""),
-    "a link": lambda mark: (mark.parent.with_name("mine").write_bytes(partial._journal([])),
+    "a link": lambda mark: (mark.parent.with_name("mine").write_bytes(text_of([])),
                             mark.symlink_to("../mine")),
-    "a hard link": lambda mark: (mark.parent.with_name("mine").write_bytes(partial._journal([])),
+    "a hard link": lambda mark: (mark.parent.with_name("mine").write_bytes(text_of([])),
                                  os.link(mark.parent.with_name("mine"), mark)),
     "a pipe": lambda mark: os.mkfifo(mark),
     "a folder": lambda mark: mark.mkdir(),
-    "of another user": lambda mark: (mark.write_bytes(partial._journal([])), os.chown(mark.parent, 12345, -1)),
+    "of another user": lambda mark: (mark.write_bytes(text_of([])), os.chown(mark.parent, 12345, -1)),
     "deep": lambda mark: mark.write_text("[" * 100_000),
     **{
         f"with the moves {moves}": lambda mark, moves=moves: mark.write_text(
@@ -635,10 +638,10 @@ def test_a_partial_that_is_a_link_is_not_followed(folder: Path) -> None:
 def test_an_input_that_changes_while_it_is_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, how: str
 ) -> None:
-    path, check = folder / name, write.Inputs.check_unchanged
+    path, check = folder / name, Inputs.check_unchanged
     (folder / "out.safetensors").write_bytes(OLD)
 
-    def change(inputs: write.Inputs) -> None:
+    def change(inputs: Inputs) -> None:
         raw = path.read_bytes()
         if how in ("removed", "replaced"):
             path.unlink()
@@ -647,7 +650,7 @@ def test_an_input_that_changes_while_it_is_read(
             os.utime(path, ns=(1, 1))
         check(inputs)
 
-    monkeypatch.setattr(write.Inputs, "check_unchanged", change)
+    monkeypatch.setattr(Inputs, "check_unchanged", change)
     with pytest.raises(FileError, match=f"{name}: changed while it was read; nothing was written"):
         attempt(folder, overwrite=True)
     assert (folder / "out.safetensors").read_bytes() == OLD
@@ -668,13 +671,13 @@ def test_an_input_that_changes_between_plan_and_bake(folder: Path) -> None:
 
 def test_an_input_that_becomes_shorter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = plan(load_recipe(folder / "recipe.yaml"))
-    init = write.Inputs.__init__
+    init = Inputs.__init__
 
-    def truncate(inputs: write.Inputs, *arguments: object) -> None:
+    def truncate(inputs: Inputs, *arguments: object) -> None:
         init(inputs, *arguments)  # type: ignore[arg-type]
         os.truncate(folder / "base.safetensors", 30_000)
 
-    monkeypatch.setattr(write.Inputs, "__init__", truncate)
+    monkeypatch.setattr(Inputs, "__init__", truncate)
     with pytest.raises(FileError, match="became shorter while it was read"):
         bake(made, QUICK)
     assert not partials(folder)
@@ -760,13 +763,14 @@ def test_a_target_that_another_program_puts_there_at_the_end_is_kept(
 def test_what_comes_into_the_target_folder_during_the_bake_is_kept(
     pipeline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    complete = write.Output.complete
+    complete = Output.complete
 
-    def late(output: write.Output, *arguments: Any) -> None:
-        complete(output, *arguments)
+    def late(output: Output, *arguments: Any) -> Complete:
+        is_complete = complete(output, *arguments)
         (pipeline / "out" / "notes.txt").write_bytes(OLD)
+        return is_complete
 
-    monkeypatch.setattr(write.Output, "complete", late)
+    monkeypatch.setattr(Output, "complete", late)
     with pytest.raises(TargetError, match=r"out: holds notes\.txt, which this bake does not put there"):
         attempt(pipeline, overwrite=True)
     assert b.tree(pipeline / "out") == {"model_index.json": OLD, "notes.txt": OLD}
@@ -795,22 +799,26 @@ def replace_by(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("when", ["copy", "check_finished", "complete", "commit"])
+WHEN = {"copy": Weights, "check_finished": Weights, "complete": Output, "commit": Complete}
+"""Moments of an output, and whose they are."""
+
+
+@pytest.mark.parametrize("when", WHEN)
 @pytest.mark.parametrize("sort", ["file", "folder"])
 @pytest.mark.parametrize("what", MEDDLING)
 def test_another_program_in_the_folder_of_a_bake(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, sort: str, when: str
 ) -> None:
     recipe, target = overwriting(tmp_path, sort)
-    before, real = contents(target), getattr(write.Output, when)
+    before, real = contents(target), getattr(WHEN[when], when)
     seldom = iter([True])
 
-    def meddled(output: write.Output, *arguments: Any, **options: Any) -> object:
+    def meddled(*arguments: Any, **options: Any) -> object:
         if next(seldom, False):
-            MEDDLING[what](output.partial.path)
-        return real(output, *arguments, **options)
+            MEDDLING[what](partial_of(target))
+        return real(*arguments, **options)
 
-    monkeypatch.setattr(write.Output, when, meddled)
+    monkeypatch.setattr(WHEN[when], when, meddled)
     with pytest.raises(LorabakeError, match="another program has"):
         b.run(recipe)
     assert contents(target) == before
@@ -821,7 +829,8 @@ def test_another_program_in_the_folder_of_a_bake(
 INTERRUPTED = """
     import signal, sys, time
     from lorabake.execution import crew
-    from lorabake.writing import output as write
+    from lorabake.writing.output import Output
+    from lorabake.writing.weights import Weights
     from lorabake.cli import main
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what is in the background ignore it
@@ -845,14 +854,14 @@ INTERRUPTED = """
             print("ready", flush=True)
         wait(self, *arguments)
 
-    write.Output.copy = copy
+    Weights.copy = copy
     wait, crew.Crew.join = crew.Crew.join, join
     def entered(self):
         if when == "importing":
             sys.meta_path.insert(0, Swallowing())
         return enter(self)
 
-    enter, write.Output.__enter__ = write.Output.__enter__, entered
+    enter, Output.__enter__ = Output.__enter__, entered
     sys.argv[0] = "lorabake"
     main()
 """

@@ -24,10 +24,27 @@ Identity = tuple[int, int]
 def identity(path: Path | int) -> Identity | None:
     """Return what is at a path (a link itself, not what it names) or behind a descriptor; None where nothing is."""
     try:
-        status = os.fstat(path) if isinstance(path, int) else os.lstat(path)
+        return identity_of(os.fstat(path) if isinstance(path, int) else os.lstat(path))
     except FileNotFoundError:
         return None
+
+
+def identity_of(status: os.stat_result) -> Identity:
+    """Return the identity that a status gives."""
     return status.st_ino, 0 if stat.S_ISDIR(status.st_mode) else status.st_size
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Say what a bake has made at a place, and which name it is to get."""
+
+    place: Path
+    target: Path
+    identity: Identity
+
+    def move(self) -> Move:
+        """Return the move that gives it the name, in the place of what has the name now."""
+        return Move(self.place, self.target, self.identity, identity(self.target))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import threading
 import zlib
+from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -21,23 +22,27 @@ from lorabake.writing.openfiles import OpenFiles
 
 
 class Inputs:
-    """Hold the input files open, as many as the system lets; the others are opened when they are read."""
+    """Hold the input files of plans open, as many as the system lets; the others are opened when they are read."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, *plans: Plan) -> None:
         self._seen: dict[Path, Fingerprint] = {}
-        self._headers = [header for checkpoint, _ in plan.sources.inputs for header in checkpoint.headers]
-        paths = {header.path: None for header in self._headers}
-        paths |= {info.file: None for header in self._headers for info in header.tensors.values()}
-        paths |= dict.fromkeys((*plan.digests.values(), *plan.read))
-        allow_open_files(len(paths) + len(plan.files))
+        headers = [header for plan in plans for checkpoint, _ in plan.sources.inputs for header in checkpoint.headers]
+        self._headers = {header.path: header for header in headers}
+        planned: defaultdict[Path, set[Fingerprint]] = defaultdict(set)
+        for path, identity in ((header.path, header.identity) for header in headers):
+            planned[path].add(identity)
+        for path, identity in (read for plan in plans for read in plan.read.items()):
+            planned[path].add(identity)
+        paths = dict.fromkeys(self._headers)
+        paths |= {info.file: None for header in headers for info in header.tensors.values()}
+        paths |= dict.fromkeys(path for plan in plans for path in (*plan.digests.values(), *plan.read))
+        allow_open_files(len(paths) + sum(len(plan.files) for plan in plans))
         self._files = OpenFiles(self._opened, unreadable)
-        planned = {header.path: header.identity for header in self._headers} | dict(plan.read)
         try:
             for path in paths:
                 with self.open(path) as fd:
                     seen = self._seen[path] = fingerprint(fd)
-                if seen != planned.get(path, seen):
+                if planned[path] - {seen}:
                     raise FileError(f"{path}: changed since the bake was planned; run it again")
         except BaseException:
             self.close()
@@ -84,7 +89,7 @@ class Inputs:
     def check_records(self, stop: threading.Event) -> None:
         """Raise FileError where bytes of a zip archive are not those that were put into it."""
         buffer = memoryview(bytearray(1 << 20))
-        for header in self._headers:
+        for header in self._headers.values():
             for record in header.records:
                 crc, position = 0, record.start
                 while position < record.stop and not stop.is_set():
@@ -96,17 +101,6 @@ class Inputs:
                     raise FileError(
                         f"{header.path}: damaged: {place} are not those that the archive was made of (CRC-32)",
                         "Nothing was written. Download it again.",
-                    )
-
-    def check_stated(self, digests: Mapping[str, str]) -> None:
-        """Compare digests, by the plan's placeholders, with those that the recipe states; raise FileError."""
-        taken = {path: digests[placeholder] for placeholder, path in self.plan.digests.items()}
-        for checkpoint, source in self.plan.sources.inputs:
-            for path in (header.path for header in checkpoint.headers):
-                if source.sha256 and taken[path] != source.sha256:
-                    raise FileError(
-                        f"{path}: its SHA-256 is {taken[path]}, and the recipe states {source.sha256}",
-                        "Nothing was written.",
                     )
 
     def check_unchanged(self) -> None:
@@ -124,6 +118,18 @@ class Inputs:
         """Close every file; what they held has been read."""
         with suppress(OSError):
             self._files.close()
+
+
+def check_stated(plan: Plan, digests: Mapping[str, str]) -> None:
+    """Raise FileError where a digest, by the plan's placeholder, is not the one that the recipe states."""
+    taken = {path: digests[placeholder] for placeholder, path in plan.digests.items()}
+    for checkpoint, source in plan.sources.inputs:
+        for path in (header.path for header in checkpoint.headers):
+            if source.sha256 and taken[path] != source.sha256:
+                raise FileError(
+                    f"{path}: its SHA-256 is {taken[path]}, and the recipe states {source.sha256}",
+                    "Nothing was written.",
+                )
 
 
 def _read(path: Path, fd: int, into: memoryview, position: int) -> int:

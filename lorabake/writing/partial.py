@@ -7,17 +7,17 @@ names: then it completes that first. What bears no mark is never touched.
 
 from __future__ import annotations
 
-import json
 import os
 import stat
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from lorabake.errors import FileError, TargetError
 from lorabake.tensors.small import parse_json, read_small
-from lorabake.writing.commit import Identity, Move, complete, identity
+from lorabake.writing.commit import Move, complete, identity
+from lorabake.writing.journal import BESIDE, MARK, MAX_JOURNAL, NEW, moves_of, text_of
 from lorabake.writing.system import (
     fsync,
     fsync_folder,
@@ -30,21 +30,7 @@ from lorabake.writing.system import (
     write_all,
 )
 
-MARK: Final = "lorabake.json"
-"""The file that marks the folder as lorabake's; it lists the moves once they begin."""
-
-_SAID: Final = "this folder holds a bake that is not finished"
-
-MAX_JOURNAL: Final = 1 << 20
-"""Bytes of the mark; a move takes some hundred."""
-
 _MARK_NEW: Final = MARK + ".new"
-NEW: Final = "new"
-"""What becomes the target: a file, or a folder."""
-
-BESIDE: Final = "beside"
-"""A folder of files that go beside the target."""
-
 _OURS: Final = {MARK, _MARK_NEW, NEW, NEW + ".old", BESIDE}
 
 
@@ -54,12 +40,13 @@ def partial_of(target: Path) -> Path:
 
 
 class Partial:
-    """Hold the folder in which a target is made."""
+    """Hold the folder in which a target is made, from `open` to `clean`."""
 
     def __init__(self, target: Path) -> None:
         self.path = partial_of(target)
         self.new = self.path / NEW
         self._fd = -1
+        self._may_go = False  # False while the next bake may need what is in the folder
 
     def beside(self, target: Path) -> Path:
         """Return where a file is made that goes beside the target."""
@@ -78,9 +65,10 @@ class Partial:
         except BaseException:
             if not found:
                 with suppress(OSError):
-                    self.remove()
-            self.leave()
+                    self._remove()
+            self._leave()
             raise
+        self._may_go = True
 
     def _take_over(self, found: set[str]) -> None:
         if found:
@@ -110,7 +98,7 @@ class Partial:
         if status.st_size == 0 and found == {MARK}:  # killed between making it and writing it
             return []
         try:
-            return _moves_of(self.path, parse_json(read_small(place, MAX_JOURNAL)))
+            return moves_of(self.path, parse_json(read_small(place, MAX_JOURNAL)))
         except (ValueError, FileError):
             raise _stranger(self.path) from None
 
@@ -119,7 +107,7 @@ class Partial:
         (self.path / name).unlink(missing_ok=True)
         fd = open_new(self.path / name)
         try:
-            write_all(fd, memoryview(_journal(moves)), 0)
+            write_all(fd, memoryview(text_of(moves)), 0)
         finally:
             os.close(fd)
 
@@ -133,8 +121,23 @@ class Partial:
         if identity(self.path) != identity(self._fd):
             raise TargetError(f"{self.path}: another program has moved or removed it; nothing was replaced")
 
-    def note(self, moves: Sequence[Move], *, durable: bool) -> None:
-        """Write down what is about to be moved, so that the next bake can complete it."""
+    @contextmanager
+    def moving(self, moves: Sequence[Move], *, durable: bool) -> Iterator[None]:
+        """Write down moves, so that the next bake can complete them; they are made while the context lasts.
+
+        Meanwhile what had the targets' names lies in the folder. It stays there if an error leaves a move half done.
+        """
+        self.check()
+        self._note(moves, durable=durable)
+        self._may_go = False
+        try:
+            yield
+        except BaseException:
+            self._may_go = not any(move.has_begun for move in moves)
+            raise
+        self._may_go = True
+
+    def _note(self, moves: Sequence[Move], *, durable: bool) -> None:
         place = self.path / _MARK_NEW
         self._write(_MARK_NEW, moves)
         if durable:
@@ -144,19 +147,24 @@ class Partial:
             for folder in (self.path, self.path / BESIDE):
                 fsync_folder(folder)
 
-    def remove(self) -> None:
-        """Remove the folder and all in it; raise OSError where the system refuses."""
+    def clean(self) -> None:
+        """Remove the folder and all in it, unless the next bake needs it; raise OSError where the system refuses."""
         try:
-            if identity(self.path) == identity(self._fd):
-                self._empty()
-                with suppress(FileNotFoundError):
-                    (self.path / MARK).unlink()
-                self.path.rmdir()
+            if self._may_go:
+                self._remove()
         finally:
-            self.leave()
+            self._leave()
 
-    def leave(self) -> None:
+    def _remove(self) -> None:
+        if identity(self.path) == identity(self._fd):
+            self._empty()
+            with suppress(FileNotFoundError):
+                (self.path / MARK).unlink()
+            self.path.rmdir()
+
+    def _leave(self) -> None:
         """Unlock the folder, and leave it as it is."""
+        self._may_go = False
         if self._fd >= 0:
             with suppress(OSError):
                 os.close(self._fd)
@@ -211,40 +219,3 @@ def _remove_new(path: Path, *, is_new: bool) -> None:
     if is_new:
         with suppress(OSError):
             path.rmdir()
-
-
-def _journal(moves: Sequence[Move]) -> bytes:
-    rows = [[move.made.name, move.target.name, move.new, move.old] for move in moves]
-    return json.dumps({"lorabake": _SAID, "moves": rows}).encode()
-
-
-def _moves_of(folder: Path, journal: object) -> list[Move]:
-    """Return the moves that a journal lists; raise ValueError for what lorabake does not write."""
-    if (
-        not isinstance(journal, dict)
-        or journal.get("lorabake") != _SAID
-        or not isinstance(journal.get("moves"), list)
-    ):
-        raise ValueError("no mark of lorabake's")
-    moves = []
-    for row in journal["moves"]:
-        if not isinstance(row, list) or len(row) != 4:
-            raise ValueError("no move")
-        made, target = (_plain_name(name) for name in row[:2])
-        place = folder / NEW if made == NEW else folder / BESIDE / made
-        new = _identity_of(row[2])
-        moves.append(Move(place, folder.parent / target, new, None if row[3] is None else _identity_of(row[3])))
-    return moves
-
-
-def _plain_name(name: object) -> str:
-    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
-        raise ValueError("no name of a file")
-    os.fsencode(name)  # half a surrogate pair is a ValueError, too
-    return name
-
-
-def _identity_of(pair: object) -> Identity:
-    if not isinstance(pair, list) or len(pair) != 2 or not all(type(number) is int for number in pair):
-        raise ValueError("no inode and size")
-    return pair[0], pair[1]

@@ -16,7 +16,7 @@ import torch
 
 from lorabake import RunOptions, bake, load_recipe, plan
 from lorabake.errors import FileError
-from lorabake.writing.output import Inputs
+from lorabake.writing.inputs import Inputs
 from tests import builders as b
 from tests.torture.conftest import Tally
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import lorabake.writing.output
+import lorabake.writing.weights
 from lorabake.cli import main
 from tests import builders as b
 from tests.torture.conftest import Tally
@@ -161,7 +161,7 @@ def test_a_full_disk(
             if room != "free room is told":
                 patched.setattr(shutil, "disk_usage", lambda path: large)
             if room == "room cannot be reserved":
-                patched.setattr(lorabake.writing.output, "reserve", os.ftruncate)
+                patched.setattr(lorabake.writing.weights, "reserve", os.ftruncate)
             code, err = call(*arguments)
         disk.resize()
         now = b.tree(disk.place)

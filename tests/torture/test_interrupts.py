@@ -24,16 +24,16 @@ SCRIPT = """
     import lorabake.execution.device, lorabake.execution.worker
     from lorabake import baking, execution, interrupts
     from lorabake.execution import crew
-    from lorabake.writing import output as write
     from lorabake.baking import RunOptions, bake
     from lorabake.errors import LorabakeError
     from lorabake.planning import plan
     from lorabake.recipe import load_recipe
-    from lorabake.writing import commit, partial
+    from lorabake.writing import beside, commit, folder, onefile, output, partial, target, weights
     from lorabake.writing.system import posix
 
     recipe, every = sys.argv[1], int(sys.argv[2])
-    traced = baking, crew, execution, interrupts, write, commit, partial, posix, threading
+    traced = [baking, crew, execution, interrupts, posix, threading]
+    traced += [beside, commit, folder, onefile, output, partial, target, weights]
     files = {module.__file__ for module in traced}
     made = plan(load_recipe(recipe))
 

@@ -1,0 +1,101 @@
+"""May an output replace what has its name? What lies there, whose it is, and what would be lost."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from lorabake.errors import FileError, TargetError
+from lorabake.planning import Plan, provenance
+from lorabake.planning.files import OutputFile
+from lorabake.tensors.header import Header
+from lorabake.tensors.safetensors import read_header
+from lorabake.writing.form import Form
+
+PIECE = 4 << 20
+"""Bytes that are compared at a time."""
+
+
+def other_content(path: Path) -> TargetError:
+    """Word that something else is where a file or folder is to go."""
+    return TargetError(f"{path}: exists and holds something else", "Give --overwrite to replace it.")
+
+
+def check_target(plan: Plan, form: Form, *, overwrite: bool) -> None:
+    """Raise TargetError unless the output may replace what has its name now, as far as headers tell."""
+    if not os.path.lexists(plan.path):
+        return
+    form.check_sort(plan.path)
+    if overwrite:
+        check_nothing_lost(plan.path, form, plan.path)
+    elif not _holds_this_bake(plan, form):
+        raise other_content(plan.path)
+
+
+def check_nothing_lost(target: Path, form: Form, root: Path) -> None:
+    """Raise TargetError if anything of a target, which is at `root` now, would be lost by replacing it."""
+    if lost := form.first_lost(root):
+        raise TargetError(
+            f"{target}: holds {lost}, which this bake does not put there, and would lose it",
+            "Move it, or name another folder.",
+        )
+
+
+def check_same_data(plan: Plan, form: Form, made: Path, digests: Mapping[str, str], device: str) -> None:
+    """Raise TargetError if the target's data are not those that were made; hashes in the headers tell."""
+    for file in plan.files:
+        try:
+            old, new = (read_header(form.place(root, file)) for root in (plan.path, made))
+        except FileError:
+            raise other_content(plan.path) from None
+        hashes = {key: new.metadata[key] for key in _hash_keys(file.metadata)}
+        if _is_header_of(old, file, digests, hashes) and (hashes or _same_data(old, new)):
+            continue
+        computed_on = old.metadata.get(provenance.DEVICE)
+        if computed_on not in (None, device):
+            raise TargetError(
+                f"{plan.path}: exists, computed on {computed_on}, and {device} computed other last bits",
+                "Give --overwrite to replace it, or name that device.",
+            )
+        raise other_content(plan.path)
+
+
+def _holds_this_bake(plan: Plan, form: Form) -> bool:
+    """Tell whether the target's headers are those of this very bake, hashes of the data aside."""
+    digests = {placeholder: _file_sha256(file) for placeholder, file in plan.digests.items()}
+    for file in plan.files:
+        try:
+            header = read_header(form.place(plan.path, file))
+        except FileError:
+            return False
+        hashes = {key: header.metadata.get(key, "") for key in _hash_keys(file.metadata)}
+        if not _is_header_of(header, file, digests, hashes):
+            return False
+    return form.holds_rest(plan.path)
+
+
+def _is_header_of(header: Header, file: OutputFile, digests: Mapping[str, str], hashes: Mapping[str, str]) -> bool:
+    """Tell whether a file has the header that is planned, whatever device it names."""
+    with open(header.path, "rb") as stream:
+        return stream.read(header.data_start) == file.header(digests, hashes, header.metadata.get(provenance.DEVICE))
+
+
+def _same_data(one: Header, other: Header) -> bool:
+    with open(one.path, "rb") as left, open(other.path, "rb") as right:
+        left.seek(one.data_start)
+        right.seek(other.data_start)
+        while piece := left.read(PIECE):
+            if piece != right.read(PIECE):
+                return False
+        return not right.read(1)
+
+
+def _hash_keys(metadata: Mapping[str, str]) -> list[str]:
+    return [key for key in (*provenance.DATA_HASHES, provenance.LEGACY_HASH) if key in metadata]
+
+
+def _file_sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
