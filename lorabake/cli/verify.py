@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -21,9 +21,6 @@ from lorabake.recipe import load_recipe
 from lorabake.verification import ORDER, STAGES, VerifyOptions, embedded_recipe
 from lorabake.verification import verify as run_verify
 from lorabake.verification.findings import Finding, SampleOptions, Status, Verification
-
-FILES = ("index.html", "report.json", "junit.xml", "summary.md", "grid.png")
-"""What a report's folder gets; lorabake.report, which writes them, is imported where one is asked for."""
 
 COLOURS = {
     Status.PASS: "green",
@@ -87,8 +84,11 @@ def verify(
         recipe, baked = embedded_recipe(target, inputs), target
     if report is not None:
         output = baked if baked is not None else recipe.locate(recipe.output.path)
-        check_apart([report, *(report / name for name in FILES)], files_of(recipe, output), [output])
-        make_folder(report)
+        from lorabake.report import FILES
+
+        places = [report / name for name in FILES.values()]
+        check_apart([report, *places], files_of(recipe, output), [output])
+        make_folder(report, places)
     bar = Bar(shown=not (quiet or as_json))
     options = VerifyOptions(
         stages=stages or STAGES,
@@ -135,13 +135,16 @@ def _tell(finding: Finding) -> None:
     echo(word, f": {finding.stage}: {finding.note}", err=True)
 
 
-def make_folder(folder: Path) -> None:
-    """Make the report's folder before anything takes its time; raise SurroundingsError where that cannot be."""
+def make_folder(folder: Path, places: Iterable[Path]) -> None:
+    """Make the report's folder before anything takes its time, with room for its files at `places`.
+
+    Raise SurroundingsError where that cannot be, and TargetError where a folder has a file's name.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SurroundingsError(f"{folder}: cannot write the report: {error.strerror}") from None
-    if taken := next((folder / name for name in FILES if (folder / name).is_dir()), None):
+    if taken := next((place for place in places if place.is_dir()), None):
         raise TargetError(f"{taken}: is a folder, and a file of the report has this name")
     if not os.access(folder, os.W_OK):
         raise SurroundingsError(f"{folder}: cannot write the report: the folder takes no files")

@@ -9,28 +9,37 @@ from lorabake.report import grid, html, junit, markdown, record
 from lorabake.verification.findings import Verification
 from lorabake.writing.whole import write_whole
 
-__all__ = ["write"]
+__all__ = ["FILES", "write"]
+
+FILES = {
+    "html": "index.html",
+    "json": "report.json",
+    "junit": "junit.xml",
+    "markdown": "summary.md",
+    "grid": grid.FILE,
+}
+"""The files that a report consists of, by form; the grid only where pictures were sampled."""
 
 
 def write(verification: Verification, folder: Path) -> dict[str, Path]:
     """Write every form of the report into a folder, made where it is missing; return the files by form.
 
-    index.html, report.json, junit.xml, summary.md, and grid.png where pictures were sampled. The same verification
-    gives the same bytes. Files of these names are replaced. Raise SurroundingsError where the folder takes no files.
+    The same verification gives the same bytes. Files of these names are replaced. Raise SurroundingsError where the
+    folder takes no files.
     """
-    files: dict[str, tuple[str, bytes]] = {
-        "html": ("index.html", html.render(verification)),
-        "json": ("report.json", record.render(verification)),
-        "junit": ("junit.xml", junit.render(verification)),
-        "markdown": ("summary.md", markdown.render(verification)),
+    contents = {
+        "html": html.render(verification),
+        "json": record.render(verification),
+        "junit": junit.render(verification),
+        "markdown": markdown.render(verification),
     }
     if verification.samples and verification.samples.pictures:
-        files["grid"] = (grid.FILE, grid.render(verification.samples.pictures))
+        contents["grid"] = grid.render(verification.samples.pictures)
     written = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for form, (name, content) in files.items():
-            written[form] = folder / name
+        for form, content in contents.items():
+            written[form] = folder / FILES[form]
             write_whole(written[form], content)
     except OSError as error:
         raise SurroundingsError(f"{folder}: cannot write the report: {error.strerror}") from None

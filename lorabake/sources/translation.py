@@ -23,13 +23,12 @@ from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.slots import LoraModule, LoraTensors
 from lorabake.keymap.table import KeyMap, Module, numbered
 from lorabake.keymap.view import join
-from lorabake.machine import unreadable
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.gguf import MODELS
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo, reordered, turned
 from lorabake.tensors.reader import is_there
-from lorabake.tensors.small import read_small
+from lorabake.tensors.small import content_of
 from lorabake.visible import some, visible
 
 Config = Mapping[str, object]
@@ -300,9 +299,7 @@ def _read_yaml(path: Path, lora: str) -> dict[str, object]:
     if not is_there(path):
         raise MatchError(f"LoRA {lora!r}: litgpt's {path.name} is not beside it: it says how q, k and v lie")
     try:
-        said = yaml.load(read_small(path, MAX_YAML), _PlainLoader)  # a SafeLoader
-    except OSError as error:
-        raise unreadable(path, error) from None
+        said = yaml.load(content_of(path, MAX_YAML), _PlainLoader)  # a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise FileError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(said, dict):

@@ -19,7 +19,7 @@ from lorabake.tensors.header import Header, TensorInfo, check_count
 from lorabake.tensors.links import files_below, listed
 from lorabake.tensors.reader import is_folder, is_there
 from lorabake.tensors.safetensors import parse_object, read_header
-from lorabake.tensors.small import MAX_CONFIG, MAX_INDEX, check_depth, read_small
+from lorabake.tensors.small import MAX_CONFIG, MAX_INDEX, check_depth, content_of
 from lorabake.visible import some
 
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".lora"}
@@ -350,11 +350,9 @@ def optional_object(path: Path) -> dict[str, object] | None:
 def read_object(path: Path, limit: int = MAX_CONFIG) -> dict[str, object]:
     """Read a file that holds a JSON object, such as a config.json; raise FileError where it doesn't."""
     try:
-        found = parse_object(read_small(path, limit))
+        found = parse_object(content_of(path, limit))
         check_depth(found)
         return found
-    except OSError as error:
-        raise unreadable(path, error) from None
     except ValueError as error:
         raise FileError(f"{path}: {error}") from None
 

@@ -72,10 +72,13 @@ def read_small(path: Path | str, limit: int = MAX_CONFIG, what: str = "a configu
     return raw
 
 
-def content_of(path: Path) -> bytes:
-    """Return a regular file's bytes; raise FileError or SurroundingsError where they cannot be read."""
+def content_of(path: Path, limit: int = MAX_CONFIG) -> bytes:
+    """Return a regular file's bytes; raise FileError or SurroundingsError where they cannot be read.
+
+    This is how small files are read. `read_small` is for who has words of his own for what the system refuses.
+    """
     try:
-        return read_small(path)
+        return read_small(path, limit)
     except OSError as error:
         raise unreadable(path, error) from None
 

@@ -15,11 +15,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from warnings import catch_warnings, simplefilter
 
-from lorabake.errors import FileError
+from lorabake.errors import LorabakeError
 from lorabake.planning import Plan
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.dtypes import DTYPES
-from lorabake.tensors.small import holds, parse_json, read_small
+from lorabake.tensors.small import content_of, holds, parse_json
 from lorabake.verification.findings import Finding, Status
 
 DESCRIBES = ("_class_name", "model_type", "architectures")
@@ -131,8 +131,8 @@ def _shown(value: object) -> str:
 def _parsed(place: Path | str) -> dict[str, object] | None:
     """Return the JSON object in a file or a text; None where there is none that could be a configuration."""
     try:
-        found = parse_json(place if isinstance(place, str) else read_small(place))
-    except (ValueError, OSError, FileError):
+        found = parse_json(place if isinstance(place, str) else content_of(place))
+    except (ValueError, LorabakeError):
         return None
     return found if isinstance(found, dict) else None
 
