@@ -17,11 +17,11 @@ from lorabake.architectures import architectures
 from lorabake.architectures.generic import GENERIC
 from lorabake.errors import FileError
 from lorabake.keymap.embeddings import is_inversion, read_vectors
+from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.peft import SCALED, PeftConfig, from_metadata
 from lorabake.keymap.slots import MARKERS as NO_LORAS
 from lorabake.keymap.slots import REASONS, LoraModule, sort_tensors
 from lorabake.keymap.spelling import Prefixes
-from lorabake.keymap.table import KeyMap
 from lorabake.planning.provenance import DEVICE
 from lorabake.recipe import Lora
 from lorabake.sources import VAE_ONLY, LoraSource, identify

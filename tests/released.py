@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 
 from lorabake.architectures import architectures
+from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.names import flatten, numbers_of
 from lorabake.keymap.spelling import endings
-from lorabake.keymap.table import KeyMap
 from tests.tables import infos, load_table
 
 FOLDER = Path(__file__).parent.parent / "lorabake" / "architectures" / "released"

@@ -10,7 +10,7 @@ import pytest
 
 import lorabake
 from lorabake.architectures import architectures
-from lorabake.keymap.table import KeyMap
+from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.view import Region, View
 from lorabake.sources import GENERIC, VAE_ONLY, identify
 from tests.tables import infos, load_table, names

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lorabake
+from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.spelling import Spellings
-from lorabake.keymap.table import Component, KeyMap
+from lorabake.keymap.table import Component
 from lorabake.keymap.view import Region, View
 from lorabake.sources import identify
 from lorabake.tensors.header import TensorInfo

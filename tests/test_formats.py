@@ -22,10 +22,10 @@ from lorabake.adapters import suffixes
 from lorabake.architectures import architectures
 from lorabake.errors import LorabakeError, MatchError
 from lorabake.inspection import inspect
+from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.names import pattern_of
 from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.slots import sort_tensors
-from lorabake.keymap.table import KeyMap
 from lorabake.keymap.view import Region
 from lorabake.matching import Matcher
 from lorabake.matching.ledger import Ledger

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorabake.keymap.table import Architecture, Bare, Component, Has, KeyMap, Lacks, Layout, Row
+from lorabake.keymap.expansion import KeyMap
+from lorabake.keymap.table import Architecture, Bare, Component, Has, Lacks, Layout, Row
 from lorabake.keymap.view import Picked, Region, View
 from tests.tables import infos
 

@@ -13,10 +13,11 @@ import pytest
 
 from lorabake.adapters import peft_fields, shared, suffixes
 from lorabake.errors import FileError, MatchError
+from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.peft import PeftConfig, from_metadata
 from lorabake.keymap.renaming import Rename, Renaming
 from lorabake.keymap.slots import sort_tensors
-from lorabake.keymap.table import Architecture, Component, KeyMap, Layout
+from lorabake.keymap.table import Architecture, Component, Layout
 from lorabake.keymap.view import Region, View
 from lorabake.matching import Matcher
 from lorabake.matching.ledger import Ledger

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.names import pattern_of
-from lorabake.keymap.table import KeyMap
 from lorabake.matching import Matcher
 from lorabake.recipe import load_recipe
 from lorabake.sources import identify

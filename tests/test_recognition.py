@@ -16,9 +16,9 @@ from lorabake.adapters import shared, suffixes
 from lorabake.architectures import architectures, released
 from lorabake.errors import MatchError
 from lorabake.inspection import inspect
+from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.names import pattern_of
 from lorabake.keymap.slots import sort_tensors
-from lorabake.keymap.table import KeyMap
 from lorabake.matching import Matcher
 from lorabake.matching.ledger import Ledger
 from lorabake.recipe import Recipe

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lorabake.architectures import architectures
+from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.names import PEFT_ROOT
 from lorabake.keymap.renaming import Fused, Pair, Rename, Renaming, _renamed, models_called, versions
 from lorabake.keymap.spelling import Spellings
-from lorabake.keymap.table import KeyMap
 from lorabake.keymap.view import Region, View
 from lorabake.sources import identify, models_of
 from tests import builders as b

@@ -11,10 +11,11 @@ import pytest
 from lorabake.adapters import shared, suffixes
 from lorabake.architectures import architectures
 from lorabake.components import clip, unet
+from lorabake.keymap.expansion import KeyMap
+from lorabake.keymap.module import Module
 from lorabake.keymap.names import flatten, pattern_of
 from lorabake.keymap.slots import UNSUPPORTED, sort_tensors
 from lorabake.keymap.spelling import Prefixes, Spellings
-from lorabake.keymap.table import KeyMap, Module
 from lorabake.keymap.view import Region, View
 from lorabake.sources import identify
 from tests.tables import infos, load_table, names

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from lorabake import VerifyOptions, load_recipe, verify
 from lorabake.errors import LorabakeError
-from lorabake.keymap.table import KeyMap
+from lorabake.keymap.expansion import KeyMap
 from lorabake.matching.ties import find_tie
 from lorabake.planning import plan
 from lorabake.sources import identify

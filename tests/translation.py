@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lorabake.keymap.table import Bare, Component, _Match, _Reader
+from lorabake.keymap.reading import Match, Reader
+from lorabake.keymap.table import Bare, Component
 from lorabake.tensors.header import TensorInfo
 
 Shapes = dict[str, tuple[int, ...]]
@@ -11,7 +12,7 @@ Shapes = dict[str, tuple[int, ...]]
 def translate(component: Component, tensors: dict[str, TensorInfo], here: str, there: str) -> Shapes:
     """Return the keys and shapes that a component's tensors, prefix removed, have in another layout."""
     names = [layout.name for layout in component.layouts]
-    reader = _Reader(component.rows, names.index(here), len(names))
+    reader = Reader(component.rows, names.index(here), len(names))
     target = names.index(there)
     shapes: Shapes = {}
     for key, info in tensors.items():
@@ -43,7 +44,7 @@ def _rows(spec: tuple[str, ...], rows: int, columns: int) -> list[int]:
     return [columns if size == "in" else rest for size in spec]
 
 
-def _key(match: _Match, there: int, path: str) -> str:
+def _key(match: Match, there: int, path: str) -> str:
     leaf = match.row.names[there]
     if isinstance(leaf, Bare):
         return path

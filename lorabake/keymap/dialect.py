@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from lorabake.keymap.table import Module, numbered
+from lorabake.keymap.module import Module
+from lorabake.keymap.reading import numbered
 
 HALVES = ("gate", "up")
 PARTS = ("q", "k", "v")

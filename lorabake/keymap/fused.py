@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from lorabake.keymap.view import View, join
 
 if TYPE_CHECKING:
-    from lorabake.keymap.table import Module
+    from lorabake.keymap.module import Module
 
 _QKV, _ADDED_QKV = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
 FUSED: dict[str, dict[str, tuple[str, ...]]] = {

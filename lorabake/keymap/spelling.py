@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 
+from lorabake.keymap.expansion import KeyMap
+from lorabake.keymap.module import Module
 from lorabake.keymap.names import INDEXED, PARALLEL, PEFT_ROOT, loosened, unwrapped
-from lorabake.keymap.table import Component, KeyMap, Module
+from lorabake.keymap.table import Component
 
 # A part of a model may be PEFT's own inside: `language_model.base_model.model.layers.0`.
 _INNER_ROOT = re.compile(r"(?<=[._])base_model[._](?:module[._])?model[._]")

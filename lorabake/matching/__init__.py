@@ -19,12 +19,14 @@ from lorabake.architectures import architectures
 from lorabake.errors import MatchError, lines_of
 from lorabake.keymap import split_qkv
 from lorabake.keymap.embeddings import FOR_ONETRAINER, read_vectors
+from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.experts import STACKS, side_of_a
+from lorabake.keymap.module import Module
 from lorabake.keymap.names import INDEXED, pattern_of
 from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.slots import MARKERS, REASONS, LoraModule
 from lorabake.keymap.spelling import Prefixes, Sample, Spellings
-from lorabake.keymap.table import Architecture, KeyMap, Module
+from lorabake.keymap.table import Architecture
 from lorabake.keymap.view import Picked, Region, View
 from lorabake.likeness import MOST, Names, nearest
 from lorabake.matching.ledger import RANK_0, Ledger

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from lorabake.adapters.embedding import AS_LINEAR
+from lorabake.keymap.expansion import KeyMap
+from lorabake.keymap.module import Module
 from lorabake.keymap.slots import LoraModule
-from lorabake.keymap.table import Component, KeyMap, Module
+from lorabake.keymap.table import Component
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.reader import read_stored
 from lorabake.visible import visible

@@ -15,13 +15,14 @@ from lorabake.architectures import architectures
 from lorabake.components.experts import LAYOUTS
 from lorabake.components.vae import VAE
 from lorabake.errors import FileError, MatchError
+from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.experts import ExpertLayout
 from lorabake.keymap.names import PEFT_ROOT
 from lorabake.keymap.peft import PeftConfig, from_metadata
 from lorabake.keymap.renaming import models_called
 from lorabake.keymap.slots import LoraTensors, sort_tensors
 from lorabake.keymap.spelling import Spellings
-from lorabake.keymap.table import Architecture, KeyMap, find
+from lorabake.keymap.table import Architecture, find
 from lorabake.recipe import Lora, Recipe, Source
 from lorabake.sources.translation import config_of, transcribe, translate
 from lorabake.storage.recognition import find_packing

@@ -18,10 +18,12 @@ from lorabake.dialects import dialects
 from lorabake.dialects.llama_cpp import LLAMA_CPP
 from lorabake.errors import FileError, MatchError
 from lorabake.keymap.dialect import PARTS, Dialect, Heads, Naming
+from lorabake.keymap.expansion import KeyMap
+from lorabake.keymap.module import Module
 from lorabake.keymap.patterns import Patterns
 from lorabake.keymap.peft import PeftConfig
+from lorabake.keymap.reading import numbered
 from lorabake.keymap.slots import LoraModule, LoraTensors
-from lorabake.keymap.table import KeyMap, Module, numbered
 from lorabake.keymap.view import join
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.gguf import MODELS

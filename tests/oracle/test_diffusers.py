@@ -20,7 +20,7 @@ from diffusers.training_utils import _collate_lora_metadata  # noqa: E402
 from peft.utils import get_peft_model_state_dict  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from lorabake.keymap.table import KeyMap  # noqa: E402
+from lorabake.keymap.expansion import KeyMap  # noqa: E402
 from lorabake.sources import identify  # noqa: E402
 from lorabake.tensors.checkpoint import open_checkpoint  # noqa: E402
 

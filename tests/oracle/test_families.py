@@ -16,8 +16,8 @@ diffusers = pytest.importorskip("diffusers")
 
 from diffusers.loaders import lora_conversion_utils, single_file_utils  # noqa: E402
 
+from lorabake.keymap.expansion import KeyMap  # noqa: E402
 from lorabake.keymap.spelling import Spellings  # noqa: E402
-from lorabake.keymap.table import KeyMap  # noqa: E402
 from lorabake.keymap.view import View  # noqa: E402
 from lorabake.sources import identify  # noqa: E402
 from lorabake.tensors.header import TensorInfo  # noqa: E402

@@ -14,8 +14,8 @@ from diffusers.models.attention_processor import Attention  # noqa: E402
 from diffusers.models.transformers.transformer_flux import FluxAttention  # noqa: E402
 from diffusers.models.transformers.transformer_wan import WanAttention  # noqa: E402
 
+from lorabake.keymap.expansion import KeyMap  # noqa: E402
 from lorabake.keymap.spelling import Spellings  # noqa: E402
-from lorabake.keymap.table import KeyMap  # noqa: E402
 from lorabake.sources import identify  # noqa: E402
 from tests.tables import infos  # noqa: E402
 

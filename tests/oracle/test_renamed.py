@@ -28,10 +28,10 @@ from transformers.core_model_loading import (  # noqa: E402
 from transformers.models.auto import modeling_auto  # noqa: E402
 
 from lorabake.components.renamed import RENAMINGS  # noqa: E402
+from lorabake.keymap.expansion import KeyMap  # noqa: E402
 from lorabake.keymap.names import PEFT_ROOT  # noqa: E402
 from lorabake.keymap.renaming import Renaming  # noqa: E402
 from lorabake.keymap.spelling import Spellings  # noqa: E402
-from lorabake.keymap.table import KeyMap  # noqa: E402
 from lorabake.keymap.view import Region, View  # noqa: E402
 from lorabake.sources import identify, models_of  # noqa: E402
 from tests.tables import infos  # noqa: E402

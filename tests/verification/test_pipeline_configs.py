@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lorabake.keymap.table import KeyMap
+from lorabake.keymap.expansion import KeyMap
 from lorabake.sources import identify
 from lorabake.verification.samples import NEEDED
 from lorabake.verification.samples.networks import shipped

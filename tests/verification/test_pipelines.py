@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from lorabake import RunOptions, bake, load_recipe
 from lorabake.architectures import architectures
-from lorabake.keymap.table import KeyMap
+from lorabake.keymap.expansion import KeyMap
 from lorabake.sources import identify
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.verification import VerifyOptions, verify

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lorabake.errors import FileError, SurroundingsError
-from lorabake.keymap.table import KeyMap
+from lorabake.keymap.expansion import KeyMap
 from lorabake.planning import Plan
 from lorabake.reference.arrays import Files
 from lorabake.storage.recognition import NOTES, find_packing

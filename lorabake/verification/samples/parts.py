@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from lorabake.errors import FileError, first_line
-from lorabake.keymap.table import KeyMap
+from lorabake.keymap.expansion import KeyMap
 from lorabake.planning import Plan
 from lorabake.reference.arrays import Files
 from lorabake.tensors.checkpoint import open_checkpoint, optional_object

@@ -15,8 +15,9 @@ import numpy as np
 
 from lorabake.adapters.kind import matrix
 from lorabake.errors import SurroundingsError, first_line
+from lorabake.keymap.expansion import KeyMap
+from lorabake.keymap.module import Module
 from lorabake.keymap.patterns import is_quick
-from lorabake.keymap.table import KeyMap, Module
 from lorabake.keymap.view import Region, Span, View
 from lorabake.matching.patches import Patch
 from lorabake.planning import Plan

@@ -1,0 +1,299 @@
+"""Expand a family's tables against the header of a base: every module, under every name, with the view of its bytes.
+
+No name of a LoRA is parsed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from lorabake.keymap.experts import SINGLE, ExpertLayout, Seen, single, stacked
+from lorabake.keymap.fused import fused, joined
+from lorabake.keymap.module import Module, modules_of, whole
+from lorabake.keymap.reading import Match, Reader
+from lorabake.keymap.renaming import versions
+from lorabake.keymap.table import Architecture, Component, Layout, find
+from lorabake.keymap.view import Region, View
+from lorabake.tensors.header import TensorInfo
+
+See = Callable[[Mapping[str, View], Mapping[str, TensorInfo], ExpertLayout | None], Iterator[Seen]]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyMap:
+    """Expand an architecture against the tensors of one base.
+
+    `placed` says where each component was found, `owner` which component a base tensor belongs to, `modules`
+    every module under each dotted name of each layout: component -> name -> module. A name by which two layouts
+    mean different tensors is left out, and what fused modules hold also goes by number (`qkv.0`, `qkv.1` …). A
+    tensor that is no weight and no bias is a module by itself, under its full name. `in_memory` lists what they are
+    called besides once they are loaded, as models of `models` are; such a name may be another module's, too.
+    `outside` lists the modules that lie in no component, by their keys. `experts` says how the model stacks its
+    experts, where that is known.
+
+    A key map never changes: what names more modules returns another one.
+    """
+
+    architecture: Architecture
+    tensors: Mapping[str, TensorInfo]
+    models: tuple[str, ...] = ()
+    experts: ExpertLayout | None = None
+    placed: Mapping[str, tuple[Layout, str]] = field(default_factory=dict)
+    owner: Mapping[str, str] = field(default_factory=dict)
+    modules: Mapping[str, Mapping[str, Module]] = field(default_factory=dict)
+    in_memory: Mapping[str, tuple[Module, ...]] = field(default_factory=dict)
+    outside: tuple[Module, ...] = ()
+
+    @property
+    def layout(self) -> str:
+        """Name the layout of the identifying component."""
+        return self.placed[self.architecture.components[0].name][0].name
+
+    @classmethod
+    def expand(
+        cls,
+        architecture: Architecture,
+        tensors: Mapping[str, TensorInfo],
+        models: tuple[str, ...] = (),
+        experts: ExpertLayout | None = None,
+    ) -> KeyMap:
+        """Find each component in the header and list its modules under all their names.
+
+        `models` are the sorts of model that the base's config.json names: its own first, then those of its parts.
+        """
+        places = ((component.name, find(component, tensors)) for component in architecture.components)
+        placed = {name: place for name, place in places if place is not None}
+        key_map = cls(architecture, tensors, models, experts, placed)
+        for component in architecture.components:
+            if component.name in placed:
+                key_map = key_map._with_modules_of(component)
+        return replace(key_map, outside=tuple(key_map._list_outside()))
+
+    def with_single_experts(self, names: Iterable[str]) -> KeyMap:
+        """List each expert of a mixture by itself, too, under those of its names that end as one of `names` does."""
+        of_one = [name for name in names if SINGLE.search(name)]
+        modules = dict(self.modules)
+        for component in self.architecture.components if of_one else ():
+            if component.name in self.placed:
+                see = partial(single, names=of_one)
+                modules[component.name] = self._with_experts(component, modules[component.name], see)
+        return replace(self, modules=modules)
+
+    def with_modules(self, further: Iterable[Module]) -> KeyMap:
+        """Give modules further names; raise ValueError for a name that has other rows already."""
+        modules = {component: dict(named) for component, named in self.modules.items()}
+        for module in further:
+            if modules[module.component].setdefault(module.name, module).views != module.views:
+                raise ValueError(module.name)
+        return replace(self, modules=modules)
+
+    def named(self) -> Iterator[Module]:
+        """Yield every module by each of its names; one in memory may be another's on the disk."""
+        for component, modules in self.modules.items():
+            yield from modules.values()
+            yield from self.in_memory[component]
+        yield from self.outside
+
+    def modules_in(self, component: str, layout: str) -> dict[str, Module]:
+        """List a component's modules under the names of one layout alone, where no other's can be in the way."""
+        return self._list_modules(self.component(component), layout)
+
+    def component(self, name: str) -> Component:
+        """Return the architecture's component of a name."""
+        return next(each for each in self.architecture.components if each.name == name)
+
+    def stored(self, component: Component) -> dict[str, View]:
+        """List a component's tensors by the names that its file has for them."""
+        return {name: whole(info) for name, info in self._below(component).items()}
+
+    def _with_modules_of(self, component: Component) -> KeyMap:
+        """List one component's modules, and enter its tensors as its own."""
+        owned = dict.fromkeys((key for key, _ in self._owned_by(component)), component.name)
+        key_map = replace(self, owner={**self.owner, **owned})
+        modules = key_map._list_modules(component)
+        named = [module for alias in component.aliases for module in alias.resolve(modules)]
+        named += [Module(component.name, name, joined(parts)) for name, parts in fused(modules)]
+        for module in named:
+            if module.views:
+                modules.setdefault(module.name, module)
+        modules = key_map._with_experts(component, modules, stacked)
+        modules, in_memory = key_map._with_names_in_memory(component, modules)
+        return replace(
+            key_map,
+            modules={**self.modules, component.name: modules},
+            in_memory={**self.in_memory, component.name: in_memory},
+        )
+
+    def _with_experts(self, component: Component, modules: Mapping[str, Module], see: See) -> dict[str, Module]:
+        """Add a mixture's experts, under all names by which they are seen; a name of other rows stays theirs."""
+        named = dict(modules)
+        for module in self._experts_among(component, modules, self._below(component), see):
+            if named.setdefault(module.name, module).views == module.views:
+                named[module.name] = module
+        return named
+
+    def _experts_among(
+        self, component: Component, modules: Mapping[str, Module], tensors: Mapping[str, TensorInfo], see: See
+    ) -> list[Module]:
+        weights = {
+            name: module.views["weight"]
+            for name, module in modules.items()
+            if ".experts." in name and "weight" in module.views
+        }
+        own = {name: info for name, info in tensors.items() if ".experts." in name}
+        found: dict[str, Module] = {}
+        for seen in see(weights, own, self.experts):  # a stack comes before its parts, of which one may be all of it
+            views = {"weight": seen.view}
+            found.setdefault(
+                seen.name, Module(component.name, seen.name, views, seen.stacked, seen.turned, seen.unclear)
+            )
+        return [*found.values()]
+
+    def _below(self, component: Component) -> dict[str, TensorInfo]:
+        _, prefix = self.placed[component.name]
+        mine = (key for key in self.tensors if self.owner.get(key) == component.name)
+        return {key.removeprefix(prefix): self.tensors[key] for key in mine}
+
+    def _with_names_in_memory(
+        self, component: Component, modules: Mapping[str, Module]
+    ) -> tuple[dict[str, Module], tuple[Module, ...]]:
+        """Add what other versions of what loads a component call its modules.
+
+        Return its modules on the disk, with parameters that only another version has in the same module, and those
+        whose names in memory mean something else on the disk, or nothing.
+        """
+        on_disk = dict(modules)
+        own = self.stored(component) if component.renamings else {}
+        found_names = versions(own, component.renamings, self.models)
+        if not found_names:
+            return on_disk, ()
+        known = {name: [module] for name, module in modules.items()}
+        for names in found_names:
+            loaded = modules_of(component.name, names)
+            infos = {name: self.tensors[view.regions[0].key] for name, view in names.items()}
+            for module in (*loaded.values(), *self._experts_among(component, loaded, infos, stacked)):
+                _gather(known.setdefault(module.name, []), module)
+        in_memory: list[Module] = []
+        for name, alike in known.items():
+            if name in on_disk:
+                on_disk[name], *alike = alike
+            in_memory += alike
+        return on_disk, tuple(in_memory)
+
+    def _list_outside(self) -> list[Module]:
+        """List the modules of tensors that no component has, in the identifying component."""
+        first = self.architecture.components[0].name
+        tensors = {key: whole(info) for key, info in self.tensors.items() if key not in self.owner}
+        return [*modules_of(first, tensors).values()] if first in self.placed else []
+
+    def _list_modules(self, component: Component, only: str | None = None) -> dict[str, Module]:
+        if not component.rows:
+            return self._list_as_named(component)
+        layout, prefix = self.placed[component.name]
+        names = tuple(each.name for each in component.layouts)
+        here = names.index(layout.name)
+        reader = Reader(component.rows, here, len(names))
+        fused: dict[tuple[str, str], list[Region | None]] = {}
+        modules: dict[str, dict[str, View]] = {}
+        unclear: set[str] = set()
+        glued: set[str] = set()
+        for key, info in self._owned_by(component):
+            for match in reader.matches(key[len(prefix) :]):
+                for there, name in enumerate(names):
+                    if only not in (None, name):
+                        continue
+                    glued.update(match.glued(there))
+                    crossed = (name in match.row.swapped) != (layout.name in match.row.swapped)
+                    turned = layout.name in match.row.transposed
+                    for path, part, parts in match.spell(there):
+                        view = self._view(match, info, key, part, parts, crossed=crossed, turned=turned)
+                        if view is None:
+                            continue
+                        views = modules.setdefault(path, {})
+                        if views.setdefault(match.parameter, view) != view:
+                            unclear.add(path)
+                        if (
+                            len(info.shape) == 2
+                            and turned
+                            and name in match.row.transposed
+                            and not match.is_bare(there)
+                        ):
+                            views.setdefault(f"stored_{match.parameter}", View(view.regions, info.shape))
+                    whole = match.fused(there)
+                    if whole is not None:
+                        path, part, parts = whole
+                        pieces = fused.setdefault((path, match.parameter), [None] * parts)
+                        pieces[part] = Region(key, 0, info.shape[0])
+                        if None not in pieces:
+                            regions = tuple(piece for piece in pieces if piece is not None)
+                            rows = sum(region.stop for region in regions)
+                            view = View(regions, (rows, *info.shape[1:]))
+                            modules.setdefault(path, {}).setdefault(match.parameter, view)
+        for path in glued & modules.keys():
+            for parameter in ("weight", "bias"):
+                if parameter in modules[path]:
+                    modules.setdefault(f"{path}_{parameter}", {"weight": modules[path][parameter]})
+        return {name: Module(component.name, name, views) for name, views in modules.items() if name not in unclear}
+
+    def _owned_by(self, component: Component) -> Iterator[tuple[str, TensorInfo]]:
+        """Yield the tensors below a component's prefix, and below no longer one."""
+        _, prefix = self.placed[component.name]
+        others = tuple(p for name, (_, p) in self.placed.items() if name != component.name and len(p) > len(prefix))
+        for key, info in self.tensors.items():
+            if key.startswith(prefix) and not key.startswith(others):
+                yield key, info
+
+    def _list_as_named(self, component: Component) -> dict[str, Module]:
+        """List the modules of a component without a table: all of its layouts have the file's own names."""
+        _, prefix = self.placed[component.name]
+        found: dict[str, dict[str, View]] = {}
+        for key, info in self._owned_by(component):
+            path, _, parameter = key[len(prefix) :].rpartition(".")
+            if parameter not in ("weight", "bias"):
+                path, parameter = key[len(prefix) :], "weight"
+            if path:
+                found.setdefault(path, {}).setdefault(parameter, whole(info))
+        return {path: Module(component.name, path, views) for path, views in found.items()}
+
+    def _view(
+        self, match: Match, info: TensorInfo, key: str, part: int, parts: int, *, crossed: bool, turned: bool
+    ) -> View | None:
+        shape = info.shape
+        rows = shape[0] if shape else 1
+        if turned and len(shape) == 2:
+            return View((Region(key, 0, rows),), (shape[1], shape[0]), transpose=True)
+        weight = self.tensors.get(match.sibling(key))
+        columns = weight.shape[1] if weight is not None and len(weight.shape) > 1 else 0
+        if crossed and match.row.swapped_ratio in (None, rows / columns if columns else None):
+            half = rows // 2
+            return View((Region(key, half, rows), Region(key, 0, half)), shape)
+        if parts == 1:
+            return View((Region(key, 0, rows),), shape)
+        sizes = _sizes(match.row.sizes or ("rest",) * parts, rows, columns)
+        if sizes is None:
+            return None
+        start = sum(sizes[:part])
+        return View((Region(key, start, start + sizes[part]),), (sizes[part], *shape[1:]))
+
+
+def _gather(alike: list[Module], module: Module) -> None:
+    """Put a module to those of its name; one that has some of its parameters, and no other in their place, is it."""
+    for place, known in enumerate(alike):
+        common = known.views.keys() & module.views.keys()
+        if common and all(known.views[parameter] == module.views[parameter] for parameter in common):
+            if len(common) < len(module.views):
+                alike[place] = replace(known, views={**module.views, **known.views})
+            return
+    alike.append(module)
+
+
+def _sizes(spec: tuple[str, ...], rows: int, columns: int) -> list[int] | None:
+    fixed = columns * spec.count("in")
+    shares = spec.count("rest")
+    if shares and (rows - fixed) % shares:
+        return None
+    rest = (rows - fixed) // shares if shares else 0
+    sizes = [columns if size == "in" else rest for size in spec]
+    return sizes if sum(sizes) == rows and min(sizes) > 0 else None

@@ -1,0 +1,158 @@
+"""Read a table: which row of it a tensor's name is of, and what the layouts call that tensor."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lorabake.keymap.table import Bare, Name, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """One base tensor met in a table: the rows walked, the numbers seen, the part and the parameter."""
+
+    path: tuple[Row, ...]
+    numbers: tuple[str, ...]
+    part: int | None
+    rest: str
+    parameter: str
+
+    @property
+    def row(self) -> Row:
+        """Return the row that the tensor is of."""
+        return self.path[-1]
+
+    def is_bare(self, there: int) -> bool:
+        """Tell whether a layout has the tensor under a name by itself."""
+        return isinstance(self.row.names[there], Bare)
+
+    def sibling(self, key: str) -> str:
+        """Return the key of the weight beside a bias."""
+        return key[: -len("bias")] + "weight" if self.parameter == "bias" else key
+
+    def spell(self, there: int) -> Iterator[tuple[str, int, int]]:
+        """Yield (module name, part, parts) for each name that covers this tensor or a part of it."""
+        leaf = self.row.names[there]
+        if isinstance(leaf, tuple) and self.part is None:
+            for part, name in enumerate(leaf):
+                yield self._join(there, name), part, len(leaf)
+        elif isinstance(leaf, tuple) and self.part is not None:
+            yield self._join(there, leaf[self.part]), 0, 1
+        elif self.part is None:
+            yield self._join(there, leaf), 0, 1
+            parts = next((len(name) for name in self.row.names if isinstance(name, tuple)), 0)
+            for part in range(parts):
+                yield f"{self._join(there, leaf)}.{part}", part, parts
+        else:
+            yield f"{self._join(there, leaf)}.{self.part}", 0, 1
+
+    def fused(self, there: int) -> tuple[str, int, int] | None:
+        """Return (module name, part, parts) if the other layout fuses this tensor with others."""
+        if self.part is None or isinstance(self.row.names[there], tuple):
+            return None
+        parts = next(len(name) for name in self.row.names if isinstance(name, tuple))
+        return self._join(there, self.row.names[there]), self.part, parts
+
+    def glued(self, there: int) -> Iterator[str]:
+        """Yield the module's name where its parameters' full names are glued on: `in_proj` with `in_proj_weight`."""
+        leaf = self.row.names[there]
+        if isinstance(leaf, str) and leaf.endswith("_@"):
+            yield self._join(there, leaf)
+
+    def _join(self, there: int, leaf: Name) -> str:
+        pieces = [row.names[there] for row in self.path[:-1]] + [leaf] + ([self.rest] if self.rest else [])
+        template = ".".join(str(piece) for piece in pieces if piece)
+        template = template.removesuffix("_@").removesuffix(".@")
+        for number in self.numbers:
+            template = template.replace("{}", number, 1)
+        return template
+
+
+class Reader:
+    """Look tensor names of one layout up in a table, by the longest path, with as few `{}` as fit.
+
+    A `{}` inside a word (`block{}`) is looked for in the templates that have one, after all others.
+    """
+
+    def __init__(self, rows: tuple[Row, ...], layout: int, layouts: int) -> None:
+        self.layouts = layouts
+        self.index: dict[str, tuple[Row, int | None, str | None, Reader | None]] = {}
+        for row in rows:
+            name = row.names[layout]
+            below = Reader(row.rows, layout, layouts) if row.rows else None
+            for part, each in enumerate(name) if isinstance(name, tuple) else ((None, name),):
+                for template, parameter in _parameters(each):
+                    self.index[template] = (row, part, parameter, below)
+        self.numbered: dict[str, list[str]] = {}
+        self.inside: list[str] = []
+        for template in sorted(self.index, key=lambda template: template.count("{}")):
+            if any("{}" in word and word != "{}" for word in template.split(".")):
+                self.inside.append(template)
+            else:
+                self.numbered.setdefault(numbered(template.split(".")), []).append(template)
+
+    def matches(self, key: str) -> Iterator[Match]:
+        """Yield the match of one tensor name; nothing for what is neither weight nor bias where others cut."""
+        match = self._walk(key.split("."), (), ())
+        if match is None:  # no row speaks of it: it keeps its own name in every layout
+            module, _, parameter = key.rpartition(".")
+            if parameter not in ("weight", "bias"):
+                yield Match((Row((Bare(key),) * self.layouts),), (), None, "", "weight")
+            elif module:
+                yield Match((Row((module,) * self.layouts),), (), None, "", parameter)
+        elif match.parameter:
+            yield match
+
+    def _templates(self, words: list[str]) -> Iterator[str]:
+        """Yield the templates that these words fit, those with the fewest `{}` first."""
+        for template in self.numbered.get(numbered(words), ()):
+            if all(hole in ("{}", word) for hole, word in zip(template.split("."), words, strict=True)):
+                yield template
+        for template in self.inside:
+            if template.count(".") == len(words) - 1 and _numbers(template, words) is not None:
+                yield template
+
+    def _walk(self, words: list[str], path: tuple[Row, ...], numbers: tuple[str, ...]) -> Match | None:
+        for length in range(len(words), 0, -1):
+            head, tail = words[:length], words[length:]
+            for template in self._templates(head):
+                hit = self.index[template]
+                row, part, parameter, below = hit
+                captured = numbers + (_numbers(template, head) or ())
+                if below is not None and (found := below._walk(tail, (*path, row), captured)):
+                    return found
+                if parameter is not None:
+                    return Match((*path, row), captured, part, "", parameter) if not tail else None
+                if tail and tail[-1] in ("weight", "bias"):
+                    return Match((*path, row), captured, part, ".".join(tail[:-1]), tail[-1])
+                itself = Row((Bare(".".join(tail)),) * self.layouts)
+                is_cut = any(isinstance(name, tuple) for name in row.names)
+                return Match((*path, row, itself), captured, None, "", "" if is_cut else "weight")
+        return None
+
+
+def numbered(words: list[str]) -> str:
+    """Return the template of a name: `{}` for each of its words that is a number."""
+    return ".".join("{}" if word.isdigit() else word for word in words)
+
+
+def _numbers(template: str, words: list[str]) -> tuple[str, ...] | None:
+    """Return the numbers that stand for the `{}` of a template; None where other words stand for its own."""
+    holes = template.split(".")
+    if all("{}" not in hole or hole == "{}" for hole in holes):  # most have whole words: no pattern is needed
+        pairs = list(zip(holes, words, strict=True))
+        return tuple(word for hole, word in pairs if hole == "{}")
+    match = re.fullmatch(re.escape(template).replace(r"\{\}", r"(\d+)"), ".".join(words))
+    return match and match.groups()
+
+
+def _parameters(name: str) -> Iterator[tuple[str, str | None]]:
+    if isinstance(name, Bare):
+        yield str(name), "weight"
+    elif "@" in name:
+        for parameter in ("weight", "bias"):
+            yield name.replace("@", parameter), parameter
+    else:
+        yield name, None
