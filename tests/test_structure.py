@@ -52,7 +52,6 @@ LONGER = {
     "execution.worker.Executor": "to be parted",
     "keymap.peft": "to be parted",
     "keymap.peft.PeftConfig": "to be parted",
-    "keymap.expansion.KeyMap": "to be parted",
     "matching.__init__": "to be parted",
     "matching.__init__._Match": "to be parted",
     "reference.recompute": "to be parted",

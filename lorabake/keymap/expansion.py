@@ -11,11 +11,11 @@ from functools import partial
 
 from lorabake.keymap.experts import SINGLE, ExpertLayout, Seen, single, stacked
 from lorabake.keymap.fused import fused, joined
+from lorabake.keymap.listing import list_modules
 from lorabake.keymap.module import Module, modules_of, whole
-from lorabake.keymap.reading import Match, Reader
 from lorabake.keymap.renaming import versions
 from lorabake.keymap.table import Architecture, Component, Layout, find
-from lorabake.keymap.view import Region, View
+from lorabake.keymap.view import View
 from lorabake.tensors.header import TensorInfo
 
 See = Callable[[Mapping[str, View], Mapping[str, TensorInfo], ExpertLayout | None], Iterator[Seen]]
@@ -98,7 +98,7 @@ class KeyMap:
 
     def modules_in(self, component: str, layout: str) -> dict[str, Module]:
         """List a component's modules under the names of one layout alone, where no other's can be in the way."""
-        return self._list_modules(self.component(component), layout)
+        return self._list_modules(self.component(component), only=layout)
 
     def component(self, name: str) -> Component:
         """Return the architecture's component of a name."""
@@ -110,7 +110,7 @@ class KeyMap:
 
     def _with_modules_of(self, component: Component) -> KeyMap:
         """List one component's modules, and enter its tensors as its own."""
-        owned = dict.fromkeys((key for key, _ in self._owned_by(component)), component.name)
+        owned = {info.key: component.name for info in self._owned_by(component).values()}
         key_map = replace(self, owner={**self.owner, **owned})
         modules = key_map._list_modules(component)
         named = [module for alias in component.aliases for module in alias.resolve(modules)]
@@ -126,30 +126,27 @@ class KeyMap:
             in_memory={**self.in_memory, component.name: in_memory},
         )
 
+    def _list_modules(self, component: Component, only: str | None = None) -> dict[str, Module]:
+        layout, _ = self.placed[component.name]
+        return list_modules(component, layout, self._owned_by(component), only)
+
+    def _owned_by(self, component: Component) -> dict[str, TensorInfo]:
+        """Map the tensors below a component's prefix, and below no longer one, by their names there."""
+        _, prefix = self.placed[component.name]
+        others = tuple(p for name, (_, p) in self.placed.items() if name != component.name and len(p) > len(prefix))
+        return {
+            key.removeprefix(prefix): info
+            for key, info in self.tensors.items()
+            if key.startswith(prefix) and not key.startswith(others)
+        }
+
     def _with_experts(self, component: Component, modules: Mapping[str, Module], see: See) -> dict[str, Module]:
         """Add a mixture's experts, under all names by which they are seen; a name of other rows stays theirs."""
         named = dict(modules)
-        for module in self._experts_among(component, modules, self._below(component), see):
+        for module in _experts(component.name, modules, self._below(component), self.experts, see):
             if named.setdefault(module.name, module).views == module.views:
                 named[module.name] = module
         return named
-
-    def _experts_among(
-        self, component: Component, modules: Mapping[str, Module], tensors: Mapping[str, TensorInfo], see: See
-    ) -> list[Module]:
-        weights = {
-            name: module.views["weight"]
-            for name, module in modules.items()
-            if ".experts." in name and "weight" in module.views
-        }
-        own = {name: info for name, info in tensors.items() if ".experts." in name}
-        found: dict[str, Module] = {}
-        for seen in see(weights, own, self.experts):  # a stack comes before its parts, of which one may be all of it
-            views = {"weight": seen.view}
-            found.setdefault(
-                seen.name, Module(component.name, seen.name, views, seen.stacked, seen.turned, seen.unclear)
-            )
-        return [*found.values()]
 
     def _below(self, component: Component) -> dict[str, TensorInfo]:
         _, prefix = self.placed[component.name]
@@ -173,7 +170,7 @@ class KeyMap:
         for names in found_names:
             loaded = modules_of(component.name, names)
             infos = {name: self.tensors[view.regions[0].key] for name, view in names.items()}
-            for module in (*loaded.values(), *self._experts_among(component, loaded, infos, stacked)):
+            for module in (*loaded.values(), *_experts(component.name, loaded, infos, self.experts, stacked)):
                 _gather(known.setdefault(module.name, []), module)
         in_memory: list[Module] = []
         for name, alike in known.items():
@@ -188,94 +185,27 @@ class KeyMap:
         tensors = {key: whole(info) for key, info in self.tensors.items() if key not in self.owner}
         return [*modules_of(first, tensors).values()] if first in self.placed else []
 
-    def _list_modules(self, component: Component, only: str | None = None) -> dict[str, Module]:
-        if not component.rows:
-            return self._list_as_named(component)
-        layout, prefix = self.placed[component.name]
-        names = tuple(each.name for each in component.layouts)
-        here = names.index(layout.name)
-        reader = Reader(component.rows, here, len(names))
-        fused: dict[tuple[str, str], list[Region | None]] = {}
-        modules: dict[str, dict[str, View]] = {}
-        unclear: set[str] = set()
-        glued: set[str] = set()
-        for key, info in self._owned_by(component):
-            for match in reader.matches(key[len(prefix) :]):
-                for there, name in enumerate(names):
-                    if only not in (None, name):
-                        continue
-                    glued.update(match.glued(there))
-                    crossed = (name in match.row.swapped) != (layout.name in match.row.swapped)
-                    turned = layout.name in match.row.transposed
-                    for path, part, parts in match.spell(there):
-                        view = self._view(match, info, key, part, parts, crossed=crossed, turned=turned)
-                        if view is None:
-                            continue
-                        views = modules.setdefault(path, {})
-                        if views.setdefault(match.parameter, view) != view:
-                            unclear.add(path)
-                        if (
-                            len(info.shape) == 2
-                            and turned
-                            and name in match.row.transposed
-                            and not match.is_bare(there)
-                        ):
-                            views.setdefault(f"stored_{match.parameter}", View(view.regions, info.shape))
-                    whole = match.fused(there)
-                    if whole is not None:
-                        path, part, parts = whole
-                        pieces = fused.setdefault((path, match.parameter), [None] * parts)
-                        pieces[part] = Region(key, 0, info.shape[0])
-                        if None not in pieces:
-                            regions = tuple(piece for piece in pieces if piece is not None)
-                            rows = sum(region.stop for region in regions)
-                            view = View(regions, (rows, *info.shape[1:]))
-                            modules.setdefault(path, {}).setdefault(match.parameter, view)
-        for path in glued & modules.keys():
-            for parameter in ("weight", "bias"):
-                if parameter in modules[path]:
-                    modules.setdefault(f"{path}_{parameter}", {"weight": modules[path][parameter]})
-        return {name: Module(component.name, name, views) for name, views in modules.items() if name not in unclear}
 
-    def _owned_by(self, component: Component) -> Iterator[tuple[str, TensorInfo]]:
-        """Yield the tensors below a component's prefix, and below no longer one."""
-        _, prefix = self.placed[component.name]
-        others = tuple(p for name, (_, p) in self.placed.items() if name != component.name and len(p) > len(prefix))
-        for key, info in self.tensors.items():
-            if key.startswith(prefix) and not key.startswith(others):
-                yield key, info
-
-    def _list_as_named(self, component: Component) -> dict[str, Module]:
-        """List the modules of a component without a table: all of its layouts have the file's own names."""
-        _, prefix = self.placed[component.name]
-        found: dict[str, dict[str, View]] = {}
-        for key, info in self._owned_by(component):
-            path, _, parameter = key[len(prefix) :].rpartition(".")
-            if parameter not in ("weight", "bias"):
-                path, parameter = key[len(prefix) :], "weight"
-            if path:
-                found.setdefault(path, {}).setdefault(parameter, whole(info))
-        return {path: Module(component.name, path, views) for path, views in found.items()}
-
-    def _view(
-        self, match: Match, info: TensorInfo, key: str, part: int, parts: int, *, crossed: bool, turned: bool
-    ) -> View | None:
-        shape = info.shape
-        rows = shape[0] if shape else 1
-        if turned and len(shape) == 2:
-            return View((Region(key, 0, rows),), (shape[1], shape[0]), transpose=True)
-        weight = self.tensors.get(match.sibling(key))
-        columns = weight.shape[1] if weight is not None and len(weight.shape) > 1 else 0
-        if crossed and match.row.swapped_ratio in (None, rows / columns if columns else None):
-            half = rows // 2
-            return View((Region(key, half, rows), Region(key, 0, half)), shape)
-        if parts == 1:
-            return View((Region(key, 0, rows),), shape)
-        sizes = _sizes(match.row.sizes or ("rest",) * parts, rows, columns)
-        if sizes is None:
-            return None
-        start = sum(sizes[:part])
-        return View((Region(key, start, start + sizes[part]),), (sizes[part], *shape[1:]))
+def _experts(
+    component: str,
+    modules: Mapping[str, Module],
+    tensors: Mapping[str, TensorInfo],
+    layout: ExpertLayout | None,
+    see: See,
+) -> list[Module]:
+    """List the modules of experts that some modules and tensors of a component make."""
+    weights = {
+        name: module.views["weight"]
+        for name, module in modules.items()
+        if ".experts." in name and "weight" in module.views
+    }
+    own = {name: info for name, info in tensors.items() if ".experts." in name}
+    experts: dict[str, Module] = {}
+    for seen in see(weights, own, layout):  # a stack comes before its parts, of which one may be all of it
+        views = {"weight": seen.view}
+        module = Module(component, seen.name, views, seen.stacked, seen.turned, seen.unclear)
+        experts.setdefault(seen.name, module)
+    return [*experts.values()]
 
 
 def _gather(alike: list[Module], module: Module) -> None:
@@ -287,13 +217,3 @@ def _gather(alike: list[Module], module: Module) -> None:
                 alike[place] = replace(known, views={**module.views, **known.views})
             return
     alike.append(module)
-
-
-def _sizes(spec: tuple[str, ...], rows: int, columns: int) -> list[int] | None:
-    fixed = columns * spec.count("in")
-    shares = spec.count("rest")
-    if shares and (rows - fixed) % shares:
-        return None
-    rest = (rows - fixed) // shares if shares else 0
-    sizes = [columns if size == "in" else rest for size in spec]
-    return sizes if sum(sizes) == rows and min(sizes) > 0 else None
