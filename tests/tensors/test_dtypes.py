@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lorabake.recipe.types import Dtype
 
+from lorabake.recipe.types import Dtype
 from lorabake.tensors.dtypes import DTYPES, coarser, decode_scalar, is_output, mantissa_of, named, nbytes
 
 READABLE = ["BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F8_E4M3", "F8_E5M2", "F16", "BF16"]
