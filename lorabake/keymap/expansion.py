@@ -1,6 +1,6 @@
 """Expand a family's tables against the header of a base: every module, under every name, with the view of its bytes.
 
-No name of a LoRA is parsed here.
+LoRAs play no part here.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ See = Callable[[Mapping[str, View], Mapping[str, TensorInfo], ExpertLayout | Non
 class KeyMap:
     """Expand an architecture against the tensors of one base.
 
-    `placed` says where each component was found, `owner` which component a base tensor belongs to, `modules`
-    every module under each dotted name of each layout: component -> name -> module. A name by which two layouts
-    mean different tensors is left out, and what fused modules hold also goes by number (`qkv.0`, `qkv.1` …). A
-    tensor that is no weight and no bias is a module by itself, under its full name. `in_memory` lists what they are
-    called besides once they are loaded, as models of `models` are; such a name may be another module's, too.
-    `outside` lists the modules that lie in no component, by their keys. `experts` says how the model stacks its
-    experts, where that is known.
+    `placed` says where each component was found; `owner` says which component a base tensor belongs to. `modules` has
+    every module under each dotted name of each layout: component -> name -> module. It leaves out names that mean
+    different tensors in two layouts. Parts of fused modules also have numbers (`qkv.0`, `qkv.1` …). A tensor that is
+    neither weight nor bias is a module by itself, under its full name. `in_memory` has further names that modules get
+    when a library loads them; `models` are the model types that decide them. Another module may have such a name on
+    the disk. `outside` lists the modules in no component, by their keys. `experts` says how the model stacks its
+    experts, if that is known.
 
-    A key map never changes: what names more modules returns another one.
+    A key map never changes: methods that add names return another one.
     """
 
     architecture: Architecture
@@ -61,7 +61,7 @@ class KeyMap:
     ) -> KeyMap:
         """Find each component in the header and list its modules under all their names.
 
-        `models` are the sorts of model that the base's config.json names: its own first, then those of its parts.
+        `models` are the model types in the base's config.json: its own first, then those of its parts.
         """
         places = ((component.name, find(component, tensors)) for component in architecture.components)
         placed = {name: place for name, place in places if place is not None}
@@ -72,7 +72,7 @@ class KeyMap:
         return replace(key_map, outside=tuple(key_map._list_outside()))
 
     def with_single_experts(self, names: Iterable[str]) -> KeyMap:
-        """List each expert of a mixture by itself, too, under those of its names that end as one of `names` does."""
+        """Add each single expert of a mixture, but only under names with the same ending as one of `names`."""
         of_one = [name for name in names if SINGLE.search(name)]
         modules = dict(self.modules)
         for component in self.architecture.components if of_one else ():
@@ -82,7 +82,7 @@ class KeyMap:
         return replace(self, modules=modules)
 
     def with_modules(self, further: Iterable[Module]) -> KeyMap:
-        """Give modules further names; raise ValueError for a name that has other rows already."""
+        """Add modules under further names; raise ValueError if a name already means other rows."""
         modules = {component: dict(named) for component, named in self.modules.items()}
         for module in further:
             if modules[module.component].setdefault(module.name, module).views != module.views:
@@ -90,14 +90,14 @@ class KeyMap:
         return replace(self, modules=modules)
 
     def named(self) -> Iterator[Module]:
-        """Yield every module by each of its names; one in memory may be another's on the disk."""
+        """Yield every module under each of its names; the same name may occur on the disk and in memory."""
         for component, modules in self.modules.items():
             yield from modules.values()
             yield from self.in_memory[component]
         yield from self.outside
 
     def modules_in(self, component: str, layout: str) -> dict[str, Module]:
-        """List a component's modules under the names of one layout alone, where no other's can be in the way."""
+        """List a component's modules under the names of one layout only: other layouts cannot interfere."""
         return self._list_modules(self.component(component), only=layout)
 
     def component(self, name: str) -> Component:
@@ -105,11 +105,11 @@ class KeyMap:
         return next(each for each in self.architecture.components if each.name == name)
 
     def stored(self, component: Component) -> dict[str, View]:
-        """List a component's tensors by the names that its file has for them."""
+        """List a component's tensors by their names in the file."""
         return {name: whole(info) for name, info in self._below(component).items()}
 
     def _with_modules_of(self, component: Component) -> KeyMap:
-        """List one component's modules, and enter its tensors as its own."""
+        """Add one component's modules, and note that its tensors belong to it."""
         owned = {info.key: component.name for info in self._owned_by(component).values()}
         key_map = replace(self, owner={**self.owner, **owned})
         modules = key_map._list_modules(component)
@@ -131,7 +131,7 @@ class KeyMap:
         return list_modules(component, layout, self._owned_by(component), only)
 
     def _owned_by(self, component: Component) -> dict[str, TensorInfo]:
-        """Map the tensors below a component's prefix, and below no longer one, by their names there."""
+        """Return the tensors whose longest matching prefix is the component's, by their names below it."""
         _, prefix = self.placed[component.name]
         others = tuple(p for name, (_, p) in self.placed.items() if name != component.name and len(p) > len(prefix))
         return {
@@ -141,7 +141,7 @@ class KeyMap:
         }
 
     def _with_experts(self, component: Component, modules: Mapping[str, Module], see: See) -> dict[str, Module]:
-        """Add a mixture's experts, under all names by which they are seen; a name of other rows stays theirs."""
+        """Add a mixture's experts under all their names; a name that already means other rows keeps its meaning."""
         named = dict(modules)
         for module in _experts(component.name, modules, self._below(component), self.experts, see):
             if named.setdefault(module.name, module).views == module.views:
@@ -156,10 +156,10 @@ class KeyMap:
     def _with_names_in_memory(
         self, component: Component, modules: Mapping[str, Module]
     ) -> tuple[dict[str, Module], tuple[Module, ...]]:
-        """Add what other versions of what loads a component call its modules.
+        """Add the names that other versions of the loading library give to a component's modules.
 
-        Return its modules on the disk, with parameters that only another version has in the same module, and those
-        whose names in memory mean something else on the disk, or nothing.
+        Return two groups: the modules on the disk, completed by parameters that only another version puts into the
+        same module; and the modules whose names in memory have another meaning or none on the disk.
         """
         on_disk = dict(modules)
         own = self.stored(component) if component.renamings else {}
@@ -180,7 +180,7 @@ class KeyMap:
         return on_disk, tuple(in_memory)
 
     def _list_outside(self) -> list[Module]:
-        """List the modules of tensors that no component has, in the identifying component."""
+        """List the modules of tensors in no component; they count as the identifying component's."""
         first = self.architecture.components[0].name
         tensors = {key: whole(info) for key, info in self.tensors.items() if key not in self.owner}
         return [*modules_of(first, tensors).values()] if first in self.placed else []
@@ -193,7 +193,7 @@ def _experts(
     layout: ExpertLayout | None,
     see: See,
 ) -> list[Module]:
-    """List the modules of experts that some modules and tensors of a component make."""
+    """List the expert modules that a component's modules and tensors form."""
     weights = {
         name: module.views["weight"]
         for name, module in modules.items()
@@ -201,7 +201,7 @@ def _experts(
     }
     own = {name: info for name, info in tensors.items() if ".experts." in name}
     experts: dict[str, Module] = {}
-    for seen in see(weights, own, layout):  # a stack comes before its parts, of which one may be all of it
+    for seen in see(weights, own, layout):  # a stack comes first, and stays if a part equals it
         views = {"weight": seen.view}
         module = Module(component, seen.name, views, seen.stacked, seen.turned, seen.unclear)
         experts.setdefault(seen.name, module)
@@ -209,7 +209,7 @@ def _experts(
 
 
 def _gather(alike: list[Module], module: Module) -> None:
-    """Put a module to those of its name; one that has some of its parameters, and no other in their place, is it."""
+    """Add a module to those with its name; if one of them has equal views for shared parameters, merge the two."""
     for place, known in enumerate(alike):
         common = known.views.keys() & module.views.keys()
         if common and all(known.views[parameter] == module.views[parameter] for parameter in common):

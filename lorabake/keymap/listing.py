@@ -1,4 +1,4 @@
-"""List the modules that a component's tensors make, under the names of each layout, as its table says."""
+"""List the modules that a component's tensors form, under the names of each layout in its table."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def list_modules(
 ) -> dict[str, Module]:
     """List a component's modules by name; a name by which two layouts mean different tensors is left out.
 
-    `tensors` are the component's, by their names in its file, which is in this layout. `only` names one layout whose
-    names are wanted alone.
+    `tensors` are the component's, by their names in the file, whose layout is `layout`. `only` restricts the result
+    to the names of one layout.
     """
     if not component.rows:
         return _as_named(component, tensors)
@@ -37,7 +37,7 @@ def list_modules(
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    """Hold a tensor, the columns of the weight that it is or belongs to (0 without any), and its row of the table."""
+    """Hold a tensor, the columns of its module's weight (0 if there is none), and its match in the table."""
 
     info: TensorInfo
     columns: int
@@ -46,10 +46,11 @@ class _Tensor:
 
 @dataclass(slots=True)
 class _Listing:
-    """Collect views by module and parameter, and what is known of names only after all tensors are read.
+    """Collect views by module and parameter, and facts about names that are complete only after the last tensor.
 
-    `unclear` are names by which layouts mean different tensors. `glued` are modules whose parameters' full names are
-    glued on (`in_proj_weight`). `pieces` are the tensors of modules that the file splits and another layout fuses.
+    `unclear` are names that mean different tensors in different layouts. `glued` are modules whose parameters are
+    part of the last word (`in_proj_weight`). `pieces` are the tensors of modules that the file splits and another
+    layout fuses.
     """
 
     views: dict[str, dict[str, View]] = field(default_factory=dict)
@@ -58,12 +59,12 @@ class _Listing:
     pieces: dict[tuple[str, str], list[Region | None]] = field(default_factory=dict)
 
     def add(self, path: str, parameter: str, view: View) -> None:
-        """Enter a parameter; mark its module where another layout has other values under this name."""
+        """Add a parameter; mark the module as unclear if another layout means other values by this name."""
         if self.views.setdefault(path, {}).setdefault(parameter, view) != view:
             self.unclear.add(path)
 
     def add_piece(self, place: tuple[str, int, int], parameter: str, info: TensorInfo) -> None:
-        """Enter a tensor as one of the parts of a fused module: (its name, the part, how many); view all together."""
+        """Add one part of a fused module, whose view follows when all are known; `place` is (name, part, parts)."""
         path, part, parts = place
         pieces = self.pieces.setdefault((path, parameter), [None] * parts)
         pieces[part] = Region(info.key, 0, info.shape[0])
@@ -73,7 +74,7 @@ class _Listing:
             self.views.setdefault(path, {}).setdefault(parameter, view)
 
     def modules(self, component: str) -> dict[str, Module]:
-        """Return the modules whose names are clear; a glued module's parameters are modules, too."""
+        """Return the modules with clear names; each parameter of a glued module is a module, too."""
         views = dict(self.views)
         for path in (path for path in self.views if path in self.glued):
             for parameter in ("weight", "bias"):
@@ -83,7 +84,7 @@ class _Listing:
 
 
 def _enter(listing: _Listing, tensor: _Tensor, there: int, here: str, other: str) -> None:
-    """Enter a tensor under the names of one layout, `other`, the table's number `there`; it is stored in `here`."""
+    """Add a tensor under its names in the layout `other`, column `there` of the table; its file is in `here`."""
     match, row, info = tensor.match, tensor.match.row, tensor.info
     turned = here in row.transposed
     crossed = (other in row.swapped) != (here in row.swapped)
@@ -101,7 +102,7 @@ def _enter(listing: _Listing, tensor: _Tensor, there: int, here: str, other: str
 
 
 def _view(tensor: _Tensor, part: int, parts: int, *, crossed: bool, turned: bool) -> View | None:
-    """Show one of so many parts of a tensor; None where its rows cannot be divided so."""
+    """Return the view of one of `parts` parts of a tensor; None if its rows cannot be divided that way."""
     row, shape, key = tensor.match.row, tensor.info.shape, tensor.info.key
     rows = shape[0] if shape else 1
     if turned and len(shape) == 2:
@@ -119,7 +120,7 @@ def _view(tensor: _Tensor, part: int, parts: int, *, crossed: bool, turned: bool
 
 
 def _sizes(spec: tuple[str, ...], rows: int, columns: int) -> list[int] | None:
-    """Return how many rows each part has; None where they cannot be divided so."""
+    """Return the rows of each part; None if the rows cannot be divided that way."""
     fixed = columns * spec.count("in")
     shares = spec.count("rest")
     if shares and (rows - fixed) % shares:
@@ -130,7 +131,7 @@ def _sizes(spec: tuple[str, ...], rows: int, columns: int) -> list[int] | None:
 
 
 def _as_named(component: Component, tensors: Mapping[str, TensorInfo]) -> dict[str, Module]:
-    """List the modules of a component without a table: all of its layouts have the file's own names."""
+    """List the modules of a component without a table: each layout uses the file's own names."""
     views: dict[str, dict[str, View]] = {}
     for name, info in tensors.items():
         path, _, parameter = name.rpartition(".")

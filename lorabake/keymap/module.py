@@ -13,9 +13,10 @@ from lorabake.tensors.header import TensorInfo
 class Module:
     """Locate one module of the base: the views of its parameters, by name (`weight`, `bias`).
 
-    `stored_weight` is there where this very name's layout stores the weight transposed, as the base does: whole
-    tensors come in that form. `stacked`: it is all experts of a mixture in one; `turned`: such a stack is stored as
-    (experts, in, out), None where nothing tells. `unclear` says why the module is only somewhere in its views.
+    `stored_weight` exists if both this name's layout and the base store the weight transposed: whole tensors in LoRA
+    files then come transposed, too. A `stacked` module holds all experts of a mixture. A `turned` one is stored as
+    (experts, in, out); None means that nothing tells. `unclear` says why the module's exact place in its views is
+    unknown.
     """
 
     component: str
@@ -27,12 +28,12 @@ class Module:
 
 
 def whole(info: TensorInfo) -> View:
-    """Show a tensor as it is."""
+    """Return the view of a whole tensor."""
     return View((Region(info.key, 0, info.shape[0] if info.shape else 1),), info.shape)
 
 
 def modules_of(component: str, named: Mapping[str, View]) -> dict[str, Module]:
-    """List the modules that tensors are the parameters of."""
+    """Group parameters into modules: `fc.weight` and `fc.bias` make `fc`."""
     found: dict[str, dict[str, View]] = {}
     for name, view in named.items():
         path, _, parameter = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""Read a table: which row of it a tensor's name is of, and what the layouts call that tensor."""
+"""Read a table: find the row that a tensor's name belongs to, and the tensor's names in each layout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lorabake.keymap.table import Bare, Name, Row
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """One base tensor met in a table: the rows walked, the numbers seen, the part and the parameter."""
+    """Hold where a table names a base tensor: the rows from the top, the numbers, the part and the parameter."""
 
     path: tuple[Row, ...]
     numbers: tuple[str, ...]
@@ -21,11 +21,11 @@ class Match:
 
     @property
     def row(self) -> Row:
-        """Return the row that the tensor is of."""
+        """Return the row that names the tensor."""
         return self.path[-1]
 
     def is_bare(self, there: int) -> bool:
-        """Tell whether a layout has the tensor under a name by itself."""
+        """Tell whether the layout's name for it is a whole tensor key."""
         return isinstance(self.row.names[there], Bare)
 
     def sibling(self, key: str) -> str:
@@ -33,7 +33,7 @@ class Match:
         return key[: -len("bias")] + "weight" if self.parameter == "bias" else key
 
     def spell(self, there: int) -> Iterator[tuple[str, int, int]]:
-        """Yield (module name, part, parts) for each name that covers this tensor or a part of it."""
+        """Yield (module name, part, parts) for each of the layout's names that means this tensor or a part of it."""
         leaf = self.row.names[there]
         if isinstance(leaf, tuple) and self.part is None:
             for part, name in enumerate(leaf):
@@ -49,14 +49,14 @@ class Match:
             yield f"{self._join(there, leaf)}.{self.part}", 0, 1
 
     def fused(self, there: int) -> tuple[str, int, int] | None:
-        """Return (module name, part, parts) if the other layout fuses this tensor with others."""
+        """Return (module name, part, parts) if the layout fuses this tensor with others; None otherwise."""
         if self.part is None or isinstance(self.row.names[there], tuple):
             return None
         parts = next(len(name) for name in self.row.names if isinstance(name, tuple))
         return self._join(there, self.row.names[there]), self.part, parts
 
     def glued(self, there: int) -> Iterator[str]:
-        """Yield the module's name where its parameters' full names are glued on: `in_proj` with `in_proj_weight`."""
+        """Yield the module's name if the parameter is part of the last word: `in_proj` of `in_proj_weight`."""
         leaf = self.row.names[there]
         if isinstance(leaf, str) and leaf.endswith("_@"):
             yield self._join(there, leaf)
@@ -71,9 +71,9 @@ class Match:
 
 
 class Reader:
-    """Look tensor names of one layout up in a table, by the longest path, with as few `{}` as fit.
+    """Look up tensor names of one layout in a table. The longest path wins, then the one with the fewest `{}`.
 
-    A `{}` inside a word (`block{}`) is looked for in the templates that have one, after all others.
+    Templates with a `{}` inside a word (`block{}`) are tried last.
     """
 
     def __init__(self, rows: tuple[Row, ...], layout: int, layouts: int) -> None:
@@ -94,9 +94,9 @@ class Reader:
                 self.numbered.setdefault(numbered(template.split(".")), []).append(template)
 
     def matches(self, key: str) -> Iterator[Match]:
-        """Yield the match of one tensor name; nothing for what is neither weight nor bias where others cut."""
+        """Yield the match of a tensor name; nothing for other parameters of a module that some layout splits."""
         match = self._walk(key.split("."), (), ())
-        if match is None:  # no row speaks of it: it keeps its own name in every layout
+        if match is None:  # no row names it, so it keeps its own name in every layout
             module, _, parameter = key.rpartition(".")
             if parameter not in ("weight", "bias"):
                 yield Match((Row((Bare(key),) * self.layouts),), (), None, "", "weight")
@@ -106,7 +106,7 @@ class Reader:
             yield match
 
     def _templates(self, words: list[str]) -> Iterator[str]:
-        """Yield the templates that these words fit, those with the fewest `{}` first."""
+        """Yield the templates that fit these words, those with the fewest `{}` first."""
         for template in self.numbered.get(numbered(words), ()):
             if all(hole in ("{}", word) for hole, word in zip(template.split("."), words, strict=True)):
                 yield template
@@ -134,14 +134,14 @@ class Reader:
 
 
 def numbered(words: list[str]) -> str:
-    """Return the template of a name: `{}` for each of its words that is a number."""
+    """Return the template of a name, with `{}` for each word that is a number."""
     return ".".join("{}" if word.isdigit() else word for word in words)
 
 
 def _numbers(template: str, words: list[str]) -> tuple[str, ...] | None:
-    """Return the numbers that stand for the `{}` of a template; None where other words stand for its own."""
+    """Return the numbers that fill the `{}` of a template; None if the words do not fit it."""
     holes = template.split(".")
-    if all("{}" not in hole or hole == "{}" for hole in holes):  # most have whole words: no pattern is needed
+    if all("{}" not in hole or hole == "{}" for hole in holes):  # mostly so, and no pattern is needed
         pairs = list(zip(holes, words, strict=True))
         return tuple(word for hole, word in pairs if hole == "{}")
     match = re.fullmatch(re.escape(template).replace(r"\{\}", r"(\d+)"), ".".join(words))

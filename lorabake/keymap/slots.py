@@ -1,4 +1,4 @@
-"""Slots: the role of each tensor of a LoRA file, as the end of its key tells, and the modules that they belong to."""
+"""Slots: sort a LoRA file's tensors by module and by role (up, down, alpha …), which the end of each key tells."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from functools import cache
 from lorabake.keymap.names import WRAPPED
 from lorabake.tensors.header import TensorInfo
 
-# A pattern at a key's end, and the slot that it fills.
+# A pattern for the end of a key, and the slot that such a tensor fills.
 Suffix = tuple[str, str]
 
-# Suffix -> kind, for kinds that this version does not bake: they are named, never skipped. A kind that declares
-# the same suffix goes before.
+# Suffix -> kind, for kinds that this version cannot bake. They are refused by name, never skipped. If an adapter kind
+# declares the same suffix, that kind wins.
 UNSUPPORTED = (
     (r"\.oft_blocks\.\d+", "OFT in more than four parts"),
     (r"\.oft_r", "OFT of PEFT before 0.16"),
@@ -24,7 +24,7 @@ UNSUPPORTED = (
     (r"\.___\.(?:layer\.W_(?:down|up)|alpha)", "HCP-Diffusion's LoRA"),
 )
 
-# Kind -> why it is none that can be baked, and what helps.
+# Kind -> why it cannot be baked, and what helps.
 REASONS = {
     "OFT of PEFT before 0.16": "PEFT before 0.16 laid OFT out otherwise, and today's cannot read it\n"
     "Merge it with the PEFT that trained it.",
@@ -35,19 +35,19 @@ REASONS = {
     "HCP-Diffusion's LoRA": "HCP-Diffusion's scale cannot be told from the file\n"
     "Convert it with hcpdiff.tools.lora_convert (--to_webui), and bake that.",
 }
-# A tensor that says of the whole file that it is no LoRA -> what it is.
+# A tensor whose presence means that the whole file is no LoRA -> what the file is.
 MARKERS = {"lora_controlnet": "a Control-LoRA: it makes a ControlNet out of a UNet, and changes no checkpoint"}
 
-# How trainers end the key of a parameter that has no weight's name, and its full name with what is done to it.
+# Endings of keys for parameters that are not called `weight` -> the parameter's full name and the suffix.
 _PARAMETERS = ((".diff_m", ".modulation.diff"),)  # LightX2V
 
-# A number that is none of a suffix: no suffix asks for a certain one before its last dot.
+# A number in the module's name. No suffix needs a certain number before its last dot, so these may become 0.
 _NUMBER_WITHIN = re.compile(r"(?<![a-zA-Z0-9])\d+(?=[^.]*\.)")
 
 
 @dataclass(frozen=True, slots=True)
 class LoraModule:
-    """Hold the tensors that a LoRA file has for one module, by slot; those in `shared` serve other modules, too."""
+    """Hold a LoRA file's tensors for one module, by slot; the slots in `shared` also serve other modules."""
 
     name: str
     slots: Mapping[str, TensorInfo]
@@ -55,12 +55,12 @@ class LoraModule:
 
     @property
     def size(self) -> int:
-        """Count the tensors of this module alone."""
+        """Count the tensors that belong to this module only."""
         return len(self.slots) - len(self.shared)
 
     @property
     def own_keys(self) -> list[str]:
-        """List the keys of its own tensors."""
+        """List the keys of the tensors that belong to this module only."""
         return [info.key for slot, info in self.slots.items() if slot not in self.shared]
 
     @property
@@ -71,10 +71,10 @@ class LoraModule:
 
 @dataclass(frozen=True, slots=True)
 class LoraTensors:
-    """Sort a LoRA file's tensors: by module; of unsupported kinds, by kind; and those of no known form.
+    """Hold a LoRA file's tensors: by module, unsupported ones by kind, and those whose key has no known form.
 
-    `common` counts those that several modules share; `unlike` are pairs of such a one and a module's own copy of it,
-    of another shape.
+    `common` counts the tensors that several modules share. `unlike` pairs a shared tensor with a module's own copy of
+    it that has another shape.
     """
 
     modules: dict[str, LoraModule]
@@ -89,7 +89,8 @@ def sort_tensors(
 ) -> LoraTensors:
     """Read each key of a LoRA file as (module, slot), by the suffixes that the adapter kinds declare.
 
-    `shared` lists the keys of tensors that modules have in common: pattern, slot, and the slot that needs it.
+    `shared` describes tensors that modules share: a pattern of the key, the slot, and the slot of modules that need
+    it.
     """
     slots: dict[str, dict[str, TensorInfo]] = {}
     unsupported: dict[str, list[TensorInfo]] = {}
@@ -134,19 +135,19 @@ def sort_tensors(
 
 
 def _row_of(key: str, suffixes: tuple[Suffix, ...]) -> int | None:
-    """Return which of all suffixes a key has: the longest of those that it ends with."""
+    """Return the number of the longest suffix that a key ends with; None if it has none."""
     match = _any_suffix(suffixes).search(key)
     return int(match.lastgroup.removeprefix("row")) if match and match.lastgroup else None
 
 
 @cache
 def _any_suffix(suffixes: tuple[Suffix, ...]) -> re.Pattern[str]:
-    """Join all suffixes in one pattern: its leftmost match that reaches the key's end is the longest of them."""
+    """Join all suffixes in one pattern. Its leftmost match up to the key's end is the longest suffix."""
     rows = enumerate((*suffixes, *UNSUPPORTED))
     return _suffix("|".join(f"(?P<row{row}>{suffix})" for row, (suffix, _) in rows))
 
 
 @cache
 def _suffix(suffix: str) -> re.Pattern[str]:
-    where = r"(?:\A|(?=[.:]|_lora))"  # no suffix begins elsewhere; to try all at every letter takes long
+    where = r"(?:\A|(?=[.:]|_lora))"  # no suffix begins elsewhere, and trying every letter is slow
     return re.compile(rf"{where}(?:{suffix})\Z")

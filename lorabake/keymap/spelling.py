@@ -18,10 +18,10 @@ from lorabake.keymap.module import Module
 from lorabake.keymap.names import INDEXED, PARALLEL, PEFT_ROOT, loosened, unwrapped
 from lorabake.keymap.table import Component
 
-# A part of a model may be PEFT's own inside: `language_model.base_model.model.layers.0`.
+# A part of a model may be wrapped by PEFT itself: `language_model.base_model.model.layers.0`.
 _INNER_ROOT = re.compile(r"(?<=[._])base_model[._](?:module[._])?model[._]")
 
-# Names that trainers gave to modules which have another name today: (today's ending, older ending).
+# Endings of module names that have changed: (today's ending, older ending).
 ENDINGS = (
     (".to_q", ".processor.to_q"),  # diffusers' attention processors
     (".to_k", ".processor.to_k"),
@@ -37,18 +37,18 @@ ENDINGS = (
 )
 
 _END = 6
-"""Words at the end of a name that tell most modules of a base from each other: layers.3.self_attn.q_proj."""
+"""How many last words of a name distinguish most modules of a base: layers.3.self_attn.q_proj."""
 
 
 def endings(path: str) -> list[str]:
-    """List a module's path, and how it ends in older files."""
+    """List a module's path and its variants with older endings."""
     return [path, *(path.removesuffix(new) + old for new, old in ENDINGS if path.endswith(new))]
 
 
 def spell(component: Component, prefix: str, path: str) -> Iterator[str]:
-    """Write one module path of a component in every spelling that a LoRA file could use.
+    """Yield every spelling that a LoRA file could use for one module path of a component.
 
-    `prefix` is where the base keeps the component: a file may also use the base's own keys.
+    `prefix` is the base's own prefix of the component, which a LoRA file may use, too.
     """
     for each in _paths(component, path):
         yield from (start + each.replace(".", "_") for start in _flat_starts(component))
@@ -56,14 +56,14 @@ def spell(component: Component, prefix: str, path: str) -> Iterator[str]:
 
 
 def _paths(component: Component, path: str) -> list[str]:
-    """List what a module is called below any prefix: today, by older endings, with and without optional words."""
+    """List a module's names below any prefix: with today's and older endings, with and without optional words."""
     paths = endings(path)
     paths += [each.removeprefix(word) for word in component.optional for each in paths if each.startswith(word)]
     return paths + [word + each for word in component.optional for each in tuple(paths)]
 
 
 def _further_paths(component: Component, path: str) -> Iterator[str]:
-    """Yield what a module is called where other roots take the place of its own."""
+    """Yield a module's names with its root replaced by the others of the same group."""
     for group in component.roots:
         for each in _paths(component, path):
             root = max((root for root in group if each.startswith(root)), key=len, default=None)
@@ -72,26 +72,26 @@ def _further_paths(component: Component, path: str) -> Iterator[str]:
 
 
 def _flat_starts(component: Component) -> tuple[str, ...]:
-    """List the prefixes of a path whose dots became underscores."""
+    """List the prefixes that may come before a path with underscores for dots."""
     oft = ("oft_unet_",) if "lora_unet_" in component.flat else ()  # kohya's OFT
     return (*component.flat, *oft, "lycoris_")
 
 
 def _dotted_starts(component: Component, prefix: str) -> tuple[str, ...]:
-    """List the prefixes of a dotted path; `prefix` is the base's own."""
+    """List the prefixes that may come before a dotted path; `prefix` is the base's own."""
     roots = [each for start in component.dotted for each in (start, start + PEFT_ROOT, PEFT_ROOT + start)]
     return tuple(dict.fromkeys(("", PEFT_ROOT, *roots, prefix)))
 
 
 def _at_last(component: Component) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """List the prefixes, of dotted and of flat paths, that count where a name is nothing else."""
+    """List the prefixes, of dotted and of flat paths, that are tried only if a name has no other meaning."""
     dotted = tuple(start for start in component.at_last if start.endswith("."))
     rooted = tuple(start + PEFT_ROOT for start in dotted)
     return dotted + rooted, tuple(start for start in component.at_last if not start.endswith("."))
 
 
 class _Names:
-    """Hold what may stand before a path, and the modules by path: dotted, or with `_` for each dot."""
+    """Hold the prefixes of a group, and its modules by path: all dotted, or all with `_` for dots."""
 
     def __init__(self, starts: tuple[str, ...]) -> None:
         self.starts = starts
@@ -104,7 +104,7 @@ class _Names:
                 yield from self.modules.get(name[len(start) :], ())
 
     def find_alike(self, name: str) -> Iterator[str]:
-        """Yield the spellings that come to the same when loosened; `name` is loosened already."""
+        """Yield the spellings that equal `name` after loosening; `name` is loosened already."""
         for loose, start in self._loose_starts.items():
             if name.startswith(loose):
                 yield from (start + path for path in self._loose_paths.get(name[len(loose) :], ()))
@@ -123,7 +123,7 @@ class _Names:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Hold one module under one of its names, and the component and the prefix by which its group is spelled."""
+    """Hold one module under one of its names, with the component and the prefix that its spellings are made of."""
 
     group: int
     component: Component
@@ -136,13 +136,13 @@ class Sample:
 
 
 class Spellings(Mapping[str, list[Module]]):
-    """Map every spelling of every module of a base to the modules; there are several where it is ambiguous.
+    """Map every spelling of every module of a base to its modules; an ambiguous spelling has several.
 
-    `named` are further uses of tensors, which their names mean whatever else has them.
+    `named` are modules whose names always mean them, even if other modules have the same name.
 
-    A name that is no spelling is taken for one that differs from it in no more than dots and underscores, or in what
-    wraps modules in training: `lora_unet_blocks_0.attn.q`, `module.blocks.0.attn.q`. If there is none either, other
-    roots take the place of a path's own.
+    A name that is no spelling stands for those spellings that differ from it only in dots, underscores and wrappers
+    of training: `lora_unet_blocks_0.attn.q`, `module.blocks.0.attn.q`. If there are none, spellings with other roots
+    are tried.
     """
 
     def __init__(self, key_map: KeyMap, named: Iterable[Module] = ()) -> None:
@@ -153,9 +153,9 @@ class Spellings(Mapping[str, list[Module]]):
         self._listed: dict[tuple[str, ...], tuple[list[_Names], list[_Names]]] = {}
 
     def words(self, name: str) -> Mapping[str, list[Module]]:
-        """Return the spellings that a name may be taken for, with their modules.
+        """Return the spellings that a name may stand for, with their modules.
 
-        It is itself, if it is one; of those that it is like, each leads elsewhere.
+        An exact spelling stands for itself. Otherwise each spelling in the result leads to other modules.
         """
         found = self._found.get(name)
         if found is None:
@@ -167,7 +167,7 @@ class Spellings(Mapping[str, list[Module]]):
         return found
 
     def word(self, name: str) -> str:
-        """Return the spelling that a name is taken for, without what wraps modules in training."""
+        """Return the spelling that a name stands for; if there is none, the name without wrappers of training."""
         return next(iter(self.words(name)), PARALLEL.sub("", name))
 
     def __getitem__(self, name: str) -> list[Module]:
@@ -181,7 +181,7 @@ class Spellings(Mapping[str, list[Module]]):
         return iter(dict.fromkeys(word for sample in self.samples() for word in sample.words()))
 
     def samples(self) -> Iterator[Sample]:
-        """Yield every module with what its spellings are made of."""
+        """Yield every module with all that its spellings are made of."""
         for group, (component, prefix, modules) in enumerate(self._groups()):
             for module in modules:
                 yield Sample(group, component, prefix, module)
@@ -191,7 +191,7 @@ class Spellings(Mapping[str, list[Module]]):
         return sum(1 for _ in self)
 
     def _words_like(self, name: str) -> dict[str, list[Module]]:
-        """Return the spellings that a name is like; only modules that end as it does are spelled in all ways."""
+        """Return the spellings that a name resembles; to save time, spell only modules with its ending."""
         ends = tuple(end for end in _ends(loosened(name)) if end in self._by_end)
         if ends not in self._listed:
             places = sorted({place for end in ends for place in self._by_end[end]})
@@ -203,7 +203,7 @@ class Spellings(Mapping[str, list[Module]]):
 
     @cached_property
     def _by_end(self) -> dict[str, list[int]]:
-        """Map how spellings end, in whichever way they begin, to the places of their modules."""
+        """Map the endings of spellings to the positions of their modules in `_all`."""
         found: dict[str, list[int]] = {}
         for place, sample in enumerate(self._all):
             paths = endings(sample.module.name)
@@ -212,7 +212,7 @@ class Spellings(Mapping[str, list[Module]]):
         return found
 
     def _groups(self) -> Iterator[tuple[Component, str, Iterable[Module]]]:
-        """Yield modules that are spelled alike: a component's, its names in memory, what lies in none."""
+        """Yield modules in groups of equal prefixes: a component's, its names in memory, those in no component."""
         key_map = self._key_map
         for component in key_map.architecture.components:
             if component.name in key_map.placed:
@@ -225,7 +225,7 @@ class Spellings(Mapping[str, list[Module]]):
             yield component, key_map.placed[component.name][1], (use,)
 
     def _words(self, name: str, listed: list[_Names]) -> dict[str, list[Module]]:
-        """Return the spelling that a name is, or those that it is like."""
+        """Return a name as its own spelling, or else the spellings that it resembles."""
         if modules := self._exactly(name, listed):
             return {name: modules}
         found: dict[str, list[Module]] = {}
@@ -237,7 +237,7 @@ class Spellings(Mapping[str, list[Module]]):
         return found
 
     def _exactly(self, name: str, listed: list[_Names]) -> list[Module]:
-        """List the modules of that very name; those with the same views count as one."""
+        """List the modules with exactly this name; those with equal views count as one."""
         found: list[Module] = []
         for module in (module for names in listed for module in names.find(name)):
             if any(module is use for use in self._named):
@@ -265,14 +265,14 @@ def _list(
 
 
 def _ends(loose: str) -> Iterator[str]:
-    """Yield the last words of a loosened name: one, two, up to a few."""
+    """Yield the endings of a loosened name: its last word, its last two words, and so on up to `_END`."""
     words = loose.split("_")
     for count in range(1, min(_END, len(words)) + 1):
         yield "_".join(words[-count:])
 
 
 def _common_ends(component: Component, path: str) -> Iterator[str]:
-    """Yield how a path's spellings end: in a few words, or in fewer if another beginning may stand before them."""
+    """Yield the endings of a path's spellings, also of those whose beginning may be replaced."""
     begins = [*component.optional, *(root for group in component.roots for root in group)]
     rests = [path, *(path.removeprefix(begin) for begin in begins if begin and path.startswith(begin))]
     others = (group for group in component.roots if path in group)
@@ -281,7 +281,7 @@ def _common_ends(component: Component, path: str) -> Iterator[str]:
 
 
 class Prefixes:
-    """Tell by its prefix which components a LoRA key is of."""
+    """Tell from a LoRA key's prefix which components it belongs to."""
 
     def __init__(self, components: Iterable[Component]) -> None:
         self._components: dict[str, set[str]] = {}
@@ -291,7 +291,7 @@ class Prefixes:
         self._lengths = sorted({*map(len, self._components)}, reverse=True)
 
     def named(self, key: str) -> set[str]:
-        """Return the components whose prefix, the longest one, the key starts with."""
+        """Return the components with the longest prefix that the key starts with."""
         if indexed := INDEXED.match(key):
             return {indexed["component"]}
         key = unwrapped(key)

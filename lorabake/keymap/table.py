@@ -18,7 +18,7 @@ Name = str | tuple[str, ...]
 
 
 class Bare(str):
-    """Mark a name that is a tensor by itself, where the other layouts have a module with a `.weight`."""
+    """Mark a name that is a whole tensor key; in the other layouts it is a module with a `.weight`."""
 
     __slots__ = ()
 
@@ -27,13 +27,13 @@ class Bare(str):
 class Row:
     """Pair the names of one module, or of all below one path, over the layouts of its component.
 
-    `names` has one entry a layout. `{}` stands for a number. `@` stands for `weight` or `bias` where the
-    parameter is glued on (`in_proj_@`), otherwise `.weight` and `.bias` follow. An entry that is a tuple says
-    that this layout splits what the others fuse; `sizes` gives the rows of the parts, each `"in"` (as many as
-    the weight has columns) or `"rest"` (an equal share of what is left), by default equal shares.
-    `rows` continues the table below this path; without it everything below is named alike in all layouts.
-    `transposed` names the layouts that store the weight as (in, out); `swapped` those that store its two
-    halves in the other order, with `swapped_ratio` only where the weight has that many times as many rows as
+    `names` has one entry for each layout. `{}` stands for a number. `@` stands for `weight` or `bias` where the
+    parameter is part of the word (`in_proj_@`); otherwise `.weight` and `.bias` follow. A tuple means that this
+    layout splits what the others fuse. `sizes` gives the rows of each part: `"in"` (as many as the weight has
+    columns) or `"rest"` (an equal share of the remaining rows); the default is equal shares.
+    `rows` continues the table below this path. Without it, all layouts use the same names below.
+    `transposed` names the layouts that store the weight as (in, out). `swapped` names those that store its two
+    halves in the other order; with `swapped_ratio`, only where the weight has that many times as many rows as
     columns.
     """
 
@@ -56,14 +56,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Has:
-    """Require a tensor, with `ndim` dimensions and `ratio` times as many columns as rows, where given."""
+    """Require a tensor; if given, with `ndim` dimensions and `ratio` times as many columns as rows."""
 
     key: str
     ndim: int | None = None
     ratio: int | None = None
 
     def holds(self, tensors: Mapping[str, TensorInfo], prefix: str) -> bool:
-        """Tell whether the tensor is there, with that shape."""
+        """Tell whether the tensor exists and has that shape."""
         info = tensors.get(prefix + self.key)
         if info is None or (self.ndim is not None and len(info.shape) != self.ndim):
             return False
@@ -72,16 +72,16 @@ class Has:
 
 @dataclass(frozen=True, slots=True)
 class Lacks(Has):
-    """Require that there is no such tensor, or none of that shape where one is given."""
+    """Require that there is no such tensor, or, if a shape is given, none of that shape."""
 
     def holds(self, tensors: Mapping[str, TensorInfo], prefix: str) -> bool:
-        """Tell whether the tensor is absent, or there with another shape."""
+        """Tell whether the tensor is missing or has another shape."""
         return not Has.holds(self, tensors, prefix)
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Say where a component's tensors lie: prefixes to try, and what must be (absent) below one of them."""
+    """Say where a component's tensors lie: the prefixes to try, and what must or must not exist below one."""
 
     name: str
     prefixes: tuple[str, ...]
@@ -92,7 +92,7 @@ class Layout:
 class IndexOrder:
     """Name the modules of index-named LoRA files (`unet:0:up`) in their order: each of `inner` in each block.
 
-    A block with `{}` stands for as many blocks as the file needs.
+    A block with `{}` repeats as often as the file needs.
     """
 
     blocks: tuple[str, ...]
@@ -101,9 +101,9 @@ class IndexOrder:
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """Give a trainer's own name to a module, or to several that it sees as one, under any layout's names.
+    """Give a trainer's own name to a module, or to several modules that the trainer sees as one.
 
-    Numbers are `{}` in all of them.
+    `of` lists them by their names in any layout. Numbers are `{}` in all names.
     """
 
     name: str
@@ -124,13 +124,13 @@ class Alias:
 class Component:
     """Describe one network of a model: its layouts, its names, and how LoRA files spell its prefix.
 
-    `dotted` prefixes precede a dotted module path (`unet.`), `flat` ones a path whose dots became underscores
-    (`lora_unet_`). `optional` words may lead the path on one side and be absent on the other (`model.`). Of `roots`,
-    each group lists starts of a path that stand for one another where no module has the name itself.
-    `orders` reads index-named files. `embeddings` end the names of input embeddings that a model without any of
-    the `heads` uses as its output head, too; `copies` are names, from where it lies, of that same embedding in other
-    places. `aliases` are names that no layout has. `renamings` tell what tensors are called in memory. `at_last`
-    lists prefixes that count only where a name is nothing else.
+    `dotted` prefixes come before a dotted module path (`unet.`); `flat` ones before a path whose dots became
+    underscores (`lora_unet_`). `optional` words (`model.`) may begin a path in the base and be missing in the LoRA,
+    or the other way round. Each group of `roots` lists path beginnings that may replace each other if no module has
+    the exact name. `orders` reads index-named files. `embeddings` are the endings of input embeddings that a model
+    without any of the `heads` also uses as its output head; `copies` are the names, below the component, of copies of
+    that embedding. `aliases` are names that no layout has. `renamings` say what tensors are called in memory.
+    `at_last` lists prefixes that are tried only if a name has no other meaning.
     """
 
     name: str
@@ -151,7 +151,7 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class Kin:
-    """Name the family that another one was made of, and say why LoRAs of the one go onto the other, too."""
+    """Name the family that this one was made from, and say why LoRAs of either also fit the other."""
 
     family: str
     why: str
@@ -162,8 +162,8 @@ class Architecture:
     """Hold all that lorabake knows about one model family; the first component identifies it.
 
     `without` lists key prefixes that must not occur in the same checkpoint. `kin` are the families that it was made
-    of. `names` are modules of its networks, numbers as `{}`: LoRAs are recognised by them, and by the names in the
-    tables, where `released/` has no list of the family.
+    from. `names` are further modules of its networks, with numbers as `{}`. If `released/` has no list for the
+    family, LoRAs are recognised by these names and by those in the tables.
     """
 
     name: str
@@ -181,7 +181,7 @@ class Architecture:
 
 
 def find(component: Component, tensors: Mapping[str, TensorInfo]) -> tuple[Layout, str] | None:
-    """Return the layout and key prefix under which a component lies in a header, if it does."""
+    """Return the layout and key prefix of a component in a header; None if the header lacks the component."""
     for layout in component.layouts:
         for prefix in layout.prefixes:
             if all(need.holds(tensors, prefix) for need in layout.needs) and any(
