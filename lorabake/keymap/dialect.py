@@ -1,8 +1,8 @@
-"""Dialects: what other libraries call the modules of transformers' language models, and how they order their rows.
+"""Dialects: how other libraries name the modules of transformers' language models, and how they order rows.
 
-A dialect is a table, written once in `dialects/`. A base's modules get its names beside their own, so that a LoRA's
-are looked up as any other's. Rows in another order are put right on the LoRA's side, where a tensor has as many rows
-as the module: so all that reads or changes a weight goes by transformers' order alone.
+A dialect is a table, written once in `dialects/`. A base's modules get its names in addition to their own, so that a
+LoRA's modules are looked up as usual. Rows in another order are reordered in the LoRA's tensors, never in the base:
+all code that reads or changes a weight uses transformers' order only.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ PARTS = ("q", "k", "v")
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """Count a model's heads: `queries` of them, in `groups` that share one key and one value."""
+    """Count a model's heads: `queries` heads, in `groups` that each share one key and one value."""
 
     queries: int
     groups: int
 
     def parts(self, rows: int, *, by_group: bool) -> dict[str, tuple[range, ...]]:
-        """Tell which of so many rows are q, k and v: one after the other, or so within each group of heads.
+        """Return the rows of q, k and v: one block each, or, with `by_group`, one in each group of heads.
 
-        Raise ValueError where they cannot be divided so.
+        Raise ValueError if the rows cannot be divided that way.
         """
         each, rest = divmod(self.queries, self.groups)
         size, over = divmod(rows, self.queries + 2 * self.groups)
@@ -45,14 +45,14 @@ class Heads:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Name what a fused module holds: `q`, `k` or `v`, in turn or by groups of heads, or the half `gate` or `up`."""
+    """Name a part of a fused module: `q`, `k` or `v` (in blocks or by groups of heads), or a half, `gate` or `up`."""
 
     of: str
     part: str
     by_group: bool = False
 
     def rows(self, count: int, heads: Heads) -> tuple[range, ...]:
-        """Return which of the fused module's rows it is; raise ValueError where that cannot be."""
+        """Return the part's rows in the fused module; raise ValueError if the rows cannot be divided that way."""
         if self.part in PARTS:
             return heads.parts(count, by_group=self.by_group)[self.part]
         if count % 2:
@@ -65,9 +65,9 @@ class Part:
 class Naming:
     """Pair a library's names for one sort of model with transformers'; `{}` stands for a number.
 
-    `paired` maps the names whose rows stand as rotary embeddings take them, in pairs, where transformers has the
-    first ones of a head's pairs before the second ones, to what counts their heads: `queries` or `groups`.
-    `left_out` names what transformers works out anew.
+    `paired` lists modules with their rows in pairs, as rotary embeddings use them; transformers has all first rows of
+    a head's pairs before all second ones. Each is mapped to what counts its heads: `queries` or `groups`. `left_out`
+    names tensors that transformers computes itself.
     """
 
     rows: tuple[tuple[str, str | Part], ...]
@@ -76,11 +76,11 @@ class Naming:
 
     @property
     def needs_heads(self) -> bool:
-        """Tell whether it takes the number of heads to read it."""
+        """Tell whether reading it needs the number of heads."""
         return bool(self.paired) or any(isinstance(place, Part) and place.part in PARTS for _, place in self.rows)
 
     def modules(self, known: Mapping[str, Module], heads: Heads) -> Iterator[Module]:
-        """Yield a base's modules under this library's names; raise ValueError where the heads do not divide one."""
+        """Yield a base's modules under this library's names; raise ValueError if the heads do not divide one."""
         alike: dict[str, list[tuple[tuple[str, ...], Module]]] = {}
         for name, module in known.items():
             template, numbers = _split(name)
@@ -93,15 +93,15 @@ class Naming:
                 yield Module(module.component, name.format(*numbers), views)
 
     def theirs(self, name: str) -> str | None:
-        """Return transformers' name of a module that has one of its own; None where it has none."""
+        """Return transformers' name of a module; None if it is unknown or only a part of a module there."""
         template, numbers = _split(name)
         place = next((place for own, place in self.rows if own == template), None)
         return place.format(*numbers) if isinstance(place, str) else None
 
     def order(self, name: str, rows: int, heads: Heads) -> tuple[range, ...]:
-        """Return a module's rows in transformers' order; () where they are in it.
+        """Return a module's rows in transformers' order; () if they are in it already.
 
-        Raise ValueError where they are not those of so many heads.
+        Raise ValueError if the heads do not divide the rows.
         """
         counted = self.paired.get(_split(name)[0])
         if counted is None:
@@ -115,11 +115,11 @@ class Naming:
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """Hold what one library calls things: `mark` recognises a key of its LoRAs, `models` are its namings.
+    """Hold one library's naming: `mark` matches keys of its LoRAs; `models` has a naming for each type of model.
 
-    A naming is by what the library calls the sort of model, or by "" where one serves all. `turned` names the
-    modules whose factors are exchanged, `up` turned as well; `fused` those that hold q, k and v, each low-rank by
-    itself: name -> whether it lies by groups of heads.
+    The keys of `models` are the library's names of model types, or "" for all types. `turned` names modules whose up
+    and down are exchanged and transposed. `fused` maps modules that hold q, k and v, with low-rank factors of their
+    own, to whether their rows are ordered by groups of heads.
     """
 
     title: str
@@ -129,11 +129,11 @@ class Dialect:
     fused: Mapping[str, bool] = field(default_factory=dict)
 
     def speaks(self, keys: Iterator[str]) -> bool:
-        """Tell whether a LoRA's keys are of this dialect."""
+        """Tell whether a LoRA's keys are in this dialect."""
         return any(re.search(self.mark, key) for key in keys)
 
 
 def _split(name: str) -> tuple[str, tuple[str, ...]]:
-    """Part a name into its template and its numbers."""
+    """Split a name into its template and its numbers."""
     words = name.split(".")
     return numbered(words), tuple(word for word in words if word.isdigit())

@@ -1,7 +1,8 @@
 """Projections that trainers join: diffusers' `fuse_qkv_projections`, SimpleTuner; vLLM's and Phi's language models.
 
-Each holds its parts' rows one after the other, also where keys and values have fewer heads than queries. A layout
-that stores them so has a row in its family's table; where the parts lie apart, these names lead to all of them.
+A fused projection has the rows of its parts one after the other, even if keys and values have fewer heads than
+queries. If a layout stores it fused, the family's table has a row for it. If the base stores the parts, the fused
+names here lead to all of them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ FUSED: dict[str, dict[str, tuple[str, ...]]] = {
     "v_proj": {"qkv_proj": ("q_proj", "k_proj", "v_proj")},
     "up_proj": {"gate_up_proj": ("gate_proj", "up_proj")},
 }
-"""The last part's name -> what trainers call those that end with it -> the names of all parts, in order."""
+"""The last part's name -> the fused names that end with it -> the names of all parts, in order."""
 
 
 def fused(modules: Mapping[str, Module]) -> Iterator[tuple[str, list[Module]]]:
@@ -35,9 +36,9 @@ def fused(modules: Mapping[str, Module]) -> Iterator[tuple[str, list[Module]]]:
 
 
 def joined(parts: list[Module]) -> dict[str, View]:
-    """Put the parts' weights under each other, and their biases; return nothing where the weights do not go together.
+    """Stack the parts' weights, and their biases; return {} if the weights do not go together.
 
-    Queries that read other inputs than keys and values do are no part of a projection with them.
+    Queries with other inputs than keys and values, for example, cannot be fused with them.
     """
     views = ((parameter, join([part.views.get(parameter) for part in parts])) for parameter in ("weight", "bias"))
     found = {parameter: view for parameter, view in views if view is not None}

@@ -1,10 +1,10 @@
-"""The regular expressions of a configuration, matched in a time that no pattern can stretch.
+"""Match the regular expressions of a configuration in bounded time, whatever the patterns.
 
-PEFT looks a module up by `re.match(rf"(.*\\.)?({pattern})$", module)`, and Python's `re` tries one way after the
-other: `(a+)+b` takes it for ever. What a configuration can mean needs no backtracking. Here all patterns of a field
-become one automaton. It reads a name once, from its end, and knows at each letter all places where it can be (K.
-Thompson, Regular expression search algorithm, CACM 11/6, 1968). Python's own parser reads the patterns, so that each
-construct means what it means there. What an automaton cannot do is refused, such as references to groups.
+PEFT looks a module up by `re.match(rf"(.*\\.)?({pattern})$", module)`, and Python's `re`
+backtracks: `(a+)+b` can take it for ever. The patterns of configurations need no backtracking. Here all patterns of a
+field become one automaton. It reads a name once, from its end, and keeps the set of all states that it can be in (K.
+Thompson, Regular expression search algorithm, CACM 11/6, 1968). Python's own parser reads the patterns, so each
+construct means what it means in `re`. What an automaton cannot do, such as references to groups, is refused.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 
-# The parser that `re.compile` calls; it has no other name, and no types.
+# The parser that `re.compile` calls. It has no public name and no types.
 from re import _constants as sre  # type: ignore[attr-defined]
 from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any, TypeVar
@@ -21,15 +21,15 @@ from typing import Any, TypeVar
 Value = TypeVar("Value")
 
 MOST_STATES = 500_000
-"""States of one automaton: letters of all patterns of a field, repeated ones as often as they are."""
+"""Most states of one automaton: one for each letter of a field's patterns, repetitions included."""
 
 MOST_STEPS = 2_000_000
-"""Places looked at while sets of them are found; once found, a set costs nothing."""
+"""Most states visited while new sets of states are found; a known set costs nothing."""
 
 UNKNOWN = "which lorabake does not follow"
 
 AT_START, AT_END, AT_VERY_END = 1, 2, 4
-"""Where in a name a place is: bits."""
+"""Positions in a name, as bits."""
 
 _ANCHORS = {
     sre.AT_BEGINNING: AT_START,
@@ -59,11 +59,11 @@ _REPEATS = (sre.MAX_REPEAT, sre.MIN_REPEAT)
 
 
 class PatternError(ValueError):
-    """Say why a pattern cannot be matched; the message follows its field's name."""
+    """Report a pattern that cannot be matched; the message follows the name of its field."""
 
 
 class Automaton:
-    """Find which of several patterns is the first that matches a name whole, or from one of its dots on."""
+    """Find the first of several patterns that matches a whole name, or the rest of it after one of its dots."""
 
     def __init__(self, patterns: Iterable[str], *, from_dots: bool = True) -> None:
         self._edges: list[tuple[str, Any, int]] = []
@@ -79,23 +79,25 @@ class Automaton:
         self._starts = [self._pattern(number, text, from_dots) for number, text in enumerate(patterns)]
 
     def first(self, name: str) -> int | None:
-        """Return the number of the first pattern that matches, None if none does.
+        """Return the number of the first pattern that matches; None if none does.
 
-        Raise PatternError where the patterns stand for too much.
+        Raise PatternError if the patterns need too many steps.
         """
         if name not in self._found:
-            ends = [len(name), len(name) - 1] if self._rest and name.endswith("\n") else [len(name)]  # as `$` does
+            ends = (
+                [len(name), len(name) - 1] if self._rest and name.endswith("\n") else [len(name)]
+            )  # `$` also matches before a final line break
             found = [number for end in ends if (number := self._read(name, end)) is not None]
             self._found[name] = min(found, default=None)
         return self._found[name]
 
     def _read(self, name: str, end: int) -> int | None:
-        """Read the first letters of a name backwards."""
+        """Read the first `end` letters of a name backwards."""
         here = AT_END | AT_VERY_END * (end == len(name)) | AT_START * (end == 0)
         if here not in self._ends:
             self._ends[here] = self._numbered(self._closed(self._starts, here))
         state, quick = self._ends[here], self._quick
-        line_break = name.find("\n") % (len(name) + 1)  # its length where there is none
+        line_break = name.find("\n") % (len(name) + 1)  # its length if there is none
         for place in range(end - 1, -1, -1):
             letter = name[place]
             following = quick[state].get(letter) if place and letter != "\n" else None
@@ -118,7 +120,7 @@ class Automaton:
         return following
 
     def _numbered(self, states: frozenset[int]) -> int:
-        """Number a set of places; what only has to read any letters before a dot is settled."""
+        """Return the number of a set of states; a pattern that only skips letters before a dot has matched."""
         if states not in self._numbers:
             number = self._numbers[states] = len(self._sets)
             self._sets.append(states)
@@ -135,7 +137,7 @@ class Automaton:
                 yield target
 
     def _closed(self, states: Iterable[int], here: int) -> frozenset[int]:
-        """Add what can be reached without reading; keep what reads or ends."""
+        """Add the states that can be reached without reading; keep those that read a letter or end."""
         seen: set[int] = set()
         left = [*states]
         while left:
@@ -217,7 +219,7 @@ class Automaton:
 
 
 class Patterns(Mapping[str, Value]):
-    """Hold a field that gives values to modules by patterns; the first pattern that matches counts."""
+    """Hold a field that gives values to modules by pattern; the first matching pattern decides."""
 
     def __init__(self, values: Mapping[str, Value] | None = None) -> None:
         self._values = dict(values or {})
@@ -234,7 +236,7 @@ class Patterns(Mapping[str, Value]):
         return len(self._values)
 
     def first(self, module: str) -> str | None:
-        """Return the first pattern that matches a module; raise PatternError for one that cannot be matched."""
+        """Return the first pattern that matches a module; raise PatternError if a pattern cannot be matched."""
         if not self._values:
             return None
         if self._automaton is None:
@@ -244,7 +246,7 @@ class Patterns(Mapping[str, Value]):
 
 
 def parse(text: str) -> Any:
-    """Parse a pattern as Python does; raise PatternError for what is none."""
+    """Parse a pattern as Python does; raise PatternError if it is not valid."""
     try:
         parsed = parser.parse(text)
     except re.error as error:
@@ -259,12 +261,12 @@ def parse(text: str) -> Any:
 
 
 def matches_whole(pattern: str, name: str) -> bool:
-    """Tell whether a pattern matches a name from end to end; raise PatternError where that cannot be told."""
+    """Tell whether a pattern matches a whole name; raise PatternError if the pattern cannot be matched."""
     return _whole(pattern).first(name) is not None
 
 
 def is_quick(pattern: str) -> bool:
-    """Tell whether Python's `re` can be given a pattern: two repeats at most, neither repeat nor choice in one."""
+    """Tell whether Python's `re` is safe with a pattern: at most two repeats, without repeats or choices inside."""
     try:
         return _repeats(parse(pattern), inside=False) <= 2
     except (PatternError, RecursionError):
@@ -277,7 +279,7 @@ def _whole(pattern: str) -> Automaton:
 
 
 def _repeats(nodes: Any, *, inside: bool) -> int:
-    """Count the repeats in a pattern; three where another one, or a choice, is inside one."""
+    """Count the repeats in a pattern; a repeat or choice inside a repeat counts as three."""
     count = 0
     for operator, argument in nodes:
         if operator in _REPEATS:
@@ -292,7 +294,7 @@ def _repeats(nodes: Any, *, inside: bool) -> int:
 
 
 def _letter(operator: Any, argument: Any) -> str | Callable[[str], bool]:
-    """Return the letter that a node reads, or what tells whether it reads one."""
+    """Return the letter that a node reads, or a function that tells whether it reads a letter."""
     if operator is sre.LITERAL:
         return chr(argument)
     if operator is sre.NOT_LITERAL:

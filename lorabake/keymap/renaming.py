@@ -1,9 +1,9 @@
-"""Names on the disk and in memory: what a library calls otherwise once it has loaded it.
+"""Names on the disk and in memory: how a library renames tensors when it loads them.
 
-PEFT names a LoRA after the modules in memory. So a base goes by the names of its file, and by those that its library
-gives them when it loads them, or gave them in another version. A `Renaming` is a table, written once in
-`components/`. It is carried out on the names of all tensors at once: forward where a file has the stored names, and
-backward where it has those of memory.
+PEFT names a LoRA's modules as they are called in memory. So a base's modules get the names in its file, and also the
+names that any version of its library gives them in memory. A `Renaming` is a table, written once in `components/`. It
+applies to the names of all tensors at once: forward if the file has the stored names, backward if it has the names in
+memory.
 """
 
 from __future__ import annotations
@@ -16,44 +16,45 @@ from functools import cache
 from lorabake.keymap.view import View, join
 
 Named = dict[str, View]
-"""All tensors of a base, under the names of one version."""
+"""All tensors of a base, by their names in one version."""
 
 Pair = tuple[str, str]
-"""What is replaced in a name, and what takes its place."""
+"""A part of a name, and its replacement."""
 
 _MOST_TEMPLATES = 300
-"""Names that differ in more than numbers: a model that has more is none whose sort could be told by them."""
+"""Different names, numbers aside. A model with more of them is not identified by its names."""
 
 _GUARD = re.compile(r"(\(\?<?![^()]*\))")
 _SAMPLE = 8
-"""As many tensors whose names differ in numbers alone show how all of them are renamed."""
+"""How many tensors, of those whose names differ only in numbers, show how all of them are renamed."""
 _TRANSFORMERS_OWN = {"query", "key", "value", "dense", "embed_out", "LayerNorm"}
-"""How nobody but transformers calls layers. The rows of Meta's and Mistral's `wq` and `wk` are in another order."""
+"""Layer names that only transformers uses. `wq` and `wk` of Meta and Mistral have their rows in another order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rename:
-    """Pair a part of a stored name with what stands in its place in memory; the first place that fits is taken.
+    """Replace a part of a stored name by its counterpart in memory, at the first place where it occurs.
 
-    `^` is the name's beginning and `{}` a number. `(?!a|b)` in `stored` says what must not follow, `(?<!a)` what
-    must not precede; there `{}` is one digit. A letter or a digit at the end ends a word, too.
+    `^` means the beginning of the name, and `{}` a number. In `stored`, `(?!a|b)` says what must not follow and
+    `(?<!a)` what must not come before; inside these, `{}` is one digit. A part that ends in a letter or a digit
+    matches only at the end of a word.
     """
 
     stored: str
     memory: str
 
     def of(self, model: str) -> Rename:
-        """Return this as it reads for models of one sort."""
+        """Return this with `{model}` filled in."""
         return Rename(self.stored.replace("{model}", model), self.memory)
 
     @property
     def forward(self) -> Pair:
-        """Return what is replaced in a stored name, and what takes its place in memory."""
+        """Return the part of a stored name and its replacement in memory."""
         return self.stored, self.memory
 
     @property
     def backward(self) -> Pair:
-        """Return what is replaced in a name in memory, and what takes its place in the stored one."""
+        """Return the part of a name in memory and its replacement on the disk."""
         stored = _GUARD.sub("", self.stored)
         start = "^" if stored.startswith("^") else ""
         return start + self.memory, stored.removeprefix("^")
@@ -61,18 +62,18 @@ class Rename:
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """Say that one stored tensor is several in memory, of equal rows each; with `apart` it is the other way round."""
+    """Say that one stored tensor is several in memory, with equally many rows; `apart` means the other way round."""
 
     whole: str
     parts: tuple[str, ...]
     apart: bool = False
 
     def forward(self, named: Named) -> Named:
-        """Put what memory has in the place of what is stored."""
+        """Replace stored tensors by those in memory."""
         return self._joined(named) if self.apart else self._split(named)
 
     def backward(self, named: Named) -> Named:
-        """Put what is stored in the place of what memory has."""
+        """Replace tensors in memory by the stored ones."""
         return self._split(named) if self.apart else self._joined(named)
 
     def _split(self, named: Named) -> Named:
@@ -105,10 +106,10 @@ class Fused:
 
 @dataclass(frozen=True, slots=True)
 class Renaming:
-    """Hold what is renamed, in this order, in models of some sorts: `model_type` in config.json; none: in all.
+    """List what is renamed, in this order, in models with some `model_type` in config.json; with no `models`, in all.
 
-    `{model}` in `stored` is that sort. With `whole` this is about models by themselves, and not as parts of others.
-    `below` lists the paths that such a part may have. What is fused has its names in memory but for that.
+    `{model}` in `stored` stands for the model type. `whole` means only whole models, not models that are parts of
+    others. `below` lists the paths that such a part may have. `fused` applies after `renames`, to names in memory.
     """
 
     models: tuple[str, ...]
@@ -118,26 +119,26 @@ class Renaming:
     whole: bool = False
 
     def of(self, models: Sequence[str]) -> list[Renaming]:
-        """Return this as it reads for a model of the first sort, with parts of the others; [] if about neither."""
+        """Return this for a model of the first type with parts of the other types; [] if it concerns none of them."""
         candidates = models[:1] if self.whole else models
         about = [model for model in candidates if model in self.models] if self.models else [""]
         texts = dict.fromkeys(tuple(each.of(model) for each in self.renames) for model in about)
         return [replace(self, renames=renames) for renames in texts]
 
     def could_give(self, text: str) -> bool:
-        """Tell whether one of the names in a text may be one that this makes: it has the last word of one side."""
+        """Tell whether a text may contain a name that this makes, which ends in the last word of one side."""
         sides = [side for each in self.renames for side in (each.stored, each.memory)]
         sides += [side for each in self.fused for side in (each.whole, *each.parts)]
         return any(word in text for word in map(_last_word, sides))
 
     def forward(self, named: Named) -> list[Named]:
-        """List a base's tensors under the names in memory, for each path below which something is renamed."""
+        """List a base's tensors by their names in memory: one result for each path below which something changes."""
         return self._changed(named, self.below, self._to_memory)
 
     def backward(self, named: Named) -> list[Named]:
-        """List a base's tensors under the names on the disk, likewise.
+        """List a base's tensors by their names on the disk, in the same way.
 
-        Nothing tells a model by itself from a part of another, so that "" counts only where no path does.
+        A whole model and a part of another look alike here, so the path "" counts only if no other path does.
         """
         parts = [path for path in self.below if path]
         return self._changed(named, parts, self._to_disk) or self._changed(named, self.below, self._to_disk)
@@ -158,9 +159,9 @@ class Renaming:
 
 
 def versions(own: Named, renamings: Iterable[Renaming], models: Sequence[str]) -> list[Named]:
-    """List a base's tensors under the names of every version but the one that its file has.
+    """List a base's tensors by their names in every version except the file's own.
 
-    `models` are the sorts of model that config.json names.
+    `models` are the model types in config.json.
     """
     found = [own]
     for renaming in (read for each in renamings for read in each.of(models)):
@@ -172,13 +173,13 @@ def versions(own: Named, renamings: Iterable[Renaming], models: Sequence[str]) -
 
 
 def _renamed(named: Named, path: str, pairs: Sequence[Pair]) -> Named:
-    """Rename what follows a path; a name that two tensors get is neither's."""
+    """Rename what follows a path; drop a name that two different tensors would get."""
     names = [*named]
     below = [place for place, name in enumerate(names) if name.startswith(path)]
     rests = [names[place][len(path) :] for place in below]
     text = "\n".join(rests)
     for old, new in pairs:
-        if all(piece in text for piece in _pieces(old)):  # else it is in none of the names
+        if all(piece in text for piece in _pieces(old)):  # otherwise no name contains it
             rests = [_replaced(rest, old, new) for rest in rests]
             text = "\n".join(rests)
     for place, rest in zip(below, rests, strict=True):
@@ -192,10 +193,10 @@ def _renamed(named: Named, path: str, pairs: Sequence[Pair]) -> Named:
 
 
 def models_called(own: Named, renamings: Sequence[Renaming], wanted: Iterable[str]) -> tuple[str, ...]:
-    """Return the sort of model that gives a base's tensors most of the wanted names; none if they have them already.
+    """Return the model type that gives a base's tensors the most wanted names; () if they have all of them already.
 
-    Numbers do not matter, nor what leads to the model itself. There are several where they give them otherwise. A
-    sort does not count that would rename layers which another library may have in another order.
+    Numbers and the path to the model itself are ignored. The result has several types if they place the wanted names
+    differently. A type is left out if it renames layers whose rows another library may order differently.
     """
     alike: dict[str, list[str]] = {}
     for name in own:
@@ -226,7 +227,7 @@ def _template(name: str) -> str:
 
 
 class _Ends:
-    """Tell whether a name is one of some, or one but for the path that leads to the model itself."""
+    """Tell whether a name is in a set, also if one of the two has a path to the model in front."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = frozenset(names)
@@ -237,12 +238,12 @@ class _Ends:
 
     @property
     def text(self) -> str:
-        """Return all names in one text."""
+        """Return all names as one text."""
         return "\n".join(self.names)
 
 
 def _ends(name: str) -> Iterator[str]:
-    """Yield a name, and what is left of it behind each of its dots."""
+    """Yield a name, and the rest of it after each of its dots."""
     yield name
     yield from (name[match.end() :] for match in re.finditer(r"\.", name))
 
@@ -253,13 +254,13 @@ def _last_word(text: str) -> str:
 
 
 def _is_one_layer(name: str, key: str) -> bool:
-    """Tell whether a layer is called as in the file, wherever it lies, or there as by transformers alone."""
+    """Tell whether a layer has the same last word as in the file, or a word there that only transformers uses."""
     last, stored = (path.rpartition(".")[2] for path in (name.rpartition(".")[0], key.rpartition(".")[0]))
     return last == stored or stored in _TRANSFORMERS_OWN
 
 
 def _replaced(name: str, old: str, new: str) -> str:
-    """Put `new` in the place of the first `old`, unless it stands there already."""
+    """Replace the first `old` by `new`, unless `new` is there already."""
     match = _compiled(old).search(name)
     if match is None:
         return name
@@ -272,7 +273,7 @@ def _replaced(name: str, old: str, new: str) -> str:
 
 @cache
 def _pieces(text: str) -> tuple[str, ...]:
-    """Cut out what stands in every name that has `text` in it."""
+    """Return the literal pieces that every name matching `text` contains."""
     return tuple(filter(None, re.split(r"\{\}", _GUARD.sub("{}", text).removeprefix("^"))))
 
 
