@@ -192,7 +192,7 @@ def _locked(path: Path) -> int:
             fd = open_folder(path)
         except FileNotFoundError:  # the other bake has ended
             continue
-        except OSError:
+        except BaseException:
             _remove_new(path, is_new=is_new)
             raise
         try:
