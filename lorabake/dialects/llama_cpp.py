@@ -3,7 +3,15 @@
 Other conversions change values (Gemma's norms), transpose weights (GPT-2) or join experts. Those models are refused.
 """
 
-from lorabake.keymap.dialect import Dialect, Naming
+from __future__ import annotations
+
+import re
+
+from lorabake.errors import MatchError
+from lorabake.keymap.dialect import Dialect, DialectLora, Facts, Naming, heads_of
+from lorabake.keymap.patterns import Patterns
+from lorabake.keymap.peft import PeftConfig
+from lorabake.tensors.gguf import MODELS, model_of
 
 _REST = (
     ("token_embd", "model.embed_tokens"),
@@ -28,9 +36,44 @@ _NORMED = (
     ("blk.{}.attn_k_norm", "model.layers.{}.self_attn.k_norm"),
 )
 
+
+def _read(dialect: Dialect, lora: DialectLora) -> Facts:
+    facts, where = lora.checkpoint.facts, str(lora.checkpoint.path)
+    model, alpha = model_of(facts), facts.get("adapter.lora.alpha")
+    if facts.get("adapter.type") != "lora" or not isinstance(alpha, float):
+        raise MatchError(f"LoRA {lora.name!r}: the GGUF file says no adapter.lora.alpha: it has the scale")
+    if any(key.startswith("adapter.alora") for key in facts):
+        raise MatchError(f"LoRA {lora.name!r}: an aLoRA: it acts from certain tokens on; no weight can hold that")
+    naming = Naming(()) if model in MODELS else dialect.models.get(str(model))
+    if naming is None:
+        raise MatchError(
+            f"LoRA {lora.name!r}: for a model that llama.cpp calls {model!r}: what its conversion does is not known",
+            f"Known are {', '.join(dialect.models)}. Bake the LoRA that it was converted from.",
+        )
+    ranks = {
+        re.escape(module.name): module.shapes["up"][-1]
+        for module in lora.tensors.modules.values()
+        if module.shapes.get("up")
+    }
+    config = PeftConfig(
+        where,
+        "LORA",
+        {},
+        rank=1,
+        alpha=alpha,
+        rank_pattern=Patterns(ranks),
+        alpha_pattern=Patterns()
+        if alpha
+        else Patterns({name: float(rank) for name, rank in ranks.items()}),  # 0 stands for the rank
+        modules_to_save=tuple(name for name, each in lora.tensors.modules.items() if "whole_weight" in each.slots),
+    )
+    return Facts(naming, heads_of(lora.base), config)
+
+
 LLAMA_CPP = Dialect(
     title="llama.cpp",
     mark=r"\.weight\.lora_[ab]\Z",
+    read=_read,
     models={
         "llama": Naming(
             (*_REST, *_QKV, *_GATED),

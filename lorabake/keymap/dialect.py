@@ -8,11 +8,17 @@ all code that reads or changes a weight uses transformers' order only.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from lorabake.keymap.module import Module
+from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.reading import numbered
+from lorabake.keymap.slots import LoraTensors
+from lorabake.tensors.checkpoint import Checkpoint
+
+Config = Mapping[str, object]
+"""What a config.json says."""
 
 HALVES = ("gate", "up")
 PARTS = ("q", "k", "v")
@@ -114,8 +120,31 @@ class Naming:
 
 
 @dataclass(frozen=True, slots=True)
+class Facts:
+    """Hold what configurations say of a LoRA: naming, heads, rank and alpha, and which of q, k and v were trained."""
+
+    naming: Naming
+    heads: Heads | None
+    config: PeftConfig
+    trained: tuple[str, ...] = PARTS
+
+
+@dataclass(frozen=True, slots=True)
+class DialectLora:
+    """Hold a LoRA before its translation; `name` is its name in the recipe, `base` the base's config.json."""
+
+    name: str
+    checkpoint: Checkpoint
+    tensors: LoraTensors
+    config: PeftConfig | None
+    base: Config
+
+
+@dataclass(frozen=True, slots=True)
 class Dialect:
     """Hold one library's naming: `mark` matches keys of its LoRAs; `models` has a naming for each type of model.
+
+    `read` reads the configurations of such a LoRA; it raises MatchError if they do not say how its rows are ordered.
 
     The keys of `models` are the library's names of model types, or "" for all types. `turned` names modules whose up
     and down are exchanged and transposed. `fused` maps modules that hold q, k and v, with low-rank factors of their
@@ -125,12 +154,22 @@ class Dialect:
     title: str
     mark: str
     models: Mapping[str, Naming]
+    read: Callable[[Dialect, DialectLora], Facts]
     turned: tuple[str, ...] = ()
     fused: Mapping[str, bool] = field(default_factory=dict)
 
     def speaks(self, keys: Iterator[str]) -> bool:
         """Tell whether a LoRA's keys are in this dialect."""
         return any(re.search(self.mark, key) for key in keys)
+
+
+def heads_of(config: Config) -> Heads | None:
+    """Read the number of heads in a config.json; return None if it lacks a clear one."""
+    queries = config.get("num_attention_heads")
+    groups = queries if config.get("num_key_value_heads") is None else config["num_key_value_heads"]
+    if type(queries) is not int or type(groups) is not int or min(queries, groups) < 1:
+        return None
+    return Heads(queries, groups)
 
 
 def _split(name: str) -> tuple[str, tuple[str, ...]]:

@@ -6,36 +6,26 @@ guessed. Headers and configurations only: tensors are described anew, and read b
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import cast
-
-import yaml
 
 from lorabake.dialects import dialects
 from lorabake.dialects.llama_cpp import LLAMA_CPP
 from lorabake.errors import FileError, MatchError
-from lorabake.keymap.dialect import PARTS, Dialect, Heads, Naming
+from lorabake.keymap.dialect import PARTS, Dialect, DialectLora, Facts, Heads, Naming, heads_of
 from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.module import Module
-from lorabake.keymap.patterns import Patterns
 from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.reading import numbered
 from lorabake.keymap.slots import LoraModule, LoraTensors
 from lorabake.keymap.view import join
 from lorabake.tensors.checkpoint import Checkpoint
-from lorabake.tensors.gguf import MODELS
+from lorabake.tensors.gguf import MODELS, model_of
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo, reordered, turned
-from lorabake.tensors.reader import is_there
-from lorabake.tensors.small import content_of
 from lorabake.visible import some, visible
 
-Config = Mapping[str, object]
-MAX_YAML = 1 << 20
-MAX_DEPTH = 64
 LEFT_OUT = "lorabake.left_out"
 """What a transcribed checkpoint says, among its file's facts, of tensors that it has no place for."""
 
@@ -52,27 +42,6 @@ class Translation:
     modules: tuple[Module, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Said:
-    """Hold what configurations say of a LoRA: which of q, k and v are `trained`, beside what a table is read by."""
-
-    naming: Naming
-    heads: Heads | None
-    config: PeftConfig
-    trained: tuple[str, ...] = PARTS
-
-
-@dataclass(frozen=True, slots=True)
-class _Lora:
-    """Hold what is known of a LoRA and its base before translation; `name` is the LoRA's in the recipe."""
-
-    name: str
-    checkpoint: Checkpoint
-    tensors: LoraTensors
-    config: PeftConfig | None
-    base: Config
-
-
 # -- LoRAs -----------------------------------------------------------------------------------------------
 
 
@@ -82,7 +51,12 @@ def dialect_of(checkpoint: Checkpoint) -> Dialect | None:
 
 
 def translate(
-    name: str, checkpoint: Checkpoint, tensors: LoraTensors, config: PeftConfig | None, key_map: KeyMap, base: Config
+    name: str,
+    checkpoint: Checkpoint,
+    tensors: LoraTensors,
+    config: PeftConfig | None,
+    key_map: KeyMap,
+    base: Mapping[str, object],
 ) -> Translation:
     """Put a LoRA into transformers' order; one that speaks no dialect stays as it is.
 
@@ -91,8 +65,8 @@ def translate(
     dialect = dialect_of(checkpoint)
     if dialect is None:
         return Translation(tensors, config)
-    lora = _Lora(name, checkpoint, tensors, config, base)
-    said = READERS[dialect.title](dialect, lora)
+    lora = DialectLora(name, checkpoint, tensors, config, base)
+    said = dialect.read(dialect, lora)
     try:
         return _translated(dialect, lora, said, key_map)
     except ValueError as error:
@@ -101,7 +75,7 @@ def translate(
         ) from None
 
 
-def _translated(dialect: Dialect, lora: _Lora, said: _Said, key_map: KeyMap) -> Translation:
+def _translated(dialect: Dialect, lora: DialectLora, said: Facts, key_map: KeyMap) -> Translation:
     if said.heads is None and said.naming.needs_heads:
         raise MatchError(
             f"LoRA {lora.name!r}: {dialect.title} orders the rows of q and k by heads, and nothing says how many",
@@ -139,7 +113,7 @@ def _ordered(module: LoraModule, dialect: Dialect, naming: Naming, heads: Heads)
     return replace(module, slots=slots)
 
 
-def _parts(module: LoraModule, said: _Said, heads: Heads) -> Iterator[LoraModule]:
+def _parts(module: LoraModule, said: Facts, heads: Heads) -> Iterator[LoraModule]:
     """Cut the factors of a fused module into those of q, k and v; tensors are counted with the first."""
     if module.slots.keys() != {"up", "down"} or not said.trained:
         raise ValueError(
@@ -198,124 +172,6 @@ def _rows(info: TensorInfo, start: int, stop: int) -> TensorInfo:
     return replace(info, key=key, shape=shape, start=info.start + start * width, stop=info.start + stop * width)
 
 
-# -- what their configurations say -----------------------------------------------------------------------
-
-
-def _torchtune(dialect: Dialect, lora: _Lora) -> _Said:
-    if lora.config is None:
-        raise MatchError(f"LoRA {lora.name!r}: torchtune's adapter_config.json is not there: it has the scale")
-    model = lora.base.get("model_type")
-    naming = dialect.models.get(str(model))
-    if naming is None:
-        why = f"says model_type {model!r}" if model else "with a model_type is beside the base"
-        raise MatchError(
-            f"LoRA {lora.name!r}: the order of torchtune's q and k depends on the model, and "
-            f"{'its' if model else 'no'} config.json {why}",
-            f"Known are {', '.join(dialect.models)}. The base's config.json must lie beside it.",
-        )
-    return _Said(naming, _heads(lora.base), lora.config)
-
-
-def _litgpt(dialect: Dialect, lora: _Lora) -> _Said:
-    folder = lora.checkpoint.path if lora.checkpoint.is_folder else lora.checkpoint.path.parent
-    training, model = (_read_yaml(folder / name, lora.name) for name in ("hyperparameters.yaml", "model_config.yaml"))
-    rank, alpha = (_number(training, name, folder / "hyperparameters.yaml") for name in ("lora_r", "lora_alpha"))
-    queries, groups = (_number(model, name, folder / "model_config.yaml") for name in ("n_head", "n_query_groups"))
-    base = _heads(lora.base)
-    if base not in (None, Heads(queries, groups)):
-        raise MatchError(
-            f"LoRA {lora.name!r}: litgpt's model_config.yaml says {queries} heads in {groups} groups, and the base's "
-            "config.json does not"
-        )
-    config = PeftConfig(str(folder / "hyperparameters.yaml"), "LORA", {}, rank, float(alpha))
-    trained = tuple(
-        part
-        for part, name in zip(PARTS, ("query", "key", "value"), strict=True)
-        if training.get(f"lora_{name}") is True
-    )
-    return _Said(dialect.models[""], Heads(queries, groups), config, trained)
-
-
-def _llama_cpp(dialect: Dialect, lora: _Lora) -> _Said:
-    facts, where = lora.checkpoint.facts, str(lora.checkpoint.path)
-    model, alpha = model_of(facts), facts.get("adapter.lora.alpha")
-    if facts.get("adapter.type") != "lora" or not isinstance(alpha, float):
-        raise MatchError(f"LoRA {lora.name!r}: the GGUF file says no adapter.lora.alpha: it has the scale")
-    if any(key.startswith("adapter.alora") for key in facts):
-        raise MatchError(f"LoRA {lora.name!r}: an aLoRA: it acts from certain tokens on; no weight can hold that")
-    naming = Naming(()) if model in MODELS else dialect.models.get(str(model))
-    if naming is None:
-        raise MatchError(
-            f"LoRA {lora.name!r}: for a model that llama.cpp calls {model!r}: what its conversion does is not known",
-            f"Known are {', '.join(dialect.models)}. Bake the LoRA that it was converted from.",
-        )
-    ranks = {
-        re.escape(module.name): module.shapes["up"][-1]
-        for module in lora.tensors.modules.values()
-        if module.shapes.get("up")
-    }
-    config = PeftConfig(
-        where,
-        "LORA",
-        {},
-        rank=1,
-        alpha=alpha,
-        rank_pattern=Patterns(ranks),
-        alpha_pattern=Patterns()
-        if alpha
-        else Patterns({name: float(rank) for name, rank in ranks.items()}),  # 0 stands for the rank
-        modules_to_save=tuple(name for name, each in lora.tensors.modules.items() if "whole_weight" in each.slots),
-    )
-    return _Said(naming, _heads(lora.base), config)
-
-
-READERS = {"torchtune": _torchtune, "litgpt": _litgpt, "llama.cpp": _llama_cpp}
-"""By the dialect's title: what reads the configurations of its LoRAs."""
-
-
-def _heads(config: Config) -> Heads | None:
-    queries = config.get("num_attention_heads")
-    groups = queries if config.get("num_key_value_heads") is None else config["num_key_value_heads"]
-    if type(queries) is not int or type(groups) is not int or min(queries, groups) < 1:
-        return None
-    return Heads(queries, groups)
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """Load YAML without aliases, by which a few lines can stand for any number of values, and of bounded depth."""
-
-    depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.YAMLError("it has aliases, which lorabake does not follow here")
-        if self.depth == MAX_DEPTH:
-            raise yaml.YAMLError(f"it is nested more than {MAX_DEPTH} deep")
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-
-def _read_yaml(path: Path, lora: str) -> dict[str, object]:
-    if not is_there(path):
-        raise MatchError(f"LoRA {lora!r}: litgpt's {path.name} is not beside it: it says how q, k and v lie")
-    try:
-        said = yaml.load(content_of(path, MAX_YAML), _PlainLoader)  # a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise FileError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(said, dict):
-        raise FileError(f"{path}: must be a mapping")
-    return said
-
-
-def _number(said: Config, name: str, where: Path) -> int:
-    value = said.get(name)
-    if type(value) is not int or value < 1:
-        raise FileError(f"{where}: {name} must be a positive whole number, not {value!r}")
-    return value
-
-
 # -- bases -----------------------------------------------------------------------------------------------
 
 
@@ -336,7 +192,7 @@ def transcribe(base: Checkpoint) -> Checkpoint:
         )
     if (sort := base.facts.get("general.type", "model")) != "model":
         raise FileError(f"{base.path}: a GGUF file that says it is of the type {sort!r:.50}, no model")
-    heads = _heads(config_of(base.facts))
+    heads = heads_of(config_of(base.facts))
     if heads is None and naming.needs_heads:
         raise FileError(
             f"{base.path}: the GGUF file does not say how many heads the model has, one number for all layers"
@@ -367,12 +223,6 @@ def transcribe(base: Checkpoint) -> Checkpoint:
 def left_out_of(base: Checkpoint) -> tuple[str, ...]:
     """List what a language model in GGUF holds that its checkpoint has no place for."""
     return tuple(str(key) for key in cast(Iterable[object], base.facts.get(LEFT_OUT, ())))
-
-
-def model_of(facts: Mapping[str, object]) -> str | None:
-    """Return what a GGUF file calls its model, shortened to what a name may be; None where it says none."""
-    model = facts.get("general.architecture")
-    return model[:100] if isinstance(model, str) else None
 
 
 def config_of(facts: Mapping[str, object]) -> dict[str, object]:

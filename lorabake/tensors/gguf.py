@@ -110,6 +110,12 @@ def open_gguf(path: Path) -> Header:
     return Header(path, tensors, {}, start, size, digest, facts, identity=identity)
 
 
+def model_of(facts: Mapping[str, object]) -> str | None:
+    """Return what a GGUF file calls its model, shortened to what a name may be; None where it says none."""
+    model = facts.get("general.architecture")
+    return model[:100] if isinstance(model, str) else None
+
+
 def _header(
     path: Path, stream: _Stream, size: int, types: Mapping[int, tuple[str, int, int]]
 ) -> tuple[dict[str, object], dict[str, TensorInfo], int]:
