@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -86,7 +87,12 @@ def test_the_first_recipe_is_the_demo() -> None:
     assert parse_recipe(blocks(README, "yaml")[0], ROOT) == parse_recipe(demo, ROOT)
 
 
-@pytest.mark.parametrize("call", sorted({*commands(README), *commands(EXTENDING)}))
+def without_python(text: str) -> str:
+    """Leave out the examples, of which one adds a command."""
+    return re.sub(r"^```python\n.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("call", sorted({*commands(README), *commands(without_python(EXTENDING))}))
 def test_commands_exist(call: str) -> None:
     name, *arguments = shlex.split(call)[1:]
     command = lorabake.get_command(click.Context(lorabake), name)
@@ -154,22 +160,26 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("extended")
     shutil.copytree(ROOT / "lorabake", root / "lorabake", ignore=shutil.ignore_patterns("__pycache__"))
     files = marked(r"file: (\S+)")
-    assert len(files) == 2
+    assert len(files) == EXTENDING.count("<!-- file: ") >= 4
     for path, text in files:
         assert not (root / path).exists()
         (root / path).write_text(text, encoding="utf-8")
     return root
 
 
-def bake_with(package: Path, recipe: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "lorabake", "bake", str(recipe), "--no-fsync"],
+def run_with(package: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lorabake", *arguments],
         cwd=package,
         env={**os.environ, "PYTHONPATH": str(package)},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def bake_with(package: Path, recipe: Path) -> str:
+    done = run_with(package, "bake", str(recipe), "--no-fsync")
     assert done.returncode == 0, done.stderr
     return done.stderr
 
@@ -235,3 +245,41 @@ def test_added_architecture_bakes(extended: Path, tmp_path: Path, layout: str) -
         found = [baked[f"pebbles.0.attn.{name}.weight"] for name in ("to_q", "to_k", "to_v")]
     for tensor, wanted in zip(found, (q + delta("to_q"), k, v + delta("to_v")), strict=True):
         np.testing.assert_allclose(tensor, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_added_dialect_bakes(extended: Path, tmp_path: Path) -> None:
+    """Rows in pairs are put into transformers' order: in each head first rows before second ones."""
+    stem = "model.layers.0.self_attn"
+    base = {f"{stem}.q_proj.weight": noise(8, 8), f"{stem}.o_proj.weight": noise(8, 8) + 1}
+    (tmp_path / "base").mkdir()
+    save_file(base, tmp_path / "base" / "model.safetensors")
+    config = {"model_type": "llama", "num_attention_heads": 2, "num_key_value_heads": 2}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    lora = {}
+    for number, name in enumerate(("query", "out")):
+        lora[f"stack.0.mix.{name}.lora_A.weight"] = noise(2, 8) + number
+        lora[f"stack.0.mix.{name}.lora_B.weight"] = noise(8, 2) - number
+    (tmp_path / "lora").mkdir()
+    save_file(lora, tmp_path / "lora" / "adapter_model.safetensors")
+    (tmp_path / "lora" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 4}')
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("version: 1\nbase: base\nloras: [lora]\noutput: {path: out}\n")
+    assert "4 of 4 tensors applied (model ×2; LoRA ×2; rank 2)" in bake_with(extended, recipe)
+    baked = load_file(tmp_path / "out" / "model.safetensors")
+    for name, projection, rows in (
+        ("query", "q_proj", [0, 2, 1, 3, 4, 6, 5, 7]),
+        ("out", "o_proj", [0, 1, 2, 3, 4, 5, 6, 7]),
+    ):
+        up, down = (lora[f"stack.0.mix.{name}.lora_{end}.weight"] for end in "BA")
+        wanted = base[f"{stem}.{projection}.weight"] + 2 * (up @ down)[rows]
+        np.testing.assert_allclose(baked[f"{stem}.{projection}.weight"], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_added_command_runs(extended: Path, tmp_path: Path) -> None:
+    save_file({"fc.weight": noise(4, 3)}, tmp_path / "model.safetensors")
+    shown = run_with(extended, "keys", str(tmp_path / "model.safetensors"))
+    assert (shown.returncode, shown.stdout, shown.stderr) == (0, "fc.weight F32 [4, 3]\n", "")
+    told = run_with(extended, "--help")
+    assert "  keys        List the tensors of a checkpoint or LoRA.\n" in told.stdout
+    lost = run_with(extended, "keys", "missing.safetensors")
+    assert (lost.returncode, lost.stderr) == (2, "error: missing.safetensors: no such file\n")
