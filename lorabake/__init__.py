@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from lorabake.baking import BakeResult, RunOptions, bake
-    from lorabake.planning import Plan, plan
+    from lorabake.baking import BakeResult, RunOptions, bake, plan
+    from lorabake.planning import Plan
     from lorabake.recipe import Recipe, load_recipe
     from lorabake.verification import VerifyOptions, verify
     from lorabake.verification.findings import Verification
@@ -35,7 +35,7 @@ _HOMES = {
     "VerifyOptions": "verification",
     "bake": "baking",
     "load_recipe": "recipe",
-    "plan": "planning",
+    "plan": "baking",
     "verify": "verification",
 }
 

@@ -14,9 +14,10 @@ from lorabake.execution import Executed, execute
 from lorabake.interrupts import held
 from lorabake.machine import check_room_for, default_workers, worded
 from lorabake.planning import Plan
-from lorabake.planning import plan as make_plan
+from lorabake.planning import plan as plan_of
 from lorabake.planning.cautions import Caution, cautions_of, cautions_of_recipe, check_survival
 from lorabake.recipe import Recipe
+from lorabake.sources import resolve
 from lorabake.tensors.dtypes import DTYPES
 from lorabake.writing.inputs import Inputs, check_stated
 from lorabake.writing.output import Output
@@ -98,6 +99,15 @@ class BakeResult:
         }
 
 
+def plan(recipe: Recipe, output: str | Path | None = None) -> Plan:
+    """Plan a bake from headers, and from what little else of the inputs decides something.
+
+    `output` overrides the recipe's path. Raise FileError for a faulty input, MatchError for a LoRA that does
+    not fit whole, TargetError for an output that is an input or of the wrong form.
+    """
+    return plan_of(resolve(recipe), output)
+
+
 def bake(recipe: Recipe | Plan, options: RunOptions | None = None) -> BakeResult:
     """Bake a recipe, or a plan made of one, and return what was written.
 
@@ -107,7 +117,7 @@ def bake(recipe: Recipe | Plan, options: RunOptions | None = None) -> BakeResult
     options = options or RunOptions()
     began = time.perf_counter()
     with worded():
-        plan = recipe if isinstance(recipe, Plan) else make_plan(recipe)
+        plan = recipe if isinstance(recipe, Plan) else plan_of(resolve(recipe))
         if plan.steps:
             check_room_for("torch", options.workers)
         shares = _survival(plan, options.warn)

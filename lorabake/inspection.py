@@ -24,10 +24,12 @@ from lorabake.keymap.slots import REASONS, LoraModule, sort_tensors
 from lorabake.keymap.spelling import Prefixes
 from lorabake.planning.provenance import DEVICE
 from lorabake.recipe import Lora
-from lorabake.sources import VAE_ONLY, LoraSource, identify
+from lorabake.sources.family import VAE_ONLY, identify
+from lorabake.sources.loras import LoraSource
 from lorabake.sources.recognition import TEXT, TEXT_ENCODER, recognise
 from lorabake.sources.translation import dialect_of, transcribe
 from lorabake.storage.recognition import find_packing
+from lorabake.storage.statements import read_beside
 from lorabake.tensors.checkpoint import Checkpoint, open_lora
 from lorabake.tensors.emptiness import WEIGHT, hollow_words
 from lorabake.tensors.header import TensorInfo
@@ -263,7 +265,7 @@ def _embeddings(lora: LoraSource) -> dict[str, str]:
 
 def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
     checkpoint = transcribe(checkpoint)
-    packing = find_packing(checkpoint)
+    packing = find_packing(checkpoint, read_beside(checkpoint))
     tensors = packing.logical(checkpoint.tensors)
     architecture = identify(tensors)
     if architecture is GENERIC and VAE_ONLY.fits(tensors):

@@ -12,7 +12,7 @@ import lorabake
 from lorabake.architectures import architectures
 from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.view import Region, View
-from lorabake.sources import GENERIC, VAE_ONLY, identify
+from lorabake.sources.family import GENERIC, VAE_ONLY, identify
 from tests.tables import infos, load_table, names
 
 PACKAGE = Path(lorabake.__file__).parent

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from lorabake import VerifyOptions, load_recipe, verify
+from lorabake.baking import plan
 from lorabake.components.experts import LAYOUTS
 from lorabake.errors import LorabakeError
 from lorabake.keymap.peft import PeftConfig
-from lorabake.planning import plan
 from lorabake.verification.findings import Status
 from tests import builders as b
 

@@ -14,7 +14,7 @@ from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.spelling import Spellings
 from lorabake.keymap.table import Component
 from lorabake.keymap.view import Region, View
-from lorabake.sources import identify
+from lorabake.sources.family import identify
 from lorabake.tensors.header import TensorInfo
 from tests.tables import infos, load_table
 from tests.test_architectures import FAMILIES, PLACES

@@ -30,7 +30,7 @@ from lorabake.keymap.view import Region
 from lorabake.matching import Matcher
 from lorabake.matching.ledger import Ledger
 from lorabake.matching.patches import Patch
-from lorabake.sources import GENERIC, identify
+from lorabake.sources.family import GENERIC, identify
 from lorabake.tensors.header import TensorInfo
 from tests import builders as b
 from tests.tables import infos, load_table, names

@@ -23,7 +23,9 @@ from lorabake.matching import Matcher
 from lorabake.matching.ledger import Ledger
 from lorabake.matching.patches import Patch
 from lorabake.recipe import Lora
-from lorabake.sources import LoraSource, grown, identify
+from lorabake.sources.evidence import TensorEvidence
+from lorabake.sources.family import identify
+from lorabake.sources.loras import LoraSource, grown
 from lorabake.tensors.checkpoint import Checkpoint, Part
 from lorabake.tensors.header import Header, TensorInfo
 from tests.tables import infos, load_metadata, load_table, names
@@ -57,6 +59,14 @@ def source(
         tensors=sort_tensors(tensors.values(), suffixes(), shared()),
         config=None if config is None else PeftConfig.read(config, "adapter_config.json", peft_fields()),
         component_configs=from_metadata(metadata or {}, name, peft_fields()),
+        evidence=unread(tensors),
+    )
+
+
+def unread(tensors: dict[str, TensorInfo]) -> TensorEvidence:
+    """Stand in for what would be read of tensors that are names alone: no alpha is a number, and all are alike."""
+    return TensorEvidence(
+        numbers=dict.fromkeys(tensors), contents={(key, turned): "" for key in tensors for turned in (False, True)}
     )
 
 

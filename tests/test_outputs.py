@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lorabake.baking import plan
 from lorabake.errors import SurroundingsError, TargetError
 from lorabake.execution import execute
-from lorabake.planning import Plan, plan
+from lorabake.planning import Plan
 from lorabake.planning.files import OutputFile
 from lorabake.recipe import load_recipe
 from lorabake.writing import beside

@@ -12,7 +12,7 @@ from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.names import pattern_of
 from lorabake.matching import Matcher
 from lorabake.recipe import load_recipe
-from lorabake.sources import identify
+from lorabake.sources.family import identify
 from lorabake.verification import VerifyOptions, verify
 from tests import builders as b
 from tests.tables import infos, load_table

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from lorabake.baking import plan
 from lorabake.errors import FileError
 from lorabake.keymap.patterns import Automaton, PatternError, is_quick, matches_whole
-from lorabake.planning import plan
 from lorabake.recipe import load_recipe
 from lorabake.verification.samples.runtime import CannotLoadError, check_configs
 from tests import builders as b

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from lorabake import VerifyOptions, load_recipe, verify
 from lorabake.adapters import peft_fields
+from lorabake.baking import plan
 from lorabake.errors import LorabakeError
 from lorabake.keymap.peft import PeftConfig
-from lorabake.planning import plan
 from tests import builders as b
 
 ROWS, COLUMNS = 6, 8

@@ -22,7 +22,7 @@ from lorabake.keymap.slots import sort_tensors
 from lorabake.matching import Matcher
 from lorabake.matching.ledger import Ledger
 from lorabake.recipe import Recipe
-from lorabake.sources import GENERIC, identify
+from lorabake.sources.family import GENERIC, identify
 from lorabake.sources.recognition import Evidence, is_text, kinship, recognise
 from lorabake.verification import embedded_recipe
 from tests import builders as b

@@ -16,7 +16,7 @@ from lorabake.keymap.names import PEFT_ROOT
 from lorabake.keymap.renaming import Fused, Pair, Rename, Renaming, _renamed, models_called, versions
 from lorabake.keymap.spelling import Spellings
 from lorabake.keymap.view import Region, View
-from lorabake.sources import identify, models_of
+from lorabake.sources.family import identify, models_of
 from tests import builders as b
 from tests.tables import infos, load_table
 from tests.tables import names as tables

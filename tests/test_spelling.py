@@ -17,7 +17,7 @@ from lorabake.keymap.names import flatten, pattern_of
 from lorabake.keymap.slots import UNSUPPORTED, sort_tensors
 from lorabake.keymap.spelling import Prefixes, Spellings
 from lorabake.keymap.view import Region, View
-from lorabake.sources import identify
+from lorabake.sources.family import identify
 from tests.tables import infos, load_table, names
 
 # key -> (module, slot); each is as a public trainer writes it (FORMATS A.1 to A.8).

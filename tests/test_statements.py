@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from lorabake import load_recipe
+from lorabake.baking import plan
 from lorabake.errors import FileError, MatchError, TargetError
 from lorabake.inspection import inspect
-from lorabake.planning import plan
+from lorabake.storage import recognition, statements
 from lorabake.storage.recognition import find_packing
-from lorabake.tensors import formats, statements
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.tensors.packing import Packing
 from lorabake.verification import VerifyOptions, verify
@@ -181,7 +181,9 @@ def test_convrot_of_four_bits_becomes_plain(tmp_path: Path) -> None:
 def test_a_header_may_name_layers_without_what_is_in_front_of_them(tmp_path: Path) -> None:
     convrot(tmp_path, "header of a part", 64)
     names = {f"model.diffusion_model.{name}" for name in ("fc.weight", "other.weight")}
-    assert {key for key, info in _packing(tmp_path).scaled.items() if info.facts["rotation"] == 64} == names
+    assert {
+        key for key, info in packing_of(tmp_path / "base.safetensors").scaled.items() if info.facts["rotation"] == 64
+    } == names
 
 
 NAMES: dict[str, tuple[str, str]] = {
@@ -200,7 +202,7 @@ def test_a_header_may_call_layers_otherwise(name: str, tmp_path: Path) -> None:
     says = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 64}
     told = header_of(**{called.format("a.fc"): says, called.format("b.fc"): says})
     world(tmp_path, {**fc, **other}, told)
-    scaled = _packing(tmp_path).scaled
+    scaled = packing_of(tmp_path / "base.safetensors").scaled
     assert {key: info.facts["rotation"] for key, info in scaled.items()} == dict.fromkeys(
         (f"{front}a.fc.weight", f"{front}b.fc.weight"), 64
     )
@@ -230,7 +232,7 @@ def test_what_is_said_of_no_layer_is_refused_by_name_where_weights_are_stored(tm
     plain = {"format": "int8_tensorwise", "orig_dtype": "torch.bfloat16"}
     fc, gone = int8("fc")[0], header_of(**{"blocks.0.linear": {"format": "int8_rowwise"}})
     world(tmp_path, fc, gone)
-    assert "fc.weight" in _packing(tmp_path).strange
+    assert "fc.weight" in packing_of(tmp_path / "base.safetensors").strange
     gone = header_of(**{"blocks.0.linear": says})
     world(tmp_path, fc, gone)
     with pytest.raises(
@@ -291,8 +293,9 @@ def test_an_index_may_say_what_a_header_may(form: str, output: Said, tmp_path: P
     assert ("quantization_config" in kept) == ("dtype" not in output)
 
 
-def _packing(folder: Path) -> Packing:
-    return find_packing(open_checkpoint(folder / "base.safetensors"))
+def packing_of(path: Path) -> Packing:
+    checkpoint = open_checkpoint(path)
+    return find_packing(checkpoint, statements.read_beside(checkpoint))
 
 
 # -- What is not understood is refused by name, and stays as it is ----------------------------------------
@@ -378,7 +381,7 @@ def test_float8_with_a_scale_elsewhere_is_not_decoded(key: str, tmp_path: Path) 
     weights = {f"{Q}.weight": b.Values(1)(*SHAPE).to(FP8), f"{Q[:-6]}k_proj.weight": b.Values(2)(*SHAPE).to(FP8)}
     for scale in (torch.full((1,), 2.0**-9), torch.full((OUT, 1), 2.0**-9).bfloat16()):
         world(tmp_path, {**weights, key: scale})
-        strange = _packing(tmp_path).strange
+        strange = packing_of(tmp_path / "base.safetensors").strange
         assert {name: each.parts for name, each in strange.items()} == {f"{Q}.weight": {f"{Q}.weight", key}}
     b.kohya(tmp_path / "lora.safetensors", {f"lora_unet_{Q.replace('.', '_')}": LORA})
     with pytest.raises(MatchError, match=rf"would change {Q}\.weight, (which|beside which) .*{key}"):
@@ -401,7 +404,7 @@ UNRELATED = [
 def test_plain_float8_beside_unrelated_scales_is_plain(tmp_path: Path) -> None:
     unrelated = {key: torch.ones(OUT) for key in UNRELATED}
     world(tmp_path, {f"{Q}.weight": b.Values(1)(*SHAPE).to(FP8), **unrelated})
-    assert not _packing(tmp_path).strange
+    assert not packing_of(tmp_path / "base.safetensors").strange
     after = load_file(b.run(b.recipe(tmp_path, loras=[], output={"dtype": "float32"})).path)
     assert after[f"{Q}.weight"].dtype is torch.float32
 
@@ -415,7 +418,7 @@ def test_published_tables_in_float8_have_no_scales_elsewhere() -> None:
                 key: replace(info, dtype="F8_E4M3" if len(info.shape) >= least and "scale" not in key else "F32")
                 for key, info in table.items()
             }
-            assert not formats._scaled_from_afar(cast, {}), name
+            assert not recognition._scaled_from_afar(cast, {}), name
 
 
 @pytest.mark.parametrize("name", ["base_map.pt", "base_scales.safetensors", "base.scale.json", "base_fp8_map.pt"])
@@ -425,10 +428,10 @@ def test_float8_beside_a_file_of_scales_is_not_decoded(name: str, tmp_path: Path
     torch.save({"module": load_file(tmp_path / "base.safetensors")}, tmp_path / "base.pt")
     for unrelated in ("base.yaml", "base_mapping.json", "base_x4_upscale.safetensors", "other_map.pt"):
         (tmp_path / unrelated).touch()
-    assert not _packing(tmp_path).strange
+    assert not packing_of(tmp_path / "base.safetensors").strange
     (tmp_path / name).touch()
     for base, key in (("base.safetensors", "fc.weight"), ("base.pt", "module.fc.weight")):
-        strange = find_packing(open_checkpoint(tmp_path / base)).strange
+        strange = packing_of(tmp_path / base).strange
         assert {each: found.parts for each, found in strange.items()} == {key: {key}}
     with pytest.raises(MatchError, match=rf"would change fc\.weight, which {name} beside its file may scale"):
         plan(load_recipe(b.recipe(tmp_path)))
@@ -462,7 +465,7 @@ def test_blocks_are_of_the_size_that_is_said(name: str, tmp_path: Path) -> None:
         says = {"config_groups": {"g": {"weights": {"num_bits": 8, "type": "float", **says}}}}
     stored = {"fc.weight": torch.ones(shape).to(FP8), "fc.weight_scale": torch.ones(scales)}
     say(tmp_path, "config.json", {"quant_method": "compressed-tensors", **says}, stored)
-    packing = find_packing(open_checkpoint(tmp_path / "base"))
+    packing = packing_of(tmp_path / "base")
     assert ("fc.weight" in packing.scaled, "fc.weight" in packing.strange) == (is_known, not is_known)
 
 
@@ -573,7 +576,7 @@ def test_what_cannot_be_decoded_is_refused_by_name(name: str, odd: Path) -> None
     b.kohya(odd / "one.safetensors", {f"lora_unet_f{number}": LORA})
     with pytest.raises(MatchError, match=rf"packed \(|would change f{number}\.weight, (which|beside|of which)"):
         plan(load_recipe(b.recipe(odd, loras=["one.safetensors"])))
-    assert _packing(odd).strange[f"f{number}.weight"].title == title
+    assert packing_of(odd / "base.safetensors").strange[f"f{number}.weight"].title == title
 
 
 def test_no_cast_touches_what_cannot_be_decoded(odd: Path) -> None:
@@ -632,7 +635,7 @@ def test_names_of_codes_mean_codes_only_beside_what_reads_them(dtype: str, tmp_p
     values = b.Values(1)(4, 4).half() if dtype == "F16" else numbers(1, 4, 4).int()
     plain = {f"attn.{leaf}": values.clone() for leaf in ("W_q", "q_weight", "codes", "indices", "scale_shift_table")}
     world(tmp_path, {**plain, "attn.weight": torch.ones(4, 4).half(), "attn.q_scale_": torch.ones(4).half()})
-    assert not _packing(tmp_path).titles
+    assert not packing_of(tmp_path / "base.safetensors").titles
 
 
 def test_gptq_packed_anew_for_one_kernel_is_not_decoded(tmp_path: Path) -> None:
@@ -640,7 +643,7 @@ def test_gptq_packed_anew_for_one_kernel_is_not_decoded(tmp_path: Path) -> None:
     for option in ("format", "checkpoint_format"):
         said = {"quantization_config": {"quant_method": "gptq", option: "marlin"}}
         (tmp_path / "config.json").write_text(json.dumps(said))
-        assert "fc.weight" in _packing(tmp_path).strange
+        assert "fc.weight" in packing_of(tmp_path / "base.safetensors").strange
 
 
 # -- What is said of a whole model -------------------------------------------------------------------------
@@ -876,7 +879,8 @@ def test_an_option_of_two_names_has_one_meaning(tmp_path: Path) -> None:
 
 
 def _base(folder: Path) -> Any:
-    return statements.gather(open_checkpoint(folder / "base"))
+    checkpoint = open_checkpoint(folder / "base")
+    return statements.gather(checkpoint, statements.read_beside(checkpoint))
 
 
 @pytest.mark.parametrize("spot", SPOTS)
@@ -1191,7 +1195,7 @@ def test_quanto_of_four_bits_needs_to_be_certain_of_its_shape(tmp_path: Path) ->
     bias, conv = {"fc.bias": torch.ones(32)}, {"conv_in.weight": torch.ones(2, 2, 3, 3)}
     for extra, way in (({}, None), (bias, (32, 256)), (bias | conv, None), ({"fc.bias": torch.ones(48)}, None)):
         world(tmp_path, {**stored, **extra})
-        found = _packing(tmp_path)
+        found = packing_of(tmp_path / "base.safetensors")
         assert (found.packed["fc.weight"].shape if way else None, "fc.weight" in found.strange) == (way, not way)
 
 
@@ -1259,5 +1263,5 @@ def test_plain_bases_have_no_such_words(tmp_path: Path) -> None:
 def test_the_page_names_what_the_code_knows() -> None:
     page = " ".join((Path(__file__).parents[1] / "docs" / "storage.md").read_text(encoding="utf-8").split())
     decoded = {"GPTQ or AWQ", "bitsandbytes", "compressed-tensors", "MXFP4", "quanto"}
-    names = {title for _, title in formats.TITLES} - decoded | {*statements.FILES} | {*statements.MODEL_KEYS[:2]}
+    names = {title for _, title in recognition.TITLES} - decoded | {*statements.FILES} | {*statements.MODEL_KEYS[:2]}
     assert not [name for name in names if name not in page]

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from lorabake import VerifyOptions, load_recipe, verify
+from lorabake.baking import plan
 from lorabake.errors import LorabakeError
 from lorabake.keymap.expansion import KeyMap
-from lorabake.matching.ties import find_tie
-from lorabake.planning import plan
-from lorabake.sources import identify
+from lorabake.sources.family import identify
+from lorabake.sources.ties import find_tie
 from lorabake.tensors.header import TensorInfo
 from tests import builders as b
 

@@ -20,9 +20,8 @@ from typing import Any
 import pytest
 import torch
 
-from lorabake.baking import RunOptions, bake
+from lorabake.baking import RunOptions, bake, plan
 from lorabake.errors import FileError, LorabakeError, SurroundingsError, TargetError
-from lorabake.planning import plan
 from lorabake.recipe import load_recipe
 from lorabake.writing import commit, weights
 from lorabake.writing.inputs import Inputs

@@ -11,13 +11,13 @@ import click
 
 from lorabake.baking import RunOptions
 from lorabake.baking import bake as run_bake
+from lorabake.baking import plan as make_plan
 from lorabake.cli import CONTEXT, interruption
 from lorabake.cli.places import check_report, files_of
 from lorabake.cli.show import LABEL, ledger_lines, rate_of, shown, size_of, survives
 from lorabake.cli.terminal import Bar, echo, echo_json
 from lorabake.errors import SurroundingsError
 from lorabake.machine import default_workers
-from lorabake.planning import plan as make_plan
 from lorabake.planning.cautions import FADES
 from lorabake.recipe import load_recipe
 from lorabake.visible import visible_json

@@ -8,11 +8,14 @@ none, the zeros beside the diagonal and the scale of the file's other modules do
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from itertools import takewhile
 
+from lorabake.keymap.expansion import KeyMap
+from lorabake.keymap.module import Module
 from lorabake.keymap.slots import LoraModule
 from lorabake.tensors.header import TensorInfo
-from lorabake.tensors.packing import read_scalar
-from lorabake.tensors.reader import is_there, read_stored
+from lorabake.tensors.reader import read_stored
 from lorabake.tensors.small import parse_json
 
 NOTE = "q, k and v were trained apart (split_qkv): alpha is over the rank of one part in {count} modules, by {source}"
@@ -33,40 +36,56 @@ def said_by(metadata: Mapping[str, str]) -> bool | None:
     return str(arguments.get("split_qkv")) == "True" if isinstance(arguments, dict) else None
 
 
-def seen_in(module: LoraModule, sizes: Sequence[int], scales: set[float]) -> bool:
-    """Tell by a fused module's values whether its parts were trained apart.
+def rows_of_parts(name: str, modules: Mapping[str, Module]) -> tuple[int, ...]:
+    """List the rows of what a fused module holds; `modules` are all of its component."""
+    names = (f"{name}.{part}" for part in range(len(modules)))
+    parts = (modules[part] for part in takewhile(modules.__contains__, names))
+    return tuple(part.views["weight"].rows for part in takewhile(lambda part: "weight" in part.views, parts))
 
-    `sizes` are the rows of the parts, `scales` those of the file's modules that are not fused: a converted file,
-    too, may have blocks on the diagonal, but its alpha is for them all.
-    """
-    rank = module.shapes["down"][0]
-    alpha = alpha_of(module)
-    if alpha is None:
+
+def fused_rows(key_map: KeyMap) -> frozenset[tuple[int, ...]]:
+    """Collect what `rows_of_parts` says of all fused modules of a base."""
+    stems = (
+        (name.removesuffix(".0"), modules)
+        for modules in key_map.modules.values()
+        for name in modules
+        if name.endswith(".0")
+    )
+    rows = (rows_of_parts(stem, modules) for stem, modules in stems)
+    return frozenset(sizes for sizes in rows if len(sizes) > 1)
+
+
+def has_rank(module: LoraModule) -> bool:
+    """Tell whether a module has the factor whose rows count its rank."""
+    return "down" in module.slots and module.shapes["down"][:1] > (0,)
+
+
+def fits(module: LoraModule, sizes: Sequence[int]) -> bool:
+    """Tell by shapes whether a module may hold parts of so many rows that each have a share of its rank."""
+    up = module.shapes.get("up", ())
+    if len(up) < 2 or not has_rank(module):
         return False
-    whole, part = alpha / rank, alpha * len(sizes) / rank
-    may_be = part in scales and whole not in scales if scales else whole != 1
-    return may_be and _has_blocks(module.slots["up"], sizes)  # last: it reads a tensor
+    rank = module.shapes["down"][0]
+    return up[:2] == (sum(sizes), rank) and rank % len(sizes) == 0
 
 
-def scale_of(module: LoraModule) -> float | None:
-    """Return alpha/rank of a module; None where it has none, or only its header is at hand."""
-    alpha = alpha_of(module) if "down" in module.slots and "alpha" in module.slots else None
-    return None if alpha is None else alpha / module.shapes["down"][0]
+def scale_of(module: LoraModule, alpha: float, parts: int = 1) -> float:
+    """Return a module's scale where its alpha is over the rank of one of so many parts."""
+    return alpha * parts / module.shapes["down"][0]
 
 
-def alpha_of(module: LoraModule) -> float | None:
-    """Read a module's alpha; None where it has none, or only its header is at hand."""
-    info = module.slots.get("alpha")
-    if info is None or not is_there(info.file):
-        return None
-    try:
-        return read_scalar(info)
-    except ValueError:
-        return None
+def may_be_apart(module: LoraModule, alpha: float, parts: int, scales: AbstractSet[float]) -> bool:
+    """Tell whether a module's alpha makes sense as that of one of so many parts.
+
+    `scales` are those of the file's modules that are not fused: a converted file, too, may have blocks on the
+    diagonal, but its alpha is for them all.
+    """
+    whole, part = scale_of(module, alpha), scale_of(module, alpha, parts)
+    return part in scales and whole not in scales if scales else whole != 1
 
 
-def _has_blocks(up: TensorInfo, sizes: Sequence[int]) -> bool:
-    """Tell whether all values beside the diagonal of blocks are zero, and not all on it."""
+def has_blocks(up: TensorInfo, sizes: Sequence[int]) -> bool:
+    """Read whether all values beside the diagonal of blocks are zero, and not all on it."""
     import numpy as np
 
     raw = np.frombuffer(read_stored(up), np.uint8)

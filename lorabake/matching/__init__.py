@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache, cached_property
-from itertools import islice, takewhile
+from itertools import islice
 from math import prod
 
 from lorabake.adapters import dora, kinds_of
@@ -29,12 +29,13 @@ from lorabake.keymap.spelling import Prefixes, Sample, Spellings
 from lorabake.keymap.table import Architecture
 from lorabake.keymap.view import Picked, Region, View
 from lorabake.likeness import MOST, Names, nearest
+from lorabake.matching.alike import are_alike
 from lorabake.matching.ledger import RANK_0, Ledger
 from lorabake.matching.leftovers import by_end, line_for
 from lorabake.matching.patches import Patch
 from lorabake.matching.strengths import share_of
-from lorabake.matching.ties import Tie, are_alike
-from lorabake.sources import GENERIC, LoraSource
+from lorabake.sources.family import GENERIC
+from lorabake.sources.loras import LoraSource
 from lorabake.sources.recognition import (
     TELLING,
     TEXT,
@@ -46,6 +47,7 @@ from lorabake.sources.recognition import (
     recognise,
     titles,
 )
+from lorabake.sources.ties import Tie
 from lorabake.storage.recognition import way_of
 from lorabake.tensors.emptiness import ADVICE, hollow_words
 from lorabake.tensors.header import TensorInfo
@@ -603,7 +605,9 @@ class _Match:
         if tie is None or not changes:
             return None, frozenset()
         first, *others = [module for modules in changes.values() for module in modules]
-        alike = all(law == laws[0] for law in laws) and all(are_alike(first, other) for other in others)
+        alike = all(law == laws[0] for law in laws) and all(
+            are_alike(first, other, self.lora.evidence) for other in others
+        )
         repeated = tie.repeated(changes)
         if repeated and alike:
             self.ledger.notes.append(
@@ -896,16 +900,16 @@ class _Match:
         if len(sizes) < 2 or "down" not in module.slots or module.shapes["down"][0] % len(sizes):
             return 1
         said = split_qkv.said_by(self.lora.checkpoint.metadata)
-        if said is False or (said is None and not split_qkv.seen_in(module, sizes, self._scales)):
+        if said is False:
+            return 1
+        if said is None and not self.lora.evidence.is_trained_apart(module, sizes, self._scales):
             return 1
         self.apart["metadata" if said else "the zeros in its up"] += 1
         return len(sizes)
 
-    def _sizes(self, target: Module) -> list[int]:
+    def _sizes(self, target: Module) -> tuple[int, ...]:
         """List the rows of what a fused module holds."""
-        modules = self.key_map.modules[target.component]
-        names = (f"{target.name}.{part}" for part in range(len(modules)))
-        return [modules[name].views["weight"].rows for name in takewhile(modules.__contains__, names)]
+        return split_qkv.rows_of_parts(target.name, self.key_map.modules[target.component])
 
     @cached_property
     def _scales(self) -> set[float]:
@@ -913,9 +917,9 @@ class _Match:
         scales = set()
         for module in self.lora.tensors.modules.values():
             targets = self._targets(module.name)
-            scale = split_qkv.scale_of(module)
-            if scale is not None and targets and len(self._sizes(targets[0])) < 2:
-                scales.add(scale)
+            if targets and len(self._sizes(targets[0])) < 2:
+                scale = self.lora.evidence.scale_of(module)
+                scales |= set() if scale is None else {scale}
         return scales
 
     # -- files that need a look at all modules -------------------------------------------------------

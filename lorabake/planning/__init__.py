@@ -6,13 +6,12 @@ Pure: no tensor is read. Everything after the plan only obeys it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorabake.matching import Matcher
 from lorabake.matching.ledger import Ledger
 from lorabake.matching.patches import Patch
-from lorabake.matching.ties import find_tie
 from lorabake.planning.checks import check_dtypes, check_form, check_is_no_input, check_patches, check_rows, is_folder
 from lorabake.planning.cost import peak_memory
 from lorabake.planning.files import Embedding, OutputFile, configs_of, drafts_of, embeddings_of, indexes_of
@@ -21,10 +20,7 @@ from lorabake.planning.notes import notes_of
 from lorabake.planning.steps import Copy, Step, Target, copies_of, steps_of, touched_by
 from lorabake.planning.storage import storage_of
 from lorabake.planning.vae import replaced_by_vae
-from lorabake.recipe import Recipe
-from lorabake.sources import Sources, model_config, resolve
-from lorabake.tensors.header import Fingerprint
-from lorabake.tensors.small import noting
+from lorabake.sources import Sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +40,6 @@ class Plan:
     embeddings: tuple[Embedding, ...] = ()
     left_out: frozenset[str] = frozenset()
     """Files of the base's folder that say how weights are stored, which is true no more."""
-    read: Mapping[Path, Fingerprint] = field(default_factory=dict)
-    """The small files that decided something, such as configurations, as they were then."""
 
     @property
     def size(self) -> int:
@@ -125,18 +119,13 @@ class Plan:
         }
 
 
-def plan(recipe: Recipe, output: str | Path | None = None) -> Plan:
-    """Plan a bake from headers alone.
+def plan(sources: Sources, output: str | Path | None = None) -> Plan:
+    """Plan a bake of inputs that have been opened; no input is read any more.
 
-    `output` overrides the recipe's path. Raise FileError for a faulty input, MatchError for a LoRA that does
-    not fit whole, TargetError for an output that is an input or of the wrong form.
+    `output` overrides the recipe's path. Raise MatchError for a LoRA that does not fit whole, FileError for a VAE
+    that does not, TargetError for an output that is an input or of the wrong form.
     """
-    with noting() as read:
-        made = _plan(resolve(recipe), Path(output) if output else recipe.locate(recipe.output.path))
-    return replace(made, read=read)
-
-
-def _plan(sources: Sources, path: Path) -> Plan:
+    path = Path(output) if output else sources.recipe.locate(sources.recipe.output.path)
     check_form(sources, path)
     check_is_no_input(sources, path)
     check_dtypes(sources)
@@ -172,7 +161,7 @@ def _plan(sources: Sources, path: Path) -> Plan:
 def _match(sources: Sources) -> tuple[tuple[Patch, ...], tuple[Ledger, ...]]:
     if not sources.loras:
         return (), ()
-    matcher = Matcher(sources.key_map, find_tie(model_config(sources.base), sources.key_map))
+    matcher = Matcher(sources.key_map, sources.tie)
     placed = [matcher.match(index, lora) for index, lora in enumerate(sources.loras)]
     every = (patch for own, _ in placed for patch in own)
     patches = tuple(replace(patch, number=number) for number, patch in enumerate(every))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterable
 from math import prod
@@ -13,6 +12,7 @@ from lorabake.matching.patches import Patch
 from lorabake.planning.steps import Touched
 from lorabake.planning.storage import NAME_A_DTYPE, dtype_of
 from lorabake.sources import Sources
+from lorabake.sources.evidence import inode_of
 from lorabake.tensors.dtypes import DTYPES, is_output
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo
@@ -46,35 +46,22 @@ def check_dtypes(sources: Sources) -> None:
 def check_is_no_input(sources: Sources, written: Path) -> None:
     """Raise TargetError if a path that a bake writes is an input, is in an input folder, or has an input in it.
 
-    Folders are known by inode: a link or a second mount gives one folder two names.
+    Folders are known by inode: a link or a second mount gives one folder two names. The disk is asked about the
+    output alone; where inputs lie is evidence.
     """
     try:
         target = written.resolve(strict=False)
     except (OSError, RuntimeError) as error:
         raise TargetError(f"{written}: cannot follow this path: {error}") from None
-    inputs: list[tuple[Path, bool]] = []
-    for checkpoint, _ in sources.inputs:
-        inputs += [(checkpoint.path, checkpoint.is_folder), *((header.path, False) for header in checkpoint.headers)]
-    if sources.recipe.file is not None:
-        inputs.append((sources.recipe.file, False))
-    known = functools.cache(_inode)  # shards lie in one folder
-    place, around = known(target.parent), {inode for parent in target.parents if (inode := known(parent))}
-    itself = known(target) if os.path.isdir(target) else None
-    for path, is_input_folder in inputs:
-        real = path.resolve()
-        is_same = target == real or (place is not None and (place, target.name) == (known(real.parent), real.name))
-        if is_same or (is_input_folder and known(real) in {*around, itself} - {None}):
-            raise TargetError(f"{written}: is an input of this recipe ({path}); choose another output")
-        if itself is not None and any(itself == known(parent) for parent in real.parents):
-            raise TargetError(f"{written}: holds an input of this recipe ({path}); choose another output")
-
-
-def _inode(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+    place, around = inode_of(target.parent), {inode for parent in target.parents if (inode := inode_of(parent))}
+    itself = inode_of(target) if os.path.isdir(target) else None
+    for known in sources.evidence.locations:
+        beside = known.folders[0] if known.folders else known.inode
+        is_same = target == known.real or (place is not None and (place, target.name) == (beside, known.real.name))
+        if is_same or (known.is_folder and known.inode in {*around, itself} - {None}):
+            raise TargetError(f"{written}: is an input of this recipe ({known.path}); choose another output")
+        if itself is not None and itself in known.folders:
+            raise TargetError(f"{written}: holds an input of this recipe ({known.path}); choose another output")
 
 
 def check_patches(sources: Sources, patches: Iterable[Patch]) -> None:

@@ -18,7 +18,7 @@ from lorabake.planning.steps import Target
 from lorabake.planning.storage import Storage, dtype_of, is_fixed
 from lorabake.sources import Sources
 from lorabake.storage.statements import index_form, said_in_files, said_in_index
-from lorabake.tensors.checkpoint import PICKLE_SUFFIXES, Part, read_object
+from lorabake.tensors.checkpoint import PICKLE_SUFFIXES, Part
 from lorabake.tensors.dtypes import DTYPES, nbytes
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo
@@ -210,12 +210,12 @@ def configs_of(sources: Sources, storage: Storage, drafts: Sequence[Draft]) -> d
         place = str(PurePosixPath(part.folder, "config.json"))
         floats = {target.dtype for draft in drafts if draft.part is part for target in draft.targets} & words.keys()
         is_cast = sources.recipe.output.dtype != "keep" and len(floats) == 1
-        said = said_in_files(base, part.folder, storage.changes[part.folder])
+        said = said_in_files(sources.evidence.beside, part.folder, storage.changes[part.folder])
         if part is base.parts[0] and "" not in storage.changes:
-            said |= said_in_files(base, "", storage.change)
+            said |= said_in_files(sources.evidence.beside, "", storage.change)
         if (is_cast or storage.decoded) and Path(place) in base.side_files:
-            config = read_object(base.path / place)
-            plain = said.get(place) or config
+            config = sources.evidence.document(place)
+            plain = dict(said.get(place) or config)
             stale = {name: words[min(floats)] for name in ("torch_dtype", "dtype") if is_cast and name in config}
             if (plain := plain | stale | _widths(storage.grown.values(), part, config)) != config:
                 said[place] = plain

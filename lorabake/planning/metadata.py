@@ -10,6 +10,7 @@ from lorabake.planning import provenance
 from lorabake.planning.checks import is_folder
 from lorabake.planning.files import Draft, OutputFile, is_indexed
 from lorabake.planning.storage import Storage
+from lorabake.recipe import Source
 from lorabake.sources import Sources
 from lorabake.storage.statements import LAYERS, modules_of, said_in_header, said_in_index, said_of_layers
 from lorabake.tensors.checkpoint import Checkpoint
@@ -61,17 +62,18 @@ def _inputs(sources: Sources) -> tuple[dict[str, object], dict[str, Path]]:
             pending[places[header.path]] = header.path
         return places
 
+    def described_input(checkpoint: Checkpoint, said: Source, digests: Mapping[Path, str]) -> dict[str, object]:
+        return provenance.describe(checkpoint, said.portable_path, digests, sources.evidence.sides_of(checkpoint))
+
     stated = placeholders(sources.base) if recipe.base.sha256 else {}
     inputs: dict[str, object] = {
-        "base": provenance.describe(sources.base, recipe.base.portable_path, stated),
+        "base": described_input(sources.base, recipe.base, stated),
         "loras": [
-            provenance.describe(lora.checkpoint, lora.entry.portable_path, placeholders(lora.checkpoint))
-            for lora in sources.loras
+            described_input(lora.checkpoint, lora.entry, placeholders(lora.checkpoint)) for lora in sources.loras
         ],
     }
     if sources.vae is not None and recipe.vae is not None:
-        vae = placeholders(sources.vae)
-        inputs["vae"] = provenance.describe(sources.vae, recipe.vae.portable_path, vae)
+        inputs["vae"] = described_input(sources.vae, recipe.vae, placeholders(sources.vae))
     return inputs, pending
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 
 from lorabake.planning.steps import Step, Touched
 from lorabake.planning.storage import Storage
-from lorabake.sources import GENERIC, Sources
+from lorabake.sources import Sources
+from lorabake.sources.family import GENERIC
 from lorabake.sources.translation import left_out_of
 
 

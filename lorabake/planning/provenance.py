@@ -6,14 +6,13 @@ length is settled before the first byte is written.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lorabake import __version__
-from lorabake.tensors.checkpoint import Checkpoint, said_beside
-from lorabake.tensors.small import content_of
+from lorabake.sources.evidence import SideFile
+from lorabake.tensors.checkpoint import Checkpoint
 
 PLACEHOLDER = "0" * 64
 DATA_HASHES = ("modelspec.hash_sha256", "sshs_model_hash")
@@ -30,25 +29,21 @@ MOST_LISTED = 1 << 26
 LEGACY_START, LEGACY_BYTES = 0x100000, 0x10000
 
 
-def describe(checkpoint: Checkpoint, path: str, digests: Mapping[Path, str]) -> dict[str, object]:
-    """Identify one input by name, size and digest: the whole file's where known, else its header's."""
+def describe(
+    checkpoint: Checkpoint, path: str, digests: Mapping[Path, str], sides: Iterable[SideFile]
+) -> dict[str, object]:
+    """Identify one input by name, size and digest: the whole file's where known, else its header's.
+
+    `sides` are the files beside it that say how it is applied.
+    """
     files: list[dict[str, object]] = []
     for header in checkpoint.headers:
         given = header.path
         name = given.relative_to(checkpoint.path).as_posix() if checkpoint.is_folder else path
         digest = {"sha256": digests[given]} if given in digests else {"header_sha256": header.sha256}
         files.append({"name": name, "size": header.size, **digest})
-    files += beside(checkpoint)
+    files += ({"name": side.name, "sha256": side.sha256} for side in sides)
     return {"path": path, "files": files} if checkpoint.is_folder or len(files) > 1 else files[0]
-
-
-def beside(checkpoint: Checkpoint) -> list[dict[str, object]]:
-    """Identify the files beside a LoRA that say how it is applied, by name and digest."""
-    first = next(checkpoint.headers).path
-    return [
-        {"name": config.name, "sha256": hashlib.sha256(content_of(config)).hexdigest()}
-        for config in said_beside(first, checkpoint.tensors)
-    ]
 
 
 def listed(inputs: Mapping[str, object], files: Sequence[str]) -> list[str]:

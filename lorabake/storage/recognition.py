@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
-from lorabake.storage.statements import NOTE, Statement, Statements, fault, gather, merged, powers_of_two
+from lorabake.storage.statements import NOTE, Beside, Statement, Statements, fault, gather, merged, powers_of_two
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.dtypes import DTYPES
 from lorabake.tensors.header import TensorInfo
@@ -201,13 +201,16 @@ class Stored:
         return {role: self.parts[role] for role in NOTES if role in self.parts}
 
 
-def find_packing(checkpoint: Checkpoint) -> Packing:
-    """Find how each weight is stored; raise FileError for a statement that is there and cannot be read."""
+def find_packing(checkpoint: Checkpoint, beside: Beside) -> Packing:
+    """Find how each weight is stored; `beside` holds the files beside the checkpoint's weights.
+
+    Raise FileError for a statement that is there and cannot be read.
+    """
     tensors = checkpoint.tensors
     packed = {key: info for key, info in tensors.items() if isinstance(info, PackedInfo)}
     if packed:
         return Packing(packed)  # GGUF says it all
-    statements = gather(checkpoint)
+    statements = gather(checkpoint, beside)
     scaled: dict[str, PackedInfo] = {}
     strange: dict[str, Strange] = {}
     for stored in _stored(checkpoint, statements):

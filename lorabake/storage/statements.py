@@ -14,14 +14,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from os.path import lexists
 from pathlib import Path, PurePosixPath
 
 from lorabake.errors import FileError, TargetError
 from lorabake.tensors.checkpoint import Checkpoint, Part, read_object
 from lorabake.tensors.header import Header
 from lorabake.tensors.packing import Facts, read_facts
-from lorabake.tensors.small import MAX_INDEX, parse_json
+from lorabake.tensors.reader import is_there
+from lorabake.tensors.small import parse_json
 
 NOTE = "comfy_quant"
 """The leaf of a tensor that says in JSON how the weight beside it is stored."""
@@ -191,6 +191,10 @@ SIGNS = {
 """Whose way it is, by an option of no other, where nothing names it."""
 
 
+Beside = Mapping[str, Mapping[str, object]]
+"""The files beside a checkpoint's weights that may hold statements, by their paths below its folder, read as JSON."""
+
+
 @dataclass(frozen=True, slots=True)
 class Statement:
     """Hold what one place says: `place` names it in messages, `says` are its options."""
@@ -222,8 +226,24 @@ class _Texts:
     entries: Mapping[str, str]
 
 
-def gather(checkpoint: Checkpoint) -> Statements:
-    """Read every statement of a checkpoint; raise FileError for one that is there and cannot be read."""
+def read_beside(checkpoint: Checkpoint) -> dict[str, dict[str, object]]:
+    """Read the files beside a checkpoint's weights that may hold statements, by their paths below its folder.
+
+    A GGUF file says all itself. Raise FileError for a file that is there and cannot be read.
+    """
+    if checkpoint.facts:
+        return {}
+    root = checkpoint.path if checkpoint.is_folder else checkpoint.path.parent
+    folders = dict.fromkeys(folder for part in checkpoint.parts for folder in (part.folder, ""))
+    places = [str(PurePosixPath(folder, name)) for folder in folders for name in FILES]
+    return {place: read_object(root / place) for place in places if is_there(root / place)}
+
+
+def gather(checkpoint: Checkpoint, beside: Beside) -> Statements:
+    """Read every statement of a checkpoint; `beside` holds the files beside its weights.
+
+    Raise FileError for one that is there and cannot be read.
+    """
     layers: dict[str, list[Statement]] = {}
     models: dict[str, list[Statement]] = {}
     lost: dict[str, dict[str, Statement]] = {}
@@ -246,8 +266,8 @@ def gather(checkpoint: Checkpoint) -> Statements:
                     lost.setdefault(part.folder, {})[name] = Statement(place, says)
             models.setdefault(part.folder, []).extend(_in_texts(each))
         for folder in dict.fromkeys((part.folder, "")):
-            for path in _files(checkpoint, folder):
-                models[part.folder].extend(_in_file(path, str(PurePosixPath(folder, path.name))))
+            for place, name in _files(beside, folder):
+                models[part.folder].extend(_in_file(beside[place], place, FILES[name]))
     return Statements(
         {module: tuple(found) for module, found in layers.items()},
         {folder: tuple(found) for folder, found in models.items()},
@@ -266,14 +286,7 @@ def _of_index(part: Part) -> Iterator[_Texts]:
     """Yield what the index of a part's shards says beside their names, if it has one."""
     if part.index is not None:
         path = part.files[0].path.with_name(part.index)
-        yield _Texts(path, str(PurePosixPath(part.folder, part.index)), as_texts(_index_metadata(part)))
-
-
-def _index_metadata(part: Part) -> Mapping[str, object]:
-    if part.index is None:
-        return {}
-    said = read_object(part.files[0].path.with_name(part.index), MAX_INDEX).get("metadata")
-    return said if isinstance(said, dict) else {}
+        yield _Texts(path, str(PurePosixPath(part.folder, part.index)), as_texts(part.index_metadata))
 
 
 def as_texts(metadata: Mapping[str, object]) -> dict[str, str]:
@@ -375,14 +388,13 @@ def _of(place: str, path: str) -> str:
     return f"{place}'s {path}" if path else place
 
 
-def _files(checkpoint: Checkpoint, folder: str) -> Iterator[Path]:
-    root = (checkpoint.path if checkpoint.is_folder else checkpoint.path.parent) / folder
-    if not checkpoint.facts:  # a GGUF file says all itself
-        yield from (path for name in FILES if lexists(path := root / name))
+def _files(beside: Beside, folder: str) -> Iterator[tuple[str, str]]:
+    """Yield the paths and the names of the files in a component's folder."""
+    places = ((str(PurePosixPath(folder, name)), name) for name in FILES)
+    return ((place, name) for place, name in places if place in beside)
 
 
-def _in_file(path: Path, name: str) -> Iterator[Statement]:
-    said, way = read_object(path), FILES[path.name]
+def _in_file(said: Facts, name: str, way: str) -> Iterator[Statement]:
     if way == "quanto":
         kinds = {str(each.get("weights")) if isinstance(each, dict) else "" for each in said.values()}
         yield Statement(name, {"quant_method": way, **dict.fromkeys(kinds - QUANTO_TYPES, True)})
@@ -573,7 +585,7 @@ def said_in_index(part: Part, change: Change) -> dict[str, str]:
 
 def index_form(part: Part, said: Mapping[str, str]) -> dict[str, object]:
     """Return what is said as the index of a component's shards has it: as text, or as JSON where it was none."""
-    before = _index_metadata(part)
+    before = part.index_metadata
     return {name: text if isinstance(before.get(name, ""), str) else _json(text) for name, text in said.items()}
 
 
@@ -587,19 +599,19 @@ def _said_in(texts: _Texts, change: Change) -> dict[str, str | None]:
     return found
 
 
-def said_in_files(checkpoint: Checkpoint, folder: str, change: Change) -> dict[str, dict[str, object] | None]:
+def said_in_files(beside: Beside, folder: str, change: Change) -> dict[str, dict[str, object] | None]:
     """Return what becomes of the files beside a component's weights: new objects, None for files that go."""
     found: dict[str, dict[str, object] | None] = {}
-    for path in _files(checkpoint, folder) if change.plain else ():
-        name, said = str(PurePosixPath(folder, path.name)), read_object(path)
-        if FILES[path.name] and not change.is_partial:
-            found[name] = None
-        elif FILES[path.name] == "quanto":
-            found[name] = {layer: says for layer, says in said.items() if layer not in change.plain}
-        elif FILES[path.name] and not any(key in said for key in MODEL_KEYS):
-            found[name] = _listed(said, _named(said, FILES[path.name]), change, name)
-        elif (kept := _true(said, change, name)) != said:
-            found[name] = kept
+    for place, name in _files(beside, folder) if change.plain else ():
+        said, way = beside[place], FILES[name]
+        if way and not change.is_partial:
+            found[place] = None
+        elif way == "quanto":
+            found[place] = {layer: says for layer, says in said.items() if layer not in change.plain}
+        elif way and not any(key in said for key in MODEL_KEYS):
+            found[place] = _listed(said, _named(said, way), change, place)
+        elif (kept := _true(said, change, place)) != said:
+            found[place] = kept
     return found
 
 

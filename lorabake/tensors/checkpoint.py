@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lorabake.errors import FileError
@@ -66,7 +66,7 @@ _LOOKED_FOR = (
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Hold one set of weights: a file, or shards and the name of their `index`.
+    """Hold one set of weights: a file, or shards, the name of their `index` and what its metadata say.
 
     `folder` is relative to the checkpoint's: "" at the top, "unet" in a diffusers folder.
     """
@@ -74,6 +74,7 @@ class Part:
     folder: str
     index: str | None
     files: tuple[Header, ...]
+    index_metadata: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,17 +280,21 @@ def _matching(files: Iterable[Path], pattern: re.Pattern[str]) -> Iterator[_Weig
 
 def _without_indexed(files: list[_Weights], indexes: list[_Weights]) -> list[_Weights]:
     """Drop the files that an index lists: some models have an index of one file."""
-    listed = {index.path.parent / name for index in indexes for name in set(_weight_map(index.path).values())}
+    said = {index.path: read_object(index.path, MAX_INDEX) for index in indexes}
+    listed = {path.parent / name for path in said for name in set(_weight_map(path, said[path]).values())}
     return [weights for weights in files if weights.path not in listed] + indexes
 
 
 def _part(path: Path, folder: str) -> Part:
     """Read the headers behind a file of weights or an index, and qualify the keys with the folder."""
     is_index = _INDEX.fullmatch(path.name) is not None
-    headers = _read_shards(path) if is_index else [_read_file(path)]
+    index = read_object(path, MAX_INDEX) if is_index else {}
+    headers = _read_shards(path, _weight_map(path, index)) if is_index else [_read_file(path)]
     if folder:
         headers = [_qualified(header, folder) for header in headers]
-    return Part(folder, path.name if is_index else None, tuple(headers))
+    said = index.get("metadata")
+    metadata = said if isinstance(said, dict) else {}
+    return Part(folder, path.name if is_index else None, tuple(headers), metadata)
 
 
 def _read_file(path: Path) -> Header:
@@ -309,9 +314,8 @@ def _qualified(header: Header, folder: str) -> Header:
     return replace(header, tensors={info.key: info for info in infos})
 
 
-def _read_shards(index: Path) -> list[Header]:
+def _read_shards(index: Path, weight_map: Mapping[str, str]) -> list[Header]:
     """Read the shards that an index names, and check that both agree on every tensor."""
-    weight_map = _weight_map(index)
     check_count(index, len(weight_map))
     headers = []
     placed: dict[str, str] = {}
@@ -331,9 +335,9 @@ def _read_shards(index: Path) -> list[Header]:
     return headers
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def _weight_map(index: Path, said: Mapping[str, object]) -> dict[str, str]:
     """Return which shard an index says each tensor is in."""
-    weight_map = read_object(index, MAX_INDEX).get("weight_map")
+    weight_map = said.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FileError(f"{index}: has no weight_map")
     for name in weight_map.values():

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from lorabake.errors import FileError
 from lorabake.planning import plan as make_plan
 from lorabake.recipe import Recipe
+from lorabake.sources import resolve
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.tensors.reader import is_there
 from lorabake.tensors.small import content_of, parse_json
@@ -54,7 +55,7 @@ def verify(recipe: Recipe, baked: str | Path | None = None, options: VerifyOptio
     path = Path(os.path.normpath(baked if baked is not None else recipe.locate(recipe.output.path)))
     if not is_there(path):
         raise FileError(f"{path}: no such file", "Bake it first, or name the checkpoint with --baked.")
-    plan = make_plan(recipe, path)
+    plan = make_plan(resolve(recipe), path)
     run = Run(plan, path, options.stages, options.tell)
     run.look(options.begin, options.progress, options.sample_weights, options.samples)
     source = content_of(recipe.file).decode() if recipe.file else json.dumps(recipe.normal_form(), indent=2)

@@ -31,11 +31,14 @@ class Inputs:
         planned: defaultdict[Path, set[Fingerprint]] = defaultdict(set)
         for path, identity in ((header.path, header.identity) for header in headers):
             planned[path].add(identity)
-        for path, identity in (read for plan in plans for read in plan.read.items()):
+        small = [plan.sources.evidence.read for plan in plans]
+        for path, identity in (item for read in small for item in read.items()):
             planned[path].add(identity)
         paths = dict.fromkeys(self._headers)
         paths |= {info.file: None for header in headers for info in header.tensors.values()}
-        paths |= dict.fromkeys(path for plan in plans for path in (*plan.digests.values(), *plan.read))
+        paths |= dict.fromkeys(
+            path for plan in plans for path in (*plan.digests.values(), *plan.sources.evidence.read)
+        )
         allow_open_files(len(paths) + sum(len(plan.files) for plan in plans))
         self._files = OpenFiles(self._opened, unreadable)
         try:

@@ -21,7 +21,7 @@ from peft.utils import get_peft_model_state_dict  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from lorabake.keymap.expansion import KeyMap  # noqa: E402
-from lorabake.sources import identify  # noqa: E402
+from lorabake.sources.family import identify  # noqa: E402
 from lorabake.tensors.checkpoint import open_checkpoint  # noqa: E402
 
 pytestmark = [

@@ -23,7 +23,7 @@ from diffusers.models import controlnets, transformers, unets  # noqa: E402
 from diffusers.models.modeling_utils import ModelMixin, no_init_weights  # noqa: E402
 
 from lorabake.architectures import architectures  # noqa: E402
-from lorabake.sources import GENERIC  # noqa: E402
+from lorabake.sources.family import GENERIC  # noqa: E402
 from lorabake.tensors.header import TensorInfo  # noqa: E402
 from tests.tables import infos  # noqa: E402
 

@@ -19,7 +19,7 @@ from diffusers.loaders import lora_conversion_utils, single_file_utils  # noqa: 
 from lorabake.keymap.expansion import KeyMap  # noqa: E402
 from lorabake.keymap.spelling import Spellings  # noqa: E402
 from lorabake.keymap.view import View  # noqa: E402
-from lorabake.sources import identify  # noqa: E402
+from lorabake.sources.family import identify  # noqa: E402
 from lorabake.tensors.header import TensorInfo  # noqa: E402
 from tests.released import DEPTHS  # noqa: E402
 from tests.tables import infos, load_table  # noqa: E402

@@ -16,7 +16,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention  # noqa: 
 
 from lorabake.keymap.expansion import KeyMap  # noqa: E402
 from lorabake.keymap.spelling import Spellings  # noqa: E402
-from lorabake.sources import identify  # noqa: E402
+from lorabake.sources.family import identify  # noqa: E402
 from tests.tables import infos  # noqa: E402
 
 # How an attention is made, and the projections that diffusers joins in it.

@@ -33,7 +33,7 @@ from lorabake.keymap.names import PEFT_ROOT  # noqa: E402
 from lorabake.keymap.renaming import Renaming  # noqa: E402
 from lorabake.keymap.spelling import Spellings  # noqa: E402
 from lorabake.keymap.view import Region, View  # noqa: E402
-from lorabake.sources import identify, models_of  # noqa: E402
+from lorabake.sources.family import identify, models_of  # noqa: E402
 from tests.tables import infos  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")

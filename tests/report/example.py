@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lorabake import report
-from lorabake.planning import Plan, plan
+from lorabake.baking import plan
+from lorabake.planning import Plan
 from lorabake.recipe import load_recipe
 from lorabake.verification.findings import (
     Effect,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lorabake.baking import plan
 from lorabake.errors import FileError
-from lorabake.planning import plan
 from lorabake.recipe import load_recipe
 from lorabake.tensors.links import MOST, copy_file, files_below
 from tests import builders as b

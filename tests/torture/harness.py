@@ -33,7 +33,7 @@ SERVER = """
     from lorabake.baking import RunOptions, bake
     from lorabake.cli import main
     from lorabake.errors import LorabakeError
-    from lorabake.planning import plan
+    from lorabake.baking import plan
     from lorabake.recipe import load_recipe
 
     shim = ctypes.CDLL(None)

@@ -15,11 +15,12 @@ import pytest
 import torch
 import yaml
 
+from lorabake.baking import plan
 from lorabake.errors import FileError, LorabakeError
 from lorabake.inspection import inspect
-from lorabake.planning import plan
 from lorabake.recipe import load_recipe
 from lorabake.storage.recognition import find_packing
+from lorabake.storage.statements import read_beside
 from lorabake.tensors.checkpoint import open_checkpoint, open_lora
 from tests import builders as b
 from tests.torture.conftest import Tally
@@ -36,7 +37,7 @@ def read(path: Path) -> None:
     checkpoint = open_checkpoint(path)
     for info in checkpoint.tensors.values():
         assert 0 <= info.start <= info.stop <= info.file.stat().st_size, info
-    find_packing(checkpoint)
+    find_packing(checkpoint, read_beside(checkpoint))
 
 
 def attack(

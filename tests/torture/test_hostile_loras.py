@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorabake.baking import RunOptions, bake
+from lorabake.baking import RunOptions, bake, plan
 from lorabake.matching import Matcher
-from lorabake.planning import plan
 from lorabake.recipe import load_recipe
 from lorabake.tensors.dtypes import DTYPES, nbytes
 from tests import builders as b

@@ -26,7 +26,7 @@ SCRIPT = """
     from lorabake.execution import crew
     from lorabake.baking import RunOptions, bake
     from lorabake.errors import LorabakeError
-    from lorabake.planning import plan
+    from lorabake.baking import plan
     from lorabake.recipe import load_recipe
     from lorabake.writing import beside, commit, folder, onefile, output, partial, target, weights
     from lorabake.writing.system import posix

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import torch
 
+from lorabake.baking import plan
 from lorabake.errors import LorabakeError
 from lorabake.inspection import inspect
-from lorabake.planning import plan
 from lorabake.recipe import load_recipe
 from lorabake.tensors import pickles
 from tests import builders as b

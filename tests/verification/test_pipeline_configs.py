@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lorabake.keymap.expansion import KeyMap
-from lorabake.sources import identify
+from lorabake.sources.family import identify
 from lorabake.verification.samples import NEEDED
 from lorabake.verification.samples.networks import shipped
 from lorabake.verification.samples.parts import Part, _class, _empty, family_config

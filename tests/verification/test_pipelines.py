@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from lorabake import RunOptions, bake, load_recipe
 from lorabake.architectures import architectures
 from lorabake.keymap.expansion import KeyMap
-from lorabake.sources import identify
+from lorabake.sources.family import identify
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.verification import VerifyOptions, verify
 from lorabake.verification.findings import Finding, SampleOptions, Samples, Status, Verification

@@ -17,7 +17,7 @@ from lorabake.architectures.sd1 import SD1
 from lorabake.cli import lorabake as cli
 from lorabake.errors import RecipeError, SurroundingsError
 from lorabake.keymap.expansion import KeyMap
-from lorabake.sources import identify
+from lorabake.sources.family import identify
 from lorabake.verification import VerifyOptions, verify
 from lorabake.verification.findings import Finding, SampleOptions, Status, Verification
 from lorabake.verification.samples import NEEDED

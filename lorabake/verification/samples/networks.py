@@ -24,6 +24,7 @@ from lorabake.keymap.expansion import KeyMap
 from lorabake.planning import Plan
 from lorabake.reference.arrays import Files
 from lorabake.storage.recognition import NOTES, find_packing
+from lorabake.storage.statements import read_beside
 from lorabake.tensors.checkpoint import Checkpoint, optional_object
 from lorabake.tensors.dtypes import DTYPES
 from lorabake.tensors.header import TensorInfo
@@ -216,7 +217,7 @@ def build(
 
 def seen(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
     """Return a checkpoint's tensors as networks see them: packed and scaled weights whole, what unpacks them gone."""
-    packing = find_packing(checkpoint)
+    packing = find_packing(checkpoint, read_beside(checkpoint))
     found = packing.logical(checkpoint.tensors)
     if not packing.packed and not packing.scaled:
         return found

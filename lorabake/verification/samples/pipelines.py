@@ -20,7 +20,7 @@ import numpy as np
 from lorabake.errors import first_line
 from lorabake.planning import Plan
 from lorabake.reference.arrays import Files
-from lorabake.sources import LoraSource
+from lorabake.sources.loras import LoraSource
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.verification.findings import SampleOptions
 from lorabake.verification.samples.artist import Artist, Results, Variant

@@ -25,7 +25,7 @@ from lorabake.reference.arrays import Files
 from lorabake.reference.codecs import worth
 from lorabake.reference.formulas.formula import Array
 from lorabake.reference.recompute import Recomputation
-from lorabake.sources import LoraSource
+from lorabake.sources.loras import LoraSource
 from lorabake.verification.samples.networks import submodule
 
 if TYPE_CHECKING:

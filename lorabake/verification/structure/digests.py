@@ -11,7 +11,7 @@ import numpy as np
 
 from lorabake.errors import FileError
 from lorabake.planning import Plan
-from lorabake.planning.provenance import DATA_HASHES, beside
+from lorabake.planning.provenance import DATA_HASHES
 from lorabake.reference.arrays import CHUNK, Files
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.header import Header
@@ -84,7 +84,7 @@ class Digests:
                 for each in files
                 if isinstance(each, dict) and each.keys() == {"name", "sha256"}
             }
-            there = {str(each["name"]): each["sha256"] for each in beside(source.checkpoint)}
+            there = {side.name: side.sha256 for side in self.plan.sources.evidence.sides_of(source.checkpoint)}
             for name in sorted(due | there):
                 if due.get(name) != there.get(name):
                     how = "changed" if name in due and name in there else "went" if name in due else "came"

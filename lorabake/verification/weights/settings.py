@@ -20,6 +20,7 @@ from lorabake.planning import plan as make_plan
 from lorabake.recipe import Lora, Recipe
 from lorabake.reference.arrays import Files
 from lorabake.reference.formulas.products import PRODUCTS
+from lorabake.sources import resolve
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.verification.findings import Finding, Status
 from lorabake.verification.weights.comparing import Comparer, Job
@@ -119,7 +120,7 @@ def _right_under(
 ) -> Iterator[str]:
     """Yield the keys of tensors that are right under a setting: some rows first, then all; give up after some."""
     try:
-        plan = make_plan(setting.recipe, path)
+        plan = make_plan(resolve(setting.recipe), path)
         comparer = Comparer(plan, baked, files, lambda count: None)
         patience = PATIENCE
         for step in plan.steps:

@@ -6,16 +6,13 @@ A change of the one tensor is a change of all its uses. A file that says the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lorabake.adapters.embedding import AS_LINEAR
 from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.module import Module
 from lorabake.keymap.slots import LoraModule
 from lorabake.keymap.table import Component
-from lorabake.tensors.header import TensorInfo
-from lorabake.tensors.reader import read_stored
 from lorabake.visible import visible
 
 Changes = Mapping[str, list[LoraModule]]
@@ -24,9 +21,6 @@ Changes = Mapping[str, list[LoraModule]]
 _WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM")
 SHARED = "shared"
 """What models of an encoder and a decoder call the embedding of both."""
-
-_CHUNK = 1 << 24
-"""Bytes of each of two tensors that are compared at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,36 +154,3 @@ def _modules(component: Component, key_map: KeyMap) -> dict[str, Module]:
     """List a component's modules; a head may lie beside it."""
     outside = {module.name: module for module in key_map.outside if module.component == component.name}
     return {**outside, **key_map.modules.get(component.name, {})}
-
-
-def are_alike(first: LoraModule, other: LoraModule) -> bool:
-    """Tell whether two modules of a file hold the same change of one tensor.
-
-    The factors of a head's LoRA are those of the embedding's, turned. Files of which only the header is at hand
-    are taken to be alike.
-    """
-    if AS_LINEAR.keys() <= other.slots.keys():
-        first, other = other, first
-    turned = AS_LINEAR.keys() <= first.slots.keys() and not AS_LINEAR.keys() <= other.slots.keys()
-    names = {slot: AS_LINEAR.get(slot, slot) if turned else slot for slot in first.slots}
-    return {*names.values()} == other.slots.keys() and all(
-        _are_equal(info, other.slots[names[slot]], turned=names[slot] != slot) for slot, info in first.slots.items()
-    )
-
-
-def _are_equal(first: TensorInfo, other: TensorInfo, *, turned: bool) -> bool:
-    shape = first.shape[::-1] if turned else first.shape
-    if (first.dtype, shape) != (other.dtype, other.shape):
-        return False
-    if not (first.file.exists() and other.file.exists()):
-        return True
-    if not turned:
-        return all(one == two for one, two in zip(_chunks(first), _chunks(other), strict=True))
-    import numpy as np
-
-    one, two = (np.frombuffer(read_stored(each), np.uint8).reshape(*each.shape, -1) for each in (first, other))
-    return np.array_equal(one.swapaxes(0, 1), two)
-
-
-def _chunks(info: TensorInfo) -> Iterator[bytes]:
-    return (read_stored(info, start, min(_CHUNK, info.nbytes - start)) for start in range(0, info.nbytes, _CHUNK))

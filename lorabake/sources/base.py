@@ -1,0 +1,78 @@
+"""The base of a recipe, and the VAE that takes the place of its own: opened, and mapped by their families' tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from lorabake.components.vae import VAE
+from lorabake.errors import FileError
+from lorabake.keymap.expansion import KeyMap
+from lorabake.keymap.table import find
+from lorabake.recipe import Recipe
+from lorabake.sources.family import VAE_ONLY, expert_layout, guess_models, identify, models_of
+from lorabake.sources.translation import config_of, transcribe
+from lorabake.storage.recognition import find_packing
+from lorabake.storage.statements import Beside, read_beside
+from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint
+from lorabake.tensors.emptiness import check_checkpoint
+from lorabake.tensors.header import TensorInfo
+from lorabake.tensors.links import source_of
+
+
+def open_base(recipe: Recipe) -> Checkpoint:
+    """Open the recipe's base, a language model in GGUF under transformers' names."""
+    base = transcribe(open_checkpoint(recipe.locate(recipe.base.path), recipe.base.variant))
+    check_checkpoint(base.path, base.tensors)
+    for name in base.side_files:
+        source_of(base.path, base.path / name)
+    if base.is_folder and recipe.base.sha256:
+        raise FileError(f"{base.path}: sha256 is for a file, and the base is a folder")
+    return base
+
+
+def open_vae(recipe: Recipe) -> Checkpoint | None:
+    """Open the recipe's VAE, if it names one."""
+    if recipe.vae is None:
+        return None
+    vae = open_checkpoint(recipe.locate(recipe.vae.path))
+    check_checkpoint(vae.path, vae.tensors)
+    if find(VAE, vae.tensors) is None:
+        raise FileError(f"{vae.path}: not a VAE: it has no encoder.down… tensors")
+    if ways := find_packing(vae, read_beside(vae)).titles:
+        raise FileError(
+            f"{vae.path}: {len(ways)} of its weights are stored as {ways[0]}",
+            "Only a VAE of plain weights (float32, float16, bfloat16 or float8) can take another's place.",
+        )
+    return vae
+
+
+def mapped_vae(vae: Checkpoint) -> KeyMap:
+    """List the modules of a VAE that takes the place of the base's own."""
+    return KeyMap.expand(VAE_ONLY, vae.tensors)
+
+
+def model_config(base: Checkpoint, beside: Beside) -> Mapping[str, object]:
+    """Return a model's config.json, or what a GGUF file says in its place; empty where there is none."""
+    return config_of(base.facts) if base.facts else beside.get("config.json", {})
+
+
+def mapped(tensors: Mapping[str, TensorInfo], config: Mapping[str, object]) -> KeyMap:
+    """List a base's modules by its family's table, and by what its config.json says of its sort of model."""
+    models = models_of(config)
+    return KeyMap.expand(identify(tensors), tensors, models, expert_layout(models))
+
+
+def mapped_by_names(key_map: KeyMap, names: Iterable[str]) -> KeyMap:
+    """Let the names of LoRAs' modules tell what sort of model a base is, where its config.json does not."""
+    models = guess_models(key_map, names)
+    if not models:
+        return key_map
+    return KeyMap.expand(key_map.architecture, key_map.tensors, models, key_map.experts)
+
+
+def mapped_with(key_map: KeyMap, wider: Mapping[str, TensorInfo]) -> KeyMap:
+    """List a base's modules as they are once LoRAs have widened some weights."""
+    if not wider:
+        return key_map
+    tensors = {**key_map.tensors, **wider}
+    return KeyMap.expand(key_map.architecture, tensors, key_map.models, key_map.experts)

@@ -1,0 +1,242 @@
+"""Everything that is read of the inputs besides their headers, before planning: planning reads no disk.
+
+What decides something and stands in no header is read here, once: small files beside weights, single numbers such as
+alphas, where a tensor has zeros, and which tensors hold the same. To ask for anything else is a fault of lorabake's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from lorabake.adapters.embedding import AS_LINEAR
+from lorabake.keymap import split_qkv
+from lorabake.keymap.expansion import KeyMap
+from lorabake.keymap.slots import LoraModule, LoraTensors
+from lorabake.keymap.spelling import Spellings
+from lorabake.sources.ties import Tie
+from lorabake.storage.statements import Beside
+from lorabake.tensors.checkpoint import Checkpoint, said_beside
+from lorabake.tensors.header import Fingerprint, TensorInfo
+from lorabake.tensors.packing import read_scalar
+from lorabake.tensors.reader import read_stored
+from lorabake.tensors.small import content_of
+
+Inode = tuple[int, int]
+"""What names a folder or a file on this machine, by whichever path: the device, and the number there."""
+
+_CHUNK = 1 << 24
+"""Bytes of a tensor that are digested at a time."""
+
+
+class NotReadError(LookupError):
+    """Report a question about an input that nobody read an answer to: a fault of lorabake's."""
+
+    def __init__(self, what: object) -> None:
+        super().__init__(f"{what}: was not read as evidence before planning, which is a fault of lorabake's")
+
+
+# -- Files -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SideFile:
+    """Identify a file beside a LoRA that says how it is applied."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Say where an input lies: `real` is its path without links, `folders` are those around it, the innermost first.
+
+    What cannot be reached has no inode.
+    """
+
+    path: Path
+    is_folder: bool
+    real: Path
+    inode: Inode | None
+    folders: tuple[Inode | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FileEvidence:
+    """Hold what the files besides weights say, as they were when they were read.
+
+    `config` is the base's config.json, or what a GGUF file says in its place. `beside` holds the files beside the
+    base's weights that may say how these are stored. `sides` are the files beside each input, by its path.
+    `locations` are those of all inputs, and of the recipe itself. `read` has the fingerprints of all small files that
+    decided something.
+    """
+
+    config: Mapping[str, object]
+    beside: Beside
+    sides: Mapping[Path, tuple[SideFile, ...]]
+    locations: tuple[Location, ...]
+    read: Mapping[Path, Fingerprint]
+
+    def document(self, place: str) -> Mapping[str, object]:
+        """Return a JSON file beside the base's weights, by its path below the base's folder."""
+        if place not in self.beside:
+            raise NotReadError(place)
+        return self.beside[place]
+
+    def sides_of(self, checkpoint: Checkpoint) -> tuple[SideFile, ...]:
+        """Return the files beside an input that say how it is applied."""
+        if checkpoint.path not in self.sides:
+            raise NotReadError(f"what lies beside {checkpoint.path}")
+        return self.sides[checkpoint.path]
+
+
+def sides_of(checkpoint: Checkpoint) -> tuple[SideFile, ...]:
+    """Read the files beside a LoRA that say how it is applied."""
+    first = next(checkpoint.headers).path
+    paths = said_beside(first, checkpoint.tensors)
+    return tuple(SideFile(path.name, hashlib.sha256(content_of(path)).hexdigest()) for path in paths)
+
+
+def locations_of(inputs: Iterable[tuple[Path, bool]]) -> tuple[Location, ...]:
+    """Look up where inputs lie, each with whether it is a folder."""
+    known = cache(inode_of)  # shards lie in one folder
+    locations = []
+    for path, is_folder in inputs:
+        real = path.resolve()
+        locations.append(Location(path, is_folder, real, known(real), tuple(map(known, real.parents))))
+    return tuple(locations)
+
+
+def inode_of(path: Path) -> Inode | None:
+    """Return what names a path's file or folder; None where it cannot be reached."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+# -- Tensors ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEvidence:
+    """Hold what was read of a LoRA's tensors.
+
+    `numbers` are alphas, None where a tensor holds no number. `blocks` tells whether an `up` has values on the
+    diagonal of blocks alone, by its key and the rows of the blocks. `contents` are digests of tensors that may hold
+    the same, by their keys and whether they are turned.
+    """
+
+    numbers: Mapping[str, float | None] = field(default_factory=dict)
+    blocks: Mapping[tuple[str, tuple[int, ...]], bool] = field(default_factory=dict)
+    contents: Mapping[tuple[str, bool], str] = field(default_factory=dict)
+
+    def scale_of(self, module: LoraModule) -> float | None:
+        """Return alpha/rank of a module; None where its tensors do not say it."""
+        alpha = self._alpha_of(module)
+        return None if alpha is None else split_qkv.scale_of(module, alpha)
+
+    def is_trained_apart(self, module: LoraModule, sizes: tuple[int, ...], scales: AbstractSet[float]) -> bool:
+        """Tell by a fused module's values whether its parts, of so many rows, were trained apart.
+
+        `scales` are those of the file's modules that are not fused.
+        """
+        alpha = self._alpha_of(module)
+        if alpha is None or not split_qkv.fits(module, sizes):
+            return False
+        if not split_qkv.may_be_apart(module, alpha, len(sizes), scales):
+            return False
+        up = module.slots["up"]
+        if (up.key, sizes) not in self.blocks:
+            raise NotReadError(up.key)
+        return self.blocks[up.key, sizes]
+
+    def content_of(self, info: TensorInfo, *, turned: bool = False) -> str:
+        """Return a digest of a tensor's stored values, or of its transpose's."""
+        if (info.key, turned) not in self.contents:
+            raise NotReadError(info.key)
+        return self.contents[info.key, turned]
+
+    def _alpha_of(self, module: LoraModule) -> float | None:
+        info = module.slots.get("alpha")
+        if info is None or not split_qkv.has_rank(module):
+            return None
+        if info.key not in self.numbers:
+            raise NotReadError(info.key)
+        return self.numbers[info.key]
+
+
+def read_tensors(
+    tensors: LoraTensors, metadata: Mapping[str, str], key_map: KeyMap, tie: Tie | None
+) -> TensorEvidence:
+    """Read of a LoRA's tensors what its matching may ask for; `metadata` are its file's."""
+    modules = tensors.modules.values()
+    fused = split_qkv.fused_rows(key_map) if split_qkv.said_by(metadata) is None else frozenset[tuple[int, ...]]()
+    numbers = {
+        module.slots["alpha"].key: _number(module.slots["alpha"])
+        for module in (modules if fused else ())
+        if "alpha" in module.slots and split_qkv.has_rank(module)
+    }
+    blocks = dict(_blocks(modules, numbers, fused))
+    return TensorEvidence(numbers, blocks, dict(_contents(modules, key_map, tie)))
+
+
+def _number(info: TensorInfo) -> float | None:
+    try:
+        return read_scalar(info)
+    except ValueError:
+        return None
+
+
+def _blocks(
+    modules: Collection[LoraModule], numbers: Mapping[str, float | None], fused: Iterable[tuple[int, ...]]
+) -> Iterator[tuple[tuple[str, tuple[int, ...]], bool]]:
+    """Look for blocks wherever alphas leave it open, whichever of the file's modules turn out not to be fused."""
+    alphas = {module.name: numbers.get(module.slots["alpha"].key) for module in modules if "alpha" in module.slots}
+    known = [(module, alpha) for module in modules if (alpha := alphas.get(module.name)) is not None]
+    scales = {split_qkv.scale_of(module, alpha) for module, alpha in known}
+    for module, alpha in known:
+        for sizes in fused:
+            parts, alone = len(sizes), split_qkv.scale_of(module, alpha, len(sizes))
+            may_be = split_qkv.may_be_apart(module, alpha, parts, frozenset())
+            may_be = may_be or (alone in scales and split_qkv.may_be_apart(module, alpha, parts, {alone}))
+            if may_be and split_qkv.fits(module, sizes):
+                up = module.slots["up"]
+                yield (up.key, sizes), split_qkv.has_blocks(up, sizes)
+
+
+def _contents(
+    modules: Iterable[LoraModule], key_map: KeyMap, tie: Tie | None
+) -> Iterator[tuple[tuple[str, bool], str]]:
+    """Digest what a LoRA has for the uses of one embedding, where two tensors may be alike."""
+    if tie is None:
+        return
+    spelled = Spellings(key_map, tie.named)
+    uses = [module for module in modules if tie.use(spelled.get(module.name, ())) is not None]
+    infos = [(slot, info) for module in uses for slot, info in module.slots.items()]
+    alike = Counter((info.dtype, *sorted(info.shape)) for _, info in infos)
+    for slot, info in infos:
+        if alike[info.dtype, *sorted(info.shape)] > 1:
+            yield (info.key, False), _digest(info)
+            if slot in AS_LINEAR and len(info.shape) == 2:
+                yield (info.key, True), _digest_turned(info)
+
+
+def _digest(info: TensorInfo) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, info.nbytes, _CHUNK):
+        digest.update(read_stored(info, start, min(_CHUNK, info.nbytes - start)))
+    return digest.hexdigest()
+
+
+def _digest_turned(info: TensorInfo) -> str:
+    import numpy as np
+
+    values = np.frombuffer(read_stored(info), np.uint8).reshape(*info.shape, -1)
+    return hashlib.sha256(values.swapaxes(0, 1).tobytes()).hexdigest()

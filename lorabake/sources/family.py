@@ -1,0 +1,55 @@
+"""Which family a base is of, which sort of model, and how it stacks its experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from lorabake.architectures import architectures
+from lorabake.components.experts import LAYOUTS
+from lorabake.components.vae import VAE
+from lorabake.errors import MatchError
+from lorabake.keymap.expansion import KeyMap
+from lorabake.keymap.experts import ExpertLayout
+from lorabake.keymap.renaming import models_called
+from lorabake.keymap.table import Architecture
+from lorabake.tensors.header import TensorInfo
+
+GENERIC = "generic"
+VAE_ONLY = Architecture(name="vae", title="VAE", components=(VAE,))
+
+
+def identify(tensors: Mapping[str, TensorInfo]) -> Architecture:
+    """Return the one family that a checkpoint's tensors are of; the generic one if no table knows it."""
+    known = [each for each in architectures() if each.components and each.name != GENERIC]
+    fitting = [each for each in known if each.fits(tensors)]
+    if len(fitting) > 1:
+        names = " and ".join(each.title for each in fitting)
+        raise MatchError(f"the base looks like {names}: its tensors do not tell them apart")
+    return fitting[0] if fitting else next(each for each in architectures() if each.name == GENERIC)
+
+
+def models_of(config: Mapping[str, object]) -> tuple[str, ...]:
+    """List the sorts of model that a config.json names: its own first, then those of its parts."""
+    own = config.get("model_type")
+    parts = [models_of(part) for part in config.values() if isinstance(part, dict)]
+    found = [own] if isinstance(own, str) else []
+    return tuple(dict.fromkeys([*found, *(name for part in parts for name in part)]))
+
+
+def guess_models(key_map: KeyMap, names: Iterable[str]) -> tuple[str, ...]:
+    """Tell by the names of LoRAs' modules what sort of model a base is of which config.json does not say so.
+
+    Empty if it does; names come without PEFT's root.
+    """
+    component = key_map.architecture.components[0]
+    is_told = any(renaming.models and renaming.of(key_map.models) for renaming in component.renamings)
+    if is_told or not component.renamings:
+        return ()
+    return models_called(key_map.stored(component), component.renamings, {f"{name}.weight" for name in names})
+
+
+def expert_layout(models: Iterable[str]) -> ExpertLayout | None:
+    """Return how a model of these sorts stacks its experts; None where none of them is known to, or they differ."""
+    named = {*models}
+    found = {layout for known, layout in LAYOUTS if named & {*known}}
+    return found.pop() if len(found) == 1 else None
