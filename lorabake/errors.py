@@ -1,17 +1,17 @@
 """Every error that lorabake raises on purpose.
 
-    LorabakeError                 exit 2 unless said otherwise; the CLI prints it without a traceback
-    ├── RecipeError               the recipe: syntax, keys, values (carries file:line:column)
-    ├── FileError                 an input file or folder: missing, damaged, of another format, changed meanwhile
-    ├── MatchError                a LoRA does not fit the base: family, names, shapes, slots
-    ├── ValueTooLargeError        NaN, infinity or overflow in a baked tensor
-    ├── TargetError               the output path: exists, is an input, is being written by another bake
-    └── SurroundingsError         exit 3: disk full, device missing or out of memory, an extra not installed
+    LorabakeError                 exit 2 unless said otherwise; the CLI prints it without a traceback ├── RecipeError
+    the recipe: syntax, keys, values (carries file:line:column) ├── FileError                 an input file or folder:
+    missing, damaged, of another format, changed during the bake ├── MatchError                a LoRA does not fit the
+    base: family, names, shapes, slots ├── ValueTooLargeError        NaN, infinity or overflow in a baked tensor ├──
+    TargetError               the output path: exists, is an input, is being written by another bake └──
+    SurroundingsError         exit 3: disk full, device missing or out of memory, an extra not installed
 
 Whatever else is raised is a fault of lorabake's own: exit 4.
 
-Each argument is a line of the message. The first stands alone; further lines give detail and advice. In `lines`, what
-an argument has of line breaks and other characters that are not seen is an escape: no name from a file adds a line.
+Each argument is a line of the message. The first line is complete by itself; further lines give detail and advice.
+`lines` writes line breaks and invisible characters inside an argument as escapes, so that no name from a file can add
+a line.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from pathlib import Path
 from lorabake.visible import visible
 
 MOST_LETTERS = 2000
-"""Letters of a line of a message; of a longer one its middle is left out."""
+"""Most letters of a line of a message; longer lines lose their middle."""
 
 MOST_LINES = 100
-"""Lines of a message."""
+"""Most lines of a message."""
 
 
 class LorabakeError(Exception):
-    """Stand for any failure that a user can mend; the message says what, where and what to do."""
+    """Report a failure that the user can fix; the message says what, where and what to do."""
 
     exit_code = 2
 
@@ -39,7 +39,7 @@ class LorabakeError(Exception):
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """Return the lines of the message as they may be printed."""
+        """Return the lines of the message, safe to print."""
         return tuple(map(visible, self.args)) or (type(self).__name__,)
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class RecipeError(LorabakeError):
 
 
 class FileError(LorabakeError):
-    """Report an input that is missing, damaged, of another format, or that changed while it was read."""
+    """Report an input that is missing, damaged, of another format, or changed while it was read."""
 
 
 class MatchError(LorabakeError):
@@ -78,7 +78,7 @@ INTERNAL = 4
 
 
 def where(error: BaseException) -> str:
-    """Name the innermost place of lorabake's own code that an error came through: verification/texts.py:92."""
+    """Name the innermost line of lorabake's own code that raised or passed on an error: matching/ledger.py:92."""
     root, found = Path(__file__).parent, ""
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename)
@@ -88,13 +88,13 @@ def where(error: BaseException) -> str:
 
 
 def lines_of(start: str, reason: str) -> list[str]:
-    """Return the lines of a reason in lorabake's own words, whose names are visible; `start` begins the first one."""
+    """Split a reason into lines for an error, with `start` in front; names in it must be visible already."""
     first, *rest = reason.split("\n")
     return [start + first, *rest]
 
 
 def shortened(lines: Sequence[str]) -> list[str]:
-    """Leave out the middle of lines that are too long to be read, and all lines after the first hundred."""
+    """Leave out the middle of long lines, and all lines after the first hundred."""
     half = MOST_LETTERS // 2
     shown = [
         f"{line[:half]} … {len(line) - 2 * half:,} letters … {line[-half:]}" if len(line) > MOST_LETTERS else line
@@ -104,5 +104,5 @@ def shortened(lines: Sequence[str]) -> list[str]:
 
 
 def first_line(error: Exception) -> str:
-    """Return what another library's error says first, its name if it says nothing, short enough for a finding."""
+    """Return the first line of another library's error, or its class name, short enough for a finding."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

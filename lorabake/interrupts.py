@@ -1,4 +1,4 @@
-"""Let signals wait while something must not be left half done."""
+"""Hold signals back while something must not be interrupted half-way."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Final
 
 STOPPING: Final = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
-"""Signals that ask a program to end; a terminal that is closed sends SIGHUP."""
+"""Signals that ask a program to end; a closing terminal sends SIGHUP."""
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""Find the name that another one is most like, for a hint in a message: it may cost little, however many names.
+"""Find the nearest name, for a hint in a message. It must be cheap even for very many names.
 
-An index by words leaves a few candidates, and difflib chooses among them.
+An index of words selects a few candidates, and difflib chooses among them.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from itertools import islice
 from math import log
 
 MOST = 100_000
-"""Names that are looked at; a hint needs no more."""
+"""Most names in the index; a hint needs no more."""
 
 FEW = 60
-"""Names that are compared letter by letter."""
+"""Most names that are compared letter by letter."""
 
 LETTERS = 200
-"""Letters of a name that are compared, from its end: there names differ."""
+"""How many letters at a name's end are compared; names differ there."""
 
 
 def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the name most like `name`; None where none is like it by this share of letters."""
+    """Return the name most similar to `name`; None if no similarity (0 to 1) reaches `cutoff`."""
     ends = {each[-LETTERS:]: each for each in reversed(Names(names).like(name))}
     close = get_close_matches(name[-LETTERS:], [*reversed(ends)], n=1, cutoff=cutoff)
     return ends[close[0]] if close else None
 
 
 class Names:
-    """Hold names by their words."""
+    """Hold an index from words to names."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = [*islice(dict.fromkeys(names), MOST)]
@@ -41,7 +41,7 @@ class Names:
                 self._places[part].append(place)
 
     def like(self, name: str, is_wanted: Callable[[str], bool] = lambda name: True) -> list[str]:
-        """List the few names that share the most words with this one, rare words before frequent ones."""
+        """List the few names that share the most words with `name`; rare words weigh more than frequent ones."""
         if len(self._names) <= FEW:
             return [each for each in self._names if is_wanted(each)]
         scores: defaultdict[int, float] = defaultdict(float)
@@ -59,6 +59,6 @@ class Names:
 
 
 def _parts(name: str) -> set[str]:
-    """Cut out what alike names have in common: their words, how they begin, and how they end."""
+    """Return what similar names have in common: words, beginning and ending."""
     end = name[-LETTERS:]
     return {*re.split(r"[^a-zA-Z0-9]+", end), f"{end[:3]}…", f"…{end[-3:]}"}

@@ -1,7 +1,7 @@
-"""What the machine refuses, in words: memory, threads, open files, room on a disk, reading, writing.
+"""Turn the system's refusals into lorabake's errors: memory, threads, open files, disks, reading, writing.
 
-An input or an output that cannot be what it is said to be is the user's to mend (exit code 2). A disk that is full or
-fails, a server that went away, a limit that is reached: these are the machine's (exit code 3).
+A wrong input or output is for the user to fix (exit code 2). A full or failing disk, a lost server or a limit that is
+reached is the machine's fault (exit code 3).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OF_THE_MACHINE = {
     errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ECONNRESET,
     errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOLCK,
 } | {getattr(errno, name) for name in ("EREMOTEIO", "ESHUTDOWN", "EUCLEAN") if hasattr(errno, name)}  # fmt: skip
-"""Errors that say nothing against the path: the same one would do on a machine in order."""
+"""Errors that are not the path's fault: on a healthy machine, the same path would work."""
 
 ADVICE = {
     errno.ESTALE: "A network file system lost the file: run it again.",
@@ -31,22 +31,22 @@ ADVICE = {
 }
 
 NO_MEMORY = ("allocate memory", "failed to map segment", "not enough memory", "out of memory", "std::bad_alloc")
-"""What libraries say of it in errors that have another name."""
+"""How libraries word a lack of memory in errors of other types."""
 
 NO_THREAD = ("can't start new thread", "pthread_create")
 
 BESIDE_LIBRARY = 256 << 20
-"""Bytes of address space that a bake takes beside the libraries themselves and the threads that compute."""
+"""Bytes of address space that a bake needs, not counting libraries and computing threads."""
 
 BY_THREAD = 72 << 20
-"""Bytes of address space that a thread takes: its stack, and the C library's arena."""
+"""Bytes of address space that a thread needs: its stack and the C library's arena."""
 
 ALMOST_NONE = 32 << 20
-"""Bytes of address space below a limit on it that any import or buffer would go beyond."""
+"""Bytes of free address space that are too few for any import or buffer."""
 
 
 def why(error: OSError | ValueError) -> str:
-    """Word the system's reason for not opening a path, to follow the path and a colon."""
+    """Word the system's reason for not opening a path; the result follows the path and a colon."""
     if isinstance(error, FileNotFoundError):
         is_link = error.filename is not None and os.path.islink(error.filename)
         return "is a link to nothing\nRemove it, or fetch the file again." if is_link else "no such file"
@@ -75,7 +75,7 @@ def unwritable(path: Path, error: OSError) -> LorabakeError:
 
 
 def exhausted(error: BaseException) -> SurroundingsError | None:
-    """Word an error that tells of too little memory, or too few threads, under whatever name; None for others."""
+    """Word an error of any type that means too little memory or too few threads; return None for other errors."""
     if isinstance(error, LorabakeError) or not isinstance(error, Exception):
         return None
     texts = [str(each).lower() for each in _chain(error)]
@@ -95,7 +95,7 @@ def exhausted(error: BaseException) -> SurroundingsError | None:
 
 @contextmanager
 def worded() -> Iterator[None]:
-    """Turn errors that tell of too little memory or too few threads into SurroundingsError."""
+    """Turn errors that mean too little memory or too few threads into SurroundingsError."""
     try:
         yield
     except Exception as error:
@@ -105,9 +105,9 @@ def worded() -> Iterator[None]:
 
 
 def check_room_for(library: str, threads: int) -> None:
-    """Raise SurroundingsError where a limit on the address space leaves a library and so many threads too little.
+    """Raise SurroundingsError if the free address space is too small for a library and so many threads.
 
-    An import that fails half-way ends in errors of many names, or in the process's sudden end, by the C library.
+    An import that runs out of memory half-way ends in all sorts of errors, or the C library ends the process.
     """
     left = _address_space()
     if left is None or (spec := find_spec(library)) is None or spec.origin is None:
@@ -123,29 +123,29 @@ def check_room_for(library: str, threads: int) -> None:
 
 
 def allow_open_files(count: int) -> None:
-    """Raise this process's limit of open files as far as it may be, where it is too low for so many."""
+    """Raise this process's limit of open files as far as allowed, if it is too low for `count` more."""
     try:
         import resource
-    except ImportError:  # a system without such limits
+    except ImportError:  # the system has no such limits
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + FILES_BESIDE
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
-    for most in ((wanted, max(wanted, hard)), (min(wanted, hard), hard)):  # root may go beyond the hard limit
+    for most in ((wanted, max(wanted, hard)), (min(wanted, hard), hard)):  # only root may raise the hard limit
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, most)
             return
 
 
 def open_files_allowed() -> int:
-    """Return how many files this process may have open for inputs alone, beside all others."""
+    """Return how many inputs this process may keep open at once."""
     allowed = _limit("RLIMIT_NOFILE")
     return 1 << 20 if allowed is None else max((allowed - FILES_BESIDE) // 2, 2)
 
 
 FILES_BESIDE = 64
-"""Open files that are neither inputs nor outputs: libraries, pipes, what torch opens."""
+"""Reserve of open files for libraries, pipes and what torch opens."""
 
 
 def _advice(error: OSError | ValueError) -> str:
@@ -154,7 +154,7 @@ def _advice(error: OSError | ValueError) -> str:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and those that it came of."""
+    """Yield an error, its cause, the cause of that, and so on."""
     seen: list[BaseException] = []
     following: BaseException | None = error
     while following is not None and all(following is not each for each in seen):
@@ -169,7 +169,7 @@ def default_workers() -> int:
 
 
 def anonymous_memory() -> int | None:
-    """Return the bytes of memory of this process that no file backs; None where the system does not tell."""
+    """Return this process's anonymous memory in bytes; None if the system does not tell."""
     if sys.platform != "linux":
         return None
     with suppress(OSError), open("/proc/self/status", encoding="ascii") as status:
@@ -180,7 +180,7 @@ def anonymous_memory() -> int | None:
 
 
 def _address_space() -> int | None:
-    """Return how many bytes of address space a limit leaves to this process; None without a limit."""
+    """Return how many bytes of address space this process may still use; None without a limit."""
     limit = _limit("RLIMIT_AS") if sys.platform == "linux" else None
     if limit is None:
         return None
@@ -191,7 +191,7 @@ def _address_space() -> int | None:
 
 
 def _limit(name: str) -> int | None:
-    """Return what the system lets this process have of something; None where there is no limit."""
+    """Return the system's limit on a resource of this process; None without a limit."""
     try:
         import resource
     except ImportError:

@@ -1,7 +1,7 @@
-"""Show text that somebody else wrote: letters as they are, and what a terminal would obey or hide as escapes.
+"""Show text from untrusted files: letters as they are, and all that a terminal obeys or hides as escapes.
 
-Names of tensors, metadata, tokens and file names come from files that anyone may have made. With a line break they
-could write a verdict of their own, with escape codes paint over lorabake's, with marks of direction turn names round.
+Names of tensors, metadata, tokens and file names come from files that anyone may have made. A line break could forge
+a verdict, an escape code could overwrite lorabake's own, and a mark of direction could reverse a name.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import unicodedata
 from collections.abc import Sequence
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-"""Unicode's general categories of what is no sign: controls, formats, halves of surrogate pairs, unassigned codes."""
+"""Unicode's categories of characters without a glyph: controls, formats, surrogates, private and unassigned codes."""
 
 _IGNORED = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]")
-"""Letters and marks that are not shown either (Default_Ignorable_Code_Point of Unicode's DerivedCoreProperties)."""
+"""Letters and marks that are invisible, too (Default_Ignorable_Code_Point in Unicode's DerivedCoreProperties)."""
 
 _SHOWN = 3
 
@@ -27,20 +27,20 @@ _brief.maxlong = 40
 
 
 def visible(text: str) -> str:
-    """Return a text as one line in which every character is seen: what is not is written as Python writes it."""
+    """Return a text as one line with every character visible; others become Python's escapes."""
     if text.isprintable() and not _IGNORED.search(text):
         return text
     return "".join(ascii(each)[1:-1] if is_hidden(each) else each for each in text)
 
 
 def visible_json(value: object) -> str:
-    """Write a value as JSON in which every character is seen; whoever reads it gets the value itself."""
+    """Write a value as JSON with every character visible; parsing it gives the same value."""
     lines = json.dumps(value, indent=2, ensure_ascii=False).split("\n")
     return "\n".join(line if line.isprintable() and not _IGNORED.search(line) else _escaped(line) for line in lines)
 
 
 def is_hidden(character: str) -> bool:
-    """Tell whether a character is one that is not seen: it steers what is shown, or takes no place."""
+    """Tell whether a character is invisible: it controls the display or has no width."""
     return unicodedata.category(character) in _HIDDEN or _IGNORED.match(character) is not None
 
 

@@ -28,26 +28,26 @@ FIRST = ("bake", "plan", "verify", "inspect", "schema", "completion")
 """Commands in the order of a user's work, which `--help` keeps; others follow by name."""
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
-"""Settings of each command, not of the group alone: click keeps the help option of a command's first context, which
-need not have the group's as its parent."""
+"""Settings that every command needs for itself: click creates a command's help option from the first context in which
+it is used, and that context may have no parent."""
 
 DEBUG = "LORABAKE_DEBUG"
-"""The environment's variable that asks for the traceback of an internal error."""
+"""The environment variable that asks for the traceback of an internal error."""
 
 ERROR = Coloured("error: ", "red", bold=True)
 
 GARBAGE = 100_000
-"""New objects after which Python looks for garbage; 700 to 2,000 by default."""
+"""How many new objects trigger Python's garbage collection; the default is 700 to 2,000."""
 
 
 class Interruption:
-    """Let the first signal that asks to end do so. Later ones, and those after the work is done, do nothing."""
+    """Let the first signal interrupt the work. Later signals, and those after the work, do nothing."""
 
     def __init__(self) -> None:
         self._is_heard = True
 
     def listen(self) -> None:
-        """Begin; signals that whoever started this process has it ignore, as nohup does, stay ignored."""
+        """Begin to listen. Signals that the parent process had ignored (as nohup does) stay ignored."""
         self._is_heard = True
         for number in STOPPING:
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -68,7 +68,7 @@ interruption = Interruption()
 
 @cache
 def commands() -> dict[str, str]:
-    """Map each command to its help: the files here that begin with `lorabake NAME`: and a sentence. Import none."""
+    """Map commands to their help without any import: files here that begin with `lorabake NAME`: and a sentence."""
     found: dict[str, str] = {}
     for info in pkgutil.iter_modules(__path__):
         spec = importlib.util.find_spec(f"{__name__}.{info.name}")
@@ -156,9 +156,9 @@ def _internal(error: Exception) -> str:
 
 
 def entry() -> None:
-    """Be the process: run the command line, then leave without taking torch down piece by piece (0.3 s).
+    """Run the command line as a process, and exit without Python's cleanup of torch, which takes 0.3 s.
 
-    Headers, plans and torch's modules are many objects that stay: looking for garbage among them is seldom worth it.
+    Headers, plans and torch's modules are many long-lived objects, so garbage collection is rarely worth its time.
     """
     gc.set_threshold(GARBAGE)
     open_streams()

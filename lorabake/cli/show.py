@@ -1,4 +1,4 @@
-"""How the commands put a ledger, a size and a table of facts into words."""
+"""Put ledgers, sizes and tables of facts into words for the commands."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def size_of(count: int) -> str:
 
 
 def shown(path: Path) -> str:
-    """Write a path without detours, from the current folder where that is shorter."""
+    """Write a path without `..` and links in its folders, relative to the current folder if that is shorter."""
     whole = path.parent.resolve() / path.name
     return min(os.path.relpath(whole), str(whole), key=len)
 
@@ -35,17 +35,17 @@ def rate_of(count: int, seconds: float) -> str:
 
 
 def counts(found: Mapping[str, int]) -> str:
-    """Write counted things in one line."""
+    """Write names and their counts in one line."""
     return ", ".join(f"{name} ×{count}" for name, count in found.items())
 
 
 def survives(lora: str, share: float) -> str:
-    """Tell how much of a LoRA's change the output keeps."""
+    """Say how much of a LoRA's change the output keeps."""
     return f"{lora}: {percent(share)} of its change survives the output's dtype"
 
 
 LABEL: Final = 10
-"""Letters of the words that lines begin with: lorabake's own, so that no name from a file can begin a line."""
+"""Width of the label that begins each line. It is lorabake's own word, so that no name from a file begins a line."""
 
 
 def ledger_lines(plan: Plan, number: int) -> Iterator[str]:
@@ -73,7 +73,7 @@ def _ledger_lines(ledger: Ledger, embeddings: Iterable[Embedding]) -> Iterator[s
 
 
 def fact_lines(facts: Mapping[str, object], indent: str = "") -> Iterator[str]:
-    """Lay out nested facts for a person."""
+    """Yield nested facts as lines for a person to read."""
     width = max((len(str(name)) for name in facts), default=0)
     for name, value in facts.items():
         label = f"{indent}{name:<{width}}"

@@ -1,4 +1,4 @@
-"""What is printed leaves through these streams: nothing ends in a traceback, or in a file of the bake's."""
+"""Make stdout and stderr safe: a closed or full stream causes no traceback, and no output file receives its text."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ Result = TypeVar("Result")
 
 
 def open_streams() -> None:
-    """Let nothing that is printed end in a traceback, or in a file of the bake's.
+    """Replace the standard streams by safe ones.
 
-    A closed stream's number would be given to the next file that is opened, which then got what a library prints.
-    Names that are not UTF-8 are printed with escapes.
+    The next file that the process opens would get the descriptor of a closed stream, and then all that libraries
+    print. So closed streams are opened on the null device. Names that are not UTF-8 are printed with escapes.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
     sys.stdout, sys.stderr = _Results.over(sys.stdout, 1), _Remarks.over(sys.stderr, 2)
 
 
 class UnreadError(SurroundingsError):
-    """Report that nobody reads what is printed any more, as in `lorabake inspect FILE | head`."""
+    """Report that the reader of stdout has gone away, as in `lorabake inspect FILE | head`."""
 
 
 class _Stream(io.TextIOWrapper):
-    """Write a standard stream's text; `_try` says what happens where it cannot be written."""
+    """Write a standard stream's text; `_try` decides what a failure to write does."""
 
     @classmethod
     def over(cls, stream: TextIO | None, number: int) -> _Stream:
-        """Take a stream's place; one that was closed when the process began leads nowhere."""
+        """Replace a stream; one that was closed at the start writes to nowhere."""
         buffer = open(number, "wb", closefd=False) if stream is None else stream.buffer  # noqa: SIM115
         encoding = "utf-8" if stream is None else stream.encoding
         return cls(buffer, encoding, "backslashreplace", line_buffering=True)
@@ -47,7 +47,7 @@ class _Stream(io.TextIOWrapper):
         return self._try(lambda: super(_Stream, self).write(text)) or 0
 
     def flush(self) -> None:
-        """Write what is left."""
+        """Write buffered text."""
         self._try(super().flush)
 
     def _try(self, call: Callable[[], Result]) -> Result | None:
@@ -55,7 +55,7 @@ class _Stream(io.TextIOWrapper):
 
 
 class _Results(_Stream):
-    """Write what a command was asked for; raise SurroundingsError where it cannot be written."""
+    """Write a command's result; raise SurroundingsError if it cannot be written."""
 
     def _try(self, call: Callable[[], Result]) -> Result | None:
         try:
@@ -67,7 +67,7 @@ class _Results(_Stream):
 
 
 class _Remarks(_Stream):
-    """Write what is told beside it; there is nobody to tell where that cannot be written."""
+    """Write remarks; ignore failures, because there is nowhere to report them."""
 
     def _try(self, call: Callable[[], Result]) -> Result | None:
         with suppress(OSError, ValueError):

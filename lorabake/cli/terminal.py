@@ -1,6 +1,6 @@
-"""Everything that the command line prints goes through here: a line is one line, and every character of it is seen.
+"""Print everything that the command line prints: each line is one line, with every character visible.
 
-Only lorabake itself breaks lines and chooses colours: a part of a line is escaped, then coloured, then joined.
+Only lorabake itself breaks lines and chooses colours. A part of a line is escaped, then coloured, then joined.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lorabake.visible import visible, visible_json
 
 @dataclass(frozen=True, slots=True)
 class Coloured:
-    """Hold a part of a line and how it is shown."""
+    """Hold a part of a line with its colour."""
 
     text: str
     colour: str | None = None
@@ -28,11 +28,11 @@ class Coloured:
 
 
 Part = str | Coloured
-"""What a line is made of."""
+"""A part of a line."""
 
 
 _COMMAND = re.compile(r"^((?:\s|\x1b\[[0-9;]*m)*)(:(?=:)|#(?=#\[))")
-"""How a line begins that GitHub's and Azure's runners obey, such as ::error:: and ##[error]."""
+"""Matches the beginning of a line that GitHub's and Azure's runners obey, such as ::error:: or ##[error]."""
 
 
 def echo(*parts: Part, err: bool = False) -> None:
@@ -42,7 +42,7 @@ def echo(*parts: Part, err: bool = False) -> None:
 
 
 def echo_json(value: object) -> None:
-    """Print a value as JSON that gives the value itself to whoever reads it."""
+    """Print a value as JSON; parsing it gives the same value."""
     click.echo(visible_json(value))
 
 
@@ -53,7 +53,7 @@ def echo_lines(text: str, *, err: bool = False) -> None:
 
 
 def echo_usage(error: click.ClickException) -> None:
-    """Print what is wrong with the command line, as click does; arguments may be names of files."""
+    """Print an error in the command line as click does, but safely: arguments may be file names."""
     context = getattr(error, "ctx", None)
     if context is not None:
         echo_lines(context.get_usage(), err=True)
@@ -63,13 +63,13 @@ def echo_usage(error: click.ClickException) -> None:
 
 
 def tame_libraries() -> None:
-    """Let what libraries say of their own accord go through here, too: warnings, and logs that nobody handles."""
+    """Print warnings and unhandled logs of libraries through this file, too."""
     warnings.showwarning = _show_warning
     logging.lastResort = _Handler(logging.WARNING)
 
 
 class Bar:
-    """Show how far something is; nothing unless `shown` and stderr is a terminal."""
+    """Show a progress bar, if `shown` is set and stderr is a terminal."""
 
     def __init__(self, *, shown: bool = True) -> None:
         self._is_shown = shown and sys.stderr.isatty()
@@ -77,7 +77,7 @@ class Bar:
         self._lock = threading.Lock()
 
     def begin(self, what: str, total: int, unit: str = "B") -> None:
-        """Start a bar of so many units, in place of the one before; none of nothing."""
+        """Start a new bar in place of the last one; a total of 0 shows none."""
         self.close()
         if total and self._is_shown:
             from tqdm import tqdm
@@ -92,7 +92,7 @@ class Bar:
                 self._bar.update(count)
 
     def step(self, done: int, total: int, label: str) -> None:
-        """Say that so many of all steps are done, and what is being made."""
+        """Show that `done` of `total` steps are finished, and what is being made."""
         if self._bar is None:
             self.begin(label, total, "step")
         if self._bar is not None:
@@ -100,7 +100,7 @@ class Bar:
             self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -130,7 +130,7 @@ def verify(
 
 
 def _tell(finding: Finding) -> None:
-    """Say at once what keeps a stage from running; the others go on."""
+    """Print at once what keeps a stage from running; the other stages go on."""
     word = Coloured(finding.status.value, COLOURS[finding.status])
     echo(word, f": {finding.stage}: {finding.note}", err=True)
 
@@ -151,7 +151,7 @@ def make_folder(folder: Path, places: Iterable[Path]) -> None:
 
 
 def _lines(verification: Verification, *, quiet: bool) -> Iterator[tuple[Part, ...]]:
-    """Lay the findings out by stage, then say the verdict."""
+    """Yield the findings by stage, then the verdict."""
     rows = [each for each in verification.findings if not quiet or each.status.severity >= Status.WARN.severity]
     stage = ""
     for finding in rows:

@@ -1,7 +1,7 @@
-"""Zip archives whose records are read where they lie: what torch.save and NumPy's `savez` write.
+"""Read the records of zip archives in place: what torch.save and NumPy's `savez` write.
 
-The directory at an archive's end may say anything. Here it is checked against the file before anybody relies on it:
-each record is where it says, inside the file, and apart from the others.
+The directory at an archive's end may say anything, so it is checked first: each record is where it says, inside the
+file, and no two overlap.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lorabake.tensors.header import Record
 
 MAGIC: Final = b"PK\x03\x04"
 MAX_DIRECTORY: Final = 16 << 20
-"""Bytes of an archive's directory, which names 200,000 records at least."""
+"""Most bytes of an archive's directory; that is enough for 200,000 records."""
 
 CHUNK: Final = 1 << 20
 _LOCAL: Final = struct.Struct("<4s5H3L2H")
@@ -29,12 +29,12 @@ _ENCRYPTED, _UTF_8 = 1, 1 << 11
 
 
 class ArchiveError(ValueError):
-    """Report an archive that is damaged, or that says of its records what cannot be."""
+    """Report an archive that is damaged or contradicts itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Describe one record: its bytes lie from `start` to `stop`, and are `size` when they are unpacked."""
+    """Describe one record: its stored bytes go from `start` to `stop`, and unpack to `size` bytes."""
 
     name: str
     start: int
@@ -46,7 +46,7 @@ class Member:
 
     @property
     def record(self) -> Record:
-        """Say what its bytes have to come to, where they are not packed."""
+        """Return the checksum of its bytes, if they are not packed."""
         return Record(self.start, self.stop, self.crc)
 
 
@@ -69,13 +69,13 @@ class Archive:
             raise ArchiveError("a record reaches over the end of the file, or into its directory")
 
     def pieces(self, member: Member) -> Iterator[bytes]:
-        """Yield a record's bytes, unpacked; raise ArchiveError where they are not those that were put into it."""
+        """Yield a record's bytes, unpacked; raise ArchiveError if they do not match their checksum."""
         with _faults(), self._archive.open(member.entry) as record:
             while piece := record.read(CHUNK):
                 yield piece
 
     def read(self, member: Member, limit: int) -> bytes:
-        """Return a record's bytes, unpacked; raise ArchiveError where they are more than `limit`, or damaged."""
+        """Return a record's bytes, unpacked; raise ArchiveError if they are damaged, or more than `limit`."""
         if member.size > limit:
             raise ArchiveError(f"the record {member.name!r:.100} takes {member.size} bytes, the limit is {limit}")
         return b"".join(self.pieces(member))
@@ -83,7 +83,7 @@ class Archive:
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[Archive]:
-    """Open an archive; raise ArchiveError where it is damaged, FileError where the system cannot read it."""
+    """Open an archive; raise ArchiveError if it is damaged, FileError if the system cannot read it."""
     try:
         with _Careful(io.FileIO(path)) as stream:
             with _faults():
@@ -94,7 +94,7 @@ def open_archive(path: Path) -> Iterator[Archive]:
 
 
 class _Careful(io.BufferedReader):
-    """Read no more at once than a directory may take: `zipfile` asks for as much as the file says."""
+    """Refuse to read more at once than a directory may have; `zipfile` asks for as much as the file says."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Return the next bytes."""
@@ -103,7 +103,7 @@ class _Careful(io.BufferedReader):
         return super().read(size)
 
     def seek(self, target: int, whence: int = 0, /) -> int:
-        """Go somewhere; raise ArchiveError for a place that no file has."""
+        """Move to a place in the file; raise ArchiveError for an impossible one."""
         if not -(1 << 62) < target < 1 << 62 or (whence == 0 and target < 0):
             raise ArchiveError("a record outside of the file")
         return super().seek(target, whence)
@@ -111,7 +111,7 @@ class _Careful(io.BufferedReader):
 
 @contextmanager
 def _faults() -> Iterator[None]:
-    """Turn whatever `zipfile` stumbles over in a damaged archive into an ArchiveError."""
+    """Turn all errors of `zipfile` for damaged archives into ArchiveError."""
     try:
         yield
     except ArchiveError:
@@ -121,7 +121,7 @@ def _faults() -> Iterator[None]:
 
 
 def _member(stream: BinaryIO, entry: zipfile.ZipInfo) -> Member:
-    """Check what the directory says of a record against the record's own header, which alone says where it ends."""
+    """Check the directory's entry of a record against the record's own header, which gives the start of its bytes."""
     stream.seek(entry.header_offset)
     head = stream.read(_LOCAL.size)
     fields = _LOCAL.unpack(head) if len(head) == _LOCAL.size else (b"",)

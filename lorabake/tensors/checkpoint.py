@@ -1,6 +1,6 @@
-"""One logical model or LoRA, however many files hold it: a file, shards with an index, a diffusers folder.
+"""Open a model or LoRA as one checkpoint: a file, shards with an index, or a diffusers folder.
 
-In: a path. Out: a Checkpoint, whose every header has been read and checked; no tensor has been.
+All headers are read and checked; no tensor is.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WEIGHT_SUFFIXES = PICKLE_SUFFIXES | {
     ".safetensors", ".msgpack", ".h5", ".onnx", ".onnx_data", ".gguf", ".tflite", ".ot"
 }  # fmt: skip
 
-# The names that diffusers, transformers and PEFT give to weights:
+# Names that diffusers, transformers and PEFT give to files of weights:
 # model.safetensors, diffusion_pytorch_model.fp16.safetensors, pytorch_model.bin
 _STEMS = r"(?:model|pytorch_model|diffusion_pytorch_model|adapter_model|pytorch_lora_weights)"
 _VARIANT = r"(?:\.(?P<variant>\w+))?"
@@ -39,7 +39,7 @@ _INDEX = re.compile(r".+\.safetensors\.index" + _VARIANT + r"\.json")
 _FOREIGN_INDEX = re.compile(r".+\.(?:bin|msgpack|h5)\.index(?:\.\w+)?\.json")
 _SHARD = re.compile(r".+-\d{5}-of-\d{5}.*")
 
-# What says how a LoRA was trained: beside files of these names.
+# A LoRA file's name -> the files beside it that say how it was trained.
 _SAID_BESIDE = (
     (
         re.compile(r"(?:adapter(?:_model|_\d+)|(?:\d+_)?adapters)\..+"),
@@ -47,15 +47,15 @@ _SAID_BESIDE = (
     ),  # PEFT, torchtune, MLX-LM
     (re.compile(r".+\.pth\.lora"), ("hyperparameters.yaml", "model_config.yaml")),  # litgpt
 )
-# torchtune's own file goes before the one that it saves for PEFT: there it reorders q and k of every model, though
-# only some have them in another order, and not the magnitudes of DoRA.
+# torchtune's own file comes before the one that it saves for PEFT. In the latter it reorders q and k of every model,
+# although only some models need that, and it forgets the magnitudes of DoRA.
 _ADAPTERS = (
     "adapter_model.pt", "adapter_model.safetensors", "adapter_model.safetensors.index.json", "adapter_model.bin",
     "adapters.safetensors", "adapters.npz", "lit_model.pth.lora",
 )  # fmt: skip
-# What MLX-LM saves while it trains: 0000100_adapters.safetensors.
+# MLX-LM's snapshots during training: 0000100_adapters.safetensors.
 _NUMBERED = re.compile(r"\d+_adapters\.(?:safetensors|npz)")
-# How PEFT's keys begin, also below what wraps a model in training.
+# The beginning of PEFT's keys, also below wrappers of training.
 _OF_PEFT = re.compile(r"(?:(?:module|_\w+)\.)*base_model\.")
 
 _LOOKED_FOR = (
@@ -81,8 +81,8 @@ class Part:
 class Checkpoint:
     """Describe one logical model or LoRA.
 
-    `path` is the file, or the folder where `is_folder`; `side_files` are the paths, relative to the folder,
-    of all that is no weights and belongs with it (configs, tokenizers). `tensors` are in the files' order.
+    `path` is the file or, with `is_folder`, the folder. `side_files` are the other files of the model
+    (configurations, tokenizers), relative to the folder. `tensors` are in the files' order.
     """
 
     path: Path
@@ -103,7 +103,7 @@ class Checkpoint:
 
     @property
     def facts(self) -> Mapping[str, object]:
-        """Return what the first file says of its model, where it is a GGUF file."""
+        """Return what the first file says of its model; only GGUF files do."""
         return self.parts[0].files[0].facts
 
     @property
@@ -114,7 +114,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class _Weights:
-    """Name one candidate in a folder: a file of weights or an index; `variant` is "" for the plain one."""
+    """Name one candidate in a folder: a file of weights or an index. `variant` is "" for plain weights."""
 
     path: Path
     variant: str
@@ -123,11 +123,11 @@ class _Weights:
 def open_checkpoint(path: Path, variant: str | None = None) -> Checkpoint:
     """Read the headers of a model: a file, an index of shards, or a folder with either, or with components.
 
-    `variant` picks among the sets of weights of a folder (`fp16`, `non_ema`): where a folder has no such set,
-    its plain one serves. Keys of a diffusers folder have the component in front: `unet/conv_in.weight`.
+    `variant` picks one of a folder's sets of weights (`fp16`, `non_ema`); a component without that set uses its plain
+    one. Keys of a diffusers folder begin with the component: `unet/conv_in.weight`.
 
-    Raise FileError for any fault in a file, for missing or surplus shards and tensors, and where it takes a
-    guess to say which weights are meant.
+    Raise FileError for any fault in a file, for missing or surplus shards and tensors, and if it is not clear which
+    weights are meant.
     """
     if os.path.isdir(path):
         return _open_folder(path, variant)
@@ -140,10 +140,10 @@ def open_checkpoint(path: Path, variant: str | None = None) -> Checkpoint:
 
 
 def open_lora(path: Path) -> tuple[Checkpoint, dict[str, object] | None]:
-    """Read the header of a LoRA, a file or a folder of a trainer, and its `adapter_config.json`.
+    """Read the header of a LoRA (a file or a trainer's folder) and its `adapter_config.json`.
 
-    Raise FileError as open_checkpoint does, for a config that is no JSON object, for a PEFT folder without
-    an adapter, and for a folder whose adapters lie in sub-folders.
+    Raise FileError as open_checkpoint does, and for a configuration that is no JSON object, a PEFT folder without an
+    adapter, and a folder with adapters in sub-folders.
     """
     if not os.path.isdir(path):
         checkpoint, config = open_checkpoint(path), path.with_name("adapter_config.json")
@@ -168,7 +168,7 @@ def open_lora(path: Path) -> tuple[Checkpoint, dict[str, object] | None]:
 
 
 def said_beside(path: Path, keys: Iterable[str]) -> tuple[Path, ...]:
-    """List the files beside a LoRA's file, which has these keys, that say how it was trained."""
+    """List the files beside a LoRA file that say how it was trained; `keys` are the LoRA's."""
     names = [name for pattern, names in _SAID_BESIDE if pattern.fullmatch(path.name) for name in names]
     if not names and all(_OF_PEFT.match(key) for key in keys):
         names = ["adapter_config.json"]  # PEFT's own file, renamed
@@ -217,7 +217,7 @@ def _listed(path: Path) -> list[Path]:
 
 
 def _choose(folder: Path, variant: str | None) -> _Weights | None:
-    """Pick a folder's weights, None where it has none; refuse to guess."""
+    """Choose a folder's weights; None if it has none. Raise FileError if several could be meant."""
     candidates = _candidates(folder)
     if not candidates:
         return None
@@ -246,7 +246,7 @@ def _choose(folder: Path, variant: str | None) -> _Weights | None:
 
 
 def _candidates(folder: Path) -> list[_Weights]:
-    """List a folder's sets of weights, of the best sort that it has: standard names, one file, pickles."""
+    """List a folder's sets of weights of the best sort that it has: standard names, any one file, or pickles."""
     there = [p for p in listed(folder) if not p.name.startswith(".")]
     if named := [p for p in there if (_SAFE.fullmatch(p.name) or _INDEX.fullmatch(p.name)) and is_folder(p)]:
         raise FileError(f"{named[0]}: is a folder, not a file")
@@ -279,7 +279,7 @@ def _matching(files: Iterable[Path], pattern: re.Pattern[str]) -> Iterator[_Weig
 
 
 def _without_indexed(files: list[_Weights], indexes: list[_Weights]) -> list[_Weights]:
-    """Drop the files that an index lists: some models have an index of one file."""
+    """Drop files that an index lists, since some models have an index of a single file."""
     said = {index.path: read_object(index.path, MAX_INDEX) for index in indexes}
     listed = {path.parent / name for path in said for name in set(_weight_map(path, said[path]).values())}
     return [weights for weights in files if weights.path not in listed] + indexes
@@ -300,7 +300,7 @@ def _part(path: Path, folder: str) -> Part:
 def _read_file(path: Path) -> Header:
     is_pickle = False
     if path.suffix.lower() in PICKLE_SUFFIXES and os.path.isfile(path):
-        with suppress(OSError), path.open("rb") as file:  # read_header words the fault
+        with suppress(OSError), path.open("rb") as file:  # read_header reports the fault
             is_pickle = file.read(4).startswith(pickles.MAGICS)
     if path.suffix.lower() == ".gguf" and os.path.isfile(path):
         return gguf.open_gguf(path)
@@ -336,7 +336,7 @@ def _read_shards(index: Path, weight_map: Mapping[str, str]) -> list[Header]:
 
 
 def _weight_map(index: Path, said: Mapping[str, object]) -> dict[str, str]:
-    """Return which shard an index says each tensor is in."""
+    """Return an index's map from tensors to shards."""
     weight_map = said.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FileError(f"{index}: has no weight_map")
@@ -347,12 +347,12 @@ def _weight_map(index: Path, said: Mapping[str, object]) -> dict[str, str]:
 
 
 def optional_object(path: Path) -> dict[str, object] | None:
-    """Read a file that holds a JSON object and need not be there; raise FileError where it is there and doesn't."""
+    """Read a JSON object from a file that may be missing; raise FileError if the file holds anything else."""
     return read_object(path) if is_there(path) else None
 
 
 def read_object(path: Path, limit: int = MAX_CONFIG) -> dict[str, object]:
-    """Read a file that holds a JSON object, such as a config.json; raise FileError where it doesn't."""
+    """Read a JSON object, such as a config.json; raise FileError if the file holds anything else."""
     try:
         found = parse_object(content_of(path, limit))
         check_depth(found)

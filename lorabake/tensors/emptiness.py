@@ -1,7 +1,7 @@
-"""Find files that were saved without their content: their tensors are empty.
+"""Find files that were saved without their content, so that their tensors are empty.
 
-DeepSpeed's ZeRO-3 and FSDP split each parameter over all processes. Whoever saves then without gathering them first
-writes parameters of the shape (0,), and beside them, whole, the few that are too small to be split.
+DeepSpeed's ZeRO-3 and FSDP split each parameter over all processes. If a program saves without gathering the parts,
+the file has parameters of shape (0,), except the few that are too small to be split.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lorabake.tensors.header import TensorInfo
 from lorabake.visible import some
 
 WEIGHT = "weight"
-"""How the keys of weights end, which no checkpoint has without values."""
+"""Ending of keys that are never empty in a good checkpoint."""
 
 ADVICE = (
     "Save it anew with its weights gathered: stage3_gather_16bit_weights_on_model_save: true for DeepSpeed, a full "
@@ -24,9 +24,10 @@ ADVICE = (
 
 
 def hollow_words(tensors: Mapping[str, TensorInfo], ends: str = "") -> str:
-    """Say how many of a file's tensors are empty that way, and why; "" where none is.
+    """Say how many of a file's tensors are empty, and why; "" if none is.
 
-    Only keys with this end count, unless all tensors are empty: some formats have empty tensors beside the weights.
+    Unless all tensors are empty, only keys with the ending `ends` count, because some formats have empty tensors
+    beside the weights.
     """
     hollow = [key for key, info in tensors.items() if info.shape == (0,)]
     if len(hollow) == len(tensors):
@@ -37,12 +38,12 @@ def hollow_words(tensors: Mapping[str, TensorInfo], ends: str = "") -> str:
 
 
 def check_lora(name: str, tensors: Mapping[str, TensorInfo]) -> None:
-    """Raise FileError for a LoRA all of whose tensors are empty; where some are, they are told to have no place."""
+    """Raise FileError if all tensors of a LoRA are empty. If only some are, matching refuses them."""
     if tensors and all(info.shape == (0,) for info in tensors.values()):
         raise FileError(f"LoRA {name!r}: {hollow_words(tensors)}", *ADVICE)
 
 
 def check_checkpoint(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
-    """Raise FileError for a checkpoint whose weights, or some of them, are empty."""
+    """Raise FileError for a checkpoint with empty weights."""
     if hollow := hollow_words(tensors, WEIGHT):
         raise FileError(f"{path}: {hollow}", *ADVICE)

@@ -10,27 +10,27 @@ from lorabake.errors import FileError
 from lorabake.visible import brief
 
 MAX_HEADER = 100_000_000
-"""Bytes of JSON beyond which the safetensors library refuses a file, and so does lorabake."""
+"""Most bytes of a header; the safetensors library has the same limit."""
 
 MAX_NAME = 1000
-"""Letters of a tensor's name beyond which a file is refused; those of released models have up to 200."""
+"""Most letters of a tensor's name; released models have up to 200."""
 
 MAX_TENSORS = 2_000_000
-"""Tensors of one model or LoRA, in all of its files, beyond which it is refused."""
+"""Most tensors of one model or LoRA, in all of its files."""
 
 MAX_DIMENSIONS = 64
-"""torch's own limit; it also keeps a hostile shape's product small."""
+"""Most dimensions of a tensor; torch has the same limit. It also bounds the product of a hostile shape."""
 
 Fingerprint = tuple[int, ...]
-"""Device, inode, size, times of change of content and of status (ns).
+"""Identifies a version of a file: device, inode, size, and the times of change of content and of status (ns).
 
-A change leaves all as they are only within one tick of the file system's clock (some ms) after the one before.
+It misses a change only if an earlier one happened within the same tick of the file system's clock (some ms).
 """
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Say where a tensor lies; holds no data.
+    """Say where a tensor lies, without its data.
 
     `name` is the key as the file spells it; `key` has the folder in front where the checkpoint is a diffusers
     folder (`unet/conv_in.weight`). `start` and `stop` are byte offsets in `file`.
@@ -52,7 +52,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Say what the bytes from `start` to `stop` of a file have to come to, by CRC-32."""
+    """State the CRC-32 that the bytes from `start` to `stop` of a file must have."""
 
     start: int
     stop: int
@@ -63,10 +63,10 @@ class Record:
 class Header:
     """Describe one file of tensors whose header has been checked.
 
-    `tensors` keeps the order of the JSON; `data_start` and `size` are in bytes from the file's start;
-    `sha256` is the hex digest of all bytes before the data; of a pickle, whose tensors lie anywhere, that of the
-    SafeTensors header that would hold them. `facts` is what a GGUF file says of its model, `records` what a zip
-    archive says of its bytes; `identity` is the file's fingerprint when it was read.
+    `tensors` keeps the order of the JSON. `data_start` and `size` count bytes from the file's start. `sha256` is the
+    hex digest of all bytes before the data; for a pickle, whose data lie anywhere, that of an equivalent SafeTensors
+    header. `facts` are what a GGUF file says of its model, `records` the checksums in a zip archive, and `identity`
+    the file's fingerprint when it was read.
     """
 
     path: Path
@@ -80,7 +80,7 @@ class Header:
     identity: Fingerprint = ()
 
     def __post_init__(self) -> None:
-        """Raise FileError for names of tensors that no program gave."""
+        """Raise FileError for names of tensors that are too long."""
         if longest := next((info.name for info in self.tensors.values() if len(info.name) > MAX_NAME), None):
             raise FileError(
                 f"{self.path}: a tensor's name has {len(longest):,} letters, and {MAX_NAME:,} are the limit: "
@@ -88,13 +88,13 @@ class Header:
             )
 
     def in_order(self) -> list[TensorInfo]:
-        """List the tensors in the order of their data; those of a pickle, whose data lie anywhere, in its own."""
+        """List the tensors in the order of their data; a pickle's, whose data lie anywhere, in its own order."""
         if not self.data_start:
             return [*self.tensors.values()]
         return sorted(self.tensors.values(), key=lambda info: (info.start, info.stop))
 
 
 def check_count(path: Path, tensors: int) -> None:
-    """Raise FileError for more tensors than lorabake takes."""
+    """Raise FileError for too many tensors."""
     if tensors > MAX_TENSORS:
         raise FileError(f"{path}: has {tensors:,} tensors, and {MAX_TENSORS:,} are the limit")

@@ -1,11 +1,11 @@
-"""Where the links of a model's folder lead: what is copied from a folder comes from that folder.
+"""Follow the links in a model's folder, and make sure that copied files come from that folder.
 
-A folder that somebody else made may hold a link to any file of this machine. Its side files go into the output as
-they are, so a link that leads out of the folder is refused. A link that leads to another place of the same folder is
-copied as what it points to. The Hugging Face cache is known: there a model's files are links to the blobs beside its
+A folder that somebody else made may hold a link to any file of this machine. Side files are copied into the output,
+so a link that leads out of the folder is refused. A link to another place in the same folder is copied as the file
+that it points to. The Hugging Face cache is an exception: there a model's files are links to blobs beside its
 snapshots, `snapshots/REVISION/config.json -> ../../blobs/HASH`.
 
-A hard link cannot be told from a file of the folder's own.
+A hard link looks like any other file.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from lorabake.tensors.reader import is_folder
 from lorabake.tensors.small import open_regular
 
 MOST = 20_000
-"""Files and folders of one model: links to folders can name the same ones again and again."""
+"""Most files and folders of one model; links to folders can repeat the same ones many times."""
 
 MAX_DEPTH = 32
-"""Folders in folders."""
+"""Most folders inside each other."""
 
 
 def listed(folder: Path) -> list[Path]:
-    """List what is in a folder, in order; raise FileError where that cannot be read."""
+    """List what is in a folder, sorted; raise FileError if it cannot be read."""
     try:
         return sorted(folder.iterdir())
     except OSError as error:
@@ -37,10 +37,10 @@ def listed(folder: Path) -> list[Path]:
 
 
 def files_below(root: Path) -> Iterator[Path]:
-    """Yield the files in a folder and in all folders in it, also behind links, but for hidden ones.
+    """Yield all files below a folder, also behind links, except hidden ones.
 
-    Raise FileError for a link to a folder that it lies in, for what is no regular file, and for more than a model can
-    have; where that is behind a link that leads out of the folder, for the link.
+    Raise FileError for a link to a folder around it, for what is not a regular file, and for too many files. If the
+    fault is behind a link that leads out of the folder, report the link instead.
     """
     path = root
     try:
@@ -55,7 +55,7 @@ def files_below(root: Path) -> Iterator[Path]:
 
 
 def source_of(root: Path, path: Path) -> Path:
-    """Return what a path in a folder is behind all links; raise FileError where that is out of the folder."""
+    """Resolve all links of a path in a folder; raise FileError if they lead out of the folder."""
     real, target = _real(root), _real(path)
     if target.is_relative_to(real) or target.parent == _blobs(real):
         return target
@@ -68,7 +68,7 @@ def source_of(root: Path, path: Path) -> Path:
 
 
 def copy_file(root: Path, path: Path, place: Path) -> None:
-    """Copy a file in a folder; raise FileError where it has become a link out of the folder, or no regular file."""
+    """Copy a file of a folder; raise FileError if it is now a link out of the folder, or not a regular file."""
     try:
         stream = open_regular(source_of(root, path))
     except OSError as error:
@@ -86,7 +86,7 @@ def _piece(path: Path, stream: BinaryIO) -> bytes:
 
 
 def _below(folder: Path, real: Path, above: tuple[Path, ...]) -> Iterator[Path]:
-    """Yield all that is in a folder; `real` is what it is behind all links, `above` are those that it lies in."""
+    """Yield all entries below a folder; `real` is the folder without links, `above` are the folders around it."""
     if len(above) > MAX_DEPTH:
         raise FileError(f"{folder}: lies more than {MAX_DEPTH} folders deep, which no part of a model does")
     if real in above:
@@ -107,7 +107,7 @@ def _is_link(path: Path) -> bool:
 
 
 def _real(path: Path) -> Path:
-    """Return what a path is behind all links, there or not; raise FileError where they lead in a circle."""
+    """Resolve all links of a path, even if it does not exist; raise FileError if they form a loop."""
     try:
         return path.resolve()
     except (OSError, RuntimeError):
@@ -115,9 +115,9 @@ def _real(path: Path) -> Path:
 
 
 def _blobs(folder: Path) -> Path | None:
-    """Return where the Hugging Face cache keeps the files of a snapshot; None for a folder that is in none.
+    """Return the folder of blobs that belongs to a snapshot in the Hugging Face cache; None for other folders.
 
-    A model there is `models--OWNER--NAME/snapshots/REVISION`, its blobs are in `models--OWNER--NAME/blobs`.
+    A snapshot is `models--OWNER--NAME/snapshots/REVISION`; its blobs are in `models--OWNER--NAME/blobs`.
     """
     for inner in (folder, *folder.parents):
         if inner.parent.name == "snapshots":

@@ -1,4 +1,4 @@
-"""The reader of bytes: what lies at a path, whether it changed, and the bytes of a tensor."""
+"""Read bytes of inputs: what is at a path, whether it changed, and the stored bytes of a tensor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lorabake.tensors.header import Fingerprint, TensorInfo
 
 
 def read_stored(info: TensorInfo, start: int = 0, count: int | None = None) -> bytes:
-    """Read a tensor's bytes, or `count` of them from `start`; raise FileError where they cannot be read."""
+    """Read a tensor's stored bytes, or `count` of them from `start`; raise FileError if that fails."""
     count = info.nbytes - start if count is None else count
     try:
         with open(info.file, "rb") as stream:
@@ -26,9 +26,9 @@ def read_stored(info: TensorInfo, start: int = 0, count: int | None = None) -> b
 
 
 def fingerprint(path: Path | int) -> Fingerprint:
-    """Return what changes when a file is replaced or written, also where its time of change was set back.
+    """Return what identifies a file's version; it also changes if a program sets the file's times back.
 
-    `path` may be an open descriptor. Raise FileError where the file can't be reached.
+    `path` may be an open descriptor. Raise FileError if the file cannot be reached.
     """
     try:
         status = os.stat(path)
@@ -38,14 +38,14 @@ def fingerprint(path: Path | int) -> Fingerprint:
 
 
 def fingerprint_of(status: os.stat_result) -> Fingerprint:
-    """Return the fingerprint that a status gives."""
+    """Return the fingerprint in a status."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def is_there(path: Path) -> bool:
-    """Tell whether anything has this name: what has it and cannot be read is a fault, a link to nothing, too.
+    """Tell whether anything has this name, even a link to nothing or a file that cannot be read.
 
-    Raise FileError where that cannot be told.
+    Raise FileError if the system does not tell.
     """
     try:
         os.lstat(path)

@@ -45,9 +45,9 @@ _FOREIGN = (
 
 
 def read_header(path: Path) -> Header:
-    """Check a file's header against the file, so that whatever it says may be relied upon.
+    """Read a file's header and check it against the file, so that other code can trust it.
 
-    Raise FileError for every fault; a file of another format is named for what it is.
+    Raise FileError for every fault. For a file of another format, the message names that format.
     """
     raw, size, identity = _read_raw(path)
     try:
@@ -57,7 +57,7 @@ def read_header(path: Path) -> Header:
     metadata = _checked_metadata(path, entries.pop("__metadata__", {}))
     check_count(path, len(entries))
     tensors = {}
-    for key in [*entries]:  # one at a time: what JSON makes of an entry takes three times the memory
+    for key in [*entries]:  # one at a time, because parsed JSON takes three times the memory of a TensorInfo
         tensors[key] = _checked_entry(path, key, entries.pop(key), len(raw))
     _check_layout(path, tensors.values(), len(raw), size)
     digest = hashlib.sha256(raw).hexdigest()
@@ -100,14 +100,13 @@ def encode_header(
 ) -> bytes:
     """Encode everything before the data, always the same bytes for the same arguments.
 
-    `entries` are (key, dtype, shape) in the order of the data, which they cover without a gap; `order` lists
-    the keys in the order of the JSON, where that differs. Spaces pad the result to a multiple of 8 bytes that
-    leaves the same remainder as `phase` when divided by `align`: so untouched tensors can keep their place
-    relative to the file system's blocks, and be shared with the base instead of copied. `room` more spaces keep the
-    length for metadata that are longer by as many bytes.
+    `entries` are (key, dtype, shape) in the order of the data, which has no gaps. `order` lists the keys in the order
+    of the JSON, if that differs. Spaces pad the result to a multiple of 8 bytes that leaves the same remainder as
+    `phase` when divided by `align`. So untouched tensors can keep their place relative to the file system's blocks,
+    and share them with the base instead of being copied. `room` adds spaces, which longer metadata may use up later.
 
-    Raise ValueError for a repeated or reserved key, an `order` of other keys, and an `align` or `phase` that
-    is no multiple of 8 (`align` may be 1); KeyError for an unknown dtype.
+    Raise ValueError for a repeated or reserved key, for an `order` with other keys, and for an `align` or `phase`
+    that is not a multiple of 8 (`align` may be 1). Raise KeyError for an unknown dtype.
     """
     if align != 1 and (align % 8 or phase % 8):
         raise ValueError(f"align {align} and phase {phase} must be multiples of 8")
@@ -148,7 +147,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _read_raw(path: Path) -> tuple[bytes, int, Fingerprint]:
-    """Return the bytes before the data, their length checked, the file's size and its fingerprint."""
+    """Return the bytes before the data, whose length is checked, the file's size and its fingerprint."""
     if is_folder(path):
         raise FileError(f"{path}: is a folder, not a file")
     try:
@@ -189,7 +188,7 @@ def _checked_length(path: Path, head: bytes, size: int) -> int:
 
 
 def _foreign(head: bytes) -> tuple[str, str] | None:
-    """Name the format that the first bytes belong to, and say what to do."""
+    """Name the format that the first bytes belong to, and say what to do; None if it is unknown."""
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     for magic, what, advice in _FOREIGN:
         if head.startswith(magic) or text[: len(magic)].lower() == magic:
@@ -200,7 +199,7 @@ def _foreign(head: bytes) -> tuple[str, str] | None:
 
 
 def _checked_metadata(path: Path, value: object) -> dict[str, str]:
-    if value is None:  # MLX writes so where there are none, and the safetensors library takes it
+    if value is None:  # MLX writes null if there are no metadata, and the safetensors library accepts it
         return {}
     if not isinstance(value, dict):
         raise FileError(f"{path}: __metadata__ is not an object but {brief(value)}")
@@ -211,7 +210,7 @@ def _checked_metadata(path: Path, value: object) -> dict[str, str]:
 
 
 def _checked_entry(path: Path, key: str, entry: object, data_start: int) -> TensorInfo:
-    """Check what can be checked of one tensor alone."""
+    """Check all that can be checked without the other tensors."""
 
     def fault(what: str) -> FileError:
         return FileError(f"{path}: tensor {brief(key)}: {what}")
@@ -246,7 +245,7 @@ def _are_counts(value: object) -> TypeGuard[list[int]]:
 
 
 def _check_layout(path: Path, tensors: Iterable[TensorInfo], data_start: int, size: int) -> None:
-    """Check that the tensors cover the data: each byte once, to the end of the file."""
+    """Check that the tensors cover the data: each byte exactly once, up to the end of the file."""
     position, before = data_start, None
     for info in sorted(tensors, key=lambda info: (info.start, info.stop)):
         if info.start > position:

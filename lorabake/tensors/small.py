@@ -1,4 +1,4 @@
-"""Read a file that should be small, whatever lies there: a regular file of bounded size, or one clear error."""
+"""Read a file that should be small: a regular file of bounded size, or one clear error."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from lorabake.tensors.system import open_without_waiting
 
 MIB = 1 << 20
 MAX_CONFIG = 16 * MIB
-"""Bytes of a configuration; the largest known ones have less than one MiB."""
+"""Most bytes of a configuration; the largest known ones have less than 1 MiB."""
 
 MAX_INDEX = 100 * MIB
-"""Bytes of an index of shards, which names every tensor: as many as of a header."""
+"""Most bytes of an index of shards; it names every tensor, as a header does."""
 
 
 MAX_NESTING = 100
-"""Levels of lists and mappings in JSON; configurations have less than ten."""
+"""Most levels of lists and mappings in JSON; configurations have fewer than ten."""
 
 
 _NOTED: ContextVar[dict[Path, Fingerprint] | None] = ContextVar("noted", default=None)
@@ -35,7 +35,7 @@ _NOTED: ContextVar[dict[Path, Fingerprint] | None] = ContextVar("noted", default
 
 @contextmanager
 def noting() -> Iterator[dict[Path, Fingerprint]]:
-    """Collect the fingerprints of the small files that are read meanwhile, such as configurations, by their paths."""
+    """Collect the fingerprints of the small files, such as configurations, that are read inside the `with` block."""
     noted: dict[Path, Fingerprint] = {}
     token = _NOTED.set(noted)
     try:
@@ -45,9 +45,9 @@ def noting() -> Iterator[dict[Path, Fingerprint]]:
 
 
 def open_regular(path: Path | str) -> BinaryIO:
-    """Open a regular file for reading; raise FileError for what waits for others or has no end, OSError otherwise.
+    """Open a regular file; raise FileError for pipes, devices and the like, OSError for other failures.
 
-    What is opened is looked at again: a pipe that takes a file's place in between is not waited for.
+    The type is checked again after opening, so that a pipe that replaces the file in between cannot block.
     """
     _check_regular(path, os.stat(path))
     stream = os.fdopen(open_without_waiting(path), "rb")
@@ -84,10 +84,9 @@ def content_of(path: Path, limit: int = MAX_CONFIG) -> bytes:
 
 
 def parse_json(text: str | bytes) -> object:
-    """Parse JSON that another program wrote; raise ValueError for what is none, and for what is nested too deeply.
+    """Parse JSON that another program wrote; raise ValueError if it is not JSON, or nested too deeply.
 
-    Numbers that JSON does not have, such as NaN, are texts. Whoever walks through the value may call itself for each
-    level.
+    Numbers that JSON lacks, such as NaN, become texts. The depth is small enough for recursive code.
     """
     try:
         value: object = json.loads(text, parse_constant=str)
@@ -98,7 +97,7 @@ def parse_json(text: str | bytes) -> object:
 
 
 def check_depth(value: object) -> None:
-    """Raise ValueError for lists and mappings that lie in each other more than MAX_NESTING deep."""
+    """Raise ValueError for lists and mappings nested more than MAX_NESTING deep."""
     level = [value]
     for _ in range(MAX_NESTING):
         nested = (each for each in level if isinstance(each, (dict, list)))

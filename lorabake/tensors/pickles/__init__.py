@@ -1,11 +1,12 @@
-"""Checkpoints that torch has pickled, as headers like any other: where each tensor's bytes lie in the file itself.
+"""Read checkpoints that torch has pickled as headers like any other, with each tensor's place in the file.
 
-torch.save writes a zip archive: a pickle that says which tensor is which part of which record, and a record for each
-storage, as it is in memory. Before version 1.6 it wrote pickles and storages one after the other. Both are read here
-without torch and without running what the pickle names (`machine`), and no tensor is read before it is needed.
+torch.save writes a zip archive. Its pickle says which part of which record each tensor is, and each record holds one
+storage as it was in memory. Before version 1.6, torch wrote pickles and storages one after the other. Both are read
+here without torch, and without running anything that the pickle names (`machine`). No tensor is read before it is
+needed.
 
-What does not lie in one piece in the file (a transposed view, a compressed record) is copied into a temporary file
-without a name, which goes with the process however that ends.
+Tensors that are not in one piece in the file (a transposed view, a compressed record) are copied into a temporary
+file. It has no name, so it goes away with the process, however that ends.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ from lorabake.tensors.reader import fingerprint, read_stored
 from lorabake.tensors.safetensors import encode_header
 
 MAGICS = (MAGIC, b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-"""First bytes of what torch has pickled, since version 1.6 and before."""
+"""First bytes of files that torch has pickled, since version 1.6 and before."""
 
 
 def open_pickle(path: Path) -> Header:
-    """Read what a pickled checkpoint says of its tensors; their data stay where they are.
+    """Read a pickled checkpoint's header; the tensors' data stay in the file.
 
-    Nested dicts become dotted keys. A bare list of LoRA matrices, as cloneofsimo/lora first saved them, gets the keys
-    of its later files: `unet:0:up`, `unet:0:down` …; their `.ti.pt` hold learned embeddings.
+    Nested dicts become dotted keys. A bare list of LoRA matrices, as early versions of cloneofsimo/lora saved them,
+    gets the keys of later versions: `unet:0:up`, `unet:0:down` … Their `.ti.pt` files hold learned embeddings.
 
-    Raise FileError for a damaged pickle, one that wants to run code, and one that holds anything else than
-    tensors; SurroundingsError where a temporary file cannot be written.
+    Raise FileError for a pickle that is damaged, wants to run code, or holds anything but tensors. Raise
+    SurroundingsError if a temporary file cannot be written.
     """
     return _read(path, fingerprint(path))
 
@@ -97,7 +98,7 @@ def _check_claim(path: Path, key: str, tensor: Tensor, size: int) -> None:
 
 
 def _place(path: Path, key: str, tensor: Tensor, places: Places) -> tuple[Path, int, int]:
-    """Return the file, the first byte, and the bytes from a tensor's first value to its last."""
+    """Return a tensor's file, its first byte, and how many bytes there are from its first value to its last."""
     storage = tensor.storage
     if not prod(tensor.shape):
         return path, 0, 0
@@ -114,7 +115,7 @@ def _place(path: Path, key: str, tensor: Tensor, places: Places) -> tuple[Path, 
 
 
 def _in_order(tensor: Tensor, raw: bytes) -> bytes:
-    """Put a tensor's values in order, first row first, and carry out what its flags say: both change signs alone."""
+    """Return a tensor's values row by row, and apply its flags, which only change signs."""
     import numpy as np
 
     unit = {1: "u1", 2: "<u2", 4: "<u4", 8: "<u8"}
@@ -127,7 +128,7 @@ def _in_order(tensor: Tensor, raw: bytes) -> bytes:
             raise PickleError("a negated tensor of whole numbers")
         width = tensor.width // 2 if tensor.dtype == "C64" else tensor.width
         signs = values.reshape(-1).view(unit[width])
-        for step, flag in enumerate(("neg", "conj"), 1):  # the second of each pair is the imaginary part
+        for step, flag in enumerate(("neg", "conj"), 1):  # every second value is an imaginary part
             if flag in tensor.flags:
                 signs[step - 1 :: step] ^= signs.dtype.type(1 << 8 * width - 1)
     return values.tobytes()

@@ -1,14 +1,16 @@
 """Read a pickle without running anything that it names.
 
 A pickle is a program for a small stack machine. `load` plays that machine over the opcodes that `pickletools` finds,
-and builds nothing but dicts, lists, tuples, texts, bytes and numbers. A name of a class or function is looked up in a
-table of the caller's own; a name that the table lacks ends the reading. Nothing here calls itself, so that no depth
-ends the process; and `load` counts its steps, so that no pickle takes more than seconds and some 100 bytes a step.
+and builds nothing but dicts, lists, tuples, texts, bytes and numbers. It looks up names of classes and functions in
+the caller's table; a name that the table lacks ends the reading. Nothing here is recursive, so no nesting can
+overflow the stack. `load` counts its steps, so no pickle takes more than seconds, or more than about 100 bytes a
+step.
 
-torch's own restricted reader in a child process with limits would be the other way. It stays out: it makes tensors
-of memory that nothing has filled (`torch.FloatTensor(1000)`), which no limit notices, and it reads every tensor into
-memory or a temporary file before one is known to be needed. A child that imports torch takes two seconds a file;
-reading a header here takes a hundredth of one. And a limit that ends a child cannot say what is wrong with a file.
+The alternative is torch's own restricted reader, in a child process with limits. It is not used for these reasons. It
+can be made to return uninitialised memory as a tensor (`torch.FloatTensor(1000)`), which no limit notices. It reads
+every tensor into memory or a temporary file before any is needed. A child that imports torch takes two seconds for a
+file; this reader takes a hundredth of a second. And a limit that kills a child cannot say what is wrong with the
+file.
 """
 
 from __future__ import annotations
@@ -20,33 +22,33 @@ from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 MAX_PICKLE: Final = 128 << 20
-"""Bytes of one pickle; the names and places of a million tensors take less."""
+"""Most bytes of one pickle; the names and places of a million tensors take less."""
 
 MAX_TEXT: Final = 1 << 20
-"""Bytes of one text or number in a pickle."""
+"""Most bytes of one text or number in a pickle."""
 
 MAX_STEPS: Final = 1 << 22
-"""Opcodes of one pickle, and values that its calls take; a tensor takes 40, so that 100,000 tensors go into one."""
+"""Most steps of one pickle: opcodes, and arguments of calls. A tensor takes 40, so 100,000 tensors fit."""
 
 
 class PickleError(ValueError):
-    """Report a pickle that is damaged, or too large to be what it says."""
+    """Report a pickle that is damaged or too large."""
 
 
 class CodeError(PickleError):
-    """Report a pickle that names something to call or to make which the table lacks; `args` hold its name."""
+    """Report a pickle that names a class or function that the table lacks; `args` hold the name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """Stand for a callable that a pickle names: `make` takes its arguments and gives what stands for the result."""
+    """Stand for a callable that a pickle names: `make` takes its arguments and returns what stands for the result."""
 
     make: Callable[..., object]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inert:
-    """Stand for a value that nobody reads, such as a set; `kind` names it in messages."""
+    """Stand for a value that is not needed, such as a set; `kind` names it in messages."""
 
     kind: str
 
@@ -55,22 +57,19 @@ _MARK: Final = Inert("mark")
 
 
 class Bounded:
-    """Read a pickle that lies in a long file.
-
-    Read MAX_PICKLE bytes at most from where the stream stands, and MAX_TEXT at most at once.
-    """
+    """Read a pickle inside a long file: at most MAX_PICKLE bytes from the stream's position, and MAX_TEXT at once."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream, self._left = stream, MAX_PICKLE
 
     def read(self, count: int) -> bytes:
-        """Return the next bytes; raise PickleError where they are too many."""
+        """Return the next bytes; raise PickleError if they are too many."""
         if not 0 <= count <= MAX_TEXT:
             raise PickleError(f"a value of {count} bytes, the limit is {MAX_TEXT}")
         return self._counted(self._stream.read(count))
 
     def readline(self) -> bytes:
-        """Return the next line; raise PickleError where the pickle is too long."""
+        """Return the next line; raise PickleError if the pickle is too long."""
         return self._counted(self._stream.readline(MAX_TEXT))
 
     def _counted(self, found: bytes) -> bytes:
@@ -81,15 +80,16 @@ class Bounded:
 
 
 def load(stream: BinaryIO | Bounded, names: Mapping[str, object], persistent: Callable[[object], object]) -> object:
-    """Return what a pickle describes, and leave the stream behind its end.
+    """Return what a pickle describes, and leave the stream at the pickle's end.
 
-    `names` maps "module.name" to a Function, or to whatever stands for a value of that name; `persistent` gives what
-    a persistent id stands for. Raise CodeError for a name that `names` lacks, and PickleError for a damaged pickle.
+    `names` maps "module.name" to a Function, or to whatever stands for the value of that name. `persistent` returns
+    what a persistent id stands for. Raise CodeError for a name that `names` lacks, and PickleError for a damaged
+    pickle.
     """
     machine = _Machine(names, persistent)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes that Python will not know for ever
+            warnings.simplefilter("ignore")  # deprecated escapes in its texts
             for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]
                 machine.left -= 1
                 action = _ACTIONS.get(opcode.name)
@@ -106,7 +106,7 @@ def load(stream: BinaryIO | Bounded, names: Mapping[str, object], persistent: Ca
 
 
 class _Machine:
-    """Hold the stack and the memo of one pickle; each action carries out one opcode, given what follows it."""
+    """Hold the stack and the memo of one pickle; each action carries out one opcode with its argument."""
 
     def __init__(self, names: Mapping[str, object], persistent: Callable[[object], object]) -> None:
         self.names, self.persistent = names, persistent
@@ -139,7 +139,7 @@ class _Machine:
 
     def put(self, number: object) -> None:
         place = _number(number)
-        if not 0 <= place < MAX_STEPS:  # numbers can be chosen to have one hash
+        if not 0 <= place < MAX_STEPS:  # an attacker can choose numbers with equal hashes
             raise PickleError("a place in the memo that no pickle needs")
         self.memo[place] = self.stack[-1]
 
@@ -215,7 +215,7 @@ class _Machine:
         self.push(Inert("frozenset"))
 
     def find(self, argument: object) -> None:
-        """Look a name up that the opcode itself holds: "module name"."""
+        """Look up a name that the opcode itself holds: "module name"."""
         module, _, name = str(argument).partition(" ")
         self._find(module, name)
 
@@ -233,7 +233,7 @@ class _Machine:
         self.push(function.make(*arguments))
 
     def build(self, _: object) -> None:
-        """Drop the attributes of a dict, such as `_metadata` of a state dict; nothing else may have any."""
+        """Drop attributes of a dict, such as a state dict's `_metadata`; nothing else may have attributes."""
         self.pop()
         if not isinstance(self.stack[-1], dict | Inert):
             raise PickleError("attributes of what has none")
@@ -265,9 +265,9 @@ class _Machine:
 
 
 def as_key(key: object) -> object:
-    """Return what stands for a dict's key: itself, where its hash is quick and not that of other keys.
+    """Return a dict's key itself if hashing it is safe, or else a placeholder.
 
-    The hash of a deep tuple would overflow the stack of C. Numbers can be chosen to have one hash.
+    Hashing a deeply nested tuple overflows the C stack. An attacker can choose numbers with equal hashes.
     """
     is_small = isinstance(key, int) and abs(key) < MAX_STEPS
     return key if is_small or isinstance(key, str | bytes | None) else Inert(type(key).__name__)

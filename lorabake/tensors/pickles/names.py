@@ -1,4 +1,4 @@
-"""What a pickle of torch's may name, and what stands for it here: storages, tensors, dtypes, functions."""
+"""The names that a torch pickle may use, and what stands for them here: storages, tensors, dtypes, functions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lorabake.tensors.pickles.machine import Function, Inert, PickleError, as_ke
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Stand for a storage: its name, the dtype of its values (None for bytes), its first value, and how many."""
+    """Stand for a storage: its name, the dtype of its values (None for bytes), its first value, and their count."""
 
     name: str
     dtype: str | None
@@ -24,7 +24,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tensor:
-    """Stand for a tensor: values of a storage from `offset`, `strides` apart; `flags` are torch's (conj, neg)."""
+    """Stand for a tensor: values of a storage from `offset` on, `strides` apart; `flags` are torch's (conj, neg)."""
 
     storage: Storage
     dtype: str
@@ -40,7 +40,7 @@ class Tensor:
 
     @property
     def is_in_order(self) -> bool:
-        """Tell whether the values lie one behind the other, first row first."""
+        """Tell whether the values are stored row by row without gaps."""
         due = 1
         for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
             if size != 1 and stride != due:
@@ -50,21 +50,21 @@ class Tensor:
 
     @property
     def span(self) -> int:
-        """Count the values from the first to the last one."""
+        """Count the stored values from the tensor's first one to its last one."""
         steps = zip(self.shape, self.strides, strict=True)
         return 1 + sum((size - 1) * stride for size, stride in steps) if prod(self.shape) else 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Foreign:
-    """Stand for a tensor that SafeTensors has no place for; `kind` is its layout, device and dtype."""
+    """Stand for a tensor that SafeTensors cannot hold; `kind` is its layout, device and dtype."""
 
     kind: str
 
 
 @dataclass(frozen=True, slots=True)
 class Dtype:
-    """Stand for a dtype, or for the class of storages of one; `name` is SafeTensors', None where it has no such."""
+    """Stand for a dtype or its class of storages; `name` is SafeTensors' name, or None."""
 
     title: str
     name: str | None
@@ -134,7 +134,7 @@ def _rebuild_sparse(layout: object, data: object) -> object:
 
 
 def _rebuild_subclass(function: object, _type: object, arguments: object, _state: object = None) -> object:
-    """A tensor with attributes of its own: torch.Tensor's are of no concern, and other classes have no name here."""
+    """Rebuild a tensor that has Python attributes, and drop them; other subclasses are not in the table of names."""
     if not isinstance(function, Function) or not isinstance(arguments, tuple) or function is _OF_SUBCLASS:
         raise PickleError("a tensor made by no function")
     return function.make(*arguments)
@@ -177,22 +177,22 @@ _STORAGES = {
     "ComplexDouble": "complex128", "QInt8": "qint8", "QUInt8": "quint8", "QInt32": "qint32",
     "QUInt4x2": "quint4x2", "QUInt2x4": "quint2x4",
 }  # fmt: skip
-"""torch's names of storages, and the dtypes of their values."""
+"""torch's names of storage classes -> the dtype of their values."""
 
 _OTHERS = {
     "complex128": 16, "complex32": 4, "qint8": 1, "quint8": 1, "qint32": 4, "quint4x2": 1, "quint2x4": 1,
     "float4_e2m1fn_x2": 1, "bits8": 1, "bits16": 2, "bits1x8": 1, "bits2x4": 1, "bits4x2": 1,
     **{f"{sign}int{bits}": 1 for sign in ("", "u") for bits in range(1, 8)},
 }  # fmt: skip
-"""The dtypes of torch's that SafeTensors has no place for, and the bytes of a value."""
+"""torch's dtypes that SafeTensors cannot hold -> the bytes of a value."""
 
 _SCHEMES = (
     "per_tensor_affine", "per_tensor_symmetric", "per_channel_affine", "per_channel_symmetric",
     "per_channel_affine_float_qparams",
 )  # fmt: skip
-"""torch's names of the ways to quantise."""
+"""torch's names of quantisation schemes."""
 
-# Older torch has tensor classes for sparse tensors, and for those on a device.
+# Older versions of torch have their own classes for sparse tensors and for tensors on a GPU.
 _PLACES = ("torch", "torch.cuda", "torch.sparse", "torch.cuda.sparse")
 
 
@@ -241,11 +241,11 @@ def _names() -> dict[str, object]:
 
 
 NAMES: Final[Mapping[str, object]] = _names()
-"""What a pickle may name. None of it is looked up in torch, and nothing of it runs but the functions above."""
+"""All names that a pickle may use. None is looked up in torch; only the functions above run."""
 
 
 class Storages:
-    """Make what stands for a storage of its persistent id, and keep what each name was said to be."""
+    """Turn persistent ids into storages, and remember the dtype of each storage's name."""
 
     def __init__(self) -> None:
         self.dtypes: dict[str, str | None] = {}
@@ -270,5 +270,5 @@ class Storages:
 
 
 def width_of(dtype: str | None) -> int:
-    """Return the bytes of a value, of one of torch's dtypes that is not SafeTensors', too."""
+    """Return the bytes of a value, also for dtypes that only torch has."""
     return 1 if dtype is None else _OTHERS[dtype] if dtype in _OTHERS else DTYPES[dtype].bits // 8

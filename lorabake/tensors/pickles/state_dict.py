@@ -1,4 +1,4 @@
-"""Which tensors an unpickled value holds, and what they are called."""
+"""Find the tensors in an unpickled value, and name them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lorabake.tensors.pickles.machine import Inert
 from lorabake.tensors.pickles.names import Foreign, Tensor
 from lorabake.visible import some
 
-# What PyTorch Lightning stores beside the weights.
+# What PyTorch Lightning stores in addition to the weights.
 _TRAINING_STATE = {
     "callbacks",
     "hparams_name",
@@ -23,10 +23,10 @@ _TRAINING_STATE = {
 }
 
 EMBEDDING = "<embed>"
-"""What cloneofsimo's metadata say of a learned embedding: {"<s1>": "<embed>"}."""
+"""Marks a learned embedding in cloneofsimo's metadata: {"<s1>": "<embed>"}."""
 
 _MAX_NAME: Final = 1 << 16
-"""Bytes of a tensor's name, those of the dicts that it lies in included."""
+"""Most letters of a tensor's name, including the names of the dicts around it."""
 
 
 def tensors_by_name(path: Path, loaded: object) -> dict[str, Tensor]:
@@ -52,7 +52,7 @@ def _kind(value: object) -> str:
 
 
 def _pairs(path: Path, loaded: list[object]) -> Iterator[tuple[str, object]]:
-    """Name the matrices of a bare list: up and down of each module in turn (cloneofsimo/lora 0.0.x)."""
+    """Name the matrices of a bare list: up and down of one module after the other (cloneofsimo/lora 0.0.x)."""
     tensors = [item for item in loaded if isinstance(item, Tensor) and len(item.shape) == 2]
     if len(tensors) < len(loaded) or len(tensors) % 2:
         raise FileError(f"{path}: holds a list, but not of pairs of LoRA matrices")
@@ -62,12 +62,12 @@ def _pairs(path: Path, loaded: list[object]) -> Iterator[tuple[str, object]]:
 
 
 def metadata_of(path: Path, keys: Iterable[str]) -> dict[str, str]:
-    """Say what cloneofsimo's SafeTensors files say of learned embeddings, whose pickles hold nothing else."""
+    """Return the metadata that cloneofsimo's SafeTensors files have for learned embeddings; its pickles lack them."""
     return dict.fromkeys(keys, EMBEDDING) if path.name.endswith(".ti.pt") else {}
 
 
 def _unwrapped(path: Path, wrapper: dict[object, object]) -> dict[object, object]:
-    """Take the weights out of a training checkpoint, if what lies beside them is known to be none."""
+    """Take the weights out of a training checkpoint; raise FileError if it may hold other weights."""
     rest = [
         str(name)
         for name, value in wrapper.items()
@@ -81,7 +81,7 @@ def _unwrapped(path: Path, wrapper: dict[object, object]) -> dict[object, object
 
 
 def _flattened(path: Path, tree: dict[object, object]) -> dict[str, object]:
-    """Join the names of nested dicts with dots; a dict may occur once, lest a pickle grow endlessly."""
+    """Join the names of nested dicts with dots; a dict may occur only once, so that no pickle grows endlessly."""
     found: dict[str, object] = {}
     strangers: list[str] = []
     seen: set[int] = set()

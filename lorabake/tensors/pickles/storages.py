@@ -1,4 +1,4 @@
-"""Where the storages of a pickled checkpoint lie: in a zip archive's records, or one after the other in the file."""
+"""Find the storages of a pickled checkpoint: in a zip archive's records, or one after the other in the file."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ CONVERT = (
 AGAIN = "Download it again."
 
 _GROWTH, LEAST = 16, 64 << 20
-"""Tensors may share storages, but a file does not stand for more than so many times its size (or so many bytes)."""
+"""Tensors may share storages. All together they may claim at most so many times the file's size, or so many bytes."""
 
 _MAX_PACKED: Final = 2 << 20
-"""Bytes of a pickle that is longer than its file, because it is compressed there."""
+"""Most bytes of a compressed pickle that unpacks to more than its file's size."""
 
 _LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION: Final = 1001
 _COUNT_BYTES: Final = 8
-"""Bytes before each storage of the older form: how many values it holds."""
+"""Bytes of the number before each storage in the older form; it counts the values."""
 
 
 class _Scratch(type(Path())):  # type: ignore[misc]
-    """Be the path of an open file that has no name: the file lasts as long as somebody holds its path."""
+    """Be the path of an open file without a name; the file exists as long as this path object does."""
 
 
 class _Aside:
-    """Keep the values of one pickle that do not lie in one piece in it, in a temporary file that has no name."""
+    """Hold those values of a pickle that are not in one piece, in a temporary file without a name."""
 
     def __init__(self, origin: Path) -> None:
         self._origin = origin
         self._open: tuple[BinaryIO, Path] | None = None
 
     def add(self, pieces: Iterable[bytes]) -> tuple[Path, int]:
-        """Append bytes; return the file's path, and where they begin. Raise SurroundingsError where that fails."""
+        """Append bytes; return the file's path and where the bytes begin. Raise SurroundingsError if that fails."""
         try:
             stream, path = self._open = self._open or _scratch()
             start = stream.seek(0, 2)
@@ -63,7 +63,7 @@ class _Aside:
 
 @dataclass(slots=True)
 class Places:
-    """Say where storages lie: by name, the file, the first byte and how many; `records` are what to check."""
+    """Say where storages lie: name -> (file, first byte, bytes). `records` are the checksums to check."""
 
     aside: _Aside
     stored: dict[str, tuple[Path, int, int]] = field(default_factory=dict)
@@ -88,7 +88,7 @@ def read_zip(path: Path, size: int) -> tuple[object, Places]:
 
 
 def _records(path: Path, size: int, archive: Archive, folder: str) -> Places:
-    """Find where the records of storages lie; those that are compressed are unpacked into a temporary file."""
+    """Find the records of storages; unpack compressed ones into a temporary file."""
     places = Places(_Aside(path))
     members = {name.removeprefix(folder): each for name, each in archive.members.items() if name.startswith(folder)}
     packed = {name: member for name, member in members.items() if member.is_packed}
@@ -143,7 +143,7 @@ def check_growth(path: Path, size: int, claimed: int) -> None:
 
 
 def _scratch() -> tuple[BinaryIO, Path]:
-    """Make a temporary file that has no name; it closes when nobody holds its path any more."""
+    """Make a temporary file without a name; it closes when its path object goes away."""
     stream = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115
     path = _Scratch(path_of(stream.fileno()))
     weakref.finalize(path, stream.close)
