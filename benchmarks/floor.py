@@ -28,7 +28,7 @@ import torch
 from benchmarks.measure import Floor
 from lorabake import load_recipe
 from lorabake import plan as make_plan
-from lorabake.adapters.kind import matrix
+from lorabake.adapters.shapes import matrix
 from lorabake.machine import default_workers
 from lorabake.planning import Plan
 from lorabake.planning.cost import TILE_VALUES

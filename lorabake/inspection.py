@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from lorabake.adapters import adapter_slots, dora, kinds_of, peft_fields, shared, suffixes
+from lorabake.adapters import adapter_slots, are_stored, dora, kinds_of, peft_fields, shared, suffixes
 from lorabake.adapters.experts import EXPERTS
 from lorabake.adapters.kind import Kind
 from lorabake.architectures import architectures
@@ -71,7 +71,7 @@ def inspect(path: Path) -> dict[str, object]:
     learned = _embeddings(lora)
     adapters = [module for module in tensors.modules.values() if module.slots.keys() & adapter_slots()]
     inside = len(adapters) + sum(map(len, tensors.unsupported.values())) + len(learned)
-    beside = sum(map(_is_stored, tensors.modules.values()))
+    beside = sum(are_stored(frozenset(module.slots)) for module in tensors.modules.values())
     beside += len(tensors.unknown) - len(learned)
     is_lora = config is not None or inside >= max(beside, 1)
     facts: dict[str, object] = {
@@ -122,11 +122,10 @@ def _describe_lora(lora: LoraSource, said: Mapping[str, object] | None) -> dict[
     for module in tensors.modules.values():
         is_empty = any(info.shape == (0,) for info in module.slots.values())
         for kind in () if is_empty else _kinds(lora, module):
-            has_alpha = kind.low_rank or "alpha" in kind.optional | kind.required
-            if kind.parameter == "weight" and has_alpha:
+            if kind.has_told_scale:
                 alpha, scale = _scale(lora, module, kind)
                 alphas.update([alpha] if alpha else [])
-                if kind.alpha_is_scale:
+                if kind.has_told_rank:
                     rank = _rank(lora, kind, module, by_up=dialect is not None)
                     ranks.update([] if rank is None else [rank])
                     scales.update([scale])
@@ -159,12 +158,6 @@ def _describe_lora(lora: LoraSource, said: Mapping[str, object] | None) -> dict[
         described["alphas"] = str(lora.checkpoint.facts.get("adapter.lora.alpha", "said by the files beside it"))
         del described["scales"]
     return {name: fact for name, fact in described.items() if fact is not None}
-
-
-def _is_stored(module: LoraModule) -> bool:
-    """Tell whether tensors of a module are a checkpoint's own, or a trainer's copies of such."""
-    kinds = kinds_of(frozenset(module.slots))
-    return any(kind.as_stored for kind in kinds) or not module.slots.keys() & adapter_slots()
 
 
 def _kinds(lora: LoraSource, module: LoraModule) -> tuple[Kind, ...]:
@@ -221,7 +214,7 @@ def _has_shapes(kind: Kind, module: LoraModule) -> bool:
 def _scale(lora: LoraSource, module: LoraModule, kind: Kind) -> tuple[str, str]:
     """Return a module's alpha, "" where it has none, and its scale, each with who says so where no tensor does."""
     config, path = lora.config_of(module.name)
-    if "alpha" in module.slots and "alpha" in kind.optional | kind.required:
+    if "alpha" in module.slots and kind.may_have_alpha:
         alpha = _alpha(module.slots["alpha"])
         return f"{alpha:g}" if isinstance(alpha, float) else alpha, _told(kind, module, alpha)
     if config is None:

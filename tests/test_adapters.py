@@ -11,7 +11,9 @@ import torch
 
 from lorabake.adapters import kinds, kinds_of
 from lorabake.adapters.dora import axis, renorm
-from lorabake.adapters.kind import Kind, Terms, matrix
+from lorabake.adapters.kind import Delta, Kind, Product, Replacement
+from lorabake.adapters.settings import Terms
+from lorabake.adapters.shapes import matrix
 
 Shape = tuple[int, ...]
 Tensors = dict[str, torch.Tensor]
@@ -92,13 +94,14 @@ def test_a_kind_computes_its_formula(case: str) -> None:
     kind, tensors = KINDS[name], make(shapes)
     assert kind.fault(shapes, shape) is None
     terms = Terms(shape)
-    if kind.low_rank:
+    if isinstance(kind, Product):
         up, down = kind.factors(tensors, terms)
         assert (up.ndim, down.ndim) == (2, 2)
         found = up @ down
-    elif kind.replaces:
+    elif isinstance(kind, Replacement):
         found = kind.value(tensors)
     else:
+        assert isinstance(kind, Delta)
         weight = torch.zeros(matrix(shape), dtype=torch.float64)
         found = kind.delta(kind.prepare(tensors, terms), weight, slice(0, matrix(shape)[0]), terms)
     assert found.shape == matrix(shape)
@@ -126,7 +129,7 @@ def test_alpha_is_divided_by_the_rank(name: str, shapes: dict[str, Shape], rank:
 def test_a_kind_declares_what_it_needs(kind: Kind) -> None:
     assert kind.required or any(kind.claims(frozenset(slots)) for slots in combinations(kind.optional, 2))
     assert not kind.claims(frozenset())
-    assert sum((kind.low_rank, kind.replaces)) <= 1
+    assert sum(isinstance(kind, shape) for shape in (Product, Delta, Replacement)) == 1
     assert not kind.required & kind.optional
     assert kind.parameter in ("weight", "bias")
     assert kind.title
@@ -141,7 +144,9 @@ def test_any_set_of_slots_is_accounted_for_whole_and_once_or_refused() -> None:
         parameters = [(kind.parameter, kind.underlies) for kind in chosen]
         assert len(set(parameters)) == len(parameters), sorted(slots)
         under = {kind.parameter for kind in chosen if kind.underlies}
-        assert all(kind.low_rank for kind in chosen if kind.parameter in under and not kind.underlies), sorted(slots)
+        assert all(isinstance(kind, Product) for kind in chosen if kind.parameter in under and not kind.underlies), (
+            sorted(slots)
+        )
         assert all(kind.required <= slots for kind in chosen)
         if chosen:
             assert slots <= frozenset().union(*(kind.claims(slots) for kind in chosen))

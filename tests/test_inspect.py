@@ -98,13 +98,7 @@ def test_inspect_tells_the_kind_and_the_scale_that_a_bake_applies(name: str, tmp
     told = inspect(path)
     assert told["what"] == "lora"
     assert told["kinds"] == ({"LoRA with a Tucker core": 1} if name == "Tucker" else plan.ledgers[0].kinds)
-    scaled = [
-        patch
-        for patch in plan.patches
-        if patch.kind.parameter == "weight"
-        and patch.kind.alpha_is_scale
-        and (patch.kind.low_rank or "alpha" in patch.kind.optional)
-    ]
+    scaled = [patch for patch in plan.patches if patch.kind.has_told_rank]
     assert told["scales"] == {f"{scale_of(patch):g}": 1 for patch in scaled}
     assert told["ranks"] == {str(rank): count for rank, count in plan.ledgers[0].ranks.items()}
     assert "cannot be baked" not in told

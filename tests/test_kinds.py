@@ -371,7 +371,7 @@ def test_strength_zero_is_the_base_byte_for_byte(name: str, tmp_path: Path) -> N
 def test_a_kind_knows_whether_it_reads_the_weight(name: str, weight: str) -> None:
     case = cases(WEIGHTS[weight])[name]
     kind = next(kind for kind in kinds() if kind.name == case.kind)
-    if not kind.replaces and ".dora_scale" not in case.shapes:
+    if kind.adds and ".dora_scale" not in case.shapes:
         one, other = (b.Values(seed)(*WEIGHTS[weight]).double() for seed in (7, 8))
         equal = torch.allclose(formula(case, one) - one, formula(case, other) - other, atol=1e-6)
         assert kind.reads_weight != equal

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lorabake.adapters import peft_fields, shared, suffixes
+from lorabake.adapters.kind import Product
 from lorabake.errors import FileError, MatchError
 from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.peft import PeftConfig, from_metadata
@@ -688,7 +689,7 @@ def test_use_dora_asks_for_magnitudes() -> None:
 def test_modules_to_save_replace_whole_tensors() -> None:
     shapes: Shapes = {"base_model.model.score.weight": (3, 6), "base_model.model.score.bias": (3,)}
     patches, ledger = match(peft("fc", 6, 5) | shapes, config=PLAIN | {"modules_to_save": ["score"]})
-    assert [(patch.kind.name, patch.view.keys) for patch in patches if not patch.kind.low_rank] == [
+    assert [(patch.kind.name, patch.view.keys) for patch in patches if not isinstance(patch.kind, Product)] == [
         ("whole", ("score.weight",)),
         ("whole_bias", ("score.bias",)),
     ]
@@ -717,7 +718,7 @@ def test_a_task_announces_its_head(task: str, module: str, announced: dict[str, 
     whole: Shapes = {f"base_model.model.{module}.weight": (3, 6), f"base_model.model.{module}.bias": (3,)}
     shapes = peft("layers.0.q", 4, 4) | whole
     patches, _ = match(shapes, base, config=PLAIN | announced | {"task_type": task})
-    replaced = {key for patch in patches if patch.kind.replaces for key in patch.view.keys}
+    replaced = {key for patch in patches if not patch.kind.adds for key in patch.view.keys}
     assert replaced == {f"{module}.weight", f"{module}.bias"}
     for other in ("CAUSAL_LM", "FEATURE_EXTRACTION", None):
         assert "no modules_to_save announces" in refusal(
@@ -735,7 +736,7 @@ def test_embeddings_and_heads_need_no_announcement(name: str) -> None:
     shapes = peft("model.layers.0.q", 4, 4)
     saved: Shapes = {f"base_model.model.model.{name}.weight": (20, 6)}
     patches, ledger = match(shapes | saved, base, config=PLAIN | {"modules_to_save": None})
-    assert [patch.view.keys for patch in patches if patch.kind.replaces] == [(f"model.{name}.weight",)]
+    assert [patch.view.keys for patch in patches if not patch.kind.adds] == [(f"model.{name}.weight",)]
     assert ledger.applied == 3
     layer: Shapes = {"base_model.model.model.layers.0.wte.weight": (4, 4)}
     assert "no modules_to_save announces" in refusal(shapes | layer, base, config=PLAIN)

@@ -31,10 +31,15 @@ def shared() -> tuple[tuple[str, str, str], ...]:
     return tuple(row for kind in kinds() for row in kind.shared)
 
 
+def are_stored(slots: frozenset[str]) -> bool:
+    """Tell whether tensors of a module are a checkpoint's own, or a trainer's copies of such."""
+    return any(kind.is_stored for kind in kinds_of(slots)) or not slots & adapter_slots()
+
+
 @cache
 def adapter_slots() -> frozenset[str]:
     """Collect the slots that only adapters have: no checkpoint calls tensors of its own so."""
-    stored = frozenset[str]().union(*(kind.required for kind in kinds() if kind.as_stored))
+    stored = frozenset[str]().union(*(kind.required for kind in kinds() if kind.is_stored))
     return frozenset(slot for _, slot in suffixes()) - stored - {"alpha"}
 
 
@@ -53,7 +58,7 @@ def kinds_of(slots: frozenset[str]) -> tuple[Kind, ...]:
     )
     chosen = tuple(sorted(chosen, key=lambda kind: not kind.underlies))
     under = {kind.parameter for kind in chosen if kind.underlies}
-    fits = all(kind.underlies or kind.low_rank or kind.parameter not in under for kind in chosen)
+    fits = all(kind.underlies or kind.goes_on_top or kind.parameter not in under for kind in chosen)
     once = fits and len({(kind.parameter, kind.underlies) for kind in chosen}) == len(chosen)
     return chosen if once and slots == frozenset[str]().union(*(claims[kind] for kind in chosen)) else ()
 

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, product_fault, stated
+from lorabake.adapters.kind import Product
+from lorabake.adapters.settings import Settings, Terms, stated
+from lorabake.adapters.shapes import Shapes, Tensors, product_fault
 
 if TYPE_CHECKING:
     import torch
 
 
-class AdaLora(Kind):
+class AdaLora(Product):
     """Add a product of three."""
 
     name = "adalora"
     title = "AdaLoRA"
     required = frozenset({"up", "down", "lora_E"})
     suffixes = ((r"\.lora_E", "lora_E"),)
-    low_rank = True
     peft_type = "ADALORA"
     peft_fields = frozenset(
         {

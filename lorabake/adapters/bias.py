@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Shapes, Tensors, Terms, fits
+from lorabake.adapters.kind import Product
+from lorabake.adapters.settings import Terms
+from lorabake.adapters.shapes import Shapes, Tensors, fits
 
 if TYPE_CHECKING:
     import torch
 
 
-class LoraBias(Kind):
+class LoraBias(Product):
     """Add β (out) to the module's bias."""
 
     name = "lora_bias"
@@ -19,7 +21,6 @@ class LoraBias(Kind):
     optional = frozenset({"alpha"})
     suffixes = ((r"\.lora_B(?:\.[^.]+)?\.bias", "bias"),)
     parameter = "bias"
-    low_rank = True
     programs = frozenset({"peft", "comfyui", "forge"})  # the last two in Black Forest Labs' control LoRAs
 
     def rank(self, shapes: Shapes) -> int:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, matrix, whole_number
+from lorabake.adapters.kind import Delta
+from lorabake.adapters.settings import Settings, Terms, whole_number
+from lorabake.adapters.shapes import Shapes, Tensors, matrix
 
 if TYPE_CHECKING:
     import torch
 
 
-class C3a(Kind):
+class C3a(Delta):
     """Add circulant blocks."""
 
     name = "c3a"

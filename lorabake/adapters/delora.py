@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, product_fault, whole_number
+from lorabake.adapters.kind import Product
+from lorabake.adapters.settings import Settings, Terms, whole_number
+from lorabake.adapters.shapes import Shapes, Tensors, product_fault
 
 if TYPE_CHECKING:
     import torch
@@ -16,14 +18,13 @@ if TYPE_CHECKING:
 SLOTS = ("delora_A", "delora_B", "delora_lambda", "delora_w_norm")
 
 
-class DeLora(Kind):
+class DeLora(Product):
     """Add a product of bounded strength."""
 
     name = "delora"
     title = "DeLoRA"
     required = frozenset(SLOTS)
     suffixes = tuple((rf"\.{slot}", slot) for slot in SLOTS)
-    low_rank = True
     peft_type = "DELORA"
     peft_fields = frozenset(
         {"r", "delora_lambda", "module_dropout", "init_weights", "rank_pattern", "lambda_pattern", "bias"}

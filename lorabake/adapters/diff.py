@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from lorabake.adapters.kind import OF_KOHYA, Kind, Settings, Shapes, Tensors, Terms, fits
+from lorabake.adapters.kind import Delta
+from lorabake.adapters.programs import OF_KOHYA
+from lorabake.adapters.settings import Terms
+from lorabake.adapters.shapes import Shapes, Tensors, fits
 
 if TYPE_CHECKING:
     import torch
 
 
-class Difference(Kind):
+class Difference(Delta):
     """Add a tensor of the weight's own shape."""
 
     name = "diff"
@@ -32,11 +35,11 @@ class Difference(Kind):
         (shape,) = (shapes[slot] for slot in self.required)
         return None if fits(shape, weight) else f"its difference is {shape}"
 
-    def meant(self, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float) -> Settings:
-        """Refuse what AUTOMATIC1111 reads in pairs alone."""
+    def unread(self, program: str, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Name what AUTOMATIC1111 reads in pairs alone."""
         if program == "a1111" and self.beside and self.beside not in shapes:
-            raise ValueError(f"AUTOMATIC1111 does not read {self.title}s without their {self.beside}")
-        return {}
+            return f"AUTOMATIC1111 does not read {self.title}s without their {self.beside}"
+        return None
 
     def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
         """Return these rows of the difference."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, product_fault, whole_number
+from lorabake.adapters.kind import Product
+from lorabake.adapters.settings import Settings, Terms, whole_number
+from lorabake.adapters.shapes import Shapes, Tensors, product_fault
 
 if TYPE_CHECKING:
     import torch
@@ -14,7 +16,7 @@ AS_LINEAR = {"embedding_up": "down", "embedding_down": "up"}
 """Slots of an embedding's LoRA -> those of the same change as a linear layer's, which hold the other way round."""
 
 
-class EmbeddingLora(Kind):
+class EmbeddingLora(Product):
     """Add the transposed product to the token embeddings."""
 
     name = "embedding_lora"
@@ -24,7 +26,6 @@ class EmbeddingLora(Kind):
         (r"\.lora_embedding_B(?:\.[^.]+)?", "embedding_up"),
         (r"\.lora_embedding_A(?:\.[^.]+)?", "embedding_down"),
     )
-    low_rank = True
     length_axis = "column"
     on_embedding = True
     peft_type = "LORA"

@@ -9,10 +9,14 @@ Others: `down` (experts, r, in) and `up` (experts, out, r), either of them also 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, whole_number
+from lorabake.adapters.kind import Delta
+from lorabake.adapters.settings import Settings, Terms, whole_number
+from lorabake.adapters.shapes import Shapes, Tensors
 from lorabake.keymap.peft import WHO_TRAINED
+from lorabake.keymap.view import View
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +25,7 @@ SIDE = "side of A"
 """What a configuration has beside PEFT's fields: the side of the weight that A reads, 1 or 2, None if unknown."""
 
 
-class ExpertLora(Kind):
+class ExpertLora(Delta):
     """Add a product to each expert; it has the slots of a LoRA, and takes its place on experts."""
 
     name = "expert_lora"
@@ -30,6 +34,11 @@ class ExpertLora(Kind):
     optional = frozenset({"alpha"})
     suffixes = ()
     by_place = True
+
+    def view_of(self, views: Mapping[str, View], *, turned: bool = False) -> View | None:
+        """Choose the stack of all experts."""
+        view = views.get(self.parameter)
+        return view and view.as_stack()
 
     def rank(self, shapes: Shapes) -> int:
         """Return the rank of each expert, where the tensors tell it."""

@@ -9,24 +9,16 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, cast
 
-from lorabake.adapters.kind import (
-    Kind,
-    Settings,
-    Shapes,
-    Tensors,
-    Terms,
-    matrix,
-    scattered,
-    stated,
-    stated_seed,
-    whole_number,
-)
+from lorabake.adapters.draws import scattered
+from lorabake.adapters.kind import Delta
+from lorabake.adapters.settings import Settings, Terms, stated, stated_seed, whole_number
+from lorabake.adapters.shapes import Shapes, Tensors, matrix
 
 if TYPE_CHECKING:
     import torch
 
 
-class FourierFt(Kind):
+class FourierFt(Delta):
     """Add a sparse spectrum's transform."""
 
     name = "fourierft"

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import OF_KOHYA, PROGRAMS, Kind, Settings, Shapes, Tensors, Terms, fits, matrix
+from lorabake.adapters.kind import Delta
+from lorabake.adapters.programs import OF_KOHYA, PROGRAMS
+from lorabake.adapters.settings import Settings, Terms
+from lorabake.adapters.shapes import Shapes, Tensors, fits, matrix
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +22,7 @@ SLOTS = ("a1", "a2", "b1", "b2")
 TURNED = {"a1": "a2", "a2": "a1", "b1": "b2", "b2": "b1"}
 
 
-class Glora(Kind):
+class Glora(Delta):
     """Add a low-rank product, and the weight times another."""
 
     name = "glora"
@@ -43,25 +46,34 @@ class Glora(Kind):
             return None
         return "its tensors " + ", ".join(f"{slot} {shapes[f'glora_{slot}']}" for slot in SLOTS) + " do not fit"
 
-    def meant(self, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float) -> Settings:
-        """Ignore alpha as AUTOMATIC1111 does; refuse what a program fails at.
-
-        Where the tensors fit either way, all but LyCORIS take them for those of LyCORIS 1.
-        """
+    def unread(self, program: str, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Name what a program fails at."""
         if program == "lycoris":
-            return {}
+            return None
         old, convolved = _is_old(shapes, weight), matrix(weight)[1] > weight[1]
         if program != "a1111":
             if "glora_bm" in shapes:
-                raise ValueError(f"{PROGRAMS[program]} does not read GLoRA's Tucker core")
+                return f"{PROGRAMS[program]} does not read GLoRA's Tucker core"
             if old and convolved and not _is_new(shapes, weight):
-                raise ValueError(f"{PROGRAMS[program]} fails at GLoRA of LyCORIS 1 on convolutions")
-            return {"old": True} if old and _is_new(shapes, weight) else {}
+                return f"{PROGRAMS[program]} fails at GLoRA of LyCORIS 1 on convolutions"
+            return None
         if not old or len(weight) > 2:
-            raise ValueError("AUTOMATIC1111 fails at GLoRA but for that of LyCORIS 1 on linear layers")
+            return "AUTOMATIC1111 fails at GLoRA but for that of LyCORIS 1 on linear layers"
         if "alpha" not in shapes:
-            raise ValueError("AUTOMATIC1111 does not read GLoRA without alpha, though it ignores its value")
-        return {"old": True, "unscaled": True}
+            return "AUTOMATIC1111 does not read GLoRA without alpha, though it ignores its value"
+        return None
+
+    def follow(
+        self, settings: Settings, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float
+    ) -> Settings:
+        """Ignore alpha as AUTOMATIC1111 does.
+
+        Where the tensors fit either way, all but LyCORIS take them for those of LyCORIS 1.
+        """
+        if program == "a1111":
+            return {**settings, "old": True, "unscaled": True}
+        either = program != "lycoris" and _is_old(shapes, weight) and _is_new(shapes, weight)
+        return {**settings, "old": True} if either else settings
 
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
         """Name the factors as LyCORIS does today, flat, and fold the core in."""

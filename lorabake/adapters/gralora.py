@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, product_fault, stated, whole_number
+from lorabake.adapters.kind import Delta
+from lorabake.adapters.settings import Settings, Terms, stated, whole_number
+from lorabake.adapters.shapes import Shapes, Tensors, product_fault
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 GENERAL = frozenset({"gralora_A_general", "gralora_B_general"})
 
 
-class GraLora(Kind):
+class GraLora(Delta):
     """Add low-rank blocks."""
 
     name = "gralora"

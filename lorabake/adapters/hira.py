@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, matrix, product_fault, whole_number
+from lorabake.adapters.kind import Delta
+from lorabake.adapters.settings import Settings, Terms, whole_number
+from lorabake.adapters.shapes import Shapes, Tensors, matrix, product_fault
 
 if TYPE_CHECKING:
     import torch
 
 
-class Hira(Kind):
+class Hira(Delta):
     """Multiply by one plus a low-rank matrix."""
 
     name = "hira"

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, matrix, whole_number
+from lorabake.adapters.kind import Delta
+from lorabake.adapters.settings import Settings, Terms, whole_number
+from lorabake.adapters.shapes import Shapes, Tensors, matrix
 
 if TYPE_CHECKING:
     import torch
 
 
-class Hra(Kind):
+class Hra(Delta):
     """Reflect the inputs."""
 
     name = "hra"

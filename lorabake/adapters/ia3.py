@@ -9,7 +9,9 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms
+from lorabake.adapters.kind import Delta
+from lorabake.adapters.settings import Settings, Terms
+from lorabake.adapters.shapes import Shapes, Tensors
 from lorabake.keymap.patterns import matches_whole
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ def _scaled(weight: torch.Tensor, factor: torch.Tensor, rows: slice, terms: Term
     return (cube * factor.reshape(1, -1, 1)).reshape(weight.shape)
 
 
-class Ia3(Kind):
+class Ia3(Delta):
     """Scale outputs or inputs by 1 + w (LyCORIS)."""
 
     name = "ia3"
@@ -36,12 +38,12 @@ class Ia3(Kind):
     programs = frozenset({"a1111", "lycoris"})
     dora_in = frozenset({"a1111"})
 
-    def meant(self, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float) -> Settings:
-        """Refuse convolutions' outputs, which AUTOMATIC1111 does not find."""
+    def unread(self, program: str, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Name convolutions' outputs, which AUTOMATIC1111 does not find."""
         of_inputs = shapes["whole_weight"][:2] == (1, weight[1]) and weight[0] != weight[1]
         if program == "a1111" and len(weight) > 2 and not of_inputs:
-            raise ValueError("AUTOMATIC1111 fails at IA3 on the outputs of convolutions")
-        return {}
+            return "AUTOMATIC1111 fails at IA3 on the outputs of convolutions"
+        return None
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for one number an output or an input."""
@@ -65,7 +67,7 @@ class Ia3(Kind):
         return _scaled(weight, factor, rows, terms, inputs=side == "inputs")
 
 
-class PeftIa3(Kind):
+class PeftIa3(Delta):
     """Scale outputs or inputs by l (PEFT)."""
 
     name = "ia3_peft"

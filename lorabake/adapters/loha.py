@@ -11,25 +11,16 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import (
-    EVERY,
-    OF_KOHYA,
-    Kind,
-    Settings,
-    Shapes,
-    Tensors,
-    Terms,
-    check_core,
-    fits,
-    matrix,
-    whole_number,
-)
+from lorabake.adapters.kind import Delta
+from lorabake.adapters.programs import EVERY, OF_KOHYA, core_unread
+from lorabake.adapters.settings import Settings, Terms, whole_number
+from lorabake.adapters.shapes import Shapes, Tensors, fits, matrix
 
 if TYPE_CHECKING:
     import torch
 
 
-class Loha(Kind):
+class Loha(Delta):
     """Add the elementwise product of two low-rank matrices."""
 
     name = "loha"
@@ -69,10 +60,9 @@ class Loha(Kind):
                 return f"its delta is {made[0]} × {made[1]}"
         return None
 
-    def meant(self, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float) -> Settings:
+    def unread(self, program: str, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask whether the program can fold the cores in."""
-        check_core(program, "hada_t1" in shapes, weight)
-        return {}
+        return core_unread(program, weight) if "hada_t1" in shapes else None
 
     def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
         """Ask for as many rows of B as the rank."""

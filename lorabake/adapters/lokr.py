@@ -12,20 +12,10 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import (
-    EVERY,
-    OF_KOHYA,
-    PROGRAMS,
-    Kind,
-    Settings,
-    Shapes,
-    Tensors,
-    Terms,
-    check_core,
-    fits,
-    matrix,
-    whole_number,
-)
+from lorabake.adapters.kind import Delta
+from lorabake.adapters.programs import EVERY, OF_KOHYA, PROGRAMS, core_unread
+from lorabake.adapters.settings import Settings, Terms, whole_number
+from lorabake.adapters.shapes import Shapes, Tensors, fits, matrix
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +28,7 @@ W2 = (
 )
 
 
-class Lokr(Kind):
+class Lokr(Delta):
     """Add the Kronecker product of two matrices."""
 
     name = "lokr"
@@ -84,12 +74,13 @@ class Lokr(Kind):
             )
         return {}
 
-    def meant(self, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float) -> Settings:
-        """Refuse what no one can have meant: three programs scramble a whole W₂ of 1-D and 3-D convolutions."""
-        check_core(program, "lokr_t2" in shapes, weight)
+    def unread(self, program: str, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+        """Name what no one can have meant: three programs scramble a whole W₂ of 1-D and 3-D convolutions."""
+        if "lokr_t2" in shapes and (why := core_unread(program, weight)):
+            return why
         if len(shapes.get("lokr_w2", ())) in (3, 5) and program in ("comfyui", "forge", "a1111"):
-            raise ValueError(f"{PROGRAMS[program]} scrambles LoKr with a whole lokr_w2 on 1-D and 3-D convolutions")
-        return {}
+            return f"{PROGRAMS[program]} scrambles LoKr with a whole lokr_w2 on 1-D and 3-D convolutions"
+        return None
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Check that the product has the weight's rows and columns."""

@@ -12,20 +12,10 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
-from lorabake.adapters.kind import (
-    EVERY,
-    OF_KOHYA,
-    Kind,
-    Settings,
-    Shapes,
-    Tensors,
-    Terms,
-    check_core,
-    fits,
-    matrix,
-    reads,
-    whole_number,
-)
+from lorabake.adapters.kind import Delta, Kind, Product
+from lorabake.adapters.programs import EVERY, OF_KOHYA, core_unread
+from lorabake.adapters.settings import Settings, Terms, whole_number
+from lorabake.adapters.shapes import Shapes, Tensors, fits, matrix, reads
 
 if TYPE_CHECKING:
     import torch
@@ -41,51 +31,11 @@ IN_TRAINING = {
 """What PEFT's VeLoRA and MonteCLoRA need for training alone, and save."""
 
 
-class Lora(Kind):
-    """Add the product of two thin matrices."""
+class LoraFactors(Kind):
+    """Take two thin matrices, and a core between them."""
 
-    name = "lora"
-    title = "LoRA"
-    required = frozenset({"up", "down"})
-    markers = frozenset({"reshape_weight", *IN_TRAINING.values()})
-    optional = frozenset({"mid", "alpha"}) | markers
-    suffixes: ClassVar[tuple[tuple[str, str], ...]] = (
-        (r"\.lora_down\.weight", "down"),  # kohya, LyCORIS
-        (r"\.lora_up\.weight", "up"),
-        (r"\.lora_mid\.weight", "mid"),
-        (r"\.lora_A(?:\.[^.]+)?\.weight", "down"),  # PEFT, diffusers; an adapter's name may stand inside
-        (r"\.lora_B(?:\.[^.]+)?\.weight", "up"),
-        (r"\.lora_a\.weight", "down"),  # torchtune
-        (r"\.lora_b\.weight", "up"),
-        (r"\.weight\.lora_a", "down"),  # llama.cpp
-        (r"\.weight\.lora_b", "up"),
-        (r"\.lora_A", "down"),
-        (r"\.lora_B", "up"),
-        (r"[._]lora\.down\.weight", "down"),  # diffusers up to 0.26, with `_lora` its attention processors
-        (r"[._]lora\.up\.weight", "up"),
-        (r"(?<=_lora[12])\.down\.weight", "down"),  # XLabs: `qkv_lora1.down.weight` for the image, 2 for the text
-        (r"(?<=_lora[12])\.up\.weight", "up"),
-        (r"\.lora_linear_layer\.down\.weight", "down"),  # diffusers, LoRACompatible layers
-        (r"\.lora_linear_layer\.up\.weight", "up"),
-        (r":down", "down"),  # cloneofsimo: `unet:3:down`
-        (r":up", "up"),
-        (r"\.dyn_down", "down"),  # LyCORIS's first DyLoRA
-        (r"\.dyn_up", "up"),
-        (r"\.alpha", "alpha"),
-        (r"\.dora_scale", "dora_scale"),  # LyCORIS
-        (r"\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?", "magnitude"),  # PEFT
-        (r"\.magnitude", "magnitude"),  # ai-toolkit, torchtune
-        (r"\.reshape_weight", "reshape_weight"),  # ComfyUI: the weight grows to this shape first
-        *IN_TRAINING.items(),
-    )
-    low_rank = True
-    peft_type = "LORA"
-    peft_fields = frozenset(
-        {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "fan_in_fan_out", "lora_bias"}
-        | {"bias", "trainable_token_indices", "target_parameters", "velora_config", "monteclora_config"}
-    )
-    programs: ClassVar[frozenset[str]] = EVERY
-    dora_in: ClassVar[frozenset[str]] = EVERY
+    required: ClassVar[frozenset[str]] = frozenset({"up", "down"})
+    optional: ClassVar[frozenset[str]] = frozenset({"mid", "alpha"})
 
     def rank(self, shapes: Shapes) -> int:
         """Return the number of rows of `down`."""
@@ -115,10 +65,61 @@ class Lora(Kind):
             return f"its delta is {outputs} × {inputs}: the weight is stored transposed"
         return f"its delta is {outputs} × {inputs}"
 
-    def meant(self, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float) -> Settings:
+    def unread(self, program: str, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask whether the program can fold a core in."""
-        check_core(program, "mid" in shapes, weight)
-        return {}
+        return core_unread(program, weight) if "mid" in shapes else None
+
+    def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
+        """Flatten both; a Tucker core is folded into the right-hand factor."""
+        up, down = tensors["up"].flatten(1), tensors["down"].flatten(1)
+        if "mid" in tensors:
+            down = (down.T @ tensors["mid"].flatten(2)).flatten(1)
+        return up, down
+
+
+class Lora(LoraFactors, Product):
+    """Add the product of two thin matrices."""
+
+    name = "lora"
+    title = "LoRA"
+    markers = frozenset({"reshape_weight", *IN_TRAINING.values()})
+    optional = LoraFactors.optional | markers
+    suffixes = (
+        (r"\.lora_down\.weight", "down"),  # kohya, LyCORIS
+        (r"\.lora_up\.weight", "up"),
+        (r"\.lora_mid\.weight", "mid"),
+        (r"\.lora_A(?:\.[^.]+)?\.weight", "down"),  # PEFT, diffusers; an adapter's name may stand inside
+        (r"\.lora_B(?:\.[^.]+)?\.weight", "up"),
+        (r"\.lora_a\.weight", "down"),  # torchtune
+        (r"\.lora_b\.weight", "up"),
+        (r"\.weight\.lora_a", "down"),  # llama.cpp
+        (r"\.weight\.lora_b", "up"),
+        (r"\.lora_A", "down"),
+        (r"\.lora_B", "up"),
+        (r"[._]lora\.down\.weight", "down"),  # diffusers up to 0.26, with `_lora` its attention processors
+        (r"[._]lora\.up\.weight", "up"),
+        (r"(?<=_lora[12])\.down\.weight", "down"),  # XLabs: `qkv_lora1.down.weight` for the image, 2 for the text
+        (r"(?<=_lora[12])\.up\.weight", "up"),
+        (r"\.lora_linear_layer\.down\.weight", "down"),  # diffusers, LoRACompatible layers
+        (r"\.lora_linear_layer\.up\.weight", "up"),
+        (r":down", "down"),  # cloneofsimo: `unet:3:down`
+        (r":up", "up"),
+        (r"\.dyn_down", "down"),  # LyCORIS's first DyLoRA
+        (r"\.dyn_up", "up"),
+        (r"\.alpha", "alpha"),
+        (r"\.dora_scale", "dora_scale"),  # LyCORIS
+        (r"\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?", "magnitude"),  # PEFT
+        (r"\.magnitude", "magnitude"),  # ai-toolkit, torchtune
+        (r"\.reshape_weight", "reshape_weight"),  # ComfyUI: the weight grows to this shape first
+        *IN_TRAINING.items(),
+    )
+    peft_type = "LORA"
+    peft_fields = frozenset(
+        {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "fan_in_fan_out", "lora_bias"}
+        | {"bias", "trainable_token_indices", "target_parameters", "velora_config", "monteclora_config"}
+    )
+    programs = EVERY
+    dora_in = EVERY
 
     def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
         """Ask for the shapes of what the training alone needed."""
@@ -139,22 +140,13 @@ class Lora(Kind):
             return f"its rank is {self.rank(shapes)}, and adapter_config says {rank}"
         return super().misconfigured(config, shapes, weight)
 
-    def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
-        """Flatten both; a Tucker core is folded into the right-hand factor."""
-        up, down = tensors["up"].flatten(1), tensors["down"].flatten(1)
-        if "mid" in tensors:
-            down = (down.T @ tensors["mid"].flatten(2)).flatten(1)
-        return up, down
 
-
-class SparseLora(Lora):
+class SparseLora(LoraFactors, Delta):
     """Add the product of two thin matrices and sparse values (LyCORIS's extraction)."""
 
     name = "sparse_lora"
     title = "LoRA with a sparse residual"
     required = frozenset({"up", "down", "sparse_places", "sparse_values", "sparse_size"})
-    optional = frozenset({"mid", "alpha"})
-    markers = frozenset()
     integers = frozenset({"sparse_places", "sparse_size"})
     may_be_empty = frozenset({"sparse_places", "sparse_values"})
     suffixes = (
@@ -162,14 +154,14 @@ class SparseLora(Lora):
         (r"\.bias_values", "sparse_values"),
         (r"\.bias_size", "sparse_size"),
     )
-    low_rank = False
-    peft_type = ""
     programs = OF_KOHYA
     dora_in = OF_KOHYA
 
-    def meant(self, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float) -> Settings:
+    def follow(
+        self, settings: Settings, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float
+    ) -> Settings:
         """Leave the sparse values out: no program reads them but an extension of AUTOMATIC1111, no longer kept."""
-        return {**super().meant(program, shapes, weight, strength), "bare": True}
+        return {**settings, "bare": True}
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for one row and one column a value."""

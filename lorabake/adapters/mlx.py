@@ -8,21 +8,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, product_fault, whole_number
+from lorabake.adapters.kind import Product
+from lorabake.adapters.settings import Settings, Terms, whole_number
+from lorabake.adapters.shapes import Shapes, Tensors, product_fault
 from lorabake.keymap.peft import INPUTS
 
 if TYPE_CHECKING:
     import torch
 
 
-class Mlx(Kind):
+class Mlx(Product):
     """Add the product of two thin matrices, both stored transposed."""
 
     name = "mlx"
     title = "LoRA"
     required = frozenset({"lora_a", "lora_b"})
     suffixes = ((r"\.lora_a", "lora_a"), (r"\.lora_b", "lora_b"), (r"\.m", "magnitude"))
-    low_rank = True
     programs = frozenset()
 
     def rank(self, shapes: Shapes) -> int:

@@ -15,7 +15,9 @@ from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, seed_of, stated, whole_number
+from lorabake.adapters.kind import Product
+from lorabake.adapters.settings import Settings, Terms, seed_of, stated, whole_number
+from lorabake.adapters.shapes import Shapes, Tensors
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +49,7 @@ def draw(seed: int, a: Shape, b: Shape, sparsity: float) -> tuple[torch.Tensor, 
     return found[0], found[1]
 
 
-class RandLora(Kind):
+class RandLora(Product):
     """Add products of scaled random matrices."""
 
     name = "randlora"
@@ -65,7 +67,6 @@ class RandLora(Kind):
         (r"base_model\.randlora_B(?:\.[^.]+)?", "randlora_B", "randlora_lambda"),
     )
     drawn = optional
-    low_rank = True
     peft_type = "RANDLORA"
     peft_fields = frozenset(
         {"r", "projection_prng_key", "save_projection", "sparse", "very_sparse", "randlora_dropout", "fan_in_fan_out"}
@@ -86,10 +87,12 @@ class RandLora(Kind):
         sparsity = min(largest) ** 0.5 if said.get("very_sparse") else 3.0 if said.get("sparse") else 0.0
         return {"drawn": (seed_of(config), *sizes(rank, largest), sparsity)}
 
-    def drawn_values(self, settings: Settings) -> int:
-        """Count both matrices."""
+    def working_values(self, shapes: Shapes, settings: Settings) -> int:
+        """Count both matrices that are drawn, too."""
+        if "drawn" not in settings:
+            return super().working_values(shapes, settings)
         _, a, b, _ = cast(tuple[int, Shape, Shape, float], settings["drawn"])
-        return prod(a) + prod(b)
+        return super().working_values(shapes, settings) + 2 * (prod(a) + prod(b))
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for matrices that reach to the weight's sides."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms
+from lorabake.adapters.kind import Delta
+from lorabake.adapters.settings import Settings, Terms
+from lorabake.adapters.shapes import Shapes, Tensors
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +21,7 @@ PARAMETERS = {"road_1": 0.5, "road_2": 1, "road_4": 2}
 """Variant -> parameters an output."""
 
 
-class Road(Kind):
+class Road(Delta):
     """Rotate pairs of outputs."""
 
     name = "road"

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, whole_number
+from lorabake.adapters.kind import Delta
+from lorabake.adapters.settings import Settings, Terms, whole_number
+from lorabake.adapters.shapes import Shapes, Tensors
 
 if TYPE_CHECKING:
     import torch
 
 
-class Shira(Kind):
+class Shira(Delta):
     """Add sparse values."""
 
     name = "shira"

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms
+from lorabake.adapters.kind import Delta
+from lorabake.adapters.settings import Settings, Terms
+from lorabake.adapters.shapes import Shapes, Tensors
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +23,7 @@ def rows_of(config: Settings, module: str) -> object:
     return said
 
 
-class TrainedTokens(Kind):
+class TrainedTokens(Delta):
     """Replace rows of an embedding."""
 
     name = "trainable_tokens"

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, whole_number
+from lorabake.adapters.kind import Product
+from lorabake.adapters.settings import Settings, Terms, whole_number
+from lorabake.adapters.shapes import Shapes, Tensors
 
 if TYPE_CHECKING:
     import torch
 
 
-class VbLora(Kind):
+class VbLora(Product):
     """Add a product of factors from a bank of vectors."""
 
     name = "vblora"
@@ -30,7 +32,6 @@ class VbLora(Kind):
         (r"base_model\.vblora_vector_bank(?:\.[^.]+)?", "bank", "logits_A"),
     )
     chooser: ClassVar[str] = "logits_A"
-    low_rank = True
     peft_type = "VBLORA"
     peft_fields = frozenset(
         {"r", "num_vectors", "vector_length", "topk", "save_only_topk_weights", "vblora_dropout", "fan_in_fan_out"}

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
-from lorabake.adapters.kind import Kind, Settings, Shapes, Tensors, Terms, seed_of, whole_number
+from lorabake.adapters.kind import Product
+from lorabake.adapters.settings import Settings, Terms, seed_of, whole_number
+from lorabake.adapters.shapes import Shapes, Tensors
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +34,7 @@ def draw(seed: int, high: int, rank: int, outputs: int, inputs: int) -> tuple[to
     return found[0], found[1]
 
 
-class Vera(Kind):
+class Vera(Product):
     """Add a product of scaled random matrices."""
 
     name = "vera"
@@ -48,7 +50,6 @@ class Vera(Kind):
         (r"base_model\.vera_B(?:\.[^.]+)?", "vera_B", "vera_lambda_d"),
     )
     drawn = optional
-    low_rank = True
     peft_type = "VERA"
     peft_fields = frozenset(
         {"r", "projection_prng_key", "save_projection", "vera_dropout", "d_initial", "fan_in_fan_out", "bias"}
@@ -64,10 +65,12 @@ class Vera(Kind):
         high = next(shapes[slot][0] for slot in shapes if slot.endswith("vera_lambda_d"))
         return {"drawn": (seed_of(config), high, self.rank(shapes), *largest)}
 
-    def drawn_values(self, settings: Settings) -> int:
-        """Count both matrices."""
+    def working_values(self, shapes: Shapes, settings: Settings) -> int:
+        """Count both matrices that are drawn, too."""
+        if "drawn" not in settings:
+            return super().working_values(shapes, settings)
         _, high, rank, outputs, inputs = cast(Drawn, settings["drawn"])
-        return rank * outputs + high * inputs
+        return super().working_values(shapes, settings) + 2 * (rank * outputs + high * inputs)
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for matrices that reach to the weight's sides."""

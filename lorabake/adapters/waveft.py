@@ -13,17 +13,10 @@ from importlib.util import find_spec
 from math import prod
 from typing import TYPE_CHECKING, cast
 
-from lorabake.adapters.kind import (
-    Kind,
-    Settings,
-    Shapes,
-    Tensors,
-    Terms,
-    scattered,
-    stated,
-    stated_seed,
-    whole_number,
-)
+from lorabake.adapters.draws import scattered
+from lorabake.adapters.kind import Delta
+from lorabake.adapters.settings import Settings, Terms, stated, stated_seed, whole_number
+from lorabake.adapters.shapes import Shapes, Tensors
 from lorabake.errors import SurroundingsError
 
 if TYPE_CHECKING:
@@ -57,7 +50,7 @@ def synthesis(low: torch.Tensor, high: torch.Tensor, taps: tuple[float, ...]) ->
     return found[count - 2 : len(found) - count + 2]
 
 
-class WaveFt(Kind):
+class WaveFt(Delta):
     """Add a sparse spectrum's wavelet transform."""
 
     name = "waveft"

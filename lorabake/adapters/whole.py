@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from lorabake.adapters.kind import Kind, Shapes, Tensors, fits, matrix
+from lorabake.adapters.kind import Replacement
+from lorabake.adapters.shapes import Shapes, Tensors, fits, matrix
 
 if TYPE_CHECKING:
     import torch
 
 
-class Whole(Kind):
+class Whole(Replacement):
     """Replace a parameter by the trained one."""
 
     name = "whole"
     title = "whole tensor"
     required = frozenset({"whole_weight"})
     suffixes = ((r"(?:\.base_layer|\.modules_to_save(?:\.[^.]+)?)?\.weight", "whole_weight"),)
-    replaces = True
     whole_in: ClassVar[frozenset[str]] = frozenset({"peft"})
-    as_stored: ClassVar[bool] = True
+    is_stored: ClassVar[bool] = True
     underlies: ClassVar[bool] = True  # PEFT saves the weight of an embedding or a head with the LoRA on it
+
+    @property
+    def announced(self) -> frozenset[str]:
+        """Return the slot where it fits what a configuration announces."""
+        return self.required if self.underlies else frozenset()
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for the parameter's own shape."""
@@ -48,7 +53,7 @@ class SetWeight(Whole):
 
     name = "set_weight"
     title = "set weight"
-    as_stored = False
+    is_stored = False
     underlies = False
     programs = frozenset({"comfyui", "forge"})
     whole_in = programs
@@ -82,7 +87,7 @@ class NormWeight(Whole):
     """Replace a norm layer's weight (PEFT's LN tuning)."""
 
     name = "ln_tuning"
-    as_stored = False
+    is_stored = False
     title = "LN tuning"
     underlies = False
     required = frozenset({"ln_weight"})
@@ -95,7 +100,7 @@ class NormBias(Whole):
     """Replace a norm layer's bias (PEFT's LN tuning)."""
 
     name = "ln_tuning_bias"
-    as_stored = False
+    is_stored = False
     title = "LN tuning's bias"
     underlies = False
     required = frozenset({"ln_bias"})

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lorabake.adapters import dora
-from lorabake.adapters.kind import MAGNITUDES, Tensors, Terms
+from lorabake.adapters.effect import Effect
 from lorabake.errors import MatchError
 from lorabake.matching.patches import Patch
 from lorabake.planning.steps import Step, Target
@@ -43,10 +42,17 @@ class Product:
     ranks: tuple[tuple[Patch, slice], ...]
     picked: slice | None = None
 
+    adds = True
+    reads_weight = False
+
     @property
     def patches(self) -> list[Patch]:
         """List the patches that it is of."""
         return [patch for patch, _ in self.ranks]
+
+    def apply(self, weight: torch.Tensor, base: torch.Tensor, inner: slice) -> None:
+        """Add the product to the part's rows `inner`."""
+        weight.addmm_(self.up[inner], self.down)
 
     def change(self, patch: Patch, base: torch.Tensor, inner: slice) -> torch.Tensor:
         """Return what a patch adds to the part's rows `inner`, which hold `base`."""
@@ -64,14 +70,13 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Change rows `start` to `stop` by a patch whose delta is no plain product; `start` is the module's row `row`."""
+    """Change rows `start` to `stop` by what a patch makes of them; `start` is the module's row `row`."""
 
     start: int
     stop: int
     row: int
     patch: Patch
-    tensors: Tensors
-    terms: Terms
+    effect: Effect
     picked: slice | None = None
 
     @property
@@ -79,14 +84,23 @@ class Update:
         """List the patches that it is of."""
         return [self.patch]
 
-    def rows(self, inner: slice) -> slice:
-        """Return the module's rows that the part's rows are."""
-        return slice(self.row + inner.start, self.row + inner.stop)
+    @property
+    def adds(self) -> bool:
+        """Tell whether it adds to what is there; what sets it comes first."""
+        return self.patch.kind.adds
+
+    @property
+    def reads_weight(self) -> bool:
+        """Tell whether it has to know the rows as they were before any part."""
+        return self.effect.reads_weight
+
+    def apply(self, weight: torch.Tensor, base: torch.Tensor, inner: slice) -> None:
+        """Change the part's rows `inner` in place; they were `base` at first."""
+        self.effect.apply(weight, base, self._rows(inner), self.patch.share)
 
     def change(self, patch: Patch, base: torch.Tensor, inner: slice) -> torch.Tensor:
         """Return what the patch adds to the part's rows `inner`, which hold `base`."""
-        change = change_of(patch, self.tensors, base, self.rows(inner), self.terms)
-        return (change - base if patch.has_dora else change) * patch.share
+        return self.effect.difference(base, self._rows(inner)) * patch.share
 
     def moves(self, patch: Patch, base: torch.Tensor, inner: slice) -> bool:
         """Tell whether the patch changes any of the part's rows `inner`, which hold `base`."""
@@ -94,32 +108,12 @@ class Update:
         ways = ((base[:FEW], few), (base, inner))
         return any(bool(self.change(patch, some, rows).any()) for some, rows in ways)
 
-
-@dataclass(frozen=True, slots=True)
-class Replace:
-    """Move rows towards `value` by the patch's share of the way."""
-
-    start: int
-    stop: int
-    patch: Patch
-    value: torch.Tensor
-    picked: None = None
-
-    @property
-    def patches(self) -> list[Patch]:
-        """List the patches that it is of."""
-        return [self.patch]
-
-    def change(self, patch: Patch, base: torch.Tensor, inner: slice) -> torch.Tensor:
-        """Return what the patch adds to the part's rows `inner`, which hold `base`."""
-        return (self.value[inner] - base) * patch.share
-
-    def moves(self, patch: Patch, base: torch.Tensor, inner: slice) -> bool:
-        """Tell whether the patch changes any of the part's rows `inner`, which hold `base`."""
-        return bool(self.change(patch, base, inner).any())
+    def _rows(self, inner: slice) -> slice:
+        """Return the module's rows that the part's rows are."""
+        return slice(self.row + inner.start, self.row + inner.stop)
 
 
-Part = Product | Update | Replace
+Part = Product | Update
 """What happens to rows of a tensor."""
 
 
@@ -198,18 +192,3 @@ def shaped(patch: Patch, tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.
             "The plan should have refused them: please report this.",
         )
     return tensor
-
-
-def change_of(patch: Patch, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
-    """Return W(1) − W of some rows of a module; where a magnitude sets their lengths, W(1) or what stands for it."""
-    kind = patch.kind
-    own = {slot: tensor for slot, tensor in tensors.items() if slot not in MAGNITUDES} if patch.has_dora else tensors
-    delta = own["up"][rows] @ own["down"] if kind.low_rank else kind.delta(own, weight, rows, terms)
-    shaped(patch, delta, tuple(weight.shape))
-    if not patch.has_dora:
-        return delta
-    axis = dora.axis(patch.shapes, terms.shape, kind.length_axis)
-    assert axis is not None
-    magnitude = next(tensors[slot] for slot in MAGNITUDES & tensors.keys()).reshape(-1)
-    lengths = magnitude[rows] if axis == "row" else magnitude
-    return dora.apply(weight, delta, lengths, axis, terms.shape, patch.semantics, patch.strength)

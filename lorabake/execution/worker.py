@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from math import isfinite, nan
 
@@ -20,7 +21,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lorabake.adapters.kind import MAGNITUDES, SCALE_OF_ALPHA_0, Tensors, Terms, matrix
+from lorabake.adapters.effect import Effect
+from lorabake.adapters.programs import SCALE_OF_ALPHA_0
+from lorabake.adapters.settings import Terms
+from lorabake.adapters.shapes import matrix
 from lorabake.errors import MatchError, SurroundingsError, ValueTooLargeError, first_line
 from lorabake.execution.device import (
     ADVICE,
@@ -40,10 +44,7 @@ from lorabake.execution.parts import (
     Look,
     Part,
     Place,
-    Product,
-    Replace,
     Update,
-    change_of,
     looks_at,
     overlaps,
     places_of,
@@ -98,8 +99,7 @@ class Executor:
     @property
     def uses_lapack(self) -> bool:
         """Tell whether anything but matrix products may be asked for."""
-        patches = (patch for step in self.steps for patch in step.patches)
-        by_kind = any(not (patch.kind.low_rank or patch.kind.replaces) for patch in patches)
+        by_kind = any(patch.kind.may_sum_weight for step in self.steps for patch in step.patches)
         return by_kind or any(step.method.name == "svd" for step in self.steps)
 
     def run(self, step: Step) -> Generator[int]:
@@ -212,17 +212,15 @@ class Executor:
         stacks: dict[tuple[int, int, Picked | None], list[tuple[Patch, torch.Tensor, torch.Tensor]]] = {}
         parts: list[Part] = []
         for patch in step.patches:
-            tensors, terms = self._prepare(patch, step.loras[patch.lora])
-            self._note_patch(step, patch, tensors, terms)
+            effect, scale = self._effect(patch, step.loras[patch.lora])
+            self._note_patch(step, patch, effect, scale)
             chosen = patch.view.chosen
             for span in patch.view.spans(target.key):
                 start, stop, rows = span.stored.start, span.stored.stop, span.own
-                if patch.kind.replaces:
-                    parts.append(Replace(start, stop, patch, tensors["value"][rows]))
-                elif patch.has_dora or not patch.kind.low_rank:
-                    parts.append(Update(start, stop, rows.start, patch, tensors, terms, chosen))
+                if effect.factors is None:
+                    parts.append(Update(start, stop, rows.start, patch, effect, chosen))
                 else:
-                    up, right = tensors["up"], tensors["down"] * patch.strength
+                    up, right = effect.factors[0], effect.factors[1] * patch.strength
                     left, right = (right.T, up.T) if patch.view.transpose else (up[rows], right)
                     if step.is_sequential:
                         parts.append(stacked(start, stop, chosen, [(patch, left, right)]))
@@ -231,26 +229,15 @@ class Executor:
                         stacks.setdefault(place, []).append((patch, left, right))
         for (start, stop, picked), factors in stacks.items():
             parts.append(stacked(start, stop, None if picked is None else picked.slice, factors))
-        return parts if step.is_sequential else sorted(parts, key=lambda part: not isinstance(part, Replace))
+        return parts if step.is_sequential else sorted(parts, key=lambda part: part.adds)
 
     def _apply(self, weight: torch.Tensor, parts: list[Part], first: int, *, in_sequence: bool) -> None:
         began = time.perf_counter()
-        reads = len(parts) > 1 and any(isinstance(part, Update) for part in parts)
+        reads = len(parts) > 1 and any(part.reads_weight for part in parts)
         base = weight.clone() if reads and not in_sequence else weight
         for part, inner, outer in overlaps(parts, first, first + len(weight)):
-            if isinstance(part, Product):
-                weight[outer].addmm_(part.up[inner], part.down)
-            elif isinstance(part, Replace):
-                weight[outer].lerp_(part.value[inner], part.patch.share)
-            else:
-                change = change_of(part.patch, part.tensors, base[outer], part.rows(inner), part.terms)
-                strength = part.patch.share
-                if not part.patch.has_dora:
-                    weight[outer].add_(change, alpha=strength)
-                elif base is weight:
-                    weight[outer].lerp_(change, strength)
-                else:
-                    weight[outer].add_(change.sub_(base[outer]), alpha=strength)
+            rows = weight[outer]
+            part.apply(rows, rows if base is weight else base[outer], inner)
         self.seconds["compute"] += time.perf_counter() - began
 
     # -- what becomes of each LoRA's change ------------------------------------------------------------
@@ -259,13 +246,13 @@ class Executor:
         """Return what sums up a LoRA's changes in a step."""
         return self.tallies[step.number].setdefault(patch.lora, Tally())
 
-    def _note_patch(self, step: Step, patch: Patch, tensors: Tensors, terms: Terms) -> None:
+    def _note_patch(self, step: Step, patch: Patch, effect: Effect, scale: float) -> None:
         """Note of a patch what its own tensors tell."""
         tally = self._tally(step, patch)
         tally.count(patch.module, moves=False)
-        if patch.scale is None and terms.scale < 0:  # a configuration's is told by itself
+        if patch.scale is None and scale < 0:  # a configuration's is told by itself
             tally.negative.add(patch.module)
-        if any(not tensors[slot].all() for slot in MAGNITUDES & tensors.keys()):
+        if effect.erases:
             tally.erasing.add(patch.module)
 
     def _look(self, step: Step, parts: list[Part], weight: torch.Tensor, first: int, place: Place) -> Look:
@@ -304,7 +291,7 @@ class Executor:
         for patch, rows, change in changes:
             tally, energy = self._tally(step, patch), float(np.vdot(change, change))
             met = float(np.vdot(base[rows], base[rows]))
-            if not patch.kind.replaces and isfinite(energy + met):
+            if patch.kind.adds and isfinite(energy + met):
                 tally.energy += energy
                 tally.base += met
             missing = float(np.vdot(lost[rows], change)) if lost is not None else nan
@@ -323,19 +310,14 @@ class Executor:
         looks = list(looks_at(step, base)) if step.is_watched else []
         deltas: dict[int, torch.Tensor] = {}
         began = time.perf_counter()
-        in_order = (
-            step.patches if step.is_sequential else sorted(step.patches, key=lambda each: not each.kind.replaces)
-        )
+        in_order = step.patches if step.is_sequential else sorted(step.patches, key=lambda each: each.kind.adds)
         for patch in in_order:
             weight = patch.view.read(baked if step.is_sequential else base).reshape(patch.view.rows, -1)
-            tensors, terms = self._prepare(patch, step.loras[patch.lora])
-            self._note_patch(step, patch, tensors, terms)
-            if patch.kind.replaces:
-                delta = tensors["value"]
-            else:
-                delta = change_of(patch, tensors, weight, slice(0, patch.view.rows), terms)
-            result = delta if patch.kind.replaces or patch.has_dora else None
-            delta = delta - weight if result is not None else delta
+            effect, scale = self._effect(patch, step.loras[patch.lora])
+            self._note_patch(step, patch, effect, scale)
+            made = effect.of(weight, slice(0, patch.view.rows))
+            result = made if effect.is_result else None
+            delta = made - weight if effect.is_result else made
             self._tally(step, patch).count(patch.module, moves=bool(delta[:FEW].any() or delta.any()))
             for _, look in looks:
                 look.add(patch, delta)
@@ -343,7 +325,7 @@ class Executor:
             is_alone = len(step.patches) == 1 and step.summed and patch.share == 1 and is_all
             if result is not None and is_alone and patch.view.transpose:
                 baked[patch.view.keys[0]] = result.T.contiguous()
-            elif step.summed or patch.kind.replaces:
+            elif step.summed or not patch.kind.adds:
                 patch.view.add(baked, delta * patch.share)
             else:
                 deltas[patch.number] = delta.contiguous()
@@ -389,38 +371,24 @@ class Executor:
 
     # -- in and out ------------------------------------------------------------------------------------
 
-    def _prepare(self, patch: Patch, lora: str) -> tuple[Tensors, Terms]:
-        """Read a patch's tensors, and compute what all of its rows share; products take the scale in."""
-        kind = patch.kind
+    def _effect(self, patch: Patch, lora: str) -> tuple[Effect, float]:
+        """Read a patch's tensors, and compute what all of its rows share; return the effect, and the scale in it."""
+        kind, scale = patch.kind, self._scale(patch, lora)
         tensors = {
             slot: self._read_stored(info) if slot in kind.integers else self._read_whole(info)
-            for slot, info in patch.tensors.items()
-            if slot != "alpha" or not kind.alpha_is_scale
+            for slot, info in kind.operands(patch.tensors).items()
         }
-        terms = Terms(patch.view.shape, self._scale(patch, lora), patch.settings)
-        if kind.replaces:
-            return {"value": shaped(patch, kind.value(tensors), (patch.view.rows, patch.view.columns))}, terms
-        own = {slot: tensor for slot, tensor in tensors.items() if slot not in MAGNITUDES}
+        terms = Terms(patch.view.shape, scale, patch.settings)
         try:
-            if kind.low_rank:
-                up, down = kind.factors(own, terms)
-                rows, columns = patch.view.rows, patch.view.columns
-                shaped(patch, up, (rows, len(down)))
-                prepared: dict[str, torch.Tensor] = {
-                    "up": up,
-                    "down": shaped(patch, down, (len(down), columns)) * terms.scale,
-                }
-            else:
-                prepared = dict(kind.prepare(own, terms))
+            return kind.effect(tensors, terms, partial(shaped, patch), patch.lengths), scale
         except ValueError as error:
             raise MatchError(f"LoRA {lora!r}: {patch.module}: {str(error).splitlines()[0]}") from None
-        return prepared | {slot: tensors[slot] for slot in MAGNITUDES & tensors.keys()}, terms
 
     def _scale(self, patch: Patch, lora: str) -> float:
         if patch.scale is not None:
             return patch.scale
-        info = patch.tensors.get("alpha")
-        if info is None or not patch.kind.alpha_is_scale:
+        info = patch.kind.alpha_of(patch.tensors)
+        if info is None:
             return 1.0
         raw = bytearray(info.nbytes)
         self._reader.read(info.file, info.start, memoryview(raw))

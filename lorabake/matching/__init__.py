@@ -13,7 +13,10 @@ from math import prod
 
 from lorabake.adapters import dora, kinds_of
 from lorabake.adapters.experts import EXPERTS, SIDE
-from lorabake.adapters.kind import PROGRAMS, SCALE_OF_ALPHA_0, SKIPPING_STRENGTH_0, Kind, Settings, matrix
+from lorabake.adapters.kind import Kind
+from lorabake.adapters.programs import PROGRAMS, SCALE_OF_ALPHA_0, SKIPPING_STRENGTH_0
+from lorabake.adapters.settings import Settings
+from lorabake.adapters.shapes import matrix
 from lorabake.adapters.tokens import rows_of
 from lorabake.architectures import architectures
 from lorabake.errors import MatchError, lines_of
@@ -33,7 +36,6 @@ from lorabake.matching.alike import are_alike
 from lorabake.matching.ledger import RANK_0, Ledger
 from lorabake.matching.leftovers import by_end, line_for
 from lorabake.matching.patches import Patch
-from lorabake.matching.strengths import share_of
 from lorabake.sources.family import GENERIC
 from lorabake.sources.loras import LoraSource
 from lorabake.sources.recognition import (
@@ -518,12 +520,11 @@ class _Match:
         if not kinds:
             self.faults.strange.append((module.name, f"incomplete or unknown set: {', '.join(sorted(module.slots))}"))
             return
-        replaced = frozenset[str]().union(*(kind.required for kind in kinds if kind.replaces))
-        whole = replaced & {"whole_weight", "whole_bias"}
+        whole = frozenset[str]().union(*(kind.announced for kind in kinds))
         if "whole_weight" in whole and dora.is_in(slots):
             self.faults.strange.append((module.name, "a magnitude beside the weight that it is for"))
             return
-        if "whole_weight" in whole and any(kind.low_rank and kind.parameter == "weight" for kind in kinds):
+        if "whole_weight" in whole and sum(kind.parameter == "weight" for kind in kinds) > 1:
             whole = whole if config is None else frozenset()  # an embedding's or a head's own (save_embedding_layers)
         tied = config is not None and config.ties and self.matcher.use_of(module.name) is not None
         if whole and not tied and not (config and all(config.saves(path, slot) for slot in whole)):
@@ -688,17 +689,7 @@ class _Match:
     # -- what fits -----------------------------------------------------------------------------------
 
     def _view(self, target: Module, kind: Kind) -> View | None:
-        view = target.views.get(kind.parameter)
-        if kind.by_place:
-            return view and view.as_stack()
-        if view is not None and view.stacked:
-            return None
-        if kind.replaces:
-            return target.views.get(f"stored_{kind.parameter}", view)
-        turned = self.turned and kind.parameter == "weight" and not kind.on_embedding
-        if view is not None and turned and len(view.shape) == 2:
-            return View(view.regions, (view.shape[1], view.shape[0]), transpose=True)
-        return view
+        return kind.view_of(target.views, turned=self.turned)
 
     def _fault(self, kinds: tuple[Kind, ...], shapes: Mapping[str, tuple[int, ...]], target: Module) -> str | None:
         if target.unclear:
@@ -707,22 +698,14 @@ class _Match:
             if prod(shapes[slot]) != 1:
                 return f"its {slot} has the shape {shapes[slot]}"
         for kind in kinds:
-            empty = next(
-                (slot for slot in sorted(shapes) if 0 in shapes[slot] and slot not in kind.may_be_empty), None
-            )
             view = self._view(target, kind)
             if view is None:
-                if kind.where_present:
+                if (absence := kind.absence()) is None:
                     continue
                 if target.stacked:
                     return "the base has all experts of a mixture there, and it is for one layer"
-                return f"the base's module has no {kind.parameter}"
-            fault = kind.fault(shapes, view.shape)
-            if fault is None and empty and kind.rank(shapes) != 0:
-                fault = f"its {empty} is empty: {shapes[empty]}"
-            has_dora = bool(kind.lengths & shapes.keys())
-            if fault is None and has_dora and dora.axis(shapes, view.shape, kind.length_axis) is None:
-                fault = "its DoRA magnitude has neither rows nor columns of it"
+                return absence
+            fault = kind.misfit(shapes, view.shape)
             if fault is not None:
                 size = " × ".join(map(str, view.shape))
                 fault = f"{fault}; the base's {kind.parameter} is {size}{_cause(shapes, view)}"
@@ -770,22 +753,21 @@ class _Match:
             tensors = {slot: module.slots[slot] for slot in sorted(kind.claims(slots) - kind.markers)}
             try:
                 fields, named = (config.fields_of(path), path) if config else (None, module.name)
-                if kind.by_place:
+                if kind is EXPERTS:
                     fields = {**(fields or {}), SIDE: self._side(module, target, config)}
                 settings = kind.settings(fields, named, module.shapes)
                 if fault := kind.unsettled(settings, module.shapes, view.shape):
                     raise ValueError(fault)
                 if kind.drawn:
                     settings = {**settings, **self._drawn(kind, fields, module, target)}
-                meant = self._meant(kind, module.shapes, view, strength)
+                followed = self._followed(kind, settings, module.shapes, view, strength)
             except ValueError as error:
                 self.faults.strange.append((module.name, str(error)))
                 return
-            self.follows |= {**settings, **meant} != settings
-            settings = {**settings, **meant}
+            self.follows |= followed != settings
             self._take(view, module.name)
             self.paths.update(self.matcher.names[next(iter(target.views.values())).place])
-            said = config if "alpha" not in tensors and kind.alpha_is_scale else None
+            said = config if kind.lacks_scale(tensors) else None
             scale = said.scale_of(path) if said else None
             doubts = kind.doubt(fields, module.shapes), said.doubt(path) if said else ""
             self.doubts.update(filter(None, doubts))
@@ -794,12 +776,12 @@ class _Match:
                 if scale is None:
                     self.faults.strange.append((module.name, ALPHA_0))
                     return
-            parts = self._parts(module, target) if "alpha" in tensors and kind.low_rank else 1
+            parts = self._parts(module, target) if "alpha" in tensors and kind.has_parted_rank else 1
             semantics = self.lora.entry.semantics or ""
-            patch = Patch(self.index, module.name, kind, tensors, view, strength, scale, settings, parts, semantics)
+            patch = Patch(self.index, module.name, kind, tensors, view, strength, scale, followed, parts, semantics)
             self.patches.append(patch)
             self.ledger.kinds["DoRA" if dora.is_in(tensors) else kind.told_title(module.shapes)] += 1
-            if kind.parameter == "weight" and kind.alpha_is_scale and (kind.low_rank or "alpha" in kind.optional):
+            if kind.has_told_rank:
                 rank = kind.told_rank(module.shapes, view.shape)
                 self.ledger.ranks.update([] if rank is None else [rank])
         self.ledger.applied += module.size
@@ -811,23 +793,16 @@ class _Match:
 
     # -- what the program makes of it that the recipe names --------------------------------------------
 
-    def _meant(self, kind: Kind, shapes: Mapping[str, tuple[int, ...]], view: View, strength: float) -> Settings:
+    def _followed(
+        self, kind: Kind, settings: Settings, shapes: Mapping[str, tuple[int, ...]], view: View, strength: float
+    ) -> Settings:
         """Return the settings by which a kind follows the program; raise ValueError where it cannot."""
         program = self.lora.entry.semantics
         if program is None:
-            return {}
-        title, has_dora = PROGRAMS[program], bool(kind.lengths & shapes.keys())
-        if program not in kind.programs:
-            raise ValueError(f"{title} does not read this form of {kind.title}; leave out semantics, or the module")
-        if has_dora:
-            if program not in kind.dora_in:
-                raise ValueError(f"{program} has no law of DoRA on {kind.title} that lorabake knows")
-            dora.check(program, shapes)
-        by_rows = has_dora and dora.axis(shapes, view.shape, kind.length_axis) == "row"
-        if view.is_reordered and program in dora.LENGTHS_OF_THE_BASE and (by_rows or kind.reads_weight):
-            what = "DoRA's lengths" if by_rows else "the weight"
-            raise ValueError(f"{title} swaps the halves of this module's change, and forgets those of {what}")
-        return kind.meant(program, shapes, view.shape, strength)
+            return settings
+        if why := kind.misread(program, shapes, view):
+            raise ValueError(why)
+        return kind.follow(settings, program, shapes, view.shape, strength)
 
     def _scale_of_alpha_0(self) -> float | None:
         """Return the scale that the program takes where the configuration's alpha is 0; None if none is known."""
@@ -838,15 +813,13 @@ class _Match:
         """Tell whether the program changes the module's parameter at strength 0, too."""
         program, strength = self.lora.entry.semantics, self.lora.entry.strength
         view = self._view(target, kind)
-        if program is None or program not in kind.programs or view is None:
+        if program is None or not kind.is_read_by(program) or view is None:
             return False
         if program in SKIPPING_STRENGTH_0 and not (isinstance(strength, dict) and any(strength.values())):
             return False
-        try:
-            settings = kind.meant(program, module.shapes, view.shape, 0.0)
-        except ValueError:  # the program fails at it, and goes on without
+        if kind.unread(program, module.shapes, view.shape):  # the program fails at it, and goes on without
             return False
-        return share_of(kind, bool(kind.lengths & module.shapes.keys()), program, 0.0, settings) != 0
+        return kind.share(0.0, program, module.shapes) != 0
 
     def _drawn(
         self, kind: Kind, fields: Mapping[str, object] | None, module: LoraModule, target: Module
@@ -968,7 +941,7 @@ class _Match:
             kinds = [each for each in kinds_of(frozenset(module.slots)) if each.parameter == "weight"]
             for target in self._targets(module.name)[:1]:
                 view = target.views.get("weight")
-                if view and kinds and not kinds[0].replaces and not kinds[0].on_embedding and len(view.shape) == 2:
+                if view and kinds and kinds[0].may_be_turned and len(view.shape) == 2:
                     rows, columns = view.shape
                     as_is = kinds[0].fault(module.shapes, (rows, columns)) is None
                     other = kinds[0].fault(module.shapes, (columns, rows)) is None
@@ -1017,7 +990,7 @@ class _Match:
         places = {name: self._targets(name) for name in self.alphas}
         for name, view in ((name, each.views.get("weight")) for name, found in places.items() for each in found):
             for patch in self.patches:
-                lacks = patch.scale is None and "alpha" in patch.kind.optional and "alpha" not in patch.tensors
+                lacks = patch.scale is None and patch.kind.may_have_alpha and "alpha" not in patch.tensors
                 if patch.view == view and lacks:
                     raise MatchError(
                         f"LoRA {self.lora.name!r}: {name}.alpha and {patch.module} are one module under two names",
@@ -1029,7 +1002,7 @@ class _Match:
         if program is None or not self.patches:
             return
         title, notes = PROGRAMS[program], self.ledger.notes
-        whole = [each for each in self.patches if each.strength != 1 and program in each.kind.whole_in]
+        whole = [each for each in self.patches if each.strength != 1 and each.kind.is_whole_in(program)]
         still = {each.module for each in self.patches if not each.strength}
         if whole:
             kinds = ", ".join(dict.fromkeys(patch.kind.title for patch in whole))
@@ -1041,7 +1014,7 @@ class _Match:
 
     def _note_missing_alpha(self) -> None:
         silent = [patch for patch in self.patches if patch.scale is None and "alpha" not in patch.tensors]
-        if any(patch.module.startswith("base_model.") and "alpha" in patch.kind.optional for patch in silent):
+        if any(patch.module.startswith("base_model.") and patch.kind.may_have_alpha for patch in silent):
             self.ledger.notes.append(NO_CONFIG)
 
     # -- errors --------------------------------------------------------------------------------------

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lorabake.adapters import dora
-from lorabake.adapters.kind import Kind, Settings
+from lorabake.adapters.dora import Dora
+from lorabake.adapters.kind import Kind
+from lorabake.adapters.settings import Settings
 from lorabake.keymap.view import View
-from lorabake.matching.strengths import share_of
 from lorabake.tensors.header import TensorInfo
 
 
@@ -45,11 +46,16 @@ class Patch:
         return dora.is_in(self.tensors)
 
     @property
+    def lengths(self) -> Dora | None:
+        """Return what sets the lengths of the result, if anything does."""
+        return self.kind.dora_of(self.shapes, self.view.shape, self.semantics, self.strength)
+
+    @property
     def share(self) -> float:
         """Return what W(1) − W is multiplied by: the strength, unless `semantics` has another law."""
-        return share_of(self.kind, self.has_dora, self.semantics, self.strength, self.settings)
+        return self.kind.share(self.strength, self.semantics, self.shapes)
 
     @property
     def sets_all(self) -> bool:
         """Tell whether nothing is left of what it meets."""
-        return self.kind.replaces and self.share == 1
+        return self.kind.leaves_nothing(self.share)

@@ -69,7 +69,7 @@ def check_patches(sources: Sources, patches: Iterable[Patch]) -> None:
     patches = tuple(patches)
     replaced: dict[str, Patch] = {}
     for patch in patches:
-        for key in patch.view.keys if patch.kind.replaces else ():
+        for key in () if patch.kind.adds else patch.view.keys:
             if key in replaced:
                 first = sources.loras[replaced[key].lora].name
                 raise MatchError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lorabake.adapters.kind import matrix
+from lorabake.adapters.shapes import matrix
 from lorabake.planning.steps import Step
 from lorabake.tensors.packing import PackedInfo
 
@@ -30,13 +30,7 @@ def peak_memory(steps: Iterable[Step], workers: int, *, in_float64: bool) -> int
 
 def working_values(step: Step) -> int:
     """Count the values that one worker holds while it computes a step: factors, what draws take, and weights."""
-    factors = 0
-    for patch in step.patches:
-        for info in patch.tensors.values():
-            rows, columns = matrix(info.shape)
-            factors += 2 * rows * columns
-        if "drawn" in patch.settings:
-            factors += 2 * patch.kind.drawn_values(patch.settings)
+    factors = sum(patch.kind.working_values(patch.shapes, patch.settings) for patch in step.patches)
     largest = max(step.matrix(target)[1] for target in step.targets)
     if any(target.is_drawn for target in step.targets):
         factors += 8 * max(TILE_VALUES, largest)

@@ -10,8 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Literal
 
-from lorabake.adapters import dora
-from lorabake.adapters.kind import matrix
+from lorabake.adapters.shapes import matrix
 from lorabake.matching.patches import Patch
 from lorabake.sources import Sources
 from lorabake.tensors.dtypes import nbytes
@@ -138,7 +137,7 @@ class Step:
     def pieces(self) -> Iterator[tuple[str, int, int, tuple[Piece, ...]]]:
         """Cut the targets' rows where any patch begins or ends: (tensor, first row, last row, who is there)."""
         for target in self.targets:
-            summed = [patch for patch in self.patches if not patch.kind.replaces]
+            summed = [patch for patch in self.patches if patch.kind.adds]
             spans = [(patch, span) for patch in summed for span in patch.view.spans(target.key)]
             cuts = sorted({at for _, span in spans for at in (span.stored.start, span.stored.stop)})
             for start, stop in itertools.pairwise(cuts):
@@ -151,11 +150,7 @@ class Step:
 
 def needs_whole(patch: Patch) -> bool:
     """Tell whether a patch's effect on one row depends on other rows of the base tensor."""
-    if patch.view.transpose:
-        return patch.has_dora or not patch.kind.low_rank
-    axis = dora.axis(patch.shapes, patch.view.shape, patch.kind.length_axis) if patch.has_dora else None
-    column = patch.has_dora and dora.reads_columns(patch.semantics, axis)
-    return column or not patch.kind.by_rows
+    return patch.kind.needs_all_rows(patch.lengths, turned=patch.view.transpose)
 
 
 def touched_by(patches: Iterable[Patch]) -> dict[str, list[Patch]]:

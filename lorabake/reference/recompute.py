@@ -15,7 +15,8 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from lorabake.adapters.kind import MAGNITUDES, matrix
+from lorabake.adapters.dora import MAGNITUDES
+from lorabake.adapters.shapes import matrix
 from lorabake.errors import MatchError, SurroundingsError
 from lorabake.matching.patches import Patch
 from lorabake.planning import Plan
@@ -91,7 +92,7 @@ class Tile:
         found = []
         for change in self.changes:
             size = float(np.abs(change.delta).max(initial=0.0))
-            if not change.patch.kind.low_rank and not change.patch.kind.replaces:  # the weight itself is summed
+            if change.patch.kind.may_sum_weight:
                 size += float(np.abs(self.base[change.rows]).max(initial=0.0))
             found.append(Reach(change.patch, change.rows, max(4 * size, change.partial)))
         return found
@@ -116,19 +117,15 @@ class Recomputation:
 
     def tensors(self, patch: Patch) -> Tensors:
         """Read a patch's tensors, alpha only where it is no scale."""
-        return {
-            slot: self.files.whole(info)
-            for slot, info in patch.tensors.items()
-            if slot != "alpha" or not patch.kind.alpha_is_scale
-        }
+        return {slot: self.files.whole(info) for slot, info in patch.kind.operands(patch.tensors).items()}
 
     def scale(self, patch: Patch) -> float:
         """Return alpha/rank, or what takes its place."""
         if patch.scale is not None:
             return patch.scale
-        if "alpha" not in patch.tensors or not patch.kind.alpha_is_scale:
+        info = patch.kind.alpha_of(patch.tensors)
+        if info is None:
             return 1.0
-        info = patch.tensors["alpha"]
         alpha = decode_scalar(info.dtype, self.files.raw(info.file, info.start, info.nbytes))
         rank = patch.kind.rank(patch.shapes)
         if not alpha and (scale := scale_of_alpha_0(patch.semantics)) is not None:
@@ -168,11 +165,7 @@ class Recomputation:
 
     def _stored(self, patch: Patch) -> tuple[float, Array, Array]:
         """Return the sides of a product in float32 where they are the LoRA's own numbers, else in float64."""
-        singles = {
-            slot: self.files.single(info)
-            for slot, info in patch.tensors.items()
-            if slot != "alpha" or not patch.kind.alpha_is_scale
-        }
+        singles = {slot: self.files.single(info) for slot, info in patch.kind.operands(patch.tensors).items()}
         if all(values is not None for values in singles.values()):
             factor, left, right = self._sides(patch, cast(Tensors, singles))
             if all(any(np.may_share_memory(side, each) for each in singles.values()) for side in (left, right)):
@@ -272,7 +265,7 @@ class Recomputation:
             partial = _partial(patch, tensors, scale)
             if view.transpose:
                 changed = changed.T
-            if not step.summed and not patch.kind.replaces:
+            if not step.summed and patch.kind.adds:
                 own[patch.number] = np.ascontiguousarray(changed) / patch.strength
                 continue
             for span in view.spans():
@@ -366,9 +359,7 @@ def longest(rows: Array) -> float:
 
 def terms(patch: Patch) -> int:
     """Count the terms of the sums that a patch's change takes, and what comes on top."""
-    sides = patch.view.shape[1:] if patch.kind.by_rows else patch.view.shape
-    summed = patch.kind.rank(patch.shapes) if patch.kind.low_rank else max(sides, default=1)
-    return 16 + summed + 64 * patch.has_dora
+    return 16 + patch.kind.summed_terms(patch.shapes, patch.view.shape) + 64 * patch.has_dora
 
 
 def _by_row(scale: Array, weight: Array) -> Array:

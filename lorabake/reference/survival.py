@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lorabake.adapters.kind import MAGNITUDES, SCALE_OF_ALPHA_0
+from lorabake.adapters.dora import MAGNITUDES
+from lorabake.adapters.programs import SCALE_OF_ALPHA_0
 from lorabake.matching.patches import Patch
 from lorabake.planning import Plan
 from lorabake.planning.cautions import no_scale
@@ -98,7 +99,7 @@ class _Sample:
                     energy = float(np.vdot(change.delta, change.delta))
                     tally.due += energy
                     tally.arrived += energy + float(np.vdot(lost[change.rows], change.delta))
-                    if not change.patch.kind.replaces:
+                    if change.patch.kind.adds:
                         base = tile.base[change.rows]
                         tally.energy += energy
                         tally.base += float(np.vdot(base, base))
@@ -133,10 +134,11 @@ def note_scales(tally: Tally, patch: Patch, recomputation: Recomputation) -> Non
 
     Raise MatchError for an alpha of 0 that no program knows how to read.
     """
-    if patch.scale is None and patch.kind.alpha_is_scale and "alpha" in patch.tensors:  # a configuration's is told
+    alpha = patch.kind.alpha_of(patch.tensors)
+    if patch.scale is None and alpha is not None:  # a configuration's is told
         scale = recomputation.scale(patch)
         if not scale and patch.semantics not in SCALE_OF_ALPHA_0:
-            raise no_scale(recomputation.plan.sources.loras[patch.lora].name, patch.tensors["alpha"].name, scale)
+            raise no_scale(recomputation.plan.sources.loras[patch.lora].name, alpha.name, scale)
         if scale < 0:
             tally.negative.add(patch.module)
     lengths = (patch.tensors[slot] for slot in MAGNITUDES & patch.tensors.keys())

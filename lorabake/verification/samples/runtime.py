@@ -13,7 +13,7 @@ from warnings import catch_warnings, filterwarnings
 
 import numpy as np
 
-from lorabake.adapters.kind import matrix
+from lorabake.adapters.shapes import matrix
 from lorabake.errors import SurroundingsError, first_line
 from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.module import Module

@@ -244,7 +244,7 @@ def _tallies(results: Sequence[Comparison], recomputation: Recomputation) -> dic
             tally = tallies[patch.lora]
             if result.step.summed:
                 tally.count(patch.module, moves=share.energy != 0)
-            tally.energy += 0.0 if patch.kind.replaces else share.energy
+            tally.energy += share.energy if patch.kind.adds else 0.0
             if result.is_right:
                 tally.due += share.due
                 tally.arrived += share.arrived

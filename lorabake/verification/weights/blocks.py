@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lorabake.adapters.kind import matrix
+from lorabake.adapters.shapes import matrix
 from lorabake.planning.steps import Target
 from lorabake.reference.arrays import Bytes, Files, Singles, widen
 from lorabake.tensors.dtypes import DTYPES

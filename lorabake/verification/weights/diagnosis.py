@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lorabake.adapters.kind import MAGNITUDES, matrix
+from lorabake.adapters.dora import MAGNITUDES
+from lorabake.adapters.shapes import matrix
 from lorabake.keymap.names import patterns
 from lorabake.matching.patches import Patch
 from lorabake.planning import Plan
 from lorabake.reference.arrays import spacing
 from lorabake.reference.formulas import FORMULAS
 from lorabake.reference.formulas.formula import Place
+from lorabake.reference.formulas.products import PRODUCTS
 from lorabake.reference.recompute import Recomputation, rounded
 from lorabake.verification.findings import Finding, Status
 from lorabake.verification.weights.comparison import Comparison
@@ -105,7 +107,7 @@ class Diagnostician:
         self.plan, self.recomputation = plan, recomputation
         self._by_shape: dict[tuple[int, int], list[Patch]] = {}
         for patch in plan.patches:
-            if patch.kind.low_rank and patch.kind.parameter == "weight":
+            if patch.kind.name in PRODUCTS:
                 self._by_shape.setdefault((patch.view.rows, patch.view.columns), []).append(patch)
 
     def explain(self, result: Comparison) -> list[Diagnosis]:

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lorabake.adapters.kind import matrix
+from lorabake.adapters.shapes import matrix
 from lorabake.planning.steps import Step, Target
 from lorabake.reference.arrays import Files, Singles
 from lorabake.reference.formulas.formula import Array

@@ -17,7 +17,7 @@ from math import prod
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from lorabake.adapters.kind import matrix
+from lorabake.adapters.shapes import matrix
 from lorabake.machine import default_workers
 from lorabake.matching.patches import Patch
 from lorabake.planning import Plan

@@ -19,7 +19,7 @@ from math import prod
 
 import numpy as np
 
-from lorabake.adapters.kind import matrix
+from lorabake.adapters.shapes import matrix
 from lorabake.planning.steps import Step, Target
 from lorabake.reference.arrays import Files, Singles, decode, spacing
 from lorabake.reference.formulas.formula import Array
