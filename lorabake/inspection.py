@@ -16,9 +16,10 @@ from lorabake.adapters.kind import Kind
 from lorabake.architectures import architectures
 from lorabake.architectures.generic import GENERIC
 from lorabake.errors import FileError
+from lorabake.keymap.adapter_config import from_metadata, read_config
 from lorabake.keymap.embeddings import is_inversion, read_vectors
 from lorabake.keymap.expansion import KeyMap
-from lorabake.keymap.peft import SCALED, PeftConfig, from_metadata
+from lorabake.keymap.peft import SCALED, PeftConfig
 from lorabake.keymap.slots import MARKERS as NO_LORAS
 from lorabake.keymap.slots import REASONS, LoraModule, sort_tensors
 from lorabake.keymap.spelling import Prefixes
@@ -107,7 +108,7 @@ def _describe_lora(lora: LoraSource, said: Mapping[str, object] | None) -> dict[
     why_not: list[str] = []
     try:
         where, types = str(lora.checkpoint.path), peft_fields()
-        config = None if said is None else PeftConfig.read(said, f"{where}: adapter_config.json", types)
+        config = None if said is None else read_config(said, f"{where}: adapter_config.json", types)
         lora = replace(lora, config=config, component_configs=from_metadata(lora.checkpoint.metadata, where, types))
     except FileError as error:
         why_not.append(str(error))

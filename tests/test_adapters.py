@@ -12,8 +12,9 @@ import torch
 from lorabake.adapters import kinds, kinds_of
 from lorabake.adapters.dora import axis, renorm
 from lorabake.adapters.kind import Delta, Kind, Product, Replacement
-from lorabake.adapters.settings import Terms
+from lorabake.adapters.settings import TermsOf
 from lorabake.adapters.shapes import matrix
+from lorabake.keymap.said import Said
 
 Shape = tuple[int, ...]
 Tensors = dict[str, torch.Tensor]
@@ -93,7 +94,7 @@ def test_a_kind_computes_its_formula(case: str) -> None:
     name, shapes, shape, formula = FORMULAS[case]
     kind, tensors = KINDS[name], make(shapes)
     assert kind.fault(shapes, shape) is None
-    terms = Terms(shape)
+    terms = TermsOf(shape, 1.0, kind.settings(Said("fc"), shapes))
     if isinstance(kind, Product):
         up, down = kind.factors(tensors, terms)
         assert (up.ndim, down.ndim) == (2, 2)

@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from lorabake import VerifyOptions, load_recipe, verify
+from lorabake.adapters.experts import ExpertSettings
 from lorabake.baking import plan
 from lorabake.components.experts import LAYOUTS
 from lorabake.errors import LorabakeError
-from lorabake.keymap.peft import PeftConfig
+from lorabake.keymap.adapter_config import read_config
 from lorabake.verification.findings import Status
 from tests import builders as b
 
@@ -200,7 +201,7 @@ def test_the_version_says_which_side_a_reads_of_a_square_stack(
     square(tmp_path, base, reads, version)
     b.recipe(tmp_path, base="base", loras=["adapter"], output={"path": "out"})
     (patch,) = plan(load_recipe(tmp_path / "recipe.yaml")).patches
-    assert patch.settings == {"side": reads}
+    assert patch.settings == ExpertSettings(reads)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +297,7 @@ def test_a_version_is_before_a_release_or_not_or_that_is_unknown(
     version: object, release: tuple[int, ...], before: bool | None
 ) -> None:
     said = {"peft_type": "LORA"} | ({} if version is ... else {"peft_version": version})
-    assert PeftConfig.read(said, "c", {"LORA": frozenset()}).is_before(*release) is before
+    assert read_config(said, "c", {"LORA": frozenset()}).is_before(*release) is before
 
 
 # -- one LoRA an expert ---------------------------------------------------------------------------------------------

@@ -22,9 +22,9 @@ from lorabake.adapters import suffixes
 from lorabake.architectures import architectures
 from lorabake.errors import LorabakeError, MatchError
 from lorabake.inspection import inspect
+from lorabake.keymap.adapter_config import read_config
 from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.names import pattern_of
-from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.slots import sort_tensors
 from lorabake.keymap.view import Region
 from lorabake.matching import Matcher
@@ -1081,8 +1081,8 @@ def test_mlx_factors_of_an_embedding_lie_straight(tokens: int, tmp_path: Path) -
 
 
 def test_the_scale_of_mlx_is_20_unless_it_is_said() -> None:
-    assert PeftConfig.read({"lora_parameters": {"rank": 8}}, "c", {}).scale_of("x") == 20
-    assert PeftConfig.read({"lora_parameters": {"scale": 0.1}}, "c", {}).scale_of("x") == 0.1
+    assert read_config({"lora_parameters": {"rank": 8}}, "c", {}).scale_of("x") == 20
+    assert read_config({"lora_parameters": {"scale": 0.1}}, "c", {}).scale_of("x") == 0.1
 
 
 # -- fused projections -------------------------------------------------------------------------------------------

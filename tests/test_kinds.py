@@ -18,10 +18,13 @@ from safetensors.torch import load_file
 
 from lorabake import VerifyOptions, verify
 from lorabake.adapters import kinds
+from lorabake.adapters.oft import OftSettings
+from lorabake.adapters.oft_peft import PeftOftSettings
+from lorabake.adapters.settings import NO_SETTINGS, Settings
 from lorabake.errors import LorabakeError
 from lorabake.recipe import load_recipe
 from lorabake.reference.formulas import changed as work_out
-from lorabake.reference.formulas.formula import Place
+from lorabake.reference.formulas.formula import PlaceOf
 from lorabake.verification.findings import Status
 from tests import builders as b
 
@@ -38,7 +41,7 @@ class Case:
     shapes: Mapping[str, tuple[str, Shape]]
     given: Mapping[str, tuple[str, torch.Tensor]] = field(default_factory=dict)
     scale: float = 1.0
-    settings: Mapping[str, object] = field(default_factory=dict)
+    settings: Settings = NO_SETTINGS
     prefix: str = "lora_unet_"
     weights: tuple[str, ...] = tuple(WEIGHTS)
 
@@ -140,18 +143,18 @@ def cases(shape: Shape) -> dict[str, Case]:
         "difference of DoRA": Case("diff", {".diff": ("diff", shape), ".dora_scale": ("dora_scale", (16, 1, *ones))}),
         "norm": Case("w_norm", {".w_norm": ("w_norm", shape)}),
         "set": Case("set_weight", {".set_weight": ("set_weight", shape)}),
-        "OFT": Case("oft", {".oft_blocks": ("oft_blocks", (4, 4, 4))}, settings={"kohya": False}),
+        "OFT": Case("oft", {".oft_blocks": ("oft_blocks", (4, 4, 4))}, settings=OftSettings(kohya=False)),
         "OFT, constrained": Case(
-            "oft", {".oft_blocks": ("oft_blocks", (4, 4, 4))}, alpha(0.02), settings={"kohya": False}
+            "oft", {".oft_blocks": ("oft_blocks", (4, 4, 4))}, alpha(0.02), settings=OftSettings(kohya=False)
         ),
         "OFT of LyCORIS with alpha 0": Case(
-            "oft", {".oft_blocks": ("oft_blocks", (4, 4, 4))}, alpha(0.0), settings={"kohya": False}
+            "oft", {".oft_blocks": ("oft_blocks", (4, 4, 4))}, alpha(0.0), settings=OftSettings(kohya=False)
         ),
         "OFT of kohya": Case(
             "oft",
             {".oft_blocks": ("oft_blocks", (4, 4, 4))},
             alpha(0.02),
-            settings={"kohya": True},
+            settings=OftSettings(kohya=True),
             prefix="oft_unet_",
         ),
         "OFT of kohya for Flux": Case(
@@ -167,15 +170,15 @@ def cases(shape: Shape) -> dict[str, Case]:
         "OFT, rescaled": Case(
             "oft",
             {".oft_blocks": ("oft_blocks", (2, 8, 8)), ".rescale": ("rescale", (16, 1, *ones))},
-            settings={"kohya": False},
+            settings=OftSettings(kohya=False),
         ),
-        "BOFT": Case("oft", {".oft_blocks": ("oft_blocks", (3, 4, 4, 4))}, settings={"kohya": False}),
+        "BOFT": Case("oft", {".oft_blocks": ("oft_blocks", (3, 4, 4, 4))}, settings=OftSettings(kohya=False)),
         "OFT of 2023": Case("oft_diag", {".oft_diag": ("oft_diag", (4, 4, 4))}),
         "OneTrainer's OFT": Case(
             "oft_peft",
             {".oft_R.weight": ("oft_R", (columns // 4, 6))},
             {".scaled_oft": ("scaled_oft", torch.tensor(True))},
-            settings={"terms": 5, "scaled": True},
+            settings=PeftOftSettings(5, is_scaled=True),
         ),
     }
     if kernel:
@@ -251,7 +254,7 @@ def formula(case: Case, weight: torch.Tensor) -> torch.Tensor:
     if next(kind for kind in kinds() if kind.name == case.kind).alpha_is_scale:
         tensors.pop("alpha", None)
     flat = weight.double().numpy().reshape(shape[0], -1)
-    found = work_out(case.kind, tensors, flat, Place(slice(0, shape[0]), shape, case.settings), case.scale)
+    found = work_out(case.kind, tensors, flat, PlaceOf(slice(0, shape[0]), shape, case.settings), case.scale)
     return torch.from_numpy(np.array(found)).reshape(shape)
 
 
@@ -471,7 +474,7 @@ def test_a_kind_on_one_third_of_a_fused_weight(name: str, tmp_path: Path) -> Non
     (key,) = (key for key in before if not torch.equal(before[key], after[key]))
     assert key.endswith("resblocks.0.attn.in_proj_weight")
     q, k, v = before[key].chunk(3)
-    place = Place(slice(0, size), (size, size), {"kohya": False})
+    place = PlaceOf(slice(0, size), (size, size), OftSettings(kohya=False))
     slots = {suffix.removeprefix("."): tensor.double().numpy() for suffix, tensor in tensors.items()}
     changed = torch.from_numpy(np.array(work_out(kind, slots, k.double().numpy(), place, 1.0)))
     wanted = torch.cat([q.double(), k.double() + 0.5 * (changed - k.double()), v.double()])
@@ -503,7 +506,7 @@ def test_a_kind_trained_on_a_fused_weight_lands_on_its_parts(name: str, tmp_path
     assert {key for key in base if not torch.equal(base[key], after[key])} == set(parts)
     weight = torch.cat([base[key] for key in parts]).double()
     slots = {suffix.removeprefix("."): tensor.double().numpy() for suffix, tensor in files[name].items()}
-    place = Place(slice(0, 3 * size), (3 * size, size), {"kohya": False})
+    place = PlaceOf(slice(0, 3 * size), (3 * size, size), OftSettings(kohya=False))
     wanted = torch.from_numpy(np.array(work_out(name, slots, weight.numpy(), place, 1.0)))
     found = torch.cat([after[key] for key in parts])
     b.assert_rounded_once(found, wanted, terms=[wanted.abs().max().expand(wanted.shape) * 4])
@@ -608,6 +611,6 @@ def test_a_kind_on_a_weight_stored_transposed(name: str, tmp_path: Path) -> None
     assert key.endswith("text_projection")
     weight = before[key].T.double()
     slots = {suffix.removeprefix("."): tensor.double().numpy() for suffix, tensor in files[name].items()}
-    place = Place(slice(0, size + 2), (size + 2, size), {"kohya": False})
+    place = PlaceOf(slice(0, size + 2), (size + 2, size), OftSettings(kohya=False))
     wanted = torch.from_numpy(np.array(work_out(name, slots, np.ascontiguousarray(weight.numpy()), place, 1.0)))
     b.assert_rounded_once(after[key].T, wanted, terms=[wanted.abs().max().expand(wanted.shape) * 4])

@@ -14,8 +14,8 @@ import pytest
 from lorabake.adapters import peft_fields, shared, suffixes
 from lorabake.adapters.kind import Product
 from lorabake.errors import FileError, MatchError
+from lorabake.keymap.adapter_config import from_metadata, read_config
 from lorabake.keymap.expansion import KeyMap
-from lorabake.keymap.peft import PeftConfig, from_metadata
 from lorabake.keymap.renaming import Rename, Renaming
 from lorabake.keymap.slots import sort_tensors
 from lorabake.keymap.table import Architecture, Component, Layout
@@ -58,7 +58,7 @@ def source(
         entry=Lora(path=name, **entry),
         checkpoint=Checkpoint(path, False, (Part("", None, (header,)),), tensors, ()),
         tensors=sort_tensors(tensors.values(), suffixes(), shared()),
-        config=None if config is None else PeftConfig.read(config, "adapter_config.json", peft_fields()),
+        config=None if config is None else read_config(config, "adapter_config.json", peft_fields()),
         component_configs=from_metadata(metadata or {}, name, peft_fields()),
         evidence=unread(tensors),
     )
@@ -861,7 +861,7 @@ def test_a_family_with_a_table_knows_its_transposed_weights(config: dict[str, ob
 )
 def test_a_configuration_that_changes_the_result_is_refused(change: dict[str, object], words: str) -> None:
     with pytest.raises(FileError, match=f"^adapter_config.json: .*{words}"):
-        PeftConfig.read(PLAIN | change, "adapter_config.json", peft_fields())
+        read_config(PLAIN | change, "adapter_config.json", peft_fields())
 
 
 @pytest.mark.parametrize(
@@ -874,7 +874,7 @@ def test_a_configuration_that_changes_the_result_is_refused(change: dict[str, ob
     ],
 )
 def test_fields_without_an_effect_are_read_over(change: dict[str, object]) -> None:
-    with_it, without = (PeftConfig.read(each, "here", peft_fields()) for each in (PLAIN | change, PLAIN))
+    with_it, without = (read_config(each, "here", peft_fields()) for each in (PLAIN | change, PLAIN))
     assert replace(with_it, fields={}) == replace(without, fields={})
 
 

@@ -14,6 +14,7 @@ from lorabake import VerifyOptions, load_recipe, verify
 from lorabake.adapters import peft_fields
 from lorabake.baking import plan
 from lorabake.errors import LorabakeError
+from lorabake.keymap.adapter_config import read_config
 from lorabake.keymap.peft import PeftConfig
 from tests import builders as b
 
@@ -29,7 +30,7 @@ NEWER: list[dict[str, object]] = [
 
 
 def config(**fields: object) -> PeftConfig:
-    return PeftConfig.read(fields, "adapter_config.json", peft_fields())
+    return read_config(fields, "adapter_config.json", peft_fields())
 
 
 def weight(*kernel: int) -> torch.Tensor:

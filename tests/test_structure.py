@@ -51,8 +51,6 @@ TABLES = {"architectures", "components"}
 LONGER = {
     "execution.worker": "to be parted",
     "execution.worker.Executor": "to be parted",
-    "keymap.peft": "to be parted",
-    "keymap.peft.PeftConfig": "to be parted",
     "matching.__init__": "to be parted",
     "matching.__init__._Match": "to be parted",
     "reference.recompute": "to be parted",

@@ -6,14 +6,24 @@ r is the rank that the training began with; of its singular values the file has 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lorabake.adapters.kind import Product
-from lorabake.adapters.settings import Settings, Terms, stated
+from lorabake.adapters.settings import Settings, TermsOf
 from lorabake.adapters.shapes import Shapes, Tensors, product_fault
+from lorabake.keymap.said import Said
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True, slots=True)
+class AdaLoraSettings(Settings):
+    """Scale by `alpha` over the `rank` that the training began with."""
+
+    alpha: float
+    rank: float
 
 
 class AdaLora(Product):
@@ -44,11 +54,11 @@ class AdaLora(Product):
         """Return the number of singular values."""
         return shapes["down"][0]
 
-    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+    def settings(self, said: Said, shapes: Shapes) -> AdaLoraSettings:
         """Read alpha and the first rank; refuse a count of singular values that the configuration does not know."""
-        alpha, rank = stated(config, "lora_alpha"), stated(config, "init_r")
-        patterns = (config or {}).get("rank_pattern")
-        kept = patterns.get(f"{module}.lora_E") if isinstance(patterns, dict) else None
+        alpha, rank = said.number("lora_alpha"), said.number("init_r")
+        patterns = said.value("rank_pattern")
+        kept = patterns.get(f"{said.module}.lora_E") if isinstance(patterns, dict) else None
         count = sum(map(bool, kept)) if isinstance(kept, list) else rank
         if count != shapes["down"][0]:
             raise ValueError(f"it has {shapes['down'][0]} singular values, and adapter_config.json says {count:g}")
@@ -56,7 +66,7 @@ class AdaLora(Product):
             raise ValueError(
                 "lora_alpha is not positive: PEFT then scales by another rank after loading than in training"
             )
-        return {"alpha": alpha if alpha > 0 else rank, "rank": rank}
+        return AdaLoraSettings(alpha if alpha > 0 else rank, rank)
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Check the product's shape."""
@@ -64,9 +74,9 @@ class AdaLora(Product):
             return f"lora_A {shapes['down']} and lora_E {shapes['lora_E']} disagree on the rank"
         return product_fault(shapes["up"], shapes["down"], weight, "lora_B and lora_A")
 
-    def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
+    def factors(self, tensors: Tensors, terms: TermsOf[AdaLoraSettings]) -> tuple[torch.Tensor, torch.Tensor]:
         """Put singular values and scale into the right-hand factor."""
-        scale = cast(float, terms.settings["alpha"]) / (cast(float, terms.settings["rank"]) + 1e-5)
+        scale = terms.settings.alpha / (terms.settings.rank + 1e-5)
         return tensors["up"], tensors["down"] * tensors["lora_E"] * scale
 
 

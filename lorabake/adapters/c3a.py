@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lorabake.adapters.kind import Delta
-from lorabake.adapters.settings import Settings, Terms, whole_number
+from lorabake.adapters.settings import Terms
 from lorabake.adapters.shapes import Shapes, Tensors, matrix
+from lorabake.keymap.said import Said
 
 if TYPE_CHECKING:
     import torch
@@ -31,9 +32,9 @@ class C3a(Delta):
         fits = len(shape) == 3 and (shape[0] * shape[2], shape[1] * shape[2]) == matrix(weight)
         return None if fits else f"its kernels are {shape}"
 
-    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+    def configured(self, said: Said, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
         """Ask for blocks of the size that the configuration names."""
-        size = whole_number(config, "block_size")
+        size = said.count("block_size")
         return {"c3a_kernel": (weight[0] // size, matrix(weight)[1] // size, size)} if size else {}
 
     def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:

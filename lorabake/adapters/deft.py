@@ -7,14 +7,24 @@ with `para` nothing is put in. PEFT's layout.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lorabake.adapters.kind import Delta
-from lorabake.adapters.settings import Settings, Terms, stated, whole_number
+from lorabake.adapters.settings import Settings, TermsOf
 from lorabake.adapters.shapes import Shapes, Tensors
+from lorabake.keymap.said import Said
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True, slots=True)
+class DeftSettings(Settings):
+    """Project by an orthogonal factor or by relu, and put in rows times a scale."""
+
+    orthogonal: bool
+    scale: float
 
 
 class Deft(Delta):
@@ -38,16 +48,15 @@ class Deft(Delta):
         """Return the number of directions."""
         return shapes["deft_P"][1]
 
-    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+    def settings(self, said: Said, shapes: Shapes) -> DeftSettings:
         """Read how the projector is made, and the scale of what is put in."""
-        said = config or {}
-        method = said.get("decomposition_method")
+        method = said.value("decomposition_method")
         if method not in ("relu", "qr"):
             raise ValueError("no adapter_config.json says decomposition_method")
-        if bool(said.get("para")) == ("deft_R" in shapes):
+        if said.is_set("para") == ("deft_R" in shapes):
             raise ValueError("its tensors and para in adapter_config.json contradict each other")
-        alpha = stated(config, "alpha") if said.get("alpha") else self.rank(shapes)
-        return {"orthogonal": method == "qr", "scale": alpha / self.rank(shapes)}
+        alpha = said.number("alpha") if said.is_set("alpha") else self.rank(shapes)
+        return DeftSettings(method == "qr", alpha / self.rank(shapes))
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for directions as long as a column, and a row for each of them."""
@@ -56,23 +65,25 @@ class Deft(Delta):
             return f"its directions {p} and rows {r} are for another size"
         return None
 
-    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+    def configured(self, said: Said, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
         """Ask for as many directions as the rank."""
-        rank = whole_number(config, "r")
+        rank = said.count("r")
         return {"deft_P": (weight[0], rank), "deft_R": (rank, weight[1])} if rank else {}
 
-    def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
+    def prepare(self, tensors: Tensors, terms: TermsOf[DeftSettings]) -> Tensors:
         """Make the projector's two factors, and scale what is put in."""
         import torch
 
         p = tensors["deft_P"]
-        left = torch.linalg.qr(p).Q if terms.settings["orthogonal"] else p
-        found = {"left": left, "right": left if terms.settings["orthogonal"] else p.relu()}
+        left = torch.linalg.qr(p).Q if terms.settings.orthogonal else p
+        found = {"left": left, "right": left if terms.settings.orthogonal else p.relu()}
         if "deft_R" in tensors:
-            found["rows"] = tensors["deft_R"] * cast(float, terms.settings["scale"])
+            found["rows"] = tensors["deft_R"] * terms.settings.scale
         return found
 
-    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+    def delta(
+        self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: TermsOf[DeftSettings]
+    ) -> torch.Tensor:
         """Take the subspace out, and put the rows in."""
         taken = tensors["right"].T @ weight
         return tensors["left"] @ (tensors["rows"] - taken if "rows" in tensors else -taken)

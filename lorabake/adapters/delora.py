@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lorabake.adapters.kind import Product
-from lorabake.adapters.settings import Settings, Terms, whole_number
+from lorabake.adapters.settings import Terms
 from lorabake.adapters.shapes import Shapes, Tensors, product_fault
+from lorabake.keymap.said import Said
 
 if TYPE_CHECKING:
     import torch
@@ -42,9 +43,9 @@ class DeLora(Product):
             return f"its delora_lambda is {strength}, not (1,)"
         return fault or (None if lengths == weight[1:] else f"it has the lengths of {lengths} inputs")
 
-    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+    def configured(self, said: Said, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
         """Ask for as many rows of A as the rank."""
-        rank = whole_number(config, "r")
+        rank = said.count("r")
         return {"delora_A": (rank, weight[1])} if rank else {}
 
     def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lorabake.adapters.kind import Product
-from lorabake.adapters.settings import Settings, Terms, whole_number
+from lorabake.adapters.settings import Terms
 from lorabake.adapters.shapes import Shapes, Tensors, product_fault
+from lorabake.keymap.said import Said
 
 if TYPE_CHECKING:
     import torch
@@ -40,9 +41,9 @@ class EmbeddingLora(Product):
         up, down = shapes["embedding_up"][::-1], shapes["embedding_down"][::-1]
         return product_fault(down, up, weight, "lora_embedding_A and lora_embedding_B, turned,")
 
-    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+    def configured(self, said: Said, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
         """Ask for as many rows of A as the rank."""
-        rank = whole_number(config, "r")
+        rank = said.count("r")
         return {"embedding_down": (rank, weight[0])} if rank else {}
 
     def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:

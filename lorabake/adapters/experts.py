@@ -10,19 +10,24 @@ Others: `down` (experts, r, in) and `up` (experts, out, r), either of them also 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lorabake.adapters.kind import Delta
-from lorabake.adapters.settings import Settings, Terms, whole_number
+from lorabake.adapters.settings import Settings, TermsOf
 from lorabake.adapters.shapes import Shapes, Tensors
-from lorabake.keymap.peft import WHO_TRAINED
+from lorabake.keymap.said import WHO_TRAINED, Said
 from lorabake.keymap.view import View
 
 if TYPE_CHECKING:
     import torch
 
-SIDE = "side of A"
-"""What a configuration has beside PEFT's fields: the side of the weight that A reads, 1 or 2, None if unknown."""
+
+@dataclass(frozen=True, slots=True)
+class ExpertSettings(Settings):
+    """Say which side of the weight A reads, 1 or 2; None where the shapes tell it."""
+
+    side: int | None = None
 
 
 class ExpertLora(Delta):
@@ -72,25 +77,25 @@ class ExpertLora(Delta):
             return "its alpha is over a rank that its tensors do not tell"
         return None if self.sides(shapes, weight) else f"its deltas are {up[-2]} × {down[-1]}"
 
-    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+    def settings(self, said: Said, shapes: Shapes) -> ExpertSettings:
         """Say which side A reads where the shapes of the weight do not tell; refuse where nothing does."""
         if shapes["down"][-1] != shapes["up"][-2]:
-            return {}
-        if (side := (config or {}).get(SIDE)) not in (1, 2):
+            return ExpertSettings()
+        if said.side is None:
             raise ValueError(
                 f"as many outputs as inputs ({shapes['down'][-1]}), and nothing tells which side its A reads\n"
                 f"PEFT changed that in 0.19.1: {WHO_TRAINED}"
             )
-        return {"side": side}
+        return ExpertSettings(said.side)
 
-    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+    def configured(self, said: Said, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
         """Ask for the rank of each expert."""
-        rank, down = whole_number(config, "r"), shapes["down"]
+        rank, down = said.count("r"), shapes["down"]
         if rank is None:
             return {}
         return {"down": (rank * weight[0], down[1]) if len(down) == 2 else (down[0], rank, down[2])}
 
-    def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
+    def prepare(self, tensors: Tensors, terms: TermsOf[ExpertSettings]) -> Tensors:
         """Part the experts: the left factors (experts, first, r), with the scale, and the right ones."""
         up, down, experts = tensors["up"], tensors["down"], terms.shape[0]
         if down.dim() == 2:
@@ -99,10 +104,12 @@ class ExpertLora(Delta):
         else:
             a = down.expand(experts, -1, -1)
             b = (up * terms.scale).expand(experts, -1, -1)
-        side = terms.settings.get("side", 2 if a.shape[2] == terms.shape[2] else 1)
+        side = terms.settings.side or (2 if a.shape[2] == terms.shape[2] else 1)
         return {"left": b, "right": a} if side == 2 else {"left": a.transpose(1, 2), "right": b.transpose(1, 2)}
 
-    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+    def delta(
+        self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: TermsOf[ExpertSettings]
+    ) -> torch.Tensor:
         """Multiply the factors of these rows' experts."""
         import torch
 

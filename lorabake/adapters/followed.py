@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from lorabake.adapters import dora
 from lorabake.adapters.programs import PROGRAMS
@@ -55,13 +55,14 @@ class Followed(Slots):
         return None
 
     def follow(
-        self, settings: Settings, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float
+        self, settings: Any, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float
     ) -> Settings:
         """Return the settings by which the kind follows a program: the same where its law is the definition.
 
         `weight` is the module's shape.
         """
-        return settings
+        own: Settings = settings
+        return own
 
     def share(self, strength: float, program: str, shapes: Shapes) -> float:
         """Return what W(1) − W is multiplied by: the strength, but in programs that put it elsewhere."""

@@ -6,16 +6,26 @@ from the configuration's `random_loc_seed`, and drawn again here. Gao et al. 202
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from lorabake.adapters.draws import scattered
 from lorabake.adapters.kind import Delta
-from lorabake.adapters.settings import Settings, Terms, stated, stated_seed, whole_number
+from lorabake.adapters.settings import Settings, TermsOf
 from lorabake.adapters.shapes import Shapes, Tensors, matrix
+from lorabake.keymap.said import Said
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True, slots=True)
+class FourierFtSettings(Settings):
+    """Scale the transform, and draw the places by a seed."""
+
+    scaling: float
+    seed: int
 
 
 class FourierFt(Delta):
@@ -30,29 +40,31 @@ class FourierFt(Delta):
         {"n_frequency", "n_frequency_pattern", "scaling", "random_loc_seed", "fan_in_fan_out", "init_weights", "bias"}
     )
 
-    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+    def settings(self, said: Said, shapes: Shapes) -> FourierFtSettings:
         """Read the scale and the seed of the places."""
-        return {"scaling": stated(config, "scaling"), "seed": stated_seed(config, "random_loc_seed")}
+        return FourierFtSettings(said.number("scaling"), said.seed("random_loc_seed"))
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for no more coefficients than values."""
         shape = shapes["fourierft_spectrum"]
         return None if len(shape) == 1 and shape[0] <= prod(matrix(weight)) else f"its spectrum is {shape}"
 
-    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+    def configured(self, said: Said, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
         """Ask for as many coefficients as the configuration names."""
-        count = whole_number(config, "n_frequency")
+        count = said.count("n_frequency")
         return {"fourierft_spectrum": (count,)} if count else {}
 
-    def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
+    def prepare(self, tensors: Tensors, terms: TermsOf[FourierFtSettings]) -> Tensors:
         """Put the coefficients in their places and transform them."""
         import torch
 
         spectrum = tensors["fourierft_spectrum"]
-        dense = scattered(spectrum, matrix(terms.shape), cast(int, terms.settings["seed"]))
-        return {"delta": torch.fft.ifft2(dense).real * cast(float, terms.settings["scaling"])}
+        dense = scattered(spectrum, matrix(terms.shape), terms.settings.seed)
+        return {"delta": torch.fft.ifft2(dense).real * terms.settings.scaling}
 
-    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+    def delta(
+        self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: TermsOf[FourierFtSettings]
+    ) -> torch.Tensor:
         """Return these rows."""
         return tensors["delta"][rows]
 

@@ -8,18 +8,28 @@ core of the B-part. Chavan et al. 2023 (arXiv 2306.07967), as LyCORIS defines it
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lorabake.adapters.kind import Delta
 from lorabake.adapters.programs import OF_KOHYA, PROGRAMS
-from lorabake.adapters.settings import Settings, Terms
+from lorabake.adapters.settings import Settings, TermsOf
 from lorabake.adapters.shapes import Shapes, Tensors, fits, matrix
+from lorabake.keymap.said import Said
 
 if TYPE_CHECKING:
     import torch
 
 SLOTS = ("a1", "a2", "b1", "b2")
 TURNED = {"a1": "a2", "a2": "a1", "b1": "b2", "b2": "b1"}
+
+
+@dataclass(frozen=True, slots=True)
+class GloraSettings(Settings):
+    """Follow a program: take what fits either way for the layout of LyCORIS 1, and leave alpha out."""
+
+    is_old: bool = False
+    is_unscaled: bool = False
 
 
 class Glora(Delta):
@@ -37,6 +47,10 @@ class Glora(Delta):
     def rank(self, shapes: Shapes) -> int:
         """Return the smaller side of a1."""
         return min(matrix(shapes["glora_a1"]))
+
+    def settings(self, said: Said, shapes: Shapes) -> GloraSettings:
+        """Begin with the definition."""
+        return GloraSettings()
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for one of the two orientations."""
@@ -64,31 +78,33 @@ class Glora(Delta):
         return None
 
     def follow(
-        self, settings: Settings, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float
+        self, settings: GloraSettings, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float
     ) -> Settings:
         """Ignore alpha as AUTOMATIC1111 does.
 
         Where the tensors fit either way, all but LyCORIS take them for those of LyCORIS 1.
         """
         if program == "a1111":
-            return {**settings, "old": True, "unscaled": True}
+            return GloraSettings(is_old=True, is_unscaled=True)
         either = program != "lycoris" and _is_old(shapes, weight) and _is_new(shapes, weight)
-        return {**settings, "old": True} if either else settings
+        return GloraSettings(is_old=True) if either else settings
 
-    def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
+    def prepare(self, tensors: Tensors, terms: TermsOf[GloraSettings]) -> Tensors:
         """Name the factors as LyCORIS does today, flat, and fold the core in."""
         shapes = {slot: tuple(tensor.shape) for slot, tensor in tensors.items()}
-        new = _is_new(shapes, terms.shape) and not terms.settings.get("old")
+        new = _is_new(shapes, terms.shape) and not terms.settings.is_old
         found = {slot: tensors[f"glora_{slot if new else TURNED[slot]}"].flatten(1) for slot in SLOTS}
         if "glora_bm" in tensors:
             found["b2"] = (found["b2"].T @ tensors["glora_bm"].flatten(2)).flatten(1)
         return found
 
-    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+    def delta(
+        self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: TermsOf[GloraSettings]
+    ) -> torch.Tensor:
         """Mix the inputs of these rows by a1·a2, and add b1·b2."""
         cube = weight.reshape(weight.shape[0], terms.shape[1], -1).transpose(1, 2)
         mixed = ((cube @ tensors["a1"]) @ tensors["a2"]).transpose(1, 2).flatten(1)
-        scale = 1.0 if terms.settings.get("unscaled") else terms.scale
+        scale = 1.0 if terms.settings.is_unscaled else terms.scale
         return (mixed + tensors["b1"][rows] @ tensors["b2"]).mul_(scale)
 
 

@@ -7,16 +7,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lorabake.adapters.kind import Delta
-from lorabake.adapters.settings import Settings, Terms, stated, whole_number
+from lorabake.adapters.settings import Settings, TermsOf
 from lorabake.adapters.shapes import Shapes, Tensors, product_fault
+from lorabake.keymap.said import Said
 
 if TYPE_CHECKING:
     import torch
 
 GENERAL = frozenset({"gralora_A_general", "gralora_B_general"})
+
+
+@dataclass(frozen=True, slots=True)
+class GraLoraSettings(Settings):
+    """Scale by alpha over both ranks."""
+
+    scale: float
 
 
 class GraLora(Delta):
@@ -37,11 +46,11 @@ class GraLora(Delta):
         {"r", "hybrid_r", "alpha", "gralora_k", "gralora_dropout", "fan_in_fan_out", "bias", "init_weights"}
     )
 
-    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+    def settings(self, said: Said, shapes: Shapes) -> GraLoraSettings:
         """Compute the scale."""
-        alpha = stated(config, "alpha")
+        alpha = said.number("alpha")
         hybrid = shapes["gralora_A_general"][0] if "gralora_A_general" in shapes else 0
-        return {"scale": alpha / (shapes["gralora_A"][2] + hybrid)}
+        return GraLoraSettings(alpha / (shapes["gralora_A"][2] + hybrid))
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for blocks that cover the weight."""
@@ -55,28 +64,31 @@ class GraLora(Delta):
             return "only one factor of its general LoRA is there"
         return product_fault(general[1], general[0], weight, "the factors of its general LoRA") if general else None
 
-    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+    def configured(self, said: Said, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
         """Ask for blocks of the number and the rank that the configuration names, and for the general LoRA's rank."""
-        count, rank = whole_number(config, "gralora_k"), whole_number(config, "r")
-        general = whole_number(config, "hybrid_r")
+        count, rank = said.count("gralora_k"), said.count("r")
+        general = said.count("hybrid_r")
         wanted: dict[str, tuple[int, ...]] = {}
         if count and rank:
             wanted = {"gralora_A": (count, weight[1] // count, rank), "gralora_B": (count, rank, weight[0] // count)}
         return wanted | ({"gralora_A_general": (general, weight[1])} if general else {})
 
-    def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
+    def prepare(self, tensors: Tensors, terms: TermsOf[GraLoraSettings]) -> Tensors:
         """Multiply all blocks out."""
         import torch
 
         a, b = tensors["gralora_A"], tensors["gralora_B"]
         k, share = a.shape[0], a.shape[2] // a.shape[0]
-        cut = torch.einsum("nict,cnto->coni", a.unflatten(2, (k, share)), b.unflatten(1, (k, share)))  # type: ignore[no-untyped-call]
+        ranks_of_inputs, ranks_of_outputs = (*a.shape[:2], k, share), (k, k, share, b.shape[2])
+        cut = torch.einsum("nict,cnto->coni", a.reshape(ranks_of_inputs), b.reshape(ranks_of_outputs))
         whole = cut.reshape(terms.shape[0], terms.shape[1])
         if "gralora_A_general" in tensors:
             whole = whole + tensors["gralora_B_general"] @ tensors["gralora_A_general"]
-        return {"delta": whole * cast(float, terms.settings["scale"])}
+        return {"delta": whole * terms.settings.scale}
 
-    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+    def delta(
+        self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: TermsOf[GraLoraSettings]
+    ) -> torch.Tensor:
         """Return these rows."""
         return tensors["delta"][rows]
 

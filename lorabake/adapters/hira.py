@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lorabake.adapters.kind import Delta
-from lorabake.adapters.settings import Settings, Terms, whole_number
+from lorabake.adapters.settings import Terms
 from lorabake.adapters.shapes import Shapes, Tensors, matrix, product_fault
+from lorabake.keymap.said import Said
 
 if TYPE_CHECKING:
     import torch
@@ -27,9 +28,9 @@ class Hira(Delta):
         """Check the product's shape."""
         return product_fault(shapes["hira_B"], shapes["hira_A"], weight, "hira_B and hira_A")
 
-    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+    def configured(self, said: Said, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
         """Ask for as many rows of A as the rank."""
-        rank = whole_number(config, "r")
+        rank = said.count("r")
         return {"hira_A": (rank, matrix(weight)[1])} if rank else {}
 
     def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:

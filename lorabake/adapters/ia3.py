@@ -6,13 +6,15 @@ PEFT stores the factor itself (`ia3_l`): W' = W ⊙ l; where it scales outputs, 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
 from lorabake.adapters.kind import Delta
-from lorabake.adapters.settings import Settings, Terms
+from lorabake.adapters.settings import Settings, Terms, TermsOf
 from lorabake.adapters.shapes import Shapes, Tensors
 from lorabake.keymap.patterns import matches_whole
+from lorabake.keymap.said import Said
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +69,13 @@ class Ia3(Delta):
         return _scaled(weight, factor, rows, terms, inputs=side == "inputs")
 
 
+@dataclass(frozen=True, slots=True)
+class PeftIa3Settings(Settings):
+    """Say whether inputs are scaled, and not outputs."""
+
+    inputs: bool
+
+
 class PeftIa3(Delta):
     """Scale outputs or inputs by l (PEFT)."""
 
@@ -78,22 +87,22 @@ class PeftIa3(Delta):
     peft_type = "IA3"
     peft_fields = frozenset({"feedforward_modules", "init_ia3_weights", "fan_in_fan_out"})
 
-    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+    def settings(self, said: Said, shapes: Shapes) -> PeftIa3Settings:
         """Tell by the shape which side is scaled; a convolution's tells nothing, there `feedforward_modules` does."""
         shape = shapes["ia3_l"]
         told = shape[0] == 1 if len(shape) == 2 and 1 in shape and shape != (1, 1) else None
-        listed = (config or {}).get("feedforward_modules")
-        said: bool | None = None
+        listed, module = said.value("feedforward_modules"), said.module
+        meant: bool | None = None
         if isinstance(listed, str):
-            said = matches_whole(listed, module)
-        elif isinstance(listed, list) or (told is None and config is not None and listed is None):
-            said = any(module.endswith(str(name)) for name in listed or ())  # as PEFT: `conv` is `preconv`, too
-        if told is None and said is None:
+            meant = matches_whole(listed, module)
+        elif isinstance(listed, list) or (told is None and said.is_given and listed is None):
+            meant = any(module.endswith(str(name)) for name in listed or ())  # as PEFT: `conv` is `preconv`, too
+        if told is None and meant is None:
             raise ValueError("no adapter_config.json says whether IA3 scales its inputs or outputs")
-        if None not in (told, said) and told != said:
-            side = "inputs" if said else "outputs"
+        if None not in (told, meant) and told != meant:
+            side = "inputs" if meant else "outputs"
             raise ValueError(f"its ia3_l is {shape}, and feedforward_modules in adapter_config.json means {side}")
-        return {"inputs": said if told is None else told}
+        return PeftIa3Settings(bool(meant if told is None else told))
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for one number an output or an input."""
@@ -105,17 +114,19 @@ class PeftIa3(Delta):
             return None
         return f"its factors are {shape}"
 
-    def unsettled(self, settings: Settings, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+    def unsettled(self, settings: PeftIa3Settings, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for one factor for each of what is scaled; a grouped convolution has fewer inputs a row."""
-        inputs, count = bool(settings["inputs"]), prod(shapes["ia3_l"])
+        inputs, count = settings.inputs, prod(shapes["ia3_l"])
         if count == weight[inputs]:
             return None
         side = "inputs" if inputs else "outputs"
         return f"it scales {count} {side}, and the base's weight is {' × '.join(map(str, weight))}"
 
-    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+    def delta(
+        self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: TermsOf[PeftIa3Settings]
+    ) -> torch.Tensor:
         """Return W ⊙ (l − 1)."""
-        return _scaled(weight, tensors["ia3_l"] - 1, rows, terms, inputs=bool(terms.settings["inputs"]))
+        return _scaled(weight, tensors["ia3_l"] - 1, rows, terms, inputs=terms.settings.inputs)
 
 
 class PeftIa3Bias(PeftIa3):
@@ -131,13 +142,15 @@ class PeftIa3Bias(PeftIa3):
         """Leave the check to the weight."""
         return None
 
-    def unsettled(self, settings: Settings, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+    def unsettled(self, settings: PeftIa3Settings, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Leave the check to the weight, too."""
         return None
 
-    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+    def delta(
+        self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: TermsOf[PeftIa3Settings]
+    ) -> torch.Tensor:
         """Return b ⊙ (l − 1) if l scales outputs."""
-        if terms.settings["inputs"]:
+        if terms.settings.inputs:
             return weight.new_zeros(weight.shape)
         return weight * (tensors["ia3_l"] - 1).reshape(-1, 1)[rows]
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lorabake.adapters import dora
 from lorabake.adapters.dora import MAGNITUDES, Dora, Lengthened
 from lorabake.adapters.effect import Check, Effect, Factors, Law, Value
 from lorabake.adapters.followed import Followed
-from lorabake.adapters.settings import Configured, Settings, Terms
+from lorabake.adapters.settings import Configured, TermsOf
 from lorabake.adapters.shapes import Shapes, Tensors, matrix
 from lorabake.keymap.view import View
 
@@ -112,7 +112,7 @@ class Kind(Configured, Followed, ABC):
         """Tell whether a stored row takes others to be computed; `turned`, these are the weight's columns."""
         return self.mixes_rows(turned=turned) or (magnitude is not None and (turned or magnitude.needs_all_rows))
 
-    def working_values(self, shapes: Shapes, settings: Settings) -> int:
+    def working_values(self, shapes: Shapes, settings: Any) -> int:
         """Count the values that it holds, at most, while it computes, beside the weight."""
         return sum(2 * rows * columns for rows, columns in map(matrix, shapes.values()))
 
@@ -120,7 +120,7 @@ class Kind(Configured, Followed, ABC):
     def summed_terms(self, shapes: Shapes, weight: tuple[int, ...]) -> int:
         """Count the terms of the sums that one value of the change takes."""
 
-    def effect(self, tensors: Tensors, terms: Terms, check: Check, lengths: Dora | None = None) -> Effect:
+    def effect(self, tensors: Tensors, terms: TermsOf[Any], check: Check, lengths: Dora | None = None) -> Effect:
         """Compute once what all rows need, and return what rows are changed by, with `lengths` on top.
 
         Raise ValueError for values that no such weight can have.
@@ -133,7 +133,7 @@ class Kind(Configured, Followed, ABC):
         return Lengthened(inner, magnitude.reshape(-1), lengths)
 
     @abstractmethod
-    def _effect(self, tensors: Tensors, terms: Terms, check: Check) -> Effect:
+    def _effect(self, tensors: Tensors, terms: TermsOf[Any], check: Check) -> Effect:
         """Return the effect without any DoRA."""
 
 
@@ -155,7 +155,7 @@ class Product(Kind):
         return self.parameter == "weight"
 
     @abstractmethod
-    def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
+    def factors(self, tensors: Tensors, terms: TermsOf[Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (up, down), shaped (out, rank) and (rank, columns), whose product is the unscaled delta."""
 
     def mixes_rows(self, *, turned: bool) -> bool:
@@ -166,7 +166,7 @@ class Product(Kind):
         """Count the rank."""
         return self.rank(shapes)
 
-    def _effect(self, tensors: Tensors, terms: Terms, check: Check) -> Effect:
+    def _effect(self, tensors: Tensors, terms: TermsOf[Any], check: Check) -> Effect:
         up, down = self.factors(tensors, terms)
         rows, columns = matrix(terms.shape)
         return Factors(check(up, (rows, len(down))), check(down, (len(down), columns)) * terms.scale)
@@ -182,12 +182,12 @@ class Delta(Kind):
     may_sum_weight = True
     by_rows: ClassVar[bool] = True
 
-    def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
+    def prepare(self, tensors: Tensors, terms: TermsOf[Any]) -> Tensors:
         """Compute once what all rows need; `delta` gets the result in the place of the tensors."""
         return tensors
 
     @abstractmethod
-    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: TermsOf[Any]) -> torch.Tensor:
         """Return W(1) − W of some rows of the module, scale included; `weight` holds those rows (rows, columns)."""
 
     def mixes_rows(self, *, turned: bool) -> bool:
@@ -198,10 +198,10 @@ class Delta(Kind):
         """Count the longest side of what a row may be computed from."""
         return max(weight[1:] if self.by_rows else weight, default=1)
 
-    def _effect(self, tensors: Tensors, terms: Terms, check: Check) -> Effect:
+    def _effect(self, tensors: Tensors, terms: TermsOf[Any], check: Check) -> Effect:
         return Law(partial(self._rows, self.prepare(tensors, terms), terms), check)
 
-    def _rows(self, prepared: Tensors, terms: Terms, weight: torch.Tensor, rows: slice) -> torch.Tensor:
+    def _rows(self, prepared: Tensors, terms: TermsOf[Any], weight: torch.Tensor, rows: slice) -> torch.Tensor:
         return self.delta(prepared, weight, rows, terms)
 
 
@@ -242,5 +242,5 @@ class Replacement(Kind):
         """Count a row's longest side."""
         return max(weight[1:], default=1)
 
-    def _effect(self, tensors: Tensors, terms: Terms, check: Check) -> Effect:
+    def _effect(self, tensors: Tensors, terms: TermsOf[Any], check: Check) -> Effect:
         return Value(check(self.value(tensors), matrix(terms.shape)))

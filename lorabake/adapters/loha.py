@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from lorabake.adapters.kind import Delta
 from lorabake.adapters.programs import EVERY, OF_KOHYA, core_unread
-from lorabake.adapters.settings import Settings, Terms, whole_number
+from lorabake.adapters.settings import Terms
 from lorabake.adapters.shapes import Shapes, Tensors, fits, matrix
+from lorabake.keymap.said import Said
 
 if TYPE_CHECKING:
     import torch
@@ -64,9 +65,9 @@ class Loha(Delta):
         """Ask whether the program can fold the cores in."""
         return core_unread(program, weight) if "hada_t1" in shapes else None
 
-    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+    def configured(self, said: Said, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
         """Ask for as many rows of B as the rank."""
-        rank = whole_number(config, "r")
+        rank = said.count("r")
         return {slot: (rank, *shapes[slot][1:]) for slot in ("hada_w1_b", "hada_w2_b")} if rank else {}
 
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from lorabake.adapters.kind import Delta
 from lorabake.adapters.programs import EVERY, OF_KOHYA, PROGRAMS, core_unread
-from lorabake.adapters.settings import Settings, Terms, whole_number
+from lorabake.adapters.settings import NO_SETTINGS, Settings, Terms
 from lorabake.adapters.shapes import Shapes, Tensors, fits, matrix
+from lorabake.keymap.said import Said
 
 if TYPE_CHECKING:
     import torch
@@ -66,13 +67,13 @@ class Lokr(Delta):
         decomposed = "lokr_w1_b" in shapes or "lokr_w2_b" in shapes
         return alpha / self.rank(shapes) if decomposed else 1.0
 
-    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+    def settings(self, said: Said, shapes: Shapes) -> Settings:
         """Refuse what PEFT lays out in a way of its own."""
-        if config is not None and len(shapes.get("lokr_w2", ())) == 3:
+        if said.is_given and len(shapes.get("lokr_w2", ())) == 3:
             raise ValueError(
                 "PEFT trains a whole lokr_w2 of a 1-D convolution in another order than a Kronecker product's"
             )
-        return {}
+        return NO_SETTINGS
 
     def unread(self, program: str, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Name what no one can have meant: three programs scramble a whole W₂ of 1-D and 3-D convolutions."""
@@ -106,9 +107,9 @@ class Lokr(Delta):
         made = sizes[0][0] * sizes[1][0], sizes[0][1] * sizes[1][1]
         return None if made == matrix(weight) else f"its delta is {made[0]} × {made[1]}"
 
-    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+    def configured(self, said: Said, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
         """Ask for as many rows of the right-hand factors as the rank."""
-        rank, slots = whole_number(config, "r"), shapes.keys() & {"lokr_w1_b", "lokr_w2_b"}
+        rank, slots = said.count("r"), shapes.keys() & {"lokr_w1_b", "lokr_w2_b"}
         return {slot: (rank, *shapes[slot][1:]) for slot in slots} if rank else {}
 
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:

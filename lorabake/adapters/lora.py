@@ -9,13 +9,15 @@ Hu et al. 2021 (arXiv 2106.09685); the convolutions and the core as in LyCORIS (
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
 from lorabake.adapters.kind import Delta, Kind, Product
 from lorabake.adapters.programs import EVERY, OF_KOHYA, core_unread
-from lorabake.adapters.settings import Settings, Terms, whole_number
+from lorabake.adapters.settings import Settings, Terms, TermsOf
 from lorabake.adapters.shapes import Shapes, Tensors, fits, matrix, reads
+from lorabake.keymap.said import Said
 
 if TYPE_CHECKING:
     import torch
@@ -121,24 +123,31 @@ class Lora(LoraFactors, Product):
     programs = EVERY
     dora_in = EVERY
 
-    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+    def configured(self, said: Said, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
         """Ask for the shapes of what the training alone needed."""
         rank = self.rank(shapes)
         wanted: dict[str, tuple[int, ...]] = {
             "monteclora_std_prior": (rank,),
             "monteclora_gaussian_var_prior": (rank, rank),
         }
-        if samples := whole_number(config, "monteclora_config", "num_samples"):
+        if samples := said.count("monteclora_config", "num_samples"):
             wanted |= dict.fromkeys(("monteclora_expert_weights", "monteclora_expert_weights_prior"), (samples,))
-        if groups := whole_number(config, "velora_config", "num_groups"):
+        if groups := said.count("velora_config", "num_groups"):
             wanted["velora_embed"] = (-(-matrix(weight)[1] // groups),)
         return wanted
 
-    def misconfigured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+    def misconfigured(self, said: Said, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Compare the rank first."""
-        if (rank := whole_number(config, "r")) not in (None, self.rank(shapes)):
+        if (rank := said.count("r")) not in (None, self.rank(shapes)):
             return f"its rank is {self.rank(shapes)}, and adapter_config says {rank}"
-        return super().misconfigured(config, shapes, weight)
+        return super().misconfigured(said, shapes, weight)
+
+
+@dataclass(frozen=True, slots=True)
+class SparseSettings(Settings):
+    """Say whether the sparse values are left out, as programs do."""
+
+    is_bare: bool = False
 
 
 class SparseLora(LoraFactors, Delta):
@@ -157,11 +166,15 @@ class SparseLora(LoraFactors, Delta):
     programs = OF_KOHYA
     dora_in = OF_KOHYA
 
+    def settings(self, said: Said, shapes: Shapes) -> SparseSettings:
+        """Begin with the definition."""
+        return SparseSettings()
+
     def follow(
-        self, settings: Settings, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float
+        self, settings: SparseSettings, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float
     ) -> Settings:
         """Leave the sparse values out: no program reads them but an extension of AUTOMATIC1111, no longer kept."""
-        return {**settings, "bare": True}
+        return SparseSettings(is_bare=True)
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for one row and one column a value."""
@@ -170,7 +183,7 @@ class SparseLora(LoraFactors, Delta):
             return f"its sparse values {values}, places {places} and size {size} do not go together"
         return super().fault(shapes, weight)
 
-    def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
+    def prepare(self, tensors: Tensors, terms: TermsOf[SparseSettings]) -> Tensors:
         """Put the values in their places."""
         size = tuple(int(side) for side in tensors["sparse_size"])
         if size != matrix(terms.shape):
@@ -181,11 +194,13 @@ class SparseLora(LoraFactors, Delta):
             raise ValueError("its sparse values have places out of the weight")
         up, down = self.factors(tensors, terms)
         dense = tensors["sparse_values"].new_zeros(size)
-        if not terms.settings.get("bare"):
+        if not terms.settings.is_bare:
             dense.index_put_((rows, columns), tensors["sparse_values"], True)
         return {"up": up, "down": down, "rest": dense}
 
-    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+    def delta(
+        self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: TermsOf[SparseSettings]
+    ) -> torch.Tensor:
         """Add the product's rows and the sparse ones."""
         return (tensors["up"][rows] @ tensors["down"]).add_(tensors["rest"][rows]).mul_(terms.scale)
 

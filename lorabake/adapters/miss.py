@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lorabake.adapters.kind import Delta
-from lorabake.adapters.settings import Settings, Terms, whole_number
+from lorabake.adapters.settings import Terms
 from lorabake.adapters.shapes import Shapes, Tensors, matrix
+from lorabake.keymap.said import Said
 
 if TYPE_CHECKING:
     import torch
@@ -37,10 +38,10 @@ class Miss(Delta):
             fits = len(shape) == 2 and 0 < shape[0] <= columns and shape[1] > 0 and rows % shape[1] == 0
         return None if fits else f"its block is {shape}"
 
-    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+    def configured(self, said: Said, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
         """Ask for the block that the initialisation names: for all outputs, for some that repeat, or one a tile."""
-        rank, start = whole_number(config, "r"), config.get("init_weights")
-        outputs = whole_number(config, "mini_r") if start == "mini" else weight[0]
+        rank, start = said.count("r"), said.value("init_weights")
+        outputs = said.count("mini_r") if start == "mini" else weight[0]
         if not rank or not outputs:
             return {}
         return {"miss_block": (weight[0] // rank, rank, rank) if start == "bat" else (rank, outputs)}

@@ -6,15 +6,24 @@ embeddings ΔW = scale·a·b, with a (tokens, rank) and b (rank, width).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lorabake.adapters.kind import Product
-from lorabake.adapters.settings import Settings, Terms, whole_number
+from lorabake.adapters.settings import Settings, TermsOf
 from lorabake.adapters.shapes import Shapes, Tensors, product_fault
 from lorabake.keymap.peft import INPUTS
+from lorabake.keymap.said import Said
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True, slots=True)
+class MlxSettings(Settings):
+    """Say whether it is for an embedding."""
+
+    is_embedding: bool
 
 
 class Mlx(Product):
@@ -35,25 +44,25 @@ class Mlx(Product):
         fault = product_fault(shapes["lora_b"][::-1], shapes["lora_a"][::-1], weight, "lora_b and lora_a, turned,")
         return fault and product_fault(shapes["lora_a"], shapes["lora_b"], weight, "lora_a and lora_b") and fault
 
-    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+    def settings(self, said: Said, shapes: Shapes) -> MlxSettings:
         """Tell an embedding by its name: a square one fits either way."""
-        return {"embedding": True} if module.rpartition(".")[2] in INPUTS else {}
+        return MlxSettings(said.module.rpartition(".")[2] in INPUTS)
 
-    def unsettled(self, settings: Settings, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
+    def unsettled(self, settings: MlxSettings, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Check the factors as the settings have them."""
         a, b = shapes["lora_a"], shapes["lora_b"]
-        if settings.get("embedding"):
+        if settings.is_embedding:
             return product_fault(a, b, weight, "lora_a and lora_b of an embedding")
         return product_fault(b[::-1], a[::-1], weight, "lora_b and lora_a, turned,")
 
-    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+    def configured(self, said: Said, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
         """Ask for as many columns of a as the rank."""
-        rank = whole_number(config, "lora_parameters", "rank")
+        rank = said.count("lora_parameters", "rank")
         return {"lora_a": (shapes["lora_a"][0], rank)} if rank else {}
 
-    def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
+    def factors(self, tensors: Tensors, terms: TermsOf[MlxSettings]) -> tuple[torch.Tensor, torch.Tensor]:
         """Turn both, but on embeddings."""
-        if terms.settings.get("embedding"):
+        if terms.settings.is_embedding:
             return tensors["lora_a"], tensors["lora_b"]
         return tensors["lora_b"].T.contiguous(), tensors["lora_a"].T.contiguous()
 

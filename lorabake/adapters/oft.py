@@ -12,16 +12,32 @@ Qiu et al. 2023 (arXiv 2306.07280); Liu et al. 2023, BOFT (arXiv 2311.06243).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from lorabake.adapters.kind import Delta
 from lorabake.adapters.programs import OF_KOHYA
 from lorabake.adapters.rotations import bounded, cayley
-from lorabake.adapters.settings import Settings, Terms
+from lorabake.adapters.settings import Settings, Terms, TermsOf
 from lorabake.adapters.shapes import Shapes, Tensors, fits
+from lorabake.keymap.said import Said
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True, slots=True)
+class OftSettings(Settings):
+    """Read alpha 0 as kohya does, or not; and follow a program.
+
+    `bound` is what alpha is multiplied by, the outputs if None. `inside` is the strength that is in the rotations.
+    What `is_bare` knows no `rescale`.
+    """
+
+    kohya: bool
+    bound: int | None = None
+    inside: float | None = None
+    is_bare: bool = False
 
 
 class Oft(Delta):
@@ -42,9 +58,9 @@ class Oft(Delta):
         """Tell LyCORIS's BOFT by its rounds."""
         return "BOFT" if len(shapes.get("oft_blocks", ())) == 4 else self.title
 
-    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+    def settings(self, said: Said, shapes: Shapes) -> OftSettings:
         """Tell kohya's files by their prefix: they mean something else by alpha 0."""
-        return {"kohya": module.startswith("oft_")}
+        return OftSettings(said.module.startswith("oft_"))
 
     def unread(self, program: str, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Name what ComfyUI fails at."""
@@ -53,20 +69,18 @@ class Oft(Delta):
         return None
 
     def follow(
-        self, settings: Settings, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float
+        self, settings: OftSettings, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float
     ) -> Settings:
         """Take alpha 0 for no bound, as all three do, and put the strength where they do.
 
         ComfyUI bounds ‖Q‖ by alpha alone; its OFT knows no `rescale`, its BOFT has the strength in each round and
         once more outside. LyCORIS's BOFT has it in each round alone, and `rescale` is whole at any strength.
         """
-        read_as: dict[str, object] = {**settings, "kohya": False}
         if program == "comfyui":
             in_rounds = len(shapes["oft_blocks"]) == 4
-            read_as |= {"bound": 1} | ({"inside": strength} if in_rounds else {"bare": True})
-        if program == "lycoris" and self._is_inside(strength, shapes):
-            read_as |= {"inside": strength}
-        return read_as
+            return OftSettings(False, 1, strength if in_rounds else None, is_bare=not in_rounds)
+        is_inside = program == "lycoris" and self._is_inside(strength, shapes)
+        return OftSettings(False, inside=strength if is_inside else None)
 
     def share(self, strength: float, program: str, shapes: Shapes) -> float:
         """Square the strength of ComfyUI's OFT; LyCORIS's is in the rotations already."""
@@ -92,25 +106,25 @@ class Oft(Delta):
             return f"its rescale is {shapes['rescale']}"
         return None
 
-    def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
+    def prepare(self, tensors: Tensors, terms: TermsOf[OftSettings]) -> Tensors:
         """Build the rotations (rounds, n, b, b), as they multiply rows."""
         import torch
 
         blocks = tensors["oft_blocks"]
         skew = blocks - blocks.transpose(-1, -2)
         if "alpha" in tensors:
-            bound = float(tensors["alpha"].reshape(-1)[0]) * cast(int, terms.settings.get("bound", terms.shape[0]))
-            if bound > 0 or terms.settings["kohya"]:
+            bound = float(tensors["alpha"].reshape(-1)[0]) * (terms.settings.bound or terms.shape[0])
+            if bound > 0 or terms.settings.kohya:
                 skew = bounded(skew, bound)
         turns = cayley(skew)
-        if "inside" in terms.settings:
+        if terms.settings.inside is not None:
             eye = torch.eye(turns.shape[-1], dtype=turns.dtype, device=turns.device)
-            turns = eye + cast(float, terms.settings["inside"]) * (turns - eye)
+            turns = eye + terms.settings.inside * (turns - eye)
         found = {"rounds": turns} if turns.dim() == 4 else {"turns": turns.transpose(-1, -2)}
-        rescales = "rescale" in tensors and not terms.settings.get("bare")
+        rescales = "rescale" in tensors and not terms.settings.is_bare
         return found | ({"rescale": tensors["rescale"]} if rescales else {})
 
-    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: TermsOf[OftSettings]) -> torch.Tensor:
         """Rotate all rows, round after round."""
         columns = weight.shape[1]
         if "turns" in tensors:
@@ -143,7 +157,7 @@ class OldOft(Oft):
         return None
 
     def follow(
-        self, settings: Settings, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float
+        self, settings: OftSettings, program: str, shapes: Shapes, weight: tuple[int, ...], strength: float
     ) -> Settings:
         """Leave it at the definition."""
         return settings
@@ -159,7 +173,7 @@ class OldOft(Oft):
             return None
         return f"its blocks are {shape}"
 
-    def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
+    def prepare(self, tensors: Tensors, terms: TermsOf[OftSettings]) -> Tensors:
         """Take the blocks, as they multiply rows."""
         return {"turns": tensors["oft_diag"].transpose(1, 2)}
 

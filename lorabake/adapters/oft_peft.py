@@ -11,13 +11,14 @@ Liu et al. 2023, BOFT (arXiv 2311.06243); Qiu et al. 2025 (arXiv 2506.19847).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lorabake.adapters.kind import Delta
 from lorabake.adapters.rotations import cayley, series
-from lorabake.adapters.settings import Settings, Terms, whole_number
+from lorabake.adapters.settings import NO_SETTINGS, Settings, Terms, TermsOf
 from lorabake.adapters.shapes import Shapes, Tensors, matrix
-from lorabake.keymap.peft import WHO_TRAINED, is_before
+from lorabake.keymap.said import WHO_TRAINED, Said
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +26,15 @@ if TYPE_CHECKING:
 
 MAX_TERMS = 100
 """Terms of a rotation's series; PEFT takes 5 unless it is told otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeftOftSettings(Settings):
+    """Take so many terms of the series, none for the exact rotation; Q `is_scaled`, the last term `is_whole`."""
+
+    terms: int
+    is_scaled: bool
+    is_whole: bool = False
 
 
 class PeftOft(Delta):
@@ -44,27 +54,28 @@ class PeftOft(Delta):
         | {"coft", "eps", "module_dropout", "fan_in_fan_out", "bias", "init_weights", "alpha_pattern"}
     )
 
-    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+    def settings(self, said: Said, shapes: Shapes) -> PeftOftSettings:
         """Choose the rotation: the tensors alone do not tell which of two opposite ones is meant."""
         if "scaled_oft" in shapes:
-            return {"terms": 5, "scaled": True}
-        if config is None:
+            return PeftOftSettings(5, is_scaled=True)
+        if not said.is_given:
             raise ValueError("no adapter_config.json says use_cayley_neumann: the two readings turn opposite ways")
-        if config.get("coft"):
+        if said.is_set("coft"):
             raise ValueError("coft is set: PEFT projects such rotations once more whenever it loads them")
-        if "use_cayley_neumann" not in config:
+        if not said.has("use_cayley_neumann"):
             raise ValueError("its adapter_config.json, of an older PEFT, does not say use_cayley_neumann")
-        count = config.get("num_cayley_neumann_terms", 5)
-        if type(count) is not int or not 1 <= count <= MAX_TERMS:
-            raise ValueError(f"num_cayley_neumann_terms is {count!r:.50}, and 1 to {MAX_TERMS} are known")
-        if not config["use_cayley_neumann"]:
-            return {"terms": 0, "scaled": False}
-        older = is_before(config, 0, 18, 0)
+        count = said.integer("num_cayley_neumann_terms", 5)
+        if count is None or not 1 <= count <= MAX_TERMS:
+            stated = said.value("num_cayley_neumann_terms")
+            raise ValueError(f"num_cayley_neumann_terms is {stated!r:.50}, and 1 to {MAX_TERMS} are known")
+        if not said.is_set("use_cayley_neumann"):
+            return PeftOftSettings(0, is_scaled=False)
+        older = said.is_before(0, 18, 0)
         if older is None and count > 2:
             raise ValueError(f"the series of PEFT before 0.18 was another: {WHO_TRAINED}")
         if older:
-            return {"terms": count, "scaled": False, "whole": True}
-        return {"terms": 4 if count == 3 else count, "scaled": False}  # PEFT computes the same for both
+            return PeftOftSettings(count, is_scaled=False, is_whole=True)
+        return PeftOftSettings(4 if count == 3 else count, is_scaled=False)  # PEFT computes the same for both
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for as many packed triangles as cover the inputs, or for one that all blocks share."""
@@ -74,20 +85,20 @@ class PeftOft(Delta):
             return f"its packed rotations {shape} do not cover {columns} inputs"
         return None
 
-    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+    def configured(self, said: Said, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
         """Ask for one triangle a block, or for one alone where blocks share it; for blocks of the size that is named.
 
         Where r or the size does not divide the inputs, PEFT takes another.
         """
         columns, size = matrix(weight)[1], _block_size(shapes["oft_R"][1])
-        named, count = whole_number(config, "oft_block_size"), whole_number(config, "r")
+        named, count = said.count("oft_block_size"), said.count("r")
         if named is not None and columns % named == 0:
             size = named
         elif named is None and count is not None and columns % count == 0:
             size = columns // count
-        return {"oft_R": (1 if config.get("block_share") else columns // size, size * (size - 1) // 2)}
+        return {"oft_R": (1 if said.is_set("block_share") else columns // size, size * (size - 1) // 2)}
 
-    def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
+    def prepare(self, tensors: Tensors, terms: TermsOf[PeftOftSettings]) -> Tensors:
         """Unpack the triangles and build what multiplies blocks of columns from the right."""
         import torch
 
@@ -97,13 +108,14 @@ class PeftOft(Delta):
         skew = packed.new_zeros(packed.shape[0], size, size)
         skew[:, rows, columns] = packed
         skew = skew - skew.transpose(1, 2)
-        if terms.settings["scaled"]:
+        if terms.settings.is_scaled:
             skew = skew / (2 * (size - 1) ** 0.5)
-        count = cast(int, terms.settings["terms"])
-        last = 2 if terms.settings.get("whole") else 1
+        count, last = terms.settings.terms, 2 if terms.settings.is_whole else 1
         return {"turns": (series(skew, count, last) if count else cayley(-skew)).transpose(1, 2)}
 
-    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+    def delta(
+        self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: TermsOf[PeftOftSettings]
+    ) -> torch.Tensor:
         """Rotate the blocks of these rows."""
         return _turn_inputs(weight, tensors["turns"]) - weight
 
@@ -131,15 +143,15 @@ class PeftBoft(Delta):
         | {"init_weights"}
     )
 
-    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+    def settings(self, said: Said, shapes: Shapes) -> Settings:
         """Refuse what PEFT before 0.14 trained of convolutions."""
-        if _is_of_convolution(shapes) and is_before(config or {}, 0, 14, 0):
+        if _is_of_convolution(shapes) and said.is_before(0, 14, 0):
             raise ValueError(f"{_MIXED_UP}\nMerge it with the PEFT that trained it.")
-        return {}
+        return NO_SETTINGS
 
-    def doubt(self, config: Settings | None, shapes: Shapes) -> str:
+    def doubt(self, said: Said, shapes: Shapes) -> str:
         """Tell where nothing says that it is newer."""
-        return _MIXED_UP if _is_of_convolution(shapes) and is_before(config or {}, 0, 14, 0) is None else ""
+        return _MIXED_UP if _is_of_convolution(shapes) and said.is_before(0, 14, 0) is None else ""
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for square blocks that cover the inputs, in pairs for each further round, and one scale an output."""
@@ -151,13 +163,13 @@ class PeftBoft(Delta):
         wanted = (weight[0], 1) if len(weight) == 2 else (1, weight[0])
         return None if shapes["boft_s"] == wanted else f"its boft_s is {shapes['boft_s']}, not {wanted}"
 
-    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+    def configured(self, said: Said, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
         """Ask for blocks of the size, or of the number, that is named, and for as many rounds.
 
         One round may be there in the place of more: without CUDA PEFT trains no more.
         """
-        columns, rounds = matrix(weight)[1], whole_number(config, "boft_n_butterfly_factor")
-        size, count = whole_number(config, "boft_block_size"), whole_number(config, "boft_block_num")
+        columns, rounds = matrix(weight)[1], said.count("boft_n_butterfly_factor")
+        size, count = said.count("boft_block_size"), said.count("boft_block_num")
         if not rounds or bool(size) == bool(count):
             return {}
         size = size or columns // (count or 1)

@@ -11,13 +11,16 @@ Both are divided by their standard deviation.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
+from lorabake.adapters.draws import seed_of
 from lorabake.adapters.kind import Product
-from lorabake.adapters.settings import Settings, Terms, seed_of, stated, whole_number
+from lorabake.adapters.settings import Settings, TermsOf
 from lorabake.adapters.shapes import Shapes, Tensors
+from lorabake.keymap.said import Said
 
 if TYPE_CHECKING:
     import torch
@@ -32,21 +35,39 @@ def sizes(rank: int, largest: tuple[int, int]) -> tuple[Shape, Shape]:
 
 
 @lru_cache(maxsize=1)
-def draw(seed: int, a: Shape, b: Shape, sparsity: float) -> tuple[torch.Tensor, torch.Tensor]:
+def draw(drawn: RandLoraDraws) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw A and B; they are the same for all modules, and large, so the last ones are kept."""
     import torch
 
-    generator, found = torch.Generator().manual_seed(seed), []
-    for rows, bases, columns in (a, b):
+    generator, found, sparsity = torch.Generator().manual_seed(drawn.seed), [], drawn.sparsity
+    for rows, bases, columns in (drawn.a, drawn.b):
         if sparsity:
             chances = torch.rand((rows, bases, columns), generator=generator)
-            drawn = (chances > 1 - 1 / (2 * sparsity)).float() - (chances < 1 / (2 * sparsity)).float()
+            values = (chances > 1 - 1 / (2 * sparsity)).float() - (chances < 1 / (2 * sparsity)).float()
         else:
             bound = columns**-0.5  # Kaiming's uniform law with a = √5, whose fan-in is 1 · columns
             each = [torch.empty((rows, 1, columns), dtype=torch.bfloat16) for _ in range(bases)]
-            drawn = torch.cat([basis.uniform_(-bound, bound, generator=generator) for basis in each], dim=1)
-        found.append(drawn / drawn.std())
+            values = torch.cat([basis.uniform_(-bound, bound, generator=generator) for basis in each], dim=1)
+        found.append(values / values.std())
     return found[0], found[1]
+
+
+@dataclass(frozen=True, slots=True)
+class RandLoraDraws:
+    """Say how A and B are drawn: by which seed, in which shapes, how sparse."""
+
+    seed: int
+    a: Shape
+    b: Shape
+    sparsity: float
+
+
+@dataclass(frozen=True, slots=True)
+class RandLoraSettings(Settings):
+    """Scale by alpha over the rank; `drawn` says how A and B are drawn, where the file lacks them."""
+
+    scale: float
+    drawn: RandLoraDraws | None = None
 
 
 class RandLora(Product):
@@ -77,22 +98,22 @@ class RandLora(Product):
         """Return the number of products that are summed."""
         return shapes["randlora_lambda"][0] * shapes["randlora_lambda"][1]
 
-    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+    def settings(self, said: Said, shapes: Shapes) -> RandLoraSettings:
         """Compute the scale."""
-        return {"scale": stated(config, "randlora_alpha") / shapes["randlora_lambda"][0]}
+        return RandLoraSettings(said.number("randlora_alpha") / shapes["randlora_lambda"][0])
 
-    def redraw(self, config: Settings | None, shapes: Shapes, largest: tuple[int, int]) -> Settings:
+    def redrawn(
+        self, settings: RandLoraSettings, said: Said, shapes: Shapes, largest: tuple[int, int]
+    ) -> RandLoraSettings:
         """Read the seed and how sparse the matrices are."""
-        said, rank = config or {}, shapes["randlora_lambda"][0]
-        sparsity = min(largest) ** 0.5 if said.get("very_sparse") else 3.0 if said.get("sparse") else 0.0
-        return {"drawn": (seed_of(config), *sizes(rank, largest), sparsity)}
+        sparsity = min(largest) ** 0.5 if said.is_set("very_sparse") else 3.0 if said.is_set("sparse") else 0.0
+        drawn = RandLoraDraws(seed_of(said), *sizes(shapes["randlora_lambda"][0], largest), sparsity)
+        return replace(settings, drawn=drawn)
 
-    def working_values(self, shapes: Shapes, settings: Settings) -> int:
+    def working_values(self, shapes: Shapes, settings: RandLoraSettings) -> int:
         """Count both matrices that are drawn, too."""
-        if "drawn" not in settings:
-            return super().working_values(shapes, settings)
-        _, a, b, _ = cast(tuple[int, Shape, Shape, float], settings["drawn"])
-        return super().working_values(shapes, settings) + 2 * (prod(a) + prod(b))
+        drawn = prod(settings.drawn.a) + prod(settings.drawn.b) if settings.drawn else 0
+        return super().working_values(shapes, settings) + 2 * drawn
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for matrices that reach to the weight's sides."""
@@ -109,9 +130,9 @@ class RandLora(Product):
             return f"its matrices {a} and {b} do not reach"
         return None
 
-    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+    def configured(self, said: Said, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
         """Ask for as many scales a basis as the rank, and for as many bases as it takes to fill the shorter side."""
-        rank = whole_number(config, "r")
+        rank = said.count("r")
         return {"randlora_lambda": (rank, -(-min(weight) // rank))} if rank else {}
 
     def drawn_shapes(self, shapes: Shapes, largest: tuple[int, int]) -> Shapes:
@@ -119,16 +140,16 @@ class RandLora(Product):
         a, b = sizes(shapes["randlora_lambda"][0], largest)
         return {"randlora_A": a, "randlora_B": b}
 
-    def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
+    def factors(self, tensors: Tensors, terms: TermsOf[RandLoraSettings]) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale the smaller matrix; the other stays as it is."""
         short, long = min(terms.shape), max(terms.shape)
         scales = tensors["randlora_lambda"]
-        if "drawn" in terms.settings:
-            a, b = draw(*cast(tuple[int, Shape, Shape, float], terms.settings["drawn"]))
+        if terms.settings.drawn:
+            a, b = draw(terms.settings.drawn)
         else:
             a, b = tensors["randlora_A"], tensors["randlora_B"]
         right = scales[:, :, None] * a[:, :, :short].to(scales) * tensors["randlora_gamma"]
-        right = right.flatten(end_dim=1) * cast(float, terms.settings["scale"])
+        right = right.flatten(end_dim=1) * terms.settings.scale
         left = b[:long, : scales.shape[1]].to(scales).flatten(1)
         return (left, right) if short == terms.shape[1] else (right.T, left.T)
 

@@ -7,18 +7,28 @@ differ in what shares θ and α: `road_1` a pair, `road_2` nothing, `road_4` not
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 from lorabake.adapters.kind import Delta
-from lorabake.adapters.settings import Settings, Terms
+from lorabake.adapters.settings import Settings, TermsOf
 from lorabake.adapters.shapes import Shapes, Tensors
+from lorabake.keymap.said import Said
 
 if TYPE_CHECKING:
     import torch
 
 PARAMETERS = {"road_1": 0.5, "road_2": 1, "road_4": 2}
 """Variant -> parameters an output."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoadSettings(Settings):
+    """Name the variant, and the size of groups."""
+
+    variant: str
+    group: int
 
 
 class Road(Delta):
@@ -36,14 +46,14 @@ class Road(Delta):
     reads_weight = True
     peft_fields = frozenset({"variant", "group_size", "init_weights", "bias"})
 
-    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+    def settings(self, said: Said, shapes: Shapes) -> RoadSettings:
         """Read the variant and the size of groups."""
-        variant, size = (config or {}).get("variant"), (config or {}).get("group_size", 64)
-        if not isinstance(variant, str) or variant not in PARAMETERS or type(size) is not int or size < 2 or size % 2:
+        variant, size = said.text("variant"), said.integer("group_size", 64)
+        if variant not in PARAMETERS or size is None or size < 2 or size % 2:
             raise ValueError("no adapter_config.json says RoAd's variant and an even group_size")
-        if prod(shapes["road_theta"]) % (PARAMETERS[str(variant)] * size):
+        if prod(shapes["road_theta"]) % (PARAMETERS[variant] * size):
             raise ValueError(f"groups of {size} do not divide its outputs")
-        return {"variant": variant, "group": size}
+        return RoadSettings(variant, size)
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for as many parameters as one of the variants has."""
@@ -52,22 +62,24 @@ class Road(Delta):
             return None
         return f"its road_theta is {theta}, its road_alpha {alpha}"
 
-    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+    def configured(self, said: Said, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
         """Ask for as many parameters as the variant has."""
-        count = PARAMETERS.get(str(config.get("variant")), 0) * weight[0]
+        count = PARAMETERS.get(said.text("variant"), 0) * weight[0]
         return {"road_theta": (int(count),)} if count else {}
 
-    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+    def delta(
+        self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: TermsOf[RoadSettings]
+    ) -> torch.Tensor:
         """Rotate all rows."""
         import torch
 
-        size = cast(int, terms.settings["group"])
+        size = terms.settings.group
         theta, alpha = tensors["road_theta"].reshape(-1), tensors["road_alpha"].reshape(-1)
-        if terms.settings["variant"] == "road_4":
+        if terms.settings.variant == "road_4":
             theta, alpha = (each.reshape(-1, 2, 2, size // 2) for each in (theta, alpha))
             cosine, sine = alpha[:, 0] * theta[:, 0].cos(), alpha[:, 1] * theta[:, 1].sin()
         else:
-            halves = 1 if terms.settings["variant"] == "road_1" else 2
+            halves = 1 if terms.settings.variant == "road_1" else 2
             theta, alpha = (each.reshape(-1, halves, size // 2).expand(-1, 2, -1) for each in (theta, alpha))
             cosine, sine = alpha * theta.cos(), alpha * theta.sin()
         pairs = weight.reshape(-1, 2, size // 2, weight.shape[1])

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lorabake.adapters.kind import Delta
-from lorabake.adapters.settings import Settings, Terms, whole_number
+from lorabake.adapters.settings import Terms
 from lorabake.adapters.shapes import Shapes, Tensors
+from lorabake.keymap.said import Said
 
 if TYPE_CHECKING:
     import torch
@@ -33,9 +34,9 @@ class Shira(Delta):
             return f"its values {values} and places {places} do not go together"
         return None if len(weight) == 2 else "it is for linear layers"
 
-    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+    def configured(self, said: Said, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
         """Ask for as many values as a LoRA of that rank would have."""
-        rank = whole_number(config, "r")
+        rank = said.count("r")
         return {"shira_weight": (rank * sum(weight),)} if rank else {}
 
     def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:

@@ -6,17 +6,26 @@ arXiv 2607.09287; PEFT's layout.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from lorabake.adapters.kind import Delta
-from lorabake.adapters.settings import Settings, Terms, stated, whole_number
+from lorabake.adapters.settings import Settings, TermsOf
 from lorabake.adapters.shapes import Shapes, Tensors, product_fault
+from lorabake.keymap.said import Said
 
 if TYPE_CHECKING:
     import torch
 
 PRODUCT = frozenset({"super_A", "super_B"})
+
+
+@dataclass(frozen=True, slots=True)
+class SupertuningSettings(Settings):
+    """Scale the product."""
+
+    scale: float
 
 
 class Supertuning(Delta):
@@ -38,15 +47,15 @@ class Supertuning(Delta):
         {"r", "lora_alpha", "lora_dropout", "sparsity", "select_top", "save_precomputed_indices", "init_weights"}
     )
 
-    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+    def settings(self, said: Said, shapes: Shapes) -> SupertuningSettings:
         """Read the product's scale, and ask for the places: found again, they depend on the last bit of the base."""
         if "super_places" not in shapes:
             raise ValueError(
                 "its places are not in the file (save_precomputed_indices was off)\n"
                 "Load it with PEFT on its base, set save_precomputed_indices, and save it again."
             )
-        scale = stated(config, "lora_alpha") / shapes["super_A"][0] if "super_A" in shapes else 1.0
-        return {"scale": scale}
+        scale = said.number("lora_alpha") / shapes["super_A"][0] if "super_A" in shapes else 1.0
+        return SupertuningSettings(scale)
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for one place a value, and for both factors or none."""
@@ -61,15 +70,15 @@ class Supertuning(Delta):
             return product_fault(shapes["super_B"], shapes["super_A"], weight, "its factors")
         return None
 
-    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+    def configured(self, said: Said, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
         """Ask for the share of values that the configuration leaves, and for the product's rank."""
-        sparsity, rank = config.get("sparsity"), whole_number(config, "r")
+        sparsity, rank = said.value("sparsity"), said.count("r")
         wanted: dict[str, tuple[int, ...]] = {"super_A": (rank, weight[1])} if rank else {}
         if isinstance(sparsity, (int, float)) and 0 <= sparsity < 1:
             wanted["super_values"] = (int(prod(weight) * (1 - sparsity)),)
         return wanted
 
-    def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
+    def prepare(self, tensors: Tensors, terms: TermsOf[SupertuningSettings]) -> Tensors:
         """Put the values in their places; the product takes its scale."""
         places, count = tensors["super_places"].long(), prod(terms.shape)
         if not bool(((places >= 0) & (places < count)).all()):
@@ -77,10 +86,12 @@ class Supertuning(Delta):
         dense = tensors["super_values"].new_zeros(count).index_add_(0, places, tensors["super_values"])
         found = {"dense": dense.view(terms.shape)}
         if "super_A" in tensors:
-            found |= {"up": tensors["super_B"], "down": tensors["super_A"] * cast(float, terms.settings["scale"])}
+            found |= {"up": tensors["super_B"], "down": tensors["super_A"] * terms.settings.scale}
         return found
 
-    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+    def delta(
+        self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: TermsOf[SupertuningSettings]
+    ) -> torch.Tensor:
         """Return these rows of both."""
         sparse = tensors["dense"][rows]
         return sparse + tensors["up"][rows] @ tensors["down"] if "up" in tensors else sparse

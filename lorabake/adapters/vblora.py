@@ -7,14 +7,23 @@ numbers, and all weights but the last, which is what is left to 1. Li et al. 202
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from lorabake.adapters.kind import Product
-from lorabake.adapters.settings import Settings, Terms, whole_number
+from lorabake.adapters.settings import Settings, TermsOf
 from lorabake.adapters.shapes import Shapes, Tensors
+from lorabake.keymap.said import Said
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True, slots=True)
+class VbLoraSettings(Settings):
+    """Say how many vectors are mixed."""
+
+    topk: int
 
 
 class VbLora(Product):
@@ -42,12 +51,12 @@ class VbLora(Product):
         """Return the rank of the product."""
         return shapes["logits_A"][0]
 
-    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+    def settings(self, said: Said, shapes: Shapes) -> VbLoraSettings:
         """Read how many vectors are mixed."""
-        topk = (config or {}).get("topk")
-        if type(topk) is not int or not 0 < topk <= shapes["logits_A"][2]:
+        topk = said.integer("topk")
+        if topk is None or not 0 < topk <= shapes["logits_A"][2]:
             raise ValueError("no adapter_config.json says topk")
-        return {"topk": topk}
+        return VbLoraSettings(topk)
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for pieces that cover the weight's sides."""
@@ -58,19 +67,19 @@ class VbLora(Product):
             return f"its logits {a} and {b} do not go with a bank of {bank[0]}"
         return _covers(a, b, bank, weight)
 
-    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+    def configured(self, said: Said, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
         """Ask for a bank of the size that the configuration names, and for the rank."""
-        rank, count, length = (whole_number(config, name) for name in ("r", "num_vectors", "vector_length"))
+        rank, count, length = (said.count(name) for name in ("r", "num_vectors", "vector_length"))
         if not (rank and count and length):
             return {}
         chosen = {self.chooser: (rank, *shapes[self.chooser][1:])}
         return {"bank": (count, length), **chosen}
 
-    def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
+    def factors(self, tensors: Tensors, terms: TermsOf[VbLoraSettings]) -> tuple[torch.Tensor, torch.Tensor]:
         """Mix the vectors."""
         mixed = []
         for logits in (tensors["logits_A"], tensors["logits_B"]):
-            best, places = logits.topk(cast(int, terms.settings["topk"]), dim=-1)
+            best, places = logits.topk(terms.settings.topk, dim=-1)
             mixed.append((best.softmax(dim=-1)[..., None] * tensors["bank"][places]).sum(-2))
         return _product(*mixed)
 
@@ -92,9 +101,9 @@ class ChosenVbLora(VbLora):
         """Return the rank of the product."""
         return shapes["indices_A"][0]
 
-    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
-        """Nothing: the tensors tell how many vectors are mixed."""
-        return {}
+    def settings(self, said: Said, shapes: Shapes) -> VbLoraSettings:
+        """Count the vectors that are mixed: the tensors tell."""
+        return VbLoraSettings(shapes["indices_A"][2])
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for pieces that cover the weight's sides."""
@@ -107,7 +116,7 @@ class ChosenVbLora(VbLora):
             return "it has not one weight less than vectors chosen"
         return _covers(a, b, bank, weight)
 
-    def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
+    def factors(self, tensors: Tensors, terms: TermsOf[VbLoraSettings]) -> tuple[torch.Tensor, torch.Tensor]:
         """Mix the vectors."""
         import torch
 

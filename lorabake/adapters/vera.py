@@ -8,30 +8,50 @@ drew them, A first, both uniform within ±√(6/columns). Kopiczko et al. 2024 (
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
+from lorabake.adapters.draws import seed_of
 from lorabake.adapters.kind import Product
-from lorabake.adapters.settings import Settings, Terms, seed_of, whole_number
+from lorabake.adapters.settings import Settings, TermsOf
 from lorabake.adapters.shapes import Shapes, Tensors
+from lorabake.keymap.said import Said
 
 if TYPE_CHECKING:
     import torch
 
 Found = TypeVar("Found")
-Drawn = tuple[int, int, int, int, int]
 
 
 @lru_cache(maxsize=1)
-def draw(seed: int, high: int, rank: int, outputs: int, inputs: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw A, `high` rows of it, and B; they are the same for all modules, so the last ones are kept."""
+def draw(drawn: VeraDraws) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw A and B; they are the same for all modules, so the last ones are kept."""
     import torch
 
-    generator, found = torch.Generator().manual_seed(seed), []
-    for rows, columns in ((high, inputs), (outputs, rank)):
+    generator, found = torch.Generator().manual_seed(drawn.seed), []
+    for rows, columns in ((drawn.high, drawn.inputs), (drawn.outputs, drawn.rank)):
         bound = (6 / columns) ** 0.5
         found.append(torch.empty((rows, columns), dtype=torch.float32).uniform_(-bound, bound, generator=generator))
     return found[0], found[1]
+
+
+@dataclass(frozen=True, slots=True)
+class VeraDraws:
+    """Say how A (high, inputs) and B (outputs, rank) are drawn, and by which seed."""
+
+    seed: int
+    high: int
+    rank: int
+    outputs: int
+    inputs: int
+
+
+@dataclass(frozen=True, slots=True)
+class VeraSettings(Settings):
+    """Say how A and B are drawn, where the file lacks them."""
+
+    drawn: VeraDraws | None = None
 
 
 class Vera(Product):
@@ -60,17 +80,20 @@ class Vera(Product):
         """Return the length of λ_d."""
         return shapes["vera_lambda_d"][0]
 
-    def redraw(self, config: Settings | None, shapes: Shapes, largest: tuple[int, int]) -> Settings:
+    def settings(self, said: Said, shapes: Shapes) -> VeraSettings:
+        """Begin with matrices in the file."""
+        return VeraSettings()
+
+    def redrawn(self, settings: VeraSettings, said: Said, shapes: Shapes, largest: tuple[int, int]) -> VeraSettings:
         """Read the seed."""
         high = next(shapes[slot][0] for slot in shapes if slot.endswith("vera_lambda_d"))
-        return {"drawn": (seed_of(config), high, self.rank(shapes), *largest)}
+        return VeraSettings(VeraDraws(seed_of(said), high, self.rank(shapes), *largest))
 
-    def working_values(self, shapes: Shapes, settings: Settings) -> int:
+    def working_values(self, shapes: Shapes, settings: VeraSettings) -> int:
         """Count both matrices that are drawn, too."""
-        if "drawn" not in settings:
-            return super().working_values(shapes, settings)
-        _, high, rank, outputs, inputs = cast(Drawn, settings["drawn"])
-        return super().working_values(shapes, settings) + 2 * (rank * outputs + high * inputs)
+        drawn = settings.drawn
+        count = drawn.rank * drawn.outputs + drawn.high * drawn.inputs if drawn else 0
+        return super().working_values(shapes, settings) + 2 * count
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for matrices that reach to the weight's sides."""
@@ -84,9 +107,9 @@ class Vera(Product):
             return f"its delta is {outputs[0] if outputs else 1} × {a[1]} at most"
         return None
 
-    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+    def configured(self, said: Said, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
         """Ask for a λ_d as long as the rank."""
-        rank = whole_number(config, "r")
+        rank = said.count("r")
         return {"vera_lambda_d": (rank,)} if rank else {}
 
     def drawn_shapes(self, shapes: Shapes, largest: tuple[int, int]) -> Shapes:
@@ -94,11 +117,11 @@ class Vera(Product):
         rank = self.rank(shapes)
         return {"vera_A": (rank, largest[1]), "vera_B": (largest[0], rank)}
 
-    def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
+    def factors(self, tensors: Tensors, terms: TermsOf[VeraSettings]) -> tuple[torch.Tensor, torch.Tensor]:
         """Cut the matrices and scale their rows."""
         outer, inner = tensors["vera_lambda_b"][:, None], tensors["vera_lambda_d"][:, None]
-        if "drawn" in terms.settings:
-            a, b = draw(*cast(Drawn, terms.settings["drawn"]))
+        if terms.settings.drawn:
+            a, b = draw(terms.settings.drawn)
         else:
             a, b = tensors["vera_A"], tensors["vera_B"]
         return outer * b[: terms.shape[0]].to(outer), inner * a[: len(inner), : terms.shape[1]].to(inner)
@@ -127,11 +150,11 @@ class Pvera(Vera):
         """Return half the length of λ_d."""
         return shapes["pvera_lambda_d"][0] // 2
 
-    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+    def settings(self, said: Said, shapes: Shapes) -> VeraSettings:
         """Refuse what is drawn anew for each token."""
-        if (config or {}).get("sample_at_inference"):
+        if said.is_set("sample_at_inference"):
             raise ValueError("sample_at_inference is set: it draws anew for each token; no weight can hold that")
-        return {}
+        return VeraSettings()
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for halves that VeRA would take."""
@@ -141,9 +164,9 @@ class Pvera(Vera):
         halves = {slot: (shape[0] // 2, *shape[1:]) for slot, shape in shapes.items() if slot.endswith(("_d", "_A"))}
         return super().fault(_as_vera({**shapes, **halves}), weight)
 
-    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+    def configured(self, said: Said, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
         """Ask for a λ_d of twice the rank."""
-        rank = whole_number(config, "r")
+        rank = said.count("r")
         return {"pvera_lambda_d": (2 * rank,)} if rank else {}
 
     def drawn_shapes(self, shapes: Shapes, largest: tuple[int, int]) -> Shapes:
@@ -151,7 +174,7 @@ class Pvera(Vera):
         rank = self.rank(shapes)
         return {"pvera_A": (2 * rank, largest[1]), "pvera_B": (largest[0], rank)}
 
-    def factors(self, tensors: Tensors, terms: Terms) -> tuple[torch.Tensor, torch.Tensor]:
+    def factors(self, tensors: Tensors, terms: TermsOf[VeraSettings]) -> tuple[torch.Tensor, torch.Tensor]:
         """Take the upper halves, as VeRA's."""
         halves = {slot: tensor.chunk(2)[0] for slot, tensor in tensors.items() if slot.endswith(("_d", "_A"))}
         return super().factors(_as_vera({**tensors, **halves}), terms)

@@ -9,15 +9,17 @@ Bilican et al. 2025 (arXiv 2505.12532); PEFT.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.util import find_spec
 from math import prod
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from lorabake.adapters.draws import scattered
 from lorabake.adapters.kind import Delta
-from lorabake.adapters.settings import Settings, Terms, stated, stated_seed, whole_number
+from lorabake.adapters.settings import Settings, TermsOf
 from lorabake.adapters.shapes import Shapes, Tensors
 from lorabake.errors import SurroundingsError
+from lorabake.keymap.said import Said
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +52,15 @@ def synthesis(low: torch.Tensor, high: torch.Tensor, taps: tuple[float, ...]) ->
     return found[count - 2 : len(found) - count + 2]
 
 
+@dataclass(frozen=True, slots=True)
+class WaveFtSettings(Settings):
+    """Scale the transform by a wavelet, none if that is empty, and draw the places by a seed."""
+
+    scaling: float
+    seed: int
+    wavelet: str
+
+
 class WaveFt(Delta):
     """Add a sparse spectrum's wavelet transform."""
 
@@ -63,26 +74,25 @@ class WaveFt(Delta):
         | {"wavelet_family", "use_idwt", "fan_in_fan_out", "init_weights"}
     )
 
-    def settings(self, config: Settings | None, module: str, shapes: Shapes) -> Settings:
+    def settings(self, said: Said, shapes: Shapes) -> WaveFtSettings:
         """Read scale, seed and wavelet."""
-        said = config or {}
         scaling, seed, family = (
-            stated(said, "scaling"),
-            stated_seed(said, "random_loc_seed"),
-            said.get("wavelet_family"),
+            said.number("scaling"),
+            said.seed("random_loc_seed"),
+            said.value("wavelet_family"),
         )
-        if type(said.get("use_idwt")) is not bool:
+        if type(said.value("use_idwt")) is not bool:
             raise ValueError("no adapter_config.json says use_idwt")
-        if not said["use_idwt"]:
-            return {"scaling": scaling, "seed": seed, "wavelet": ""}
+        if not said.is_set("use_idwt"):
+            return WaveFtSettings(scaling, seed, "")
         if not isinstance(family, str) or family not in WAVELETS:
             raise ValueError(f"its wavelet is {family!r:.50}, and PEFT has no true filters of that")
         if family != "db1" and not find_spec("pywt"):
             raise SurroundingsError(
-                f"{module}: the wavelet {family} needs the package PyWavelets",
+                f"{said.module}: the wavelet {family} needs the package PyWavelets",
                 "Install the extra: pip install 'lorabake[wavelets]'",
             )
-        return {"scaling": scaling, "seed": seed, "wavelet": family}
+        return WaveFtSettings(scaling, seed, family)
 
     def fault(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Ask for no more coefficients than values."""
@@ -91,18 +101,18 @@ class WaveFt(Delta):
             return "it is for linear layers"
         return None if len(shape) == 1 and shape[0] <= prod(weight) else f"its spectrum is {shape}"
 
-    def configured(self, config: Settings, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
+    def configured(self, said: Said, shapes: Shapes, weight: tuple[int, ...]) -> Shapes:
         """Ask for as many coefficients as the configuration names, where it does not deal them out by sizes."""
-        count = None if config.get("proportional_parameters") else whole_number(config, "n_frequency")
+        count = None if said.is_set("proportional_parameters") else said.count("n_frequency")
         return {"waveft_spectrum": (count,)} if count else {}
 
-    def prepare(self, tensors: Tensors, terms: Terms) -> Tensors:
+    def prepare(self, tensors: Tensors, terms: TermsOf[WaveFtSettings]) -> Tensors:
         """Put the coefficients in their places and transform them."""
         import torch
 
         spectrum, (rows, columns) = tensors["waveft_spectrum"], terms.shape
-        dense = scattered(spectrum, (rows, columns), cast(int, terms.settings["seed"]))
-        if wavelet := cast(str, terms.settings["wavelet"]):
+        dense = scattered(spectrum, (rows, columns), terms.settings.seed)
+        if wavelet := terms.settings.wavelet:
             taps = low_pass(wavelet)
             above, left = (((len(taps) - 2) + side % 2) // 2 for side in (rows, columns))
             below, right = (len(taps) - 2 + side % 2 - before for side, before in ((rows, above), (columns, left)))
@@ -110,9 +120,11 @@ class WaveFt(Delta):
             (a, h), (v, d) = (half.chunk(2, dim=1) for half in wide.chunk(2, dim=0))
             straight, across = synthesis(a.T, v.T, taps).T, synthesis(h.T, d.T, taps).T
             dense = synthesis(straight, across, taps)[:rows, :columns]
-        return {"delta": dense * cast(float, terms.settings["scaling"])}
+        return {"delta": dense * terms.settings.scaling}
 
-    def delta(self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: Terms) -> torch.Tensor:
+    def delta(
+        self, tensors: Tensors, weight: torch.Tensor, rows: slice, terms: TermsOf[WaveFtSettings]
+    ) -> torch.Tensor:
         """Return these rows."""
         return tensors["delta"][rows]
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from lorabake.adapters.effect import Effect
 from lorabake.adapters.programs import SCALE_OF_ALPHA_0
-from lorabake.adapters.settings import Terms
+from lorabake.adapters.settings import TermsOf
 from lorabake.adapters.shapes import matrix
 from lorabake.errors import MatchError, SurroundingsError, ValueTooLargeError, first_line
 from lorabake.execution.device import (
@@ -378,7 +378,7 @@ class Executor:
             slot: self._read_stored(info) if slot in kind.integers else self._read_whole(info)
             for slot, info in kind.operands(patch.tensors).items()
         }
-        terms = Terms(patch.view.shape, scale, patch.settings)
+        terms = TermsOf(patch.view.shape, scale, patch.settings)
         try:
             return kind.effect(tensors, terms, partial(shaped, patch), patch.lengths), scale
         except ValueError as error:

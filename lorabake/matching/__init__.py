@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache, cached_property
 from itertools import islice
 from math import prod
 
 from lorabake.adapters import dora, kinds_of
-from lorabake.adapters.experts import EXPERTS, SIDE
+from lorabake.adapters.experts import EXPERTS
 from lorabake.adapters.kind import Kind
 from lorabake.adapters.programs import PROGRAMS, SCALE_OF_ALPHA_0, SKIPPING_STRENGTH_0
 from lorabake.adapters.settings import Settings
@@ -27,6 +27,7 @@ from lorabake.keymap.experts import STACKS, side_of_a
 from lorabake.keymap.module import Module
 from lorabake.keymap.names import INDEXED, pattern_of
 from lorabake.keymap.peft import PeftConfig
+from lorabake.keymap.said import Said
 from lorabake.keymap.slots import MARKERS, REASONS, LoraModule
 from lorabake.keymap.spelling import Prefixes, Sample, Spellings
 from lorabake.keymap.table import Architecture
@@ -633,7 +634,7 @@ class _Match:
         config, path = self._config_of(module)
         if config is None:
             return None
-        return config.scale_of(path), rows_of(config.fields, path)
+        return config.scale_of(path), rows_of(config.said_of(path))
 
     # -- experts -------------------------------------------------------------------------------------
 
@@ -724,10 +725,10 @@ class _Match:
         target: Module,
     ) -> str | None:
         """Say where tensors that fit their weights have other shapes than the configuration asks for."""
-        fields = config.fields_of(path)
+        said = config.said_of(path)
         for kind in kinds:
             view = self._view(target, kind)
-            if view is not None and (fault := kind.misconfigured(fields, shapes, view.shape)):
+            if view is not None and (fault := kind.misconfigured(said, shapes, view.shape)):
                 return fault
         if config.dora and shapes.keys() & {"down", "lora_a", "embedding_down"} and not dora.is_in(shapes):
             return "adapter_config says use_dora, and there is no magnitude"
@@ -752,14 +753,14 @@ class _Match:
                 continue
             tensors = {slot: module.slots[slot] for slot in sorted(kind.claims(slots) - kind.markers)}
             try:
-                fields, named = (config.fields_of(path), path) if config else (None, module.name)
+                said = config.said_of(path) if config else Said(module.name, is_given=False)
                 if kind is EXPERTS:
-                    fields = {**(fields or {}), SIDE: self._side(module, target, config)}
-                settings = kind.settings(fields, named, module.shapes)
+                    said = replace(said, side=self._side(module, target, config))
+                settings = kind.settings(said, module.shapes)
                 if fault := kind.unsettled(settings, module.shapes, view.shape):
                     raise ValueError(fault)
                 if kind.drawn:
-                    settings = {**settings, **self._drawn(kind, fields, module, target)}
+                    settings = self._drawn(kind, settings, said, module, target)
                 followed = self._followed(kind, settings, module.shapes, view, strength)
             except ValueError as error:
                 self.faults.strange.append((module.name, str(error)))
@@ -767,9 +768,9 @@ class _Match:
             self.follows |= followed != settings
             self._take(view, module.name)
             self.paths.update(self.matcher.names[next(iter(target.views.values())).place])
-            said = config if kind.lacks_scale(tensors) else None
-            scale = said.scale_of(path) if said else None
-            doubts = kind.doubt(fields, module.shapes), said.doubt(path) if said else ""
+            scaling = config if kind.lacks_scale(tensors) else None
+            scale = scaling.scale_of(path) if scaling else None
+            doubts = kind.doubt(said, module.shapes), scaling.doubt(path) if scaling else ""
             self.doubts.update(filter(None, doubts))
             if scale == 0:
                 scale = self._scale_of_alpha_0()
@@ -821,10 +822,8 @@ class _Match:
             return False
         return kind.share(0.0, program, module.shapes) != 0
 
-    def _drawn(
-        self, kind: Kind, fields: Mapping[str, object] | None, module: LoraModule, target: Module
-    ) -> Mapping[str, object]:
-        """Return what it takes to draw random matrices again; check those that are in the file."""
+    def _drawn(self, kind: Kind, settings: Settings, said: Said, module: LoraModule, target: Module) -> Settings:
+        """Return settings with what it takes to draw random matrices again; check those that are in the file."""
         there = kind.drawn & module.slots.keys()
         largest, placeless = self._largest(kind, target.component)
         if placeless and not there:
@@ -833,7 +832,7 @@ class _Match:
         for slot in sorted(there & wanted.keys()):
             if module.shapes[slot] != wanted[slot]:
                 raise ValueError(f"its {slot} is {module.shapes[slot]}, and all its layers ask for {wanted[slot]}")
-        return {} if there else kind.redraw(fields, module.shapes, largest)
+        return settings if there else kind.redrawn(settings, said, module.shapes, largest)
 
     def _largest(self, kind: Kind, component: str) -> tuple[tuple[int, int], str]:
         """Return the most outputs and inputs of the weights that a kind's modules are for, left out or not.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lorabake.adapters import dora
 from lorabake.adapters.dora import Dora
 from lorabake.adapters.kind import Kind
-from lorabake.adapters.settings import Settings
+from lorabake.adapters.settings import NO_SETTINGS, Settings
 from lorabake.keymap.view import View
 from lorabake.tensors.header import TensorInfo
 
@@ -30,7 +30,7 @@ class Patch:
     view: View
     strength: float
     scale: float | None
-    settings: Settings = field(default_factory=dict)
+    settings: Settings = NO_SETTINGS
     parts: int = 1
     semantics: str = ""
     number: int = 0

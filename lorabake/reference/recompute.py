@@ -24,7 +24,7 @@ from lorabake.planning.steps import Step, Target
 from lorabake.reference.arrays import Files, spacing
 from lorabake.reference.codecs import as_stored, largest, may_cancel, next_power, scales, turned, worth
 from lorabake.reference.formulas import FORMULAS, changed
-from lorabake.reference.formulas.formula import Array, Place, Tensors
+from lorabake.reference.formulas.formula import Array, Place, PlaceOf, Tensors
 from lorabake.reference.formulas.laws import scale_of, scale_of_alpha_0, share
 from lorabake.reference.formulas.products import PRODUCTS
 from lorabake.reference.methods import combined, masks_of
@@ -382,7 +382,7 @@ def _widened(patch: Patch, delta: Array) -> Array:
 
 
 def _place(patch: Patch, rows: slice) -> Place:
-    return Place(rows, patch.view.shape, patch.settings, patch.semantics, patch.strength)
+    return PlaceOf(rows, patch.view.shape, patch.settings, patch.semantics, patch.strength)
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from lorabake.adapters import peft_fields, shared, suffixes
 from lorabake.errors import MatchError
+from lorabake.keymap.adapter_config import from_metadata, read_config
 from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.names import PEFT_ROOT
-from lorabake.keymap.peft import PeftConfig, from_metadata
+from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.slots import LoraTensors, sort_tensors
 from lorabake.keymap.spelling import Spellings
 from lorabake.recipe import Lora
@@ -60,7 +61,7 @@ def open_source(entry: Lora, path: Path) -> LoraSource:
         entry=entry,
         checkpoint=checkpoint,
         tensors=sort_tensors(checkpoint.tensors.values(), suffixes(), shared()),
-        config=None if config is None else PeftConfig.read(config, f"{where}: adapter_config.json", peft_fields()),
+        config=None if config is None else read_config(config, f"{where}: adapter_config.json", peft_fields()),
         component_configs=from_metadata(checkpoint.metadata, where, peft_fields()),
     )
 

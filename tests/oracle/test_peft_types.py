@@ -12,7 +12,7 @@ import torch
 
 from lorabake.adapters import peft_fields
 from lorabake.errors import FileError, LorabakeError
-from lorabake.keymap.peft import PLAIN_INITS, REFUSED, REFUSED_FIELDS, WITHOUT_EFFECT, PeftConfig
+from lorabake.keymap.adapter_config import PLAIN_INITS, REFUSED, REFUSED_FIELDS, WITHOUT_EFFECT, read_config
 from tests import builders as b
 from tests.oracle.test_peft_kinds import LAYERS, METHODS, Net, adapter
 
@@ -31,7 +31,7 @@ CHANGED_INITS = {"olora", "pissa", "pissa_niter_[number of iters]", "corda", "lo
 
 @pytest.mark.parametrize("name", TYPES)
 def test_every_type_is_baked_or_refused_with_its_reason(name: str, tmp_path: Path) -> None:
-    assert (name in peft_fields()) != (name in REFUSED), "bake it, or say in keymap/peft.py why not"
+    assert (name in peft_fields()) != (name in REFUSED), "bake it, or say in keymap/adapter_config.py why not"
     if name in REFUSED:
         b.save(tmp_path / "base.safetensors", {"fc.weight": torch.zeros(4, 4)})
         b.save(tmp_path / "adapter" / "adapter_model.safetensors", {"base_model.model.fc.x": torch.zeros(4)})
@@ -69,7 +69,7 @@ def test_every_initialisation_leaves_the_base_or_is_refused() -> None:
     for name in (*CHANGED_INITS, "lora_ga"):
         config = {"peft_type": "LORA", "init_lora_weights": name}
         with pytest.raises(FileError, match="trained against a changed base"):
-            PeftConfig.read(config, "here", peft_fields())
+            read_config(config, "here", peft_fields())
 
 
 @pytest.mark.parametrize("init", [True, False, "gaussian", "orthogonal", "mica", "pissa", "olora"])

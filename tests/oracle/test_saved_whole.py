@@ -12,7 +12,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
-from lorabake.keymap.peft import EMBEDDINGS, HEADS  # noqa: E402
+from lorabake.keymap.adapter_config import HEADS  # noqa: E402
+from lorabake.keymap.peft import EMBEDDINGS  # noqa: E402
 
 SIZES: dict[str, Any] = {
     "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,

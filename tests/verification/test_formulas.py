@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from lorabake.adapters import kinds
+from lorabake.adapters.settings import NO_SETTINGS
 from lorabake.reference.arrays import decode, spacing
 from lorabake.reference.formulas import FORMULAS, changed
-from lorabake.reference.formulas.formula import Place
+from lorabake.reference.formulas.formula import PlaceOf
 from lorabake.reference.recompute import rounded
 from tests import builders as b
 
@@ -26,10 +27,10 @@ def test_lora_is_what_the_papers_say(shape: tuple[int, ...], tucker: bool, dora:
     wanted = b.dora(weight, slots, 0.5) if dora else weight.double() + b.delta(slots, shape, 0.5)
     tensors = {slot: tensor.double().numpy() for slot, tensor in slots.items()}
     flat = weight.double().numpy().reshape(shape[0], -1)
-    found = changed("lora", tensors, flat, Place(slice(0, shape[0]), shape), 0.5)
+    found = changed("lora", tensors, flat, PlaceOf(slice(0, shape[0]), shape, NO_SETTINGS), 0.5)
     np.testing.assert_allclose(found, wanted.reshape(shape[0], -1).numpy(), rtol=1e-12)
     if dora != "column":
-        part = changed("lora", tensors, flat[2:5], Place(slice(2, 5), shape), 0.5)
+        part = changed("lora", tensors, flat[2:5], PlaceOf(slice(2, 5), shape, NO_SETTINGS), 0.5)
         np.testing.assert_allclose(part, found[2:5], rtol=1e-12)
 
 

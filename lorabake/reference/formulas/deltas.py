@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from lorabake.reference.formulas.draws import randlora_bases
-from lorabake.reference.formulas.formula import (
-    Array,
-    Formula,
-    Place,
-    Tensors,
-    product,
-    sparse_rows,
-)
+from lorabake.reference.formulas.formula import Array, Formula, Place, PlaceOf, Tensors, product, sparse_rows
 from lorabake.reference.formulas.products import lora
+
+if TYPE_CHECKING:
+    from lorabake.adapters.experts import ExpertSettings
+    from lorabake.adapters.gralora import GraLoraSettings
+    from lorabake.adapters.ia3 import PeftIa3Settings
+    from lorabake.adapters.randlora import RandLoraSettings
+    from lorabake.adapters.supertuning import SupertuningSettings
+    from lorabake.adapters.tokens import TokenSettings
 
 
 def sparse_lora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -95,14 +98,14 @@ def ia3(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     return _scaled(weight, 1 + tensors["whole_weight"].reshape(-1), place, inputs=tensors["on_input"].any())
 
 
-def ia3_peft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+def ia3_peft(tensors: Tensors, weight: Array, place: PlaceOf[PeftIa3Settings], scale: float) -> Array:
     """W ⊙ l (arXiv 2205.05638)."""
-    return _scaled(weight, tensors["ia3_l"].reshape(-1), place, inputs=place.settings["inputs"])
+    return _scaled(weight, tensors["ia3_l"].reshape(-1), place, inputs=place.settings.inputs)
 
 
-def ia3_peft_bias(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+def ia3_peft_bias(tensors: Tensors, weight: Array, place: PlaceOf[PeftIa3Settings], scale: float) -> Array:
     """Return b ⊙ l where l scales outputs."""
-    return weight if place.settings["inputs"] else weight * tensors["ia3_l"].reshape(-1, 1)[place.rows]
+    return weight if place.settings.inputs else weight * tensors["ia3_l"].reshape(-1, 1)[place.rows]
 
 
 def _scaled(weight: Array, factors: Array, place: Place, *, inputs: object) -> Array:
@@ -119,12 +122,12 @@ def difference(tensors: Tensors, weight: Array, place: Place, scale: float) -> A
     return np.asarray(weight + found.reshape(place.shape[0] if place.shape else 1, -1)[place.rows])
 
 
-def supertuning(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+def supertuning(tensors: Tensors, weight: Array, place: PlaceOf[SupertuningSettings], scale: float) -> Array:
     """W + S + s·B·A, the values of S counted along the rows (arXiv 2607.09287)."""
     rows, columns = np.divmod(tensors["super_places"].astype(int), weight.shape[1])
     changed = weight + sparse_rows(rows, columns, tensors["super_values"], weight, place)
     if "super_A" in tensors:
-        factor = float(place.settings["scale"])  # type: ignore[arg-type]
+        factor = place.settings.scale
         changed += factor * tensors["super_B"][place.rows] @ tensors["super_A"]
     return changed
 
@@ -148,7 +151,7 @@ def miss(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     return changed
 
 
-def expert_lora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+def expert_lora(tensors: Tensors, weight: Array, place: PlaceOf[ExpertSettings], scale: float) -> Array:
     """W_e + scale·B_e·A_e for each expert e, or its transpose; in PEFT's B the experts count first."""
     up, down, (count, high, wide) = tensors["up"], tensors["down"], place.shape
     deltas = np.empty((count, high, wide))
@@ -159,15 +162,15 @@ def expert_lora(tensors: Tensors, weight: Array, place: Place, scale: float) -> 
             ranks = len(down)
             b, a = up[:, expert::count], down[expert * ranks // count : (expert + 1) * ranks // count]
         product = scale * (b @ a)
-        reads_first = place.settings.get("side", 1 if product.shape != (high, wide) else 2) == 1
+        reads_first = (place.settings.side or (1 if product.shape != (high, wide) else 2)) == 1
         deltas[expert] = product.T if reads_first else product
     return np.asarray(weight + deltas.reshape(-1, wide)[place.rows])
 
 
-def trained_tokens(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+def trained_tokens(tensors: Tensors, weight: Array, place: PlaceOf[TokenSettings], scale: float) -> Array:
     """W with some rows replaced."""
-    changed, rows = weight.copy(), place.settings["rows"]
-    for row, new in zip(rows, tensors["tokens"], strict=True):  # type: ignore[call-overload]
+    changed, rows = weight.copy(), place.settings.rows
+    for row, new in zip(rows, tensors["tokens"], strict=True):
         if place.rows.start <= row < place.rows.stop:
             changed[row - place.rows.start] = new
     return changed
@@ -179,7 +182,7 @@ def shira(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     return weight + sparse_rows(rows, columns, tensors["shira_weight"], weight, place)
 
 
-def gralora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+def gralora(tensors: Tensors, weight: Array, place: PlaceOf[GraLoraSettings], scale: float) -> Array:
     """W + scale·(blocks + B·A), the block of outputs c and inputs n being (A[n][:, c-th share]·B[c][n-th share])ᵀ."""
     a, b = tensors["gralora_A"], tensors["gralora_B"]
     k, share = len(a), a.shape[2] // len(a)
@@ -191,13 +194,13 @@ def gralora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Arra
     )
     if "gralora_A_general" in tensors:
         delta = delta + tensors["gralora_B_general"] @ tensors["gralora_A_general"]
-    factor = float(place.settings["scale"])  # type: ignore[arg-type]
+    factor = place.settings.scale
     return np.asarray(weight + factor * delta[place.rows])
 
 
-def randlora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+def randlora(tensors: Tensors, weight: Array, place: PlaceOf[RandLoraSettings], scale: float) -> Array:
     """W + alpha/r·Σ_j B[o, j]·P[j, i], j counting (rank, base) in P and (base, rank) in B (arXiv 2502.00987)."""
-    drawn, scales, short = place.settings.get("drawn"), tensors["randlora_lambda"], min(place.shape)
+    drawn, scales, short = place.settings.drawn, tensors["randlora_lambda"], min(place.shape)
     a, b = randlora_bases(drawn) if drawn else (tensors["randlora_A"], tensors["randlora_B"])
     rank, bases = scales.shape
     turned = place.shape[1] != short
@@ -208,7 +211,7 @@ def randlora(tensors: Tensors, weight: Array, place: Place, scale: float) -> Arr
             left[:, n * rank + r] = high[:, n, r]
             right[r * bases + n] = scales[r, n] * a[r, 0, :short] * tensors["randlora_gamma"][n]
     delta = (left @ right[:, place.rows]).T if turned else left @ right
-    factor = float(place.settings["scale"])  # type: ignore[arg-type]
+    factor = place.settings.scale
     return np.asarray(weight + factor * delta)
 
 

@@ -6,10 +6,15 @@ This is the only place of `reference/` that knows torch: no other generator draw
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lorabake.reference.formulas.formula import Array, Indices
+
+if TYPE_CHECKING:
+    from lorabake.adapters.randlora import RandLoraDraws
+    from lorabake.adapters.vera import VeraDraws
 
 
 def places_of(count: int, seed: int, chosen: int) -> Indices:
@@ -22,26 +27,24 @@ def places_of(count: int, seed: int, chosen: int) -> Indices:
 
 
 @lru_cache(maxsize=1)
-def vera_bases(drawn: tuple[int, int, int, int, int]) -> tuple[Array, Array]:
+def vera_bases(drawn: VeraDraws) -> tuple[Array, Array]:
     """Draw A and B as PEFT does, by Kaiming's law; torch draws, and no more."""
     import torch
 
-    seed, high, rank, outputs, inputs = drawn
-    generator = torch.Generator().manual_seed(seed)
-    a, b = torch.empty(high, inputs), torch.empty(outputs, rank)
+    generator = torch.Generator().manual_seed(drawn.seed)
+    a, b = torch.empty(drawn.high, drawn.inputs), torch.empty(drawn.outputs, drawn.rank)
     for matrix in (a, b):
         torch.nn.init.kaiming_uniform_(matrix, generator=generator)
     return a.double().numpy(), b.double().numpy()
 
 
 @lru_cache(maxsize=1)
-def randlora_bases(drawn: tuple[int, tuple[int, ...], tuple[int, ...], float]) -> tuple[Array, Array]:
+def randlora_bases(drawn: RandLoraDraws) -> tuple[Array, Array]:
     """Draw A and B as PEFT does, rounded to bfloat16 as it rounds; torch draws, and no more."""
     import torch
 
-    seed, of_a, of_b, sparsity = drawn
-    generator, found = torch.Generator().manual_seed(seed), []
-    for rows, bases, columns in (of_a, of_b):
+    generator, found, sparsity = torch.Generator().manual_seed(drawn.seed), [], drawn.sparsity
+    for rows, bases, columns in (drawn.a, drawn.b):
         if sparsity:
             chances = torch.rand((rows, bases, columns), generator=generator).numpy()
             signs = np.where(chances < 1 / (2 * sparsity), -1.0, np.where(chances > 1 - 1 / (2 * sparsity), 1.0, 0.0))

@@ -11,18 +11,24 @@ follows.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lorabake.adapters.settings import Settings
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 Tensors = Mapping[str, Array]
 
 
+S_co = TypeVar("S_co", bound=Settings, covariant=True)
+
+
 @dataclass(frozen=True, slots=True)
-class Place:
+class PlaceOf(Generic[S_co]):
     """Say which rows of a module's weight are asked for, the shape of the whole, and the kind's settings.
 
     `semantics` names a program whose law is followed, with `strength` where that goes into it.
@@ -30,19 +36,22 @@ class Place:
 
     rows: slice
     shape: tuple[int, ...]
-    settings: Mapping[str, object] = field(default_factory=dict)
+    settings: S_co
     semantics: str = ""
     strength: float = 1.0
 
 
-Formula = Callable[[Tensors, Array, Place, float], Array]
-Factors = Callable[[Tensors, Place, float], tuple[float, Array, Array]]
+Place = PlaceOf[Settings]
+"""A place for a kind that needs no settings."""
+
+Formula = Callable[[Tensors, Array, PlaceOf[Any], float], Array]
+Factors = Callable[[Tensors, PlaceOf[Any], float], tuple[float, Array, Array]]
 
 
 def product(factors: Factors) -> Formula:
     """Make the formula W + f·L·R of f, L and R."""
 
-    def formula(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+    def formula(tensors: Tensors, weight: Array, place: PlaceOf[Any], scale: float) -> Array:
         factor, left, right = factors(tensors, place, scale)
         return np.asarray(weight + factor * (left @ right))
 

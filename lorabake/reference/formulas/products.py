@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lorabake.reference.formulas.draws import vera_bases
-from lorabake.reference.formulas.formula import Array, Factors, Place, Tensors, check_places
+from lorabake.reference.formulas.formula import Array, Factors, Place, PlaceOf, Tensors, check_places
+
+if TYPE_CHECKING:
+    from lorabake.adapters.adalora import AdaLoraSettings
+    from lorabake.adapters.mlx import MlxSettings
+    from lorabake.adapters.vblora import VbLoraSettings
+    from lorabake.adapters.vera import VeraSettings
 
 
 def lora(tensors: Tensors, place: Place, scale: float) -> tuple[float, Array, Array]:
@@ -26,16 +33,16 @@ def lora(tensors: Tensors, place: Place, scale: float) -> tuple[float, Array, Ar
     return scale, left, right.reshape(left.shape[1], -1)
 
 
-def mlx(tensors: Tensors, place: Place, scale: float) -> tuple[float, Array, Array]:
+def mlx(tensors: Tensors, place: PlaceOf[MlxSettings], scale: float) -> tuple[float, Array, Array]:
     """W + scale·(a·b)ᵀ, or W + scale·a·b on an embedding."""
-    if place.settings.get("embedding"):
+    if place.settings.is_embedding:
         return scale, tensors["lora_a"][place.rows], tensors["lora_b"]
     return scale, tensors["lora_b"][:, place.rows].T, tensors["lora_a"].T
 
 
-def adalora(tensors: Tensors, place: Place, scale: float) -> tuple[float, Array, Array]:
+def adalora(tensors: Tensors, place: PlaceOf[AdaLoraSettings], scale: float) -> tuple[float, Array, Array]:
     """W + alpha/(r + 1e-5)·B·diag(E)·A, r the rank before any was given up (arXiv 2303.10512)."""
-    alpha, rank = (float(str(place.settings[name])) for name in ("alpha", "rank"))
+    alpha, rank = place.settings.alpha, place.settings.rank
     return alpha / (rank + 1e-5), tensors["up"][place.rows] * tensors["lora_E"].reshape(-1), tensors["down"]
 
 
@@ -51,26 +58,26 @@ def embedding_lora(tensors: Tensors, place: Place, scale: float) -> tuple[float,
     return scale, tensors["embedding_down"][:, place.rows].T, tensors["embedding_up"].T
 
 
-def vera(tensors: Tensors, place: Place, scale: float) -> tuple[float, Array, Array]:
+def vera(tensors: Tensors, place: PlaceOf[VeraSettings], scale: float) -> tuple[float, Array, Array]:
     """W + diag(λ_b)·B·diag(λ_d)·A, cut to the weight (arXiv 2310.11454)."""
-    drawn = place.settings.get("drawn")
+    drawn = place.settings.drawn
     a, b = vera_bases(drawn) if drawn else (tensors["vera_A"], tensors["vera_B"])
     left = tensors["vera_lambda_b"][place.rows, None] * b[place.rows]
     return 1.0, left, tensors["vera_lambda_d"][:, None] * a[:, : prod(place.shape[1:])]
 
 
-def pvera(tensors: Tensors, place: Place, scale: float) -> tuple[float, Array, Array]:
+def pvera(tensors: Tensors, place: PlaceOf[VeraSettings], scale: float) -> tuple[float, Array, Array]:
     """W + diag(λ_b)·B·diag(μ)·A, μ and A the upper halves of λ_d and of the matrix (arXiv 2512.07703)."""
-    drawn = place.settings.get("drawn")
+    drawn = place.settings.drawn
     a, b = vera_bases(drawn) if drawn else (tensors["pvera_A"], tensors["pvera_B"])
     rank = b.shape[1]
     left = tensors["pvera_lambda_b"][place.rows, None] * b[place.rows]
     return 1.0, left, tensors["pvera_lambda_d"][:rank, None] * a[:rank, : prod(place.shape[1:])]
 
 
-def vblora(tensors: Tensors, place: Place, scale: float) -> tuple[float, Array, Array]:
+def vblora(tensors: Tensors, place: PlaceOf[VbLoraSettings], scale: float) -> tuple[float, Array, Array]:
     """W + B·A, whose pieces mix the vectors of a bank by the softmax of the largest logits (arXiv 2405.15179)."""
-    topk, bank = int(place.settings["topk"]), tensors["bank"]  # type: ignore[call-overload]
+    topk, bank = place.settings.topk, tensors["bank"]
     shares = []
     for side in "AB":
         logits = tensors[f"logits_{side}"]

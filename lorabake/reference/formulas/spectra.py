@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from lorabake.reference.formulas.draws import places_of
-from lorabake.reference.formulas.formula import Array, Formula, Indices, Place, Tensors
+from lorabake.reference.formulas.formula import Array, Formula, Indices, Place, PlaceOf, Tensors
+
+if TYPE_CHECKING:
+    from lorabake.adapters.fourierft import FourierFtSettings
+    from lorabake.adapters.waveft import WaveFtSettings
 
 
 def c3a(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
@@ -18,25 +24,25 @@ def c3a(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     return np.asarray(weight + kernel[m[:, None], n[None, :], (j[None, :] - k[:, None]) % size] / weight.shape[1])
 
 
-def fourierft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+def fourierft(tensors: Tensors, weight: Array, place: PlaceOf[FourierFtSettings], scale: float) -> Array:
     """W[a, b] + scaling/(out·in)·Σ c·cos 2π(a·p/out + b·q/in); torch only draws the places (arXiv 2405.03003)."""
     spectrum, (out, columns) = tensors["fourierft_spectrum"], (place.shape[0], weight.shape[1])
-    seed = int(place.settings["seed"])  # type: ignore[call-overload]
+    seed = place.settings.seed
     places = places_of(out * columns, seed, len(spectrum))
     p, q = np.divmod(places, columns)
     rows = np.exp(2j * np.pi * np.outer(np.arange(place.rows.start, place.rows.stop), p) / out)
     waves = np.exp(2j * np.pi * np.outer(q, np.arange(columns)) / columns)
-    scaling = float(place.settings["scaling"])  # type: ignore[arg-type]
+    scaling = place.settings.scaling
     return np.asarray(weight + scaling / (out * columns) * ((rows * spectrum) @ waves).real)
 
 
-def waveft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+def waveft(tensors: Tensors, weight: Array, place: PlaceOf[WaveFtSettings], scale: float) -> Array:
     """W + scaling·S, or one step of the inverse wavelet transform of S in zeros; torch only draws the places."""
     spectrum, (out, inputs) = tensors["waveft_spectrum"], place.shape
-    seed = int(place.settings["seed"])  # type: ignore[call-overload]
+    seed = place.settings.seed
     places = places_of(out * inputs, seed, len(spectrum))
     rows, columns = np.divmod(places, inputs)
-    wavelet = str(place.settings["wavelet"])
+    wavelet = place.settings.wavelet
     delta = np.zeros((out, inputs))
     if wavelet == "db1":
         delta = _haar(rows, columns, spectrum, (out, inputs))
@@ -51,7 +57,7 @@ def waveft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array
         delta = pywt.idwt2((a, (h, v, d)), wavelet)
     else:
         delta[rows, columns] = spectrum
-    scaling = float(place.settings["scaling"])  # type: ignore[arg-type]
+    scaling = place.settings.scaling
     return np.asarray(weight + scaling * delta[place.rows, :inputs])
 
 

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from lorabake.reference.formulas.formula import Array, Formula, Place, Tensors
+from lorabake.reference.formulas.formula import Array, Formula, Place, PlaceOf, Tensors
+
+if TYPE_CHECKING:
+    from lorabake.adapters.deft import DeftSettings
+    from lorabake.adapters.hra import HraSettings
+    from lorabake.adapters.oft import OftSettings
+    from lorabake.adapters.oft_peft import PeftOftSettings
+    from lorabake.adapters.road import RoadSettings
 
 
-def oft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+def oft(tensors: Tensors, weight: Array, place: PlaceOf[OftSettings], scale: float) -> Array:
     """Rᵀ·W by blocks of rows, or R·W after R·W on rows a butterfly apart (arXiv 2306.07280, 2311.06243).
 
     ComfyUI's bound is alpha alone; its OFT has no `rescale`, its BOFT s·R + (1 − s)·I in the place of R. So has
     LyCORIS's BOFT, and its OFT, which comes to the same as W + s·(Rᵀ·W − W) before `rescale`.
     """
+    return _turned(tensors, weight, place, is_kohya=place.settings.kohya)
+
+
+def _turned(tensors: Tensors, weight: Array, place: Place, *, is_kohya: bool) -> Array:
     blocks = tensors["oft_blocks"]
     skew = blocks - np.swapaxes(blocks, -1, -2)
     if "alpha" in tensors:
         size = 1 if place.semantics == "comfyui" else place.shape[0]
         bound, norm = tensors["alpha"].item() * size, float(np.sqrt((skew**2).sum()))
-        if norm > max(bound, 0.0) and (bound > 0 or (place.settings["kohya"] and not place.semantics)):
+        if norm > max(bound, 0.0) and (bound > 0 or (is_kohya and not place.semantics)):
             skew = skew * (bound / norm)
     one = np.eye(blocks.shape[-1])
     turns = (one + skew) @ np.linalg.inv(one - skew)
@@ -46,8 +59,9 @@ def oft_parts(tensors: Tensors, weight: Array, place: Place, scale: float) -> Ar
     for slot in sorted(slot for slot in tensors if slot != "alpha"):
         blocks = tensors[slot]
         rows = slice(start, start + blocks.shape[0] * blocks.shape[1])
-        own = Place(slice(0, rows.stop - start), (rows.stop - start, *place.shape[1:]), {"kohya": True})
-        turned[rows] = oft({"oft_blocks": blocks, "alpha": tensors["alpha"]}, weight[rows], own, scale)
+        own = PlaceOf(slice(0, rows.stop - start), (rows.stop - start, *place.shape[1:]), place.settings)
+        part = {"oft_blocks": blocks, "alpha": tensors["alpha"]}
+        turned[rows] = _turned(part, weight[rows], own, is_kohya=True)
         start = rows.stop
     return turned
 
@@ -59,22 +73,22 @@ def oft_diag(tensors: Tensors, weight: Array, place: Place, scale: float) -> Arr
     return np.asarray(np.einsum("nab,nac->nbc", blocks, cube).reshape(weight.shape))
 
 
-def oft_peft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+def oft_peft(tensors: Tensors, weight: Array, place: PlaceOf[PeftOftSettings], scale: float) -> Array:
     """W·Rᵀ by blocks of columns; R is exact, or the cut series of its inverse (arXiv 2506.19847)."""
-    packed, terms = tensors["oft_R"], place.settings["terms"]
+    packed, terms = tensors["oft_R"], place.settings.terms
     size = next(b for b in range(2, weight.shape[1] + 1) if b * (b - 1) // 2 == packed.shape[1])
     turned = np.empty_like(weight)
     for block in range(weight.shape[1] // size):
         skew = np.zeros((size, size))
         skew[np.triu_indices(size, 1)] = packed[block % len(packed)]
         skew -= skew.T
-        if place.settings["scaled"]:
+        if place.settings.is_scaled:
             skew /= 2 * np.sqrt(size - 1)
         one = np.eye(size)
         if terms:
-            powers = [np.linalg.matrix_power(skew, power) for power in range(int(terms))]  # type: ignore[call-overload]
+            powers = [np.linalg.matrix_power(skew, power) for power in range(terms)]
             factors = [1.0] + [2.0] * (len(powers) - 1)
-            if len(powers) > 2 and not place.settings.get("whole"):
+            if len(powers) > 2 and not place.settings.is_whole:
                 factors[-1] = 1.0
             turn = sum((factor * power for factor, power in zip(factors, powers, strict=True)), np.zeros_like(one))
         else:
@@ -98,10 +112,10 @@ def boft_peft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Ar
     return turned * tensors["boft_s"].reshape(-1, 1)[place.rows]
 
 
-def hra(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+def hra(tensors: Tensors, weight: Array, place: PlaceOf[HraSettings], scale: float) -> Array:
     """W·Π(I − 2·u·uᵀ) (arXiv 2405.17484); orthogonal vectors by a QR decomposition."""
     vectors = tensors["hra_u"] / np.linalg.norm(tensors["hra_u"], axis=0)
-    if place.settings["orthogonal"]:
+    if place.settings.orthogonal:
         vectors = np.linalg.qr(vectors)[0]
     turned = weight
     for vector in vectors.T:
@@ -109,19 +123,19 @@ def hra(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
     return turned
 
 
-def deft(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+def deft(tensors: Tensors, weight: Array, place: PlaceOf[DeftSettings], scale: float) -> Array:
     """(I − Q·Cᵀ)·W + s·Q·R, Q = P and C = relu(P), or both the orthogonal factor of P."""
     p = tensors["deft_P"]
-    left, right = (np.linalg.qr(p)[0],) * 2 if place.settings["orthogonal"] else (p, np.maximum(p, 0.0))
+    left, right = (np.linalg.qr(p)[0],) * 2 if place.settings.orthogonal else (p, np.maximum(p, 0.0))
     changed = (np.eye(len(p)) - left @ right.T) @ weight
     if "deft_R" in tensors:
-        changed = changed + float(place.settings["scale"]) * left @ tensors["deft_R"]  # type: ignore[arg-type]
+        changed = changed + place.settings.scale * left @ tensors["deft_R"]
     return np.asarray(changed)
 
 
-def road(tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
+def road(tensors: Tensors, weight: Array, place: PlaceOf[RoadSettings], scale: float) -> Array:
     """R·W with one 2 × 2 rotation, stretched, for outputs h and h + g/2 of each group (arXiv 2409.00119)."""
-    size, variant = int(place.settings["group"]), place.settings["variant"]  # type: ignore[call-overload]
+    size, variant = place.settings.group, place.settings.variant
     theta, alpha = tensors["road_theta"].reshape(-1), tensors["road_alpha"].reshape(-1)
     outputs = np.arange(len(weight))
     group, inside = np.divmod(outputs, size)

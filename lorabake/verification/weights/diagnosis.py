@@ -24,7 +24,7 @@ from lorabake.matching.patches import Patch
 from lorabake.planning import Plan
 from lorabake.reference.arrays import spacing
 from lorabake.reference.formulas import FORMULAS
-from lorabake.reference.formulas.formula import Place
+from lorabake.reference.formulas.formula import PlaceOf
 from lorabake.reference.formulas.products import PRODUCTS
 from lorabake.reference.recompute import Recomputation, rounded
 from lorabake.verification.findings import Finding, Status
@@ -275,7 +275,7 @@ class Diagnostician:
         if patch.view.transpose:
             return None
         tensors = {slot: array for slot, array in self.recomputation.tensors(patch).items() if slot not in MAGNITUDES}
-        place = Place(slice(0, patch.view.rows), patch.view.shape, patch.settings)
+        place = PlaceOf(slice(0, patch.view.rows), patch.view.shape, patch.settings)
         weight = np.zeros((patch.view.rows, patch.view.columns))
         return FORMULAS[patch.kind.name](tensors, weight, place, self.recomputation.scale(patch)).astype(np.float32)
 
