@@ -2,10 +2,10 @@
 
 It shares with the bake what both are told, and what a mistake in would show elsewhere:
 
-- `planning`: the records of the plan: steps, targets, tallies, and the words of one error,
+- `planning`: the records of the plan: steps, targets, methods, tallies, and the words of one error,
 - `matching`: the record of a patch: which tensors of a LoRA meet which rows of the base, at which strength,
-- `recipe`: the record of a method, and its settings,
-- `adapters`: of a kind its name and title, which tensors the change takes, and how long its sums are; names of slots,
+- `adapters`: of a kind its name and title, the records of its settings, which tensors its change takes, and how long
+  its sums are; names of slots, and how a shape is flattened,
 - `tensors`: headers, what a dtype is and which formats there are; GGUF's blocks are decoded by one library for both,
 - `errors` and `machine`: the words for what goes wrong.
 
