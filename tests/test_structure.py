@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
+import re
 import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -214,3 +217,28 @@ assert {bool(arguments)} or "pydantic" not in sys.modules
     )
     assert done.returncode == 0, done.stderr
     assert not (folder / "out.safetensors").exists()
+
+
+# -- docs/architecture.md ----------------------------------------------------------------------------------
+
+ARCHITECTURE = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "name", sorted({*re.findall(r"`([a-z_]+(?:\.[A-Za-z_]\w*)+)`", ARCHITECTURE)} - {"base.safetensors"})
+)
+def test_what_the_page_on_architecture_names_is_there(name: str) -> None:
+    if name.endswith(".py"):
+        assert [*PACKAGE.rglob(name)], name
+        return
+    parts = name.split(".")
+    found: object = lorabake
+    for count, part in enumerate(parts, 1):
+        with suppress(ModuleNotFoundError):
+            importlib.import_module(".".join(["lorabake", *parts[:count]]))
+        found = getattr(found, part)
+
+
+def test_the_page_on_architecture_lists_every_folder() -> None:
+    rows = {*re.findall(r"^\| `(\w+)/` \|", ARCHITECTURE, re.MULTILINE)}
+    assert rows == {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
