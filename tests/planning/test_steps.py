@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from lorabake import planning
-from lorabake.planning import Plan, plan
+from lorabake.baking import plan
+from lorabake.planning import Plan
 from lorabake.planning.steps import SUM, copies_of
 from lorabake.recipe import load_recipe
 from tests import builders as b
