@@ -77,9 +77,9 @@ class LoraTensors:
     it that has another shape.
     """
 
-    modules: dict[str, LoraModule]
-    unsupported: dict[str, list[TensorInfo]]
-    unknown: list[TensorInfo]
+    modules: Mapping[str, LoraModule]
+    unsupported: Mapping[str, tuple[TensorInfo, ...]]
+    unknown: tuple[TensorInfo, ...]
     common: int = 0
     unlike: tuple[tuple[TensorInfo, TensorInfo], ...] = ()
 
@@ -131,7 +131,13 @@ def sort_tensors(
             elif own.shape != info.shape:
                 unlike.append((info, own))
     modules = {name: LoraModule(name, found, frozenset(borrowed[name])) for name, found in slots.items()}
-    return LoraTensors(modules, unsupported, unknown + idle, len(common) - len(idle), tuple(unlike))
+    return LoraTensors(
+        modules,
+        {kind: tuple(infos) for kind, infos in unsupported.items()},
+        (*unknown, *idle),
+        len(common) - len(idle),
+        tuple(unlike),
+    )
 
 
 def _row_of(key: str, suffixes: tuple[Suffix, ...]) -> int | None:

@@ -111,7 +111,7 @@ def _said(sources: Sources, storage: Storage, draft: Draft, first: Header, *, ha
     texts = [text[LAYERS] for text in (*own, said) if LAYERS in text]
     layers = said_of_layers(texts, change.plain, modules_of(part)) if texts else None
     changed = said_in_header(first, change) | {LAYERS: layers}
-    kept = {name: changed.get(name, text) for name, text in (said | first.metadata | {LAYERS: ""}).items()}
+    kept = {name: changed.get(name, text) for name, text in {**said, **first.metadata, LAYERS: ""}.items()}
     return {name: text for name, text in kept.items() if text is not None}
 
 

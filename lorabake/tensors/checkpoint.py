@@ -88,7 +88,7 @@ class Checkpoint:
     path: Path
     is_folder: bool
     parts: tuple[Part, ...]
-    tensors: dict[str, TensorInfo]
+    tensors: Mapping[str, TensorInfo]
     side_files: tuple[Path, ...]
 
     @property
@@ -97,7 +97,7 @@ class Checkpoint:
         return (header for part in self.parts for header in part.files)
 
     @property
-    def metadata(self) -> dict[str, str]:
+    def metadata(self) -> Mapping[str, str]:
         """Return the first file's metadata."""
         return self.parts[0].files[0].metadata
 

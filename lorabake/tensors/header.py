@@ -70,8 +70,8 @@ class Header:
     """
 
     path: Path
-    tensors: dict[str, TensorInfo]
-    metadata: dict[str, str]
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
     data_start: int
     size: int
     sha256: str
