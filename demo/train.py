@@ -26,7 +26,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from demo.drawings import CHARACTER, Scene, draw, random_scene
 from demo.networks import SCALE, SCHEDULE, networks, save_configs, save_ldm
-from lorabake.verification.samples.networks import tokenizer
+from lorabake.verification.samples.tokenizers import clip_tokenizer
 
 STAGES = ("vae", "base", "blorp", "neon", "export")
 Draw = Callable[[np.random.Generator], Scene]
@@ -197,7 +197,7 @@ def train_base(work: Path) -> None:
     unet, vae, text = networks()
     vae.load_state_dict(torch.load(work / "vae.pt", weights_only=True))
     pictures, captions = drawn("base")
-    noising = Noising(encoded(vae, pictures), captions, tokenizer(), settings)
+    noising = Noising(encoded(vae, pictures), captions, clip_tokenizer(), settings)
     used = noising.ids.unique()
     with torch.no_grad():
         # Words start far apart, and the text encoder learns slowly: else it forgets those that help late, the places.
@@ -256,13 +256,13 @@ def train_lora(work: Path, stage: str) -> None:
     torch.manual_seed(settings.seed)
     unet, vae, text = trained(work)
     pictures, captions = drawn(stage)
-    noisings = [Noising(encoded(vae, pictures), captions, tokenizer(), settings)]
+    noisings = [Noising(encoded(vae, pictures), captions, clip_tokenizer(), settings)]
     adapters = [[stage]]
     unet.add_adapter(lora_config(settings), stage)
     parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     if stage == "neon":
         pictures, captions = drawn(stage, "neon blorp")
-        noisings.append(Noising(encoded(vae, pictures), captions, tokenizer(), settings))
+        noisings.append(Noising(encoded(vae, pictures), captions, clip_tokenizer(), settings))
         adapters.append([stage, "blorp"])
         unet.add_adapter(lora_config(SETTINGS["blorp"]), "blorp")
         set_peft_model_state_dict(unet, torch.load(work / "blorp.pt", weights_only=True), "blorp")

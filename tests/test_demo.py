@@ -36,7 +36,7 @@ from demo.drawings import (  # noqa: E402
     random_scene,
     shape_of,
 )
-from lorabake.verification.samples.networks import tokenizer  # noqa: E402
+from lorabake.verification.samples.tokenizers import clip_tokenizer  # noqa: E402
 
 pytestmark = [
     pytest.mark.oracle,
@@ -58,7 +58,7 @@ Pictures = list[Picture]
 
 def load(path: Path) -> Pipeline:
     """Load a single file by diffusers alone, with the shipped configuration, for float32."""
-    words = tokenizer()
+    words = clip_tokenizer()
     words.model_max_length = 77
     pipeline = diffusers.StableDiffusionPipeline.from_single_file(
         str(path),

@@ -13,7 +13,8 @@ from lorabake.baking import plan
 from lorabake.errors import FileError
 from lorabake.keymap.patterns import Automaton, PatternError, is_quick, matches_whole
 from lorabake.recipe import load_recipe
-from lorabake.verification.samples.runtime import CannotLoadError, check_configs
+from lorabake.verification.samples.loading import check_configs
+from lorabake.verification.samples.refusals import CannotLoadError
 from tests import builders as b
 
 ATOMS = (

@@ -12,7 +12,8 @@ import torch
 import lorabake
 from lorabake.errors import FileError
 from lorabake.recipe import load_recipe
-from lorabake.verification import embedded_recipe, networks, parts
+from lorabake.verification import embedded_recipe
+from lorabake.verification.samples import kit, networks
 from tests import builders as b
 
 GONE = "is a link to nothing"
@@ -99,7 +100,7 @@ def test_configurations_of_networks(name: str, tmp_path: Path) -> None:
     plan = SimpleNamespace(sources=SimpleNamespace(recipe=recipe, base=SimpleNamespace(is_folder=False)))
     component, _, file = name.partition("/")
     with pytest.raises(FileError, match=f"{name}: {GONE}"):
-        parts._config(plan, component, file)  # type: ignore[arg-type]
+        kit._config(plan, component, file)  # type: ignore[arg-type]
 
 
 def test_a_tokenizers_folder(tmp_path: Path) -> None:
@@ -107,4 +108,4 @@ def test_a_tokenizers_folder(tmp_path: Path) -> None:
     plan = SimpleNamespace(sources=SimpleNamespace(recipe=recipe, base=SimpleNamespace(is_folder=False)))
     link(tmp_path / "tokenizer")
     with pytest.raises(FileError, match=f"tokenizer: {GONE}"):
-        parts._other(plan, "tokenizer", dict)  # type: ignore[arg-type]
+        kit._other(plan, "tokenizer", dict)  # type: ignore[arg-type]

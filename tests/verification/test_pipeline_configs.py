@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from lorabake.configs import family_config, shipped
 from lorabake.keymap.expansion import KeyMap
 from lorabake.sources.family import identify
 from lorabake.verification.samples import NEEDED
-from lorabake.verification.samples.networks import shipped
-from lorabake.verification.samples.parts import Part, _class, _empty, family_config
+from lorabake.verification.samples.building import empty
+from lorabake.verification.samples.kit import Part, class_of
 from tests.tables import load_table, names
 
 pytestmark = pytest.mark.skipif(any(find_spec(name) is None for name in NEEDED), reason="lorabake[verify] is missing")
@@ -45,7 +46,7 @@ def test_the_shipped_network_is_the_headers(family: str, table: str) -> None:
     )
     assert index is not None
     assert config is not None
-    network = _empty(Part("transformer", _class(*index["transformer"]), config, {}))
+    network = empty(Part("transformer", class_of(*index["transformer"]), config, {}))
     due = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     layout, prefix = key_map.placed["transformer"]
     own = {key.removeprefix(prefix) for key, owner in key_map.owner.items() if owner == "transformer"}

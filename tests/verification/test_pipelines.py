@@ -20,13 +20,13 @@ from safetensors.torch import load_file, save_file
 
 from lorabake import RunOptions, bake, load_recipe
 from lorabake.architectures import architectures
+from lorabake.configs import shipped
 from lorabake.keymap.expansion import KeyMap
 from lorabake.sources.family import identify
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.verification import VerifyOptions, verify
 from lorabake.verification.findings import Finding, SampleOptions, Samples, Status, Verification
 from lorabake.verification.samples import NEEDED
-from lorabake.verification.samples.networks import shipped
 from tests import builders, pipelines
 from tests.translation import translate
 

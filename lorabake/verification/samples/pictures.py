@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lorabake.configs import Loop
+
 if TYPE_CHECKING:
     import torch
 
     from lorabake.verification.findings import Pixels
-
-AESTHETIC = (6.0, 2.5)
-"""The scores that the SDXL refiner is given for what shall and what shall not be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +43,9 @@ class Setting:
 
 
 def encode(
-    encoders: Mapping[str, Any], tokenizers: Mapping[str, Any], prompt: str, negative: str, device: str
+    encoders: Mapping[str, Any], tokenizers: Mapping[str, Any], prompt: str, negative: str, device: str, loop: Loop
 ) -> Words:
-    """Encode a prompt with one text encoder (SD 1.x, SD 2.x, the refiner) or two (SDXL)."""
+    """Encode a prompt with one text encoder or two, as the family's loop says."""
     import torch
 
     states, pooled = [], None
@@ -56,11 +55,10 @@ def encode(
         )
         with torch.no_grad():
             out = encoder(words.input_ids.to(device), output_hidden_states=True)
-        # SDXL and its refiner take the state before the last layer, SD 1.x and 2.x the last one, normalised.
-        states.append(out.hidden_states[-2] if "text_encoder_2" in encoders else out.last_hidden_state)
-        pooled = out.text_embeds if name == "text_encoder_2" else pooled
+        states.append(out.hidden_states[-2] if loop.is_penultimate else out.last_hidden_state)
+        pooled = getattr(out, "text_embeds", pooled)
     joined = torch.cat(states, dim=-1)
-    if len(encoders) == 2 and not negative and pooled is not None:  # SDXL was trained with zeros for no words
+    if loop.zeros_for_no_words and not negative and pooled is not None:
         joined[0], pooled[0] = 0, 0
     return Words(joined, pooled)
 
@@ -71,6 +69,7 @@ def denoise(
     words: Words,
     seed: int,
     setting: Setting,
+    loop: Loop,
     tick: Callable[[], None],
 ) -> NDArray[np.float32]:
     """Take the noise of a seed away with DDIM; return latents (channels, height, width).
@@ -90,7 +89,7 @@ def denoise(
     extra = torch.zeros(2, unet.config.in_channels - channels, height, width, device=setting.device)
     if extra.shape[1] == channels + 1:  # inpainting: the mask comes first
         extra[:, 0] = 1
-    more = _conditions(unet, words, setting)
+    more = _conditions(words, setting, loop)
     for time in scheduler.timesteps:
         with torch.no_grad():
             both = torch.cat([torch.cat([latents] * 2), extra], dim=1)
@@ -100,18 +99,16 @@ def denoise(
     return np.asarray(latents[0].cpu().numpy(), np.float32)
 
 
-def _conditions(unet: Any, words: Words, setting: Setting) -> dict[str, Any] | None:
-    """Give SDXL the size, the crop, and the refiner a score, too."""
+def _conditions(words: Words, setting: Setting, loop: Loop) -> dict[str, Any] | None:
+    """Give a model that asks for it the size and the crop, and the size again, or a score."""
     import torch
 
     if words.pooled is None:
         return None
     width, height = setting.size
-    is_refiner = unet.config.projection_class_embeddings_input_dim == words.pooled.shape[1] + 5 * 256
-    ids = [
-        [height, width, 0, 0, score] if is_refiner else [height, width, 0, 0, height, width]
-        for score in reversed(AESTHETIC)
-    ]
+    ids: list[list[float]] = [[height, width, 0, 0, height, width]] * 2
+    if loop.scores is not None:
+        ids = [[height, width, 0, 0, score] for score in reversed(loop.scores)]
     times = torch.tensor(ids, dtype=torch.float32, device=setting.device)
     return {"text_embeds": words.pooled.to(setting.device), "time_ids": times}
 

@@ -13,19 +13,18 @@ import numpy as np
 from lorabake.errors import FileError, first_line
 from lorabake.planning import Plan
 from lorabake.reference.arrays import Files
-from lorabake.reference.recompute import Recomputation
 from lorabake.tensors.checkpoint import optional_object
 from lorabake.verification.findings import Finding, SampleOptions, Samples, Status, TextSample
 from lorabake.verification.samples.foreign_code import NO_CODE, check_folder, without_kernels
-from lorabake.verification.samples.networks import as_torch
-from lorabake.verification.samples.parts import CannotDrawError, check_words
-from lorabake.verification.samples.runtime import FORMULAS_APPLIED, CannotLoadError, check_configs
+from lorabake.verification.samples.judge import LEAST_OF_LOGITS, Yardstick
+from lorabake.verification.samples.loading import load_folders
+from lorabake.verification.samples.placing import FORMULAS_APPLIED, Weights
+from lorabake.verification.samples.refusals import CannotDrawError, CannotLoadError
+from lorabake.verification.samples.tokenizers import check_words
+from lorabake.verification.samples.values import as_torch
 
 TOKENS = 48
 """How many tokens a model adds to a prompt, unless --steps says otherwise."""
-
-LEAST = 1e-5
-"""The difference between logits below which two float32 results count as equal."""
 
 
 def is_language_model(plan: Plan) -> bool:
@@ -38,7 +37,7 @@ def is_language_model(plan: Plan) -> bool:
 
 def prepare_texts(
     plan: Plan, baked: Path, prompts: tuple[str, ...], options: SampleOptions
-) -> Callable[[], tuple[Samples | None, list[Finding]]]:
+) -> Callable[[], tuple[list[Finding], Samples | None]]:
     """Read what it takes beside the weights, and return what then speaks.
 
     Raise CannotDrawError where the tokenizer is not there or of another model, or transformers has no such model.
@@ -51,7 +50,7 @@ def prepare_texts(
 
 def _speak(
     plan: Plan, baked: Path, prompts: tuple[str, ...], options: SampleOptions, tokenizer: Any
-) -> tuple[Samples | None, list[Finding]]:
+) -> tuple[list[Finding], Samples | None]:
     """Continue each prompt with four models, and compare their logits over the run-time model's text."""
     tokens = options.steps or TOKENS
     device = options.device or "cpu"
@@ -87,7 +86,7 @@ def _speak(
         found.append(TextSample(prompt, {name: texts[name, number] for name in names}, own))
         findings += _judge(found[-1])
     settings = {"text": "greedy", "tokens": str(tokens), "device": device, "precision": "float32"}
-    return Samples(reference, settings, texts=tuple(found)), findings
+    return findings, Samples(reference, settings, texts=tuple(found))
 
 
 def _tokenizer(plan: Plan) -> Any:
@@ -159,64 +158,11 @@ def _model(plan: Plan, baked: Path, name: str, reference: str) -> Any:
         raise CannotDrawError(f"{folder}: transformers makes no model of it: {first_line(error)[:160]}") from error
     model.eval()
     if name == "runtime" and reference == "PEFT":
-        return _with_peft(plan, model)
+        return load_folders(plan, model)
     if name in ("runtime", "floor"):
-        _place(plan, model, round_off=name == "floor")
+        with closing(Files()) as files:
+            Weights(plan, files).place_by_name(model, round_off=name == "floor")
     return model
-
-
-def _with_peft(plan: Plan, model: Any) -> Any:
-    """Let PEFT load the LoRAs; raise CannotLoadError where it would apply other modules than the recipe does."""
-    from peft import PeftModel
-    from peft.tuners.lora import LoraLayer
-
-    strengths = {patch.lora: patch.strength for patch in plan.patches}
-    names = [f"lora_{index}" for index in range(len(plan.sources.loras))]
-    for index, lora in enumerate(plan.sources.loras):
-        check_configs(lora)
-        file = lora.checkpoint.parts[0].files[0].path
-        if file.name != "adapter_model.safetensors":
-            raise CannotLoadError(f"{lora.name}: {file.name} is no file that PEFT reads without unpickling")
-        folder = file.parent
-        try:
-            if index == 0:
-                model = PeftModel.from_pretrained(model, str(folder), adapter_name=names[0], is_trainable=False)
-            else:
-                model.load_adapter(str(folder), adapter_name=names[index], is_trainable=False)
-        except Exception as error:
-            raise CannotLoadError(
-                f"PEFT cannot load {lora.name}: {str(error).partition(chr(10))[0][:200]}"
-            ) from error
-        layers = [each for each in model.modules() if isinstance(each, LoraLayer) and names[index] in each.scaling]
-        due = sum(patch.lora == index for patch in plan.patches)
-        if len(layers) != due:
-            raise CannotLoadError(f"PEFT changes {len(layers)} modules by {lora.name}, the recipe {due}")
-        for layer in layers:
-            layer.scaling[names[index]] *= strengths.get(index, 0.0)
-    model.base_model.set_adapter(names)
-    return model.eval()
-
-
-def _place(plan: Plan, model: Any, *, round_off: bool) -> None:
-    """Put the recomputed weights in place; transformers' names are the base's own."""
-    import torch
-
-    parameters = dict(model.named_parameters())
-    prefix = next((start for start in ("", "model.", "transformer.") if _fits(plan, parameters, start)), None)
-    if prefix is None:
-        raise FileError(f"{plan.sources.base.path}: transformers names its tensors otherwise than the files do")
-    with closing(Files()) as files, torch.no_grad():
-        recomputation = Recomputation(plan, files)
-        for step in plan.steps:
-            for tile in recomputation.tiles(step):
-                values = recomputation.rounded(tile, tile.exact) if round_off else tile.exact
-                place = parameters[prefix + tile.target.source.name]
-                rows = place.view(*(tile.target.shape[:1] or (1,)), -1)
-                rows[tile.start : tile.start + len(values)] = torch.from_numpy(values.astype(np.float32))
-
-
-def _fits(plan: Plan, parameters: dict[str, Any], prefix: str) -> bool:
-    return all(prefix + target.source.name in parameters for step in plan.steps for target in step.targets)
 
 
 def _greedy(model: Any, ids: Any, tokens: int) -> Any:
@@ -239,21 +185,19 @@ def _logits(model: Any, ids: Any) -> Any:
         return model(input_ids=ids).logits[0].float().cpu().numpy()
 
 
-def _judge(each: TextSample) -> Iterator[Finding]:
+def _judge(sample: TextSample) -> Iterator[Finding]:
     """Hold the largest difference of the checkpoint's logits against floor and ceiling."""
-    floor, measured, ceiling = (max(each.logits[name], default=0.0) for name in ("floor", "baked", "base"))
-    low = max(floor, LEAST)
-    limit = max((low * max(ceiling, low)) ** 0.5, 2 * low)
-    is_true = measured <= limit
-    note = (
-        f"{'at the floor' if measured <= 2 * low else 'above the floor'} of {floor:.2g}; the base is at {ceiling:.2g}"
-    )
+    floor, measured, ceiling = (max(sample.logits[name], default=0.0) for name in ("floor", "baked", "base"))
+    yardstick = Yardstick.of(floor, ceiling, LEAST_OF_LOGITS)
+    is_true = yardstick.passes(measured)
+    where = "at the floor" if yardstick.is_at_floor(measured) else "above the floor"
+    note = f"{where} of {floor:.2g}; the base is at {ceiling:.2g}"
     status = Status.PASS if is_true else Status.FAIL
-    yield Finding("samples.logits", status, each.prompt, f"{measured:.2g}", f"{limit:.2g}", note)
-    same = each.texts["baked"] == each.texts["runtime"]
-    note = "the checkpoint says what the run-time model says" if same else f"it says: {each.texts['baked']}"
+    yield Finding("samples.logits", status, sample.prompt, f"{measured:.2g}", f"{yardstick.limit:.2g}", note)
+    same = sample.texts["baked"] == sample.texts["runtime"]
+    note = "the checkpoint says what the run-time model says" if same else f"it says: {sample.texts['baked']}"
     told = Status.PASS if same else Status.FAIL if not is_true else Status.WARN
-    yield Finding("samples.text", told, each.prompt, "", "", note)
-    if ceiling <= 2 * low:
-        note = "the LoRAs change nothing that is heard: the base has the same logits"
-        yield Finding("samples.effect", Status.WARN, each.prompt, f"{ceiling:.2g}", f"above {2 * low:.2g}", note)
+    yield Finding("samples.text", told, sample.prompt, "", "", note)
+    if not yardstick.tells:
+        note, limit = "the LoRAs change nothing that is heard: the base has the same logits", yardstick.near
+        yield Finding("samples.effect", Status.WARN, sample.prompt, f"{ceiling:.2g}", f"above {limit:.2g}", note)

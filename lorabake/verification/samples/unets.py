@@ -1,38 +1,46 @@
-"""Draw with Stable Diffusion's UNets: a plain loop of its own, with one network of one model in memory at a time."""
+"""Draw with a UNet, text encoders and a VAE, by a plain loop of lorabake's own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
+from lorabake.configs import Loop
 from lorabake.errors import RecipeError
 from lorabake.planning import Plan
 from lorabake.reference.arrays import Files
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.verification.findings import SampleOptions
-from lorabake.verification.samples.artist import Artist, Results, Variant
-from lorabake.verification.samples.networks import TEXT_ENCODERS, Configs, build, tokenizer
-from lorabake.verification.samples.parts import given_tokenizer
+from lorabake.verification.samples.drawing import Artist, Denoised, Networks, Variant
+from lorabake.verification.samples.loading import LoadFile, load_parts
+from lorabake.verification.samples.networks import TEXT_ENCODERS, Configs, build
 from lorabake.verification.samples.pictures import Setting, Words, decode, denoise, encode
+from lorabake.verification.samples.tokenizers import clip_tokenizer, given_tokenizer, padding_of
+
+if TYPE_CHECKING:
+    from lorabake.verification.findings import Pixels
 
 STEPS, GUIDANCE = 25, 7.5
 
 
 class UNets(Artist):
-    """Draw with a UNet, CLIP and a VAE."""
+    """Draw as the `loop` of a family says."""
+
+    denoisers = ("unet",)
+    decoders = ("vae",)
 
     def __init__(
         self,
         plan: Plan,
         baked: Checkpoint,
         made: Configs,
+        loop: Loop,
         files: Files,
         prompts: tuple[str, ...],
         options: SampleOptions,
     ) -> None:
         super().__init__(plan, baked, files, prompts, options)
-        self.configs = made
+        self.configs, self.loop = made, loop
         side = int(made.parts["vae"].get("sample_size", 512))
         self.steps = options.steps or self.said.steps or STEPS
         self.setting = Setting(
@@ -53,9 +61,13 @@ class UNets(Artist):
             self.schedule["prediction_type"] = self.said.prediction
         elif "v_pred" in plan.sources.base.tensors:
             self.schedule["prediction_type"] = "v_prediction"
-        self._kept: tuple[str, int, Any] | None = None
         self.encoders = [name for name in TEXT_ENCODERS if name in plan.sources.key_map.placed]
         self.tokenizers = {name: self._tokenizer(name) for name in self.encoders}
+
+    @property
+    def load_file(self) -> LoadFile:
+        """Return what loads a LoRA's file into a network: a part of the family's pipeline."""
+        return lambda *arguments: load_parts(self.configs.pipeline, *arguments)
 
     def settings(self) -> dict[str, str]:
         """Tell how the pictures were made, in words."""
@@ -68,37 +80,6 @@ class UNets(Artist):
             "guidance": f"{self.setting.guidance:g}",
         }
 
-    def _draw(self, work: list[Variant]) -> Results:
-        """Encode with all models, then denoise with all, then decode, so that only one network is in memory."""
-        words: dict[tuple[Variant, int], Words] = {}
-        for variant in work:
-            networks = {name: self._network(name, variant) for name in self.encoders}
-            for number in range(len(self.prompts)):
-                words[variant, number] = encode(
-                    networks, self.tokenizers, self.prompts[number], self.negative, self.setting.device
-                )
-        results = Results()
-        for variant in work:
-            unet = self._network("unet", variant)
-            for number in range(len(self.prompts)):
-                tick = partial(self.tick, self.label(variant, number))
-                results.latents[variant.name, number] = denoise(
-                    unet,
-                    self.schedule,
-                    words[variant, number],
-                    self.seed + number,
-                    self.setting,
-                    tick,
-                )
-            del unet
-        for variant in work:
-            vae = self._network("vae", variant)
-            for number in range(len(self.prompts)):
-                latents = results.latents[variant.name, number]
-                results.pictures[variant.name, number] = decode(vae, latents, self.setting.device)
-            del vae
-        return results
-
     def vocabularies(self) -> Iterator[tuple[str, Any, int]]:
         """Yield each text encoder and its tokenizer; the header says how many tokens the encoder knows."""
         for name in self.encoders:
@@ -106,24 +87,31 @@ class UNets(Artist):
             if embedding is not None:
                 yield name, self.tokenizers[name], embedding.views["weight"].shape[0]
 
+    def build(self, name: str, variant: Variant) -> Any:
+        """Build one network of a variant, without LoRAs, on the CPU."""
+        return build(name, self.plan.sources.key_map, self.infos(variant), self.configs, self.files)
+
+    def encode(self, networks: Networks, variant: Variant, number: int) -> Words:
+        """Return what the text encoders make of a prompt and its opposite."""
+        prompt, device = self.prompts[number], self.setting.device
+        return encode(networks, self.tokenizers, prompt, self.negative, device, self.loop)
+
+    def denoise(
+        self, networks: Networks, words: Words, variant: Variant, number: int, tick: Callable[[], None]
+    ) -> Denoised:
+        """Take the noise of a seed away; `tick` is called after each step."""
+        seed = self.seed + number
+        latents = denoise(networks["unet"], self.schedule, words, seed, self.setting, self.loop, tick)
+        return Denoised(latents, (latents,))
+
+    def decode(self, networks: Networks, made: Denoised) -> Pixels:
+        """Make a picture of it."""
+        return decode(networks["vae"], made.latents, self.setting.device)
+
     def _tokenizer(self, encoder: str) -> Any:
-        """Read the tokenizer that the recipe names; else make CLIP's, which SD 2.x and OpenCLIP pad with "!"."""
-        given = given_tokenizer(self.plan, encoder.replace("text_encoder", "tokenizer"), "CLIPTokenizer")
+        """Read the tokenizer that the recipe names; else make CLIP's."""
+        name = encoder.replace("text_encoder", "tokenizer")
+        given = given_tokenizer(self.plan, name, "CLIPTokenizer")
         if given is not None:
             return given
-        bang = encoder == "text_encoder_2" or self.plan.sources.key_map.architecture.name == "sd2"
-        return tokenizer("!" if bang else "<|endoftext|>")
-
-    def _network(self, component: str, variant: Variant) -> Any:
-        """Build one network of one model, or take the one before where it is the same."""
-        sources = self.infos(variant)
-        is_base = variant.factors is None or component not in self.touched
-        if is_base and self._kept is not None and self._kept[:2] == (component, id(sources)):
-            return self._kept[2]
-        self._kept = None  # before another takes its place in memory
-        network = build(component, self.plan.sources.key_map, sources, self.configs, self.files)
-        self.apply(network, component, variant)
-        network = network.to(self.setting.device)
-        if is_base:
-            self._kept = component, id(sources), network
-        return network
+        return clip_tokenizer(padding_of(self.plan.sources.key_map.architecture.name, name))

@@ -1,147 +1,36 @@
-"""Apply LoRAs to a network that is already built, as programs do at run time.
+"""Let diffusers and PEFT load LoRAs into networks, at the recipe's strengths.
 
-diffusers and PEFT load the files where they can: independent implementations, with names of their own for every
-module. Where they cannot, or would leave a part out, the weights get what lorabake's formulas make of them.
+They are independent implementations, with names of their own for every module. What they cannot load, or would leave
+a part of out, is a CannotLoadError; then the formulas place the weights (`placing.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, filterwarnings
 
-import numpy as np
-
-from lorabake.adapters.shapes import matrix
-from lorabake.errors import SurroundingsError, first_line
-from lorabake.keymap.expansion import KeyMap
-from lorabake.keymap.module import Module
+from lorabake.errors import first_line
 from lorabake.keymap.patterns import is_quick
-from lorabake.keymap.view import Region, Span, View
+from lorabake.keymap.view import View
 from lorabake.matching.patches import Patch
 from lorabake.planning import Plan
-from lorabake.reference.arrays import Files
-from lorabake.reference.codecs import worth
-from lorabake.reference.formulas.formula import Array
-from lorabake.reference.recompute import Recomputation
 from lorabake.sources.loras import LoraSource
-from lorabake.verification.samples.networks import submodule
+from lorabake.verification.samples.placing import Factors, named, submodule
+from lorabake.verification.samples.refusals import CannotLoadError
 
 if TYPE_CHECKING:
     import torch
-
-FORMULAS_APPLIED = "lorabake's formulas"
-"""Who applies the LoRAs where diffusers and PEFT cannot."""
-
-Factors = tuple[float, ...]
-"""One factor a LoRA, on top of the recipe's strengths."""
 
 LoadFile = Callable[[Any, str, LoraSource, str], None]
 """Load a LoRA's file into a network, its component, under an adapter's name."""
 
 
-class CannotLoadError(Exception):
-    """Say why diffusers or PEFT cannot be the reference for a LoRA."""
-
-
-class Weights:
-    """Set a network's weights to what the formulas make of the base's."""
-
-    def __init__(self, plan: Plan, files: Files) -> None:
-        self.plan, self.recomputation = plan, Recomputation(plan, files)
-
-    def place(self, network: torch.nn.Module, component: str, factors: Factors, *, round_off: bool) -> None:
-        """Put W + Σ factor·δ in place of each baked weight, rounded to the output's dtype if asked."""
-        import torch
-
-        spots = self._spots(network, component)
-        for step in self.plan.steps:
-            if not any(target.key in spots for target in step.targets):
-                continue
-            made: dict[str, Array] = {}
-            for tile in self.recomputation.tiles(step):
-                exact = tile.base.copy()
-                for change in tile.changes:
-                    exact[change.rows] += factors[change.patch.lora] * change.delta
-                whole = made.setdefault(tile.target.key, np.empty(step.matrix(tile.target)))
-                whole[tile.start : tile.start + len(exact)] = (
-                    self.recomputation.rounded(tile, exact) if round_off else exact
-                )
-            shapes = {target.key: target.shape for target in step.targets}
-            for target in step.targets:  # what is stored in units of a scale is worth its values times the scale
-                made[target.key] = made[target.key].reshape(matrix(target.shape))
-            for target in step.targets:
-                if target.encoding is not None:
-                    scale = made[target.scale_key].reshape(shapes[target.scale_key])
-                    made[target.key] = worth(target.encoding, made[target.key], scale)
-            for target in step.targets:
-                value = torch.from_numpy(made[target.key].astype(np.float32))
-                for spot in spots.get(target.key, ()):
-                    with torch.no_grad():
-                        spot.fill(value)
-
-    def _spots(self, network: torch.nn.Module, component: str) -> dict[str, list[_Spot]]:
-        """Find the parameters of the network that each baked tensor of the component fills."""
-        key_map = self.plan.sources.key_map
-        targets = [target for step in self.plan.steps for target in step.targets]
-        baked = {target.key for target in targets} - {target.scale_key for target in targets}
-        wanted = {key for key in baked if key_map.owner.get(key) == component}
-        places = dict(network.named_parameters()) | dict(network.named_buffers())
-        spots: dict[str, list[_Spot]] = {}
-        taken: set[int] = set()
-        for name, module in named(key_map, component).items():
-            found = submodule(network, name)
-            for parameter, view in module.views.items():
-                place = places.get(f"{found[0]}.{parameter}" if found else name)
-                if place is None or id(place) in taken or not wanted & {*view.keys}:
-                    continue
-                taken.add(id(place))
-                for span in view.spans():
-                    spots.setdefault(span.key, []).append(_Spot(place, span, view))
-        _, prefix = key_map.placed[component]
-        for key in wanted - spots.keys():  # what no table speaks of keeps its name
-            place = places.get(key.removeprefix(prefix))
-            if place is not None:
-                rows = _rows(tuple(place.shape))
-                view = View((Region(key, 0, rows),), tuple(place.shape))
-                spots[key] = [_Spot(place, span, view) for span in view.spans()]
-        if missing := wanted - spots.keys():
-            first = sorted(missing)[0]
-            raise SurroundingsError(
-                f"{len(missing)} tensors have no place in diffusers' {component}, such as {first}"
-            )
-        return spots
-
-
-@dataclass(frozen=True, slots=True)
-class _Spot:
-    """Say which rows of a network's parameter hold which rows of a base tensor, by `span`."""
-
-    place: torch.Tensor
-    span: Span
-    view: View
-
-    def fill(self, value: torch.Tensor) -> None:
-        """Put the rows of a whole tensor, (rows, columns), in place."""
-        if self.view.transpose:
-            self.place.copy_(value.T.reshape(self.place.shape))
-            return
-        self.place.reshape(self.view.rows, -1)[self.span.own] = value[self.span.stored]
-
-
-def named(key_map: KeyMap, component: str) -> Mapping[str, Module]:
-    """List a component's modules under the names that diffusers has for them, as far as a layout tells."""
-    if any(layout.name == "diffusers" for layout in key_map.component(component).layouts):
-        return key_map.modules_in(component, "diffusers")
-    return key_map.modules[component]
-
-
 class Loaders:
     """Let diffusers or PEFT load each LoRA into the networks that it changes."""
 
-    def __init__(self, plan: Plan, load_file: LoadFile | None = None) -> None:
-        self.plan, self.load_file = plan, load_file or _load_diffusers
+    def __init__(self, plan: Plan, load_file: LoadFile) -> None:
+        self.plan, self.load_file = plan, load_file
         self.patches: dict[int, list[Patch]] = {}
         for patch in plan.patches:
             self.patches.setdefault(patch.lora, []).append(patch)
@@ -255,20 +144,16 @@ def _check_file(lora: LoraSource) -> None:
         raise CannotLoadError(f"{lora.name}: a pickle")
 
 
-def _load_diffusers(network: Any, component: str, lora: LoraSource, adapter: str) -> None:
-    from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
-
-    path = lora.checkpoint.path
-    is_sdxl = component == "text_encoder_2" or "add_embedding" in dict(network.named_children())
-    mixin = StableDiffusionXLLoraLoaderMixin if is_sdxl else StableDiffusionLoraLoaderMixin
+def load_parts(pipeline: Any, network: Any, component: str, lora: LoraSource, adapter: str) -> None:
+    """Let the loaders of one of diffusers' pipelines, a class, load a LoRA's part for one network."""
     options = {"unet_config": network.config} if component == "unet" else {}
-    state, alphas = mixin.lora_state_dict(str(path), local_files_only=True, **options)
+    state, alphas = pipeline.lora_state_dict(str(lora.checkpoint.path), local_files_only=True, **options)
     if not any(key.startswith(f"{component}.") for key in state):
         raise CannotLoadError(f"{lora.name}: diffusers finds nothing for {component}")
     if component == "unet":
-        mixin.load_lora_into_unet(state, network_alphas=alphas, unet=network, adapter_name=adapter)
+        pipeline.load_lora_into_unet(state, network_alphas=alphas, unet=network, adapter_name=adapter)
     else:
-        mixin.load_lora_into_text_encoder(
+        pipeline.load_lora_into_text_encoder(
             state, network_alphas=alphas, text_encoder=network, prefix=component, adapter_name=adapter
         )
 
@@ -292,5 +177,33 @@ def _load_peft(network: Any, lora: LoraSource, adapter: str) -> None:
         raise CannotLoadError(f"{lora.name}: PEFT has no place for {result.unexpected_keys[0]}")
 
 
-def _rows(shape: tuple[int, ...]) -> int:
-    return shape[0] if shape else 1
+def load_folders(plan: Plan, model: Any) -> Any:
+    """Let PEFT load the LoRAs; raise CannotLoadError where it would apply other modules than the recipe does."""
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+
+    strengths = {patch.lora: patch.strength for patch in plan.patches}
+    names = [f"lora_{index}" for index in range(len(plan.sources.loras))]
+    for index, lora in enumerate(plan.sources.loras):
+        check_configs(lora)
+        file = lora.checkpoint.parts[0].files[0].path
+        if file.name != "adapter_model.safetensors":
+            raise CannotLoadError(f"{lora.name}: {file.name} is no file that PEFT reads without unpickling")
+        folder = file.parent
+        try:
+            if index == 0:
+                model = PeftModel.from_pretrained(model, str(folder), adapter_name=names[0], is_trainable=False)
+            else:
+                model.load_adapter(str(folder), adapter_name=names[index], is_trainable=False)
+        except Exception as error:
+            raise CannotLoadError(
+                f"PEFT cannot load {lora.name}: {str(error).partition(chr(10))[0][:200]}"
+            ) from error
+        layers = [each for each in model.modules() if isinstance(each, LoraLayer) and names[index] in each.scaling]
+        due = sum(patch.lora == index for patch in plan.patches)
+        if len(layers) != due:
+            raise CannotLoadError(f"PEFT changes {len(layers)} modules by {lora.name}, the recipe {due}")
+        for layer in layers:
+            layer.scaling[names[index]] *= strengths.get(index, 0.0)
+    model.base_model.set_adapter(names)
+    return model.eval()

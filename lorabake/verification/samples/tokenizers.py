@@ -1,0 +1,90 @@
+"""Make tokenizers for sampling: CLIP's of the shipped vocabulary, others of folders."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lorabake.configs import notes_of, shipped
+from lorabake.errors import FileError, SurroundingsError, first_line
+from lorabake.planning import Plan
+from lorabake.verification.samples.foreign_code import NO_CODE, check_folder
+from lorabake.verification.samples.refusals import CannotDrawError
+
+VOCABULARY = 49408
+END = "<|endoftext|>"
+"""What CLIP-L pads with."""
+
+OF_OPENCLIP = "!"
+"""What OpenCLIP pads with, whose encoders are the second ones."""
+
+EXTRA = "install the extra: pip install 'lorabake[verify]'"
+
+
+def padding_of(family: str, name: str) -> str:
+    """Return what a family's CLIP tokenizer, `name` in its folder, pads with."""
+    usual = OF_OPENCLIP if name.endswith("_2") else END
+    return str(notes_of(family).get("padding", {}).get(name, usual))
+
+
+def clip_tokenizer(pad_token: str = END) -> Any:
+    """Make CLIP's tokenizer from the shipped vocabulary.
+
+    Raise SurroundingsError where transformers makes another vocabulary of it: a tokenizer without its files has two
+    tokens, and every prompt becomes filler.
+    """
+    from transformers import CLIPTokenizer
+
+    packed = shipped().joinpath("clip", "bpe_simple_vocab_16e6.txt.gz").read_bytes()
+    merges = gzip.decompress(packed).decode("utf-8").split("\n")[1 : VOCABULARY - 512 - 2 + 1]
+    # Bytes that print stand for themselves, the others for the characters from U+0100 on.
+    printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = [chr(code) for code in (*printed, *range(256, 512 - len(printed)))]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge.split()) for merge in merges)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    with tempfile.TemporaryDirectory(prefix="lorabake-") as name:
+        folder = Path(name)
+        (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+        (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+        made = CLIPTokenizer(
+            str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token=pad_token, model_max_length=77
+        )
+    if len(made) != VOCABULARY:
+        raise SurroundingsError(f"transformers made a tokenizer of {len(made)} tokens, not {VOCABULARY}; {EXTRA}")
+    return made
+
+
+def check_words(tokenizer: Any, texts: Iterable[str], rows: int, encoder: str) -> None:
+    """Raise CannotDrawError where a tokenizer makes numbers of texts that an embedding of so many rows has not."""
+    largest = max((number for text in texts for number in tokenizer(text).input_ids), default=0)
+    if largest >= rows:
+        raise CannotDrawError(
+            f"the tokenizer has {len(tokenizer):,} tokens, and {encoder} knows {rows:,}: it is another model's; "
+            "name the folder of its own in verify.tokenizers"
+        )
+
+
+def given_tokenizer(plan: Plan, name: str, maker: str) -> Any:
+    """Read the tokenizer in the folder of verify.tokenizers by a class of transformers; None where none is named."""
+    import transformers
+
+    said = plan.sources.recipe.verify
+    if said is None or said.tokenizers is None:
+        return None
+    folder = plan.sources.recipe.locate(said.tokenizers)
+    if not folder.is_dir():
+        raise FileError(f"{folder}: verify.tokenizers must be a folder with a tokenizer")
+    return read_tokenizer(getattr(transformers, maker), folder / name if (folder / name).is_dir() else folder)
+
+
+def read_tokenizer(maker: Any, folder: Path) -> Any:
+    """Read a tokenizer or a processor by a class of transformers; raise CannotDrawError where it cannot be."""
+    check_folder(folder)
+    try:
+        return maker.from_pretrained(folder, **NO_CODE)
+    except Exception as error:  # whatever a library says of files that it cannot read
+        raise CannotDrawError(f"{folder}: no {maker.__name__} can be read: {first_line(error)}") from error
