@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +17,11 @@ from lorabake.sources import resolve
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.tensors.reader import is_there
 from lorabake.tensors.small import content_of, parse_json
-from lorabake.verification.findings import Finding, SampleOptions, Verification
-from lorabake.verification.stages import ORDER, Run
+from lorabake.verification.findings import Verification
+from lorabake.verification.stages import ORDER, STAGES, Outcome, VerifyOptions, finish, look_at_structure, ready
 from lorabake.visible import some
 
 __all__ = ["ORDER", "STAGES", "VerifyOptions", "embedded_recipe", "verify"]
-
-STAGES = ("structure", "weights", "samples")
-"""What is looked at unless it is said otherwise; `quick` may take the place of weights."""
-
-
-@dataclass(frozen=True, slots=True)
-class VerifyOptions:
-    """Say how thoroughly to look.
-
-    `sample_weights` looks at so many tensors only; `begin` is told each stage and the bytes it will read (0 where
-    unknown), `progress` counts of them, from any thread. `tell` is told at once what will keep a stage from running.
-    """
-
-    stages: tuple[str, ...] = STAGES
-    sample_weights: int | None = None
-    samples: SampleOptions = field(default_factory=SampleOptions)
-    begin: Callable[[str, int], None] = lambda stage, total: None
-    progress: Callable[[int], None] = lambda count: None
-    tell: Callable[[Finding], None] = lambda finding: None
 
 
 def verify(recipe: Recipe, baked: str | Path | None = None, options: VerifyOptions | None = None) -> Verification:
@@ -52,26 +32,36 @@ def verify(recipe: Recipe, baked: str | Path | None = None, options: VerifyOptio
     SurroundingsError where sampling lacks an extra, and is all that was asked for.
     """
     options = options or VerifyOptions()
+    path = _path_of(recipe, baked)
+    plan = make_plan(resolve(recipe), path)
+    with ExitStack() as opened:
+        structure = look_at_structure(plan, path, options)
+        checkpoint = structure.result
+        readied = ready(plan, path, checkpoint, options, opened)
+        weights = finish(readied.comparing, checkpoint.size if checkpoint else 0, path, options)
+        samples = finish(readied.sampling, 0, path, options)
+    outcomes: tuple[Outcome[Any], ...] = (structure, *weights, *samples)
+    compared = next((each.result for each in reversed(weights) if each.result is not None), None)
+    return Verification(
+        baked=path,
+        recipe=content_of(recipe.file).decode() if recipe.file else json.dumps(recipe.normal_form(), indent=2),
+        findings=tuple(finding for outcome in outcomes for finding in outcome.findings),
+        seconds={outcome.stage: outcome.seconds for outcome in outcomes if outcome.seconds is not None},
+        plan=plan,
+        effects=compared.effects if compared else (),
+        tensors=compared.tensors if compared else (),
+        samples=next((outcome.result for outcome in samples), None),
+        digests=compared.digests if compared else {},
+        failures=tuple(failure for outcome in outcomes for failure in outcome.failures),
+    )
+
+
+def _path_of(recipe: Recipe, baked: str | Path | None) -> Path:
+    """Return where the checkpoint lies; raise FileError where nothing does."""
     path = Path(os.path.normpath(baked if baked is not None else recipe.locate(recipe.output.path)))
     if not is_there(path):
         raise FileError(f"{path}: no such file", "Bake it first, or name the checkpoint with --baked.")
-    plan = make_plan(resolve(recipe), path)
-    run = Run(plan, path, options.stages, options.tell)
-    run.look(options.begin, options.progress, options.sample_weights, options.samples)
-    source = content_of(recipe.file).decode() if recipe.file else json.dumps(recipe.normal_form(), indent=2)
-    weights = run.weights
-    return Verification(
-        baked=path,
-        recipe=source,
-        findings=run.findings,
-        seconds=run.seconds,
-        plan=plan,
-        effects=weights.effects if weights else (),
-        tensors=weights.tensors if weights else (),
-        samples=run.samples,
-        digests=weights.digests if weights else {},
-        failures=tuple(run.failures),
-    )
+    return path
 
 
 def embedded_recipe(baked: Path, inputs: Path | None = None) -> Recipe:

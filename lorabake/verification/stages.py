@@ -1,16 +1,19 @@
-"""Run the stages of a verification one after the other: what one lacks is said before any takes its time.
+"""Run one stage of a verification: ready it, let it look, and keep what it found or why it broke off.
 
-A stage that breaks off leaves what the others found. A fault of the inputs or the machine keeps its words; anything
-else is lorabake's own failure, and is told as that.
+What a stage lacks is told before any of them takes its time. A stage that breaks off leaves what the others found. A
+fault of the inputs or the machine keeps its words; anything else is lorabake's own failure, and is told as that.
 """
 
 from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from lorabake.errors import INTERNAL, LorabakeError, first_line, where
 from lorabake.machine import worded
@@ -23,105 +26,155 @@ from lorabake.verification.weights.comparing import rehearse
 from lorabake.verification.weights.quick import check_quick
 
 ORDER = ("structure", "quick", "weights", "samples")
+STAGES = ("structure", "weights", "samples")
+"""What is looked at unless it is said otherwise; `quick` may take the place of weights."""
+
 COMPARING = {"quick": check_quick, "weights": check_weights}
 
+Result = TypeVar("Result")
+Work = Callable[[], tuple[Iterable[Finding], Result | None]]
+"""Look, and return findings and what later steps take; None where there is none."""
 
-class Run:
-    """Gather what the `stages` asked for find; `tell` is told at once what keeps one of them from running."""
 
-    def __init__(self, plan: Plan, path: Path, stages: tuple[str, ...], tell: Callable[[Finding], None]) -> None:
-        self.plan, self.path, self.tell = plan, path, tell
-        self.stages = tuple(stage for stage in ORDER if stage in stages)
-        self.weights: WeightsResult | None = None
-        self.samples: Samples | None = None
-        self.seconds: dict[str, float] = {}
-        self.failures: list[Failure] = []
-        self._told: dict[str, list[Finding]] = {stage: [] for stage in ORDER}
+@dataclass(frozen=True, slots=True)
+class VerifyOptions:
+    """Say how thoroughly to look.
 
-    @property
-    def findings(self) -> tuple[Finding, ...]:
-        """Return what was found, by stage."""
-        return tuple(finding for stage in ORDER for finding in self._told[stage])
+    `sample_weights` looks at so many tensors only; `begin` is told each stage and the bytes it will read (0 where
+    unknown), `progress` counts of them, from any thread. `tell` is told at once what will keep a stage from running.
+    """
 
-    def look(
-        self,
-        begin: Callable[[str, int], None],
-        progress: Callable[[int], None],
-        sample: int | None,
-        samples: SampleOptions,
-    ) -> None:
-        """Run every stage; `begin`, `progress` and `sample` as in VerifyOptions.
+    stages: tuple[str, ...] = STAGES
+    sample_weights: int | None = None
+    samples: SampleOptions = field(default_factory=SampleOptions)
+    begin: Callable[[str, int], None] = lambda stage, total: None
+    progress: Callable[[int], None] = lambda count: None
+    tell: Callable[[Finding], None] = lambda finding: None
 
-        Raise a LorabakeError where one stage alone was asked for, and cannot be run.
-        """
-        checkpoint = self._structure(begin)
-        with ExitStack() as stack:
-            sampling = self._prepare(checkpoint, samples, stack)
-            for stage in self.stages:
-                if stage == "structure" or self._told[stage]:  # what it lacks was told
-                    continue
-                if checkpoint is None:
-                    note = "the file cannot be read"
-                    self._told[stage].append(Finding(f"{stage}.skipped", Status.SKIP, self.path.name, "", "", note))
-                    continue
-                begin(stage, 0 if stage == "samples" else checkpoint.size)
-                with self._guarded(stage):
-                    if stage in COMPARING:
-                        found = COMPARING[stage](self.plan, checkpoint, sample=sample, progress=progress)
-                        self.weights = found
-                        self._told[stage] += found.findings
-                    elif sampling is not None:
-                        self.samples, told = sampling()
-                        self._told[stage] += told
 
-    def _structure(self, begin: Callable[[str, int], None]) -> Checkpoint | None:
-        begin("structure", 0)
-        checkpoint = None
-        with self._guarded("structure"):
-            told, checkpoint = check_structure(self.plan, self.path)
-            # A file of another form is never true, whatever else was asked for.
-            is_wanted = "structure" in self.stages
-            self._told["structure"] += [each for each in told if is_wanted or each.status is Status.FAIL]
-        return checkpoint
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[Result]):
+    """Hold what a stage brought: `result` is None where it lacks something, or broke off; then findings say so.
 
-    def _prepare(
-        self, checkpoint: Checkpoint | None, options: SampleOptions, stack: ExitStack
-    ) -> Callable[[], tuple[Samples | None, list[Finding]]] | None:
-        """Ask each stage for what it lacks, before any of them takes its time; return the samples stage, ready."""
-        if checkpoint is None:
-            return None
-        ready = None
-        for stage in self.stages:
-            with self._guarded(stage):
-                if stage in COMPARING:
-                    rehearse(self.plan)
-                elif stage == "samples":
-                    from lorabake.verification.samples import prepare
+    `seconds` is None for a stage that was not begun.
+    """
 
-                    ready, lacking = prepare(self.plan, self.path, options, stack)
-                    self._told[stage] += lacking
-            if stage != "structure":
-                for finding in self._told[stage]:
-                    self.tell(finding)
-        return ready
+    stage: str
+    findings: tuple[Finding, ...] = ()
+    result: Result | None = None
+    seconds: float | None = None
+    failures: tuple[Failure, ...] = ()
 
-    @contextmanager
-    def _guarded(self, stage: str) -> Iterator[None]:
-        """Turn what stops a stage into a finding; count its seconds."""
-        began = time.perf_counter()
-        try:
-            with worded():
-                yield
-        except LorabakeError as error:
-            if len(self.stages) == 1:
-                raise
-            self._broke_off(stage, error, error.exit_code, str(error).replace("\n", "; "))
-        except Exception as error:
-            note = f"lorabake failed, which says nothing of the file: {type(error).__name__}: {first_line(error)}"
-            self._broke_off(stage, error, INTERNAL, f"{note} ({where(error)})")
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
 
-    def _broke_off(self, stage: str, error: BaseException, code: int, note: str) -> None:
-        self._told[stage].append(Finding(f"{stage}.error", Status.ERROR, self.path.name, "", "", note))
-        self.failures.append(Failure(stage, code, "".join(traceback.format_exception(error))))
+@dataclass(frozen=True, slots=True)
+class Readied:
+    """Hold what each stage after structure will do, or what it lacks."""
+
+    comparing: tuple[Outcome[Work[WeightsResult]], ...]
+    sampling: tuple[Outcome[Work[Samples]], ...]
+
+
+def look_at_structure(plan: Plan, path: Path, options: VerifyOptions) -> Outcome[Checkpoint]:
+    """Check the form of a checkpoint, and hand the checkpoint on; None for one that cannot be read."""
+    options.begin("structure", 0)
+    outcome = _attempt("structure", partial(check_structure, plan, path), path, options)
+    if "structure" in options.stages:
+        return outcome
+    # A file of another form is never true, whatever else was asked for.
+    kept = (finding for finding in outcome.findings if finding.status in (Status.FAIL, Status.ERROR))
+    return replace(outcome, findings=tuple(kept))
+
+
+def ready(
+    plan: Plan, path: Path, checkpoint: Checkpoint | None, options: VerifyOptions, opened: ExitStack
+) -> Readied:
+    """Open what the other stages take, and tell at once what one lacks; `opened` closes it."""
+    wanted = [stage for stage in ORDER if stage in options.stages]
+    if checkpoint is None:
+        note = "the file cannot be read"
+        skipped = {stage: (Finding(f"{stage}.skipped", Status.SKIP, path.name, "", "", note),) for stage in wanted}
+        return Readied(
+            tuple(Outcome(stage, skipped[stage]) for stage in wanted if stage in COMPARING),
+            tuple(Outcome(stage, skipped[stage]) for stage in wanted if stage == "samples"),
+        )
+    comparing = tuple(
+        _told(_attempt(stage, partial(_compares, stage, plan, checkpoint, options), path, options), options)
+        for stage in wanted
+        if stage in COMPARING
+    )
+    sampling = tuple(
+        _told(_attempt(stage, partial(_samples, plan, path, options, opened), path, options), options)
+        for stage in wanted
+        if stage == "samples"
+    )
+    return Readied(comparing, sampling)
+
+
+def finish(
+    readied: Iterable[Outcome[Work[Result]]], total: int, path: Path, options: VerifyOptions
+) -> list[Outcome[Result]]:
+    """Let the stages look that are ready; `total` are the bytes that each will read."""
+    outcomes: list[Outcome[Result]] = []
+    for before in readied:
+        if before.result is None:
+            outcomes.append(Outcome(before.stage, before.findings, None, before.seconds, before.failures))
+            continue
+        options.begin(before.stage, total)
+        outcome = _attempt(before.stage, before.result, path, options)
+        seconds = (before.seconds or 0.0) + (outcome.seconds or 0.0)
+        outcomes.append(replace(outcome, seconds=seconds))
+    return outcomes
+
+
+def _compares(
+    stage: str, plan: Plan, checkpoint: Checkpoint, options: VerifyOptions
+) -> tuple[tuple[Finding, ...], Work[WeightsResult]]:
+    rehearse(plan)
+
+    def compare() -> tuple[tuple[Finding, ...], WeightsResult]:
+        check = COMPARING[stage]
+        found = check(plan, checkpoint, sample=options.sample_weights, progress=options.progress)
+        return found.findings, found
+
+    return (), compare
+
+
+def _samples(
+    plan: Plan, path: Path, options: VerifyOptions, opened: ExitStack
+) -> tuple[list[Finding], Work[Samples] | None]:
+    from lorabake.verification.samples import prepare
+
+    return prepare(plan, path, options.samples, opened)
+
+
+def _told(outcome: Outcome[Result], options: VerifyOptions) -> Outcome[Result]:
+    for finding in outcome.findings:
+        options.tell(finding)
+    return outcome
+
+
+def _attempt(stage: str, work: Work[Result], path: Path, options: VerifyOptions) -> Outcome[Result]:
+    """Turn what stops a stage into a finding; count its seconds.
+
+    Raise a LorabakeError where one stage alone was asked for, and cannot be run.
+    """
+    began = time.perf_counter()
+    try:
+        with worded():
+            findings, result = work()
+    except LorabakeError as error:
+        if len({*options.stages}) == 1:
+            raise
+        note, code, stopped = str(error).replace("\n", "; "), error.exit_code, _trace(error)
+    except Exception as error:
+        note = f"lorabake failed, which says nothing of the file: {type(error).__name__}: {first_line(error)}"
+        note, code, stopped = f"{note} ({where(error)})", INTERNAL, _trace(error)
+    else:
+        return Outcome(stage, tuple(findings), result, time.perf_counter() - began)
+    finding = Finding(f"{stage}.error", Status.ERROR, path.name, "", "", note)
+    seconds = time.perf_counter() - began
+    return Outcome(stage, (finding,), None, seconds, (Failure(stage, code, stopped),))
+
+
+def _trace(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))
