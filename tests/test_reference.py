@@ -11,7 +11,7 @@ import pytest
 
 import lorabake.reference
 from lorabake.execution import methods as executed
-from lorabake.recipe import Method
+from lorabake.planning.steps import Method
 from lorabake.reference import methods
 from tests.test_structure import imported
 
@@ -69,7 +69,7 @@ def test_only_draws_know_torch(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["dare_linear", "dare_ties"])
 def test_masks_are_drawn_again_as_the_bake_draws_them(name: str) -> None:
-    method = Method.model_validate({"name": name, "density": 0.3, "seed": 7})
+    method = Method(name, density=0.3, seed=7)
     own = methods.masks_of(method, "fc.weight", 5, [0, 2], 1000)
     theirs = executed.masks_of(method, "fc.weight", 5, [0, 2], 1000)
     assert len(own) == 2

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from lorabake import VerifyOptions, load_recipe, plan, verify
 from lorabake.execution.rounding import drawn, round_by
 from lorabake.recipe import parse_recipe
-from lorabake.reference.recompute import rounded_by
+from lorabake.reference.rounding import rounded_by
 from lorabake.reference.survival import survival
 from lorabake.verification import embedded_recipe
 from tests import builders as b

@@ -10,7 +10,7 @@ It shares with the bake what both are told, and what a mistake in would show els
 - `errors` and `machine`: the words for what goes wrong.
 
 It shares no arithmetic: scales, deltas, DoRA, methods, draws, codecs and rounding are written here a second time,
-after papers, formats and programs. It opens files by itself. torch draws random numbers that no other generator draws
+after papers, formats and programs. torch draws random numbers that no other generator draws
 (`formulas/draws.py`), and no more. Nothing here is fast. The bake does not know of it, and it knows nothing of what
 executes.
 """

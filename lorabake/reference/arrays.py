@@ -15,7 +15,7 @@ from lorabake.errors import FileError
 from lorabake.machine import unreadable
 from lorabake.reference.codecs import unpack
 from lorabake.reference.formulas.formula import Array
-from lorabake.tensors.dtypes import DTYPES, decode_scalar, is_output, mantissa_of
+from lorabake.tensors.dtypes import DTYPES, decode_scalar, is_output
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo
 from lorabake.tensors.system import bytes_at, open_to_read, read_at
@@ -187,15 +187,3 @@ def widen(dtype: str, stored: NDArray[Any], into: Singles) -> None:
         np.copyto(into, stored.view("<f4"))
     else:
         np.take(decode(dtype, bytes(range(256))).astype(np.float32), stored, out=into, mode="clip")
-
-
-def spacing(dtype: str, values: Array) -> Array:
-    """Return the unit in the last place of a dtype at each value."""
-    mantissa, least = mantissa_of(dtype), DTYPES[dtype].least
-    if not DTYPES[dtype].floating:
-        return np.ones_like(values)
-    powers = np.empty_like(values)
-    np.bitwise_and(values.view(np.uint64), np.uint64(0x7FF0000000000000), out=powers.view(np.uint64))
-    np.maximum(powers, least, out=powers)
-    powers *= 2.0**-mantissa
-    return powers

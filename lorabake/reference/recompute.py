@@ -6,104 +6,33 @@ rows at a time, so that memory stays that of a bake.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import cast
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lorabake.adapters.dora import MAGNITUDES
 from lorabake.adapters.shapes import matrix
-from lorabake.errors import MatchError, SurroundingsError
-from lorabake.matching.patches import Patch
-from lorabake.planning import Plan
 from lorabake.planning.steps import Step, Target
-from lorabake.reference.arrays import Files, spacing
-from lorabake.reference.codecs import as_stored, largest, may_cancel, next_power, scales, turned, worth
-from lorabake.reference.formulas import FORMULAS, changed
-from lorabake.reference.formulas.formula import Array, Place, PlaceOf, Tensors
-from lorabake.reference.formulas.laws import scale_of, scale_of_alpha_0, share
-from lorabake.reference.formulas.products import PRODUCTS
+from lorabake.reference.arrays import Files
+from lorabake.reference.codecs import as_stored, largest, next_power, scales, turned, worth
+from lorabake.reference.formulas.formula import Array
 from lorabake.reference.methods import combined, masks_of
-from lorabake.tensors.dtypes import DTYPES, decode_scalar
+from lorabake.reference.patches import PatchReader, delta_of, partial_sums, picked, place_of, widened
+from lorabake.reference.rounding import rounded
+from lorabake.reference.tiles import Change, Tile
+from lorabake.tensors.dtypes import DTYPES
 from lorabake.tensors.header import TensorInfo
 
-Indices = NDArray[np.intp]
-Numbers = NDArray[np.uint64]
 TILE_VALUES = 1 << 17
 EDGE = 2.0**-18
 """Share of a block's largest value by which float32 may be off, far more than it is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """Hold what one patch, the step's `number`th, adds to rows `rows` of a tile, its strength included.
-
-    The sums that make it are `partial` at the most on the way, where they may be more than what comes out.
-    """
-
-    number: int
-    patch: Patch
-    rows: slice
-    delta: Array
-    partial: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """Hold what the step's `number`th patch adds to `rows` of a tensor: `factor`, strength and all, times a product.
-
-    Its sides are (rows, r) and (r, columns), in float64 or in a float32 that holds them.
-    """
-
-    number: int
-    patch: Patch
-    rows: slice
-    factor: float
-    left: Array
-    right: Array
-
-
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """Say how large the sums that make a patch's change may become on some rows."""
-
-    patch: Patch
-    rows: slice
-    size: float
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """Hold rows of one tensor from `start`, as (rows, columns): the base's, and what the output ought to hold."""
-
-    target: Target
-    start: int
-    base: Array
-    exact: Array
-    changes: tuple[Change, ...]
-
-    @property
-    def reaches(self) -> list[Reach]:
-        """Say how large the sums of each change may become: four times the largest result stands for that."""
-        found = []
-        for change in self.changes:
-            size = float(np.abs(change.delta).max(initial=0.0))
-            if change.patch.kind.may_sum_weight:
-                size += float(np.abs(self.base[change.rows]).max(initial=0.0))
-            found.append(Reach(change.patch, change.rows, max(4 * size, change.partial)))
-        return found
-
-
 class Recomputation:
-    """Recompute the steps of one plan; `found` are the tensors of the checkpoint that is judged, if there is one."""
+    """Recompute steps; `found` are the tensors of the checkpoint that is judged, if there is one."""
 
-    def __init__(self, plan: Plan, files: Files, found: Mapping[str, TensorInfo] | None = None) -> None:
-        self.plan, self.files, self.found = plan, files, found or {}
-        self.sequential = plan.sources.recipe.is_sequential
+    def __init__(self, files: Files, found: Mapping[str, TensorInfo] | None = None) -> None:
+        self.files, self.patches, self.found = files, PatchReader(files), found or {}
 
     def tiles(self, step: Step, some: int | None = None) -> Iterator[Tile]:
         """Yield a step's tensors in tiles of rows; `step` may have no patches, then the base is what is due.
@@ -114,99 +43,6 @@ class Recomputation:
             yield from self._by_rows(step, some)
         else:
             yield from self._whole(step)
-
-    def tensors(self, patch: Patch) -> Tensors:
-        """Read a patch's tensors, alpha only where it is no scale."""
-        return {slot: self.files.whole(info) for slot, info in patch.kind.operands(patch.tensors).items()}
-
-    def scale(self, patch: Patch) -> float:
-        """Return alpha/rank, or what takes its place."""
-        if patch.scale is not None:
-            return patch.scale
-        info = patch.kind.alpha_of(patch.tensors)
-        if info is None:
-            return 1.0
-        alpha = decode_scalar(info.dtype, self.files.raw(info.file, info.start, info.nbytes))
-        rank = patch.kind.rank(patch.shapes)
-        if not alpha and (scale := scale_of_alpha_0(patch.semantics)) is not None:
-            return scale_of(patch.kind.name, scale * rank, rank, patch.tensors)
-        return scale_of(patch.kind.name, alpha, rank, patch.tensors) * patch.parts
-
-    def products(self, step: Step, *, single: bool = False) -> list[Product] | None:
-        """Read the factors of a step's patches on its tensor; None where one is no product, or needs all rows.
-
-        With `single`, sides that are stored as they are come in float32, which holds them.
-        """
-        if not step.by_rows or any(patch.has_dora or patch.kind.name not in PRODUCTS for patch in step.patches):
-            return None
-        target = step.targets[0]
-        if step.matrix(target) != matrix(target.shape) or any(
-            patch.view.picked is not None for patch in step.patches
-        ):
-            return None  # of one expert in a stack, or of some values of each row
-        found = []
-        for number, patch in enumerate(step.patches):
-            view = patch.view
-            factor, left, right = self._stored(patch) if single else self._sides(patch, self.tensors(patch))
-            if view.transpose:
-                (region,) = view.regions
-                rows = slice(region.start, region.stop)
-                found.append(Product(number, patch, rows, factor, right.T, left.T))
-                continue
-            for span in view.spans(target.key):
-                found.append(Product(number, patch, span.stored, factor, left[span.own], right))
-        return found
-
-    def _sides(self, patch: Patch, tensors: Tensors) -> tuple[float, Array, Array]:
-        place = _place(patch, slice(0, patch.view.rows))
-        with _refused(patch):
-            factor, left, right = PRODUCTS[patch.kind.name](tensors, place, self.scale(patch))
-        return share(patch.kind.name, tensors, place) * factor, left, right
-
-    def _stored(self, patch: Patch) -> tuple[float, Array, Array]:
-        """Return the sides of a product in float32 where they are the LoRA's own numbers, else in float64."""
-        singles = {slot: self.files.single(info) for slot, info in patch.kind.operands(patch.tensors).items()}
-        if all(values is not None for values in singles.values()):
-            factor, left, right = self._sides(patch, cast(Tensors, singles))
-            if all(any(np.may_share_memory(side, each) for each in singles.values()) for side in (left, right)):
-                return factor, left, right
-        return self._sides(patch, self.tensors(patch))
-
-    def epsilon(self, target: Target) -> float:
-        """Return what a bake's arithmetic rounds by, half a unit of 1."""
-        double = self.plan.sources.recipe.in_float64 or target.source.dtype == "F64"
-        return 2.0**-53 if double else 2.0**-24
-
-    def slack(self, tile: Tile, base: Array, exact: Array, rows: Indices) -> Array:
-        """Bound the error that the bake's own precision allows at some places, in `rows`, of a tile.
-
-        A sum of n products in a precision ε is off by some n·ε times its largest partial sum.
-        """
-        sizes = 16 * (np.abs(base) + np.abs(exact))
-        if may_cancel(tile.target.encoding) or may_cancel(tile.target.source):
-            sizes = sizes + 64 * (np.abs(tile.base).max(initial=0.0) + np.abs(tile.exact).max(initial=0.0))
-        for reach in tile.reaches:
-            inside = (rows >= reach.rows.start) & (rows < reach.rows.stop)
-            sizes = sizes + inside * terms(reach.patch) * reach.size
-        return np.asarray(self.epsilon(tile.target) * sizes)
-
-    def rounded(self, tile: Tile, values: Array) -> Array:
-        """Round values that stand for a tile's as the output's are: to nearest, or as the recipe's seed has it."""
-        dtype = tile.target.dtype
-        if not tile.target.is_drawn:
-            return rounded(dtype, values)
-        return rounded_by(self.numbers(tile), dtype, values)
-
-    def numbers(self, tile: Tile) -> Numbers:
-        """Draw again, by SplitMix64, the numbers of 62 bits that decide where a tile's values go."""
-        seed = self.plan.sources.recipe.output.rounding.seed
-        digest = hashlib.blake2b(f"{seed}/{tile.target.key}".encode(), digest_size=8).digest()
-        first = tile.start * tile.base.shape[1] + 1
-        place = np.arange(first, first + tile.base.size, dtype=np.uint64)
-        state = np.frombuffer(digest, "<u8") + place * np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ state >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ state >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-        return np.asarray((state ^ state >> np.uint64(31)) >> np.uint64(2)).reshape(tile.base.shape)
 
     # -- the two ways ----------------------------------------------------------------------------------
 
@@ -219,8 +55,8 @@ class Recomputation:
             starts = [at * (rows - size) // (some - 1) for at in range(some)]
         loaded = []
         for number, patch in enumerate(patches):
-            tensors, scale = self.tensors(patch), self.scale(patch)
-            loaded.append((number, patch, tensors, scale, _partial(patch, tensors, scale)))
+            tensors, scale = self.patches.tensors(patch), self.patches.scale(patch)
+            loaded.append((number, patch, tensors, scale, partial_sums(patch, tensors, scale)))
         flipped: dict[int, Array] = {}
         for start in starts:
             stop = min(start + size, rows)
@@ -229,16 +65,16 @@ class Recomputation:
             for number, patch, tensors, scale, partial in loaded:
                 for here in (piece for span in patch.view.spans(target.key) if (piece := span.cut(start, stop))):
                     inner = slice(here.stored.start - start, here.stored.stop - start)
-                    seen = exact if self.sequential else base
+                    seen = exact if step.is_sequential else base
                     if patch.view.transpose:  # a product: it does not read the weight
                         if number not in flipped:
                             zeros = np.zeros((patch.view.rows, patch.view.columns))
-                            whole = _place(patch, slice(0, patch.view.rows))
-                            flipped[number] = _delta(patch, tensors, zeros, whole, scale).T
+                            whole = place_of(patch, slice(0, patch.view.rows))
+                            flipped[number] = delta_of(patch, tensors, zeros, whole, scale).T
                         delta = flipped[number][here.own]
                     else:
-                        delta = _delta(patch, tensors, _picked(patch, seen[inner]), _place(patch, here.own), scale)
-                    delta = _widened(patch, delta)
+                        delta = delta_of(patch, tensors, picked(patch, seen[inner]), place_of(patch, here.own), scale)
+                    delta = widened(patch, delta)
                     exact[inner] += delta
                     changes.append(Change(number, patch, inner, delta, partial))
                 if stop >= patch.view.regions[-1].stop:
@@ -257,19 +93,19 @@ class Recomputation:
         parts: dict[str, list[Change]] = {key: [] for key in base}
         own: dict[int, Array] = {}
         for number, patch in enumerate(step.patches):
-            view, seen = patch.view, exact if self.sequential else base
-            blocks = [_picked(patch, seen[region.key][region.start : region.stop]) for region in view.regions]
+            view, seen = patch.view, exact if step.is_sequential else base
+            blocks = [picked(patch, seen[region.key][region.start : region.stop]) for region in view.regions]
             weight = np.ascontiguousarray(blocks[0].T) if view.transpose else np.concatenate(blocks)
-            tensors, scale = self.tensors(patch), self.scale(patch)
-            changed = _delta(patch, tensors, weight, _place(patch, slice(0, view.rows)), scale)
-            partial = _partial(patch, tensors, scale)
+            tensors, scale = self.patches.tensors(patch), self.patches.scale(patch)
+            changed = delta_of(patch, tensors, weight, place_of(patch, slice(0, view.rows)), scale)
+            partial = partial_sums(patch, tensors, scale)
             if view.transpose:
                 changed = changed.T
             if not step.summed and patch.kind.adds:
                 own[patch.number] = np.ascontiguousarray(changed) / patch.strength
                 continue
             for span in view.spans():
-                delta = _widened(patch, changed[span.own])
+                delta = widened(patch, changed[span.own])
                 exact[span.key][span.stored] += delta
                 parts[span.key].append(Change(number, patch, span.stored, delta, partial))
         for key, start, stop, there in () if step.summed else step.pieces():
@@ -342,90 +178,6 @@ class Recomputation:
         return np.asarray(np.where((there == low) | (there == high), there, due))
 
 
-def _partial(patch: Patch, tensors: Tensors, scale: float) -> float:
-    """Bound the partial sums of a product by the lengths of its factors' rows and columns (Cauchy and Schwarz)."""
-    if patch.kind.name not in PRODUCTS:
-        return 0.0
-    own = {slot: values for slot, values in tensors.items() if slot not in MAGNITUDES}
-    place = _place(patch, slice(0, patch.view.rows))
-    factor, left, right = PRODUCTS[patch.kind.name](own, place, scale)
-    return abs(share(patch.kind.name, own, place) * factor) * longest(left) * longest(right.T)
-
-
-def longest(rows: Array) -> float:
-    """Return the length of the longest row."""
-    return float(np.sqrt(np.einsum("ij,ij->i", rows, rows).max(initial=0.0)))
-
-
-def terms(patch: Patch) -> int:
-    """Count the terms of the sums that a patch's change takes, and what comes on top."""
-    return 16 + patch.kind.summed_terms(patch.shapes, patch.view.shape) + 64 * patch.has_dora
-
-
 def _by_row(scale: Array, weight: Array) -> Array:
     """Repeat scales of a tensor's own rows for the rows that patches count, of which it may have more."""
     return scale if len(scale) == 1 else np.repeat(scale, len(weight) // len(scale), axis=0)
-
-
-def _picked(patch: Patch, rows: Array) -> Array:
-    """Return what a patch's module has of stored rows."""
-    return rows if patch.view.picked is None else rows[:, patch.view.chosen]
-
-
-def _widened(patch: Patch, delta: Array) -> Array:
-    """Put what a patch's module has of stored rows in its place among the rest, which does not change."""
-    if patch.view.picked is None:
-        return delta
-    wide = np.zeros((len(delta), patch.view.width))
-    wide[:, patch.view.chosen] = delta
-    return wide
-
-
-def _place(patch: Patch, rows: slice) -> Place:
-    return PlaceOf(rows, patch.view.shape, patch.settings, patch.semantics, patch.strength)
-
-
-@contextmanager
-def _refused(patch: Patch) -> Iterator[None]:
-    """Turn what a formula finds wrong with the values of a patch's tensors into an error that names the module."""
-    try:
-        yield
-    except ValueError as error:
-        raise MatchError(f"{patch.module}: {str(error).splitlines()[0]}") from None
-
-
-def _delta(patch: Patch, tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
-    if patch.kind.name not in FORMULAS:
-        raise SurroundingsError(
-            f"verification has no formula for {patch.kind.title}", "Add one to lorabake/reference/formulas/."
-        )
-    with _refused(patch):
-        updated = changed(patch.kind.name, tensors, weight, place, scale)
-    if updated.shape != weight.shape:
-        found, wanted = (" × ".join(map(str, each)) for each in (updated.shape, weight.shape))
-        raise MatchError(f"{patch.module}: its formula gives {found}, and the weight's rows are {wanted}")
-    delta = updated - weight
-    delta *= share(patch.kind.name, tensors, place)
-    return delta
-
-
-def rounded(dtype: str, values: Array) -> Array:
-    """Round to the nearest value that a dtype has, ties to even; overflow is left as it is."""
-    if DTYPES[dtype].mantissa is None:
-        return values
-    least = DTYPES[dtype].least
-    unit = spacing(dtype, np.where(np.abs(values) < least, least, values))
-    return np.asarray(np.rint(values / unit) * unit)
-
-
-def rounded_by(numbers: Numbers, dtype: str, values: Array) -> Array:
-    """Round to the neighbour away from zero where the distance from the other one, in units, exceeds number/2^62.
-
-    For given numbers this never falls as the values rise.
-    """
-    with np.errstate(invalid="ignore", over="ignore"):
-        unit = spacing(dtype, values)
-        part, lower = np.modf(np.abs(values) / unit)
-        away = numbers < (part * 2.0**62).astype(np.uint64)
-        sizes = np.minimum((lower + away) * unit, DTYPES[dtype].largest)
-    return np.where(np.isfinite(values), np.copysign(sizes, values), values)

@@ -25,6 +25,7 @@ from lorabake.planning.tally import Tally
 from lorabake.reference.arrays import Files
 from lorabake.reference.formulas.products import PRODUCTS
 from lorabake.reference.recompute import Recomputation
+from lorabake.reference.tiles import rounded_as
 from lorabake.tensors.dtypes import DTYPES
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo
@@ -53,7 +54,7 @@ def estimate(plan: Plan, tensors: int = SAMPLE, *, reads: bool = True) -> dict[i
         for patch in step.patches:
             own[patch.lora][step.number] = step
     with closing(Files()) as files:
-        sample = _Sample(Recomputation(plan, files), files)
+        sample = _Sample(Recomputation(files), files)
         in_order = sorted((lora, [*steps.values()]) for lora, steps in own.items())
         return {lora: sample.tally(lora, steps, tensors, reads=reads) for lora, steps in in_order}
 
@@ -85,7 +86,7 @@ class _Sample:
                 change.delta.any() for tile in tiles for change in tile.changes if change.patch.number == patch.number
             )
         tally.count(patch.module, moves=moves)
-        note_scales(tally, patch, self.recomputation)
+        note_scales(tally, patch, step.loras[patch.lora], self.recomputation)
 
     @np.errstate(invalid="ignore", over="ignore")
     def _see(self, tally: Tally, lora: int, steps: Iterable[Step], tiles: int | None) -> None:
@@ -93,7 +94,7 @@ class _Sample:
         for tile in (tile for step in steps for tile in self.recomputation.tiles(step, tiles)):
             if DTYPES[tile.target.dtype].mantissa is None:
                 continue
-            lost = self.recomputation.rounded(tile, tile.exact) - tile.exact
+            lost = rounded_as(tile, tile.exact) - tile.exact
             for change in tile.changes:
                 if change.patch.lora == lora:
                     energy = float(np.vdot(change.delta, change.delta))
@@ -112,7 +113,7 @@ def zero_slots(patch: Patch, files: Files) -> set[str]:
 
 def is_idle(patch: Patch, zero: set[str], recomputation: Recomputation) -> bool:
     """Tell whether a patch adds a product that is zero, since a factor, by the slots `zero`, or its scale is."""
-    return _is_product(patch) and bool(zero & patch.kind.required or not recomputation.scale(patch))
+    return _is_product(patch) and bool(zero & patch.kind.required or not recomputation.patches.scale(patch))
 
 
 def _is_product(patch: Patch) -> bool:
@@ -129,16 +130,16 @@ def _is_zero(info: TensorInfo, files: Files) -> bool:
     return not _numbers(first, width).any() and not files.whole(info).any()
 
 
-def note_scales(tally: Tally, patch: Patch, recomputation: Recomputation) -> None:
-    """Note of a patch whether its scale is negative, and whether its DoRA magnitudes have zeros.
+def note_scales(tally: Tally, patch: Patch, lora: str, recomputation: Recomputation) -> None:
+    """Note of a patch of a LoRA whether its scale is negative, and whether its DoRA magnitudes have zeros.
 
     Raise MatchError for an alpha of 0 that no program knows how to read.
     """
     alpha = patch.kind.alpha_of(patch.tensors)
     if patch.scale is None and alpha is not None:  # a configuration's is told
-        scale = recomputation.scale(patch)
+        scale = recomputation.patches.scale(patch)
         if not scale and patch.semantics not in SCALE_OF_ALPHA_0:
-            raise no_scale(recomputation.plan.sources.loras[patch.lora].name, alpha.name, scale)
+            raise no_scale(lora, alpha.name, scale)
         if scale < 0:
             tally.negative.add(patch.module)
     lengths = (patch.tensors[slot] for slot in MAGNITUDES & patch.tensors.keys())

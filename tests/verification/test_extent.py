@@ -16,10 +16,11 @@ from lorabake.reference.arrays import Files
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.verification import VerifyOptions, verify
 from lorabake.verification.findings import Finding, Status, Verification
+from lorabake.verification.weights.causes import Cause, Diagnosis
 from lorabake.verification.weights.comparing import Comparer, Extent
 from lorabake.verification.weights.comparison import Comparison
-from lorabake.verification.weights.diagnosis import Cause, Diagnosis, findings
 from lorabake.verification.weights.settings import choices
+from lorabake.verification.weights.telling import findings
 from tests import builders as b
 
 STAGES = ("weights", "quick")

@@ -8,10 +8,10 @@ import torch
 
 from lorabake.adapters import kinds
 from lorabake.adapters.settings import NO_SETTINGS
-from lorabake.reference.arrays import decode, spacing
+from lorabake.reference.arrays import decode
 from lorabake.reference.formulas import FORMULAS, changed
 from lorabake.reference.formulas.formula import PlaceOf
-from lorabake.reference.recompute import rounded
+from lorabake.reference.rounding import rounded, spacing
 from tests import builders as b
 
 

@@ -19,7 +19,8 @@ from lorabake.reference.recompute import Recomputation
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.verification import VerifyOptions, verify
 from lorabake.verification.findings import Finding, Status, Verification
-from lorabake.verification.weights.projections import FALSE_ALARM, VECTORS, Projector, Sums, signs
+from lorabake.verification.weights.limits import FALSE_ALARM
+from lorabake.verification.weights.projections import VECTORS, Projector, Sums, signs
 from tests import builders as b
 from tests.test_kinds import FAULTS, LINEAR, cases
 from tests.test_kinds import write as write_kind
@@ -56,7 +57,7 @@ def world(
 def sums_of(recipe: Path, tests: int = 1000) -> Sums:
     """Take the sums of the one tensor that is baked."""
     made, files = plan(load_recipe(recipe)), Files()
-    projector = Projector(Recomputation(made, files), files, tests)
+    projector = Projector(Recomputation(files), files, tests)
     sums = projector.sums(made.steps[0], open_checkpoint(made.path).tensors["fc.weight"])
     assert sums is not None
     return sums

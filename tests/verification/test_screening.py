@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from lorabake import load_recipe, plan
+from lorabake.reference import arrays
 from lorabake.reference.arrays import Files, decode, widen
 from lorabake.tensors.checkpoint import open_checkpoint
-from lorabake.verification import arrays
 from lorabake.verification.weights.comparing import Comparer, Job
 from lorabake.verification.weights.comparison import Comparison
 from tests import builders as b

@@ -15,7 +15,7 @@ from lorabake.cli.verify import verify as command
 from lorabake.errors import FileError
 from lorabake.verification import VerifyOptions, embedded_recipe, verify
 from lorabake.verification.findings import Finding, Status, Verification
-from lorabake.verification.weights import block_of, in_order
+from lorabake.verification.weights.effects import block_of, in_order
 from tests import builders as b
 
 BOTH = VerifyOptions(stages=("structure", "weights"))

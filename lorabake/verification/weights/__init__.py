@@ -6,19 +6,15 @@ place (ulps) of the output's dtype. Streamed, a few rows at a time; no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain
-from math import sqrt
 
 from threadpoolctl import threadpool_limits
 
 from lorabake.machine import default_workers
 from lorabake.planning import Plan
-from lorabake.planning.cautions import cautions_of, cautions_of_recipe
-from lorabake.planning.steps import Step
 from lorabake.planning.tally import Tally
 from lorabake.reference.arrays import Files
 from lorabake.reference.recompute import Recomputation
@@ -28,8 +24,10 @@ from lorabake.verification.findings import Effect, Finding, Status, TensorVerdic
 from lorabake.verification.structure.digests import Digests
 from lorabake.verification.weights.comparing import Comparer, Extent, each_of
 from lorabake.verification.weights.comparison import Comparison, Share
-from lorabake.verification.weights.diagnosis import Diagnosis, Diagnostician, findings
+from lorabake.verification.weights.diagnosis import Diagnostician
+from lorabake.verification.weights.effects import effects_of
 from lorabake.verification.weights.settings import explain_by_settings
+from lorabake.verification.weights.telling import findings, told_of, untouched, verdicts
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +93,7 @@ class _Check:
                 *findings(self.plan, diagnoses, results),
                 *told,
             ),
-            tuple(self._effects(results)),
+            tuple(effects_of(self.plan, results)),
             tuple(verdicts(self.plan, [(each.step, each.target.key) for each in results], diagnoses)),
             self.digests.named(digests),
         )
@@ -109,96 +107,6 @@ class _Check:
             if own and len(right) == len(own):
                 note = f"applied to all {len(own)} tensors at the recipe's strength"
                 yield Finding("weights.lora", Status.PASS, lora.name, f"{len(right)} tensors", f"{len(own)}", note)
-
-    def _effects(self, results: Iterable[Comparison]) -> Iterator[Effect]:
-        """Sum ‖ΔW‖² and ‖W‖² up over blocks, in the model's order."""
-        names: dict[str, tuple[str, str]] = {}
-        for component, modules in self.plan.sources.key_map.modules.items():
-            for name, module in modules.items():
-                for key in {key for view in module.views.values() for key in view.keys}:
-                    names[key] = max(names.get(key, ("", "")), (component, name), key=lambda pair: _telling(pair[1]))
-        for module in chain(self.plan.sources.key_map.outside, *self.plan.sources.key_map.in_memory.values()):
-            for key in {key for view in module.views.values() for key in view.keys}:
-                names.setdefault(key, (module.component, module.name))
-        place = {key: (component, block_of(name)) for key, (component, name) in names.items()}
-        sums: dict[tuple[int, str, str], list[float]] = {}
-        for result in results:
-            if result.target.key not in place:  # a scale, no weight
-                continue
-            component, block = place[result.target.key]
-            for number, share in result.shares.items():
-                entry = sums.setdefault((result.step.patches[number].lora, component, block), [0.0, 0.0])
-                entry[0] += share.energy
-                entry[1] += result.base_energy
-        components = [*self.plan.sources.key_map.modules]
-        for (lora, component, block), (change, base) in sorted(
-            sums.items(), key=lambda item: (components.index(item[0][1]), in_order(item[0][2]), item[0][0])
-        ):
-            if base:
-                yield Effect(self.plan.sources.loras[lora].name, component, block, sqrt(change / base))
-
-
-def block_of(module: str) -> str:
-    """Shorten a module's path to its block: down_blocks.1.attentions.0, text_model.encoder.layers.3."""
-    parts = module.split(".")
-    numbers = [at for at, part in enumerate(parts) if part.isdigit()]
-    if not numbers:
-        return parts[0]
-    last = numbers[0]
-    if len(numbers) > 1 and numbers[1] == last + 2 and parts[last + 1] not in ("to_out", "net", "transformer_blocks"):
-        last = numbers[1]
-    return ".".join(parts[: last + 1])
-
-
-STAGES = ("conv_in", "time_", "add_embedding", "down_", "mid_", "up_", "conv_norm_out", "conv_out")
-"""How the names of diffusers' UNets begin, in the order in which they run."""
-
-
-def _telling(name: str) -> tuple[bool, int]:
-    """Rank a module's names in several layouts: diffusers' first, else the longest tells most."""
-    return name.startswith(STAGES), len(name)
-
-
-def in_order(block: str) -> tuple[int, list[int], str]:
-    """Rank a block as the model runs: inputs, down, middle, up, outputs; else by its numbers."""
-    stage = next((number for number, start in enumerate(STAGES) if block.startswith(start)), len(STAGES))
-    numbers = [int(part) for part in block.split(".") if part.isdigit()]
-    if "samplers" in block:  # a level ends with it
-        numbers[-1] = 99
-    return stage, [*numbers, "attentions" in block], block  # an attention follows the resnet of its number
-
-
-def verdicts(
-    plan: Plan, looked_at: Iterable[tuple[Step, str]], diagnoses: Iterable[Diagnosis]
-) -> Iterator[TensorVerdict]:
-    """Say of each step and tensor that was looked at what became of each of its patches."""
-    faults = {(each.key, each.lora, each.module): each for each in diagnoses}
-    for step, key in looked_at:
-        loose = faults.get((key, None, ""))
-        for patch in step.patches:
-            if key not in patch.view.keys:
-                continue
-            fault = faults.get((key, patch.lora, patch.module), loose)
-            what, factor = ("applied", 1.0) if fault is None else (fault.cause.value, fault.factor)
-            yield TensorVerdict(plan.sources.loras[patch.lora].name, patch.module, key, what, factor)
-
-
-def untouched(results: Iterable[Comparison], stage: str) -> Iterator[Finding]:
-    """Tell of the right ones among the tensors that must be the base's own: by bytes, or by numbers alone."""
-    copies = [each for each in results if each.is_copy]
-    others: dict[str, list[Comparison]] = {}
-    same = [each for each in copies if each.is_right and each.found.dtype == each.target.source.dtype]
-    if same:
-        subject, count = f"{len(same)} untouched tensors", f"{len(copies)}"
-        yield Finding(f"{stage}.untouched", Status.PASS, subject, f"{len(same)}", count, "byte-equal to the base")
-    for each in copies:
-        if each.is_right and each.found.dtype != each.target.source.dtype:
-            what = "rounded" if each.worst else "the same numbers"
-            note = f"not byte-equal: {what}, in {each.found.dtype} where the base has {each.target.source.dtype}"
-            others.setdefault(note, []).append(each)
-    for note, group in others.items():
-        subject = group[0].target.key if len(group) == 1 else f"{len(group)} untouched tensors"
-        yield Finding(f"{stage}.untouched", Status.WARN, subject, f"{len(group)}", f"{len(copies)}", note)
 
 
 def _baked(results: Sequence[Comparison]) -> Iterator[Finding]:
@@ -252,16 +160,8 @@ def _tallies(results: Sequence[Comparison], recomputation: Recomputation) -> dic
         tally = tallies.setdefault(patch.lora, Tally())
         if not step.summed:  # what all make together was counted for the first
             tally.count(patch.module, moves=not is_idle(patch, zero_slots(patch, recomputation.files), recomputation))
-        note_scales(tally, patch, recomputation)
+        note_scales(tally, patch, step.loras[patch.lora], recomputation)
     return tallies
-
-
-def told_of(
-    plan: Plan, stage: str, tallies: Mapping[int, Tally], digests: Mapping[str, str], *, is_whole: bool
-) -> Iterator[Finding]:
-    """Warn of changes that are none, get lost, or are absurd; without `is_whole` some modules were looked at."""
-    for each in (*cautions_of_recipe(plan, digests), *cautions_of(plan, tallies, whole=is_whole)):
-        yield Finding(f"{stage}.{each.check}", Status.WARN, each.lora, each.measured, each.limit, each.note)
 
 
 def _shares(result: Comparison, lora: int) -> Iterator[Share]:

@@ -14,7 +14,7 @@ from lorabake.errors import SurroundingsError
 from lorabake.keymap.names import patterns
 from lorabake.machine import default_workers
 from lorabake.planning import Plan
-from lorabake.planning.steps import Step, Target
+from lorabake.planning.steps import Precision, Step, Target
 from lorabake.reference.arrays import Files
 from lorabake.reference.formulas.products import PRODUCTS
 from lorabake.reference.recompute import Recomputation
@@ -54,8 +54,10 @@ class Extent:
         touched = {target.key for step in plan.steps for target in step.targets}
         targets = {target.key: target for file in plan.files for target in file.targets}
         copies = (target for key, target in targets.items() if key not in touched)
+        precision: Precision = "float64" if plan.sources.recipe.in_float64 else "float32"
         jobs = [Job(step, False) for step in plan.steps] + [
-            Job(Step(number, (each,), ()), True) for number, each in enumerate(copies, len(plan.steps))
+            Job(Step(number, (each,), (), precision=precision), True)
+            for number, each in enumerate(copies, len(plan.steps))
         ]
         jobs = [job for job in jobs if any(found_in(baked, target) for target in job.step.targets)]
         chosen = jobs
@@ -102,7 +104,7 @@ class Comparer:
 
     def __init__(self, plan: Plan, baked: Checkpoint, files: Files, progress: Callable[[int], None]) -> None:
         self.plan, self.baked, self.files, self.progress = plan, baked, files, progress
-        self.recomputation = Recomputation(plan, files, baked.tensors)
+        self.recomputation = Recomputation(files, baked.tensors)
         self.screen = Screen(self.recomputation, files)
 
     def compare(self, job: Job) -> list[Comparison]:
@@ -168,7 +170,7 @@ def rehearse(plan: Plan) -> None:
             if patch.kind.name not in PRODUCTS:
                 first.setdefault(patch.kind.name, step)
     with closing(Files()) as files:
-        recomputation = Recomputation(plan, files)
+        recomputation = Recomputation(files)
         try:
             for step in first.values():
                 next(recomputation.tiles(step, 2))

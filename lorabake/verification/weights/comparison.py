@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorabake.planning.steps import Step, Target
-from lorabake.reference.arrays import spacing
 from lorabake.reference.formulas.formula import Array
-from lorabake.reference.recompute import Indices, Numbers, Recomputation, Tile, rounded_by
+from lorabake.reference.recompute import Recomputation
+from lorabake.reference.rounding import Numbers, rounded_by, spacing
+from lorabake.reference.tiles import Indices, Tile, numbers_of, slack_of
 from lorabake.tensors.dtypes import coarser
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo
+from lorabake.verification.weights.limits import DRAWN_ULPS, NEAREST_ULPS
 
 
 @dataclass(slots=True)
@@ -70,7 +72,7 @@ class Comparison:
 
         One that is drawn may be what that precision's least and greatest outcome are rounded to, or lie between.
         """
-        numbers = recomputation.numbers(tile) if self.is_drawn else None
+        numbers = numbers_of(tile) if self.is_drawn else None
         with np.errstate(invalid="ignore", over="ignore"):
             error = found - tile.exact
             self._share(tile, error)
@@ -89,9 +91,9 @@ class Comparison:
             ulps[~finite] = 0
             self._note_nonfinite(np.argwhere(strange), tile.start)
             worst = float(ulps.max(initial=0.0))
-        self.worst = max(self.worst, min(worst, 0.5 if numbers is None else 1.0))
+        self.worst = max(self.worst, min(worst, NEAREST_ULPS if numbers is None else DRAWN_ULPS))
         if numbers is None:
-            suspects = np.flatnonzero(ulps > 0.5) if worst > 0.5 else np.empty(0, np.intp)
+            suspects = np.flatnonzero(ulps > NEAREST_ULPS) if worst > NEAREST_ULPS else np.empty(0, np.intp)
         else:
             suspects = np.flatnonzero(finite & (found != rounded_by(numbers, self.dtype, tile.exact)))
         if len(suspects):
@@ -100,7 +102,7 @@ class Comparison:
             is_exact = not tile.changes and not isinstance(tile.target.source, PackedInfo)
             slack = np.zeros(len(rows))
             if not is_exact:
-                slack = recomputation.slack(tile, base, due, rows)
+                slack = slack_of(self.step, tile, base, due, rows)
             drawn = None if numbers is None else numbers.reshape(-1)[suspects]
             self.judge(rows + tile.start, found.reshape(-1)[suspects], due, slack, drawn)
 
@@ -126,7 +128,7 @@ class Comparison:
         away = error / spacing(dtype, np.fmax(np.abs(found), np.abs(exact)))
         self.worst = max(self.worst, float(np.where(np.isnan(away), np.inf, away).max(initial=0.0)))
         if numbers is None:
-            wrong = ~(error <= 0.5 * spacing(dtype, found) + slack)
+            wrong = ~(error <= NEAREST_ULPS * spacing(dtype, found) + slack)
         else:
             least, most = (rounded_by(numbers, dtype, exact + off) for off in (-slack, slack))
             wrong = ~((least <= found) & (found <= most))

@@ -32,11 +32,14 @@ from lorabake.adapters.shapes import matrix
 from lorabake.planning.steps import Step, Target
 from lorabake.reference.arrays import Files, Singles
 from lorabake.reference.formulas.formula import Array
-from lorabake.reference.recompute import Indices, Product, Recomputation
+from lorabake.reference.patches import Product
+from lorabake.reference.recompute import Recomputation
+from lorabake.reference.tiles import Indices, epsilon
 from lorabake.tensors.dtypes import DTYPES, coarser, mantissa_of
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo
 from lorabake.verification.weights.blocks import Blocks, powers_of, squares
+from lorabake.verification.weights.limits import DRAWN_ULPS, FALSE_ALARM, NEAREST_ULPS
 
 VECTORS = 8
 TOGETHER = 4
@@ -49,7 +52,6 @@ BYTES = np.ascontiguousarray(BYTES.reshape(256, -1, TOGETHER).swapaxes(0, 1))
 PIECE = 64
 """Columns of a product that are summed up in float32 before float64 goes on."""
 
-FALSE_ALARM = 1e-9
 UNIT = 2.0**-24
 LARGE = 2.0**32
 """A sum of squares from which on values may be no numbers."""
@@ -110,7 +112,7 @@ class Projector:
 
     def sums(self, step: Step, found: TensorInfo) -> Sums | None:
         """Take a tensor's sums; None for one whose change is no sum of products, or that is not stored plainly."""
-        if not _fits(step, found) or (products := self.recomputation.products(step, single=True)) is None:
+        if not _fits(step, found) or (products := self.recomputation.patches.products(step, single=True)) is None:
             return None
         target, (rows, columns) = step.targets[0], matrix(step.targets[0].shape)
         vectors = signs(target.key, columns)
@@ -125,11 +127,11 @@ class Projector:
         if not (powers < LARGE).all():
             return None
         parts = tuple(_sums(each, _joined(vectors)) for each in products)
-        bounds, units = self._bounds(target, found, products, powers, widest)
+        bounds, units = self._bounds(step, target, found, products, powers, widest)
         return Sums(step, found, _joined(groups), tuple(products), parts, bounds, units)
 
     def _bounds(
-        self, target: Target, found: TensorInfo, products: Sequence[Product], powers: Array, widest: int
+        self, step: Step, target: Target, found: TensorInfo, products: Sequence[Product], powers: Array, widest: int
     ) -> tuple[Array, Array]:
         """Bound each row's sums; `powers` are the squares of its values' powers of two, summed up.
 
@@ -146,8 +148,8 @@ class Projector:
             changes[each.rows] += abs(each.factor) * lengths
             terms += each.right.shape[0]
             own[each.rows] += loss * sqrt(PIECE + each.right.shape[0]) * abs(each.factor) * lengths
-        rounding = (1.0 if target.is_drawn and found.dtype == target.dtype else 0.5) * np.sqrt(units)
-        lost = self.recomputation.epsilon(target) * (terms * changes + 32 * np.sqrt(powers))
+        rounding = (DRAWN_ULPS if target.is_drawn and found.dtype == target.dtype else NEAREST_ULPS) * np.sqrt(units)
+        lost = epsilon(step, target) * (terms * changes + 32 * np.sqrt(powers))
         own += loss * sqrt(widest) * (changes + rounding + lost)
         return self.width * (rounding + lost) + own, units
 

@@ -29,18 +29,18 @@ from lorabake.reference.survival import note_scales
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.verification.findings import Finding, Status
 from lorabake.verification.structure.digests import Digests
-from lorabake.verification.weights import WeightsResult, told_of, untouched, verdicts
+from lorabake.verification.weights import WeightsResult
+from lorabake.verification.weights.causes import Diagnosis
 from lorabake.verification.weights.comparing import Comparer, Extent, Job, each_of, found_in
 from lorabake.verification.weights.comparison import Comparison
-from lorabake.verification.weights.diagnosis import Diagnosis, Diagnostician, findings
-from lorabake.verification.weights.projections import FALSE_ALARM, VECTORS, Projector
+from lorabake.verification.weights.diagnosis import Diagnostician
+from lorabake.verification.weights.limits import FALSE_ALARM, OFF, SIGMAS
+from lorabake.verification.weights.projections import VECTORS, Projector
 from lorabake.verification.weights.settings import explain_by_settings
+from lorabake.verification.weights.telling import findings, told_of, untouched, verdicts
 
 PLACES = 8
 """Places in a tensor at which rows are recomputed, from its first to its last."""
-
-OFF, SIGMAS = 0.02, 8.0
-"""How far the strength that arrives may be from the recipe's, and by how many deviations, before a warning."""
 
 
 def check_quick(
@@ -153,7 +153,8 @@ class _Check:
         for patch, moves in seen:
             tallies.setdefault(patch.lora, Tally()).count(patch.module, moves=moves)
         for patch in {patch.number: patch for patch, _ in seen}.values():
-            note_scales(tallies[patch.lora], patch, self.comparer.recomputation)
+            lora = self.plan.sources.loras[patch.lora].name
+            note_scales(tallies[patch.lora], patch, lora, self.comparer.recomputation)
         return tallies
 
     def _rows_of(self, lora: int, summed: Sequence[Summed]) -> Iterator[Comparison]:

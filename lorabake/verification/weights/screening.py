@@ -21,14 +21,18 @@ import numpy as np
 
 from lorabake.adapters.shapes import matrix
 from lorabake.planning.steps import Step, Target
-from lorabake.reference.arrays import Files, Singles, decode, spacing
+from lorabake.reference.arrays import Files, Singles, decode
 from lorabake.reference.formulas.formula import Array
-from lorabake.reference.recompute import Indices, Product, Recomputation, longest, terms
+from lorabake.reference.patches import Product, longest
+from lorabake.reference.recompute import Recomputation
+from lorabake.reference.rounding import spacing
+from lorabake.reference.tiles import Indices, epsilon, terms
 from lorabake.tensors.dtypes import DTYPES, mantissa_of
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.packing import PackedInfo
 from lorabake.verification.weights.blocks import VALUES, Block, Blocks, dot, powers_of
 from lorabake.verification.weights.comparison import Comparison, Share
+from lorabake.verification.weights.limits import NEAREST_ULPS
 
 WORTH = 1 << 15
 """Values of a tensor from which on it pays."""
@@ -107,7 +111,7 @@ class Screen:
     def compare(self, step: Step, found: TensorInfo) -> Comparison | None:
         """Compare a step's tensor with what is due: return a comparison that finds it right, or None."""
         target = step.targets[0]
-        if not self._fits(step, target, found) or (products := self.recomputation.products(step)) is None:
+        if not self._fits(step, target, found) or (products := self.recomputation.patches.products(step)) is None:
             return None
         if len(products) > MOST:
             return None
@@ -132,7 +136,7 @@ class Screen:
         """Tell whether float32 is fine enough to tell neighbours apart, and the values are stored plainly."""
         if len(step.targets) > 1 or not step.patches or target.is_drawn or isinstance(target.source, PackedInfo):
             return False
-        if prod(target.shape) < WORTH or self.recomputation.epsilon(target) != UNIT:
+        if prod(target.shape) < WORTH or epsilon(step, target) != UNIT:
             return False
         dtypes = [DTYPES[name] for name in (target.source.dtype, found.dtype)]
         if any(dtype.is_fine or not dtype.fits_single for dtype in dtypes):
@@ -215,7 +219,7 @@ def _settle(result: Comparison, factors: Sequence[Factor], suspects: Sequence[Su
             left, right = each.product.left[rows[few] - own.start], each.columns[columns[few]]
             exact[few] += each.product.factor * np.einsum("ij,ij->i", left, right)
     ulps = np.abs(found - exact) / spacing(result.dtype, found)
-    inexact = ~(ulps <= 0.5)
+    inexact = ~(ulps <= NEAREST_ULPS)
     result.worst = max(result.worst, float(ulps[~inexact].max(initial=0.0)))
     slack = allowed[rows] + 16 * UNIT * (np.abs(base) + np.abs(exact))
     result.judge(rows[inexact], found[inexact], exact[inexact], slack[inexact])

@@ -23,9 +23,9 @@ from lorabake.reference.formulas.products import PRODUCTS
 from lorabake.sources import resolve
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.verification.findings import Finding, Status
+from lorabake.verification.weights.causes import Cause, Diagnosis
 from lorabake.verification.weights.comparing import Comparer, Job
 from lorabake.verification.weights.comparison import Comparison
-from lorabake.verification.weights.diagnosis import Cause, Diagnosis
 
 FEW, PATIENCE = 2, 16
 """Places of a tensor that are looked at before all of it is, and tensors in a row that a setting may get wrong."""

@@ -1,0 +1,107 @@
+"""What a step makes of its tensors, a few rows at a time, and how exact a bake can be about it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorabake.matching.patches import Patch
+from lorabake.planning.steps import Step, Target
+from lorabake.reference.codecs import may_cancel
+from lorabake.reference.formulas.formula import Array
+from lorabake.reference.rounding import Numbers, rounded, rounded_by
+
+Indices = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Hold what one patch, the step's `number`th, adds to rows `rows` of a tile, its strength included.
+
+    The sums that make it are `partial` at the most on the way, where they may be more than what comes out.
+    """
+
+    number: int
+    patch: Patch
+    rows: slice
+    delta: Array
+    partial: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Say how large the sums that make a patch's change may become on some rows."""
+
+    patch: Patch
+    rows: slice
+    size: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Hold rows of one tensor from `start`, as (rows, columns): the base's, and what the output ought to hold."""
+
+    target: Target
+    start: int
+    base: Array
+    exact: Array
+    changes: tuple[Change, ...]
+
+    @property
+    def reaches(self) -> list[Reach]:
+        """Say how large the sums of each change may become: four times the largest result stands for that."""
+        found = []
+        for change in self.changes:
+            size = float(np.abs(change.delta).max(initial=0.0))
+            if change.patch.kind.may_sum_weight:
+                size += float(np.abs(self.base[change.rows]).max(initial=0.0))
+            found.append(Reach(change.patch, change.rows, max(4 * size, change.partial)))
+        return found
+
+
+def epsilon(step: Step, target: Target) -> float:
+    """Return what a bake's arithmetic rounds by, half a unit of 1."""
+    double = step.precision == "float64" or target.source.dtype == "F64"
+    return 2.0**-53 if double else 2.0**-24
+
+
+def slack_of(step: Step, tile: Tile, base: Array, exact: Array, rows: Indices) -> Array:
+    """Bound the error that the bake's own precision allows at some places, in `rows`, of a tile.
+
+    A sum of n products in a precision ε is off by some n·ε times its largest partial sum.
+    """
+    sizes = 16 * (np.abs(base) + np.abs(exact))
+    if may_cancel(tile.target.encoding) or may_cancel(tile.target.source):
+        sizes = sizes + 64 * (np.abs(tile.base).max(initial=0.0) + np.abs(tile.exact).max(initial=0.0))
+    for reach in tile.reaches:
+        inside = (rows >= reach.rows.start) & (rows < reach.rows.stop)
+        sizes = sizes + inside * terms(reach.patch) * reach.size
+    return np.asarray(epsilon(step, tile.target) * sizes)
+
+
+def terms(patch: Patch) -> int:
+    """Count the terms of the sums that a patch's change takes, and what comes on top."""
+    return 16 + patch.kind.summed_terms(patch.shapes, patch.view.shape) + 64 * patch.has_dora
+
+
+def rounded_as(tile: Tile, values: Array) -> Array:
+    """Round values that stand for a tile's as the output's are: to nearest, or as the recipe's seed has it."""
+    dtype = tile.target.dtype
+    if not tile.target.is_drawn:
+        return rounded(dtype, values)
+    return rounded_by(numbers_of(tile), dtype, values)
+
+
+def numbers_of(tile: Tile) -> Numbers:
+    """Draw again, by SplitMix64, the numbers of 62 bits that decide where a tile's values go."""
+    seed = tile.target.rounding_seed
+    digest = hashlib.blake2b(f"{seed}/{tile.target.key}".encode(), digest_size=8).digest()
+    first = tile.start * tile.base.shape[1] + 1
+    place = np.arange(first, first + tile.base.size, dtype=np.uint64)
+    state = np.frombuffer(digest, "<u8") + place * np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ state >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ state >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return np.asarray((state ^ state >> np.uint64(31)) >> np.uint64(2)).reshape(tile.base.shape)
