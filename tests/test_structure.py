@@ -29,7 +29,7 @@ LAYERS = (
     ("storage",),
     ("keymap",),
     ("components",),
-    ("architectures", "adapters", "dialects"),
+    ("architectures", "adapters", "dialects", "configs"),
     ("recipe",),
     ("sources",),
     ("matching",),
@@ -56,15 +56,9 @@ LONGER = {
     "execution.worker.Executor": "to be parted",
     "matching.__init__": "to be parted",
     "matching.__init__._Match": "to be parted",
-    "reference.recompute": "to be parted",
-    "reference.recompute.Recomputation": "to be parted",
     "storage.recognition": "to be parted",
     "tensors.packing": "to be parted",
     "storage.statements": "to be parted",
-    "verification.samples.parts": "to be parted",
-    "verification.samples.pipelines.Pipelines": "to be parted",
-    "verification.weights.diagnosis": "to be parted",
-    "verification.weights.diagnosis.Diagnostician": "to be parted",
 }
 
 
