@@ -17,17 +17,17 @@ from lorabake.verification.samples.refusals import CannotDrawError
 
 VOCABULARY = 49408
 END = "<|endoftext|>"
-"""What CLIP-L pads with."""
+"""What CLIP pads with, its own end."""
 
-OF_OPENCLIP = "!"
-"""What OpenCLIP pads with, whose encoders are the second ones."""
+OF_SECOND = "!"
+"""What the second CLIP of a pair usually pads with."""
 
 EXTRA = "install the extra: pip install 'lorabake[verify]'"
 
 
 def padding_of(family: str, name: str) -> str:
     """Return what a family's CLIP tokenizer, `name` in its folder, pads with."""
-    usual = OF_OPENCLIP if name.endswith("_2") else END
+    usual = OF_SECOND if name.endswith("_2") else END
     return str(notes_of(family).get("padding", {}).get(name, usual))
 
 
