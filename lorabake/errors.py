@@ -79,12 +79,12 @@ INTERNAL = 4
 
 def where(error: BaseException) -> str:
     """Name the innermost line of lorabake's own code that raised or passed on an error: matching/ledger.py:92."""
-    root, found = Path(__file__).parent, ""
+    root, place = Path(__file__).parent, ""
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename)
         if path.is_relative_to(root):
-            found = f"{path.relative_to(root).as_posix()}:{frame.lineno}"
-    return found
+            place = f"{path.relative_to(root).as_posix()}:{frame.lineno}"
+    return place
 
 
 def lines_of(start: str, reason: str) -> list[str]:

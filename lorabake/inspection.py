@@ -118,7 +118,9 @@ def _describe_lora(lora: LoraSource, said: Mapping[str, object] | None) -> dict[
     scales: Counter[str] = Counter()
     components: Counter[str] = Counter()
     own = [part for family in evidence.families for part in family.components]
-    tables = Prefixes(own or [part for each in architectures() if each is not GENERIC for part in each.components])
+    tables = Prefixes(
+        own or [part for family in architectures() if family is not GENERIC for part in family.components]
+    )
     generic = Prefixes(GENERIC.components)
     for module in tensors.modules.values():
         is_empty = any(info.shape == (0,) for info in module.slots.values())
@@ -148,7 +150,7 @@ def _describe_lora(lora: LoraSource, said: Mapping[str, object] | None) -> dict[
         "scales": dict(sorted(scales.items())),
         "components": dict(components),
         "adapter_config": _settings(lora.config) if lora.config else None,
-        "lora_adapter_metadata": {name: _settings(each) for name, each in lora.component_configs.items()} or None,
+        "lora_adapter_metadata": {name: _settings(config) for name, config in lora.component_configs.items()} or None,
         "names of": dialect.title if dialect else None,
         "seen by": evidence.seen_by(tensors.modules),
         "learned embeddings": sorted({*learned.values()}) or None,

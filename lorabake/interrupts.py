@@ -22,15 +22,17 @@ def held() -> Iterator[None]:
     came: list[int] = []
     handlers = {}
     if threading.current_thread() is threading.main_thread():
-        handlers = {each: signal.getsignal(each) for each in STOPPING if callable(signal.getsignal(each))}
+        handlers = {
+            stopping: signal.getsignal(stopping) for stopping in STOPPING if callable(signal.getsignal(stopping))
+        }
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    for each in handlers:
-        signal.signal(each, lambda number, _: came.append(number))
+    for stopping in handlers:
+        signal.signal(stopping, lambda number, _: came.append(number))
     try:
         yield
     finally:
-        for each, handler in handlers.items():
-            signal.signal(each, handler)
+        for stopping, handler in handlers.items():
+            signal.signal(stopping, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for number in came[:1]:
             signal.raise_signal(number)

@@ -25,7 +25,7 @@ LETTERS = 200
 
 def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
     """Return the name most similar to `name`; None if no similarity (0 to 1) reaches `cutoff`."""
-    ends = {each[-LETTERS:]: each for each in reversed(Names(names).like(name))}
+    ends = {candidate[-LETTERS:]: candidate for candidate in reversed(Names(names).like(name))}
     close = get_close_matches(name[-LETTERS:], [*reversed(ends)], n=1, cutoff=cutoff)
     return ends[close[0]] if close else None
 
@@ -43,7 +43,7 @@ class Names:
     def like(self, name: str, is_wanted: Callable[[str], bool] = lambda name: True) -> list[str]:
         """List the few names that share the most words with `name`; rare words weigh more than frequent ones."""
         if len(self._names) <= FEW:
-            return [each for each in self._names if is_wanted(each)]
+            return [candidate for candidate in self._names if is_wanted(candidate)]
         scores: defaultdict[int, float] = defaultdict(float)
         looked_at = 0
         for places in sorted((self._places.get(part, []) for part in _parts(name)), key=len):

@@ -78,8 +78,8 @@ def exhausted(error: BaseException) -> SurroundingsError | None:
     """Word an error of any type that means too little memory or too few threads; return None for other errors."""
     if isinstance(error, LorabakeError) or not isinstance(error, Exception):
         return None
-    texts = [str(each).lower() for each in _chain(error)]
-    is_memory = any(isinstance(each, MemoryError) for each in _chain(error))
+    texts = [str(cause).lower() for cause in _chain(error)]
+    is_memory = any(isinstance(cause, MemoryError) for cause in _chain(error))
     is_memory |= isinstance(error, OSError) and error.errno == errno.ENOMEM
     is_unclear = isinstance(error, ImportError | RuntimeError | SystemError | OSError)
     is_memory |= is_unclear and any(words in text for text in texts for words in NO_MEMORY)
@@ -157,7 +157,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     """Yield an error, its cause, the cause of that, and so on."""
     seen: list[BaseException] = []
     following: BaseException | None = error
-    while following is not None and all(following is not each for each in seen):
+    while following is not None and all(following is not known for known in seen):
         seen.append(following)
         yield following
         following = following.__cause__ or following.__context__

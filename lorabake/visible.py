@@ -30,7 +30,7 @@ def visible(text: str) -> str:
     """Return a text as one line with every character visible; others become Python's escapes."""
     if text.isprintable() and not _IGNORED.search(text):
         return text
-    return "".join(ascii(each)[1:-1] if is_hidden(each) else each for each in text)
+    return "".join(ascii(character)[1:-1] if is_hidden(character) else character for character in text)
 
 
 def visible_json(value: object) -> str:
@@ -45,7 +45,7 @@ def is_hidden(character: str) -> bool:
 
 
 def _escaped(line: str) -> str:
-    return "".join(json.dumps(each)[1:-1] if is_hidden(each) else each for each in line)
+    return "".join(json.dumps(character)[1:-1] if is_hidden(character) else character for character in line)
 
 
 def brief(value: object) -> str:
@@ -53,7 +53,12 @@ def brief(value: object) -> str:
     return _brief.repr(value)
 
 
+def and_more(shown: Sequence[str], count: int, what: str = "more") -> str:
+    """Join texts that stand for `count` things, and count the rest: "a, b, c and 4 more"."""
+    rest = count - len(shown)
+    return ", ".join(shown) + (f" and {rest} {what}" if rest > 0 else "")
+
+
 def some(names: Sequence[str]) -> str:
     """Quote the first few names, shortened and with control characters escaped, and count the rest."""
-    shown = ", ".join(brief(name) for name in names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+    return and_more([brief(name) for name in names[:_SHOWN]], len(names))

@@ -14,7 +14,7 @@ import lorabake
 from lorabake.cli.terminal import Coloured, echo
 from lorabake.errors import FileError, LorabakeError, lines_of
 from lorabake.report.markdown import escaped
-from lorabake.visible import is_hidden, visible, visible_json
+from lorabake.visible import and_more, is_hidden, some, visible, visible_json
 
 ROOT = Path(lorabake.__file__).parent
 ERRORS = {"LorabakeError", *(each.__name__ for each in LorabakeError.__subclasses__())}
@@ -114,3 +114,11 @@ MEANINGS = {
 @pytest.mark.parametrize("text", MEANINGS)
 def test_markdown_shows_a_text_as_it_is(text: str) -> None:
     assert escaped(text) == MEANINGS[text]
+
+
+def test_a_list_of_names_shows_a_few_and_counts_the_rest() -> None:
+    assert some(["a", "b", "c"]) == "'a', 'b', 'c'"
+    assert some(["a", "b", "c", "d", "e"]) == "'a', 'b', 'c' and 2 more"
+    assert some(["\x1b", "b" * 300]).startswith(r"'\x1b', 'bbb")
+    assert and_more(["a"], 1) == "a"
+    assert and_more(["a", "b"], 6, "more patterns") == "a, b and 4 more patterns"

@@ -16,11 +16,11 @@ from lorabake.keymap.table import Architecture
 @cache
 def architectures() -> tuple[Architecture, ...]:
     """List every family that has a table, by file name; the order carries no meaning."""
-    found: list[Architecture] = []
+    families: list[Architecture] = []
     for info in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
         module = importlib.import_module(f"{__name__}.{info.name}")
-        found.extend(value for value in vars(module).values() if isinstance(value, Architecture))
-    return tuple(found)
+        families.extend(value for value in vars(module).values() if isinstance(value, Architecture))
+    return tuple(families)
 
 
 def released() -> dict[str, list[str]]:

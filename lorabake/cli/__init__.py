@@ -69,13 +69,13 @@ interruption = Interruption()
 @cache
 def commands() -> dict[str, str]:
     """Map commands to their help without any import: files here that begin with `lorabake NAME`: and a sentence."""
-    found: dict[str, str] = {}
+    help_texts: dict[str, str] = {}
     for info in pkgutil.iter_modules(__path__):
         spec = importlib.util.find_spec(f"{__name__}.{info.name}")
         source = spec.loader.get_source(spec.name) if spec and isinstance(spec.loader, InspectLoader) else None
         if match := re.match(rf'"""`lorabake {info.name}`: (.*?)(?:""")?$', source or "", re.MULTILINE):
-            found[info.name] = match[1]
-    return dict(sorted(found.items(), key=lambda item: FIRST.index(item[0]) if item[0] in FIRST else len(FIRST)))
+            help_texts[info.name] = match[1]
+    return dict(sorted(help_texts.items(), key=lambda item: FIRST.index(item[0]) if item[0] in FIRST else len(FIRST)))
 
 
 class LazyGroup(click.Group):

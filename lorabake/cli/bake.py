@@ -62,7 +62,7 @@ def bake(
     """
     plan = make_plan(load_recipe(recipe), output)
     if report is not None:
-        beside = [each.path for each in plan.embeddings]
+        beside = [embedding.path for embedding in plan.embeddings]
         check_report(report, [*files_of(plan.sources.recipe, plan.path), *beside], [plan.path, partial_of(plan.path)])
     talks = not (quiet or as_json)
     for number in range(len(plan.ledgers) if talks else 0):

@@ -42,7 +42,7 @@ def plan(recipe: Path, output: Path | None, as_json: bool, estimate: bool) -> No
 
         tallies = estimated(made)
     shares = {lora: share for lora, tally in tallies.items() if (share := tally.survival) is not None}
-    warnings = [str(each) for each in (*cautions_of_recipe(made), *cautions_of(made, tallies))]
+    warnings = [str(caution) for caution in (*cautions_of_recipe(made), *cautions_of(made, tallies))]
     folder = next(path for path in (made.path.parent, *made.path.parents) if path.exists())
     free = shutil.disk_usage(folder).free
     report = made.report() | {"free_disk_bytes": free, "warnings": warnings}

@@ -34,9 +34,9 @@ def rate_of(count: int, seconds: float) -> str:
     return f"{size_of(round(count / max(seconds, 1e-9)))}/s"
 
 
-def counts(found: Mapping[str, int]) -> str:
+def counts(counted: Mapping[str, int]) -> str:
     """Write names and their counts in one line."""
-    return ", ".join(f"{name} ×{count}" for name, count in found.items())
+    return ", ".join(f"{name} ×{count}" for name, count in counted.items())
 
 
 def survives(lora: str, share: float) -> str:
@@ -77,17 +77,17 @@ def fact_lines(facts: Mapping[str, object], indent: str = "") -> Iterator[str]:
     width = max((len(str(name)) for name in facts), default=0)
     for name, value in facts.items():
         label = f"{indent}{name:<{width}}"
-        if isinstance(value, dict) and value and all(isinstance(each, int) for each in value.values()):
+        if isinstance(value, dict) and value and all(isinstance(entry, int) for entry in value.values()):
             yield f"{label}  {counts(value)}"
         elif value == {}:
             yield f"{label}  none"
         elif isinstance(value, dict):
             yield f"{indent}{name}"
             yield from fact_lines(value, indent + "  ")
-        elif isinstance(value, list) and all(isinstance(each, dict) for each in value):
+        elif isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
             yield f"{indent}{name}"
-            for each in value:
-                said = {key: part for key, part in each.items() if part not in (None, [], {})}
+            for entry in value:
+                said = {key: part for key, part in entry.items() if part not in (None, [], {})}
                 yield f"{indent}  {json.dumps(said, ensure_ascii=False)}"
         elif value is None:
             continue

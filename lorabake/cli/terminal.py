@@ -38,7 +38,7 @@ _COMMAND = re.compile(r"^((?:\s|\x1b\[[0-9;]*m)*)(:(?=:)|#(?=#\[))")
 def echo(*parts: Part, err: bool = False) -> None:
     """Print one line, to stderr if asked."""
     line = "".join(map(_shown, parts))
-    click.echo(_COMMAND.sub(lambda found: f"{found[1]}\\x{ord(found[2]):02x}", line), err=err)
+    click.echo(_COMMAND.sub(lambda match: f"{match[1]}\\x{ord(match[2]):02x}", line), err=err)
 
 
 def echo_json(value: object) -> None:

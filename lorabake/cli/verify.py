@@ -152,7 +152,7 @@ def make_folder(folder: Path, places: Iterable[Path]) -> None:
 
 def _lines(verification: Verification, *, quiet: bool) -> Iterator[tuple[Part, ...]]:
     """Yield the findings by stage, then the verdict."""
-    rows = [each for each in verification.findings if not quiet or each.status.severity >= Status.WARN.severity]
+    rows = [row for row in verification.findings if not quiet or row.status.severity >= Status.WARN.severity]
     stage = ""
     for finding in rows:
         if finding.stage != stage:
@@ -160,7 +160,7 @@ def _lines(verification: Verification, *, quiet: bool) -> Iterator[tuple[Part, .
             took = verification.seconds.get(stage)
             yield Coloured(stage, bold=True), f" ({took:.1f} s)" if took is not None and not quiet else ""
         yield _line(finding)
-    counts = {status: sum(each.status is status for each in verification.findings) for status in Status}
+    counts = {status: sum(row.status is status for row in verification.findings) for status in Status}
     told = ", ".join(f"{count} {status.value}" for status, count in counts.items() if count)
     name = shown(verification.baked)
     match verification.status, verification.exit_code:
@@ -195,7 +195,7 @@ def _strengths(text: str | None) -> tuple[float, ...]:
     if text is None:
         return ()
     try:
-        values = tuple(float(each) for each in text.split(","))
+        values = tuple(float(number) for number in text.split(","))
     except ValueError:
         values = (float("nan"),)
     if any(value - value for value in values):

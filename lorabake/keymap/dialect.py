@@ -36,12 +36,12 @@ class Heads:
 
         Raise ValueError if the rows cannot be divided that way.
         """
-        each, rest = divmod(self.queries, self.groups)
+        per_group, rest = divmod(self.queries, self.groups)
         size, over = divmod(rows, self.queries + 2 * self.groups)
         if rest or over or not size:
             raise ValueError(f"{rows} rows are not those of {self.queries} heads in {self.groups} groups")
         bands, many = (self.groups, 1) if by_group else (1, self.groups)
-        ends = [0, each * many * size, (each + 1) * many * size, (each + 2) * many * size]
+        ends = [0, per_group * many * size, (per_group + 1) * many * size, (per_group + 2) * many * size]
         starts = [band * ends[3] for band in range(bands)]
         return {
             part: tuple(range(start + ends[i], start + ends[i + 1]) for start in starts)

@@ -102,7 +102,7 @@ class KeyMap:
 
     def component(self, name: str) -> Component:
         """Return the architecture's component of a name."""
-        return next(each for each in self.architecture.components if each.name == name)
+        return next(component for component in self.architecture.components if component.name == name)
 
     def stored(self, component: Component) -> dict[str, View]:
         """List a component's tensors by their names in the file."""

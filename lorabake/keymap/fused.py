@@ -30,9 +30,9 @@ def fused(modules: Mapping[str, Module]) -> Iterator[tuple[str, list[Module]]]:
     for path in modules:
         stem, dot, last = path.rpartition(".")
         for name, parts in FUSED.get(last, {}).items():
-            found = [modules[f"{stem}{dot}{part}"] for part in parts if f"{stem}{dot}{part}" in modules]
-            if len(found) == len(parts):
-                yield f"{stem}{dot}{name}", found
+            present = [modules[f"{stem}{dot}{part}"] for part in parts if f"{stem}{dot}{part}" in modules]
+            if len(present) == len(parts):
+                yield f"{stem}{dot}{name}", present
 
 
 def joined(parts: list[Module]) -> dict[str, View]:
@@ -41,5 +41,5 @@ def joined(parts: list[Module]) -> dict[str, View]:
     Queries with other inputs than keys and values, for example, cannot be fused with them.
     """
     views = ((parameter, join([part.views.get(parameter) for part in parts])) for parameter in ("weight", "bias"))
-    found = {parameter: view for parameter, view in views if view is not None}
-    return found if "weight" in found else {}
+    whole = {parameter: view for parameter, view in views if view is not None}
+    return whole if "weight" in whole else {}

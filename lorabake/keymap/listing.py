@@ -22,16 +22,16 @@ def list_modules(
     """
     if not component.rows:
         return _as_named(component, tensors)
-    names = [each.name for each in component.layouts]
+    names = [known.name for known in component.layouts]
     reader = Reader(component.rows, names.index(layout.name), len(names))
     listing = _Listing()
     for name, info in tensors.items():
         for match in reader.matches(name):
             weight = tensors.get(match.sibling(name))
             tensor = _Tensor(info, weight.shape[1] if weight is not None and len(weight.shape) > 1 else 0, match)
-            for there, other in enumerate(names):
+            for column, other in enumerate(names):
                 if only in (None, other):
-                    _enter(listing, tensor, there, layout.name, other)
+                    _enter(listing, tensor, column, layout.name, other)
     return listing.modules(component.name)
 
 
@@ -83,21 +83,21 @@ class _Listing:
         return {name: Module(component, name, own) for name, own in views.items() if name not in self.unclear}
 
 
-def _enter(listing: _Listing, tensor: _Tensor, there: int, here: str, other: str) -> None:
+def _enter(listing: _Listing, tensor: _Tensor, column: int, here: str, other: str) -> None:
     """Add a tensor under its names in the layout `other`, column `there` of the table; its file is in `here`."""
     match, row, info = tensor.match, tensor.match.row, tensor.info
     turned = here in row.transposed
     crossed = (other in row.swapped) != (here in row.swapped)
-    both_turned = turned and other in row.transposed and len(info.shape) == 2 and not match.is_bare(there)
-    listing.glued.update(match.glued(there))
-    for path, part, parts in match.spell(there):
+    both_turned = turned and other in row.transposed and len(info.shape) == 2 and not match.is_bare(column)
+    listing.glued.update(match.glued(column))
+    for path, part, parts in match.spell(column):
         view = _view(tensor, part, parts, crossed=crossed, turned=turned)
         if view is None:
             continue
         listing.add(path, match.parameter, view)
         if both_turned:
             listing.views[path].setdefault(f"stored_{match.parameter}", View(view.regions, info.shape))
-    if (place := match.fused(there)) is not None:
+    if (place := match.fused(column)) is not None:
         listing.add_piece(place, match.parameter, info)
 
 

@@ -34,9 +34,9 @@ def whole(info: TensorInfo) -> View:
 
 def modules_of(component: str, named: Mapping[str, View]) -> dict[str, Module]:
     """Group parameters into modules: `fc.weight` and `fc.bias` make `fc`."""
-    found: dict[str, dict[str, View]] = {}
+    parameters: dict[str, dict[str, View]] = {}
     for name, view in named.items():
         path, _, parameter = name.rpartition(".")
         if path and parameter in ("weight", "bias"):
-            found.setdefault(path, {})[parameter] = view
-    return {path: Module(component, path, views) for path, views in found.items()}
+            parameters.setdefault(path, {})[parameter] = view
+    return {path: Module(component, path, views) for path, views in parameters.items()}

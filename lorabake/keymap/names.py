@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
+from lorabake.visible import and_more
+
 PEFT_ROOT = "base_model.model."
 _NUMBER = re.compile(r"(?<![a-zA-Z0-9])\d+")
 INDEXED = re.compile(r"(?P<component>\w+):(?P<index>\d+)\Z")
@@ -39,8 +41,8 @@ def numbers_of(name: str) -> tuple[int, ...]:
 def patterns(names: Iterable[str]) -> str:
     """Summarise names as patterns: the three most frequent ones, with their counts."""
     counts = Counter(map(pattern_of, names))
-    shown = ", ".join(f"{name} ×{count}" if count > 1 else name for name, count in counts.most_common(3))
-    return shown + (f" and {len(counts) - 3} more patterns" if len(counts) > 3 else "")
+    shown = [f"{name} ×{count}" if count > 1 else name for name, count in counts.most_common(3)]
+    return and_more(shown, len(counts), "more patterns")
 
 
 def flatten(name: str) -> str:

@@ -87,8 +87,8 @@ class Automaton:
             ends = (
                 [len(name), len(name) - 1] if self._rest and name.endswith("\n") else [len(name)]
             )  # `$` also matches before a final line break
-            found = [number for end in ends if (number := self._read(name, end)) is not None]
-            self._found[name] = min(found, default=None)
+            numbers = [number for end in ends if (number := self._read(name, end)) is not None]
+            self._found[name] = min(numbers, default=None)
         return self._found[name]
 
     def _read(self, name: str, end: int) -> int | None:
@@ -127,7 +127,7 @@ class Automaton:
             self._moves.append({})
             self._quick.append({})
             if states and states <= self._rest.keys():
-                self._settled[number] = min(self._rest[each] for each in states)
+                self._settled[number] = min(self._rest[state] for state in states)
         return self._numbers[states]
 
     def _after(self, states: Iterable[int], letter: str) -> Iterator[int]:
@@ -304,7 +304,7 @@ def _letter(operator: Any, argument: Any) -> str | Callable[[str], bool]:
     if operator is not sre.IN:
         raise KeyError(str(operator).lower())
     is_wanted = argument[0][0] is not sre.NEGATE
-    tests = [_member(*each) for each in argument if each[0] is not sre.NEGATE]
+    tests = [_member(*node) for node in argument if node[0] is not sre.NEGATE]
     return lambda letter: any(test(letter) for test in tests) is is_wanted
 
 

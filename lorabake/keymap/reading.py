@@ -24,45 +24,45 @@ class Match:
         """Return the row that names the tensor."""
         return self.path[-1]
 
-    def is_bare(self, there: int) -> bool:
+    def is_bare(self, column: int) -> bool:
         """Tell whether the layout's name for it is a whole tensor key."""
-        return isinstance(self.row.names[there], Bare)
+        return isinstance(self.row.names[column], Bare)
 
     def sibling(self, key: str) -> str:
         """Return the key of the weight beside a bias."""
         return key[: -len("bias")] + "weight" if self.parameter == "bias" else key
 
-    def spell(self, there: int) -> Iterator[tuple[str, int, int]]:
+    def spell(self, column: int) -> Iterator[tuple[str, int, int]]:
         """Yield (module name, part, parts) for each of the layout's names that means this tensor or a part of it."""
-        leaf = self.row.names[there]
+        leaf = self.row.names[column]
         if isinstance(leaf, tuple) and self.part is None:
             for part, name in enumerate(leaf):
-                yield self._join(there, name), part, len(leaf)
+                yield self._join(column, name), part, len(leaf)
         elif isinstance(leaf, tuple) and self.part is not None:
-            yield self._join(there, leaf[self.part]), 0, 1
+            yield self._join(column, leaf[self.part]), 0, 1
         elif self.part is None:
-            yield self._join(there, leaf), 0, 1
+            yield self._join(column, leaf), 0, 1
             parts = next((len(name) for name in self.row.names if isinstance(name, tuple)), 0)
             for part in range(parts):
-                yield f"{self._join(there, leaf)}.{part}", part, parts
+                yield f"{self._join(column, leaf)}.{part}", part, parts
         else:
-            yield f"{self._join(there, leaf)}.{self.part}", 0, 1
+            yield f"{self._join(column, leaf)}.{self.part}", 0, 1
 
-    def fused(self, there: int) -> tuple[str, int, int] | None:
+    def fused(self, column: int) -> tuple[str, int, int] | None:
         """Return (module name, part, parts) if the layout fuses this tensor with others; None otherwise."""
-        if self.part is None or isinstance(self.row.names[there], tuple):
+        if self.part is None or isinstance(self.row.names[column], tuple):
             return None
         parts = next(len(name) for name in self.row.names if isinstance(name, tuple))
-        return self._join(there, self.row.names[there]), self.part, parts
+        return self._join(column, self.row.names[column]), self.part, parts
 
-    def glued(self, there: int) -> Iterator[str]:
+    def glued(self, column: int) -> Iterator[str]:
         """Yield the module's name if the parameter is part of the last word: `in_proj` of `in_proj_weight`."""
-        leaf = self.row.names[there]
+        leaf = self.row.names[column]
         if isinstance(leaf, str) and leaf.endswith("_@"):
-            yield self._join(there, leaf)
+            yield self._join(column, leaf)
 
-    def _join(self, there: int, leaf: Name) -> str:
-        pieces = [row.names[there] for row in self.path[:-1]] + [leaf] + ([self.rest] if self.rest else [])
+    def _join(self, column: int, leaf: Name) -> str:
+        pieces = [row.names[column] for row in self.path[:-1]] + [leaf] + ([self.rest] if self.rest else [])
         template = ".".join(str(piece) for piece in pieces if piece)
         template = template.removesuffix("_@").removesuffix(".@")
         for number in self.numbers:
@@ -82,8 +82,8 @@ class Reader:
         for row in rows:
             name = row.names[layout]
             below = Reader(row.rows, layout, layouts) if row.rows else None
-            for part, each in enumerate(name) if isinstance(name, tuple) else ((None, name),):
-                for template, parameter in _parameters(each):
+            for part, part_name in enumerate(name) if isinstance(name, tuple) else ((None, name),):
+                for template, parameter in _parameters(part_name):
                     self.index[template] = (row, part, parameter, below)
         self.numbered: dict[str, list[str]] = {}
         self.inside: list[str] = []
@@ -121,8 +121,8 @@ class Reader:
                 hit = self.index[template]
                 row, part, parameter, below = hit
                 captured = numbers + (_numbers(template, head) or ())
-                if below is not None and (found := below._walk(tail, (*path, row), captured)):
-                    return found
+                if below is not None and (match := below._walk(tail, (*path, row), captured)):
+                    return match
                 if parameter is not None:
                     return Match((*path, row), captured, part, "", parameter) if not tail else None
                 if tail and tail[-1] in ("weight", "bias"):

@@ -80,16 +80,16 @@ class Fused:
         text = "\n".join(named)
         if not all(piece in text for piece in _pieces(self.whole)):
             return named
-        found: Named = {}
+        tensors: Named = {}
         for name, view in named.items():
             pieces = [_replaced(name, self.whole, part) for part in self.parts]
             share, rest = divmod(view.rows, len(pieces))
             if name in pieces or rest or not view.shape:
-                found[name] = view
+                tensors[name] = view
                 continue
             for part, piece in enumerate(pieces):
-                found[piece] = view.take([range(part * share, (part + 1) * share)])
-        return found
+                tensors[piece] = view.take([range(part * share, (part + 1) * share)])
+        return tensors
 
     def _joined(self, named: Named) -> Named:
         wholes: Named = {}
@@ -122,13 +122,13 @@ class Renaming:
         """Return this for a model of the first type with parts of the other types; [] if it concerns none of them."""
         candidates = models[:1] if self.whole else models
         about = [model for model in candidates if model in self.models] if self.models else [""]
-        texts = dict.fromkeys(tuple(each.of(model) for each in self.renames) for model in about)
+        texts = dict.fromkeys(tuple(rename.of(model) for rename in self.renames) for model in about)
         return [replace(self, renames=renames) for renames in texts]
 
     def could_give(self, text: str) -> bool:
         """Tell whether a text may contain a name that this makes, which ends in the last word of one side."""
-        sides = [side for each in self.renames for side in (each.stored, each.memory)]
-        sides += [side for each in self.fused for side in (each.whole, *each.parts)]
+        sides = [side for rename in self.renames for side in (rename.stored, rename.memory)]
+        sides += [side for fused in self.fused for side in (fused.whole, *fused.parts)]
         return any(word in text for word in map(_last_word, sides))
 
     def forward(self, named: Named) -> list[Named]:
@@ -147,15 +147,15 @@ class Renaming:
         return [other for path in paths if (other := rename(named, path)) != named]
 
     def _to_memory(self, named: Named, path: str) -> Named:
-        named = _renamed(named, path, [each.forward for each in self.renames])
-        for each in self.fused:
-            named = each.forward(named)
+        named = _renamed(named, path, [rename.forward for rename in self.renames])
+        for fused in self.fused:
+            named = fused.forward(named)
         return named
 
     def _to_disk(self, named: Named, path: str) -> Named:
-        for each in reversed(self.fused):
-            named = each.backward(named)
-        return _renamed(named, path, [each.backward for each in reversed(self.renames)])
+        for fused in reversed(self.fused):
+            named = fused.backward(named)
+        return _renamed(named, path, [rename.backward for rename in reversed(self.renames)])
 
 
 def versions(own: Named, renamings: Iterable[Renaming], models: Sequence[str]) -> list[Named]:
@@ -163,13 +163,13 @@ def versions(own: Named, renamings: Iterable[Renaming], models: Sequence[str]) -
 
     `models` are the model types in config.json.
     """
-    found = [own]
-    for renaming in (read for each in renamings for read in each.of(models)):
-        for named in tuple(found):
+    known = [own]
+    for renaming in (read for general in renamings for read in general.of(models)):
+        for named in tuple(known):
             for other in renaming.forward(named) or renaming.backward(named):
-                if other not in found:
-                    found.append(other)
-    return found[1:]
+                if other not in known:
+                    known.append(other)
+    return known[1:]
 
 
 def _renamed(named: Named, path: str, pairs: Sequence[Pair]) -> Named:
@@ -184,12 +184,12 @@ def _renamed(named: Named, path: str, pairs: Sequence[Pair]) -> Named:
             text = "\n".join(rests)
     for place, rest in zip(below, rests, strict=True):
         names[place] = path + rest
-    found: Named = {}
+    tensors: Named = {}
     twice = set()
     for name, view in zip(names, named.values(), strict=True):
-        if found.setdefault(name, view) != view:
+        if tensors.setdefault(name, view) != view:
             twice.add(name)
-    return {name: view for name, view in found.items() if name not in twice}
+    return {name: view for name, view in tensors.items() if name not in twice}
 
 
 def models_called(own: Named, renamings: Sequence[Renaming], wanted: Iterable[str]) -> tuple[str, ...]:
@@ -206,20 +206,20 @@ def models_called(own: Named, renamings: Sequence[Renaming], wanted: Iterable[st
     if not missing.names or len(alike) > _MOST_TEMPLATES:
         return ()
     sample = {name: own[name] for names in alike.values() for name in names[:_SAMPLE]}
-    found: dict[int, dict[frozenset[tuple[str, View]], str]] = {}
+    by_count: dict[int, dict[frozenset[tuple[str, View]], str]] = {}
     tried = set()
-    for model in dict.fromkeys(model for each in renamings for model in each.models):
-        chain = tuple(read for each in renamings for read in each.of((model,)))
-        if chain in tried or not any(each.could_give(missing.text) for each in chain):
+    for model in dict.fromkeys(model for renaming in renamings for model in renaming.models):
+        chain = tuple(read for renaming in renamings for read in renaming.of((model,)))
+        if chain in tried or not any(renaming.could_give(missing.text) for renaming in chain):
             continue
         tried.add(chain)
         named = [pair for other in versions(sample, renamings, (model,)) for pair in other.items()]
         if all(_is_one_layer(name, view.regions[0].key) for name, view in named):
             given = _Ends({_template(name) for name, _ in named})
             placed = frozenset(pair for pair in named if _template(pair[0]) in missing)
-            found.setdefault(sum(name in given for name in missing.names), {}).setdefault(placed, model)
-    best = max(found, default=0)
-    return tuple(found[best].values()) if best else ()
+            by_count.setdefault(sum(name in given for name in missing.names), {}).setdefault(placed, model)
+    best = max(by_count, default=0)
+    return tuple(by_count[best].values()) if best else ()
 
 
 def _template(name: str) -> str:

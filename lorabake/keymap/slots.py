@@ -122,7 +122,7 @@ def sort_tensors(
     idle, unlike = [], []
     for info in common:
         needed = {by: slot for key, slot, by in shared if re.fullmatch(key, info.key)}
-        takers = [(name, needed[by]) for name, found in slots.items() for by in needed.keys() & found.keys()]
+        takers = [(name, needed[by]) for name, own in slots.items() for by in needed.keys() & own.keys()]
         if not takers:
             idle.append(info)
         for name, slot in takers:
@@ -130,7 +130,7 @@ def sort_tensors(
                 borrowed[name].add(slot)
             elif own.shape != info.shape:
                 unlike.append((info, own))
-    modules = {name: LoraModule(name, found, frozenset(borrowed[name])) for name, found in slots.items()}
+    modules = {name: LoraModule(name, own, frozenset(borrowed[name])) for name, own in slots.items()}
     return LoraTensors(
         modules,
         {kind: tuple(infos) for kind, infos in unsupported.items()},

@@ -50,25 +50,25 @@ def spell(component: Component, prefix: str, path: str) -> Iterator[str]:
 
     `prefix` is the base's own prefix of the component, which a LoRA file may use, too.
     """
-    for each in _paths(component, path):
-        yield from (start + each.replace(".", "_") for start in _flat_starts(component))
-        yield from (start + each for start in _dotted_starts(component, prefix))
+    for name in _paths(component, path):
+        yield from (start + name.replace(".", "_") for start in _flat_starts(component))
+        yield from (start + name for start in _dotted_starts(component, prefix))
 
 
 def _paths(component: Component, path: str) -> list[str]:
     """List a module's names below any prefix: with today's and older endings, with and without optional words."""
     paths = endings(path)
-    paths += [each.removeprefix(word) for word in component.optional for each in paths if each.startswith(word)]
-    return paths + [word + each for word in component.optional for each in tuple(paths)]
+    paths += [name.removeprefix(word) for word in component.optional for name in paths if name.startswith(word)]
+    return paths + [word + name for word in component.optional for name in tuple(paths)]
 
 
 def _further_paths(component: Component, path: str) -> Iterator[str]:
     """Yield a module's names with its root replaced by the others of the same group."""
     for group in component.roots:
-        for each in _paths(component, path):
-            root = max((root for root in group if each.startswith(root)), key=len, default=None)
+        for name in _paths(component, path):
+            root = max((root for root in group if name.startswith(root)), key=len, default=None)
             if root is not None:
-                yield from (other + each.removeprefix(root) for other in group if other != root)
+                yield from (other + name.removeprefix(root) for other in group if other != root)
 
 
 def _flat_starts(component: Component) -> tuple[str, ...]:
@@ -79,7 +79,7 @@ def _flat_starts(component: Component) -> tuple[str, ...]:
 
 def _dotted_starts(component: Component, prefix: str) -> tuple[str, ...]:
     """List the prefixes that may come before a dotted path; `prefix` is the base's own."""
-    roots = [each for start in component.dotted for each in (start, start + PEFT_ROOT, PEFT_ROOT + start)]
+    roots = [root for start in component.dotted for root in (start, start + PEFT_ROOT, PEFT_ROOT + start)]
     return tuple(dict.fromkeys(("", PEFT_ROOT, *roots, prefix)))
 
 
@@ -157,14 +157,14 @@ class Spellings(Mapping[str, list[Module]]):
 
         An exact spelling stands for itself. Otherwise each spelling in the result leads to other modules.
         """
-        found = self._found.get(name)
-        if found is None:
+        spellings = self._found.get(name)
+        if spellings is None:
             modules = self._exactly(name, self._names)
-            found = {name: modules} if modules else self._words_like(name)
-            if not found and (inner := _INNER_ROOT.sub("", name)) != name:
-                found = dict(self.words(inner))
-            self._found[name] = found
-        return found
+            spellings = {name: modules} if modules else self._words_like(name)
+            if not spellings and (inner := _INNER_ROOT.sub("", name)) != name:
+                spellings = dict(self.words(inner))
+            self._found[name] = spellings
+        return spellings
 
     def word(self, name: str) -> str:
         """Return the spelling that a name stands for; if there is none, the name without wrappers of training."""
@@ -204,12 +204,12 @@ class Spellings(Mapping[str, list[Module]]):
     @cached_property
     def _by_end(self) -> dict[str, list[int]]:
         """Map the endings of spellings to the positions of their modules in `_all`."""
-        found: dict[str, list[int]] = {}
+        places: dict[str, list[int]] = {}
         for place, sample in enumerate(self._all):
             paths = endings(sample.module.name)
             for end in dict.fromkeys(end for path in paths for end in _common_ends(sample.component, path)):
-                found.setdefault(end, []).append(place)
-        return found
+                places.setdefault(end, []).append(place)
+        return places
 
     def _groups(self) -> Iterator[tuple[Component, str, Iterable[Module]]]:
         """Yield modules in groups of equal prefixes: a component's, its names in memory, those in no component."""
@@ -228,23 +228,26 @@ class Spellings(Mapping[str, list[Module]]):
         """Return a name as its own spelling, or else the spellings that it resembles."""
         if modules := self._exactly(name, listed):
             return {name: modules}
-        found: dict[str, list[Module]] = {}
+        spellings: dict[str, list[Module]] = {}
         loose = loosened(name)
         for word in (word for names in listed for word in names.find_alike(loose)):
             modules = self._exactly(word, listed)
-            if all([each.views for each in modules] != [each.views for each in known] for known in found.values()):
-                found[word] = modules
-        return found
+            if all(
+                [module.views for module in modules] != [module.views for module in known]
+                for known in spellings.values()
+            ):
+                spellings[word] = modules
+        return spellings
 
     def _exactly(self, name: str, listed: list[_Names]) -> list[Module]:
         """List the modules with exactly this name; those with equal views count as one."""
-        found: list[Module] = []
+        modules: list[Module] = []
         for module in (module for names in listed for module in names.find(name)):
             if any(module is use for use in self._named):
                 return [module]
-            if all(module.views != other.views for other in found):
-                found.append(module)
-        return found
+            if all(module.views != other.views for other in modules):
+                modules.append(module)
+        return modules
 
 
 def _list(
@@ -257,9 +260,9 @@ def _list(
         starts = _at_last(component) if at_last else (_dotted_starts(component, prefix), _flat_starts(component))
         dotted, flat = map(_Names, starts)
         for module in (sample.module for sample in group):
-            for each in paths(component, module.name):
-                dotted.modules.setdefault(each, []).append(module)
-                flat.modules.setdefault(each.replace(".", "_"), []).append(module)
+            for path in paths(component, module.name):
+                dotted.modules.setdefault(path, []).append(module)
+                flat.modules.setdefault(path.replace(".", "_"), []).append(module)
         listed += [dotted, flat] if dotted.modules else []
     return listed
 
@@ -297,6 +300,6 @@ class Prefixes:
         key = unwrapped(key)
         starts = (key, key.removeprefix(PEFT_ROOT)) if key.startswith(PEFT_ROOT) else (key,)
         for length in self._lengths:
-            if found := [self._components[start[:length]] for start in starts if start[:length] in self._components]:
-                return set().union(*found)
+            if names := [self._components[start[:length]] for start in starts if start[:length] in self._components]:
+                return set().union(*names)
         return set()

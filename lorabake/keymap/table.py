@@ -114,10 +114,10 @@ class Alias:
         pattern = re.compile(re.escape(self.of[0]).replace(r"\{\}", r"(\d+)") + r"\Z")
         for path, first in modules.items():
             if match := pattern.match(path):
-                parts = [modules.get(each.format(*match.groups())) for each in self.of]
-                found = [part for part in parts if part is not None]
-                if len(found) == len(parts):
-                    yield Module(first.component, self.name.format(*match.groups()), joined(found))
+                parts = [modules.get(name.format(*match.groups())) for name in self.of]
+                present = [part for part in parts if part is not None]
+                if len(present) == len(parts):
+                    yield Module(first.component, self.name.format(*match.groups()), joined(present))
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ def render(samples: tuple[PromptSample, ...]) -> bytes:
     The PNG's description states the factor by which differences are brightened.
     """
     factor = gain(samples)
-    rows = [_row([*(each.pictures[name] for name in COLUMNS[:3]), amplified(each, factor)]) for each in samples]
+    rows = [_row([*(sample.pictures[name] for name in COLUMNS[:3]), amplified(sample, factor)]) for sample in samples]
     width = max(row.shape[1] for row in rows)
     bands: list[Pixels] = []
     for row in rows:

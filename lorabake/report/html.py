@@ -202,7 +202,7 @@ def _by_component(effects: Iterable[Effect]) -> dict[str, list[Effect]]:
 
 def _found(verification: Verification) -> dict[str, Counter[str]]:
     """Count by LoRA what was found in the tensors that it should have changed."""
-    found: dict[str, Counter[str]] = {}
+    counts: dict[str, Counter[str]] = {}
     for tensor in verification.tensors:
-        found.setdefault(tensor.lora, Counter())[tensor.what] += 1
-    return found
+        counts.setdefault(tensor.lora, Counter())[tensor.what] += 1
+    return counts

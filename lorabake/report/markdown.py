@@ -63,7 +63,7 @@ def _counts(verification: Verification) -> Iterator[str]:
 def _findings(loud: list[Finding]) -> Iterator[str]:
     yield from _table(
         ["", "check", "what", "finding"],
-        ([SIGNS[each.status], each.check, each.subject, sentence(each)] for each in loud[:MOST_ROWS]),
+        ([SIGNS[finding.status], finding.check, finding.subject, sentence(finding)] for finding in loud[:MOST_ROWS]),
     )
     if len(loud) > MOST_ROWS:
         yield f"\n{len(loud) - MOST_ROWS} more are in the report."
@@ -81,10 +81,10 @@ def _figures(samples: Samples) -> list[str]:
             *_table(
                 ["prompt", "seed", "model", "latents, relative L2", "PSNR, dB", "SSIM"],
                 (
-                    [each.prompt, str(each.seed), MODELS[model], *_likeness(each.likeness[model])]
-                    for each in samples.pictures
+                    [sample.prompt, str(sample.seed), MODELS[model], *_likeness(sample.likeness[model])]
+                    for sample in samples.pictures
                     for model in ("floor", "baked", "base")
-                    if model in each.likeness
+                    if model in sample.likeness
                 ),
             ),
             "",
@@ -102,10 +102,10 @@ def _figures(samples: Samples) -> list[str]:
                 ["prompt", "rounded", "baked", "base"],
                 (
                     [
-                        each.prompt,
-                        *(figure(largest(each.logits.get(model, ()))) for model in ("floor", "baked", "base")),
+                        sample.prompt,
+                        *(figure(largest(sample.logits.get(model, ()))) for model in ("floor", "baked", "base")),
                     ]
-                    for each in samples.texts
+                    for sample in samples.texts
                 ),
             ),
             "",

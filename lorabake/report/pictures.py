@@ -49,7 +49,7 @@ def distance(one: Pixels, other: Pixels) -> Pixels:
 def gain(samples: Iterable[PromptSample]) -> int:
     """Choose one factor for all difference pictures: the largest power of two, up to 64, that clips no value."""
     largest = max(
-        (int(distance(each.pictures["baked"], each.pictures["runtime"]).max()) for each in samples), default=0
+        (int(distance(sample.pictures["baked"], sample.pictures["runtime"]).max()) for sample in samples), default=0
     )
     factor = LARGEST_GAIN
     while factor > 1 and factor * largest > 255:

@@ -29,14 +29,14 @@ COLOURS = 6
 """Number of series colours in the style sheet; further series repeat them."""
 
 
-def effects(found: Sequence[Effect], order: Sequence[str]) -> Markup:
+def effects(rows: Sequence[Effect], order: Sequence[str]) -> Markup:
     """Draw ‖ΔW‖/‖W‖ of one component: blocks from the input down to the output, a column of bars for each LoRA.
 
     All columns share one linear scale from 0. A LoRA's place in `order` gives its colour, the same in every plot.
     """
-    loras = list(dict.fromkeys(effect.lora for effect in found))
-    blocks = list(dict.fromkeys(effect.block for effect in found))
-    relative = {(effect.lora, effect.block): effect.relative for effect in found}
+    loras = list(dict.fromkeys(effect.lora for effect in rows))
+    blocks = list(dict.fromkeys(effect.block for effect in rows))
+    relative = {(effect.lora, effect.block): effect.relative for effect in rows}
     top = max((value for value in relative.values() if math.isfinite(value)), default=0.0)
     step = _nice(top)
     scale = step * max(1, math.ceil(top / step - 1e-9))

@@ -76,14 +76,15 @@ def _samples(samples: Samples) -> dict[str, object]:
         "settings": dict(samples.settings),
         "pictures": [
             {
-                "prompt": each.prompt,
-                "seed": each.seed,
-                "likeness": {model: asdict(likeness) for model, likeness in each.likeness.items()},
+                "prompt": sample.prompt,
+                "seed": sample.seed,
+                "likeness": {model: asdict(likeness) for model, likeness in sample.likeness.items()},
             }
-            for each in samples.pictures
+            for sample in samples.pictures
         ],
         "texts": [
-            {"prompt": each.prompt, "texts": dict(each.texts), "logits": dict(each.logits)} for each in samples.texts
+            {"prompt": sample.prompt, "texts": dict(sample.texts), "logits": dict(sample.logits)}
+            for sample in samples.texts
         ],
     }
 

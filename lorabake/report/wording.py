@@ -34,7 +34,7 @@ def by_stage(verification: Verification) -> dict[str, tuple[Finding, ...]]:
     """Group findings by stage; a stage that was not run has an entry without findings."""
     run = {finding.stage for finding in verification.findings}
     names = [stage for stage in ORDER if stage in STAGES or stage in run]
-    return {name: tuple(each for each in verification.findings if each.stage == name) for name in names}
+    return {name: tuple(row for row in verification.findings if row.stage == name) for name in names}
 
 
 def tally(findings: Iterable[Finding]) -> str:

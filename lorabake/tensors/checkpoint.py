@@ -149,11 +149,11 @@ def open_lora(path: Path) -> tuple[Checkpoint, dict[str, object] | None]:
         checkpoint, config = open_checkpoint(path), path.with_name("adapter_config.json")
         return checkpoint, read_object(config) if config in said_beside(path, checkpoint.tensors) else None
     config = path / "adapter_config.json"
-    found = next((path / name for name in _ADAPTERS if is_there(path / name)), None)
-    if found is not None:
-        return _checkpoint(path, [_part(found, "")], ()), optional_object(config)
+    adapter = next((path / name for name in _ADAPTERS if is_there(path / name)), None)
+    if adapter is not None:
+        return _checkpoint(path, [_part(adapter, "")], ()), optional_object(config)
     if is_there(config):
-        numbered = [each.name for each in listed(path) if _NUMBERED.fullmatch(each.name)]
+        numbered = [file.name for file in listed(path) if _NUMBERED.fullmatch(file.name)]
         if numbered:
             raise FileError(
                 f"{path}: has adapters from several moments of their training, and none from its end: "
@@ -247,10 +247,10 @@ def _choose(folder: Path, variant: str | None) -> _Weights | None:
 
 def _candidates(folder: Path) -> list[_Weights]:
     """List a folder's sets of weights of the best sort that it has: standard names, any one file, or pickles."""
-    there = [p for p in listed(folder) if not p.name.startswith(".")]
-    if named := [p for p in there if (_SAFE.fullmatch(p.name) or _INDEX.fullmatch(p.name)) and is_folder(p)]:
+    entries = [p for p in listed(folder) if not p.name.startswith(".")]
+    if named := [p for p in entries if (_SAFE.fullmatch(p.name) or _INDEX.fullmatch(p.name)) and is_folder(p)]:
         raise FileError(f"{named[0]}: is a folder, not a file")
-    files = [p for p in there if not is_folder(p)]
+    files = [p for p in entries if not is_folder(p)]
     safe = list(_matching(files, _SAFE))
     indexes = list(_matching(files, _STANDARD_INDEX))
     if safe or indexes:
@@ -354,9 +354,9 @@ def optional_object(path: Path) -> dict[str, object] | None:
 def read_object(path: Path, limit: int = MAX_CONFIG) -> dict[str, object]:
     """Read a JSON object, such as a config.json; raise FileError if the file holds anything else."""
     try:
-        found = parse_object(content_of(path, limit))
-        check_depth(found)
-        return found
+        value = parse_object(content_of(path, limit))
+        check_depth(value)
+        return value
     except ValueError as error:
         raise FileError(f"{path}: {error}") from None
 

@@ -17,12 +17,12 @@ def read_stored(info: TensorInfo, start: int = 0, count: int | None = None) -> b
     try:
         with open(info.file, "rb") as stream:
             stream.seek(info.start + start)
-            found = stream.read(count)
+            raw = stream.read(count)
     except (OSError, ValueError) as error:
         raise unreadable(info.file, error) from None
-    if len(found) < count:
+    if len(raw) < count:
         raise FileError(f"{info.file}: became shorter while it was read")
-    return found
+    return raw
 
 
 def fingerprint(path: Path | int) -> Fingerprint:

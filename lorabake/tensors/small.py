@@ -100,9 +100,9 @@ def check_depth(value: object) -> None:
     """Raise ValueError for lists and mappings nested more than MAX_NESTING deep."""
     level = [value]
     for _ in range(MAX_NESTING):
-        nested = (each for each in level if isinstance(each, (dict, list)))
-        inner = [each.values() if isinstance(each, dict) else each for each in nested]
-        level = [part for each in inner for part in each]
+        nested = (container for container in level if isinstance(container, (dict, list)))
+        inner = [container.values() if isinstance(container, dict) else container for container in nested]
+        level = [part for container in inner for part in container]
         if not level:
             return
     raise ValueError("nested too deeply")

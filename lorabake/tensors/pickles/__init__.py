@@ -66,10 +66,10 @@ def _read(path: Path, identity: Fingerprint) -> Header:
 def _header(path: Path, size: int, tensors: Mapping[str, Tensor], places: Places, identity: Fingerprint) -> Header:
     for key, tensor in tensors.items():
         _check_claim(path, key, tensor, size)
-    check_growth(path, size, sum(prod(each.shape) * each.width for each in tensors.values()))
+    check_growth(path, size, sum(prod(one.shape) * one.width for one in tensors.values()))
     metadata = metadata_of(path, tensors)
     try:
-        text = encode_header(((key, each.dtype, each.shape) for key, each in tensors.items()), metadata)
+        text = encode_header(((key, one.dtype, one.shape) for key, one in tensors.items()), metadata)
     except ValueError as error:
         raise FileError(f"{path}: has a key that SafeTensors cannot hold: {error}") from None
     infos: dict[str, TensorInfo] = {}

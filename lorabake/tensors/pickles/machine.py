@@ -72,11 +72,11 @@ class Bounded:
         """Return the next line; raise PickleError if the pickle is too long."""
         return self._counted(self._stream.readline(MAX_TEXT))
 
-    def _counted(self, found: bytes) -> bytes:
-        self._left -= len(found)
+    def _counted(self, raw: bytes) -> bytes:
+        self._left -= len(raw)
         if self._left < 0:
             raise PickleError(f"a pickle of more than {MAX_PICKLE} bytes")
-        return found
+        return raw
 
 
 def load(stream: BinaryIO | Bounded, names: Mapping[str, object], persistent: Callable[[object], object]) -> object:
@@ -229,7 +229,9 @@ class _Machine:
         arguments, function = self.pop(), self.pop()
         if not isinstance(function, Function) or not isinstance(arguments, tuple):
             raise PickleError("a call of what is no function")
-        self.left -= len(arguments) + sum(len(each) for each in arguments if isinstance(each, tuple | list | dict))
+        self.left -= len(arguments) + sum(
+            len(argument) for argument in arguments if isinstance(argument, tuple | list | dict)
+        )
         self.push(function.make(*arguments))
 
     def build(self, _: object) -> None:

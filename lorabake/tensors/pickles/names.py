@@ -199,16 +199,16 @@ _PLACES = ("torch", "torch.cuda", "torch.sparse", "torch.cuda.sparse")
 def _names() -> dict[str, object]:
     ours = {dtype.torch: dtype.name for dtype in DTYPES.values() if dtype.torch}
     titles = {*ours, *_OTHERS}
-    found: dict[str, object] = {f"torch.{title}": Dtype(title, ours.get(title)) for title in titles}
+    names: dict[str, object] = {f"torch.{title}": Dtype(title, ours.get(title)) for title in titles}
     for name, title in _STORAGES.items():
         for place in _PLACES:
-            found[f"{place}.{name}Storage"] = Dtype(title, ours.get(title))
-            found[f"{place}.{name}Tensor"] = Function(_unfilled)
+            names[f"{place}.{name}Storage"] = Dtype(title, ours.get(title))
+            names[f"{place}.{name}Tensor"] = Function(_unfilled)
     for scheme in _SCHEMES:
-        found[f"torch.{scheme}"] = Inert(scheme)
+        names[f"torch.{scheme}"] = Inert(scheme)
     for place in ("torch", "torch.storage"):
-        found[f"{place}.UntypedStorage"] = Dtype("bytes", None)
-    return found | {
+        names[f"{place}.UntypedStorage"] = Dtype("bytes", None)
+    return names | {
         "torch._utils._rebuild_tensor": Function(_rebuilt),
         "torch._utils._rebuild_tensor_v2": Function(_rebuild_v2),
         "torch._utils._rebuild_tensor_v3": Function(_rebuild_v3),

@@ -82,7 +82,7 @@ def _unwrapped(path: Path, wrapper: dict[object, object]) -> dict[object, object
 
 def _flattened(path: Path, tree: dict[object, object]) -> dict[str, object]:
     """Join the names of nested dicts with dots; a dict may occur only once, so that no pickle grows endlessly."""
-    found: dict[str, object] = {}
+    tensors: dict[str, object] = {}
     strangers: list[str] = []
     seen: set[int] = set()
     waiting: list[tuple[str, object]] = [("", tree)]
@@ -95,9 +95,9 @@ def _flattened(path: Path, tree: dict[object, object]) -> dict[str, object]:
                 f"{path}: has names of more than {_MAX_NAME} letters, or of more than {MAX_HEADER} together"
             )
         if isinstance(value, Tensor | Foreign):
-            if prefix in found:
+            if prefix in tensors:
                 raise FileError(f"{path}: two tensors would have the key {prefix!r:.100}")
-            found[prefix] = value
+            tensors[prefix] = value
         elif isinstance(value, dict) and id(value) not in seen and all(isinstance(name, str) for name in value):
             seen.add(id(value))
             dot = "." if prefix else ""
@@ -106,7 +106,7 @@ def _flattened(path: Path, tree: dict[object, object]) -> dict[str, object]:
             strangers.append(f"{prefix} ({_kind(value)})")
     if strangers:
         raise FileError(f"{path}: holds more than tensors by name: {some(strangers)}")
-    return found
+    return tensors
 
 
 def _checked(path: Path, key: str, tensor: object) -> Tensor:

@@ -90,7 +90,9 @@ def read_zip(path: Path, size: int) -> tuple[object, Places]:
 def _records(path: Path, size: int, archive: Archive, folder: str) -> Places:
     """Find the records of storages; unpack compressed ones into a temporary file."""
     places = Places(_Aside(path))
-    members = {name.removeprefix(folder): each for name, each in archive.members.items() if name.startswith(folder)}
+    members = {
+        name.removeprefix(folder): record for name, record in archive.members.items() if name.startswith(folder)
+    }
     packed = {name: member for name, member in members.items() if member.is_packed}
     check_growth(path, size, sum(member.size for member in packed.values()))
     for name, member in members.items():
