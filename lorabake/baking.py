@@ -6,7 +6,7 @@ Each step takes the result of the one before.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from lorabake.recipe import Recipe
 from lorabake.sources import resolve
 from lorabake.tensors.dtypes import DTYPES
 from lorabake.writing.inputs import Inputs, check_stated
-from lorabake.writing.output import Output
+from lorabake.writing.outputs import Outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,46 +114,71 @@ def bake(recipe: Recipe | Plan, options: RunOptions | None = None) -> BakeResult
     Raise a LorabakeError for whatever stops it; then the target is what it was before. A KeyboardInterrupt may also
     come just after the target has become the new one: `RunOptions.done` tells.
     """
+    (result,) = bake_together((recipe,), options)
+    return result
+
+
+def bake_together(recipes: Sequence[Recipe | Plan], options: RunOptions | None = None) -> tuple[BakeResult, ...]:
+    """Bake recipes, or plans made of them, on one base side by side; return what was written, in their order.
+
+    A tensor of the base from which several of them compute is read once, and the bytes are those of single bakes.
+    What stops one stops all; each target is what it was, or complete. `RunOptions.done` is called once all are.
+    """
     options = options or RunOptions()
     began = time.perf_counter()
     with worded():
-        plan = recipe if isinstance(recipe, Plan) else plan_of(resolve(recipe))
-        if plan.steps:
+        plans = [recipe if isinstance(recipe, Plan) else plan_of(resolve(recipe)) for recipe in recipes]
+        if any(plan.steps for plan in plans):
             check_room_for("torch", options.workers)
-        shares = _survival(plan, options.warn)
-        with Inputs(plan) as inputs, Output(plan, inputs, overwrite=options.overwrite, fsync=options.fsync) as output:
+        shares = [_survival(plan, options.warn) for plan in plans]
+        ways = {"overwrite": options.overwrite, "fsync": options.fsync}
+        with Inputs(*plans) as inputs, Outputs(plans, inputs, **ways) as outputs:
             executed = execute(
-                plan,
+                plans,
                 inputs,
-                output.weights,
+                [output.weights for output in outputs],
                 device=options.device,
                 workers=options.workers,
                 progress=options.progress,
                 warn=options.warn,
             )
-            check_stated(plan, executed.digests)
+            for outcome in executed:
+                check_stated(outcome.plan, outcome.digests)
             inputs.check_unchanged()
-            cautions = _cautions(plan, executed, shares, options.warn)
+            cautions = [
+                _cautions(outcome, known, options.warn) for outcome, known in zip(executed, shares, strict=True)
+            ]
             syncing = time.perf_counter()
-            complete = output.complete(executed.hashes, executed.digests, executed.device)
+            complete = [
+                output.complete(outcome.hashes, outcome.digests, outcome.device)
+                for output, outcome in zip(outputs, executed, strict=True)
+            ]
             with held():
-                complete.commit()
+                for output in complete:
+                    output.commit()
                 options.done()
-                output.clean()
+                outputs.clean()
         ended = time.perf_counter()
-        if output.left is not None:
-            options.warn(
-                f"{plan.path} is complete, but {output.partial.path} cannot be removed: {output.left.strerror}; "
-                "the next bake of this target removes it"
-            )
+        outputs.tell_left(options.warn)
+    seconds, sync_seconds = ended - began, ended - syncing
+    return tuple(
+        _result(outcome, known, told, seconds, sync_seconds)
+        for outcome, known, told in zip(executed, shares, cautions, strict=True)
+    )
+
+
+def _result(
+    executed: Executed, shares: dict[int, float], cautions: tuple[Caution, ...], seconds: float, sync_seconds: float
+) -> BakeResult:
+    plan = executed.plan
     return BakeResult(
         plan=plan,
         path=plan.path,
-        size=output.weights.size,
+        size=plan.size,
         data_sha256={file.name: digest for file, digest in zip(plan.files, executed.hashes, strict=True) if digest},
         input_sha256=executed.input_sha256,
-        seconds=ended - began,
-        sync_seconds=ended - syncing,
+        seconds=seconds,
+        sync_seconds=sync_seconds,
         stages=dict(executed.stages),
         peak_memory=executed.peak_memory,
         survival=shares or executed.survival,
@@ -176,12 +201,10 @@ def _survival(plan: Plan, warn: Callable[[str], None]) -> dict[int, float]:
     return shares
 
 
-def _cautions(
-    plan: Plan, executed: Executed, shares: dict[int, float], warn: Callable[[str], None]
-) -> tuple[Caution, ...]:
+def _cautions(executed: Executed, shares: dict[int, float], warn: Callable[[str], None]) -> tuple[Caution, ...]:
     """Warn of LoRAs that change nothing, get lost or are absurd; with `shares`, what gets lost was told before."""
-    cautions = list(cautions_of_recipe(plan, executed.input_sha256))
-    seen = cautions_of(plan, executed.tallies)
+    cautions = list(cautions_of_recipe(executed.plan, executed.input_sha256))
+    seen = cautions_of(executed.plan, executed.tallies)
     cautions += [caution for caution in seen if caution.check != "resolution" or not shares]
     for caution in cautions:
         warn(str(caution))

@@ -336,12 +336,12 @@ def test_workers_that_cannot_be_started_end_the_bake(folder: Path, monkeypatch: 
     start, work = crew.Crew.start, worker.work
     started: list[object] = []
 
-    def failing(self: object, task: Callable[[], object]) -> threading.Thread:
+    def failing(self: object, task: Callable[[], object], place: Path) -> threading.Thread:
         if getattr(task, "func", None) is work:
             started.append(task)
             if len(started) == 3:
                 raise RuntimeError("can't start new thread")
-        return start(self, task)  # type: ignore[arg-type]
+        return start(self, task, place)  # type: ignore[arg-type]
 
     monkeypatch.setattr(crew.Crew, "start", failing)
     with pytest.raises(SurroundingsError, match="no thread can be started"):

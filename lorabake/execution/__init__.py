@@ -1,4 +1,4 @@
-"""Step 4 of the flow: compute the tensors of a plan, on one device, by several workers.
+"""Step 4 of the flow: compute the tensors of plans on one base, on one device, by several workers.
 
 Copying untouched ranges starts before torch is imported; hashing follows the finished ranges.
 """
@@ -6,21 +6,23 @@ Copying untouched ranges starts before torch is imported; hashing follows the fi
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorabake.execution.crew import Crew, Shared
 from lorabake.execution.ends import Inputs, Output
 from lorabake.execution.memory import PeakMemory
+from lorabake.execution.units import units_of
 from lorabake.interrupts import held
 from lorabake.planning import Plan
 from lorabake.planning.tally import Tally
 
 if TYPE_CHECKING:
     from lorabake.execution.device import Device
-    from lorabake.execution.worker import Executor
+    from lorabake.execution.worker import Executor, Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,68 +61,85 @@ class Executed:
 
 
 def execute(
-    plan: Plan,
+    plans: Sequence[Plan],
     inputs: Inputs,
-    output: Output,
+    outputs: Sequence[Output],
     *,
     device: str | None,
     workers: int,
     progress: Callable[[int], None],
     warn: Callable[[str], None],
-) -> Executed:
-    """Copy, compute, digest and hash side by side; return once every byte of the output is finished."""
-    digests: dict[str, str] = {}
-    hashes: list[str] = []
+) -> tuple[Executed, ...]:
+    """Copy, compute, digest and hash side by side; return once every byte of the outputs is finished.
 
-    def copy() -> None:
+    Of tensors that steps of several plans are computed from, each byte is read once. Ranges that a plan leaves as
+    they are, the kernel copies for that plan, where it can.
+    """
+    taken: dict[Path, str] = {}
+    hashes: list[list[str]] = [[] for _ in plans]
+
+    def copy(plan: Plan, output: Output) -> None:
         for each in plan.copies:
             if crew.stop.is_set():
                 return
             output.copy(each, progress, crew.stop)
 
     def digest() -> None:
-        for placeholder, path in plan.digests.items():
-            digests[placeholder] = inputs.sha256(path, crew.stop)
+        for path in dict.fromkeys(path for plan in plans for path in plan.digests.values()):
+            taken[path] = inputs.sha256(path, crew.stop)
         inputs.check_records(crew.stop)
 
-    def follow() -> None:
-        hashes.extend(output.follow(crew.stop))
+    def follow(number: int) -> None:
+        hashes[number].extend(outputs[number].follow(crew.stop))
 
     memory = PeakMemory()
-    executors: list[Executor] = []
-    chosen: Device | None = None
-    workers = max(1, min(workers, len(plan.steps)))
-    with Crew(output.place, workers) as crew:
+    crowd: list[Worker] = []
+    devices: tuple[Device, ...] = ()
+    steps = [plan.steps for plan in plans]
+    units = units_of(steps)
+    workers = max(1, min(workers, len(units)))
+    with Crew(workers) as crew:
         with held():
-            writing, following = [crew.start(copy)], [crew.start(digest), crew.start(follow)]
-            if plan.steps:
-                from lorabake.execution.device import Turns, choose_device
-                from lorabake.execution.worker import Executor, dtypes, precision, work
-        if plan.steps:
+            writing = [crew.start(partial(copy, *pair), pair[1].place) for pair in zip(plans, outputs, strict=True)]
+            following = [crew.start(digest, outputs[0].place)]
+            following += [crew.start(partial(follow, number), each.place) for number, each in enumerate(outputs)]
+            if units:
+                from lorabake.execution.device import Turns
+                from lorabake.execution.worker import Hands, Worker, devices_for, work
+        if units:
             memory.sample()
-            chosen = choose_device(device, precision=precision(plan.steps), dtypes=dtypes(plan.steps), warn=warn)
-            steps, turns = Shared(iter(plan.steps)), Turns(workers)
-            executors = [Executor(plan.steps, inputs, output, chosen, turns) for _ in range(workers)]
+            devices = devices_for(steps, device, warn)
+            queue, hands = Shared(iter(units)), Hands(devices, Turns(workers))
+            crowd = [Worker(steps, inputs, outputs, hands) for _ in range(workers)]
             with held():
-                for executor in executors:
-                    writing.append(crew.start(partial(work, executor, steps, progress, crew.stop, crew.ready)))
+                for worker in crowd:
+                    task = partial(work, worker, queue, progress, crew.stop, crew.ready)
+                    writing.append(crew.start(task, outputs[0].place))
         crew.join(writing, memory.sample)
-        output.check_finished()
+        for output in outputs:
+            output.check_finished()
         crew.join(following, memory.sample)
-    computed = _computed(plan, executors)
-    left = computed.get("cpu", ()) if chosen is not None and not chosen.is_cpu else ()
-    if left:
-        warn(_left_to_the_cpu(str(chosen and chosen.place), left, sum(len(step.targets) for step in plan.steps)))
-    return Executed(
-        plan=plan,
-        hashes=tuple(hashes),
-        digests=digests,
-        tallies=_summed(plan, executors),
-        computed=computed,
-        left_to_cpu=left,
-        stages=_seconds(executors),
-        peak_memory=memory.peak,
-    )
+    found = []
+    for number, plan in enumerate(plans):
+        own = [worker.executors[number] for worker in crowd]
+        computed = _computed(plan, own)
+        left = computed.get("cpu", ()) if devices and not devices[number].is_cpu else ()
+        if left:
+            place, count = str(devices[number].place), sum(len(step.targets) for step in plan.steps)
+            warn(_left_to_the_cpu(place, left, count))
+        found.append(
+            Executed(
+                plan=plan,
+                hashes=tuple(hashes[number]),
+                digests={placeholder: taken[path] for placeholder, path in plan.digests.items()},
+                tallies=_summed(plan, own),
+                computed=computed,
+                left_to_cpu=left,
+                stages=_seconds(own),
+                peak_memory=memory.peak,
+            )
+        )
+    return tuple(found)
 
 
 def _computed(plan: Plan, executors: Iterable[Executor]) -> dict[str, tuple[str, ...]]:

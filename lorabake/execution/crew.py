@@ -16,14 +16,12 @@ Item = TypeVar("Item")
 class Crew:
     """Run functions in threads; leaving the context by an error stops them, and waits until they have ended.
 
-    `path` is what they write, for words about what the system refuses. `workers` is how many of them begin together:
-    `ready` counts these.
+    `workers` is how many of them begin together: `ready` counts these.
     """
 
-    def __init__(self, path: Path, workers: int) -> None:
+    def __init__(self, workers: int) -> None:
         self.stop = threading.Event()
         self.ready = threading.Barrier(workers)
-        self._path = path
         self._threads: list[threading.Thread] = []
         self._failures: list[BaseException] = []
 
@@ -39,14 +37,17 @@ class Crew:
             for thread in self._threads:
                 thread.join()
 
-    def start(self, task: Callable[[], object]) -> threading.Thread:
-        """Run a function in a thread; signals must be held meanwhile, or a started thread could be forgotten."""
+    def start(self, task: Callable[[], object], place: Path) -> threading.Thread:
+        """Run a function in a thread; signals must be held meanwhile, or a started thread could be forgotten.
+
+        `place` is where it writes, for words about what the system refuses.
+        """
 
         def run() -> None:
             try:
                 task()
             except BaseException as error:
-                self._failures.append(error)
+                self._failures.append(refused(error, place))
                 self.stop.set()
 
         thread = threading.Thread(target=run, daemon=True)
@@ -62,7 +63,7 @@ class Crew:
                 meanwhile()
         if self._failures:
             causes = [error for error in self._failures if not isinstance(error, threading.BrokenBarrierError)]
-            raise _worded([*causes, *self._failures][0], self._path)
+            raise [*causes, *self._failures][0]
 
 
 class Shared(Generic[Item], Iterator[Item]):
@@ -77,6 +78,6 @@ class Shared(Generic[Item], Iterator[Item]):
             return next(self._items)
 
 
-def _worded(error: BaseException, path: Path) -> BaseException:
+def refused(error: BaseException, path: Path) -> BaseException:
     """Word what the machine refuses to a thread; reading words its own failures, so that others are of writing."""
     return exhausted(error) or (unwritable(path, error) if isinstance(error, OSError) else error)

@@ -20,6 +20,10 @@ class Reader(Protocol):
 class Writer(Protocol):
     """Take the bytes of the output; what is finished is not written again."""
 
+    @property
+    def place(self) -> Path:
+        """Name where the bytes go, for messages."""
+
     def write(self, file: int, offset: int, data: memoryview) -> None:
         """Write bytes at an offset of a file's data."""
 
@@ -39,10 +43,6 @@ class Inputs(Reader, Protocol):
 
 class Output(Writer, Protocol):
     """Take all bytes of a plan's files."""
-
-    @property
-    def place(self) -> Path:
-        """Name where the bytes go, for messages."""
 
     def copy(self, copy: Copy, progress: Callable[[int], None], stop: threading.Event) -> None:
         """Copy an untouched range of an input."""

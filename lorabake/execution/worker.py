@@ -11,10 +11,10 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice, zip_longest
 from math import isfinite, nan
 
 import numpy as np
@@ -26,6 +26,7 @@ from lorabake.adapters.programs import SCALE_OF_ALPHA_0
 from lorabake.adapters.settings import TermsOf
 from lorabake.adapters.shapes import matrix
 from lorabake.errors import MatchError, SurroundingsError, ValueTooLargeError, first_line
+from lorabake.execution.crew import refused
 from lorabake.execution.device import (
     ADVICE,
     CPU,
@@ -35,6 +36,7 @@ from lorabake.execution.device import (
     Turns,
     call_first,
     call_lapack_first,
+    choose_device,
     is_short_of_memory,
 )
 from lorabake.execution.ends import Reader, Writer
@@ -52,6 +54,7 @@ from lorabake.execution.parts import (
     stacked,
 )
 from lorabake.execution.rounding import drawn, round_by
+from lorabake.execution.units import SharedReader, Task, Unit
 from lorabake.execution.zeros import keep_all_signs, keep_signs, negative_zeros
 from lorabake.keymap.view import Picked
 from lorabake.matching.patches import Patch
@@ -85,15 +88,16 @@ class Executor:
     seen of each LoRA's change, by the numbers of the step and of the LoRA.
     """
 
-    def __init__(self, steps: Sequence[Step], reader: Reader, writer: Writer, device: Device, turns: Turns) -> None:
-        self.steps, self.device = steps, device
+    def __init__(
+        self, steps: Sequence[Step], reader: Reader, writer: Writer, device: Device, turns: Turns, lane: Lane
+    ) -> None:
+        self.steps, self.device, self.lane = steps, device, lane
         self._reader, self._writer, self._turns = reader, writer, turns
         self.dtype = precision(steps)
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.computed: defaultdict[str, list[str]] = defaultdict(list)
         self.tallies: dict[int, dict[int, Tally]] = {}
         self.tile_values = TILE_VALUES if device.is_cpu else DEVICE_TILE_VALUES
-        self.lane = Lane(device, 16 * self.tile_values)
         self._on_cpu: Executor | None = None
 
     @property
@@ -151,7 +155,7 @@ class Executor:
     def _beside(self) -> Executor:
         """Return what does on the CPU what the device cannot, its account kept with this one's."""
         if self._on_cpu is None:
-            self._on_cpu = Executor(self.steps, self._reader, self._writer, CPU, self._turns)
+            self._on_cpu = Executor(self.steps, self._reader, self._writer, CPU, self._turns, _lane(CPU))
             self._on_cpu.seconds, self._on_cpu.computed = self.seconds, self.computed
             self._on_cpu.tallies = self.tallies
         return self._on_cpu
@@ -512,57 +516,112 @@ def precision(steps: Iterable[Step]) -> torch.dtype:
     return torch.float64 if any(step.precision == "float64" for step in steps) else torch.float32
 
 
+def devices_for(plans: Sequence[Sequence[Step]], name: str | None, warn: Callable[[str], None]) -> tuple[Device, ...]:
+    """Choose for the steps of each plan where they are computed, as if they were alone; warn of each thing once."""
+    warnings: list[str] = []
+    devices = tuple(
+        choose_device(name, precision=precision(steps), dtypes=dtypes(steps), warn=warnings.append) for steps in plans
+    )
+    for warning in dict.fromkeys(warnings):
+        warn(warning)
+    return devices
+
+
 def dtypes(steps: Iterable[Step]) -> Iterator[torch.dtype]:
     """Yield the dtypes of all tensors that steps read and write, many times over."""
     return (dtype for step in steps for dtype in _dtypes(step))
 
 
 def _dtypes(step: Step) -> set[torch.dtype]:
-    infos = [target.source for target in step.targets]
-    infos += [info for patch in step.patches for info in patch.tensors.values()]
-    names = {name for info in infos for name in _stored(info)} | {target.dtype for target in step.targets}
+    infos = [*step.stored, *(info for patch in step.patches for info in patch.tensors.values())]
+    names = {info.dtype for info in infos} | {target.dtype for target in step.targets}
     return {_torch_dtype(name) for name in names if DTYPES[name].torch}
-
-
-def _stored(info: TensorInfo) -> Iterator[str]:
-    """Yield the dtypes of the tensors that hold a weight."""
-    if isinstance(info, PackedInfo):
-        for part in info.parts.values():
-            yield from _stored(part)
-    else:
-        yield info.dtype
 
 
 _TURN = threading.Lock()
 
 
+class Worker:
+    """Run units of work in one thread: each task by the executor of its plan, all through one lane a device."""
+
+    def __init__(
+        self, plans: Sequence[Sequence[Step]], reader: Reader, writers: Sequence[Writer], hands: Hands
+    ) -> None:
+        self.reader, self.writers = SharedReader(reader), writers
+        self.lanes = {device.place: _lane(device) for device in hands.devices}
+        self.executors = [
+            Executor(steps, self.reader, writer, device, hands.turns, self.lanes[device.place])
+            for steps, writer, device in zip(plans, writers, hands.devices, strict=True)
+        ]
+
+    def set_up(self) -> None:
+        """Make the first calls of this thread."""
+        torch.set_num_threads(1)
+        for lane in self.lanes.values():
+            lane.enter()
+        for executor in self.executors:
+            call_first(CPU.place, executor.dtype)
+            for place in {CPU.place, executor.device.place} if executor.uses_lapack else ():
+                call_lapack_first(place, executor.dtype)
+
+    def run(self, unit: Unit) -> Generator[int]:
+        """Run the tasks of a unit; yield the bytes written after each piece.
+
+        Where all compute on the CPU, and can, they go through their tensor side by side. On another device each has
+        its turn, with the memory that it would have alone.
+        """
+        in_tiles = unit.in_tiles and all(self.executors[task.plan].device.is_cpu for task in unit.tasks)
+        with self.reader.sharing(unit, in_tiles=in_tiles), ExitStack() as open_tasks:
+            running = [open_tasks.enter_context(closing(self._run(task))) for task in unit.tasks]
+            if in_tiles:
+                for counts in zip_longest(*running, fillvalue=0):
+                    yield sum(counts)
+            else:
+                yield from chain.from_iterable(running)
+
+    def _run(self, task: Task) -> Generator[int]:
+        """Run one task; word what the system refuses to its writer: reading words its own failures."""
+        try:
+            yield from self.executors[task.plan].run(task.step)
+        except OSError as error:
+            raise refused(error, self.writers[task.plan].place) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """Say by what the workers compute: the device of each plan, and turns that they take there."""
+
+    devices: tuple[Device, ...]
+    turns: Turns
+
+
+def _lane(device: Device) -> Lane:
+    return Lane(device, 16 * (TILE_VALUES if device.is_cpu else DEVICE_TILE_VALUES))
+
+
 def work(
-    executor: Executor,
-    steps: Iterator[Step],
+    worker: Worker,
+    units: Iterator[Unit],
     progress: Callable[[int], None],
     stop: threading.Event,
     ready: threading.Barrier,
 ) -> None:
-    """Take steps, one at a time, until none is left or `stop` is set; `steps` may be shared by threads.
+    """Take units, one at a time, until none is left or `stop` is set; `units` may be shared by threads.
 
     What a thread sets up in its own first calls must not race either: workers make them in turns, and none begins
     before all have (`ready` counts them).
     """
-    torch.set_num_threads(1)
     try:
         with _TURN:
-            call_first(CPU.place, executor.dtype)
-            executor.lane.enter()
-            for place in {CPU.place, executor.device.place} if executor.uses_lapack else ():
-                call_lapack_first(place, executor.dtype)
+            worker.set_up()
         ready.wait()
     except BaseException:
         ready.abort()
         raise
-    for step in steps:
+    for unit in units:
         if stop.is_set():
             return
-        with closing(executor.run(step)) as counts:
+        with closing(worker.run(unit)) as counts:
             for count in counts:
                 progress(count)
                 if stop.is_set():

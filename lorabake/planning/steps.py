@@ -120,6 +120,11 @@ class Step:
         return self.order == "sequential"
 
     @property
+    def stored(self) -> Iterator[TensorInfo]:
+        """Yield the tensors of the inputs that the targets are computed from, as they are stored."""
+        return (info for target in self.targets for info in _parts(target.source))
+
+    @property
     def by_rows(self) -> bool:
         """Tell whether any rows of the tensor can be computed without the others."""
         if len(self.targets) > 1 or isinstance(self.targets[0].source, PackedInfo):
@@ -146,6 +151,15 @@ class Step:
                 )
                 if there:
                     yield target.key, start, stop, there
+
+
+def _parts(info: TensorInfo) -> Iterator[TensorInfo]:
+    """Yield the tensors that hold a weight."""
+    if isinstance(info, PackedInfo):
+        for part in info.parts.values():
+            yield from _parts(part)
+    else:
+        yield info
 
 
 def needs_whole(patch: Patch) -> bool:

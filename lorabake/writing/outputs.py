@@ -1,0 +1,71 @@
+"""Several outputs that are made at once: entered together, and left together whatever happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import Self
+
+from lorabake.errors import TargetError
+from lorabake.interrupts import held
+from lorabake.planning import Plan
+from lorabake.planning.checks import check_is_no_input
+from lorabake.writing.inputs import Inputs
+from lorabake.writing.output import Output
+
+
+class Outputs:
+    """Hold the outputs of plans, none of which is another one's, or an input of another plan."""
+
+    def __init__(self, plans: Iterable[Plan], inputs: Inputs, *, overwrite: bool, fsync: bool) -> None:
+        self._outputs = tuple(Output(plan, inputs, overwrite=overwrite, fsync=fsync) for plan in plans)
+        self._check_apart()
+
+    def __iter__(self) -> Iterator[Output]:
+        return iter(self._outputs)
+
+    def __enter__(self) -> Self:
+        try:
+            for output in self._outputs:
+                output.__enter__()
+        except BaseException:
+            self.clean()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            with held():
+                self.clean()
+        except BaseException:  # a signal before it was held
+            self.clean()
+            raise
+
+    def clean(self) -> None:
+        """Remove what is left beside the targets."""
+        for output in self._outputs:
+            output.clean()
+
+    def tell_left(self, warn: Callable[[str], None]) -> None:
+        """Warn of what the system did not let be removed beside a target that is complete."""
+        for output in self._outputs:
+            if output.left is not None:
+                place, why = output.partial.path, output.left.strerror
+                warn(
+                    f"{output.path} is complete, but {place} cannot be removed: {why}; "
+                    "the next bake of this target removes it"
+                )
+
+    def _check_apart(self) -> None:
+        for number, output in enumerate(self._outputs):
+            for other in self._outputs[:number]:
+                if _same(output, other):
+                    raise TargetError(f"{output.path}: two recipes would write it; give each an output of its own")
+                check_is_no_input(other.plan.sources, output.path)
+                check_is_no_input(output.plan.sources, other.path)
+
+
+def _same(one: Output, other: Output) -> bool:
+    with suppress(OSError, RuntimeError):
+        return one.path.resolve() == other.path.resolve()
+    return one.path == other.path
