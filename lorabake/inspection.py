@@ -86,17 +86,17 @@ def inspect(path: Path) -> dict[str, object]:
     if hollow := hollow_words(checkpoint.tensors, "" if is_lora else WEIGHT):
         facts["damaged"] = hollow
     if no_lora := next((NO_LORAS[key] for key in NO_LORAS if key in checkpoint.tensors), None):
-        facts |= {"what": "neither", "cannot be baked": no_lora}
+        facts |= {"what": "neither", "cannot_be_baked": no_lora}
     elif is_inversion(checkpoint.tensors.values()):
         facts |= {"what": "textual inversion"}
     elif is_lora:
         facts |= _describe_lora(lora, config)
     else:
-        beside_weights = {"an adapter beside the weights": dict(_count_kinds(lora, adapters))} if inside else {}
+        beside_weights = {"adapter_beside_the_weights": dict(_count_kinds(lora, adapters))} if inside else {}
         del lora, tensors, adapters, learned  # a third of the memory
         facts |= _describe_checkpoint(checkpoint) | beside_weights
     metadata = checkpoint.metadata
-    facts |= {"trigger words": words} if (words := _trigger_words(metadata)) else {}
+    facts |= {"trigger_words": words} if (words := _trigger_words(metadata)) else {}
     known = {name: metadata[name] for name in FACTS if metadata.get(name, "None") != "None"}
     if known:
         facts["training" if is_lora else "metadata"] = known
@@ -151,11 +151,11 @@ def _describe_lora(lora: LoraSource, said: Mapping[str, object] | None) -> dict[
         "components": dict(components),
         "adapter_config": _settings(lora.config) if lora.config else None,
         "lora_adapter_metadata": {name: _settings(config) for name, config in lora.component_configs.items()} or None,
-        "names of": dialect.title if dialect else None,
-        "seen by": evidence.seen_by(tensors.modules),
-        "learned embeddings": sorted({*learned.values()}) or None,
-        "of no known form": strange[:5] or None,
-        "cannot be baked": "; ".join(why_not) or None,
+        "names_of": dialect.title if dialect else None,
+        "seen_by": evidence.seen_by(tensors.modules),
+        "learned_embeddings": sorted({*learned.values()}) or None,
+        "of_no_known_form": strange[:5] or None,
+        "cannot_be_baked": "; ".join(why_not) or None,
     }
     if dialect and lora.config is None:
         described["alphas"] = str(lora.checkpoint.facts.get("adapter.lora.alpha", "said by the files beside it"))
@@ -276,18 +276,18 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
         },
     }
     if ways := Counter(packing.titles):
-        described["packed weights"] = dict(ways.most_common())
+        described["packed_weights"] = dict(ways.most_common())
     outside = len(tensors) - len(key_map.owner)
     if outside:
-        described["outside any component"] = f"{outside} tensors"
+        described["outside_any_component"] = f"{outside} tensors"
     markers = [name for name in MARKERS if name in checkpoint.tensors]
     if markers:
         described["markers"] = markers
     baked = checkpoint.metadata.get("lorabake.recipe")
     if baked:
-        described["baked by lorabake"] = checkpoint.metadata.get("lorabake.version", "")
+        described["baked_by_lorabake"] = checkpoint.metadata.get("lorabake.version", "")
         if DEVICE in checkpoint.metadata:
-            described["computed on"] = checkpoint.metadata[DEVICE]
+            described["computed_on"] = checkpoint.metadata[DEVICE]
         described["recipe"] = _parsed(baked)
         described["inputs"] = _parsed(checkpoint.metadata.get("lorabake.inputs", "null"))
     return described

@@ -281,7 +281,7 @@ def test_inspect_a_lora(cli: Cli, folder: Path) -> None:
     assert told["family"].endswith("(by names alone)")
     assert told["scales"] == {"0.5": 1, "1": 1}
     assert told["training"] == {"ss_network_dim": "3"}
-    assert told["trigger words"][0] == "dog ×9"
+    assert told["trigger_words"][0] == "dog ×9"
     assert "dog ×9" in cli("inspect", "lora.safetensors").out
 
 
@@ -305,10 +305,44 @@ def test_inspect_folders_of_models(cli: Cli, tmp_path: Path) -> None:
 def test_inspect_a_baked_file_shows_its_recipe(cli: Cli, folder: Path) -> None:
     cli("bake", "recipe.yaml")
     told = json.loads(cli("inspect", "out.safetensors", "--json").out)
-    assert told["baked by lorabake"] == __version__
+    assert told["baked_by_lorabake"] == __version__
     assert told["recipe"]["loras"][0]["path"] == "lora.safetensors"
     assert told["inputs"]["loras"][0]["sha256"] == b.sha256(folder / "lora.safetensors")
     assert "lora.safetensors" in cli("inspect", "out.safetensors").out
+
+
+COUNTED = {"kinds", "excluded", "components", "packed_weights", "dtypes", "training", "metadata", "digests", "inputs"}
+"""What maps things that have names of their own, such as kinds and files, to what is said of each."""
+
+
+def spaced(value: object, place: str = "") -> Iterator[str]:
+    """Yield the keys with spaces of a record, but for the names of things."""
+    if isinstance(value, list):
+        for each in value:
+            yield from spaced(each, place)
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            if " " in key and place not in COUNTED:
+                yield f"{place}: {key}"
+            yield from spaced(each, key)
+
+
+def test_keys_of_json_have_no_spaces(cli: Cli, folder: Path) -> None:
+    b.kohya(folder / "lora.safetensors", {b.unet_lora(Q): b.lora((W, W))}, {"modelspec.trigger_phrase": "a cat"})
+    b.save(folder / "strange.safetensors", {"unet.x.lora_A.weight": torch.ones(2, 2), "step": torch.ones(1)})
+    b.recipe(folder)
+    runs = [
+        ("plan", "recipe.yaml", "--json"),
+        ("bake", "recipe.yaml", "--json"),
+        ("verify", "recipe.yaml", "--json", "--stage", "structure", "--stage", "weights"),
+        *(("inspect", f"{name}.safetensors", "--json") for name in ("base", "lora", "strange", "out")),
+    ]
+    told = {run[1] if run[0] == "inspect" else run[0]: json.loads(cli(*run).out) for run in runs}
+    assert told["base.safetensors"]["outside_any_component"]
+    assert told["lora.safetensors"]["seen_by"]
+    assert [*spaced(told)] == []
+    words = cli("inspect", "lora.safetensors").out
+    assert {line[: len("trigger words")].rstrip() for line in words.splitlines()} >= {"trigger words", "seen by"}
 
 
 @pytest.mark.parametrize("path", ["nothing.safetensors", ".", "recipe.yaml"])

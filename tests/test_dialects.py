@@ -149,7 +149,7 @@ def test_a_torchtune_lora_is_put_in_order_for_transformers_and_stays_for_its_own
     after = load_file(tmp_path / "own_out" / "model.safetensors")
     torch.testing.assert_close(after["layers.0.attn.q_proj.weight"], base[f"{Q}.weight"] + delta)
     described = inspect(tmp_path / "adapter")
-    assert (described["what"], described["names of"], described["ranks"]) == ("lora", "torchtune", {"2": 1})
+    assert (described["what"], described["names_of"], described["ranks"]) == ("lora", "torchtune", {"2": 1})
 
 
 def test_torchtunes_own_file_goes_before_the_one_that_it_saves_for_peft(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_torchtunes_own_file_goes_before_the_one_that_it_saves_for_peft(tmp_path
     lora = torchtune(tmp_path, config=TUNED)
     torch.save(lora, tmp_path / "adapter" / "adapter_model.pt")
     b.save(tmp_path / "adapter" / "adapter_model.safetensors", {"unlike": torch.zeros(1)})
-    assert inspect(tmp_path / "adapter")["names of"] == "torchtune"
+    assert inspect(tmp_path / "adapter")["names_of"] == "torchtune"
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_what_says_how_a_lora_lies_is_kept_with_its_digest(tmp_path: Path) -> No
         "model_config.yaml",
     ]
     described = inspect(tmp_path / "adapter")
-    assert (described["names of"], described["ranks"]) == ("litgpt", {"2": 1})
+    assert (described["names_of"], described["ranks"]) == ("litgpt", {"2": 1})
     assert plan.ledgers[0].tensors == plan.ledgers[0].applied == 2
     assert {key for patch in plan.patches for key in patch.view.keys} == {f"{Q}.weight", f"{Q[:-6]}v_proj.weight"}
 
@@ -304,7 +304,7 @@ def test_a_norm_in_a_lora_in_gguf_takes_the_place_of_the_bases(tmp_path: Path) -
     assert changed == {f"{Q}.weight", "model.layers.1.input_layernorm.weight"}
     assert torch.equal(after["model.layers.1.input_layernorm.weight"], torch.ones(8))
     described = inspect(tmp_path / "lora.gguf")
-    assert (described["names of"], described["alphas"], described["ranks"]) == ("llama.cpp", "4.0", {"2": 1})
+    assert (described["names_of"], described["alphas"], described["ranks"]) == ("llama.cpp", "4.0", {"2": 1})
 
 
 def test_a_lora_in_gguf_of_an_image_model_has_the_names_of_the_checkpoint(tmp_path: Path) -> None:
@@ -358,7 +358,7 @@ def test_rows_in_another_order_need_a_dtype(tmp_path: Path) -> None:
     with pytest.raises(LorabakeError, match=r"q_proj\.weight is packed \(reordered F32\)\n.*output\.dtype"):
         lorabake.plan(lorabake.load_recipe(recipe))
     described = inspect(tmp_path / "base.gguf")
-    assert described["packed weights"] == {"reordered F32": 1}
+    assert described["packed_weights"] == {"reordered F32": 1}
 
 
 def test_an_embedding_in_gguf_that_is_the_head_too_takes_no_lora(tmp_path: Path) -> None:

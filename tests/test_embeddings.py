@@ -112,7 +112,7 @@ def test_a_pickle_of_embeddings_is_read(tmp_path: Path) -> None:
     assert torch.equal(load_file(tmp_path / "out.s1.safetensors")["emb_params"], EMB[:1])
     assert b.tensor_bytes(made.path) == b.tensor_bytes(tmp_path / "base.safetensors")
     assert failures(recipe) == set()
-    assert inspect(tmp_path / "lora.ti.pt")["learned embeddings"] == ["<s1>"]
+    assert inspect(tmp_path / "lora.ti.pt")["learned_embeddings"] == ["<s1>"]
 
 
 def test_plan_and_bake_tell_it(tmp_path: Path) -> None:

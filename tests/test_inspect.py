@@ -101,7 +101,7 @@ def test_inspect_tells_the_kind_and_the_scale_that_a_bake_applies(name: str, tmp
     scaled = [patch for patch in plan.patches if patch.kind.has_told_rank]
     assert told["scales"] == {f"{scale_of(patch):g}": 1 for patch in scaled}
     assert told["ranks"] == {str(rank): count for rank, count in plan.ledgers[0].ranks.items()}
-    assert "cannot be baked" not in told
+    assert "cannot_be_baked" not in told
 
 
 @pytest.mark.parametrize("kind", OTHERS)
@@ -137,7 +137,7 @@ def test_inspect_says_what_cannot_be_baked_and_why(kind: str, tmp_path: Path) ->
     b.save(tmp_path / "lora.safetensors", {f"fc{UNBAKED[kind]}": torch.zeros(4, 4)})
     told = inspect(tmp_path / "lora.safetensors")
     assert (told["what"], told["kinds"]) == ("lora", {f"{kind} (tensors)": 1})
-    assert REASONS.get(kind, f"{kind} is not supported by this version") in str(told["cannot be baked"])
+    assert REASONS.get(kind, f"{kind} is not supported by this version") in str(told["cannot_be_baked"])
     assert {each for _, each in UNSUPPORTED} == UNBAKED.keys()
 
 
@@ -145,7 +145,7 @@ def test_a_configuration_that_no_bake_takes_is_told_beside_the_facts(tmp_path: P
     b.peft(tmp_path / "adapter", {"fc": b.lora((8, 8))}, init_lora_weights="pissa")
     told = inspect(tmp_path / "adapter")
     assert told["ranks"] == {"2": 1}
-    assert "trained against a changed base" in str(told["cannot be baked"])
+    assert "trained against a changed base" in str(told["cannot_be_baked"])
 
 
 # -- alphas and scales ----------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_a_lora_that_is_not_merged_is_told_beside_the_weights(tmp_path: Path) ->
     b.save(tmp_path / "model.safetensors", tensors)
     told = inspect(tmp_path / "model.safetensors")
     assert told["what"] == "checkpoint"
-    assert told["an adapter beside the weights"]["LoRA"] == 1  # type: ignore[index]
+    assert told["adapter_beside_the_weights"]["LoRA"] == 1  # type: ignore[index]
 
 
 def test_a_base_with_factors_beside_its_codes_is_no_lora(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_base_with_factors_beside_its_codes_is_no_lora(tmp_path: Path) -> None
     b.save(tmp_path / "model.safetensors", tensors)
     told = inspect(tmp_path / "model.safetensors")
     assert told["what"] == "checkpoint"
-    assert told["an adapter beside the weights"] == {"nunchaku's LoRA (tensors)": 8}
+    assert told["adapter_beside_the_weights"] == {"nunchaku's LoRA (tensors)": 8}
 
 
 def test_a_lora_with_stray_tensors_is_one(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_lora_with_stray_tensors_is_one(tmp_path: Path) -> None:
     tensors |= {f"fc_{i}.lora_B.weight": torch.ones(8, 2) for i in range(3)}
     b.save(tmp_path / "lora.safetensors", tensors | {"step": torch.ones(1), "embed.weight": torch.ones(9, 8)})
     told = inspect(tmp_path / "lora.safetensors")
-    assert (told["what"], told["of no known form"]) == ("lora", ["step"])
+    assert (told["what"], told["of_no_known_form"]) == ("lora", ["step"])
     assert told["kinds"] == {"LoRA": 3, "whole tensor": 1}
 
 
@@ -246,7 +246,7 @@ def test_what_is_neither_is_called_by_its_name(tmp_path: Path) -> None:
         tmp_path / "control.safetensors",
         {"lora_controlnet": torch.ones(1), "input_hint_block.0.up": torch.ones(2, 2)},
     )
-    assert "a Control-LoRA" in str(inspect(tmp_path / "control.safetensors")["cannot be baked"])
+    assert "a Control-LoRA" in str(inspect(tmp_path / "control.safetensors")["cannot_be_baked"])
     b.save(tmp_path / "word.safetensors", {"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)})
     assert inspect(tmp_path / "word.safetensors")["what"] == "textual inversion"
     b.save(tmp_path / "word2.safetensors", {"emb_params": torch.ones(2, 768)})

@@ -592,7 +592,7 @@ def test_no_cast_touches_what_cannot_be_decoded(odd: Path) -> None:
         assert [each for each in made.plan.notes if each.startswith(f"{said} decode {title}: f")]
     assert_true(recipe)
     seen = inspect(odd / "base.safetensors")
-    assert (seen["what"], seen["packed weights"]) == ("checkpoint", dict(titles))
+    assert (seen["what"], seen["packed_weights"]) == ("checkpoint", dict(titles))
 
 
 def test_no_network_is_made_of_what_cannot_be_decoded(odd: Path) -> None:
@@ -608,7 +608,7 @@ def test_inspect_takes_no_such_base_for_a_lora(name: str, tmp_path: Path) -> Non
     title, parts = undecodable()[name]
     world(tmp_path, {f"fc.{leaf}": tensor for leaf, tensor in parts.items()})
     seen = inspect(tmp_path / "base.safetensors")
-    assert (seen["what"], seen["packed weights"]) == ("checkpoint", {title: 1})
+    assert (seen["what"], seen["packed_weights"]) == ("checkpoint", {title: 1})
 
 
 def test_no_cast_touches_parts_of_fused_experts(tmp_path: Path) -> None:
@@ -1169,7 +1169,7 @@ def test_quanto_becomes_plain(kind: str, tmp_path: Path, monkeypatch: pytest.Mon
     say(tmp_path, "config.json", {"quant_method": "quanto"}, {**stored, **other, **bias, **ranges})
     layers = {name: {"weights": kind.partition(" ")[0], "activations": "none"} for name in ("fc", "other")}
     (tmp_path / "base/quanto_qmap.json").write_text(json.dumps(layers))
-    assert inspect(tmp_path / "base")["packed weights"] == {f"quanto {kind.partition(' ')[0]}": 2}
+    assert inspect(tmp_path / "base")["packed_weights"] == {f"quanto {kind.partition(' ')[0]}": 2}
     with pytest.raises(MatchError, match=r"fc would change fc.weight, which is packed \(quanto q.*\n.*output.dtype"):
         plan(load_recipe(b.recipe(tmp_path, base="base", output={"path": "out"})))
     recipe = b.recipe(tmp_path, base="base", output={"path": "out", "dtype": "float32"})
@@ -1245,13 +1245,13 @@ def test_inspect_says_what_the_bake_knows(title: str, tmp_path: Path) -> None:
     group = TITLED[title].get("group", 0)
     says = {"format": "int8_tensorwise", "convrot": bool(group), "convrot_groupsize": 64}
     world(tmp_path, {**int8("fc", group=group)[0], "fc.comfy_quant": note(says)})
-    assert inspect(tmp_path / "base.safetensors")["packed weights"] == {title: 1}
+    assert inspect(tmp_path / "base.safetensors")["packed_weights"] == {title: 1}
 
 
 def test_plain_bases_have_no_such_words(tmp_path: Path) -> None:
     fp8_alone = {"fc.weight": torch.ones(SHAPE).to(FP8), "fc.input_scale": torch.ones(1)}
     world(tmp_path, {**fp8_alone, "logit_scale": torch.ones(1), "quant_conv.weight": torch.ones(2, 2)})
-    assert "packed weights" not in inspect(tmp_path / "base.safetensors")
+    assert "packed_weights" not in inspect(tmp_path / "base.safetensors")
     b.run(b.recipe(tmp_path, output={"dtype": "float32"}))
     after = load_file(tmp_path / "out.safetensors")
     assert {tensor.dtype for tensor in after.values()} == {torch.float32}

@@ -72,8 +72,28 @@ def _ledger_lines(ledger: Ledger, embeddings: Iterable[Embedding]) -> Iterator[s
         yield f"  note: {note}"
 
 
-def fact_lines(facts: Mapping[str, object], indent: str = "") -> Iterator[str]:
-    """Yield nested facts as lines for a person to read."""
+TITLES = {
+    "adapter_beside_the_weights": "an adapter beside the weights",
+    "baked_by_lorabake": "baked by lorabake",
+    "cannot_be_baked": "cannot be baked",
+    "computed_on": "computed on",
+    "learned_embeddings": "learned embeddings",
+    "names_of": "names of",
+    "of_no_known_form": "of no known form",
+    "outside_any_component": "outside any component",
+    "packed_weights": "packed weights",
+    "seen_by": "seen by",
+    "trigger_words": "trigger words",
+}
+"""How facts are called for a person to read, where JSON has another key; keys from files stay as they are."""
+
+
+def fact_lines(facts: Mapping[str, object]) -> Iterator[str]:
+    """Yield facts about a file as lines for a person to read."""
+    yield from _fact_lines({TITLES.get(name, name): value for name, value in facts.items()}, "")
+
+
+def _fact_lines(facts: Mapping[str, object], indent: str) -> Iterator[str]:
     width = max((len(str(name)) for name in facts), default=0)
     for name, value in facts.items():
         label = f"{indent}{name:<{width}}"
@@ -83,7 +103,7 @@ def fact_lines(facts: Mapping[str, object], indent: str = "") -> Iterator[str]:
             yield f"{label}  none"
         elif isinstance(value, dict):
             yield f"{indent}{name}"
-            yield from fact_lines(value, indent + "  ")
+            yield from _fact_lines(value, indent + "  ")
         elif isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
             yield f"{indent}{name}"
             for entry in value:
@@ -95,7 +115,7 @@ def fact_lines(facts: Mapping[str, object], indent: str = "") -> Iterator[str]:
             yield f"{label}  {', '.join(map(str, value))}"
         elif name == "bytes" and isinstance(value, int):
             yield f"{label}  {value:,} ({size_of(value)})"
-        elif name == "cannot be baked":  # a reason in lorabake's words, perhaps with advice
+        elif name == TITLES["cannot_be_baked"]:  # a reason in lorabake's words, perhaps with advice
             yield f"{label}  {'; '.join(str(value).splitlines())}"
         else:
             yield f"{label}  {value}"

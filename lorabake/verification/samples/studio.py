@@ -129,7 +129,7 @@ class Studio:
         return " and ".join(sorted(kinds)) or "diffusers"
 
     def _settings(self) -> dict[str, str]:
-        fallback = {"run time": self.artist.fallback} if self.artist.fallback else {}
+        fallback = {"run_time": self.artist.fallback} if self.artist.fallback else {}
         return {**self.artist.settings(), "device": self.artist.device, "precision": "float32", **fallback}
 
 
