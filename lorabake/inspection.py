@@ -15,6 +15,7 @@ from lorabake.adapters.experts import EXPERTS
 from lorabake.adapters.kind import Kind
 from lorabake.architectures import architectures
 from lorabake.architectures.generic import GENERIC
+from lorabake.codecs.codec import Stored
 from lorabake.errors import FileError
 from lorabake.keymap.adapter_config import from_metadata, read_config
 from lorabake.keymap.embeddings import is_inversion, read_vectors
@@ -33,9 +34,8 @@ from lorabake.storage.recognition import find_packing
 from lorabake.storage.statements import read_beside
 from lorabake.tensors.checkpoint import Checkpoint, open_lora
 from lorabake.tensors.emptiness import WEIGHT, hollow_words
-from lorabake.tensors.header import TensorInfo
-from lorabake.tensors.packing import read_scalar
 from lorabake.tensors.small import parse_json
+from lorabake.tensors.values import read_scalar
 
 FACTS = (
     "ss_base_model_version",
@@ -260,8 +260,9 @@ def _embeddings(lora: LoraSource) -> dict[str, str]:
 
 
 def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
-    checkpoint = transcribe(checkpoint)
-    packing = find_packing(checkpoint, read_beside(checkpoint))
+    transcript = transcribe(checkpoint)
+    checkpoint = transcript.checkpoint
+    packing = find_packing(checkpoint, read_beside(checkpoint), transcript.orders)
     tensors = packing.logical(checkpoint.tensors)
     architecture = identify(tensors)
     if architecture is GENERIC and VAE_ONLY.fits(tensors):
@@ -293,10 +294,10 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
     return described
 
 
-def _alpha(info: TensorInfo) -> float | str:
+def _alpha(info: Stored) -> float | str:
     """Read an alpha; where it is no number, return what it is."""
     try:
-        return read_scalar(info)
+        return read_scalar(info.first)
     except ValueError:
         return f"{info.dtype} {list(info.shape)}, which is no number"
 

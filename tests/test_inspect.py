@@ -84,7 +84,7 @@ def scale_of(patch: Patch) -> float:
     info = patch.tensors.get("alpha")
     if info is None:
         return 1.0
-    alpha = decode_scalar(info.dtype, info.file.read_bytes()[info.start : info.stop])
+    alpha = decode_scalar(info.dtype, info.file.read_bytes()[info.first.start : info.first.stop])
     return patch.kind.scale(alpha, patch.shapes)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from lorabake.adapters import peft_fields, shared, suffixes
 from lorabake.adapters.kind import Product
+from lorabake.codecs.plain import all_plain
 from lorabake.errors import FileError, MatchError
 from lorabake.keymap.adapter_config import from_metadata, read_config
 from lorabake.keymap.expansion import KeyMap
@@ -257,7 +258,7 @@ def test_a_lora_fits_whole_or_is_refused(base: str, monkeypatch: pytest.MonkeyPa
     for lora, (known, fits) in FITS.items():
         opened = source(load_table(lora), lora, metadata=load_metadata(lora))
         if base in fits:
-            wider = grown(on.key_map, (opened,))
+            wider = grown(on.key_map, all_plain(on.key_map.tensors), (opened,))
             assert len(wider) == (lora == "invoke_flux_control_lora_format")
             wide = Matcher(KeyMap.expand(family, {**on.key_map.tensors, **wider})) if wider else on
             patches, ledger = wide.match(0, opened)

@@ -17,10 +17,9 @@ from lorabake import load_recipe
 from lorabake.baking import plan
 from lorabake.errors import FileError, MatchError, TargetError
 from lorabake.inspection import inspect
-from lorabake.storage import recognition, statements
-from lorabake.storage.recognition import find_packing
+from lorabake.storage import groups, recognition, statements
+from lorabake.storage.packing import Packing
 from lorabake.tensors.checkpoint import open_checkpoint
-from lorabake.tensors.packing import Packing
 from lorabake.verification import VerifyOptions, verify
 from lorabake.verification.samples import SampleOptions
 from tests import builders as b
@@ -182,7 +181,7 @@ def test_a_header_may_name_layers_without_what_is_in_front_of_them(tmp_path: Pat
     convrot(tmp_path, "header of a part", 64)
     names = {f"model.diffusion_model.{name}" for name in ("fc.weight", "other.weight")}
     assert {
-        key for key, info in packing_of(tmp_path / "base.safetensors").scaled.items() if info.facts["rotation"] == 64
+        key for key, info in packing_of(tmp_path / "base.safetensors").scaled.items() if info.codec.rotation == 64
     } == names
 
 
@@ -203,7 +202,7 @@ def test_a_header_may_call_layers_otherwise(name: str, tmp_path: Path) -> None:
     told = header_of(**{called.format("a.fc"): says, called.format("b.fc"): says})
     world(tmp_path, {**fc, **other}, told)
     scaled = packing_of(tmp_path / "base.safetensors").scaled
-    assert {key: info.facts["rotation"] for key, info in scaled.items()} == dict.fromkeys(
+    assert {key: info.codec.rotation for key, info in scaled.items()} == dict.fromkeys(
         (f"{front}a.fc.weight", f"{front}b.fc.weight"), 64
     )
     recipe = b.recipe(tmp_path, loras=[], output={"dtype": "float32"})
@@ -295,7 +294,7 @@ def test_an_index_may_say_what_a_header_may(form: str, output: Said, tmp_path: P
 
 def packing_of(path: Path) -> Packing:
     checkpoint = open_checkpoint(path)
-    return find_packing(checkpoint, statements.read_beside(checkpoint))
+    return recognition.find_packing(checkpoint, statements.read_beside(checkpoint))
 
 
 # -- What is not understood is refused by name, and stays as it is ----------------------------------------
@@ -418,7 +417,7 @@ def test_published_tables_in_float8_have_no_scales_elsewhere() -> None:
                 key: replace(info, dtype="F8_E4M3" if len(info.shape) >= least and "scale" not in key else "F32")
                 for key, info in table.items()
             }
-            assert not recognition._scaled_from_afar(cast, {}), name
+            assert not groups._scaled_from_afar(cast, {}), name
 
 
 @pytest.mark.parametrize("name", ["base_map.pt", "base_scales.safetensors", "base.scale.json", "base_fp8_map.pt"])
@@ -1160,7 +1159,7 @@ QUANTO = ["qint8", "qfloat8", "qint4 float", "qint4 whole numbers", "qint2 float
 
 @pytest.mark.parametrize("kind", QUANTO)
 def test_quanto_becomes_plain(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorabake.storage.recognition._quanto_group", lambda columns: 64)  # as of 192 columns
+    monkeypatch.setattr("lorabake.codecs.quanto.values_a_scale", lambda columns: 64)  # as of 192 columns
     (stored, values), (other, _) = quanto("fc", kind), quanto("other", kind)
     bias = {f"{name}.bias": torch.ones(OUT).half() for name in ("fc", "other")}
     ranges = {

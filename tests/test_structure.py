@@ -26,8 +26,9 @@ LAYERS = (
     ("errors", "interrupts", "likeness"),
     ("machine",),
     ("tensors",),
-    ("storage",),
+    ("codecs",),
     ("keymap",),
+    ("storage",),
     ("components",),
     ("architectures", "adapters", "dialects", "configs"),
     ("recipe",),
@@ -56,8 +57,6 @@ LONGER = {
     "execution.worker.Executor": "to be parted",
     "matching.__init__": "to be parted",
     "matching.__init__._Match": "to be parted",
-    "storage.recognition": "to be parted",
-    "tensors.packing": "to be parted",
     "storage.statements": "to be parted",
 }
 

@@ -11,7 +11,7 @@ import torch
 from lorabake.adapters.effect import Effect
 from lorabake.errors import MatchError
 from lorabake.matching.patches import Patch
-from lorabake.planning.steps import Step, Target
+from lorabake.planning.steps import Result, Step
 
 PLACES, VALUES, FEW = 8, 2048, 8
 """Where a bake looks to see what becomes of a LoRA's change: places in a tensor, and values in a place.
@@ -147,13 +147,13 @@ def places_of(spans: Iterable[tuple[int, int]], columns: int) -> list[Place]:
     return found[:: -(-len(found) // PLACES)] if found else []
 
 
-def looks_at(step: Step, base: Mapping[str, torch.Tensor]) -> Iterator[tuple[Target, Look]]:
-    """Take a few rows of a step's tensors, which are whole in `base`."""
-    for target in step.targets:
-        weight = base[target.key].reshape(step.matrix(target))
-        rows = [span.stored for patch in step.patches for span in patch.view.spans(target.key)]
+def looks_at(step: Step, base: Mapping[str, torch.Tensor]) -> Iterator[tuple[Result, Look]]:
+    """Take a few rows of a step's weights, which are whole in `base`."""
+    for result in step.results:
+        weight = base[result.key].reshape(step.matrix(result.target))
+        rows = [span.stored for patch in step.patches for span in patch.view.spans(result.key)]
         for start, stop in places_of(((each.start, each.stop) for each in rows), weight.shape[1]):
-            yield target, Look(target.key, start, weight[start:stop])
+            yield result, Look(result.key, start, weight[start:stop])
 
 
 def overlaps(parts: Iterable[Part], first: int, last: int) -> Iterator[tuple[Part, slice, Where]]:

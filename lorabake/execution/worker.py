@@ -25,6 +25,8 @@ from lorabake.adapters.effect import Effect
 from lorabake.adapters.programs import SCALE_OF_ALPHA_0
 from lorabake.adapters.settings import TermsOf
 from lorabake.adapters.shapes import matrix
+from lorabake.codecs.codec import Stored
+from lorabake.codecs.plain import plain
 from lorabake.errors import MatchError, SurroundingsError, ValueTooLargeError, first_line
 from lorabake.execution.crew import refused
 from lorabake.execution.device import (
@@ -60,11 +62,10 @@ from lorabake.keymap.view import Picked
 from lorabake.matching.patches import Patch
 from lorabake.planning.cautions import no_scale
 from lorabake.planning.cost import DEVICE_TILE_VALUES, TILE_VALUES
-from lorabake.planning.steps import Step, Target
+from lorabake.planning.steps import Result, Step, Target
 from lorabake.planning.tally import Tally
 from lorabake.tensors.dtypes import DTYPES, decode_scalar
 from lorabake.tensors.header import TensorInfo
-from lorabake.tensors.packing import PackedInfo, decode, encode, unscaled
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +199,7 @@ class Executor:
     ) -> Span:
         """Compute and write some rows, and let go of them: each piece needs its own memory, whatever came before."""
         columns = step.matrix(target)[1]
-        buffer, source = self._stored_rows(target.source, start, stop, columns)
+        buffer, source = self._stored_rows(target.source.first, start, stop, columns)
         zeros = negative_zeros(source) if parts else None
         weight = self._widened(buffer, source).view(stop - start, columns)
         looks = [self._look(step, parts, weight, start, place) for place in places if start <= place[0] < stop]
@@ -209,7 +210,7 @@ class Executor:
             keep_signs(weight, zeros, replaced, start)
         for look in looks:
             after = weight[look.start - start :][: len(look.base)]
-            self._see(step, target, look, after, is_sum=not step.is_sequential)
+            self._see(step, step.results[0], look, after, is_sum=not step.is_sequential)
         return self._emit(step, target, weight, start)
 
     def _parts(self, step: Step, target: Target) -> list[Part]:
@@ -282,7 +283,7 @@ class Executor:
                     tally.count(patch.module, moves=part.moves(patch, weight[outer], inner))
 
     @np.errstate(invalid="ignore", over="ignore")  # what is no number stops the bake, or is the base's
-    def _see(self, step: Step, target: Target, look: Look, after: torch.Tensor, *, is_sum: bool) -> None:
+    def _see(self, step: Step, result: Result, look: Look, after: torch.Tensor, *, is_sum: bool) -> None:
         """Sum up how much of each change arrives: ⟨W_written − W_due + δ, δ⟩; W_due is W + Σδ, or else `after`."""
         base = _doubles(look.base)
         changes = [(patch, rows, _doubles(change)) for patch, rows, change in look.changes]
@@ -290,8 +291,8 @@ class Executor:
         for _, rows, change in changes if is_sum else ():
             due[rows] += change
         lost = None
-        if target.encoding is None:
-            lost = _doubles(self._rounded(target, after, look.start)).reshape(base.shape) - due
+        if result.codec.is_plain:
+            lost = _doubles(self._rounded(result.target, after, look.start)).reshape(base.shape) - due
         for patch, rows, change in changes:
             tally, energy = self._tally(step, patch), float(np.vdot(change, change))
             met = float(np.vdot(base[rows], base[rows]))
@@ -306,10 +307,7 @@ class Executor:
     # -- whole tensors at once -------------------------------------------------------------------------
 
     def _whole(self, step: Step, first: int) -> Iterator[Span]:
-        base = {target.key: self._read_whole(target.source).contiguous() for target in step.targets}
-        for target in step.targets:
-            if target.encoding is not None:
-                base[target.key] = unscaled(target.encoding, base[target.key], base[target.scale_key])
+        base = {result.key: self._read_whole(result.source).contiguous() for result in step.results}
         baked = {key: tensor.clone() for key, tensor in base.items()}
         looks = list(looks_at(step, base)) if step.is_watched else []
         deltas: dict[int, torch.Tensor] = {}
@@ -320,36 +318,41 @@ class Executor:
             effect, scale = self._effect(patch, step.loras[patch.lora])
             self._note_patch(step, patch, effect, scale)
             made = effect.of(weight, slice(0, patch.view.rows))
-            result = made if effect.is_result else None
+            whole = made if effect.is_result else None
             delta = made - weight if effect.is_result else made
             self._tally(step, patch).count(patch.module, moves=bool(delta[:FEW].any() or delta.any()))
             for _, look in looks:
                 look.add(patch, delta)
             is_all = delta.numel() == baked[patch.view.keys[0]].numel()
             is_alone = len(step.patches) == 1 and step.summed and patch.share == 1 and is_all
-            if result is not None and is_alone and patch.view.transpose:
-                baked[patch.view.keys[0]] = result.T.contiguous()
+            if whole is not None and is_alone and patch.view.transpose:
+                baked[patch.view.keys[0]] = whole.T.contiguous()
             elif step.summed or not patch.kind.adds:
                 patch.view.add(baked, delta * patch.share)
             else:
                 deltas[patch.number] = delta.contiguous()
         self._combine(step, deltas, baked)
-        dtypes = {target.key: target.dtype for target in step.targets}
-        for target in step.targets:
-            if target.encoding is None:
-                keep_all_signs(step, target, baked[target.key], base[target.key])
-            elif torch.equal(baked[target.key], base[target.key]):  # it stays as it is stored
-                baked[target.key] = self._read_whole(target.source)
-            else:
-                dtype = _torch_dtype(dtypes[target.scale_key])
-                baked[target.key], baked[target.scale_key] = encode(target.encoding, baked[target.key], dtype)
-        for target, look in looks:
-            after = baked[target.key].reshape(step.matrix(target))[look.start :][: len(look.base)]
-            self._see(step, target, look, after, is_sum=step.summed and not step.is_sequential)
+        for result in step.results:
+            baked |= self._encoded(step, result, baked[result.key], base[result.key])
+        for result, look in looks:
+            after = baked[result.key].reshape(step.matrix(result.target))[look.start :][: len(look.base)]
+            self._see(step, result, look, after, is_sum=step.summed and not step.is_sequential)
         self.seconds["compute"] += time.perf_counter() - began
         for target, start, stop in islice(self._tiles(step), first, None):
             tile = baked[target.key].reshape(step.matrix(target))[start:stop]
             yield self._emit(step, target, tile, start)
+
+    def _encoded(
+        self, step: Step, result: Result, weight: torch.Tensor, before: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Return what is to be rounded for each target of a weight, by its key; `before` is what it was worth."""
+        if result.codec.is_plain:
+            keep_all_signs(step, result.target, weight, before)
+        if not result.codec.is_plain and torch.equal(weight, before):  # it stays as it is stored
+            parts = {role: self._read_whole(plain(result.source.parts[role])) for role in result.targets}
+        else:
+            parts = result.codec.encode(result.source, weight)
+        return {target.key: parts[role] for role, target in result.targets.items()}
 
     def _tiles(self, step: Step) -> Iterator[tuple[Target, int, int]]:
         for target in step.targets:
@@ -379,7 +382,7 @@ class Executor:
         """Read a patch's tensors, and compute what all of its rows share; return the effect, and the scale in it."""
         kind, scale = patch.kind, self._scale(patch, lora)
         tensors = {
-            slot: self._read_stored(info) if slot in kind.integers else self._read_whole(info)
+            slot: self._read_integers(info) if slot in kind.integers else self._read_whole(info)
             for slot, info in kind.operands(patch.tensors).items()
         }
         terms = TermsOf(patch.view.shape, scale, patch.settings)
@@ -395,7 +398,7 @@ class Executor:
         if info is None:
             return 1.0
         raw = bytearray(info.nbytes)
-        self._reader.read(info.file, info.start, memoryview(raw))
+        self._reader.read(info.file, info.first.start, memoryview(raw))
         alpha = decode_scalar(info.dtype, bytes(raw))
         if not alpha and patch.semantics in SCALE_OF_ALPHA_0:
             return patch.kind.scale(SCALE_OF_ALPHA_0[patch.semantics] * patch.kind.rank(patch.shapes), patch.shapes)
@@ -403,16 +406,18 @@ class Executor:
             raise no_scale(lora, info.name, alpha)
         return patch.kind.scale(alpha, patch.shapes) * patch.parts
 
-    def _read_whole(self, info: TensorInfo) -> torch.Tensor:
-        """Read a whole tensor into the compute dtype on the device, decoded, in its own shape."""
-        if isinstance(info, PackedInfo):
-            return decode(info, {role: self._read_stored(part) for role, part in info.parts.items()}, self.dtype)
-        return self._read_rows(info, 0, *matrix(info.shape), fresh=True).reshape(info.shape)
+    def _read_whole(self, weight: Stored) -> torch.Tensor:
+        """Read a whole weight into the compute dtype on the device, decoded, in its own shape."""
+        if (info := weight.tensor) is not None:
+            return self._read_rows(info, 0, *matrix(info.shape), fresh=True).reshape(info.shape)
+        return weight.decode({role: self._read_stored(part) for role, part in weight.parts.items()}, self.dtype)
+
+    def _read_integers(self, weight: Stored) -> torch.Tensor:
+        """Read a whole weight of integers as it is stored; one that is not plain, decoded."""
+        return self._read_whole(weight) if weight.tensor is None else self._read_stored(weight.tensor)
 
     def _read_stored(self, info: TensorInfo) -> torch.Tensor:
-        """Read a whole tensor as it is stored; a part that is packed itself, decoded."""
-        if isinstance(info, PackedInfo):
-            return self._read_whole(info)
+        """Read a whole tensor as it is stored."""
         raw = torch.empty(info.nbytes, dtype=torch.uint8)
         self._reader.read(info.file, info.start, _view(raw))
         return raw.view(_torch_dtype(info.dtype)).reshape(info.shape).to(self.device.place)
@@ -482,10 +487,10 @@ class Executor:
         if not wrong.any():  # a large sum of harmless values
             return
         rows, columns = weight.shape
-        if isinstance(target.source, PackedInfo):
+        if (info := target.source.tensor) is None:
             before = self._read_whole(target.source).reshape(-1, columns)[start : start + rows]
         else:
-            before = self._read_rows(target.source, start, start + rows, columns, fresh=True)
+            before = self._read_rows(info, start, start + rows, columns, fresh=True)
         if not step.patches:
             wrong &= before.isfinite()
         if not wrong.any():  # a cast that passes on what the base had
@@ -533,7 +538,8 @@ def dtypes(steps: Iterable[Step]) -> Iterator[torch.dtype]:
 
 
 def _dtypes(step: Step) -> set[torch.dtype]:
-    infos = [*step.stored, *(info for patch in step.patches for info in patch.tensors.values())]
+    infos = [*step.stored]
+    infos += [info for patch in step.patches for weight in patch.tensors.values() for info in weight.parts.values()]
     names = {info.dtype for info in infos} | {target.dtype for target in step.targets}
     return {_torch_dtype(name) for name in names if DTYPES[name].torch}
 

@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from lorabake.codecs.codec import Stored
 from lorabake.tensors.dtypes import DTYPES
-from lorabake.tensors.header import TensorInfo
+from lorabake.tensors.header import Described, TensorInfo
 from lorabake.tensors.pickles.state_dict import EMBEDDING
 
 ALONE = "emb_params"
@@ -44,16 +45,16 @@ class Vectors:
         return (self.info.shape[0] if len(self.info.shape) == 2 else 1), self.info.shape[-1]
 
 
-def is_inversion(tensors: Iterable[TensorInfo]) -> bool:
+def is_inversion(tensors: Iterable[Described]) -> bool:
     """Tell whether a file holds the vectors of one word and nothing else."""
     names = {info.key for info in tensors}
     return bool(names) and all(name in PARTS or name.startswith("string_to_param.") for name in names)
 
 
-def read_vectors(info: TensorInfo, metadata: Mapping[str, str]) -> Vectors | None:
+def read_vectors(stored: Stored, metadata: Mapping[str, str]) -> Vectors | None:
     """Recognise a learned embedding by its key, or by what the file's metadata say of it; None for anything else."""
-    dtype = DTYPES.get(info.dtype)  # none of what is packed
-    if len(info.shape) not in (1, 2) or not info.nbytes or dtype is None or not dtype.floating:
+    info = stored.tensor
+    if info is None or len(info.shape) not in (1, 2) or not info.nbytes or not DTYPES[info.dtype].floating:
         return None
     if metadata.get(info.key) == EMBEDDING:
         return Vectors(info.key, ALONE, info)

@@ -16,9 +16,9 @@ from lorabake.keymap.module import Module, modules_of, whole
 from lorabake.keymap.renaming import versions
 from lorabake.keymap.table import Architecture, Component, Layout, find
 from lorabake.keymap.view import View
-from lorabake.tensors.header import TensorInfo
+from lorabake.tensors.header import Described
 
-See = Callable[[Mapping[str, View], Mapping[str, TensorInfo], ExpertLayout | None], Iterator[Seen]]
+See = Callable[[Mapping[str, View], Mapping[str, Described], ExpertLayout | None], Iterator[Seen]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class KeyMap:
     """
 
     architecture: Architecture
-    tensors: Mapping[str, TensorInfo]
+    tensors: Mapping[str, Described]
     models: tuple[str, ...] = ()
     experts: ExpertLayout | None = None
     placed: Mapping[str, tuple[Layout, str]] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class KeyMap:
     def expand(
         cls,
         architecture: Architecture,
-        tensors: Mapping[str, TensorInfo],
+        tensors: Mapping[str, Described],
         models: tuple[str, ...] = (),
         experts: ExpertLayout | None = None,
     ) -> KeyMap:
@@ -130,7 +130,7 @@ class KeyMap:
         layout, _ = self.placed[component.name]
         return list_modules(component, layout, self._owned_by(component), only)
 
-    def _owned_by(self, component: Component) -> dict[str, TensorInfo]:
+    def _owned_by(self, component: Component) -> dict[str, Described]:
         """Return the tensors whose longest matching prefix is the component's, by their names below it."""
         _, prefix = self.placed[component.name]
         others = tuple(p for name, (_, p) in self.placed.items() if name != component.name and len(p) > len(prefix))
@@ -148,7 +148,7 @@ class KeyMap:
                 named[module.name] = module
         return named
 
-    def _below(self, component: Component) -> dict[str, TensorInfo]:
+    def _below(self, component: Component) -> dict[str, Described]:
         _, prefix = self.placed[component.name]
         mine = (key for key in self.tensors if self.owner.get(key) == component.name)
         return {key.removeprefix(prefix): self.tensors[key] for key in mine}
@@ -189,7 +189,7 @@ class KeyMap:
 def _experts(
     component: str,
     modules: Mapping[str, Module],
-    tensors: Mapping[str, TensorInfo],
+    tensors: Mapping[str, Described],
     layout: ExpertLayout | None,
     see: See,
 ) -> list[Module]:

@@ -16,7 +16,7 @@ from lorabake.keymap.view import Picked, Region, View, join
 
 if TYPE_CHECKING:
     from lorabake.keymap.peft import PeftConfig
-    from lorabake.tensors.header import TensorInfo
+    from lorabake.tensors.header import Described
 
 EXPERT = re.compile(r"(?P<place>.+)\.experts\.(?P<number>\d+)\.(?P<part>\w+)")
 SINGLE = re.compile(r"experts[._]\d+[._]")
@@ -68,7 +68,7 @@ class Seen:
 
 
 def stacked(
-    weights: Mapping[str, View], tensors: Mapping[str, TensorInfo], layout: ExpertLayout | None
+    weights: Mapping[str, View], tensors: Mapping[str, Described], layout: ExpertLayout | None
 ) -> Iterator[Seen]:
     """Yield the stacks of a base's experts, and the stacks of their gates and ups, under all names.
 
@@ -93,7 +93,7 @@ def stacked(
 
 
 def single(
-    weights: Mapping[str, View], tensors: Mapping[str, TensorInfo], layout: ExpertLayout | None, names: Iterable[str]
+    weights: Mapping[str, View], tensors: Mapping[str, Described], layout: ExpertLayout | None, names: Iterable[str]
 ) -> Iterator[Seen]:
     """Yield each expert's modules, apart or in stacks, under all of its names that end as one of `names`.
 
@@ -158,7 +158,7 @@ def _apart(weights: Mapping[str, View]) -> dict[str, list[dict[str, View]]]:
     }
 
 
-def _stored(weights: Mapping[str, View], tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, View]]:
+def _stored(weights: Mapping[str, View], tensors: Mapping[str, Described]) -> dict[str, dict[str, View]]:
     """List experts that are stored as stacks: place -> name of the stack -> view."""
     found: dict[str, dict[str, View]] = {}
     bare = {name: info for name, info in tensors.items() if len(info.shape) == 3}

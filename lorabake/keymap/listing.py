@@ -9,11 +9,11 @@ from lorabake.keymap.module import Module, whole
 from lorabake.keymap.reading import Match, Reader
 from lorabake.keymap.table import Component, Layout
 from lorabake.keymap.view import Region, View
-from lorabake.tensors.header import TensorInfo
+from lorabake.tensors.header import Described
 
 
 def list_modules(
-    component: Component, layout: Layout, tensors: Mapping[str, TensorInfo], only: str | None = None
+    component: Component, layout: Layout, tensors: Mapping[str, Described], only: str | None = None
 ) -> dict[str, Module]:
     """List a component's modules by name; a name by which two layouts mean different tensors is left out.
 
@@ -39,7 +39,7 @@ def list_modules(
 class _Tensor:
     """Hold a tensor, the columns of its module's weight (0 if there is none), and its match in the table."""
 
-    info: TensorInfo
+    info: Described
     columns: int
     match: Match
 
@@ -63,7 +63,7 @@ class _Listing:
         if self.views.setdefault(path, {}).setdefault(parameter, view) != view:
             self.unclear.add(path)
 
-    def add_piece(self, place: tuple[str, int, int], parameter: str, info: TensorInfo) -> None:
+    def add_piece(self, place: tuple[str, int, int], parameter: str, info: Described) -> None:
         """Add one part of a fused module, whose view follows when all are known; `place` is (name, part, parts)."""
         path, part, parts = place
         pieces = self.pieces.setdefault((path, parameter), [None] * parts)
@@ -130,7 +130,7 @@ def _sizes(spec: tuple[str, ...], rows: int, columns: int) -> list[int] | None:
     return sizes if sum(sizes) == rows and min(sizes) > 0 else None
 
 
-def _as_named(component: Component, tensors: Mapping[str, TensorInfo]) -> dict[str, Module]:
+def _as_named(component: Component, tensors: Mapping[str, Described]) -> dict[str, Module]:
     """List the modules of a component without a table: each layout uses the file's own names."""
     views: dict[str, dict[str, View]] = {}
     for name, info in tensors.items():

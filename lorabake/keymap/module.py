@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lorabake.keymap.view import Region, View
-from lorabake.tensors.header import TensorInfo
+from lorabake.tensors.header import Described
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Module:
     unclear: str = ""
 
 
-def whole(info: TensorInfo) -> View:
+def whole(info: Described) -> View:
     """Return the view of a whole tensor."""
     return View((Region(info.key, 0, info.shape[0] if info.shape else 1),), info.shape)
 

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
+from lorabake.codecs.codec import Stored
 from lorabake.keymap.names import WRAPPED
+from lorabake.keymap.view import seen
 from lorabake.tensors.header import TensorInfo
 
 # A pattern for the end of a key, and the slot that such a tensor fills.
@@ -50,7 +52,7 @@ class LoraModule:
     """Hold a LoRA file's tensors for one module, by slot; the slots in `shared` also serve other modules."""
 
     name: str
-    slots: Mapping[str, TensorInfo]
+    slots: Mapping[str, Stored]
     shared: frozenset[str] = frozenset()
 
     @property
@@ -78,10 +80,10 @@ class LoraTensors:
     """
 
     modules: Mapping[str, LoraModule]
-    unsupported: Mapping[str, tuple[TensorInfo, ...]]
-    unknown: tuple[TensorInfo, ...]
+    unsupported: Mapping[str, tuple[Stored, ...]]
+    unknown: tuple[Stored, ...]
     common: int = 0
-    unlike: tuple[tuple[TensorInfo, TensorInfo], ...] = ()
+    unlike: tuple[tuple[Stored, Stored], ...] = ()
 
 
 def sort_tensors(
@@ -92,13 +94,13 @@ def sort_tensors(
     `shared` describes tensors that modules share: a pattern of the key, the slot, and the slot of modules that need
     it.
     """
-    slots: dict[str, dict[str, TensorInfo]] = {}
-    unsupported: dict[str, list[TensorInfo]] = {}
-    unknown: list[TensorInfo] = []
+    slots: dict[str, dict[str, Stored]] = {}
+    unsupported: dict[str, list[Stored]] = {}
+    unknown: list[Stored] = []
     rows = (*suffixes, *UNSUPPORTED)
-    seen: dict[str, int | None] = {}
-    common, in_common = list[TensorInfo](), re.compile("|".join(key for key, _, _ in shared) or r"(?!)")
-    for info in tensors:
+    row_of: dict[str, int | None] = {}
+    common, in_common = list[Stored](), re.compile("|".join(key for key, _, _ in shared) or r"(?!)")
+    for info in map(seen, tensors):
         if in_common.fullmatch(info.key):
             common.append(info)
             continue
@@ -106,9 +108,9 @@ def sort_tensors(
         for ending, parameter in _PARAMETERS:
             key = key.removesuffix(ending) + parameter if key.endswith(ending) else key
         template = _NUMBER_WITHIN.sub("0", key)
-        if template not in seen:
-            seen[template] = _row_of(template, suffixes)
-        row = seen[template]
+        if template not in row_of:
+            row_of[template] = _row_of(template, suffixes)
+        row = row_of[template]
         match = _suffix(rows[row][0]).search(key) if row is not None else None
         if row is None or match is None or (row < len(suffixes) and not match.start()):
             unknown.append(info)

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import takewhile
 
+from lorabake.codecs.codec import Stored
 from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.module import Module
 from lorabake.keymap.slots import LoraModule
-from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.reader import read_stored
 from lorabake.tensors.small import parse_json
 
@@ -84,10 +84,13 @@ def may_be_apart(module: LoraModule, alpha: float, parts: int, scales: AbstractS
     return part in scales and whole not in scales if scales else whole != 1
 
 
-def has_blocks(up: TensorInfo, sizes: Sequence[int]) -> bool:
+def has_blocks(stored: Stored, sizes: Sequence[int]) -> bool:
     """Read whether all values beside the diagonal of blocks are zero, and not all on it."""
     import numpy as np
 
+    up = stored.tensor
+    if up is None:
+        return False
     raw = np.frombuffer(read_stored(up), np.uint8)
     rows, parts = sum(sizes), len(sizes)
     if up.shape[0] != rows or raw.size % (rows * up.shape[1]):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lorabake.keymap.fused import joined
 from lorabake.keymap.module import Module
 from lorabake.keymap.renaming import Renaming
-from lorabake.tensors.header import TensorInfo
+from lorabake.tensors.header import Described
 
 Name = str | tuple[str, ...]
 
@@ -62,7 +62,7 @@ class Has:
     ndim: int | None = None
     ratio: int | None = None
 
-    def holds(self, tensors: Mapping[str, TensorInfo], prefix: str) -> bool:
+    def holds(self, tensors: Mapping[str, Described], prefix: str) -> bool:
         """Tell whether the tensor exists and has that shape."""
         info = tensors.get(prefix + self.key)
         if info is None or (self.ndim is not None and len(info.shape) != self.ndim):
@@ -74,7 +74,7 @@ class Has:
 class Lacks(Has):
     """Require that there is no such tensor, or, if a shape is given, none of that shape."""
 
-    def holds(self, tensors: Mapping[str, TensorInfo], prefix: str) -> bool:
+    def holds(self, tensors: Mapping[str, Described], prefix: str) -> bool:
         """Tell whether the tensor is missing or has another shape."""
         return not Has.holds(self, tensors, prefix)
 
@@ -173,14 +173,14 @@ class Architecture:
     kin: tuple[Kin, ...] = ()
     names: tuple[str, ...] = ()
 
-    def fits(self, tensors: Mapping[str, TensorInfo]) -> bool:
+    def fits(self, tensors: Mapping[str, Described]) -> bool:
         """Tell whether a checkpoint with these tensors is of this family."""
         if find(self.components[0], tensors) is None:
             return False
         return not any(key.startswith(self.without) for key in tensors) if self.without else True
 
 
-def find(component: Component, tensors: Mapping[str, TensorInfo]) -> tuple[Layout, str] | None:
+def find(component: Component, tensors: Mapping[str, Described]) -> tuple[Layout, str] | None:
     """Return the layout and key prefix of a component in a header; None if the header lacks the component."""
     for layout in component.layouts:
         for prefix in layout.prefixes:

@@ -7,10 +7,14 @@ weight through it and writing a result back through it are the same object.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING
+
+from lorabake.codecs import alone
+from lorabake.codecs.codec import Showing, Stored
+from lorabake.tensors.header import TensorInfo
 
 if TYPE_CHECKING:
     import torch
@@ -175,6 +179,63 @@ class View:
         """Return what the module has of a region, an alias (rows, columns); with `transpose`, (in, out)."""
         rows = tensors[region.key].view(-1, self.width)[region.start : region.stop]
         return rows if self.picked is None else rows[:, self.chosen]
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """Show one stored weight whole, otherwise than it is stored.
+
+    Its rows come in another order, which `rows` say; or, with `transpose`, they become columns; or zeros lie behind
+    its values along every side that is shorter than in `shape`. What it shows may be shown `within` another such
+    view.
+    """
+
+    shape: tuple[int, ...]
+    rows: tuple[range, ...] = ()
+    transpose: bool = False
+    within: Showing | None = None
+
+    @property
+    def title(self) -> str:
+        """Name it in a word or two."""
+        own = "reordered" if self.rows else "turned" if self.transpose else "padded"
+        return own if self.within is None else f"{own} {self.within.title}"
+
+    def read(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Show the values of the one tensor that is given; a copy or an alias."""
+        import torch
+
+        (values,) = tensors.values() if self.within is None else (self.within.read(tensors),)
+        if self.rows:
+            order = (torch.arange(rows.start, rows.stop, rows.step, device=values.device) for rows in self.rows)
+            return values[torch.cat([*order])]
+        if self.transpose:
+            return values.T
+        whole = values.new_zeros(self.shape)
+        whole[tuple(slice(size) for size in values.shape)] = values
+        return whole
+
+
+def reordered(weight: Stored, rows: tuple[range, ...]) -> Stored:
+    """Show a weight with its rows in another order, `rows` saying which comes when."""
+    return replace(weight, view=Whole(weight.shape, rows=rows, within=weight.view))
+
+
+def turned(weight: Stored) -> Stored:
+    """Show a matrix as its transpose."""
+    shape = weight.shape[::-1]
+    return replace(weight, shape=shape, view=Whole(shape, transpose=True, within=weight.view))
+
+
+def padded(weight: Stored, shape: tuple[int, ...]) -> Stored:
+    """Show a weight with zeros behind its values along every side that is shorter than in `shape`."""
+    return replace(weight, shape=shape, view=Whole(shape, within=weight.view))
+
+
+def seen(info: TensorInfo) -> Stored:
+    """Show a tensor that is a weight by itself as it is used: decoded, and turned if it is stored by columns."""
+    weight = alone(info)
+    return turned(weight) if info.by_columns else weight
 
 
 def join(views: Sequence[View | None]) -> View | None:

@@ -19,6 +19,7 @@ from lorabake.adapters.settings import Settings
 from lorabake.adapters.shapes import matrix
 from lorabake.adapters.tokens import rows_of
 from lorabake.architectures import architectures
+from lorabake.codecs.codec import Stored
 from lorabake.errors import MatchError, lines_of
 from lorabake.keymap import split_qkv
 from lorabake.keymap.embeddings import FOR_ONETRAINER, read_vectors
@@ -53,7 +54,6 @@ from lorabake.sources.recognition import (
 from lorabake.sources.ties import Tie
 from lorabake.storage.recognition import way_of
 from lorabake.tensors.emptiness import ADVICE, hollow_words
-from lorabake.tensors.header import TensorInfo
 from lorabake.visible import visible
 
 NOT_ANNOUNCED = (
@@ -956,7 +956,7 @@ class _Match:
             )
         return turned > 0 and straight == 0
 
-    def _unknown(self, info: TensorInfo) -> None:
+    def _unknown(self, info: Stored) -> None:
         vectors = read_vectors(info, self.lora.checkpoint.metadata)
         if vectors is None and info.key in self.matcher.spelled:  # a parameter by its full name, trained whole
             self._place(LoraModule(info.key, {"whole_weight": info}), None)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from lorabake.adapters.embedding import AS_LINEAR
+from lorabake.codecs.codec import Stored
 from lorabake.keymap.slots import LoraModule
 from lorabake.sources.evidence import TensorEvidence
-from lorabake.tensors.header import TensorInfo
 
 
 def are_alike(first: LoraModule, other: LoraModule, evidence: TensorEvidence) -> bool:
@@ -23,7 +23,7 @@ def are_alike(first: LoraModule, other: LoraModule, evidence: TensorEvidence) ->
     )
 
 
-def _are_equal(first: TensorInfo, other: TensorInfo, evidence: TensorEvidence, *, turned: bool) -> bool:
+def _are_equal(first: Stored, other: Stored, evidence: TensorEvidence, *, turned: bool) -> bool:
     shape = first.shape[::-1] if turned else first.shape
     if (first.dtype, shape) != (other.dtype, other.shape):
         return False

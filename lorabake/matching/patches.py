@@ -9,8 +9,8 @@ from lorabake.adapters import dora
 from lorabake.adapters.dora import Dora
 from lorabake.adapters.kind import Kind
 from lorabake.adapters.settings import NO_SETTINGS, Settings
+from lorabake.codecs.codec import Stored
 from lorabake.keymap.view import View
-from lorabake.tensors.header import TensorInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Patch:
     lora: int
     module: str
     kind: Kind
-    tensors: Mapping[str, TensorInfo]
+    tensors: Mapping[str, Stored]
     view: View
     strength: float
     scale: float | None

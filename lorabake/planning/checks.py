@@ -7,15 +7,14 @@ from collections.abc import Iterable
 from math import prod
 from pathlib import Path
 
+from lorabake.codecs.codec import Stored
 from lorabake.errors import MatchError, RecipeError, TargetError, lines_of
 from lorabake.matching.patches import Patch
 from lorabake.planning.steps import Touched
-from lorabake.planning.storage import NAME_A_DTYPE, dtype_of
+from lorabake.planning.storage import dtype_of
 from lorabake.sources import Sources
 from lorabake.sources.evidence import inode_of
 from lorabake.tensors.dtypes import DTYPES, is_output
-from lorabake.tensors.header import TensorInfo
-from lorabake.tensors.packing import PackedInfo
 
 
 def is_folder(sources: Sources) -> bool:
@@ -113,10 +112,10 @@ def stored_fault(sources: Sources, key: str) -> str | None:
     info, packing = sources.key_map.tensors[key], sources.packing
     if key in packing.strange:
         return packing.strange[key].why
-    if isinstance(info, PackedInfo):
-        if dtype_of(sources, key, info) == info.dtype:
-            return f"which is packed ({info.dtype})\n{NAME_A_DTYPE}"
-    elif not is_output(info.dtype) and key not in packing.scaled:
+    if (weight := packing.packed.get(key)) is not None:
+        if dtype_of(sources, weight) == weight.dtype:
+            return f"which is packed ({weight.dtype})\n{weight.codec.why_not}"
+    elif not is_output(info.dtype) and key not in packing.scaled and key not in packing.grown:
         return (
             f"whose dtype is {info.dtype}\n"
             "This version bakes into float8, float16, bfloat16, float32 and float64 tensors, and scaled int8."
@@ -124,9 +123,9 @@ def stored_fault(sources: Sources, key: str) -> str | None:
     return None
 
 
-def is_readable(info: TensorInfo, *, integers: bool = False) -> bool:
+def is_readable(stored: Stored, *, integers: bool = False) -> bool:
     """Tell whether a bake and its verification read a tensor as numbers: floats, or also `integers`."""
-    if isinstance(info, PackedInfo):
+    if stored.tensor is None:
         return True
-    dtype = DTYPES[info.dtype]
+    dtype = DTYPES[stored.tensor.dtype]
     return dtype.is_number and (dtype.floating or integers)

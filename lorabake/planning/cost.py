@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 from lorabake.adapters.shapes import matrix
 from lorabake.planning.steps import Step
-from lorabake.tensors.packing import PackedInfo
 
 TILE_VALUES = 1 << 18
 """Values of a tensor that the CPU computes at a time; as float32 a tile of 1 MiB stays in a core's cache."""
@@ -37,6 +36,6 @@ def working_values(step: Step) -> int:
     if step.by_rows:
         return factors + 3 * max(TILE_VALUES, largest)
     whole = sum(rows * columns for rows, columns in (matrix(target.shape) for target in step.targets))
-    packed = any(isinstance(target.source, PackedInfo) for target in step.targets)
-    turned = any(target.encoding is not None and target.encoding.facts.get("rotation") for target in step.targets)
-    return factors + (10 if packed else 8 if turned else 4) * whole
+    decoded = any(result.codec.is_plain and result.source.tensor is None for result in step.results)
+    mixed = any(result.codec.mixes for result in step.results)
+    return factors + (10 if decoded else 8 if mixed else 4) * whole

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from lorabake import __version__
+from lorabake.codecs.codec import Stored
 from lorabake.keymap.embeddings import Vectors, file_stem
 from lorabake.matching.ledger import Ledger
 from lorabake.planning import provenance
@@ -20,8 +21,6 @@ from lorabake.sources import Sources
 from lorabake.storage.statements import index_form, said_in_files, said_in_index
 from lorabake.tensors.checkpoint import PICKLE_SUFFIXES, Part
 from lorabake.tensors.dtypes import DTYPES, nbytes
-from lorabake.tensors.header import TensorInfo
-from lorabake.tensors.packing import PackedInfo
 from lorabake.tensors.safetensors import encode_header
 
 
@@ -92,7 +91,7 @@ class Draft:
     targets: tuple[Target, ...]
 
 
-def drafts_of(sources: Sources, storage: Storage, vae: Mapping[str, TensorInfo]) -> Iterator[Draft]:
+def drafts_of(sources: Sources, storage: Storage, vae: Mapping[str, Stored]) -> Iterator[Draft]:
     """Lay the tensors of the base out in files, each in the order of its data; `vae` says whose bytes serve."""
     limit, number = sources.recipe.output.shard_size, 0
     for part in sources.base.parts:
@@ -109,13 +108,11 @@ def drafts_of(sources: Sources, storage: Storage, vae: Mapping[str, TensorInfo])
             number += 1
 
 
-def _reshard(
-    sources: Sources, part: Part, infos: Iterable[TensorInfo], limit: int
-) -> Iterator[tuple[str, list[TensorInfo]]]:
-    shards: list[list[TensorInfo]] = [[]]
+def _reshard(sources: Sources, part: Part, infos: Iterable[Stored], limit: int) -> Iterator[tuple[str, list[Stored]]]:
+    shards: list[list[Stored]] = [[]]
     size = 0
     for info in infos:
-        count = nbytes(dtype_of(sources, info.key, info), info.shape)
+        count = nbytes(dtype_of(sources, info), info.shape)
         if shards[-1] and size + count > limit:
             shards.append([])
             size = 0
@@ -127,17 +124,14 @@ def _reshard(
         yield f"{stem}{suffix}.safetensors", shard
 
 
-def _targets(
-    sources: Sources, infos: Iterable[TensorInfo], vae: Mapping[str, TensorInfo], file: int
-) -> Iterator[Target]:
+def _targets(sources: Sources, infos: Iterable[Stored], vae: Mapping[str, Stored], file: int) -> Iterator[Target]:
     offset, rounding = 0, sources.recipe.output.rounding
     for base in infos:
         source = replace(vae.get(base.key, base), key=base.key, name=base.name)
-        dtype, scaled = dtype_of(sources, base.key, base), sources.packing.scaled.get(base.key)
-        encoding = scaled if dtype == base.dtype else None
-        is_rounded = not is_fixed(sources.packing, base.key, base) and not DTYPES[dtype].is_fine
+        dtype = dtype_of(sources, base)
+        is_rounded = not is_fixed(sources.packing, base) and not DTYPES[dtype].is_fine
         seed = rounding.seed if rounding.is_drawn and is_rounded else None
-        target = Target(base.key, source, dtype, base.shape, file, offset, encoding, seed)
+        target = Target(base.key, source, dtype, base.shape, file, offset, seed)
         offset += target.nbytes
         yield target
 
@@ -224,10 +218,10 @@ def configs_of(sources: Sources, storage: Storage, drafts: Sequence[Draft]) -> d
     return texts
 
 
-def _widths(grown: Iterable[PackedInfo], part: Part, config: Mapping[str, object]) -> dict[str, object]:
+def _widths(grown: Iterable[Stored], part: Part, config: Mapping[str, object]) -> dict[str, object]:
     """Say in diffusers' words that the first layer of a network reads more channels than it did."""
     for info in grown:
-        before, after = info.parts["weight"].shape[1:2], info.shape[1:2]
+        before, after = info.first.shape[1:2], info.shape[1:2]
         if info.key.startswith(f"{part.folder}/") and [config.get("in_channels")] == [*before]:
             return {"in_channels": after[0], "out_channels": config.get("out_channels") or before[0]}
     return {}

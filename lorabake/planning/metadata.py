@@ -88,7 +88,7 @@ def _headers(sources: Sources) -> dict[Path, Header]:
 def _first_header(sources: Sources, headers: Mapping[Path, Header], draft: Draft) -> Header | None:
     """Return the header of the base's file that holds the first tensor of a file to be."""
     key = draft.targets[0].key if draft.targets else ""
-    info = sources.base.tensors.get(key) or sources.key_map.tensors.get(key)
+    info = sources.base.tensors.get(key) or sources.packing.packed.get(key)
     return headers[info.file] if info else None
 
 

@@ -18,16 +18,15 @@ def notes_of(sources: Sources, storage: Storage, touched: Touched, steps: Iterab
         yield "no table knows the base's family: modules are matched by the base's own names and their shapes"
     ways = Counter(info.title for info in {info.key: info for info in storage.decoded.values()}.values())
     for key, info in storage.grown.items():
-        before, after = (" × ".join(map(str, grown.shape)) for grown in (info.parts["weight"], info))
+        before, after = (" × ".join(map(str, grown.shape)) for grown in (info.first, info))
         yield f"{key} grows from {before} to {after}, as a LoRA asks"
         del ways[info.title]
     yield from _left(sources)
     if ways:
         told = ", ".join(f"{count} {way}" for way, count in ways.most_common())
         yield f"decoded into plain weights: {told}"
-    if any(info.dtype == "AWQ" and info.key in touched for info in storage.decoded.values()):
-        told = "AWQ moves factors from a layer's inputs into the layer before it"
-        yield f"{told}: a LoRA fits exactly where it was trained on this very checkpoint"
+    cautions = (info.codec.caution for info in storage.decoded.values() if info.key in touched)
+    yield from dict.fromkeys(caution for caution in cautions if caution)
     if left_out := left_out_of(sources.base):
         yield f"left out, since transformers works it out anew: {', '.join(left_out)}"
     ema = sum(key.startswith("model_ema.") for key in sources.base.tensors)

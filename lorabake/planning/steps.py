@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Literal
 
 from lorabake.adapters.shapes import matrix
+from lorabake.codecs.codec import WEIGHT, Codec, Stored
+from lorabake.codecs.plain import PLAIN
 from lorabake.matching.patches import Patch
 from lorabake.sources import Sources
 from lorabake.tensors.dtypes import nbytes
 from lorabake.tensors.header import TensorInfo
-from lorabake.tensors.packing import PackedInfo
 
 WATCHED = 64
 """Steps of each LoRA, about, at which a bake looks to see what becomes of its change."""
@@ -28,28 +29,21 @@ Touched = Mapping[str, Sequence[Patch]]
 class Target:
     """Say where one tensor comes from and where it goes: `file` of the plan, `offset` from that file's data.
 
-    `encoding` says how it is stored, where it is stored scaled and stays so. What is computed for it is rounded by
-    chance, by `rounding_seed`, where that is not None.
+    What is computed for it is rounded by chance, by `rounding_seed`, where that is not None.
     """
 
     key: str
-    source: TensorInfo
+    source: Stored
     dtype: str
     shape: tuple[int, ...]
     file: int
     offset: int
-    encoding: PackedInfo | None = None
     rounding_seed: int | None = None
 
     @property
     def is_drawn(self) -> bool:
         """Tell whether chance rounds what is computed."""
         return self.rounding_seed is not None
-
-    @property
-    def scale_key(self) -> str:
-        """Name the tensor whose values multiply this one's; nothing where it is stored plain."""
-        return self.encoding.parts["scale"].key if self.encoding is not None else ""
 
     @property
     def nbytes(self) -> int:
@@ -77,6 +71,33 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Result:
+    """Say what becomes of one weight: what it is worth before, and which targets hold it then, by role.
+
+    `codec` is by which they do: the plain one, or the weight's own where it stays stored as it is.
+    """
+
+    source: Stored
+    codec: Codec
+    targets: Mapping[str, Target]
+
+    @property
+    def key(self) -> str:
+        """Return the weight's key, which its first target has, too."""
+        return self.target.key
+
+    @property
+    def target(self) -> Target:
+        """Return the target under the weight's own key."""
+        return next(iter(self.targets.values()))
+
+    @classmethod
+    def plain(cls, target: Target) -> Result:
+        """Say that a weight becomes a plain one."""
+        return cls(target.source, PLAIN, {WEIGHT: target})
+
+
+@dataclass(frozen=True, slots=True)
 class Method:
     """Say how the deltas of several LoRAs on the same rows become one: by which method, with which numbers."""
 
@@ -101,7 +122,7 @@ class Step:
     """
 
     number: int
-    targets: tuple[Target, ...]
+    results: tuple[Result, ...]
     patches: tuple[Patch, ...]
     method: Method = SUM
     order: Order = "sum"
@@ -119,15 +140,26 @@ class Step:
         """Tell whether each patch sees the weight as the patches before it left it."""
         return self.order == "sequential"
 
+    @classmethod
+    def cast(cls, number: int, target: Target, precision: Precision = "float32") -> Step:
+        """Make the step that computes a target from its source alone."""
+        return cls(number, (Result.plain(target),), (), precision=precision)
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """List the targets: those under the weights' own keys, and then those that go with them."""
+        others = (target for result in self.results for target in [*result.targets.values()][1:])
+        return (*(result.target for result in self.results), *others)
+
     @property
     def stored(self) -> Iterator[TensorInfo]:
         """Yield the tensors of the inputs that the targets are computed from, as they are stored."""
-        return (info for target in self.targets for info in _parts(target.source))
+        return (info for result in self.results for info in result.source.parts.values())
 
     @property
     def by_rows(self) -> bool:
         """Tell whether any rows of the tensor can be computed without the others."""
-        if len(self.targets) > 1 or isinstance(self.targets[0].source, PackedInfo):
+        if len(self.results) > 1 or self.results[0].source.tensor is None:
             return False
         return self.summed and all(not needs_whole(patch) for patch in self.patches)
 
@@ -153,15 +185,6 @@ class Step:
                     yield target.key, start, stop, there
 
 
-def _parts(info: TensorInfo) -> Iterator[TensorInfo]:
-    """Yield the tensors that hold a weight."""
-    if isinstance(info, PackedInfo):
-        for part in info.parts.values():
-            yield from _parts(part)
-    else:
-        yield info
-
-
 def needs_whole(patch: Patch) -> bool:
     """Tell whether a patch's effect on one row depends on other rows of the base tensor."""
     return patch.kind.needs_all_rows(patch.lengths, turned=patch.view.transpose)
@@ -176,16 +199,21 @@ def touched_by(patches: Iterable[Patch]) -> dict[str, list[Patch]]:
     return touched
 
 
-def steps_of(sources: Sources, targets: Mapping[str, Target], patches: Sequence[Patch]) -> tuple[Step, ...]:
-    """Make the steps that compute targets, given by their keys: one for each group that a patch joins, or cast."""
+def steps_of(
+    sources: Sources, targets: Mapping[str, Target], patches: Sequence[Patch], kept: Mapping[str, Stored]
+) -> tuple[Step, ...]:
+    """Make the steps that compute targets, given by their keys: one for each group that a patch joins, or cast.
+
+    `kept` are the weights that stay stored otherwise than as plain ones, and can be changed nevertheless.
+    """
     recipe = sources.recipe
-    steps = list(_joined(targets, patches, summed=recipe.method.name == "sum"))
-    has_doubles = any(target.source.dtype == "F64" for joined, _ in steps for target in joined)
+    steps = list(_joined(targets, patches, kept, summed=recipe.method.name == "sum"))
+    has_doubles = any(result.source.dtype == "F64" for results, _ in steps for result in results)
     watched = _watched([own for _, own in steps])
     return tuple(
         Step(
             number,
-            joined,
+            results,
             own,
             Method(**recipe.method.model_dump()) if own else SUM,
             "sequential" if recipe.is_sequential else "sum",
@@ -193,24 +221,23 @@ def steps_of(sources: Sources, targets: Mapping[str, Target], patches: Sequence[
             tuple(lora.name for lora in sources.loras),
             number in watched,
         )
-        for number, (joined, own) in enumerate(steps)
+        for number, (results, own) in enumerate(steps)
     )
 
 
 def _joined(
-    targets: Mapping[str, Target], patches: Sequence[Patch], *, summed: bool
-) -> Iterator[tuple[tuple[Target, ...], tuple[Patch, ...]]]:
-    """Yield targets that are computed together with the patches that change them, and those that are cast alone."""
+    targets: Mapping[str, Target], patches: Sequence[Patch], kept: Mapping[str, Stored], *, summed: bool
+) -> Iterator[tuple[tuple[Result, ...], tuple[Patch, ...]]]:
+    """Yield weights that are computed together with the patches that change them, and those that are cast alone."""
     touched, groups = touched_by(patches), _groups(patches, summed=summed)
     for target in targets.values():
         group = groups.get(target.key, (target.key,))
         if target.key in touched and group[0] == target.key:
             together = {patch.number: patch for key in group for patch in touched[key]}
-            joined = [targets[key] for key in group]
-            joined += [targets[member.scale_key] for member in joined if member.scale_key]
-            yield tuple(joined), tuple(sorted(together.values(), key=lambda patch: patch.lora))
+            results = tuple(_result(targets, kept, key) for key in group)
+            yield results, tuple(sorted(together.values(), key=lambda patch: patch.lora))
         elif target.key not in touched and target.dtype != target.source.dtype:
-            yield (target,), ()
+            yield (Result.plain(target),), ()
 
 
 def _watched(patches: Sequence[Sequence[Patch]]) -> frozenset[int]:
@@ -220,6 +247,14 @@ def _watched(patches: Sequence[Sequence[Patch]]) -> frozenset[int]:
         for patch in of_step:
             own[patch.lora][number] = None
     return frozenset(number for steps in own.values() for number in [*steps][:: -(-len(steps) // WATCHED)])
+
+
+def _result(targets: Mapping[str, Target], kept: Mapping[str, Stored], key: str) -> Result:
+    weight = kept.get(key)
+    if weight is None:
+        return Result.plain(targets[key])
+    own = {role: targets[weight.parts[role].key] for role in weight.codec.written(weight)}
+    return Result(weight, weight.codec, own)
 
 
 def _groups(patches: Iterable[Patch], *, summed: bool) -> dict[str, tuple[str, ...]]:
@@ -236,7 +271,7 @@ def copies_of(targets: Iterable[Target]) -> Iterator[Copy]:
     """Copy tensors as they are; those that follow each other in both files are one range."""
     run: Copy | None = None
     for target in targets:
-        source = target.source
+        source = target.source.first
         if (
             run
             and (run.source, run.stop, run.file) == (source.file, source.start, target.file)

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from lorabake.codecs.codec import Stored
+from lorabake.codecs.plain import plain
 from lorabake.errors import FileError
 from lorabake.sources import Sources
+from lorabake.storage.packing import Packing
 from lorabake.storage.statements import Change, is_under
 from lorabake.tensors.dtypes import is_output, named
 from lorabake.tensors.header import TensorInfo
-from lorabake.tensors.packing import PackedInfo, Packing
-
-NAME_A_DTYPE = (
-    "Packed weights are decoded, and not packed again: say what they become with output.dtype (such as bfloat16)."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +21,15 @@ class Storage:
 
     `decoded` maps every tensor that is part of a weight to be decoded to that weight; `grown` are those that a LoRA
     widens. `plain` are the weights that were stored otherwise and become plain ones, `kept` those that stay as they
-    are stored. `changes` says of each component, by its folder, which layers become plain, by their own names.
+    are stored, and `encoded` those of them that can be changed nevertheless. `changes` says of each component, by its
+    folder, which layers become plain, by their own names.
     """
 
-    decoded: Mapping[str, PackedInfo]
-    grown: Mapping[str, PackedInfo]
+    decoded: Mapping[str, Stored]
+    grown: Mapping[str, Stored]
     plain: frozenset[str]
     kept: frozenset[str]
+    encoded: Mapping[str, Stored]
     changes: Mapping[str, Change]
 
     @property
@@ -39,14 +39,14 @@ class Storage:
         plain = dict.fromkeys(name for change in changes for name in change.plain)
         return Change(tuple(plain), is_partial=any(change.is_partial for change in changes))
 
-    def stored(self, infos: Iterable[TensorInfo]) -> Iterator[TensorInfo]:
+    def stored(self, infos: Iterable[TensorInfo]) -> Iterator[Stored]:
         """Put decoded weights in the place of the first of their parts; what says how they were stored goes."""
         for info in infos:
             weight = self.decoded.get(info.key)
             if weight is None:
                 if not info.key.endswith("scaled_fp8") or not self._is_over(info.key):
-                    yield info
-            elif info.key == next(iter(weight.parts.values())).key:
+                    yield plain(info)
+            elif info.key == weight.first.key:
                 yield weight
 
     def _is_over(self, marker: str) -> bool:
@@ -60,24 +60,23 @@ def storage_of(sources: Sources, touched: Collection[str]) -> Storage:
     packing = sources.packing
     grown = {key: info for key, info in packing.grown.items() if key in touched}
     decoded = dict(grown)
-    for key, info in (*packing.packed.items(), *packing.scaled.items()):
-        stored = info.parts["weight"] if key in packing.scaled else info
-        if dtype_of(sources, key, stored) != stored.dtype:
-            decoded |= dict.fromkeys((part.key for part in info.parts.values()), info)
-        elif isinstance(sources.base.tensors.get(key), PackedInfo):
-            raise FileError(f"{info.file}: {key} is packed ({info.dtype})", f"{NAME_A_DTYPE}")
-    plain = frozenset(info.key for info in decoded.values() if info.key not in grown)
-    kept = frozenset({*packing.packed, *packing.scaled, *packing.strange} - plain)
-    return Storage(decoded, grown, plain, kept, _changes(sources, decoded, plain, kept))
+    for weight in packing.known:
+        if dtype_of(sources, weight) != weight.dtype:
+            decoded |= dict.fromkeys((part.key for part in weight.parts.values()), weight)
+        elif not weight.can_stay:
+            raise FileError(f"{weight.file}: {weight.key} is packed ({weight.dtype})", weight.codec.why_not)
+    plain_ones = frozenset(weight.key for weight in decoded.values() if weight.key not in grown)
+    kept = frozenset({*packing.packed, *packing.scaled, *packing.strange} - plain_ones)
+    encoded = {key: weight for key, weight in packing.scaled.items() if key in kept}
+    return Storage(decoded, grown, plain_ones, kept, encoded, _changes(sources, decoded, plain_ones, kept))
 
 
 def _changes(
-    sources: Sources, decoded: Mapping[str, PackedInfo], plain: Collection[str], kept: frozenset[str]
+    sources: Sources, decoded: Mapping[str, Stored], plain: Collection[str], kept: frozenset[str]
 ) -> dict[str, Change]:
     packing = sources.packing
     layers = {key: info.name.removesuffix(".weight") for key, info in decoded.items() if info.key in plain}
-    infos = (packing.packed.get(key) or packing.scaled.get(key) for key in kept)
-    stored = {part.key for info in infos if info is not None for part in info.parts.values()}
+    stored = {key for weight in packing.known if weight.key in kept for key in weight.keys}
     stored.update(*(packing.strange[key].parts for key in kept & packing.strange.keys()))
     changes = {}
     for part in sources.base.parts:
@@ -87,21 +86,21 @@ def _changes(
     return changes
 
 
-def dtype_of(sources: Sources, key: str, base: TensorInfo) -> str:
-    """Return a tensor's output dtype: only weights are cast, and of a known family only its networks'."""
+def dtype_of(sources: Sources, weight: Stored) -> str:
+    """Return a weight's output dtype: only weights are cast, and of a known family only its networks'."""
     wanted, packing = sources.recipe.output.dtype, sources.packing
-    owner = sources.key_map.owner.get(key)
+    owner = sources.key_map.owner.get(weight.key)
     if isinstance(wanted, dict):
         wanted = wanted.get(owner or "", "keep")
-    if isinstance(base, PackedInfo) and key in packing.grown:
-        return dtype_of(sources, key, base.parts["weight"])
-    if wanted == "keep" or not base.nbytes or owner is None or is_fixed(packing, key, base):
-        return base.dtype
-    if not is_output(base.dtype) and key not in packing.scaled and not isinstance(base, PackedInfo):
-        return base.dtype
+    if weight.key in packing.grown:
+        weight = plain(weight.first)
+    if wanted == "keep" or not weight.nbytes or owner is None or is_fixed(packing, weight):
+        return weight.dtype
+    if not is_output(weight.dtype) and weight.key not in packing.scaled and weight.tensor is not None:
+        return weight.dtype
     return named(wanted).name
 
 
-def is_fixed(packing: Packing, key: str, info: TensorInfo) -> bool:
+def is_fixed(packing: Packing, weight: Stored) -> bool:
     """Tell whether a tensor stays as it is: a part of a stored weight, or one that cannot be decoded."""
-    return key in packing.strange or (key in packing.fixed and not isinstance(info, PackedInfo))
+    return weight.key in packing.strange or (weight.key in packing.fixed and weight.tensor is not None)

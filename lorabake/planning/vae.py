@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from collections import Counter
 
+from lorabake.codecs.codec import Stored
+from lorabake.codecs.plain import plain
 from lorabake.errors import FileError
 from lorabake.planning.checks import is_readable
 from lorabake.planning.storage import Storage
 from lorabake.sources import Sources
 from lorabake.tensors.dtypes import is_output
-from lorabake.tensors.header import TensorInfo
 
 
-def replaced_by_vae(sources: Sources, storage: Storage) -> tuple[dict[str, TensorInfo], list[str]]:
+def replaced_by_vae(sources: Sources, storage: Storage) -> tuple[dict[str, Stored], list[str]]:
     """Map each VAE tensor of the base to the one that takes its place, and note what of the VAE has no place.
 
     Raise FileError for a VAE that does not fit, or lacks tensors.
@@ -24,7 +25,7 @@ def replaced_by_vae(sources: Sources, storage: Storage) -> tuple[dict[str, Tenso
     key_map = sources.key_map
     if "vae" not in key_map.modules:
         raise FileError(f"{vae.path}: the base has no VAE that it could replace")
-    replaced: dict[str, TensorInfo] = {}
+    replaced: dict[str, Stored] = {}
     used = set()
     for name, module in key_map.modules["vae"].items():
         other = vae_map.modules["vae"].get(name)
@@ -33,7 +34,7 @@ def replaced_by_vae(sources: Sources, storage: Storage) -> tuple[dict[str, Tenso
             source = other.views.get(parameter) if other else None
             if source is None:
                 continue
-            info = vae.tensors[source.regions[0].key]
+            info = plain(vae.tensors[source.regions[0].key])
             _check_fits(sources, storage, key, info)
             replaced[key] = info
             used.add(info.key)
@@ -48,7 +49,7 @@ def replaced_by_vae(sources: Sources, storage: Storage) -> tuple[dict[str, Tenso
     return replaced, [f"of the VAE file these have no place in the base: {names}"]
 
 
-def _check_fits(sources: Sources, storage: Storage, key: str, info: TensorInfo) -> None:
+def _check_fits(sources: Sources, storage: Storage, key: str, info: Stored) -> None:
     """Raise FileError if a VAE's tensor cannot become the base's tensor `key`."""
     vae, base, key_map = sources.vae, sources.base, sources.key_map
     if vae is None:

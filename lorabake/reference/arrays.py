@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lorabake.codecs.codec import Stored
 from lorabake.errors import FileError
 from lorabake.machine import unreadable
-from lorabake.reference.codecs import unpack
+from lorabake.reference.codecs import worth
 from lorabake.reference.formulas.formula import Array
-from lorabake.tensors.dtypes import DTYPES, decode_scalar, is_output
+from lorabake.tensors.dtypes import DTYPES, decode_scalar
 from lorabake.tensors.header import TensorInfo
-from lorabake.tensors.packing import PackedInfo
 from lorabake.tensors.system import bytes_at, open_to_read, read_at
 
 Bytes = NDArray[np.uint8]
@@ -83,25 +83,34 @@ class Files:
 
     def rows(self, info: TensorInfo, start: int, stop: int, columns: int) -> Array:
         """Return rows of a tensor as (rows, columns)."""
-        if isinstance(info, PackedInfo):
-            return self.whole(info).reshape(-1, columns)[start:stop]
         width = DTYPES[info.dtype].bits // 8
         raw = self.raw(info.file, info.start + start * columns * width, (stop - start) * columns * width)
         return decode(info.dtype, raw).reshape(stop - start, columns)
 
-    def single(self, info: TensorInfo) -> Singles | None:
-        """Return a whole tensor in its own shape as float32; None where that could not hold all of its values."""
-        if not is_output(info.dtype) or not DTYPES[info.dtype].fits_single:
+    def weight_rows(self, weight: Stored, start: int, stop: int, columns: int) -> Array:
+        """Return rows of a weight as (rows, columns)."""
+        if weight.tensor is not None:
+            return self.rows(weight.tensor, start, stop, columns)
+        return self.weight(weight).reshape(-1, columns)[start:stop]
+
+    def single(self, weight: Stored) -> Singles | None:
+        """Return a whole plain weight in its own shape as float32; None where that cannot hold all of its values."""
+        info = weight.tensor
+        if info is None or not DTYPES[info.dtype].fits_single:
             return None
         raw, into = np.empty(info.nbytes, np.uint8), np.empty(prod(info.shape), np.float32)
         self.fill(info.file, info.start, raw)
         widen(info.dtype, raw.view(f"<u{DTYPES[info.dtype].bits // 8}"), into)
         return into.reshape(info.shape) if not _may_be_none(info.dtype, into) else None
 
+    def weight(self, weight: Stored) -> Array:
+        """Return what a weight is worth, in its own shape."""
+        if weight.tensor is not None:
+            return self.whole(weight.tensor)
+        return worth(weight, lambda role: self.stored(weight.parts[role]))
+
     def whole(self, info: TensorInfo) -> Array:
-        """Return a whole tensor in its own shape, decoded."""
-        if isinstance(info, PackedInfo):
-            return unpack(info, lambda role: self.stored(info.parts[role]))
+        """Return a whole tensor in its own shape, as numbers."""
         if info.nbytes <= PIECE:
             return decode(info.dtype, self.raw(info.file, info.start, info.nbytes)).reshape(info.shape)
         width, raw = DTYPES[info.dtype].bits // 8, np.empty(PIECE, np.uint8)

@@ -1,60 +1,107 @@
-"""What packed and scaled weights hold, worked out a second time: NumPy, float64, apart from what bakes.
+"""What stored weights hold, worked out a second time: NumPy, float64, apart from what bakes.
 
-Each function goes by the description of its format, index by index.
+Shared with the bake is the record of what is stored (`Stored`): which tensors hold a weight, in which roles, its
+shape, and the settings that recognition read from headers and statements. The types of GGUF are unpacked by the gguf
+package in both accounts. Each function goes by the description of its format, index by index, and is found by the
+codec's name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lorabake.codecs.codec import WEIGHT, Showing, Stored
 from lorabake.reference.formulas.formula import Array
-from lorabake.tensors.header import TensorInfo
-from lorabake.tensors.packing import PackedInfo, dequantize
+from lorabake.reference.rounding import rounded
+from lorabake.tensors.dtypes import DTYPES
 
-Stored = Callable[[str], NDArray[Any]]
+Read = Callable[[str], NDArray[Any]]
+"""Read one of a weight's parts as the numbers that it holds, bytes as they are."""
+
 E2M1 = [sign * size for sign in (1, -1) for size in (0, 0.5, 1, 1.5, 2, 3, 4, 6)]
 
+EDGE = 2.0**-18
+"""Share of a block's largest value by which float32 may be off, far more than it is."""
 
-def scales(info: PackedInfo, stored: Array) -> Array:
-    """Return the scale of each value of a weight, (rows, columns) or what broadcasts to it."""
-    kind, shape = info.parts["scale"], info.shape
-    factor = 1 / 127 if kind.key.endswith("SCB") else 1.0
-    stored = np.exp2(stored.astype(np.float64) - 127) if kind.dtype == "U8" else stored
+
+def worth(weight: Stored, read: Read) -> Array:
+    """Return what a weight is worth, in its own shape."""
+    values = FORMULAS[weight.codec.name](weight, read)
+    return values if weight.view is None else _seen(weight.view, values)
+
+
+def _seen(view: Showing, values: Array) -> Array:
+    """Show values as a view does."""
+    if view.within is not None:
+        values = _seen(view.within, values)
+    if view.transpose:
+        return np.asarray(np.einsum("ij->ji", values))
+    shown, place = np.zeros(view.shape), 0
+    if not view.rows:
+        shown[tuple(np.s_[:size] for size in values.shape)] = values
+        return shown
+    for rows in view.rows:
+        shown[place : place + len(rows)] = values[rows.start : rows.stop : rows.step]
+        place += len(rows)
+    return shown
+
+
+def may_cancel(weight: Stored) -> bool:
+    """Tell whether a weight's values are sums of larger numbers: small ones are then as inexact as these."""
+    cancels = CANCELLING.get(weight.codec.name)
+    return cancels is not None and cancels(weight)
+
+
+def settings(weight: Stored) -> Any:
+    """Return what it takes to read a weight besides its parts, as recognition found it."""
+    return weight.codec
+
+
+# -- Scaled ----------------------------------------------------------------------------------------------
+
+
+def _scaled(weight: Stored, read: Read) -> Array:
+    rows = read(WEIGHT).reshape(weight.shape[0] if weight.shape else 1, -1)
+    values = rows * _units(weight, read("scale"))
+    return _turned(settings(weight).rotation, values).reshape(weight.shape)
+
+
+def _units(weight: Stored, stored: Array) -> Array:
+    """Return what each value of a weight is multiplied by, (rows, columns) or what broadcasts to it."""
+    shape, unit = weight.shape, settings(weight).unit
+    stored = np.exp2(stored.astype(np.float64) - 127) if settings(weight).are_exponents else stored
     rows, columns = shape[0] if shape else 1, int(np.prod(shape[1:], dtype=int))
     if stored.size == 1:
-        return np.full((1, 1), stored.item() * factor)
+        return np.full((1, 1), stored.item() * unit)
     if stored.size == rows and stored.shape[0] == rows:
-        return stored.reshape(rows, 1) * factor
+        return np.asarray(stored.reshape(rows, 1) * unit)
     down, across = stored.shape
-    return np.asarray(stored[np.ix_(starts(rows, down), starts(columns, across, short=down == rows))] * factor)
+    return np.asarray(stored[np.ix_(_places(rows, down), _places(columns, across, short=down == rows))] * unit)
 
 
-def starts(size: int, count: int, *, short: bool = False) -> NDArray[np.intp]:
+def _places(size: int, count: int, *, short: bool = False) -> NDArray[np.intp]:
     """Return which of `count` blocks each of `size` places is in: even ones, or of 128 and the rest."""
     even = count in (1, size) or (short and size % count == 0)
     return np.arange(size) // (size // count if even else 128)
 
 
-def largest(weight: Array, stored: Array) -> Array:
-    """Return the largest magnitude in the block of each stored scale, in the scales' shape."""
+def _largest(weight: Array, shape: tuple[int, ...]) -> Array:
+    """Return the largest magnitude in the block of each scale, in the scales' shape."""
     rows, columns = weight.shape
-    if stored.size == 1 or (stored.size == rows and stored.shape[0] == rows):
+    size = int(np.prod(shape, dtype=int))
+    if size == 1 or (size == rows and shape[0] == rows):
         by_row = np.abs(weight).max(axis=1)
-        return np.asarray((by_row.max() if stored.size == 1 else by_row).reshape(stored.shape))
-    down, across = stored.shape
-    found = np.zeros(stored.shape)
-    where = np.broadcast_arrays(starts(rows, down)[:, None], starts(columns, across, short=down == rows)[None])
+        return np.asarray((by_row.max() if size == 1 else by_row).reshape(shape))
+    down, across = shape
+    found = np.zeros(shape)
+    where = np.broadcast_arrays(_places(rows, down)[:, None], _places(columns, across, short=down == rows)[None])
     np.maximum.at(found, (where[0].ravel(), where[1].ravel()), np.abs(weight).ravel())
     return found
-
-
-def may_cancel(info: TensorInfo | None) -> bool:
-    """Tell whether a stored weight's values are sums of larger numbers: small ones are then as inexact as these."""
-    return isinstance(info, PackedInfo) and bool(info.facts.get("rotation") or "shift" in info.parts)
 
 
 def hadamard(group: int) -> Array:
@@ -66,17 +113,11 @@ def hadamard(group: int) -> Array:
     return np.asarray(matrix / np.sqrt(group))
 
 
-def turned(info: PackedInfo, rows: Array) -> Array:
+def _turned(group: int, rows: Array) -> Array:
     """Turn rows of a weight into the basis in which it is stored, or back."""
-    group = int(str(info.facts.get("rotation", 0)))
     if not group:
         return rows
     return np.asarray((rows.reshape(len(rows), -1, group) @ hadamard(group)).reshape(rows.shape))
-
-
-def worth(info: PackedInfo, rows: Array, scale: Array) -> Array:
-    """Return what a scaled weight's rows are worth, all of them, from their stored values and scales."""
-    return turned(info, rows * scales(info, scale))
 
 
 def next_power(values: Array) -> Array:
@@ -89,55 +130,70 @@ def next_power(values: Array) -> Array:
     return np.maximum(np.where(bits == whole, whole, whole + np.uint64(1 << 52)).view(np.float64), 2.0**-126)
 
 
-def as_stored(dtype: str, powers: Array) -> Array:
+# -- stored anew -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Recoded:
+    """Hold how a changed weight is stored: its rows, turned, over `units`; `parts` are what else holds it."""
+
+    turn: Callable[[Array], Array]
+    units: Array
+    parts: Mapping[str, Array]
+
+
+def recoded(weight: Stored, rows: Array, found: Callable[[str], Array | None]) -> Recoded:
+    """Return how a changed weight ought to be stored, by its codec's name; `rows` are its own, (rows, columns).
+
+    `found` reads a part of the checkpoint that is judged, None where it has none of the weight's dtype and shape:
+    where the bake's precision may end on either side of an edge, it decides, if it is one of the two.
+    """
+    return RECODINGS[weight.codec.name](weight, rows, found)
+
+
+def _scaled_anew(weight: Stored, rows: Array, found: Callable[[str], Array | None]) -> Recoded:
+    """Let the largest value of each block become the dtype's largest, or no more where scales are powers of two."""
+    said, scale = settings(weight), weight.parts["scale"]
+    sizes = _largest(_turned(said.rotation, rows), scale.shape) / DTYPES[weight.parts[WEIGHT].dtype].largest
+    sizes /= said.unit
+    sizes = np.where(sizes > 0, sizes, 1.0)
+    due = edged(sizes, found("scale"), said.are_exponents) if said.powers_of_two else rounded(scale.dtype, sizes)
+    return Recoded(lambda values: _turned(said.rotation, values), _units(weight, due), {"scale": due})
+
+
+def edged(sizes: Array, found: Array | None, are_exponents: bool) -> Array:
+    """Return the next powers of two, as they are stored; one that is there, where a size may be at its edge."""
+    due, low, high = (_as_stored(next_power(sizes * (1 + off)), are_exponents) for off in (0, -EDGE, EDGE))
+    return due if found is None else np.asarray(np.where((found == low) | (found == high), found, due))
+
+
+def _as_stored(powers: Array, are_exponents: bool) -> Array:
     """Return powers of two as they are stored: as themselves, or as exponents, 127 more than they are (E8M0)."""
-    return np.asarray(np.log2(powers) + 127) if dtype == "U8" else powers
+    return np.asarray(np.log2(powers) + 127) if are_exponents else powers
 
 
-def unpack(info: PackedInfo, stored: Stored) -> Array:
-    """Return a weight's values in its own shape; `stored` reads one of its parts as the numbers that it holds."""
-    way = info.dtype.partition(" ")[0]
-    return WAYS[way](info, stored)
+# -- packed ----------------------------------------------------------------------------------------------
 
 
-def _scaled(info: PackedInfo, stored: Stored) -> Array:
-    rows = stored("weight").reshape(info.shape[0] if info.shape else 1, -1)
-    return worth(info, rows, stored("scale")).reshape(info.shape)
+def _gguf(weight: Stored, read: Read) -> Array:
+    from gguf import GGMLQuantizationType
+    from gguf.constants import GGML_QUANT_SIZES
+    from gguf.quants import dequantize
+
+    kind = GGMLQuantizationType[settings(weight).kind]
+    values = dequantize(read("data").reshape(-1, GGML_QUANT_SIZES[kind][1]), kind)
+    return np.asarray(values, np.float64).reshape(weight.shape)
 
 
-def _padded(info: PackedInfo, stored: Stored) -> Array:
-    weight = stored("weight")
-    return np.pad(weight, [(0, due - size) for due, size in zip(info.shape, weight.shape, strict=True)])
-
-
-def _reordered(info: PackedInfo, stored: Stored) -> Array:
-    tensor, place = stored("tensor"), 0
-    values = np.full(info.shape, np.nan)
-    for rows in cast(tuple[range, ...], info.facts["rows"]):
-        values[place : place + len(rows)] = tensor[rows.start : rows.stop : rows.step]
-        place += len(rows)
-    return values
-
-
-def _turned(info: PackedInfo, stored: Stored) -> Array:
-    return np.asarray(np.einsum("ij->ji", stored("tensor")))
-
-
-def _gguf(info: PackedInfo, stored: Stored) -> Array:
-    return dequantize(info, stored("data")).astype(np.float64)
-
-
-def _bitsandbytes(info: PackedInfo, stored: Stored) -> Array:
-    codes, table, sizes = stored("codes").ravel().astype(np.uint8), stored("quant_map"), stored("absmax")
-    if nested := info.facts["nested_blocksize"]:
-        places = np.arange(sizes.size) // int(str(nested))
-        sizes = stored("nested_quant_map")[sizes.astype(int)] * stored("nested_absmax")[places]
-        sizes = sizes + float(str(info.facts["offset"]))
+def _bitsandbytes(weight: Stored, read: Read) -> Array:
+    said = settings(weight)
+    codes, table, sizes = read("codes").ravel().astype(np.uint8), read("quant_map"), read("absmax")
+    if said.nested:
+        outer = read("nested_absmax")[np.arange(sizes.size) // said.nested]
+        sizes = read("nested_quant_map")[sizes.astype(int)] * outer + said.offset
     values = np.empty(codes.size * 2)
     values[0::2], values[1::2] = table[codes // 16], table[codes % 16]
-    return np.asarray(
-        (values * sizes[np.arange(values.size) // int(str(info.facts["blocksize"]))]).reshape(info.shape)
-    )
+    return np.asarray((values * sizes[np.arange(values.size) // said.block]).reshape(weight.shape))
 
 
 def _bits(words: NDArray[Any], bits: int, place: NDArray[np.intp]) -> NDArray[np.int64]:
@@ -146,70 +202,81 @@ def _bits(words: NDArray[Any], bits: int, place: NDArray[np.intp]) -> NDArray[np
     return np.asarray(numbers // 2 ** (place * bits) % 2**bits)
 
 
-def _gptq(info: PackedInfo, stored: Stored) -> Array:
-    bits, offset = int(str(info.facts["bits"])), int(str(info.facts["offset"]))
-    many, (out, inputs) = 32 // bits, info.shape
-    scale, i, o = stored("scales"), np.arange(inputs), np.arange(out)
-    group = stored("g_idx").astype(int) if "g_idx" in info.parts else i // (inputs // len(scale))
-    code = _bits(stored("qweight")[i // many], bits, (i % many)[:, None])
-    zero = (_bits(stored("qzeros")[:, o // many], bits, (o % many)[None, :]) + offset) % 2**bits
+def _gptq(weight: Stored, read: Read) -> Array:
+    bits, offset = settings(weight).bits, settings(weight).offset
+    many, (out, inputs) = 32 // bits, weight.shape
+    scale, i, o = read("scales"), np.arange(inputs), np.arange(out)
+    group = read("g_idx").astype(int) if "g_idx" in weight.parts else i // (inputs // len(scale))
+    code = _bits(read("qweight")[i // many], bits, (i % many)[:, None])
+    zero = (_bits(read("qzeros")[:, o // many], bits, (o % many)[None, :]) + offset) % 2**bits
     return np.asarray(((code - zero[group]) * scale[group]).T)
 
 
-def _awq(info: PackedInfo, stored: Stored) -> Array:
-    out, inputs = info.shape
-    scale, o = stored("scales"), np.arange(out)
+def _awq(weight: Stored, read: Read) -> Array:
+    out, inputs = weight.shape
+    scale, o = read("scales"), np.arange(out)
     place = np.array([0, 4, 1, 5, 2, 6, 3, 7])[o % 8][None, :]
     group = np.arange(inputs) // (inputs // len(scale))
-    code, zero = (_bits(stored(name)[:, o // 8], 4, place) for name in ("qweight", "qzeros"))
+    code, zero = (_bits(read(name)[:, o // 8], 4, place) for name in ("qweight", "qzeros"))
     return np.asarray(((code - zero[group]) * scale[group]).T)
 
 
-def _compressed(info: PackedInfo, stored: Stored) -> Array:
-    bits, scale, (_, inputs) = int(str(info.facts["bits"])), stored("scale"), info.shape
+def _compressed_tensors(weight: Stored, read: Read) -> Array:
+    bits, scale, (_, inputs) = settings(weight).bits, read("scale"), weight.shape
     many, i = 32 // bits, np.arange(inputs)
-    code = _bits(stored("packed")[:, i // many], bits, (i % many)[None, :])
+    code = _bits(read("packed")[:, i // many], bits, (i % many)[None, :])
     return np.asarray((code - 2 ** (bits - 1)) * scale[:, i // (inputs // scale.shape[1])])
 
 
-def _mxfp4(info: PackedInfo, stored: Stored) -> Array:
-    blocks, table = stored("blocks").astype(int), np.array(E2M1)
+def _mxfp4(weight: Stored, read: Read) -> Array:
+    blocks, table = read("blocks").astype(int), np.array(E2M1)
     values = np.empty((*blocks.shape[:3], 32))
     values[..., 0::2], values[..., 1::2] = table[blocks % 16], table[blocks // 16]
-    values *= 2.0 ** (stored("scales") - 127.0)[..., None]
+    values *= 2.0 ** (read("scales") - 127.0)[..., None]
     return np.ascontiguousarray(values.reshape(*blocks.shape[:2], -1).swapaxes(1, 2))
 
 
-def _convrot(info: PackedInfo, stored: Stored) -> Array:
-    bytes_, place = stored("codes").astype(np.int64) % 256, np.arange(info.shape[1])
-    nibbles = bytes_[:, place // 2] // 16 ** (place % 2) % 16
-    return turned(info, np.where(nibbles > 7, nibbles - 16, nibbles) * stored("scale").reshape(-1, 1))
+def _convrot(weight: Stored, read: Read) -> Array:
+    stored, place = read("codes").astype(np.int64) % 256, np.arange(weight.shape[1])
+    nibbles = stored[:, place // 2] // 16 ** (place % 2) % 16
+    values = np.where(nibbles > 7, nibbles - 16, nibbles) * read("scale").reshape(-1, 1)
+    return _turned(settings(weight).rotation, values)
 
 
-def _quanto(info: PackedInfo, stored: Stored) -> Array:
-    scale = stored("scale")
-    if "shift" not in info.parts:
-        return np.asarray(stored("data") * scale)
-    bytes_, shift, bits = stored("data").astype(np.int64), stored("shift"), int(str(info.facts["bits"]))
+def _quanto(weight: Stored, read: Read) -> Array:
+    return np.asarray(read("data") * read("scale"))
+
+
+def _quanto_bits(weight: Stored, read: Read) -> Array:
+    stored, scale, shift, bits = read("data").astype(np.int64), read("scale"), read("shift"), settings(weight).bits
     row = np.arange(len(scale))
-    codes = bytes_[row % len(bytes_)] // 2 ** (bits * (row // len(bytes_))).reshape(-1, *[1] * (bytes_.ndim - 1))
+    codes = stored[row % len(stored)] // 2 ** (bits * (row // len(stored))).reshape(-1, *[1] * (stored.ndim - 1))
     codes = codes % 2**bits
-    is_whole = info.parts["shift"].dtype in ("I8", "U8")
-    return np.asarray((codes - shift) * scale if is_whole else codes * scale - shift).reshape(info.shape)
+    is_whole = not DTYPES[weight.parts["shift"].dtype].floating
+    return np.asarray((codes - shift) * scale if is_whole else codes * scale - shift).reshape(weight.shape)
 
 
-WAYS: dict[str, Callable[[PackedInfo, Stored], Array]] = {
+FORMULAS: dict[str, Callable[[Stored, Read], Array]] = {
+    "plain": lambda weight, read: read(WEIGHT),
     "scaled": _scaled,
-    "padded": _padded,
-    "reordered": _reordered,
-    "turned": _turned,
-    "GGUF": _gguf,
+    "gguf": _gguf,
     "bitsandbytes": _bitsandbytes,
-    "GPTQ": _gptq,
-    "AWQ": _awq,
-    "compressed-tensors": _compressed,
-    "MXFP4": _mxfp4,
+    "gptq": _gptq,
+    "awq": _awq,
+    "compressed_tensors": _compressed_tensors,
+    "mxfp4": _mxfp4,
     "quanto": _quanto,
-    "ConvRot": _convrot,
+    "quanto_bits": _quanto_bits,
+    "convrot": _convrot,
 }
-"""By the first word of a packed tensor's dtype."""
+"""What a weight is worth, by the codec's name."""
+
+CANCELLING: dict[str, Callable[[Stored], bool]] = {
+    "scaled": lambda weight: bool(settings(weight).rotation),
+    "convrot": lambda weight: True,
+    "quanto_bits": lambda weight: True,
+}
+"""Whether values are sums of larger numbers, by the name of a codec of which some are."""
+
+RECODINGS: dict[str, Callable[[Stored, Array, Callable[[str], Array | None]], Recoded]] = {"scaled": _scaled_anew}
+"""How a changed weight is stored, by the name of a codec that encodes."""

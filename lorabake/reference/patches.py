@@ -45,7 +45,7 @@ class PatchReader:
 
     def tensors(self, patch: Patch) -> Tensors:
         """Read a patch's tensors, alpha only where it is no scale."""
-        return {slot: self.files.whole(info) for slot, info in patch.kind.operands(patch.tensors).items()}
+        return {slot: self.files.weight(info) for slot, info in patch.kind.operands(patch.tensors).items()}
 
     def scale(self, patch: Patch) -> float:
         """Return alpha/rank, or what takes its place."""
@@ -54,7 +54,7 @@ class PatchReader:
         info = patch.kind.alpha_of(patch.tensors)
         if info is None:
             return 1.0
-        alpha = decode_scalar(info.dtype, self.files.raw(info.file, info.start, info.nbytes))
+        alpha = decode_scalar(info.dtype, self.files.raw(info.file, info.first.start, info.nbytes))
         rank = patch.kind.rank(patch.shapes)
         if not alpha and (scale := scale_of_alpha_0(patch.semantics)) is not None:
             return scale_of(patch.kind.name, scale * rank, rank, patch.tensors)

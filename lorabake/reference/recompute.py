@@ -12,20 +12,17 @@ from dataclasses import replace
 import numpy as np
 
 from lorabake.adapters.shapes import matrix
-from lorabake.planning.steps import Step, Target
+from lorabake.codecs.codec import WEIGHT
+from lorabake.planning.steps import Result, Step
 from lorabake.reference.arrays import Files
-from lorabake.reference.codecs import as_stored, largest, next_power, scales, turned, worth
+from lorabake.reference.codecs import EDGE, may_cancel, recoded
 from lorabake.reference.formulas.formula import Array
 from lorabake.reference.methods import combined, masks_of
 from lorabake.reference.patches import PatchReader, delta_of, partial_sums, picked, place_of, widened
-from lorabake.reference.rounding import rounded
 from lorabake.reference.tiles import Change, Tile
-from lorabake.tensors.dtypes import DTYPES
 from lorabake.tensors.header import TensorInfo
 
 TILE_VALUES = 1 << 17
-EDGE = 2.0**-18
-"""Share of a block's largest value by which float32 may be off, far more than it is."""
 
 
 class Recomputation:
@@ -60,7 +57,7 @@ class Recomputation:
         flipped: dict[int, Array] = {}
         for start in starts:
             stop = min(start + size, rows)
-            base = self.files.rows(target.source, start, stop, columns)
+            base = self.files.weight_rows(target.source, start, stop, columns)
             exact, changes = base.copy() if patches else base, []
             for number, patch, tensors, scale, partial in loaded:
                 for here in (piece for span in patch.view.spans(target.key) if (piece := span.cut(start, stop))):
@@ -82,19 +79,16 @@ class Recomputation:
             yield Tile(target, start, base, exact, tuple(changes))
 
     def _whole(self, step: Step) -> Iterator[Tile]:
-        base = {each.key: self.files.whole(each.source).reshape(step.matrix(each)) for each in step.targets}
-        shapes = {target.key: target.shape for target in step.targets}
-        for target in step.targets:
-            if target.encoding is not None:
-                stored = base[target.scale_key].reshape(shapes[target.scale_key])
-                base[target.key] = worth(target.encoding, base[target.key].reshape(matrix(target.shape)), stored)
-                base[target.key] = base[target.key].reshape(step.matrix(target))
+        base = {
+            result.key: self.files.weight(result.source).reshape(step.matrix(result.target))
+            for result in step.results
+        }
         exact = {key: array.copy() for key, array in base.items()}
-        parts: dict[str, list[Change]] = {key: [] for key in base}
+        changes: dict[str, list[Change]] = {key: [] for key in base}
         own: dict[int, Array] = {}
         for number, patch in enumerate(step.patches):
             view, seen = patch.view, exact if step.is_sequential else base
-            blocks = [picked(patch, seen[region.key][region.start : region.stop]) for region in view.regions]
+            blocks = [picked(patch, seen[span.key][span.stored]) for span in view.spans()]
             weight = np.ascontiguousarray(blocks[0].T) if view.transpose else np.concatenate(blocks)
             tensors, scale = self.patches.tensors(patch), self.patches.scale(patch)
             changed = delta_of(patch, tensors, weight, place_of(patch, slice(0, view.rows)), scale)
@@ -107,7 +101,7 @@ class Recomputation:
             for span in view.spans():
                 delta = widened(patch, changed[span.own])
                 exact[span.key][span.stored] += delta
-                parts[span.key].append(Change(number, patch, span.stored, delta, partial))
+                changes[span.key].append(Change(number, patch, span.stored, delta, partial))
         for key, start, stop, there in () if step.summed else step.pieces():
             deltas = [own[piece.patch.number][piece.rows] for piece in there]
             loras = [piece.patch.lora for piece in there]
@@ -115,67 +109,68 @@ class Recomputation:
             total = combined(step.method, deltas, [piece.patch.strength for piece in there], masks)
             rows = slice(start, stop)
             exact[key][rows] += total
-            parts[key].append(Change(step.patches.index(there[0].patch), there[0].patch, rows, total))
-        dtypes = {target.key: target.dtype for target in step.targets}
-        for target in step.targets:
-            if self._stays(target, base, exact):
-                base[target.key] = self.files.whole(target.source).reshape(step.matrix(target))
-                exact[target.key] = base[target.key]
-                parts[target.key] = [replace(each, delta=np.zeros_like(each.delta)) for each in parts[target.key]]
-            elif (encoding := target.encoding) is not None:  # all as it is stored, in units of the scale that is due
-                old, shape = base[target.scale_key], shapes[target.scale_key]
-                base[target.key], exact[target.key] = (turned(encoding, each[target.key]) for each in (base, exact))
-                flat = exact[target.key].reshape(matrix(target.shape))
-                fresh = self._fresh(flat, old.reshape(shape), target, dtypes[target.scale_key])
-                due = fresh.reshape(old.shape)
-                units = _by_row(scales(encoding, fresh), exact[target.key])
-                exact[target.scale_key] = due
-                first = parts[target.key][0]  # what changes a weight changes its scale
-                parts[target.scale_key] = [Change(first.number, first.patch, slice(0, len(due)), due - old)]
-                base[target.key] /= units
-                exact[target.key] /= units
-                parts[target.key] = [
-                    replace(
-                        each,
-                        delta=turned(encoding, each.delta) / (units if len(units) == 1 else units[each.rows]),
-                        partial=each.partial / float(units.min()),
-                    )
-                    for each in parts[target.key]
-                ]
-        for target in step.targets:
-            yield Tile(target, 0, base[target.key], exact[target.key], tuple(parts[target.key]))
+            changes[key].append(Change(step.patches.index(there[0].patch), there[0].patch, rows, total))
+        for result in step.results:
+            yield from self._tiles_of(step, result, base[result.key], exact[result.key], changes[result.key])
 
-    def _stays(self, target: Target, base: Mapping[str, Array], exact: Mapping[str, Array]) -> bool:
-        """Tell whether nothing changes a scaled weight, so that it stays as it is stored.
+    def _tiles_of(
+        self, step: Step, result: Result, base: Array, exact: Array, changes: list[Change]
+    ) -> Iterator[Tile]:
+        """Yield what the targets of one weight ought to hold, from what it is worth."""
+        weight, cancels = result.source, may_cancel(result.source)
+        if result.codec.is_plain:
+            yield Tile(result.target, 0, base, exact, tuple(changes), cancels)
+            return
+        stored = {
+            role: self.files.whole(weight.parts[role]).reshape(step.matrix(target))
+            for role, target in result.targets.items()
+        }
+        if self._stays(result, base, exact):
+            idle = tuple(replace(change, delta=np.zeros_like(change.delta)) for change in changes)
+            for role, target in result.targets.items():
+                whole = stored[role]
+                yield Tile(target, 0, whole, whole, idle if target is result.target else (), cancels)
+            return
+        anew = recoded(weight, exact.reshape(matrix(weight.shape)), lambda role: self._found(weight.parts[role]))
+        units = _by_row(anew.units, exact)
+        in_units = tuple(
+            replace(
+                change,
+                delta=anew.turn(change.delta) / (units if len(units) == 1 else units[change.rows]),
+                partial=change.partial / float(units.min()),
+            )
+            for change in changes
+        )
+        yield Tile(result.target, 0, anew.turn(base) / units, anew.turn(exact) / units, in_units, cancels)
+        first = changes[0]  # what changes a weight changes what else holds it
+        for role, due in anew.parts.items():
+            due, before = due.reshape(stored[role].shape), stored[role]
+            moved = Change(first.number, first.patch, slice(0, len(due)), due - before)
+            yield Tile(result.targets[role], 0, before, due, (moved,))
 
-        What is lost beside the weight in float32 may count as nothing: the checkpoint's scale tells whether it did.
+    def _stays(self, result: Result, base: Array, exact: Array) -> bool:
+        """Tell whether nothing changes an encoded weight, so that it stays as it is stored.
+
+        What is lost beside the weight in float32 may count as nothing: what else holds it in the checkpoint tells
+        whether it did.
         """
-        if target.encoding is None:
+        change = np.abs(exact - base).max(initial=0.0)
+        if not change <= EDGE * np.abs(base).max(initial=0.0):
             return False
-        change = np.abs(exact[target.key] - base[target.key]).max(initial=0.0)
-        if not change <= EDGE * np.abs(base[target.key]).max(initial=0.0):
-            return False
-        found, scale = self.found.get(target.scale_key), target.encoding.parts["scale"]
-        kept = found is not None and found.dtype == scale.dtype and self.files.equal(found, scale)
-        return not change or kept
+        others = (part for role, part in result.source.parts.items() if role in result.targets and role != WEIGHT)
+        return not change or all(self._is_kept(part) for part in others)
 
-    def _fresh(self, weight: Array, scale: Array, target: Target, scale_dtype: str) -> Array:
-        """Return the scales, in their shape, by which the largest value of each block becomes the dtype's largest.
+    def _is_kept(self, part: TensorInfo) -> bool:
+        """Tell whether the checkpoint that is judged has a tensor as the base has it."""
+        found = self.found.get(part.key)
+        return found is not None and found.dtype == part.dtype and self.files.equal(found, part)
 
-        Where they are powers of two, the next one up is due. A largest value at the very edge of one may lie on
-        either side of it in the bake's precision: there, the checkpoint's own scale decides, if it is one of the two.
-        """
-        sizes = largest(weight, scale) / DTYPES[target.dtype].largest
-        sizes *= 127.0 if target.scale_key.endswith("SCB") else 1.0
-        sizes = np.where(sizes > 0, sizes, 1.0)
-        if target.encoding is None or not target.encoding.facts.get("powers_of_two"):
-            return rounded(scale_dtype, sizes)
-        due, low, high = (as_stored(scale_dtype, next_power(sizes * (1 + off))) for off in (0, -EDGE, EDGE))
-        found = self.found.get(target.scale_key)
-        if found is None or found.shape != scale.shape or found.dtype != scale_dtype:
-            return due
-        there = self.files.whole(found)
-        return np.asarray(np.where((there == low) | (there == high), there, due))
+    def _found(self, part: TensorInfo) -> Array | None:
+        """Read what the checkpoint that is judged has in a tensor's place; None where that has another form."""
+        found = self.found.get(part.key)
+        if found is None or found.shape != part.shape or found.dtype != part.dtype:
+            return None
+        return self.files.whole(found)
 
 
 def _by_row(scale: Array, weight: Array) -> Array:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lorabake.adapters.dora import MAGNITUDES
 from lorabake.adapters.programs import SCALE_OF_ALPHA_0
+from lorabake.codecs.codec import Stored
 from lorabake.matching.patches import Patch
 from lorabake.planning import Plan
 from lorabake.planning.cautions import no_scale
@@ -27,8 +28,6 @@ from lorabake.reference.formulas.products import PRODUCTS
 from lorabake.reference.recompute import Recomputation
 from lorabake.reference.tiles import rounded_as
 from lorabake.tensors.dtypes import DTYPES
-from lorabake.tensors.header import TensorInfo
-from lorabake.tensors.packing import PackedInfo
 
 TILES = 4
 """Places looked at in each weight, from its first rows to its last."""
@@ -120,9 +119,10 @@ def _is_product(patch: Patch) -> bool:
     return patch.kind.name in PRODUCTS and not patch.has_dora
 
 
-def _is_zero(info: TensorInfo, files: Files) -> bool:
-    if isinstance(info, PackedInfo):
-        return not files.whole(info).any()
+def _is_zero(weight: Stored, files: Files) -> bool:
+    info = weight.tensor
+    if info is None:
+        return not files.weight(weight).any()
     if not DTYPES[info.dtype].floating or not info.nbytes:
         return False
     width = DTYPES[info.dtype].bits // 8
@@ -143,7 +143,7 @@ def note_scales(tally: Tally, patch: Patch, lora: str, recomputation: Recomputat
         if scale < 0:
             tally.negative.add(patch.module)
     lengths = (patch.tensors[slot] for slot in MAGNITUDES & patch.tensors.keys())
-    if any(not recomputation.files.whole(info).all() for info in lengths):
+    if any(not recomputation.files.weight(info).all() for info in lengths):
         tally.erasing.add(patch.module)
 
 

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from lorabake.matching.patches import Patch
 from lorabake.planning.steps import Step, Target
-from lorabake.reference.codecs import may_cancel
 from lorabake.reference.formulas.formula import Array
 from lorabake.reference.rounding import Numbers, rounded, rounded_by
 
@@ -42,13 +41,17 @@ class Reach:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Hold rows of one tensor from `start`, as (rows, columns): the base's, and what the output ought to hold."""
+    """Hold rows of one tensor from `start`, as (rows, columns): the base's, and what the output ought to hold.
+
+    Where it `cancels`, values are sums of larger numbers: small ones are then as inexact as these.
+    """
 
     target: Target
     start: int
     base: Array
     exact: Array
     changes: tuple[Change, ...]
+    cancels: bool = False
 
     @property
     def reaches(self) -> list[Reach]:
@@ -74,7 +77,7 @@ def slack_of(step: Step, tile: Tile, base: Array, exact: Array, rows: Indices) -
     A sum of n products in a precision ε is off by some n·ε times its largest partial sum.
     """
     sizes = 16 * (np.abs(base) + np.abs(exact))
-    if may_cancel(tile.target.encoding) or may_cancel(tile.target.source):
+    if tile.cancels:
         sizes = sizes + 64 * (np.abs(tile.base).max(initial=0.0) + np.abs(tile.exact).max(initial=0.0))
     for reach in tile.reaches:
         inside = (rows >= reach.rows.start) & (rows < reach.rows.stop)

@@ -25,10 +25,10 @@ from lorabake.sources.base import (
 from lorabake.sources.evidence import FileEvidence, locations_of, read_tensors, sides_of
 from lorabake.sources.loras import LoraSource, grown, open_source, translated
 from lorabake.sources.ties import Tie, find_tie
+from lorabake.storage.packing import Packing
 from lorabake.storage.recognition import find_packing
 from lorabake.storage.statements import read_beside
 from lorabake.tensors.checkpoint import Checkpoint
-from lorabake.tensors.packing import Packing
 from lorabake.tensors.small import noting
 
 
@@ -63,14 +63,16 @@ def resolve(recipe: Recipe) -> Sources:
     a LoRA of another program that nothing says how to read.
     """
     with noting() as read:
-        base, vae = open_base(recipe), open_vae(recipe)
+        transcript, vae = open_base(recipe), open_vae(recipe)
+        base = transcript.checkpoint
         beside = read_beside(base)
-        packing, config = find_packing(base, beside), model_config(base, beside)
-        key_map = mapped(packing.logical(base.tensors), config)
+        packing, config = find_packing(base, beside, transcript.orders), model_config(base, beside)
+        tensors = packing.logical(base.tensors)
+        key_map = mapped(tensors, config)
         loras = tuple(open_source(entry, recipe.locate(entry.path)) for entry in recipe.loras)
         names = [name for lora in loras for name in lora.tensors.modules]
         key_map = mapped_by_names(key_map, {name.removeprefix(PEFT_ROOT) for name in names})
-        wider = grown(key_map, loras)
+        wider = grown(key_map, tensors, loras)
         packing = replace(packing, grown=wider)
         key_map = mapped_with(key_map, wider).with_single_experts(names)
         key_map, loras = translated(key_map, loras, config)

@@ -10,24 +10,25 @@ from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.table import find
 from lorabake.recipe import Recipe
 from lorabake.sources.family import VAE_ONLY, expert_layout, guess_models, identify, models_of
-from lorabake.sources.translation import config_of, transcribe
+from lorabake.sources.translation import Transcript, config_of, transcribe
 from lorabake.storage.recognition import find_packing
 from lorabake.storage.statements import Beside, read_beside
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint
 from lorabake.tensors.emptiness import check_checkpoint
-from lorabake.tensors.header import TensorInfo
+from lorabake.tensors.header import Described
 from lorabake.tensors.links import source_of
 
 
-def open_base(recipe: Recipe) -> Checkpoint:
+def open_base(recipe: Recipe) -> Transcript:
     """Open the recipe's base, a language model in GGUF under transformers' names."""
-    base = transcribe(open_checkpoint(recipe.locate(recipe.base.path), recipe.base.variant))
+    transcript = transcribe(open_checkpoint(recipe.locate(recipe.base.path), recipe.base.variant))
+    base = transcript.checkpoint
     check_checkpoint(base.path, base.tensors)
     for name in base.side_files:
         source_of(base.path, base.path / name)
     if base.is_folder and recipe.base.sha256:
         raise FileError(f"{base.path}: sha256 is for a file, and the base is a folder")
-    return base
+    return transcript
 
 
 def open_vae(recipe: Recipe) -> Checkpoint | None:
@@ -56,7 +57,7 @@ def model_config(base: Checkpoint, beside: Beside) -> Mapping[str, object]:
     return config_of(base.facts) if base.facts else beside.get("config.json", {})
 
 
-def mapped(tensors: Mapping[str, TensorInfo], config: Mapping[str, object]) -> KeyMap:
+def mapped(tensors: Mapping[str, Described], config: Mapping[str, object]) -> KeyMap:
     """List a base's modules by its family's table, and by what its config.json says of its sort of model."""
     models = models_of(config)
     return KeyMap.expand(identify(tensors), tensors, models, expert_layout(models))
@@ -70,7 +71,7 @@ def mapped_by_names(key_map: KeyMap, names: Iterable[str]) -> KeyMap:
     return KeyMap.expand(key_map.architecture, key_map.tensors, models, key_map.experts)
 
 
-def mapped_with(key_map: KeyMap, wider: Mapping[str, TensorInfo]) -> KeyMap:
+def mapped_with(key_map: KeyMap, wider: Mapping[str, Described]) -> KeyMap:
     """List a base's modules as they are once LoRAs have widened some weights."""
     if not wider:
         return key_map

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from lorabake.adapters.embedding import AS_LINEAR
+from lorabake.codecs.codec import Stored
 from lorabake.keymap import split_qkv
 from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.slots import LoraModule, LoraTensors
@@ -22,10 +23,10 @@ from lorabake.keymap.spelling import Spellings
 from lorabake.sources.ties import Tie
 from lorabake.storage.statements import Beside
 from lorabake.tensors.checkpoint import Checkpoint, said_beside
-from lorabake.tensors.header import Fingerprint, TensorInfo
-from lorabake.tensors.packing import read_scalar
+from lorabake.tensors.header import Fingerprint
 from lorabake.tensors.reader import read_stored
 from lorabake.tensors.small import content_of
+from lorabake.tensors.values import read_scalar
 
 Inode = tuple[int, int]
 """What names a folder or a file on this machine, by whichever path: the device, and the number there."""
@@ -157,7 +158,7 @@ class TensorEvidence:
             raise NotReadError(up.key)
         return self.blocks[up.key, sizes]
 
-    def content_of(self, info: TensorInfo, *, turned: bool = False) -> str:
+    def content_of(self, info: Stored, *, turned: bool = False) -> str:
         """Return a digest of a tensor's stored values, or of its transpose's."""
         if (info.key, turned) not in self.contents:
             raise NotReadError(info.key)
@@ -187,9 +188,9 @@ def read_tensors(
     return TensorEvidence(numbers, blocks, dict(_contents(modules, key_map, tie)))
 
 
-def _number(info: TensorInfo) -> float | None:
+def _number(info: Stored) -> float | None:
     try:
-        return read_scalar(info)
+        return read_scalar(info.first)
     except ValueError:
         return None
 
@@ -228,15 +229,24 @@ def _contents(
                 yield (info.key, True), _digest_turned(info)
 
 
-def _digest(info: TensorInfo) -> str:
-    digest = hashlib.sha256()
-    for start in range(0, info.nbytes, _CHUNK):
-        digest.update(read_stored(info, start, min(_CHUNK, info.nbytes - start)))
+def _digest(stored: Stored) -> str:
+    digest = _begun(stored)
+    for info in stored.parts.values():
+        for start in range(0, info.nbytes, _CHUNK):
+            digest.update(read_stored(info, start, min(_CHUNK, info.nbytes - start)))
     return digest.hexdigest()
 
 
-def _digest_turned(info: TensorInfo) -> str:
+def _digest_turned(stored: Stored) -> str:
     import numpy as np
 
+    digest, info = _begun(stored), stored.first
     values = np.frombuffer(read_stored(info), np.uint8).reshape(*info.shape, -1)
-    return hashlib.sha256(values.swapaxes(0, 1).tobytes()).hexdigest()
+    digest.update(values.swapaxes(0, 1).tobytes())
+    return digest.hexdigest()
+
+
+def _begun(stored: Stored) -> hashlib._Hash:
+    """Begin a digest with what the stored values mean, and in which order they are seen."""
+    order = None if stored.view is None else (stored.view.title, stored.view.rows)
+    return hashlib.sha256(repr((stored.codec, order)).encode())

@@ -12,13 +12,13 @@ from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.experts import ExpertLayout
 from lorabake.keymap.renaming import models_called
 from lorabake.keymap.table import Architecture
-from lorabake.tensors.header import TensorInfo
+from lorabake.tensors.header import Described
 
 GENERIC = "generic"
 VAE_ONLY = Architecture(name="vae", title="VAE", components=(VAE,))
 
 
-def identify(tensors: Mapping[str, TensorInfo]) -> Architecture:
+def identify(tensors: Mapping[str, Described]) -> Architecture:
     """Return the one family that a checkpoint's tensors are of; the generic one if no table knows it."""
     known = [each for each in architectures() if each.components and each.name != GENERIC]
     fitting = [each for each in known if each.fits(tensors)]

@@ -8,6 +8,7 @@ from operator import le
 from pathlib import Path
 
 from lorabake.adapters import peft_fields, shared, suffixes
+from lorabake.codecs.codec import Stored
 from lorabake.errors import MatchError
 from lorabake.keymap.adapter_config import from_metadata, read_config
 from lorabake.keymap.expansion import KeyMap
@@ -15,13 +16,14 @@ from lorabake.keymap.names import PEFT_ROOT
 from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.slots import LoraTensors, sort_tensors
 from lorabake.keymap.spelling import Spellings
+from lorabake.keymap.view import padded
 from lorabake.recipe import Lora
 from lorabake.sources.evidence import TensorEvidence
 from lorabake.sources.translation import translate
 from lorabake.tensors.checkpoint import Checkpoint, open_lora
 from lorabake.tensors.dtypes import DTYPES, is_output
 from lorabake.tensors.emptiness import check_lora
-from lorabake.tensors.packing import PackedInfo, grow, read_shape
+from lorabake.tensors.values import read_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +83,15 @@ def translated(
     return key_map, tuple(translated)
 
 
-def grown(key_map: KeyMap, loras: tuple[LoraSource, ...]) -> dict[str, PackedInfo]:
+def grown(key_map: KeyMap, tensors: Mapping[str, Stored], loras: tuple[LoraSource, ...]) -> dict[str, Stored]:
     """Find the weights that LoRAs widen: by ComfyUI's `reshape_weight`, or as Flux's control LoRAs do `img_in`."""
-    found: dict[str, PackedInfo] = {}
+    found: dict[str, Stored] = {}
     spelled: Spellings | None = None
     for lora in loras:
         is_control = any("norm_scale" in module.slots for module in lora.tensors.modules.values())
         for module in lora.tensors.modules.values() if lora.entry.strength != 0 else ():
             if "reshape_weight" in module.slots:
-                shape = read_shape(module.slots["reshape_weight"])
+                shape = read_shape(module.slots["reshape_weight"].first)
             elif is_control and module.name.endswith("img_in") and module.slots.keys() >= {"up", "down"}:
                 shape = (module.shapes["up"][0], *module.shapes["down"][1:])
             else:
@@ -97,7 +99,7 @@ def grown(key_map: KeyMap, loras: tuple[LoraSource, ...]) -> dict[str, PackedInf
             spelled = spelled if spelled is not None else Spellings(key_map)
             for target in spelled.get(module.name, ()):
                 view = target.views.get("weight")
-                weight = key_map.tensors.get(view.keys[0]) if view else None
+                weight = tensors.get(view.keys[0]) if view else None
                 if view is None or weight is None or weight.shape == shape:
                     continue
                 smaller = len(shape) == len(weight.shape) and all(map(le, weight.shape, shape))
@@ -108,6 +110,6 @@ def grown(key_map: KeyMap, loras: tuple[LoraSource, ...]) -> dict[str, PackedInf
                         f"LoRA {lora.name!r}: {module.name} would make {weight.key} grow {sizes}",
                         "Only a plain weight of its own can grow, and none can shrink.",
                     )
-                if found.setdefault(weight.key, grow(weight, shape)).shape != shape:
+                if found.setdefault(weight.key, padded(weight, shape)).shape != shape:
                     raise MatchError(f"LoRA {lora.name!r}: makes {weight.key} grow otherwise than a LoRA before it")
     return found

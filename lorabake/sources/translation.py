@@ -7,9 +7,11 @@ guessed. Headers and configurations only: tensors are described anew, and read b
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import cast
 
+from lorabake.codecs.codec import Stored
+from lorabake.codecs.plain import plain
 from lorabake.dialects import dialects
 from lorabake.dialects.llama_cpp import LLAMA_CPP
 from lorabake.errors import FileError, MatchError
@@ -19,11 +21,10 @@ from lorabake.keymap.module import Module
 from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.reading import numbered
 from lorabake.keymap.slots import LoraModule, LoraTensors
-from lorabake.keymap.view import join
+from lorabake.keymap.view import join, reordered, turned
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.gguf import MODELS, model_of
 from lorabake.tensors.header import TensorInfo
-from lorabake.tensors.packing import PackedInfo, reordered, turned
 from lorabake.visible import some, visible
 
 LEFT_OUT = "lorabake.left_out"
@@ -164,18 +165,30 @@ def _bands(name: str, parts: list[LoraModule], known: Mapping[str, Module], head
         row += view.rows
 
 
-def _rows(info: TensorInfo, start: int, stop: int) -> TensorInfo:
-    """Describe some rows of a tensor as one of their own."""
-    assert not isinstance(info, PackedInfo)
+def _rows(stored: Stored, start: int, stop: int) -> Stored:
+    """Describe some rows of a tensor as one of their own; raise ValueError where its rows do not lie apart."""
+    info = stored.tensor
+    if info is None:
+        raise ValueError(f"{visible(stored.name)} is stored as {stored.title}: its rows cannot be taken apart")
     width = info.nbytes // info.shape[0]
     key, shape = f"{info.key}[{start}:{stop}]", (stop - start, *info.shape[1:])
-    return replace(info, key=key, shape=shape, start=info.start + start * width, stop=info.start + stop * width)
+    return plain(
+        replace(info, key=key, shape=shape, start=info.start + start * width, stop=info.start + stop * width)
+    )
 
 
 # -- bases -----------------------------------------------------------------------------------------------
 
 
-def transcribe(base: Checkpoint) -> Checkpoint:
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """Hold a checkpoint in transformers' names, and which rows of its tensors come when, where not as they lie."""
+
+    checkpoint: Checkpoint
+    orders: Mapping[str, tuple[range, ...]] = field(default_factory=dict)
+
+
+def transcribe(base: Checkpoint) -> Transcript:
     """Give the tensors of a language model in GGUF transformers' names and order; other checkpoints stay as they are.
 
     Raise FileError for a model whose conversion did more than that, or of which nothing is known.
@@ -183,7 +196,7 @@ def transcribe(base: Checkpoint) -> Checkpoint:
     model = model_of(base.facts)
     (header, *others) = base.parts[0].files
     if others or header.path.suffix.lower() != ".gguf" or model in MODELS:
-        return base
+        return Transcript(base)
     naming = LLAMA_CPP.models.get(str(model))
     if naming is None:
         raise FileError(
@@ -197,7 +210,7 @@ def transcribe(base: Checkpoint) -> Checkpoint:
         raise FileError(
             f"{base.path}: the GGUF file does not say how many heads the model has, one number for all layers"
         )
-    strange, tensors = [], dict[str, TensorInfo]()
+    strange, tensors, orders = [], dict[str, TensorInfo](), dict[str, tuple[range, ...]]()
     for info in header.tensors.values():
         module, _, parameter = info.key.rpartition(".")
         theirs = naming.theirs(module) if info.shape else None
@@ -208,8 +221,10 @@ def transcribe(base: Checkpoint) -> Checkpoint:
                 order = naming.order(module, info.shape[0], heads or Heads(1, 1))
             except ValueError as error:
                 raise FileError(f"{base.path}: {info.key}: {error}") from None
-            named = _renamed(info, f"{theirs}.{parameter}")
-            tensors[named.key] = reordered(named, order) if order else named
+            key = f"{theirs}.{parameter}"
+            tensors[key] = replace(info, key=key, name=key)
+            if order:
+                orders[key] = order
     if strange:
         raise FileError(
             f"{base.path}: {len(strange)} tensors that a plain {model} model has not: {some(strange)}",
@@ -217,7 +232,7 @@ def transcribe(base: Checkpoint) -> Checkpoint:
         )
     facts = {**base.facts, LEFT_OUT: [key for key in header.tensors if key in naming.left_out]}
     part = replace(base.parts[0], files=(replace(header, tensors=tensors, facts=facts),))
-    return replace(base, parts=(part,), tensors=tensors)
+    return Transcript(replace(base, parts=(part,), tensors=tensors), orders)
 
 
 def left_out_of(base: Checkpoint) -> tuple[str, ...]:
@@ -232,11 +247,3 @@ def config_of(facts: Mapping[str, object]) -> dict[str, object]:
     groups = facts.get(f"{model}.attention.head_count_kv", heads)
     said = {"model_type": model, "num_attention_heads": heads, "num_key_value_heads": groups}
     return {**said, "architectures": [f"{model}ForCausalLM"]} if model in LLAMA_CPP.models else {}
-
-
-def _renamed(info: TensorInfo, key: str) -> TensorInfo:
-    if isinstance(info, PackedInfo):
-        return replace(
-            info, key=key, name=key, parts={role: _renamed(part, key) for role, part in info.parts.items()}
-        )
-    return replace(info, key=key, name=key)

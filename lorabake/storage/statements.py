@@ -16,15 +16,14 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from lorabake.codecs import codecs
+from lorabake.codecs.codec import NOTE, Says, Statement
 from lorabake.errors import FileError, TargetError
+from lorabake.tensors import values
 from lorabake.tensors.checkpoint import Checkpoint, Part, read_object
 from lorabake.tensors.header import Header
-from lorabake.tensors.packing import Facts, read_facts
 from lorabake.tensors.reader import is_there
 from lorabake.tensors.small import parse_json
-
-NOTE = "comfy_quant"
-"""The leaf of a tensor that says in JSON how the weight beside it is stored."""
 
 LAYERS = "_quantization_metadata"
 """The header's key that says the same of many layers."""
@@ -196,14 +195,6 @@ Beside = Mapping[str, Mapping[str, object]]
 
 
 @dataclass(frozen=True, slots=True)
-class Statement:
-    """Hold what one place says: `place` names it in messages, `says` are its options."""
-
-    place: str
-    says: Facts
-
-
-@dataclass(frozen=True, slots=True)
 class Statements:
     """Hold all that a checkpoint says of how its weights are stored.
 
@@ -253,7 +244,7 @@ def gather(checkpoint: Checkpoint, beside: Beside) -> Statements:
             for info in header.tensors.values():
                 module, _, leaf = info.key.rpartition(".")
                 if leaf == NOTE:
-                    layers.setdefault(module, []).append(Statement(info.key, read_facts(info)))
+                    layers.setdefault(module, []).append(Statement(info.key, values.read_object(info)))
         texts = [*map(_of_header, part.files), *_of_index(part)]
         modules = modules_of(part) if any(LAYERS in each.entries for each in texts) else {}
         for each in texts:
@@ -294,7 +285,7 @@ def as_texts(metadata: Mapping[str, object]) -> dict[str, str]:
     return {name: said if isinstance(said, str) else json.dumps(said) for name, said in metadata.items()}
 
 
-def _layers(texts: _Texts) -> dict[str, Facts]:
+def _layers(texts: _Texts) -> dict[str, Says]:
     if LAYERS not in texts.entries:
         return {}
     layers = _parsed(texts, LAYERS).get("layers")
@@ -394,7 +385,7 @@ def _files(beside: Beside, folder: str) -> Iterator[tuple[str, str]]:
     return ((place, name) for place, name in places if place in beside)
 
 
-def _in_file(said: Facts, name: str, way: str) -> Iterator[Statement]:
+def _in_file(said: Says, name: str, way: str) -> Iterator[Statement]:
     if way == "quanto":
         kinds = {str(each.get("weights")) if isinstance(each, dict) else "" for each in said.values()}
         yield Statement(name, {"quant_method": way, **dict.fromkeys(kinds - QUANTO_TYPES, True)})
@@ -404,7 +395,7 @@ def _in_file(said: Facts, name: str, way: str) -> Iterator[Statement]:
         yield from (Statement(_of(name, path), says) for path, says in _search(said, way))
 
 
-def _search(said: object, way: str, path: str = "") -> Iterator[tuple[str, Facts]]:
+def _search(said: object, way: str, path: str = "") -> Iterator[tuple[str, Says]]:
     """Find the statements in what a JSON file says, at any depth, each by its usual names and with its path."""
     if isinstance(said, list):
         for number, each in enumerate(said):
@@ -433,14 +424,14 @@ def _statements(key: str, value: object) -> list[dict[str, object]]:
     return [value] if isinstance(value, dict) and _is_statement(key, value) else []
 
 
-def _is_statement(key: str, says: Facts) -> bool:
+def _is_statement(key: str, says: Says) -> bool:
     """Tell whether an object of this name says how weights are stored: vector quantisers have other words."""
     if key in MODEL_KEYS[:2] or TELLING & says.keys():
         return True
     return any(says.values()) and not any(OF_VALUES.search(option) for option in says)
 
 
-def _named(says: Facts, way: str) -> Facts:
+def _named(says: Says, way: str) -> Says:
     """Say by its usual names what a statement says, its way among it."""
     found = says.get("quant_method") or says.get("method") or way
     if not found:
@@ -463,7 +454,7 @@ def fault(statement: Statement) -> str | None:
     return next(_unknown(statement.says, str(way)), None)
 
 
-def _unknown(says: Facts, way: str) -> Iterator[str]:
+def _unknown(says: Says, way: str) -> Iterator[str]:
     for option, value in says.items():
         if not value or value in ALLOWED.get(option, ()) or option == "quant_method":
             continue
@@ -507,6 +498,11 @@ def _walked(value: object, path: str = "", names: tuple[str, ...] = ()) -> Itera
             yield from _walked(inner, here, (*names, name))
 
 
+def read_options(statements: Iterable[Statement]) -> dict[str, object] | str:
+    """Return what statements about one model say of the options that formats look at; where two differ, say so."""
+    return merged(statements, ("quant_method", *sorted(frozenset().union(*(codec.options for codec in codecs())))))
+
+
 def merged(statements: Iterable[Statement], options: Iterable[str]) -> dict[str, object] | str:
     """Return what several statements about one model say of some options; where two differ, say so."""
     found: dict[str, tuple[object, str]] = {}
@@ -519,16 +515,6 @@ def merged(statements: Iterable[Statement], options: Iterable[str]) -> dict[str,
             if other != value:
                 return f"of which {place} and {statement.place} say different things: {option}"
     return {option: value for option, (value, _) in found.items()}
-
-
-def powers_of_two(value: object) -> bool:
-    """Tell whether a statement promises, at any depth, that the scales of weights are powers of two (E8M0)."""
-    if not isinstance(value, dict):
-        return False
-    named = (value.get(option) for option in ("scale_fmt", "scale_format", "scale_dtype"))
-    told = any(str(each).lower().endswith(("e8m0", "e8m0fnu", "uint8")) for each in named)
-    flowing = {"input_activations", "output_activations", "kv_cache_scheme"}
-    return told or any(powers_of_two(each) for key, each in value.items() if key not in flowing)
 
 
 def _short(value: object) -> str:
@@ -615,7 +601,7 @@ def said_in_files(beside: Beside, folder: str, change: Change) -> dict[str, dict
     return found
 
 
-def _true(said: Facts, change: Change, place: str) -> dict[str, object]:
+def _true(said: Says, change: Change, place: str) -> dict[str, object]:
     """Take the statements out of a JSON object, or name in them what becomes plain where other weights do not."""
     kept: dict[str, object] = {}
     for key, value in said.items():
@@ -643,7 +629,7 @@ def _renewed(key: str, value: object, change: Change, place: str) -> object:
     return _listed(says, _named(says, FILES.get(place.rpartition("/")[2], "")), change, place)
 
 
-def _listed(said: Facts, named: Facts, change: Change, place: str) -> dict[str, object]:
+def _listed(said: Says, named: Says, change: Change, place: str) -> dict[str, object]:
     """Add the layers that become plain to the list that a statement has of such."""
     way = str(named["quant_method"])
     option = METHODS[way].plain if way in METHODS else ""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Mapping
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import BinaryIO, Final, cast
@@ -21,7 +20,6 @@ from typing import BinaryIO, Final, cast
 from lorabake.errors import FileError, SurroundingsError
 from lorabake.machine import unreadable
 from lorabake.tensors.header import MAX_HEADER, Header, TensorInfo, check_count
-from lorabake.tensors.packing import PackedInfo
 from lorabake.tensors.reader import fingerprint
 
 MAGIC = b"GGUF"
@@ -33,6 +31,11 @@ MAX_SIDES: Final = 4
 """Dimensions of a tensor: ggml's limit."""
 
 PLAIN = ("F32", "F16", "BF16", "F64")
+"""Types that SafeTensors has, too."""
+
+GGUF = "GGUF "
+"""What the dtypes of all other tensors begin with: "GGUF Q4_K"."""
+
 MODELS = {
     "aura", "cosmos", "flux", "hidream", "hyvid", "lumina2", "ltxv", "pixart", "qwen_image", "sd1", "sd3", "sdxl",
     "wan",
@@ -211,11 +214,8 @@ def _first_shape(facts: Mapping[str, object], name: str, shape: tuple[int, ...])
 
 
 def _tensor(path: Path, name: str, kind: str, shape: tuple[int, ...], start: int, nbytes: int) -> TensorInfo:
-    plain = TensorInfo(name, name, kind, shape, path, start, start + nbytes)
-    if kind in PLAIN:
-        return plain
-    data = replace(plain, dtype="U8", shape=(nbytes,))
-    return PackedInfo(name, name, f"GGUF {kind}", shape, path, start, start + nbytes, {"data": data}, {"type": kind})
+    dtype = kind if kind in PLAIN else f"{GGUF}{kind}"
+    return TensorInfo(name, name, dtype, shape, path, start, start + nbytes)
 
 
 def _check_places(tensors: list[TensorInfo], start: int, size: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from lorabake.errors import FileError
 from lorabake.visible import brief
@@ -33,7 +34,8 @@ class TensorInfo:
     """Say where a tensor lies, without its data.
 
     `name` is the key as the file spells it; `key` has the folder in front where the checkpoint is a diffusers
-    folder (`unet/conv_in.weight`). `start` and `stop` are byte offsets in `file`.
+    folder (`unet/conv_in.weight`). `start` and `stop` are byte offsets in `file`. A matrix that is stored
+    `by_columns` lies there as its transpose, whose shape `shape` is.
     """
 
     key: str
@@ -43,11 +45,32 @@ class TensorInfo:
     file: Path
     start: int
     stop: int
+    by_columns: bool = False
 
     @property
     def nbytes(self) -> int:
         """Count the bytes of data."""
         return self.stop - self.start
+
+
+class Described(Protocol):
+    """Say what a tensor is called and how large it is, wherever and however it is stored."""
+
+    @property
+    def key(self) -> str:
+        """Return its key, which has the component's folder in front."""
+
+    @property
+    def name(self) -> str:
+        """Return its key as the file spells it."""
+
+    @property
+    def dtype(self) -> str:
+        """Return its dtype, or what it is stored as."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return its shape."""
 
 
 @dataclass(frozen=True, slots=True)

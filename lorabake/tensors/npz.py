@@ -16,7 +16,6 @@ from lorabake.machine import unreadable
 from lorabake.tensors.archives import Archive, ArchiveError, Member, open_archive
 from lorabake.tensors.dtypes import nbytes
 from lorabake.tensors.header import MAX_DIMENSIONS, Header, TensorInfo
-from lorabake.tensors.packing import turned
 from lorabake.tensors.reader import fingerprint
 
 MAX_HEAD: Final = 10_000
@@ -76,7 +75,7 @@ def _array(path: Path, stream: BinaryIO, member: Member) -> TensorInfo:
         return TensorInfo(name, name, _DTYPES[dtype], shape, path, first, member.stop)
     if len(shape) > 2:
         raise FileError(f"{path}: {name!r:.100} is stored by columns", _SAVE)
-    return turned(TensorInfo(name, name, _DTYPES[dtype], shape[::-1], path, first, member.stop))
+    return TensorInfo(name, name, _DTYPES[dtype], shape[::-1], path, first, member.stop, by_columns=True)
 
 
 def _read_head(head: bytes) -> tuple[tuple[int, ...], bool, str, int]:

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lorabake.errors import FileError
+from lorabake.keymap.view import seen
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.npz import open_npz
-from lorabake.tensors.packing import PackedInfo
 
 ARRAYS = {
     "model.layers.0.q.lora_a": np.arange(6, dtype=np.float32).reshape(3, 2),
@@ -72,9 +72,10 @@ def test_a_matrix_by_columns_is_turned(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, x=np.asfortranarray(ARRAYS["model.layers.0.q.lora_a"]))
     info = open_npz(path).tensors["x"]
-    assert isinstance(info, PackedInfo)
-    assert info.shape == (3, 2)
-    (part,) = info.parts.values()
+    weight = seen(info)
+    assert (weight.shape, weight.tensor) == ((3, 2), None)
+    (part,) = weight.parts.values()
+    assert part is info
     assert (part.dtype, part.shape) == ("F32", (2, 3))
     assert np.frombuffer(values(part), np.float32).reshape(2, 3).T.tolist() == [[0, 1], [2, 3], [4, 5]]
 

@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from warnings import catch_warnings, filterwarnings, simplefilter
 
+from lorabake.codecs.codec import Stored
 from lorabake.configs import Loop, loop_of
 from lorabake.configs.sizes import SizeUnknownError
 from lorabake.errors import SurroundingsError, first_line
@@ -24,8 +25,6 @@ from lorabake.planning import Plan
 from lorabake.reference.arrays import Files
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint
 from lorabake.tensors.dtypes import DTYPES
-from lorabake.tensors.header import TensorInfo
-from lorabake.tensors.packing import PackedInfo
 from lorabake.verification.findings import Finding, SampleOptions, Samples, Status
 from lorabake.verification.samples.drawing import Artist
 from lorabake.verification.samples.foreign_code import carried
@@ -62,7 +61,7 @@ def prepare(plan: Plan, baked: Path, options: SampleOptions, stack: ExitStack) -
         return lacking("no prompts: give verify.prompts in the recipe, or --prompt")
     code = _carried(plan)
     speaks = is_language_model(plan)
-    if speaks and (plan.sources.packing.packed or plan.sources.packing.scaled):
+    if speaks and (plan.sources.packing.known):
         return lacking(
             "the base's weights are packed or scaled: transformers has no plain model of them to compare with"
         )
@@ -160,8 +159,8 @@ def _unfit(plan: Plan, baked: Path) -> list[str]:
     ]
 
 
-def _is_weight(info: TensorInfo) -> bool:
-    return isinstance(info, PackedInfo) or DTYPES[info.dtype].floating
+def _is_weight(weight: Stored) -> bool:
+    return weight.tensor is None or DTYPES[weight.tensor.dtype].floating
 
 
 def _opened(plan: Plan, baked: Path) -> Checkpoint:

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lorabake.codecs.codec import Stored
 from lorabake.errors import first_line
 from lorabake.keymap.expansion import KeyMap
 from lorabake.reference.arrays import Files
-from lorabake.tensors.header import TensorInfo
 from lorabake.verification.samples.foreign_code import without_kernels
 from lorabake.verification.samples.kit import Part
 from lorabake.verification.samples.refusals import CannotDrawError
@@ -40,7 +40,7 @@ def empty(part: Part) -> Any:
     return network.eval().requires_grad_(False)
 
 
-def fill(part: Part, infos: Mapping[str, TensorInfo], key_map: KeyMap, files: Files) -> Any:
+def fill(part: Part, infos: Mapping[str, Stored], key_map: KeyMap, files: Files) -> Any:
     """Build a network in float32; diffusers' or transformers' own code names the tensors, where it can."""
     import torch
 

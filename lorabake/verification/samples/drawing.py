@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lorabake.codecs.codec import Stored
 from lorabake.planning import Plan
 from lorabake.recipe import Verify
 from lorabake.reference.arrays import Files
 from lorabake.tensors.checkpoint import Checkpoint
-from lorabake.tensors.header import TensorInfo
 from lorabake.verification.findings import SampleOptions
 from lorabake.verification.samples.loading import Loaders, LoadFile
 from lorabake.verification.samples.placing import Factors, Weights
@@ -98,7 +98,7 @@ class Artist(ABC):
         owner = plan.sources.key_map.owner
         self.touched = {owner.get(target.key) for step in plan.steps for target in step.targets}
         base = seen(plan.sources.base)
-        self._tensors: dict[str, Mapping[str, TensorInfo]] = {"base": base, "checkpoint": seen(baked)}
+        self._tensors: dict[str, Mapping[str, Stored]] = {"base": base, "checkpoint": seen(baked)}
         if plan.sources.vae is not None:
             vae = [each for file in plan.files for each in file.targets if owner.get(each.key) == "vae"]
             self._tensors["base with another VAE"] = base | {target.key: target.source for target in vae}
@@ -225,7 +225,7 @@ class Artist(ABC):
             return "checkpoint"
         return [*self._tensors][-1] if variant.factors is not None and len(self._tensors) > 2 else "base"
 
-    def infos(self, variant: Variant) -> Mapping[str, TensorInfo]:
+    def infos(self, variant: Variant) -> Mapping[str, Stored]:
         """Return the tensors that a variant's networks are built of, by the base's keys."""
         return self._tensors[self._source(variant)]
 

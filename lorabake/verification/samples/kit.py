@@ -14,12 +14,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from lorabake.codecs.codec import Stored
+from lorabake.codecs.plain import all_plain
 from lorabake.configs import family_config, notes_of
 from lorabake.configs.sizes import Config
 from lorabake.errors import FileError, first_line
 from lorabake.planning import Plan
 from lorabake.tensors.checkpoint import open_checkpoint, optional_object
-from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.reader import is_folder, is_there
 from lorabake.verification.samples.refusals import CannotDrawError
 from lorabake.verification.samples.tokenizers import clip_tokenizer, padding_of, read_tokenizer
@@ -40,7 +41,7 @@ class Part:
     maker: Any
     config: Config
     keys: Mapping[str, str]
-    infos: Mapping[str, TensorInfo] | None = None
+    infos: Mapping[str, Stored] | None = None
     by_tables: str = ""
 
     @property
@@ -190,7 +191,7 @@ def _part(plan: Plan, name: str, maker: Any) -> Part | None:
     given = given_folder(plan)
     if given is not None and is_there(given / name) and is_folder(given / name):
         try:
-            infos = open_checkpoint(given / name).tensors
+            infos = all_plain(open_checkpoint(given / name).tensors)
         except FileError as error:
             if "no weights" not in str(error):
                 raise

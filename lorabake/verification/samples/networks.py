@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorabake.codecs.codec import Stored
 from lorabake.configs import family_config
 from lorabake.configs.sizes import Config
 from lorabake.errors import FileError
@@ -22,7 +23,6 @@ from lorabake.keymap.expansion import KeyMap
 from lorabake.planning import Plan
 from lorabake.reference.arrays import Files
 from lorabake.tensors.checkpoint import optional_object
-from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.reader import is_there
 from lorabake.verification.samples.kit import class_of, pipeline_class
 from lorabake.verification.samples.values import as_torch
@@ -101,7 +101,7 @@ def _file_of(component: str) -> str:
 
 
 def build(
-    component: str, key_map: KeyMap, infos: Mapping[str, TensorInfo], configs: Configs, files: Files
+    component: str, key_map: KeyMap, infos: Mapping[str, Stored], configs: Configs, files: Files
 ) -> torch.nn.Module:
     """Build one network in float32 from the tensors of `infos` (by the base's keys) that belong to it."""
     layout, prefix = key_map.placed[component]

@@ -73,24 +73,20 @@ class Weights:
                     exact[change.rows] += factors[change.patch.lora] * change.delta
                 whole = made.setdefault(tile.target.key, np.empty(step.matrix(tile.target)))
                 whole[tile.start : tile.start + len(exact)] = rounded_as(tile, exact) if round_off else exact
-            shapes = {target.key: target.shape for target in step.targets}
-            for target in step.targets:  # what is stored in units of a scale is worth its values times the scale
-                made[target.key] = made[target.key].reshape(matrix(target.shape))
-            for target in step.targets:
-                if target.encoding is not None:
-                    scale = made[target.scale_key].reshape(shapes[target.scale_key])
-                    made[target.key] = worth(target.encoding, made[target.key], scale)
-            for target in step.targets:
-                value = torch.from_numpy(made[target.key].astype(np.float32))
-                for spot in spots.get(target.key, ()):
+            for result in step.results:
+                whole = made[result.key]
+                if not result.codec.is_plain:
+                    parts = {role: made[target.key].reshape(target.shape) for role, target in result.targets.items()}
+                    whole = worth(result.source, parts.__getitem__)
+                value = torch.from_numpy(whole.reshape(matrix(result.source.shape)).astype(np.float32))
+                for spot in spots.get(result.key, ()):
                     with torch.no_grad():
                         spot.fill(value)
 
     def _spots(self, network: torch.nn.Module, component: str) -> dict[str, list[_Spot]]:
         """Find the parameters of the network that each baked tensor of the component fills."""
         key_map = self.plan.sources.key_map
-        targets = [target for step in self.plan.steps for target in step.targets]
-        baked = {target.key for target in targets} - {target.scale_key for target in targets}
+        baked = {result.key for step in self.plan.steps for result in step.results}
         wanted = {key for key in baked if key_map.owner.get(key) == component}
         places = dict(network.named_parameters()) | dict(network.named_buffers())
         spots: dict[str, list[_Spot]] = {}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lorabake.errors import FileError, first_line
+from lorabake.keymap import view
 from lorabake.planning import Plan
 from lorabake.reference.arrays import Files
 from lorabake.tensors.checkpoint import optional_object
@@ -151,7 +152,7 @@ def _model(plan: Plan, baked: Path, name: str, reference: str) -> Any:
             model: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
         else:  # a pickle, which lorabake alone reads
             with closing(Files()) as files:
-                state = {key: as_torch(info, files) for key, info in plan.sources.base.tensors.items()}
+                state = {key: as_torch(view.seen(info), files) for key, info in plan.sources.base.tensors.items()}
             maker: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
             model = maker.from_pretrained(None, state_dict=state, **options)
     except Exception as error:  # whatever a library says of files that it cannot read

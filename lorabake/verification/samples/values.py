@@ -6,25 +6,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lorabake.codecs.codec import NOTES, Stored
 from lorabake.reference.arrays import Files
-from lorabake.storage.recognition import NOTES, find_packing
+from lorabake.storage.recognition import find_packing
 from lorabake.storage.statements import read_beside
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.dtypes import DTYPES
-from lorabake.tensors.header import TensorInfo
-from lorabake.tensors.packing import PackedInfo
 
 if TYPE_CHECKING:
     import torch
 
 
-def seen(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+def seen(checkpoint: Checkpoint) -> dict[str, Stored]:
     """Return a checkpoint's tensors as networks see them: packed and scaled weights whole, what unpacks them gone."""
     packing = find_packing(checkpoint, read_beside(checkpoint))
     found = packing.logical(checkpoint.tensors)
-    if not packing.packed and not packing.scaled:
+    if not packing.known:
         return found
-    gone = {part.key for info in packing.scaled.values() for part in info.parts.values()} - packing.scaled.keys()
+    gone = {key for weight in packing.scaled.values() for key in weight.keys} - packing.scaled.keys()
     return {
         key: packing.scaled.get(key, info)
         for key, info in found.items()
@@ -32,12 +31,12 @@ def seen(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
     }
 
 
-def as_torch(info: TensorInfo, files: Files) -> torch.Tensor:
-    """Read a tensor; floats become float32, and packed weights what they hold."""
+def as_torch(weight: Stored, files: Files) -> torch.Tensor:
+    """Read a weight; floats become float32, and what is stored otherwise what it holds."""
     import torch
 
-    if isinstance(info, PackedInfo):
-        return torch.from_numpy(files.whole(info).astype(np.float32))
+    if (info := weight.tensor) is None:
+        return torch.from_numpy(files.weight(weight).astype(np.float32))
     raw = torch.frombuffer(bytearray(files.raw(info.file, info.start, info.nbytes) or b"\0"), dtype=torch.uint8)
     kind = getattr(torch, str(DTYPES[info.dtype].torch))
     tensor = raw[: info.nbytes].view(kind).reshape(info.shape)

@@ -21,7 +21,6 @@ from lorabake.reference.recompute import Recomputation
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.dtypes import DTYPES, is_output
 from lorabake.tensors.header import TensorInfo
-from lorabake.tensors.packing import PackedInfo
 from lorabake.verification.findings import Finding, Status
 from lorabake.verification.weights.comparison import Comparison
 from lorabake.verification.weights.screening import Screen
@@ -56,8 +55,7 @@ class Extent:
         copies = (target for key, target in targets.items() if key not in touched)
         precision: Precision = "float64" if plan.sources.recipe.in_float64 else "float32"
         jobs = [Job(step, False) for step in plan.steps] + [
-            Job(Step(number, (each,), (), precision=precision), True)
-            for number, each in enumerate(copies, len(plan.steps))
+            Job(Step.cast(number, each, precision), True) for number, each in enumerate(copies, len(plan.steps))
         ]
         jobs = [job for job in jobs if any(found_in(baked, target) for target in job.step.targets)]
         chosen = jobs
@@ -112,7 +110,7 @@ class Comparer:
         results = self._results(job)
         if job.is_copy:
             (copied,) = results
-            source, found = copied.target.source, copied.found
+            source, found = copied.target.source.first, copied.found
             if source.dtype == found.dtype or not _are_floats(source, found):
                 same = self._holds_same(source, found)
                 if same or not _are_floats(source, found):
@@ -184,7 +182,7 @@ def _are_floats(*infos: TensorInfo) -> bool:
 
 def _is_plain(info: TensorInfo) -> bool:
     """Tell whether a tensor holds one number a value, which NumPy knows."""
-    if isinstance(info, PackedInfo) or is_output(info.dtype):
+    if is_output(info.dtype):
         return True
     return not DTYPES[info.dtype].floating and info.dtype != "C64"
 

@@ -15,7 +15,6 @@ from lorabake.reference.rounding import Numbers, rounded_by, spacing
 from lorabake.reference.tiles import Indices, Tile, numbers_of, slack_of
 from lorabake.tensors.dtypes import coarser
 from lorabake.tensors.header import TensorInfo
-from lorabake.tensors.packing import PackedInfo
 from lorabake.verification.weights.limits import DRAWN_ULPS, NEAREST_ULPS
 
 
@@ -99,7 +98,7 @@ class Comparison:
         if len(suspects):
             rows = suspects // found.shape[1]
             due, base = (np.ascontiguousarray(each).reshape(-1)[suspects] for each in (tile.exact, tile.base))
-            is_exact = not tile.changes and not isinstance(tile.target.source, PackedInfo)
+            is_exact = not tile.changes and tile.target.source.tensor is not None
             slack = np.zeros(len(rows))
             if not is_exact:
                 slack = slack_of(self.step, tile, base, due, rows)

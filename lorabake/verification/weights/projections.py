@@ -37,7 +37,6 @@ from lorabake.reference.recompute import Recomputation
 from lorabake.reference.tiles import Indices, epsilon
 from lorabake.tensors.dtypes import DTYPES, coarser, mantissa_of
 from lorabake.tensors.header import TensorInfo
-from lorabake.tensors.packing import PackedInfo
 from lorabake.verification.weights.blocks import Blocks, powers_of, squares
 from lorabake.verification.weights.limits import DRAWN_ULPS, FALSE_ALARM, NEAREST_ULPS
 
@@ -170,7 +169,7 @@ def _sums(product: Product, vectors: Singles) -> Array:
 def _fits(step: Step, found: TensorInfo) -> bool:
     """Tell whether a step's tensor is one that is stored plainly, before and after."""
     target = step.targets[0]
-    if len(step.targets) > 1 or not step.patches or not prod(target.shape) or isinstance(target.source, PackedInfo):
+    if len(step.targets) > 1 or not step.patches or not prod(target.shape) or target.source.tensor is None:
         return False
     dtypes = [DTYPES[name] for name in (target.source.dtype, found.dtype)]
     return all(dtype.fits_single for dtype in dtypes) and DTYPES[target.dtype].mantissa is not None

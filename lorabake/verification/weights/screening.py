@@ -29,7 +29,6 @@ from lorabake.reference.rounding import spacing
 from lorabake.reference.tiles import Indices, epsilon, terms
 from lorabake.tensors.dtypes import DTYPES, mantissa_of
 from lorabake.tensors.header import TensorInfo
-from lorabake.tensors.packing import PackedInfo
 from lorabake.verification.weights.blocks import VALUES, Block, Blocks, dot, powers_of
 from lorabake.verification.weights.comparison import Comparison, Share
 from lorabake.verification.weights.limits import NEAREST_ULPS
@@ -134,7 +133,7 @@ class Screen:
 
     def _fits(self, step: Step, target: Target, found: TensorInfo) -> bool:
         """Tell whether float32 is fine enough to tell neighbours apart, and the values are stored plainly."""
-        if len(step.targets) > 1 or not step.patches or target.is_drawn or isinstance(target.source, PackedInfo):
+        if len(step.targets) > 1 or not step.patches or target.is_drawn or target.source.tensor is None:
             return False
         if prod(target.shape) < WORTH or epsilon(step, target) != UNIT:
             return False

@@ -1,0 +1,66 @@
+"""How a checkpoint's weights are stored that are no plain floats, by the weight's key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+
+from lorabake.codecs.codec import Stored, Strange
+from lorabake.codecs.plain import plain
+from lorabake.tensors.header import TensorInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """Hold how a checkpoint's weights are stored that are no plain floats, by the weight's key.
+
+    Those in `scaled` can be encoded anew, and their tensors stay tensors of the checkpoint. Those in `packed` take
+    the place of their tensors. What is `strange` is neither decoded nor cast, even if it is in `packed`, too; `aside`
+    are tensors about what goes through a layer, such as the scale of its inputs; `grown` are plain weights that a
+    LoRA widens.
+    """
+
+    packed: Mapping[str, Stored] = field(default_factory=dict)
+    scaled: Mapping[str, Stored] = field(default_factory=dict)
+    strange: Mapping[str, Strange] = field(default_factory=dict)
+    aside: frozenset[str] = frozenset()
+    grown: Mapping[str, Stored] = field(default_factory=dict)
+
+    @property
+    def fixed(self) -> frozenset[str]:
+        """Collect the keys of all tensors that no cast may touch: they stand for weights, or say how to read them."""
+        keys = frozenset(chain.from_iterable(weight.keys for weight in self.known))
+        return self.aside.union(keys - self.scaled.keys(), *(strange.parts for strange in self.strange.values()))
+
+    @property
+    def codes(self) -> frozenset[str]:
+        """Return the keys of weights that are stored as codes, in a dtype that no plain parameter has."""
+        strange = {key for key, weight in self.strange.items() if weight.has_codes}
+        return frozenset({*self.packed, *self.scaled, *strange})
+
+    @property
+    def known(self) -> list[Stored]:
+        """List the weights whose format is known."""
+        return [*self.packed.values(), *self.scaled.values()]
+
+    @property
+    def titles(self) -> list[str]:
+        """Name the format of each weight that is no plain float."""
+        known = [weight.title for weight in self.known if weight.key not in self.strange]
+        return known + [strange.title for strange in self.strange.values()]
+
+    def logical(self, tensors: Mapping[str, TensorInfo]) -> dict[str, Stored]:
+        """Return a checkpoint's tensors as if nothing were packed: each packed weight in its first part's place."""
+        owners = {part.key: key for key, weight in self.packed.items() for part in weight.parts.values()}
+        found: dict[str, Stored] = {}
+        for key, tensor in tensors.items():
+            owner = owners.get(key, key)
+            if owner not in found:
+                found[owner] = self.packed.get(owner) or plain(tensor)
+        return found
+
+
+def by_key(weights: Iterable[Stored]) -> dict[str, Stored]:
+    """Map weights by their keys."""
+    return {weight.key: weight for weight in weights}
