@@ -285,3 +285,38 @@ def test_added_command_runs(extended: Path, tmp_path: Path) -> None:
     assert "  keys        List the tensors of a checkpoint or LoRA.\n" in told.stdout
     lost = run_with(extended, "keys", "missing.safetensors")
     assert (lost.returncode, lost.stderr) == (2, "error: missing.safetensors: no such file\n")
+
+
+@pytest.mark.parametrize("mark", re.findall(r"<!-- run: (\w+) -->", EXTENDING))
+def test_examples_on_several_recipes_run(mark: str, tmp_path: Path) -> None:
+    save_file({"fc.weight": noise(4, 3)}, tmp_path / "base.safetensors")
+    save_file({"fc.weight": noise(4, 3) + 1}, tmp_path / "base2.safetensors")
+    save_file(
+        {"fc.lora_A.weight": noise(2, 3), "fc.lora_B.weight": noise(4, 2)},
+        tmp_path / "lora.safetensors",
+    )
+    strengths = {"soft": 0.3, "strong": 1.5, "other": 1.0}
+    for name, strength in strengths.items():
+        base = "base2" if name == "other" else "base"
+        (tmp_path / f"{name}.yaml").write_text(
+            f"version: 1\nbase: {base}.safetensors\nloras: [{{path: lora.safetensors, strength: {strength}}}]\n"
+            f"output: {{path: {name}.safetensors}}\n"
+        )
+    (example,) = marked(f"run: {mark}")
+    done = subprocess.run(
+        [sys.executable, "-c", example],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    shown = [line.split()[0] for line in done.stdout.splitlines()]
+    assert shown == [f"{name}.safetensors" for name in strengths][: 3 if mark == "engine" else 2]
+    lora = load_file(tmp_path / "lora.safetensors")
+    for file in shown:
+        name = file.removesuffix(".safetensors")
+        before = load_file(tmp_path / ("base2.safetensors" if name == "other" else "base.safetensors"))["fc.weight"]
+        wanted = before + strengths[name] * lora["fc.lora_B.weight"] @ lora["fc.lora_A.weight"]
+        np.testing.assert_allclose(load_file(tmp_path / file)["fc.weight"], wanted, rtol=1e-5, atol=1e-5)
