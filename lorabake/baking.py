@@ -1,6 +1,6 @@
-"""The whole story of a bake: plan, check what would be lost, execute, commit.
+"""The whole story of a bake: open, plan, check what would be lost, execute, complete, commit.
 
-Each step takes the result of the one before.
+Each step takes the result of the one before. What a bake is told and what it tells come below the story.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from lorabake.execution import Executed, execute
 from lorabake.interrupts import held
@@ -19,8 +20,74 @@ from lorabake.planning.cautions import Caution, cautions_of, cautions_of_recipe,
 from lorabake.recipe import Recipe
 from lorabake.sources import resolve
 from lorabake.tensors.dtypes import DTYPES
-from lorabake.writing.inputs import Inputs, check_stated
+from lorabake.writing.inputs import Inputs, check_inputs
 from lorabake.writing.outputs import Outputs
+
+
+def plan(recipe: Recipe, output: str | Path | None = None) -> Plan:
+    """Plan a bake from headers, and from what little else of the inputs decides something.
+
+    `output` overrides the recipe's path. Raise FileError for a faulty input, MatchError for a LoRA that does
+    not fit whole, TargetError for an output that is an input or of the wrong form.
+    """
+    return plan_of(resolve(recipe), output)
+
+
+def bake(recipe: Recipe | Plan, options: RunOptions | None = None) -> BakeResult:
+    """Bake a recipe, or a plan made of one, and return what was written.
+
+    Raise a LorabakeError for whatever stops it; then the target is what it was before. A KeyboardInterrupt may also
+    come just after the target has become the new one: `RunOptions.done` tells.
+    """
+    (result,) = bake_together((recipe,), options)
+    return result
+
+
+def bake_together(recipes: Sequence[Recipe | Plan], options: RunOptions | None = None) -> tuple[BakeResult, ...]:
+    """Bake recipes, or plans made of them, on one base side by side; return what was written, in their order.
+
+    A tensor of the base from which several of them compute is read once, and the bytes are those of single bakes.
+    What stops one stops all; each target is what it was, or complete. `RunOptions.done` is called once all are.
+    """
+    options = options or RunOptions()
+    began = time.perf_counter()
+    with worded():
+        plans = [recipe if isinstance(recipe, Plan) else plan(recipe) for recipe in recipes]
+        if any(planned.steps for planned in plans):
+            check_room_for("torch", options.workers)
+        kept = [_check_survival(planned, options.warn) for planned in plans]
+        with (
+            Inputs(*plans) as inputs,
+            Outputs(plans, inputs, overwrite=options.overwrite, fsync=options.fsync) as outputs,
+        ):
+            executed = execute(
+                plans,
+                inputs,
+                [output.weights for output in outputs],
+                device=options.device,
+                workers=options.workers,
+                progress=options.progress,
+                warn=options.warn,
+            )
+            check_inputs(inputs, plans, [outcome.digests for outcome in executed])
+            cautions = [_warn(*pair, options.warn) for pair in zip(executed, kept, strict=True)]
+            computed_at = time.perf_counter()
+            complete = [
+                output.complete(outcome.hashes, outcome.digests, outcome.device)
+                for output, outcome in zip(outputs, executed, strict=True)
+            ]
+            with held():
+                for output in complete:
+                    output.commit()
+                options.done()
+                outputs.clean()
+        outputs.tell_left(options.warn)
+    ended = time.perf_counter()
+    seconds, sync_seconds = ended - began, ended - computed_at
+    return tuple(
+        BakeResult.of(*found, seconds=seconds, sync_seconds=sync_seconds)
+        for found in zip(executed, kept, cautions, strict=True)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +133,40 @@ class BakeResult:
     peak_memory: int | None
     survival: dict[int, float]
     computed: dict[str, tuple[str, ...]]
+    device: str
     left_to_cpu: tuple[str, ...]
     cautions: tuple[Caution, ...] = ()
 
-    @property
-    def device(self) -> str:
-        """Name the device classes that computed, as the header does."""
-        return "+".join(sorted(self.computed)) or "cpu"
+    @classmethod
+    def of(
+        cls,
+        executed: Executed,
+        kept: dict[int, float],
+        cautions: tuple[Caution, ...],
+        *,
+        seconds: float,
+        sync_seconds: float,
+    ) -> Self:
+        """Sum up one bake; `kept` is its survival, where that was estimated before."""
+        plan = executed.plan
+        return cls(
+            plan=plan,
+            path=plan.path,
+            size=plan.size,
+            data_sha256={
+                file.name: sha256 for file, sha256 in zip(plan.files, executed.hashes, strict=True) if sha256
+            },
+            input_sha256=executed.input_sha256,
+            seconds=seconds,
+            sync_seconds=sync_seconds,
+            stages=dict(executed.stages),
+            peak_memory=executed.peak_memory,
+            survival=kept or executed.survival,
+            computed=dict(executed.computed),
+            device=executed.device,
+            left_to_cpu=executed.left_to_cpu,
+            cautions=cautions,
+        )
 
     @property
     def bottleneck(self) -> str:
@@ -99,96 +193,7 @@ class BakeResult:
         }
 
 
-def plan(recipe: Recipe, output: str | Path | None = None) -> Plan:
-    """Plan a bake from headers, and from what little else of the inputs decides something.
-
-    `output` overrides the recipe's path. Raise FileError for a faulty input, MatchError for a LoRA that does
-    not fit whole, TargetError for an output that is an input or of the wrong form.
-    """
-    return plan_of(resolve(recipe), output)
-
-
-def bake(recipe: Recipe | Plan, options: RunOptions | None = None) -> BakeResult:
-    """Bake a recipe, or a plan made of one, and return what was written.
-
-    Raise a LorabakeError for whatever stops it; then the target is what it was before. A KeyboardInterrupt may also
-    come just after the target has become the new one: `RunOptions.done` tells.
-    """
-    (result,) = bake_together((recipe,), options)
-    return result
-
-
-def bake_together(recipes: Sequence[Recipe | Plan], options: RunOptions | None = None) -> tuple[BakeResult, ...]:
-    """Bake recipes, or plans made of them, on one base side by side; return what was written, in their order.
-
-    A tensor of the base from which several of them compute is read once, and the bytes are those of single bakes.
-    What stops one stops all; each target is what it was, or complete. `RunOptions.done` is called once all are.
-    """
-    options = options or RunOptions()
-    began = time.perf_counter()
-    with worded():
-        plans = [recipe if isinstance(recipe, Plan) else plan_of(resolve(recipe)) for recipe in recipes]
-        if any(plan.steps for plan in plans):
-            check_room_for("torch", options.workers)
-        shares = [_survival(plan, options.warn) for plan in plans]
-        ways = {"overwrite": options.overwrite, "fsync": options.fsync}
-        with Inputs(*plans) as inputs, Outputs(plans, inputs, **ways) as outputs:
-            executed = execute(
-                plans,
-                inputs,
-                [output.weights for output in outputs],
-                device=options.device,
-                workers=options.workers,
-                progress=options.progress,
-                warn=options.warn,
-            )
-            for outcome in executed:
-                check_stated(outcome.plan, outcome.digests)
-            inputs.check_unchanged()
-            cautions = [
-                _cautions(outcome, known, options.warn) for outcome, known in zip(executed, shares, strict=True)
-            ]
-            syncing = time.perf_counter()
-            complete = [
-                output.complete(outcome.hashes, outcome.digests, outcome.device)
-                for output, outcome in zip(outputs, executed, strict=True)
-            ]
-            with held():
-                for output in complete:
-                    output.commit()
-                options.done()
-                outputs.clean()
-        ended = time.perf_counter()
-        outputs.tell_left(options.warn)
-    seconds, sync_seconds = ended - began, ended - syncing
-    return tuple(
-        _result(outcome, known, told, seconds, sync_seconds)
-        for outcome, known, told in zip(executed, shares, cautions, strict=True)
-    )
-
-
-def _result(
-    executed: Executed, shares: dict[int, float], cautions: tuple[Caution, ...], seconds: float, sync_seconds: float
-) -> BakeResult:
-    plan = executed.plan
-    return BakeResult(
-        plan=plan,
-        path=plan.path,
-        size=plan.size,
-        data_sha256={file.name: digest for file, digest in zip(plan.files, executed.hashes, strict=True) if digest},
-        input_sha256=executed.input_sha256,
-        seconds=seconds,
-        sync_seconds=sync_seconds,
-        stages=dict(executed.stages),
-        peak_memory=executed.peak_memory,
-        survival=shares or executed.survival,
-        computed=dict(executed.computed),
-        left_to_cpu=executed.left_to_cpu,
-        cautions=cautions,
-    )
-
-
-def _survival(plan: Plan, warn: Callable[[str], None]) -> dict[int, float]:
+def _check_survival(plan: Plan, warn: Callable[[str], None]) -> dict[int, float]:
     """Estimate what a coarse output keeps of each LoRA; warn where that is little, and stop where it is less."""
     targets = (target for step in plan.steps if step.patches for target in step.targets)
     if not any(DTYPES[target.dtype].is_coarse for target in targets):
@@ -201,11 +206,11 @@ def _survival(plan: Plan, warn: Callable[[str], None]) -> dict[int, float]:
     return shares
 
 
-def _cautions(executed: Executed, shares: dict[int, float], warn: Callable[[str], None]) -> tuple[Caution, ...]:
-    """Warn of LoRAs that change nothing, get lost or are absurd; with `shares`, what gets lost was told before."""
+def _warn(executed: Executed, kept: dict[int, float], warn: Callable[[str], None]) -> tuple[Caution, ...]:
+    """Warn of LoRAs that change nothing, get lost or are absurd; with `kept`, what gets lost was told before."""
     cautions = list(cautions_of_recipe(executed.plan, executed.input_sha256))
     seen = cautions_of(executed.plan, executed.tallies)
-    cautions += [caution for caution in seen if caution.check != "resolution" or not shares]
+    cautions += [caution for caution in seen if caution.check != "resolution" or not kept]
     for caution in cautions:
         warn(str(caution))
     return tuple(cautions)

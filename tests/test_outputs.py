@@ -30,8 +30,8 @@ def silent(message: str) -> None:
 
 def bake_into(made: Plan, inputs: Inputs, output: Output) -> None:
     """Do what `baking.bake` does between the opening of an output and its end."""
-    executed = execute(
-        made, inputs, output.weights, device="cpu", workers=2, progress=lambda count: None, warn=silent
+    (executed,) = execute(
+        [made], inputs, [output.weights], device="cpu", workers=2, progress=lambda count: None, warn=silent
     )
     output.complete(executed.hashes, executed.digests, executed.device).commit()
 

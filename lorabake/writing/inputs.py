@@ -7,7 +7,7 @@ import os
 import threading
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Self
@@ -123,8 +123,17 @@ class Inputs:
             self._files.close()
 
 
-def check_stated(plan: Plan, digests: Mapping[str, str]) -> None:
-    """Raise FileError where a digest, by the plan's placeholder, is not the one that the recipe states."""
+def check_inputs(inputs: Inputs, plans: Iterable[Plan], digests: Iterable[Mapping[str, str]]) -> None:
+    """Raise FileError for a digest that is not the one a recipe states, and for an input that has changed.
+
+    `digests` are those of each plan, by its placeholders.
+    """
+    for plan, found in zip(plans, digests, strict=True):
+        _check_stated(plan, found)
+    inputs.check_unchanged()
+
+
+def _check_stated(plan: Plan, digests: Mapping[str, str]) -> None:
     taken = {path: digests[placeholder] for placeholder, path in plan.digests.items()}
     for checkpoint, source in plan.sources.inputs:
         for path in (header.path for header in checkpoint.headers):
