@@ -165,7 +165,7 @@ def _embedding_fault(embedding: Embedding) -> str:
         there = read_header(embedding.path).tensors
     except FileError as error:
         return f"cannot be read: {str(error).removeprefix(f'{embedding.path}: ').splitlines()[0]}"
-    due = {each.name: (each.info.dtype, each.shape) for each in embedding.vectors}
+    due = {vectors.name: (vectors.info.dtype, vectors.shape) for vectors in embedding.vectors}
     found = {name: (info.dtype, info.shape) for name, info in there.items()}
     wrong = [name for name in {**due, **found} if due.get(name) != found.get(name)]
     return f"its tensors are not the planned ones: {', '.join(wrong[:3])}" if wrong else ""

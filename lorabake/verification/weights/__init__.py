@@ -102,8 +102,8 @@ class _Check:
 
     def _loras(self, results: Sequence[Comparison]) -> Iterator[Finding]:
         for index, lora in enumerate(self.plan.sources.loras):
-            own = [(each, share) for each in results for share in _shares(each, index)]
-            right = [each for each, _ in own if each.is_right]
+            own = [(result, share) for result in results for share in _shares(result, index)]
+            right = [result for result, _ in own if result.is_right]
             if own and len(right) == len(own):
                 note = f"applied to all {len(own)} tensors at the recipe's strength"
                 yield Finding("weights.lora", Status.PASS, lora.name, f"{len(right)} tensors", f"{len(own)}", note)
@@ -114,16 +114,16 @@ def _baked(results: Sequence[Comparison]) -> Iterator[Finding]:
     for is_drawn, (bound, what) in ways.items():
         for is_cast, check in ((False, "baked"), (True, "cast")):
             right = [
-                each
-                for each in results
-                if not each.is_copy
-                and each.is_right
-                and (each.is_drawn, not each.step.patches) == (is_drawn, is_cast)
+                result
+                for result in results
+                if not result.is_copy
+                and result.is_right
+                and (result.is_drawn, not result.step.patches) == (is_drawn, is_cast)
             ]
             if not right:
                 continue
-            values, inexact = sum(each.values for each in right), sum(each.inexact for each in right)
-            worst = max(each.worst for each in right)
+            values, inexact = sum(result.values for result in right), sum(result.inexact for result in right)
+            worst = max(result.worst for result in right)
             note = f"{1 - inexact / max(values, 1):.4%} of {values:,} values are {what}"
             limit = bound if is_cast else f"{bound} and float32's own error"
             subject = f"{len(right)} {check} tensors"
@@ -132,9 +132,9 @@ def _baked(results: Sequence[Comparison]) -> Iterator[Finding]:
 
 def _signs(results: Sequence[Comparison]) -> Iterator[Finding]:
     """Tell of zeros that are the base's but for their signs, though nothing changes there."""
-    flipped = [each for each in results if each.flipped]
+    flipped = [result for result in results if result.flipped]
     if flipped:
-        values = sum(each.flipped for each in flipped)
+        values = sum(result.flipped for result in flipped)
         subject = flipped[0].target.key if len(flipped) == 1 else f"{len(flipped)} tensors"
         note = "the same numbers and other bytes: zeros have another sign than the base's, where nothing changes them"
         yield Finding("weights.signs", Status.WARN, subject, f"{values} values", "0", note)

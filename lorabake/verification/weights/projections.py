@@ -125,7 +125,7 @@ class Projector:
                 widest = max(widest, block.columns.stop - block.columns.start)
         if not (powers < LARGE).all():
             return None
-        parts = tuple(_sums(each, _joined(vectors)) for each in products)
+        parts = tuple(_sums(product, _joined(vectors)) for product in products)
         bounds, units = self._bounds(step, target, found, products, powers, widest)
         return Sums(step, found, _joined(groups), tuple(products), parts, bounds, units)
 
@@ -142,11 +142,11 @@ class Projector:
         units = 4.0 ** -mantissa_of(dtype) * (powers + columns * DTYPES[dtype].least ** 2)
         changes, terms, own = np.zeros(len(powers)), 16, np.zeros(len(powers))
         loss = self.width * UNIT * sqrt(columns)
-        for each in products:
-            lengths = np.sqrt(np.einsum("ij,ij->i", each.left, each.left)) * np.linalg.norm(each.right)
-            changes[each.rows] += abs(each.factor) * lengths
-            terms += each.right.shape[0]
-            own[each.rows] += loss * sqrt(PIECE + each.right.shape[0]) * abs(each.factor) * lengths
+        for product in products:
+            lengths = np.sqrt(np.einsum("ij,ij->i", product.left, product.left)) * np.linalg.norm(product.right)
+            changes[product.rows] += abs(product.factor) * lengths
+            terms += product.right.shape[0]
+            own[product.rows] += loss * sqrt(PIECE + product.right.shape[0]) * abs(product.factor) * lengths
         rounding = (DRAWN_ULPS if target.is_drawn and found.dtype == target.dtype else NEAREST_ULPS) * np.sqrt(units)
         lost = epsilon(step, target) * (terms * changes + 32 * np.sqrt(powers))
         own += loss * sqrt(widest) * (changes + rounding + lost)

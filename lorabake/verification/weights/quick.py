@@ -159,9 +159,9 @@ class _Check:
 
     def _rows_of(self, lora: int, summed: Sequence[Summed]) -> Iterator[Comparison]:
         """Recompute some rows of what one LoRA changes: they tell another strength from what rounding takes."""
-        for each in summed:
-            if lora in each.loras and not each.diagnoses:
-                yield from self.comparer.compare_some(Job(each.step, False), PLACES)
+        for sums in summed:
+            if lora in sums.loras and not sums.diagnoses:
+                yield from self.comparer.compare_some(Job(sums.step, False), PLACES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,10 +187,10 @@ def _strengths(plan: Plan, summed: Sequence[Summed]) -> dict[int, Strength]:
     """Estimate by least squares over all sums at which strength each LoRA arrives."""
     count = len(plan.sources.loras)
     gram, arrived, tensors = np.zeros((count, count)), np.zeros(count), Counter[int]()
-    for each in (some for some in summed if not some.diagnoses):
-        gram[np.ix_(each.loras, each.loras)] += each.gram
-        arrived[list(each.loras)] += each.arrived
-        tensors.update(each.loras)
+    for sums in (some for some in summed if not some.diagnoses):
+        gram[np.ix_(sums.loras, sums.loras)] += sums.gram
+        arrived[list(sums.loras)] += sums.arrived
+        tensors.update(sums.loras)
     inverse = np.linalg.pinv(gram)
     factors, deviations = inverse @ arrived, np.sqrt(np.maximum(np.diag(inverse), 0))
     return {
@@ -214,9 +214,9 @@ def _loras(plan: Plan, strengths: Mapping[int, Strength], wrong: set[int | None]
 
 
 def _summed(summed: Sequence[Summed]) -> Iterator[Finding]:
-    right = [each for each in summed if not each.diagnoses]
+    right = [sums for sums in summed if not sums.diagnoses]
     if right:
-        values, worst = sum(each.values for each in right), max(each.worst for each in right)
+        values, worst = sum(sums.values for sums in right), max(sums.worst for sums in right)
         note = (
             f"{VECTORS} random sums of each row, over all {values:,} values, are what the factors give; one value "
             f"beyond its row's bound escapes once in {2**VECTORS}, a right file fails once in {1 / FALSE_ALARM:.0e}"
@@ -228,18 +228,18 @@ def _summed(summed: Sequence[Summed]) -> Iterator[Finding]:
 def _recomputed(results: Sequence[Comparison]) -> Iterator[Finding]:
     """Tell of the right ones among the tensors that are cast, and of those whose change is no sum of products."""
     groups: dict[tuple[str, bool], list[Comparison]] = {}
-    for each in results:
-        if not each.is_copy and each.is_right:
-            is_whole = each.values == prod(each.target.shape)
-            groups.setdefault(("rows" if each.step.patches else "cast", is_whole), []).append(each)
+    for result in results:
+        if not result.is_copy and result.is_right:
+            is_whole = result.values == prod(result.target.shape)
+            groups.setdefault(("rows" if result.step.patches else "cast", is_whole), []).append(result)
     for (check, is_whole), group in groups.items():
-        seen, values = sum(each.values for each in group), sum(prod(each.target.shape) for each in group)
-        patches = [patch for each in group for patch in each.step.patches]
+        seen, values = sum(result.values for result in group), sum(prod(result.target.shape) for result in group)
+        patches = [patch for result in group for patch in result.step.patches]
         titles = dict.fromkeys("DoRA" if patch.has_dora else patch.kind.title for patch in patches)
         what = f" ({', '.join(titles)})" if titles else ""
         note = f"all {values:,} values were recomputed{what}"
         if not is_whole:
             note = f"{seen:,} of {values:,} values, in rows at {PLACES} places of each, were recomputed{what}"
-        measured = f"worst {max(each.worst for each in group):.3f} ulp"
+        measured = f"worst {max(result.worst for result in group):.3f} ulp"
         limit = "0.5 ulp and float32's own error"
         yield Finding(f"quick.{check}", Status.PASS, f"{len(group)} tensors", measured, limit, note)

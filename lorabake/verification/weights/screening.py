@@ -117,11 +117,11 @@ class Screen:
         result = Comparison(target, found, step, is_copy=False)
         suspects: list[Suspects] = []
         with np.errstate(all="ignore"):
-            factors = [Factor.of(each) for each in products]
+            factors = [Factor.of(product) for product in products]
             margins, allowed = (np.zeros(matrix(target.shape)[0]) for _ in range(2))
-            for each in factors:
-                margins[each.product.rows] += each.margins
-                allowed[each.product.rows] += each.allowed
+            for factor in factors:
+                margins[factor.product.rows] += factor.margins
+                allowed[factor.product.rows] += factor.allowed
             narrowed = margins.astype(np.float32)[:, None]
             for block in self.blocks.of(target, found):
                 near = self._screened(result, factors, narrowed[block.rows], block)
@@ -208,15 +208,15 @@ def _flipped(result: Comparison, block: Block) -> Indices:
 def _settle(result: Comparison, factors: Sequence[Factor], suspects: Sequence[Suspects], allowed: Array) -> None:
     """Work out in float64 what is due where float32 could not tell, and judge what is there."""
     rows, columns, found, base = (
-        np.concatenate([getattr(each, name) for each in suspects]) for name in Suspects.__slots__
+        np.concatenate([getattr(suspect, name) for suspect in suspects]) for name in Suspects.__slots__
     )
     exact = base.copy()
-    for each in factors:
-        own = each.product.rows
+    for factor in factors:
+        own = factor.product.rows
         at = np.flatnonzero((rows >= own.start) & (rows < own.stop))
-        for few in np.array_split(at, 1 + at.size * each.columns.shape[1] // VALUES):
-            left, right = each.product.left[rows[few] - own.start], each.columns[columns[few]]
-            exact[few] += each.product.factor * np.einsum("ij,ij->i", left, right)
+        for few in np.array_split(at, 1 + at.size * factor.columns.shape[1] // VALUES):
+            left, right = factor.product.left[rows[few] - own.start], factor.columns[columns[few]]
+            exact[few] += factor.product.factor * np.einsum("ij,ij->i", left, right)
     ulps = np.abs(found - exact) / spacing(result.dtype, found)
     inexact = ~(ulps <= NEAREST_ULPS)
     result.worst = max(result.worst, float(ulps[~inexact].max(initial=0.0)))

@@ -19,15 +19,15 @@ def findings(
 ) -> Iterator[Finding]:
     """Sum diagnoses up: one finding for each cause and LoRA, component, or tensor without either."""
     for index, lora in enumerate(plan.sources.loras):
-        own = [each for each in diagnoses if each.lora == index]
+        own = [diagnosis for diagnosis in diagnoses if diagnosis.lora == index]
         modules = {patch.module for patch in plan.patches if patch.lora == index}
         for cause, group in _grouped(own):
             limit = "×1" if group[0].factor is not None else ""
-            found = {each.module for each in group}
-            names = group[0].module if len(found) == 1 else patterns(each.module for each in group)
+            found = {diagnosis.module for diagnosis in group}
+            names = group[0].module if len(found) == 1 else patterns(diagnosis.module for diagnosis in group)
             where = f"on {len(found)} of {len(modules)} modules: {names}"
             details = _details(group, "")
-            also = frozenset.intersection(*(each.also | {each.cause} for each in group)) - {cause}
+            also = frozenset.intersection(*(diagnosis.also | {diagnosis.cause} for diagnosis in group)) - {cause}
             or_else = "".join(f"; as if it {SENTENCES[other]}" for other in sorted(also))
             yield Finding(
                 f"{stage}.{cause}",
@@ -37,20 +37,24 @@ def findings(
                 limit,
                 f"{SENTENCES[cause]} {where}{or_else}{_some(details)}",
             )
-    loose = [each for each in diagnoses if each.lora is None]
+    loose = [diagnosis for diagnosis in diagnoses if diagnosis.lora is None]
     owner, foreign = plan.sources.key_map.owner, _foreign(plan, loose, results)
     for component, keys in foreign.items():
         note = f"the whole component is another one: all {len(keys)} tensors of it that no LoRA touches differ"
         yield Finding(f"{stage}.{Cause.VALUES}", Status.FAIL, component, f"{len(keys)} tensors", "0", note)
     groups: dict[tuple[Cause, str], list[Diagnosis]] = {}
-    for each in loose:
-        component = owner.get(each.key, "")
-        if each.key not in foreign.get(component, ()):
-            groups.setdefault((each.cause, component), []).append(each)
+    for diagnosis in loose:
+        component = owner.get(diagnosis.key, "")
+        if diagnosis.key not in foreign.get(component, ()):
+            groups.setdefault((diagnosis.cause, component), []).append(diagnosis)
     for (cause, _), group in groups.items():
         subject = group[0].key if len(group) == 1 else f"{len(group)} tensors"
         details = _details(group, subject)
-        note = SENTENCES[cause] if len(group) == 1 else f"{SENTENCES[cause]}: {patterns(each.key for each in group)}"
+        note = (
+            SENTENCES[cause]
+            if len(group) == 1
+            else f"{SENTENCES[cause]}: {patterns(diagnosis.key for diagnosis in group)}"
+        )
         yield Finding(f"{stage}.{cause}", Status.FAIL, subject, "", "", f"{note}{_some(details)}")
 
 
@@ -61,30 +65,36 @@ def _foreign(plan: Plan, loose: list[Diagnosis], results: Sequence[Comparison]) 
         component = plan.sources.key_map.owner.get(result.target.key)
         if component is not None and result.is_copy:
             own.setdefault(component, set()).add(result.target.key)
-    replaced = {each.key for each in loose if each.cause in (Cause.VALUES, Cause.OTHER_LORA)}
+    replaced = {diagnosis.key for diagnosis in loose if diagnosis.cause in (Cause.VALUES, Cause.OTHER_LORA)}
     return {component: keys for component, keys in own.items() if len(keys) > 1 and keys <= replaced}
 
 
 def _grouped(own: list[Diagnosis]) -> list[tuple[Cause, list[Diagnosis]]]:
     """Group by cause, strengths by how far off they are; a cause that fits all factors of a LoRA goes first."""
-    measured = [each for each in own if each.factor is not None]
-    common = frozenset.intersection(*(each.also | {each.cause} for each in measured)) if measured else frozenset()
+    measured = [diagnosis for diagnosis in own if diagnosis.factor is not None]
+    common = (
+        frozenset.intersection(*(diagnosis.also | {diagnosis.cause} for diagnosis in measured))
+        if measured
+        else frozenset()
+    )
     shared = next((cause for cause in FACTORS if cause in common), None)
     groups: list[tuple[Cause, list[Diagnosis]]] = []
-    for each in sorted(own, key=lambda each: (each.factor is not None, each.cause, each.factor or 0)):
-        cause = shared if shared is not None and each.factor is not None else each.cause
+    for diagnosis in sorted(
+        own, key=lambda diagnosis: (diagnosis.factor is not None, diagnosis.cause, diagnosis.factor or 0)
+    ):
+        cause = shared if shared is not None and diagnosis.factor is not None else diagnosis.cause
         if groups and groups[-1][0] is cause:
             before = groups[-1][1][-1].factor
-            if cause is not Cause.STRENGTH or (each.factor or 0) - (before or 0) < 0.03:
-                groups[-1][1].append(each)
+            if cause is not Cause.STRENGTH or (diagnosis.factor or 0) - (before or 0) < 0.03:
+                groups[-1][1].append(diagnosis)
                 continue
-        groups.append((cause, [each]))
+        groups.append((cause, [diagnosis]))
     return groups
 
 
 def _measured(plan: Plan, lora: int, group: list[Diagnosis]) -> str:
     """Write the factors found, and the strengths they come to where the recipe has one for all."""
-    factors = [each.factor for each in group if each.factor is not None]
+    factors = [diagnosis.factor for diagnosis in group if diagnosis.factor is not None]
     if not factors:
         return f"{len(group)} tensor{'s' * (len(group) > 1)}"
     low, high = min(factors), max(factors)
@@ -98,7 +108,7 @@ def _measured(plan: Plan, lora: int, group: list[Diagnosis]) -> str:
 
 def _details(group: list[Diagnosis], subject: str) -> dict[str, None]:
     """Gather what is told of single tensors; the `subject` of the finding needs no name again."""
-    told = ((each.key, each.detail.strip()) for each in group if each.detail.strip())
+    told = ((diagnosis.key, diagnosis.detail.strip()) for diagnosis in group if diagnosis.detail.strip())
     return dict.fromkeys(detail if key == subject else f"{key}: {detail}" for key, detail in told)
 
 
@@ -112,7 +122,7 @@ def verdicts(
     plan: Plan, looked_at: Iterable[tuple[Step, str]], diagnoses: Iterable[Diagnosis]
 ) -> Iterator[TensorVerdict]:
     """Say of each step and tensor that was looked at what became of each of its patches."""
-    faults = {(each.key, each.lora, each.module): each for each in diagnoses}
+    faults = {(diagnosis.key, diagnosis.lora, diagnosis.module): diagnosis for diagnosis in diagnoses}
     for step, key in looked_at:
         loose = faults.get((key, None, ""))
         for patch in step.patches:
@@ -125,17 +135,17 @@ def verdicts(
 
 def untouched(results: Iterable[Comparison], stage: str) -> Iterator[Finding]:
     """Tell of the right ones among the tensors that must be the base's own: by bytes, or by numbers alone."""
-    copies = [each for each in results if each.is_copy]
+    copies = [result for result in results if result.is_copy]
     others: dict[str, list[Comparison]] = {}
-    same = [each for each in copies if each.is_right and each.found.dtype == each.target.source.dtype]
+    same = [result for result in copies if result.is_right and result.found.dtype == result.target.source.dtype]
     if same:
         subject, count = f"{len(same)} untouched tensors", f"{len(copies)}"
         yield Finding(f"{stage}.untouched", Status.PASS, subject, f"{len(same)}", count, "byte-equal to the base")
-    for each in copies:
-        if each.is_right and each.found.dtype != each.target.source.dtype:
-            what = "rounded" if each.worst else "the same numbers"
-            note = f"not byte-equal: {what}, in {each.found.dtype} where the base has {each.target.source.dtype}"
-            others.setdefault(note, []).append(each)
+    for result in copies:
+        if result.is_right and result.found.dtype != result.target.source.dtype:
+            what = "rounded" if result.worst else "the same numbers"
+            note = f"not byte-equal: {what}, in {result.found.dtype} where the base has {result.target.source.dtype}"
+            others.setdefault(note, []).append(result)
     for note, group in others.items():
         subject = group[0].target.key if len(group) == 1 else f"{len(group)} untouched tensors"
         yield Finding(f"{stage}.untouched", Status.WARN, subject, f"{len(group)}", f"{len(copies)}", note)
@@ -145,5 +155,7 @@ def told_of(
     plan: Plan, stage: str, tallies: Mapping[int, Tally], digests: Mapping[str, str], *, is_whole: bool
 ) -> Iterator[Finding]:
     """Warn of changes that are none, get lost, or are absurd; without `is_whole` some modules were looked at."""
-    for each in (*cautions_of_recipe(plan, digests), *cautions_of(plan, tallies, whole=is_whole)):
-        yield Finding(f"{stage}.{each.check}", Status.WARN, each.lora, each.measured, each.limit, each.note)
+    for caution in (*cautions_of_recipe(plan, digests), *cautions_of(plan, tallies, whole=is_whole)):
+        yield Finding(
+            f"{stage}.{caution.check}", Status.WARN, caution.lora, caution.measured, caution.limit, caution.note
+        )
