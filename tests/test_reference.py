@@ -57,6 +57,20 @@ def test_it_knows_no_mathematics_of_a_kind(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(FOLDER).as_posix())
+def test_it_decodes_nothing_by_a_codec(path: Path) -> None:
+    of_codecs = {name for name in imported(path) if name.startswith("codecs")}
+    assert of_codecs <= {f"codecs.codec.{name}" for name in ("Stored", "Showing", "WEIGHT")}
+    called = {
+        node.func.attr
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and ast.unparse(node.func.value).endswith("codec")
+    }
+    assert not called & {"decode", "encode"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(FOLDER).as_posix())
 def test_only_draws_know_torch(path: Path) -> None:
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):

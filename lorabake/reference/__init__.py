@@ -6,7 +6,9 @@ It shares with the bake what both are told, and what a mistake in would show els
 - `matching`: the record of a patch: which tensors of a LoRA meet which rows of the base, at which strength,
 - `adapters`: of a kind its name and title, the records of its settings, which tensors its change takes, and how long
   its sums are; names of slots, and how a shape is flattened,
-- `tensors`: headers, what a dtype is and which formats there are; GGUF's blocks are decoded by one library for both,
+- `codecs`: the record of how a weight is stored: which tensors hold it, in which roles, with which settings; GGUF's
+  blocks are unpacked by one library for both,
+- `tensors`: headers, what a dtype is, and the system calls that read a file,
 - `errors` and `machine`: the words for what goes wrong.
 
 It shares no arithmetic: scales, deltas, DoRA, methods, draws, codecs and rounding are written here a second time,
