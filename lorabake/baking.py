@@ -92,7 +92,7 @@ def bake_together(recipes: Sequence[Recipe | Plan], options: RunOptions | None =
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """Say how to bake. Of all this only the device changes bytes: each class of devices has last bits of its own.
+    """Say how to bake. Only the device influences bytes: the last bits differ between device classes.
 
     `device` is torch's name for one, or "auto": the accelerator that torch has, or else the CPU. Without it counts
     LORABAKE_DEVICE in the environment, and without that "auto". `progress` receives counts of finished bytes, `warn`

@@ -1,7 +1,7 @@
-"""Say where a LoRA's change is none, gets lost, or is absurd: one vocabulary for `plan`, `bake` and `verify`.
+"""Warn of a LoRA's change that is zero, lost or absurdly large, with the same words in `plan`, `bake` and `verify`.
 
-Each of them looks at changes in its own way, a few rows of each weight or all of them, and sums up what it saw in a
-`Tally` for each LoRA (`tally.py`). Here is what a tally is worth a warning for, and the words of it.
+Each command looks at changes in its own way, at a few rows of each weight or at all of them, and sums up what it saw
+in a `Tally` for each LoRA (`tally.py`). Here tallies become warnings.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ FADES, VANISHES = 0.9, 0.5
 bake into bfloat16 or 8 bits stops unless the recipe allows the loss."""
 
 LARGE = 1.0
-"""Size of a LoRA's change, as a multiple of the weights that it meets, above which one is warned."""
+"""Size of a LoRA's change, relative to the weights that it changes, above which there is a warning."""
 
 STRONG = 10.0
-"""Strength from which on one is warned; usual ones are between -2 and 2."""
+"""Strength from which on there is a warning; usual strengths are between -2 and 2."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caution:
-    """Warn of one thing about one LoRA: `check` names it, `measured` and `limit` are figures as text, or empty."""
+    """Hold one warning about one LoRA. `check` names it; `measured` and `limit` are figures as text, or empty."""
 
     check: str
     lora: str
@@ -42,7 +42,7 @@ class Caution:
 
 
 def cautions_of(plan: Plan, tallies: Mapping[int, Tally], *, whole: bool = True) -> Iterator[Caution]:
-    """Warn of what tallies by LoRA tell; without `whole` some modules alone were looked at."""
+    """Return the warnings that tallies by LoRA give rise to; without `whole`, only some modules were looked at."""
     for number, tally in sorted(tallies.items()):
         lora, count = plan.sources.loras[number].name, len(tally.moves)
 
@@ -76,15 +76,15 @@ def cautions_of(plan: Plan, tallies: Mapping[int, Tally], *, whole: bool = True)
 
 
 def fading(lora: str, share: float) -> Caution:
-    """Warn that an output's dtype keeps too little of a LoRA's change."""
+    """Return the warning that an output's dtype keeps too little of a LoRA's change."""
     note = f"{percent(share)} of its change survives the output's dtype"
     return Caution("resolution", lora, f"{max(share, 0.0):.1%}", f"{FADES:.0%}", note)
 
 
 def check_survival(plan: Plan, shares: Mapping[int, float]) -> list[str]:
-    """Word warnings about LoRAs that fade; raise ValueTooLargeError where most of one would be lost unasked.
+    """Return warnings about LoRAs that fade; raise ValueTooLargeError if most of one would be lost unasked.
 
-    `shares` say what survives of each LoRA, by its number.
+    `shares` are the surviving shares by the LoRA's number.
     """
     names = [lora.name for lora in plan.sources.loras]
     lost = [lora for lora, share in shares.items() if share < VANISHES]
@@ -97,7 +97,7 @@ def check_survival(plan: Plan, shares: Mapping[int, float]) -> list[str]:
 
 
 def no_scale(lora: str, key: str, alpha: float) -> MatchError:
-    """Word the error for an alpha that is zero, or no number, where no program says what it is."""
+    """Return the error for an alpha that is zero or not a number, which no program defines."""
     return MatchError(
         f"LoRA {lora!r}: {key} is {alpha}, which is no scale",
         'Leave the module out with a block pattern that names it and the factor 0: blocks: {"…": 0}',
@@ -110,9 +110,9 @@ def percent(share: float) -> str:
 
 
 def cautions_of_recipe(plan: Plan, digests: Mapping[str, str] | None = None) -> Iterator[Caution]:
-    """Warn of what headers and recipe tell alone: strengths, scales, ranks, and files that are listed twice.
+    """Return the warnings that need only headers and the recipe: strengths, scales, ranks, files listed twice.
 
-    `digests`, SHA-256 by the path of a file, tell copies of one file, too.
+    `digests`, SHA-256 by path, also reveal copies of a file.
     """
     for number, (source, ledger) in enumerate(zip(plan.sources.loras, plan.ledgers, strict=True)):
         lora = source.name
@@ -136,9 +136,9 @@ def _modules(count: int) -> str:
 
 
 def _listed_twice(plan: Plan, digests: Mapping[str, str]) -> Iterator[Caution]:
-    """Warn of LoRAs that are one file, and change the same modules.
+    """Return warnings about LoRAs that are the same file and change the same modules.
 
-    `digests` are SHA-256 by the path of a file, as far as they are known.
+    `digests` are SHA-256 by path, as far as they are known.
     """
     modules: defaultdict[int, set[str]] = defaultdict(set)
     for patch in plan.patches:

@@ -1,4 +1,4 @@
-"""What makes a bake impossible, each refusal with its words: the output's place and form, and patches that clash."""
+"""Refuse impossible bakes, each for one reason: the output's place and form, and patches that clash."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def is_folder(sources: Sources) -> bool:
 
 
 def check_form(sources: Sources, path: Path) -> None:
-    """Raise TargetError if the output's name is that of a folder where it is to be a file, or the other way round."""
+    """Raise TargetError if the output's name is a folder's but the output is a file, or the other way round."""
     if is_folder(sources) and path.suffix in (".safetensors", ".ckpt"):
         why = "shard_size is set" if not sources.base.is_folder else "the base is a folder"
         raise TargetError(f"{path}: {why}, so the output must be a folder, not a file")
@@ -64,7 +64,7 @@ def check_is_no_input(sources: Sources, written: Path) -> None:
 
 
 def check_patches(sources: Sources, patches: Iterable[Patch]) -> None:
-    """Raise MatchError for two patches that replace one tensor, and for what cannot be read or changed as stored."""
+    """Raise MatchError for two patches that replace one tensor, and for tensors in a form that cannot be changed."""
     patches = tuple(patches)
     replaced: dict[str, Patch] = {}
     for patch in patches:
@@ -89,7 +89,7 @@ def check_patches(sources: Sources, patches: Iterable[Patch]) -> None:
 
 
 def check_rows(sources: Sources, touched: Touched) -> None:
-    """Refuse what would have to count one tensor's rows in two ways, or to part values of one row."""
+    """Refuse patches that need two different counts of one tensor's rows, or a part of a row's values."""
     method = sources.recipe.method.name
     for key, patches in touched.items():
         first = patches[0]
@@ -108,7 +108,7 @@ def check_rows(sources: Sources, touched: Touched) -> None:
 
 
 def stored_fault(sources: Sources, key: str) -> str | None:
-    """Say why a weight cannot be changed in the way in which it is stored, to follow its name."""
+    """Say why a weight cannot be changed in its stored form; the result follows the weight's name."""
     info, packing = sources.key_map.tensors[key], sources.packing
     if key in packing.strange:
         return packing.strange[key].why
@@ -124,7 +124,7 @@ def stored_fault(sources: Sources, key: str) -> str | None:
 
 
 def is_readable(stored: Stored, *, integers: bool = False) -> bool:
-    """Tell whether a bake and its verification read a tensor as numbers: floats, or also `integers`."""
+    """Tell whether a bake and its verification can read a tensor as numbers: floats, or also `integers`."""
     if stored.tensor is None:
         return True
     dtype = DTYPES[stored.tensor.dtype]

@@ -1,4 +1,4 @@
-"""What a bake costs: the memory that its steps take at a time."""
+"""Estimate the memory that the steps of a bake take at a time."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from lorabake.adapters.shapes import matrix
 from lorabake.planning.steps import Step
 
 TILE_VALUES = 1 << 18
-"""Values of a tensor that the CPU computes at a time; as float32 a tile of 1 MiB stays in a core's cache."""
+"""Values of a tensor that the CPU computes at a time; a float32 tile of 1 MiB stays in a core's cache."""
 
 DEVICE_TILE_VALUES = 1 << 24
 """Values that an accelerator computes at a time: 64 MiB of float32.
 
-How products are cut decides the order of their sums, and so the last bits. It is fixed here, by device class; the
-memory that happens to be free never changes it.
+The tile size decides the order of sums, and so the last bits. It is fixed here for each device class, and never
+depends on free memory.
 """
 
 RUNTIME_BYTES = 190 << 20
@@ -28,7 +28,7 @@ def peak_memory(steps: Iterable[Step], workers: int, *, in_float64: bool) -> int
 
 
 def working_values(step: Step) -> int:
-    """Count the values that one worker holds while it computes a step: factors, what draws take, and weights."""
+    """Count the values that one worker holds while it computes a step: factors, random draws and weights."""
     factors = sum(patch.kind.working_values(patch.shapes, patch.settings) for patch in step.patches)
     largest = max(step.matrix(target)[1] for target in step.targets)
     if any(target.is_drawn for target in step.targets):

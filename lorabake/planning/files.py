@@ -1,4 +1,4 @@
-"""The files of the output: which tensors lie in which one, at which offset, and the texts beside them."""
+"""Lay out the files of the output: which tensors are in which file, at which offset, and the texts beside them."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class OutputFile:
         hashes: Mapping[str, str] | None = None,
         device: str | None = "",
     ) -> bytes:
-        """Encode the header, digests and hashes still zeros, or filled in; the length is the same.
+        """Encode the header, with digests and hashes as zeros or filled in; the length is the same.
 
-        `device` names the device classes that computed, once that is known; None leaves them out, as bakes once did.
+        `device` names the device classes that computed, once known; None leaves them out, as older bakes did.
         """
         text = dict(self.metadata) | dict(hashes or {})
         room = 0
@@ -51,7 +51,7 @@ class OutputFile:
             text[provenance.DEVICE] = device
             room = provenance.DEVICE_ROOM - len(device)
         for placeholder, digest in (digests or {}).items():
-            place, filled = f'"sha256":"{placeholder}"', f'"sha256":"{digest}"'  # a file's name may look like zeros
+            place, filled = f'"sha256":"{placeholder}"', f'"sha256":"{digest}"'  # a file's name may be all zeros, too
             text["lorabake.inputs"] = text["lorabake.inputs"].replace(place, filled)
         entries = ((target.source.name, target.dtype, target.shape) for target in self.targets)
         return encode_header(entries, text, phase=self.phase, align=self.align, order=self.order, room=room)
@@ -64,7 +64,7 @@ class OutputFile:
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """Describe one planned file of textual inversion, beside the output: a LoRA's learned embedding of one token."""
+    """Describe one planned file of textual inversion beside the output: a LoRA's learned embedding of one token."""
 
     path: Path
     lora: int
@@ -84,7 +84,7 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """Collect the tensors of one file to be, below the part of the base that it comes from."""
+    """Collect the tensors of a future file; it comes from one part of the base."""
 
     name: str
     part: Part
@@ -92,13 +92,13 @@ class Draft:
 
 
 def drafts_of(sources: Sources, storage: Storage, vae: Mapping[str, Stored]) -> Iterator[Draft]:
-    """Lay the tensors of the base out in files, each in the order of its data; `vae` says whose bytes serve."""
+    """Distribute the base's tensors over files, each in the order of its data; `vae` has the replaced VAE tensors."""
     limit, number = sources.recipe.output.shard_size, 0
     for part in sources.base.parts:
         shards = []
         for index, header in enumerate(part.files):
             stored = list(storage.stored(header.in_order()))
-            if stored or not header.tensors:  # parts of weights that lie elsewhere leave no file behind
+            if stored or not header.tensors:  # a file that held only parts of other files' weights is dropped
                 shards.append((_file_name(part, index), stored))
         if limit is not None:
             shards = list(_reshard(sources, part, [info for _, infos in shards for info in infos], limit))
@@ -152,7 +152,7 @@ def _stem(part: Part) -> str:
 def embeddings_of(sources: Sources, path: Path, ledgers: Iterable[Ledger]) -> Iterator[Embedding]:
     """Plan a file beside the output for each learned embedding.
 
-    Files of tokens that come to one name are numbered, in the order of the LoRAs.
+    If the files of two tokens would have the same name, they are numbered in the order of the LoRAs.
     """
     stem = path.name if is_folder(sources) else path.stem
     taken: set[str] = set()
@@ -168,13 +168,13 @@ def embeddings_of(sources: Sources, path: Path, ledgers: Iterable[Ledger]) -> It
 
 
 def is_indexed(sources: Sources, part: Part, files: int) -> bool:
-    """Tell whether a part that gets so many files gets an index."""
+    """Tell whether a part with so many files gets an index."""
     has_index = part.index is not None and sources.recipe.output.shard_size is None
     return is_folder(sources) and (files > 1 or has_index)
 
 
 def indexes_of(sources: Sources, storage: Storage, drafts: Sequence[Draft]) -> dict[str, str]:
-    """Write the index of every part that has several files, or had an index."""
+    """Write the index of every part that has several files or had an index."""
     texts = {}
     for part in sources.base.parts:
         own = [draft for draft in drafts if draft.part is part]
@@ -190,13 +190,13 @@ def indexes_of(sources: Sources, storage: Storage, drafts: Sequence[Draft]) -> d
 
 
 def _index_name(stem: str) -> str:
-    """Name the index of shards; a variant such as fp16 stands where diffusers and transformers look for it."""
+    """Name the index of shards, with a variant such as fp16 where diffusers and transformers look for it."""
     named = re.fullmatch(r"((?:diffusion_)?(?:pytorch_)?model)\.(\w+)", stem)
     return f"{named[1]}.safetensors.index.{named[2]}.json" if named else f"{stem}.safetensors.index.json"
 
 
 def configs_of(sources: Sources, storage: Storage, drafts: Sequence[Draft]) -> dict[str, str | None]:
-    """Rewrite what the files beside the weights say of dtypes, widths and stored weights; None for what goes."""
+    """Update dtypes, widths and storage in the files beside the weights; None for a file that is dropped."""
     base = sources.base
     words = {dtype.name: str(dtype.torch) for dtype in DTYPES.values() if dtype.is_output}
     texts: dict[str, str | None] = {}
@@ -219,7 +219,7 @@ def configs_of(sources: Sources, storage: Storage, drafts: Sequence[Draft]) -> d
 
 
 def _widths(grown: Iterable[Stored], part: Part, config: Mapping[str, object]) -> dict[str, object]:
-    """Say in diffusers' words that the first layer of a network reads more channels than it did."""
+    """Return the configuration fields that say that a network's first layer now reads more channels."""
     for info in grown:
         before, after = info.first.shape[1:2], info.shape[1:2]
         if info.key.startswith(f"{part.folder}/") and [config.get("in_channels")] == [*before]:

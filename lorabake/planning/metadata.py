@@ -1,4 +1,4 @@
-"""What the headers of the output say: the base's own words as far as they stay true, the recipe, and the inputs."""
+"""Compose the metadata of the output: the base's own, as far as they stay true, the recipe, and the inputs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.header import Header
 
 BLOCK = 4096
-"""Bytes: untouched ranges keep the base's place relative to such blocks, so that they can be reflinked."""
+"""Bytes of a file system's block. Untouched ranges keep their place relative to blocks and so can be reflinked."""
 
 
 def described(
     sources: Sources, storage: Storage, drafts: Sequence[Draft], name: str
 ) -> tuple[tuple[OutputFile, ...], dict[str, Path]]:
-    """Compose each file's metadata; return the files, and what file each placeholder for a digest stands for.
+    """Compose each file's metadata; return the files, and the file that each placeholder for a digest stands for.
 
-    `name` is that of an output that is one file.
+    `name` is the output's name if it is a single file.
     """
     recipe = sources.recipe
     inputs, pending = _inputs(sources)
@@ -51,7 +51,7 @@ def described(
 
 
 def _inputs(sources: Sources) -> tuple[dict[str, object], dict[str, Path]]:
-    """Identify all inputs, with a distinct placeholder for every digest still to be taken."""
+    """Identify all inputs, with a distinct placeholder for every digest that is not known yet."""
     recipe = sources.recipe
     pending: dict[str, Path] = {}
 
@@ -78,7 +78,7 @@ def _inputs(sources: Sources) -> tuple[dict[str, object], dict[str, Path]]:
 
 
 def _headers(sources: Sources) -> dict[Path, Header]:
-    """Map each file of the base to its header; what a pickle holds rearranged lies in another file."""
+    """Map each file of the base to its header, also the temporary files of pickles."""
     headers = {header.path: header for part in sources.base.parts for header in part.files}
     for header in [*headers.values()]:
         headers |= dict.fromkeys((info.file for info in header.tensors.values()), header)
@@ -86,14 +86,14 @@ def _headers(sources: Sources) -> dict[Path, Header]:
 
 
 def _first_header(sources: Sources, headers: Mapping[Path, Header], draft: Draft) -> Header | None:
-    """Return the header of the base's file that holds the first tensor of a file to be."""
+    """Return the header of the base's file that holds the first tensor of a future file."""
     key = draft.targets[0].key if draft.targets else ""
     info = sources.base.tensors.get(key) or sources.packing.packed.get(key)
     return headers[info.file] if info else None
 
 
 def _order(first: Header | None, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the order of a header's entries: the base's own where the file has just its tensors."""
+    """Return the order of a header's entries: the base's own if the file has exactly the base's tensors."""
     if first is None or len(first.tensors) != len(names):
         return names
     own = tuple(info.name for info in first.tensors.values())
@@ -101,9 +101,9 @@ def _order(first: Header | None, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _said(sources: Sources, storage: Storage, draft: Draft, first: Header, *, has_index: bool) -> dict[str, str]:
-    """Return the base's own metadata for a file, with what it says of stored weights as far as it stays true.
+    """Return the base's own metadata for a file, without statements on stored weights that are no longer true.
 
-    What an index says goes into the file if no index is written.
+    Statements in an index go into the file if no index is written.
     """
     part, change = draft.part, storage.changes[draft.part.folder]
     own = _said_in_headers(draft, {target.source.file for target in draft.targets} | {first.path})
@@ -116,6 +116,6 @@ def _said(sources: Sources, storage: Storage, draft: Draft, first: Header, *, ha
 
 
 def _said_in_headers(draft: Draft, files: Collection[Path]) -> list[Mapping[str, str]]:
-    """List what the headers of some files of a draft's part say, in their order there."""
+    """List the statements in the headers of a draft's files, in their order there."""
     numbers = {header.path: number for number, header in enumerate(draft.part.files)}
     return [draft.part.files[number].metadata for number in sorted(numbers[path] for path in files & numbers.keys())]

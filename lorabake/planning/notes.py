@@ -1,4 +1,4 @@
-"""What a plan tells its reader beyond ledgers and figures: decoded, grown, left out, left as it is."""
+"""Yield a plan's notes beside ledgers and figures: weights that are decoded, widened, left out or left alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lorabake.sources.translation import left_out_of
 
 
 def notes_of(sources: Sources, storage: Storage, touched: Touched, steps: Iterable[Step]) -> Iterator[str]:
-    """Yield what is worth telling of a plan."""
+    """Yield the notes of a plan."""
     if sources.key_map.architecture.name == GENERIC and sources.loras:
         yield "no table knows the base's family: modules are matched by the base's own names and their shapes"
     ways = Counter(info.title for info in {info.key: info for info in storage.decoded.values()}.values())
@@ -38,7 +38,7 @@ def notes_of(sources: Sources, storage: Storage, touched: Touched, steps: Iterab
 
 
 def _left(sources: Sources) -> Iterator[str]:
-    """Yield what output.dtype leaves as it is, since it cannot be decoded."""
+    """Yield notes on weights that output.dtype leaves as they are, because they cannot be decoded."""
     wanted = sources.recipe.output.dtype
     components = wanted if isinstance(wanted, dict) else {}
     left = {

@@ -1,7 +1,7 @@
-"""What a baked file says of itself: metadata of the base, the recipe, and digests of all that went in.
+"""Compose what a baked file says of itself: the base's metadata, the recipe, and digests of all inputs.
 
-Digests and hashes are known only at the end of a bake. Their places are held by zeros, so that the header's
-length is settled before the first byte is written.
+Digests and hashes are known only at the end of a bake. Zeros hold their places, so that the header's length is fixed
+before the first byte is written.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ PLACEHOLDER = "0" * 64
 DATA_HASHES = ("modelspec.hash_sha256", "sshs_model_hash")
 LEGACY_HASH = "sshs_legacy_hash"  # AUTOMATIC1111's: SHA-256 of 64 KiB at 1 MiB, the first eight digits
 DEVICE = "lorabake.device"
-"""Names the device classes that computed the file, "cpu" or "cuda": within one, bytes are the same."""
+"""Metadata key for the device classes that computed the file, "cpu" or "cuda"; in one class, bytes are the same."""
 
 DEVICE_ROOM = 40
-"""Bytes kept in a header for these names, which are known at the end of a bake."""
+"""Bytes reserved in a header for these names, which are known only at the end of a bake."""
 
 MOST_LISTED = 1 << 26
-"""Letters that all files of an output together may say of its inputs; 500 shards of 500 need half of it."""
+"""Most letters that all files of an output together may spend on their inputs; 500 shards of 500 need half of it."""
 
 LEGACY_START, LEGACY_BYTES = 0x100000, 0x10000
 
@@ -32,7 +32,7 @@ LEGACY_START, LEGACY_BYTES = 0x100000, 0x10000
 def describe(
     checkpoint: Checkpoint, path: str, digests: Mapping[Path, str], sides: Iterable[SideFile]
 ) -> dict[str, object]:
-    """Identify one input by name, size and digest: the whole file's where known, else its header's.
+    """Identify an input by name, size and digest: of the whole file if known, or else of its header.
 
     `sides` are the files beside it that say how it is applied.
     """
@@ -47,9 +47,10 @@ def describe(
 
 
 def listed(inputs: Mapping[str, object], files: Sequence[str]) -> list[str]:
-    """Write for each output file what it says of the inputs: all of them.
+    """Return for each output file the list of inputs that it carries.
 
-    Where that would be too much for so many files, the first one alone has the list, and the others name it.
+    If the list is too long to be repeated in so many files, only the first file has it, and the others name that
+    file.
     """
     whole = _json(inputs)
     is_long = len(whole) * len(files) > MOST_LISTED
@@ -61,10 +62,10 @@ def _json(value: object) -> str:
 
 
 def metadata(base: Mapping[str, str], recipe: str, inputs: str, *, hashed: bool) -> dict[str, str]:
-    """Compose a baked file's metadata: the base's own less its hashes, then lorabake's; `inputs` as `listed` has it.
+    """Compose a baked file's metadata: the base's without its hashes, then lorabake's; `inputs` come from `listed`.
 
-    Sites that share models identify a file by the hash inside it, so the base's must not stay. With `hashed`
-    zeros hold the place of the SHA-256 of the tensor data.
+    Model sites identify a file by the hash inside it, so the base's hash must go. With `hashed`, zeros hold the place
+    of the SHA-256 of the tensor data.
     """
     own = {key: value for key, value in base.items() if key not in DATA_HASHES and not key.startswith("sshs_")}
     own.setdefault("format", "pt")
@@ -80,5 +81,5 @@ def metadata(base: Mapping[str, str], recipe: str, inputs: str, *, hashed: bool)
 
 
 def fill(data_sha256: str) -> dict[str, str]:
-    """Write the SHA-256 of the tensor data as the two metadata conventions have it."""
+    """Return the SHA-256 of the tensor data under the keys of both metadata conventions."""
     return {"modelspec.hash_sha256": "0x" + data_sha256, "sshs_model_hash": data_sha256}

@@ -1,4 +1,4 @@
-"""Sum up what was seen of a LoRA's changes: numbers alone, for whoever looks at them."""
+"""Sum up what was observed of a LoRA's changes, as numbers only."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from math import isfinite, sqrt
 
 @dataclass(slots=True)
 class Tally:
-    """Sum up what was seen of one LoRA's changes δ.
+    """Sum up what was observed of one LoRA's changes δ.
 
-    `moves` tells of each module whether it changes anything, `negative` and `erasing` are modules whose scale is
-    negative, and whose DoRA magnitudes have zeros. In the rows that were looked at: ‖δ‖² (`energy`) beside ‖W‖²
-    (`base`), and the inner products with δ of what was `due` and what `arrived`.
+    `moves` maps each module to whether it changes anything. `negative` are modules with a negative scale; `erasing`
+    are modules with zeros among their DoRA magnitudes. Over the rows that were looked at, `energy` is ‖δ‖², `base` is
+    ‖W‖², and `due` and `arrived` are the inner products with δ of the change that was due and the change that
+    arrived.
     """
 
     moves: dict[str, bool] = field(default_factory=dict)
@@ -24,11 +25,11 @@ class Tally:
     arrived: float = 0.0
 
     def count(self, module: str, *, moves: bool) -> None:
-        """Note of a part of a module whether it changes anything."""
+        """Record whether a part of a module changes anything."""
         self.moves[module] = self.moves.get(module, False) or moves
 
     def add(self, other: Tally) -> None:
-        """Add what was seen elsewhere."""
+        """Add another tally of the same LoRA."""
         for module, moves in other.moves.items():
             self.count(module, moves=moves)
         self.negative |= other.negative
@@ -40,15 +41,15 @@ class Tally:
 
     @property
     def idle(self) -> list[str]:
-        """List the modules that change nothing, in the order of their names."""
+        """List the modules that change nothing, sorted by name."""
         return sorted(module for module, moves in self.moves.items() if not moves)
 
     @property
     def survival(self) -> float | None:
-        """Return the share of what was due that arrived; None where nothing was."""
+        """Return the share of the due change that arrived; None if none was due."""
         return self.arrived / self.due if self.due > 0 and isfinite(self.arrived) else None
 
     @property
     def size(self) -> float:
-        """Return ‖δ‖/‖W‖, 0 where no weight was met."""
+        """Return ‖δ‖/‖W‖; 0 if no weight was seen."""
         return sqrt(self.energy / self.base) if self.base > 0 and isfinite(self.energy) else 0.0

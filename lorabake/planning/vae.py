@@ -1,4 +1,4 @@
-"""Another VAE in the place of the base's: tensor for tensor, in the base's dtypes."""
+"""Replace the base's VAE by another one: tensor for tensor, in the base's dtypes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lorabake.tensors.dtypes import is_output
 
 
 def replaced_by_vae(sources: Sources, storage: Storage) -> tuple[dict[str, Stored], list[str]]:
-    """Map each VAE tensor of the base to the one that takes its place, and note what of the VAE has no place.
+    """Map each VAE tensor of the base to its replacement, and note which tensors of the VAE have no place.
 
     Raise FileError for a VAE that does not fit, or lacks tensors.
     """

@@ -31,7 +31,7 @@ __all__ = [
 
 MAX_BYTES = 1 << 20
 MAX_FAULTS = 20
-"""Faults of a recipe that are told at once."""
+"""Most faults of a recipe that one error lists."""
 
 
 def load_recipe(path: str | Path) -> Recipe:

@@ -1,4 +1,4 @@
-"""What is wrong with the values of a recipe, in the words of those who write recipes."""
+"""Word the faults in a recipe's values for the people who write recipes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PATTERN_WORDS = {
     FILE: "a file path",
     SHA256: "64 hexadecimal digits",
 }
-"""What each pattern asks for, in the words of an error message."""
+"""Pattern -> what it requires, as error messages say it."""
 
 _WORDS = {
     "string_type": "text",
@@ -33,11 +33,11 @@ _WORDS = {
     "dict_type": "a mapping",
     "model_type": "a mapping",
 }
-"""What each of pydantic's checks asks for, in the words of an error message."""
+"""pydantic's check -> what it requires, as error messages say it."""
 
 
 def explained(error: ErrorDetails, values: Values) -> Fault:
-    """Put what pydantic found wrong at its place and into a user's words."""
+    """Turn pydantic's error into a fault with its place in the recipe, in the user's words."""
     context, given, hint = error.get("ctx", {}), error["input"], ""
     place = _written(context.get("at", error["loc"]), values)
     mark = values.marks[place]
@@ -64,7 +64,7 @@ def explained(error: ErrorDetails, values: Values) -> Fault:
 
 
 def _written(location: Place, values: Values) -> Place:
-    """Drop from a location what the user didn't write: the branch of a union, the `path` of a string."""
+    """Remove from a location what the user didn't write: the branch of a union, the `path` of a plain string."""
     place: Place = ()
     for part in location:
         if (*place, part) in values.marks:
@@ -73,7 +73,7 @@ def _written(location: Place, values: Values) -> Place:
 
 
 def _name(place: Place) -> str:
-    """Name a value by its key, or by the list it stands in."""
+    """Name a value by its key, or by the list around it."""
     match place:
         case ():
             return "the recipe"

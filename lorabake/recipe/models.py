@@ -34,7 +34,7 @@ def _exactly_int(value: object) -> int:
 
 
 def _name_to_mapping(value: object) -> object:
-    """Let a name alone stand for a mapping."""
+    """Turn a plain name into a mapping with that name."""
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -59,7 +59,7 @@ class Source(_Part):
 
     @property
     def portable_path(self) -> str:
-        """Return the path as outputs may carry it: relative, or only the file's name."""
+        """Return the path in the form that outputs may contain: relative, or only the file's name."""
         path = PurePath(self.path)
         return path.name if path.is_absolute() else path.as_posix()
 
@@ -164,7 +164,7 @@ class Rounding(_Part):
 
     @property
     def is_drawn(self) -> bool:
-        """Tell whether chance decides, by the seed."""
+        """Tell whether rounding is random, by the seed."""
         return self.name == "stochastic"
 
 
@@ -255,7 +255,7 @@ class Recipe(_Part):
 
     @property
     def is_sequential(self) -> bool:
-        """Tell whether each LoRA sees the weight as the LoRAs before it left it."""
+        """Tell whether each LoRA is applied to the result of the LoRAs before it."""
         return self.compose == "sequential"
 
     @property
@@ -269,24 +269,24 @@ class Recipe(_Part):
         return self._file
 
     def locate(self, path: str) -> Path:
-        """Join a path to the recipe's folder; an absolute one stays, and `~` and variables mean nothing."""
+        """Join a path to the recipe's folder. An absolute path stays; `~` and variables have no meaning."""
         return self._folder / path
 
     def placed(self, folder: Path) -> Recipe:
-        """Return this recipe with relative paths starting from another folder."""
+        """Return this recipe with another folder as the start of relative paths."""
         moved = self.model_copy()
         moved._folder = folder.absolute()
         return moved
 
     def kept_in(self, file: Path) -> Recipe:
-        """Return this recipe as the one that a file holds; `file` is absolute."""
+        """Return this recipe with `file` (absolute) as the file that it came from."""
         kept = self.model_copy()
         kept._file = file
         return kept
 
     @property
     def in_float64(self) -> bool:
-        """Tell whether deltas are computed in float64: as asked for, or where a method decides by their values."""
+        """Tell whether deltas are computed in float64: if the recipe says so, or a method selects by values."""
         return self.compute_dtype == "float64" or self.method.name != "sum"
 
     def normal_form(self) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""What single values of a recipe may be: patterns of text, sizes, and what may be one value or several."""
+"""Types of a recipe's values: patterns of text, sizes, and values that may be single or several."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SIZE = r"^[0-9]{1,15}([KMGT]i?B)$"
 
 
 def expected(words: str) -> PydanticCustomError:
-    """Say what ought to stand there; `faults.explained` adds the name and what was found."""
+    """Raise an error that says what is expected; `faults.explained` adds the name and the value found."""
     return PydanticCustomError("expected", words)
 
 
 def _branch(one: tuple[type, ...], many: type) -> Callable[[object], str | None]:
-    """Tell a single value from a collection by exact type, so that a boolean is no number."""
+    """Tell a single value from a collection by its exact type, so that a boolean does not count as a number."""
     return lambda value: "one" if type(value) in one else "many" if type(value) is many else None
 
 

@@ -1,7 +1,7 @@
-"""The values of a recipe's YAML, and where in the text each of them stands.
+"""Read the values of a recipe's YAML with their positions in the text.
 
-The text is walked node by node, so that every fault can be told with its line and column. Tags, bottomless nesting
-and endless aliases are refused, and scalars are read by the core schema of YAML 1.2.
+The text is read node by node, so that every fault can be reported with its line and column. Tags, unlimited nesting
+and excessive aliases are refused. Scalars follow the core schema of YAML 1.2.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_DEPTH = 64
 MAX_VALUES = 10_000
 
 Place: TypeAlias = tuple[str | int, ...]
-"""Keys and indices that lead from the recipe's top to a value."""
+"""Keys and indices from the recipe's top to a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def _compose(text: str, name: str) -> yaml.Node:
 
 
 class _Composer(yaml.SafeLoader):
-    """Compose nodes without tags and without bottomless nesting."""
+    """Compose nodes; refuse tags and unlimited nesting."""
 
     depth = 0
 
@@ -82,7 +82,7 @@ class _Composer(yaml.SafeLoader):
 
 
 class _Tree:
-    """Turn nodes into plain data and remember where every key and value stands."""
+    """Turn nodes into plain data, and remember the position of every key and value."""
 
     def __init__(self) -> None:
         self.faults: list[Fault] = []
@@ -92,7 +92,7 @@ class _Tree:
         self._count = 0
 
     def build(self, node: yaml.Node, place: Place = ()) -> object:
-        """Read a node and all below it; sequences become tuples."""
+        """Read a node with all nodes below it; sequences become tuples."""
         mark = self.marks[place] = node.start_mark
         if node in self._open:
             raise error_at(mark, "an alias stands inside what it stands for")

@@ -1,4 +1,4 @@
-"""How faults of a recipe name places and values."""
+"""Name places and values in the faults of a recipe."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from lorabake.errors import RecipeError
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Say what is wrong at one place of a recipe."""
+    """Hold what is wrong at one place of a recipe."""
 
     mark: yaml.Mark
     message: str
 
     @property
     def line(self) -> str:
-        """Return the line that tells it: recipe.yaml:3:7: unknown key 'strenght'."""
+        """Return the fault as a line: recipe.yaml:3:7: unknown key 'strenght'."""
         return f"{self.mark.name}:{self.mark.line + 1}:{self.mark.column + 1}: {self.message}"
 
 
 def error_at(mark: yaml.Mark, message: str) -> RecipeError:
-    """Return the error of a fault that makes the rest unreadable."""
+    """Return the error for a fault after which nothing more can be read."""
     return RecipeError(Fault(mark, message).line)
 
 
 def mark_after(name: str, before: str) -> yaml.Mark:
-    """Make the mark of the character that follows this text."""
+    """Return the position right after this text."""
     return yaml.Mark(name, len(before), before.count("\n"), len(before) - before.rfind("\n") - 1, None, 0)
 
 
 def found(value: object) -> str:
-    """Say what stands there in place of what ought to."""
+    """Say what was found instead of the expected value."""
     match value:
         case None:
             return "nothing"

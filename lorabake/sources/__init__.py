@@ -1,7 +1,7 @@
 """Step 2 of the flow: a `Recipe` in; `Sources` out: every input found, its header read, its family known.
 
-What planning needs beyond headers is read here, too, as evidence: nothing after this step asks the disk about inputs
-before their tensors are baked.
+Whatever planning needs besides headers is read here, too, as evidence. After this step, nothing reads inputs until
+their tensors are baked.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from lorabake.tensors.small import noting
 class Sources:
     """Hold every input of a recipe, opened and identified.
 
-    `packing` says what of the base is no plain floats, `tie` which embedding it uses more than once; `evidence` is
-    what was read of files besides those with weights.
+    `packing` says which weights of the base are not plain floats, `tie` which embedding it uses more than once.
+    `evidence` is what was read from files without weights.
     """
 
     recipe: Recipe
@@ -52,15 +52,15 @@ class Sources:
 
     @property
     def inputs(self) -> tuple[tuple[Checkpoint, Source], ...]:
-        """List every input, and what the recipe says of it."""
+        """List every input with its entry in the recipe."""
         return tuple(_inputs(self.recipe, self.base, self.loras, self.vae))
 
 
 def resolve(recipe: Recipe) -> Sources:
-    """Open every input of the recipe, and read what planning needs of it.
+    """Open every input of the recipe, and read all that planning needs.
 
-    Raise FileError for what is missing, damaged or of another format, MatchError for a base of no one family and for
-    a LoRA of another program that nothing says how to read.
+    Raise FileError for inputs that are missing, damaged or of another format. Raise MatchError for a base that fits
+    several families, and for another program's LoRA if nothing says how to read it.
     """
     with noting() as read:
         transcript, vae = open_base(recipe), open_vae(recipe)
@@ -103,7 +103,7 @@ def _inputs(
 
 
 def _paths(recipe: Recipe, inputs: list[Checkpoint]) -> Iterator[tuple[Path, bool]]:
-    """Yield the paths of all inputs and their files, and of the recipe itself, each with whether it is a folder."""
+    """Yield (path, is it a folder) for all inputs, their files, and the recipe itself."""
     for checkpoint in inputs:
         yield checkpoint.path, checkpoint.is_folder
         yield from ((header.path, False) for header in checkpoint.headers)

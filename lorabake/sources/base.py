@@ -1,4 +1,4 @@
-"""The base of a recipe, and the VAE that takes the place of its own: opened, and mapped by their families' tables."""
+"""Open a recipe's base, and the VAE that replaces the base's own, and map both by their families' tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lorabake.tensors.links import source_of
 
 
 def open_base(recipe: Recipe) -> Transcript:
-    """Open the recipe's base, a language model in GGUF under transformers' names."""
+    """Open the recipe's base; a language model in GGUF gets transformers' names."""
     transcript = transcribe(open_checkpoint(recipe.locate(recipe.base.path), recipe.base.variant))
     base = transcript.checkpoint
     check_checkpoint(base.path, base.tensors)
@@ -48,23 +48,23 @@ def open_vae(recipe: Recipe) -> Checkpoint | None:
 
 
 def mapped_vae(vae: Checkpoint) -> KeyMap:
-    """List the modules of a VAE that takes the place of the base's own."""
+    """List the modules of a VAE that replaces the base's own."""
     return KeyMap.expand(VAE_ONLY, vae.tensors)
 
 
 def model_config(base: Checkpoint, beside: Beside) -> Mapping[str, object]:
-    """Return a model's config.json, or what a GGUF file says in its place; empty where there is none."""
+    """Return a model's config.json, or the same facts from a GGUF file; empty if there are none."""
     return config_of(base.facts) if base.facts else beside.get("config.json", {})
 
 
 def mapped(tensors: Mapping[str, Described], config: Mapping[str, object]) -> KeyMap:
-    """List a base's modules by its family's table, and by what its config.json says of its sort of model."""
+    """List a base's modules by its family's table and by the model type in its config.json."""
     models = models_of(config)
     return KeyMap.expand(identify(tensors), tensors, models, expert_layout(models))
 
 
 def mapped_by_names(key_map: KeyMap, names: Iterable[str]) -> KeyMap:
-    """Let the names of LoRAs' modules tell what sort of model a base is, where its config.json does not."""
+    """Use the module names in LoRAs to find a base's model type, if its config.json does not state it."""
     models = guess_models(key_map, names)
     if not models:
         return key_map
@@ -72,7 +72,7 @@ def mapped_by_names(key_map: KeyMap, names: Iterable[str]) -> KeyMap:
 
 
 def mapped_with(key_map: KeyMap, wider: Mapping[str, Described]) -> KeyMap:
-    """List a base's modules as they are once LoRAs have widened some weights."""
+    """List a base's modules with the shapes that they get when LoRAs widen some weights."""
     if not wider:
         return key_map
     tensors = {**key_map.tensors, **wider}

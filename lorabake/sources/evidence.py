@@ -1,7 +1,8 @@
-"""Everything that is read of the inputs besides their headers, before planning: planning reads no disk.
+"""Read everything that planning needs besides headers, before planning: planning itself reads nothing.
 
-What decides something and stands in no header is read here, once: small files beside weights, single numbers such as
-alphas, where a tensor has zeros, and which tensors hold the same. To ask for anything else is a fault of lorabake's.
+This is the one place for facts that influence a plan and are in no header: small files beside weights, single numbers
+such as alphas, where a tensor has zeros, and which tensors are equal. Asking for any other fact is a bug of
+lorabake's.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from lorabake.tensors.small import content_of
 from lorabake.tensors.values import read_scalar
 
 Inode = tuple[int, int]
-"""What names a folder or a file on this machine, by whichever path: the device, and the number there."""
+"""Identifies a file or folder on this machine, whatever its path: device and inode number."""
 
 _CHUNK = 1 << 24
-"""Bytes of a tensor that are digested at a time."""
+"""Bytes of a tensor that are hashed at a time."""
 
 
 class NotReadError(LookupError):
-    """Report a question about an input that nobody read an answer to: a fault of lorabake's."""
+    """Report a question about an input whose answer was never read: a bug of lorabake's."""
 
     def __init__(self, what: object) -> None:
         super().__init__(f"{what}: was not read as evidence before planning, which is a fault of lorabake's")
@@ -47,7 +48,7 @@ class NotReadError(LookupError):
 
 @dataclass(frozen=True, slots=True)
 class SideFile:
-    """Identify a file beside a LoRA that says how it is applied."""
+    """Identify a file beside a LoRA that says how the LoRA is applied."""
 
     name: str
     sha256: str
@@ -55,9 +56,9 @@ class SideFile:
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Say where an input lies: `real` is its path without links, `folders` are those around it, the innermost first.
+    """Say where an input lies: `real` is its path without links, `folders` those around it, innermost first.
 
-    What cannot be reached has no inode.
+    An unreachable path has no inode.
     """
 
     path: Path
@@ -69,7 +70,7 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class FileEvidence:
-    """Hold what the files besides weights say, as they were when they were read.
+    """Hold the content of files without weights at the time when they were read.
 
     `config` is the base's config.json, or what a GGUF file says in its place. `beside` holds the files beside the
     base's weights that may say how these are stored. `sides` are the files beside each input, by its path.
@@ -90,14 +91,14 @@ class FileEvidence:
         return self.beside[place]
 
     def sides_of(self, checkpoint: Checkpoint) -> tuple[SideFile, ...]:
-        """Return the files beside an input that say how it is applied."""
+        """Return the files beside an input that say how the input is applied."""
         if checkpoint.path not in self.sides:
             raise NotReadError(f"what lies beside {checkpoint.path}")
         return self.sides[checkpoint.path]
 
 
 def sides_of(checkpoint: Checkpoint) -> tuple[SideFile, ...]:
-    """Read the files beside a LoRA that say how it is applied."""
+    """Read the files beside a LoRA that say how the LoRA is applied."""
     first = next(checkpoint.headers).path
     paths = said_beside(first, checkpoint.tensors)
     return tuple(SideFile(path.name, hashlib.sha256(content_of(path)).hexdigest()) for path in paths)
@@ -105,7 +106,7 @@ def sides_of(checkpoint: Checkpoint) -> tuple[SideFile, ...]:
 
 def locations_of(inputs: Iterable[tuple[Path, bool]]) -> tuple[Location, ...]:
     """Look up where inputs lie, each with whether it is a folder."""
-    known = cache(inode_of)  # shards lie in one folder
+    known = cache(inode_of)  # shards are in the same folder
     locations = []
     for path, is_folder in inputs:
         real = path.resolve()
@@ -114,7 +115,7 @@ def locations_of(inputs: Iterable[tuple[Path, bool]]) -> tuple[Location, ...]:
 
 
 def inode_of(path: Path) -> Inode | None:
-    """Return what names a path's file or folder; None where it cannot be reached."""
+    """Return the device and inode of a path; None if it cannot be reached."""
     try:
         status = path.stat()
     except OSError:
@@ -127,7 +128,7 @@ def inode_of(path: Path) -> Inode | None:
 
 @dataclass(frozen=True, slots=True)
 class TensorEvidence:
-    """Hold what was read of a LoRA's tensors.
+    """Hold what was read from a LoRA's tensors.
 
     `numbers` are alphas, None where a tensor holds no number. `blocks` tells whether an `up` has values on the
     diagonal of blocks alone, by its key and the rows of the blocks. `contents` are digests of tensors that may hold
@@ -139,12 +140,12 @@ class TensorEvidence:
     contents: Mapping[tuple[str, bool], str] = field(default_factory=dict)
 
     def scale_of(self, module: LoraModule) -> float | None:
-        """Return alpha/rank of a module; None where its tensors do not say it."""
+        """Return alpha/rank of a module; None if its tensors do not tell it."""
         alpha = self._alpha_of(module)
         return None if alpha is None else split_qkv.scale_of(module, alpha)
 
     def is_trained_apart(self, module: LoraModule, sizes: tuple[int, ...], scales: AbstractSet[float]) -> bool:
-        """Tell by a fused module's values whether its parts, of so many rows, were trained apart.
+        """Tell from a fused module's values whether its parts, with so many rows each, were trained separately.
 
         `scales` are those of the file's modules that are not fused.
         """
@@ -176,7 +177,7 @@ class TensorEvidence:
 def read_tensors(
     tensors: LoraTensors, metadata: Mapping[str, str], key_map: KeyMap, tie: Tie | None
 ) -> TensorEvidence:
-    """Read of a LoRA's tensors what its matching may ask for; `metadata` are its file's."""
+    """Read what matching may ask of a LoRA's tensors; `metadata` are the file's."""
     modules = tensors.modules.values()
     fused = split_qkv.fused_rows(key_map) if split_qkv.said_by(metadata) is None else frozenset[tuple[int, ...]]()
     numbers = {
@@ -198,7 +199,7 @@ def _number(info: Stored) -> float | None:
 def _blocks(
     modules: Collection[LoraModule], numbers: Mapping[str, float | None], fused: Iterable[tuple[int, ...]]
 ) -> Iterator[tuple[tuple[str, tuple[int, ...]], bool]]:
-    """Look for blocks wherever alphas leave it open, whichever of the file's modules turn out not to be fused."""
+    """Look for blocks in every module whose alpha leaves it open, even if it turns out not to be fused."""
     alphas = {module.name: numbers.get(module.slots["alpha"].key) for module in modules if "alpha" in module.slots}
     known = [(module, alpha) for module in modules if (alpha := alphas.get(module.name)) is not None]
     scales = {split_qkv.scale_of(module, alpha) for module, alpha in known}
@@ -215,7 +216,7 @@ def _blocks(
 def _contents(
     modules: Iterable[LoraModule], key_map: KeyMap, tie: Tie | None
 ) -> Iterator[tuple[tuple[str, bool], str]]:
-    """Digest what a LoRA has for the uses of one embedding, where two tensors may be alike."""
+    """Hash a LoRA's tensors for the uses of one embedding, if two of them may be equal."""
     if tie is None:
         return
     spelled = Spellings(key_map, tie.named)
@@ -247,6 +248,6 @@ def _digest_turned(stored: Stored) -> str:
 
 
 def _begun(stored: Stored) -> hashlib._Hash:
-    """Begin a digest with what the stored values mean, and in which order they are seen."""
+    """Begin a hash with the meaning of the stored values and the order in which they are seen."""
     order = None if stored.view is None else (stored.view.title, stored.view.rows)
     return hashlib.sha256(repr((stored.codec, order)).encode())

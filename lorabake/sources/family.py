@@ -1,4 +1,4 @@
-"""Which family a base is of, which sort of model, and how it stacks its experts."""
+"""Find a base's family, its model type, and how it stacks its experts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VAE_ONLY = Architecture(name="vae", title="VAE", components=(VAE,))
 
 
 def identify(tensors: Mapping[str, Described]) -> Architecture:
-    """Return the one family that a checkpoint's tensors are of; the generic one if no table knows it."""
+    """Return the one family that a checkpoint's tensors fit; the generic family if no table fits."""
     known = [each for each in architectures() if each.components and each.name != GENERIC]
     fitting = [each for each in known if each.fits(tensors)]
     if len(fitting) > 1:
@@ -29,7 +29,7 @@ def identify(tensors: Mapping[str, Described]) -> Architecture:
 
 
 def models_of(config: Mapping[str, object]) -> tuple[str, ...]:
-    """List the sorts of model that a config.json names: its own first, then those of its parts."""
+    """List the model types in a config.json: the model's own first, then those of its parts."""
     own = config.get("model_type")
     parts = [models_of(part) for part in config.values() if isinstance(part, dict)]
     found = [own] if isinstance(own, str) else []
@@ -37,9 +37,9 @@ def models_of(config: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def guess_models(key_map: KeyMap, names: Iterable[str]) -> tuple[str, ...]:
-    """Tell by the names of LoRAs' modules what sort of model a base is of which config.json does not say so.
+    """Find a base's model type from the module names in LoRAs, if config.json does not state it.
 
-    Empty if it does; names come without PEFT's root.
+    Return () if config.json states it. Names come without PEFT's root.
     """
     component = key_map.architecture.components[0]
     is_told = any(renaming.models and renaming.of(key_map.models) for renaming in component.renamings)
@@ -49,7 +49,7 @@ def guess_models(key_map: KeyMap, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def expert_layout(models: Iterable[str]) -> ExpertLayout | None:
-    """Return how a model of these sorts stacks its experts; None where none of them is known to, or they differ."""
+    """Return how models of these types stack their experts; None if that is unknown or if the types differ."""
     named = {*models}
     found = {layout for known, layout in LAYOUTS if named & {*known}}
     return found.pop() if len(found) == 1 else None

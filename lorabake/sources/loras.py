@@ -1,4 +1,4 @@
-"""The LoRAs of a recipe: each opened, its tensors sorted by module, in the names and the order of the base."""
+"""Open the LoRAs of a recipe, with tensors sorted by module, in the base's names and row order."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from lorabake.tensors.values import read_shape
 
 @dataclass(frozen=True, slots=True)
 class LoraSource:
-    """Hold one LoRA of the recipe: its file, its tensors by module, and what its configuration says.
+    """Hold one LoRA of the recipe: its file, its tensors by module, and its configuration.
 
-    `evidence` is what was read of its tensors.
+    `evidence` is what was read from its tensors.
     """
 
     entry: Lora
@@ -46,7 +46,7 @@ class LoraSource:
         return self.entry.path
 
     def config_of(self, module: str) -> tuple[PeftConfig | None, str]:
-        """Return the configuration that speaks of a module, and the module's path in its words."""
+        """Return the configuration that applies to a module, and the module's path in that configuration."""
         whole = self.config or self.component_configs.get("")
         if whole is not None:
             return whole, module.removeprefix(PEFT_ROOT)
@@ -71,7 +71,7 @@ def open_source(entry: Lora, path: Path) -> LoraSource:
 def translated(
     key_map: KeyMap, loras: Iterable[LoraSource], config: Mapping[str, object]
 ) -> tuple[KeyMap, tuple[LoraSource, ...]]:
-    """Put other libraries' LoRAs into transformers' order, and give the base's modules their names, too."""
+    """Put other libraries' LoRAs into transformers' row order, and add their names to the base's modules."""
     translated: list[LoraSource] = []
     for lora in loras:
         translation = translate(lora.name, lora.checkpoint, lora.tensors, lora.config, key_map, config)
@@ -84,7 +84,7 @@ def translated(
 
 
 def grown(key_map: KeyMap, tensors: Mapping[str, Stored], loras: tuple[LoraSource, ...]) -> dict[str, Stored]:
-    """Find the weights that LoRAs widen: by ComfyUI's `reshape_weight`, or as Flux's control LoRAs do `img_in`."""
+    """Find the weights that LoRAs widen: by ComfyUI's `reshape_weight`, or `img_in` in Flux's control LoRAs."""
     found: dict[str, Stored] = {}
     spelled: Spellings | None = None
     for lora in loras:
