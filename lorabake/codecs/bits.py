@@ -1,4 +1,4 @@
-"""Several values in one number, for formats that pack them so: cut them out, and scale them by group."""
+"""Unpack several values from one number, and scale them by group."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 def unpacked(words: torch.Tensor, bits: int) -> torch.Tensor:
     """Cut 32-bit numbers (rows, n) into values of so many bits (rows, n·32/bits), the lowest bits first.
 
-    What a shift of negative numbers brings in from above, the mask takes away.
+    Shifting negative numbers brings in ones from above; the mask removes them.
     """
     import torch
 
@@ -35,7 +35,7 @@ def by_group(
     scales, inputs = scales.to(dtype), codes.shape[0]
     even = torch.arange(inputs, device=codes.device) // (inputs // len(scales))
     group = groups.long() if groups is not None else even
-    if torch.equal(group, even):  # as mostly: no scale need be gathered for each value
+    if torch.equal(group, even):  # the usual case, in which scales need not be gathered for each value
         apart = codes.reshape(len(scales), -1, codes.shape[1])
         return (apart - zeros[:, None]).to(dtype).mul_(scales[:, None]).flatten(0, 1).T.contiguous()
     return (codes - zeros[group]).to(dtype).mul_(scales[group]).T.contiguous()

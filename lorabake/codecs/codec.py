@@ -1,7 +1,7 @@
 """The contract of a codec: how one format of stored weights is recognised, decoded and, where it can be, encoded.
 
-A tensor is where bytes lie, a view is which rows in which order, a codec is what they mean. A file of this folder
-holds one format. What needs torch imports it where it is used.
+A tensor is where bytes lie, a view is which rows in which order, a codec is what they mean. Each file in this folder
+has one format. Functions that need torch import it themselves.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ FLOWING = frozenset({
     "input_scale", "scale_input", "output_scale", "input_global_scale", "input_zero_point", "output_zero_point",
     "q_scale", "k_scale", "v_scale", "k_zero_point", "v_zero_point", "prob_scale", "qscale_act",
 })  # fmt: skip
-"""Tensors about what goes through a layer: they have no say in its weight, and go when it becomes a plain one."""
+"""Tensors about a layer's inputs and outputs. They do not affect its weight, and are dropped if it becomes plain."""
 
 NOTE = "comfy_quant"
-"""The leaf of a tensor that says in JSON how the weight beside it is stored (ComfyUI)."""
+"""Last word of the key of a tensor that says in JSON how the weight beside it is stored (ComfyUI)."""
 
 LAYOUT = "weight_format"
-"""The leaf of a tensor that says for which kernel the weight beside it was laid out (bitsandbytes)."""
+"""Last word of the key of a tensor that names the kernel for which the weight beside it is laid out: bitsandbytes."""
 
 NOTES = (NOTE, LAYOUT, *sorted(FLOWING))
-"""Short tensors beside a weight that its values do not need; they go when it becomes a plain one."""
+"""Short tensors beside a weight that decoding does not need; they are dropped if the weight becomes plain."""
 
 
 class Showing(Protocol):
@@ -104,7 +104,7 @@ class Stored:
 
     @property
     def dtype(self) -> str:
-        """Return the dtype under the weight's own key; the title where no tensor lies there, or not as it is used."""
+        """Return the dtype under the weight's own key; the title if no tensor is there, or not in its usual form."""
         return self.codec.dtype(self) if self.view is None else self.title
 
     @property
@@ -147,7 +147,7 @@ class Codec:
     is_plain: ClassVar[bool] = False
     before: ClassVar[frozenset[str]] = frozenset()
     caution: ClassVar[str] = ""
-    """What to tell of a weight that a LoRA changes."""
+    """What users are told about a weight that a LoRA changes."""
 
     options: ClassVar[frozenset[str]] = frozenset()
     """The options of statements about whole models that recognition looks at."""
@@ -157,11 +157,11 @@ class Codec:
 
     encodes: ClassVar[bool] = False
     why_not: ClassVar[str] = NAME_A_DTYPE
-    """Why a changed weight is not encoded anew, and what helps."""
+    """Why a changed weight cannot be encoded, and what helps."""
 
     @classmethod
     def recognise(cls, group: Group) -> Stored | None:
-        """Describe a weight of this format; None for any other, and for one that is not understood whole."""
+        """Describe a weight of this format; None for other formats, and for a weight that is not fully understood."""
         return None
 
     @classmethod
@@ -171,12 +171,12 @@ class Codec:
 
     @classmethod
     def contradiction(cls, group: Group) -> str:
-        """Say how what is said of a weight contradicts what is there, to follow its key; "" where nothing does."""
+        """Say how statements about a weight contradict its tensors, to follow its key; "" if they do not."""
         return ""
 
     @property
     def mixes(self) -> bool:
-        """Tell whether values are sums of larger numbers: small ones are then as inexact as these."""
+        """Tell whether values are sums of larger numbers; small values then have the error of large ones."""
         return False
 
     def title(self, stored: Stored) -> str:
@@ -192,13 +192,13 @@ class Codec:
         raise NotImplementedError
 
     def written(self, stored: Stored) -> tuple[str, ...]:
-        """List the roles that `encode` fills, the weight's own first; other parts stay as they are."""
+        """List the roles that `encode` fills, the weight's own first; the other parts stay unchanged."""
         return ()
 
     def encode(self, stored: Stored, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return a changed weight by role, to be rounded to the dtypes of its parts.
 
-        What is promised of how the weight is stored stays true.
+        All statements about how the weight is stored stay true.
         """
         raise NotImplementedError
 

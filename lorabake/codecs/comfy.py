@@ -1,21 +1,21 @@
-"""What ComfyUI says of a layer, in a note beside its weight or in the header, for formats that it has."""
+"""Read what ComfyUI says of a layer, in a note beside its weight or in the header."""
 
 from __future__ import annotations
 
 from lorabake.codecs.codec import Group, Says
 
 NAMES = {"I8": "int8_tensorwise", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
-"""What ComfyUI calls the format of a weight times its scales, by dtype."""
+"""ComfyUI's names of formats that multiply a weight by scales, by dtype."""
 
 SILENT = {"full_precision_matrix_mult", "orig_dtype", "orig_shape", "per_row", "linear_dtype"}
-"""What it says of a layer without a say in the stored values, given the tensors."""
+"""Fields about a layer that do not affect its stored values."""
 
 ROTATING = {"format", "convrot", "convrot_groupsize"}
-"""What it says of a layer whose weight may be rotated."""
+"""Fields about a layer whose weight may be rotated."""
 
 
 def meaning(says: Says) -> dict[str, object]:
-    """Return what a note says, without what says nothing; ComfyUI looks into `params`, too."""
+    """Return the meaningful fields of a note; ComfyUI also reads those in `params`."""
     inner = says.get("params")
     whole = {**(inner if isinstance(inner, dict) else {}), **{key: says[key] for key in says if key != "params"}}
     if not whole.get("convrot") and whole.get("format") == "int8_tensorwise":
@@ -26,7 +26,7 @@ def meaning(says: Says) -> dict[str, object]:
 
 
 def said(group: Group) -> dict[str, object]:
-    """Return what the notes of a weight say, which all say the same; empty where there is none."""
+    """Return what the notes of a weight say; they all say the same, and without notes it is empty."""
     return meaning(group.notes[0].says) if group.notes else {}
 
 

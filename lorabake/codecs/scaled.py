@@ -87,7 +87,7 @@ class Scaled(Codec):
 
     @classmethod
     def contradiction(cls, group: Group) -> str:
-        """Tell of float8 in another form than statements name."""
+        """Report float8 in another form than statements name."""
         weight = group.parts.get("")
         if weight is None or is_form(weight, group):
             return ""
@@ -122,9 +122,10 @@ class Scaled(Codec):
         return (WEIGHT, "scale")
 
     def encode(self, stored: Stored, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Divide by fresh scales: the largest value of each block becomes the dtype's largest.
+        """Divide by new scales, so that the largest value of each block becomes the dtype's largest.
 
-        It becomes no more than that where scales are powers of two. They are rounded before they are divided by.
+        With scales that are powers of two, it becomes at most the dtype's largest. Scales are rounded before the
+        division.
         """
         import torch
 

@@ -1,4 +1,4 @@
-"""Scales of a matrix, for formats that have them: which values each is for, and rotations that go with them."""
+"""Scales of a matrix: which values each scale is for, and the rotations that go with them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
 BLOCK = 128
-"""Rows and columns of a block where the shape of the scales says no other."""
+"""Rows and columns of a block, unless the shape of the scales tells others."""
 
 SCALE_DTYPES = ("F32", "BF16", "F16")
 """Dtypes of scales that are numbers."""
@@ -21,7 +21,7 @@ EXPONENTS = ("U8", "F8_E8M0")
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Say how many scales a matrix has down and across, and for how many rows and columns each is."""
+    """Count the scales of a matrix, down and across, and the rows and columns that each is for."""
 
     down: int
     across: int
@@ -54,10 +54,9 @@ class Grid:
 
 
 def grid(weight: tuple[int, ...], scale: tuple[int, ...]) -> Grid | None:
-    """Tell by shapes which values each scale is for.
+    """Derive from shapes what each scale is for: all, a row, a column, 128 by 128, or so many values of a row.
 
-    None where they do not tell: one for all, one a row, one a column, one for 128 by 128, or one for so many values
-    of a row.
+    Return None if the shapes do not tell.
     """
     rows, columns = weight[0] if weight else 1, prod(weight[1:])
     if prod(scale) == 1:
@@ -79,10 +78,10 @@ def _block(size: int, count: int) -> int:
 
 
 def next_powers(values: torch.Tensor) -> torch.Tensor:
-    """Return the exponents of the least powers of two that are no smaller, −126 at least: E8M0 has few below it."""
+    """Return the exponents of the smallest powers of two not below each value; at least −126, for E8M0."""
     import torch
 
-    part, exponent = torch.frexp(values.cpu())  # not every device can
+    part, exponent = torch.frexp(values.cpu())  # some devices lack frexp
     return (exponent - (part == 0.5).int()).clamp(min=-126)
 
 

@@ -25,13 +25,13 @@ Singles = NDArray[np.float32]
 
 CHUNK, PIECE = 4 << 20, 1 << 17
 F16_BITS = np.int32(0x8FFFE000 - (1 << 32))
-"""Where sign, exponent and mantissa of a float16 lie in 32 bits, once they are moved up to the sign of a float32."""
+"""Mask of a float16's sign, exponent and mantissa after they are shifted up to the sign of a float32."""
 
 BIAS = np.float32(2.0**112)
-"""What the exponents of such a float32 are too low by."""
+"""Factor that corrects the exponents of such a float32."""
 
 TINIEST = np.float32(2.0**-136)
-"""What the least float16 is moved to."""
+"""What the smallest float16 becomes by the shift."""
 
 
 class Files:
@@ -42,7 +42,7 @@ class Files:
         self._lock = threading.Lock()
 
     def raw(self, path: Path, start: int, count: int) -> bytes:
-        """Return `count` bytes from `start`; raise FileError where the file has become shorter."""
+        """Return `count` bytes from `start`; raise FileError if the file has become shorter."""
         data = self._pread(path, count, start)
         while len(data) < count:
             more = self._pread(path, count - len(data), start + len(data))
@@ -52,7 +52,7 @@ class Files:
         return data
 
     def fill(self, path: Path, start: int, into: Bytes) -> None:
-        """Fill an array with the bytes from `start`; raise FileError where the file has become shorter."""
+        """Fill an array with the bytes from `start`; raise FileError if the file has become shorter."""
         done = 0
         while done < len(into):
             fd = self._opened(path)
@@ -94,7 +94,7 @@ class Files:
         return self.weight(weight).reshape(-1, columns)[start:stop]
 
     def single(self, weight: Stored) -> Singles | None:
-        """Return a whole plain weight in its own shape as float32; None where that cannot hold all of its values."""
+        """Return a whole plain weight in its own shape as float32; None if float32 cannot hold all of its values."""
         info = weight.tensor
         if info is None or not DTYPES[info.dtype].fits_single:
             return None
@@ -104,7 +104,7 @@ class Files:
         return into.reshape(info.shape) if not _may_be_none(info.dtype, into) else None
 
     def weight(self, weight: Stored) -> Array:
-        """Return what a weight is worth, in its own shape."""
+        """Return the values of a weight, decoded, in its own shape."""
         if weight.tensor is not None:
             return self.whole(weight.tensor)
         return worth(weight, lambda role: self.stored(weight.parts[role]))
@@ -115,14 +115,14 @@ class Files:
             return decode(info.dtype, self.raw(info.file, info.start, info.nbytes)).reshape(info.shape)
         width, raw = DTYPES[info.dtype].bits // 8, np.empty(PIECE, np.uint8)
         values = np.empty(info.nbytes // width)
-        for place in range(0, info.nbytes, PIECE):  # fresh memory costs more than what is done in it
+        for place in range(0, info.nbytes, PIECE):  # fresh memory costs more than the work in it
             piece = raw[: info.nbytes - place]
             self.fill(info.file, info.start + place, piece)
             values[place // width : (place + len(piece)) // width] = decode(info.dtype, piece)
         return values.reshape(info.shape)
 
     def stored(self, info: TensorInfo) -> NDArray[Any]:
-        """Return a part of a packed weight: bytes as they are, numbers of any dtype as float64."""
+        """Return a part of a packed weight: bytes unchanged, numbers of any dtype as float64."""
         if info.dtype == "U8":
             return np.frombuffer(self.raw(info.file, info.start, info.nbytes), np.uint8).reshape(info.shape)
         return self.whole(info)
@@ -166,19 +166,19 @@ def decode(dtype: str, raw: bytes | Bytes) -> Array:
 
 
 def _may_be_none(dtype: str, widened: Singles) -> bool:
-    """Tell whether there may be no number among values of float16, which `widen` takes for finite ones."""
+    """Tell whether float16 values may include NaN or infinity, which `widen` would treat as finite."""
     return dtype == "F16" and max(float(widened.max(initial=0.0)), -float(widened.min(initial=0.0))) >= 2.0**16
 
 
 def _doubles(values: NDArray[Any]) -> Array:
-    with np.errstate(invalid="ignore"):  # of NaN that signal
+    with np.errstate(invalid="ignore"):  # signalling NaN
         return values.astype(np.float64)
 
 
 def widen(dtype: str, stored: NDArray[Any], into: Singles) -> None:
     """Widen float16, bfloat16 or float8 values to float32, or take that as it is; they come as whole numbers.
 
-    What is no number comes out of float16 as 65,536 or more; the others keep it. These four passes take a fifth of
+    NaN and infinity in float16 become 65,536 or more; the other dtypes keep them. These four passes take a fifth of
     the time of NumPy's own conversion of float16.
     """
     if dtype == "F16":
@@ -187,7 +187,7 @@ def widen(dtype: str, stored: NDArray[Any], into: Singles) -> None:
         np.left_shift(bits, 13, out=bits)
         np.bitwise_and(bits, F16_BITS, out=bits)
         np.multiply(into, BIAS, out=into)
-        if not TINIEST * BIAS:  # a library has told the processor to take the least numbers for zeros
+        if not TINIEST * BIAS:  # a library has made the processor flush denormal numbers to zero
             np.copyto(into, stored.view("<f2"))
     elif dtype == "BF16":
         np.copyto(into.view(np.uint32), stored)

@@ -1,4 +1,4 @@
-"""What stored weights hold, worked out a second time: NumPy, float64, apart from what bakes.
+"""Decode and encode stored weights a second time, in NumPy and float64, independently of the bake.
 
 Shared with the bake is the record of what is stored (`Stored`): which tensors hold a weight, in which roles, its
 shape, and the settings that recognition read from headers and statements. The types of GGUF are unpacked by the gguf
@@ -26,17 +26,17 @@ Read = Callable[[str], NDArray[Any]]
 E2M1 = [sign * size for sign in (1, -1) for size in (0, 0.5, 1, 1.5, 2, 3, 4, 6)]
 
 EDGE = 2.0**-18
-"""Share of a block's largest value by which float32 may be off, far more than it is."""
+"""Most relative error of float32 against a block's largest value; far more than the actual one."""
 
 
 def worth(weight: Stored, read: Read) -> Array:
-    """Return what a weight is worth, in its own shape."""
+    """Return the values of a weight, decoded, in its own shape."""
     values = FORMULAS[weight.codec.name](weight, read)
     return values if weight.view is None else _seen(weight.view, values)
 
 
 def _seen(view: Showing, values: Array) -> Array:
-    """Show values as a view does."""
+    """Rearrange values as a view shows them."""
     if view.within is not None:
         values = _seen(view.within, values)
     if view.transpose:
@@ -52,13 +52,13 @@ def _seen(view: Showing, values: Array) -> Array:
 
 
 def may_cancel(weight: Stored) -> bool:
-    """Tell whether a weight's values are sums of larger numbers: small ones are then as inexact as these."""
+    """Tell whether a weight's values are sums of larger numbers; small values then have the error of large ones."""
     cancels = CANCELLING.get(weight.codec.name)
     return cancels is not None and cancels(weight)
 
 
 def settings(weight: Stored) -> Any:
-    """Return what it takes to read a weight besides its parts, as recognition found it."""
+    """Return the settings that reading a weight needs besides its parts, as recognition found them."""
     return weight.codec
 
 
@@ -72,7 +72,7 @@ def _scaled(weight: Stored, read: Read) -> Array:
 
 
 def _units(weight: Stored, stored: Array) -> Array:
-    """Return what each value of a weight is multiplied by, (rows, columns) or what broadcasts to it."""
+    """Return the scale of each value of a weight: (rows, columns), or an array that broadcasts to it."""
     shape, unit = weight.shape, settings(weight).unit
     stored = np.exp2(stored.astype(np.float64) - 127) if settings(weight).are_exponents else stored
     rows, columns = shape[0] if shape else 1, int(np.prod(shape[1:], dtype=int))
@@ -85,7 +85,7 @@ def _units(weight: Stored, stored: Array) -> Array:
 
 
 def _places(size: int, count: int, *, short: bool = False) -> NDArray[np.intp]:
-    """Return which of `count` blocks each of `size` places is in: even ones, or of 128 and the rest."""
+    """Return the block of each of `size` positions: `count` equal blocks, or blocks of 128 and a rest."""
     even = count in (1, size) or (short and size % count == 0)
     return np.arange(size) // (size // count if even else 128)
 
@@ -121,9 +121,9 @@ def _turned(group: int, rows: Array) -> Array:
 
 
 def next_power(values: Array) -> Array:
-    """Return the least power of two that is no smaller, 2^−126 at least.
+    """Return the smallest power of two that is not below each value, and at least 2^−126.
 
-    That is float64's exponent, one higher where a bit follows it.
+    It is float64's exponent, plus one if the mantissa is not zero.
     """
     bits = np.ascontiguousarray(values, np.float64).view(np.uint64)
     whole = bits & np.uint64(0xFFF0000000000000)
@@ -135,7 +135,7 @@ def next_power(values: Array) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Recoded:
-    """Hold how a changed weight is stored: its rows, turned, over `units`; `parts` are what else holds it."""
+    """Hold how a changed weight is stored: its rotated rows divided by `units`, and its other `parts`."""
 
     turn: Callable[[Array], Array]
     units: Array
@@ -152,7 +152,7 @@ def recoded(weight: Stored, rows: Array, found: Callable[[str], Array | None]) -
 
 
 def _scaled_anew(weight: Stored, rows: Array, found: Callable[[str], Array | None]) -> Recoded:
-    """Let the largest value of each block become the dtype's largest, or no more where scales are powers of two."""
+    """Scale each block so that its largest value becomes the dtype's largest, or less if scales are powers of two."""
     said, scale = settings(weight), weight.parts["scale"]
     sizes = _largest(_turned(said.rotation, rows), scale.shape) / DTYPES[weight.parts[WEIGHT].dtype].largest
     sizes /= said.unit
@@ -162,13 +162,13 @@ def _scaled_anew(weight: Stored, rows: Array, found: Callable[[str], Array | Non
 
 
 def edged(sizes: Array, found: Array | None, are_exponents: bool) -> Array:
-    """Return the next powers of two, as they are stored; one that is there, where a size may be at its edge."""
+    """Return the next powers of two as they are stored; at an edge between two, take the one in the checkpoint."""
     due, low, high = (_as_stored(next_power(sizes * (1 + off)), are_exponents) for off in (0, -EDGE, EDGE))
     return due if found is None else np.asarray(np.where((found == low) | (found == high), found, due))
 
 
 def _as_stored(powers: Array, are_exponents: bool) -> Array:
-    """Return powers of two as they are stored: as themselves, or as exponents, 127 more than they are (E8M0)."""
+    """Return powers of two as they are stored: as numbers, or as exponents plus 127 (E8M0)."""
     return np.asarray(np.log2(powers) + 127) if are_exponents else powers
 
 
@@ -269,14 +269,14 @@ FORMULAS: dict[str, Callable[[Stored, Read], Array]] = {
     "quanto_bits": _quanto_bits,
     "convrot": _convrot,
 }
-"""What a weight is worth, by the codec's name."""
+"""Functions that decode a weight, by the codec's name."""
 
 CANCELLING: dict[str, Callable[[Stored], bool]] = {
     "scaled": lambda weight: bool(settings(weight).rotation),
     "convrot": lambda weight: True,
     "quanto_bits": lambda weight: True,
 }
-"""Whether values are sums of larger numbers, by the name of a codec of which some are."""
+"""Functions that tell whether values are sums of larger numbers, by the codec's name."""
 
 RECODINGS: dict[str, Callable[[Stored, Array, Callable[[str], Array | None]], Recoded]] = {"scaled": _scaled_anew}
-"""How a changed weight is stored, by the name of a codec that encodes."""
+"""Functions that encode a changed weight, by the codec's name."""

@@ -1,4 +1,4 @@
-"""The combination methods, written out a second time with NumPy, the draws of the random ones with them."""
+"""Combine deltas by the recipe's methods, including the random draws, a second time in NumPy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lorabake.reference.formulas.formula import Array
 def combined(
     method: Method, deltas: Sequence[Array], strengths: Sequence[float], masks: Sequence[NDArray[np.bool_]]
 ) -> Array:
-    """Return what deltas (rows, columns) at strength 1 become together."""
+    """Combine deltas (rows, columns) at strength 1."""
     if method.name == "svd":
         total = np.einsum("k,kij->ij", np.array(strengths), np.array(deltas))
         if not np.isfinite(total).all():
@@ -43,7 +43,7 @@ def combined(
 
 
 def masks_of(method: Method, key: str, row: int, loras: Sequence[int], count: int) -> list[NDArray[np.bool_]]:
-    """Draw again which of a piece's `count` values each LoRA keeps; none where the method is not random.
+    """Draw again which of a piece's `count` values each LoRA keeps; return none if the method is not random.
 
     Philox counts from a key: 16 bytes of BLAKE2b of the method's seed, the tensor, the piece's first row, the LoRA.
     """

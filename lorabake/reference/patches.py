@@ -1,4 +1,4 @@
-"""Read what a patch brings, and work out what it makes of rows of a weight."""
+"""Read a patch's tensors, and compute what it makes of rows of a weight."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from lorabake.tensors.dtypes import decode_scalar
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """Hold what the step's `number`th patch adds to `rows` of a tensor: `factor`, strength and all, times a product.
+    """Hold what patch `number` of a step adds to `rows` of a tensor: `factor`, strength included, times a product.
 
-    Its sides are (rows, r) and (r, columns), in float64 or in a float32 that holds them.
+    The factors are (rows, r) and (r, columns), in float64, or in float32 if that is exact.
     """
 
     number: int
@@ -44,11 +44,11 @@ class PatchReader:
         self.files = files
 
     def tensors(self, patch: Patch) -> Tensors:
-        """Read a patch's tensors, alpha only where it is no scale."""
+        """Read a patch's tensors; alpha only if it is not the scale."""
         return {slot: self.files.weight(info) for slot, info in patch.kind.operands(patch.tensors).items()}
 
     def scale(self, patch: Patch) -> float:
-        """Return alpha/rank, or what takes its place."""
+        """Return alpha/rank, or its substitute."""
         if patch.scale is not None:
             return patch.scale
         info = patch.kind.alpha_of(patch.tensors)
@@ -61,9 +61,9 @@ class PatchReader:
         return scale_of(patch.kind.name, alpha, rank, patch.tensors) * patch.parts
 
     def products(self, step: Step, *, single: bool = False) -> list[Product] | None:
-        """Read the factors of a step's patches on its tensor; None where one is no product, or needs all rows.
+        """Read the factors of a step's patches on its tensor; None if a patch is not a product, or needs all rows.
 
-        With `single`, sides that are stored as they are come in float32, which holds them.
+        With `single`, factors that are stored without loss in float32 come in float32.
         """
         if not step.by_rows or any(patch.has_dora or patch.kind.name not in PRODUCTS for patch in step.patches):
             return None
@@ -92,7 +92,7 @@ class PatchReader:
         return share(patch.kind.name, tensors, place) * factor, left, right
 
     def _stored(self, patch: Patch) -> tuple[float, Array, Array]:
-        """Return the sides of a product in float32 where they are the LoRA's own numbers, else in float64."""
+        """Return a product's factors in float32 if they are the LoRA's own numbers, or else in float64."""
         singles = {slot: self.files.single(info) for slot, info in patch.kind.operands(patch.tensors).items()}
         if all(values is not None for values in singles.values()):
             factor, left, right = self._sides(patch, cast(Tensors, singles))
@@ -102,13 +102,13 @@ class PatchReader:
 
 
 def place_of(patch: Patch, rows: slice) -> Place:
-    """Say which rows of its module a formula is asked for."""
+    """Say for which rows of its module a formula is asked."""
     return PlaceOf(rows, patch.view.shape, patch.settings, patch.semantics, patch.strength)
 
 
 @contextmanager
 def refused(patch: Patch) -> Iterator[None]:
-    """Turn what a formula finds wrong with the values of a patch's tensors into an error that names the module."""
+    """Turn a formula's complaint about a patch's values into an error that names the module."""
     try:
         yield
     except ValueError as error:
@@ -116,7 +116,7 @@ def refused(patch: Patch) -> Iterator[None]:
 
 
 def delta_of(patch: Patch, tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:
-    """Return what a patch adds to rows of its module's weight, its strength included."""
+    """Return what a patch adds to rows of its module's weight, strength included."""
     if patch.kind.name not in FORMULAS:
         raise SurroundingsError(
             f"verification has no formula for {patch.kind.title}", "Add one to lorabake/reference/formulas/."
@@ -132,12 +132,12 @@ def delta_of(patch: Patch, tensors: Tensors, weight: Array, place: Place, scale:
 
 
 def picked(patch: Patch, rows: Array) -> Array:
-    """Return what a patch's module has of stored rows."""
+    """Return the values of stored rows that belong to a patch's module."""
     return rows if patch.view.picked is None else rows[:, patch.view.chosen]
 
 
 def widened(patch: Patch, delta: Array) -> Array:
-    """Put what a patch's module has of stored rows in its place among the rest, which does not change."""
+    """Put the values that belong to a patch's module back among the unchanged rest of the stored rows."""
     if patch.view.picked is None:
         return delta
     wide = np.zeros((len(delta), patch.view.width))

@@ -1,7 +1,7 @@
-"""Work out what a baked tensor ought to hold: float64, plain formulas, nothing of the executor.
+"""Compute what a baked tensor should hold: in float64, by plain formulas, without the executor.
 
-The plan says which patches meet which rows; everything after that is done here a second time. Tensors come a few
-rows at a time, so that memory stays that of a bake.
+The plan says which patches change which rows; everything after that is done here a second time. Tensors come a few
+rows at a time, so that memory stays as low as in a bake.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ TILE_VALUES = 1 << 17
 
 
 class Recomputation:
-    """Recompute steps; `found` are the tensors of the checkpoint that is judged, if there is one."""
+    """Recompute steps; `found` are the tensors of the checkpoint under test, if there is one."""
 
     def __init__(self, files: Files, found: Mapping[str, TensorInfo] | None = None) -> None:
         self.files, self.patches, self.found = files, PatchReader(files), found or {}
 
     def tiles(self, step: Step, some: int | None = None) -> Iterator[Tile]:
-        """Yield a step's tensors in tiles of rows; `step` may have no patches, then the base is what is due.
+        """Yield the due values of a step's tensors in tiles of rows; without patches these are the base's own.
 
-        With `some`, yield that many smaller tiles, spread over the rows, of a tensor whose rows stand alone.
+        With `some`, yield that many smaller tiles, spread over a tensor whose rows are independent.
         """
         if step.by_rows:
             yield from self._by_rows(step, some)
@@ -116,7 +116,7 @@ class Recomputation:
     def _tiles_of(
         self, step: Step, result: Result, base: Array, exact: Array, changes: list[Change]
     ) -> Iterator[Tile]:
-        """Yield what the targets of one weight ought to hold, from what it is worth."""
+        """Yield what the targets of one weight should hold, given its decoded values."""
         weight, cancels = result.source, may_cancel(result.source)
         if result.codec.is_plain:
             yield Tile(result.target, 0, base, exact, tuple(changes), cancels)
@@ -142,7 +142,7 @@ class Recomputation:
             for change in changes
         )
         yield Tile(result.target, 0, anew.turn(base) / units, anew.turn(exact) / units, in_units, cancels)
-        first = changes[0]  # what changes a weight changes what else holds it
+        first = changes[0]  # a change of a weight also changes its other parts
         for role, due in anew.parts.items():
             due, before = due.reshape(stored[role].shape), stored[role]
             moved = Change(first.number, first.patch, slice(0, len(due)), due - before)
@@ -151,8 +151,8 @@ class Recomputation:
     def _stays(self, result: Result, base: Array, exact: Array) -> bool:
         """Tell whether nothing changes an encoded weight, so that it stays as it is stored.
 
-        What is lost beside the weight in float32 may count as nothing: what else holds it in the checkpoint tells
-        whether it did.
+        A change too small for float32 may count as none; the weight's other parts in the checkpoint show whether it
+        did.
         """
         change = np.abs(exact - base).max(initial=0.0)
         if not change <= EDGE * np.abs(base).max(initial=0.0):
@@ -161,12 +161,12 @@ class Recomputation:
         return not change or all(self._is_kept(part) for part in others)
 
     def _is_kept(self, part: TensorInfo) -> bool:
-        """Tell whether the checkpoint that is judged has a tensor as the base has it."""
+        """Tell whether the checkpoint under test has a tensor exactly as the base has it."""
         found = self.found.get(part.key)
         return found is not None and found.dtype == part.dtype and self.files.equal(found, part)
 
     def _found(self, part: TensorInfo) -> Array | None:
-        """Read what the checkpoint that is judged has in a tensor's place; None where that has another form."""
+        """Read the checkpoint's tensor of the same key; None if it has another form."""
         found = self.found.get(part.key)
         if found is None or found.shape != part.shape or found.dtype != part.dtype:
             return None
@@ -174,5 +174,5 @@ class Recomputation:
 
 
 def _by_row(scale: Array, weight: Array) -> Array:
-    """Repeat scales of a tensor's own rows for the rows that patches count, of which it may have more."""
+    """Repeat the scales of a tensor's own rows for the rows that patches count, which may be more."""
     return scale if len(scale) == 1 else np.repeat(scale, len(weight) // len(scale), axis=0)

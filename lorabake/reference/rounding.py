@@ -1,4 +1,4 @@
-"""Round values to a dtype, in float64: to the nearest one, or as drawn numbers have it."""
+"""Round values to a dtype, in float64: to the nearest neighbour, or by drawn numbers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from lorabake.reference.formulas.formula import Array
 from lorabake.tensors.dtypes import DTYPES, mantissa_of
 
 Numbers = NDArray[np.uint64]
-"""Drawn numbers of 62 bits."""
+"""Random numbers of 62 bits."""
 
 
 def spacing(dtype: str, values: Array) -> Array:
-    """Return the unit in the last place of a dtype at each value."""
+    """Return the distance between a dtype's neighbouring numbers at each value."""
     mantissa, least = mantissa_of(dtype), DTYPES[dtype].least
     if not DTYPES[dtype].floating:
         return np.ones_like(values)
@@ -25,7 +25,7 @@ def spacing(dtype: str, values: Array) -> Array:
 
 
 def rounded(dtype: str, values: Array) -> Array:
-    """Round to the nearest value that a dtype has, ties to even; overflow is left as it is."""
+    """Round to the nearest value of a dtype, ties to even; leave overflow as it is."""
     if DTYPES[dtype].mantissa is None:
         return values
     least = DTYPES[dtype].least
@@ -34,9 +34,9 @@ def rounded(dtype: str, values: Array) -> Array:
 
 
 def rounded_by(numbers: Numbers, dtype: str, values: Array) -> Array:
-    """Round to the neighbour away from zero where the distance from the other one, in units, exceeds number/2^62.
+    """Round away from zero if the distance from the neighbour nearer to zero, in units, exceeds number/2^62.
 
-    For given numbers this never falls as the values rise.
+    For fixed random numbers, a larger value never gets a smaller result.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         unit = spacing(dtype, values)

@@ -1,8 +1,9 @@
-"""What becomes of each LoRA's change, worked out on a sample before anything is written.
+"""Estimate on a sample, before anything is written, how much of each LoRA's change survives.
 
-A change Δ smaller than half the distance between neighbours of a dtype leaves a value as it was, rounded to nearest;
-rounded by chance it moves few values all the way, and on average survives. What survives of Δ is
-⟨W_written − W_exact + Δ, Δ⟩/⟨Δ, Δ⟩: what arrives, projected on what is due. 1 is all of it, 0 nothing.
+With rounding to nearest, a change Δ below half the distance between a dtype's neighbours leaves a value as it was.
+Stochastic rounding moves a few values to their neighbour, so that the change survives on average. What survives of Δ
+is ⟨W_written − W_exact + Δ, Δ⟩/⟨Δ, Δ⟩: the change that arrives, projected on the change that is due. 1 means all of
+it, 0 nothing.
 """
 
 from __future__ import annotations
@@ -30,20 +31,20 @@ from lorabake.reference.tiles import rounded_as
 from lorabake.tensors.dtypes import DTYPES
 
 TILES = 4
-"""Places looked at in each weight, from its first rows to its last."""
+"""Places sampled in each weight, from its first rows to its last."""
 
 SAMPLE = 16
-"""Weights looked at of each LoRA."""
+"""Weights sampled for each LoRA."""
 
 
 def survival(plan: Plan, tensors: int = SAMPLE) -> dict[int, float]:
-    """Estimate what survives of each LoRA, by its number; one that changes nothing at all has no entry."""
+    """Estimate the surviving share of each LoRA, by its number; a LoRA that changes nothing has no entry."""
     tallies = estimate(plan, tensors, reads=False)
     return {lora: share for lora, tally in tallies.items() if (share := tally.survival) is not None}
 
 
 def estimate(plan: Plan, tensors: int = SAMPLE, *, reads: bool = True) -> dict[int, Tally]:
-    """Sum up what becomes of each LoRA's change, by its number, in a few rows all over some of its weights.
+    """Tally each LoRA's change, by its number, in a few rows spread over some of its weights.
 
     `tensors` weights are looked at, or every row of all of them where nothing changes there. With `reads` is told of
     every module what its own tensors tell, such as that they are zeros.
@@ -59,7 +60,7 @@ def estimate(plan: Plan, tensors: int = SAMPLE, *, reads: bool = True) -> dict[i
 
 
 class _Sample:
-    """Look at some rows of some steps of one plan."""
+    """Sample some rows of some steps of one plan."""
 
     def __init__(self, recomputation: Recomputation, files: Files) -> None:
         self.recomputation, self.files = recomputation, files
@@ -76,7 +77,7 @@ class _Sample:
         return tally
 
     def _read(self, tally: Tally, step: Step, patch: Patch) -> None:
-        """Note what a module's own tensors tell; where they have zeros and are no product, work its change out."""
+        """Note what a module's own tensors tell; if they have zeros and are not a product, compute the change."""
         zero = zero_slots(patch, self.files)
         moves = not is_idle(patch, zero, self.recomputation)
         if zero and step.summed and not _is_product(patch):
@@ -89,7 +90,7 @@ class _Sample:
 
     @np.errstate(invalid="ignore", over="ignore")
     def _see(self, tally: Tally, lora: int, steps: Iterable[Step], tiles: int | None) -> None:
-        """Add up one LoRA's changes in `tiles` places of each step."""
+        """Add one LoRA's changes in `tiles` places of each step."""
         for tile in (tile for step in steps for tile in self.recomputation.tiles(step, tiles)):
             if DTYPES[tile.target.dtype].mantissa is None:
                 continue
@@ -106,12 +107,12 @@ class _Sample:
 
 
 def zero_slots(patch: Patch, files: Files) -> set[str]:
-    """Return the slots of a patch whose float tensors are all zeros."""
+    """Return the slots of a patch whose float tensors are all zero."""
     return {slot for slot, info in patch.tensors.items() if slot != "alpha" and _is_zero(info, files)}
 
 
 def is_idle(patch: Patch, zero: set[str], recomputation: Recomputation) -> bool:
-    """Tell whether a patch adds a product that is zero, since a factor, by the slots `zero`, or its scale is."""
+    """Tell whether a patch adds a zero product, because its scale or a factor (in the slots `zero`) is zero."""
     return _is_product(patch) and bool(zero & patch.kind.required or not recomputation.patches.scale(patch))
 
 
@@ -131,7 +132,7 @@ def _is_zero(weight: Stored, files: Files) -> bool:
 
 
 def note_scales(tally: Tally, patch: Patch, lora: str, recomputation: Recomputation) -> None:
-    """Note of a patch of a LoRA whether its scale is negative, and whether its DoRA magnitudes have zeros.
+    """Note whether a patch's scale is negative, and whether its DoRA magnitudes have zeros.
 
     Raise MatchError for an alpha of 0 that no program knows how to read.
     """
@@ -148,6 +149,6 @@ def note_scales(tally: Tally, patch: Patch, lora: str, recomputation: Recomputat
 
 
 def _numbers(raw: NDArray[np.uint8], width: int) -> NDArray[Any]:
-    """Leave the signs out of values given as bytes: what is left is zero for zeros alone."""
+    """Remove the signs from values given as bytes; the rest is zero only for zeros."""
     whole = raw.view(f"<u{width}")
     return np.asarray(whole & np.asarray((1 << 8 * width - 1) - 1, whole.dtype))

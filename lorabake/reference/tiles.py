@@ -1,4 +1,4 @@
-"""What a step makes of its tensors, a few rows at a time, and how exact a bake can be about it."""
+"""Hold what a step makes of its tensors, a few rows at a time, and how exact a bake can be."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Indices = NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Hold what one patch, the step's `number`th, adds to rows `rows` of a tile, its strength included.
+    """Hold what patch `number` of a step adds to `rows` of a tile, strength included.
 
-    The sums that make it are `partial` at the most on the way, where they may be more than what comes out.
+    `partial` bounds the partial sums behind it, if they may exceed the result.
     """
 
     number: int
@@ -32,7 +32,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Say how large the sums that make a patch's change may become on some rows."""
+    """Bound the partial sums of a patch's change on some rows."""
 
     patch: Patch
     rows: slice
@@ -41,9 +41,9 @@ class Reach:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Hold rows of one tensor from `start`, as (rows, columns): the base's, and what the output ought to hold.
+    """Hold rows of one tensor from `start`, as (rows, columns): the base's, and what the output should hold.
 
-    Where it `cancels`, values are sums of larger numbers: small ones are then as inexact as these.
+    With `cancels`, values are sums of larger numbers; small values then have the error of large ones.
     """
 
     target: Target
@@ -55,7 +55,7 @@ class Tile:
 
     @property
     def reaches(self) -> list[Reach]:
-        """Say how large the sums of each change may become: four times the largest result stands for that."""
+        """Bound the sums of each change; four times the largest result serves as the bound."""
         found = []
         for change in self.changes:
             size = float(np.abs(change.delta).max(initial=0.0))
@@ -66,13 +66,13 @@ class Tile:
 
 
 def epsilon(step: Step, target: Target) -> float:
-    """Return what a bake's arithmetic rounds by, half a unit of 1."""
+    """Return the rounding error of a bake's arithmetic: half a unit in the last place of 1."""
     double = step.precision == "float64" or target.source.dtype == "F64"
     return 2.0**-53 if double else 2.0**-24
 
 
 def slack_of(step: Step, tile: Tile, base: Array, exact: Array, rows: Indices) -> Array:
-    """Bound the error that the bake's own precision allows at some places, in `rows`, of a tile.
+    """Bound the error that the bake's own precision allows at some places of a tile, in `rows`.
 
     A sum of n products in a precision ε is off by some n·ε times its largest partial sum.
     """
@@ -86,12 +86,12 @@ def slack_of(step: Step, tile: Tile, base: Array, exact: Array, rows: Indices) -
 
 
 def terms(patch: Patch) -> int:
-    """Count the terms of the sums that a patch's change takes, and what comes on top."""
+    """Count the terms in the sums of a patch's change, and the operations on top."""
     return 16 + patch.kind.summed_terms(patch.shapes, patch.view.shape) + 64 * patch.has_dora
 
 
 def rounded_as(tile: Tile, values: Array) -> Array:
-    """Round values that stand for a tile's as the output's are: to nearest, or as the recipe's seed has it."""
+    """Round values in a tile's place as the output is rounded: to nearest, or by the recipe's seed."""
     dtype = tile.target.dtype
     if not tile.target.is_drawn:
         return rounded(dtype, values)
@@ -99,7 +99,7 @@ def rounded_as(tile: Tile, values: Array) -> Array:
 
 
 def numbers_of(tile: Tile) -> Numbers:
-    """Draw again, by SplitMix64, the numbers of 62 bits that decide where a tile's values go."""
+    """Draw again, by SplitMix64, the 62-bit numbers that decide how a tile's values are rounded."""
     seed = tile.target.rounding_seed
     digest = hashlib.blake2b(f"{seed}/{tile.target.key}".encode(), digest_size=8).digest()
     first = tile.start * tile.base.shape[1] + 1

@@ -33,12 +33,12 @@ class Dtype:
 
     @property
     def is_coarse(self) -> bool:
-        """Tell whether its resolution may swallow what a usual LoRA changes."""
+        """Tell whether it is so coarse that usual changes of a LoRA may get lost."""
         return self.mantissa is not None and self.mantissa <= 7
 
     @property
     def is_fine(self) -> bool:
-        """Tell whether it holds whatever a LoRA changes: nothing is gained by drawing."""
+        """Tell whether it is fine enough for all changes, so that stochastic rounding gains nothing."""
         return self.bits > 16
 
     @property
@@ -48,17 +48,17 @@ class Dtype:
 
     @property
     def fits_single(self) -> bool:
-        """Tell whether float32 holds every one of its values, and it is a float."""
+        """Tell whether it is a float dtype all of whose values float32 can hold."""
         return self.is_output and self.bits <= 32
 
     @property
     def safe_square(self) -> float:
-        """Bound a sum of squares, as float32 can hold it, below which no value can reach the limit."""
+        """Return a sum of squares, as a float32, below which no value can reach the limit."""
         return min(0.9 * self.limit**2, 1e38)
 
     @property
     def title(self) -> str:
-        """Name it as torch does where weights are scaled into it, and as headers do elsewhere."""
+        """Return torch's name if weights are scaled into it, or else the name in headers."""
         return str(self.torch) if self.takes_scale else self.name
 
 
@@ -111,17 +111,17 @@ def named(word: str) -> Dtype:
 
 
 def is_output(name: str) -> bool:
-    """Tell whether a bake goes into tensors of this dtype; what is packed is of none that has a name here."""
+    """Tell whether a bake can write this dtype; packed formats have no dtype in this table."""
     return name in DTYPES and DTYPES[name].is_output
 
 
 def mantissa_of(name: str) -> int:
-    """Count the bits behind the leading one; 0 where nothing rounds to the dtype."""
+    """Count the bits after the leading one; 0 if nothing is rounded to the dtype."""
     return DTYPES[name].mantissa or 0
 
 
 def coarser(one: str, other: str) -> str:
-    """Return the dtype of two that has the fewer bits behind the leading one; the first where they have as many."""
+    """Return the dtype with fewer bits after the leading one; the first if they have equally many."""
     return min(one, other, key=mantissa_of)
 
 

@@ -1,4 +1,4 @@
-"""GGUF files: a header like any other, quantised tensors as packed weights.
+"""Read GGUF files: a header like any other, with quantised tensors as packed weights.
 
 Image and video models keep their makers' names in GGUF. Language models do not: llama.cpp renames modules and
 exchanges rows, which `lorabake.sources.translation` undoes.
@@ -25,7 +25,7 @@ from lorabake.tensors.reader import fingerprint
 MAGIC = b"GGUF"
 VERSIONS: Final = (2, 3)
 MAX_LIST = 256
-"""Values of a list beyond which it is a vocabulary, or the like."""
+"""Most values of a list that is read; longer ones are vocabularies and the like."""
 
 MAX_SIDES: Final = 4
 """Dimensions of a tensor: ggml's limit."""
@@ -34,7 +34,7 @@ PLAIN = ("F32", "F16", "BF16", "F64")
 """Types that SafeTensors has, too."""
 
 GGUF = "GGUF "
-"""What the dtypes of all other tensors begin with: "GGUF Q4_K"."""
+"""Prefix of the dtypes of all other tensors: "GGUF Q4_K"."""
 
 MODELS = {
     "aura", "cosmos", "flux", "hidream", "hyvid", "lumina2", "ltxv", "pixart", "qwen_image", "sd1", "sd3", "sdxl",
@@ -48,11 +48,11 @@ _STRING, _ARRAY = 8, 9
 
 
 class _DamagedError(ValueError):
-    """Report what cannot be, to follow "a damaged GGUF file: "."""
+    """Report a contradiction in a file; the message follows "a damaged GGUF file: "."""
 
 
 class _Stream:
-    """Read numbers and texts one behind the other, never beyond a header's limit."""
+    """Read numbers and texts one after the other, never beyond the limit of a header."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream, self._left = stream, MAX_HEADER
@@ -67,7 +67,7 @@ class _Stream:
         return found
 
     def skip(self, count: int) -> None:
-        """Leave bytes out; whoever reads on notices that there are none."""
+        """Skip bytes; a later read notices if the file is too short."""
         self._count(count)
         self._stream.seek(count, 1)
 
@@ -90,7 +90,7 @@ class _Stream:
 
 
 def open_gguf(path: Path) -> Header:
-    """Read a GGUF file's header, and what it says of its model but for long lists; raise FileError if damaged."""
+    """Read a GGUF file's header and its facts on the model, except long lists; raise FileError if it is damaged."""
     try:
         from gguf.constants import GGML_QUANT_SIZES
     except ImportError:
@@ -114,7 +114,7 @@ def open_gguf(path: Path) -> Header:
 
 
 def model_of(facts: Mapping[str, object]) -> str | None:
-    """Return what a GGUF file calls its model, shortened to what a name may be; None where it says none."""
+    """Return a GGUF file's name of its model, shortened to a plausible length; None if it has none."""
     model = facts.get("general.architecture")
     return model[:100] if isinstance(model, str) else None
 
@@ -122,7 +122,7 @@ def model_of(facts: Mapping[str, object]) -> str | None:
 def _header(
     path: Path, stream: _Stream, size: int, types: Mapping[int, tuple[str, int, int]]
 ) -> tuple[dict[str, object], dict[str, TensorInfo], int]:
-    """Return what a file says, its tensors by name, and where their data begin."""
+    """Return a file's facts, its tensors by name, and where their data begin."""
     if stream.take(len(MAGIC)) != MAGIC:
         raise _DamagedError("it does not begin as one")
     version = stream.number("I")
@@ -162,7 +162,7 @@ def _header(
 
 
 def _value(stream: _Stream, kind: int) -> object:
-    """Return the next value, None where it is a long list; lists in lists do not occur."""
+    """Return the next value, or None for a long list; lists of lists do not occur."""
     if kind == _STRING:
         return stream.text()
     if kind in _NUMBERS:
@@ -187,7 +187,7 @@ def _value(stream: _Stream, kind: int) -> object:
 def _described(
     stream: _Stream, types: Mapping[int, tuple[str, int, int]]
 ) -> tuple[str, str, tuple[int, ...], int, int]:
-    """Return the next tensor's name, type, shape (rows first), place behind the data's start, and bytes."""
+    """Return the next tensor's name, type, shape (rows first), offset from the data's start, and bytes."""
     name, sides = stream.text(), stream.number("I")
     if sides > MAX_SIDES:
         raise _DamagedError(f"{name!r:.100} has {sides} dimensions")
@@ -202,7 +202,7 @@ def _described(
 
 
 def _first_shape(facts: Mapping[str, object], name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape that a tensor had before ComfyUI-GGUF's converter gave it another one."""
+    """Return the shape that a tensor had before ComfyUI-GGUF's converter changed it."""
     said = facts.get(f"comfy.gguf.orig_shape.{name}")
     if said is None:
         return shape
@@ -219,7 +219,7 @@ def _tensor(path: Path, name: str, kind: str, shape: tuple[int, ...], start: int
 
 
 def _check_places(tensors: list[TensorInfo], start: int, size: int) -> None:
-    """Check that each tensor lies in the file, and apart from the others."""
+    """Check that each tensor lies inside the file and overlaps no other."""
     position = start
     for info in sorted(tensors, key=lambda info: (info.start, info.stop)):
         if info.start < position:

@@ -1,7 +1,7 @@
-"""NumPy archives (`.npz`), as MLX once saved LoRAs: read in place, as any other file, and without pickled objects.
+"""Read NumPy archives (`.npz`), as older MLX saved LoRAs: in place, and without pickled objects.
 
-An archive is a zip file that stores one `.npy` file an array: a short header, then the values. MLX marks bfloat16 as
-two bytes of no type, and matrices that it holds by columns as Fortran's order.
+An archive is a zip file with one `.npy` file for each array: a short header, then the values. MLX writes bfloat16 as
+two untyped bytes, and matrices that it keeps by columns in Fortran order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lorabake.tensors.header import MAX_DIMENSIONS, Header, TensorInfo
 from lorabake.tensors.reader import fingerprint
 
 MAX_HEAD: Final = 10_000
-"""Bytes of what stands before an array's values; NumPy writes 128, and reads no more than these."""
+"""Most bytes of the header before an array's values; NumPy writes 128 and reads at most this many."""
 
 _FIELD = re.compile(r"'(descr|fortran_order|shape)': *('[^']*'|\[[^]]*\]|True|False|\([\d, ]{0,1999}\))")
 
@@ -32,7 +32,7 @@ _SAVE = "Load it with numpy.load, and save its arrays with safetensors.numpy.sav
 
 
 def open_npz(path: Path) -> Header:
-    """Find where an archive's arrays lie, and read none; raise FileError for what is no plain stored array."""
+    """Find the arrays of an archive without reading them; raise FileError for anything but plain stored arrays."""
     identity = fingerprint(path)
     try:
         with open_archive(path) as archive, path.open("rb") as stream:
@@ -79,7 +79,7 @@ def _array(path: Path, stream: BinaryIO, member: Member) -> TensorInfo:
 
 
 def _read_head(head: bytes) -> tuple[tuple[int, ...], bool, str, int]:
-    """Return an array's shape, whether it is stored by columns, its dtype, and how many bytes stand before it.
+    """Return an array's shape, whether it is stored by columns, its dtype, and the length of its header.
 
     The text is a dict as Python writes it (numpy.lib.format, versions 1 to 3).
     """

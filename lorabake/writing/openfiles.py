@@ -1,4 +1,4 @@
-"""Hold many files open, as many as the system lets; the others are opened again when they are used."""
+"""Keep as many files open as the system allows; reopen the others when they are used."""
 
 from __future__ import annotations
 

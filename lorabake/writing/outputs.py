@@ -1,4 +1,4 @@
-"""Several outputs that are made at once: entered together, and left together whatever happens."""
+"""Make several outputs at once: enter them together, and leave them together whatever happens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lorabake.writing.output import Output
 
 
 class Outputs:
-    """Hold the outputs of plans, none of which is another one's, or an input of another plan."""
+    """Hold the outputs of plans; no two are the same, and none is an input of another plan."""
 
     def __init__(self, plans: Iterable[Plan], inputs: Inputs, *, overwrite: bool, fsync: bool) -> None:
         self._outputs = tuple(Output(plan, inputs, overwrite=overwrite, fsync=fsync) for plan in plans)
@@ -37,17 +37,17 @@ class Outputs:
         try:
             with held():
                 self.clean()
-        except BaseException:  # a signal before it was held
+        except BaseException:  # a signal arrived before signals were held
             self.clean()
             raise
 
     def clean(self) -> None:
-        """Remove what is left beside the targets."""
+        """Remove everything that is left beside the targets."""
         for output in self._outputs:
             output.clean()
 
     def tell_left(self, warn: Callable[[str], None]) -> None:
-        """Warn of what the system did not let be removed beside a target that is complete."""
+        """Warn of leftovers beside a complete target that the system refused to remove."""
         for output in self._outputs:
             if output.left is not None:
                 place, why = output.partial.path, output.left.strerror

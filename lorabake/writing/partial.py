@@ -1,8 +1,8 @@
-"""The folder NAME.partial beside a target: in it a bake makes everything, and it is gone when the bake ends.
+"""Manage the folder NAME.partial beside a target: a bake makes everything in it, and removes it at the end.
 
-It bears a mark of lorabake's, and is locked while its bake runs. A killed bake leaves it behind; the next bake onto
-the same target takes it over. It removes what is in it, unless the killed one had begun to give its files their
-names: then it completes that first. What bears no mark is never touched.
+The folder has a mark of lorabake's, and is locked while its bake runs. A killed bake leaves it behind, and the next
+bake onto the same target takes it over. That bake removes the contents. But if the killed one had begun to move files
+to their names, it completes that first. A folder without the mark is never touched.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _OURS: Final = {MARK, _MARK_NEW, NEW, NEW + ".old", BESIDE}
 
 
 def partial_of(target: Path) -> Path:
-    """Return the name of the folder in which a target is made."""
+    """Return the path of the folder in which a target is made."""
     return target.with_name(target.name + ".partial")
 
 
@@ -46,16 +46,16 @@ class Partial:
         self.path = partial_of(target)
         self.new = self.path / NEW
         self._fd = -1
-        self._may_go = False  # False while the next bake may need what is in the folder
+        self._may_go = False  # False while the next bake may need the folder's contents
 
     def beside(self, target: Path) -> Path:
-        """Return where a file is made that goes beside the target."""
+        """Return the path where a file for beside the target is made."""
         return self.path / BESIDE / target.name
 
     def open(self) -> None:
-        """Make the folder, or take over what a killed bake has left.
+        """Make the folder, or take over one that a killed bake left.
 
-        Raise TargetError if another bake has it, or if it is not lorabake's; OSError where the system refuses.
+        Raise TargetError if another bake has it or if it is not lorabake's; OSError if the system refuses.
         """
         self._fd = _locked(self.path)
         found = names_in(self._fd)
@@ -88,14 +88,14 @@ class Partial:
             self._write(MARK, [])
 
     def _moves_left(self, found: set[str]) -> list[Move]:
-        """Return the moves that a killed bake wrote down; raise TargetError where its mark is missing or false."""
+        """Return the moves that a killed bake recorded; raise TargetError if its mark is missing or wrong."""
         place = self.path / MARK
         if MARK not in found or not is_ours(self._fd):
             raise _stranger(self.path)
         status = os.lstat(place)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
             raise _stranger(self.path)
-        if status.st_size == 0 and found == {MARK}:  # killed between making it and writing it
+        if status.st_size == 0 and found == {MARK}:  # the bake was killed after making the mark, before writing it
             return []
         try:
             return moves_of(self.path, parse_json(read_small(place, MAX_JOURNAL)))
@@ -103,7 +103,7 @@ class Partial:
             raise _stranger(self.path) from None
 
     def _write(self, name: str, moves: Sequence[Move]) -> None:
-        """Write a mark into a new file: an older one might be a link to something else."""
+        """Write the mark into a new file, because an existing one might be a link to something else."""
         (self.path / name).unlink(missing_ok=True)
         fd = open_new(self.path / name)
         try:
@@ -112,20 +112,20 @@ class Partial:
             os.close(fd)
 
     def _empty(self) -> None:
-        """Remove all but the mark, which tells to the last that the folder is lorabake's."""
+        """Remove everything except the mark, which identifies the folder to the end."""
         for name in _OURS - {MARK}:
             remove(self.path / name)
 
     def check(self) -> None:
-        """Raise TargetError unless the name still is this folder's."""
+        """Raise TargetError unless the name still belongs to this folder."""
         if identity(self.path) != identity(self._fd):
             raise TargetError(f"{self.path}: another program has moved or removed it; nothing was replaced")
 
     @contextmanager
     def moving(self, moves: Sequence[Move], *, durable: bool) -> Iterator[None]:
-        """Write down moves, so that the next bake can complete them; they are made while the context lasts.
+        """Record moves, so that the next bake can complete them; the caller makes them inside the context.
 
-        Meanwhile what had the targets' names lies in the folder. It stays there if an error leaves a move half done.
+        Meanwhile the old targets are in the folder. They stay there if an error leaves the moves incomplete.
         """
         self.check()
         self._note(moves, durable=durable)
@@ -212,7 +212,7 @@ def _locked(path: Path) -> int:
             os.close(fd)
             _remove_new(path, is_new=is_new)
             raise
-        os.close(fd)  # the other bake has ended between open and lock: the name means another folder by now
+        os.close(fd)  # the other bake ended between open and lock, so the name means another folder now
 
 
 def _remove_new(path: Path, *, is_new: bool) -> None:

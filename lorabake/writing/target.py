@@ -1,4 +1,4 @@
-"""May an output replace what has its name? What lies there, whose it is, and what would be lost."""
+"""Decide whether an output may replace what has its name: what is there, whose it is, what would be lost."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PIECE = 4 << 20
 
 
 def other_content(path: Path) -> TargetError:
-    """Word that something else is where a file or folder is to go."""
+    """Return the error that something else is in a file's or folder's place."""
     return TargetError(f"{path}: exists and holds something else", "Give --overwrite to replace it.")
 
 
 def check_target(plan: Plan, form: Form, *, overwrite: bool) -> None:
-    """Raise TargetError unless the output may replace what has its name now, as far as headers tell."""
+    """Raise TargetError unless the output may replace what has its name now, judging by headers."""
     if not os.path.lexists(plan.path):
         return
     form.check_sort(plan.path)
@@ -35,7 +35,7 @@ def check_target(plan: Plan, form: Form, *, overwrite: bool) -> None:
 
 
 def check_nothing_lost(target: Path, form: Form, root: Path) -> None:
-    """Raise TargetError if anything of a target, which is at `root` now, would be lost by replacing it."""
+    """Raise TargetError if replacing a target, which is at `root` now, would lose anything."""
     if lost := form.first_lost(root):
         raise TargetError(
             f"{target}: holds {lost}, which this bake does not put there, and would lose it",
@@ -44,7 +44,7 @@ def check_nothing_lost(target: Path, form: Form, root: Path) -> None:
 
 
 def check_same_data(plan: Plan, form: Form, made: Path, digests: Mapping[str, str], device: str) -> None:
-    """Raise TargetError if the target's data are not those that were made; hashes in the headers tell."""
+    """Raise TargetError if the target's data differ from the new ones, judging by hashes in the headers."""
     for file in plan.files:
         try:
             old, new = (read_header(form.place(root, file)) for root in (plan.path, made))
@@ -63,7 +63,7 @@ def check_same_data(plan: Plan, form: Form, made: Path, digests: Mapping[str, st
 
 
 def _holds_this_bake(plan: Plan, form: Form) -> bool:
-    """Tell whether the target's headers are those of this very bake, hashes of the data aside."""
+    """Tell whether the target's headers are those of this very bake, apart from hashes of the data."""
     digests = {placeholder: _file_sha256(file) for placeholder, file in plan.digests.items()}
     for file in plan.files:
         try:
@@ -77,7 +77,7 @@ def _holds_this_bake(plan: Plan, form: Form) -> bool:
 
 
 def _is_header_of(header: Header, file: OutputFile, digests: Mapping[str, str], hashes: Mapping[str, str]) -> bool:
-    """Tell whether a file has the header that is planned, whatever device it names."""
+    """Tell whether a file has the planned header, whatever device it names."""
     with open(header.path, "rb") as stream:
         return stream.read(header.data_start) == file.header(digests, hashes, header.metadata.get(provenance.DEVICE))
 

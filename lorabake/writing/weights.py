@@ -1,4 +1,4 @@
-"""The files with weights of an output: each has its planned length at once, and takes ranges from any thread."""
+"""Write an output's files with weights: each has its final length at once, and takes ranges from any thread."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ CHUNK = 4 << 20
 """Bytes that are copied at a time."""
 
 PIECE = 1 << 20
-"""Bytes that are copied at a time where the system cannot copy by itself, and that are hashed at a time."""
+"""Bytes that are hashed at a time, and copied at a time if the kernel cannot copy."""
 
 
 def meddled(path: Path) -> TargetError:
-    """Word that a file of a bake is no longer what the bake has made."""
+    """Return the error that another program changed a file of this bake."""
     return TargetError(f"{path}: another program has changed or removed it; bake again")
 
 
 class _File:
-    """Keep of one file what is planned, where it is made, and what of it is finished."""
+    """Hold one file: its plan, where it is made, and which ranges are finished."""
 
     def __init__(self, planned: OutputFile, path: Path) -> None:
         self.planned, self.path = planned, path
@@ -50,8 +50,8 @@ class _File:
 class Weights:
     """Write the files with weights of an output, which are made at `paths`, in the order of `planned`.
 
-    `place` is what they all lie in, for messages. They are `hashed` while they grow, and with `fsync` begin their way
-    to the disk.
+    `place` is the folder around them, for messages. With `hashed` they are hashed as they grow; with `fsync` the
+    system begins early to write them to the disk.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ class Weights:
         return sum(file.size for file in self._files)
 
     def create(self) -> None:
-        """Make the files at their full length, in folders that are there; headers lack what is not known yet."""
+        """Make the files with their full length, in existing folders; headers still lack digests and hashes."""
         for file in self._files:
             with self._descriptors.open(file.path) as fd:
                 reserve(fd, file.size)
                 write_all(fd, memoryview(file.header), 0)
 
     def _opened(self, path: Path) -> int:
-        """Make a file, or open the one that was made."""
+        """Make a file, or open it if it was made already."""
         file = self._by_path[path]
         fd = open_new(path) if file.inode is None else open_again(path)
         inode = os.fstat(fd).st_ino
@@ -95,23 +95,23 @@ class Weights:
         return fd
 
     def write(self, file: int, offset: int, data: memoryview) -> None:
-        """Write bytes at an offset of a file's data; until they are finished they may be written again."""
+        """Write bytes at an offset of a file's data; until `finish` they may be overwritten."""
         into = self._files[file]
         with into.turn, self._descriptors.open(into.path) as fd:
             _check_whole(into, fd)
             write_all(fd, data, len(into.header) + offset)
 
     def finish(self, file: int, start: int, stop: int) -> None:
-        """Note that a range of a file's data is as it stays."""
+        """Note that a range of a file's data is final."""
         self._files[file].finished.add(start, stop)
 
     def check_finished(self) -> None:
-        """Raise an error unless every byte is finished: nothing else will write any."""
+        """Raise an error unless every byte is finished, since nobody else will write the rest."""
         for file in self._files:
             file.finished.check(file.planned.data_size)
 
     def copy(self, copy: Copy, progress: Callable[[int], None], stop: threading.Event) -> None:
-        """Copy an untouched range, in the kernel where it can."""
+        """Copy an untouched range, in the kernel if possible."""
         into = self._files[copy.file]
         begin = len(into.header) + copy.offset
         done, size = 0, copy.stop - copy.start
@@ -137,9 +137,9 @@ class Weights:
                 progress(count)
 
     def follow(self, stop: threading.Event) -> list[str]:
-        """Follow the finished ranges of every file: hash them in order, and start their way to the disk.
+        """Follow the finished ranges of every file: hash them in order, and start to write them to the disk.
 
-        Return the SHA-256 of each file's data; empty texts where none is wanted.
+        Return the SHA-256 of each file's data, or empty texts if none is wanted.
         """
         if not (self._hashed or self._fsync):
             return [""] * len(self._files)
@@ -163,7 +163,7 @@ class Weights:
         return digest.hexdigest() if self._hashed else ""
 
     def fill_in(self, hashes: Sequence[str], digests: Mapping[str, str], device: str) -> None:
-        """Complete the headers: hashes of the data, digests of the inputs, and what computed."""
+        """Complete the headers: hashes of the data, digests of the inputs, and the devices."""
         for file, data_hash in zip(self._files, hashes, strict=True):
             with self._descriptors.open(file.path) as fd:
                 known = provenance.fill(data_hash) if data_hash else {}
@@ -178,17 +178,17 @@ class Weights:
                     os.fsync(fd)
 
     def close(self) -> None:
-        """Close the files; raise OSError where the system says that one was not written."""
+        """Close the files; raise OSError if the system reports that one was not written."""
         self._descriptors.close()
 
     def check_at(self, paths: Iterable[Path]) -> None:
-        """Raise TargetError unless what is at these paths is what was written, whole."""
+        """Raise TargetError unless these paths are the complete files that were written."""
         for file, path in zip(self._files, paths, strict=True):
             if identity(path) != (file.inode, file.size):
                 raise meddled(path)
 
 
 def _check_whole(file: _File, fd: int) -> None:
-    """Notice if another program has made a file shorter; what is written later would leave zeros before it."""
+    """Raise an error if another program has shortened a file; later writes would leave zeros in the gap."""
     if os.fstat(fd).st_size != file.size:
         raise meddled(file.path)

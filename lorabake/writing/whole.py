@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Put content into a file; a disk that is full leaves an older file as it was, and no part of a new one.
+    """Write content to a file; a full disk leaves the old file as it was, and no partial new one.
 
-    What is no regular file, such as /dev/stdout, is written to as it is. Raise OSError where it cannot be done.
+    Special files such as /dev/stdout are written directly. Raise OSError if writing fails.
     """
     if path.exists() and not path.is_file():
         path.write_bytes(content)
