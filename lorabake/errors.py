@@ -103,6 +103,6 @@ def shortened(lines: Sequence[str]) -> list[str]:
     return [*shown, f"… and {len(lines) - MOST_LINES:,} more lines"] if len(lines) > MOST_LINES else shown
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of another library's error, or its class name, short enough for a finding."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+def first_line(error: Exception, most: int | None = 200) -> str:
+    """Return the first line of an error, or its class name: so many letters at most, short enough for a finding."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:most]

@@ -10,7 +10,7 @@ import json
 import re
 import reprlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode's categories of characters without a glyph: controls, formats, surrogates, private and unassigned codes."""
@@ -53,10 +53,20 @@ def brief(value: object) -> str:
     return _brief.repr(value)
 
 
-def and_more(shown: Sequence[str], count: int, what: str = "more") -> str:
+def and_more(shown: Sequence[str], count: int, what: str = "more", *, between: str = ", ") -> str:
     """Join texts that stand for `count` things, and count the rest: "a, b, c and 4 more"."""
     rest = count - len(shown)
-    return ", ".join(shown) + (f" and {rest} {what}" if rest > 0 else "")
+    return between.join(shown) + (f" {the_rest(rest, what)}" if rest > 0 else "")
+
+
+def the_rest(count: int, what: str = "more") -> str:
+    """Count what a list leaves out: "and 4 more"."""
+    return f"and {count} {what}"
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Write names and how often each was met: "attn ×2, norm ×1"."""
+    return ", ".join(f"{name} ×{count}" for name, count in counts.items())
 
 
 def some(names: Sequence[str]) -> str:

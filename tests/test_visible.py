@@ -14,7 +14,7 @@ import lorabake
 from lorabake.cli.terminal import Coloured, echo
 from lorabake.errors import FileError, LorabakeError, lines_of
 from lorabake.report.markdown import escaped
-from lorabake.visible import and_more, is_hidden, some, visible, visible_json
+from lorabake.visible import and_more, counted, is_hidden, some, the_rest, visible, visible_json
 
 ROOT = Path(lorabake.__file__).parent
 ERRORS = {"LorabakeError", *(each.__name__ for each in LorabakeError.__subclasses__())}
@@ -122,3 +122,6 @@ def test_a_list_of_names_shows_a_few_and_counts_the_rest() -> None:
     assert some(["\x1b", "b" * 300]).startswith(r"'\x1b', 'bbb")
     assert and_more(["a"], 1) == "a"
     assert and_more(["a", "b"], 6, "more patterns") == "a, b and 4 more patterns"
+    assert and_more(["a", "b"], 3, between="; ") == "a; b and 1 more"
+    assert the_rest(5, "more faults") == "and 5 more faults"
+    assert counted({"attn": 2, "norm": 1}) == "attn ×2, norm ×1"

@@ -12,6 +12,7 @@ from lorabake.matching.ledger import Ledger
 from lorabake.planning import Plan
 from lorabake.planning.cautions import percent
 from lorabake.planning.files import Embedding
+from lorabake.visible import counted
 
 
 def size_of(count: int) -> str:
@@ -34,11 +35,6 @@ def rate_of(count: int, seconds: float) -> str:
     return f"{size_of(round(count / max(seconds, 1e-9)))}/s"
 
 
-def counts(counted: Mapping[str, int]) -> str:
-    """Write names and their counts in one line."""
-    return ", ".join(f"{name} ×{count}" for name, count in counted.items())
-
-
 def survives(lora: str, share: float) -> str:
     """Say how much of a LoRA's change the output keeps."""
     return f"{lora}: {percent(share)} of its change survives the output's dtype"
@@ -59,7 +55,7 @@ def ledger_lines(plan: Plan, number: int) -> Iterator[str]:
 
 def _ledger_lines(ledger: Ledger, embeddings: Iterable[Embedding]) -> Iterator[str]:
     ranks = "/".join(str(rank) for rank in sorted(ledger.ranks))
-    details = f"{counts(ledger.modules)}; {counts(ledger.kinds)}{f'; rank {ranks}' if ranks else ''}"
+    details = f"{counted(ledger.modules)}; {counted(ledger.kinds)}{f'; rank {ranks}' if ranks else ''}"
     yield f"{ledger.lora}: {ledger.applied} of {ledger.tensors} tensors applied" + (
         f" ({details})" if ledger.applied else ""
     )
@@ -98,7 +94,7 @@ def _fact_lines(facts: Mapping[str, object], indent: str) -> Iterator[str]:
     for name, value in facts.items():
         label = f"{indent}{name:<{width}}"
         if isinstance(value, dict) and value and all(isinstance(entry, int) for entry in value.values()):
-            yield f"{label}  {counts(value)}"
+            yield f"{label}  {counted(value)}"
         elif value == {}:
             yield f"{label}  none"
         elif isinstance(value, dict):

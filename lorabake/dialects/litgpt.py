@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from lorabake.errors import FileError, MatchError
+from lorabake.errors import FileError, MatchError, first_line
 from lorabake.keymap.dialect import PARTS, Dialect, DialectLora, Facts, Heads, Naming, Part, heads_of
 from lorabake.keymap.peft import PeftConfig
 from lorabake.tensors.reader import is_there
@@ -67,7 +67,7 @@ def _read_yaml(path: Path, lora: str) -> dict[str, object]:
     try:
         said = yaml.load(content_of(path, MAX_YAML), _PlainLoader)  # a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise FileError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+        raise FileError(f"{path}: not valid YAML: {first_line(error, None)}") from None
     if not isinstance(said, dict):
         raise FileError(f"{path}: must be a mapping")
     return said

@@ -389,7 +389,7 @@ class Executor:
         try:
             return kind.effect(tensors, terms, partial(shaped, patch), patch.lengths), scale
         except ValueError as error:
-            raise MatchError(f"LoRA {lora!r}: {patch.module}: {str(error).splitlines()[0]}") from None
+            raise MatchError(f"LoRA {lora!r}: {patch.module}: {first_line(error, None)}") from None
 
     def _scale(self, patch: Patch, lora: str) -> float:
         if patch.scale is not None:

@@ -12,6 +12,7 @@ from lorabake.planning.checks import is_readable
 from lorabake.planning.storage import Storage
 from lorabake.sources import Sources
 from lorabake.tensors.dtypes import is_output
+from lorabake.visible import counted
 
 
 def replaced_by_vae(sources: Sources, storage: Storage) -> tuple[dict[str, Stored], list[str]]:
@@ -45,8 +46,7 @@ def replaced_by_vae(sources: Sources, storage: Storage) -> tuple[dict[str, Store
     left = Counter(re.sub(r"\d+", "N", key) for key in vae.tensors if key not in used)
     if not left:
         return replaced, []
-    names = ", ".join(f"{name} ×{count}" for name, count in left.most_common(5))
-    return replaced, [f"of the VAE file these have no place in the base: {names}"]
+    return replaced, [f"of the VAE file these have no place in the base: {counted(dict(left.most_common(5)))}"]
 
 
 def _check_fits(sources: Sources, storage: Storage, key: str, info: Stored) -> None:

@@ -15,6 +15,7 @@ from lorabake.recipe.models import Base, Lora, Method, Output, Recipe, Source, V
 from lorabake.recipe.values import read_values
 from lorabake.recipe.words import error_at, mark_after
 from lorabake.tensors.small import read_small
+from lorabake.visible import the_rest
 
 __all__ = [
     "Base",
@@ -64,6 +65,6 @@ def parse_recipe(text: str, folder: Path, name: str = "recipe") -> Recipe:
     if faults:
         faults.sort(key=lambda fault: (fault.mark.line, fault.mark.column))
         told = [fault.line for fault in faults[:MAX_FAULTS]]
-        told += [f"and {len(faults) - MAX_FAULTS} more faults"] if len(faults) > MAX_FAULTS else []
+        told += [the_rest(len(faults) - MAX_FAULTS, "more faults")] if len(faults) > MAX_FAULTS else []
         raise RecipeError(*told)
     return recipe.placed(folder)

@@ -11,7 +11,7 @@ import numpy as np
 
 from lorabake.adapters.dora import MAGNITUDES
 from lorabake.adapters.shapes import matrix
-from lorabake.errors import MatchError, SurroundingsError
+from lorabake.errors import MatchError, SurroundingsError, first_line
 from lorabake.matching.patches import Patch
 from lorabake.planning.steps import Step
 from lorabake.reference.arrays import Files
@@ -112,7 +112,7 @@ def refused(patch: Patch) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise MatchError(f"{patch.module}: {str(error).splitlines()[0]}") from None
+        raise MatchError(f"{patch.module}: {first_line(error, None)}") from None
 
 
 def delta_of(patch: Patch, tensors: Tensors, weight: Array, place: Place, scale: float) -> Array:

@@ -21,7 +21,7 @@ from lorabake.report import plots
 from lorabake.report.pictures import amplified, data_uri, distance, gain
 from lorabake.report.wording import MODELS, by_stage, by_status, encode, figure, headline, largest, sentence, tally
 from lorabake.verification.findings import Effect, Finding, Status
-from lorabake.visible import visible
+from lorabake.visible import counted, visible
 
 if TYPE_CHECKING:
     from lorabake.verification.findings import Pixels, Samples, Verification
@@ -83,7 +83,7 @@ def render(verification: Verification) -> bytes:
         "figure": figure,
         "sentence": sentence,
         "tally": tally,
-        "counted": _counted,
+        "counted": counted,
         "lines": _lines,
     }
     environment.globals |= {
@@ -134,10 +134,6 @@ def _lines(text: str) -> Markup:
 def _digest(text: str) -> str:
     """Name a text as a content security policy does (CSP level 3, section 2.3.1)."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
-
-
-def _counted(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} ×{count}" for name, count in counts.items())
 
 
 def _split(text: str, reference: str) -> tuple[str, str]:

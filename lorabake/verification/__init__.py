@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lorabake.errors import FileError
+from lorabake.errors import FileError, first_line
 from lorabake.planning import plan as make_plan
 from lorabake.recipe import Recipe
 from lorabake.sources import resolve
@@ -83,7 +83,7 @@ def embedded_recipe(baked: Path, inputs: Path | None = None) -> Recipe:
         form["output"]["path"] = baked.name
         recipe = Recipe.model_validate(_as_read(form))
     except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
-        raise FileError(f"{baked}: the recipe in its metadata is damaged: {str(error).splitlines()[0]}") from None
+        raise FileError(f"{baked}: the recipe in its metadata is damaged: {first_line(error, None)}") from None
     names = [recipe.base.path, *(lora.path for lora in recipe.loras), *([recipe.vae.path] if recipe.vae else [])]
     folders = [inputs] if inputs is not None else [baked.absolute().parent, Path.cwd()]
     for folder in folders:

@@ -17,6 +17,7 @@ from lorabake.verification.samples.drawing import Artist, Results, Variant
 from lorabake.verification.samples.judge import CONSTANT, LEAST_OF_LATENTS, Yardstick
 from lorabake.verification.samples.metrics import distance, likeness
 from lorabake.verification.samples.placing import FORMULAS_APPLIED
+from lorabake.visible import counted
 
 
 class Studio:
@@ -103,8 +104,7 @@ class Studio:
             note = f"lorabake's formulas applied the LoRAs at run time, because of {self.artist.fallback}"
             return Finding("samples.reference", Status.PASS, "run-time model", self._reference(), "", note)
         counts = Counter(self.plan.sources.loras[patch.lora].name for patch in self.plan.patches)
-        layers = ", ".join(f"{name} ×{count}" for name, count in counts.items())
-        note = f"loaded by a program that knows nothing of lorabake: {layers} modules"
+        note = f"loaded by a program that knows nothing of lorabake: {counted(counts)} modules"
         return Finding("samples.reference", Status.PASS, "run-time model", self._reference(), "", note)
 
     def _effects(self, pictures: tuple[PromptSample, ...], away: list[list[float]]) -> Iterator[Finding]:

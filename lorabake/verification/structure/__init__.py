@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from lorabake.errors import FileError
+from lorabake.errors import FileError, first_line
 from lorabake.keymap.names import patterns
 from lorabake.planning import Plan
 from lorabake.planning.files import Embedding, OutputFile
@@ -22,6 +22,7 @@ from lorabake.tensors.safetensors import read_header
 from lorabake.tensors.small import MAX_INDEX, parse_json
 from lorabake.verification.findings import Finding, Status
 from lorabake.verification.structure.side_files import check_side_files
+from lorabake.visible import counted
 
 
 def check_structure(plan: Plan, path: Path) -> tuple[list[Finding], Checkpoint | None]:
@@ -100,7 +101,7 @@ def _forms(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
         yield Finding("structure.shape", Status.FAIL, _subject(shapes), str(list(info.shape)), limit, note)
     if common and not dtypes and not shapes:
         kinds = Counter(info.dtype for _, info in common)
-        measured = ", ".join(f"{name} ×{count}" for name, count in kinds.most_common())
+        measured = counted(dict(kinds.most_common()))
         yield Finding(
             "structure.dtype", Status.PASS, f"{len(common)} tensors", measured, "", "dtypes and shapes as due"
         )
@@ -164,7 +165,7 @@ def _embedding_fault(embedding: Embedding) -> str:
     try:
         there = read_header(embedding.path).tensors
     except FileError as error:
-        return f"cannot be read: {str(error).removeprefix(f'{embedding.path}: ').splitlines()[0]}"
+        return f"cannot be read: {first_line(error, None).removeprefix(f'{embedding.path}: ')}"
     due = {vectors.name: (vectors.info.dtype, vectors.shape) for vectors in embedding.vectors}
     found = {name: (info.dtype, info.shape) for name, info in there.items()}
     wrong = [name for name in {**due, **found} if due.get(name) != found.get(name)]

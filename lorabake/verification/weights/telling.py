@@ -12,6 +12,7 @@ from lorabake.planning.tally import Tally
 from lorabake.verification.findings import Finding, Status, TensorVerdict
 from lorabake.verification.weights.causes import FACTORS, SENTENCES, Cause, Diagnosis
 from lorabake.verification.weights.comparison import Comparison
+from lorabake.visible import and_more
 
 
 def findings(
@@ -113,9 +114,7 @@ def _details(group: list[Diagnosis], subject: str) -> dict[str, None]:
 
 
 def _some(details: dict[str, None]) -> str:
-    shown = [*details][:3]
-    more = f" and {len(details) - 3} more" if len(details) > 3 else ""
-    return f" ({'; '.join(shown)}{more})" if shown else ""
+    return f" ({and_more([*details][:3], len(details), between='; ')})" if details else ""
 
 
 def verdicts(
