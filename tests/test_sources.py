@@ -23,7 +23,7 @@ from lorabake.planning import plan as plan_of
 from lorabake.recipe import Recipe
 from lorabake.sources import Sources, resolve
 from lorabake.sources.evidence import NotReadError, TensorEvidence
-from lorabake.verification.stages import Run
+from lorabake.verification import VerifyOptions, verify
 from tests import builders as b
 from tests import test_dialects, test_embeddings, test_formats, test_growth, test_packing, test_statements, test_ties
 
@@ -291,18 +291,16 @@ def test_no_question_changes_sources_or_plans(recipe: Recipe) -> None:
 
 
 def test_baking_and_verifying_change_no_plan(tmp_path: Path) -> None:
-    made = plan(load_recipe(plain(tmp_path)))
+    recipe = load_recipe(plain(tmp_path))
+    made = plan(recipe)
     before = seen(made)
     done = bake(made, RunOptions(fsync=False))
     assert seen(made) == before, "baking changed the plan"
     done.report()
-    run = Run(made, made.path, ("structure", "weights"), lambda finding: None)
-    from lorabake.verification import VerifyOptions
-
-    options = VerifyOptions()
-    run.look(options.begin, options.progress, options.sample_weights, options.samples)
-    assert not [finding for finding in run.findings if finding.status == "fail"]
-    assert seen(made) == before, "verifying changed the plan"
+    found = verify(recipe, options=VerifyOptions(stages=("structure", "quick", "weights")))
+    assert found.is_true
+    assert found.plan is not None
+    assert seen(found.plan) == before, "verifying changed its plan"
 
 
 def test_records_of_sources_and_plans_are_frozen(recipe: Recipe) -> None:
