@@ -1,13 +1,15 @@
 """Every error that lorabake raises on purpose.
 
-    LorabakeError                 exit 2 unless said otherwise; the CLI prints it without a traceback ├── RecipeError
-    the recipe: syntax, keys, values (carries file:line:column) ├── FileError                 an input file or folder:
-    missing, damaged, of another format, changed during the bake ├── MatchError                a LoRA does not fit the
-    base: family, names, shapes, slots ├── ValueTooLargeError        NaN, infinity or overflow in a baked tensor ├──
-    TargetError               the output path: exists, is an input, is being written by another bake └──
-    SurroundingsError         exit 3: disk full, device missing or out of memory, an extra not installed
+    LorabakeError                 exit 2 unless said otherwise; the CLI prints it without a traceback
+    ├── RecipeError               the recipe: syntax, keys, values (carries file:line:column)
+    ├── FileError                 an input file or folder: missing, damaged, of another format, changed while read
+    ├── MatchError                a LoRA does not fit the base: family, names, shapes, slots
+    ├── ValueTooLargeError        NaN, infinity or overflow in a baked tensor
+    ├── TargetError               the output path: exists, is an input, is being written by another bake
+    ├── SurroundingsError         exit 3: disk full, device missing or out of memory, an extra not installed
+    └── InternalError             exit 4: lorabake found that it contradicts itself
 
-Whatever else is raised is a fault of lorabake's own: exit 4.
+Whatever else is raised is a fault of lorabake's own, too: exit 4.
 
 Each argument is a line of the message. The first line is complete by itself; further lines give detail and advice.
 `lines` writes line breaks and invisible characters inside an argument as escapes, so that no name from a file can add
@@ -27,6 +29,10 @@ MOST_LETTERS = 2000
 
 MOST_LINES = 100
 """Most lines of a message."""
+
+
+INTERNAL = 4
+"""The exit code where lorabake itself fails."""
 
 
 class LorabakeError(Exception):
@@ -73,8 +79,16 @@ class SurroundingsError(LorabakeError):
     exit_code = 3
 
 
-INTERNAL = 4
-"""The exit code where lorabake itself fails."""
+class InternalError(LorabakeError):
+    """Report a fault of lorabake's own that it found itself: nothing that a user could mend."""
+
+    exit_code = INTERNAL
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(
+            f"lorabake failed: {fault}",
+            "This is a fault of lorabake's own. Please report it, with what LORABAKE_DEBUG=1 shows.",
+        )
 
 
 def where(error: BaseException) -> str:

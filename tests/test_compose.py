@@ -331,7 +331,7 @@ def test_a_block_pattern_leaves_out_whatever_the_program_would_do(tmp_path: Path
         (ledger,) = plan(load_recipe(b.recipe(tmp_path, loras=[entry]))).ledgers
         assert ledger.excluded == excluded
         assert ledger.applied == (0 if excluded else 1)
-    assert ledger.notes == ["semantics: Forge applies set weight whole at any strength: 1 modules"]
+    assert [*ledger.notes] == ["semantics: Forge applies set weight whole at any strength: 1 modules"]
 
 
 @pytest.mark.parametrize("semantics", ["comfyui", "forge", None], ids=str)
@@ -344,7 +344,7 @@ def test_the_ledger_says_what_is_changed_at_strength_0(semantics: str | None, tm
     acts = semantics == "forge"
     assert (ledger.applied, ledger.excluded) == (acts, {"strength 0": 2 - acts})
     whole, still = "applies set weight whole at any strength: 1 modules", "changes 1 modules at strength 0, too"
-    assert ledger.notes == [f"semantics: Forge {each}" for each in (whole, still) if acts]
+    assert [*ledger.notes] == [f"semantics: Forge {each}" for each in (whole, still) if acts]
 
 
 @pytest.mark.parametrize("dora", [False, True])

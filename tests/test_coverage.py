@@ -16,10 +16,10 @@ import pytest
 from lorabake.adapters import kinds
 from lorabake.errors import MatchError
 from lorabake.keymap.names import pattern_of
-from lorabake.matching import Matcher
+from lorabake.matching.names import BaseNames
 from tests.tables import infos
 from tests.test_formats import GOLD, bases
-from tests.test_matching import source
+from tests.test_matching import matched, source
 
 Shape = tuple[int, ...]
 Form = Callable[[Shape], dict[str, Shape] | None]
@@ -237,7 +237,7 @@ ELSEWHERE = {
 
 
 @cache
-def layers(family: str, layout: str) -> tuple[Matcher, dict[str, Shape]]:
+def layers(family: str, layout: str) -> tuple[BaseNames, dict[str, Shape]]:
     """Return a base of a family, and one module of each sort by its path there."""
     base = bases(family)[layout]
     component = base.key_map.architecture.components[0].name
@@ -267,7 +267,7 @@ def placed(family: str, layout: str, name: str) -> tuple[int, int]:
         }
         tensors = infos(dict(shapes))
         try:
-            patches, ledger = base.match(0, source(tensors, config=config))
+            patches, ledger = matched(base, source(tensors, config=config))
         except MatchError:
             continue
         view = base.spelled[start + path][0].views["weight"]
@@ -280,7 +280,7 @@ def placed(family: str, layout: str, name: str) -> tuple[int, int]:
 
 @pytest.mark.parametrize("family", GOLD)
 def test_every_kind_is_placed_on_every_sort_of_layer(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Matcher, "nearest", lambda *_: "")
+    monkeypatch.setattr(BaseNames, "nearest", lambda *_: "")
     for layout in bases(family):
         for name in FORMS:
             found, due = placed(family, layout, name)
@@ -322,7 +322,7 @@ def page() -> str:
 
 
 def test_the_page_says_what_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Matcher, "nearest", lambda *_: "")
+    monkeypatch.setattr(BaseNames, "nearest", lambda *_: "")
     assert PAGE.read_text(encoding="utf-8") == page(), "write it anew: python -m tests.test_coverage"
 
 

@@ -27,15 +27,15 @@ from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.names import pattern_of
 from lorabake.keymap.slots import sort_tensors
 from lorabake.keymap.view import Region
-from lorabake.matching import Matcher
 from lorabake.matching.ledger import Ledger
+from lorabake.matching.names import BaseNames
 from lorabake.matching.patches import Patch
 from lorabake.sources.family import GENERIC, identify
 from lorabake.tensors.header import TensorInfo
 from tests import builders as b
 from tests.tables import infos, load_table, names
 from tests.test_families import network
-from tests.test_matching import source
+from tests.test_matching import matched, source
 from tests.translation import translate
 
 # family -> (header, the layout that is not diffusers', [(its name, first row, last row, diffusers' name)]).
@@ -487,7 +487,7 @@ FORMATS: dict[str, tuple[str, str, bool, tuple[str, str, str], tuple[str, ...]]]
 
 
 @cache
-def bases(family: str) -> dict[str, Matcher]:
+def bases(family: str) -> dict[str, BaseNames]:
     """Make the family's base in its own and in diffusers' layout: whose names it has -> matcher."""
     table, there, _ = GOLD[family]
     component, here, tensors = network(table)
@@ -498,16 +498,16 @@ def bases(family: str) -> dict[str, Matcher]:
     for layout, each in made.items():
         key_map = KeyMap.expand(identify(each), each)
         assert key_map.placed[component.name][0].name == layout
-        found["diffusers" if layout == "diffusers" else "own"] = Matcher(key_map)
+        found["diffusers" if layout == "diffusers" else "own"] = BaseNames(key_map)
     return found
 
 
-def place(name: str, suffixes: tuple[str, str, str], shape: tuple[int, ...], base: Matcher) -> tuple[Patch, Ledger]:
+def place(name: str, suffixes: tuple[str, str, str], shape: tuple[int, ...], base: BaseNames) -> tuple[Patch, Ledger]:
     """Place a LoRA of one module, of rank 4."""
     down, up, alpha = suffixes
     kernel = [1] * (len(shape) - 2)
     shapes = {name + down: (4, *shape[1:]), name + up: (shape[0], 4, *kernel)} | ({name + alpha: ()} if alpha else {})
-    (patch,), ledger = base.match(0, source(infos(shapes)))
+    (patch,), ledger = matched(base, source(infos(shapes)))
     assert ledger.applied == len(shapes)
     return patch, ledger
 
@@ -631,9 +631,9 @@ TEXT_CELLS = [
 
 
 @cache
-def single_file(table: str) -> Matcher:
+def single_file(table: str) -> BaseNames:
     tensors = load_table(table)
-    return Matcher(KeyMap.expand(identify(tensors), tensors))
+    return BaseNames(KeyMap.expand(identify(tensors), tensors))
 
 
 @pytest.mark.parametrize(("format_", "family", "table", "name", "key", "first", "last"), TEXT_CELLS)
@@ -672,7 +672,7 @@ def test_a_language_model_beside_a_transformer_is_found(format_: str, family: st
     shapes = {f"{folder}/{key}": info.shape for key, info in load_table(table).items()}
     key = "text_encoder/model.layers.0.self_attn.q_proj.weight"
     tensors = infos(shapes | {key: (16, 8)})
-    base = Matcher(KeyMap.expand(identify(tensors), tensors))
+    base = BaseNames(KeyMap.expand(identify(tensors), tensors))
     assert base.key_map.architecture.title == family
     for name in LANGUAGE_FORMATS[format_]:
         patch, _ = place(name.format(own), PEFT, (16, 8), base)
@@ -686,7 +686,7 @@ def test_a_language_model_in_a_single_file_is_found(family: str) -> None:
     shapes = {f"model.diffusion_model.{key}": info.shape for key, info in own_base.key_map.tensors.items()}
     key = f"text_encoders.{own}.transformer.model.layers.0.self_attn.q_proj.weight"
     tensors = infos(shapes | {key: (16, 8)})
-    base = Matcher(KeyMap.expand(identify(tensors), tensors))
+    base = BaseNames(KeyMap.expand(identify(tensors), tensors))
     for name in [spelling for spellings in LANGUAGE_FORMATS.values() for spelling in spellings]:
         patch, _ = place(name.format(own), PEFT, (16, 8), base)
         assert patch.view.regions == (Region(key, 0, 16),), name
@@ -701,7 +701,7 @@ def test_the_text_encoder_of_cascades_prior_has_a_prefix_of_its_own() -> None:
         f"lora_prior_te_{Q_PROJ.replace('.', '_')}",
         KOHYA,
         (1280, 1280),
-        Matcher(KeyMap.expand(identify(tensors), tensors)),
+        BaseNames(KeyMap.expand(identify(tensors), tensors)),
     )
     assert patch.view.regions == (Region(key, 0, 1280),)
 
@@ -720,7 +720,7 @@ def test_a_motion_lora_changes_a_motion_module(leaf: str, own: str) -> None:
         (old, f"{MOTION}.{own}.weight"),
         (tensors, f"down_blocks.0.motion_modules.1.transformer_blocks.0.attn2.{own}.weight"),
     ):
-        matcher = Matcher(KeyMap.expand(identify(base), base))
+        matcher = BaseNames(KeyMap.expand(identify(base), base))
         patch, _ = place(f"{MOTION}.processor.{leaf}", suffixes, (320, 320), matcher)
         assert patch.view.regions == (Region(key, 0, 320),)
 
@@ -831,7 +831,7 @@ def test_a_whole_xlabs_file_is_placed() -> None:
         for half, shape in (("down", (16, 3072)), ("up", (rows, 16)))
     }
     for base in bases("Flux.1").values():
-        patches, ledger = base.match(0, source(infos(shapes)))
+        patches, ledger = matched(base, source(infos(shapes)))
         assert (len(patches), ledger.applied, ledger.family) == (76, 152, "Flux.1")
 
 
@@ -941,7 +941,7 @@ def test_the_families_that_kohya_trains_apart(family: str, name: str, shape: tup
     }
     metadata = {"ss_network_args": '{"split_qkv": "True"}'}
     for base in bases(family).values():
-        (patch,), _ = base.match(0, source(infos(shapes), metadata=metadata))
+        (patch,), _ = matched(base, source(infos(shapes), metadata=metadata))
         assert patch.parts == parts
 
 
@@ -953,21 +953,21 @@ def test_a_resized_file_has_the_metadata_and_other_factors(comment: str, tmp_pat
     metadata = {"ss_network_args": '{"split_qkv": "True"}', "ss_training_comment": comment}
     apart(tmp_path, metadata, noise=0.5)
     (ledger,) = lorabake.plan(lorabake.load_recipe(b.recipe(tmp_path))).ledgers
-    assert ledger.notes == []
+    assert not ledger.notes
 
 
 def test_a_converted_file_has_blocks_and_an_alpha_for_them_all(tmp_path: Path) -> None:
     small_flux(tmp_path)
     apart(tmp_path, None, alpha=6.0, other=2.0)  # scale 1 of the whole rank for q, k and v, and of the others
     (ledger,) = lorabake.plan(lorabake.load_recipe(b.recipe(tmp_path))).ledgers
-    assert ledger.notes == []
+    assert not ledger.notes
 
 
 def test_one_value_beside_the_blocks_speaks_against_parts(tmp_path: Path) -> None:
     small_flux(tmp_path)
     apart(tmp_path, None, noise=1e-30)
     (ledger,) = lorabake.plan(lorabake.load_recipe(b.recipe(tmp_path))).ledgers
-    assert ledger.notes == []
+    assert not ledger.notes
 
 
 # -- MLX-LM (FORMATS A.9) ------------------------------------------------------------------------------------
@@ -1097,7 +1097,7 @@ OTHERWISE_NAMED = {"Kandinsky 5", "PRX"}
 """Families whose queries, keys and values have other names in diffusers, too."""
 
 
-def rows(base: Matcher, names: Iterable[str]) -> list[tuple[str, int]]:
+def rows(base: BaseNames, names: Iterable[str]) -> list[tuple[str, int]]:
     """List the rows of the base that names mean, one after the other."""
     found = [base.spelled[name][0].views["weight"] for name in names]
     return [(place.key, row) for view in found for place in view.regions for row in range(place.start, place.stop)]
@@ -1159,7 +1159,7 @@ def test_what_cannot_be_baked_is_refused_in_one_line(format_: str) -> None:
     shapes, reason = REFUSED[format_]
     base = infos(LLAMA)
     with pytest.raises(MatchError) as caught:
-        Matcher(KeyMap.expand(identify(base), base)).match(0, source(infos(shapes)))
+        matched(BaseNames(KeyMap.expand(identify(base), base)), source(infos(shapes)))
     assert str(caught.value).splitlines()[0] == f"LoRA 'style': {reason}"
 
 

@@ -11,7 +11,7 @@ from lorabake.errors import MatchError
 from lorabake.matching.ledger import Ledger
 from lorabake.matching.leftovers import line_for
 from tests.tables import load_metadata, load_table
-from tests.test_matching import SD15, Shapes, low_rank, match, matcher, peft, refusal, source
+from tests.test_matching import SD15, Shapes, low_rank, match, matched, matcher, peft, refusal, source
 
 OFFER = "To bake without them, add to this LoRA: "
 BASE: Shapes = {f"blocks.{i}.{name}.weight": (4, 4) for i in range(3) for name in ("attn.q", "attn.k", "fc")}
@@ -89,10 +89,10 @@ def test_no_line_is_offered_where_nothing_would_be_left() -> None:
 def test_a_component_that_the_base_lacks_is_left_out_by_components() -> None:
     tensors = load_table("stripped_shinkai_makoto_offset")
     with pytest.raises(MatchError) as caught:
-        matcher("diffusers_sd15_unet").match(0, source(tensors))
+        matched(matcher("diffusers_sd15_unet"), source(tensors))
     entry = offered(str(caught.value))
     assert entry == {"components": ("unet",)}
-    _, ledger = matcher("diffusers_sd15_unet").match(0, source(tensors, **entry))
+    _, ledger = matched(matcher("diffusers_sd15_unet"), source(tensors, **entry))
     assert ledger.applied == 576
 
 
@@ -141,7 +141,7 @@ def test_what_is_ignored_needs_no_strength_and_no_component() -> None:
 
 def test_learned_embeddings_and_markers_may_be_ignored() -> None:
     tensors, metadata = load_table("real_lora_lora_disney"), load_metadata("real_lora_lora_disney")
-    _, ledger = matcher(SD15).match(0, source(tensors, metadata=metadata, ignore=("<s?>",)))
+    _, ledger = matched(matcher(SD15), source(tensors, metadata=metadata, ignore=("<s?>",)))
     assert (ledger.applied, dict(ledger.excluded)) == (384, {"ignored by the recipe: '<s?>'": 2})
     assert not ledger.embeddings
     marked: Shapes = {**GOOD, "lora_controlnet": (0,)}

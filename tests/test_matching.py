@@ -21,8 +21,9 @@ from lorabake.keymap.renaming import Rename, Renaming
 from lorabake.keymap.slots import sort_tensors
 from lorabake.keymap.table import Architecture, Component, Layout
 from lorabake.keymap.view import Region, View
-from lorabake.matching import Matcher
+from lorabake.matching import match as match_lora
 from lorabake.matching.ledger import Ledger
+from lorabake.matching.names import BaseNames
 from lorabake.matching.patches import Patch
 from lorabake.recipe import Lora
 from lorabake.sources.evidence import TensorEvidence
@@ -36,12 +37,18 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 @cache
-def matcher(table: str) -> Matcher:
+def matcher(table: str) -> BaseNames:
     return made_for(load_table(table))
 
 
-def made_for(tensors: dict[str, TensorInfo]) -> Matcher:
-    return Matcher(KeyMap.expand(identify(tensors), tensors))
+def made_for(tensors: dict[str, TensorInfo]) -> BaseNames:
+    return BaseNames(KeyMap.expand(identify(tensors), tensors))
+
+
+def matched(base: BaseNames, lora: LoraSource) -> tuple[list[Patch], Ledger]:
+    """Place a recipe's first LoRA on a base."""
+    made = match_lora(base, 0, lora)
+    return [*made.patches], made.ledger
 
 
 def source(
@@ -106,7 +113,7 @@ def match(
         if base == "tiny" or isinstance(base, dict)
         else matcher(base)
     )
-    return on.match(0, source(infos(shapes), config=config, **more))  # type: ignore[arg-type]
+    return matched(on, source(infos(shapes), config=config, **more))  # type: ignore[arg-type]
 
 
 def refusal(shapes: Shapes, base: Shapes | str = "tiny", **more: object) -> str:
@@ -252,7 +259,7 @@ def test_every_lora_has_its_row() -> None:
 
 @pytest.mark.parametrize("base", BASES)
 def test_a_lora_fits_whole_or_is_refused(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Matcher, "nearest", lambda *_: "")  # slow, and looked at below
+    monkeypatch.setattr(BaseNames, "nearest", lambda *_: "")  # slow, and looked at below
     on = matcher(base)
     family = on.key_map.architecture
     for lora, (known, fits) in FITS.items():
@@ -260,8 +267,8 @@ def test_a_lora_fits_whole_or_is_refused(base: str, monkeypatch: pytest.MonkeyPa
         if base in fits:
             wider = grown(on.key_map, all_plain(on.key_map.tensors), (opened,))
             assert len(wider) == (lora == "invoke_flux_control_lora_format")
-            wide = Matcher(KeyMap.expand(family, {**on.key_map.tensors, **wider})) if wider else on
-            patches, ledger = wide.match(0, opened)
+            wide = BaseNames(KeyMap.expand(family, {**on.key_map.tensors, **wider})) if wider else on
+            patches, ledger = matched(wide, opened)
             assert ledger.is_balanced
             learned = len(ledger.embeddings)
             assert learned == (2 if lora == "real_lora_lora_disney" else 0)
@@ -270,7 +277,7 @@ def test_a_lora_fits_whole_or_is_refused(base: str, monkeypatch: pytest.MonkeyPa
             assert ledger.family in (known, family.title)
             continue
         with pytest.raises(MatchError) as caught:
-            on.match(0, opened)
+            matched(on, opened)
         first, *more = str(caught.value).splitlines()
         assert first.startswith(f"LoRA {lora!r}"), first
         assert not first.endswith(":")
@@ -288,7 +295,7 @@ def test_a_lora_fits_whole_or_is_refused(base: str, monkeypatch: pytest.MonkeyPa
 def test_index_named_files_follow_their_trainers_order() -> None:
     """The file was trained on diffusers before 0.13: the feed-forward stands between the attentions."""
     opened = source(load_table("real_lora_analog_svd_rank4"))
-    found = keys(matcher("full_sd15_singlefile_1131").match(0, opened)[0])
+    found = keys(matched(matcher("full_sd15_singlefile_1131"), opened)[0])
     unet, text = "model.diffusion_model.", "cond_stage_model.transformer.text_model.encoder.layers."
     expected = {
         "unet:0": unet + "input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight",
@@ -356,7 +363,7 @@ def test_a_component_that_strength_forgets_is_named() -> None:
 
 def test_strength_may_be_silent_of_a_component_that_the_lora_does_not_fit() -> None:
     tensors = load_table("real_sd_lora_anime_style_adapter_model")  # named alike in both of SDXL's encoders
-    patches, _ = matcher("full_sdxl_singlefile_2515").match(0, source(tensors, strength={"text_encoder": 0.5}))
+    patches, _ = matched(matcher("full_sdxl_singlefile_2515"), source(tensors, strength={"text_encoder": 0.5}))
     assert {patch.strength for patch in patches} == {0.5}
 
 
@@ -387,10 +394,10 @@ def test_components_leave_out_what_they_do_not_list() -> None:
 def test_components_leave_out_what_the_base_does_not_have() -> None:
     opened = load_table("stripped_shinkai_makoto_offset")
     on = matcher("diffusers_sd15_unet")
-    _, ledger = on.match(0, source(opened, components=("unet",)))
+    _, ledger = matched(on, source(opened, components=("unet",)))
     assert (ledger.applied, ledger.excluded) == (576, {"not in components: [unet]": 216})
     with pytest.raises(MatchError, match=r"72 of 264 modules have no place on the base \(Stable Diffusion 1.x"):
-        on.match(0, source(opened))
+        matched(on, source(opened))
 
 
 @pytest.mark.parametrize(
@@ -625,12 +632,14 @@ def test_a_text_encoder_lora_with_one_misfit_is_not_called_foreign() -> None:
 def test_learned_embeddings_go_to_files_of_their_own_unless_components_are_named() -> None:
     tensors, metadata = load_table("real_lora_lora_disney"), load_metadata("real_lora_lora_disney")
     on = matcher(SD15)
-    _, ledger = on.match(0, source(tensors, metadata=metadata))
-    shapes = {token: {name: each.shape for name, each in found.items()} for token, found in ledger.embeddings.items()}
+    _, ledger = matched(on, source(tensors, metadata=metadata))
+    shapes = {
+        learned.token: {vectors.name: vectors.shape for vectors in learned.vectors} for learned in ledger.embeddings
+    }
     assert shapes == {"<s1>": {"emb_params": (1, 768)}, "<s2>": {"emb_params": (1, 768)}}
     assert (ledger.applied, sum(ledger.excluded.values())) == (384, 0)
     components = ("unet", "text_encoder")
-    _, ledger = on.match(0, source(tensors, metadata=metadata, components=components))
+    _, ledger = matched(on, source(tensors, metadata=metadata, components=components))
     assert (ledger.applied, ledger.excluded) == (384, {"not in components: [unet, text_encoder]": 2})
 
 
@@ -671,8 +680,8 @@ def test_an_alpha_tensor_beats_the_configuration() -> None:
 def test_without_a_configuration_the_scale_is_one_and_a_note_says_so() -> None:
     (patch,), ledger = match(peft("fc", 6, 5))
     assert patch.scale is None
-    assert ledger.notes == ["no alpha tensors and no adapter_config.json: scale 1 is assumed"]
-    assert match(peft("fc", 6, 5), config=PLAIN)[1].notes == []
+    assert [*ledger.notes] == ["no alpha tensors and no adapter_config.json: scale 1 is assumed"]
+    assert match(peft("fc", 6, 5), config=PLAIN)[1].notes == ()
 
 
 def test_a_rank_other_than_the_configurations_is_refused() -> None:
@@ -919,17 +928,17 @@ def test_damaged_metadata_is_an_error(text: str, words: str) -> None:
         source({}, metadata={"lora_adapter_metadata": text})
 
 
-def in_memory(shapes: Shapes, *renames: Rename) -> Matcher:
+def in_memory(shapes: Shapes, *renames: Rename) -> BaseNames:
     """Match to a base that has other names in memory."""
     component = Component("model", (Layout("own", ("",), ()),), renamings=(Renaming(("net",), renames),))
-    return Matcher(KeyMap.expand(Architecture("a", "A", (component,)), infos(shapes), ("net",)))
+    return BaseNames(KeyMap.expand(Architecture("a", "A", (component,)), infos(shapes), ("net",)))
 
 
 def test_of_two_modules_with_one_name_shapes_decide() -> None:
     renames = Rename("fc1", "fc2"), Rename("fc0", "fc1")
     base = in_memory({"mlp.fc0.weight": (16, 4), "mlp.fc1.weight": (4, 16)}, *renames)
     for shape, key in (((16, 4), "mlp.fc0.weight"), ((4, 16), "mlp.fc1.weight")):
-        (patch,), _ = base.match(0, source(infos(peft("mlp.fc1", *shape)), config={"r": 2, "lora_alpha": 4}))
+        (patch,), _ = matched(base, source(infos(peft("mlp.fc1", *shape)), config={"r": 2, "lora_alpha": 4}))
         assert patch.view.keys == (key,)
 
 
@@ -938,11 +947,11 @@ def test_two_modules_with_one_name_that_both_fit_are_named() -> None:
     base = in_memory({"mlp.fc0.weight": (4, 4), "mlp.fc1.weight": (4, 4)}, *renames)
     said = r"base_model\.model\.mlp\.fc1 may be mlp\.fc1\.weight and mlp\.fc0\.weight of the base"
     with pytest.raises(MatchError, match=said):
-        base.match(0, source(infos(peft("mlp.fc1", 4, 4)), config={"r": 2, "lora_alpha": 4}))
+        matched(base, source(infos(peft("mlp.fc1", 4, 4)), config={"r": 2, "lora_alpha": 4}))
 
 
 def test_an_output_head_has_the_name_that_transformers_has_in_memory() -> None:
     tensors = infos({"embed_out.weight": (20, 8), "gpt_neox.embed_in.weight": (20, 8)})
-    base = Matcher(KeyMap.expand(identify(tensors), tensors, ("gpt_neox",)))
-    (patch,), _ = base.match(0, source(infos(peft("lm_head", 20, 8)), config={"r": 2, "lora_alpha": 4}))
+    base = BaseNames(KeyMap.expand(identify(tensors), tensors, ("gpt_neox",)))
+    (patch,), _ = matched(base, source(infos(peft("lm_head", 20, 8)), config={"r": 2, "lora_alpha": 4}))
     assert patch.view.keys == ("embed_out.weight",)

@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 
 from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.names import pattern_of
-from lorabake.matching import Matcher
+from lorabake.matching.names import BaseNames
 from lorabake.recipe import load_recipe
 from lorabake.sources.family import identify
 from lorabake.verification import VerifyOptions, verify
 from tests import builders as b
 from tests.tables import infos, load_table
-from tests.test_matching import source
+from tests.test_matching import matched, source
 
 TABLES = [
     "arenasys_clip_xl_sd",
@@ -36,12 +36,12 @@ TABLES = [
 @pytest.mark.parametrize("table", TABLES)
 def test_every_parameter_takes_a_difference_under_its_full_name(table: str) -> None:
     tensors = load_table(table)
-    base = Matcher(KeyMap.expand(identify(tensors), tensors))
+    base = BaseNames(KeyMap.expand(identify(tensors), tensors))
     chosen = {pattern_of(key): key for key, info in tensors.items() if info.dtype in ("F32", "F16", "BF16")}
     due = [key for key in chosen.values() if key in base.key_map.owner]
     assert any(not key.endswith((".weight", ".bias")) for key in due) or table.startswith("stripped")
     for end in (".diff", ".set_weight"):
-        patches, ledger = base.match(0, source(infos({key + end: tensors[key].shape for key in due})))
+        patches, ledger = matched(base, source(infos({key + end: tensors[key].shape for key in due})))
         assert {patch.view.keys[0]: patch.view.shape for patch in patches if not patch.view.transpose} == {
             key: tensors[key].shape for key in due if not key.endswith("text_projection")
         }

@@ -19,8 +19,8 @@ from lorabake.inspection import inspect
 from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.names import pattern_of
 from lorabake.keymap.slots import sort_tensors
-from lorabake.matching import Matcher
 from lorabake.matching.ledger import Ledger
+from lorabake.matching.names import BaseNames
 from lorabake.recipe import Recipe
 from lorabake.sources.family import GENERIC, identify
 from lorabake.sources.recognition import Evidence, is_text, kinship, recognise
@@ -28,7 +28,7 @@ from lorabake.verification import embedded_recipe
 from tests import builders as b
 from tests.released import HEADERS, SIZES, expanded, lines, made
 from tests.tables import infos, load_table, names
-from tests.test_matching import Shapes, low_rank, source
+from tests.test_matching import Shapes, low_rank, matched, source
 
 FAMILIES = {each.name: each for each in architectures()}
 NETWORKS = [name for name in HEADERS if not is_text(FAMILIES[name])]
@@ -70,13 +70,13 @@ def names_of(families: Iterable[object]) -> set[str]:
 
 
 @cache
-def base(family: str) -> Matcher:
+def base(family: str) -> BaseNames:
     tensors = expanded(family)[-1].tensors
-    return Matcher(KeyMap.expand(identify(tensors), tensors))
+    return BaseNames(KeyMap.expand(identify(tensors), tensors))
 
 
 def bake(shapes: Shapes, on: str, **entry: object) -> Ledger:
-    return base(on).match(0, source(infos(dict(shapes)), **entry))[1]  # type: ignore[arg-type]
+    return matched(base(on), source(infos(dict(shapes)), **entry))[1]  # type: ignore[arg-type]
 
 
 def refusal(shapes: Shapes, on: str, **entry: object) -> str:
@@ -134,7 +134,7 @@ SHARING = [
 def test_a_lora_bakes_on_its_own_family_and_is_refused_by_all_but_its_kin(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Matcher, "nearest", lambda *_: "")
+    monkeypatch.setattr(BaseNames, "nearest", lambda *_: "")
     shapes = shapes_of(family, ATTENTION) or shapes_of(family)
     title = FAMILIES[family].title
     for on in SHARING:
@@ -170,9 +170,11 @@ def bake_or_refusal(shapes: Shapes, on: str) -> str:
 
 
 @cache
-def sized(family: str) -> dict[str, Matcher]:
+def sized(family: str) -> dict[str, BaseNames]:
     pytest.importorskip("diffusers")
-    return {size: Matcher(KeyMap.expand(identify(each.tensors), each.tensors)) for size, each in made(family).items()}
+    return {
+        size: BaseNames(KeyMap.expand(identify(each.tensors), each.tensors)) for size, each in made(family).items()
+    }
 
 
 @pytest.mark.parametrize("family", SIZES)
@@ -187,7 +189,7 @@ def test_a_lora_of_any_released_size_is_of_its_family(family: str, part: str) ->
         for other in evidence.filled:
             is_kin = other.name == family or kinship(other, FAMILIES[family])
             assert is_kin or (family, other.name) in ALIKE | ALIKE_IN_A_SIZE, (size, other.name)
-        _, ledger = matcher.match(0, source(infos(dict(shapes))))
+        _, ledger = matched(matcher, source(infos(dict(shapes))))
         assert (ledger.applied, ledger.family) == (len(shapes), FAMILIES[family].title), size
 
 
@@ -317,14 +319,14 @@ def test_the_blocks_of_the_base_at_hand_count_whatever_its_family_was_released_w
     tensors = {
         key: info for key, info in expanded("flux")[0].tensors.items() if int((number.match(key) or [0, 0])[1]) < 8
     }
-    pruned = Matcher(KeyMap.expand(identify(tensors), tensors))
+    pruned = BaseNames(KeyMap.expand(identify(tensors), tensors))
     shapes = {
         key: shape
         for key, shape in shapes_of("flux", r"attn\.to_").items()
         if int((number.match(key) or [0, 0])[1]) < 8
     }
     assert evidence_of(shapes).title == "Bria FIBO"
-    _, ledger = pruned.match(0, source(infos(dict(shapes))))
+    _, ledger = matched(pruned, source(infos(dict(shapes))))
     assert ledger.applied == len(shapes)
     assert "it may as well be a LoRA of Bria FIBO" in ledger.notes
 

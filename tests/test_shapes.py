@@ -23,7 +23,7 @@ from lorabake.matching.patches import Patch
 from tests import builders as b
 from tests.tables import infos
 from tests.test_kinds import CONV_2D, LINEAR, Case, cases
-from tests.test_matching import made_for, source
+from tests.test_matching import made_for, matched, source
 
 Shape = tuple[int, ...]
 BASE: dict[str, object] = {
@@ -330,7 +330,7 @@ def changes(shape: Shape) -> Iterator[Shape]:
 def placed(form: Form, tensors: Mapping[str, object]) -> list[Patch]:
     """Plan a file as a recipe's only LoRA."""
     lora = source(infos(dict(tensors)), config=None if form.config is None else dict(form.config))
-    return made_for(infos(dict(form.base))).match(0, lora)[0]
+    return matched(made_for(infos(dict(form.base))), lora)[0]
 
 
 def may_be(name: str, key: str, right: Shape, changed: Shape) -> bool:

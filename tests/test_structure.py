@@ -55,8 +55,6 @@ TABLES = {"architectures", "components"}
 LONGER = {
     "execution.worker": "to be parted",
     "execution.worker.Executor": "to be parted",
-    "matching.__init__": "to be parted",
-    "matching.__init__._Match": "to be parted",
     "storage.statements": "to be parted",
 }
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from lorabake.adapters import dora
-from lorabake.adapters.programs import PROGRAMS
 from lorabake.adapters.settings import Settings
 from lorabake.adapters.shapes import Shapes
 from lorabake.adapters.slots import Slots
-from lorabake.keymap.view import View
 
 
 class Followed(Slots):
@@ -34,21 +32,19 @@ class Followed(Slots):
         """Tell whether a program applies the kind whole at any strength."""
         return program in self.whole_in
 
-    def misread(self, program: str, shapes: Shapes, view: View) -> str | None:
-        """Say why lorabake cannot follow a program that is given these tensors for `view`, or None if it can."""
-        if not self.is_read_by(program):
-            return f"{PROGRAMS[program]} does not read this form of {self.title}; leave out semantics, or the module"
-        by_rows = False
-        if self.lengths & shapes.keys():
-            if program not in self.dora_in:
-                return f"{program} has no law of DoRA on {self.title} that lorabake knows"
-            if why := dora.unread(program, shapes):
-                return why
-            by_rows = dora.axis(shapes, view.shape, self.length_axis) == "row"
-        if view.is_reordered and program in dora.LENGTHS_OF_THE_BASE and (by_rows or self.reads_weight):
-            what = "DoRA's lengths" if by_rows else "the weight"
-            return f"{PROGRAMS[program]} swaps the halves of this module's change, and forgets those of {what}"
-        return self.unread(program, shapes, view.shape)
+    def has_lengths(self, shapes: Shapes) -> bool:
+        """Tell whether a magnitude is among the tensors, with DoRA's lengths."""
+        return bool(self.lengths & shapes.keys())
+
+    def has_law_of_lengths(self, program: str) -> bool:
+        """Tell whether lorabake knows what a program makes of DoRA on the kind."""
+        return program in self.dora_in
+
+    def depends_on(self, shapes: Shapes, weight: tuple[int, ...]) -> str:
+        """Name what the change of a row depends on beside the tensors; empty if it depends on nothing else."""
+        if self.has_lengths(shapes) and dora.axis(shapes, weight, self.length_axis) == "row":
+            return "DoRA's lengths"
+        return "the weight" if self.reads_weight else ""
 
     def unread(self, program: str, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
         """Say what a program of `programs` fails at, given tensors of these shapes; None if nothing."""

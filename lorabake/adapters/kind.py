@@ -73,15 +73,15 @@ class Kind(Configured, Followed, ABC):
         Nothing may fit by being repeated: a tensor of one value for many is another tensor than it should be.
         """
 
-    def misfit(self, shapes: Shapes, weight: tuple[int, ...]) -> str | None:
-        """Say why all tensors of a module cannot change a weight of that shape, or None if they can."""
-        fault = self.fault(shapes, weight)
-        empty = next((slot for slot in sorted(shapes) if 0 in shapes[slot] and slot not in self.may_be_empty), None)
-        if fault is None and empty and self.rank(shapes) != 0:
-            return f"its {empty} is empty: {shapes[empty]}"
-        if fault is None and self.lengths & shapes.keys() and dora.axis(shapes, weight, self.length_axis) is None:
-            return dora.NO_AXIS
-        return fault
+    def empty(self, shapes: Shapes) -> str | None:
+        """Return the first slot without values that needs some; None where there is none, or the rank is 0."""
+        slots = (slot for slot in sorted(shapes) if 0 in shapes[slot] and slot not in self.may_be_empty)
+        slot = next(slots, None)
+        return slot if slot and self.rank(shapes) != 0 else None
+
+    def measures(self, shapes: Shapes, weight: tuple[int, ...]) -> bool:
+        """Tell whether DoRA's lengths, if there are any, are those of a weight's rows or of its columns."""
+        return not self.lengths & shapes.keys() or dora.axis(shapes, weight, self.length_axis) is not None
 
     # -- what it does to a weight ----------------------------------------------------------------------
 

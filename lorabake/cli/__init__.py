@@ -128,6 +128,8 @@ def main() -> None:
         echo(ERROR, first, err=True)
         for line in rest:
             echo(line if line.startswith(" ") else f"  {line}", err=True)
+        if error.exit_code == INTERNAL:
+            show_trace(traceback.format_exc())
         sys.exit(error.exit_code)
     except click.ClickException as error:
         echo_usage(error)
@@ -145,10 +147,15 @@ def main() -> None:
 def internal_error(trace: str) -> None:
     """Ask for a report of a failure of lorabake's own; show where it happened if LORABAKE_DEBUG is set."""
     if os.environ.get(DEBUG):
-        for line in trace.rstrip().split("\n"):
-            echo(f"  {line}", err=True)
+        show_trace(trace)
     else:
         echo(f"  Please report it, with what {DEBUG}=1 shows.", err=True)
+
+
+def show_trace(trace: str) -> None:
+    """Show where a failure of lorabake's own happened, if LORABAKE_DEBUG is set."""
+    for line in trace.rstrip().split("\n") if os.environ.get(DEBUG) else ():
+        echo(f"  {line}", err=True)
 
 
 def _internal(error: Exception) -> str:

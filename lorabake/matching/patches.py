@@ -59,3 +59,18 @@ class Patch:
     def sets_all(self) -> bool:
         """Tell whether nothing is left of what it meets."""
         return self.kind.leaves_nothing(self.share)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Hold a patch and what the ledger tells of it.
+
+    `title` is its kind's, `rank` None where there is none to tell. `doubts` say what an older PEFT did otherwise.
+    `follows` says that the program whose reading is followed has a law of its own for it.
+    """
+
+    patch: Patch
+    title: str
+    rank: int | None = None
+    doubts: tuple[str, ...] = ()
+    follows: bool = False

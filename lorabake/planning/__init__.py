@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lorabake.matching import Matcher
+from lorabake.matching import match
 from lorabake.matching.ledger import Ledger
+from lorabake.matching.names import BaseNames
 from lorabake.matching.patches import Patch
 from lorabake.planning.checks import check_dtypes, check_form, check_is_no_input, check_patches, check_rows, is_folder
 from lorabake.planning.cost import peak_memory
@@ -101,7 +102,7 @@ class Plan:
                     "modules": dict(ledger.modules),
                     "kinds": dict(ledger.kinds),
                     "ranks": {str(rank): count for rank, count in sorted(ledger.ranks.items())},
-                    "notes": ledger.notes,
+                    "notes": list(ledger.notes),
                 }
                 for ledger in self.ledgers
             ],
@@ -161,12 +162,12 @@ def plan(sources: Sources, output: str | Path | None = None) -> Plan:
 def _match(sources: Sources) -> tuple[tuple[Patch, ...], tuple[Ledger, ...]]:
     if not sources.loras:
         return (), ()
-    matcher = Matcher(sources.key_map, sources.tie)
-    placed = [matcher.match(index, lora) for index, lora in enumerate(sources.loras)]
-    every = (patch for own, _ in placed for patch in own)
+    base = BaseNames(sources.key_map, sources.tie)
+    matched = [match(base, number, lora) for number, lora in enumerate(sources.loras)]
+    every = (patch for each in matched for patch in each.patches)
     patches = tuple(replace(patch, number=number) for number, patch in enumerate(every))
     check_patches(sources, patches)
-    return patches, tuple(ledger for _, ledger in placed)
+    return patches, tuple(each.ledger for each in matched)
 
 
 def _by_key(targets: Iterable[Target]) -> dict[str, Target]:

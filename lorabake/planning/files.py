@@ -157,14 +157,14 @@ def embeddings_of(sources: Sources, path: Path, ledgers: Iterable[Ledger]) -> It
     stem = path.name if is_folder(sources) else path.stem
     taken: set[str] = set()
     for number, ledger in enumerate(ledgers):
-        for token, vectors in ledger.embeddings.items():
-            word = file_stem(token)
+        for learned in ledger.embeddings:
+            word = file_stem(learned.token)
             names = (f"{word}-{count}" if count > 1 else word for count in itertools.count(1))
             chosen = next(name for name in names if name.casefold() not in taken)
             taken.add(chosen.casefold())
             place = path.with_name(f"{stem}.{chosen}.safetensors")
             check_is_no_input(sources, place)
-            yield Embedding(place, number, token, tuple(vectors.values()))
+            yield Embedding(place, number, learned.token, learned.vectors)
 
 
 def is_indexed(sources: Sources, part: Part, files: int) -> bool:

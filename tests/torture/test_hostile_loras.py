@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 
 from lorabake.baking import RunOptions, bake, plan
-from lorabake.matching import Matcher
+from lorabake.matching.names import BaseNames
 from lorabake.recipe import load_recipe
 from lorabake.tensors.dtypes import DTYPES, nbytes
 from tests import builders as b
 from tests.tables import infos
-from tests.test_matching import made_for, source
+from tests.test_matching import made_for, matched, source
 from tests.test_shapes import FORMS, Form
 from tests.torture.conftest import Tally
 from tests.torture.fuzzing import NUMBERS, outcome, seeds
@@ -243,7 +243,7 @@ def test_right_files_are_baked(effort: Effort, tmp_path: Path) -> None:
 
 
 @cache
-def matcher(base: str) -> Matcher:
+def matcher(base: str) -> BaseNames:
     return made_for(infos(json.loads(base)))
 
 
@@ -258,7 +258,7 @@ def test_every_kind_is_planned_or_refused(tally: Make, effort: Effort) -> None:
         base = json.dumps({key: list(shape) for key, shape in case.form.base.items()})  # type: ignore[call-overload]
 
         def match(headers: Any = headers, config: Any = config, base: str = base) -> None:
-            matcher(base).match(0, source(headers, config=config))
+            matched(matcher(base), source(headers, config=config))
 
         told = outcome(match)
         counted.hold(not told, f"{case.name}, seed {number}: {what}: {told}")

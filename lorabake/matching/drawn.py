@@ -1,0 +1,53 @@
+"""Random matrices that all modules of a file share: they are as large as the largest weights ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from lorabake.adapters import kinds_of
+from lorabake.adapters.kind import Kind
+from lorabake.keymap.module import Module
+from lorabake.keymap.slots import LoraModule
+from lorabake.matching.refusals.shapes import fault_of
+
+
+@dataclass(frozen=True, slots=True)
+class Largest:
+    """Hold the most outputs and inputs of the weights that a kind's modules are for, left out or not.
+
+    `placeless` names a module of the kind that has no place, if there is one.
+    """
+
+    outputs: int = 0
+    inputs: int = 0
+    placeless: str = ""
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Return both."""
+        return self.outputs, self.inputs
+
+
+def largest_of(
+    modules: Iterable[LoraModule], places: Callable[[str], list[Module]], *, turned: bool
+) -> Mapping[str, Largest]:
+    """Measure what each kind of a file that draws matrices is for, by the kind's name."""
+    modules = [*modules]
+    of_file = {kind for slots in {frozenset(lora.slots) for lora in modules} for kind in kinds_of(slots)}
+    return {kind.name: _measured(kind, modules, places, turned=turned) for kind in of_file if kind.drawn}
+
+
+def _measured(
+    kind: Kind, modules: Iterable[LoraModule], places: Callable[[str], list[Module]], *, turned: bool
+) -> Largest:
+    outputs, inputs, placeless = 0, 0, ""
+    for lora in modules:
+        if not kind.required <= lora.slots.keys():
+            continue
+        candidates = places(lora.name)
+        fitting = [each for each in candidates if fault_of((kind,), lora.shapes, each, turned=turned) is None]
+        placeless = placeless if fitting else lora.name
+        if fitting and (view := kind.view_of(fitting[0].views, turned=turned)) is not None:
+            outputs, inputs = max(outputs, view.shape[0]), max(inputs, view.shape[1])
+    return Largest(outputs, inputs, placeless)

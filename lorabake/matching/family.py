@@ -1,0 +1,130 @@
+"""Whose LoRA is it? One that fits whole may still be another family's: it lacks modules that the base has."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from lorabake.keymap.table import Architecture
+from lorabake.matching.candidates import Lookup
+from lorabake.matching.names import Sort, sort_of
+from lorabake.sources.family import GENERIC
+from lorabake.sources.recognition import TELLING, Evidence, kinship, titles
+
+SAYS_WHOSE = ("ss_base_model_version", "modelspec.architecture")
+"""What metadata says of the base that a LoRA was trained on: a hint, since some say wrong things."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Compare the modules of a LoRA with those of the base, sort by sort.
+
+    `has` counts the base's modules of each sort, `names` has the LoRA's that have a place there, by the base's name.
+    `ignored` are the LoRA's modules that the recipe leaves out.
+    """
+
+    base: Architecture
+    evidence: Evidence
+    has: Mapping[Sort, int] = field(default_factory=dict)
+    names: Mapping[Sort, Mapping[str, str]] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def short(self) -> dict[Sort, frozenset[str]]:
+        """Collect the modules of each sort of which the base has more than the LoRA; none of a filled base."""
+        sorts = self.names.items() if self.base not in self.evidence.filled else ()
+        return {sort: frozenset(names.values()) for sort, names in sorts if len(names) < self.has[sort]}
+
+    @property
+    def has_a_whole_sort(self) -> bool:
+        """Tell whether the LoRA has all modules of some sort that the base has several of."""
+        return any(TELLING <= len(names) == self.has[sort] for sort, names in self.names.items())
+
+    @property
+    def title(self) -> str | None:
+        """Name the families that it could be of, the base's first; None where there are none."""
+        return self.base.title if self.base in self.evidence.families else self.evidence.title
+
+
+@dataclass(frozen=True, slots=True)
+class Strangers:
+    """List the families of one of which a LoRA is, not the base's, and say by what that is seen."""
+
+    families: tuple[Architecture, ...] = ()
+    seen_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Whose:
+    """Say whose a LoRA is, and what people should know of that."""
+
+    family: str | None
+    notes: tuple[str, ...] = ()
+
+
+def compared(lookup: Lookup, evidence: Evidence, kept: Collection[str]) -> Comparison:
+    """Compare a LoRA's modules, ignored or not, with those of the base; `kept` are those that are not ignored."""
+    base, modules = lookup.base, lookup.lora.tensors.modules
+    architecture = base.key_map.architecture
+    if evidence.is_text or architecture.name == GENERIC:  # their sorts tell nothing
+        return Comparison(architecture, evidence)
+    names: dict[Sort, dict[str, str]] = {}
+    for name in modules:
+        for place in lookup.places(name)[:1]:
+            if not place.component.startswith("text_encoder"):
+                names.setdefault(sort_of(place), {})[place.name] = name
+    ignored = tuple(sorted(name for name in modules if name not in kept))
+    return Comparison(architecture, evidence, base.sorts, names, ignored)
+
+
+def strangers_of(comparison: Comparison) -> Strangers:
+    """Find the families of one of which a LoRA is, not the base's, though all that is not ignored fits.
+
+    That is so where such a family has no other modules of some sort, and the base has. At most half of the
+    base's blocks may be those that were chosen for training, unless the LoRA has all of another sort.
+    """
+    base, evidence = comparison.base, comparison.evidence
+    if evidence.is_text or base.name == GENERIC or base in evidence.sure:
+        return Strangers()
+    for sort, names in sorted(comparison.short.items(), key=lambda item: -len(item[1])):
+        is_part = 2 * len(names) <= comparison.has[sort] and not comparison.has_a_whole_sort
+        if len(names) < TELLING or is_part:
+            continue
+        complete = tuple(family for family in evidence.whole if evidence.complete[family.name] >= names)
+        if families := evidence.filled or complete:
+            return Strangers(families, f"{len(names)} {sort[1]}, of which the base has {comparison.has[sort]}")
+    is_foreign = evidence.filled and base not in evidence.could_be
+    seen_by = evidence.seen_by(comparison.ignored) if is_foreign else None
+    return Strangers(evidence.filled, seen_by) if seen_by else Strangers()
+
+
+def whose(
+    comparison: Comparison, strangers: Strangers, said: Architecture | None, metadata: Mapping[str, str]
+) -> Whose:
+    """Say whose a LoRA is that fits the base whole; `said` is the family that the recipe says it was trained on."""
+    base, evidence, title = comparison.base, comparison.evidence, comparison.title
+    if said is not None:
+        why = kinship(said, base)
+        on = f" on {base.title}" if said is not base else ""
+        return Whose(said.title, (f"a LoRA of {said.title}{on}, as the recipe says{f': {why}' if why else ''}",))
+    if evidence.is_text or base.name == GENERIC:
+        return Whose(title)
+    elder = next((family for family in strangers.families if kinship(family, base)), None)
+    if elder is not None:
+        return Whose(title, (f"a LoRA of {elder.title} on {base.title}: {kinship(elder, base)}",))
+    is_short = bool(comparison.short)
+    families = evidence.sure or (evidence.could_be if is_short else ())
+    others = [
+        family for family in families if family is not base and base.name not in {kin.family for kin in family.kin}
+    ]
+    elder = next((family for family in others if kinship(base, family)), None)
+    if elder is not None:
+        return Whose(title, (f"it may as well be a LoRA of {elder.title}: {kinship(base, elder)}",))
+    if not others:
+        return Whose(title)
+    told = [f"{name}: {metadata[name]}" for name in SAYS_WHOSE if metadata.get(name)]
+    hint = f" (its metadata says {', '.join(told)})" if told else ""
+    is_own = not is_short or base in evidence.sure  # the base at hand counts, whatever was released
+    doubt = "" if is_own else "its modules do not tell whose it is: "
+    family = titles([base] if is_own or base in families else [base, *others])
+    return Whose(family, (f"{doubt}it may as well be a LoRA of {titles(others, len(others))}{hint}",))

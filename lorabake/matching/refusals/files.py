@@ -1,0 +1,172 @@
+"""Why a whole file cannot be baked, or not as the recipe says: each answer is the lines of an error."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from lorabake.architectures import architectures
+from lorabake.errors import MatchError
+from lorabake.keymap.module import Module
+from lorabake.keymap.names import pattern_of
+from lorabake.keymap.peft import PeftConfig
+from lorabake.keymap.slots import MARKERS, LoraModule
+from lorabake.keymap.table import Architecture
+from lorabake.keymap.view import View
+from lorabake.matching.ledger import FOR_NONE, Ledger, ignored_by
+from lorabake.matching.leftovers import by_end
+from lorabake.matching.names import nearest_words
+from lorabake.matching.patches import Patch
+from lorabake.matching.strengths import unlisted
+from lorabake.matching.turns import Turns
+from lorabake.recipe import Lora
+from lorabake.visible import visible
+
+Lines = tuple[str, ...]
+
+
+def error(lora: str, lines: Lines) -> MatchError:
+    """Make the error that these lines tell of a LoRA."""
+    return MatchError(f"LoRA {lora!r}: {lines[0]}", *lines[1:])
+
+
+def refuse(lora: str, lines: Lines | None) -> None:
+    """Raise the error that these lines tell of a LoRA, if there are any."""
+    if lines is not None:
+        raise error(lora, lines)
+
+
+# -- before any module is placed -----------------------------------------------------------------------------
+
+
+def component_is_unknown(entry: Lora, base: Architecture) -> Lines | None:
+    """Refuse a recipe that names a component which no family has."""
+    everywhere = {component.name for family in architectures() for component in family.components}
+    strength = entry.strength
+    named = [*(entry.components or ()), *(strength if isinstance(strength, dict) else ())]
+    unknown = next((name for name in named if name not in everywhere), None)
+    if unknown is None:
+        return None
+    return (
+        f"no component is called {unknown!r}{nearest_words(unknown, sorted(everywhere))}",
+        f"The base ({base.title}) has: {', '.join(component.name for component in base.components)}",
+    )
+
+
+def glob_ignores_nothing(idle: Sequence[str], modules: Mapping[str, LoraModule]) -> Lines | None:
+    """Refuse a glob of `ignore` that leaves nothing out."""
+    if not idle:
+        return None
+    glob, start = idle[0], f"ignore pattern {idle[0]!r} "
+    keys = (key for module in modules.values() for key in module.own_keys)
+    partly = next((key for key in keys if fnmatchcase(key, glob)), None)
+    if partly is not None:
+        such = f"matches some tensors of a module alone, such as {visible(partly)}"
+        return start + such, "Only whole modules can be left out."
+    ends = {end: None for name in modules for end in (by_end(name), pattern_of(name))}
+    return (f"{start}matches nothing in the file{visible(nearest_words(glob, [*ends]))}",)
+
+
+def file_says_it_is_no_lora(keys: Collection[str]) -> Lines | None:
+    """Refuse a file that has a tensor which says so."""
+    return next(((words,) for marker, words in MARKERS.items() if marker in keys), None)
+
+
+def turns_cannot_be_told(turns: Turns) -> Lines | None:
+    """Refuse a file that says fan_in_fan_out where no shape tells what that means for the base."""
+    if not turns.either or turns.straight or turns.turned:
+        return None
+    why = "every weight is square" if turns.squares == turns.either else "its tensors would fit either way"
+    return (
+        f"fan_in_fan_out is set and {why}",
+        "lorabake has no table for this base, so it cannot tell whether its weights are transposed.",
+    )
+
+
+# -- of a module that has a place ----------------------------------------------------------------------------
+
+
+def strength_forgets_the_component(component: str) -> Lines:
+    """Refuse a recipe whose strengths say nothing of a component that the LoRA has tensors for."""
+    return (
+        f"it has tensors for {component}, and strength says nothing of it",
+        f"Add {component}: 0 (or another number) to strength, or leave it out with components.",
+    )
+
+
+def two_modules_change_one_tensor(first: str, second: str, key: str) -> Lines:
+    """Refuse a file that has one module under two names."""
+    return (
+        f"{first} and {second} both change {key}",
+        "A file that has one module under two names would be applied twice.",
+    )
+
+
+# -- after all modules are placed ----------------------------------------------------------------------------
+
+
+def announced_tokens_are_missing(config: PeftConfig | None, modules: Iterable[LoraModule]) -> Lines | None:
+    """Refuse a file without the rows that its configuration announces beside its layers."""
+    if config is None or not config.fields.get("trainable_token_indices"):
+        return None
+    if any("tokens" in module.slots for module in modules):
+        return None
+    return ("adapter_config says trainable_token_indices, and the file has no such rows",)
+
+
+def alpha_has_another_name(alphas: Mapping[str, Sequence[Module]], patches: Sequence[Patch]) -> Lines | None:
+    """Refuse an alpha under another name of a module than that of its factors, which would do without it.
+
+    `alphas` has the modules of the base by the name that an alpha alone goes by.
+    """
+    lacking: dict[View, Patch] = {}
+    for patch in patches if alphas else ():
+        if patch.scale is None and patch.kind.may_have_alpha and "alpha" not in patch.tensors:
+            lacking.setdefault(patch.view, patch)
+    for name, place in ((name, place) for name, places in alphas.items() for place in places):
+        view = place.views.get("weight")
+        if view is not None and view in lacking:
+            return (
+                f"{name}.alpha and {lacking[view].module} are one module under two names",
+                "Rename one of them, so that it is told whether that alpha counts.",
+            )
+    return None
+
+
+def block_pattern_takes_nothing(
+    blocks: Iterable[str], taking: Collection[str], paths: Collection[str]
+) -> Lines | None:
+    """Refuse a pattern of `blocks` that is not among those `taking` modules; `paths` name all that is baked."""
+    unused = next((glob for glob in blocks if glob not in taking), None)
+    if unused is None:
+        return None
+    if any(fnmatchcase(path, unused) for path in paths):
+        why = "matches only modules that a pattern before it takes"
+    else:
+        plain = re.split(r"[*?[]", unused)[0].rstrip(".")
+        heads = {".".join(path.split(".")[: plain.count(".") + 1]) for path in paths}
+        why = f"matches no module{nearest_words(plain, sorted(heads))}"
+    return (f"blocks pattern {unused!r} {why}",)
+
+
+def file_has_no_tensors(ledger: Ledger, entry: Lora) -> Lines | None:
+    """Refuse a file without tensors."""
+    return None if ledger.tensors else ("has no tensors, so there is nothing to bake",)
+
+
+def components_leave_nothing(ledger: Ledger, entry: Lora) -> Lines | None:
+    """Refuse a recipe whose components leave out the whole file."""
+    reason = unlisted(entry)
+    return (f"all of its tensors are {reason}",) if ledger.excluded[reason] == ledger.tensors else None
+
+
+def ignore_leaves_nothing(ledger: Ledger, entry: Lora) -> Lines | None:
+    """Refuse a recipe that leaves out the whole file, with `ignore` at least in part."""
+    reasons = (unlisted(entry), FOR_NONE, *map(ignored_by, entry.ignore or ()))
+    is_all = sum(ledger.excluded[reason] for reason in reasons) == ledger.tensors
+    return ("ignore leaves nothing of it to bake",) if entry.ignore and is_all else None
+
+
+OF_THE_LEDGER = (file_has_no_tensors, components_leave_nothing, ignore_leaves_nothing)
+"""What is asked of a closed ledger, in this order."""

@@ -1,0 +1,58 @@
+"""q, k and v that were trained apart and saved as one module: their alpha is over a share of its rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lorabake.keymap import split_qkv
+from lorabake.keymap.expansion import KeyMap
+from lorabake.keymap.module import Module
+from lorabake.keymap.slots import LoraModule
+from lorabake.sources.evidence import TensorEvidence
+from lorabake.sources.loras import LoraSource
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedApart:
+    """Tell which modules hold parts that were trained apart.
+
+    `said` is what the metadata says of all; None where it says nothing: then `evidence` of the values tells, and
+    `scales`, which are alpha/rank of the file's modules that hold one layer.
+    """
+
+    said: bool | None
+    scales: frozenset[float]
+    evidence: TensorEvidence
+    key_map: KeyMap
+
+    def parts(self, lora: LoraModule, module: Module) -> int:
+        """Count the parts that each have a share of a fused module's rank, and alpha over that share."""
+        sizes = _rows_of_parts(module, self.key_map)
+        if self.said is False or len(sizes) < 2 or "down" not in lora.slots:
+            return 1
+        if lora.slots["down"].shape[0] % len(sizes):
+            return 1
+        is_apart = self.said or self.evidence.is_trained_apart(lora, sizes, self.scales)
+        return len(sizes) if is_apart else 1
+
+    @property
+    def source(self) -> str:
+        """Name what tells it."""
+        return "metadata" if self.said else "the zeros in its up"
+
+
+def trained_apart(lora: LoraSource, places: Callable[[str], list[Module]], key_map: KeyMap) -> TrainedApart:
+    """Look at a whole file; `places` lists the modules of the base that a name may stand for."""
+    said = split_qkv.said_by(lora.checkpoint.metadata)
+    fused, single = list[LoraModule](), list[LoraModule]()
+    for module in lora.tensors.modules.values() if said is None else ():
+        if "alpha" in module.slots and split_qkv.has_rank(module) and (candidates := places(module.name)):
+            is_fused = len(_rows_of_parts(candidates[0], key_map)) > 1
+            (fused if is_fused else single).append(module)
+    scales = map(lora.evidence.scale_of, single if fused else ())
+    return TrainedApart(said, frozenset(scale for scale in scales if scale is not None), lora.evidence, key_map)
+
+
+def _rows_of_parts(module: Module, key_map: KeyMap) -> tuple[int, ...]:
+    return split_qkv.rows_of_parts(module.name, key_map.modules[module.component])
