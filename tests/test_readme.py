@@ -153,7 +153,7 @@ def test_python_example_runs(folder: Path) -> None:
 
 
 def marked(mark: str) -> list[tuple[str, ...]]:
-    return re.findall(rf"<!-- {mark} -->\n```python\n(.*?)^```$", EXTENDING, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"<!-- {mark} -->\n```(?:python|text)\n(.*?)^```$", EXTENDING, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +161,11 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package with what docs/extending.md adds to it."""
     root = tmp_path_factory.mktemp("extended")
     shutil.copytree(ROOT / "lorabake", root / "lorabake", ignore=shutil.ignore_patterns("__pycache__"))
+    for path, where, anchor, text in marked(r'add: (\S+) (before|after) "(.+?)"'):
+        source = (root / path).read_text(encoding="utf-8")
+        assert source.count(f"\n{anchor}") == 1, anchor
+        added = f"{text}\n\n{anchor}" if where == "before" else f"{anchor}\n{text.rstrip()}"
+        (root / path).write_text(source.replace(f"\n{anchor}", f"\n{added}"), encoding="utf-8")
     files = marked(r"file: (\S+)")
     assert len(files) == EXTENDING.count("<!-- file: ") >= 4
     for path, text in files:
@@ -169,9 +174,9 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run_with(package: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_with(package: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "lorabake", *arguments],
+        [sys.executable, "-m", "lorabake", *map(str, arguments)],
         cwd=package,
         env={**os.environ, "PYTHONPATH": str(package)},
         capture_output=True,
@@ -181,7 +186,7 @@ def run_with(package: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 def bake_with(package: Path, recipe: Path) -> str:
-    done = run_with(package, "bake", str(recipe), "--no-fsync")
+    done = run_with(package, "bake", recipe, "--no-fsync")
     assert done.returncode == 0, done.stderr
     return done.stderr
 
@@ -320,3 +325,24 @@ def test_examples_on_several_recipes_run(mark: str, tmp_path: Path) -> None:
         before = load_file(tmp_path / ("base2.safetensors" if name == "other" else "base.safetensors"))["fc.weight"]
         wanted = before + strengths[name] * lora["fc.lora_B.weight"] @ lora["fc.lora_A.weight"]
         np.testing.assert_allclose(load_file(tmp_path / file)["fc.weight"], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_added_refusal_is_told(extended: Path, tmp_path: Path) -> None:
+    base = {f"layers.{number}.fc.weight": noise(6, 4) for number in range(2)}
+    lora = {f"layers.{number}.fc.lora_down.weight": noise(2, 4) for number in range(2)}
+    lora |= {f"layers.{number}.fc.lora_up.weight": noise(6, 2) for number in range(2)}
+    save_file(base, tmp_path / "base.safetensors")
+    save_file(lora | {"layers.1.fc.dora_scale": noise(6, 1)}, tmp_path / "lora.safetensors")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "version: 1\nbase: base.safetensors\nloras: [lora.safetensors]\noutput: {path: out.safetensors}\n"
+    )
+    refused = run_with(extended, "plan", recipe)
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines() == [
+        "error: LoRA 'lora.safetensors': a dora_scale without an alpha: with which scale was it trained?",
+        "  1 of its tensors: layers.N.fc",
+        '  To bake without them, add to this LoRA: ignore: ["layers.1.fc"]',
+    ]
+    save_file(lora, tmp_path / "lora.safetensors")
+    assert run_with(extended, "plan", recipe).returncode == 0
