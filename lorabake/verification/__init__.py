@@ -27,9 +27,9 @@ __all__ = ["ORDER", "STAGES", "VerifyOptions", "embedded_recipe", "verify"]
 def verify(recipe: Recipe, baked: str | Path | None = None, options: VerifyOptions | None = None) -> Verification:
     """Compare a checkpoint (the recipe's output, unless `baked` is given) with what the recipe makes.
 
-    Whatever is wrong with the checkpoint is a finding; so is a stage that broke off, where others were finished.
-    Raise FileError, MatchError or RecipeError where the inputs are at fault, and for a checkpoint that is not there;
-    SurroundingsError where sampling lacks an extra, and is all that was asked for.
+    Every fault of the checkpoint is a finding; so is a stage that broke off while others finished. Raise FileError,
+    MatchError or RecipeError if the inputs are at fault or the checkpoint is missing. Raise SurroundingsError if
+    sampling is all that was asked for and lacks an extra.
     """
     options = options or VerifyOptions()
     path = _path_of(recipe, baked)
@@ -57,7 +57,7 @@ def verify(recipe: Recipe, baked: str | Path | None = None, options: VerifyOptio
 
 
 def _path_of(recipe: Recipe, baked: str | Path | None) -> Path:
-    """Return where the checkpoint lies; raise FileError where nothing does."""
+    """Return the checkpoint's path; raise FileError if nothing is there."""
     path = Path(os.path.normpath(baked if baked is not None else recipe.locate(recipe.output.path)))
     if not is_there(path):
         raise FileError(f"{path}: no such file", "Bake it first, or name the checkpoint with --baked.")
@@ -97,7 +97,7 @@ def embedded_recipe(baked: Path, inputs: Path | None = None) -> Recipe:
 
 
 def _as_read(value: object) -> object:
-    """Turn JSON into what a recipe is read from: without nulls, sequences as tuples."""
+    """Turn JSON into the values that a recipe is read from: without nulls, with sequences as tuples."""
     match value:
         case dict():
             return {key: _as_read(each) for key, each in value.items() if each is not None}

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 class Status(StrEnum):
-    """Rank findings; the verdict is the worst of them, and FAIL alone makes it a difference.
+    """Rank findings. The verdict is the worst of them; only FAIL means that the checkpoint differs.
 
-    ERROR is a stage that broke off: it says nothing of the checkpoint.
+    ERROR means a stage that broke off: it says nothing about the checkpoint.
     """
 
     PASS = "pass"
@@ -34,7 +34,7 @@ class Status(StrEnum):
 
     @property
     def severity(self) -> int:
-        """Count up from the harmless."""
+        """Return the rank, 0 for the most harmless."""
         return list(Status).index(self)
 
 
@@ -100,7 +100,7 @@ class Likeness:
 
 @dataclass(frozen=True, slots=True)
 class SampleOptions:
-    """Say what to sample; whatever is None is the recipe's, or the family's default.
+    """Say what to sample; None means the recipe's value, or else the family's default.
 
     `size` is (width, height) in pixels, `strengths` factors on all strengths of the recipe. `progress` is told the
     steps done, the steps in all, and what is being made.
@@ -170,7 +170,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Say why a stage broke off: `exit_code` is the command's, `traceback` where in the program it happened."""
+    """Say why a stage broke off: `exit_code` is for the command; `traceback` shows where it happened."""
 
     stage: str
     exit_code: int
@@ -197,19 +197,19 @@ class Verification:
 
     @property
     def status(self) -> Status:
-        """Return the worst status; a skipped check does not spoil a verdict."""
+        """Return the worst status; skipped checks do not count."""
         return max((finding.status for finding in self.findings), key=lambda each: each.severity, default=Status.SKIP)
 
     @property
     def is_true(self) -> bool:
-        """Tell whether no check found a difference, and every stage came to its end."""
+        """Tell whether no check found a difference and every stage finished."""
         return self.status not in (Status.FAIL, Status.ERROR)
 
     @property
     def exit_code(self) -> int:
         """Return 0 for a checkpoint that is what the recipe says, 1 for one that is not, 2 if nothing was checked.
 
-        Where a stage broke off and none found a difference, return what stopped it: 2, 3 or 4.
+        If a stage broke off and none found a difference, return that stage's code: 2, 3 or 4.
         """
         if self.status is Status.FAIL:
             return 1

@@ -1,4 +1,4 @@
-"""What a model's folder holds of programs: lorabake runs none of it, and says so.
+"""Find programs in a model's folder: lorabake runs none of them, and reports them.
 
 transformers and diffusers can run Python files that lie beside a model's weights, where a configuration names them:
 `auto_map` in config.json or the tokenizer's, `custom_generate/generate.py`, a pipeline or a component of a module of
@@ -19,21 +19,21 @@ from lorabake.tensors.reader import is_there
 from lorabake.tensors.small import MIB
 
 NO_CODE = {"local_files_only": True, "trust_remote_code": False}
-"""What every call says that lets transformers or diffusers read a folder."""
+"""Arguments of every call by which transformers or diffusers read a folder."""
 
 LARGEST = 256 * MIB
-"""Bytes of a file that is no weights; the largest tokenizers have less than a fifth."""
+"""Most bytes of a file without weights; the largest tokenizers have less than a fifth of it."""
 
 PROGRAMS = ("pipeline.py", "custom_generate/generate.py")
-"""Files that the libraries run without a configuration that names them, where they are allowed to."""
+"""Files that the libraries would run without any configuration naming them, if they were allowed to."""
 
 
 MOST_PARTS: Final = 10_000
-"""Layers, or experts of a layer, that a library may be asked to build; known models have some hundred."""
+"""Most layers, or experts of a layer, that a library is asked to build; known models have some hundred."""
 
 
 def check_folder(folder: Path) -> None:
-    """Raise FileError for what no library should be given to read: pipes, devices, files and models of any size."""
+    """Raise FileError for what no library should read: pipes, devices, and files or models of excessive size."""
     for path in files_below(folder):
         if path.suffix.lower() not in WEIGHT_SUFFIXES and path.stat().st_size > LARGEST:
             raise FileError(f"{path}: larger than {LARGEST} bytes, so it is hardly a part of a tokenizer")
@@ -50,7 +50,7 @@ def without_kernels(config: Any) -> Any:
 
 
 def carried(folder: Path) -> str:
-    """Say by what a folder asks for a program of its own to be run; empty if it does not."""
+    """Say how a folder asks for a program of its own to be run; return "" if it does not."""
     return ", ".join(dict.fromkeys(_requests(folder)))
 
 

@@ -17,12 +17,12 @@ LEAST_OF_LOGITS = 1e-5
 """The difference between logits below which two float32 results count as equal."""
 
 CONSTANT = 2.0
-"""Levels of standard deviation, of 255, below which a picture shows nothing."""
+"""Standard deviation, in levels of 255, below which a picture counts as blank."""
 
 
 @dataclass(frozen=True, slots=True)
 class Yardstick:
-    """Hold the floor, which is at least what float32 may differ by, and the ceiling."""
+    """Hold the floor, which is at least float32's own error, and the ceiling."""
 
     floor: float
     ceiling: float
@@ -34,7 +34,7 @@ class Yardstick:
 
     @property
     def near(self) -> float:
-        """Return twice the floor: what is within it is at the floor."""
+        """Return twice the floor: a distance within it counts as the floor's."""
         return 2 * self.floor
 
     @property
@@ -44,13 +44,13 @@ class Yardstick:
 
     @property
     def tells(self) -> bool:
-        """Tell whether the ceiling is above what passes for the floor."""
+        """Tell whether the ceiling is above twice the floor, so that the prompt can tell models apart."""
         return not self.ceiling <= self.near
 
     def passes(self, measured: float) -> bool:
-        """Tell whether a distance passes; one that is no number does not."""
+        """Tell whether a distance passes; NaN does not."""
         return measured <= self.limit
 
     def is_at_floor(self, measured: float) -> bool:
-        """Tell whether a distance is no more than rounding's."""
+        """Tell whether rounding alone explains a distance."""
         return measured <= self.near

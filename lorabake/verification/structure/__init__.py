@@ -26,7 +26,7 @@ from lorabake.visible import counted
 
 
 def check_structure(plan: Plan, path: Path) -> tuple[list[Finding], Checkpoint | None]:
-    """Compare the headers of a checkpoint with the planned ones; None for one that cannot be read as a checkpoint."""
+    """Compare a checkpoint's headers with the planned ones; return no checkpoint if it cannot be read as one."""
     try:
         baked = open_checkpoint(path, plan.sources.recipe.base.variant if path.is_dir() else None)
     except FileError as error:
@@ -44,7 +44,7 @@ def check_structure(plan: Plan, path: Path) -> tuple[list[Finding], Checkpoint |
 
 
 def _unreadable(plan: Plan, path: Path, error: FileError) -> Finding:
-    """Word why a checkpoint cannot be read; shards under each other's names are recognised."""
+    """Say why a checkpoint cannot be read; recognise shards with exchanged names."""
     message = str(error).replace(f"{path}: ", "").replace("\n", "; ")
     if path.is_dir() and len(plan.files) > 1:
         planned = {frozenset(target.source.name for target in file.targets): file.name for file in plan.files}
@@ -82,7 +82,7 @@ def _keys(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
 
 
 def _forms(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
-    """Compare dtypes and shapes, one finding for each sort of difference."""
+    """Compare dtypes and shapes, with one finding for each sort of difference."""
     dtypes: dict[tuple[str, str], list[str]] = {}
     shapes: list[str] = []
     common = [(target, baked.tensors[key]) for key, target in _targets(plan).items() if key in baked.tensors]
@@ -108,7 +108,7 @@ def _forms(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
 
 
 def _order(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
-    """Compare which file holds which tensor, and the order in header and data."""
+    """Compare which file holds which tensor, and the order of tensors in headers and data."""
     found = [header for part in baked.parts for header in part.files]
     headers = {name_of(baked, header): header for header in found}
     if not baked.is_folder and len(plan.files) == 1:
@@ -134,23 +134,23 @@ def _order(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
 
 
 def _data_order(file: OutputFile) -> list[str]:
-    """List names in the order of their data; tensors without data keep the plan's order among equals."""
+    """List names in the order of their data; empty tensors at the same place keep the plan's order."""
     return [target.source.name for target in sorted(file.targets, key=lambda each: (each.offset, each.nbytes))]
 
 
 def name_of(checkpoint: Checkpoint, header: Header) -> str:
-    """Name a file of a checkpoint by its path in the folder: those of several components may be called the same."""
+    """Name a file of a checkpoint by its path in the folder, since several components may use the same file name."""
     inside = checkpoint.is_folder and header.path.is_relative_to(checkpoint.path)  # what was a pickle lies elsewhere
     return header.path.relative_to(checkpoint.path).as_posix() if inside else header.path.name
 
 
 def _severity(baked: Checkpoint) -> Status:
-    """Ask files that lorabake made to be just so; another tool's may have an order of their own."""
+    """Be strict with files that lorabake made; other tools may order tensors differently."""
     return Status.FAIL if "lorabake.recipe" in baked.metadata else Status.WARN
 
 
 def _embeddings(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
-    """Look for the learned embeddings beside the checkpoint; another tool may have left them where they were."""
+    """Look for the learned embeddings beside the checkpoint; other tools may not have copied them."""
     for embedding in plan.embeddings:
         fault = _embedding_fault(embedding)
         status = _severity(baked) if fault else Status.PASS
@@ -173,7 +173,7 @@ def _embedding_fault(embedding: Embedding) -> str:
 
 
 def _metadata(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
-    """Compare the recipe and the inputs that a header tells of with the ones at hand."""
+    """Compare the recipe and the inputs named in a header with the present ones."""
     said = baked.metadata.get("lorabake.recipe")
     if said is None:
         note = "no recipe in its metadata: another tool made it, so it is judged by its weights alone"
@@ -200,7 +200,7 @@ def _metadata(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
 
 
 def _statements(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
-    """Compare what headers and indexes say of how weights are stored: other programs read other weights by it."""
+    """Compare statements in headers and indexes on how weights are stored, since programs decode weights by them."""
     headers = {name_of(baked, header): header for part in baked.parts for header in part.files}
     if not baked.is_folder and len(plan.files) == 1:
         headers = dict.fromkeys([plan.files[0].name], baked.parts[0].files[0])
@@ -238,7 +238,7 @@ def _parsed(text: str) -> object:
 
 
 def _identity(described: object) -> object:
-    """Keep what tells one base from another and is known from headers: sizes, and digests of headers."""
+    """Keep the facts from headers that identify a base: sizes and digests of headers."""
     if not isinstance(described, dict):
         return described
     files = described.get("files", [described])

@@ -1,4 +1,4 @@
-"""Digests of what went into a checkpoint and of its data, held against those that header and recipe state."""
+"""Hash a checkpoint's inputs and data, and compare the hashes with those in its header and recipe."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from lorabake.verification.structure import name_of
 
 
 class Digests:
-    """Take digests, and say what they tell; `stage` names the findings."""
+    """Take digests, and turn them into findings of `stage`."""
 
     def __init__(self, plan: Plan, baked: Checkpoint, files: Files, stage: str) -> None:
         self.plan, self.baked, self.files, self.stage = plan, baked, files, stage
 
     def take(self, *, data: bool) -> dict[str, str]:
-        """Take those of the inputs that a header names by digest, and of the `data` that has a stated one."""
+        """Take the digests of inputs that a header states, and of `data` with a stated digest."""
         inputs = dict.fromkeys(self.plan.digests.values())
         digests = {str(path): self._sha256(path, 0, path.stat().st_size) for path in inputs}
         for header in _headers(self.baked) if data else ():
@@ -37,7 +37,7 @@ class Digests:
         return digests
 
     def named(self, digests: Mapping[str, str]) -> dict[str, str]:
-        """Name digested files as the recipe does."""
+        """Name hashed files as the recipe does."""
         return {self._named(path): digest for path, digest in digests.items()}
 
     def findings(self, digests: Mapping[str, str], *, data: bool) -> Iterator[Finding]:
@@ -48,7 +48,7 @@ class Digests:
         yield from self._embeddings()
 
     def _inputs(self, digests: Mapping[str, str]) -> Iterator[Finding]:
-        """Compare inputs with what the checkpoint says it was made of, and with what the recipe states."""
+        """Compare inputs with the checkpoint's own list of them, and with the recipe's."""
         made_of = self.baked.metadata.get("lorabake.inputs")
         texts = re.findall(r'"sha256":"([0-9a-f]{64})"', made_of or "")
         check = f"{self.stage}.input"
@@ -70,7 +70,7 @@ class Digests:
                 yield Finding(check, Status.FAIL, said.path, digest[:12], "", note)
 
     def _configs(self) -> Iterator[Finding]:
-        """Compare what lies beside LoRAs and says their scales with what was there at the bake."""
+        """Compare the files beside LoRAs that state scales with those at the time of the bake."""
         try:
             said = parse_json(self.baked.metadata.get("lorabake.inputs", "{}"))
         except ValueError:
@@ -109,7 +109,7 @@ class Digests:
                 yield Finding(check, Status.PASS, subject, taken[:12], taken[:12], note)
 
     def _embeddings(self) -> Iterator[Finding]:
-        """Compare the files of learned embeddings with the LoRAs' tensors; what is not there, the headers told."""
+        """Compare the files of learned embeddings with the LoRAs' tensors; missing files are reported elsewhere."""
         for embedding in self.plan.embeddings:
             try:
                 there = read_header(embedding.path).tensors

@@ -1,7 +1,7 @@
-"""Compare what lies beside the weights of a folder: does a configuration describe another model, or only say it anew?
+"""Compare the files beside the weights of a folder: does a configuration describe the same model?
 
-diffusers and transformers write versions, paths and defaults into the configurations that they save, which have no
-say in the model. Tokenizers, licences and their like may be written anew by another tool; that is a warning.
+diffusers and transformers write versions, paths and defaults into the configurations that they save, which do not
+affect the model. Other tools may rewrite tokenizers, licences and the like; that is only a warning.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from lorabake.tensors.small import content_of, holds, parse_json
 from lorabake.verification.findings import Finding, Status
 
 DESCRIBES = ("_class_name", "model_type", "architectures")
-"""Fields one of which a configuration has that describes a network, a scheduler or a pipeline."""
+"""Every configuration of a network, a scheduler or a pipeline has one of these fields."""
 
 SAYS_NOTHING = {
     "transformers_version", "unsloth_version", "unsloth_fixed", "adapters", "use_cache", "gradient_checkpointing",
     "output_attentions", "output_hidden_states", "return_dict", "return_dict_in_generate", "torchscript",
     "initializer_range", "initializer_factor", "init_std",
 }  # fmt: skip
-"""Fields that tell how a configuration was written, or how a model is run or trained, not what it computes.
+"""Fields about how a configuration was written, or a model is run or trained, not about what it computes.
 
-So do all that begin with an underscore, but for `_class_name`, and all that speak of dropout.
+So are all fields that begin with an underscore, except `_class_name`, and all fields on dropout.
 """
 
 OF_TEXTS = {
@@ -42,15 +42,15 @@ OF_TEXTS = {
     "no_repeat_ngram_size", "suppress_tokens", "begin_suppress_tokens", "task_specific_params",
     "id2label", "label2id",
 }  # fmt: skip
-"""Fields that tell how texts begin, end and are drawn, and what outputs are called; the model computes the same."""
+"""Fields on how texts begin, end and are sampled, and on names of outputs; the model computes the same."""
 
 PRECISION = ("torch_dtype", "dtype")
-"""What transformers loads the weights as: as they are, where it is the tensors' own dtype."""
+"""Dtype in which transformers loads the weights; the tensors' own dtype changes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Say how one side file differs from what it should be; `silent` names fields without a say in the model."""
+    """Say how a side file differs from what it should be; `silent` names fields that do not affect the model."""
 
     name: str
     words: str = ""
@@ -62,8 +62,8 @@ class Difference:
 def check_side_files(plan: Plan, baked: Checkpoint, *, is_own: bool) -> Iterator[Finding]:
     """Compare the side files of a folder with the base's, or with what the plan makes of them.
 
-    Where lorabake made the folder (`is_own`), all must be just so. Where another tool did, a configuration must
-    describe the same model, and the rest may differ with a warning.
+    If lorabake made the folder (`is_own`), everything must be equal. If another tool did, a configuration must
+    describe the same model; other differences are warnings.
     """
     base, path = plan.sources.base, baked.path
     if not plan.is_folder or not base.is_folder or not plan.side_files:
@@ -88,7 +88,7 @@ def check_side_files(plan: Plan, baked: Checkpoint, *, is_own: bool) -> Iterator
 
 
 def _difference(plan: Plan, baked: Checkpoint, name: Path, *, is_own: bool) -> Difference | None:
-    """Compare one side file; None for one that is the same to the byte."""
+    """Compare one side file; None if it is equal byte for byte."""
     made, copied = plan.texts.get(name.as_posix()), baked.path / name
     own = plan.sources.base.path / name
     wanted = _parsed(own if made is None else made)
@@ -117,7 +117,7 @@ def _difference(plan: Plan, baked: Checkpoint, name: Path, *, is_own: bool) -> D
     told += [
         f"{key} is {_shown(other[key])}, of which the base says nothing" for key in sorted(other.keys() - one.keys())
     ]
-    # A field that one side lacks may have its default's value; a precision other than the tensors' own has a say.
+    # A missing field may have its default value; a dtype other than the tensors' own affects the model.
     apart = one.keys() ^ other.keys()
     differing = {*changed, *(key for key in apart if read is not None or key.endswith("dtype"))}
     is_certain = any(OF_TEXTS.isdisjoint(key.split(".")) for key in differing)
@@ -129,7 +129,7 @@ def _shown(value: object) -> str:
 
 
 def _parsed(place: Path | str) -> dict[str, object] | None:
-    """Return the JSON object in a file or a text; None where there is none that could be a configuration."""
+    """Return the JSON object in a file or a text; None if it could not be a configuration."""
     try:
         found = parse_json(place if isinstance(place, str) else content_of(place))
     except (ValueError, LorabakeError):
@@ -140,7 +140,7 @@ def _parsed(place: Path | str) -> dict[str, object] | None:
 def _pair(
     wanted: Mapping[str, object], there: Mapping[str, object], dtype: str
 ) -> tuple[dict[str, object], dict[str, object]]:
-    """Return the fields of two configurations that have a say; no precision, where both have the tensors' own."""
+    """Return the fields of two configurations that affect the model, without dtypes if both have the tensors' own."""
     one, other = dict(_fields(wanted)), dict(_fields(there))
     for key in {each for each in one | other if each.endswith("dtype")}:
         if {one.get(key, dtype), other.get(key, dtype)} == {dtype}:
@@ -150,7 +150,7 @@ def _pair(
 
 
 def _fields(config: Mapping[str, object], place: str = "") -> Iterator[tuple[str, object]]:
-    """Yield the fields that have a say, by path, but for nulls."""
+    """Yield the fields that affect the model, by path, except nulls."""
     for key, value in config.items():
         if _is_silent(key) or value is None or value == [None, None]:
             continue
@@ -169,7 +169,7 @@ def _is_silent(field: str) -> bool:
 
 
 def _silent(wanted: Mapping[str, object], there: Mapping[str, object]) -> set[str]:
-    """Name the fields without a say that differ; a precision is called by the name that the file has for it."""
+    """Name the differing fields that do not affect the model; a dtype keeps the file's own name for it."""
     differing = {key for key in {**wanted, **there} if wanted.get(key) != there.get(key)}
     return {key for key in differing if _is_silent(key) or key in PRECISION}
 
@@ -185,9 +185,9 @@ def _dtype(baked: Checkpoint, folder: str) -> str:
 def _as_read(
     wanted: Mapping[str, object], there: Mapping[str, object], dtype: str
 ) -> tuple[dict[str, object], dict[str, object]] | None:
-    """Return the fields of two configurations as transformers reads them; None where it cannot tell.
+    """Return the fields of two configurations as transformers reads them; None if it cannot read them.
 
-    It knows its defaults, and the names that fields had in older versions.
+    transformers fills in its defaults, and knows older names of fields.
     """
     model = wanted.get("model_type")
     if model != there.get("model_type") or not isinstance(model, str) or find_spec("transformers") is None:

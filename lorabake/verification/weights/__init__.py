@@ -1,4 +1,4 @@
-"""The second stage: is every tensor what the recipe makes of it?
+"""The second stage: does every tensor have the values that the recipe gives it?
 
 What no LoRA touches must be byte-equal to the base; what is baked is recomputed and compared in units in the last
 place (ulps) of the output's dtype. Streamed, a few rows at a time; no torch.
@@ -68,7 +68,7 @@ class _Check:
             digesting = pool.submit(self.digests.take, data=True)
             results = [each for some in each_of(pool, self.comparer.compare, extent.jobs) for each in some]
             digests = digesting.result()
-        results.sort(key=lambda each: each.target.key)  # they come as they end
+        results.sort(key=lambda each: each.target.key)  # threads finish in any order
         diagnostician = Diagnostician(self.plan, self.comparer.recomputation)
         wrong = [each for each in results if not each.is_right]
         told, diagnoses = explain_by_settings(self.plan, self.baked, wrong, "weights")
@@ -131,7 +131,7 @@ def _baked(results: Sequence[Comparison]) -> Iterator[Finding]:
 
 
 def _signs(results: Sequence[Comparison]) -> Iterator[Finding]:
-    """Tell of zeros that are the base's but for their signs, though nothing changes there."""
+    """Report zeros that differ from the base's only in their sign, in tensors that nothing changes."""
     flipped = [result for result in results if result.flipped]
     if flipped:
         values = sum(result.flipped for result in flipped)
@@ -141,7 +141,7 @@ def _signs(results: Sequence[Comparison]) -> Iterator[Finding]:
 
 
 def _tallies(results: Sequence[Comparison], recomputation: Recomputation) -> dict[int, Tally]:
-    """Sum up what became of each LoRA's change; of what is lost the right tensors tell alone."""
+    """Tally each LoRA's change; only correct tensors count for what is lost."""
     tallies: dict[int, Tally] = {}
     for result in results:
         mine = {result.step.patches[number].lora for number in result.shares}

@@ -1,4 +1,4 @@
-"""Read rows of a tensor and of its base side by side, in pieces that a core's cache holds, as float32."""
+"""Read rows of a tensor and of its base side by side as float32, in pieces that fit a core's cache."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from lorabake.tensors.dtypes import DTYPES
 from lorabake.tensors.header import TensorInfo
 
 VALUES = 1 << 17
-"""Values at a time."""
+"""Values in a block."""
 
 TALL, WIDEST = 128, 1 << 22
-"""Rows that a product needs to be computed at full speed, and values above which a piece has fewer."""
+"""How many rows make a product run at full speed, and from how many values on a piece has fewer rows."""
 
 EXPONENTS = np.uint32(0x7F800000)
-"""The bits of a float32 that say the power of two below it."""
+"""Mask of a float32's exponent bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
     """Hold some columns of some rows of a tensor, as base and checkpoint store them.
 
-    `both` has base and checkpoint in one array where they have one dtype.
+    `both` has both in one array if they have the same dtype.
     """
 
     rows: slice
@@ -42,14 +42,14 @@ class Block:
 
 
 class Blocks(threading.local):
-    """Read blocks; each thread has buffers of its own, which the next block fills again."""
+    """Read blocks. Each thread has its own buffers, which its next block overwrites."""
 
     def __init__(self, files: Files) -> None:
         self.files = files
         self._buffers: dict[object, Bytes] = {}
 
     def of(self, target: Target, found: TensorInfo) -> Iterator[Block]:
-        """Read rows, and cut them into columns where they are wide."""
+        """Read rows, and cut wide ones into blocks of columns."""
         rows, columns = matrix(target.shape)
         high = max(1, min(max(TALL, VALUES // max(columns, 1)), WIDEST // max(columns, 1)))
         for start in range(0, rows, high):
@@ -62,7 +62,7 @@ class Blocks(threading.local):
                 yield Block(slice(start, stop), piece, base[:, piece], held[:, piece], together)
 
     def pair(self, target: Target, found: TensorInfo, block: Block) -> Singles:
-        """Widen what base and checkpoint have, (2, rows, columns): at once where they have one dtype."""
+        """Widen base and checkpoint to (2, rows, columns), at once if they have the same dtype."""
         both = self.floats("both", (2, *block.held.shape))
         if block.both is not None:
             widen(found.dtype, block.both, both)
@@ -72,13 +72,13 @@ class Blocks(threading.local):
         return both
 
     def floats(self, name: object, shape: tuple[int, ...]) -> Singles:
-        """Return a buffer of this name, with whatever it holds."""
+        """Return the buffer of this name, with arbitrary content."""
         return self._buffer(name, 4 * prod(shape)).view(np.float32).reshape(shape)
 
     def _read(
         self, base: TensorInfo, held: TensorInfo, start: int, stop: int, columns: int
     ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:
-        """Read rows of both as they are stored, one whole number a value."""
+        """Read rows of both as stored, with one integer for each value."""
         count, shape, found = (stop - start) * columns, (stop - start, columns), []
         widths = [DTYPES[info.dtype].bits // 8 for info in (base, held)]
         raw = self._buffer("stored", count * sum(widths))
@@ -97,18 +97,18 @@ class Blocks(threading.local):
 
 
 def powers_of(values: Singles, into: Singles) -> Singles:
-    """Return the powers of two below the magnitudes of values; zero for zero."""
+    """Return the largest powers of two not above the magnitudes of values; zero for zero."""
     np.bitwise_and(values.view(np.uint32), EXPONENTS, out=into.view(np.uint32))
     return into
 
 
 def squares(values: Singles) -> Singles:
-    """Sum up the squares of each row, along the last axis."""
+    """Sum the squares of each row, along the last axis."""
     if hasattr(np, "vecdot"):  # since NumPy 2: four times as fast
         return np.asarray(np.vecdot(values, values))
     return np.asarray(np.einsum("...j,...j->...", values, values))
 
 
 def dot(one: Singles, other: Singles) -> float:
-    """Return an inner product, summed in float32: it has some six digits."""
+    """Return an inner product, summed in float32, with about six exact digits."""
     return float(np.dot(one.ravel(), other.ravel()))

@@ -1,4 +1,4 @@
-"""Name what a tensor holds instead of what is due, and say it in a sentence."""
+"""Name what a tensor holds instead of the due values, and put it into a sentence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Cause(StrEnum):
-    """Name what is there instead of what is due; the value is the check's name after `weights.`."""
+    """Name the cause of a wrong tensor; the value is the check's name after `weights.`."""
 
     MISSING = "missing"
     SIGN = "sign"
@@ -29,10 +29,10 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Say what one tensor holds instead of what is due.
+    """Say what one tensor holds instead of the due values.
 
-    `lora` and `module` name the patch that is at fault, None for what no patch explains; `factor` is the strength
-    found over the strength due; `also` lists causes that would look the same; `detail` completes the sentence.
+    `lora` and `module` name the patch that is at fault, or are None if no patch explains it. `factor` is the strength
+    found divided by the due one. `also` lists causes that would look the same. `detail` completes the sentence.
     """
 
     key: str
@@ -62,7 +62,7 @@ SENTENCES = {
     Cause.OTHER_LORA: "holds a low-rank change that no LoRA of the recipe makes there: another LoRA?",
     Cause.VALUES: "holds other values",
 }
-"""What each cause says of its subject, a LoRA or a tensor."""
+"""The sentence that each cause makes with its subject, a LoRA or a tensor."""
 
 FACTORS = (Cause.MISSING, Cause.SIGN, Cause.ALPHA, Cause.TWICE, Cause.RSLORA)
-"""Causes that multiply a strength by a factor of their own, the likeliest first."""
+"""Causes that multiply a strength by a fixed factor, the likeliest first."""

@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Hold a step whose tensors are compared together; one tensor that must be the base's own is a step, too."""
+    """Hold a step whose tensors are compared together; a tensor that must equal the base's is a step, too."""
 
     step: Step
     is_copy: bool

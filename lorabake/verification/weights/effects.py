@@ -1,4 +1,4 @@
-"""How much each LoRA changes each block of the model, in the order in which the blocks run."""
+"""Measure how much each LoRA changes each block of the model, in the order in which the blocks run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lorabake.verification.weights.comparison import Comparison
 
 
 def effects_of(plan: Plan, results: Iterable[Comparison]) -> Iterator[Effect]:
-    """Sum ‖ΔW‖² and ‖W‖² up over blocks, in the model's order."""
+    """Sum ‖ΔW‖² and ‖W‖² over blocks, in the model's order."""
     names: dict[str, tuple[str, str]] = {}
     for component, modules in plan.sources.key_map.modules.items():
         for name, module in modules.items():
@@ -25,7 +25,7 @@ def effects_of(plan: Plan, results: Iterable[Comparison]) -> Iterator[Effect]:
     place = {key: (component, block_of(name)) for key, (component, name) in names.items()}
     sums: dict[tuple[int, str, str], list[float]] = {}
     for result in results:
-        if result.target.key not in place:  # a scale, no weight
+        if result.target.key not in place:  # a scale, not a weight
             continue
         component, block = place[result.target.key]
         for number, share in result.shares.items():
@@ -53,14 +53,14 @@ def block_of(module: str) -> str:
 
 
 def _telling(name: str) -> tuple[bool, int]:
-    """Rank a module's names in several layouts: diffusers' first, else the longest tells most."""
+    """Rank a module's names in several layouts: diffusers' first, then the longest, which says the most."""
     return name.startswith(RUN), len(name)
 
 
 def in_order(block: str) -> tuple[int, list[int], str]:
-    """Rank a block as the model runs: inputs, down, middle, up, outputs; else by its numbers."""
+    """Rank a block in the order of computation: inputs, down, middle, up, outputs; otherwise by its numbers."""
     stage = next((number for number, start in enumerate(RUN) if block.startswith(start)), len(RUN))
     numbers = [int(part) for part in block.split(".") if part.isdigit()]
-    if "samplers" in block:  # a level ends with it
+    if "samplers" in block:  # the last block of a level
         numbers[-1] = 99
-    return stage, [*numbers, "attentions" in block], block  # an attention follows the resnet of its number
+    return stage, [*numbers, "attentions" in block], block  # an attention comes after the resnet of the same number

@@ -29,7 +29,7 @@ SKETCH = 160
 
 
 class Guesses:
-    """Hold the LoRAs' modules by shape: one of them may lie in another's place."""
+    """Hold the LoRAs' modules by shape, since one may have been applied in another's place."""
 
     def __init__(self, plan: Plan, recomputation: Recomputation) -> None:
         self.plan, self.patches = plan, recomputation.patches
@@ -39,7 +39,7 @@ class Guesses:
                 self._by_shape.setdefault((patch.view.rows, patch.view.columns), []).append(patch)
 
     def explain(self, key: str, scene: Scene, energy: float) -> Diagnosis:
-        """Try what is known to go wrong, one patch at a time, and describe what nothing explains."""
+        """Try the known faults of merges, one patch at a time, and describe what none of them explains."""
         expected = sum((patch.share * delta for patch, delta in scene.own), np.zeros_like(scene.found))
         for shift in SHIFTS if scene.own else ():
             if len(expected) > 2 * abs(shift) and _explains(scene.found, np.roll(expected, shift, axis=0), scene):
@@ -93,7 +93,7 @@ class Guesses:
         return left.astype(np.float32), down.reshape(len(down), -1).astype(np.float32)
 
     def _stranger(self, rest: Matrix, own: Patch | None, scene: Scene) -> Patch | None:
-        """Find another module's change in E, by ⟨E, B·A⟩ = ⟨E·Aᵀ, B⟩; neighbours of the module come first."""
+        """Find another module's change in E, by ⟨E, B·A⟩ = ⟨E·Aᵀ, B⟩; try the module's neighbours first."""
         if own is None and scene.rows[-1] - scene.rows[0] + 1 != len(scene.rows):
             return None
         if own is not None:

@@ -42,18 +42,18 @@ from lorabake.verification.weights.limits import DRAWN_ULPS, FALSE_ALARM, NEARES
 
 VECTORS = 8
 TOGETHER = 4
-"""Vectors that are multiplied by at once: more take a slower path through BLAS."""
+"""Vectors in one product; with more, BLAS takes a slower path."""
 
 BYTES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32) * 2 - 1
 BYTES = np.ascontiguousarray(BYTES.reshape(256, -1, TOGETHER).swapaxes(0, 1))
-"""The signs that a byte stands for, one a vector, in groups: (groups, 256, TOGETHER)."""
+"""The signs that each byte stands for, one for each vector, in groups: (groups, 256, TOGETHER)."""
 
 PIECE = 64
-"""Columns of a product that are summed up in float32 before float64 goes on."""
+"""Columns of a product that are summed in float32 before float64 takes over."""
 
 UNIT = 2.0**-24
 LARGE = 2.0**32
-"""A sum of squares from which on values may be no numbers."""
+"""A sum of squares from which on values may be NaN or infinite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +74,12 @@ class Sums:
 
     @property
     def target(self) -> Target:
-        """Return the tensor's place in the plan."""
+        """Return the tensor's target in the plan."""
         return self.step.targets[0]
 
     @property
     def due(self) -> Array:
-        """Add the products up."""
+        """Return the sum of the products."""
         total = np.zeros_like(self.arrived)
         for product, part in zip(self.products, self.parts, strict=True):
             total[product.rows] += part
@@ -92,7 +92,7 @@ class Sums:
 
     @property
     def ratios(self) -> Array:
-        """Say, by row, how far apart the sums are at the most, 1 being the bound."""
+        """Return the largest distance between the sums of each row, in units of its bound."""
         apart = np.abs(self.arrived - self.due).max(axis=1)
         return np.where(np.isnan(apart), np.inf, apart / self.bounds)
 
@@ -103,14 +103,14 @@ class Sums:
 
 
 class Projector:
-    """Sum up tensors of one plan along random signs, from any thread; `tests` are made in all."""
+    """Compute random sums of tensors of one plan, from any thread; `tests` is how many are made in all."""
 
     def __init__(self, recomputation: Recomputation, files: Files, tests: int) -> None:
         self.recomputation, self.blocks = recomputation, Blocks(files)
         self.width = sqrt(2 * log(2 * max(tests, 1) / FALSE_ALARM))
 
     def sums(self, step: Step, found: TensorInfo) -> Sums | None:
-        """Take a tensor's sums; None for one whose change is no sum of products, or that is not stored plainly."""
+        """Return a tensor's sums; None if its change is not a sum of products, or it is not stored plainly."""
         if not _fits(step, found) or (products := self.recomputation.patches.products(step, single=True)) is None:
             return None
         target, (rows, columns) = step.targets[0], matrix(step.targets[0].shape)
@@ -167,7 +167,7 @@ def _sums(product: Product, vectors: Singles) -> Array:
 
 
 def _fits(step: Step, found: TensorInfo) -> bool:
-    """Tell whether a step's tensor is one that is stored plainly, before and after."""
+    """Tell whether a step has one tensor, stored plainly before and after."""
     target = step.targets[0]
     if len(step.targets) > 1 or not step.patches or not prod(target.shape) or target.source.tensor is None:
         return False

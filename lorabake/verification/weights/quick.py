@@ -40,7 +40,7 @@ from lorabake.verification.weights.settings import explain_by_settings
 from lorabake.verification.weights.telling import findings, told_of, untouched, verdicts
 
 PLACES = 8
-"""Places in a tensor at which rows are recomputed, from its first to its last."""
+"""Places in a tensor at which rows are recomputed, from the first row to the last."""
 
 
 def check_quick(
@@ -61,7 +61,7 @@ def check_quick(
 
 @dataclass(frozen=True, slots=True)
 class Summed:
-    """Hold what one tensor's random sums said: how near the worst row came to its bound, and what is wrong, if so.
+    """Hold the result of one tensor's random sums: the worst row relative to its bound, and faults, if any.
 
     `gram` has the inner products of the sums of the LoRAs' changes, by `loras`, and `arrived` those with what is
     there, both in units of what rounding does; `moves` tells whose change is not zero.
@@ -98,7 +98,7 @@ class _Check:
                 else:
                     results += found
             digests = digesting.result()
-        results.sort(key=lambda each: each.target.key)  # they come as they end
+        results.sort(key=lambda each: each.target.key)  # threads finish in any order
         summed.sort(key=lambda each: each.step.targets[0].key)
         strengths = _strengths(self.plan, summed)
         for lora in [lora for lora, strength in strengths.items() if not strength.is_near]:
@@ -125,7 +125,7 @@ class _Check:
         return WeightsResult(told, (), tuple(verdicts(self.plan, looked_at, diagnoses)), self.digests.named(digests))
 
     def _compare(self, job: Job) -> Summed | list[Comparison]:
-        """Compare one step by random sums, by some of its rows, or by all that it has."""
+        """Compare one step by random sums, by some of its rows, or completely."""
         found = found_in(self.baked, job.step.targets[0])
         if job.is_copy or not job.step.patches or found is None:
             return self.comparer.compare(job)
@@ -145,7 +145,7 @@ class _Check:
         return Summed(job.step, values, worst, tuple(diagnoses), tuple(by_lora), gram, arrived, tuple(moves))
 
     def _tallies(self, results: Sequence[Comparison], summed: Sequence[Summed]) -> dict[int, Tally]:
-        """Sum up whose change is zero, and whose tensors say that it is turned around, or erases."""
+        """Tally LoRAs whose change is zero, negative by its scale, or erased by its DoRA magnitudes."""
         tallies: dict[int, Tally] = {}
         seen = [pair for each in summed for pair in each.moves]
         for each in results:
@@ -158,7 +158,7 @@ class _Check:
         return tallies
 
     def _rows_of(self, lora: int, summed: Sequence[Summed]) -> Iterator[Comparison]:
-        """Recompute some rows of what one LoRA changes: they tell another strength from what rounding takes."""
+        """Recompute some rows that one LoRA changes, to tell a wrong strength from losses by rounding."""
         for sums in summed:
             if lora in sums.loras and not sums.diagnoses:
                 yield from self.comparer.compare_some(Job(sums.step, False), PLACES)
@@ -166,7 +166,7 @@ class _Check:
 
 @dataclass(frozen=True, slots=True)
 class Strength:
-    """Say at which multiple of the recipe's strength a LoRA arrives, how exactly that is known, and where from."""
+    """Hold the multiple of the recipe's strength at which a LoRA arrives, its uncertainty, and its source."""
 
     factor: float
     deviation: float
@@ -174,17 +174,17 @@ class Strength:
 
     @property
     def is_clear(self) -> bool:
-        """Tell whether the LoRA is strong enough beside rounding to be told from none."""
+        """Tell whether the LoRA stands out from rounding enough to be told from none."""
         return SIGMAS * self.deviation < 0.5
 
     @property
     def is_near(self) -> bool:
-        """Tell whether it is clearly the recipe's strength, but for what rounding usually does to it."""
+        """Tell whether it is clearly the recipe's strength, within the usual effect of rounding."""
         return self.is_clear and abs(self.factor - 1) <= max(OFF, SIGMAS * self.deviation)
 
 
 def _strengths(plan: Plan, summed: Sequence[Summed]) -> dict[int, Strength]:
-    """Estimate by least squares over all sums at which strength each LoRA arrives."""
+    """Estimate each LoRA's arriving strength by least squares over all sums."""
     count = len(plan.sources.loras)
     gram, arrived, tensors = np.zeros((count, count)), np.zeros(count), Counter[int]()
     for sums in (some for some in summed if not some.diagnoses):
@@ -201,7 +201,7 @@ def _strengths(plan: Plan, summed: Sequence[Summed]) -> dict[int, Strength]:
 
 
 def _loras(plan: Plan, strengths: Mapping[int, Strength], wrong: set[int | None]) -> Iterator[Finding]:
-    """Tell of the LoRAs that nothing speaks against; the output's dtype may rightly keep less than all of one."""
+    """Report the LoRAs without faults; the output's dtype may keep less than all of one's change."""
     for index, strength in strengths.items():
         if index in wrong:
             continue
@@ -226,7 +226,7 @@ def _summed(summed: Sequence[Summed]) -> Iterator[Finding]:
 
 
 def _recomputed(results: Sequence[Comparison]) -> Iterator[Finding]:
-    """Tell of the right ones among the tensors that are cast, and of those whose change is no sum of products."""
+    """Report the correct tensors among those that are cast and those whose change is not a sum of products."""
     groups: dict[tuple[str, bool], list[Comparison]] = {}
     for result in results:
         if not result.is_copy and result.is_right:

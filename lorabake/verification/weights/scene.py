@@ -1,4 +1,4 @@
-"""The evidence of one wrong tensor: what it differs by from the base, what is due, and what each LoRA makes there."""
+"""Collect the evidence on one wrong tensor: its difference from the base, the due one, and each LoRA's part."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Scene:
 
 
 def scene_of(recomputation: Recomputation, result: Comparison) -> Scene:
-    """Read the wrong rows of a tensor again, all of them where most are wrong."""
+    """Read the wrong rows of a tensor again; all of its rows if most are wrong."""
     rows = np.array(sorted(result.rows))
     count, columns = result.step.matrix(result.target)
     if len(rows) > count // 2:
@@ -68,7 +68,7 @@ def scene_of(recomputation: Recomputation, result: Comparison) -> Scene:
 
 
 def scene_of_sums(sums: Sums) -> Scene:
-    """Put the wrong rows of a tensor's random sums in the place of the rows themselves."""
+    """Use the wrong rows of a tensor's random sums instead of the rows themselves."""
     rows, count = sums.wrong, len(sums.arrived)
     if len(rows) > count // 2:
         rows = np.arange(count)
@@ -89,7 +89,7 @@ def dot(one: Matrix, other: Matrix) -> float:
 
 
 def where(scene: Scene) -> str:
-    """Name the rows, where not all are wrong."""
+    """Name the wrong rows, unless all are wrong."""
     if len(scene.rows) == scene.total_rows:
         return ""
     first, last = int(scene.rows[0]), int(scene.rows[-1])

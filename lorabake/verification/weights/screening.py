@@ -1,4 +1,4 @@
-"""Find tensors right in float32, but for a few values: where LoRAs add products, and the result has 16 bits or fewer.
+"""Confirm tensors in float32, except for a few values: if LoRAs add products and the result has at most 16 bits.
 
 Half a unit of float16 is some thousand times what float32 loses in such a sum. So a float32 sum tells of all values
 but those next to the border between two neighbours, some 0.2 %, what they are, and those are worked out in float64.
@@ -34,20 +34,20 @@ from lorabake.verification.weights.comparison import Comparison, Share
 from lorabake.verification.weights.limits import NEAREST_ULPS
 
 WORTH = 1 << 15
-"""Values of a tensor from which on it pays."""
+"""Values of a tensor from which on screening saves time."""
 
 UNIT = 2.0**-24
 USUAL = 4.0
-"""How far from the border values are worked out, in units of u·‖b‖·‖a‖: ten times what is usual."""
+"""Distance from the border, in units of u·‖b‖·‖a‖, within which values are recomputed: ten times the usual error."""
 
 LARGE = 2.0**32
-"""A sum of squares from which on values may be no numbers."""
+"""A sum of squares from which on values may be NaN or infinite."""
 
 SEVERAL = 16
-"""One value in so many may be near the border; where more are, the tensor is not what is due."""
+"""At most one value in so many may be near the border; if there are more, the tensor is wrong."""
 
 MOST = 12
-"""Products on one tensor whose sum the comparison's allowance covers."""
+"""Most products on one tensor whose sum the comparison's tolerance covers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Factor:
 
     @classmethod
     def of(cls, product: Product) -> Factor:
-        """Round to float32, and measure."""
+        """Round to float32, and compute the margins."""
         left = (product.factor * product.left).astype(np.float32)
         right = np.ascontiguousarray(product.right, np.float32)
         columns = np.ascontiguousarray(product.right.T)
@@ -85,7 +85,7 @@ class Delta:
     values: Singles
 
     def dot(self, other: Delta) -> float:
-        """Return the inner product with another one, over the rows that both change."""
+        """Return the inner product with another delta, over the rows that both change."""
         first, last = max(self.rows.start, other.rows.start), min(self.rows.stop, other.rows.stop)
         one, two = (each.values[first - each.rows.start : last - each.rows.start] for each in (self, other))
         return dot(one, two) if first < last else 0.0
@@ -93,7 +93,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Suspects:
-    """Hold values that take float64: their places, what is there, and what the base has."""
+    """Hold values that need float64: their places, the checkpoint's values and the base's."""
 
     rows: Indices
     columns: Indices
@@ -108,7 +108,7 @@ class Screen:
         self.recomputation, self.blocks = recomputation, Blocks(files)
 
     def compare(self, step: Step, found: TensorInfo) -> Comparison | None:
-        """Compare a step's tensor with what is due: return a comparison that finds it right, or None."""
+        """Compare a step's tensor with the due values; return a comparison if it is right, or None."""
         target = step.targets[0]
         if not self._fits(step, target, found) or (products := self.recomputation.patches.products(step)) is None:
             return None
@@ -132,7 +132,7 @@ class Screen:
         return result if result.is_right else None
 
     def _fits(self, step: Step, target: Target, found: TensorInfo) -> bool:
-        """Tell whether float32 is fine enough to tell neighbours apart, and the values are stored plainly."""
+        """Tell whether float32 can tell neighbours apart and the values are stored plainly."""
         if len(step.targets) > 1 or not step.patches or target.is_drawn or target.source.tensor is None:
             return False
         if prod(target.shape) < WORTH or epsilon(step, target) != UNIT:
@@ -145,7 +145,7 @@ class Screen:
     def _screened(
         self, result: Comparison, factors: Sequence[Factor], margin: Singles, block: Block
     ) -> Suspects | None:
-        """Compare a block and return what takes float64; None where too much does, or values are no numbers."""
+        """Compare a block and return the values that need float64; None if they are too many, or NaN or infinite."""
         total, found = self.blocks.pair(result.target, result.found, block)
         energy = dot(total, total)
         deltas = list(self._deltas(factors, block))
@@ -185,7 +185,7 @@ class Screen:
         return Suspects(rows + block.rows.start, columns + block.columns.start, there, before)
 
     def _deltas(self, factors: Sequence[Factor], block: Block) -> Iterator[Delta]:
-        """Multiply the factors that change rows of a block."""
+        """Compute the deltas of the rows of a block."""
         for number, factor in enumerate(factors):
             own, start = factor.product.rows, block.rows.start
             first, last = max(own.start, start), min(own.stop, block.rows.stop)
@@ -197,7 +197,7 @@ class Screen:
 
 
 def _flipped(result: Comparison, block: Block) -> Indices:
-    """Return the zeros of a block whose sign is not that of the base's zeros there."""
+    """Return the zeros of a block whose sign differs from the base's zeros."""
     if result.found.dtype != result.target.source.dtype:
         return np.empty(0, np.intp)
     sign = block.held.dtype.type(1 << 8 * block.held.itemsize - 1)
@@ -206,7 +206,7 @@ def _flipped(result: Comparison, block: Block) -> Indices:
 
 
 def _settle(result: Comparison, factors: Sequence[Factor], suspects: Sequence[Suspects], allowed: Array) -> None:
-    """Work out in float64 what is due where float32 could not tell, and judge what is there."""
+    """Compute in float64 the due values that float32 could not decide, and judge the checkpoint's."""
     rows, columns, found, base = (
         np.concatenate([getattr(suspect, name) for suspect in suspects]) for name in Suspects.__slots__
     )

@@ -1,7 +1,7 @@
 """Is a wrong tensor what another setting of the recipe makes: another program's law, another way to compose?
 
-Programs read DoRA, OFT and their like in ways of their own, and some apply one LoRA on top of the other. Whoever
-merged with one of them has a right file of another recipe, and that is what to say.
+Programs differ in how they read DoRA, OFT and others, and some apply one LoRA on top of the other. A file merged with
+such a program is correct under another recipe, and the finding should say so.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from lorabake.verification.weights.comparing import Comparer, Job
 from lorabake.verification.weights.comparison import Comparison
 
 FEW, PATIENCE = 2, 16
-"""Places of a tensor that are looked at before all of it is, and tensors in a row that a setting may get wrong."""
+"""Places of a tensor that are tried before all of it, and how many tensors in a row a setting may fail."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Hold one other recipe: which field says what, and of which LoRAs (all, if none); `said` is what ours says."""
+    """Hold one other recipe: a field, its value, and the LoRAs concerned (all if empty); `said` is our value."""
 
     recipe: Recipe
     field: str
@@ -45,9 +45,9 @@ class Setting:
 def explain_by_settings(
     plan: Plan, baked: Checkpoint, wrong: Sequence[Comparison], stage: str
 ) -> tuple[list[Finding], list[Diagnosis]]:
-    """Say under which other setting wrong tensors are right, if there is one: the one that explains most of them.
+    """Find the other setting under which the most wrong tensors are right.
 
-    Each is planned anew; one that cannot be planned is none. A diagnosis comes for each tensor that is explained.
+    Each setting is planned anew, and skipped if it cannot be planned. Return a diagnosis for each explained tensor.
     """
     concerned = {each.target.key: each for each in wrong if any(map(_has_laws, each.step.patches))}
     if not concerned or plan.sources.recipe.method.name != "sum":
@@ -70,7 +70,7 @@ def explain_by_settings(
 
 
 def _told(plan: Plan, setting: Setting, right: Sequence[Comparison], stage: str) -> Iterator[Finding]:
-    """Word what a setting explains, by LoRA."""
+    """Say what a setting explains, by LoRA."""
     for index, lora in enumerate(plan.sources.loras):
         if setting.loras and index not in setting.loras:
             continue
@@ -85,14 +85,14 @@ def _told(plan: Plan, setting: Setting, right: Sequence[Comparison], stage: str)
 
 
 def choices(model: type[Lora] | type[Recipe], field: str) -> list[str]:
-    """List the words that a field of the recipe may have, as its type says."""
+    """List the values that a field of the recipe allows, from its type."""
     annotation = model.model_fields[field].annotation
     options = (get_args(each) or (each,) for each in (get_args(annotation) or (annotation,)))
     return [each for some in options for each in some if isinstance(each, str)]
 
 
 def _settings(plan: Plan, concerned: Mapping[str, Comparison]) -> Iterator[Setting]:
-    """Yield recipes that differ in one setting: of all LoRAs concerned, of one of them, or of how they compose."""
+    """Yield recipes with one other setting: for all LoRAs concerned, for one of them, or for how they compose."""
     recipe = plan.sources.recipe
     patches = [patch for each in concerned.values() for patch in each.step.patches]
     loras = sorted({patch.lora for patch in patches if _has_laws(patch)})
@@ -118,7 +118,7 @@ def _settings(plan: Plan, concerned: Mapping[str, Comparison]) -> Iterator[Setti
 def _right_under(
     setting: Setting, path: Path, baked: Checkpoint, files: Files, concerned: Mapping[str, Comparison]
 ) -> Iterator[str]:
-    """Yield the keys of tensors that are right under a setting: some rows first, then all; give up after some."""
+    """Yield the keys of tensors that are right under a setting; try some rows first, and give up after failures."""
     try:
         plan = make_plan(resolve(setting.recipe), path)
         comparer = Comparer(plan, baked, files, lambda count: None)
@@ -137,5 +137,5 @@ def _right_under(
 
 
 def _has_laws(patch: Patch) -> bool:
-    """Tell whether programs may read a patch in ways of their own, or in some order: all but plain products."""
+    """Tell whether programs may differ in how they apply a patch: all but plain products."""
     return patch.has_dora or patch.kind.name not in PRODUCTS

@@ -1,4 +1,4 @@
-"""Explain a wrong tensor by other strengths of the LoRAs that change it: least squares over what each makes there."""
+"""Explain a wrong tensor by other strengths of its LoRAs: least squares over each LoRA's change."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lorabake.verification.weights.scene import Scene, dot, where
 
 
 def by_strengths(recomputation: Recomputation, key: str, scene: Scene) -> list[Diagnosis] | None:
-    """Explain E by other strengths of the own patches; None where that leaves more than noise."""
+    """Explain E by other strengths of the tensor's own patches; None if that leaves more than noise."""
     if not scene.own:
         return None
     deltas = [delta.ravel() for _, delta in scene.own]

@@ -1,4 +1,4 @@
-"""What is told of compared tensors: those left alone, each LoRA's part of each, and diagnoses, summed up."""
+"""Turn compared tensors into findings: unchanged ones, each LoRA's part, and diagnoses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lorabake.visible import and_more
 def findings(
     plan: Plan, diagnoses: list[Diagnosis], results: Sequence[Comparison], stage: str = "weights"
 ) -> Iterator[Finding]:
-    """Sum diagnoses up: one finding for each cause and LoRA, component, or tensor without either."""
+    """Group diagnoses into findings: one for each cause and LoRA, component, or single tensor."""
     for index, lora in enumerate(plan.sources.loras):
         own = [diagnosis for diagnosis in diagnoses if diagnosis.lora == index]
         modules = {patch.module for patch in plan.patches if patch.lora == index}
@@ -71,7 +71,7 @@ def _foreign(plan: Plan, loose: list[Diagnosis], results: Sequence[Comparison]) 
 
 
 def _grouped(own: list[Diagnosis]) -> list[tuple[Cause, list[Diagnosis]]]:
-    """Group by cause, strengths by how far off they are; a cause that fits all factors of a LoRA goes first."""
+    """Group by cause, and strengths by their factor; a cause that fits all factors of a LoRA has priority."""
     measured = [diagnosis for diagnosis in own if diagnosis.factor is not None]
     common = (
         frozenset.intersection(*(diagnosis.also | {diagnosis.cause} for diagnosis in measured))
@@ -94,7 +94,7 @@ def _grouped(own: list[Diagnosis]) -> list[tuple[Cause, list[Diagnosis]]]:
 
 
 def _measured(plan: Plan, lora: int, group: list[Diagnosis]) -> str:
-    """Write the factors found, and the strengths they come to where the recipe has one for all."""
+    """Write the factors found, and the resulting strengths if the recipe has one strength for all."""
     factors = [diagnosis.factor for diagnosis in group if diagnosis.factor is not None]
     if not factors:
         return f"{len(group)} tensor{'s' * (len(group) > 1)}"
@@ -120,7 +120,7 @@ def _some(details: dict[str, None]) -> str:
 def verdicts(
     plan: Plan, looked_at: Iterable[tuple[Step, str]], diagnoses: Iterable[Diagnosis]
 ) -> Iterator[TensorVerdict]:
-    """Say of each step and tensor that was looked at what became of each of its patches."""
+    """Yield, for each compared step and tensor, what became of each of its patches."""
     faults = {(diagnosis.key, diagnosis.lora, diagnosis.module): diagnosis for diagnosis in diagnoses}
     for step, key in looked_at:
         loose = faults.get((key, None, ""))
@@ -133,7 +133,7 @@ def verdicts(
 
 
 def untouched(results: Iterable[Comparison], stage: str) -> Iterator[Finding]:
-    """Tell of the right ones among the tensors that must be the base's own: by bytes, or by numbers alone."""
+    """Report the correct tensors among those that must equal the base's: by bytes, or only by numbers."""
     copies = [result for result in results if result.is_copy]
     others: dict[str, list[Comparison]] = {}
     same = [result for result in copies if result.is_right and result.found.dtype == result.target.source.dtype]
@@ -153,7 +153,7 @@ def untouched(results: Iterable[Comparison], stage: str) -> Iterator[Finding]:
 def told_of(
     plan: Plan, stage: str, tallies: Mapping[int, Tally], digests: Mapping[str, str], *, is_whole: bool
 ) -> Iterator[Finding]:
-    """Warn of changes that are none, get lost, or are absurd; without `is_whole` some modules were looked at."""
+    """Warn of changes that are zero, get lost or are absurd; without `is_whole`, only some modules were looked at."""
     for caution in (*cautions_of_recipe(plan, digests), *cautions_of(plan, tallies, whole=is_whole)):
         yield Finding(
             f"{stage}.{caution.check}", Status.WARN, caution.lora, caution.measured, caution.limit, caution.note
