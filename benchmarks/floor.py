@@ -74,7 +74,7 @@ def work_of(plan: Plan) -> Work:
             lora_bytes += sum(info.nbytes for info in factors)
     targets = [target for step in plan.steps for target in step.targets]
     values = sum(matrix(target.shape)[0] * matrix(target.shape)[1] for target in targets)
-    read = sum(target.source.nbytes for target in targets) + lora_bytes
+    read = sum(target.weight.nbytes for target in targets) + lora_bytes
     return Work(dict(products), 2 * values + lora_values, read, plan.baked_bytes, plan.copied_bytes)
 
 

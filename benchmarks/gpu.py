@@ -482,7 +482,7 @@ def child_warm(device: str, arguments: Sequence[str]) -> dict[str, object]:
 
 def child_stages(device: str, arguments: Sequence[str]) -> dict[str, object]:
     """Bake with one worker that waits for each copy to end, so that each stage's seconds are its own."""
-    from lorabake.execution import worker
+    from lorabake.execution import executor
     from lorabake.execution.device import Buffer, Lane
     from lorabake.tensors.dtypes import DTYPES
 
@@ -507,14 +507,14 @@ def child_stages(device: str, arguments: Sequence[str]) -> dict[str, object]:
                 transfer[1] += time.perf_counter() - began
             return fetched
 
-    worker.Lane = Timed  # type: ignore[misc]
+    executor.Lane = Timed  # type: ignore[misc]
     recipe, output = Path(arguments[0]), Path(arguments[1]) / "stages.safetensors"
     result = baked(recipe, output, device, 1)
     output.unlink()
     targets = [target for step in result.plan.steps for target in step.targets]
     values = sum(target.nbytes * 8 // DTYPES[target.dtype].bits for target in targets)
     loras = sum(info.nbytes for patch in result.plan.patches for info in patch.tensors.values())
-    read = sum(target.source.nbytes for target in targets) + loras
+    read = sum(target.weight.nbytes for target in targets) + loras
     seconds = result.stages
     return {
         "read": read / max(seconds["read"], 1e-9) / GB,

@@ -150,7 +150,7 @@ def test_dora_beside_a_lora_is_taken_against_the_base(tmp_path: Path, base: b.Te
 def test_rows_beyond_one_tile_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: b.Tensors) -> None:
     made = b.sd1_lora(tmp_path / "lora.safetensors", dora="row")
     whole = b.bake_sd1(tmp_path, output={"path": "whole.safetensors"}).read_bytes()
-    monkeypatch.setattr("lorabake.execution.worker.TILE_VALUES", 24)
+    monkeypatch.setattr("lorabake.execution.tiles.TILE_VALUES", 24)
     tiled = b.bake_sd1(tmp_path, output={"path": "tiled.safetensors"})
     assert len(whole) == tiled.stat().st_size
     for module, slots in made.items():

@@ -19,8 +19,10 @@ from safetensors.torch import load_file
 from lorabake import VerifyOptions, load_recipe, verify
 from lorabake import plan as make_plan
 from lorabake.errors import SurroundingsError, TargetError
-from lorabake.execution import crew, device, worker
+from lorabake.execution import crew, device, executor, worker
 from lorabake.execution.device import CPU, Turns, choose_device
+from lorabake.execution.rows import ByRows
+from lorabake.execution.wholes import Wholes
 from lorabake.planning import provenance
 from lorabake.writing.finished import Finished
 from lorabake.writing.weights import Weights
@@ -102,7 +104,7 @@ def test_a_plan_says_the_precision_that_it_takes(tmp_path: Path, how: str) -> No
     more = {"compute_dtype": "float64"} if how == "compute_dtype" else {}
     plan = make_plan(load_recipe(b.recipe(tmp_path, **more)))
     assert {step.precision for step in plan.steps} == {"float32" if how == "neither" else "float64"}
-    assert worker.precision(plan.steps) is (torch.float32 if how == "neither" else torch.float64)
+    assert executor.precision(plan.steps) is (torch.float32 if how == "neither" else torch.float64)
 
 
 def test_a_device_without_the_precision_leaves_it_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,8 +208,8 @@ def test_a_cpu_out_of_memory_ends_the_bake(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(worker.Executor, "_apply", fail)
-    monkeypatch.setattr(worker.Executor, "_combine", fail)
+    monkeypatch.setattr(ByRows, "_apply", fail)
+    monkeypatch.setattr(Wholes, "_combine", fail)
     with pytest.raises(SurroundingsError, match=r"out of memory.*fewer --workers"):
         b.run(folder / "recipe.yaml")
     assert {path.name for path in folder.iterdir()} == {"base.safetensors", "lora.safetensors", "recipe.yaml"}

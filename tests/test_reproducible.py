@@ -72,7 +72,7 @@ def test_a_folders_bytes_neither(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compute", ["float32", "float64"])
 def test_many_tiles_at_once_neither(folder: Path, monkeypatch: pytest.MonkeyPatch, compute: str) -> None:
-    monkeypatch.setattr("lorabake.execution.worker.TILE_VALUES", 16)
+    monkeypatch.setattr("lorabake.execution.tiles.TILE_VALUES", 16)
     recipe = both(folder, compute_dtype=compute)
     assert len({b.sha256(b.run(recipe, workers=workers).path) for workers in (1, 3, 8)}) == 1
 

@@ -197,7 +197,7 @@ def test_casts_are_rounded_so_too_and_the_tiles_do_not_matter(
     recipe = drawn_recipe(tmp_path, loras=[], output={"dtype": "float8_e4m3fn"})
     digests = set()
     for tile, workers in ((1, 1), (16, 2), (1000, 4), (1 << 18, 1)):
-        monkeypatch.setattr("lorabake.execution.worker.TILE_VALUES", tile)
+        monkeypatch.setattr("lorabake.execution.tiles.TILE_VALUES", tile)
         digests.add(b.sha256(b.run(recipe, workers=workers).path))
     assert len(digests) == 1
     wanted = expected(torch.float8_e4m3fn, values.numpy(), numbers(7, "fc.weight", values.numel()))

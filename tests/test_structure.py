@@ -53,8 +53,6 @@ MOST_OF_A_CLASS, MOST_OF_A_MODULE = 200, 400
 TABLES = {"architectures", "components"}
 # What is better whole, with the reason; and what is still to be parted, which goes from here when it is.
 LONGER = {
-    "execution.worker": "to be parted",
-    "execution.worker.Executor": "to be parted",
     "storage.statements": "to be parted",
 }
 

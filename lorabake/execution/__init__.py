@@ -22,7 +22,8 @@ from lorabake.planning.tally import Tally
 
 if TYPE_CHECKING:
     from lorabake.execution.device import Device
-    from lorabake.execution.worker import Executor, Worker
+    from lorabake.execution.executor import Executor
+    from lorabake.execution.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,7 +150,7 @@ def places_of(spans: Iterable[tuple[int, int]], columns: int) -> list[Place]:
 def looks_at(step: Step, base: Mapping[str, torch.Tensor]) -> Iterator[tuple[Result, Look]]:
     """Take a few rows of a step's weights, which are whole in `base`."""
     for result in step.results:
-        weight = base[result.key].reshape(step.matrix(result.target))
+        weight = base[result.key].reshape(step.matrix(result.key))
         rows = [span.stored for patch in step.patches for span in patch.view.spans(result.key)]
         for start, stop in places_of(((each.start, each.stop) for each in rows), weight.shape[1]):
             yield result, Look(result.key, start, weight[start:stop])

@@ -59,6 +59,20 @@ def round_by(numbers: torch.Tensor, values: torch.Tensor, dtype: torch.dtype) ->
     return torch.where(values.isfinite(), rounded, values)
 
 
+def rounded_to_odd(values: torch.Tensor) -> torch.Tensor:
+    """Narrow float64 to float32 so that rounding once more, to 16 or 8 bits, gives what rounding once would give.
+
+    torch narrows to so few bits by way of float32, and rounding to nearest twice may end at the wrong neighbour. Cut
+    off instead, with the last bit set where anything was cut (Boldo and Melquiond 2008).
+    """
+    import torch
+
+    near = values.float()
+    inexact, beyond = near.double() != values, near.double().abs() > values.abs()
+    bits = near.view(torch.int32) - beyond.int()
+    return (bits | inexact.int()).view(torch.float32)
+
+
 def _shifted(numbers: torch.Tensor, count: int) -> torch.Tensor:
     """Shift to the right as if there were no sign."""
     return (numbers >> count).bitwise_and_((1 << 64 - count) - 1)

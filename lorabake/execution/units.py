@@ -42,9 +42,13 @@ class Unit:
     @property
     def in_tiles(self) -> bool:
         """Tell whether the tasks can go through their one tensor side by side: by the same rows, each alone."""
-        first = self.tasks[0].step
-        cuts = {(ranges_of(task.step), task.step.matrix(task.step.targets[0])) for task in self.tasks}
-        return len(cuts) == 1 and len(first.targets) == 1 and all(task.step.by_rows for task in self.tasks)
+        cuts = {(ranges_of(task.step), *_matrices(task.step)) for task in self.tasks}
+        is_alone = all(len(task.step.results) == 1 for task in self.tasks)
+        return len(cuts) == 1 and is_alone and all(task.step.by_rows for task in self.tasks)
+
+
+def _matrices(step: Step) -> Iterator[tuple[int, int]]:
+    return (step.matrix(result.key) for result in step.results)
 
 
 def ranges_of(step: Step) -> tuple[Range, ...]:

@@ -10,13 +10,17 @@ import torch
 from numpy.typing import NDArray
 
 from lorabake.execution.parts import FEW, Place
-from lorabake.planning.steps import Step, Target
+from lorabake.planning.steps import Step
 
 WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Whole numbers with a sign, by their bytes."""
 
 
-def negative_zeros(stored: torch.Tensor) -> torch.Tensor | NDArray[np.intp] | None:
+Zeros = torch.Tensor | NDArray[np.intp] | None
+"""Where flat values are −0.0, as an array on the host; None where none is."""
+
+
+def negative_zeros(stored: torch.Tensor) -> Zeros:
     """Return where flat values are −0.0, as an array on the host; None where none is.
 
     In every dtype its bits are those of the least whole number with a sign.
@@ -57,7 +61,7 @@ def keep_signs(
         flat[still] = -0.0
 
 
-def keep_all_signs(step: Step, target: Target, baked: torch.Tensor, base: torch.Tensor) -> None:
+def keep_all_signs(step: Step, key: str, baked: torch.Tensor, base: torch.Tensor) -> None:
     """Make zeros of a whole tensor negative again that were so in `base`."""
     zeros = negative_zeros(base.reshape(-1))
     if zeros is None:
@@ -66,6 +70,6 @@ def keep_all_signs(step: Step, target: Target, baked: torch.Tensor, base: torch.
         (span.stored.start, span.stored.stop)
         for patch in step.patches
         if patch.sets_all
-        for span in patch.view.spans(target.key)
+        for span in patch.view.spans(key)
     ]
-    keep_signs(baked.view(step.matrix(target)), zeros, replaced, 0)
+    keep_signs(baked.view(step.matrix(key)), zeros, replaced, 0)

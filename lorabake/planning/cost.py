@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import prod
 
 from lorabake.adapters.shapes import matrix
 from lorabake.planning.steps import Step
@@ -30,11 +31,12 @@ def peak_memory(steps: Iterable[Step], workers: int, *, in_float64: bool) -> int
 def working_values(step: Step) -> int:
     """Count the values that one worker holds while it computes a step: factors, random draws and weights."""
     factors = sum(patch.kind.working_values(patch.shapes, patch.settings) for patch in step.patches)
-    largest = max(step.matrix(target)[1] for target in step.targets)
+    largest = max(step.matrix(key)[1] for result in step.results for key in result.keys.values())
     if any(target.is_drawn for target in step.targets):
         factors += 8 * max(TILE_VALUES, largest)
     if step.by_rows:
-        return factors + 3 * max(TILE_VALUES, largest)
+        gathered = {key for target in step.targets if not step.is_in_rows(target) for key in target.source.keys}
+        return factors + 3 * max(TILE_VALUES, largest) + sum(prod(step.matrix(key)) for key in gathered)
     whole = sum(rows * columns for rows, columns in (matrix(target.shape) for target in step.targets))
     decoded = any(result.codec.is_plain and result.source.tensor is None for result in step.results)
     mixed = any(result.codec.mixes for result in step.results)

@@ -15,7 +15,7 @@ from lorabake.keymap.embeddings import Vectors, file_stem
 from lorabake.matching.ledger import Ledger
 from lorabake.planning import provenance
 from lorabake.planning.checks import check_is_no_input, is_folder
-from lorabake.planning.steps import Target
+from lorabake.planning.steps import Target, whole
 from lorabake.planning.storage import Storage, dtype_of, is_fixed
 from lorabake.sources import Sources
 from lorabake.storage.statements import index_form, said_in_files, said_in_index
@@ -53,7 +53,7 @@ class OutputFile:
         for placeholder, digest in (digests or {}).items():
             place, filled = f'"sha256":"{placeholder}"', f'"sha256":"{digest}"'  # a file's name may be all zeros, too
             text["lorabake.inputs"] = text["lorabake.inputs"].replace(place, filled)
-        entries = ((target.source.name, target.dtype, target.shape) for target in self.targets)
+        entries = ((target.name, target.dtype, target.shape) for target in self.targets)
         return encode_header(entries, text, phase=self.phase, align=self.align, order=self.order, room=room)
 
     @property
@@ -127,11 +127,13 @@ def _reshard(sources: Sources, part: Part, infos: Iterable[Stored], limit: int) 
 def _targets(sources: Sources, infos: Iterable[Stored], vae: Mapping[str, Stored], file: int) -> Iterator[Target]:
     offset, rounding = 0, sources.recipe.output.rounding
     for base in infos:
-        source = replace(vae.get(base.key, base), key=base.key, name=base.name)
+        weight = replace(vae.get(base.key, base), key=base.key, name=base.name)
         dtype = dtype_of(sources, base)
         is_rounded = not is_fixed(sources.packing, base) and not DTYPES[dtype].is_fine
         seed = rounding.seed if rounding.is_drawn and is_rounded else None
-        target = Target(base.key, source, dtype, base.shape, file, offset, seed)
+        target = Target(
+            base.key, base.name, whole(base.key, base.shape), (weight,), dtype, base.shape, file, offset, seed
+        )
         offset += target.nbytes
         yield target
 
@@ -181,7 +183,7 @@ def indexes_of(sources: Sources, storage: Storage, drafts: Sequence[Draft]) -> d
         if not is_indexed(sources, part, len(own)):
             continue
         name = part.index or _index_name(_stem(part))
-        weight_map = {target.source.name: PurePosixPath(draft.name).name for draft in own for target in draft.targets}
+        weight_map = {target.name: PurePosixPath(draft.name).name for draft in own for target in draft.targets}
         size = sum(target.nbytes for draft in own for target in draft.targets)
         said = index_form(part, said_in_index(part, storage.changes[part.folder]))
         index = {"metadata": {"total_size": size, **said}, "weight_map": dict(sorted(weight_map.items()))}

@@ -36,7 +36,7 @@ def described(
     counts = Counter(draft.part.folder for draft in drafts)
     files = []
     for draft, file_name, told in zip(drafts, names, listed, strict=True):
-        keys = tuple(target.source.name for target in draft.targets)
+        keys = tuple(target.name for target in draft.targets)
         first = _first_header(sources, headers, draft)
         has_index = is_indexed(sources, draft.part, counts[draft.part.folder])
         own = _said(sources, storage, draft, first or next(iter(headers.values())), has_index=has_index)
@@ -87,7 +87,7 @@ def _headers(sources: Sources) -> dict[Path, Header]:
 
 def _first_header(sources: Sources, headers: Mapping[Path, Header], draft: Draft) -> Header | None:
     """Return the header of the base's file that holds the first tensor of a future file."""
-    key = draft.targets[0].key if draft.targets else ""
+    key = draft.targets[0].source.keys[0] if draft.targets else ""
     info = sources.base.tensors.get(key) or sources.packing.packed.get(key)
     return headers[info.file] if info else None
 
@@ -106,7 +106,9 @@ def _said(sources: Sources, storage: Storage, draft: Draft, first: Header, *, ha
     Statements in an index go into the file if no index is written.
     """
     part, change = draft.part, storage.changes[draft.part.folder]
-    own = _said_in_headers(draft, {target.source.file for target in draft.targets} | {first.path})
+    own = _said_in_headers(
+        draft, {weight.file for target in draft.targets for weight in target.weights} | {first.path}
+    )
     said = {} if has_index else said_in_index(part, change)
     texts = [text[LAYERS] for text in (*own, said) if LAYERS in text]
     layers = said_of_layers(texts, change.plain, modules_of(part)) if texts else None

@@ -13,6 +13,7 @@ from typing import Literal
 from lorabake.adapters.shapes import matrix
 from lorabake.codecs.codec import WEIGHT, Codec, Stored
 from lorabake.codecs.plain import PLAIN
+from lorabake.keymap.view import Region, View
 from lorabake.matching.patches import Patch
 from lorabake.sources import Sources
 from lorabake.tensors.dtypes import nbytes
@@ -20,6 +21,9 @@ from lorabake.tensors.header import TensorInfo
 
 WATCHED = 64
 """Steps of each LoRA, about, at which a bake looks to see what becomes of its change."""
+
+Draft = tuple[tuple["Result", ...], tuple["Target", ...], tuple[Patch, ...]]
+"""A step to be: what it computes, what is written of that, and what changes it."""
 
 Touched = Mapping[str, Sequence[Patch]]
 """The patches that change each base tensor, by its key."""
@@ -29,16 +33,31 @@ Touched = Mapping[str, Sequence[Patch]]
 class Target:
     """Say where one tensor comes from and where it goes: `file` of the plan, `offset` from that file's data.
 
-    What is computed for it is rounded by chance, by `rounding_seed`, where that is not None.
+    `key` is its own in the plan, `name` what its file calls it. `source` shows it in tensors of the base, whose
+    weights are `weights`, in the view's order: so it may be named, split, fused or turned otherwise than there. What
+    is computed for it is rounded by chance, by `rounding_seed`, where that is not None.
     """
 
     key: str
-    source: Stored
+    name: str
+    source: View
+    weights: tuple[Stored, ...]
     dtype: str
     shape: tuple[int, ...]
     file: int
     offset: int
     rounding_seed: int | None = None
+
+    @property
+    def is_direct(self) -> bool:
+        """Tell whether it is one tensor of the base, whole, in the same place and under the same key."""
+        return self.source.keys == (self.key,) and self.source == whole(self.key, self.shape)
+
+    @property
+    def weight(self) -> Stored:
+        """Return the one weight that it shows; raise ValueError where there are several."""
+        (weight,) = self.weights
+        return weight
 
     @property
     def is_drawn(self) -> bool:
@@ -49,6 +68,11 @@ class Target:
     def nbytes(self) -> int:
         """Count the bytes written."""
         return nbytes(self.dtype, self.shape)
+
+
+def whole(key: str, shape: tuple[int, ...]) -> View:
+    """Show a tensor of the base as it is."""
+    return View((Region(key, 0, matrix(shape)[0]),), shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,29 +96,24 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Say what becomes of one weight: what it is worth before, and which targets hold it then, by role.
+    """Say what becomes of one weight: what it is before, and the keys of the tensors that hold it then, by role.
 
     `codec` is by which they do: the plain one, or the weight's own where it stays stored as it is.
     """
 
     source: Stored
     codec: Codec
-    targets: Mapping[str, Target]
+    keys: Mapping[str, str]
 
     @property
     def key(self) -> str:
-        """Return the weight's key, which its first target has, too."""
-        return self.target.key
-
-    @property
-    def target(self) -> Target:
-        """Return the target under the weight's own key."""
-        return next(iter(self.targets.values()))
+        """Return the weight's key, which the first of its tensors has, too."""
+        return self.source.key
 
     @classmethod
-    def plain(cls, target: Target) -> Result:
+    def plain(cls, weight: Stored) -> Result:
         """Say that a weight becomes a plain one."""
-        return cls(target.source, PLAIN, {WEIGHT: target})
+        return cls(weight, PLAIN, {WEIGHT: weight.key})
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +133,17 @@ Order = Literal["sum", "sequential"]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Compute tensors that patches touch together; without patches, cast one. All that this takes is here.
+    """Compute weights that patches or targets join; without patches, cast them. All that this takes is here.
 
-    `number` is its own in a plan. `order` says whether each delta is taken against the base's weight, or against what
-    the patches before it made of it. `loras` names every LoRA of the plan by its number, for messages. At the tensors
-    of a step that `is_watched` a bake looks to see what becomes of each change.
+    `results` are the weights, and `targets` what is written of them. `number` is the step's own in a plan. `order`
+    says whether each delta is taken against the base's weight, or against what the patches before it made of it.
+    `loras` names every LoRA of the plan by its number, for messages. At the tensors of a step that `is_watched` a
+    bake looks to see what becomes of each change.
     """
 
     number: int
     results: tuple[Result, ...]
+    targets: tuple[Target, ...]
     patches: tuple[Patch, ...]
     method: Method = SUM
     order: Order = "sum"
@@ -142,47 +163,72 @@ class Step:
 
     @classmethod
     def cast(cls, number: int, target: Target, precision: Precision = "float32") -> Step:
-        """Make the step that computes a target from its source alone."""
-        return cls(number, (Result.plain(target),), (), precision=precision)
+        """Make the step that computes a target from its weights alone."""
+        return cls(number, tuple(map(Result.plain, target.weights)), (target,), (), precision=precision)
 
-    @property
-    def targets(self) -> tuple[Target, ...]:
-        """List the targets: those under the weights' own keys, and then those that go with them."""
-        others = (target for result in self.results for target in [*result.targets.values()][1:])
-        return (*(result.target for result in self.results), *others)
+    def target_of(self, key: str) -> Target:
+        """Return the target that is a tensor of the base as it is; raise ValueError where it is shown otherwise."""
+        for target in self.targets:
+            if target.key == key and target.is_direct:
+                return target
+        raise ValueError(f"{key} is no tensor of its own in this output")
+
+    def targets_of(self, result: Result) -> dict[str, Target]:
+        """Return the targets that are the tensors of a weight, by role; raise ValueError as `target_of` does."""
+        return {role: self.target_of(key) for role, key in result.keys.items()}
 
     @property
     def stored(self) -> Iterator[TensorInfo]:
         """Yield the tensors of the inputs that the targets are computed from, as they are stored."""
-        return (info for result in self.results for info in result.source.parts.values())
+        return (part for result in self.results for part in result.source.parts.values())
 
     @property
     def by_rows(self) -> bool:
-        """Tell whether any rows of the tensor can be computed without the others."""
-        if len(self.results) > 1 or self.results[0].source.tensor is None:
+        """Tell whether any rows of the weights can be computed without the others."""
+        if any(result.source.tensor is None for result in self.results) or not self.summed:
             return False
-        return self.summed and all(not needs_whole(patch) for patch in self.patches)
+        return not any(map(needs_whole, self.patches))
 
-    def matrix(self, target: Target) -> tuple[int, int]:
-        """Return how many rows a target has, as its patches count them, and how many values in each."""
+    def is_in_rows(self, target: Target) -> bool:
+        """Tell whether each row of a target is a whole row of a weight: then it is written without the others."""
+        view = target.source
+        if target.is_direct:
+            return True
+        if view.transpose or view.picked is not None:
+            return False
+        return all(self.matrix(key)[1] == view.width for key in view.keys)
+
+    def matrix(self, key: str) -> tuple[int, int]:
+        """Return how many rows a tensor of the base has, as its patches count them, and how many values in each."""
+        shape = self._shape(key)
         for patch in self.patches:
-            if target.key in patch.view.keys:
+            if key in patch.view.keys:
                 width = patch.view.width
-                return prod(target.shape) // max(width, 1), width
-        return matrix(target.shape)
+                return prod(shape) // max(width, 1), width
+        return matrix(shape)
+
+    def _shape(self, key: str) -> tuple[int, ...]:
+        for target in self.targets:
+            if target.key == key and target.is_direct:
+                return target.shape
+        for result in self.results:
+            for role, held in result.keys.items():
+                if held == key:
+                    return result.source.shape if key == result.key else result.source.parts[role].shape
+        raise KeyError(key)
 
     def pieces(self) -> Iterator[tuple[str, int, int, tuple[Piece, ...]]]:
-        """Cut the targets' rows where any patch begins or ends: (tensor, first row, last row, who is there)."""
-        for target in self.targets:
+        """Cut the weights' rows where any patch begins or ends: (tensor, first row, last row, who is there)."""
+        for key in (result.key for result in self.results):
             summed = [patch for patch in self.patches if patch.kind.adds]
-            spans = [(patch, span) for patch in summed for span in patch.view.spans(target.key)]
+            spans = [(patch, span) for patch in summed for span in patch.view.spans(key)]
             cuts = sorted({at for _, span in spans for at in (span.stored.start, span.stored.stop)})
             for start, stop in itertools.pairwise(cuts):
                 there = tuple(
                     Piece(patch, piece.own) for patch, span in spans if (piece := span.cut(start, stop)) is not None
                 )
                 if there:
-                    yield target.key, start, stop, there
+                    yield key, start, stop, there
 
 
 def needs_whole(patch: Patch) -> bool:
@@ -200,20 +246,23 @@ def touched_by(patches: Iterable[Patch]) -> dict[str, list[Patch]]:
 
 
 def steps_of(
-    sources: Sources, targets: Mapping[str, Target], patches: Sequence[Patch], kept: Mapping[str, Stored]
+    sources: Sources, targets: Iterable[Target], patches: Sequence[Patch], kept: Mapping[str, Stored]
 ) -> tuple[Step, ...]:
-    """Make the steps that compute targets, given by their keys: one for each group that a patch joins, or cast.
+    """Make the steps that compute targets: one for each group that a patch or a target joins, or cast.
 
     `kept` are the weights that stay stored otherwise than as plain ones, and can be changed nevertheless.
     """
     recipe = sources.recipe
+    targets = tuple(targets)
     steps = list(_joined(targets, patches, kept, summed=recipe.method.name == "sum"))
-    has_doubles = any(result.source.dtype == "F64" for results, _ in steps for result in results)
-    watched = _watched([own for _, own in steps])
+    has_doubles = any(result.source.dtype == "F64" for results, _, _ in steps for result in results)
+    watched = _watched([own for _, _, own in steps])
+    _check_computed(targets, patches, steps)
     return tuple(
         Step(
             number,
             results,
+            joined,
             own,
             Method(**recipe.method.model_dump()) if own else SUM,
             "sequential" if recipe.is_sequential else "sum",
@@ -221,23 +270,51 @@ def steps_of(
             tuple(lora.name for lora in sources.loras),
             number in watched,
         )
-        for number, (results, own) in enumerate(steps)
+        for number, (results, joined, own) in enumerate(steps)
     )
 
 
 def _joined(
-    targets: Mapping[str, Target], patches: Sequence[Patch], kept: Mapping[str, Stored], *, summed: bool
-) -> Iterator[tuple[tuple[Result, ...], tuple[Patch, ...]]]:
-    """Yield weights that are computed together with the patches that change them, and those that are cast alone."""
-    touched, groups = touched_by(patches), _groups(patches, summed=summed)
-    for target in targets.values():
-        group = groups.get(target.key, (target.key,))
-        if target.key in touched and group[0] == target.key:
-            together = {patch.number: patch for key in group for patch in touched[key]}
-            results = tuple(_result(targets, kept, key) for key in group)
-            yield results, tuple(sorted(together.values(), key=lambda patch: patch.lora))
-        elif target.key not in touched and target.dtype != target.source.dtype:
-            yield (Result.plain(target),), ()
+    targets: Sequence[Target], patches: Sequence[Patch], kept: Mapping[str, Stored], *, summed: bool
+) -> Iterator[Draft]:
+    """Yield weights that are computed together, their targets and the patches that change them; and what is cast."""
+    touched = touched_by(patches)
+    weights = {weight.key: weight for target in targets for weight in target.weights}
+    groups = _groups(targets, patches, touched, summed=summed)
+    shown: defaultdict[str, list[Target]] = defaultdict(list)
+    for target in targets:
+        for key in target.source.keys:
+            shown[key].append(target)
+    for target in targets:
+        key = target.source.keys[0]
+        group = groups.get(key, (key,))
+        if not touched.keys().isdisjoint(group):
+            if group[0] == key and shown[key][0].key == target.key:
+                own = {patch.number: patch for member in group for patch in touched.get(member, ())}
+                results = tuple(_result(weights, kept, member) for member in group)
+                held = [member for result in results for member in result.keys.values()]
+                firsts = [member for member in held if member in group]
+                written = {each.key: each for member in (*firsts, *held) for each in shown[member]}
+                yield results, tuple(written.values()), tuple(sorted(own.values(), key=lambda patch: patch.lora))
+        elif key not in touched and not can_be_copied(target):
+            yield tuple(map(Result.plain, target.weights)), (target,), ()
+
+
+def _check_computed(targets: Iterable[Target], patches: Iterable[Patch], steps: Iterable[Draft]) -> None:
+    """Raise RuntimeError for a target that patches change and no step computes: it would be the base's."""
+    touched = touched_by(patches).keys()
+    computed = {target.key for _, joined, _ in steps for target in joined}
+    for target in targets:
+        if target.key not in computed and not touched.isdisjoint(target.source.keys):
+            raise RuntimeError(f"{target.key} is changed, and no step computes it: please report this")
+
+
+def can_be_copied(target: Target) -> bool:
+    """Tell whether ranges of the base's bytes are a target's, where nothing changes its weights."""
+    if any(weight.dtype != target.dtype for weight in target.weights):
+        return False
+    view = target.source
+    return target.is_direct or (not view.transpose and view.picked is None and all(w.tensor for w in target.weights))
 
 
 def _watched(patches: Sequence[Sequence[Patch]]) -> frozenset[int]:
@@ -249,38 +326,53 @@ def _watched(patches: Sequence[Sequence[Patch]]) -> frozenset[int]:
     return frozenset(number for steps in own.values() for number in [*steps][:: -(-len(steps) // WATCHED)])
 
 
-def _result(targets: Mapping[str, Target], kept: Mapping[str, Stored], key: str) -> Result:
+def _result(weights: Mapping[str, Stored], kept: Mapping[str, Stored], key: str) -> Result:
     weight = kept.get(key)
     if weight is None:
-        return Result.plain(targets[key])
-    own = {role: targets[weight.parts[role].key] for role in weight.codec.written(weight)}
-    return Result(weight, weight.codec, own)
+        return Result.plain(weights[key])
+    return Result(weight, weight.codec, {role: weight.parts[role].key for role in weight.codec.written(weight)})
 
 
-def _groups(patches: Iterable[Patch], *, summed: bool) -> dict[str, tuple[str, ...]]:
-    """Join base tensors that a patch can only change together; name each group by its first tensor."""
+def _groups(
+    targets: Iterable[Target], patches: Iterable[Patch], touched: Touched, *, summed: bool
+) -> dict[str, tuple[str, ...]]:
+    """Join base tensors that a patch can only change together, or that one target shows; the first names a group."""
+    joined = [patch.view.keys for patch in patches if needs_whole(patch) or not summed]
+    joined += [target.source.keys for target in targets if not touched.keys().isdisjoint(target.source.keys)]
     group: dict[str, list[str]] = {}
-    for patch in patches:
-        if len(patch.view.keys) > 1 and (needs_whole(patch) or not summed):
-            merged = list(dict.fromkeys(key for each in patch.view.keys for key in group.get(each, [each])))
-            group |= dict.fromkeys(merged, merged)
+    for keys in (keys for keys in joined if len(keys) > 1):
+        merged = list(dict.fromkeys(member for key in keys for member in group.get(key, [key])))
+        group |= dict.fromkeys(merged, merged)
     return {key: tuple(keys) for key, keys in group.items()}
 
 
 def copies_of(targets: Iterable[Target]) -> Iterator[Copy]:
     """Copy tensors as they are; those that follow each other in both files are one range."""
     run: Copy | None = None
-    for target in targets:
-        source = target.source.first
+    for copy in (copy for target in targets for copy in _ranges(target)):
         if (
             run
-            and (run.source, run.stop, run.file) == (source.file, source.start, target.file)
-            and run.offset + run.stop - run.start == target.offset
+            and (run.source, run.stop, run.file) == (copy.source, copy.start, copy.file)
+            and run.offset + run.stop - run.start == copy.offset
         ):
-            run = Copy(run.source, run.start, source.stop, run.file, run.offset)
+            run = Copy(run.source, run.start, copy.stop, run.file, run.offset)
             continue
         if run and run.stop > run.start:
             yield run
-        run = Copy(source.file, source.start, source.stop, target.file, target.offset)
+        run = copy
     if run and run.stop > run.start:
         yield run
+
+
+def _ranges(target: Target) -> Iterator[Copy]:
+    """Yield the ranges of the base that are a target's bytes, in the target's order."""
+    if target.is_direct:
+        info = target.weight.first
+        yield Copy(info.file, info.start, info.stop, target.file, target.offset)
+        return
+    width = target.nbytes // max(target.source.rows, 1)
+    infos = {weight.key: weight.first for weight in target.weights}
+    for span in target.source.spans():
+        info = infos[span.key]
+        start, stop = info.start + span.stored.start * width, info.start + span.stored.stop * width
+        yield Copy(info.file, start, stop, target.file, target.offset + span.own.start * width)

@@ -68,7 +68,7 @@ class PatchReader:
         if not step.by_rows or any(patch.has_dora or patch.kind.name not in PRODUCTS for patch in step.patches):
             return None
         target = step.targets[0]
-        if step.matrix(target) != matrix(target.shape) or any(
+        if step.matrix(target.key) != matrix(target.shape) or any(
             patch.view.picked is not None for patch in step.patches
         ):
             return None  # of one expert in a stack, or of some values of each row

@@ -13,6 +13,7 @@ import numpy as np
 
 from lorabake.adapters.shapes import matrix
 from lorabake.codecs.codec import WEIGHT
+from lorabake.errors import SurroundingsError
 from lorabake.planning.steps import Result, Step
 from lorabake.reference.arrays import Files
 from lorabake.reference.codecs import EDGE, may_cancel, recoded
@@ -36,6 +37,8 @@ class Recomputation:
 
         With `some`, yield that many smaller tiles, spread over a tensor whose rows are independent.
         """
+        if not all(target.is_direct for target in step.targets):
+            raise SurroundingsError(f"{step.targets[0].key}: this version cannot verify outputs of another layout")
         if step.by_rows:
             yield from self._by_rows(step, some)
         else:
@@ -45,7 +48,7 @@ class Recomputation:
 
     def _by_rows(self, step: Step, some: int | None) -> Iterator[Tile]:
         target, patches = step.targets[0], step.patches
-        rows, columns = step.matrix(target)
+        rows, columns = step.matrix(target.key)
         size = max(1, TILE_VALUES // max(1, columns) // (some or 1))
         starts: Sequence[int] = range(0, rows, size)
         if some and some < len(starts):
@@ -57,7 +60,7 @@ class Recomputation:
         flipped: dict[int, Array] = {}
         for start in starts:
             stop = min(start + size, rows)
-            base = self.files.weight_rows(target.source, start, stop, columns)
+            base = self.files.weight_rows(target.weight, start, stop, columns)
             exact, changes = base.copy() if patches else base, []
             for number, patch, tensors, scale, partial in loaded:
                 for here in (piece for span in patch.view.spans(target.key) if (piece := span.cut(start, stop))):
@@ -80,8 +83,7 @@ class Recomputation:
 
     def _whole(self, step: Step) -> Iterator[Tile]:
         base = {
-            result.key: self.files.weight(result.source).reshape(step.matrix(result.target))
-            for result in step.results
+            result.key: self.files.weight(result.source).reshape(step.matrix(result.key)) for result in step.results
         }
         exact = {key: array.copy() for key, array in base.items()}
         changes: dict[str, list[Change]] = {key: [] for key in base}
@@ -118,18 +120,19 @@ class Recomputation:
     ) -> Iterator[Tile]:
         """Yield what the targets of one weight should hold, given its decoded values."""
         weight, cancels = result.source, may_cancel(result.source)
+        targets, own = step.targets_of(result), step.target_of(result.key)
         if result.codec.is_plain:
-            yield Tile(result.target, 0, base, exact, tuple(changes), cancels)
+            yield Tile(own, 0, base, exact, tuple(changes), cancels)
             return
         stored = {
-            role: self.files.whole(weight.parts[role]).reshape(step.matrix(target))
-            for role, target in result.targets.items()
+            role: self.files.whole(weight.parts[role]).reshape(step.matrix(target.key))
+            for role, target in targets.items()
         }
         if self._stays(result, base, exact):
             idle = tuple(replace(change, delta=np.zeros_like(change.delta)) for change in changes)
-            for role, target in result.targets.items():
+            for role, target in targets.items():
                 whole = stored[role]
-                yield Tile(target, 0, whole, whole, idle if target is result.target else (), cancels)
+                yield Tile(target, 0, whole, whole, idle if target.key == own.key else (), cancels)
             return
         anew = recoded(weight, exact.reshape(matrix(weight.shape)), lambda role: self._found(weight.parts[role]))
         units = _by_row(anew.units, exact)
@@ -141,12 +144,12 @@ class Recomputation:
             )
             for change in changes
         )
-        yield Tile(result.target, 0, anew.turn(base) / units, anew.turn(exact) / units, in_units, cancels)
+        yield Tile(own, 0, anew.turn(base) / units, anew.turn(exact) / units, in_units, cancels)
         first = changes[0]  # a change of a weight also changes its other parts
         for role, due in anew.parts.items():
             due, before = due.reshape(stored[role].shape), stored[role]
             moved = Change(first.number, first.patch, slice(0, len(due)), due - before)
-            yield Tile(result.targets[role], 0, before, due, (moved,))
+            yield Tile(targets[role], 0, before, due, (moved,))
 
     def _stays(self, result: Result, base: Array, exact: Array) -> bool:
         """Tell whether nothing changes an encoded weight, so that it stays as it is stored.
@@ -157,7 +160,7 @@ class Recomputation:
         change = np.abs(exact - base).max(initial=0.0)
         if not change <= EDGE * np.abs(base).max(initial=0.0):
             return False
-        others = (part for role, part in result.source.parts.items() if role in result.targets and role != WEIGHT)
+        others = (part for role, part in result.source.parts.items() if role in result.keys and role != WEIGHT)
         return not change or all(self._is_kept(part) for part in others)
 
     def _is_kept(self, part: TensorInfo) -> bool:

@@ -67,7 +67,7 @@ class Tile:
 
 def epsilon(step: Step, target: Target) -> float:
     """Return the rounding error of a bake's arithmetic: half a unit in the last place of 1."""
-    double = step.precision == "float64" or target.source.dtype == "F64"
+    double = step.precision == "float64" or target.weight.dtype == "F64"
     return 2.0**-53 if double else 2.0**-24
 
 

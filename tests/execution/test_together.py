@@ -54,7 +54,7 @@ def write_lora(path: Path, keys: Sequence[str], seed: int, **options: object) ->
 @pytest.fixture
 def plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
     """Plan recipes that differ in strengths, LoRAs, methods, and in what they touch; tensors are of several tiles."""
-    monkeypatch.setattr("lorabake.execution.worker.TILE_VALUES", 16 * COLUMNS)
+    monkeypatch.setattr("lorabake.execution.tiles.TILE_VALUES", 16 * COLUMNS)
     values = b.Values(7)
     shapes = {**FUSED, **PLAIN, "norm.weight": (COLUMNS,)}
     b.save(tmp_path / "base.safetensors", {key: values(*shape, dtype=torch.float16) for key, shape in shapes.items()})

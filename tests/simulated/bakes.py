@@ -17,9 +17,11 @@ from safetensors.torch import load_file
 
 from lorabake.baking import BakeResult
 from lorabake.errors import SurroundingsError
-from lorabake.execution import device, worker
+from lorabake.execution import device, tiles
 from lorabake.execution.device import Buffer, choose_device
-from lorabake.execution.worker import Executor
+from lorabake.execution.emitting import Emitter
+from lorabake.execution.rows import ByRows
+from lorabake.execution.wholes import Wholes
 from lorabake.planning.steps import Step
 from tests import builders as b
 
@@ -43,8 +45,8 @@ def unlimited() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut as at full size, where a tensor is many tiles of an accelerator and more of the CPU."""
-    monkeypatch.setattr(worker, "DEVICE_TILE_VALUES", TILE_ROWS * COLUMNS)
-    monkeypatch.setattr(worker, "TILE_VALUES", TILE_ROWS // 4 * COLUMNS)
+    monkeypatch.setattr(tiles, "DEVICE_TILE_VALUES", TILE_ROWS * COLUMNS)
+    monkeypatch.setattr(tiles, "TILE_VALUES", TILE_ROWS // 4 * COLUMNS)
 
 
 def model(dtype: torch.dtype = torch.float16) -> b.Tensors:
@@ -83,20 +85,20 @@ def keys(result: BakeResult, kind: str) -> set[str]:
 
 def by_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the CPU compute something else, so that its rows can be told from the device's."""
-    apply, combine = Executor._apply, Executor._combine
+    apply, combine = ByRows._apply, Wholes._combine
 
-    def marked(self: Executor, weight: torch.Tensor, *arguments: Any, **options: Any) -> None:
-        apply(self, weight, *arguments, **options)
-        if self.device.is_cpu:
+    def marked(self: ByRows, weight: torch.Tensor, *arguments: Any) -> None:
+        apply(self, weight, *arguments)
+        if self.loader.lane.device.is_cpu:
             weight.fill_(1.0)
 
-    def marked_whole(self: Executor, step: Step, deltas: Any, baked: dict[str, torch.Tensor]) -> None:
-        combine(self, step, deltas, baked)
-        for tensor in baked.values() if self.device.is_cpu else ():
+    def marked_whole(self: Wholes, deltas: Any, baked: dict[str, torch.Tensor]) -> None:
+        combine(self, deltas, baked)
+        for tensor in baked.values() if self.loader.lane.device.is_cpu else ():
             tensor.fill_(1.0)
 
-    monkeypatch.setattr(Executor, "_apply", marked)
-    monkeypatch.setattr(Executor, "_combine", marked_whole)
+    monkeypatch.setattr(ByRows, "_apply", marked)
+    monkeypatch.setattr(Wholes, "_combine", marked_whole)
 
 
 def of_devices(warnings: list[str]) -> list[str]:
@@ -190,7 +192,7 @@ def test_whoever_does_not_wait_for_a_copy_gets_wrong_bytes(
 def test_a_bake_onto_the_same_bytes_of_another_class_is_let_through(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "TILE_VALUES", TILE_ROWS * COLUMNS)
+    monkeypatch.setattr(tiles, "TILE_VALUES", TILE_ROWS * COLUMNS)
     recipe = prepared(tmp_path)
     first = b.run(recipe, device="cpu")
     again = b.run(recipe, overwrite=False)
@@ -260,20 +262,20 @@ def shortage(
     monkeypatch: pytest.MonkeyPatch, times: int, at: int, error: Callable[[], Exception] | None = None
 ) -> Counter[int]:
     """Let the device find no memory for one tile of the tall tensor, so many times; count the rows that it writes."""
-    apply, emit, left, written = Executor._apply, Executor._emit, iter(range(times)), Counter[int]()
+    apply, emit, left, written = ByRows._apply, Emitter.emit, iter(range(times)), Counter[int]()
 
-    def failing(self: Executor, weight: torch.Tensor, parts: Any, first: int, **options: Any) -> None:
-        if not self.device.is_cpu and first == at and next(left, None) is not None:
+    def failing(self: ByRows, weight: torch.Tensor, parts: Any, first: int) -> None:
+        if not self.loader.lane.device.is_cpu and first == at and next(left, None) is not None:
             raise (error or partial(torch.OutOfMemoryError, "Tried to allocate 20.00 GiB"))()
-        apply(self, weight, parts, first, **options)
+        apply(self, weight, parts, first)
 
-    def counting(self: Executor, step: Step, target: Any, weight: torch.Tensor, start: int) -> Any:
-        if target.key == TALL and not self.device.is_cpu:
+    def counting(self: Emitter, step: Step, target: Any, weight: torch.Tensor, start: int, before: Any) -> Any:
+        if target.key == TALL and not weight.is_cpu:
             written[start] += 1
-        return emit(self, step, target, weight, start)
+        return emit(self, step, target, weight, start, before)
 
-    monkeypatch.setattr(Executor, "_apply", failing)
-    monkeypatch.setattr(Executor, "_emit", counting)
+    monkeypatch.setattr(ByRows, "_apply", failing)
+    monkeypatch.setattr(Emitter, "emit", counting)
     return written
 
 

@@ -101,7 +101,7 @@ class Artist(ABC):
         self._tensors: dict[str, Mapping[str, Stored]] = {"base": base, "checkpoint": seen(baked)}
         if plan.sources.vae is not None:
             vae = [each for file in plan.files for each in file.targets if owner.get(each.key) == "vae"]
-            self._tensors["base with another VAE"] = base | {target.key: target.source for target in vae}
+            self._tensors["base with another VAE"] = base | {target.key: target.weight for target in vae}
         self.fallback = ""
         self.done = self.total = 0
 

@@ -52,7 +52,7 @@ class Weights:
         Raise FileError where they are not.
         """
         places = dict(model.named_parameters())
-        names = {target.key: target.source.name for step in self.plan.steps for target in step.targets}
+        names = {target.key: target.name for step in self.plan.steps for target in step.targets}
         start = next((root for root in ROOTS if all(root + name in places for name in names.values())), None)
         if start is None:
             path = self.plan.sources.base.path
@@ -71,12 +71,15 @@ class Weights:
                 exact = tile.base.copy()
                 for change in tile.changes:
                     exact[change.rows] += factors[change.patch.lora] * change.delta
-                whole = made.setdefault(tile.target.key, np.empty(step.matrix(tile.target)))
+                whole = made.setdefault(tile.target.key, np.empty(step.matrix(tile.target.key)))
                 whole[tile.start : tile.start + len(exact)] = rounded_as(tile, exact) if round_off else exact
             for result in step.results:
                 whole = made[result.key]
                 if not result.codec.is_plain:
-                    parts = {role: made[target.key].reshape(target.shape) for role, target in result.targets.items()}
+                    parts = {
+                        role: made[target.key].reshape(target.shape)
+                        for role, target in step.targets_of(result).items()
+                    }
                     whole = worth(result.source, parts.__getitem__)
                 value = torch.from_numpy(whole.reshape(matrix(result.source.shape)).astype(np.float32))
                 for spot in spots.get(result.key, ()):

@@ -47,7 +47,7 @@ def _unreadable(plan: Plan, path: Path, error: FileError) -> Finding:
     """Say why a checkpoint cannot be read; recognise shards with exchanged names."""
     message = str(error).replace(f"{path}: ", "").replace("\n", "; ")
     if path.is_dir() and len(plan.files) > 1:
-        planned = {frozenset(target.source.name for target in file.targets): file.name for file in plan.files}
+        planned = {frozenset(target.name for target in file.targets): file.name for file in plan.files}
         held: dict[str, str] = {}
         for file in plan.files:
             try:
@@ -120,7 +120,7 @@ def _order(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
             yield Finding("structure.shards", _severity(baked), file.name, "", "", note)
             continue
         names = [info.name for info in header.tensors.values()]
-        if {target.source.name for target in file.targets} != {*names}:
+        if {target.name for target in file.targets} != {*names}:
             continue  # told by the keys
         data = [info.name for info in sorted(header.tensors.values(), key=lambda info: (info.start, info.stop))]
         in_order = names == [*file.order]
@@ -135,7 +135,7 @@ def _order(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
 
 def _data_order(file: OutputFile) -> list[str]:
     """List names in the order of their data; empty tensors at the same place keep the plan's order."""
-    return [target.source.name for target in sorted(file.targets, key=lambda each: (each.offset, each.nbytes))]
+    return [target.name for target in sorted(file.targets, key=lambda each: (each.offset, each.nbytes))]
 
 
 def name_of(checkpoint: Checkpoint, header: Header) -> str:

@@ -54,7 +54,7 @@ class Blocks(threading.local):
         high = max(1, min(max(TALL, VALUES // max(columns, 1)), WIDEST // max(columns, 1)))
         for start in range(0, rows, high):
             stop = min(start + high, rows)
-            base, held, both = self._read(target.source.first, found, start, stop, columns)
+            base, held, both = self._read(target.weight.first, found, start, stop, columns)
             wide = max(1, VALUES // (stop - start))
             for left in range(0, columns, wide):
                 piece = slice(left, min(left + wide, columns))
@@ -67,7 +67,7 @@ class Blocks(threading.local):
         if block.both is not None:
             widen(found.dtype, block.both, both)
         else:
-            widen(target.source.dtype, block.base, both[0])
+            widen(target.weight.dtype, block.base, both[0])
             widen(found.dtype, block.held, both[1])
         return both
 

@@ -110,7 +110,7 @@ class Comparer:
         results = self._results(job)
         if job.is_copy:
             (copied,) = results
-            source, found = copied.target.source.first, copied.found
+            source, found = copied.target.weight.first, copied.found
             if source.dtype == found.dtype or not _are_floats(source, found):
                 same = self._holds_same(source, found)
                 if same or not _are_floats(source, found):
@@ -122,7 +122,7 @@ class Comparer:
             return [right]
         self._recompute(job.step, results, None)
         for result in results:
-            if job.is_copy and result.target.source.dtype == result.found.dtype:
+            if job.is_copy and result.target.weight.dtype == result.found.dtype:
                 result.wrong = max(1, result.wrong)  # other bytes may mean the same numbers, such as -0 for 0
         return results
 

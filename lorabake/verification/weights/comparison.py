@@ -77,7 +77,7 @@ class Comparison:
             self._share(tile, error)
             np.abs(error, out=error)
             ulps = np.divide(error, spacing(self.dtype, found), out=error)
-        if self.found.dtype == tile.target.source.dtype:
+        if self.found.dtype == tile.target.weight.dtype:
             self.count_flipped(found, tile.base, tile.exact)
         self.values += found.size
         worst = float(ulps.max(initial=0.0))
@@ -98,7 +98,7 @@ class Comparison:
         if len(suspects):
             rows = suspects // found.shape[1]
             due, base = (np.ascontiguousarray(each).reshape(-1)[suspects] for each in (tile.exact, tile.base))
-            is_exact = not tile.changes and tile.target.source.tensor is not None
+            is_exact = not tile.changes and tile.target.weight.tensor is not None
             slack = np.zeros(len(rows))
             if not is_exact:
                 slack = slack_of(self.step, tile, base, due, rows)

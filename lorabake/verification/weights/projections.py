@@ -169,9 +169,9 @@ def _sums(product: Product, vectors: Singles) -> Array:
 def _fits(step: Step, found: TensorInfo) -> bool:
     """Tell whether a step has one tensor, stored plainly before and after."""
     target = step.targets[0]
-    if len(step.targets) > 1 or not step.patches or not prod(target.shape) or target.source.tensor is None:
+    if len(step.targets) > 1 or not step.patches or not prod(target.shape) or target.weight.tensor is None:
         return False
-    dtypes = [DTYPES[name] for name in (target.source.dtype, found.dtype)]
+    dtypes = [DTYPES[name] for name in (target.weight.dtype, found.dtype)]
     return all(dtype.fits_single for dtype in dtypes) and DTYPES[target.dtype].mantissa is not None
 
 

@@ -39,7 +39,7 @@ class Scene:
 def scene_of(recomputation: Recomputation, result: Comparison) -> Scene:
     """Read the wrong rows of a tensor again; all of its rows if most are wrong."""
     rows = np.array(sorted(result.rows))
-    count, columns = result.step.matrix(result.target)
+    count, columns = result.step.matrix(result.target.key)
     if len(rows) > count // 2:
         rows = np.arange(count)
     place = {row: index for index, row in enumerate(rows.tolist())}

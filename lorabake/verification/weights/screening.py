@@ -133,11 +133,11 @@ class Screen:
 
     def _fits(self, step: Step, target: Target, found: TensorInfo) -> bool:
         """Tell whether float32 can tell neighbours apart and the values are stored plainly."""
-        if len(step.targets) > 1 or not step.patches or target.is_drawn or target.source.tensor is None:
+        if len(step.targets) > 1 or not step.patches or target.is_drawn or target.weight.tensor is None:
             return False
         if prod(target.shape) < WORTH or epsilon(step, target) != UNIT:
             return False
-        dtypes = [DTYPES[name] for name in (target.source.dtype, found.dtype)]
+        dtypes = [DTYPES[name] for name in (target.weight.dtype, found.dtype)]
         if any(dtype.is_fine or not dtype.fits_single for dtype in dtypes):
             return False
         return DTYPES[target.dtype].mantissa is not None
@@ -178,7 +178,7 @@ class Screen:
         rows, columns = np.divmod(np.union1d(near, _flipped(result, block)), error.shape[1])
         there, before = (
             decode(dtype, stored[rows, columns].tobytes())
-            for dtype, stored in ((result.found.dtype, block.held), (result.target.source.dtype, block.base))
+            for dtype, stored in ((result.found.dtype, block.held), (result.target.weight.dtype, block.base))
         )
         if not np.isfinite(there).all():
             return None
@@ -198,7 +198,7 @@ class Screen:
 
 def _flipped(result: Comparison, block: Block) -> Indices:
     """Return the zeros of a block whose sign differs from the base's zeros."""
-    if result.found.dtype != result.target.source.dtype:
+    if result.found.dtype != result.target.weight.dtype:
         return np.empty(0, np.intp)
     sign = block.held.dtype.type(1 << 8 * block.held.itemsize - 1)
     differ = np.flatnonzero((block.held ^ block.base) == sign)
@@ -222,5 +222,5 @@ def _settle(result: Comparison, factors: Sequence[Factor], suspects: Sequence[Su
     result.worst = max(result.worst, float(ulps[~inexact].max(initial=0.0)))
     slack = allowed[rows] + 16 * UNIT * (np.abs(base) + np.abs(exact))
     result.judge(rows[inexact], found[inexact], exact[inexact], slack[inexact])
-    if result.found.dtype == result.target.source.dtype:
+    if result.found.dtype == result.target.weight.dtype:
         result.count_flipped(found, base, exact)

@@ -136,14 +136,14 @@ def untouched(results: Iterable[Comparison], stage: str) -> Iterator[Finding]:
     """Report the correct tensors among those that must equal the base's: by bytes, or only by numbers."""
     copies = [result for result in results if result.is_copy]
     others: dict[str, list[Comparison]] = {}
-    same = [result for result in copies if result.is_right and result.found.dtype == result.target.source.dtype]
+    same = [result for result in copies if result.is_right and result.found.dtype == result.target.weight.dtype]
     if same:
         subject, count = f"{len(same)} untouched tensors", f"{len(copies)}"
         yield Finding(f"{stage}.untouched", Status.PASS, subject, f"{len(same)}", count, "byte-equal to the base")
     for result in copies:
-        if result.is_right and result.found.dtype != result.target.source.dtype:
+        if result.is_right and result.found.dtype != result.target.weight.dtype:
             what = "rounded" if result.worst else "the same numbers"
-            note = f"not byte-equal: {what}, in {result.found.dtype} where the base has {result.target.source.dtype}"
+            note = f"not byte-equal: {what}, in {result.found.dtype} where the base has {result.target.weight.dtype}"
             others.setdefault(note, []).append(result)
     for note, group in others.items():
         subject = group[0].target.key if len(group) == 1 else f"{len(group)} untouched tensors"

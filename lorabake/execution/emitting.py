@@ -1,0 +1,86 @@
+"""Round what was computed once to the output's dtype, refuse what that cannot hold, and write it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from lorabake.errors import ValueTooLargeError
+from lorabake.execution.device import Lane
+from lorabake.execution.ends import Writer
+from lorabake.execution.reading import Seconds
+from lorabake.execution.rounding import drawn, round_by, rounded_to_odd
+from lorabake.execution.tiles import Span, bytes_of, torch_dtype
+from lorabake.planning.steps import Step, Target
+from lorabake.tensors.dtypes import DTYPES
+
+
+class Emitter:
+    """Write for one worker, through its lane."""
+
+    def __init__(self, writer: Writer, lane: Lane, seconds: Seconds) -> None:
+        self._writer, self._lane, self._seconds = writer, lane, seconds
+
+    def emit(
+        self, step: Step, target: Target, weight: torch.Tensor, start: int, before: Callable[[], torch.Tensor]
+    ) -> Span:
+        """Round rows of a target from `start`, write them, and return where they are.
+
+        `before` reads what the base had in their place, for an error.
+        """
+        began = time.perf_counter()
+        flat = weight.reshape(-1)
+        # A sum of squares below the limit's square clears all values in one cheap pass; NaN fails it, too.
+        if not float(torch.dot(flat, flat)) < DTYPES[target.dtype].safe_square:
+            _refuse(step, target, weight, start, before)
+        rounded = self.rounded(target, weight, start)
+        computed = time.perf_counter()
+        offset = target.offset + start * weight.shape[1] * rounded.itemsize
+        self._writer.write(target.file, offset, bytes_of(rounded))
+        self._seconds["compute"] += computed - began
+        self._seconds["write"] += time.perf_counter() - computed
+        return Span(target.file, offset, offset + rounded.nbytes)
+
+    def rounded(self, target: Target, weight: torch.Tensor, start: int) -> torch.Tensor:
+        """Round rows of a target from `start` to the output dtype; return them flat, on the host."""
+        dtype, flat = torch_dtype(target.dtype), weight.reshape(-1)
+        if flat.is_cpu and dtype is flat.dtype and weight.is_contiguous():
+            return flat
+        if target.rounding_seed is not None:
+            numbers = drawn(target.rounding_seed, target.key, start * weight.shape[1], flat)
+            flat = round_by(numbers, flat, dtype)
+        if flat.dtype is torch.float64 and dtype.itemsize <= 2 and dtype.is_floating_point:
+            flat = rounded_to_odd(flat)
+        if not dtype.is_floating_point:
+            flat = flat.round()
+        return self._lane.fetch(flat, dtype)
+
+
+def _refuse(
+    step: Step, target: Target, weight: torch.Tensor, start: int, read_before: Callable[[], torch.Tensor]
+) -> None:
+    """Raise ValueTooLargeError for the first value that a target's dtype cannot hold, if there is one."""
+    wrong = ~(weight.abs() < DTYPES[target.dtype].limit)
+    if not wrong.any():  # a large sum of harmless values
+        return
+    before = read_before().reshape(weight.shape)
+    if not step.patches:
+        wrong &= before.isfinite()
+    if not wrong.any():  # a cast that passes on what the base had
+        return
+    row, column = (int(index) for index in wrong.nonzero()[0])
+    value, was = float(weight[row, column]), float(before[row, column])
+    names = sorted({step.loras[patch.lora] for patch in step.patches})
+    cause = f"with LoRA {', '.join(map(repr, names))}" if names else "when cast"
+    if was - was:
+        cause = f"in the base already, and {cause.removeprefix('with ')} would spread it"
+    advice = "Lower the strength, or choose a wider output.dtype."
+    if value != value:
+        advice = "No number comes of numbers that are none, or too large: the file that holds them is damaged."
+    raise ValueTooLargeError(
+        f"{target.key}[{start + row}, {column}]: {value:g} {cause}; {target.dtype} cannot hold it "
+        f"(the base has {was:g} there)",
+        f"Nothing was written. {advice}",
+    )

@@ -1,0 +1,169 @@
+"""Compute weights a few rows at a time, where any rows can be computed without the others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+
+import torch
+
+from lorabake.execution.effects import effect_of
+from lorabake.execution.emitting import Emitter
+from lorabake.execution.parts import Part, Place, Update, overlaps, places_of, stacked
+from lorabake.execution.reading import Loader, Seconds
+from lorabake.execution.tiles import Span, tile_values, tiles_of
+from lorabake.execution.watching import Watch
+from lorabake.execution.zeros import Zeros, keep_signs, negative_zeros
+from lorabake.keymap.view import Picked
+from lorabake.keymap.view import Span as Rows
+from lorabake.matching.patches import Patch
+from lorabake.planning.steps import Result, Step, Target
+from lorabake.tensors.header import TensorInfo
+
+Factors = tuple[Patch, torch.Tensor, torch.Tensor]
+Shown = list[tuple[Target, Rows]]
+"""Which targets show which rows of a tensor."""
+
+
+class ByRows:
+    """Compute the weights of one step tile by tile: read it, change it, write it to the targets that show it.
+
+    Of weights that a target shows otherwise than row by row, all tiles are gathered before it is written.
+    """
+
+    def __init__(self, step: Step, loader: Loader, emitter: Emitter, watch: Watch, seconds: Seconds) -> None:
+        self.step, self.loader, self.emitter, self.watch = step, loader, emitter, watch
+        self._device, self._seconds = loader.lane.device, seconds
+        self._late = [target for target in step.targets if not step.is_in_rows(target)]
+        keys = dict.fromkeys(key for target in self._late for key in target.source.keys)
+        self._gathered = {key: self._empty(key) for key in keys}
+
+    def pieces(self, first: int) -> Iterator[tuple[Span, ...]]:
+        """Compute and write the pieces from the one with the number `first` on; yield where they are.
+
+        What was gathered before is computed again.
+        """
+        parts = self._parts()
+        tiles = [tile for result in self.step.results for tile in self._tiles(result, parts[result.key])]
+        for number, (result, places, start, stop) in enumerate(tiles):
+            if number >= first:
+                yield self._piece(result, parts[result.key], places, start, stop)
+            elif result.key in self._gathered:
+                self._gather(result, parts[result.key], start, stop)
+        yield from islice(self._rest(), max(0, first - len(tiles)), None)
+
+    def _tiles(self, result: Result, parts: list[Part]) -> Iterator[tuple[Result, list[Place], int, int]]:
+        rows, columns = self.step.matrix(result.key)
+        spans = ((part.start, part.stop) for part in parts)
+        places = places_of(spans, columns) if self.step.is_watched else []
+        for start, stop in tiles_of(rows, columns, tile_values(self._device)):
+            yield result, places, start, stop
+
+    def _shown(self, key: str) -> Shown:
+        targets = (target for target in self.step.targets if self.step.is_in_rows(target))
+        return [(target, span) for target in targets for span in target.source.spans(key)]
+
+    def _piece(
+        self, result: Result, parts: list[Part], places: list[Place], start: int, stop: int
+    ) -> tuple[Span, ...]:
+        """Compute and write some rows, and let go of them: each piece needs its own memory, whatever came before."""
+        step, watch, columns = self.step, self.watch, self.step.matrix(result.key)[1]
+        shown, info = self._shown(result.key), result.source.first
+        buffer, source = self.loader.stored_rows(info, start, stop, columns)
+        zeros = negative_zeros(source) if parts else None
+        weight = self.loader.widened(buffer, source).view(stop - start, columns)
+        looks = [watch.look(result.key, parts, weight, start, place) for place in places if start <= place[0] < stop]
+        watch.note_moves(parts, weight, start)
+        self._change(weight, parts, zeros, start)
+        for look in looks:
+            after = weight[look.start - start :][: len(look.base)]
+            watch.see(look, after, self._written(shown, after, look.start), is_sum=not step.is_sequential)
+        if result.key in self._gathered:
+            self._gathered[result.key][start:stop] = weight
+        return tuple(self._emitted(info, shown, weight, start))
+
+    def _change(self, weight: torch.Tensor, parts: list[Part], zeros: Zeros, start: int) -> None:
+        self._apply(weight, parts, start)
+        if zeros is not None:
+            replaced = [(part.start, part.stop) for part in parts if part.patches[0].sets_all]
+            keep_signs(weight, zeros, replaced, start)
+
+    def _gather(self, result: Result, parts: list[Part], start: int, stop: int) -> None:
+        """Compute rows that were written and seen before, and are needed once more."""
+        buffer, source = self.loader.stored_rows(result.source.first, start, stop, self.step.matrix(result.key)[1])
+        zeros = negative_zeros(source) if parts else None
+        weight = self.loader.widened(buffer, source).view(stop - start, -1)
+        self._change(weight, parts, zeros, start)
+        self._gathered[result.key][start:stop] = weight
+
+    def _rest(self) -> Iterator[tuple[Span, ...]]:
+        """Write the targets that show gathered weights."""
+        for target in self._late:
+            values = target.source.read(self._gathered).reshape(target.source.rows, -1)
+            for start, stop in tiles_of(len(values), values.shape[1], tile_values(self._device)):
+                before = partial(self._before, target, start, stop)
+                yield (self.emitter.emit(self.step, target, values[start:stop], start, before),)
+
+    def _before(self, target: Target, start: int, stop: int) -> torch.Tensor:
+        """Read what the base had in rows of a target that shows gathered weights."""
+        base = {weight.key: self.loader.whole(weight) for weight in target.weights}
+        return target.source.read(base).reshape(target.source.rows, -1)[start:stop]
+
+    def _empty(self, key: str) -> torch.Tensor:
+        return torch.empty(self.step.matrix(key), dtype=self.loader.dtype, device=self._device.place)
+
+    def _emitted(self, info: TensorInfo, shown: Shown, weight: torch.Tensor, start: int) -> Iterator[Span]:
+        """Write rows of a weight to each target that shows some of them."""
+        for target, span in shown:
+            here = span.cut(start, start + len(weight))
+            if here is not None:
+                rows = weight[here.stored.start - start : here.stored.stop - start]
+                before = partial(self.loader.rows, info, here.stored.start, here.stored.stop, weight.shape[1])
+                yield self.emitter.emit(self.step, target, rows, here.own.start, before)
+
+    def _written(self, shown: Shown, after: torch.Tensor, start: int) -> torch.Tensor | None:
+        """Return rows of a weight as a target has them that shows them all; None where none does."""
+        for target, span in shown:
+            here = span.cut(start, start + len(after))
+            if here is not None and here.stored == slice(start, start + len(after)):
+                return self.emitter.rounded(target, after, here.own.start)
+        return None
+
+    def _parts(self) -> dict[str, list[Part]]:
+        """Read the patches, and say by the weight's key what happens to its rows."""
+        stacks: dict[tuple[str, int, int, Picked | None], list[Factors]] = {}
+        parts: dict[str, list[Part]] = {result.key: [] for result in self.step.results}
+        for patch in self.step.patches:
+            effect, scale = effect_of(patch, self.step.loras[patch.lora], self.loader)
+            self.watch.note_patch(patch, effect, scale)
+            chosen = patch.view.chosen
+            factors = None
+            if effect.factors is not None:
+                factors = effect.factors[0], effect.factors[1] * patch.strength
+            for span in (span for span in patch.view.spans() if span.key in parts):
+                start, stop, rows = span.stored.start, span.stored.stop, span.own
+                if factors is None:
+                    parts[span.key].append(Update(start, stop, rows.start, patch, effect, chosen))
+                    continue
+                up, right = factors
+                left, right = (right.T, up.T) if patch.view.transpose else (up[rows], right)
+                if self.step.is_sequential:
+                    parts[span.key].append(stacked(start, stop, chosen, [(patch, left, right)]))
+                else:
+                    stacks.setdefault((span.key, start, stop, patch.view.picked), []).append((patch, left, right))
+        for (key, start, stop, picked), on_rows in stacks.items():
+            parts[key].append(stacked(start, stop, None if picked is None else picked.slice, on_rows))
+        if self.step.is_sequential:
+            return parts
+        return {key: sorted(own, key=lambda part: part.adds) for key, own in parts.items()}
+
+    def _apply(self, weight: torch.Tensor, parts: list[Part], first: int) -> None:
+        began = time.perf_counter()
+        reads = len(parts) > 1 and any(part.reads_weight for part in parts)
+        base = weight.clone() if reads and not self.step.is_sequential else weight
+        for part, inner, outer in overlaps(parts, first, first + len(weight)):
+            rows = weight[outer]
+            part.apply(rows, rows if base is weight else base[outer], inner)
+        self._seconds["compute"] += time.perf_counter() - began
