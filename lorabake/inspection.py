@@ -180,11 +180,11 @@ def _count_kinds(lora: LoraSource, modules: Iterable[LoraModule]) -> Counter[str
     """Count the modules of each kind, and the tensors of kinds that cannot be baked."""
     kinds: Counter[str] = Counter()
     for module in modules:
-        found = _kinds(lora, module)
-        for kind in found:
+        chosen = _kinds(lora, module)
+        for kind in chosen:
             title = "DoRA" if dora.is_in(module.slots) else kind.told_title(module.shapes)
             kinds["LoRA with a Tucker core" if "mid" in module.slots else title] += 1
-        if not found and module.slots.keys() != {"alpha"}:
+        if not chosen and module.slots.keys() != {"alpha"}:
             kinds[f"incomplete or unknown set ({', '.join(sorted(module.slots))})"] += 1
     for name, infos in lora.tensors.unsupported.items():
         kinds[f"{name} (tensors)"] += len(infos)
@@ -255,8 +255,8 @@ def _settings(config: PeftConfig) -> dict[str, object]:
 
 def _embeddings(lora: LoraSource) -> dict[str, str]:
     """Map the keys of learned embeddings to their tokens."""
-    found = ((info.key, read_vectors(info, lora.checkpoint.metadata)) for info in lora.tensors.unknown)
-    return {key: vectors.token for key, vectors in found if vectors is not None}
+    learned = ((info.key, read_vectors(info, lora.checkpoint.metadata)) for info in lora.tensors.unknown)
+    return {key: vectors.token for key, vectors in learned if vectors is not None}
 
 
 def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:

@@ -20,20 +20,20 @@ VAE_ONLY = Architecture(name="vae", title="VAE", components=(VAE,))
 
 def identify(tensors: Mapping[str, Described]) -> Architecture:
     """Return the one family that a checkpoint's tensors fit; the generic family if no table fits."""
-    known = [each for each in architectures() if each.components and each.name != GENERIC]
-    fitting = [each for each in known if each.fits(tensors)]
+    known = [family for family in architectures() if family.components and family.name != GENERIC]
+    fitting = [family for family in known if family.fits(tensors)]
     if len(fitting) > 1:
-        names = " and ".join(each.title for each in fitting)
+        names = " and ".join(family.title for family in fitting)
         raise MatchError(f"the base looks like {names}: its tensors do not tell them apart")
-    return fitting[0] if fitting else next(each for each in architectures() if each.name == GENERIC)
+    return fitting[0] if fitting else next(family for family in architectures() if family.name == GENERIC)
 
 
 def models_of(config: Mapping[str, object]) -> tuple[str, ...]:
     """List the model types in a config.json: the model's own first, then those of its parts."""
     own = config.get("model_type")
     parts = [models_of(part) for part in config.values() if isinstance(part, dict)]
-    found = [own] if isinstance(own, str) else []
-    return tuple(dict.fromkeys([*found, *(name for part in parts for name in part)]))
+    first = [own] if isinstance(own, str) else []
+    return tuple(dict.fromkeys([*first, *(name for part in parts for name in part)]))
 
 
 def guess_models(key_map: KeyMap, names: Iterable[str]) -> tuple[str, ...]:
@@ -51,5 +51,5 @@ def guess_models(key_map: KeyMap, names: Iterable[str]) -> tuple[str, ...]:
 def expert_layout(models: Iterable[str]) -> ExpertLayout | None:
     """Return how models of these types stack their experts; None if that is unknown or if the types differ."""
     named = {*models}
-    found = {layout for known, layout in LAYOUTS if named & {*known}}
-    return found.pop() if len(found) == 1 else None
+    layouts = {layout for known, layout in LAYOUTS if named & {*known}}
+    return layouts.pop() if len(layouts) == 1 else None

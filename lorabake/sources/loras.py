@@ -85,7 +85,7 @@ def translated(
 
 def grown(key_map: KeyMap, tensors: Mapping[str, Stored], loras: tuple[LoraSource, ...]) -> dict[str, Stored]:
     """Find the weights that LoRAs widen: by ComfyUI's `reshape_weight`, or `img_in` in Flux's control LoRAs."""
-    found: dict[str, Stored] = {}
+    wider: dict[str, Stored] = {}
     spelled: Spellings | None = None
     for lora in loras:
         is_control = any("norm_scale" in module.slots for module in lora.tensors.modules.values())
@@ -110,6 +110,6 @@ def grown(key_map: KeyMap, tensors: Mapping[str, Stored], loras: tuple[LoraSourc
                         f"LoRA {lora.name!r}: {module.name} would make {weight.key} grow {sizes}",
                         "Only a plain weight of its own can grow, and none can shrink.",
                     )
-                if found.setdefault(weight.key, padded(weight, shape)).shape != shape:
+                if wider.setdefault(weight.key, padded(weight, shape)).shape != shape:
                     raise MatchError(f"LoRA {lora.name!r}: makes {weight.key} grow otherwise than a LoRA before it")
-    return found
+    return wider

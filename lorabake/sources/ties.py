@@ -36,9 +36,9 @@ class Tie:
     heads: frozenset[str]
     head: str
 
-    def use(self, found: Iterable[Module]) -> Module | None:
+    def use(self, candidates: Iterable[Module]) -> Module | None:
         """Return the use that a LoRA's module is for, by the modules of the base that its name may mean."""
-        for module in found:
+        for module in candidates:
             for use in (*self.named, *self.stored):
                 if module.name == use.name or (
                     use in self.stored and module.views.get("weight") == use.views["weight"]
@@ -68,7 +68,7 @@ class Tie:
         if not self.heads:
             return self._fault_of_copies(changes, apart, alike=alike)
         of_heads = self.heads & changes.keys()
-        of_tokens = changes.keys() == {embedding} and all("tokens" in each.slots for each in changes[embedding])
+        of_tokens = changes.keys() == {embedding} and all("tokens" in module.slots for module in changes[embedding])
         if of_tokens and apart:
             return (
                 "config.json ties it to the output head, whose tokens change, too, "
@@ -113,7 +113,7 @@ def find_tie(config: Mapping[str, object], key_map: KeyMap) -> Tie | None:
     classes = config.get("architectures") or []
     text = config.get("text_config")
     said = config.get("tie_word_embeddings", text.get("tie_word_embeddings") if isinstance(text, dict) else None)
-    has_head = isinstance(classes, list) and any(str(each).endswith(_WITH_HEAD) for each in classes)
+    has_head = isinstance(classes, list) and any(str(name).endswith(_WITH_HEAD) for name in classes)
     may_be_head = has_head or (not classes and said is True)
     for component in key_map.architecture.components:
         if component.embeddings and (tie := _tie(component, key_map, may_be_head=may_be_head, said=said is True)):
@@ -122,7 +122,8 @@ def find_tie(config: Mapping[str, object], key_map: KeyMap) -> Tie | None:
 
 
 def _tie(component: Component, key_map: KeyMap, *, may_be_head: bool, said: bool) -> Tie | None:
-    modules = {name: each for name, each in _modules(component, key_map).items() if "weight" in each.views}
+    listed = _modules(component, key_map).items()
+    modules = {name: module for name, module in listed if "weight" in module.views}
     names = [name for name in modules if _ends(name, component.embeddings)]
     names.sort(key=lambda name: _ends(name, component.copies))
     if not names:

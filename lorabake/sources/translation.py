@@ -48,7 +48,7 @@ class Translation:
 
 def dialect_of(checkpoint: Checkpoint) -> Dialect | None:
     """Return the dialect of a LoRA's keys, if they are of one."""
-    return next((each for each in dialects() if each.speaks(iter(checkpoint.tensors))), None)
+    return next((dialect for dialect in dialects() if dialect.speaks(iter(checkpoint.tensors))), None)
 
 
 def translate(
@@ -88,17 +88,17 @@ def _translated(dialect: Dialect, lora: DialectLora, said: Facts, key_map: KeyMa
     if not renamed:  # the base has this library's own names, or none that it knows
         return Translation(lora.tensors, said.config)
     modules: dict[str, LoraModule] = {}
-    for each in lora.tensors.modules.values():
-        name = each.name.removeprefix("model.")
+    for module in lora.tensors.modules.values():
+        name = module.name.removeprefix("model.")
         template = numbered(name.split("."))
         if template in dialect.fused:
-            found = list(_parts(replace(each, name=name), said, heads))
+            parts = list(_parts(replace(module, name=name), said, heads))
             if dialect.fused[template] and said.trained == PARTS:
-                renamed |= {module.name: module for module in _bands(name, found, renamed, heads)}
-                found = [replace(part, name=f"{name}.{i}") for i, part in enumerate(found)]
+                renamed |= {band.name: band for band in _bands(name, parts, renamed, heads)}
+                parts = [replace(part, name=f"{name}.{i}") for i, part in enumerate(parts)]
         else:
-            found = [_ordered(replace(each, name=name), dialect, said.naming, heads)]
-        modules |= {part.name: part for part in found}
+            parts = [_ordered(replace(module, name=name), dialect, said.naming, heads)]
+        modules |= {part.name: part for part in parts}
     return Translation(replace(lora.tensors, modules=modules), said.config, tuple(renamed.values()))
 
 
@@ -121,15 +121,15 @@ def _parts(module: LoraModule, said: Facts, heads: Heads) -> Iterator[LoraModule
             f"{visible(module.name)} has {', '.join(sorted(module.slots))}, not the factors of q, k and v"
         )
     up, down = module.slots["up"], module.slots["down"]
-    each = [heads.queries if part == "q" else heads.groups for part in said.trained]
-    size, rest = divmod(up.shape[0] if len(up.shape) == len(down.shape) == 2 else 0, sum(each))
-    if rest or not size or down.shape[0] != said.config.rank * len(each):
+    counts = [heads.queries if part == "q" else heads.groups for part in said.trained]
+    size, rest = divmod(up.shape[0] if len(up.shape) == len(down.shape) == 2 else 0, sum(counts))
+    if rest or not size or down.shape[0] != said.config.rank * len(counts):
         raise ValueError(
             f"{visible(module.name)} has factors {up.shape} and {down.shape}: not those of {', '.join(said.trained)} "
             f"of rank {said.config.rank}, with {heads.queries} heads in {heads.groups} groups"
         )
     stem, row = module.name.rpartition(".")[0], 0
-    for number, (part, count) in enumerate(zip(said.trained, each, strict=True)):
+    for number, (part, count) in enumerate(zip(said.trained, counts, strict=True)):
         rank = said.config.rank
         slots = {
             "down": _rows(down, number * rank, (number + 1) * rank),
