@@ -5,8 +5,8 @@
 - `strengths`: how strongly?
 - `applying` and `ledger`: what is done, and is every tensor accounted for?
 
-`match` asks them: first what the whole file takes (`facts`), then module by module (`placing`). What has no place is
-told at once (`complaint`). All that goes from one step to the next is frozen.
+`match` asks them: first it gathers what concerns the whole file (`facts`), then it goes module by module (`placing`).
+All modules without a place are reported in one error (`complaint`). Everything passed between steps is frozen.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Matched:
 
 
 def match(base: BaseNames, number: int, lora: LoraSource) -> Matched:
-    """Place the recipe's LoRA of a number; raise MatchError naming all that is neither placed nor excluded."""
+    """Place the recipe's LoRA with this number; raise MatchError for everything neither placed nor excluded."""
     name = lora.name
     refuse(name, files.component_is_unknown(lora.entry, base.key_map.architecture))
     evidence = recognise(lora.tensors)
@@ -71,7 +71,7 @@ def match(base: BaseNames, number: int, lora: LoraSource) -> Matched:
 
 
 def _said_family(lora: LoraSource, evidence: Evidence) -> Architecture | None:
-    """Return the family that the recipe says the LoRA was trained on; raise MatchError where it cannot be."""
+    """Return the family that the recipe says the LoRA was trained on; raise MatchError if that is impossible."""
     trained_on = lora.entry.trained_on
     refuse(lora.name, families.said_family_is_unknown(trained_on))
     family = find_family(trained_on) if trained_on is not None else None
@@ -80,13 +80,13 @@ def _said_family(lora: LoraSource, evidence: Evidence) -> Architecture | None:
 
 
 def _outcomes(facts: Facts, modules: Iterable[Candidates], ignored: Ignored) -> Iterator[Outcome]:
-    """Say what becomes of all that the recipe does not ignore, module by module and tensor by tensor."""
+    """Yield what becomes of everything that the recipe does not ignore, module by module and tensor by tensor."""
     yield from (place(candidates, facts) for candidates in modules)
     yield from rest(facts, ignored.keys)
 
 
 def unclashing(lora: str, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
-    """Pass outcomes on; raise MatchError where two modules change the same values of the base."""
+    """Pass outcomes on; raise MatchError if two modules change the same values of the base."""
     taken: dict[str, list[tuple[range, Picked | None, str]]] = {}
     for outcome in outcomes:
         for view in outcome.changes:
@@ -101,7 +101,7 @@ def unclashing(lora: str, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
 
 
 def _closed(facts: Facts, outcomes: tuple[Outcome, ...], ignored: Ignored, owner: Whose) -> Matched:
-    """Check a LoRA all of which has a place against its recipe and its configuration, and close its ledger."""
+    """Check a fully placed LoRA against its recipe and configuration, and close its ledger."""
     lora, base, kept = facts.lookup.lora, facts.base, ignored.kept.values()
     patches = tuple(made.patch for outcome in outcomes for made in outcome.made)
     refuse(lora.name, files.announced_tokens_are_missing(lora.config, lora.tensors.modules.values()))

@@ -11,7 +11,7 @@ from lorabake.sources.evidence import TensorEvidence
 def are_alike(first: LoraModule, other: LoraModule, evidence: TensorEvidence) -> bool:
     """Tell whether two modules of a file hold the same change of one tensor.
 
-    The factors of a head's LoRA are those of the embedding's, turned.
+    A head's LoRA has the factors of the embedding's, transposed.
     """
     if AS_LINEAR.keys() <= other.slots.keys():
         first, other = other, first

@@ -1,4 +1,4 @@
-"""What is done to a module that has a place: a patch for each of its parameters that is changed."""
+"""Apply a module that has a place: make a patch for each parameter that it changes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from lorabake.matching.strengths import Strength, scale_of_alpha_0
 class Placed:
     """Hold a module and its shapes, its one place on the base, and the kinds that change that.
 
-    `config` speaks of it, and calls it `path`; `said` is what it says.
+    `config` is the configuration that applies to it, `path` its path there, `said` what it says.
     """
 
     module: LoraModule
@@ -44,7 +44,7 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """Hold what was made of one parameter, or why it was not, and what of the base it changes, or would."""
+    """Hold the patch of one parameter, or the reason against it, and the part of the base that it concerns."""
 
     made: Made | None = None
     changes: tuple[View, ...] = ()
@@ -87,7 +87,7 @@ def parameters_of(placed: Placed, facts: Facts) -> Iterator[tuple[Kind, View]]:
 
 
 def _unclaimed(placed: Placed) -> frozenset[str]:
-    """Return a module's own slots that none of the kinds account for: those that a program leaves alone."""
+    """Return a module's own slots that none of the kinds uses: those that a program leaves alone."""
     slots = frozenset(placed.module.slots)
     return slots.difference(*(kind.claims(slots) for kind in placed.kinds), placed.module.shared)
 
@@ -133,14 +133,14 @@ def _attempt(placed: Placed, kind: Kind, view: View, facts: Facts) -> _Attempt:
 
 
 def _said_of(placed: Placed, kind: Kind, facts: Facts) -> Said:
-    """Return what the configuration says of a module, and beside it what the file says of a stack of experts."""
+    """Return what the configuration says of a module, and what the file says of a stack of experts."""
     if kind is not EXPERTS:
         return placed.said
     return replace(placed.said, side=facts.sides.side_of(placed.module, placed.place, placed.config))
 
 
 def _settings_of(placed: Placed, kind: Kind, view: View, facts: Facts, said: Said) -> Settings:
-    """Return what a kind takes of its configuration; raise ValueError where it cannot be baked as configured."""
+    """Return a kind's settings from its configuration; raise ValueError if it cannot be baked as configured."""
     shapes = placed.shapes
     settings = kind.settings(said, shapes)
     if fault := kind.unsettled(settings, shapes, view.shape):
@@ -155,7 +155,7 @@ def _settings_of(placed: Placed, kind: Kind, view: View, facts: Facts, said: Sai
 
 
 def _followed(placed: Placed, kind: Kind, settings: Settings, view: View, facts: Facts) -> Settings:
-    """Return the settings by which a kind follows the program; raise ValueError where it cannot."""
+    """Return the settings with which a kind follows the program; raise ValueError if it cannot."""
     program = facts.entry.semantics
     if program is None:
         return settings

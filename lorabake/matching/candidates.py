@@ -1,7 +1,7 @@
 """Who could a LoRA's module be? The modules of the base that its name may stand for.
 
-Names are looked up among the spellings of the base's modules. Index-named files count their modules instead. PEFT
-names the module that holds trained experts, and not the stack that it trained.
+Names are looked up among the spellings of the base's modules. Index-named files number their modules instead. PEFT
+names the module around trained experts, not the trained stack itself.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from lorabake.sources.recognition import Evidence, is_text
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """List the modules of the base that a LoRA's module may be by its name.
+    """Hold the modules of the base that a LoRA's module may be, judging by its name.
 
-    `spellings` are those that the name may be taken for: more than one, where it is like several. `config` speaks of
-    the module, and calls it `path`. With `is_unnamed` the name is only that of what holds the stack of experts. `use`
-    is the use of a tied embedding that it is for, if it is for one.
+    `spellings` are the spellings that the name may stand for. `config` is the configuration that applies to the
+    module, and `path` the module's path there. With `is_unnamed`, the name is only that of the module around a stack
+    of experts. `use` is the use of a tied embedding that the module is for, if any.
     """
 
     module: LoraModule
@@ -43,7 +43,7 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """Hold what nobody is known to write before names, and the names that have it."""
+    """Hold a prefix that no known trainer writes, and the names that have it."""
 
     text: str = ""
     names: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class Prefix:
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """Look the names of one LoRA up: behind a prefix that nobody is known to write, or by their number."""
+    """Look up the names of one LoRA: without an unknown prefix, or by their numbers."""
 
     base: BaseNames
     lora: LoraSource
@@ -66,7 +66,7 @@ class Lookup:
         return places
 
     def config_of(self, name: str) -> tuple[PeftConfig | None, str]:
-        """Return the configuration that speaks of a module, and the path by which it does."""
+        """Return the configuration that applies to a module, and the module's path there."""
         return self.lora.config_of(self.base.spelled.word(name))
 
     def candidates(self, module: LoraModule) -> Candidates:
@@ -82,12 +82,12 @@ class Lookup:
 
 
 def look_up(base: BaseNames, lora: LoraSource, names: Iterable[str], evidence: Evidence) -> Lookup:
-    """Prepare the lookup of a LoRA's names; `names` are those of its modules that the recipe does not ignore."""
+    """Prepare the lookup of a LoRA's names; `names` are the modules that the recipe does not ignore."""
     return Lookup(base, lora, unknown_prefix(names, base, evidence), by_index(lora.tensors, base))
 
 
 def unknown_prefix(names: Iterable[str], base: BaseNames, evidence: Evidence) -> Prefix:
-    """Return a prefix that nobody is known to write, if it stands before the names of all modules of a network."""
+    """Return a prefix that no known trainer writes, if all modules of a network have it."""
     if base.key_map.architecture.name == GENERIC or is_text(base.key_map.architecture):
         return Prefix()
     if evidence.families and not evidence.has_own_prefix:
@@ -103,7 +103,7 @@ def unknown_prefix(names: Iterable[str], base: BaseNames, evidence: Evidence) ->
 
 
 def by_index(tensors: LoraTensors, base: BaseNames) -> dict[str, Module]:
-    """Name the modules of index-named files by the order in which their trainer met them."""
+    """Name the modules of index-named files by the order in which their trainer visited them."""
     by_component: dict[str, dict[int, LoraModule]] = {}
     for name, module in tensors.modules.items():
         if indexed := INDEXED.match(name):
@@ -122,7 +122,7 @@ def by_index(tensors: LoraTensors, base: BaseNames) -> dict[str, Module]:
 
 
 def _in_order(order: IndexOrder, count: int, modules: Mapping[str, Module]) -> list[Module | None]:
-    """List the modules that a trainer met in an order: as many as there are blocks for, if these are whole."""
+    """List the modules in the order in which a trainer visited them, as far as there are complete blocks."""
     number, rest = divmod(count, len(order.inner))
     blocks = [order.blocks[0].format(i) for i in range(number)] if len(order.blocks) == 1 else order.blocks
     return [] if rest else [modules.get(f"{block}.{inner}") for block in blocks for inner in order.inner]

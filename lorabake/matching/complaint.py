@@ -1,4 +1,4 @@
-"""How a refusal is told: what has no place, grouped by pattern, with what would help."""
+"""Word the refusal of a LoRA: the modules without a place, grouped by pattern, with advice."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from lorabake.tensors.emptiness import ADVICE, hollow_words
 from lorabake.visible import visible
 
 MOST_GROUPS = 8
-"""Patterns that are listed below one heading."""
+"""Most patterns that are listed below one heading."""
 
 MOST_HINTS = 2
-"""Patterns below a heading for which the nearest name is looked for."""
+"""Most patterns below a heading for which a nearest name is sought."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Hold all that a refusal is told from.
+    """Hold everything that the wording of a refusal needs.
 
     `modules` are the names of the LoRA's modules that are not ignored. `said` is the family that the recipe says it
     was trained on.
@@ -54,7 +54,7 @@ class Case:
 
     @property
     def placeless(self) -> list[str]:
-        """List the modules that have no place, or do not fit theirs."""
+        """List the modules that have no place, or do not fit it."""
         return [refusal.name for why in (Why.PLACELESS, Why.MISFIT) for refusal in self.of(why)]
 
     @property
@@ -91,7 +91,7 @@ def complaint(case: Case) -> list[str]:
 
 
 def anothers(lora: str, lines: Sequence[str]) -> list[str]:
-    """Tell of a LoRA by these lines that it is another family's."""
+    """Return the error that a LoRA is another family's, with these lines."""
     return [f"LoRA {lora!r} {lines[0]}", *lines[1:]]
 
 
@@ -99,7 +99,7 @@ def anothers(lora: str, lines: Sequence[str]) -> list[str]:
 
 
 def _foreign_module(case: Case) -> str | None:
-    """Return a module without a place by which the LoRA is another family's; None where it is not."""
+    """Return a module without a place that shows that the LoRA is another family's; None if there is none."""
     key_map, evidence = case.base.key_map, case.evidence
     base = key_map.architecture
     if base.name == GENERIC:
@@ -114,7 +114,7 @@ def _foreign_module(case: Case) -> str | None:
 
 
 def _another_familys(case: Case, module: str) -> list[str]:
-    """Say by which module without a place it is another family's, or a part that the base lacks."""
+    """Say which module without a place shows that it is another family's, or for a part that the base lacks."""
     down = case.lora.tensors.modules[module].shapes.get("down")
     shape = f" {down}" if down else ""
     title, more = str(case.evidence.title), list[str]()
@@ -139,7 +139,7 @@ def _maybe_anothers(case: Case) -> Iterator[str]:
 
 
 def _one_reason(case: Case, reason: str) -> list[str]:
-    """Say the one reason why some tensors cannot be baked."""
+    """Return the reason why some tensors cannot be baked, if it is a single one."""
     refused = case.refusals
     patterns = [*dict.fromkeys(pattern_of(refusal.name) for refusal in refused)]
     more = f" and {len(patterns) - 3} more patterns" if len(patterns) > 3 else ""
@@ -148,7 +148,7 @@ def _one_reason(case: Case, reason: str) -> list[str]:
 
 
 def _groups(case: Case) -> Iterator[str]:
-    """List what is refused below one heading for each sort of reason."""
+    """List refusals, with one heading for each sort of reason."""
     for why in Why:
         refused = case.of(why)
         yield from _group(case.base, why, refused) if refused else ()
@@ -177,7 +177,7 @@ def _unknown_prefix(case: Case, placeless: Sequence[str]) -> Iterator[str]:
 
 
 def _leave_out(case: Case) -> Iterator[str]:
-    """Yield the line of the recipe that leaves out what has no place, if that leaves something."""
+    """Yield the recipe line that leaves out all modules without a place, if others remain."""
     left = [refusal.name for why in Why for refusal in case.of(why)]
     entry, placed = case.lora.entry, case.components
     if not placed:

@@ -1,4 +1,4 @@
-"""Random matrices that all modules of a file share: they are as large as the largest weights ask for."""
+"""Size the random matrices that all modules of a file share: the largest weights decide."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lorabake.matching.refusals.shapes import fault_of
 
 @dataclass(frozen=True, slots=True)
 class Largest:
-    """Hold the most outputs and inputs of the weights that a kind's modules are for, left out or not.
+    """Hold the largest numbers of outputs and inputs among the weights of a kind's modules, including those left out.
 
-    `placeless` names a module of the kind that has no place, if there is one.
+    `placeless` names a module of the kind without a place, if there is one.
     """
 
     outputs: int = 0
@@ -32,7 +32,7 @@ class Largest:
 def largest_of(
     modules: Iterable[LoraModule], places: Callable[[str], list[Module]], *, turned: bool
 ) -> Mapping[str, Largest]:
-    """Measure what each kind of a file that draws matrices is for, by the kind's name."""
+    """Find the largest weights for each kind of a file that draws matrices, by the kind's name."""
     modules = [*modules]
     of_file = {kind for slots in {frozenset(lora.slots) for lora in modules} for kind in kinds_of(slots)}
     return {kind.name: _measured(kind, modules, places, turned=turned) for kind in of_file if kind.drawn}

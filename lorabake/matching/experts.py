@@ -1,4 +1,4 @@
-"""Experts of a mixture that PEFT trained as one parameter: which stack a module is, and which side its A reads."""
+"""Find which stack of experts a PEFT module of trained parameters is for, and which side its A reads."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from lorabake.matching.names import BaseNames
 
 
 def stacks_of(name: str, config: PeftConfig, base: BaseNames) -> list[Module]:
-    """Find the stacks of experts that a module of trained parameters may be of; the names do not say which."""
+    """Find the stacks of experts that a module of trained parameters may belong to; the name does not say which."""
     words = dict.fromkeys(parameter.rpartition(".")[2] for parameter in config.parameters)
     places = [base.spelled.get(f"{unwrapped(name)}.{word}", []) for word in words]
     return [module for modules in places for module in modules if module.stacked]
 
 
 def unwrapped(name: str) -> str:
-    """Return the module that PEFT wraps once for each of its tensors."""
+    """Return the module that PEFT wraps, once for each of its tensors."""
     return re.sub(r"(?:\.base_layer)+\Z", "", name)
 
 
 def of_this_depth(name: str, stacks: tuple[Module, ...], config: PeftConfig | None) -> tuple[Module, ...]:
-    """Choose the stack by how often PEFT wrapped its module: once a parameter, the first one innermost."""
+    """Choose the stack by how often PEFT wrapped its module: once for each parameter, the first one innermost."""
     trained = {parameter.rpartition(".")[2] for parameter in config.parameters} if config else set()
     order = [stack for stack in STACKS if stack in trained]
     depth = len(re.findall(r"\.base_layer", name))
@@ -37,7 +37,7 @@ def of_this_depth(name: str, stacks: tuple[Module, ...], config: PeftConfig | No
 
 
 def is_stack(module: Module, config: PeftConfig | None, path: str) -> bool:
-    """Tell whether a module is all experts of a mixture: PEFT takes any parameter of three sides for that."""
+    """Tell whether a module is a stack of all experts; PEFT treats every three-dimensional parameter as one."""
     if module.stacked or config is None or config.trained(path) == path:
         return module.stacked
     view = module.views.get("weight")
@@ -48,16 +48,16 @@ def is_stack(module: Module, config: PeftConfig | None, path: str) -> bool:
 class Sides:
     """Tell which side of a stack an adapter's A reads.
 
-    `seen` are the sides that A reads in those of the file's stacks that are not as long on both.
+    `seen` are the sides that A reads in those stacks of the file whose sides differ in length.
     """
 
     seen: frozenset[int]
     layout: ExpertLayout | None
 
     def side_of(self, lora: LoraModule, module: Module, config: PeftConfig | None) -> int | None:
-        """Return the side, 1 or 2; None where that cannot be told.
+        """Return the side, 1 or 2; None if it cannot be told.
 
-        Where both are as long, the file's other stacks show how its PEFT counted, or the version does.
+        If both sides are equally long, the file's other stacks or its version show how PEFT counted.
         """
         if len(lora.shapes["down"]) == 3:
             return None if module.turned is None else 1 if module.turned else 2
@@ -70,7 +70,7 @@ class Sides:
 def sides_of(
     modules: Iterable[LoraModule], config_of: Callable[[str], tuple[PeftConfig | None, str]], base: BaseNames
 ) -> Sides:
-    """Look at the stacks of a file whose sides differ; `config_of` tells what is said of a module, and its path."""
+    """Look at the stacks of a file whose sides differ; `config_of` returns a module's configuration and path."""
     seen: set[int] = set()
     for lora in modules:
         if lora.slots.keys() != EXPERTS.required or len(lora.slots["down"].shape) != 2:

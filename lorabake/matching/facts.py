@@ -1,4 +1,4 @@
-"""What holds of a whole LoRA file on a base: worked out once, before any of its modules is placed."""
+"""Gather facts about a whole LoRA file on a base, once, before any of its modules is placed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lorabake.recipe import Lora
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Hold what placing one module takes of the others.
+    """Hold what placing a module needs to know about the whole file.
 
     `number` is the LoRA's in the recipe. `turned` says that the base stores its weights as (in, out). `largest` has,
     by the name of a kind, what its random matrices are for.
@@ -42,7 +42,7 @@ class Facts:
 
 
 def gather(number: int, lookup: Lookup, modules: Iterable[Candidates], *, turned: bool) -> Facts:
-    """Look at a whole file; `modules` are those that the recipe does not ignore."""
+    """Gather the facts of a file; `modules` are those that the recipe does not ignore."""
     lora, base = lookup.lora, lookup.base
     own = lora.tensors.modules.values()
     return Facts(

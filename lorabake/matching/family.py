@@ -12,15 +12,15 @@ from lorabake.sources.family import GENERIC
 from lorabake.sources.recognition import TELLING, Evidence, kinship, titles
 
 SAYS_WHOSE = ("ss_base_model_version", "modelspec.architecture")
-"""What metadata says of the base that a LoRA was trained on: a hint, since some say wrong things."""
+"""Metadata about the base that a LoRA was trained on; only a hint, because some of it is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Compare the modules of a LoRA with those of the base, sort by sort.
+    """Compare a LoRA's modules with the base's, sort by sort.
 
-    `has` counts the base's modules of each sort, `names` has the LoRA's that have a place there, by the base's name.
-    `ignored` are the LoRA's modules that the recipe leaves out.
+    `has` counts the base's modules of each sort. `names` has the LoRA's modules with a place there, by the base's
+    names. `ignored` are the LoRA's modules that the recipe leaves out.
     """
 
     base: Architecture
@@ -31,7 +31,7 @@ class Comparison:
 
     @property
     def short(self) -> dict[Sort, frozenset[str]]:
-        """Collect the modules of each sort of which the base has more than the LoRA; none of a filled base."""
+        """Collect the modules of sorts of which the base has more than the LoRA; none if the LoRA fills the base."""
         sorts = self.names.items() if self.base not in self.evidence.filled else ()
         return {sort: frozenset(names.values()) for sort, names in sorts if len(names) < self.has[sort]}
 
@@ -42,13 +42,13 @@ class Comparison:
 
     @property
     def title(self) -> str | None:
-        """Name the families that it could be of, the base's first; None where there are none."""
+        """Name the families that it could belong to, the base's first; None if there are none."""
         return self.base.title if self.base in self.evidence.families else self.evidence.title
 
 
 @dataclass(frozen=True, slots=True)
 class Strangers:
-    """List the families of one of which a LoRA is, not the base's, and say by what that is seen."""
+    """Hold the families, other than the base's, that a LoRA must belong to one of, with the evidence."""
 
     families: tuple[Architecture, ...] = ()
     seen_by: str = ""
@@ -56,7 +56,7 @@ class Strangers:
 
 @dataclass(frozen=True, slots=True)
 class Whose:
-    """Say whose a LoRA is, and what people should know of that."""
+    """Hold a LoRA's family, and notes about it for users."""
 
     family: str | None
     notes: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ def compared(lookup: Lookup, evidence: Evidence, kept: Collection[str]) -> Compa
     """Compare a LoRA's modules, ignored or not, with those of the base; `kept` are those that are not ignored."""
     base, modules = lookup.base, lookup.lora.tensors.modules
     architecture = base.key_map.architecture
-    if evidence.is_text or architecture.name == GENERIC:  # their sorts tell nothing
+    if evidence.is_text or architecture.name == GENERIC:  # their sorts of modules tell nothing
         return Comparison(architecture, evidence)
     names: dict[Sort, dict[str, str]] = {}
     for name in modules:
@@ -78,10 +78,11 @@ def compared(lookup: Lookup, evidence: Evidence, kept: Collection[str]) -> Compa
 
 
 def strangers_of(comparison: Comparison) -> Strangers:
-    """Find the families of one of which a LoRA is, not the base's, though all that is not ignored fits.
+    """Find other families that a LoRA must belong to, although everything that is not ignored fits the base.
 
-    That is so where such a family has no other modules of some sort, and the base has. At most half of the
-    base's blocks may be those that were chosen for training, unless the LoRA has all of another sort.
+    That is the case if the LoRA has all modules of some sort in such a family, but not all in the base. A LoRA for
+    half of the base's blocks or less may have been trained on chosen blocks, unless it has all modules of another
+    sort.
     """
     base, evidence = comparison.base, comparison.evidence
     if evidence.is_text or base.name == GENERIC or base in evidence.sure:
@@ -101,7 +102,7 @@ def strangers_of(comparison: Comparison) -> Strangers:
 def whose(
     comparison: Comparison, strangers: Strangers, said: Architecture | None, metadata: Mapping[str, str]
 ) -> Whose:
-    """Say whose a LoRA is that fits the base whole; `said` is the family that the recipe says it was trained on."""
+    """Return the family of a LoRA that fits the base completely; `said` is the family in the recipe's trained_on."""
     base, evidence, title = comparison.base, comparison.evidence, comparison.title
     if said is not None:
         why = kinship(said, base)
@@ -124,7 +125,7 @@ def whose(
         return Whose(title)
     told = [f"{name}: {metadata[name]}" for name in SAYS_WHOSE if metadata.get(name)]
     hint = f" (its metadata says {', '.join(told)})" if told else ""
-    is_own = not is_short or base in evidence.sure  # the base at hand counts, whatever was released
+    is_own = not is_short or base in evidence.sure  # the present base counts, whatever was released
     doubt = "" if is_own else "its modules do not tell whose it is: "
     family = titles([base] if is_own or base in families else [base, *others])
     return Whose(family, (f"{doubt}it may as well be a LoRA of {titles(others, len(others))}{hint}",))

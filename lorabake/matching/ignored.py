@@ -1,4 +1,4 @@
-"""What the recipe ignores of a LoRA, by globs over the names of its modules."""
+"""Find what the recipe ignores of a LoRA, by globs over the names of its modules."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lorabake.sources.loras import LoraSource
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """List what is ignored with the glob that does it, and the globs that ignore nothing.
+    """Hold what is ignored, by which glob, and the globs that ignore nothing.
 
-    `keys` are those of ignored tensors that are of no module, `kept` the modules that are not ignored.
+    `keys` are those of ignored tensors without a module, `kept` the modules that are not ignored.
     """
 
     globs: Mapping[str, str]
@@ -26,7 +26,7 @@ class Ignored:
     kept: Mapping[str, LoraModule]
 
     def outcomes(self, lora: LoraSource) -> list[Outcome]:
-        """Say of each that it is left out."""
+        """Yield that each of them is left out."""
         modules = lora.tensors.modules
         sizes = {name: modules[name].size if name in modules else 1 for name in self.globs}
         return [Outcome(name, excluded={ignored_by(glob): sizes[name]}) for name, glob in self.globs.items()]
@@ -35,8 +35,8 @@ class Ignored:
 def ignored_of(lora: LoraSource, base: BaseNames) -> Ignored:
     """Find what the recipe ignores of a LoRA.
 
-    A glob matches a module by its name in the file, by a name that the base has for it, or by the keys of all its
-    tensors. A tensor of no module goes by its key.
+    A glob matches a module by its name in the file, by one of the base's names for it, or by the keys of all its
+    tensors. A tensor without a module is matched by its key.
     """
     tensors = lora.tensors
     outside = {info.key: info for infos in (tensors.unknown, *tensors.unsupported.values()) for info in infos}

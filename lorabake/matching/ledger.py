@@ -1,4 +1,4 @@
-"""The ledger of one LoRA: what became of each of its tensors. It is closed once, and checked there."""
+"""The ledger of one LoRA records what became of each of its tensors. It is closed once, and checked then."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Counted = TypeVar("Counted", bound=Hashable)
 
 
 def ignored_by(glob: str) -> str:
-    """Say why what a glob of the recipe matches is left out."""
+    """Return the reason of what a glob of the recipe leaves out."""
     return f"ignored by the recipe: {glob!r}"
 
 
 class Counts(Mapping[Counted, int]):
-    """Hold how often each of some things was met, in the order of the first times; 0 for any other."""
+    """Count things, in the order in which they first occurred; anything else counts 0."""
 
     __slots__ = ("_counts",)
 
@@ -51,7 +51,7 @@ class Counts(Mapping[Counted, int]):
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """Hold the learned embedding of one token: its vectors, each for a text encoder."""
+    """Hold the learned embedding of one token: one set of vectors for each text encoder."""
 
     token: str
     vectors: tuple[Vectors, ...]
@@ -61,7 +61,7 @@ class Learned:
 class Ledger:
     """Count what became of one LoRA's tensors: applied, or excluded by the recipe and why.
 
-    `embeddings` are learned ones, which go to files of their own.
+    `embeddings` are learned embeddings, which go to files of their own.
     """
 
     lora: str
@@ -83,7 +83,7 @@ class Ledger:
 
 
 def close(lora: str, tensors: int, outcomes: Sequence[Outcome], family: str | None, notes: Iterable[str]) -> Ledger:
-    """Enter what became of all tensors of a LoRA; raise InternalError where one is not accounted for."""
+    """Enter what became of all tensors of a LoRA; raise InternalError if one is not accounted for."""
     excluded: Counter[str] = Counter()
     vectors: dict[str, list[Vectors]] = {}
     for outcome in outcomes:

@@ -1,4 +1,4 @@
-"""Globs that tell what a base lacks from what it has: the line of a recipe that leaves the former out."""
+"""Find globs that match what a base lacks and nothing that it has, for a recipe line that leaves it out."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from fnmatch import fnmatchcase
 from lorabake.keymap.names import pattern_of
 
 MOST_GLOBS = 12
-"""Globs of a line that is worth showing: a LoRA that takes more is for another base."""
+"""Most globs of a line that is worth showing; a LoRA that needs more is for another base."""
 
 
 def line_for(left: Sequence[str], kept: Sequence[str], globs: Sequence[str] = ()) -> str | None:
-    """Write the line that leaves out some names and none of the others, beside what `globs` already do.
-
-    Return None where it would be too long.
-    """
+    """Return the line that leaves out some names and no others, in addition to `globs`; None if it is too long."""
     globs = list(globs)
     remaining = list(dict.fromkeys(left))
     while remaining and len(globs) < MOST_GLOBS:
@@ -29,13 +26,13 @@ def line_for(left: Sequence[str], kept: Sequence[str], globs: Sequence[str] = ()
 
 
 def by_end(name: str) -> str:
-    """Write the glob of all names that are like this one behind its last number: `*.cross_attn.k_img`."""
+    """Return a glob for all names with the same words after the last number: `*.cross_attn.k_img`."""
     end = re.split(r"(?<![a-zA-Z0-9])\d+", name)[-1]
     return f"*{_quoted(end)}" if end not in ("", name) else _quoted(name)
 
 
 def _candidates(names: Sequence[str]) -> Iterator[str]:
-    """Yield globs that match the first of some names, wide ones before narrow ones, its own name last."""
+    """Yield globs that match the first of some names, from wide to narrow, its own name last."""
     first, pattern = names[0], pattern_of(names[0])
     yield by_end(first)
     if sum(pattern_of(name) == pattern for name in names) > 1:
@@ -46,5 +43,5 @@ def _candidates(names: Sequence[str]) -> Iterator[str]:
 
 
 def _quoted(text: str) -> str:
-    """Write text as a glob that matches it alone."""
+    """Escape a text as a glob that matches only itself."""
     return re.sub(r"([*?[])", r"[\1]", text)

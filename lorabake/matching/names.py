@@ -1,4 +1,4 @@
-"""Every name that the modules of a base go by: what all LoRAs of a recipe are looked up in."""
+"""Look up all names of a base's modules; all LoRAs of a recipe use the same index."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from lorabake.sources.family import GENERIC
 from lorabake.sources.ties import Tie
 
 MOST_BEFORE = 40
-"""Letters of what trainers are known to write before a name."""
+"""Most letters of a prefix."""
 
 Sort = tuple[str, str, tuple[int, ...]]
-"""What modules of one sort have in common: component, name but for its numbers, shape."""
+"""What modules of one sort share: component, name without numbers, shape."""
 
 
 @dataclass(frozen=True, eq=False)
 class BaseNames:
-    """Look up the modules of one base by their names. What it has worked out once it keeps; no answer changes."""
+    """Look up the modules of one base by their names. Results are cached; no answer ever changes."""
 
     key_map: KeyMap
     tie: Tie | None = None
@@ -40,7 +40,7 @@ class BaseNames:
 
     @cached_property
     def _by_place(self) -> dict[tuple[tuple[Region, ...], Picked | None], list[str]]:
-        """Map values of the base to the names of the modules that are there."""
+        """Map places in the base to the names of the modules there."""
         names: dict[tuple[tuple[Region, ...], Picked | None], list[str]] = {}
         for module in self.key_map.named():
             for view in module.views.values():
@@ -50,7 +50,7 @@ class BaseNames:
         return names
 
     def names_at(self, view: View) -> list[str]:
-        """List the names of the modules that are where a view is."""
+        """List the names of the modules at the place of a view."""
         return self._by_place[view.place]
 
     def names_of(self, module: Module) -> list[str]:
@@ -59,7 +59,7 @@ class BaseNames:
 
     @cached_property
     def _flat(self) -> dict[str, list[Module]]:
-        """Map the base's own names, flattened and without any prefix, to its modules."""
+        """Map the base's own names, flattened and without prefixes, to its modules."""
         by_name: dict[str, list[Module]] = {}
         for modules in self.key_map.modules.values():
             for name, module in modules.items():
@@ -69,11 +69,11 @@ class BaseNames:
         return by_name
 
     def find(self, name: str) -> list[Module]:
-        """List the modules of a name in any spelling, or in none but flattened."""
+        """List the modules of a name in any spelling, or as a flattened name without a prefix."""
         return self.spelled.get(name) or self._flat.get(name, [])
 
     def use_of(self, name: str) -> Module | None:
-        """Return the use of a tied embedding that a LoRA's module is for, if it is for one."""
+        """Return the use of a tied embedding that a LoRA's module is for, if any."""
         return self.tie.use(self.spelled.get(name, ())) if self.tie else None
 
     @cached_property
@@ -81,7 +81,7 @@ class BaseNames:
         return Prefixes(self.key_map.architecture.components)
 
     def components_named(self, key: str) -> set[str]:
-        """Guess the component of a key that the base does not have, by the prefixes of all families."""
+        """Guess the components of a key that the base lacks, by the prefixes of all families."""
         return self._prefixes.named(key) or _every_prefix().named(key)
 
     @cached_property
@@ -95,9 +95,9 @@ class BaseNames:
         return any(module.stacked for module in self.key_map.named())
 
     def behind_a_prefix(self, names: Iterable[str]) -> tuple[str, list[str]]:
-        """Return the shortest prefix that most names have before a name of the base, and the names that have it.
+        """Return the shortest prefix that most names have before a name of the base, and the names with that prefix.
 
-        Of names that differ in numbers alone one is asked for all. The prefix is "" where none has one.
+        One name stands for all that differ only in numbers. The prefix is "" if no name has one.
         """
         alike: dict[str, list[str]] = {}
         for name in names:
@@ -114,7 +114,7 @@ class BaseNames:
 
     @cached_property
     def _samples(self) -> dict[str, list[Sample]]:
-        """Group modules by the patterns of their names: of those of one component that are alike, the first."""
+        """Return the first module of each pattern of names in each component."""
         samples: dict[str, dict[str, Sample]] = {}
         for sample in islice(self.spelled.samples(), MOST):
             samples.setdefault(pattern_of(sample.module.name), {}).setdefault(sample.module.component, sample)
@@ -125,7 +125,7 @@ class BaseNames:
         return Names(self._samples)
 
     def nearest(self, name: str, components: Collection[str] = ()) -> str:
-        """Return a hint at the spelling most like `name`, of these components if any; empty if none is."""
+        """Return a hint at the spelling nearest to `name`, within these components if given; "" if none is near."""
 
         def wanted(pattern: str) -> list[Sample]:
             samples = self._samples[pattern]
@@ -139,7 +139,7 @@ class BaseNames:
 
     @property
     def title(self) -> str:
-        """Say what the base is, and by which tensor that is seen."""
+        """Name the base's family, and the tensor that shows it."""
         architecture = self.key_map.architecture
         component = architecture.components[0]
         if component.name not in self.key_map.placed or architecture.name == GENERIC:
@@ -150,7 +150,7 @@ class BaseNames:
 
 
 def nearest_words(name: str, names: list[str]) -> str:
-    """Return a hint at the one of some names that is most like `name`; empty if none is."""
+    """Return a hint at the nearest of some names; "" if none is near."""
     near = nearest(name, names)
     return f"; nearest: {near}" if near else ""
 

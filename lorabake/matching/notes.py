@@ -1,4 +1,4 @@
-"""What the ledger of a LoRA tells beside its counts: what was assumed, and what is otherwise than one might think."""
+"""Compose the notes in a LoRA's ledger: what was assumed, and what may surprise users."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ AS_TODAY = "no peft_version says which PEFT trained it: {count} modules are read
 
 
 def notes_on_names(prefix: Prefix) -> Iterator[str]:
-    """Tell of a prefix that was found before the names of modules."""
+    """Yield a note on an unknown prefix of module names."""
     if prefix.text:
         yield f"a prefix that is not known stands before {len(prefix.names)} names: {prefix.text!r}"
 
 
 def notes_on_ties(facts: Facts, outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Tell of a change that is said several times and baked once."""
+    """Yield a note on a change that the file holds several times and that is baked once."""
     if any(outcome.is_repeated for outcome in outcomes):
         yield facts.tied.note
 
 
 def notes_on_patches(facts: Facts, outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Tell of learned embeddings, of scales that are assumed, and of what the program followed makes of patches."""
+    """Yield notes on learned embeddings, on assumed scales, and on laws of the program that is followed."""
     made = [made for outcome in outcomes for made in outcome.made]
     yield from _on_embeddings(outcomes)
     yield from _on_missing_alphas(made)

@@ -14,7 +14,7 @@ from lorabake.matching.patches import Made
 
 
 class Why(Enum):
-    """Sort refusals by the headings below which they are told, in this order."""
+    """The headings of refusals, in the order in which they are reported."""
 
     PLACELESS = "no such module on the base"
     MISFIT = "does not fit"
@@ -23,7 +23,7 @@ class Why(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Say why a module, or a tensor of none, cannot be baked; the reason is "" where the heading says it all."""
+    """Hold why a module, or a tensor without one, cannot be baked; the reason is "" if the heading is enough."""
 
     name: str
     why: Why
@@ -32,12 +32,12 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Say what becomes of the tensors of one module, or of one tensor that is of no module.
+    """Hold what becomes of the tensors of one module, or of one tensor without a module.
 
-    `applied` counts its tensors that are baked, `excluded` the others by the reason why they are not. `made` has its
-    patches, and `place` the module of the base that they change, `changes` the parts of it; where a module is refused
-    at its second parameter, those of the first are there, too. `glob` is the pattern of `blocks` that took it.
-    `vectors` is a learned embedding, which is not baked. `is_repeated` says that another module has the same change.
+    `applied` counts its baked tensors; `excluded` counts the others by reason. `made` has its patches, `place` the
+    module of the base that they change, and `changes` the parts of it. If a module is refused at its second
+    parameter, the first one's patches are included. `glob` is the pattern of `blocks` that matched it. `vectors` is a
+    learned embedding, which is not baked. `is_repeated` means that another module has the same change.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""One module of a LoRA, asked in turn: who could it be, why may it not, how strongly, and what is done."""
+"""Place one module of a LoRA: ask who it could be, why it may not be baked, how strongly, and what is done."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from lorabake.matching.strengths import Strength, acts_at_0, leaves_out, strengt
 
 
 def place(candidates: Candidates, facts: Facts) -> Outcome:
-    """Say what becomes of one module; raise MatchError where the recipe has to say more before that can be told."""
+    """Return what becomes of one module; raise MatchError if the recipe has to say more first."""
     module, entry = candidates.module, facts.entry
     if module.slots.keys() == {"alpha"}:
         return left_out(module, ALPHA_ALONE)
@@ -51,7 +51,7 @@ def place(candidates: Candidates, facts: Facts) -> Outcome:
 
 
 def _settled_by_tie(candidates: Candidates, facts: Facts) -> Outcome | None:
-    """Settle a module of a tied embedding that is not to be baked by itself: refused, or said twice."""
+    """Return the outcome of a tied embedding's module that is not baked by itself: it is refused, or a repetition."""
     module, use, tied = candidates.module, candidates.use, facts.tied
     if use is None:
         return None
@@ -100,7 +100,7 @@ def _fit(candidates: Candidates, facts: Facts) -> Outcome:
 
 
 def _kinds_of(candidates: Candidates) -> tuple[Kind, ...]:
-    """Choose the kinds that a module's tensors come to where they lie."""
+    """Choose the kinds that a module's tensors form at their place."""
     slots = frozenset(candidates.module.slots)
     config, path = candidates.config, candidates.path
     if EXPERTS.claims(slots) == slots and any(is_stack(place, config, path) for place in candidates.places):
@@ -109,7 +109,7 @@ def _kinds_of(candidates: Candidates) -> tuple[Kind, ...]:
 
 
 def _acting(understood: Understood, target: Module, facts: Facts) -> tuple[Kind, ...]:
-    """Choose the kinds that the program followed applies at strength 0, too."""
+    """Choose the kinds that the followed program applies even at strength 0."""
     shapes = understood.candidates.module.shapes
     return tuple(
         kind
@@ -119,14 +119,14 @@ def _acting(understood: Understood, target: Module, facts: Facts) -> tuple[Kind,
 
 
 def _path_of(candidates: Candidates, target: Module) -> str:
-    """Return the path by which a configuration knows what is trained of a module."""
+    """Return the path of a module's trained part in a configuration."""
     if candidates.is_unnamed:
         return f"{unwrapped(candidates.path)}.{target.name.rpartition('.')[2]}"
     return candidates.config.trained(candidates.path) if candidates.config else candidates.path
 
 
 def _strength_of(component: str, names: Sequence[str], facts: Facts) -> Strength:
-    """Return a module's strength; raise MatchError where the recipe says nothing of its component."""
+    """Return a module's strength; raise MatchError if the recipe does not mention its component."""
     strength = strength_of(facts.entry, component, names)
     if strength is None:
         raise files.error(facts.lookup.lora.name, files.strength_forgets_the_component(component))

@@ -1,4 +1,4 @@
-"""What becomes of tensors that are of no module: other kinds', learned embeddings, those that modules share."""
+"""Decide about tensors without a module: unsupported kinds, learned embeddings, tensors that modules share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lorabake.visible import visible
 
 
 def rest(facts: Facts, ignored: Collection[str]) -> Iterator[Outcome]:
-    """Say what becomes of all tensors that are of no module; `ignored` are the keys that the recipe ignores."""
+    """Yield what becomes of all tensors without a module; `ignored` are the keys that the recipe ignores."""
     tensors = facts.lookup.lora.tensors
     for kind, infos in tensors.unsupported.items():
         reason = REASONS.get(kind, f"{kind} is not supported by this version")
@@ -35,7 +35,7 @@ def rest(facts: Facts, ignored: Collection[str]) -> Iterator[Outcome]:
 
 
 def shared(count: int, users: Iterable[LoraModule], outcomes: Collection[Outcome]) -> Outcome:
-    """Say what becomes of tensors that modules share: they are baked with the first module that is."""
+    """Yield what becomes of tensors that modules share: they are baked with the first baked module."""
     baked = {outcome.name for outcome in outcomes if outcome.made}
     is_used = any(module.shared and module.name in baked for module in users)
     return Outcome("", applied=count) if is_used else Outcome("", excluded={FOR_NONE: count} if count else {})
@@ -46,7 +46,7 @@ def _unsupported(info: Stored, reason: str, facts: Facts) -> Outcome:
 
 
 def _unknown(info: Stored, facts: Facts) -> Outcome:
-    """Say what becomes of a tensor that no kind knows: a parameter by its full name, or a learned embedding."""
+    """Return what becomes of a tensor that no kind knows: a parameter by its full name, or a learned embedding."""
     vectors = read_vectors(info, facts.lookup.lora.checkpoint.metadata)
     if vectors is None and info.key in facts.base.spelled:  # trained whole
         return place(facts.lookup.candidates(LoraModule(info.key, {"whole_weight": info})), facts)
@@ -56,7 +56,7 @@ def _unknown(info: Stored, facts: Facts) -> Outcome:
 
 
 def _left_out(info: Stored, facts: Facts, components: Collection[str] | None = None) -> Outcome | None:
-    """Leave a tensor out that is of no listed component; its key tells which it is of, if nothing else does."""
+    """Leave out a tensor of a component that the recipe does not list; its key may be the only evidence of it."""
     if facts.entry.components is None:
         return None
     named = facts.base.components_named(info.key) if components is None else components

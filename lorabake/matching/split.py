@@ -1,4 +1,4 @@
-"""q, k and v that were trained apart and saved as one module: their alpha is over a share of its rank."""
+"""Find q, k and v that were trained separately and saved as one module: their alpha is for a part of its rank."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from lorabake.sources.loras import LoraSource
 
 @dataclass(frozen=True, slots=True)
 class TrainedApart:
-    """Tell which modules hold parts that were trained apart.
+    """Tell which modules hold parts that were trained separately.
 
-    `said` is what the metadata says of all; None where it says nothing: then `evidence` of the values tells, and
-    `scales`, which are alpha/rank of the file's modules that hold one layer.
+    `said` is the metadata's statement on all modules. If it is None, `evidence` from the values decides, with
+    `scales`, which are alpha/rank of the file's modules with a single layer.
     """
 
     said: bool | None
@@ -27,7 +27,7 @@ class TrainedApart:
     key_map: KeyMap
 
     def parts(self, lora: LoraModule, module: Module) -> int:
-        """Count the parts that each have a share of a fused module's rank, and alpha over that share."""
+        """Return how many parts divide a fused module's rank; alpha is for one part's share."""
         sizes = _rows_of_parts(module, self.key_map)
         if self.said is False or len(sizes) < 2 or "down" not in lora.slots:
             return 1
@@ -38,12 +38,12 @@ class TrainedApart:
 
     @property
     def source(self) -> str:
-        """Name what tells it."""
+        """Name the evidence."""
         return "metadata" if self.said else "the zeros in its up"
 
 
 def trained_apart(lora: LoraSource, places: Callable[[str], list[Module]], key_map: KeyMap) -> TrainedApart:
-    """Look at a whole file; `places` lists the modules of the base that a name may stand for."""
+    """Examine a whole file; `places` lists the modules of the base that a name may stand for."""
     said = split_qkv.said_by(lora.checkpoint.metadata)
     fused, single = list[LoraModule](), list[LoraModule]()
     for module in lora.tensors.modules.values() if said is None else ():

@@ -1,4 +1,4 @@
-"""How strongly is a module changed? What a recipe's strength, components, blocks and semantics come to."""
+"""Work out how strongly a module is changed, from a recipe's strength, components, blocks and semantics."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Strength:
 
 
 def strength_of(entry: Lora, component: str, names: Sequence[str]) -> Strength | None:
-    """Return the strength of a module of these names; None where the recipe says nothing of its component."""
+    """Return the strength of a module with these names; None if the recipe does not mention its component."""
     strength = entry.strength
     if isinstance(strength, dict):
         if component not in strength:
@@ -44,27 +44,27 @@ def strength_of(entry: Lora, component: str, names: Sequence[str]) -> Strength |
 
 
 def unlisted(entry: Lora) -> str:
-    """Say why a module of another component than those of the recipe is left out."""
+    """Say why a module is left out whose component the recipe does not list."""
     return f"not in components: [{', '.join(entry.components or ())}]"
 
 
 def leaves_out(entry: Lora, components: Collection[str]) -> bool:
-    """Tell whether a recipe takes none of these components; what is of no known component it cannot leave out."""
+    """Tell whether a recipe lists none of these components; without a known component, nothing is left out."""
     return entry.components is not None and bool(components) and not {*components} & {*entry.components}
 
 
 def acts_at_0(kind: Kind, shapes: Shapes, view: View | None, entry: Lora) -> bool:
-    """Tell whether the program that is followed changes a parameter at strength 0, too."""
+    """Tell whether the followed program changes a parameter even at strength 0."""
     program, strength = entry.semantics, entry.strength
     if program is None or not kind.is_read_by(program) or view is None:
         return False
     if program in SKIPPING_STRENGTH_0 and not (isinstance(strength, dict) and any(strength.values())):
         return False
-    if kind.unread(program, shapes, view.shape):  # the program fails at it, and goes on without
+    if kind.unread(program, shapes, view.shape):  # the program fails at it and skips it
         return False
     return kind.share(0.0, program, shapes) != 0
 
 
 def scale_of_alpha_0(program: str | None) -> float | None:
-    """Return the scale that a program takes where the configuration's alpha is 0; None if none is known."""
+    """Return the scale that a program uses for an alpha of 0 in the configuration; None if unknown."""
     return 0.0 if program == "peft" else SCALE_OF_ALPHA_0.get(program or "")

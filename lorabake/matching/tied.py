@@ -1,4 +1,4 @@
-"""What a file does to an embedding that its base uses more than once: one change, or several that cannot be one."""
+"""Compare a file's changes of an embedding that the base uses more than once: they must be one change."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from lorabake.sources.loras import LoraSource
 
 @dataclass(frozen=True, slots=True)
 class TiedChange:
-    """Say why a file's changes of a tied embedding cannot be baked, or which modules repeat another one's.
+    """Hold why a file's changes of a tied embedding cannot be baked, or which modules repeat another's change.
 
-    `note` tells people of the latter.
+    `note` tells users about repetitions.
     """
 
     fault: str | None = None
@@ -53,9 +53,9 @@ def tied_change(modules: Iterable[Candidates], base: BaseNames, lora: LoraSource
 
 
 def _is_loaded(candidates: Candidates) -> bool:
-    """Tell whether what trained a module changes the one tensor: MLX does, and PEFT where it loads it whole.
+    """Tell whether the trainer of a module changes the one shared tensor: MLX does, and PEFT if it loads it whole.
 
-    What PEFT was told to save it trains as a copy for one use.
+    PEFT trains `modules_to_save` as a copy for one use.
     """
     config = candidates.config
     if config is None or config.is_mlx:
@@ -64,6 +64,6 @@ def _is_loaded(candidates: Candidates) -> bool:
 
 
 def _law(candidates: Candidates) -> object:
-    """Return what a configuration says of a module that its tensors do not: its scale, and its trained tokens."""
+    """Return facts about a module that only a configuration states: its scale and its trained tokens."""
     config, path = candidates.config, candidates.path
     return None if config is None else (config.scale_of(path), rows_of(config.said_of(path)))

@@ -1,4 +1,4 @@
-"""Does a base of no known family store its weights as (in, out)? The shapes of a file's modules tell."""
+"""Tell from the shapes in a LoRA file whether a base of an unknown family stores its weights as (in, out)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lorabake.sources.family import GENERIC
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """Count the modules of a file by the way round in which their tensors fit the base's weights.
+    """Count the modules of a file by the orientation in which their tensors fit the base's weights.
 
-    Those of `straight` fit a weight as it is alone, those of `turned` the other way round alone; `either` fit both
-    ways, and of these `squares` are square.
+    `straight` ones fit only the weight as it is, `turned` ones only its transpose. `either` fit both; of these,
+    `squares` are square.
     """
 
     straight: int = 0
@@ -29,9 +29,10 @@ class Turns:
 
 
 def turns_of(lookup: Lookup) -> Turns:
-    """Ask shapes whether `fan_in_fan_out` means that this base stores its weights as (in, out).
+    """Decide by shapes whether `fan_in_fan_out` means that this base stores its weights as (in, out).
 
-    PEFT ignores the flag on ordinary linear layers, and a table knows its own; elsewhere shapes decide.
+    PEFT ignores the flag on ordinary linear layers. Families with a table know the orientation; for others, shapes
+    decide.
     """
     config = lookup.lora.config
     if config is None or not config.fan_in_fan_out or lookup.base.key_map.architecture.name != GENERIC:

@@ -1,4 +1,4 @@
-"""Why a LoRA is not of the family that it would have to be of."""
+"""Refuse LoRAs of the wrong family."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def said_family_is_unknown(trained_on: str | None) -> tuple[str, ...] | None:
 def modules_are_not_of_the_said_family(
     family: Architecture | None, evidence: Evidence, modules: Iterable[str]
 ) -> tuple[str, ...] | None:
-    """Refuse a recipe that says a family whose modules the LoRA cannot have."""
+    """Refuse a recipe that names a family which cannot have the LoRA's modules."""
     could_be = evidence.could_be
     if family is None or not could_be or family in could_be or evidence.is_text:
         return None
@@ -35,7 +35,7 @@ def modules_are_not_of_the_said_family(
 
 
 def lora_is_another_familys(strangers: Strangers, base: BaseNames) -> tuple[str, ...] | None:
-    """Refuse a LoRA that is another family's, unless its LoRAs go onto this base, too."""
+    """Refuse another family's LoRA, unless that family's LoRAs also go onto this base."""
     families = strangers.families
     if not families or any(kinship(family, base.key_map.architecture) for family in families):
         return None

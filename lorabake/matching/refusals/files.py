@@ -1,4 +1,4 @@
-"""Why a whole file cannot be baked, or not as the recipe says: each answer is the lines of an error."""
+"""Refuse whole files, or what the recipe asks of them; each answer is the lines of an error."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Lines = tuple[str, ...]
 
 
 def error(lora: str, lines: Lines) -> MatchError:
-    """Make the error that these lines tell of a LoRA."""
+    """Return an error about a LoRA with these lines."""
     return MatchError(f"LoRA {lora!r}: {lines[0]}", *lines[1:])
 
 
 def refuse(lora: str, lines: Lines | None) -> None:
-    """Raise the error that these lines tell of a LoRA, if there are any."""
+    """Raise an error about a LoRA with these lines, if there are any."""
     if lines is not None:
         raise error(lora, lines)
 
@@ -69,12 +69,12 @@ def glob_ignores_nothing(idle: Sequence[str], modules: Mapping[str, LoraModule])
 
 
 def file_says_it_is_no_lora(keys: Collection[str]) -> Lines | None:
-    """Refuse a file that has a tensor which says so."""
+    """Refuse a file with a tensor which shows that it is no LoRA."""
     return next(((words,) for marker, words in MARKERS.items() if marker in keys), None)
 
 
 def turns_cannot_be_told(turns: Turns) -> Lines | None:
-    """Refuse a file that says fan_in_fan_out where no shape tells what that means for the base."""
+    """Refuse a file with fan_in_fan_out if no shape tells what that means for the base."""
     if not turns.either or turns.straight or turns.turned:
         return None
     why = "every weight is square" if turns.squares == turns.either else "its tensors would fit either way"
@@ -88,7 +88,7 @@ def turns_cannot_be_told(turns: Turns) -> Lines | None:
 
 
 def strength_forgets_the_component(component: str) -> Lines:
-    """Refuse a recipe whose strengths say nothing of a component that the LoRA has tensors for."""
+    """Refuse a recipe whose strengths omit a component that the LoRA has tensors for."""
     return (
         f"it has tensors for {component}, and strength says nothing of it",
         f"Add {component}: 0 (or another number) to strength, or leave it out with components.",
@@ -116,7 +116,7 @@ def announced_tokens_are_missing(config: PeftConfig | None, modules: Iterable[Lo
 
 
 def alpha_has_another_name(alphas: Mapping[str, Sequence[Module]], patches: Sequence[Patch]) -> Lines | None:
-    """Refuse an alpha under another name of a module than that of its factors, which would do without it.
+    """Refuse an alpha under another name of the module than its factors, which would be baked without it.
 
     `alphas` has the modules of the base by the name that an alpha alone goes by.
     """
@@ -137,7 +137,7 @@ def alpha_has_another_name(alphas: Mapping[str, Sequence[Module]], patches: Sequ
 def block_pattern_takes_nothing(
     blocks: Iterable[str], taking: Collection[str], paths: Collection[str]
 ) -> Lines | None:
-    """Refuse a pattern of `blocks` that is not among those `taking` modules; `paths` name all that is baked."""
+    """Refuse a pattern of `blocks` that matches no module; `taking` are those that do, `paths` all baked modules."""
     unused = next((glob for glob in blocks if glob not in taking), None)
     if unused is None:
         return None
@@ -169,4 +169,4 @@ def ignore_leaves_nothing(ledger: Ledger, entry: Lora) -> Lines | None:
 
 
 OF_THE_LEDGER = (file_has_no_tensors, components_leave_nothing, ignore_leaves_nothing)
-"""What is asked of a closed ledger, in this order."""
+"""Refusals that look at a closed ledger, in this order."""

@@ -1,4 +1,4 @@
-"""Why a module of a LoRA cannot be baked, whatever its shapes: its name, its set of tensors, its configuration."""
+"""Refuse modules for reasons other than shapes: the name, the set of tensors, the configuration."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ WITHOUT_MLX_CONFIG = (
 
 @dataclass(frozen=True, slots=True)
 class Understood:
-    """Hold a module whose name has places on the base, and the kinds that its tensors come to there.
+    """Hold a module whose name has places on the base, and the kinds that its tensors form there.
 
-    There are no kinds where the tensors make no whole set.
+    There are no kinds if the tensors do not form complete sets.
     """
 
     candidates: Candidates
@@ -39,7 +39,7 @@ class Understood:
 
     @property
     def whole(self) -> frozenset[str]:
-        """Return the slots that replace parameters of the base, as a checkpoint's own tensors are called."""
+        """Return the slots that replace parameters of the base and are named like a checkpoint's own tensors."""
         return frozenset[str]().union(*(kind.announced for kind in self.kinds))
 
 
@@ -55,7 +55,7 @@ class Fitting:
 class Configured:
     """Hold the shapes of a module that fits a module of the base, and its configuration.
 
-    `said` is what that says of the module, `weights` are the shapes of what its kinds change on the base.
+    `said` is what it says of the module; `weights` are the shapes of the parameters that its kinds change.
     """
 
     shapes: Shapes
@@ -65,7 +65,7 @@ class Configured:
 
 
 def first_reason(refusals: Sequence[Callable[[Record], str | None]], record: Record) -> str | None:
-    """Return the first reason that refusals tell; None where all let the record through."""
+    """Return the first reason of some refusals; None if all of them accept the record."""
     return next((reason for refusal in refusals if (reason := refusal(record)) is not None), None)
 
 
@@ -73,7 +73,7 @@ def first_reason(refusals: Sequence[Callable[[Record], str | None]], record: Rec
 
 
 def name_stands_for_several(candidates: Candidates) -> str | None:
-    """Refuse a name that is like several spellings, each of another module."""
+    """Refuse a name that resembles several spellings of different modules."""
     if len(candidates.spellings) < 2:
         return None
     return f"its name may stand for {visible(' and for '.join(candidates.spellings[:2]))}"
@@ -83,19 +83,19 @@ def name_stands_for_several(candidates: Candidates) -> str | None:
 
 
 def tensors_are_no_whole_set(understood: Understood) -> str | None:
-    """Refuse tensors that no kinds account for together."""
+    """Refuse tensors that no set of kinds accounts for."""
     slots = understood.candidates.module.slots
     return None if understood.kinds else f"incomplete or unknown set: {', '.join(sorted(slots))}"
 
 
 def magnitude_has_its_weight_beside_it(understood: Understood) -> str | None:
-    """Refuse DoRA's lengths of a weight that the file has whole."""
+    """Refuse DoRA magnitudes for a weight that the file replaces as a whole."""
     has_both = "whole_weight" in understood.whole and dora.is_in(understood.candidates.module.slots)
     return "a magnitude beside the weight that it is for" if has_both else None
 
 
 def whole_tensor_is_not_announced(understood: Understood) -> str | None:
-    """Refuse a tensor that would replace the base's, and that no configuration says is meant to."""
+    """Refuse a tensor that would replace the base's without a configuration that announces it."""
     candidates, whole = understood.candidates, understood.whole
     config = candidates.config
     if "whole_weight" in whole and sum(kind.parameter == "weight" for kind in understood.kinds) > 1:
@@ -115,14 +115,14 @@ def scale_of_mlx_is_missing(understood: Understood) -> str | None:
 
 
 def stack_of_experts_is_not_named(fitting: Fitting) -> str | None:
-    """Refuse what fits several stacks of experts of the module that its name is of."""
+    """Refuse tensors that fit several stacks of experts in the module that they name."""
     if len(fitting.places) < 2 or not fitting.candidates.is_unnamed:
         return None
     return "it fits several stacks of experts, and no name says which"
 
 
 def name_means_two_tensors(fitting: Fitting) -> tuple[str, ...] | None:
-    """Refuse a name that is one module's in the file and another one's in memory."""
+    """Refuse a name that means one module on the disk and another one in memory."""
     if not len({place.component for place in fitting.places}) == 1 < len(fitting.places):
         return None
     keys = " and ".join(next(iter(place.views.values())).keys[0] for place in fitting.places)
@@ -133,7 +133,7 @@ def name_means_two_tensors(fitting: Fitting) -> tuple[str, ...] | None:
 
 
 def module_fits_several_components(fitting: Fitting) -> tuple[str, ...] | None:
-    """Refuse a module that two components of the base have alike."""
+    """Refuse a module that fits two components of the base."""
     if len(fitting.places) < 2:
         return None
     names = ", ".join(place.component for place in fitting.places)
@@ -147,7 +147,7 @@ def module_fits_several_components(fitting: Fitting) -> tuple[str, ...] | None:
 
 
 def configuration_asks_for_other_shapes(configured: Configured) -> str | None:
-    """Refuse tensors that fit their weights, and are not those that their configuration speaks of."""
+    """Refuse tensors that fit their weights but contradict their configuration."""
     for kind, weight in configured.weights:
         if fault := kind.misconfigured(configured.said, configured.shapes, weight):
             return fault
@@ -155,7 +155,7 @@ def configuration_asks_for_other_shapes(configured: Configured) -> str | None:
 
 
 def magnitude_is_missing(configured: Configured) -> str | None:
-    """Refuse a module without the lengths that its configuration says it was trained with."""
+    """Refuse a module without the DoRA magnitude that its configuration announces."""
     slots = configured.shapes.keys()
     if not configured.config.dora or not slots & {"down", "lora_a", "embedding_down"} or dora.is_in(slots):
         return None
@@ -174,6 +174,6 @@ OF_ITS_TENSORS = (
 OF_ITS_PLACES = (stack_of_experts_is_not_named,)
 
 OF_SEVERAL_PLACES = (name_means_two_tensors, module_fits_several_components)
-"""These end the matching: the recipe has to say more before anything else can be told."""
+"""These end the matching, because the recipe has to say more first."""
 
 OF_ITS_CONFIGURATION = (configuration_asks_for_other_shapes, magnitude_is_missing)

@@ -1,4 +1,4 @@
-"""What the program cannot do whose reading of a LoRA the recipe asks for (`semantics`)."""
+"""Refuse what the program named in the recipe's `semantics` cannot do with a LoRA."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALPHA_0 = (
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Hold a kind's tensors on a weight, and the program that is to read them."""
+    """Hold a kind's tensors on a weight, and the program to follow."""
 
     program: str
     kind: Kind
@@ -27,7 +27,7 @@ class Read:
 
 
 def program_does_not_read_the_kind(read: Read) -> str | None:
-    """Refuse a kind in a form that the program has no reader for."""
+    """Refuse a kind in a form that the program does not read."""
     if read.kind.is_read_by(read.program):
         return None
     form = f"this form of {read.kind.title}"
@@ -35,19 +35,19 @@ def program_does_not_read_the_kind(read: Read) -> str | None:
 
 
 def program_has_no_law_of_lengths(read: Read) -> str | None:
-    """Refuse DoRA on a kind on which nobody knows what the program makes of it."""
+    """Refuse DoRA on a kind for which the program's behaviour is unknown."""
     if not read.kind.has_lengths(read.shapes) or read.kind.has_law_of_lengths(read.program):
         return None
     return f"{read.program} has no law of DoRA on {read.kind.title} that lorabake knows"
 
 
 def program_does_not_read_the_magnitude(read: Read) -> str | None:
-    """Refuse a magnitude of a spelling that the program does not know."""
+    """Refuse a magnitude whose spelling the program does not know."""
     return dora.unread(read.program, read.shapes) if read.kind.has_lengths(read.shapes) else None
 
 
 def program_forgets_the_order_of_rows(read: Read) -> str | None:
-    """Refuse what depends on the weight where the program reads the weight's halves in the other order."""
+    """Refuse a change that depends on the weight, if the program reads the weight's halves in the other order."""
     if not read.view.is_reordered or read.program not in dora.LENGTHS_OF_THE_BASE:
         return None
     what = read.kind.depends_on(read.shapes, read.view.shape)
@@ -56,7 +56,7 @@ def program_forgets_the_order_of_rows(read: Read) -> str | None:
 
 
 def program_fails_at_the_tensors(read: Read) -> str | None:
-    """Refuse tensors in a form at which the program fails, though it reads the kind."""
+    """Refuse tensors in a form at which the program fails, although it reads the kind."""
     return read.kind.unread(read.program, read.shapes, read.view.shape)
 
 
@@ -67,4 +67,4 @@ OF_PROGRAMS = (
     program_forgets_the_order_of_rows,
     program_fails_at_the_tensors,
 )
-"""What is asked of a program, in this order."""
+"""Refusals that look at a program, in this order."""

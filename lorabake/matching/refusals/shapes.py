@@ -1,4 +1,4 @@
-"""Why tensors do not fit a module of the base: each question a function that names the reason, or None."""
+"""Refuse tensors that do not fit a module of the base; each function returns the reason, or None."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lorabake.keymap.view import View
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Put tensors of a kind to a module of the base; `view` is what the kind changes there, if the base has that."""
+    """Hold a kind's tensors and a module of the base; `view` is the parameter that the kind changes, if it exists."""
 
     kind: Kind
     shapes: Shapes
@@ -24,7 +24,7 @@ class Trial:
 
 
 def fault_of(kinds: Sequence[Kind], shapes: Shapes, module: Module, *, turned: bool = False) -> str | None:
-    """Say why the tensors of some kinds cannot change a module of the base, or None if they can.
+    """Return why the tensors of some kinds cannot change a module of the base; None if they can.
 
     `turned` says that the base stores its weights as (in, out).
     """
@@ -42,12 +42,12 @@ def fault_of(kinds: Sequence[Kind], shapes: Shapes, module: Module, *, turned: b
 
 
 def lies_somewhere_in_its_views(module: Module) -> str | None:
-    """Refuse a module of which nothing tells where in its tensors it lies."""
+    """Refuse a module whose place in the base's tensors is unknown."""
     return module.unclear or None
 
 
 def number_is_several(kinds: Sequence[Kind], shapes: Shapes) -> str | None:
-    """Refuse an alpha, or another single number, that is several."""
+    """Refuse an alpha, or another single number, that has several values."""
     for slot in sorted(frozenset[str]().union(*(kind.numbers for kind in kinds)) & shapes.keys()):
         if prod(shapes[slot]) != 1:
             return f"its {slot} has the shape {shapes[slot]}"
@@ -55,44 +55,44 @@ def number_is_several(kinds: Sequence[Kind], shapes: Shapes) -> str | None:
 
 
 def one_layer_meets_all_experts(trial: Trial) -> str | None:
-    """Refuse what is for one layer, where the base has a stack of them."""
+    """Refuse tensors for one layer if the base has a stack of experts there."""
     if trial.view is not None or trial.kind.absence() is None or not trial.module.stacked:
         return None
     return "the base has all experts of a mixture there, and it is for one layer"
 
 
 def parameter_is_not_there(trial: Trial) -> str | None:
-    """Refuse what changes a parameter that the base's module lacks."""
+    """Refuse a change of a parameter that the base's module lacks."""
     return trial.kind.absence() if trial.view is None else None
 
 
 def kind_asks_for_other_shapes(trial: Trial) -> str | None:
-    """Refuse tensors that the kind's formula does not take to the weight's shape."""
+    """Refuse tensors from which the kind's formula does not make the weight's shape."""
     return None if trial.view is None else trial.kind.fault(trial.shapes, trial.view.shape)
 
 
 def tensor_is_empty(trial: Trial) -> str | None:
-    """Refuse tensors without values, where the rank is not 0 and the kind needs them."""
+    """Refuse empty tensors that the kind needs, if the rank is not 0."""
     empty = trial.kind.empty(trial.shapes) if trial.view is not None else None
     return f"its {empty} is empty: {trial.shapes[empty]}" if empty else None
 
 
 def magnitude_measures_nothing(trial: Trial) -> str | None:
-    """Refuse DoRA's lengths that are neither of the weight's rows nor of its columns."""
+    """Refuse DoRA magnitudes that match neither the weight's rows nor its columns."""
     if trial.view is None or trial.kind.measures(trial.shapes, trial.view.shape):
         return None
     return dora.NO_AXIS
 
 
 OF_THE_PARAMETER = (one_layer_meets_all_experts, parameter_is_not_there)
-"""What is asked of the parameter that a kind changes, in this order."""
+"""Refusals that look at the parameter that a kind changes, in this order."""
 
 OF_SHAPES = (kind_asks_for_other_shapes, tensor_is_empty, magnitude_measures_nothing)
-"""What is asked of a kind's shapes, in this order; the reasons are told with both sides' sizes."""
+"""Refusals that look at a kind's shapes, in this order; their reasons are reported with the sizes of both sides."""
 
 
 def _with_sizes(fault: str, trial: Trial) -> str:
-    """Add the base's sizes to a reason, what may be the cause, and the tensors' shapes where it names none."""
+    """Add to a reason the base's sizes, a possible cause, and the tensors' shapes if it names none."""
     kind, shapes, view = trial.kind, trial.shapes, trial.view
     if view is None:
         return fault
