@@ -193,14 +193,16 @@ def test_evidence_is_needed_where_values_decide(tmp_path: Path) -> None:
         (lora,) = sources.loras
         for part in missing:
             less = replace(lora, evidence=replace(lora.evidence, **{part: {}}))
-            with pytest.raises(NotReadError, match="was not read as evidence before planning, which is a fault"):
+            with pytest.raises(
+                NotReadError, match="was not read as evidence before planning\nThis is a fault of lorabake"
+            ):
                 plan_of(replace(sources, loras=(less,)))
 
 
 def test_a_file_that_nobody_read_is_an_error(tmp_path: Path) -> None:
     evidence = resolve(load_recipe(folder_that_says_dtypes(tmp_path))).evidence
     assert evidence.document("config.json")["model_type"] == "llama"
-    with pytest.raises(NotReadError, match=r"unet/config\.json: was not read"):
+    with pytest.raises(NotReadError, match=r"unet/config\.json was not read"):
         evidence.document("unet/config.json")
     sources = resolve(load_recipe(folder_that_says_dtypes(tmp_path)))
     for part in ("beside", "sides"):
@@ -307,7 +309,7 @@ def test_records_of_sources_and_plans_are_frozen(recipe: Recipe) -> None:
     made = plan_of(resolve(recipe), elsewhere(recipe))
     kinds = {type(record): record for record in records(made)}
     assert {Plan, Sources} <= kinds.keys()
-    kinds.pop(Ledger, None)
+    assert Ledger in kinds or not made.ledgers
     for kind, record in kinds.items():
         for each in fields(kind):
             with pytest.raises(FrozenInstanceError):

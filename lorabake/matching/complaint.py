@@ -18,7 +18,7 @@ from lorabake.sources.loras import LoraSource
 from lorabake.sources.recognition import TEXT, TEXT_ENCODER, Evidence, kinship, knows, titles
 from lorabake.storage.recognition import way_of
 from lorabake.tensors.emptiness import ADVICE, hollow_words
-from lorabake.visible import visible
+from lorabake.visible import and_more, the_rest, visible
 
 MOST_GROUPS = 8
 """Most patterns that are listed below one heading."""
@@ -142,8 +142,7 @@ def _one_reason(case: Case, reason: str) -> list[str]:
     """Return the reason why some tensors cannot be baked, if it is a single one."""
     refused = case.refusals
     patterns = [*dict.fromkeys(pattern_of(refusal.name) for refusal in refused)]
-    more = f" and {len(patterns) - 3} more patterns" if len(patterns) > 3 else ""
-    listed = f"{len(refused)} of its tensors: {', '.join(patterns[:3])}{more}"
+    listed = f"{len(refused)} of its tensors: {and_more(patterns[:3], len(patterns), 'more patterns')}"
     return [*lines_of(f"LoRA {case.lora.name!r}: ", reason), listed]
 
 
@@ -163,7 +162,7 @@ def _group(base: BaseNames, why: Why, refusals: Iterable[Refusal]) -> Iterator[s
     yield f"  {why.value}:"
     for count, ((pattern, reason), names) in enumerate(groups.items()):
         if count == MOST_GROUPS:
-            yield f"    … and {len(groups) - MOST_GROUPS} more patterns"
+            yield f"    … {the_rest(len(groups) - MOST_GROUPS, 'more patterns')}"
             break
         is_sought = why is Why.PLACELESS and count < MOST_HINTS
         hint = base.nearest(names[0], base.components_named(names[0])) if is_sought else ""

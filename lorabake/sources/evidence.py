@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lorabake.adapters.embedding import AS_LINEAR
 from lorabake.codecs.codec import Stored
+from lorabake.errors import InternalError
 from lorabake.keymap import split_qkv
 from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.slots import LoraModule, LoraTensors
@@ -36,11 +37,11 @@ _CHUNK = 1 << 24
 """Bytes of a tensor that are hashed at a time."""
 
 
-class NotReadError(LookupError):
-    """Report a question about an input whose answer was never read: a bug of lorabake's."""
+class NotReadError(InternalError):
+    """Report a question about an input whose answer was never read."""
 
     def __init__(self, what: object) -> None:
-        super().__init__(f"{what}: was not read as evidence before planning, which is a fault of lorabake's")
+        super().__init__(f"{what} was not read as evidence before planning")
 
 
 # -- Files -----------------------------------------------------------------------------------------------
