@@ -75,3 +75,17 @@ def test_factors_are_given_where_a_kind_adds_a_product_alone(name: str, weight: 
         torch.testing.assert_close(up @ down, effect.of(base, slice(0, shape[0])))
         assert not effect.reads_weight
     assert (effect.factors is not None) == (not KINDS[case.kind].may_sum_weight and not effect.is_result)
+
+
+def test_no_magnitude_is_passed_over() -> None:
+    """A magnitude without a place is an error, as is a place without a magnitude."""
+    kind, terms = KINDS["lora"], TermsOf((6, 5), 1.0, NO_SETTINGS)
+    tensors = {"up": torch.ones(6, 2), "down": torch.ones(2, 5)}
+    with_magnitude = {**tensors, "magnitude": torch.ones(6)}
+    lengths = kind.dora_of({slot: tuple(each.shape) for slot, each in with_magnitude.items()}, (6, 5), "", 1.0)
+    assert kind.effect(with_magnitude, terms, check, lengths).is_result
+    for slots, place in ((with_magnitude, None), (tensors, lengths)):
+        with pytest.raises(ValueError, match="magnitude has neither rows nor columns"):
+            kind.effect(slots, terms, check, place)
+    with pytest.raises(ValueError, match="magnitude has neither rows nor columns"):
+        kind.dora_of({"up": (6, 2), "down": (2, 5), "magnitude": (4,)}, (6, 5), "", 1.0)

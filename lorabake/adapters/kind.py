@@ -126,11 +126,11 @@ class Kind(Configured, Followed, ABC):
         Raise ValueError for values that no such weight can have.
         """
         own = {slot: tensor for slot, tensor in tensors.items() if slot not in MAGNITUDES}
+        magnitudes = [tensors[slot] for slot in MAGNITUDES & tensors.keys()]
+        if len(magnitudes) != (lengths is not None):
+            raise ValueError(dora.NO_AXIS)
         inner = self._effect(own, terms, check)
-        if lengths is None:
-            return inner
-        (magnitude,) = (tensors[slot] for slot in MAGNITUDES & tensors.keys())
-        return Lengthened(inner, magnitude.reshape(-1), lengths)
+        return inner if lengths is None else Lengthened(inner, magnitudes[0].reshape(-1), lengths)
 
     @abstractmethod
     def _effect(self, tensors: Tensors, terms: TermsOf[Any], check: Check) -> Effect:
