@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class OftSettings(Settings):
-    """Read alpha 0 as kohya does, or not; and follow a program.
+    """Say how alpha bounds the rotations, and what a program makes of them.
 
-    `bound` is what alpha is multiplied by, the outputs if None. `inside` is the strength that is in the rotations.
-    What `is_bare` knows no `rescale`.
+    Files of `kohya` mean no rotation by alpha 0, others no bound. `bound` is what alpha is multiplied by, the outputs
+    if None. `inside` is the strength that goes into the rotations. What `is_bare` knows no `rescale`.
     """
 
     kohya: bool
