@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from lorabake import adapters, load_recipe, plan
 from lorabake.adapters.programs import PROGRAMS
 from lorabake.errors import MatchError, RecipeError
-from lorabake.recipe import Semantics
+from lorabake.recipe.types import Semantics
 from lorabake.verification import VerifyOptions, verify
 from tests import builders as b
 from tests.test_kinds import WEIGHTS, cases, tensors_of
