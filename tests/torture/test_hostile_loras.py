@@ -232,7 +232,7 @@ class Bench:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what prepares a whole bake for several threads."""
-    monkeypatch.setattr("lorabake.device.call_first", lambda *_, **__: None)
+    monkeypatch.setattr("lorabake.execution.device.call_first", lambda *_, **__: None)
 
 
 def test_right_files_are_baked(effort: Effort, tmp_path: Path) -> None:
