@@ -172,6 +172,43 @@ def _as_stored(powers: Array, are_exponents: bool) -> Array:
     return np.asarray(np.log2(powers) + 127) if are_exponents else powers
 
 
+# -- MXFP8 -----------------------------------------------------------------------------------------------
+
+
+def _mxfp8(weight: Stored, read: Read) -> Array:
+    return np.asarray(read(WEIGHT) * _block_powers(weight, read("scale")))
+
+
+def _block_powers(weight: Stored, stored: Array) -> Array:
+    """Return the power of two of each value, from scales as they are stored."""
+    numbers = stored.astype(np.float64).ravel()[_exponent_places(weight)]
+    return np.repeat(np.exp2(numbers - 127) if weight.parts["scale"].dtype == "U8" else numbers, 32, axis=1)
+
+
+def _exponent_places(weight: Stored) -> NDArray[np.intp]:
+    """Return where the exponent of each block lies: in order, or in cuBLAS' tiles of 128 rows by 4 blocks.
+
+    A tile goes by its row's remainder of 32, then by which quarter of the tile the row is in, then by its block.
+    """
+    row, block = np.ogrid[: weight.shape[0], : weight.shape[1] // 32]
+    across = weight.parts["scale"].shape[1]
+    if not settings(weight).are_tiled:
+        return np.asarray(row * across + block)
+    tile = row // 128 * (across // 4) + block // 4
+    return np.asarray(tile * 512 + row % 32 * 16 + row % 128 // 32 * 4 + block % 4)
+
+
+def _mxfp8_anew(weight: Stored, rows: Array, found: Callable[[str], Array | None]) -> Recoded:
+    """Let no value of a block be larger than float8's largest, by the least power of two; tiles go on with zeros."""
+    sizes = np.abs(rows).reshape(len(rows), -1, 32).max(axis=2) / DTYPES["F8_E4M3"].largest
+    there, places = found("scale"), _exponent_places(weight)
+    there = None if there is None else np.asarray(there.ravel()[places])
+    due = edged(np.where(sizes > 0, sizes, 1.0), there, weight.parts["scale"].dtype == "U8")
+    scale = np.zeros(weight.parts["scale"].shape)
+    scale.reshape(-1)[places] = due
+    return Recoded(lambda values: values, _block_powers(weight, scale), {"scale": scale})
+
+
 # -- packed ----------------------------------------------------------------------------------------------
 
 
@@ -265,6 +302,7 @@ FORMULAS: dict[str, Callable[[Stored, Read], Array]] = {
     "awq": _awq,
     "compressed_tensors": _compressed_tensors,
     "mxfp4": _mxfp4,
+    "mxfp8": _mxfp8,
     "quanto": _quanto,
     "quanto_bits": _quanto_bits,
     "convrot": _convrot,
@@ -278,5 +316,8 @@ CANCELLING: dict[str, Callable[[Stored], bool]] = {
 }
 """Functions that tell whether values are sums of larger numbers, by the codec's name."""
 
-RECODINGS: dict[str, Callable[[Stored, Array, Callable[[str], Array | None]], Recoded]] = {"scaled": _scaled_anew}
+RECODINGS: dict[str, Callable[[Stored, Array, Callable[[str], Array | None]], Recoded]] = {
+    "scaled": _scaled_anew,
+    "mxfp8": _mxfp8_anew,
+}
 """Functions that encode a changed weight, by the codec's name."""
