@@ -282,6 +282,25 @@ def test_added_dialect_bakes(extended: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(baked[f"{stem}.{projection}.weight"], wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_added_codec_decodes(extended: Path, tmp_path: Path) -> None:
+    codes = np.arange(24, dtype=np.uint8).reshape(6, 4)
+    lowest, step = noise(6, 1), np.full((6, 1), 0.25, np.float32)
+    base = {"layers.0.fc.weight": codes, "layers.0.fc.lowest": lowest, "layers.0.fc.step": step}
+    up, down = noise(6, 2), noise(2, 4)
+    save_file(base, tmp_path / "base.safetensors")
+    stem = "layers.0.fc.lora_"
+    save_file({f"{stem}B.weight": up, f"{stem}A.weight": down}, tmp_path / "lora.safetensors")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "version: 1\nbase: base.safetensors\nloras: [{path: lora.safetensors, strength: 1}]\n"
+        "output: {path: out.safetensors, dtype: float32}\n"
+    )
+    bake_with(extended, recipe)
+    baked = load_file(tmp_path / "out.safetensors")
+    assert baked.keys() == {"layers.0.fc.weight"}
+    np.testing.assert_allclose(baked["layers.0.fc.weight"], lowest + codes * step + up @ down, rtol=1e-5, atol=1e-5)
+
+
 def test_added_command_runs(extended: Path, tmp_path: Path) -> None:
     save_file({"fc.weight": noise(4, 3)}, tmp_path / "model.safetensors")
     shown = run_with(extended, "keys", str(tmp_path / "model.safetensors"))

@@ -97,8 +97,8 @@ def stored_in(folder: Path, name: str) -> tuple[Stored, dict[str, torch.Tensor]]
     assert isinstance(weight, Stored)
     tensors = load_file(folder / "base" / "model.safetensors")
     parts = {role: tensors[part.key] for role, part in weight.parts.items()}
-    if "codes" in parts:
-        parts["codes"] = parts["codes"].view(torch.uint8)  # whatever their bytes are called
+    if "codes" in parts and parts["codes"].is_floating_point():
+        parts["codes"] = parts["codes"].view(torch.uint8)  # bytes, called bfloat16
     return weight, parts
 
 
