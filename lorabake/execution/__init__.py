@@ -31,8 +31,8 @@ class Executed:
     """Tell what a plan's execution found out.
 
     `hashes` are the SHA-256 of each file's data, or empty; `digests` those of the inputs, by their placeholders.
-    `tallies` sum up what was seen of each LoRA's change. `computed` maps each device class that computed to the keys
-    of its tensors, in the plan's order; `left_to_cpu` are those that an accelerator could not hold or compute.
+    `tallies` sum up what was observed of each LoRA's change. `computed` maps each device class that computed to the
+    keys of its tensors, in the plan's order; `left_to_cpu` are those that an accelerator could not hold or compute.
     `stages` are the workers' seconds by stage.
     """
 
@@ -47,7 +47,7 @@ class Executed:
 
     @property
     def device(self) -> str:
-        """Name the device classes that computed; what computes nothing needs none but the CPU."""
+        """Name the device classes that computed; a plan without steps counts as the CPU's."""
         return "+".join(sorted(self.computed)) or "cpu"
 
     @property
@@ -73,8 +73,8 @@ def execute(
 ) -> tuple[Executed, ...]:
     """Copy, compute, digest and hash side by side; return once every byte of the outputs is finished.
 
-    Of tensors that steps of several plans are computed from, each byte is read once. Ranges that a plan leaves as
-    they are, the kernel copies for that plan, where it can.
+    If steps of several plans need the same tensors, each byte is read once. Unchanged ranges are copied for each
+    plan, by the kernel if possible.
     """
     taken: dict[Path, str] = {}
     hashes: list[list[str]] = [[] for _ in plans]
@@ -154,7 +154,7 @@ def _computed(plan: Plan, executors: Iterable[Executor]) -> dict[str, tuple[str,
 
 
 def _seconds(executors: Iterable[Executor]) -> dict[str, float]:
-    """Sum up the seconds of all workers by stage."""
+    """Sum the seconds of all workers by stage."""
     stages: defaultdict[str, float] = defaultdict(float)
     for executor in executors:
         for stage, seconds in executor.seconds.items():
@@ -163,7 +163,7 @@ def _seconds(executors: Iterable[Executor]) -> dict[str, float]:
 
 
 def _summed(plan: Plan, executors: Iterable[Executor]) -> dict[int, Tally]:
-    """Sum up by LoRA what was seen of each step, in the plan's order."""
+    """Sum the tallies of all steps by LoRA, in the plan's order."""
     seen: dict[int, dict[int, Tally]] = {}
     for executor in executors:
         seen |= executor.tallies

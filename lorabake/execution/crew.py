@@ -1,4 +1,4 @@
-"""The threads of a bake: the first failure stops all of them, and is raised to whoever waits."""
+"""Run the threads of a bake: the first failure stops all of them, and is raised in the waiting thread."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Item = TypeVar("Item")
 
 
 class Crew:
-    """Run functions in threads; leaving the context by an error stops them, and waits until they have ended.
+    """Run functions in threads; an error in the context stops them, and waits for their end.
 
-    `workers` is how many of them begin together: `ready` counts these.
+    `workers` is how many of them begin together; `ready` counts these.
     """
 
     def __init__(self, workers: int) -> None:
@@ -38,9 +38,9 @@ class Crew:
                 thread.join()
 
     def start(self, task: Callable[[], object], place: Path) -> threading.Thread:
-        """Run a function in a thread; signals must be held meanwhile, or a started thread could be forgotten.
+        """Run a function in a thread. Signals must be held during the call, or a started thread could be lost.
 
-        `place` is where it writes, for words about what the system refuses.
+        `place` is where it writes, for error messages.
         """
 
         def run() -> None:
@@ -79,5 +79,5 @@ class Shared(Generic[Item], Iterator[Item]):
 
 
 def refused(error: BaseException, path: Path) -> BaseException:
-    """Word what the machine refuses to a thread; reading words its own failures, so that others are of writing."""
+    """Return the error for a system's refusal in a thread: of writing, since reading reports its own failures."""
     return exhausted(error) or (unwritable(path, error) if isinstance(error, OSError) else error)

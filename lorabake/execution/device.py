@@ -1,7 +1,7 @@
-"""Where a bake computes: which device there is, what it can do, and how workers share its memory.
+"""Choose the device of a bake, find out what it can do, and share its memory among workers.
 
-CUDA, ROCm, XPU, MPS and whatever else torch knows as an accelerator take the same lines. What one of them cannot do
-is found out by asking it, not by its name.
+CUDA, ROCm, XPU, MPS and all other accelerators of torch use the same code. What a device cannot do is found out by
+trying it, not from its name.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ import torch
 from lorabake.errors import SurroundingsError, first_line
 
 ENVIRONMENT = "LORABAKE_DEVICE"
-"""Names the device where neither the command line nor `RunOptions` does."""
+"""Environment variable that names the device if neither the command line nor `RunOptions` does."""
 
 AUTO = "auto"
 ADVICE = "Try --device cpu."
 
 SHORTAGE = ("out of memory", "ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED")
-"""What errors of libraries below torch say of a device without free memory."""
+"""How libraries below torch word a lack of device memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
     """Say what computes: torch's name for it and what it can do.
 
-    `lacks` are dtypes that it cannot hold. With `is_async` it has streams, and its copies can run beside the host's
-    work; `pins` says that the host has memory which such copies take.
+    `lacks` are dtypes that it cannot hold. With `is_async`, it has streams, and copies run in parallel to the host's
+    work. `pins` means that the host has pinned memory for such copies.
     """
 
     place: torch.device
@@ -41,7 +41,7 @@ class Device:
 
     @property
     def kind(self) -> str:
-        """Return the device class: within one the bytes of a bake are the same."""
+        """Return the device class; within one class, the bytes of a bake are the same."""
         return self.place.type
 
     @property
@@ -50,7 +50,7 @@ class Device:
         return self.place.type == "cpu"
 
     def let_go(self) -> None:
-        """Give back the memory that nobody uses: what torch's allocator keeps, and cuBLAS for each stream."""
+        """Release unused memory that torch's allocator keeps, and cuBLAS for each stream."""
         clear_workspaces = getattr(torch._C, f"_{self.kind}_clearCublasWorkspaces", None)
         if clear_workspaces is not None:
             clear_workspaces()
@@ -65,12 +65,12 @@ CPU = Device(torch.device("cpu"))
 def choose_device(
     name: str | None, *, precision: torch.dtype, dtypes: Iterable[torch.dtype] = (), warn: Callable[[str], None]
 ) -> Device:
-    """Return the device to compute on, asked what it can do.
+    """Return the device to compute on, with its tested abilities.
 
-    Without a name counts LORABAKE_DEVICE in the environment, and without that "auto": the accelerator that torch
-    has, or else the CPU. `precision` is the dtype of the arithmetic, `dtypes` those of the tensors that go in and
-    out. Fall back to the CPU, with a message, where an accelerator lacks the precision, and under "auto" where it
-    does not work. Raise SurroundingsError for a device that was named and cannot be used.
+    Without a name, the environment's LORABAKE_DEVICE counts, and without that "auto": torch's accelerator, or else
+    the CPU. `precision` is the dtype of the arithmetic; `dtypes` are those of tensors that go in and out. Fall back
+    to the CPU, with a message, if an accelerator lacks the precision, or under "auto" if it does not work. Raise
+    SurroundingsError for a named device that cannot be used.
     """
     torch.set_float32_matmul_precision("highest")
     name = name or os.environ.get(ENVIRONMENT) or AUTO
@@ -91,7 +91,7 @@ def choose_device(
 def _asked(
     place: torch.device, precision: torch.dtype, dtypes: Iterable[torch.dtype], warn: Callable[[str], None]
 ) -> Device:
-    """Ask a device what it can do; raise torch's own error if it does not work."""
+    """Test what a device can do; raise torch's own error if it does not work."""
     if place.type == "cpu":
         call_first(place, torch.float32)
         call_first(place, torch.float64)
@@ -112,7 +112,7 @@ def _asked(
 
 
 def _holds(place: torch.device, dtype: torch.dtype) -> bool:
-    """Tell whether a device can take values of a dtype and turn them into float32."""
+    """Tell whether a device can hold a dtype and convert it to float32."""
     try:
         torch.zeros(1).to(dtype).to(place).to(torch.float32)
     except torch.OutOfMemoryError:
@@ -123,7 +123,7 @@ def _holds(place: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _has_streams(place: torch.device) -> bool:
-    """Tell whether work can be put into streams of one's own, and be waited for by events."""
+    """Tell whether the device has streams, and events to wait for."""
     accelerator = torch.accelerator.current_accelerator()
     if accelerator is None or accelerator.type != place.type:
         return False
@@ -152,7 +152,7 @@ def is_short_of_memory(error: Exception) -> bool:
 
 
 def call_first(place: torch.device, dtype: torch.dtype, sizes: Iterable[int] = (8, 256)) -> None:
-    """Call what the workers will call, once, while there is one thread.
+    """Call once, in a single thread, all functions that the workers will call.
 
     When two threads make MKL's first calls at the same moment, one of them may compute with a precision below
     float32 (seen with torch 2.13 on a processor with AMX, in one fresh process of a hundred).
@@ -163,29 +163,29 @@ def call_first(place: torch.device, dtype: torch.dtype, sizes: Iterable[int] = (
         square[:, :1].addmm_(square[:, :1], square[:1, :1])  # a bias
         (square @ square.expand(3, size, size)).sum()  # a Tucker core
         square.square().sum(dim=1, keepdim=True).sqrt()  # a magnitude: roots come from MKL, too
-        square.softmax(dim=-1).cos().add_(square.sin())  # banks of vectors, rotations by angles
+        square.softmax(dim=-1).cos().add_(square.sin())  # banks of vectors, and rotations by angles
         torch.dot(square[0], square[0]).cpu()
 
 
 def call_lapack_first(place: torch.device, dtype: torch.dtype) -> None:
-    """Call once, for the same reason, what only rotations and the method svd need.
+    """Call once, for the same reason, the functions that only rotations and the method svd need.
 
-    torch sets it up on its first call, and fails where two threads make that at the same moment.
+    torch initialises LAPACK in the first call, and fails if two threads make it at the same moment.
     """
     square = torch.eye(256, dtype=dtype, device=place)
     try:
         torch.linalg.solve(square, square)
         torch.linalg.svd(square[:8, :8])
-    except NotImplementedError:  # whoever needs it learns that, too
+    except NotImplementedError:  # a step that needs it reports that itself
         return
 
 
 class Turns:
-    """Let workers use a device's memory side by side, or one alone.
+    """Let workers use a device's memory in parallel, or one worker alone.
 
-    Whoever finds no memory leaves, and comes again alone: then nobody else holds any. So the number of workers has no
-    say in what the device can hold. Each time that this was the remedy, one fewer works side by side from then on; in
-    the end everybody comes alone, and nothing is tried twice.
+    A worker that finds no memory leaves and comes back alone, when no other worker holds any. So the number of
+    workers never limits what the device can hold. Whenever that helped, one worker fewer runs in parallel from then
+    on. In the end all workers run alone, and nothing is tried twice.
     """
 
     def __init__(self, workers: int) -> None:
@@ -197,9 +197,9 @@ class Turns:
 
     @contextmanager
     def take(self, *, alone: bool) -> Iterator[bool]:
-        """Wait for a turn, and have it as long as the context lasts; whoever wants to be alone goes first.
+        """Wait for a turn, and keep it inside the context; workers that want to be alone go first.
 
-        The context says whether nobody else has a turn meanwhile.
+        The context's value says whether this worker is alone.
         """
         with self._news:
             alone = alone or self._most == 0
@@ -223,13 +223,13 @@ class Turns:
         return not self._want_to_be_alone and self._taken < max(1, self._most)
 
     def allow_fewer(self) -> None:
-        """Let one worker fewer work beside others, and none in the end."""
+        """Let one worker fewer run in parallel."""
         with self._news:
             self._most = max(0, self._most - 1)
 
 
 class Buffer:
-    """Keep memory of the host that copies to or from a device go through, and wait for them before its next use."""
+    """Hold host memory for copies to or from a device, and wait for them before its next use."""
 
     def __init__(self, size: int, *, pinned: bool) -> None:
         self.is_pinned = False
@@ -237,7 +237,7 @@ class Buffer:
             try:
                 self._memory = torch.empty(size, dtype=torch.uint8, pin_memory=True)
                 self.is_pinned = True
-            except RuntimeError:  # the host has too little of such memory: copies are slower, and the same
+            except RuntimeError:  # the host lacks pinned memory: copies are slower, with the same result
                 pass
         if not self.is_pinned:
             self._memory = torch.empty(size, dtype=torch.uint8)
@@ -249,16 +249,16 @@ class Buffer:
         return self._memory.numel()
 
     def copied(self, event: torch.Event) -> None:
-        """Note a copy that goes on in the background; `event` ends it."""
+        """Note a copy in the background; `event` marks its end."""
         self._copy = event
 
     def to_fill(self) -> torch.Tensor:
-        """Return the memory once it may be written to: what was copied from it is copied."""
+        """Return the memory when it may be written to, after copies from it have ended."""
         self._wait()
         return self._memory
 
     def to_read(self) -> torch.Tensor:
-        """Return the memory once it may be read: what was copied into it is there."""
+        """Return the memory when it may be read, after copies into it have ended."""
         self._wait()
         return self._memory
 
@@ -269,9 +269,9 @@ class Buffer:
 
 
 class Lane:
-    """Carry one worker's values to the device and back, in a stream and through buffers of its own.
+    """Copy one worker's values to the device and back, in its own stream, through its own buffers.
 
-    `largest` bounds the bytes of a buffer that is kept.
+    `largest` is the largest buffer, in bytes, that is kept.
     """
 
     def __init__(self, device: Device, largest: int) -> None:
@@ -280,17 +280,17 @@ class Lane:
         self._buffers: dict[str, Buffer] = {}
 
     def enter(self) -> None:
-        """Put all work of the calling thread on the device into this lane's stream."""
+        """Make this lane's stream the calling thread's stream."""
         if self._stream is not None:
             torch.accelerator.set_stream(self._stream)
 
     def settle(self) -> None:
-        """Wait until the device has nothing of this lane to do: what was let go of is free then."""
+        """Wait until the device has finished this lane's work, so that released memory is free."""
         if self._stream is not None:
             self._stream.synchronize()
 
     def buffer(self, name: str, size: int) -> Buffer:
-        """Return a buffer of at least so many bytes; one name, one buffer."""
+        """Return the buffer of a name, with at least so many bytes."""
         kept = self._buffers.get(name)
         if kept is None or kept.size < size:
             kept = Buffer(max(size, 1), pinned=self.device.pins)
@@ -307,7 +307,7 @@ class Lane:
         return sent
 
     def fetch(self, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Copy flat values from the device to the host, in another dtype; return them once they are there."""
+        """Copy flat values from the device to the host, in another dtype; return them when they have arrived."""
         size = values.numel() * dtype.itemsize
         buffer = self.buffer("out", size)
         into = buffer.to_fill()[:size].view(dtype)

@@ -1,4 +1,4 @@
-"""What a patch does, from its own tensors: read once for a step, shared by all rows."""
+"""Prepare a patch's effect from its own tensors: read once for a step, shared by all rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lorabake.tensors.dtypes import decode_scalar
 
 
 def effect_of(patch: Patch, lora: str, loader: Loader) -> tuple[Effect, float]:
-    """Read a patch's tensors, and compute what all of its rows share; return the effect, and the scale in it.
+    """Read a patch's tensors, and compute what all rows share; return the effect and its scale.
 
     `lora` is the LoRA's name, for messages.
     """

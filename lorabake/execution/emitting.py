@@ -1,4 +1,4 @@
-"""Round what was computed once to the output's dtype, refuse what that cannot hold, and write it."""
+"""Round computed values once to the output's dtype, refuse values that it cannot hold, and write the rest."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ class Emitter:
     ) -> Span:
         """Round rows of a target from `start`, write them, and return where they are.
 
-        `before` reads what the base had in their place, for an error.
+        `before` reads the base's values there, for an error.
         """
         began = time.perf_counter()
         flat = weight.reshape(-1)
-        # A sum of squares below the limit's square clears all values in one cheap pass; NaN fails it, too.
+        # A sum of squares below the limit's square proves in one cheap pass that no value is too large; NaN fails the
+        # test, too.
         if not float(torch.dot(flat, flat)) < DTYPES[target.dtype].safe_square:
             _refuse(step, target, weight, start, before)
         rounded = self.rounded(target, weight, start)
@@ -63,12 +64,12 @@ def _refuse(
 ) -> None:
     """Raise ValueTooLargeError for the first value that a target's dtype cannot hold, if there is one."""
     wrong = ~(weight.abs() < DTYPES[target.dtype].limit)
-    if not wrong.any():  # a large sum of harmless values
+    if not wrong.any():  # only the sum was large
         return
     before = read_before().reshape(weight.shape)
     if not step.patches:
         wrong &= before.isfinite()
-    if not wrong.any():  # a cast that passes on what the base had
+    if not wrong.any():  # a cast that keeps the base's own NaN or infinity
         return
     row, column = (int(index) for index in wrong.nonzero()[0])
     value, was = float(weight[row, column]), float(before[row, column])

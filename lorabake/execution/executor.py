@@ -24,8 +24,8 @@ from lorabake.tensors.dtypes import DTYPES
 class Executor:
     """Run the steps of a plan on one device, from one worker.
 
-    `seconds` tells where its time went, `computed` which tensors each device class computed, and `tallies` what was
-    seen of each LoRA's change, by the numbers of the step and of the LoRA.
+    `seconds` are by stage. `computed` lists the tensors that each device class computed. `tallies` are by the numbers
+    of the step and of the LoRA.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class Executor:
     def run(self, step: Step) -> Generator[int]:
         """Bake one step; yield the bytes written after each piece.
 
-        The device computes all of it, or the CPU does: what one worker alone cannot hold on the device, or what the
-        device cannot compute.
+        Either the device computes the whole step, or the CPU does, if the device cannot compute it or one worker
+        alone cannot hold it there.
         """
         yield from self._run_at_once(step) if self.device.is_cpu else self._run_in_turns(step)
 
@@ -65,9 +65,9 @@ class Executor:
         self.computed[self.device.kind] += [target.key for target in step.targets]
 
     def _run_in_turns(self, step: Step) -> Iterator[int]:
-        """Compute on the device beside other workers, else alone, else on the CPU.
+        """Compute on the device in parallel to other workers, or else alone, or else on the CPU.
 
-        What is written counts as finished when all of the step is: the CPU may have to write it again.
+        Written bytes count as finished only when the whole step is, because the CPU may have to write them again.
         """
         done: list[tuple[Span, ...]] = []
         tries = () if _dtypes(step) & self.device.lacks else (False, True)
@@ -92,7 +92,7 @@ class Executor:
             yield max(0, position - before)
 
     def _beside(self) -> Executor:
-        """Return what does on the CPU what the device cannot, its account kept with this one's."""
+        """Return an executor on the CPU that shares this one's records."""
         if self._on_cpu is None:
             self._on_cpu = Executor(self.steps, self._reader, self._writer, CPU, self._turns, lane_of(CPU))
             self._on_cpu.seconds, self._on_cpu.computed = self.seconds, self.computed
@@ -100,15 +100,15 @@ class Executor:
         return self._on_cpu
 
     def _attempt(self, step: Step, done: list[tuple[Span, ...]]) -> Generator[int, None, bool]:
-        """Compute what is left of a step, add it to `done`, and return whether the device could do all of it."""
+        """Compute the rest of a step, add it to `done`, and return whether the device could do all of it."""
         try:
             for spans in self._pieces(step, len(done)):
                 done.append(spans)
                 yield _size(spans)
-        except (RuntimeError, TypeError) as error:  # what is at fault anywhere fails on the CPU, too
+        except (RuntimeError, TypeError) as error:  # a fault of the input fails on the CPU, too
             if is_short_of_memory(error) or isinstance(error, (NotImplementedError, TypeError)):
                 return False
-            if "can't allocate memory" in str(error):  # the host
+            if "can't allocate memory" in str(error):  # the host's memory, not the device's
                 raise
             raise SurroundingsError(
                 f"{self.device.place} failed while baking {step.targets[0].key}: {first_line(error)}", ADVICE
@@ -116,7 +116,7 @@ class Executor:
         return True
 
     def _pieces(self, step: Step, first: int) -> Iterator[tuple[Span, ...]]:
-        """Compute and write a step's pieces from the one with the number `first` on; how they are cut is fixed."""
+        """Compute and write a step's pieces, beginning with number `first`; the cuts are fixed."""
         if not first:
             self.tallies[step.number] = {}
         loader = Loader(self._reader, self.lane, self.dtype, self.seconds)
@@ -139,12 +139,12 @@ def lane_of(device: Device) -> Lane:
 
 
 def precision(steps: Iterable[Step]) -> torch.dtype:
-    """Return the dtype that the arithmetic of a plan's steps takes."""
+    """Return the dtype for the arithmetic of a plan's steps."""
     return torch.float64 if any(step.precision == "float64" for step in steps) else torch.float32
 
 
 def dtypes(steps: Iterable[Step]) -> Iterator[torch.dtype]:
-    """Yield the dtypes of all tensors that steps read and write, many times over."""
+    """Yield the dtypes of all tensors that steps read and write, with repetitions."""
     return (dtype for step in steps for dtype in _dtypes(step))
 
 

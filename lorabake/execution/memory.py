@@ -1,4 +1,4 @@
-"""How much memory a bake takes at most."""
+"""Measure the most memory that a bake takes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ class PeakMemory:
         self.sample()
 
     def sample(self) -> None:
-        """Look how much it is now."""
+        """Take a sample."""
         if (now := anonymous_memory()) is not None:
             self.peak = max(self.peak or 0, now)

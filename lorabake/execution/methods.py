@@ -1,8 +1,9 @@
-"""Combination methods beyond the sum: what several LoRAs' deltas on the same rows become together.
+"""Combine several LoRAs' deltas on the same rows by methods other than the sum.
 
-All work on whole deltas of one piece of a weight: the rows that every LoRA treats as a unit. Deltas come at strength
-1, strengths apart. The results equal those of PEFT's `add_weighted_adapter` on whole deltas (its `ties_svd` and kin
-before they cut the rank), but for the random masks, which depend on the recipe's seed, the tensor and the LoRA alone.
+All methods work on whole deltas of one piece of a weight: rows that every LoRA treats as a unit. Deltas come at
+strength 1, with strengths separate. The results equal those of PEFT's `add_weighted_adapter` on whole deltas
+(`ties_svd` and the like, before they cut the rank), except for random masks, which depend only on the recipe's seed,
+the tensor and the LoRA.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def combine(
     if method.name == "svd":
         total = sum((delta * strength for delta, strength in zip(deltas, strengths, strict=True)), deltas[0] * 0)
         if not bool(total.isfinite().all()):
-            return total  # what is no number has no singular values; the bake refuses it by the weight's name
+            return (
+                total  # NaN and infinity have no singular values; the bake refuses them later, with the weight's name
+            )
         left, values, right = torch.linalg.svd(total, full_matrices=False)
         rank = method.rank or 1
         thin: torch.Tensor = (left[:, :rank] * values[:rank]) @ right[:rank]
@@ -66,7 +69,7 @@ def combine(
 
 
 def _largest(delta: torch.Tensor, density: float) -> torch.Tensor:
-    """Keep the share `density` of the values, the largest; of equal ones the first."""
+    """Keep the largest values, a share `density` of all; of equal values, the first."""
     flat = delta.flatten()
     order = flat.abs().sort(descending=True, stable=True).indices[: int(density * flat.numel())]
     found = flat.new_zeros(flat.shape)

@@ -1,4 +1,4 @@
-"""What happens to rows of a tensor, part by part, and a few rows by which a bake sees what becomes of each change."""
+"""Change rows of a tensor, part by part, and look at a few rows to see what becomes of each change."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lorabake.matching.patches import Patch
 from lorabake.planning.steps import Result, Step
 
 PLACES, VALUES, FEW = 8, 2048, 8
-"""Where a bake looks to see what becomes of a LoRA's change: places in a tensor, and values in a place.
+"""How many places of a tensor, and values in each, a bake looks at to see what becomes of a LoRA's change.
 
-A few rows are enough to see of most changes that they are not zero.
+For most changes, a few rows are enough to see that they are not zero.
 """
 
 
 Place = tuple[int, int]
-"""The first row of a tensor to be looked at, and the one after the last."""
+"""The first row to look at, and the one after the last."""
 
 Where = slice | tuple[slice, slice]
 """Rows, or some values of each of them, as an index."""
@@ -31,8 +31,8 @@ Where = slice | tuple[slice, slice]
 class Product:
     """Add `up @ down` to rows `start` to `stop`: the stacked factors of all plain patches on those rows.
 
-    `ranks` say which of the stacked ranks are whose, and `picked` which values of each row it is for, all where it is
-    None.
+    `ranks` says which of the stacked ranks belong to which patch. `picked` are the values of each row that change;
+    None means all.
     """
 
     start: int
@@ -47,7 +47,7 @@ class Product:
 
     @property
     def patches(self) -> list[Patch]:
-        """List the patches that it is of."""
+        """List the patches in it."""
         return [patch for patch, _ in self.ranks]
 
     def apply(self, weight: torch.Tensor, base: torch.Tensor, inner: slice) -> None:
@@ -62,7 +62,7 @@ class Product:
     def moves(self, patch: Patch, base: torch.Tensor, inner: slice) -> bool:
         """Tell whether a patch changes any of the part's rows `inner`, which hold `base`."""
         own = next(ranks for each, ranks in self.ranks if each.number == patch.number)
-        if (self.up[inner.start, own] @ self.down[own, :1]).any():  # as mostly
+        if (self.up[inner.start, own] @ self.down[own, :1]).any():  # the usual case
             return True
         up, down = self.up[inner, own], self.down[own]
         return bool(up.any() and down.any() and (up @ down).any())
@@ -70,7 +70,7 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Change rows `start` to `stop` by what a patch makes of them; `start` is the module's row `row`."""
+    """Change rows `start` to `stop` by one patch; row `start` is the module's row `row`."""
 
     start: int
     stop: int
@@ -81,21 +81,21 @@ class Update:
 
     @property
     def patches(self) -> list[Patch]:
-        """List the patches that it is of."""
+        """List the patches in it."""
         return [self.patch]
 
     @property
     def adds(self) -> bool:
-        """Tell whether it adds to what is there; what sets it comes first."""
+        """Tell whether it adds to the rows; parts that replace them come first."""
         return self.patch.kind.adds
 
     @property
     def reads_weight(self) -> bool:
-        """Tell whether it has to know the rows as they were before any part."""
+        """Tell whether it needs the rows as they were before any part."""
         return self.effect.reads_weight
 
     def apply(self, weight: torch.Tensor, base: torch.Tensor, inner: slice) -> None:
-        """Change the part's rows `inner` in place; they were `base` at first."""
+        """Change the part's rows `inner` in place; `base` are their original values."""
         self.effect.apply(weight, base, self._rows(inner), self.patch.share)
 
     def change(self, patch: Patch, base: torch.Tensor, inner: slice) -> torch.Tensor:
@@ -109,17 +109,17 @@ class Update:
         return any(bool(self.change(patch, some, rows).any()) for some, rows in ways)
 
     def _rows(self, inner: slice) -> slice:
-        """Return the module's rows that the part's rows are."""
+        """Return the module's rows for some of the part's rows."""
         return slice(self.row + inner.start, self.row + inner.stop)
 
 
 Part = Product | Update
-"""What happens to rows of a tensor."""
+"""A change of rows of a tensor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Hold a few rows of a tensor, from `start` of it, as they were, and what each patch adds to some of them."""
+    """Hold a few original rows of a tensor, from `start` on, and what each patch adds to some of them."""
 
     key: str
     start: int
@@ -127,7 +127,7 @@ class Look:
     changes: list[tuple[Patch, Where, torch.Tensor]] = field(default_factory=list)
 
     def add(self, patch: Patch, change: torch.Tensor) -> None:
-        """Take what a module's whole change at strength 1, (out, columns), adds to these rows."""
+        """Add the part of a module's whole change at strength 1, (out, columns), that falls on these rows."""
         turned = change.T if patch.view.transpose else change
         for span in patch.view.spans(self.key):
             if (here := span.cut(self.start, self.start + len(self.base))) is not None:
@@ -148,7 +148,7 @@ def places_of(spans: Iterable[tuple[int, int]], columns: int) -> list[Place]:
 
 
 def looks_at(step: Step, base: Mapping[str, torch.Tensor]) -> Iterator[tuple[Result, Look]]:
-    """Take a few rows of a step's weights, which are whole in `base`."""
+    """Return a few rows of a step's weights, given whole in `base`."""
     for result in step.results:
         weight = base[result.key].reshape(step.matrix(result.key))
         rows = [span.stored for patch in step.patches for span in patch.view.spans(result.key)]
@@ -157,7 +157,7 @@ def looks_at(step: Step, base: Mapping[str, torch.Tensor]) -> Iterator[tuple[Res
 
 
 def overlaps(parts: Iterable[Part], first: int, last: int) -> Iterator[tuple[Part, slice, Where]]:
-    """Yield the parts that change rows `first` to `last`, which of their own rows, and where from `first` on."""
+    """Yield the parts that change rows `first` to `last`, with their own rows and the rows counted from `first`."""
     for part in parts:
         start, stop = max(part.start, first), min(part.stop, last)
         if start < stop:
@@ -172,7 +172,7 @@ def _where(rows: slice, picked: slice | None) -> Where:
 def stacked(
     start: int, stop: int, picked: slice | None, factors: Sequence[tuple[Patch, torch.Tensor, torch.Tensor]]
 ) -> Product:
-    """Put the factors of several patches on the same rows side by side."""
+    """Stack the factors of several patches on the same rows."""
     left = torch.cat([left for _, left, _ in factors], dim=1) if len(factors) > 1 else factors[0][1]
     right = torch.cat([right for _, _, right in factors]) if len(factors) > 1 else factors[0][2]
     ends = itertools.accumulate((len(right) for _, _, right in factors), initial=0)
@@ -181,10 +181,7 @@ def stacked(
 
 
 def shaped(patch: Patch, tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return a tensor of just this shape; what torch would repeat to fill it is no part of a patch.
-
-    Raise MatchError for one of another shape.
-    """
+    """Return a tensor of exactly this shape, without broadcasting; raise MatchError for another shape."""
     if tensor.shape != shape:
         found, wanted = (" × ".join(map(str, each)) for each in (tensor.shape, shape))
         raise MatchError(

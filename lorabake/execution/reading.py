@@ -1,4 +1,4 @@
-"""Read tensors of the inputs, and bring them into the compute dtype on the device."""
+"""Read tensors of the inputs, and convert them to the compute dtype on the device."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Loader:
         return weight.decode({role: self.stored(part) for role, part in weight.parts.items()}, self.dtype)
 
     def integers(self, weight: Stored) -> torch.Tensor:
-        """Read a whole weight of integers as it is stored; one that is not plain, decoded."""
+        """Read a whole weight of integers as stored, or decoded if it is not plain."""
         return self.whole(weight) if weight.tensor is None else self.stored(weight.tensor)
 
     def stored(self, info: TensorInfo) -> torch.Tensor:

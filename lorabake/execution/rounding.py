@@ -1,8 +1,8 @@
-"""Stochastic rounding: of its two neighbours in a dtype a value becomes the one that is drawn.
+"""Round stochastically: draw one of a value's two neighbours in a dtype.
 
-The farther one is drawn the more rarely, so that on average a value stays what it is. What is drawn for a value
-depends on the recipe's seed, the tensor's name and the value's place in it alone: the place counts the steps of
-SplitMix64 (Steele, Lea and Flood 2014, https://doi.org/10.1145/2660193.2660195), which begins at a digest of the
+The farther neighbour is drawn more rarely, so that a value keeps its size on average. The random number of a value
+depends only on the recipe's seed, the tensor's name and the value's place in the tensor: the place counts the steps
+of SplitMix64 (Steele, Lea and Flood 2014, https://doi.org/10.1145/2660193.2660195), which begins at a digest of the
 other two. Whole numbers are the same on every device, for any cut into tiles.
 """
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 BITS = 62
-"""Bits of a drawn number: as many as a product with them leaves exact, and positive, in 64."""
+"""Bits of a random number; a product with them stays exact and positive in 64 bits."""
 
 STEP = 0x9E3779B97F4A7C15
 MIXES = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
@@ -37,10 +37,10 @@ def drawn(seed: int, key: str, start: int, like: torch.Tensor) -> torch.Tensor:
 
 
 def round_by(numbers: torch.Tensor, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return flat values, in their own dtype, each at one of its neighbours in another one, as the numbers decide.
+    """Return flat values, in their own dtype, each moved to a neighbour in another dtype by a random number.
 
-    The magnitude is rounded, up where the number is less than its distance from the lower neighbour. Every step is
-    exact. What lies beyond the largest value becomes that; what is no number stays.
+    The magnitude is rounded up if the number is less than its distance from the lower neighbour. Every step is exact.
+    Values beyond the largest one become the largest one; NaN stays.
     """
     import torch
 

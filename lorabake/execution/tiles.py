@@ -1,6 +1,6 @@
-"""How tensors are cut: which rows go together depends on the tensor and the device class alone.
+"""Cut tensors into tiles. The cuts depend only on the tensor and the device class.
 
-So the bytes depend neither on the number of workers nor on the memory that happens to be free.
+So the bytes depend neither on the number of workers nor on free memory.
 """
 
 from __future__ import annotations
@@ -50,5 +50,5 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
-    """Show a contiguous CPU tensor's bytes."""
+    """Return a contiguous CPU tensor's bytes without copying."""
     return memoryview(tensor.view(torch.uint8).numpy())  # type: ignore[arg-type]

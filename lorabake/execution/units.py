@@ -1,6 +1,6 @@
-"""Units of work: steps of several plans that read the same tensors of a base go together, and each is read once.
+"""Group steps of several plans that read the same tensors of a base into units, so that each tensor is read once.
 
-With one plan each step is a unit of its own, and nothing is kept.
+With one plan, each step is a unit by itself, and nothing is kept.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Hold the tasks that read some of the same tensors; `shared` are those that more than one of them reads."""
+    """Hold tasks that read some of the same tensors; `shared` are the tensors that more than one task reads."""
 
     tasks: tuple[Task, ...]
     shared: tuple[Range, ...] = ()
 
     @property
     def in_tiles(self) -> bool:
-        """Tell whether the tasks can go through their one tensor side by side: by the same rows, each alone."""
+        """Tell whether the tasks can go through one tensor together, by the same independent rows."""
         cuts = {(ranges_of(task.step), *_matrices(task.step)) for task in self.tasks}
         is_alone = all(len(task.step.results) == 1 for task in self.tasks)
         return len(cuts) == 1 and is_alone and all(task.step.by_rows for task in self.tasks)
@@ -65,7 +65,7 @@ def units_of(plans: Sequence[Sequence[Step]]) -> list[Unit]:
     for task in (Task(number, step) for number, steps in enumerate(plans) for step in steps):
         ranges = ranges_of(task.step)
         own, *others = sorted({home[place] for place in ranges if place in home}) or [len(units)]
-        for number in others:  # this task needs what was apart until now
+        for number in others:  # this task joins units that were separate
             moved, units[number] = units[number], []
             units[own] += moved
             home |= {place: own for member in moved for place in ranges_of(member.step)}
@@ -81,10 +81,10 @@ def _unit(tasks: Iterable[Task]) -> Unit:
 
 
 class SharedReader:
-    """Read inputs for one worker; of what the tasks of its unit share, each byte once.
+    """Read inputs for one worker; read each byte that the unit's tasks share only once.
 
-    In tiles, the tasks ask for the same rows in turn, and the last ones read are kept. Otherwise a tensor is kept
-    whole until the unit ends.
+    In tiles, the tasks ask for the same rows one after the other, and the last rows are kept. Otherwise a tensor is
+    kept whole until the unit ends.
     """
 
     def __init__(self, reader: Reader) -> None:
@@ -96,7 +96,7 @@ class SharedReader:
 
     @contextmanager
     def sharing(self, unit: Unit, *, in_tiles: bool) -> Iterator[None]:
-        """Keep what the tasks of a unit share, as long as the context lasts."""
+        """Keep what the tasks of a unit share, inside the context."""
         self._shared, self._in_tiles = unit.shared, in_tiles
         try:
             yield

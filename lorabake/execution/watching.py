@@ -1,4 +1,4 @@
-"""See what becomes of each LoRA's change while a step is computed."""
+"""Observe what becomes of each LoRA's change while a step is computed."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from lorabake.planning.tally import Tally
 
 
 class Watch:
-    """Sum up, by the LoRA's number in `tallies`, what is seen of each LoRA's changes in one step."""
+    """Sum up each LoRA's changes in one step, in `tallies` by the LoRA's number."""
 
     def __init__(self, step: Step, tallies: dict[int, Tally]) -> None:
         self.step, self.tallies = step, tallies
 
     def tally(self, patch: Patch) -> Tally:
-        """Return what sums up a LoRA's changes."""
+        """Return the tally of a LoRA."""
         return self.tallies.setdefault(patch.lora, Tally())
 
     def note_patch(self, patch: Patch, effect: Effect, scale: float) -> None:
-        """Note of a patch what its own tensors tell."""
+        """Note what a patch's own tensors tell."""
         tally = self.tally(patch)
         tally.count(patch.module, moves=False)
-        if patch.scale is None and scale < 0:  # a configuration's is told by itself
+        if patch.scale is None and scale < 0:  # a scale in a configuration is reported elsewhere
             tally.negative.add(patch.module)
         if effect.erases:
             tally.erasing.add(patch.module)
 
     def note_delta(self, patch: Patch, delta: torch.Tensor) -> None:
-        """Note whether a patch's whole change is not all zero."""
+        """Note whether a patch's whole change is nonzero anywhere."""
         self.tally(patch).count(patch.module, moves=bool(delta[:FEW].any() or delta.any()))
 
     def note_moves(self, parts: list[Part], weight: torch.Tensor, first: int) -> None:
-        """Note whose change of these rows is not all zero; of a module that is known to change something no more."""
+        """Note whose change of these rows is nonzero; skip modules that are known to change something."""
         if all(all(tally.moves.values()) for tally in self.tallies.values()):
             return
         for part, inner, outer in overlaps(parts, first, first + len(weight)):
@@ -85,6 +85,6 @@ class Watch:
 
 
 def _doubles(tensor: torch.Tensor) -> NDArray[np.float64]:
-    """Bring values to the host in float64."""
+    """Copy values to the host as float64."""
     values: NDArray[np.float64] = tensor.cpu().double().numpy()
     return values

@@ -1,4 +1,4 @@
-"""Compute weights as a whole, where some of their rows depend on others, or on how the weight is stored."""
+"""Compute weights as a whole, if rows depend on other rows or on how the weight is stored."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Wholes:
         self._device, self._seconds = loader.lane.device, seconds
 
     def pieces(self, first: int) -> Iterator[tuple[Span, ...]]:
-        """Compute all; write the pieces from the one with the number `first` on, and yield where they are."""
+        """Compute everything; write the pieces, beginning with number `first`, and yield their places."""
         baked = self._baked()
         for target, start, stop, values in islice(self._tiles(baked), first, None):
             before = partial(self._before, target, start, stop)
             yield (self.emitter.emit(self.step, target, values[start:stop], start, before),)
 
     def _baked(self) -> Tensors:
-        """Return what the tensors of the base become, by their keys, still to be rounded."""
+        """Return the new values of the base's tensors by key, before rounding."""
         step, watch = self.step, self.watch
         base = {result.key: self.loader.whole(result.source).contiguous() for result in step.results}
         baked = {key: tensor.clone() for key, tensor in base.items()}
@@ -80,7 +80,7 @@ class Wholes:
         return deltas
 
     def _combine(self, deltas: Mapping[int, torch.Tensor], baked: Tensors) -> None:
-        """Add what the method makes of deltas at strength 1, piece by piece."""
+        """Add the method's combination of deltas at strength 1, piece by piece."""
         step = self.step
         for key, start, stop, pieces in () if step.summed else step.pieces():
             view = pieces[0].patch.view

@@ -1,4 +1,4 @@
-"""One thread of a bake: it takes units of work until none is left, and runs each step by its plan's executor."""
+"""Run one thread of a bake: take units of work until none is left, and run each step by its plan's executor."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _TURN = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Hands:
-    """Say by what the workers compute: the device of each plan, and turns that they take there."""
+    """Hold the device of each plan, and the turns that workers take there."""
 
     devices: tuple[Device, ...]
     turns: Turns
 
 
 class Worker:
-    """Run units of work in one thread: each task by the executor of its plan, all through one lane a device."""
+    """Run units of work in one thread: each task by its plan's executor, through one lane for each device."""
 
     def __init__(
         self, plans: Sequence[Sequence[Step]], reader: Reader, writers: Sequence[Writer], hands: Hands
@@ -42,7 +42,7 @@ class Worker:
         ]
 
     def set_up(self) -> None:
-        """Make the first calls of this thread."""
+        """Make this thread's first calls into libraries."""
         torch.set_num_threads(1)
         for lane in self.lanes.values():
             lane.enter()
@@ -54,8 +54,8 @@ class Worker:
     def run(self, unit: Unit) -> Generator[int]:
         """Run the tasks of a unit; yield the bytes written after each piece.
 
-        Where all compute on the CPU, and can, they go through their tensor side by side. On another device each has
-        its turn, with the memory that it would have alone.
+        If all tasks compute on the CPU and can be tiled, they go through their tensor together. On another device,
+        each task runs by itself, with the memory that it would have alone.
         """
         in_tiles = unit.in_tiles and all(self.executors[task.plan].device.is_cpu for task in unit.tasks)
         with self.reader.sharing(unit, in_tiles=in_tiles), ExitStack() as open_tasks:
@@ -67,7 +67,7 @@ class Worker:
                 yield from chain.from_iterable(running)
 
     def _run(self, task: Task) -> Generator[int]:
-        """Run one task; word what the system refuses to its writer: reading words its own failures."""
+        """Run one task; report the system's refusals to write (failures of reading report themselves)."""
         try:
             yield from self.executors[task.plan].run(task.step)
         except OSError as error:
@@ -83,8 +83,8 @@ def work(
 ) -> None:
     """Take units, one at a time, until none is left or `stop` is set; `units` may be shared by threads.
 
-    What a thread sets up in its own first calls must not race either: workers make them in turns, and none begins
-    before all have (`ready` counts them).
+    A thread's own first calls into libraries must not race either: workers make them one after the other, and none
+    begins its work before all are done (`ready` counts them).
     """
     try:
         with _TURN:
@@ -104,7 +104,7 @@ def work(
 
 
 def devices_for(plans: Sequence[Sequence[Step]], name: str | None, warn: Callable[[str], None]) -> tuple[Device, ...]:
-    """Choose for the steps of each plan where they are computed, as if they were alone; warn of each thing once."""
+    """Choose a device for the steps of each plan, as if it were alone; give each warning once."""
     warnings: list[str] = []
     devices = tuple(
         choose_device(name, precision=precision(steps), dtypes=dtypes(steps), warn=warnings.append) for steps in plans

@@ -1,4 +1,4 @@
-"""Zeros keep their signs where nothing is added to them: −0 + 0 is 0, whose bytes are others."""
+"""Keep the signs of zeros to which nothing is added: −0 + 0 is +0, which has other bytes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from lorabake.execution.parts import FEW, Place
 from lorabake.planning.steps import Step
 
 WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Whole numbers with a sign, by their bytes."""
+"""Signed integer dtypes by their bytes."""
 
 
 Zeros = torch.Tensor | NDArray[np.intp] | None
-"""Where flat values are −0.0, as an array on the host; None where none is."""
+"""Places of −0.0 among flat values, as an array on the host; None if there are none."""
 
 
 def negative_zeros(stored: torch.Tensor) -> Zeros:
-    """Return where flat values are −0.0, as an array on the host; None where none is.
+    """Return the places of −0.0 among flat values, as an array on the host; None if there are none.
 
-    In every dtype its bits are those of the least whole number with a sign.
+    In every dtype, its bits are those of the smallest signed integer.
     """
     codes = stored.view(WHOLE[stored.itemsize])
     least = torch.iinfo(codes.dtype).min
@@ -32,7 +32,7 @@ def negative_zeros(stored: torch.Tensor) -> Zeros:
         return found if len(found) else None
     numbers, places = codes.numpy(), list[int]()
     rest = numbers
-    while len(rest) and len(places) < FEW:  # the quickest way to see that there is none, or few, as mostly
+    while len(rest) and len(places) < FEW:  # the fastest way for the usual case of none or few
         nearest = int(rest.argmin())
         if rest[nearest] != least:
             return np.array(places) if places else None
@@ -44,7 +44,7 @@ def negative_zeros(stored: torch.Tensor) -> Zeros:
 def keep_signs(
     weight: torch.Tensor, zeros: torch.Tensor | NDArray[np.intp], replaced: Iterable[Place], first: int
 ) -> None:
-    """Make the zeros negative again that were so before, where they are zeros still: what they got is zero.
+    """Make zeros negative again if they were negative before and are still zero, since only zero was added.
 
     `weight` holds the rows from `first`, and `zeros` the places in it; what is replaced has its own zeros.
     """
@@ -62,7 +62,7 @@ def keep_signs(
 
 
 def keep_all_signs(step: Step, key: str, baked: torch.Tensor, base: torch.Tensor) -> None:
-    """Make zeros of a whole tensor negative again that were so in `base`."""
+    """Make zeros of a whole tensor negative again if they were negative in `base`."""
     zeros = negative_zeros(base.reshape(-1))
     if zeros is None:
         return
