@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -228,6 +229,8 @@ def test_what_the_page_on_architecture_names_is_there(name: str) -> None:
         found = getattr(found, part)
 
 
-def test_the_page_on_architecture_lists_every_folder() -> None:
-    rows = {*re.findall(r"^\| `(\w+)/` \|", ARCHITECTURE, re.MULTILINE)}
-    assert rows == {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+def test_the_page_on_architecture_lists_every_folder_above_those_that_it_imports() -> None:
+    rows = re.findall(r"^\| `(\w+)/` \|", ARCHITECTURE, re.MULTILINE)
+    assert {*rows} == {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    for above, below in pairwise(rows):
+        assert LEVEL[above] >= LEVEL[below], f"{above} stands above {below}, and may be imported by it"
