@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 
 from lorabake import load_recipe
 from lorabake.baking import plan
+from lorabake.codecs.codec import Statement
 from lorabake.errors import FileError, MatchError, TargetError
 from lorabake.inspection import inspect
-from lorabake.storage import groups, recognition, statements
+from lorabake.storage import groups, options, recognition, statements
 from lorabake.storage.packing import Packing
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.verification import VerifyOptions, verify
@@ -869,7 +870,7 @@ def test_a_folder_that_is_called_as_a_file_is_an_error(name: str, tmp_path: Path
 
 def test_an_option_of_two_names_has_one_meaning(tmp_path: Path) -> None:
     """GPTQModel calls checkpoint_format `format`."""
-    fault = statements.fault
+    fault = options.fault
     says = {"quant_method": "gptq", "bits": 4, "format": "gptq_v2"}
     say(tmp_path, "config.json", says, floats())
     assert _base(tmp_path).models[""][0].says["checkpoint_format"] == "gptq_v2"
@@ -908,11 +909,11 @@ def test_what_transformers_writes_is_understood() -> None:
     }  # they ask for packages, or for objects
     for way, config in auto.AUTO_QUANTIZATION_CONFIG_MAPPING.items():
         if way in skipped:
-            assert way not in statements.METHODS
+            assert way not in options.METHODS
         elif way not in unseen:
             says = config(**needed.get(way, {})).to_dict()
-            found = statements.Statement("config.json", {**says, "quant_method": str(says["quant_method"].value)})
-            assert statements.fault(found) is None, way
+            found = Statement("config.json", {**says, "quant_method": str(says["quant_method"].value)})
+            assert options.fault(found) is None, way
 
 
 # -- What is promised stays true, and what is no longer true goes -------------------------------------------

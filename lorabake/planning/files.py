@@ -18,7 +18,7 @@ from lorabake.planning.checks import check_is_no_input, is_folder
 from lorabake.planning.steps import Target, whole
 from lorabake.planning.storage import Storage, dtype_of, is_fixed
 from lorabake.sources import Sources
-from lorabake.storage.statements import index_form, said_in_files, said_in_index
+from lorabake.storage.kept import index_form, said_in_files, said_in_index
 from lorabake.tensors.checkpoint import PICKLE_SUFFIXES, Part
 from lorabake.tensors.dtypes import DTYPES, nbytes
 from lorabake.tensors.safetensors import encode_header

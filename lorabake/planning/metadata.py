@@ -12,7 +12,8 @@ from lorabake.planning.files import Draft, OutputFile, is_indexed
 from lorabake.planning.storage import Storage
 from lorabake.recipe import Source
 from lorabake.sources import Sources
-from lorabake.storage.statements import LAYERS, modules_of, said_in_header, said_in_index, said_of_layers
+from lorabake.storage.kept import said_in_header, said_in_index, said_of_layers
+from lorabake.storage.statements import LAYERS, modules_of
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.header import Header
 

@@ -9,8 +9,8 @@ from lorabake.codecs.codec import Stored
 from lorabake.codecs.plain import plain
 from lorabake.errors import FileError
 from lorabake.sources import Sources
+from lorabake.storage.kept import Change, is_under
 from lorabake.storage.packing import Packing
-from lorabake.storage.statements import Change, is_under
 from lorabake.tensors.dtypes import is_output, named
 from lorabake.tensors.header import TensorInfo
 

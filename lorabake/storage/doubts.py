@@ -11,7 +11,8 @@ from lorabake.codecs import comfy
 from lorabake.codecs.codec import Statement, Stored, Strange
 from lorabake.storage.advice import OTHER_SCALES, UNKNOWN
 from lorabake.storage.groups import is_float8
-from lorabake.storage.statements import Statements, fault, read_options
+from lorabake.storage.options import fault, read_options
+from lorabake.storage.statements import Statements
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.dtypes import DTYPES
 from lorabake.tensors.header import TensorInfo

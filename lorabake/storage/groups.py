@@ -10,7 +10,8 @@ from lorabake.codecs.bitsandbytes import ROLES as BITSANDBYTES
 from lorabake.codecs.codec import FLOWING, NOTE, NOTES, Group
 from lorabake.codecs.scaled import SCALES
 from lorabake.codecs.scales import EXPONENTS
-from lorabake.storage.statements import Statements, read_options
+from lorabake.storage.options import read_options
+from lorabake.storage.statements import Statements
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.dtypes import DTYPES
 from lorabake.tensors.header import TensorInfo
