@@ -62,8 +62,15 @@ class ByRows:
             yield result, places, start, stop
 
     def _shown(self, key: str) -> Shown:
-        targets = (target for target in self.step.targets if self.step.is_in_rows(target))
-        return [(target, span) for target in targets for span in target.source.spans(key)]
+        """List which targets show which rows of a weight, counted as its patches do: all experts are one stack."""
+        every = slice(0, self.step.matrix(key)[0])
+        shown: Shown = []
+        for target in self.step.targets:
+            if target.is_direct:
+                shown += [(target, Rows(key, every, every))] if target.key == key else []
+            elif self.step.is_in_rows(target):
+                shown += [(target, span) for span in target.source.spans(key)]
+        return shown
 
     def _piece(
         self, result: Result, parts: list[Part], places: list[Place], start: int, stop: int
