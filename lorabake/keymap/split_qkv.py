@@ -57,7 +57,7 @@ def fused_rows(key_map: KeyMap) -> frozenset[tuple[int, ...]]:
 
 def has_rank(module: LoraModule) -> bool:
     """Tell whether a module has the factor whose rows count its rank."""
-    return "down" in module.slots and module.shapes["down"][:1] > (0,)
+    return "down" in module.slots and module.slots["down"].shape[:1] > (0,)
 
 
 def fits(module: LoraModule, sizes: Sequence[int]) -> bool:

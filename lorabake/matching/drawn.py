@@ -46,7 +46,7 @@ def _measured(
         if not kind.required <= lora.slots.keys():
             continue
         candidates = places(lora.name)
-        fitting = [each for each in candidates if fault_of((kind,), lora.shapes, each, turned=turned) is None]
+        fitting = [place for place in candidates if fault_of((kind,), lora.shapes, place, turned=turned) is None]
         placeless = placeless if fitting else lora.name
         if fitting and (view := kind.view_of(fitting[0].views, turned=turned)) is not None:
             outputs, inputs = max(outputs, view.shape[0]), max(inputs, view.shape[1])

@@ -51,6 +51,6 @@ def gather(number: int, lookup: Lookup, modules: Iterable[Candidates], *, turned
         turned,
         tied_change(modules, base, lora),
         sides_of(own, lookup.config_of, base),
-        trained_apart(lora, lookup.places, base.key_map),
+        trained_apart(lora, lookup.places, base),
         largest_of(own, lookup.places, turned=turned),
     )

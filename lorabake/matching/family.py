@@ -66,7 +66,7 @@ def compared(lookup: Lookup, evidence: Evidence, kept: Collection[str]) -> Compa
     """Compare a LoRA's modules, ignored or not, with those of the base; `kept` are those that are not ignored."""
     base, modules = lookup.base, lookup.lora.tensors.modules
     architecture = base.key_map.architecture
-    if evidence.is_text or architecture.name == GENERIC:  # their sorts of modules tell nothing
+    if evidence.is_text or architecture.name == GENERIC or architecture in evidence.sure:  # sorts tell nothing more
         return Comparison(architecture, evidence)
     names: dict[Sort, dict[str, str]] = {}
     for name in modules:

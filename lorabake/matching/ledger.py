@@ -90,7 +90,7 @@ def close(lora: str, tensors: int, outcomes: Sequence[Outcome], family: str | No
         excluded.update(outcome.excluded)
         if outcome.vectors is not None:
             vectors.setdefault(outcome.vectors.token, []).append(outcome.vectors)
-    made = [made for outcome in outcomes for made in outcome.made]
+    patches = [made for outcome in outcomes for made in outcome.made]
     embeddings = tuple(Learned(token, tuple(parts)) for token, parts in vectors.items())
     ledger = Ledger(
         lora=lora,
@@ -98,8 +98,8 @@ def close(lora: str, tensors: int, outcomes: Sequence[Outcome], family: str | No
         family=family,
         applied=sum(outcome.applied for outcome in outcomes),
         modules=Counts(outcome.place.component for outcome in outcomes if outcome.place is not None),
-        kinds=Counts(each.title for each in made),
-        ranks=Counts(each.rank for each in made if each.rank is not None),
+        kinds=Counts(made.title for made in patches),
+        ranks=Counts(made.rank for made in patches if made.rank is not None),
         excluded=Counts(excluded),
         embeddings=embeddings,
         notes=(*notes,),

@@ -10,6 +10,7 @@ from functools import cache, cached_property
 from itertools import islice
 
 from lorabake.architectures import architectures
+from lorabake.keymap import split_qkv
 from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.module import Module
 from lorabake.keymap.names import pattern_of
@@ -88,6 +89,25 @@ class BaseNames:
     def sorts(self) -> Counter[Sort]:
         """Count the base's modules by their sort."""
         return Counter(sort_of(module) for modules in self.key_map.modules.values() for module in modules.values())
+
+    @cached_property
+    def _fused(self) -> dict[tuple[str, str], tuple[int, ...]]:
+        """Map modules that hold several others to the rows of each, by component and name."""
+        parts = {
+            (component, stem): split_qkv.rows_of_parts(stem, modules)
+            for component, modules in self.key_map.modules.items()
+            for stem in (name.removesuffix(".0") for name in modules if name.endswith(".0"))
+        }
+        return {place: rows for place, rows in parts.items() if len(rows) > 1}
+
+    @property
+    def has_fused(self) -> bool:
+        """Tell whether a module of the base holds several others."""
+        return bool(self._fused)
+
+    def rows_of_parts(self, module: Module) -> tuple[int, ...]:
+        """List the rows of the modules that a fused one holds; () for any other."""
+        return self._fused.get((module.component, module.name), ())
 
     @cached_property
     def has_stacks(self) -> bool:

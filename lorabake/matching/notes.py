@@ -31,14 +31,14 @@ def notes_on_ties(facts: Facts, outcomes: Sequence[Outcome]) -> Iterator[str]:
 
 def notes_on_patches(facts: Facts, outcomes: Sequence[Outcome]) -> Iterator[str]:
     """Yield notes on learned embeddings, on assumed scales, and on laws of the program that is followed."""
-    made = [made for outcome in outcomes for made in outcome.made]
+    every = [made for outcome in outcomes for made in outcome.made]
     yield from _on_embeddings(outcomes)
-    yield from _on_missing_alphas(made)
-    if facts.entry.semantics is not None and made:
-        yield from _on_semantics(facts.entry.semantics, made)
-    doubts = Counter(doubt for each in made for doubt in each.doubts)
+    yield from _on_missing_alphas(every)
+    if facts.entry.semantics is not None and every:
+        yield from _on_semantics(facts.entry.semantics, every)
+    doubts = Counter(doubt for made in every for doubt in made.doubts)
     yield from (AS_TODAY.format(count=count, doubt=doubt) for doubt, count in doubts.items())
-    if apart := sum(each.patch.parts > 1 for each in made):
+    if apart := sum(made.patch.parts > 1 for made in every):
         yield split_qkv.NOTE.format(count=apart, source=facts.apart.source)
 
 
@@ -50,15 +50,15 @@ def _on_embeddings(outcomes: Sequence[Outcome]) -> Iterator[str]:
         yield f"only OneTrainer reads embeddings called …{FOR_ONETRAINER}"
 
 
-def _on_missing_alphas(made: Sequence[Made]) -> Iterator[str]:
-    patches = [each.patch for each in made]
+def _on_missing_alphas(every: Sequence[Made]) -> Iterator[str]:
+    patches = [made.patch for made in every]
     silent = [patch for patch in patches if patch.scale is None and "alpha" not in patch.tensors]
     if any(patch.module.startswith("base_model.") and patch.kind.may_have_alpha for patch in silent):
         yield NO_CONFIG
 
 
-def _on_semantics(program: str, made: Sequence[Made]) -> Iterator[str]:
-    title, patches = PROGRAMS[program], [each.patch for each in made]
+def _on_semantics(program: str, every: Sequence[Made]) -> Iterator[str]:
+    title, patches = PROGRAMS[program], [made.patch for made in every]
     whole = [patch for patch in patches if patch.strength != 1 and patch.kind.is_whole_in(program)]
     still = {patch.module for patch in patches if not patch.strength}
     if whole:
@@ -66,5 +66,5 @@ def _on_semantics(program: str, made: Sequence[Made]) -> Iterator[str]:
         yield f"semantics: {title} applies {kinds} whole at any strength: {len(whole)} modules"
     if still:
         yield f"semantics: {title} changes {len(still)} modules at strength 0, too"
-    if not (any(each.follows for each in made) or whole or still or any(patch.has_dora for patch in patches)):
+    if not (any(made.follows for made in every) or whole or still or any(patch.has_dora for patch in patches)):
         yield f"semantics: {program} changes nothing here: {title} has no law of its own for its kinds"

@@ -76,11 +76,12 @@ def _fit(candidates: Candidates, facts: Facts) -> Outcome:
     )
     if len(places) > 1 and candidates.is_unnamed:
         places = of_this_depth(module.name, places, candidates.config)
-    fitting = Fitting(candidates, places)
-    if reason := first_reason(OF_ITS_PLACES, fitting):
-        return refused(module.name, Why.STRANGE, reason)
-    for refusal in OF_SEVERAL_PLACES:
-        files.refuse(facts.lookup.lora.name, refusal(fitting))
+    if len(places) > 1:
+        fitting = Fitting(candidates, places)
+        if reason := first_reason(OF_ITS_PLACES, fitting):
+            return refused(module.name, Why.STRANGE, reason)
+        for refusal in OF_SEVERAL_PLACES:
+            files.refuse(facts.lookup.lora.name, refusal(fitting))
     target = (places or candidates.places)[0]
     strength = _strength_of(target.component, facts.base.names_of(target), facts)
     if strength.value == 0:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lorabake.keymap import split_qkv
-from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.module import Module
 from lorabake.keymap.slots import LoraModule
+from lorabake.matching.names import BaseNames
 from lorabake.sources.evidence import TensorEvidence
 from lorabake.sources.loras import LoraSource
 
@@ -24,12 +24,12 @@ class TrainedApart:
     said: bool | None
     scales: frozenset[float]
     evidence: TensorEvidence
-    key_map: KeyMap
+    base: BaseNames
 
     def parts(self, lora: LoraModule, module: Module) -> int:
         """Return how many parts divide a fused module's rank; alpha is for one part's share."""
-        sizes = _rows_of_parts(module, self.key_map)
-        if self.said is False or len(sizes) < 2 or "down" not in lora.slots:
+        sizes = self.base.rows_of_parts(module)
+        if self.said is False or not sizes or "down" not in lora.slots:
             return 1
         if lora.slots["down"].shape[0] % len(sizes):
             return 1
@@ -42,17 +42,12 @@ class TrainedApart:
         return "metadata" if self.said else "the zeros in its up"
 
 
-def trained_apart(lora: LoraSource, places: Callable[[str], list[Module]], key_map: KeyMap) -> TrainedApart:
+def trained_apart(lora: LoraSource, places: Callable[[str], list[Module]], base: BaseNames) -> TrainedApart:
     """Examine a whole file; `places` lists the modules of the base that a name may stand for."""
     said = split_qkv.said_by(lora.checkpoint.metadata)
     fused, single = list[LoraModule](), list[LoraModule]()
-    for module in lora.tensors.modules.values() if said is None else ():
+    for module in lora.tensors.modules.values() if said is None and base.has_fused else ():
         if "alpha" in module.slots and split_qkv.has_rank(module) and (candidates := places(module.name)):
-            is_fused = len(_rows_of_parts(candidates[0], key_map)) > 1
-            (fused if is_fused else single).append(module)
+            (fused if base.rows_of_parts(candidates[0]) else single).append(module)
     scales = map(lora.evidence.scale_of, single if fused else ())
-    return TrainedApart(said, frozenset(scale for scale in scales if scale is not None), lora.evidence, key_map)
-
-
-def _rows_of_parts(module: Module, key_map: KeyMap) -> tuple[int, ...]:
-    return split_qkv.rows_of_parts(module.name, key_map.modules[module.component])
+    return TrainedApart(said, frozenset(scale for scale in scales if scale is not None), lora.evidence, base)

@@ -66,7 +66,11 @@ class Configured:
 
 def first_reason(refusals: Sequence[Callable[[Record], str | None]], record: Record) -> str | None:
     """Return the first reason of some refusals; None if all of them accept the record."""
-    return next((reason for refusal in refusals if (reason := refusal(record)) is not None), None)
+    for refusal in refusals:
+        reason = refusal(record)
+        if reason is not None:
+            return reason
+    return None
 
 
 # -- by its name ---------------------------------------------------------------------------------------------
@@ -90,7 +94,7 @@ def tensors_are_no_whole_set(understood: Understood) -> str | None:
 
 def magnitude_has_its_weight_beside_it(understood: Understood) -> str | None:
     """Refuse DoRA magnitudes for a weight that the file replaces as a whole."""
-    has_both = "whole_weight" in understood.whole and dora.is_in(understood.candidates.module.slots)
+    has_both = dora.is_in(understood.candidates.module.slots) and "whole_weight" in understood.whole
     return "a magnitude beside the weight that it is for" if has_both else None
 
 
