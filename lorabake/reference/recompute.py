@@ -14,7 +14,7 @@ import numpy as np
 from lorabake.adapters.shapes import matrix
 from lorabake.codecs.codec import WEIGHT
 from lorabake.errors import SurroundingsError
-from lorabake.planning.steps import Result, Step
+from lorabake.planning.steps import Result, Step, Target
 from lorabake.reference.arrays import Files
 from lorabake.reference.codecs import EDGE, may_cancel, recoded
 from lorabake.reference.formulas.formula import Array
@@ -112,26 +112,23 @@ class Recomputation:
             rows = slice(start, stop)
             exact[key][rows] += total
             changes[key].append(Change(step.patches.index(there[0].patch), there[0].patch, rows, total))
-        for result in step.results:
-            yield from self._tiles_of(step, result, base[result.key], exact[result.key], changes[result.key])
+        for result in step.results:  # let go of what is done, since a weight in float64 is large
+            key = result.key
+            yield from self._tiles_of(step, result, base.pop(key), exact.pop(key), changes.pop(key))
 
     def _tiles_of(
         self, step: Step, result: Result, base: Array, exact: Array, changes: list[Change]
     ) -> Iterator[Tile]:
-        """Yield what the targets of one weight should hold, given its decoded values."""
+        """Yield what the targets of one weight should hold, given its decoded values, whose memory is used again."""
         weight, cancels = result.source, may_cancel(result.source)
         targets, own = step.targets_of(result), step.target_of(result.key)
         if result.codec.is_plain:
             yield Tile(own, 0, base, exact, tuple(changes), cancels)
             return
-        stored = {
-            role: self.files.whole(weight.parts[role]).reshape(step.matrix(target.key))
-            for role, target in targets.items()
-        }
         if self._stays(result, base, exact):
             idle = tuple(replace(change, delta=np.zeros_like(change.delta)) for change in changes)
             for role, target in targets.items():
-                whole = stored[role]
+                whole = self._stored(step, weight.parts[role], target)
                 yield Tile(target, 0, whole, whole, idle if target.key == own.key else (), cancels)
             return
         anew = recoded(weight, exact.reshape(matrix(weight.shape)), lambda role: self._found(weight.parts[role]))
@@ -144,12 +141,20 @@ class Recomputation:
             )
             for change in changes
         )
-        yield Tile(own, 0, anew.turn(base) / units, anew.turn(exact) / units, in_units, cancels)
+        base, exact = anew.turn(base), anew.turn(exact)
+        base /= units
+        exact /= units
+        yield Tile(own, 0, base, exact, in_units, cancels)
         first = changes[0]  # a change of a weight also changes its other parts
         for role, due in anew.parts.items():
-            due, before = due.reshape(stored[role].shape), stored[role]
+            before = self._stored(step, weight.parts[role], targets[role])
+            due = due.reshape(before.shape)
             moved = Change(first.number, first.patch, slice(0, len(due)), due - before)
             yield Tile(targets[role], 0, before, due, (moved,))
+
+    def _stored(self, step: Step, part: TensorInfo, target: Target) -> Array:
+        """Read a part of a weight as it is stored, as (rows, columns)."""
+        return self.files.whole(part).reshape(step.matrix(target.key))
 
     def _stays(self, result: Result, base: Array, exact: Array) -> bool:
         """Tell whether nothing changes an encoded weight, so that it stays as it is stored.
