@@ -50,6 +50,8 @@ def bake_together(recipes: Sequence[Recipe | Plan], options: RunOptions | None =
     What stops one stops all; each target is what it was, or complete. `RunOptions.done` is called once all are.
     """
     options = options or RunOptions()
+    if not recipes:
+        return ()
     began = time.perf_counter()
     with worded():
         plans = [recipe if isinstance(recipe, Plan) else plan(recipe) for recipe in recipes]

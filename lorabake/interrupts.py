@@ -25,7 +25,8 @@ def held() -> Iterator[None]:
         handlers = {
             stopping: signal.getsignal(stopping) for stopping in STOPPING if callable(signal.getsignal(stopping))
         }
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    mask = getattr(signal, "pthread_sigmask", None)  # POSIX has it; elsewhere the handlers must do
+    before = mask(signal.SIG_BLOCK, STOPPING) if mask else set()
     for stopping in handlers:
         signal.signal(stopping, lambda number, _: came.append(number))
     try:
@@ -33,6 +34,7 @@ def held() -> Iterator[None]:
     finally:
         for stopping, handler in handlers.items():
             signal.signal(stopping, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if mask:
+            mask(signal.SIG_SETMASK, before)
         for number in came[:1]:
             signal.raise_signal(number)

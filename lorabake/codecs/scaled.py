@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SCALES = {"scale_weight": 1.0, "weight_scale": 1.0, "weight_scale_inv": 1.0, "SCB": 1 / 127}
 """What the scales of a weight are called beside it, and what they are multiplied by."""
 
-IN_ORDER = ("fp8", "mxfp8", "compressed-tensors")
+IN_ORDER = ("fp8", "compressed-tensors")
 """The ways whose exponents lie in the order of the blocks; others put them into the order of one kernel."""
 
 FORMS = {name + end: dtype for name, dtype in (("e4m3", "F8_E4M3"), ("e5m2", "F8_E5M2")) for end in ("", "fn")}

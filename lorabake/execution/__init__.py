@@ -1,4 +1,4 @@
-"""Step 4 of the flow: compute the tensors of plans on one base, on one device, by several workers.
+"""Execute plans: compute the tensors of plans on one base, on one device, by several workers.
 
 Copying untouched ranges starts before torch is imported; hashing follows the finished ranges.
 """

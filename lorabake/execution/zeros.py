@@ -17,11 +17,11 @@ WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 Zeros = torch.Tensor | NDArray[np.intp] | None
-"""Places of −0.0 among flat values, as an array on the host; None if there are none."""
+"""Places of −0.0 among flat values: an array, or a tensor on the device; None if there are none."""
 
 
 def negative_zeros(stored: torch.Tensor) -> Zeros:
-    """Return the places of −0.0 among flat values, as an array on the host; None if there are none.
+    """Return the places of −0.0 among flat values: an array, or a tensor on the device; None if there are none.
 
     In every dtype, its bits are those of the smallest signed integer.
     """

@@ -26,7 +26,6 @@ MOST_STATES = 500_000
 MOST_STEPS = 2_000_000
 """Most states visited while new sets of states are found; a known set costs nothing."""
 
-UNKNOWN = "which lorabake does not follow"
 
 AT_START, AT_END, AT_VERY_END = 1, 2, 4
 """Positions in a name, as bits."""

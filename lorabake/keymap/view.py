@@ -143,8 +143,9 @@ class View:
         return View((Region(region.key, region.start * high, region.stop * high),), self.shape, stacked=True)
 
     def take(self, rows: Iterable[range]) -> View:
-        """Show some of the module's rows, in the order of these ranges; a transposed view has none to take."""
-        assert not self.transpose
+        """Show some of the module's rows, in the order of these ranges; raise ValueError for a transposed view."""
+        if self.transpose:
+            raise ValueError("a transposed view has no rows to take")
         regions: list[Region] = []
         for wanted in rows:
             for span in self.spans():

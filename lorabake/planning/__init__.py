@@ -1,4 +1,4 @@
-"""Step 3 of the flow: `Sources` in; a `Plan` out: every header, offset and step, before a byte is written.
+"""Plan a bake: `Sources` in; a `Plan` out: every header, offset and step, before a byte is written.
 
 Pure: no tensor is read. Everything after the plan only obeys it.
 """
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lorabake.errors import InternalError
 from lorabake.matching import match
 from lorabake.matching.ledger import Ledger
 from lorabake.matching.names import BaseNames
@@ -71,7 +72,7 @@ class Plan:
 
     def peak_memory(self, workers: int = 2) -> int:
         """Estimate the bytes of anonymous memory that a bake needs."""
-        return peak_memory(self.steps, workers, in_float64=self.sources.recipe.in_float64)
+        return peak_memory(self.steps, workers)
 
     def report(self) -> dict[str, object]:
         """Put the plan in figures, for machines."""
@@ -171,9 +172,9 @@ def _match(sources: Sources) -> tuple[tuple[Patch, ...], tuple[Ledger, ...]]:
 
 
 def _by_key(targets: Iterable[Target]) -> dict[str, Target]:
-    """Map targets by their keys; raise RuntimeError for two of one key."""
+    """Map targets by their keys; raise InternalError for two of one key."""
     by_key: dict[str, Target] = {}
     for target in targets:
         if by_key.setdefault(target.key, target) is not target:
-            raise RuntimeError(f"{target.key} is planned twice: please report this")
+            raise InternalError(f"{target.key} is planned twice")
     return by_key

@@ -6,7 +6,6 @@ in a `Tally` for each LoRA (`tally.py`). Here tallies become warnings.
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -143,11 +142,12 @@ def _listed_twice(plan: Plan, digests: Mapping[str, str]) -> Iterator[Caution]:
     modules: defaultdict[int, set[str]] = defaultdict(set)
     for patch in plan.patches:
         modules[patch.lora].add(patch.module)
+    inodes = {location.path: location.inode for location in plan.sources.evidence.locations}
     seen: defaultdict[object, list[int]] = defaultdict(list)
     for number, source in enumerate(plan.sources.loras):
         files = [header.path for header in source.checkpoint.headers]
         content = [digests[str(path)] for path in files if str(path) in digests]
-        names: list[object] = [tuple((status.st_dev, status.st_ino) for status in map(os.stat, files))]
+        names: list[object] = [tuple(inodes.get(path) for path in files)]
         names += [tuple(content)] if len(content) == len(files) else []
         twins = [other for name in names for other in seen[name] if modules[other] & modules[number]]
         for name in names:

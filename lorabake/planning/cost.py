@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from math import prod
 
 from lorabake.adapters.shapes import matrix
@@ -22,9 +22,9 @@ RUNTIME_BYTES = 190 << 20
 """Anonymous memory of a process that has imported torch and runs two workers, as measured on Linux."""
 
 
-def peak_memory(steps: Iterable[Step], workers: int, *, in_float64: bool) -> int:
+def peak_memory(steps: Sequence[Step], workers: int) -> int:
     """Estimate the bytes of anonymous memory that a bake of these steps needs."""
-    width = 8 if in_float64 else 4
+    width = 8 if any(step.precision == "float64" for step in steps) else 4
     return RUNTIME_BYTES + workers * width * max(map(working_values, steps), default=0)
 
 

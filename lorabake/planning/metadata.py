@@ -40,7 +40,7 @@ def described(
         keys = tuple(target.name for target in draft.targets)
         first = _first_header(sources, headers, draft)
         has_index = is_indexed(sources, draft.part, counts[draft.part.folder])
-        own = _said(sources, storage, draft, first or next(iter(headers.values())), has_index=has_index)
+        own = _said(storage, draft, first or next(iter(headers.values())), has_index=has_index)
         text = provenance.metadata(own, recipe_text, told, hashed=recipe.output.hash)
         phase = first.data_start % BLOCK if first else 0
         aligned = first is not None and phase % 8 == 0
@@ -101,7 +101,7 @@ def _order(first: Header | None, names: tuple[str, ...]) -> tuple[str, ...]:
     return own if {*own} == {*names} else names
 
 
-def _said(sources: Sources, storage: Storage, draft: Draft, first: Header, *, has_index: bool) -> dict[str, str]:
+def _said(storage: Storage, draft: Draft, first: Header, *, has_index: bool) -> dict[str, str]:
     """Return the base's own metadata for a file, without statements on stored weights that are no longer true.
 
     Statements in an index go into the file if no index is written.

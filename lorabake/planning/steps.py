@@ -13,6 +13,7 @@ from typing import Literal
 from lorabake.adapters.shapes import matrix
 from lorabake.codecs.codec import WEIGHT, Codec, Stored
 from lorabake.codecs.plain import PLAIN
+from lorabake.errors import InternalError
 from lorabake.keymap.view import Region, View
 from lorabake.matching.patches import Patch
 from lorabake.sources import Sources
@@ -98,7 +99,7 @@ class Piece:
 class Result:
     """Say what becomes of one weight: what it is before, and the keys of the tensors that hold it then, by role.
 
-    `codec` is by which they do: the plain one, or the weight's own where it stays stored as it is.
+    `codec` is the format in which they hold it: the plain one, or the weight's own if it keeps its format.
     """
 
     source: Stored
@@ -301,12 +302,12 @@ def _joined(
 
 
 def _check_computed(targets: Iterable[Target], patches: Iterable[Patch], steps: Iterable[Draft]) -> None:
-    """Raise RuntimeError for a target that patches change and no step computes: it would be the base's."""
+    """Raise InternalError for a target that patches change and no step computes: it would be the base's."""
     touched = touched_by(patches).keys()
     computed = {target.key for _, joined, _ in steps for target in joined}
     for target in targets:
         if target.key not in computed and not touched.isdisjoint(target.source.keys):
-            raise RuntimeError(f"{target.key} is changed, and no step computes it: please report this")
+            raise InternalError(f"{target.key} is changed, and no step computes it")
 
 
 def can_be_copied(target: Target) -> bool:

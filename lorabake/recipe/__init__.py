@@ -1,4 +1,4 @@
-"""Step 1 of the flow: YAML text in; a `Recipe` out, or a `RecipeError` that lists every fault with its place.
+"""Read a recipe: YAML text in; a `Recipe` out, or a `RecipeError` that lists every fault with its place.
 
 The recipe says everything that may change the baked bytes and nothing else.
 """

@@ -11,8 +11,8 @@ It shares with the bake what both are told, and what a mistake in would show els
 - `tensors`: headers, what a dtype is, and the system calls that read a file,
 - `errors` and `machine`: the words for what goes wrong.
 
-It shares no arithmetic: scales, deltas, DoRA, methods, draws, codecs and rounding are written here a second time,
-after papers, formats and programs. torch draws random numbers that no other generator draws
-(`formulas/draws.py`), and no more. Nothing here is fast. The bake does not know of it, and it knows nothing of what
-executes.
+It shares no arithmetic of changes: deltas, DoRA, methods, draws, codecs and rounding are written here a second time,
+after papers, formats and programs. torch draws random numbers that no other generator draws (`formulas/draws.py`),
+and no more. Both take from the kind the rank that alpha is divided by, and a scale that its settings hold. Nothing
+here is fast. Only `baking` asks it something, namely what a coarse output keeps; it knows nothing of what executes.
 """

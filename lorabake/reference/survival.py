@@ -51,6 +51,8 @@ def estimate(plan: Plan, tensors: int = SAMPLE, *, reads: bool = True) -> dict[i
     """
     own: defaultdict[int, dict[int, Step]] = defaultdict(dict)
     for step in plan.steps:
+        if not all(target.is_direct for target in step.targets):
+            continue  # what is laid out otherwise than the base is not estimated
         for patch in step.patches:
             own[patch.lora][step.number] = step
     with closing(Files()) as files:

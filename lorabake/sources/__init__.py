@@ -1,6 +1,6 @@
-"""Step 2 of the flow: a `Recipe` in; `Sources` out: every input found, its header read, its family known.
+"""Open the inputs: a `Recipe` in; `Sources` out: every input found, its header read, its family known.
 
-Whatever planning needs besides headers is read here, too, as evidence. After this step, nothing reads inputs until
+Whatever planning needs besides headers is read here, too, as evidence. After that, nothing reads inputs until
 their tensors are baked.
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -34,12 +34,6 @@ class Packing:
         return self.aside.union(keys - self.scaled.keys(), *(strange.parts for strange in self.strange.values()))
 
     @property
-    def codes(self) -> frozenset[str]:
-        """Return the keys of weights that are stored as codes, in a dtype that no plain parameter has."""
-        strange = {key for key, weight in self.strange.items() if weight.has_codes}
-        return frozenset({*self.packed, *self.scaled, *strange})
-
-    @property
     def known(self) -> list[Stored]:
         """List the weights whose format is known."""
         return [*self.packed.values(), *self.scaled.values()]
@@ -59,8 +53,3 @@ class Packing:
             if owner not in found:
                 found[owner] = self.packed.get(owner) or plain(tensor)
         return found
-
-
-def by_key(weights: Iterable[Stored]) -> dict[str, Stored]:
-    """Map weights by their keys."""
-    return {weight.key: weight for weight in weights}

@@ -1,4 +1,4 @@
-"""Step 6 of the flow: prove that a checkpoint is what its recipe says, by structure, by weights, by samples."""
+"""Verify: prove that a checkpoint is what its recipe says, by structure, by weights, by samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Step 5 of the flow: bring the bytes to their planned places, and the output to its name.
+"""Write an output: bring the bytes to their planned places, and the output to its name.
 
 An `Output` lives in this order, whatever its form:
 

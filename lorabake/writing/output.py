@@ -1,4 +1,4 @@
-"""Step 5 of the flow: bytes at planned offsets, then fsync and an atomic rename.
+"""Hold one output from the first check of its name to its place there: bytes at planned offsets, fsync, a rename.
 
 Everything is made in a folder beside the target (`writing.partial`). Whatever stops a bake, the target is what it
 was. Learned embeddings, files of their own, get their names with it, or not at all.

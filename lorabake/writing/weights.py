@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from lorabake.errors import FileError, TargetError
+from lorabake.errors import FileError, InternalError, TargetError
 from lorabake.machine import unwritable
 from lorabake.planning import provenance
 from lorabake.planning.files import OutputFile
@@ -172,7 +172,7 @@ class Weights:
                     known[provenance.LEGACY_HASH] = hashlib.sha256(block).hexdigest()[:8]
                 header = file.planned.header(digests, known, device)
                 if len(header) != len(file.header):
-                    raise AssertionError("the header's length changed")
+                    raise InternalError("the header's length changed")
                 write_all(fd, memoryview(header), 0)
                 if self._fsync:
                     os.fsync(fd)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from lorabake import planning
 from lorabake.baking import plan
+from lorabake.errors import InternalError
 from lorabake.planning import Plan
 from lorabake.planning.steps import SUM, copies_of
 from lorabake.recipe import load_recipe
@@ -78,5 +79,5 @@ def test_what_follows_each_other_in_both_files_is_one_copy(tmp_path: Path) -> No
 
 def test_a_tensor_that_is_planned_twice_is_an_error(tmp_path: Path) -> None:
     (file,) = planned(tmp_path).files
-    with pytest.raises(RuntimeError, match="is planned twice"):
+    with pytest.raises(InternalError, match="is planned twice"):
         planning._by_key([*file.targets, dataclasses.replace(file.targets[0])])

@@ -53,7 +53,7 @@ class Extent:
         touched = {target.key for step in plan.steps for target in step.targets}
         targets = {target.key: target for file in plan.files for target in file.targets}
         copies = (target for key, target in targets.items() if key not in touched)
-        precision: Precision = "float64" if plan.sources.recipe.in_float64 else "float32"
+        precision: Precision = "float64" if any(step.precision == "float64" for step in plan.steps) else "float32"
         jobs = [Job(step, False) for step in plan.steps] + [
             Job(Step.cast(number, each, precision), True) for number, each in enumerate(copies, len(plan.steps))
         ]
@@ -61,8 +61,8 @@ class Extent:
         chosen = jobs
         if sample is not None and sample < len(jobs):
             chosen = [jobs[at * len(jobs) // sample] for at in range(sample)]
-        taken = {id(job) for job in chosen}
-        left_out = (target for job in jobs if id(job) not in taken for target in job.step.targets)
+        taken = {job.step.number for job in chosen}
+        left_out = (target for job in jobs if job.step.number not in taken for target in job.step.targets)
         return cls(
             tuple(chosen),
             len(targets),
