@@ -55,7 +55,7 @@ def test_every_case_bakes(small: Path, tmp_path: Path, name: str) -> None:
     kinds = {title for ledger in result.plan.ledgers for title in ledger.kinds}
     due = {"dora": {"DoRA"}, "loha": {"LoHa"}}.get(name.split()[-1], {"LoRA"})
     assert kinds == due
-    scaled = sum(bool(target.scale_key) for step in result.plan.steps for target in step.targets)
+    scaled = sum(not weight.codec.is_plain for step in result.plan.steps for weight in step.results)
     assert bool(scaled) is (name.split()[-1] in ("fp8", "int8"))
 
 

@@ -13,11 +13,11 @@ PICTURES = (
     Lacks("down_blocks.0.downsamplers.0.weight"),
 )
 
+# How the names of diffusers' UNets begin, in the order in which they run.
 RUN = ("conv_in", "time_", "add_embedding", "down_", "mid_", "up_", "conv_norm_out", "conv_out")
-"""How the names of diffusers' UNets begin, in the order in which they run."""
 
+# What a block of diffusers numbers inside itself.
 WITHIN = ("to_out", "net", "transformer_blocks")
-"""What a block of diffusers numbers inside itself."""
 
 RESNET = (
     Row(("in_layers.0", "norm1")),
