@@ -39,6 +39,8 @@ class ByRows:
         self._late = [target for target in step.targets if not step.is_in_rows(target)]
         keys = dict.fromkeys(key for target in self._late for key in target.source.keys)
         self._gathered = {key: self._empty(key) for key in keys}
+        self._columns = {result.key: step.matrix(result.key)[1] for result in step.results}
+        self._showing = {result.key: self._shown(result.key) for result in step.results}
 
     def pieces(self, first: int) -> Iterator[tuple[Span, ...]]:
         """Compute and write the pieces from the one with the number `first` on; yield where they are.
@@ -76,8 +78,8 @@ class ByRows:
         self, result: Result, parts: list[Part], places: list[Place], start: int, stop: int
     ) -> tuple[Span, ...]:
         """Compute and write some rows, and let go of them: each piece needs its own memory, whatever came before."""
-        step, watch, columns = self.step, self.watch, self.step.matrix(result.key)[1]
-        shown, info = self._shown(result.key), result.source.first
+        step, watch, columns = self.step, self.watch, self._columns[result.key]
+        shown, info = self._showing[result.key], result.source.first
         buffer, source = self.loader.stored_rows(info, start, stop, columns)
         zeros = negative_zeros(source) if parts else None
         weight = self.loader.widened(buffer, source).view(stop - start, columns)
