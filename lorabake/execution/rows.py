@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
@@ -27,6 +28,18 @@ Shown = list[tuple[Target, Rows]]
 """Which targets show which rows of a tensor."""
 
 
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Name rows `start` to `stop` of a weight, and the places in it where a bake looks."""
+
+    key: str
+    info: TensorInfo
+    start: int
+    stop: int
+    columns: int
+    places: tuple[Place, ...]
+
+
 class ByRows:
     """Compute the weights of one step tile by tile: read it, change it, write it to the targets that show it.
 
@@ -39,8 +52,7 @@ class ByRows:
         self._late = [target for target in step.targets if not step.is_in_rows(target)]
         keys = dict.fromkeys(key for target in self._late for key in target.source.keys)
         self._gathered = {key: self._empty(key) for key in keys}
-        self._columns = {result.key: step.matrix(result.key)[1] for result in step.results}
-        self._showing = {result.key: self._shown(result.key) for result in step.results}
+        self._shown = {result.key: self._showing(result.key) for result in step.results}
 
     def pieces(self, first: int) -> Iterator[tuple[Span, ...]]:
         """Compute and write the pieces from the one with the number `first` on; yield where they are.
@@ -49,21 +61,22 @@ class ByRows:
         """
         parts = self._parts()
         tiles = [tile for result in self.step.results for tile in self._tiles(result, parts[result.key])]
-        for number, (result, places, start, stop) in enumerate(tiles):
+        for number, tile in enumerate(tiles):
             if number >= first:
-                yield self._piece(result, parts[result.key], places, start, stop)
-            elif result.key in self._gathered:
-                self._gather(result, parts[result.key], start, stop)
+                yield self._piece(tile, parts[tile.key])
+            elif tile.key in self._gathered:
+                self._gather(tile, parts[tile.key])
         yield from islice(self._rest(), max(0, first - len(tiles)), None)
 
-    def _tiles(self, result: Result, parts: list[Part]) -> Iterator[tuple[Result, list[Place], int, int]]:
+    def _tiles(self, result: Result, parts: list[Part]) -> Iterator[Tile]:
         rows, columns = self.step.matrix(result.key)
         spans = ((part.start, part.stop) for part in parts)
         places = places_of(spans, columns) if self.step.is_watched else []
         for start, stop in tiles_of(rows, columns, tile_values(self._device)):
-            yield result, places, start, stop
+            own = [place for place in places if start <= place[0] < stop]
+            yield Tile(result.key, result.source.first, start, stop, columns, tuple(own))
 
-    def _shown(self, key: str) -> Shown:
+    def _showing(self, key: str) -> Shown:
         """List which targets show which rows of a weight, counted as its patches do: all experts are one stack."""
         every = slice(0, self.step.matrix(key)[0])
         shown: Shown = []
@@ -74,38 +87,37 @@ class ByRows:
                 shown += [(target, span) for span in target.source.spans(key)]
         return shown
 
-    def _piece(
-        self, result: Result, parts: list[Part], places: list[Place], start: int, stop: int
-    ) -> tuple[Span, ...]:
+    def _piece(self, tile: Tile, parts: list[Part]) -> tuple[Span, ...]:
         """Compute and write some rows, and let go of them: each piece needs its own memory, whatever came before."""
-        step, watch, columns = self.step, self.watch, self._columns[result.key]
-        shown, info = self._showing[result.key], result.source.first
-        buffer, source = self.loader.stored_rows(info, start, stop, columns)
-        zeros = negative_zeros(source) if parts else None
-        weight = self.loader.widened(buffer, source).view(stop - start, columns)
-        looks = [watch.look(result.key, parts, weight, start, place) for place in places if start <= place[0] < stop]
-        watch.note_moves(parts, weight, start)
-        self._change(weight, parts, zeros, start)
+        watch, shown = self.watch, self._shown[tile.key]
+        weight, zeros = self._read(tile, parts)
+        looks = [watch.look(tile.key, parts, weight, tile.start, place) for place in tile.places]
+        watch.note_moves(parts, weight, tile.start)
+        self._change(weight, parts, zeros, tile.start)
         for look in looks:
-            after = weight[look.start - start :][: len(look.base)]
-            watch.see(look, after, self._written(shown, after, look.start), is_sum=not step.is_sequential)
-        if result.key in self._gathered:
-            self._gathered[result.key][start:stop] = weight
-        return tuple(self._emitted(info, shown, weight, start))
+            after = weight[look.start - tile.start :][: len(look.base)]
+            watch.see(look, after, self._written(shown, after, look.start), is_sum=not self.step.is_sequential)
+        if tile.key in self._gathered:
+            self._gathered[tile.key][tile.start : tile.stop] = weight
+        return tuple(self._emitted(tile, shown, weight))
+
+    def _gather(self, tile: Tile, parts: list[Part]) -> None:
+        """Compute rows that were written and seen before, and are needed once more."""
+        weight, zeros = self._read(tile, parts)
+        self._change(weight, parts, zeros, tile.start)
+        self._gathered[tile.key][tile.start : tile.stop] = weight
+
+    def _read(self, tile: Tile, parts: list[Part]) -> tuple[torch.Tensor, Zeros]:
+        """Read the rows of a tile; return them, and where they are −0.0 if that has to stay so."""
+        buffer, source = self.loader.stored_rows(tile.info, tile.start, tile.stop, tile.columns)
+        zeros = negative_zeros(source) if parts else None
+        return self.loader.widened(buffer, source).view(tile.stop - tile.start, tile.columns), zeros
 
     def _change(self, weight: torch.Tensor, parts: list[Part], zeros: Zeros, start: int) -> None:
         self._apply(weight, parts, start)
         if zeros is not None:
             replaced = [(part.start, part.stop) for part in parts if part.patches[0].sets_all]
             keep_signs(weight, zeros, replaced, start)
-
-    def _gather(self, result: Result, parts: list[Part], start: int, stop: int) -> None:
-        """Compute rows that were written and seen before, and are needed once more."""
-        buffer, source = self.loader.stored_rows(result.source.first, start, stop, self.step.matrix(result.key)[1])
-        zeros = negative_zeros(source) if parts else None
-        weight = self.loader.widened(buffer, source).view(stop - start, -1)
-        self._change(weight, parts, zeros, start)
-        self._gathered[result.key][start:stop] = weight
 
     def _rest(self) -> Iterator[tuple[Span, ...]]:
         """Write the targets that show gathered weights."""
@@ -123,13 +135,13 @@ class ByRows:
     def _empty(self, key: str) -> torch.Tensor:
         return torch.empty(self.step.matrix(key), dtype=self.loader.dtype, device=self._device.place)
 
-    def _emitted(self, info: TensorInfo, shown: Shown, weight: torch.Tensor, start: int) -> Iterator[Span]:
+    def _emitted(self, tile: Tile, shown: Shown, weight: torch.Tensor) -> Iterator[Span]:
         """Write rows of a weight to each target that shows some of them."""
         for target, span in shown:
-            here = span.cut(start, start + len(weight))
+            here = span.cut(tile.start, tile.stop)
             if here is not None:
-                rows = weight[here.stored.start - start : here.stored.stop - start]
-                before = partial(self.loader.rows, info, here.stored.start, here.stored.stop, weight.shape[1])
+                rows = weight[here.stored.start - tile.start : here.stored.stop - tile.start]
+                before = partial(self.loader.rows, tile.info, here.stored.start, here.stored.stop, tile.columns)
                 yield self.emitter.emit(self.step, target, rows, here.own.start, before)
 
     def _written(self, shown: Shown, after: torch.Tensor, start: int) -> torch.Tensor | None:

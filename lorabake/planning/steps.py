@@ -23,9 +23,6 @@ from lorabake.tensors.header import TensorInfo
 WATCHED = 64
 """Steps of each LoRA, about, at which a bake looks to see what becomes of its change."""
 
-Draft = tuple[tuple["Result", ...], tuple["Target", ...], tuple[Patch, ...]]
-"""A step to be: what it computes, what is written of that, and what changes it."""
-
 Touched = Mapping[str, Sequence[Patch]]
 """The patches that change each base tensor, by its key."""
 
@@ -232,6 +229,15 @@ class Step:
                     yield key, start, stop, there
 
 
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Hold what one step is to compute, what it writes of that, and what changes it."""
+
+    results: tuple[Result, ...]
+    targets: tuple[Target, ...]
+    patches: tuple[Patch, ...] = ()
+
+
 def needs_whole(patch: Patch) -> bool:
     """Tell whether a patch's effect on one row depends on other rows of the base tensor."""
     return patch.kind.needs_all_rows(patch.lengths, turned=patch.view.transpose)
@@ -256,28 +262,28 @@ def steps_of(
     recipe = sources.recipe
     targets = tuple(targets)
     steps = list(_joined(targets, patches, kept, summed=recipe.method.name == "sum"))
-    has_doubles = any(result.source.dtype == "F64" for results, _, _ in steps for result in results)
-    watched = _watched([own for _, _, own in steps])
+    has_doubles = any(result.source.dtype == "F64" for joined in steps for result in joined.results)
+    watched = _watched([joined.patches for joined in steps])
     _check_computed(targets, patches, steps)
     return tuple(
         Step(
             number,
-            results,
-            joined,
-            own,
-            Method(**recipe.method.model_dump()) if own else SUM,
+            joined.results,
+            joined.targets,
+            joined.patches,
+            Method(**recipe.method.model_dump()) if joined.patches else SUM,
             "sequential" if recipe.is_sequential else "sum",
             "float64" if recipe.in_float64 or has_doubles else "float32",
             tuple(lora.name for lora in sources.loras),
             number in watched,
         )
-        for number, (results, joined, own) in enumerate(steps)
+        for number, joined in enumerate(steps)
     )
 
 
 def _joined(
     targets: Sequence[Target], patches: Sequence[Patch], kept: Mapping[str, Stored], *, summed: bool
-) -> Iterator[Draft]:
+) -> Iterator[Joined]:
     """Yield weights that are computed together, their targets and the patches that change them; and what is cast."""
     touched = touched_by(patches)
     weights = {weight.key: weight for target in targets for weight in target.weights}
@@ -296,15 +302,17 @@ def _joined(
                 held = [member for result in results for member in result.keys.values()]
                 firsts = [member for member in held if member in group]
                 written = {each.key: each for member in (*firsts, *held) for each in shown[member]}
-                yield results, tuple(written.values()), tuple(sorted(own.values(), key=lambda patch: patch.lora))
+                yield Joined(
+                    results, tuple(written.values()), tuple(sorted(own.values(), key=lambda patch: patch.lora))
+                )
         elif key not in touched and not can_be_copied(target):
-            yield tuple(map(Result.plain, target.weights)), (target,), ()
+            yield Joined(tuple(map(Result.plain, target.weights)), (target,))
 
 
-def _check_computed(targets: Iterable[Target], patches: Iterable[Patch], steps: Iterable[Draft]) -> None:
+def _check_computed(targets: Iterable[Target], patches: Iterable[Patch], steps: Iterable[Joined]) -> None:
     """Raise InternalError for a target that patches change and no step computes: it would be the base's."""
     touched = touched_by(patches).keys()
-    computed = {target.key for _, joined, _ in steps for target in joined}
+    computed = {target.key for joined in steps for target in joined.targets}
     for target in targets:
         if target.key not in computed and not touched.isdisjoint(target.source.keys):
             raise InternalError(f"{target.key} is changed, and no step computes it")
