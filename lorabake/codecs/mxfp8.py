@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lorabake.codecs import comfy, schemes
 from lorabake.codecs.codec import WEIGHT, Codec, Group, Parts, Stored
-from lorabake.codecs.scales import EXPONENTS, next_powers
+from lorabake.codecs.scales import EXPONENTS, next_powers, powers_of
 from lorabake.tensors.dtypes import DTYPES
 
 if TYPE_CHECKING:
@@ -90,11 +90,7 @@ class Mxfp8(Codec):
 
     def _powers(self, stored: Stored, scale: torch.Tensor) -> torch.Tensor:
         """Return scales as numbers, from exponents where they are stored as whole ones."""
-        import torch
-
-        if stored.parts["scale"].dtype == "F8_E8M0":
-            return scale
-        return torch.ldexp(torch.ones_like(scale), scale.int() - 127)
+        return scale if stored.parts["scale"].dtype == "F8_E8M0" else powers_of(scale)
 
     def _multiplied(self, values: torch.Tensor, powers: torch.Tensor) -> torch.Tensor:
         return (values.reshape(len(values), -1, BLOCK) * powers[..., None]).reshape(values.shape)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lorabake.codecs import comfy, schemes
 from lorabake.codecs.codec import LAYOUT, WEIGHT, Codec, Group, Parts, Stored
-from lorabake.codecs.scales import EXPONENTS, SCALE_DTYPES, Grid, grid, next_powers, rotate
+from lorabake.codecs.scales import EXPONENTS, SCALE_DTYPES, Grid, grid, next_powers, powers_of, rotate
 from lorabake.tensors.dtypes import DTYPES
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.values import read_note
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SCALES = {"scale_weight": 1.0, "weight_scale": 1.0, "weight_scale_inv": 1.0, "SCB": 1 / 127}
 """What the scales of a weight are called beside it, and what they are multiplied by."""
 
-IN_ORDER = ("fp8", "compressed-tensors")
+IN_ORDER = ("fp8", "mxfp8", "compressed-tensors")
 """The ways whose exponents lie in the order of the blocks; others put them into the order of one kernel."""
 
 FORMS = {name + end: dtype for name, dtype in (("e4m3", "F8_E4M3"), ("e5m2", "F8_E5M2")) for end in ("", "fn")}
@@ -146,10 +146,8 @@ class Scaled(Codec):
 
     def _factors(self, scale: torch.Tensor) -> torch.Tensor:
         """Return what stored values are multiplied by, from scales as they are stored."""
-        import torch
-
         if self.are_exponents:
-            return torch.ldexp(torch.ones_like(scale), scale.int() - 127)
+            return powers_of(scale)
         return scale * self.unit
 
 

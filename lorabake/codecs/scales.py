@@ -85,6 +85,13 @@ def next_powers(values: torch.Tensor) -> torch.Tensor:
     return (exponent - (part == 0.5).int()).clamp(min=-126)
 
 
+def powers_of(scale: torch.Tensor) -> torch.Tensor:
+    """Return powers of two from exponents that are stored as whole numbers, 127 more than they are (E8M0)."""
+    import torch
+
+    return torch.ldexp(torch.ones_like(scale), scale.int() - 127)
+
+
 def rotate(weight: torch.Tensor, group: int) -> torch.Tensor:
     """Multiply each `group` values of a row by the regular Hadamard matrix of that size, which is its own inverse.
 

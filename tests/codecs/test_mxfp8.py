@@ -44,10 +44,16 @@ def tiled(scale: torch.Tensor) -> torch.Tensor:
     return tiles.reshape(-1, across * 4)
 
 
-def base(folder: Path, way: str, says: dict[str, Any] | None = None, kind: torch.dtype = torch.uint8) -> torch.Tensor:
+def base(
+    folder: Path,
+    way: str,
+    says: dict[str, Any] | None = None,
+    kind: torch.dtype = torch.uint8,
+    form: torch.dtype = FP8,
+) -> torch.Tensor:
     """Write a base and a LoRA, and return the exact values after it is baked."""
     says = WAYS[way] if says is None else says
-    codes = (b.Values(7)(OUT, IN) * 60).clamp(-440, 440).to(FP8)
+    codes = (b.Values(7)(OUT, IN) * 60).clamp(-440, 440).to(form)
     random = torch.Generator().manual_seed(1)
     exponents = torch.randint(110, 125, (OUT, IN // 32), generator=random).to(torch.uint8)
     stored = {"fc.weight": codes, "norm.weight": torch.ones(4).half()}
@@ -70,6 +76,14 @@ def baked(folder: Path, **output: Any) -> tuple[Path, b.Tensors]:
     recipe = b.recipe(folder, base="base", output={"path": "out", "allow_loss": True, **output})
     b.run(recipe)
     return recipe, load_file(folder / "out" / "model.safetensors")
+
+
+def test_e5m2_under_the_same_name_is_float8_with_scales(tmp_path: Path) -> None:
+    base(tmp_path, "transformers", form=torch.float8_e5m2)
+    recipe, after = baked(tmp_path)
+    assert after["fc.weight"].dtype == torch.float8_e5m2
+    assert after["fc.weight_scale"].dtype == torch.uint8
+    assert verify(load_recipe(recipe), options=WEIGHTS).is_true
 
 
 @pytest.mark.parametrize("way", WAYS)
