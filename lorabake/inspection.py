@@ -34,7 +34,7 @@ from lorabake.storage.recognition import find_packing
 from lorabake.storage.statements import read_beside
 from lorabake.tensors.checkpoint import Checkpoint, open_lora
 from lorabake.tensors.emptiness import WEIGHT, hollow_words
-from lorabake.tensors.small import parse_json
+from lorabake.tensors.small import json_or_text
 from lorabake.tensors.values import read_scalar
 
 FACTS = (
@@ -289,8 +289,8 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
         described["baked_by_lorabake"] = checkpoint.metadata.get("lorabake.version", "")
         if DEVICE in checkpoint.metadata:
             described["computed_on"] = checkpoint.metadata[DEVICE]
-        described["recipe"] = _parsed(baked)
-        described["inputs"] = _parsed(checkpoint.metadata.get("lorabake.inputs", "null"))
+        described["recipe"] = json_or_text(baked)
+        described["inputs"] = json_or_text(checkpoint.metadata.get("lorabake.inputs", "null"))
     return described
 
 
@@ -306,16 +306,9 @@ def _trigger_words(metadata: Mapping[str, str]) -> list[str]:
     """List the trigger phrase, and the tags that the trainer met most often."""
     words = [metadata["modelspec.trigger_phrase"]] if metadata.get("modelspec.trigger_phrase") else []
     counts: Counter[str] = Counter()
-    frequency = _parsed(metadata.get("ss_tag_frequency", "null"))
+    frequency = json_or_text(metadata.get("ss_tag_frequency", "null"))
     for folder in frequency.values() if isinstance(frequency, dict) else ():
         for tag, count in folder.items() if isinstance(folder, dict) else ():
             if isinstance(count, int):
                 counts[tag.strip()] += count
     return words + [f"{tag} ×{count}" for tag, count in counts.most_common(10)]
-
-
-def _parsed(text: str) -> object:
-    try:
-        return parse_json(text)
-    except ValueError:
-        return text

@@ -16,7 +16,7 @@ from lorabake.execution.rows import ByRows
 from lorabake.execution.tiles import Span, tile_values, torch_dtype
 from lorabake.execution.watching import Watch
 from lorabake.execution.wholes import Wholes
-from lorabake.planning.steps import Step
+from lorabake.planning.steps import Step, precision_of
 from lorabake.planning.tally import Tally
 from lorabake.tensors.dtypes import DTYPES
 
@@ -140,7 +140,7 @@ def lane_of(device: Device) -> Lane:
 
 def precision(steps: Iterable[Step]) -> torch.dtype:
     """Return the dtype for the arithmetic of a plan's steps."""
-    return torch.float64 if any(step.precision == "float64" for step in steps) else torch.float32
+    return torch.float64 if precision_of(steps) == "float64" else torch.float32
 
 
 def dtypes(steps: Iterable[Step]) -> Iterator[torch.dtype]:

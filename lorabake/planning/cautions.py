@@ -147,7 +147,7 @@ def _listed_twice(plan: Plan, digests: Mapping[str, str]) -> Iterator[Caution]:
     for number, source in enumerate(plan.sources.loras):
         files = [header.path for header in source.checkpoint.headers]
         content = [digests[str(path)] for path in files if str(path) in digests]
-        names: list[object] = [tuple(inodes.get(path) for path in files)]
+        names: list[object] = [tuple(inodes[path] or path for path in files)]
         names += [tuple(content)] if len(content) == len(files) else []
         twins = [other for name in names for other in seen[name] if modules[other] & modules[number]]
         for name in names:

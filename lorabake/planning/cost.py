@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import prod
 
 from lorabake.adapters.shapes import matrix
-from lorabake.planning.steps import Step
+from lorabake.planning.steps import Step, precision_of
 
 TILE_VALUES = 1 << 18
 """Values of a tensor that the CPU computes at a time; a float32 tile of 1 MiB stays in a core's cache."""
@@ -24,7 +24,7 @@ RUNTIME_BYTES = 190 << 20
 
 def peak_memory(steps: Sequence[Step], workers: int) -> int:
     """Estimate the bytes of anonymous memory that a bake of these steps needs."""
-    width = 8 if any(step.precision == "float64" for step in steps) else 4
+    width = 8 if precision_of(steps) == "float64" else 4
     return RUNTIME_BYTES + workers * width * max(map(working_values, steps), default=0)
 
 

@@ -238,6 +238,11 @@ class Joined:
     patches: tuple[Patch, ...] = ()
 
 
+def precision_of(steps: Iterable[Step]) -> Precision:
+    """Return the precision that steps of one plan are computed in."""
+    return "float64" if any(step.precision == "float64" for step in steps) else "float32"
+
+
 def needs_whole(patch: Patch) -> bool:
     """Tell whether a patch's effect on one row depends on other rows of the base tensor."""
     return patch.kind.needs_all_rows(patch.lengths, turned=patch.view.transpose)

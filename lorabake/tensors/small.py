@@ -96,6 +96,14 @@ def parse_json(text: str | bytes) -> object:
     return value
 
 
+def json_or_text(text: str) -> object:
+    """Return what a text says in JSON; the text itself where it is none."""
+    try:
+        return parse_json(text)
+    except ValueError:
+        return text
+
+
 def check_depth(value: object) -> None:
     """Raise ValueError for lists and mappings nested more than MAX_NESTING deep."""
     level = [value]

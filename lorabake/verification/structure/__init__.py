@@ -19,7 +19,7 @@ from lorabake.storage.statements import as_texts, in_metadata
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, read_object
 from lorabake.tensors.header import Header
 from lorabake.tensors.safetensors import read_header
-from lorabake.tensors.small import MAX_INDEX, parse_json
+from lorabake.tensors.small import MAX_INDEX, json_or_text
 from lorabake.verification.findings import Finding, Status
 from lorabake.verification.structure.side_files import check_side_files
 from lorabake.visible import counted
@@ -180,14 +180,14 @@ def _metadata(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
         yield Finding("structure.metadata", Status.SKIP, baked.path.name, "", "", note)
         return
     here = json.loads(plan.sources.recipe.normal_json())
-    there = _parsed(said)
+    there = json_or_text(said)
     differing = sorted(_differences(there, here))
     if differing:
         note = f"it was baked from another recipe: {'; '.join(differing[:5])}"
         yield Finding("structure.metadata", Status.FAIL, baked.path.name, f"differences: {len(differing)}", "0", note)
     else:
         yield Finding("structure.metadata", Status.PASS, baked.path.name, "", "", "the header holds this recipe")
-    inputs = _parsed(baked.metadata.get("lorabake.inputs", "{}"))
+    inputs = json_or_text(baked.metadata.get("lorabake.inputs", "{}"))
     planned = json.loads(plan.files[0].metadata["lorabake.inputs"])
     if isinstance(inputs, dict):
         changed = sorted(_differences(_identity(inputs.get("base")), _identity(planned.get("base"))))
@@ -228,13 +228,6 @@ def _statements(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
 
 def _object(said: object) -> dict[str, object]:
     return said if isinstance(said, dict) else {}
-
-
-def _parsed(text: str) -> object:
-    try:
-        return parse_json(text)
-    except ValueError:
-        return text
 
 
 def _identity(described: object) -> object:

@@ -14,7 +14,7 @@ from lorabake.errors import SurroundingsError
 from lorabake.keymap.names import patterns
 from lorabake.machine import default_workers
 from lorabake.planning import Plan
-from lorabake.planning.steps import Precision, Step, Target
+from lorabake.planning.steps import Step, Target, precision_of
 from lorabake.reference.arrays import Files
 from lorabake.reference.formulas.products import PRODUCTS
 from lorabake.reference.recompute import Recomputation
@@ -53,7 +53,7 @@ class Extent:
         touched = {target.key for step in plan.steps for target in step.targets}
         targets = {target.key: target for file in plan.files for target in file.targets}
         copies = (target for key, target in targets.items() if key not in touched)
-        precision: Precision = "float64" if any(step.precision == "float64" for step in plan.steps) else "float32"
+        precision = precision_of(plan.steps)
         jobs = [Job(step, False) for step in plan.steps] + [
             Job(Step.cast(number, each, precision), True) for number, each in enumerate(copies, len(plan.steps))
         ]

@@ -121,17 +121,21 @@ class Guesses:
                 inner, size = dot(rest, other), dot(other, other)
             else:
                 inner, size = dot(rest @ down.T, up), dot(up.T @ up, down @ down.T)
-            if size and energy - inner * inner / size <= max(NOISE * scene.noise, 0.05 * energy):
+            if _leaves_little(energy, inner, size, scene):
                 return patch
         return None
 
 
 def _explains(rest: Matrix, other: Matrix, scene: Scene) -> bool:
-    size = dot(other, other)
-    if not size:
-        return False
-    inner, energy = dot(rest, other), dot(rest, rest)
-    return energy - inner * inner / size <= max(NOISE * scene.noise, 0.05 * energy)
+    return _leaves_little(dot(rest, rest), dot(rest, other), dot(other, other), scene)
+
+
+def _leaves_little(energy: float, inner: float, size: float, scene: Scene) -> bool:
+    """Tell whether little of a change is left without its part along another one.
+
+    `energy` and `size` are their inner products with themselves, `inner` is that of one with the other.
+    """
+    return bool(size) and energy - inner * inner / size <= max(NOISE * scene.noise, 0.05 * energy)
 
 
 def _unknown(key: str, scene: Scene, rest: Matrix, base_energy: float) -> Diagnosis:
