@@ -21,7 +21,7 @@ from lorabake.recipe import Recipe
 from lorabake.sources import resolve
 from lorabake.tensors.dtypes import DTYPES
 from lorabake.writing.inputs import Inputs, check_inputs
-from lorabake.writing.outputs import Outputs
+from lorabake.writing.together import Outputs
 
 
 def plan(recipe: Recipe, output: str | Path | None = None) -> Plan:
