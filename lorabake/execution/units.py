@@ -91,7 +91,6 @@ class SharedReader:
         self._reader = reader
         self._shared: tuple[Range, ...] = ()
         self._in_tiles = False
-        self._tile: Range | None = None
         self._kept: dict[Range, bytearray] = {}
 
     @contextmanager
@@ -101,7 +100,7 @@ class SharedReader:
         try:
             yield
         finally:
-            self._shared, self._tile = (), None
+            self._shared = ()
             self._kept.clear()
 
     def read(self, path: Path, start: int, into: memoryview) -> None:
@@ -115,12 +114,11 @@ class SharedReader:
         self._reader.read(path, start, into)
 
     def _read_tile(self, asked: Range, into: memoryview) -> None:
-        if self._tile != asked:
-            self._reader.read(asked.file, asked.start, into)
-            self._kept.clear()
-            self._tile, self._kept[asked] = asked, bytearray(into)
-        else:
+        if asked in self._kept:
             into[:] = self._kept[asked]
+        else:
+            self._reader.read(asked.file, asked.start, into)
+            self._kept = {asked: bytearray(into)}
 
     def _read_whole(self, place: Range, asked: Range, into: memoryview) -> None:
         if place not in self._kept:
