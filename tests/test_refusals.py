@@ -163,7 +163,7 @@ CASES: dict[Callable[..., object], list[Case]] = {
         ((asked(configured(use_dora=True), diff=(6, 5)),), None),
         ((asked(configured(), **LORA),), None),
     ],
-    shapes.lies_somewhere_in_its_views: [
+    shapes.place_is_unclear: [
         ((part(unclear="nothing tells its order"),), "nothing tells its order"),
         ((part(),), None),
     ],
@@ -398,7 +398,7 @@ TABLES = {
 @pytest.mark.parametrize("file", TABLES, ids=lambda file: file.__name__)
 def test_every_refusal_of_a_module_is_asked(file: object) -> None:
     asked = [refusal for name in TABLES[file] for refusal in getattr(file, name)]  # type: ignore[index]
-    apart = {shapes.lies_somewhere_in_its_views, shapes.number_is_several}  # asked once for all kinds
+    apart = {shapes.place_is_unclear, shapes.number_is_several}  # asked once for all kinds
     own = {refusal for refusal in CASES if refusal.__module__ == file.__name__}  # type: ignore[attr-defined]
     assert {*asked} == own - apart
     assert len({*asked}) == len(asked)

@@ -137,8 +137,8 @@ class Stored:
 class Codec:
     """One format of stored weights; a frozen dataclass, whose fields are what else it takes to read one of them.
 
-    `name` is by which the second account finds its formula. Codecs recognise different weights. Where one knows
-    better than others what they would recognise, too, it names these in `before`.
+    `name` selects the formula in `reference/codecs.py`. No two codecs may claim one weight. If both would
+    recognise it, the one that lists the other in `before` wins.
     """
 
     __slots__ = ()

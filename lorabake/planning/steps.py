@@ -32,8 +32,8 @@ class Target:
     """Say where one tensor comes from and where it goes: `file` of the plan, `offset` from that file's data.
 
     `key` is its own in the plan, `name` what its file calls it. `source` shows it in tensors of the base, whose
-    weights are `weights`, in the view's order: so it may be named, split, fused or turned otherwise than there. What
-    is computed for it is rounded by chance, by `rounding_seed`, where that is not None.
+    weights are `weights`, in the view's order. So its name, its parts and their order may differ from the base's.
+    With a `rounding_seed`, its values are rounded stochastically.
     """
 
     key: str

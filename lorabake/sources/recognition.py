@@ -28,7 +28,7 @@ TELLING = 4
 """Modules of one sort, at least, that tell a family by being all that it has."""
 
 MANY = 16
-"""So many modules of one sort are hardly all that a family has by the choice of who trained some blocks alone."""
+"""With this many modules of one sort, it is no accident that they are all that a family has."""
 
 SERIES = 4
 """So many blocks in a row, at least, could be more of them in a model of another size."""
@@ -83,11 +83,12 @@ class Released:
 class Evidence:
     """Say whose a LoRA could be, by its network's modules, or by its text encoder's where it has no others.
 
-    `whole` lists the families that have a module of each name, number and shape; of these, `filled` those of whose
-    modules of these names none is left out, and `complete` the modules of each sort of many of which (almost) none
-    is left out. `resized` lists those that have each name, and of whose released sizes none says that a module is not
-    theirs: they may have a size that nobody listed. `named` lists those that know the most names, and `modules` by
-    which. `has_own_prefix` says that what stands before all names is a prefix that nobody is known to write.
+    `whole` lists the families that have a module of each name, number and shape. `filled` lists those of them of
+    which the LoRA has every module with these names. `complete` lists, by family, the modules of each large sort of
+    which the LoRA has (almost) all. `resized` lists those that have each name, and of whose released sizes none says
+    that a module is not theirs: they may have a size that nobody listed. `named` lists those that know the most
+    names, and `modules` by which. `has_own_prefix` says that what stands before all names is a prefix that nobody is
+    known to write.
     """
 
     whole: tuple[Architecture, ...] = ()

@@ -47,9 +47,9 @@ class Tie:
         return None
 
     def repeated(self, changes: Changes) -> list[LoraModule]:
-        """List the modules that change a tensor as another one does: those of uses that are not stored, all but one.
+        """List the modules that repeat another module's change of the tensor.
 
-        One remains only where the embedding goes by another name, too.
+        They are of uses that are not stored. One is kept if the LoRA has none for the stored use.
         """
         inputs_first = sorted(self.named, key=lambda use: use.name in self.heads)
         modules = [module for use in inputs_first for module in changes.get(use.name, ())]

@@ -182,7 +182,7 @@ def _rows(stored: Stored, start: int, stop: int) -> Stored:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """Hold a checkpoint in transformers' names, and which rows of its tensors come when, where not as they lie."""
+    """Hold a checkpoint under transformers' names; `orders` gives the order of rows for tensors that need one."""
 
     checkpoint: Checkpoint
     orders: Mapping[str, tuple[range, ...]] = field(default_factory=dict)

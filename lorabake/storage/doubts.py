@@ -58,7 +58,7 @@ def _maps_in(folder: Path) -> dict[str, str]:
 
 
 def misnamed(checkpoint: Checkpoint, statements: Statements, weights: Mapping[str, Stored]) -> dict[str, Strange]:
-    """Find weights of which nothing is said, where something is said of layers that are not there.
+    """Find weights without a statement, if a statement names a layer that does not exist: it may mean them.
 
     Both may be the same layers by two names. What names a format that tensors show says nothing more than they do.
     """

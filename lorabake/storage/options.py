@@ -126,7 +126,10 @@ BELOW: Mapping[str, tuple[int, AbstractSet[str]]] = {
     "dynamic": (1, SILENT),
     "quantized_layers": (1, SILENT | {"pre_quant_scale"}),
 }
-"""Options without a say that hold others: so many names, of layers or groups, stand above these, which are known."""
+"""Options that contain other options.
+
+The number counts the levels of names of layers or groups that come first. The set lists the known options below.
+"""
 
 TURNING = re.compile(r"rotat|hadamard|spin_?quant|quarot|incoheren|pre_quant_opt|transform(?!er)", re.I)
 """Words of options that turn weights, wherever they stand."""
@@ -141,7 +144,7 @@ ALLOWED: Mapping[str, tuple[object, ...]] = {
 """Options that change nothing with these values alone."""
 
 OTHER_NAMES = {"gptq": {"format": "checkpoint_format"}, "awq": {"format": "version"}}
-"""What GPTQModel calls an option of another program's, by the way."""
+"""Other names that GPTQModel gives to an option, by method."""
 
 
 SIGNS = {
@@ -154,7 +157,7 @@ SIGNS = {
     "weight_block_size": "fp8",
     "bits": "mlx",
 }
-"""Whose way it is, by an option of no other, where nothing names it."""
+"""The method that an option reveals, where no `quant_method` is given."""
 
 
 def fault(statement: Statement) -> str | None:

@@ -52,7 +52,7 @@ TITLES: tuple[tuple[frozenset[str], str], ...] = tuple(
         ("scales qbiases U32", "MLX"),
     )
 )
-"""What a way is called, by roles and the dtype under the weight's own key that no other has; the first counts."""
+"""Titles of formats, by roles and dtypes that no other format has; the first match counts."""
 
 COMFY_NAMES = {
     "nvfp4": "NVFP4", "mxfp8": "MXFP8", "svdquant_w4a4": "SVDQuant (ComfyUI)", "awq_w4a16": "AWQ (ComfyUI)",

@@ -44,7 +44,7 @@ FILES = {
     "config.json": "", "params.json": "", "hf_quant_config.json": "modelopt", "quantize_config.json": "gptq",
     "quant_config.json": "awq", "quanto_qmap.json": "quanto", "model_index.json": "",
 }  # fmt: skip
-"""The files that hold statements, and whose way one of no name is; those with a way hold nothing else."""
+"""Files with statements, and the method that one without a name means; files with a method hold nothing else."""
 
 QUANTO_TYPES = {"none", "qint2", "qint4", "qint8", "qfloat8", "qfloat8_e4m3fn", "qfloat8_e5m2"}
 

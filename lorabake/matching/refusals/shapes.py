@@ -28,7 +28,7 @@ def fault_of(kinds: Sequence[Kind], shapes: Shapes, module: Module, *, turned: b
 
     `turned` says that the base stores its weights as (in, out).
     """
-    if fault := lies_somewhere_in_its_views(module) or number_is_several(kinds, shapes):
+    if fault := place_is_unclear(module) or number_is_several(kinds, shapes):
         return fault
     for kind in kinds:
         trial = Trial(kind, shapes, module, kind.view_of(module.views, turned=turned))
@@ -41,7 +41,7 @@ def fault_of(kinds: Sequence[Kind], shapes: Shapes, module: Module, *, turned: b
     return None
 
 
-def lies_somewhere_in_its_views(module: Module) -> str | None:
+def place_is_unclear(module: Module) -> str | None:
     """Refuse a module whose place in the base's tensors is unknown."""
     return module.unclear or None
 
