@@ -28,13 +28,13 @@ SCRIPT = """
     from lorabake.errors import LorabakeError
     from lorabake.baking import plan
     from lorabake.recipe import load_recipe
-    from lorabake.writing import beside, commit, finished, folder, journal, onefile, output, outputs
+    from lorabake.writing import beside, commit, finished, folder, journal, onefile, output, together
     from lorabake.writing import partial, target, weights
     from lorabake.writing.system import posix
 
     recipe, every = sys.argv[1], int(sys.argv[2])
     traced = [baking, crew, execution, interrupts, posix, threading]
-    traced += [beside, commit, finished, folder, journal, onefile, output, outputs, partial, target, weights]
+    traced += [beside, commit, finished, folder, journal, onefile, output, partial, target, together, weights]
     files = {module.__file__ for module in traced}
     made = plan(load_recipe(recipe))
 
