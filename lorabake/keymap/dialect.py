@@ -160,7 +160,7 @@ class Dialect:
 
     def speaks(self, keys: Iterator[str]) -> bool:
         """Tell whether a LoRA's keys are in this dialect."""
-        return any(re.search(self.mark, key) for key in keys)
+        return any(map(re.compile(self.mark).search, keys))
 
 
 def heads_of(config: Config) -> Heads | None:

@@ -47,7 +47,7 @@ def patterns(names: Iterable[str]) -> str:
 
 def flatten(name: str) -> str:
     """Write a module's name as in the lists of released models: numbers as `N`, dots as underscores, no wrappers."""
-    return _STEPS.sub("", re.sub(r"[./]", "_", pattern_of(name)))
+    return _STEPS.sub("", pattern_of(name).replace(".", "_").replace("/", "_"))
 
 
 def loosened(name: str) -> str:

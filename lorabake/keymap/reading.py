@@ -85,13 +85,14 @@ class Reader:
             for part, part_name in enumerate(name) if isinstance(name, tuple) else ((None, name),):
                 for template, parameter in _parameters(part_name):
                     self.index[template] = (row, part, parameter, below)
-        self.numbered: dict[str, list[str]] = {}
-        self.inside: list[str] = []
+        self.numbered: dict[str, list[tuple[str, list[str]]]] = {}
+        self.inside: list[tuple[str, list[str]]] = []
         for template in sorted(self.index, key=lambda template: template.count("{}")):
-            if any("{}" in word and word != "{}" for word in template.split(".")):
-                self.inside.append(template)
+            holes = template.split(".")
+            if any("{}" in hole and hole != "{}" for hole in holes):
+                self.inside.append((template, holes))
             else:
-                self.numbered.setdefault(numbered(template.split(".")), []).append(template)
+                self.numbered.setdefault(numbered(holes), []).append((template, holes))
 
     def matches(self, key: str) -> Iterator[Match]:
         """Yield the match of a tensor name; nothing for other parameters of a module that some layout splits."""
@@ -105,22 +106,26 @@ class Reader:
         elif match.parameter:
             yield match
 
-    def _templates(self, words: list[str]) -> Iterator[str]:
-        """Yield the templates that fit these words, those with the fewest `{}` first."""
-        for template in self.numbered.get(numbered(words), ()):
-            if all(hole in ("{}", word) for hole, word in zip(template.split("."), words, strict=True)):
-                yield template
-        for template in self.inside:
-            if template.count(".") == len(words) - 1 and _numbers(template, words) is not None:
-                yield template
+    def _templates(self, words: list[str], marked: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Yield the templates that fit these words, and what fills their `{}`; those with the fewest first.
+
+        `marked` are the words as a template.
+        """
+        for template, holes in self.numbered.get(marked, ()):
+            pairs = list(zip(holes, words, strict=True))
+            if all(hole in ("{}", word) for hole, word in pairs):
+                yield template, tuple(word for hole, word in pairs if hole == "{}")
+        for template, holes in self.inside:
+            if len(holes) == len(words) and (numbers := _numbers(template, words)) is not None:
+                yield template, numbers
 
     def _walk(self, words: list[str], path: tuple[Row, ...], numbers: tuple[str, ...]) -> Match | None:
+        marks = [_marked(word) for word in words]
         for length in range(len(words), 0, -1):
             head, tail = words[:length], words[length:]
-            for template in self._templates(head):
-                hit = self.index[template]
-                row, part, parameter, below = hit
-                captured = numbers + (_numbers(template, head) or ())
+            for template, own in self._templates(head, ".".join(marks[:length])):
+                row, part, parameter, below = self.index[template]
+                captured = numbers + own
                 if below is not None and (match := below._walk(tail, (*path, row), captured)):
                     return match
                 if parameter is not None:
@@ -135,15 +140,15 @@ class Reader:
 
 def numbered(words: list[str]) -> str:
     """Return the template of a name, with `{}` for each word that is a number."""
-    return ".".join("{}" if word.isdigit() else word for word in words)
+    return ".".join(map(_marked, words))
+
+
+def _marked(word: str) -> str:
+    return "{}" if word.isdigit() else word
 
 
 def _numbers(template: str, words: list[str]) -> tuple[str, ...] | None:
-    """Return the numbers that fill the `{}` of a template; None if the words do not fit it."""
-    holes = template.split(".")
-    if all("{}" not in hole or hole == "{}" for hole in holes):  # mostly so, and no pattern is needed
-        pairs = list(zip(holes, words, strict=True))
-        return tuple(word for hole, word in pairs if hole == "{}")
+    """Return the numbers that fill the `{}` inside the words of a template; None if the words do not fit it."""
     match = re.fullmatch(re.escape(template).replace(r"\{\}", r"(\d+)"), ".".join(words))
     return match and match.groups()
 

@@ -99,6 +99,7 @@ def sort_tensors(
     unknown: list[Stored] = []
     rows = (*suffixes, *UNSUPPORTED)
     row_of: dict[str, int | None] = {}
+    modules_of: dict[str, str] = {}
     common, in_common = list[Stored](), re.compile("|".join(key for key, _, _ in shared) or r"(?!)")
     for info in map(seen, tensors):
         if in_common.fullmatch(info.key):
@@ -117,8 +118,10 @@ def sort_tensors(
         elif row >= len(suffixes):
             unsupported.setdefault(rows[row][1], []).append(info)
         else:
-            module = WRAPPED.sub("", key[: match.start()])
-            if slots.setdefault(module, {}).setdefault(rows[row][1], info) is not info:
+            name = key[: match.start()]
+            if name not in modules_of:
+                modules_of[name] = WRAPPED.sub("", name)
+            if slots.setdefault(modules_of[name], {}).setdefault(rows[row][1], info) is not info:
                 unknown.append(info)
     borrowed: dict[str, set[str]] = {name: set() for name in slots}
     idle, unlike = [], []

@@ -62,16 +62,15 @@ def has_rank(module: LoraModule) -> bool:
 
 def fits(module: LoraModule, sizes: Sequence[int]) -> bool:
     """Tell by shapes whether a module may hold parts of so many rows that each have a share of its rank."""
-    up = module.shapes.get("up", ())
-    if len(up) < 2 or not has_rank(module):
+    if "up" not in module.slots or not has_rank(module):
         return False
-    rank = module.shapes["down"][0]
+    up, rank = module.slots["up"].shape, module.slots["down"].shape[0]
     return up[:2] == (sum(sizes), rank) and rank % len(sizes) == 0
 
 
 def scale_of(module: LoraModule, alpha: float, parts: int = 1) -> float:
     """Return a module's scale where its alpha is over the rank of one of so many parts."""
-    return alpha * parts / module.shapes["down"][0]
+    return alpha * parts / module.slots["down"].shape[0]
 
 
 def may_be_apart(module: LoraModule, alpha: float, parts: int, scales: AbstractSet[float]) -> bool:

@@ -86,6 +86,8 @@ class View:
     @property
     def keys(self) -> tuple[str, ...]:
         """List the base tensors seen, each once, in the module's order."""
+        if len(self.regions) == 1:  # mostly so, and planning asks each view several times
+            return (self.regions[0].key,)
         return tuple(dict.fromkeys(region.key for region in self.regions))
 
     def spans(self, key: str | None = None) -> Iterator[Span]:

@@ -45,9 +45,12 @@ class TrainedApart:
 def trained_apart(lora: LoraSource, places: Callable[[str], list[Module]], base: BaseNames) -> TrainedApart:
     """Examine a whole file; `places` lists the modules of the base that a name may stand for."""
     said = split_qkv.said_by(lora.checkpoint.metadata)
-    fused, single = list[LoraModule](), list[LoraModule]()
+    single, is_asked = list[LoraModule](), False
     for module in lora.tensors.modules.values() if said is None and base.has_fused else ():
         if "alpha" in module.slots and split_qkv.has_rank(module) and (candidates := places(module.name)):
-            (fused if base.rows_of_parts(candidates[0]) else single).append(module)
-    scales = map(lora.evidence.scale_of, single if fused else ())
+            if sizes := base.rows_of_parts(candidates[0]):
+                is_asked = is_asked or split_qkv.fits(module, sizes)
+            else:
+                single.append(module)
+    scales = map(lora.evidence.scale_of, single if is_asked else ())
     return TrainedApart(said, frozenset(scale for scale in scales if scale is not None), lora.evidence, base)

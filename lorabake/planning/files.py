@@ -127,7 +127,7 @@ def _reshard(sources: Sources, part: Part, infos: Iterable[Stored], limit: int) 
 def _targets(sources: Sources, infos: Iterable[Stored], vae: Mapping[str, Stored], file: int) -> Iterator[Target]:
     offset, rounding = 0, sources.recipe.output.rounding
     for base in infos:
-        weight = replace(vae.get(base.key, base), key=base.key, name=base.name)
+        weight = replace(vae[base.key], key=base.key, name=base.name) if base.key in vae else base
         dtype = dtype_of(sources, base)
         is_rounded = not is_fixed(sources.packing, base) and not DTYPES[dtype].is_fine
         seed = rounding.seed if rounding.is_drawn and is_rounded else None

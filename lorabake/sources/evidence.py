@@ -150,10 +150,10 @@ class TensorEvidence:
 
         `scales` are those of the file's modules that are not fused.
         """
-        alpha = self._alpha_of(module)
-        if alpha is None or not split_qkv.fits(module, sizes):
+        if not split_qkv.fits(module, sizes):
             return False
-        if not split_qkv.may_be_apart(module, alpha, len(sizes), scales):
+        alpha = self._alpha_of(module)
+        if alpha is None or not split_qkv.may_be_apart(module, alpha, len(sizes), scales):
             return False
         up = module.slots["up"]
         if (up.key, sizes) not in self.blocks:
@@ -181,9 +181,10 @@ def read_tensors(
     """Read what matching may ask of a LoRA's tensors; `metadata` are the file's."""
     modules = tensors.modules.values()
     fused = split_qkv.fused_rows(key_map) if split_qkv.said_by(metadata) is None else frozenset[tuple[int, ...]]()
+    is_asked = any(split_qkv.fits(module, sizes) for module in modules for sizes in fused)
     numbers = {
         module.slots["alpha"].key: _number(module.slots["alpha"])
-        for module in (modules if fused else ())
+        for module in (modules if is_asked else ())
         if "alpha" in module.slots and split_qkv.has_rank(module)
     }
     blocks = dict(_blocks(modules, numbers, fused))

@@ -6,6 +6,7 @@ wrong things of themselves.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -50,8 +51,13 @@ class Released:
     def has(self, numbers: Numbers) -> bool:
         """Tell whether there is such a module; a prefix may have numbers before its own."""
         own = self._own(numbers)
-        boxes = (box for model in self.models for box in model)
-        return any(all(low <= number <= high for number, (low, high) in zip(own, box, strict=True)) for box in boxes)
+        for box in (box for model in self.models for box in model):
+            for number, (low, high) in zip(own, box, strict=True):
+                if not low <= number <= high:
+                    break
+            else:
+                return True
+        return False
 
     def has_in_a_longer_model(self, numbers: Numbers) -> bool:
         """Tell whether there would be such a module if there were more blocks in a row."""
@@ -253,19 +259,24 @@ def _fits(module: LoraModule, shape: tuple[int, ...]) -> bool:
 
 def _names_a_text_encoder(name: str) -> bool:
     """Tell whether the longest prefix of a name is a text encoder's in every family that has it."""
-    name = unwrapped(name)
-    return next((of_text for start, of_text in _prefixes() if name.startswith(start)), False)
+    prefix = _prefix().match(unwrapped(name))
+    return prefix is not None and _prefixes()[prefix[0]]
 
 
 @cache
-def _prefixes() -> tuple[tuple[str, bool], ...]:
-    """List what LoRA files put before modules, the longest first, and whether only text encoders have it."""
+def _prefixes() -> dict[str, bool]:
+    """Map what LoRA files put before modules to whether only text encoders have it."""
     found: dict[str, bool] = {}
     for part in (part for each in architectures() if not is_text(each) for part in each.components):
         for start in (*part.flat, *part.dotted):
             found[start] = found.get(start, True) and part.name.startswith("text_encoder")
-    longest_first = sorted(found.items(), key=lambda each: -len(each[0]))
-    return tuple((root + start, of_text) for start, of_text in longest_first for root in ("", PEFT_ROOT))
+    return {root + start: of_text for start, of_text in found.items() for root in ("", PEFT_ROOT)}
+
+
+@cache
+def _prefix() -> re.Pattern[str]:
+    """Match the longest prefix that a name has."""
+    return re.compile("|".join(map(re.escape, sorted(_prefixes(), key=len, reverse=True))))
 
 
 def _cuts(name: str) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 
 from lorabake.codecs.codec import Stored, Strange
@@ -11,7 +12,7 @@ from lorabake.codecs.plain import plain
 from lorabake.tensors.header import TensorInfo
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Packing:
     """Hold how a checkpoint's weights are stored that are no plain floats, by the weight's key.
 
@@ -27,7 +28,7 @@ class Packing:
     aside: frozenset[str] = frozenset()
     grown: Mapping[str, Stored] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def fixed(self) -> frozenset[str]:
         """Collect the keys of all tensors that no cast may touch: they stand for weights, or say how to read them."""
         keys = frozenset(chain.from_iterable(weight.keys for weight in self.known))
