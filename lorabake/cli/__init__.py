@@ -36,7 +36,7 @@ DEBUG = "LORABAKE_DEBUG"
 
 ERROR = Coloured("error: ", "red", bold=True)
 
-GARBAGE = 100_000
+GARBAGE = 500_000
 """How many new objects trigger Python's garbage collection; the default is 700 to 2,000."""
 
 

@@ -241,6 +241,7 @@ class Buffer:
                 pass
         if not self.is_pinned:
             self._memory = torch.empty(size, dtype=torch.uint8)
+        self._bytes = memoryview(self._memory.numpy())  # type: ignore[arg-type]
         self._copy: torch.Event | None = None
 
     @property
@@ -256,6 +257,11 @@ class Buffer:
         """Return the memory when it may be written to, after copies from it have ended."""
         self._wait()
         return self._memory
+
+    def bytes_to_fill(self) -> memoryview:
+        """Return the memory's bytes when they may be written to."""
+        self.to_fill()
+        return self._bytes
 
     def to_read(self) -> torch.Tensor:
         """Return the memory when it may be read, after copies into it have ended."""

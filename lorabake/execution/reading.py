@@ -58,10 +58,9 @@ class Loader:
         dtype = torch_dtype(info.dtype)
         size = (stop - start) * columns * dtype.itemsize
         buffer = self.lane.buffer("in", size)
-        raw = buffer.to_fill()[:size]
-        self._reader.read(info.file, info.start + start * columns * dtype.itemsize, bytes_of(raw))
+        self._reader.read(info.file, info.start + start * columns * dtype.itemsize, buffer.bytes_to_fill()[:size])
         self._seconds["read"] += time.perf_counter() - began
-        return buffer, raw.view(dtype)
+        return buffer, buffer.to_read()[:size].view(dtype)
 
     def widened(self, buffer: Buffer, source: torch.Tensor, *, fresh: bool = False) -> torch.Tensor:
         """Bring values in a buffer into the compute dtype on the device; into the worker's own unless `fresh`."""

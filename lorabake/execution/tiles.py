@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -41,6 +42,7 @@ def tiles_of(rows: int, columns: int, values: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, rows)
 
 
+@cache
 def torch_dtype(name: str) -> torch.dtype:
     """Return torch's dtype by SafeTensors' name; raise TypeError where torch has none."""
     dtype = getattr(torch, str(DTYPES[name].torch), None)

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from lorabake.execution.parts import FEW, Place
 from lorabake.planning.steps import Step
 
-WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Signed integer dtypes by their bytes."""
+WHOLE = {
+    dtype.itemsize: (dtype, torch.iinfo(dtype).min) for dtype in (torch.int8, torch.int16, torch.int32, torch.int64)
+}
+"""Signed integer dtypes by their bytes, with their smallest values."""
 
 
 Zeros = torch.Tensor | NDArray[np.intp] | None
@@ -25,8 +27,8 @@ def negative_zeros(stored: torch.Tensor) -> Zeros:
 
     In every dtype, its bits are those of the smallest signed integer.
     """
-    codes = stored.view(WHOLE[stored.itemsize])
-    least = torch.iinfo(codes.dtype).min
+    dtype, least = WHOLE[stored.itemsize]
+    codes = stored.view(dtype)
     if not codes.is_cpu:
         found = (codes == least).nonzero().view(-1)
         return found if len(found) else None

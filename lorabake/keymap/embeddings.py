@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 from lorabake.codecs.codec import Stored
 from lorabake.tensors.dtypes import DTYPES
-from lorabake.tensors.header import Described, TensorInfo
-from lorabake.tensors.pickles.state_dict import EMBEDDING
+from lorabake.tensors.header import EMBEDDING, Described, TensorInfo
 
 ALONE = "emb_params"
 

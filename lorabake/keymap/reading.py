@@ -93,6 +93,7 @@ class Reader:
                 self.inside.append((template, holes))
             else:
                 self.numbered.setdefault(numbered(holes), []).append((template, holes))
+        self.lengths = sorted({template.count(".") + 1 for template in self.index}, reverse=True)
 
     def matches(self, key: str) -> Iterator[Match]:
         """Yield the match of a tensor name; nothing for other parameters of a module that some layout splits."""
@@ -112,16 +113,15 @@ class Reader:
         `marked` are the words as a template.
         """
         for template, holes in self.numbered.get(marked, ()):
-            pairs = list(zip(holes, words, strict=True))
-            if all(hole in ("{}", word) for hole, word in pairs):
-                yield template, tuple(word for hole, word in pairs if hole == "{}")
+            if template == marked or all(hole in ("{}", word) for hole, word in zip(holes, words, strict=True)):
+                yield template, tuple([word for hole, word in zip(holes, words, strict=True) if hole == "{}"])
         for template, holes in self.inside:
             if len(holes) == len(words) and (numbers := _numbers(template, words)) is not None:
                 yield template, numbers
 
     def _walk(self, words: list[str], path: tuple[Row, ...], numbers: tuple[str, ...]) -> Match | None:
         marks = [_marked(word) for word in words]
-        for length in range(len(words), 0, -1):
+        for length in (length for length in self.lengths if length <= len(words)):
             head, tail = words[:length], words[length:]
             for template, own in self._templates(head, ".".join(marks[:length])):
                 row, part, parameter, below = self.index[template]

@@ -6,7 +6,6 @@ wrong things of themselves.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -259,24 +258,26 @@ def _fits(module: LoraModule, shape: tuple[int, ...]) -> bool:
 
 def _names_a_text_encoder(name: str) -> bool:
     """Tell whether the longest prefix of a name is a text encoder's in every family that has it."""
-    prefix = _prefix().match(unwrapped(name))
-    return prefix is not None and _prefixes()[prefix[0]]
+    name = unwrapped(name)
+    if not name.startswith(_text_prefixes()):  # most are a network's
+        return False
+    return next(of_text for prefix, of_text in _prefixes() if name.startswith(prefix))
 
 
 @cache
-def _prefixes() -> dict[str, bool]:
-    """Map what LoRA files put before modules to whether only text encoders have it."""
+def _prefixes() -> tuple[tuple[str, bool], ...]:
+    """List what LoRA files put before modules, the longest first, and whether only text encoders have it."""
     found: dict[str, bool] = {}
     for part in (part for each in architectures() if not is_text(each) for part in each.components):
         for start in (*part.flat, *part.dotted):
             found[start] = found.get(start, True) and part.name.startswith("text_encoder")
-    return {root + start: of_text for start, of_text in found.items() for root in ("", PEFT_ROOT)}
+    rooted = ((root + start, of_text) for start, of_text in found.items() for root in ("", PEFT_ROOT))
+    return tuple(sorted(rooted, key=lambda each: -len(each[0])))
 
 
 @cache
-def _prefix() -> re.Pattern[str]:
-    """Match the longest prefix that a name has."""
-    return re.compile("|".join(map(re.escape, sorted(_prefixes(), key=len, reverse=True))))
+def _text_prefixes() -> tuple[str, ...]:
+    return tuple(prefix for prefix, of_text in _prefixes() if of_text)
 
 
 def _cuts(name: str) -> Iterator[tuple[str, str]]:

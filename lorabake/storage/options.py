@@ -215,6 +215,8 @@ def _walked(value: object, path: str = "", names: tuple[str, ...] = ()) -> Itera
 
 def read_options(statements: Iterable[Statement]) -> dict[str, object] | str:
     """Return what statements about one model say of the options that formats look at; where two differ, say so."""
+    if not (statements := tuple(statements)):
+        return {}  # formats are imported where there is something to ask them
     return merged(statements, ("quant_method", *sorted(frozenset().union(*(codec.options for codec in codecs())))))
 
 

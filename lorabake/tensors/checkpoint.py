@@ -14,7 +14,6 @@ from pathlib import Path
 
 from lorabake.errors import FileError
 from lorabake.machine import unreadable
-from lorabake.tensors import gguf, npz, pickles
 from lorabake.tensors.header import Header, TensorInfo, check_count
 from lorabake.tensors.links import files_below, listed
 from lorabake.tensors.reader import is_folder, is_there
@@ -298,15 +297,25 @@ def _part(path: Path, folder: str) -> Part:
 
 
 def _read_file(path: Path) -> Header:
-    is_pickle = False
-    if path.suffix.lower() in PICKLE_SUFFIXES and os.path.isfile(path):
+    """Read the header of a file of any format; a format's reader is imported where a file of it is read."""
+    suffix = path.suffix.lower() if os.path.isfile(path) else ""
+    if suffix == ".gguf":
+        from lorabake.tensors.gguf import open_gguf
+
+        return open_gguf(path)
+    if suffix == ".npz":
+        from lorabake.tensors.npz import open_npz
+
+        return open_npz(path)
+    if suffix in PICKLE_SUFFIXES:
+        from lorabake.tensors.pickles import MAGICS, open_pickle
+
+        begins = b""
         with suppress(OSError), path.open("rb") as file:  # read_header reports the fault
-            is_pickle = file.read(4).startswith(pickles.MAGICS)
-    if path.suffix.lower() == ".gguf" and os.path.isfile(path):
-        return gguf.open_gguf(path)
-    if path.suffix.lower() == ".npz" and os.path.isfile(path):
-        return npz.open_npz(path)
-    return pickles.open_pickle(path) if is_pickle else read_header(path)
+            begins = file.read(4)
+        if begins.startswith(MAGICS):
+            return open_pickle(path)
+    return read_header(path)
 
 
 def _qualified(header: Header, folder: str) -> Header:

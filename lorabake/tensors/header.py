@@ -22,6 +22,9 @@ MAX_TENSORS = 2_000_000
 MAX_DIMENSIONS = 64
 """Most dimensions of a tensor; torch has the same limit. It also bounds the product of a hostile shape."""
 
+EMBEDDING = "<embed>"
+"""Marks a learned embedding in cloneofsimo's metadata: {"<s1>": "<embed>"}."""
+
 Fingerprint = tuple[int, ...]
 """Identifies a version of a file: device, inode, size, and the times of change of content and of status (ns).
 

@@ -241,7 +241,9 @@ def _checked_entry(path: Path, key: str, entry: object, data_start: int) -> Tens
 
 
 def _are_counts(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < _LIMIT for item in value)
+    if not isinstance(value, list) or not {*map(type, value)} <= {int}:
+        return False
+    return not value or (min(value) >= 0 and max(value) < _LIMIT)
 
 
 def _check_layout(path: Path, tensors: Iterable[TensorInfo], data_start: int, size: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from lorabake.errors import FileError
-from lorabake.tensors.header import MAX_HEADER
+from lorabake.tensors.header import EMBEDDING, MAX_HEADER
 from lorabake.tensors.pickles.machine import Inert
 from lorabake.tensors.pickles.names import Foreign, Tensor
 from lorabake.visible import some
@@ -21,9 +21,6 @@ _TRAINING_STATE = {
     "lr_schedulers",
     "optimizer_states",
 }
-
-EMBEDDING = "<embed>"
-"""Marks a learned embedding in cloneofsimo's metadata: {"<s1>": "<embed>"}."""
 
 _MAX_NAME: Final = 1 << 16
 """Most letters of a tensor's name, including the names of the dicts around it."""
