@@ -16,6 +16,7 @@ import pytest
 
 from lorabake import RunOptions, bake, load_recipe, plan
 from lorabake.errors import TargetError
+from lorabake.keymap import split_qkv
 from lorabake.keymap.slots import LoraModule
 from lorabake.matching.ledger import Ledger
 from lorabake.planning import Plan
@@ -197,6 +198,16 @@ def test_evidence_is_needed_where_values_decide(tmp_path: Path) -> None:
                 NotReadError, match="was not read as evidence before planning\nThis is a fault of lorabake"
             ):
                 plan_of(replace(sources, loras=(less,)))
+
+
+def test_alphas_are_read_only_where_a_module_may_hold_several(tmp_path: Path) -> None:
+    sources = resolve(load_recipe(plain(tmp_path)))
+    (lora,) = sources.loras
+    assert split_qkv.fused_rows(sources.key_map)
+    assert any("alpha" in module.slots for module in lora.tensors.modules.values())
+    assert lora.evidence.numbers == {}
+    planned = plan_of(sources)
+    assert [patch.parts for step in planned.steps for patch in step.patches] == [1] * len(lora.tensors.modules)
 
 
 def test_a_file_that_nobody_read_is_an_error(tmp_path: Path) -> None:
