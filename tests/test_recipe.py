@@ -17,7 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorabake.errors import RecipeError
-from lorabake.recipe import MAX_BYTES, Base, Lora, Recipe, load_recipe, parse_recipe, recipe_schema
+from lorabake.recipe import (
+    MAX_BYTES,
+    Base,
+    Lora,
+    Recipe,
+    load_recipe,
+    parse_recipe,
+    recipe_of,
+    recipe_schema,
+    values_of,
+)
 
 BAD = sorted((Path(__file__).parent / "recipes" / "bad").glob("*.yaml"))
 FOLDER = Path("/models")
@@ -532,3 +542,33 @@ def test_negative_zero_survives() -> None:
     strength = parse(with_strength("-0.0")).loras[0].strength
     assert isinstance(strength, float)
     assert math.copysign(1, strength) == -1
+
+
+# -- Python's own values -------------------------------------------------------------------------------
+
+
+def test_python_values_make_the_same_recipe() -> None:
+    data = {
+        "version": 1,
+        "base": Path("base.safetensors"),
+        "loras": ["style.safetensors"],
+        "output": {"path": "out.safetensors"},
+    }
+    assert recipe_of(values_of(data, "recipe"), FOLDER) == parse_recipe(SHORT, FOLDER)
+
+
+def test_faults_in_python_values_name_their_spot() -> None:
+    data = {"version": 1, "base": "b", "loras": ["a", {"path": "c", "strenght": 1, 7: 2}], "output": {"path": "o"}}
+    with pytest.raises(RecipeError) as caught:
+        recipe_of(values_of(data, "recipe"), FOLDER)
+    assert [*caught.value.lines] == [
+        'recipe["loras"][1]: a key must be text, found the number 7',
+        """recipe["loras"][1]["strenght"]: unknown key 'strenght', did you mean 'strength'?""",
+    ]
+
+
+def test_endless_python_values_are_refused() -> None:
+    endless: list[object] = []
+    endless.append(endless)
+    with pytest.raises(RecipeError, match="nested more than 64 deep"):
+        recipe_of(values_of(endless, "recipe"), FOLDER)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from lorabake.errors import FileError, RecipeError
 from lorabake.recipe.faults import explained
 from lorabake.recipe.models import Base, Lora, Method, Output, Recipe, Source, Verify, recipe_schema
-from lorabake.recipe.values import read_values
+from lorabake.recipe.values import Values, read_values, values_of
 from lorabake.recipe.words import error_at, mark_after
 from lorabake.tensors.small import read_small
 from lorabake.visible import the_rest
@@ -27,7 +27,9 @@ __all__ = [
     "Verify",
     "load_recipe",
     "parse_recipe",
+    "recipe_of",
     "recipe_schema",
+    "values_of",
 ]
 
 MAX_BYTES = 1 << 20
@@ -56,14 +58,18 @@ def load_recipe(path: str | Path) -> Recipe:
 
 def parse_recipe(text: str, folder: Path, name: str = "recipe") -> Recipe:
     """Read a recipe's text; `name` stands for the file in error messages."""
-    values = read_values(text, name)
+    return recipe_of(read_values(text, name), folder)
+
+
+def recipe_of(values: Values, folder: Path) -> Recipe:
+    """Make a recipe of values, whoever wrote them; relative paths in it start from `folder`."""
     faults = [*values.faults]
     try:
         recipe = Recipe.model_validate(values.data)
     except ValidationError as error:
         faults += (explained(each, values) for each in error.errors(include_url=False))
     if faults:
-        faults.sort(key=lambda fault: (fault.mark.line, fault.mark.column))
+        faults.sort(key=lambda fault: (fault.spot.line, fault.spot.column))
         told = [fault.line for fault in faults[:MAX_FAULTS]]
         told += [the_rest(len(faults) - MAX_FAULTS, "more faults")] if len(faults) > MAX_FAULTS else []
         raise RecipeError(*told)

@@ -40,19 +40,19 @@ def explained(error: ErrorDetails, values: Values) -> Fault:
     """Turn pydantic's error into a fault with its place in the recipe, in the user's words."""
     context, given, hint = error.get("ctx", {}), error["input"], ""
     place = _written(context.get("at", error["loc"]), values)
-    mark = values.marks[place]
+    spot = values.spots[place]
     name = _name(place)
     match error["type"]:
         case "missing":
             where = f" in {name}" if name in place else ""
-            return Fault(mark, f"missing key {quoted(str(error['loc'][-1]))}{where}")
+            return Fault(spot, f"missing key {quoted(str(error['loc'][-1]))}{where}")
         case "extra_forbidden":
             key = str(place[-1])
             return Fault(values.keys[place], f"unknown key {quoted(key)}{_did_you_mean(key, _known_keys(place))}")
         case "nothing_to_bake" | "method_and" | "method_field":
-            return Fault(mark, error["msg"])
+            return Fault(spot, error["msg"])
         case "too_short":
-            return Fault(mark, f"{name} must not be empty")
+            return Fault(spot, f"{name} must not be empty")
         case "literal_error":
             expected = context["expected"].replace("'", "")
             hint = _did_you_mean(given, re.findall(r"'(\w+)'", context["expected"]))
@@ -60,14 +60,14 @@ def explained(error: ErrorDetails, values: Values) -> Fault:
             expected = _PATTERN_WORDS[context["pattern"]]
         case kind:
             expected = _WORDS.get(kind, error["msg"]).format(**context)
-    return Fault(mark, f"{name} must be {expected}, found {found(given)}{hint}")
+    return Fault(spot, f"{name} must be {expected}, found {found(given)}{hint}")
 
 
 def _written(location: Place, values: Values) -> Place:
     """Remove from a location what the user didn't write: the branch of a union, the `path` of a plain string."""
     place: Place = ()
     for part in location:
-        if (*place, part) in values.marks:
+        if (*place, part) in values.spots:
             place = (*place, part)
     return place
 

@@ -1,11 +1,12 @@
-"""Read the values of a recipe's YAML with their positions in the text.
+"""Read the values of a recipe with the spots where they were written: from YAML, or from Python's own values.
 
-The text is read node by node, so that every fault can be reported with its line and column. Tags, unlimited nesting
-and excessive aliases are refused. Scalars follow the core schema of YAML 1.2.
+YAML's text is read node by node, so that every fault can be reported with its line and column. Tags, unlimited
+nesting and excessive aliases are refused. Scalars follow the core schema of YAML 1.2.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from typing import TypeAlias
 
 import yaml
 
-from lorabake.recipe.words import Fault, error_at, found, mark_after, quoted
+from lorabake.errors import RecipeError
+from lorabake.recipe.words import Fault, Spot, error_at, found, mark_after, quoted
 
 MAX_DEPTH = 64
 MAX_VALUES = 10_000
@@ -24,19 +26,49 @@ Place: TypeAlias = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """Hold a recipe's plain data, where its keys stand and where its values do (`marks`), and the faults of keys."""
+    """Hold a recipe's plain data, where its keys stand and where its values do (`spots`), and the faults of keys."""
 
     data: object
-    keys: Mapping[Place, yaml.Mark]
-    marks: Mapping[Place, yaml.Mark]
-    faults: tuple[Fault, ...]
+    keys: Mapping[Place, Spot]
+    spots: Mapping[Place, Spot]
+    faults: tuple[Fault, ...] = ()
 
 
 def read_values(text: str, name: str) -> Values:
     """Read the only document of a text; `name` stands for the file in messages."""
     tree = _Tree()
     data = tree.build(_compose(text, name))
-    return Values(data, tree.keys, tree.marks, tuple(tree.faults))
+    return Values(data, tree.keys, tree.spots, tuple(tree.faults))
+
+
+def values_of(data: object, name: str) -> Values:
+    """Take a recipe's values from Python's mappings and sequences, whose spots begin with `name`: name["loras"][0].
+
+    Sequences become tuples, as they do in YAML, and paths become text.
+    """
+    spots: dict[Place, Spot] = {}
+    faults: list[Fault] = []
+
+    def taken(value: object, place: Place, spot: str) -> object:
+        spots[place] = Spot(spot)
+        if len(place) > MAX_DEPTH:
+            raise RecipeError(Fault(Spot(spot), f"nested more than {MAX_DEPTH} deep").line)
+        match value:
+            case Mapping():
+                faults.extend(_no_text(Spot(spot), key) for key in value if not isinstance(key, str))
+                named = {key: item for key, item in value.items() if isinstance(key, str)}
+                return {key: taken(item, (*place, key), f'{spot}["{key}"]') for key, item in named.items()}
+            case list() | tuple():
+                return tuple(taken(item, (*place, index), f"{spot}[{index}]") for index, item in enumerate(value))
+            case os.PathLike():
+                return os.fspath(value)
+        return value
+
+    return Values(taken(data, (), name), spots, spots, tuple(faults))
+
+
+def _no_text(spot: Spot, key: object) -> Fault:
+    return Fault(spot, f"a key must be text, found {found(key)}")
 
 
 def _compose(text: str, name: str) -> yaml.Node:
@@ -86,14 +118,15 @@ class _Tree:
 
     def __init__(self) -> None:
         self.faults: list[Fault] = []
-        self.keys: dict[Place, yaml.Mark] = {}
-        self.marks: dict[Place, yaml.Mark] = {}
+        self.keys: dict[Place, Spot] = {}
+        self.spots: dict[Place, Spot] = {}
         self._open: set[yaml.Node] = set()
         self._count = 0
 
     def build(self, node: yaml.Node, place: Place = ()) -> object:
         """Read a node with all nodes below it; sequences become tuples."""
-        mark = self.marks[place] = node.start_mark
+        mark = node.start_mark
+        self.spots[place] = Spot.of(mark)
         if node in self._open:
             raise error_at(mark, "an alias stands inside what it stands for")
         self._count += 1
@@ -113,13 +146,13 @@ class _Tree:
 
     def _items(self, node: yaml.MappingNode, place: Place) -> Iterator[tuple[str, object]]:
         for key_node, value_node in node.value:
-            key, mark = _plain(key_node), key_node.start_mark
+            key, spot = _plain(key_node), Spot.of(key_node.start_mark)
             if not isinstance(key, str):
-                self.faults.append(Fault(mark, f"a key must be text, found {found(key)}"))
+                self.faults.append(_no_text(spot, key))
             elif first := self.keys.get((*place, key)):
-                self.faults.append(Fault(mark, f"duplicate key {quoted(key)}, first on line {first.line + 1}"))
+                self.faults.append(Fault(spot, f"duplicate key {quoted(key)}, first on line {first.line + 1}"))
             else:
-                self.keys[*place, key] = mark
+                self.keys[*place, key] = spot
                 yield key, self.build(value_node, (*place, key))
 
 

@@ -1,4 +1,4 @@
-"""Name places and values in the faults of a recipe."""
+"""Name spots and values in the faults of a recipe."""
 
 from __future__ import annotations
 
@@ -11,21 +11,38 @@ from lorabake.errors import RecipeError
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """Hold what is wrong at one place of a recipe."""
+class Spot:
+    """Say where a value was written: recipe.yaml:3:7. What has no lines is a name alone, such as --lora 2."""
 
-    mark: yaml.Mark
+    name: str
+    line: int = -1
+    column: int = -1
+
+    @classmethod
+    def of(cls, mark: yaml.Mark) -> Spot:
+        """Take over a position that YAML's reader gives."""
+        return cls(str(mark.name), mark.line, mark.column)
+
+    def __str__(self) -> str:
+        return self.name if self.line < 0 else f"{self.name}:{self.line + 1}:{self.column + 1}"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Hold what is wrong at one spot of a recipe."""
+
+    spot: Spot
     message: str
 
     @property
     def line(self) -> str:
         """Return the fault as a line: recipe.yaml:3:7: unknown key 'strenght'."""
-        return f"{self.mark.name}:{self.mark.line + 1}:{self.mark.column + 1}: {self.message}"
+        return f"{self.spot}: {self.message}"
 
 
 def error_at(mark: yaml.Mark, message: str) -> RecipeError:
     """Return the error for a fault after which nothing more can be read."""
-    return RecipeError(Fault(mark, message).line)
+    return RecipeError(Fault(Spot.of(mark), message).line)
 
 
 def mark_after(name: str, before: str) -> yaml.Mark:
