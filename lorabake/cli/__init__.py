@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from functools import cache
 from importlib.abc import InspectLoader
 
@@ -110,14 +111,17 @@ def lorabake() -> None:
     """
 
 
-def main() -> None:
-    """Run the command line; turn every expected failure into one message and its exit code."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; turn every expected failure into one message and its exit code.
+
+    Without `arguments`, take the process's own.
+    """
     interruption.listen()
     tame_libraries()
     try:
         try:
             with worded():
-                code = lorabake.main(standalone_mode=False)
+                code = lorabake.main(arguments, prog_name="lorabake", standalone_mode=False)
         finally:
             interruption.ignore()
         sys.stdout.flush()

@@ -1,0 +1,1 @@
+"""Typical mistakes, and exactly what lorabake answers: see README.md."""
