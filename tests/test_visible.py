@@ -61,9 +61,9 @@ def test_nothing_that_steers_a_terminal_is_left() -> None:
 
 
 def test_each_argument_of_an_error_is_a_line() -> None:
-    error = FileError("a\nTRUE: forged", "advice\x1b[2J")
-    assert error.lines == ("a\\nTRUE: forged", "advice\\x1b[2J")
-    assert str(error) == "a\nTRUE: forged\nadvice\x1b[2J"
+    error = FileError("a\nVerified: forged", "advice\x1b[2J")
+    assert error.lines == ("a\\nVerified: forged", "advice\\x1b[2J")
+    assert str(error) == "a\nVerified: forged\nadvice\x1b[2J"
     assert FileError().lines == ("FileError",)
     assert lines_of("file\n: ", "why\nadvice") == ["file\n: why", "advice"]
 

@@ -20,7 +20,7 @@ from lorabake.errors import INTERNAL, RecipeError, SurroundingsError, TargetErro
 from lorabake.recipe import load_recipe
 from lorabake.verification import ORDER, STAGES, VerifyOptions, embedded_recipe
 from lorabake.verification import verify as run_verify
-from lorabake.verification.findings import Finding, SampleOptions, Status, Verification
+from lorabake.verification.findings import Finding, SampleOptions, Status, Verdict, Verification
 
 COLOURS = {
     Status.PASS: "green",
@@ -29,6 +29,13 @@ COLOURS = {
     Status.ERROR: "magenta",
     Status.FAIL: "red",
 }
+VERDICTS = {
+    Verdict.VERIFIED: ("green", " is what its recipe says"),
+    Verdict.MISMATCH: ("red", " is not what its recipe says"),
+    Verdict.NOT_FINISHED: ("magenta", ""),
+    Verdict.NOT_CHECKED: ("yellow", ""),
+}
+"""The colour of each verdict, and what is said of the file."""
 
 
 @click.command(context_settings=CONTEXT)
@@ -163,15 +170,8 @@ def _lines(verification: Verification, *, quiet: bool) -> Iterator[tuple[Part, .
     counts = {status: sum(row.status is status for row in verification.findings) for status in Status}
     told = ", ".join(f"{count} {status.value}" for status, count in counts.items() if count)
     name = shown(verification.baked)
-    match verification.status, verification.exit_code:
-        case Status.FAIL, _:
-            yield Coloured("DIFFERENT", "red", bold=True), f": {name} is not what its recipe says ({told})"
-        case Status.ERROR, _:
-            yield Coloured("NOT FINISHED", "magenta", bold=True), f": {name} ({told})"
-        case _, 0:
-            yield Coloured("TRUE", "green", bold=True), f": {name} is what its recipe says ({told})"
-        case _:
-            yield Coloured("NOT CHECKED", "yellow", bold=True), f": {name} ({told})"
+    colour, meaning = VERDICTS[verification.verdict]
+    yield Coloured(verification.verdict.word, colour, bold=True), f": {name}{meaning} ({told})"
 
 
 def _line(finding: Finding) -> tuple[Part, ...]:

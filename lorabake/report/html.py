@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from lorabake.report import plots
 from lorabake.report.pictures import amplified, data_uri, distance, gain
-from lorabake.report.wording import MODELS, by_stage, by_status, encode, figure, headline, largest, sentence, tally
+from lorabake.report.wording import MEANINGS, MODELS, by_stage, by_status, encode, figure, largest, sentence, tally
 from lorabake.verification.findings import Effect, Finding, Status
 from lorabake.visible import counted, visible
 
@@ -94,13 +94,11 @@ def render(verification: Verification) -> bytes:
         "largest": largest,
     }
     style, script = (Markup(loader.get_source(environment, name)[0]) for name in ("style.css", "script.js"))
-    word, meaning = headline(verification)
     samples = verification.samples
     page = environment.get_template("page.html.j2").render(
         verification=verification,
         plan=verification.plan and verification.plan.report(),
-        word=word,
-        meaning=meaning,
+        meaning=MEANINGS[verification.verdict],
         counts=by_status(verification.findings),
         stages=by_stage(verification),
         loud=[

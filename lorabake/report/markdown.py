@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from lorabake.report import grid
 from lorabake.report.pictures import gain
-from lorabake.report.wording import MODELS, by_stage, encode, figure, headline, largest, sentence, tally
-from lorabake.verification.findings import Finding, Status
+from lorabake.report.wording import MEANINGS, MODELS, by_stage, encode, figure, largest, sentence, tally
+from lorabake.verification.findings import Finding, Status, Verdict
 from lorabake.visible import visible
 
 if TYPE_CHECKING:
@@ -21,14 +21,15 @@ MOST_ROWS = 50
 ADDRESS = r"(?<![a-z])(?:www(?=\.)|(?:https?|ftp|mailto|xmpp)(?=:))|@(?=\w)"
 """Matches what GitHub turns into a link in plain text: an address, or a user's name."""
 
+VERDICT_SIGNS = {Verdict.VERIFIED: "✅", Verdict.MISMATCH: "❌", Verdict.NOT_FINISHED: "💥", Verdict.NOT_CHECKED: "⏭️"}
 SIGNS = {Status.FAIL: "❌ fail", Status.ERROR: "💥 error", Status.WARN: "⚠️ warn"}
 
 
 def render(verification: Verification) -> bytes:
     """Write the verdict, what failed or warned, counts by stage and the samples' figures."""
-    word, meaning = headline(verification)
-    sign = {"TRUE": "✅", "DIFFERENT": "❌", "NOT FINISHED": "💥"}.get(word, "⏭️")
-    lines = [f"## {sign} {word}: {meaning}", "", f"`lorabake verify`: {escaped(str(verification.baked))}", ""]
+    verdict = verification.verdict
+    lines = [f"## {VERDICT_SIGNS[verdict]} {verdict.word}: {MEANINGS[verdict]}", ""]
+    lines += [f"`lorabake verify`: {escaped(str(verification.baked))}", ""]
     lines += [*_counts(verification), ""]
     loud = [finding for finding in verification.findings if finding.status in SIGNS]
     if loud:

@@ -1,7 +1,7 @@
 """The report for programs: report.json.
 
     version       1; it rises when a key changes its meaning or goes away
-    verdict       "TRUE", "DIFFERENT", "NOT FINISHED" (a stage broke off) or "NOT CHECKED"
+    verdict       "verified", "mismatch", "not_finished" (a stage broke off) or "not_checked"
     exit_code     the command's
     baked         the file's path
     counts        findings by status: pass, skip, warn, fail; error where a stage broke off
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from lorabake.report import grid
 from lorabake.report.pictures import gain
-from lorabake.report.wording import by_status, headline
+from lorabake.report.wording import by_status
 from lorabake.verification.findings import Status
 from lorabake.visible import visible_json
 
@@ -48,7 +48,7 @@ def compose(verification: Verification) -> dict[str, object]:
     plan, samples = verification.plan, verification.samples
     content = {
         "version": 1,
-        "verdict": headline(verification)[0],
+        "verdict": verification.verdict,
         "exit_code": verification.exit_code,
         "baked": str(verification.baked),
         "counts": {

@@ -7,21 +7,19 @@ from collections import Counter
 from collections.abc import Iterable
 
 from lorabake.verification import ORDER, STAGES
-from lorabake.verification.findings import Finding, Status, Verification
+from lorabake.verification.findings import Finding, Status, Verdict, Verification
 
 MODELS = {"base": "base", "runtime": "run time", "floor": "rounded", "baked": "baked"}
 """What a reader sees for each model that was sampled, in the order of the report."""
 
 
-def headline(verification: Verification) -> tuple[str, str]:
-    """Return the verdict as one word and a sentence."""
-    if verification.status is Status.FAIL:
-        return "DIFFERENT", "this file is not what the recipe says"
-    if verification.status is Status.ERROR:
-        return "NOT FINISHED", "no difference was found, but a stage broke off"
-    if not {Status.PASS, Status.WARN} & {finding.status for finding in verification.findings}:
-        return "NOT CHECKED", "no check could be made"
-    return "TRUE", "this file is what the recipe says"
+MEANINGS = {
+    Verdict.VERIFIED: "this file is what the recipe says",
+    Verdict.MISMATCH: "this file is not what the recipe says",
+    Verdict.NOT_FINISHED: "no difference was found, but a stage broke off",
+    Verdict.NOT_CHECKED: "no check could be made",
+}
+"""What each verdict means, as a clause."""
 
 
 def by_status(findings: Iterable[Finding]) -> dict[Status, int]:

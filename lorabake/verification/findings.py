@@ -38,6 +38,20 @@ class Status(StrEnum):
         return list(Status).index(self)
 
 
+class Verdict(StrEnum):
+    """Sum up a verification. Programs read the value ("not_finished"), people the `word` ("Not finished")."""
+
+    VERIFIED = "verified"
+    MISMATCH = "mismatch"
+    NOT_FINISHED = "not_finished"
+    NOT_CHECKED = "not_checked"
+
+    @property
+    def word(self) -> str:
+        """Return the verdict as the command line and the report show it."""
+        return self.value.replace("_", " ").capitalize()
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """State one row of the verdict.
@@ -204,6 +218,16 @@ class Verification:
     def is_true(self) -> bool:
         """Tell whether no check found a difference and every stage finished."""
         return self.status not in (Status.FAIL, Status.ERROR)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return the answer: is the checkpoint what the recipe says? A skipped check answers nothing."""
+        if self.status is Status.FAIL:
+            return Verdict.MISMATCH
+        if self.status is Status.ERROR:
+            return Verdict.NOT_FINISHED
+        checked = any(finding.status in (Status.PASS, Status.WARN) for finding in self.findings)
+        return Verdict.VERIFIED if checked else Verdict.NOT_CHECKED
 
     @property
     def exit_code(self) -> int:

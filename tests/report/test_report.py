@@ -22,7 +22,7 @@ from lorabake.errors import SurroundingsError
 from lorabake.report import plots
 from lorabake.report.markdown import MOST_ROWS
 from lorabake.report.pictures import amplified, gain, png
-from lorabake.verification.findings import Effect, Finding, Status, Verification
+from lorabake.verification.findings import Effect, Finding, Status, Verdict, Verification
 from tests.report import example
 
 
@@ -68,24 +68,25 @@ def test_forms_are_written_and_the_same_again(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("findings", "word"),
+    ("findings", "verdict"),
     [
-        (example.PASSED, "TRUE"),
-        ((*example.PASSED, example.FAINT), "TRUE"),
-        ((*example.PASSED, example.WRONG), "DIFFERENT"),
-        ((), "NOT CHECKED"),
-        ((Finding("samples.skipped", Status.SKIP, "x"),), "NOT CHECKED"),
+        (example.PASSED, Verdict.VERIFIED),
+        ((*example.PASSED, example.FAINT), Verdict.VERIFIED),
+        ((*example.PASSED, example.WRONG), Verdict.MISMATCH),
+        ((), Verdict.NOT_CHECKED),
+        ((Finding("samples.skipped", Status.SKIP, "x"),), Verdict.NOT_CHECKED),
     ],
 )
-def test_all_forms_have_one_verdict(findings: tuple[Finding, ...], word: str, tmp_path: Path) -> None:
+def test_all_forms_have_one_verdict(findings: tuple[Finding, ...], verdict: Verdict, tmp_path: Path) -> None:
     verification = replace(example.true(), findings=findings)
     texts = written(verification, tmp_path)
     record = json.loads(texts["json"])
-    assert (record["verdict"], record["exit_code"]) == (word, verification.exit_code)
-    assert f"<strong>{word}</strong>" in texts["html"]
-    assert f" {word}: " in texts["markdown"].splitlines()[0]
+    assert (record["verdict"], record["exit_code"]) == (verdict.value, verification.exit_code)
+    assert f"<strong>{verdict.word}</strong>" in texts["html"]
+    assert f"<title>{verdict.word}: " in texts["html"]
+    assert f" {verdict.word}: " in texts["markdown"].splitlines()[0]
     failures = int(ElementTree.fromstring(texts["junit"]).get("failures", ""))
-    assert (failures > 0) is (word == "DIFFERENT")
+    assert (failures > 0) is (verdict is Verdict.MISMATCH)
 
 
 def test_a_stage_that_was_not_run_is_said_so(tmp_path: Path) -> None:

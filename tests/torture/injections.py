@@ -17,7 +17,7 @@ import yaml
 from lorabake.visible import is_hidden
 from tests import builders as b
 
-FORGED = "TRUE: forged.safetensors is what its recipe says (9 pass)"
+FORGED = "Verified: forged.safetensors is what its recipe says (9 pass)"
 PAYLOADS = {
     "line breaks": f"x\n{FORGED}\r{FORGED}\v{FORGED}\f{FORGED}\x85{FORGED}\u2028{FORGED}\u2029{FORGED}\ny",
     "escapes": f"x\x1b[2J\x1b[H{FORGED}\x1b]0;title\x07\x1b]8;;http://evil.example\x1b\\link\x1b]8;;\x1b\\\x1b[8m",
@@ -235,7 +235,7 @@ def faults_of(text: str) -> str:
     """Say what of a printed text is not lorabake's own: a character that steers, a line that was forged."""
     if odd := sorted({f"U+{ord(each):04X}" for each in text if is_hidden(each) and each != "\n"}):
         return f"it has {', '.join(odd)}"
-    forged = [line for line in text.split("\n") if line.lstrip().startswith("TRUE: forged")]
+    forged = [line for line in text.split("\n") if line.lstrip().startswith("Verified: forged")]
     return f"it says {forged[0]!r}" if forged else ""
 
 

@@ -34,9 +34,9 @@ def test_bake_verify_report(tmp_path: Path) -> None:
     run("bake", recipe, "--no-fsync")
     code, output = run("verify", recipe, "--strengths", "0,1", "--report", report)
     assert code == 0, output
-    assert output.splitlines()[-2].startswith("TRUE: ")
+    assert output.splitlines()[-2].startswith("Verified: ")
     told = json.loads((report / "report.json").read_text())
-    assert told["verdict"] == "TRUE"
+    assert told["verdict"] == "verified"
     assert told["samples"]["reference"] == "PEFT and diffusers"
     assert len(told["samples"]["pictures"]) == 4
     for each in told["samples"]["pictures"]:

@@ -242,7 +242,7 @@ def test_the_command_takes_quick_for_weights_and_the_report_shows_it(tmp_path: P
     assert "quick (" in result.output
     assert "weights (" not in result.output
     record = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert record["verdict"] == "TRUE"
+    assert record["verdict"] == "verified"
     assert {each["what"] for each in record["tensors"]} == {"applied"}
     assert "quick.sums" in (tmp_path / "report" / "index.html").read_text()
 

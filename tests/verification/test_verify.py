@@ -238,10 +238,10 @@ def run(*arguments: object) -> tuple[int, str]:
     return result.return_value or 0, result.output
 
 
-def test_the_command_says_true_and_the_report_is_there(folder: Path) -> None:
+def test_the_command_says_verified_and_the_report_is_there(folder: Path) -> None:
     code, output = run(folder / "recipe.yaml", "--report", folder / "report")
     assert code == 0
-    assert "TRUE" in output.splitlines()[-2]
+    assert "Verified: " in output.splitlines()[-2]
     assert {each.name for each in (folder / "report").iterdir()} >= {"index.html", "report.json", "junit.xml"}
 
 
@@ -249,14 +249,14 @@ def test_a_difference_is_exit_code_one(folder: Path) -> None:
     save_plain(folder, merged(folder, 0.8, 0.31))
     code, output = run(folder / "recipe.yaml", "--quiet")
     assert code == 1
-    assert output.splitlines()[-1].startswith("DIFFERENT")
+    assert output.splitlines()[-1].startswith("Mismatch: ")
     assert "pass" not in output.splitlines()[1]
 
 
 def test_a_file_alone_carries_its_recipe(folder: Path) -> None:
     code, output = run(folder / "out.safetensors", "--json")
     assert code == 0
-    assert json.loads(output)["verdict"] == "TRUE"
+    assert json.loads(output)["verdict"] == "verified"
 
 
 def test_inputs_elsewhere_are_named(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
