@@ -17,9 +17,11 @@ from lorabake.machine import check_room_for, default_workers, worded
 from lorabake.planning import Plan
 from lorabake.planning import plan as plan_of
 from lorabake.planning.cautions import Caution, cautions_of, cautions_of_recipe, check_survival
+from lorabake.planning.summary import line_of, tables_of
 from lorabake.recipe import Recipe
 from lorabake.sources import resolve
 from lorabake.tensors.dtypes import DTYPES
+from lorabake.visible import counted_as, short_repr, size_of
 from lorabake.writing.inputs import Inputs, check_inputs
 from lorabake.writing.together import Outputs
 
@@ -102,6 +104,8 @@ class RunOptions:
     happens later can undo that.
     """
 
+    __repr__ = short_repr
+
     device: str | None = None
     workers: int = field(default_factory=default_workers)
     overwrite: bool = False
@@ -169,6 +173,23 @@ class BakeResult:
             left_to_cpu=executed.left_to_cpu,
             cautions=cautions,
         )
+
+    def __repr__(self) -> str:
+        took = f"{self.seconds:.1f} s on {self.device}"
+        warned = f"; {counted_as(len(self.cautions), 'warning')}" if self.cautions else ""
+        return f"<BakeResult {line_of(self.plan)} in {took}{warned}>"
+
+    def _repr_html_(self) -> str:
+        from lorabake.notebook import Table, card
+
+        digests = [(name, sha256) for name, sha256 in self.data_sha256.items()]
+        warnings = [(caution.lora, caution.note) for caution in self.cautions]
+        tables = [
+            *tables_of(self.plan, self.survival),
+            Table("Warnings", ("LoRA", "warning"), warnings),
+            Table("SHA-256 of the tensor data", ("file", "SHA-256"), digests, is_folded=True),
+        ]
+        return card("Baked", f"{self.path}: {size_of(self.size)} in {self.seconds:.1f} s on {self.device}", tables)
 
     @property
     def bottleneck(self) -> str:

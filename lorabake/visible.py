@@ -10,13 +10,18 @@ import json
 import re
 import reprlib
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import fields
+from typing import Any
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode's categories of characters without a glyph: controls, formats, surrogates, private and unassigned codes."""
 
 _IGNORED = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]")
 """Letters and marks that are invisible, too (Default_Ignorable_Code_Point in Unicode's DerivedCoreProperties)."""
+
+GLANCE = 60
+"""About how many letters a value may take in a short form of a record."""
 
 _SHOWN = 3
 
@@ -72,3 +77,41 @@ def counted(counts: Mapping[str, int]) -> str:
 def some(names: Sequence[str]) -> str:
     """Quote the first few names, shortened and with control characters escaped, and count the rest."""
     return and_more([brief(name) for name in names[:_SHOWN]], len(names))
+
+
+def size_of(count: int) -> str:
+    """Write a number of bytes in decimal units."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count = count / 1000  # type: ignore[assignment]
+    return f"{count:.2f} GB"
+
+
+def counted_as(count: int, what: str) -> str:
+    """Count things of one name: "1 LoRA", "2 LoRAs"."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def at_a_glance(value: object, letters: int = GLANCE) -> str:
+    """Show a value in a few letters: a long collection as how many it holds, a record by its name."""
+    if isinstance(value, Sized) and not isinstance(value, (str, bytes)):
+        is_plain = isinstance(value, tuple) and all(isinstance(part, (int, float)) for part in value[:5])
+        text = repr(value) if is_plain and len(value) < 5 else f"<{counted_as(len(value), 'item')}>"
+    elif isinstance(value, str):
+        text = repr(str(value))
+    else:
+        text = type(value).__name__ if type(value).__module__.partition(".")[0] == __package__ else repr(value)
+    half = letters // 2
+    return text if len(text) <= letters else f"{text[:half]}…{text[-half:]}"
+
+
+def named_fields(record: object, shown: Iterable[str], letters: int = GLANCE) -> str:
+    """Show a record as its name and some of its fields: Copy(source=0, start=8, stop=136)."""
+    told = ", ".join(f"{name}={at_a_glance(getattr(record, name), letters)}" for name in shown)
+    return f"{type(record).__name__}({told})"
+
+
+def short_repr(record: Any) -> str:
+    """Show a dataclass in a few hundred letters, however much hangs below it: to be a class's `__repr__`."""
+    return named_fields(record, (field.name for field in fields(record)))

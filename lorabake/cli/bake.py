@@ -14,13 +14,13 @@ from lorabake.baking import bake as run_bake
 from lorabake.baking import plan as make_plan
 from lorabake.cli import CONTEXT, interruption
 from lorabake.cli.places import check_report, files_of
-from lorabake.cli.show import LABEL, ledger_lines, rate_of, shown, size_of, survives
+from lorabake.cli.show import LABEL, ledger_lines, rate_of, shown, survives
 from lorabake.cli.terminal import Bar, echo, echo_json
 from lorabake.errors import SurroundingsError
 from lorabake.machine import default_workers
 from lorabake.planning.cautions import FADES
 from lorabake.recipe import load_recipe
-from lorabake.visible import visible_json
+from lorabake.visible import size_of, visible_json
 from lorabake.writing.partial import partial_of
 from lorabake.writing.whole import write_whole
 

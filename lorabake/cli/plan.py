@@ -12,11 +12,12 @@ import click
 
 from lorabake.baking import plan as make_plan
 from lorabake.cli import CONTEXT
-from lorabake.cli.show import LABEL, ledger_lines, shown, size_of, survives
+from lorabake.cli.show import LABEL, ledger_lines, shown, survives
 from lorabake.cli.terminal import echo, echo_json
 from lorabake.planning.cautions import cautions_of, cautions_of_recipe
 from lorabake.planning.tally import Tally
 from lorabake.recipe import load_recipe
+from lorabake.visible import size_of
 
 
 @click.command(context_settings=CONTEXT)

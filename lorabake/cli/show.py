@@ -12,16 +12,7 @@ from lorabake.matching.ledger import Ledger
 from lorabake.planning import Plan
 from lorabake.planning.cautions import percent
 from lorabake.planning.files import Embedding
-from lorabake.visible import counted
-
-
-def size_of(count: int) -> str:
-    """Write a number of bytes in decimal units."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count = count / 1000  # type: ignore[assignment]
-    return f"{count:.2f} GB"
+from lorabake.visible import counted, size_of
 
 
 def shown(path: Path) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from lorabake.tensors.header import TensorInfo
+from lorabake.visible import short_repr
 
 if TYPE_CHECKING:
     import torch
@@ -79,6 +80,8 @@ class Stored:
     `shape` is the weight's own, as `view` shows it, if there is one. A plain weight has one part, and the plain
     codec. Holds no data.
     """
+
+    __repr__ = short_repr
 
     key: str
     name: str

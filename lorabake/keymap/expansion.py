@@ -17,6 +17,7 @@ from lorabake.keymap.renaming import versions
 from lorabake.keymap.table import Architecture, Component, Layout, find
 from lorabake.keymap.view import View
 from lorabake.tensors.header import Described
+from lorabake.visible import short_repr
 
 See = Callable[[Mapping[str, View], Mapping[str, Described], ExpertLayout | None], Iterator[Seen]]
 
@@ -35,6 +36,8 @@ class KeyMap:
 
     A key map never changes: methods that add names return another one.
     """
+
+    __repr__ = short_repr
 
     architecture: Architecture
     tensors: Mapping[str, Described]

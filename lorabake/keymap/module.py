@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lorabake.keymap.view import Region, View
 from lorabake.tensors.header import Described
+from lorabake.visible import short_repr
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,8 @@ class Module:
     (experts, in, out); None means that nothing tells. `unclear` says why the module's exact place in its views is
     unknown.
     """
+
+    __repr__ = short_repr
 
     component: str
     name: str

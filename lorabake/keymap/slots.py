@@ -11,6 +11,7 @@ from lorabake.codecs.codec import Stored
 from lorabake.keymap.names import WRAPPED
 from lorabake.keymap.view import seen
 from lorabake.tensors.header import TensorInfo
+from lorabake.visible import short_repr
 
 # A pattern for the end of a key, and the slot that such a tensor fills.
 Suffix = tuple[str, str]
@@ -51,6 +52,8 @@ _NUMBER_WITHIN = re.compile(r"(?<![a-zA-Z0-9])\d+(?=[^.]*\.)")
 class LoraModule:
     """Hold a LoRA file's tensors for one module, by slot; the slots in `shared` also serve other modules."""
 
+    __repr__ = short_repr
+
     name: str
     slots: Mapping[str, Stored]
     shared: frozenset[str] = frozenset()
@@ -78,6 +81,8 @@ class LoraTensors:
     `common` counts the tensors that several modules share. `unlike` pairs a shared tensor with a module's own copy of
     it that has another shape.
     """
+
+    __repr__ = short_repr
 
     modules: Mapping[str, LoraModule]
     unsupported: Mapping[str, tuple[Stored, ...]]

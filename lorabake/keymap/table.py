@@ -13,6 +13,7 @@ from lorabake.keymap.fused import joined
 from lorabake.keymap.module import Module
 from lorabake.keymap.renaming import Renaming
 from lorabake.tensors.header import Described
+from lorabake.visible import short_repr
 
 Name = str | tuple[str, ...]
 
@@ -36,6 +37,8 @@ class Row:
     halves in the other order; with `swapped_ratio`, only where the weight has that many times as many rows as
     columns.
     """
+
+    __repr__ = short_repr
 
     names: tuple[Name, ...]
     rows: tuple[Row, ...] = ()
@@ -83,6 +86,8 @@ class Lacks(Has):
 class Layout:
     """Say where a component's tensors lie: the prefixes to try, and what must or must not exist below one."""
 
+    __repr__ = short_repr
+
     name: str
     prefixes: tuple[str, ...]
     needs: tuple[Has, ...]
@@ -94,6 +99,8 @@ class IndexOrder:
 
     A block with `{}` repeats as often as the file needs.
     """
+
+    __repr__ = short_repr
 
     blocks: tuple[str, ...]
     inner: tuple[str, ...]
@@ -133,6 +140,8 @@ class Component:
     `at_last` lists prefixes that are tried only if a name has no other meaning.
     """
 
+    __repr__ = short_repr
+
     name: str
     layouts: tuple[Layout, ...]
     rows: tuple[Row, ...] = ()
@@ -165,6 +174,8 @@ class Architecture:
     from. `names` are further modules of its networks, with numbers as `{}`. If `released/` has no list for the
     family, LoRAs are recognised by these names and by those in the tables.
     """
+
+    __repr__ = short_repr
 
     name: str
     title: str

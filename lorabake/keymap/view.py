@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from lorabake.codecs import alone
 from lorabake.codecs.codec import Showing, Stored
 from lorabake.tensors.header import TensorInfo
+from lorabake.visible import short_repr
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +77,8 @@ class View:
     long. `picked` are those of them that the module has, where it has not all. With `transpose` the one region stores
     them as (in, out).
     """
+
+    __repr__ = short_repr
 
     regions: tuple[Region, ...]
     shape: tuple[int, ...]

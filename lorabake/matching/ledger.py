@@ -10,6 +10,7 @@ from typing import TypeVar
 from lorabake.errors import InternalError
 from lorabake.keymap.embeddings import Vectors
 from lorabake.matching.outcomes import Outcome
+from lorabake.visible import short_repr
 
 RANK_0 = "rank 0: no effect"
 """Why a module without a rank is left out."""
@@ -53,6 +54,8 @@ class Counts(Mapping[Counted, int]):
 class Learned:
     """Hold the learned embedding of one token: one set of vectors for each text encoder."""
 
+    __repr__ = short_repr
+
     token: str
     vectors: tuple[Vectors, ...]
 
@@ -63,6 +66,8 @@ class Ledger:
 
     `embeddings` are learned embeddings, which go to files of their own.
     """
+
+    __repr__ = short_repr
 
     lora: str
     tensors: int

@@ -11,6 +11,7 @@ from lorabake.adapters.kind import Kind
 from lorabake.adapters.settings import NO_SETTINGS, Settings
 from lorabake.codecs.codec import Stored
 from lorabake.keymap.view import View
+from lorabake.visible import short_repr
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,8 @@ class Patch:
     That alpha is over the rank of one of `parts` parts. `semantics` names a program whose reading is followed.
     `number` is the patch's own in a plan, which gives it.
     """
+
+    __repr__ = short_repr
 
     lora: int
     module: str

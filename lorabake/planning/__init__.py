@@ -43,6 +43,16 @@ class Plan:
     left_out: frozenset[str] = frozenset()
     """Files of the base's folder that say how weights are stored, which is true no more."""
 
+    def __repr__(self) -> str:
+        from lorabake.planning.summary import line_of
+
+        return f"<Plan {line_of(self)}>"
+
+    def _repr_html_(self) -> str:
+        from lorabake.planning.summary import card_of
+
+        return card_of(self)
+
     @property
     def size(self) -> int:
         """Count the bytes of all files with weights."""

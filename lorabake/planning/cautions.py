@@ -14,6 +14,7 @@ from lorabake.errors import MatchError, ValueTooLargeError
 from lorabake.matching.ledger import RANK_0
 from lorabake.planning import Plan
 from lorabake.planning.tally import Tally
+from lorabake.visible import named_fields
 
 FADES, VANISHES = 0.9, 0.5
 """Shares of a LoRA's change that survive the output's dtype: below the first one is warned, and below the second a
@@ -35,6 +36,9 @@ class Caution:
     measured: str
     limit: str
     note: str
+
+    def __repr__(self) -> str:
+        return named_fields(self, ("check", "lora", "measured", "limit", "note"), letters=120)
 
     def __str__(self) -> str:
         return f"LoRA {self.lora!r}: {self.note}"

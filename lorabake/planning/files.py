@@ -22,11 +22,14 @@ from lorabake.storage.kept import index_form, said_in_files, said_in_index
 from lorabake.tensors.checkpoint import PICKLE_SUFFIXES, Part
 from lorabake.tensors.dtypes import DTYPES, nbytes
 from lorabake.tensors.safetensors import encode_header
+from lorabake.visible import short_repr
 
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
     """Describe one planned file: its path below the output, its header's entries, and how the header is aligned."""
+
+    __repr__ = short_repr
 
     name: str
     targets: tuple[Target, ...]
@@ -65,6 +68,8 @@ class OutputFile:
 @dataclass(frozen=True, slots=True)
 class Embedding:
     """Describe one planned file of textual inversion beside the output: a LoRA's learned embedding of one token."""
+
+    __repr__ = short_repr
 
     path: Path
     lora: int

@@ -19,6 +19,7 @@ from lorabake.matching.patches import Patch
 from lorabake.sources import Sources
 from lorabake.tensors.dtypes import nbytes
 from lorabake.tensors.header import TensorInfo
+from lorabake.visible import short_repr
 
 WATCHED = 64
 """Steps of each LoRA, about, at which a bake looks to see what becomes of its change."""
@@ -35,6 +36,8 @@ class Target:
     weights are `weights`, in the view's order. So its name, its parts and their order may differ from the base's.
     With a `rounding_seed`, its values are rounded stochastically.
     """
+
+    __repr__ = short_repr
 
     key: str
     name: str
@@ -99,6 +102,8 @@ class Result:
     `codec` is the format in which they hold it: the plain one, or the weight's own if it keeps its format.
     """
 
+    __repr__ = short_repr
+
     source: Stored
     codec: Codec
     keys: Mapping[str, str]
@@ -138,6 +143,8 @@ class Step:
     `loras` names every LoRA of the plan by its number, for messages. At the tensors of a step that `is_watched` a
     bake looks to see what becomes of each change.
     """
+
+    __repr__ = short_repr
 
     number: int
     results: tuple[Result, ...]

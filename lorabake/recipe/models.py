@@ -24,6 +24,7 @@ from lorabake.recipe.types import (
     Whole,
     expected,
 )
+from lorabake.visible import at_a_glance, counted_as, named_fields
 
 
 def _exactly_int(value: object) -> int:
@@ -49,6 +50,12 @@ def _path_to_mapping(value: object) -> object:
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    def __repr__(self) -> str:
+        return named_fields(self, (name for name in type(self).model_fields if name in self.model_fields_set))
+
+    def __str__(self) -> str:
+        return repr(self)
 
 
 class Source(_Part):
@@ -235,6 +242,11 @@ class Recipe(_Part):
 
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
     _file: Path | None = PrivateAttr(None)
+
+    def __repr__(self) -> str:
+        loras = counted_as(len(self.loras), "LoRA")
+        base, output = (at_a_glance(PurePath(path).name) for path in (self.base.path, self.output.path))
+        return f"<Recipe {loras} into {base}: {output}>"
 
     @model_validator(mode="after")
     def _bakes_something(self) -> Recipe:

@@ -30,6 +30,7 @@ from lorabake.storage.recognition import find_packing
 from lorabake.storage.statements import read_beside
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.small import noting
+from lorabake.visible import short_repr
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class Sources:
     `packing` says which weights of the base are not plain floats, `tie` which embedding it uses more than once.
     `evidence` is what was read from files without weights.
     """
+
+    __repr__ = short_repr
 
     recipe: Recipe
     base: Checkpoint

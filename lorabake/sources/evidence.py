@@ -29,6 +29,7 @@ from lorabake.tensors.header import Fingerprint
 from lorabake.tensors.reader import read_stored
 from lorabake.tensors.small import content_of
 from lorabake.tensors.values import read_scalar
+from lorabake.visible import short_repr
 
 Inode = tuple[int, int]
 """Identifies a file or folder on this machine, whatever its path: device and inode number."""
@@ -51,6 +52,8 @@ class NotReadError(InternalError):
 class SideFile:
     """Identify a file beside a LoRA that says how the LoRA is applied."""
 
+    __repr__ = short_repr
+
     name: str
     sha256: str
 
@@ -61,6 +64,8 @@ class Location:
 
     An unreachable path has no inode.
     """
+
+    __repr__ = short_repr
 
     path: Path
     is_folder: bool
@@ -78,6 +83,8 @@ class FileEvidence:
     `locations` are those of all inputs, and of the recipe itself. `read` has the fingerprints of all small files that
     decided something.
     """
+
+    __repr__ = short_repr
 
     config: Mapping[str, object]
     beside: Beside
@@ -135,6 +142,8 @@ class TensorEvidence:
     diagonal of blocks alone, by its key and the rows of the blocks. `contents` are digests of tensors that may hold
     the same, by their keys and whether they are turned.
     """
+
+    __repr__ = short_repr
 
     numbers: Mapping[str, float | None] = field(default_factory=dict)
     blocks: Mapping[tuple[str, tuple[int, ...]], bool] = field(default_factory=dict)

@@ -24,6 +24,7 @@ from lorabake.tensors.checkpoint import Checkpoint, open_lora
 from lorabake.tensors.dtypes import DTYPES, is_output
 from lorabake.tensors.emptiness import check_lora
 from lorabake.tensors.values import read_shape
+from lorabake.visible import short_repr
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class LoraSource:
 
     `evidence` is what was read from its tensors.
     """
+
+    __repr__ = short_repr
 
     entry: Lora
     checkpoint: Checkpoint

@@ -13,7 +13,7 @@ from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.module import Module
 from lorabake.keymap.slots import LoraModule
 from lorabake.keymap.table import Component
-from lorabake.visible import visible
+from lorabake.visible import short_repr, visible
 
 Changes = Mapping[str, list[LoraModule]]
 """What a file has for each use of an embedding, by the name of the use; no use without a change is there."""
@@ -30,6 +30,8 @@ class Tie:
     `named` has the others under each name that they may go by. `heads` names the output heads of both, and `head`
     the one to speak of; there are none where the head is another tensor, and encoder and decoder share the embedding.
     """
+
+    __repr__ = short_repr
 
     stored: tuple[Module, ...]
     named: tuple[Module, ...]

@@ -10,6 +10,7 @@ from itertools import chain
 from lorabake.codecs.codec import Stored, Strange
 from lorabake.codecs.plain import plain
 from lorabake.tensors.header import TensorInfo
+from lorabake.visible import short_repr
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Packing:
     are tensors about what goes through a layer, such as the scale of its inputs; `grown` are plain weights that a
     LoRA widens.
     """
+
+    __repr__ = short_repr
 
     packed: Mapping[str, Stored] = field(default_factory=dict)
     scaled: Mapping[str, Stored] = field(default_factory=dict)

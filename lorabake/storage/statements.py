@@ -24,6 +24,7 @@ from lorabake.tensors.checkpoint import Checkpoint, Part, read_object
 from lorabake.tensors.header import Header
 from lorabake.tensors.reader import is_there
 from lorabake.tensors.small import parse_json
+from lorabake.visible import short_repr
 
 LAYERS = "_quantization_metadata"
 """The header's key that says the same of many layers."""
@@ -60,6 +61,8 @@ class Statements:
     of a component, by its folder. `lost` are about layers that no file of the component has, by its folder
     and by what they call them.
     """
+
+    __repr__ = short_repr
 
     layers: Mapping[str, tuple[Statement, ...]]
     models: Mapping[str, tuple[Statement, ...]]

@@ -19,7 +19,7 @@ from lorabake.tensors.links import files_below, listed
 from lorabake.tensors.reader import is_folder, is_there
 from lorabake.tensors.safetensors import parse_object, read_header
 from lorabake.tensors.small import MAX_CONFIG, MAX_INDEX, check_depth, content_of
-from lorabake.visible import some
+from lorabake.visible import short_repr, some
 
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".lora"}
 WEIGHT_SUFFIXES = PICKLE_SUFFIXES | {
@@ -70,6 +70,8 @@ class Part:
     `folder` is relative to the checkpoint's: "" at the top, "unet" in a diffusers folder.
     """
 
+    __repr__ = short_repr
+
     folder: str
     index: str | None
     files: tuple[Header, ...]
@@ -83,6 +85,8 @@ class Checkpoint:
     `path` is the file or, with `is_folder`, the folder. `side_files` are the other files of the model
     (configurations, tokenizers), relative to the folder. `tensors` are in the files' order.
     """
+
+    __repr__ = short_repr
 
     path: Path
     is_folder: bool

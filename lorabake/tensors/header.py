@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lorabake.errors import FileError
-from lorabake.visible import brief
+from lorabake.visible import brief, short_repr
 
 MAX_HEADER = 100_000_000
 """Most bytes of a header; the safetensors library has the same limit."""
@@ -40,6 +40,8 @@ class TensorInfo:
     folder (`unet/conv_in.weight`). `start` and `stop` are byte offsets in `file`. A matrix that is stored
     `by_columns` lies there as its transpose, whose shape `shape` is.
     """
+
+    __repr__ = short_repr
 
     key: str
     name: str
@@ -94,6 +96,8 @@ class Header:
     header. `facts` are what a GGUF file says of its model, `records` the checksums in a zip archive, and `identity`
     the file's fingerprint when it was read.
     """
+
+    __repr__ = short_repr
 
     path: Path
     tensors: Mapping[str, TensorInfo]

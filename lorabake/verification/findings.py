@@ -11,6 +11,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lorabake.visible import named_fields, short_repr
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -67,6 +69,9 @@ class Finding:
     limit: str = ""
     note: str = ""
 
+    def __repr__(self) -> str:
+        return named_fields(self, ("check", "status", "subject", "measured", "limit", "note"), letters=120)
+
     @property
     def stage(self) -> str:
         """Name the stage: structure, weights, quick or samples."""
@@ -81,6 +86,8 @@ class Effect:
     `component`.
     """
 
+    __repr__ = short_repr
+
     lora: str
     component: str
     block: str
@@ -92,6 +99,8 @@ class TensorVerdict:
     """Say what one LoRA did to one tensor: `what` is "applied" or the cause of a difference, `factor` its strength
     there over the one due, None where it could not be told.
     """
+
+    __repr__ = short_repr
 
     lora: str
     module: str
@@ -120,6 +129,8 @@ class SampleOptions:
     steps done, the steps in all, and what is being made.
     """
 
+    __repr__ = short_repr
+
     prompts: tuple[str, ...] | None = None
     seed: int | None = None
     steps: int | None = None
@@ -138,6 +149,8 @@ class PromptSample:
     dtypes), baked. `likeness` compares with the run-time picture: base (the ceiling), floor, baked.
     """
 
+    __repr__ = short_repr
+
     prompt: str
     seed: int
     pictures: Mapping[str, Pixels]
@@ -147,6 +160,8 @@ class PromptSample:
 @dataclass(frozen=True, slots=True)
 class SweepSample:
     """Hold one prompt's run-time pictures at several factors on all strengths, in rising order."""
+
+    __repr__ = short_repr
 
     prompt: str
     seed: int
@@ -162,6 +177,8 @@ class TextSample:
     from the run-time model at each position of the run-time model's text.
     """
 
+    __repr__ = short_repr
+
     prompt: str
     texts: Mapping[str, str]
     logits: Mapping[str, tuple[float, ...]]
@@ -175,6 +192,8 @@ class Samples:
     sampling's facts in words (scheduler, steps, size, guidance, device).
     """
 
+    __repr__ = short_repr
+
     reference: str
     settings: Mapping[str, str]
     pictures: tuple[PromptSample, ...] = ()
@@ -185,6 +204,8 @@ class Samples:
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Say why a stage broke off: `exit_code` is for the command; `traceback` shows where it happened."""
+
+    __repr__ = short_repr
 
     stage: str
     exit_code: int
@@ -208,6 +229,16 @@ class Verification:
     samples: Samples | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
     failures: tuple[Failure, ...] = ()
+
+    def __repr__(self) -> str:
+        from lorabake.verification.summary import line_of
+
+        return f"<Verification {line_of(self)}>"
+
+    def _repr_html_(self) -> str:
+        from lorabake.verification.summary import card_of
+
+        return card_of(self)
 
     @property
     def status(self) -> Status:

@@ -24,6 +24,7 @@ from lorabake.verification.structure import check_structure
 from lorabake.verification.weights import WeightsResult, check_weights
 from lorabake.verification.weights.comparing import rehearse
 from lorabake.verification.weights.quick import check_quick
+from lorabake.visible import short_repr
 
 ORDER = ("structure", "quick", "weights", "samples")
 STAGES = ("structure", "weights", "samples")
@@ -43,6 +44,8 @@ class VerifyOptions:
     `sample_weights` looks at so many tensors only; `begin` is told each stage and the bytes it will read (0 where
     unknown), `progress` counts of them, from any thread. `tell` is told at once what will keep a stage from running.
     """
+
+    __repr__ = short_repr
 
     stages: tuple[str, ...] = STAGES
     sample_weights: int | None = None
