@@ -24,6 +24,7 @@ from lorabake.keymap.peft import SCALED, PeftConfig
 from lorabake.keymap.slots import MARKERS as NO_LORAS
 from lorabake.keymap.slots import REASONS, LoraModule, sort_tensors
 from lorabake.keymap.spelling import Prefixes
+from lorabake.paths import check_there
 from lorabake.planning.provenance import DEVICE
 from lorabake.recipe import Lora
 from lorabake.sources.family import VAE_ONLY, identify
@@ -66,6 +67,7 @@ MARKERS = ("v_pred", "ztsnr", "edm_mean", "edm_std", "scaled_fp8")
 
 def inspect(path: Path) -> dict[str, object]:
     """Describe a checkpoint or LoRA; raise FileError if the file is neither or is damaged."""
+    check_there(path)
     checkpoint, config = open_lora(path)
     tensors = sort_tensors(checkpoint.tensors.values(), suffixes(), shared())
     lora = LoraSource(Lora.model_construct(path=str(path)), checkpoint, tensors, None, {})

@@ -398,7 +398,7 @@ def test_the_program_as_a_process(folder: Path) -> None:
         [*run, "plan", "missing.yaml"], cwd=folder, capture_output=True, text=True, env=environment, check=False
     )
     assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert wrong.stderr == "error: missing.yaml: cannot read the recipe: No such file or directory\n"
+    assert wrong.stderr == "error: missing.yaml: no such file\n  The folder has recipe.yaml.\n"
     right = subprocess.run(
         f"{sys.executable} -m lorabake inspect base.safetensors | head -c 1",
         shell=True,

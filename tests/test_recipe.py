@@ -235,20 +235,20 @@ class TestFaults:
         assert len(BAD) > 35
 
     def test_missing_file(self, tmp_path: Path) -> None:
-        self.check(tmp_path / "none.yaml", ": cannot read the recipe: No such file or directory")
+        self.check(tmp_path / "none.yaml", ": no such file")
 
     def test_folder(self, tmp_path: Path) -> None:
-        self.check(tmp_path, ": cannot read the recipe: Is a directory")
+        self.check(tmp_path, ": is a folder, not a recipe\nGive the recipe, a YAML file.")
 
     def test_path_with_nul(self) -> None:
-        self.check(Path("a\0b"), ": cannot read the recipe: embedded null byte")
+        self.check(Path("a\0b"), ": cannot be read: embedded null byte")
 
     @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
     def test_unreadable(self, tmp_path: Path) -> None:
         file = tmp_path / "recipe.yaml"
         file.write_text(SHORT)
         file.chmod(0)
-        self.check(file, ": cannot read the recipe: Permission denied")
+        self.check(file, ": no permission to read it")
 
     def test_too_large(self, tmp_path: Path) -> None:
         file = tmp_path / "recipe.yaml"
@@ -304,7 +304,8 @@ class TestPlaces:
         assert recipe.file == tmp_path / "sub" / "recipe.yaml"
         assert recipe.locate(recipe.base.path) == tmp_path / "sub" / "base.safetensors"
         assert recipe.locate("/elsewhere/a") == Path("/elsewhere/a")
-        assert recipe.locate("~/$HOME") == tmp_path / "sub" / "~" / "$HOME"
+        assert recipe.locate("~/$HOME") == Path.home() / "$HOME"
+        assert recipe.locate("./~") == tmp_path / "sub" / "~"
 
     def test_text_has_no_file(self) -> None:
         assert parse(SHORT).file is None

@@ -25,6 +25,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     ("visible",),
     ("errors", "interrupts", "likeness", "notebook"),
+    ("paths",),
     ("machine",),
     ("tensors",),
     ("codecs",),

@@ -14,6 +14,7 @@ from lorabake.matching import match
 from lorabake.matching.ledger import Ledger
 from lorabake.matching.names import BaseNames
 from lorabake.matching.patches import Patch
+from lorabake.paths import expanded
 from lorabake.planning.checks import check_dtypes, check_form, check_is_no_input, check_patches, check_rows, is_folder
 from lorabake.planning.cost import peak_memory
 from lorabake.planning.files import Embedding, OutputFile, configs_of, drafts_of, embeddings_of, indexes_of
@@ -137,7 +138,7 @@ def plan(sources: Sources, output: str | Path | None = None) -> Plan:
     `output` overrides the recipe's path. Raise MatchError for a LoRA that does not fit whole, FileError for a VAE
     that does not, TargetError for an output that is an input or of the wrong form.
     """
-    path = Path(output) if output else sources.recipe.locate(sources.recipe.output.path)
+    path = Path(expanded(str(output))) if output else sources.recipe.locate(sources.recipe.output.path)
     check_form(sources, path)
     check_is_no_input(sources, path)
     check_dtypes(sources)

@@ -5,17 +5,21 @@ The recipe says everything that may change the baked bytes and nothing else.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from lorabake.errors import FileError, RecipeError
+from lorabake.errors import FileError, RecipeError, lines_of
+from lorabake.machine import why
+from lorabake.paths import expanded, missing
 from lorabake.recipe.faults import explained
 from lorabake.recipe.models import Base, Lora, Method, Output, Recipe, Source, Verify, recipe_schema
 from lorabake.recipe.values import Values, read_values, values_of
 from lorabake.recipe.words import error_at, mark_after
+from lorabake.tensors.magic import SNIFFED, Format, format_at, format_of
 from lorabake.tensors.small import read_small
-from lorabake.visible import the_rest
+from lorabake.visible import and_more, the_rest
 
 __all__ = [
     "Base",
@@ -39,21 +43,46 @@ MAX_FAULTS = 20
 
 def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe file; paths in it are relative to the folder it lies in."""
-    try:
-        data = read_small(path, MAX_BYTES, "a recipe")
-    except FileError as error:
-        raise RecipeError(*error.args) from None
-    except (OSError, ValueError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or str(error)
-        raise RecipeError(f"{path}: cannot read the recipe: {reason}") from error
+    path = Path(expanded(str(path)))
+    data = _content(path)
+    if (form := format_of(data[:SNIFFED])) is not None and not form.is_text:
+        raise RecipeError(*_no_recipe(path, form))
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         before = data[: error.start].decode("utf-8")
         mark = mark_after(str(path), before)
         raise error_at(mark, f"not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}") from error
-    file = Path(path).absolute()
+    file = path.absolute()
     return parse_recipe(text, file.parent, str(path)).kept_in(file)
+
+
+def _content(path: Path) -> bytes:
+    """Read the bytes of a recipe; raise RecipeError for what is none."""
+    try:
+        return read_small(path, MAX_BYTES, "a recipe")
+    except FileError as error:
+        form = format_at(path)
+        is_told = form is not None and not form.is_text
+        raise RecipeError(*(_no_recipe(path, form) if form is not None and is_told else error.args)) from None
+    except (FileNotFoundError, NotADirectoryError) as error:
+        lines = lines_of(f"{path}: ", why(error)) if os.path.lexists(path) else missing(path, str(path))
+        raise RecipeError(*lines) from None
+    except IsADirectoryError:
+        recipes = [file.name for file in sorted(path.glob("*.y*ml"))]
+        inside = f" It has {and_more(recipes[:3], len(recipes))}." if recipes else ""
+        raise RecipeError(f"{path}: is a folder, not a recipe", f"Give the recipe, a YAML file.{inside}") from None
+    except (OSError, ValueError) as error:
+        raise RecipeError(*lines_of(f"{path}: ", why(error))) from error
+
+
+def _no_recipe(path: Path, form: Format) -> tuple[str, str]:
+    """Say what a file is that was given as a recipe."""
+    if form.has_weights:
+        advice = f"Name it in a recipe, as base or under loras. `lorabake inspect {path}` says which of them it is."
+    else:
+        advice = "Give the recipe: a YAML text that names a base, LoRAs and an output."
+    return f"{path}: is {form.title}, not a recipe", advice
 
 
 def parse_recipe(text: str, folder: Path, name: str = "recipe") -> Recipe:

@@ -51,6 +51,8 @@ def explained(error: ErrorDetails, values: Values) -> Fault:
             return Fault(values.keys[place], f"unknown key {quoted(key)}{_did_you_mean(key, _known_keys(place))}")
         case "nothing_to_bake" | "method_and" | "method_field":
             return Fault(spot, error["msg"])
+        case "no_path":
+            return Fault(spot, f"{name} is {quoted(given)}. {error['msg']}")
         case "too_short":
             return Fault(spot, f"{name} must not be empty")
         case "literal_error":

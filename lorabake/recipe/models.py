@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
+from lorabake.paths import expanded
 from lorabake.recipe.types import (
     ByteSize,
     FilePath,
@@ -61,13 +62,13 @@ class _Part(BaseModel):
 class Source(_Part):
     """Name an input file and, if given, the digest it must have."""
 
-    path: FilePath = Field(description="The file, relative to the recipe's folder.")
+    path: FilePath = Field(description="The file, relative to the recipe's folder; ~ is the home folder.")
     sha256: Sha256 | None = Field(None, description="The SHA-256 that the whole file must have.")
 
     @property
     def portable_path(self) -> str:
         """Return the path in the form that outputs may contain: relative, or only the file's name."""
-        path = PurePath(self.path)
+        path = PurePath(expanded(self.path))
         return path.name if path.is_absolute() else path.as_posix()
 
     def _normal(self) -> dict[str, object]:
@@ -281,8 +282,8 @@ class Recipe(_Part):
         return self._file
 
     def locate(self, path: str) -> Path:
-        """Join a path to the recipe's folder. An absolute path stays; `~` and variables have no meaning."""
-        return self._folder / path
+        """Join a path to the recipe's folder. An absolute path stays, and a leading `~` is the user's home folder."""
+        return self._folder / expanded(path)
 
     def placed(self, folder: Path) -> Recipe:
         """Return this recipe with another folder as the start of relative paths."""

@@ -9,6 +9,8 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
+from lorabake.paths import never_a_path
+
 VISIBLE = r"\S"
 FILE = r"^[^\x00-\x1f]*[^\s\x00-\x1f][^\x00-\x1f]*$"
 SHA256 = r"^[0-9a-fA-F]{64}$"
@@ -36,6 +38,13 @@ def _bytes(value: object) -> int:
     return size
 
 
+def _path(text: str) -> str:
+    """Refuse what can be no path; the message is whole but for the name of the value."""
+    if (words := never_a_path(text)) is not None:
+        raise PydanticCustomError("no_path", "{words}", {"words": words})
+    return text
+
+
 def _width_and_height(value: object) -> tuple[int, int]:
     sides = value if isinstance(value, tuple) else (value, value)
     match sides:
@@ -45,7 +54,7 @@ def _width_and_height(value: object) -> tuple[int, int]:
 
 
 Text: TypeAlias = Annotated[str, Field(pattern=VISIBLE)]
-FilePath: TypeAlias = Annotated[str, Field(pattern=FILE)]
+FilePath: TypeAlias = Annotated[str, Field(pattern=FILE), AfterValidator(_path)]
 Sha256: TypeAlias = Annotated[str, Field(pattern=SHA256), AfterValidator(str.lower)]
 Whole: TypeAlias = Annotated[int, Field(ge=1)]
 Semantics: TypeAlias = Literal["comfyui", "forge", "a1111", "peft", "lycoris"]

@@ -8,6 +8,7 @@ from lorabake.components.vae import VAE
 from lorabake.errors import FileError
 from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.table import find
+from lorabake.paths import check_there
 from lorabake.recipe import Recipe
 from lorabake.sources.family import VAE_ONLY, expert_layout, guess_models, identify, models_of
 from lorabake.sources.translation import Transcript, config_of, transcribe
@@ -21,7 +22,9 @@ from lorabake.tensors.links import source_of
 
 def open_base(recipe: Recipe) -> Transcript:
     """Open the recipe's base; a language model in GGUF gets transformers' names."""
-    transcript = transcribe(open_checkpoint(recipe.locate(recipe.base.path), recipe.base.variant))
+    path = recipe.locate(recipe.base.path)
+    check_there(path, recipe.base.path)
+    transcript = transcribe(open_checkpoint(path, recipe.base.variant))
     base = transcript.checkpoint
     check_checkpoint(base.path, base.tensors)
     for name in base.side_files:
@@ -35,7 +38,9 @@ def open_vae(recipe: Recipe) -> Checkpoint | None:
     """Open the recipe's VAE, if it names one."""
     if recipe.vae is None:
         return None
-    vae = open_checkpoint(recipe.locate(recipe.vae.path))
+    path = recipe.locate(recipe.vae.path)
+    check_there(path, recipe.vae.path)
+    vae = open_checkpoint(path)
     check_checkpoint(vae.path, vae.tensors)
     if find(VAE, vae.tensors) is None:
         raise FileError(f"{vae.path}: not a VAE: it has no encoder.down… tensors")

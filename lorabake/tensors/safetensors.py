@@ -19,29 +19,14 @@ from lorabake.errors import FileError
 from lorabake.machine import unreadable
 from lorabake.tensors.dtypes import DTYPES, nbytes
 from lorabake.tensors.header import MAX_DIMENSIONS, MAX_HEADER, Fingerprint, Header, TensorInfo, check_count
+from lorabake.tensors.magic import SAFETENSORS, SNIFFED, format_of
 from lorabake.tensors.reader import fingerprint_of, is_folder
 from lorabake.visible import brief
 
 _LENGTH_BYTES = 8
-_SNIFFED = 512
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _LIMIT = 2**63
-_CONVERT = "If it holds the model or LoRA, give the file a name in .pt, .ckpt or .bin, or convert it."
 _DOWNLOAD = "Download it again."
-_FOREIGN = (
-    (b"PK\x03\x04", "a zip archive or PyTorch pickle", _CONVERT),
-    (b"\x80\x02", "a pickle", _CONVERT),
-    (b"\x80\x03", "a pickle", _CONVERT),
-    (b"\x80\x04", "a pickle", _CONVERT),
-    (b"\x80\x05", "a pickle", _CONVERT),
-    (b"GGUF", "a GGUF file", "Name it *.gguf, so that it is read as one."),
-    (b"\x1f\x8b", "a gzip archive", "Unpack it first (gunzip)."),
-    (b"version https://git-lfs", "a git-lfs pointer", "Run `git lfs pull` to fetch the real file."),
-    (b"<!doctype", "an HTML page", "The download gave a web page, perhaps a login: download it again."),
-    (b"<html", "an HTML page", "The download gave a web page, perhaps a login: download it again."),
-    (b"{", "a JSON text", "Give the file that holds the tensors, or a *.safetensors.index.json."),
-    (b"\0" * _LENGTH_BYTES, "a file that begins with zeros", f"Perhaps an unfinished download. {_DOWNLOAD}"),
-)
 
 
 def read_header(path: Path) -> Header:
@@ -154,7 +139,7 @@ def _read_raw(path: Path) -> tuple[bytes, int, Fingerprint]:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             size = status.st_size
-            head = file.read(_SNIFFED)
+            head = file.read(SNIFFED)
             length = _checked_length(path, head, size)
             raw = (head + file.read(max(0, length - len(head))))[:length]
     except (OSError, ValueError) as error:
@@ -172,9 +157,8 @@ def _checked_length(path: Path, head: bytes, size: int) -> int:
     begins_well = head[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{"
     if begins_well and length <= min(MAX_HEADER, size - _LENGTH_BYTES):
         return _LENGTH_BYTES + length
-    if (foreign := _foreign(head)) is not None:
-        what, advice = foreign
-        raise FileError(f"{path}: is {what}, not SafeTensors", f"{advice}")
+    if (form := format_of(head)) is not None and form is not SAFETENSORS:
+        raise FileError(f"{path}: is {form.title}, not SafeTensors", form.advice)
     if len(head) < _LENGTH_BYTES:
         raise FileError(f"{path}: too short for SafeTensors: {len(head)} bytes", _DOWNLOAD)
     if length > MAX_HEADER:
@@ -185,17 +169,6 @@ def _checked_length(path: Path, head: bytes, size: int) -> int:
             _DOWNLOAD,
         )
     raise FileError(f"{path}: not SafeTensors: the header does not begin with '{{'")
-
-
-def _foreign(head: bytes) -> tuple[str, str] | None:
-    """Name the format that the first bytes belong to, and say what to do; None if it is unknown."""
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    for magic, what, advice in _FOREIGN:
-        if head.startswith(magic) or text[: len(magic)].lower() == magic:
-            return what, advice
-    if len(head) >= _LENGTH_BYTES and all(byte in b"\t\n\r" or byte >= 32 for byte in head):
-        return "a text", "Give the file that holds the tensors."
-    return None
 
 
 def _checked_metadata(path: Path, value: object) -> dict[str, str]:

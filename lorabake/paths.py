@@ -1,0 +1,256 @@
+"""What is this path? Say what was written in the place of a file's path, what to write instead, and what is near.
+
+A path is taken as it stands if there is something at it. Only where there is nothing does it matter what it looks
+like. Web addresses and tags of prompts can be no paths, so a recipe refuses them at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from lorabake.errors import FileError
+from lorabake.likeness import MOST, nearest
+from lorabake.visible import and_more
+
+LOCAL = "lorabake reads files on this machine and downloads nothing"
+
+MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".npz", ".lora", ".json")
+"""Endings of files of weights, and of indexes."""
+
+SHOWN = 3
+"""How many names a hint lists."""
+
+
+HUB = re.compile(
+    r"(?:hf:|(?:www\.)?huggingface\.co/|hf\.co/)(?P<id>[^/]+/[^/@]+)(?:@[^/]+)?"
+    r"(?:/(?:resolve|blob|tree)/[^/]+)?(?:/(?P<file>[^?]+))?(?:\?.*)?"
+)
+"""Addresses of a model on Hugging Face, or of a file of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """Describe one way in which people write what is no plain path.
+
+    `pattern` fits the whole text, and no other writing's does. `explain` says what the text is and what to write
+    instead. Where `is_never_a_path`, no file can have such a path; where `is_often_a_path`, what is near comes first.
+    """
+
+    name: str
+    pattern: re.Pattern[str]
+    explain: Callable[[re.Match[str]], str]
+    is_never_a_path: bool = False
+    is_often_a_path: bool = False
+
+
+def expanded(path: str) -> str:
+    """Put the user's home folder in the place of a leading `~`; nothing else in a path has a meaning."""
+    return os.path.expanduser(path)
+
+
+def never_a_path(text: str) -> str | None:
+    """Say what a text is that can be no path, and what to write instead; None for every other text."""
+    return next((words for writing, words in _read(text) if writing.is_never_a_path), None)
+
+
+def check_there(path: Path, written: str | None = None) -> None:
+    """Raise FileError if there is nothing at a path.
+
+    `written` is how the user wrote it; by default, as the path is. A path that the system cannot look up passes:
+    whoever opens it reports why.
+    """
+    if _is_missing(path):
+        raise FileError(*missing(path, str(path) if written is None else written))
+
+
+def missing(path: Path, written: str) -> tuple[str, ...]:
+    """Return the lines of an error about a path without a file: what was written, or what is near it."""
+    sure = (words for writing, words in _read(written) if not writing.is_often_a_path)
+    maybe = (words for writing, words in _read(written) if writing.is_often_a_path)
+    hint = next(sure, None) or _elsewhere(path, written) or (_near(path) if path.parent.is_dir() else None)
+    hint = hint or next(maybe, None) or _near(path)
+    return (f"{path}: no such file", *([hint] if hint else []))
+
+
+def _is_missing(path: Path) -> bool:
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
+
+
+# -- what it looks like ------------------------------------------------------------------------------------------
+
+
+def _url(match: re.Match[str]) -> str:
+    scheme, rest = match["scheme"].lower(), match["rest"]
+    if scheme == "file":
+        return f"This is a web address of a file on this machine: write /{rest.removeprefix('localhost/')}"
+    if hub := HUB.fullmatch(f"hf:{rest}" if scheme == "hf" else rest):
+        command = " ".join(filter(None, ["hf download", hub["id"], hub["file"]]))
+        return f"This is a web address, and {LOCAL}: run `{command}`, and write the path that it prints."
+    return f"This is a web address, and {LOCAL}: download the file, and write its path."
+
+
+def _tag(match: re.Match[str]) -> str:
+    parts = match["parts"].split(":")
+    strength = f", strength: {parts[1]}" if len(parts) > 1 else ""
+    return f"This is the tag of a LoRA in a prompt: write {{path: {parts[0]}.safetensors{strength}}}"
+
+
+def _quoted(match: re.Match[str]) -> str:
+    return f"The quotation marks are part of the path: write {match['inner']} without the inner ones."
+
+
+def _spaced(match: re.Match[str]) -> str:
+    return f"The path begins or ends with a space: write {match[0].strip()!r}"
+
+
+def _variable(match: re.Match[str]) -> str:
+    name = match["unix"] or match["braced"] or match["windows"]
+    value = os.environ.get(name)
+    instead = match[0].replace(match["variable"], value).replace("\\", "/") if value else None
+    return f"Environment variables such as {match['variable']} have no meaning here: write " + (
+        instead or "the whole path, or one that begins with ~ for your home folder."
+    )
+
+
+def _drive(match: re.Match[str]) -> str:
+    rest = match["rest"].replace("\\", "/").lstrip("/")
+    return f"This is a path of Windows. Under WSL, write /mnt/{match['drive'].lower()}/{rest}"
+
+
+def _share(match: re.Match[str]) -> str:
+    return "This is a network share of Windows: write the folder in which this machine has mounted it."
+
+
+def _backslashes(match: re.Match[str]) -> str:
+    return f"This has backslashes between folders: write {match[0].replace(chr(92), '/')}"
+
+
+def _hub(match: re.Match[str]) -> str:
+    snapshot = _snapshot(match["owner"], match["name"])
+    if snapshot is not None:
+        return f"If this is the id of a model on Hugging Face, you have it: write {snapshot}"
+    return (
+        f"If this is the id of a model on Hugging Face, {LOCAL}: run `hf download {match[0]}`, "
+        "and write the folder that it prints."
+    )
+
+
+WRITINGS = (
+    Writing(
+        "url", re.compile(r"\s*(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/+(?P<rest>.*?)\s*"), _url, is_never_a_path=True
+    ),
+    Writing("tag", re.compile(r"\s*<(?:lora|lyco|hypernet):(?P<parts>[^>]*)>\s*"), _tag, is_never_a_path=True),
+    Writing("quoted", re.compile(r"(?P<mark>['\"`])(?P<inner>.*)(?P=mark)"), _quoted),
+    Writing("spaced", re.compile(r"(?!\s*(?:<|[A-Za-z][A-Za-z0-9+.-]+:/))(?=\s|.*\s\Z).*\S.*", re.DOTALL), _spaced),
+    Writing(
+        "variable",
+        re.compile(
+            r"(?!['\"`\s]).*?(?P<variable>\$(?P<unix>[A-Za-z_]\w*)|\$\{(?P<braced>\w+)\}|%(?P<windows>[A-Za-z_]\w*)%)"
+            r".*(?<!['\"`\s])"
+        ),
+        _variable,
+    ),
+    Writing("drive", re.compile(r"(?P<drive>[A-Za-z]):(?P<rest>[\\/][^%$]*)(?<!\s)"), _drive),
+    Writing("share", re.compile(r"\\\\[^%$]*(?<!\s)"), _share),
+    Writing("backslashes", re.compile(r"(?!\\\\|[A-Za-z]:|['\"`\s])(?=.*\\)[^%$]*(?<!['\"`\s])"), _backslashes),
+    Writing(
+        "hub",
+        re.compile(
+            rf"(?!.*(?:{'|'.join(map(re.escape, (*MODEL_SUFFIXES, '.yaml', '.yml')))})\Z)"
+            r"(?P<owner>[A-Za-z0-9][\w.-]*)/(?P<name>[A-Za-z0-9][\w.-]*)"
+        ),
+        _hub,
+        is_often_a_path=True,
+    ),
+)
+"""All writings, in no order: no text is of two."""
+
+
+def _read(text: str) -> list[tuple[Writing, str]]:
+    """Find the writing of a text, and what to say of it."""
+    matches = ((writing, writing.pattern.fullmatch(text)) for writing in WRITINGS)
+    return [(writing, writing.explain(match)) for writing, match in matches if match]
+
+
+def _snapshot(owner: str, name: str) -> Path | None:
+    """Find a model's folder in the cache of Hugging Face's programs; the newest if there are several."""
+    home = os.environ.get("HF_HOME") or expanded("~/.cache/huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub"))
+    try:
+        found = [*(cache / f"models--{owner}--{name}" / "snapshots").iterdir()]
+        return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
+    except OSError:
+        return None
+
+
+# -- what is near it ---------------------------------------------------------------------------------------------
+
+
+def _elsewhere(path: Path, written: str) -> str | None:
+    """Say that a file is where the command runs, if the path in the recipe starts from elsewhere."""
+    here = Path.cwd() / expanded(written)
+    if here == path or not os.path.lexists(here):
+        return None
+    folder = Path(str(path).removesuffix(written))
+    return (
+        f"The current folder has it, and a path in a recipe starts from the recipe's folder: "
+        f"write {os.path.relpath(here, folder)}"
+    )
+
+
+def _near(path: Path) -> str | None:
+    """Name what is near a missing file: in its folder, or in the deepest folder of its path that is there."""
+    above, name, is_folder = path.parent, path.name, False
+    while not os.path.lexists(above) and above != above.parent:
+        above, name, is_folder = above.parent, above.name, True
+    if not above.is_dir():
+        return f"{above} is a file, not a folder."
+    names = _names(above, folders=is_folder)
+    if is_folder:
+        close = _alike(name, names)
+        return f"{above} has no folder {name!r}" + (f": did you mean {close}?" if close else ".")
+    if cut := next((other for other in names if other.startswith(f"{name} #")), None):
+        return f"The folder has {cut!r}: in YAML, what follows ' #' is a comment, so put the path in quotes."
+    if close := _alike(name, names):
+        return f"The folder has {close}: did you mean that?"
+    sort = MODEL_SUFFIXES if path.suffix.lower() in MODEL_SUFFIXES or not path.suffix else (path.suffix.lower(),)
+    others = [other for other in names if other.lower().endswith(sort)]
+    return f"The folder has {and_more(others[:SHOWN], len(others))}." if others else None
+
+
+def _names(folder: Path, *, folders: bool) -> list[str]:
+    """List what is in a folder, or the folders in it; nothing if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            shown = (entry for entry in islice(entries, MOST) if not entry.name.startswith("."))
+            return sorted(entry.name for entry in shown if not folders or entry.is_dir())
+    except OSError:
+        return []
+
+
+def _alike(name: str, names: Iterable[str]) -> str | None:
+    """Return the name that was probably meant: in other letters' case, with another ending, or with a slip in it."""
+    names = [*names]
+    for same in (_folded, lambda text: Path(_folded(text)).stem, lambda text: re.sub(r"[\W_]+", "", _folded(text))):
+        if (close := next((other for other in names if same(other) == same(name)), None)) is not None:
+            return close
+    stems = {Path(other).stem: other for other in reversed(names)}
+    close = nearest(Path(name).stem, stems)
+    return stems[close] if close is not None else None
+
+
+def _folded(text: str) -> str:
+    """Return a name without what some file systems do not tell apart: case, and ways to write an accent."""
+    return unicodedata.normalize("NFC", text).casefold()
