@@ -27,6 +27,9 @@ SHOWN = 3
 """How many names a hint lists."""
 
 
+MARKS = "'\"`“”„‘’«»"
+"""Quotation marks, also those that word processors write."""
+
 HUB = re.compile(
     r"(?:hf:|(?:www\.)?huggingface\.co/|hf\.co/)(?P<id>[^/]+/[^/@]+)(?:@[^/]+)?"
     r"(?:/(?:resolve|blob|tree)/[^/]+)?(?:/(?P<file>[^?]+))?(?:\?.*)?"
@@ -108,7 +111,7 @@ def _tag(match: re.Match[str]) -> str:
 
 
 def _quoted(match: re.Match[str]) -> str:
-    return f"The quotation marks are part of the path: write {match['inner']} without the inner ones."
+    return f"The quotation marks inside the text count as part of the path: write {match['inner']} without them."
 
 
 def _spaced(match: re.Match[str]) -> str:
@@ -152,19 +155,22 @@ WRITINGS = (
         "url", re.compile(r"\s*(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/+(?P<rest>.*?)\s*"), _url, is_never_a_path=True
     ),
     Writing("tag", re.compile(r"\s*<(?:lora|lyco|hypernet):(?P<parts>[^>]*)>\s*"), _tag, is_never_a_path=True),
-    Writing("quoted", re.compile(r"(?P<mark>['\"`])(?P<inner>.*)(?P=mark)"), _quoted),
+    Writing("quoted", re.compile(rf"[{MARKS}](?P<inner>.*)[{MARKS}]"), _quoted),
     Writing("spaced", re.compile(r"(?!\s*(?:<|[A-Za-z][A-Za-z0-9+.-]+:/))(?=\s|.*\s\Z).*\S.*", re.DOTALL), _spaced),
     Writing(
         "variable",
         re.compile(
-            r"(?!['\"`\s]).*?(?P<variable>\$(?P<unix>[A-Za-z_]\w*)|\$\{(?P<braced>\w+)\}|%(?P<windows>[A-Za-z_]\w*)%)"
-            r".*(?<!['\"`\s])"
+            rf"(?![{MARKS}\s]).*?"
+            r"(?P<variable>\$(?P<unix>[A-Za-z_]\w*)|\$\{(?P<braced>\w+)\}|%(?P<windows>[A-Za-z_]\w*)%)"
+            rf".*(?<![{MARKS}\s])"
         ),
         _variable,
     ),
     Writing("drive", re.compile(r"(?P<drive>[A-Za-z]):(?P<rest>[\\/][^%$]*)(?<!\s)"), _drive),
     Writing("share", re.compile(r"\\\\[^%$]*(?<!\s)"), _share),
-    Writing("backslashes", re.compile(r"(?!\\\\|[A-Za-z]:|['\"`\s])(?=.*\\)[^%$]*(?<!['\"`\s])"), _backslashes),
+    Writing(
+        "backslashes", re.compile(rf"(?!\\\\|[A-Za-z]:|[{MARKS}\s])(?=.*\\)[^%$]*(?<![{MARKS}\s])"), _backslashes
+    ),
     Writing(
         "hub",
         re.compile(
@@ -219,8 +225,10 @@ def _near(path: Path) -> str | None:
         return f"{above} is a file, not a folder."
     names = _names(above, folders=is_folder)
     if is_folder:
-        close = _alike(name, names)
-        return f"{above} has no folder {name!r}" + (f": did you mean {close}?" if close else ".")
+        told = f"{above} has no folder {name!r}"
+        if close := _alike(name, names):
+            return f"{told}: did you mean {close}?"
+        return f"{told}: {path.name} lies in {above} itself." if (above / path.name).exists() else f"{told}."
     if cut := next((other for other in names if other.startswith(f"{name} #")), None):
         return f"The folder has {cut!r}: in YAML, what follows ' #' is a comment, so put the path in quotes."
     if close := _alike(name, names):

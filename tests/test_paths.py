@@ -34,8 +34,15 @@ SAID = {
     "file:///home/u/x.pt": ("url", "This is a web address of a file on this machine: write /home/u/x.pt"),
     "<lora:x:0.8>": ("tag", "This is the tag of a LoRA in a prompt: write {path: x.safetensors, strength: 0.8}"),
     " <lyco:x> ": ("tag", "This is the tag of a LoRA in a prompt: write {path: x.safetensors}"),
-    "'x.pt'": ("quoted", "The quotation marks are part of the path: write x.pt without the inner ones."),
-    '"C:\\x.pt"': ("quoted", "The quotation marks are part of the path: write C:\\x.pt without the inner ones."),
+    "'x.pt'": ("quoted", "The quotation marks inside the text count as part of the path: write x.pt without them."),
+    '"C:\\x.pt"': (
+        "quoted",
+        "The quotation marks inside the text count as part of the path: write C:\\x.pt without them.",
+    ),
+    "\u201cx.pt\u201d": (
+        "quoted",
+        "The quotation marks inside the text count as part of the path: write x.pt without them.",
+    ),
     "x.pt ": ("spaced", "The path begins or ends with a space: write 'x.pt'"),
     " $HOME/x.pt": ("spaced", "The path begins or ends with a space: write '$HOME/x.pt'"),
     "$LORABAKE_TEST/x.pt": (
@@ -140,6 +147,7 @@ def test_a_model_in_the_cache_is_named(tmp_path: Path) -> None:
         ("x.safetensors", "quite another.safetensors", "The folder has quite another.safetensors."),
         ("x.safetensors", "notes.txt", ""),
         ("lroas/style.pt", "loras/style.pt", "{root} has no folder 'lroas': did you mean loras?"),
+        ("loras/x.pt", "x.pt", "{root} has no folder 'loras': x.pt lies in {root} itself."),
         ("far/away/x.pt", "loras/style.pt", "{root} has no folder 'far'."),
         ("style.pt/x.pt", "style.pt", "{root}/style.pt is a file, not a folder."),
         ("style", "style #2.pt", "The folder has 'style #2.pt': in YAML, what follows ' #' is a comment, so put the "

@@ -238,7 +238,7 @@ class TestFaults:
         self.check(tmp_path / "none.yaml", ": no such file")
 
     def test_folder(self, tmp_path: Path) -> None:
-        self.check(tmp_path, ": is a folder, not a recipe\nGive the recipe, a YAML file.")
+        self.check(tmp_path, ": is a folder, not a recipe\nGive the recipe, a YAML file, which may name this folder.")
 
     def test_path_with_nul(self) -> None:
         self.check(Path("a\0b"), ": cannot be read: embedded null byte")

@@ -69,9 +69,9 @@ def _content(path: Path) -> bytes:
         lines = lines_of(f"{path}: ", why(error)) if os.path.lexists(path) else missing(path, str(path))
         raise RecipeError(*lines) from None
     except IsADirectoryError:
-        recipes = [file.name for file in sorted(path.glob("*.y*ml"))]
-        inside = f" It has {and_more(recipes[:3], len(recipes))}." if recipes else ""
-        raise RecipeError(f"{path}: is a folder, not a recipe", f"Give the recipe, a YAML file.{inside}") from None
+        recipes = sorted(file.name for file in path.glob("*.y*ml"))
+        inside = f": it has {and_more(recipes[:3], len(recipes))}" if recipes else ", which may name this folder"
+        raise RecipeError(f"{path}: is a folder, not a recipe", f"Give the recipe, a YAML file{inside}.") from None
     except (OSError, ValueError) as error:
         raise RecipeError(*lines_of(f"{path}: ", why(error))) from error
 
