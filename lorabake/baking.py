@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from lorabake.documents import document
+from lorabake.documents.bake import BakeDocument, DataDigest, FileDigest, StageSeconds
 from lorabake.execution import Executed, execute
 from lorabake.interrupts import held
 from lorabake.machine import check_room_for, default_workers, worded
 from lorabake.planning import Plan
 from lorabake.planning import plan as plan_of
 from lorabake.planning.cautions import Caution, cautions_of, cautions_of_recipe, check_survival
+from lorabake.planning.record import record_of, survival_of
 from lorabake.planning.summary import line_of, tables_of
 from lorabake.recipe import Recipe
 from lorabake.sources import resolve
@@ -197,23 +200,24 @@ class BakeResult:
         return max(self.stages, key=lambda stage: self.stages[stage], default="copy")
 
     def report(self) -> dict[str, object]:
-        """Put the result in figures, for machines."""
-        return {
-            "path": str(self.path),
-            "bytes": self.size,
-            "data_sha256": self.data_sha256,
-            "inputs": self.input_sha256,
-            "device": self.device,
-            "left_to_cpu": list(self.left_to_cpu),
-            "seconds": round(self.seconds, 3),
-            "sync_seconds": round(self.sync_seconds, 3),
-            "stages": {stage: round(seconds, 3) for stage, seconds in sorted(self.stages.items())},
-            "bottleneck": self.bottleneck,
-            "peak_memory_bytes": self.peak_memory,
-            "survival": {str(lora): round(share, 4) for lora, share in self.survival.items()},
-            "warnings": [str(caution) for caution in self.cautions],
-            "plan": self.plan.report(),
-        }
+        """Put the result in figures, for machines, as `lorabake schema bake` describes them."""
+        record = BakeDocument(
+            path=str(self.path),
+            bytes=self.size,
+            data_sha256=tuple(DataDigest(file, sha256) for file, sha256 in self.data_sha256.items()),
+            inputs=tuple(FileDigest(path, sha256) for path, sha256 in self.input_sha256.items()),
+            device=self.device,
+            left_to_cpu=self.left_to_cpu,
+            seconds=round(self.seconds, 3),
+            sync_seconds=round(self.sync_seconds, 3),
+            stages=tuple(StageSeconds(stage, round(seconds, 3)) for stage, seconds in sorted(self.stages.items())),
+            bottleneck=self.bottleneck,
+            peak_memory_bytes=self.peak_memory,
+            survival=survival_of(self.plan, self.survival),
+            warnings=tuple(caution.record() for caution in self.cautions),
+            plan=record_of(self.plan),
+        )
+        return document("bake", record)
 
 
 def _check_survival(plan: Plan, warn: Callable[[str], None]) -> dict[int, float]:

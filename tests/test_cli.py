@@ -19,9 +19,12 @@ import torch
 
 from lorabake import __version__
 from lorabake.cli import commands, lorabake, main
+from lorabake.documents import VERSIONS
+from lorabake.documents.schema import schema_of
 from lorabake.recipe import recipe_schema
 from tests import builders as b
 from tests.builders import Q, W
+from tests.documents import check
 
 
 @dataclass
@@ -50,6 +53,8 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         with pytest.raises(SystemExit) as ended:
             main()
         captured = capsys.readouterr()
+        if "--json" in arguments and captured.out and arguments[0] in VERSIONS:
+            check(captured.out)
         code = ended.value.code
         return Ended(code if isinstance(code, int) else int(bool(code)), captured.out, captured.err)
 
@@ -103,8 +108,10 @@ def test_json_and_report_say_the_same(cli: Cli, folder: Path) -> None:
     told = json.loads(ended.out)
     assert told == json.loads((folder / "report.json").read_text())
     assert told["bytes"] == (folder / "out.safetensors").stat().st_size
-    assert told["data_sha256"] == {"out.safetensors": b.header(folder / "out.safetensors")[1]["sshs_model_hash"]}
-    assert told["inputs"][str(folder / "lora.safetensors")] == b.sha256(folder / "lora.safetensors")
+    digest = b.header(folder / "out.safetensors")[1]["sshs_model_hash"]
+    assert told["data_sha256"] == [{"file": "out.safetensors", "sha256": digest}]
+    lora = folder / "lora.safetensors"
+    assert {"path": str(lora), "sha256": b.sha256(lora)} in told["inputs"]
     assert told["plan"]["loras"][0]["applied"] == 12
     assert {"seconds", "stages", "bottleneck", "peak_memory_bytes"} <= told.keys()
 
@@ -353,6 +360,15 @@ def test_inspect_what_is_no_model(cli: Cli, folder: Path, path: str) -> None:
 
 def test_schema_is_the_recipes(cli: Cli) -> None:
     assert json.loads(cli("schema").out) == json.loads(json.dumps(recipe_schema()))
+    assert cli("schema", "recipe").out == cli("schema").out
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_schema_of_every_document(cli: Cli, name: str) -> None:
+    told = json.loads(cli("schema", name).out)
+    assert told == schema_of(name)
+    assert told["properties"]["lorabake"]["const"] == name
+    assert [*told["properties"]][:2] == [*told["required"]][:2] == ["lorabake", "version"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

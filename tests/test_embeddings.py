@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from lorabake.errors import LorabakeError, MatchError, TargetError
 from lorabake.inspection import inspect
 from lorabake.writing import commit
 from tests import builders as b
+from tests.documents import check
 from tests.test_survival import cli
 
 WEIGHTS = VerifyOptions(stages=("structure", "weights"))
@@ -123,13 +123,13 @@ def test_plan_and_bake_tell_it(tmp_path: Path) -> None:
         assert "2 written to out.ohwx.safetensors: the learned embedding of 'ohwx'" in told
         assert "note: learned embeddings stay as they are: no strength and no dtype applies to them" in told
         assert "note: only OneTrainer reads embeddings called …_out" in told
-    report = json.loads(cli("plan", recipe, "--json")[1])
+    report = check(cli("plan", recipe, "--json")[1])
     assert report["embeddings"] == [
         {
             "path": "out.ohwx.safetensors",
             "lora": "lora.safetensors",
             "token": "ohwx",
-            "tensors": {"clip_l": [3, 8], "clip_l_out": [3, 8]},
+            "tensors": [{"key": "clip_l", "shape": [3, 8]}, {"key": "clip_l_out", "shape": [3, 8]}],
             "bytes": (tmp_path / "out.ohwx.safetensors").stat().st_size,
         }
     ]

@@ -24,7 +24,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Lowest first. Modules of one row do not import each other.
 LAYERS = (
     ("visible",),
-    ("errors", "interrupts", "likeness", "notebook"),
+    ("errors", "interrupts", "likeness", "notebook", "documents"),
     ("paths",),
     ("machine",),
     ("tensors",),

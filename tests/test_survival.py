@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from lorabake.planning.cautions import cautions_of, cautions_of_recipe
 from lorabake.reference.survival import estimate, survival
 from lorabake.verification.findings import Finding
 from tests import builders as b
+from tests.documents import check
 
 FC = "lora_unet_fc"
 
@@ -61,8 +61,10 @@ def test_a_lora_that_fades_is_told_and_one_that_vanishes_stops_the_bake(tmp_path
 def test_plan_estimates_on_demand(tmp_path: Path) -> None:
     recipe = world(tmp_path, 1.0)
     assert "of its change survives the output's dtype" in cli("plan", recipe, "--estimate")[1]
-    assert json.loads(cli("plan", recipe, "--estimate", "--json")[1])["survival"]["0"] > 0.9
-    assert "survival" not in json.loads(cli("plan", recipe, "--json")[1])
+    (survival,) = check(cli("plan", recipe, "--estimate", "--json")[1])["survival"]
+    assert survival["lora"] == "lora.safetensors"
+    assert survival["share"] > 0.9
+    assert check(cli("plan", recipe, "--json")[1])["survival"] is None
 
 
 @pytest.mark.parametrize("rows", [slice(2048, None), slice(0, 2048), slice(1000, 1003)], ids=str)
@@ -93,7 +95,7 @@ def test_the_library_tells_and_warns_as_the_command_line_does(tmp_path: Path) ->
     warnings: list[str] = []
     result = b.run(recipe, warn=warnings.append)
     assert result.survival == survival(result.plan)
-    assert result.report()["survival"] == {"0": round(result.survival[0], 4)}
+    assert result.report()["survival"] == [{"lora": "lora.safetensors", "share": round(result.survival[0], 4)}]
     assert (warnings != []) == (result.survival[0] < 0.9)
     assert [str(each) for each in result.cautions] == []  # what a coarse dtype keeps is told before
 

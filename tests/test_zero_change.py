@@ -18,6 +18,7 @@ from lorabake.planning.cautions import cautions_of
 from lorabake.reference.survival import estimate
 from lorabake.verification.findings import Finding
 from tests import builders as b
+from tests.documents import check
 from tests.test_kinds import LINEAR, Case, cases, formula, tensors_of
 from tests.test_packing import FC, IN, OUT, SCALED
 
@@ -110,7 +111,9 @@ def test_one_factor_of_zeros_is_enough_and_others_are_not_blamed(slot: str, tmp_
     result = b.run(recipe)
     (caution,) = result.cautions
     assert caution.note == "2 of 40 modules (lora_unet_m30, …) change nothing: what is added is zero"
-    assert result.report()["warnings"] == [f"LoRA 'lora.safetensors': {caution.note}"]
+    (warning,) = check(result.report())["warnings"]
+    assert warning["message"] == f"LoRA 'lora.safetensors': {caution.note}"
+    assert (warning["check"], warning["measured"], warning["limit"], warning["unit"]) == ("zero", 2, 0, "modules")
     (tally,) = estimate(result.plan).values()
     assert tally.idle == sorted(idle)
     (finding,) = [each for each in look(recipe) if each.check == "weights.zero"]

@@ -14,7 +14,10 @@ from lorabake.baking import plan as make_plan
 from lorabake.cli import CONTEXT
 from lorabake.cli.show import LABEL, ledger_lines, shown, survives
 from lorabake.cli.terminal import echo, echo_json
+from lorabake.documents import document
+from lorabake.documents.plan import PlanDocument
 from lorabake.planning.cautions import cautions_of, cautions_of_recipe
+from lorabake.planning.record import record_of, survival_of
 from lorabake.planning.tally import Tally
 from lorabake.recipe import load_recipe
 from lorabake.visible import size_of
@@ -43,14 +46,17 @@ def plan(recipe: Path, output: Path | None, as_json: bool, estimate: bool) -> No
 
         tallies = estimated(made)
     shares = {lora: share for lora, tally in tallies.items() if (share := tally.survival) is not None}
-    warnings = [str(caution) for caution in (*cautions_of_recipe(made), *cautions_of(made, tallies))]
+    warnings = [*cautions_of_recipe(made), *cautions_of(made, tallies)]
     folder = next(path for path in (made.path.parent, *made.path.parents) if path.exists())
     free = shutil.disk_usage(folder).free
-    report = made.report() | {"free_disk_bytes": free, "warnings": warnings}
-    if estimate:
-        report["survival"] = {str(lora): round(share, 4) for lora, share in shares.items()}
     if as_json:
-        echo_json(report)
+        record = PlanDocument.of(
+            record_of(made),
+            free_disk_bytes=free,
+            survival=survival_of(made, shares) if estimate else None,
+            warnings=tuple(caution.record() for caution in warnings),
+        )
+        echo_json(document("plan", record))
         return
     key_map = made.sources.key_map
     layouts = ", ".join(f"{name} ({place[0].name})" for name, place in key_map.placed.items())

@@ -1,4 +1,4 @@
-"""`lorabake schema`: Print the recipe's JSON Schema, for editors."""
+"""`lorabake schema`: Print the JSON Schema of recipes, or of a document that lorabake writes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ import click
 
 from lorabake.cli import CONTEXT
 from lorabake.cli.terminal import echo_json
-from lorabake.recipe import recipe_schema
+from lorabake.documents import VERSIONS
 
 
 @click.command(context_settings=CONTEXT)
-def schema() -> None:
-    """Print the recipe's JSON Schema, for editors.
+@click.argument("name", type=click.Choice(["recipe", *VERSIONS]), default="recipe")
+def schema(name: str) -> None:
+    """Print the JSON Schema of recipes, or of what a command writes as JSON.
 
-    Save it, and point the first line of a recipe at it: `# yaml-language-server: $schema=recipe.schema.json`.
+    Editors complete and check a recipe by its schema. Save it, and point the first line of a recipe at it:
+    `# yaml-language-server: $schema=recipe.schema.json`. The other schemas describe what `--json` prints.
     """
-    echo_json(recipe_schema())
+    if name == "recipe":
+        from lorabake.recipe import recipe_schema
+
+        echo_json(recipe_schema())
+    else:
+        from lorabake.documents.schema import schema_of
+
+        echo_json(schema_of(name))

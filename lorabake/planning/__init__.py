@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lorabake.documents import fields_of
 from lorabake.errors import InternalError
 from lorabake.matching import match
 from lorabake.matching.ledger import Ledger
@@ -20,6 +21,7 @@ from lorabake.planning.cost import peak_memory
 from lorabake.planning.files import Embedding, OutputFile, configs_of, drafts_of, embeddings_of, indexes_of
 from lorabake.planning.metadata import described
 from lorabake.planning.notes import notes_of
+from lorabake.planning.record import record_of
 from lorabake.planning.steps import Copy, Step, Target, copies_of, steps_of, touched_by
 from lorabake.planning.storage import storage_of
 from lorabake.planning.vae import replaced_by_vae
@@ -86,50 +88,8 @@ class Plan:
         return peak_memory(self.steps, workers)
 
     def report(self) -> dict[str, object]:
-        """Put the plan in figures, for machines."""
-        key_map = self.sources.key_map
-        return {
-            "architecture": key_map.architecture.name,
-            "layout": key_map.layout if key_map.placed else None,
-            "components": {name: place[0].name for name, place in key_map.placed.items()},
-            "output": {
-                "files": [file.name for file in self.files],
-                "bytes": self.size,
-                "tensors": sum(len(file.targets) for file in self.files),
-            },
-            "baked": {"tensors": sum(len(step.targets) for step in self.steps), "bytes": self.baked_bytes},
-            "copied": {
-                "tensors": sum(len(file.targets) for file in self.files)
-                - sum(len(step.targets) for step in self.steps),
-                "bytes": self.copied_bytes,
-            },
-            "peak_memory_bytes": self.peak_memory(),
-            "loras": [
-                {
-                    "path": ledger.lora,
-                    "family": ledger.family,
-                    "tensors": ledger.tensors,
-                    "applied": ledger.applied,
-                    "excluded": dict(ledger.excluded),
-                    "modules": dict(ledger.modules),
-                    "kinds": dict(ledger.kinds),
-                    "ranks": {str(rank): count for rank, count in sorted(ledger.ranks.items())},
-                    "notes": list(ledger.notes),
-                }
-                for ledger in self.ledgers
-            ],
-            "embeddings": [
-                {
-                    "path": each.path.name,
-                    "lora": self.ledgers[each.lora].lora,
-                    "token": each.token,
-                    "tensors": {vectors.name: list(vectors.shape) for vectors in each.vectors},
-                    "bytes": each.size,
-                }
-                for each in self.embeddings
-            ],
-            "notes": list(self.notes),
-        }
+        """Put the plan in figures, for machines, as `lorabake schema plan` describes them."""
+        return fields_of(record_of(self))
 
 
 def plan(sources: Sources, output: str | Path | None = None) -> Plan:

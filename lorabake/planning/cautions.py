@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from lorabake.documents.records import NO_FIGURES, Figures, Warned, WarningName
 from lorabake.errors import MatchError, ValueTooLargeError
 from lorabake.matching.ledger import RANK_0
 from lorabake.planning import Plan
@@ -29,19 +30,28 @@ STRONG = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Caution:
-    """Hold one warning about one LoRA. `check` names it; `measured` and `limit` are figures as text, or empty."""
+    """Hold one warning about one LoRA. `check` names it; `measured` and `limit` are figures as text, or empty.
 
-    check: str
+    `figures` are the same for programs.
+    """
+
+    check: WarningName
     lora: str
     measured: str
     limit: str
     note: str
+    figures: Figures = NO_FIGURES
 
     def __repr__(self) -> str:
         return named_fields(self, ("check", "lora", "measured", "limit", "note"), letters=120)
 
     def __str__(self) -> str:
         return f"LoRA {self.lora!r}: {self.note}"
+
+    def record(self) -> Warned:
+        """Put the warning into its record for JSON."""
+        figures = self.figures
+        return Warned(self.check, self.lora, figures.measured, figures.limit, figures.unit, str(self))
 
 
 def cautions_of(plan: Plan, tallies: Mapping[int, Tally], *, whole: bool = True) -> Iterator[Caution]:
@@ -60,13 +70,13 @@ def cautions_of(plan: Plan, tallies: Mapping[int, Tally], *, whole: bool = True)
                 which = "the sampled" if not whole else "its"
                 note = f"all of {which} {count} modules change nothing: what is added is zero"
                 note = f"{which} one module changes nothing: what it adds is zero" if count == 1 else note
-            yield Caution("zero", lora, _modules(len(idle)), "0", note)
+            yield _of_modules("zero", lora, len(idle), note)
         if tally.negative:
             note = f"{modules(sorted(tally.negative))} have a negative alpha: their change is taken away, not added"
-            yield Caution("alpha", lora, _modules(len(tally.negative)), "0", note)
+            yield _of_modules("alpha", lora, len(tally.negative), note)
         if tally.erasing:
             note = f"{modules(sorted(tally.erasing))} have zeros as DoRA magnitudes, which erase what they scale"
-            yield Caution("magnitude", lora, _modules(len(tally.erasing)), "0", note)
+            yield _of_modules("magnitude", lora, len(tally.erasing), note)
         if (share := tally.survival) is not None and share < FADES:
             yield fading(lora, share)
         if tally.size > LARGE:
@@ -75,13 +85,15 @@ def cautions_of(plan: Plan, tallies: Mapping[int, Tally], *, whole: bool = True)
             note = (
                 f"its change is {tally.size:.3g} times as large as the weights that it meets (strength {strongest:g})"
             )
-            yield Caution("large", lora, f"{tally.size:.3g}", f"{LARGE:g}", note)
+            figures = Figures(tally.size, LARGE, "ratio")
+            yield Caution("large", lora, f"{tally.size:.3g}", f"{LARGE:g}", note, figures)
 
 
 def fading(lora: str, share: float) -> Caution:
     """Return the warning that an output's dtype keeps too little of a LoRA's change."""
     note = f"{percent(share)} of its change survives the output's dtype"
-    return Caution("resolution", lora, f"{max(share, 0.0):.1%}", f"{FADES:.0%}", note)
+    figures = Figures(max(share, 0.0), FADES, "share")
+    return Caution("resolution", lora, f"{max(share, 0.0):.1%}", f"{FADES:.0%}", note, figures)
 
 
 def check_survival(plan: Plan, shares: Mapping[int, float]) -> list[str]:
@@ -122,20 +134,25 @@ def cautions_of_recipe(plan: Plan, digests: Mapping[str, str] | None = None) -> 
         modules = {patch.module: patch for patch in plan.patches if patch.lora == number}
         strong = [patch.strength for patch in modules.values() if abs(patch.strength) >= STRONG]
         if strong:
-            note = f"its strength is {max(strong, key=abs):g} in {len(strong)} of {len(modules)} modules"
-            yield Caution("strength", lora, f"{max(strong, key=abs):g}", f"{STRONG:g}", note)
+            strongest = max(strong, key=abs)
+            note = f"its strength is {strongest:g} in {len(strong)} of {len(modules)} modules"
+            figures = Figures(strongest, STRONG, "strength")
+            yield Caution("strength", lora, f"{strongest:g}", f"{STRONG:g}", note, figures)
         negative = sum(patch.scale is not None and patch.scale < 0 for patch in modules.values())
         if negative:
             note = f"its configuration says a negative alpha for {negative} of {len(modules)} modules"
-            yield Caution("alpha", lora, _modules(negative), "0", f"{note}: their change is taken away, not added")
+            yield _of_modules("alpha", lora, negative, f"{note}: their change is taken away, not added")
         if not modules and not ledger.embeddings and ledger.excluded[RANK_0]:
             note = "it changes nothing: every module that is not left out has rank 0"
-            yield Caution("zero", lora, f"{ledger.excluded[RANK_0]} tensors", "0", note)
+            count = ledger.excluded[RANK_0]
+            yield Caution("zero", lora, f"{count} tensors", "0", note, Figures(count, 0, "tensors"))
     yield from _listed_twice(plan, digests or {})
 
 
-def _modules(count: int) -> str:
-    return f"{count} module{'s' if count != 1 else ''}"
+def _of_modules(check: WarningName, lora: str, count: int, note: str) -> Caution:
+    """Return a warning about so many modules, where there should be none."""
+    words = f"{count} module{'s' if count != 1 else ''}"
+    return Caution(check, lora, words, "0", note, Figures(count, 0, "modules"))
 
 
 def _listed_twice(plan: Plan, digests: Mapping[str, str]) -> Iterator[Caution]:

@@ -98,6 +98,7 @@ def render(verification: Verification) -> bytes:
     page = environment.get_template("page.html.j2").render(
         verification=verification,
         plan=verification.plan and verification.plan.report(),
+        ledgers=verification.plan.ledgers if verification.plan else (),
         meaning=MEANINGS[verification.verdict],
         counts=by_status(verification.findings),
         stages=by_stage(verification),
