@@ -1,8 +1,8 @@
 """Refresh what the documentation shows, by running it.
 
-    python docs/terminal.py             rewrite the outputs in README.md, draw docs/demo.svg, sample docs/demo.png
+    python docs/terminal.py             rewrite the outputs in all pages, draw docs/demo.svg, sample docs/demo.png
 
-Every ```console block of the README is a transcript: its `$ ` lines are run, in order, in a fresh folder that
+Every ```console block of a page is a transcript: its `$ ` lines are run, in order, in a folder of the page's own that
 holds a copy of recipes/ with its inputs. A test runs them too, and compares (`mask` leaves out what differs from
 run to run).
 """
@@ -21,6 +21,7 @@ from html import escape
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"(?<=^```console\n)(.*?)(?=^```$)", re.MULTILINE | re.DOTALL)
 VOLATILE = (
     (r"[\d.]+ [kMG]?B free", "… free"),
@@ -101,20 +102,25 @@ def picture(text: str, columns: int = 126) -> str:
     return "\n".join([*shapes, "</g>", "</svg>", ""])
 
 
+def refresh(page: Path, folder: Path) -> None:
+    """Rewrite the transcripts of one page."""
+    text = page.read_text(encoding="utf-8")
+    page.write_text(BLOCK.sub(lambda match: transcript(match[0], folder), text), encoding="utf-8")
+
+
 def main() -> None:
-    """Rewrite the README's transcripts and the picture."""
-    readme = ROOT / "README.md"
+    """Rewrite the pages' transcripts and the pictures."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name).resolve()
-        prepare(folder)
-        text = BLOCK.sub(lambda match: transcript(match[0], folder), readme.read_text(encoding="utf-8"))
-        readme.write_text(text, encoding="utf-8")
-        shutil.rmtree(folder / "out", ignore_errors=True)
-        shown = "\n".join(f"$ {command}\n{run(command, folder)}" for command in PICTURE)
+        fresh = Path(name).resolve() / "fresh"
+        prepare(fresh)
+        for page in PAGES:
+            if BLOCK.search(page.read_text(encoding="utf-8")):
+                refresh(page, shutil.copytree(fresh, fresh.with_name(page.stem)))
+        shown = "\n".join(f"$ {command}\n{run(command, fresh)}" for command in PICTURE)
         (ROOT / "docs" / "demo.svg").write_text(picture(shown), encoding="utf-8")
-        run("lorabake verify recipes/demo.yaml --stage samples --report out/report", folder)
-        shutil.copy(folder / "out" / "report" / "grid.png", ROOT / "docs" / "demo.png")
-    print("README.md, docs/demo.svg and docs/demo.png are up to date")
+        run("lorabake verify recipes/demo.yaml --stage samples --report out/report", fresh)
+        shutil.copy(fresh / "out" / "report" / "grid.png", ROOT / "docs" / "demo.png")
+    print("the pages, docs/demo.svg and docs/demo.png are up to date")
 
 
 if __name__ == "__main__":
