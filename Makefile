@@ -1,6 +1,6 @@
 # make demo    bake, prove and show the demo recipes          make lint    ruff and mypy
 # make test    all tests                                      make bench   how to measure
-# make docs    refresh what the pages show                      make clean   remove what these made
+# make docs    refresh what the pages show                    make clean   remove what these made
 # make torture attacks, kills and full disks, in full (see docs/reliability.md)
 #
 # PYTHON=python3.12 make test   picks the interpreter of the virtual environment.
