@@ -13,13 +13,15 @@ from lorabake.baking import RunOptions
 from lorabake.baking import bake as run_bake
 from lorabake.baking import plan as make_plan
 from lorabake.cli import CONTEXT, interruption
-from lorabake.cli.places import check_report, files_of
+from lorabake.cli.places import check_apart, check_writable, taken_by
+from lorabake.cli.recipe_options import recipe_options, save_option
+from lorabake.cli.saving import check_saved, save_recipe
 from lorabake.cli.show import LABEL, ledger_lines, rate_of, shown, survives
 from lorabake.cli.terminal import Bar, echo, echo_json
 from lorabake.errors import SurroundingsError
 from lorabake.machine import default_workers
 from lorabake.planning.cautions import FADES
-from lorabake.recipe import load_recipe
+from lorabake.recipe.options import Options
 from lorabake.visible import size_of, visible_json
 from lorabake.writing.partial import partial_of
 from lorabake.writing.whole import write_whole
@@ -29,8 +31,9 @@ ALL = 0.9995
 
 
 @click.command(context_settings=CONTEXT)
-@click.argument("recipe", type=click.Path(path_type=Path))
+@recipe_options()
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write here instead of the recipe's path.")
+@save_option
 @click.option(
     "--device",
     help="Compute on this device: auto, cpu, cuda, cuda:1, xpu, mps.  [default: $LORABAKE_DEVICE, else auto: an "
@@ -45,7 +48,7 @@ ALL = 0.9995
 @click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings only.")
 @click.option("--json", "as_json", is_flag=True, help="Print what happened as JSON.")
 def bake(
-    recipe: Path,
+    said: Options,
     output: Path | None,
     device: str | None,
     workers: int | None,
@@ -60,10 +63,11 @@ def bake(
     The output is written beside its target and renamed when it is complete: whatever stops a bake, an older
     file of that name stays as it was. The same recipe and inputs give the same bytes on the same class of device.
     """
-    plan = make_plan(load_recipe(recipe), output)
+    plan = make_plan(said.recipe(), output)
+    check_saved(said.save, plan, [report])
     if report is not None:
-        beside = [embedding.path for embedding in plan.embeddings]
-        check_report(report, [*files_of(plan.sources.recipe, plan.path), *beside], [plan.path, partial_of(plan.path)])
+        check_writable(report, "report")
+        check_apart([report], "report", taken_by(plan), [plan.path, partial_of(plan.path)])
     talks = not (quiet or as_json)
     for number in range(len(plan.ledgers) if talks else 0):
         for line in ledger_lines(plan, number):
@@ -85,6 +89,7 @@ def bake(
         result = run_bake(plan, options)
     finally:
         bar.close()
+    save_recipe(said.save, plan)
     if report is not None:
         try:
             write_whole(report, f"{visible_json(result.report())}\n".encode())

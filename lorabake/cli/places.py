@@ -8,44 +8,49 @@ from contextlib import suppress
 from pathlib import Path
 
 from lorabake.errors import TargetError
+from lorabake.planning import Plan
 from lorabake.recipe import Recipe
 from lorabake.writing.partial import partial_of
-
-OTHER = "choose another file for the report"
 
 READ_BESIDE = ("adapter_config.json", "config.json", "hyperparameters.yaml", "model_config.yaml")
 
 
-def check_report(report: Path, taken: Iterable[Path], folders: Iterable[Path]) -> None:
-    """Raise TargetError for a report that cannot be written, is a file that is taken, or lies in one of the folders.
+def check_writable(path: Path, what: str) -> None:
+    """Raise TargetError for a file that cannot be written; `what` says what it is: the report."""
+    try:
+        is_there = path.exists()
+    except OSError as error:  # too long a name
+        raise TargetError(f"{path}: the {what} cannot be written: {error.strerror}") from None
+    if path.is_dir():
+        raise TargetError(f"{path}: is a folder, and the {what} is a file")
+    if not path.parent.is_dir():
+        why = "is no folder" if os.path.lexists(path.parent) else "there is no such folder"
+        raise TargetError(f"{path}: the {what} cannot be written: {path.parent}: {why}")
+    is_special = is_there and not path.is_file()  # such as /dev/stdout
+    written = [path] * is_there + [_real(path).parent] * (not is_special)
+    if not all(os.access(place, os.W_OK) for place in written):
+        raise TargetError(f"{path}: the {what} cannot be written: no permission")
+
+
+def check_apart(written: Iterable[Path], what: str, taken: Iterable[Path], folders: Iterable[Path]) -> None:
+    """Raise TargetError where one of the files that are to be written is taken, or lies in one of the folders.
 
     Files are told by where they are, not by their names: links of either sort are followed.
     """
-    try:
-        is_there = report.exists()
-    except OSError as error:  # too long a name
-        raise TargetError(f"{report}: the report cannot be written: {error.strerror}") from None
-    if report.is_dir():
-        raise TargetError(f"{report}: is a folder, and the report is a file")
-    if not report.parent.is_dir():
-        why = "is no folder" if os.path.lexists(report.parent) else "there is no such folder"
-        raise TargetError(f"{report}: the report cannot be written: {report.parent}: {why}")
-    is_special = is_there and not report.is_file()  # such as /dev/stdout
-    written = [report] * is_there + [_real(report).parent] * (not is_special)
-    if not all(os.access(path, os.W_OK) for path in written):
-        raise TargetError(f"{report}: the report cannot be written: no permission")
-    check_apart([report], taken, folders)
-
-
-def check_apart(written: Iterable[Path], taken: Iterable[Path], folders: Iterable[Path]) -> None:
-    """Raise TargetError where one of the files that are to be written is taken, or lies in one of the folders."""
     places = {place for path in taken for place in _identities(path)}
     within = {place for path in folders for place in _identities(path)}
+    other = f"choose another file for the {what}"
     for path in written:
         if not places.isdisjoint(_identities(path)):
-            raise TargetError(f"{path}: is the output, or an input, of this recipe; {OTHER}")
+            raise TargetError(f"{path}: is the output, or an input, of this recipe; {other}")
         if any(not within.isdisjoint(_identities(folder)) for folder in (path, *_real(path).parents)):
-            raise TargetError(f"{path}: lies in the output's folder; {OTHER}")
+            raise TargetError(f"{path}: lies in the output's folder; {other}")
+
+
+def taken_by(plan: Plan) -> Iterator[Path]:
+    """Yield every file that a bake reads or writes."""
+    yield from files_of(plan.sources.recipe, plan.path)
+    yield from (embedding.path for embedding in plan.embeddings)
 
 
 def files_of(recipe: Recipe, baked: Path) -> Iterator[Path]:

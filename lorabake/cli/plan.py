@@ -12,6 +12,8 @@ import click
 
 from lorabake.baking import plan as make_plan
 from lorabake.cli import CONTEXT
+from lorabake.cli.recipe_options import recipe_options, save_option
+from lorabake.cli.saving import check_saved, save_recipe
 from lorabake.cli.show import LABEL, ledger_lines, shown, survives
 from lorabake.cli.terminal import echo, echo_json
 from lorabake.documents import document
@@ -19,13 +21,14 @@ from lorabake.documents.plan import PlanDocument
 from lorabake.planning.cautions import cautions_of, cautions_of_recipe
 from lorabake.planning.record import record_of, survival_of
 from lorabake.planning.tally import Tally
-from lorabake.recipe import load_recipe
+from lorabake.recipe.options import Options
 from lorabake.visible import size_of
 
 
 @click.command(context_settings=CONTEXT)
-@click.argument("recipe", type=click.Path(path_type=Path))
+@recipe_options()
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Plan for this path instead of the recipe's.")
+@save_option
 @click.option("--json", "as_json", is_flag=True, help="Print the plan's figures as JSON.")
 @click.option(
     "--estimate",
@@ -33,13 +36,14 @@ from lorabake.visible import size_of
     help="Estimate what survives of each LoRA in the output's dtype, and warn of changes that are none, or absurd "
     "(reads tensors).",
 )
-def plan(recipe: Path, output: Path | None, as_json: bool, estimate: bool) -> None:
+def plan(said: Options, output: Path | None, as_json: bool, estimate: bool) -> None:
     """Show what baking RECIPE would do, and what it needs.
 
     Reads headers only, and with --estimate a sample of the tensors. Fails as the bake would if a LoRA does not fit
     whole.
     """
-    made = make_plan(load_recipe(recipe), output)
+    made = make_plan(said.recipe(), output)
+    check_saved(said.save, made)
     tallies: dict[int, Tally] = {}
     if estimate:
         from lorabake.reference.survival import estimate as estimated
@@ -49,6 +53,7 @@ def plan(recipe: Path, output: Path | None, as_json: bool, estimate: bool) -> No
     warnings = [*cautions_of_recipe(made), *cautions_of(made, tallies)]
     folder = next(path for path in (made.path.parent, *made.path.parents) if path.exists())
     free = shutil.disk_usage(folder).free
+    save_recipe(said.save, made)
     if as_json:
         record = PlanDocument.of(
             record_of(made),

@@ -8,16 +8,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from lorabake.cli import CONTEXT, internal_error
 from lorabake.cli.places import check_apart, files_of
+from lorabake.cli.recipe_options import recipe_options
 from lorabake.cli.show import shown
 from lorabake.cli.terminal import Bar, Coloured, Part, echo, echo_json
 from lorabake.errors import INTERNAL, RecipeError, SurroundingsError, TargetError
-from lorabake.recipe import load_recipe
+from lorabake.recipe import Recipe
+from lorabake.recipe.options import Options
 from lorabake.verification import ORDER, STAGES, VerifyOptions, embedded_recipe
 from lorabake.verification import verify as run_verify
 from lorabake.verification.findings import Finding, SampleOptions, Status, Verdict, Verification
@@ -39,8 +42,15 @@ VERDICTS = {
 
 
 @click.command(context_settings=CONTEXT)
-@click.argument("target", type=click.Path(path_type=Path), metavar="RECIPE|FILE")
-@click.option("--baked", type=click.Path(path_type=Path), help="The checkpoint.  [default: the recipe's output]")
+@recipe_options("RECIPE|FILE")
+@click.option(
+    "--baked",
+    "-o",
+    "--output",
+    "baked",
+    type=click.Path(path_type=Path),
+    help="The checkpoint.  [default: the recipe's output]",
+)
 @click.option("--inputs", type=click.Path(path_type=Path), help="The folder of the inputs that FILE's recipe names.")
 @click.option("--stage", "stages", multiple=True, type=click.Choice(ORDER), help="Only this stage; repeatable.")
 @click.option("--sample-weights", type=click.IntRange(1), metavar="N", help="Look at N tensors only, evenly spread.")
@@ -54,7 +64,7 @@ VERDICTS = {
 @click.option("-q", "--quiet", is_flag=True, help="Print the verdict and what is wrong only.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def verify(
-    target: Path,
+    said: Options,
     baked: Path | None,
     inputs: Path | None,
     stages: tuple[str, ...],
@@ -81,20 +91,13 @@ def verify(
     checked), 3 an extra is missing, 4 lorabake itself failed. A stage that breaks
     off leaves what the others found.
     """
-    if target.suffix.lower() in (".yaml", ".yml"):
-        if inputs is not None:
-            raise RecipeError("--inputs is for a FILE without its recipe; a recipe says where its inputs lie")
-        recipe = load_recipe(target)
-    else:
-        if baked is not None:
-            raise RecipeError(f"{target}: is no recipe (.yaml), so --baked has nothing to be compared with")
-        recipe, baked = embedded_recipe(target, inputs), target
+    recipe, baked = _recipe(said, inputs)
     if report is not None:
         output = baked if baked is not None else recipe.locate(recipe.output.path)
         from lorabake.report import FILES
 
         places = [report / name for name in FILES.values()]
-        check_apart([report, *places], files_of(recipe, output), [output])
+        check_apart([report, *places], "report", files_of(recipe, output), [output])
         make_folder(report, places)
     bar = Bar(shown=not (quiet or as_json))
     options = VerifyOptions(
@@ -134,6 +137,20 @@ def verify(
         if failure.exit_code == INTERNAL:
             internal_error(failure.traceback)
     return verification.exit_code
+
+
+def _recipe(said: Options, inputs: Path | None) -> tuple[Recipe, Path | None]:
+    """Return the recipe that was given, or that a baked file holds, and the checkpoint if it was named."""
+    file, baked = said.file, said.output
+    if file is not None and file.suffix.lower() not in (".yaml", ".yml"):
+        if baked is not None:
+            raise RecipeError(f"{file}: is no recipe (.yaml), so --baked has nothing to be compared with")
+        if not (said.bases or said.loras):
+            return embedded_recipe(file, inputs, said.changes), file
+        said, baked = replace(said, file=None, output=file), file
+    if inputs is not None:
+        raise RecipeError("--inputs is for a FILE without its recipe; a recipe says where its inputs lie")
+    return said.recipe(), baked
 
 
 def _tell(finding: Finding) -> None:

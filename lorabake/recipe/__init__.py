@@ -33,6 +33,7 @@ __all__ = [
     "parse_recipe",
     "recipe_of",
     "recipe_schema",
+    "recipe_text",
     "values_of",
 ]
 
@@ -44,17 +45,21 @@ MAX_FAULTS = 20
 def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe file; paths in it are relative to the folder it lies in."""
     path = Path(expanded(str(path)))
+    text, file = recipe_text(path), path.absolute()
+    return parse_recipe(text, file.parent, str(path)).kept_in(file, text)
+
+
+def recipe_text(path: Path) -> str:
+    """Read the text of a recipe file."""
     data = _content(path)
     if (form := format_of(data[:SNIFFED])) is not None and not form.is_text:
         raise RecipeError(*_no_recipe(path, form))
     try:
-        text = data.decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         before = data[: error.start].decode("utf-8")
         mark = mark_after(str(path), before)
         raise error_at(mark, f"not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}") from error
-    file = path.absolute()
-    return parse_recipe(text, file.parent, str(path)).kept_in(file)
 
 
 def _content(path: Path) -> bytes:

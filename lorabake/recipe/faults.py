@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import get_args
 
-from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from lorabake.likeness import nearest
-from lorabake.recipe.models import Recipe
+from lorabake.recipe.shape import known_keys
 from lorabake.recipe.types import FILE, SHA256, VISIBLE
 from lorabake.recipe.values import Place, Values
 from lorabake.recipe.words import Fault, found, quoted
@@ -24,6 +21,7 @@ _PATTERN_WORDS = {
 
 _WORDS = {
     "string_type": "text",
+    "string_unicode": "text in UTF-8",
     "bool_type": "true or false",
     "int_type": "a whole number",
     "float_type": "a number",
@@ -48,7 +46,7 @@ def explained(error: ErrorDetails, values: Values) -> Fault:
             return Fault(spot, f"missing key {quoted(str(error['loc'][-1]))}{where}")
         case "extra_forbidden":
             key = str(place[-1])
-            return Fault(values.keys[place], f"unknown key {quoted(key)}{_did_you_mean(key, _known_keys(place))}")
+            return Fault(values.keys[place], f"unknown key {quoted(key)}{_did_you_mean(key, known_keys(place[:-1]))}")
         case "nothing_to_bake" | "method_and" | "method_field":
             return Fault(spot, error["msg"])
         case "no_path":
@@ -87,19 +85,3 @@ def _name(place: Place) -> str:
 def _did_you_mean(name: object, names: list[str]) -> str:
     near = nearest(str(name), names, cutoff=0.5)
     return f", did you mean {near!r}?" if near else ""
-
-
-def _known_keys(location: Place) -> list[str]:
-    """List the keys that the mapping at the end of a location may have."""
-    model: type[BaseModel] = Recipe
-    for part in location[:-1]:
-        if isinstance(part, str):
-            model = next(_models(model.model_fields[part].annotation))
-    return list(model.model_fields)
-
-
-def _models(annotation: object) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models(argument)

@@ -243,6 +243,7 @@ class Recipe(_Part):
 
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
     _file: Path | None = PrivateAttr(None)
+    _text: str | None = PrivateAttr(None)
 
     def __repr__(self) -> str:
         loras = counted_as(len(self.loras), "LoRA")
@@ -291,10 +292,15 @@ class Recipe(_Part):
         moved._folder = folder.absolute()
         return moved
 
-    def kept_in(self, file: Path) -> Recipe:
-        """Return this recipe with `file` (absolute) as the file that it came from."""
+    @property
+    def text(self) -> str | None:
+        """The recipe as YAML, unless it came otherwise."""
+        return self._text
+
+    def kept_in(self, file: Path | None, text: str) -> Recipe:
+        """Return this recipe with its YAML, and with `file` (absolute) as the file that it came from."""
         kept = self.model_copy()
-        kept._file = file
+        kept._file, kept._text = file, text
         return kept
 
     @property

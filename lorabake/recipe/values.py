@@ -35,9 +35,26 @@ class Values:
 
 
 def read_values(text: str, name: str) -> Values:
-    """Read the only document of a text; `name` stands for the file in messages."""
+    """Read a recipe's text, which is one mapping; `name` stands for the file in messages."""
+    node = _compose(text, name)
+    if node is None:
+        raise error_at(mark_after(name, ""), "the recipe is empty")
+    if not isinstance(node, yaml.MappingNode):
+        raise error_at(node.start_mark, f"the recipe must be a mapping, found {found(_plain(node))}")
+    return _built(node)
+
+
+def read_value(text: str, name: str) -> Values:
+    """Read one value: YAML if the text begins with a bracket or a quote, else a number, true, null or the text."""
+    node = _compose(text, name) if text.startswith(("{", "[", '"', "'")) else None
+    if node is None:
+        return Values(scalar(text), {}, {(): Spot(name)})
+    return _built(node)
+
+
+def _built(node: yaml.Node) -> Values:
     tree = _Tree()
-    data = tree.build(_compose(text, name))
+    data = tree.build(node)
     return Values(data, tree.keys, tree.spots, tuple(tree.faults))
 
 
@@ -71,8 +88,8 @@ def _no_text(spot: Spot, key: object) -> Fault:
     return Fault(spot, f"a key must be text, found {found(key)}")
 
 
-def _compose(text: str, name: str) -> yaml.Node:
-    """Parse the only document of the text into nodes that know their places."""
+def _compose(text: str, name: str) -> yaml.Node | None:
+    """Parse the only document of the text, if it has one, into nodes that know their places."""
     try:
         composer = _Composer(text)
     except yaml.reader.ReaderError as error:
@@ -80,7 +97,7 @@ def _compose(text: str, name: str) -> yaml.Node:
         raise error_at(mark, f"the character U+{ord(text[error.position]):04X} is not allowed") from error
     composer.name = name
     try:
-        node = composer.get_single_node()
+        node: yaml.Node | None = composer.get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark or composer.get_mark()
         since = f" from line {error.context_mark.line + 1}" if error.context_mark else ""
@@ -88,10 +105,6 @@ def _compose(text: str, name: str) -> yaml.Node:
         raise error_at(mark, f"not valid YAML: {problem}") from error
     except (ValueError, OverflowError) as error:  # PyYAML lets chr() fail on "\UFFFFFFFF"
         raise error_at(composer.get_mark(), "not valid YAML: an escape stands for no character") from error
-    if node is None:
-        raise error_at(mark_after(name, ""), "the recipe is empty")
-    if not isinstance(node, yaml.MappingNode):
-        raise error_at(node.start_mark, f"the recipe must be a mapping, found {found(_plain(node))}")
     return node
 
 
@@ -157,14 +170,17 @@ class _Tree:
 
 
 def _plain(node: yaml.Node) -> object:
-    """Read a scalar by the core schema of YAML 1.2, where `yes`, `12:30` and `2024-01-01` are text."""
+    """Read a scalar; a quoted one is text."""
     if not isinstance(node, yaml.ScalarNode):
         return {} if isinstance(node, yaml.MappingNode) else ()
     text: str = node.value
     if re.search("[\ud800-\udfff]", text):
         raise error_at(node.start_mark, "the text has an escape that stands for half a character")
-    if node.style:
-        return text
+    return text if node.style else scalar(text)
+
+
+def scalar(text: str) -> object:
+    """Read a scalar by the core schema of YAML 1.2, where `yes`, `12:30` and `2024-01-01` are text."""
     if text in ("", "~", "null", "Null", "NULL"):
         return None
     if text in ("true", "True", "TRUE", "false", "False", "FALSE"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from pydantic import ValidationError
 
 from lorabake.errors import FileError, first_line
 from lorabake.planning import plan as make_plan
-from lorabake.recipe import Recipe
+from lorabake.recipe import Recipe, recipe_of, values_of
+from lorabake.recipe.changes import with_changes
 from lorabake.sources import resolve
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.tensors.reader import is_there
-from lorabake.tensors.small import content_of, parse_json
+from lorabake.tensors.small import parse_json
 from lorabake.verification.findings import Verification
 from lorabake.verification.stages import ORDER, STAGES, Outcome, VerifyOptions, finish, look_at_structure, ready
 from lorabake.visible import some
@@ -44,7 +46,7 @@ def verify(recipe: Recipe, baked: str | Path | None = None, options: VerifyOptio
     compared = next((each.result for each in reversed(weights) if each.result is not None), None)
     return Verification(
         baked=path,
-        recipe=content_of(recipe.file).decode() if recipe.file else json.dumps(recipe.normal_form(), indent=2),
+        recipe=recipe.text or json.dumps(recipe.normal_form(), indent=2),
         findings=tuple(finding for outcome in outcomes for finding in outcome.findings),
         seconds={outcome.stage: outcome.seconds for outcome in outcomes if outcome.seconds is not None},
         plan=plan,
@@ -64,11 +66,12 @@ def _path_of(recipe: Recipe, baked: str | Path | None) -> Path:
     return path
 
 
-def embedded_recipe(baked: Path, inputs: Path | None = None) -> Recipe:
+def embedded_recipe(baked: Path, inputs: Path | None = None, changes: Sequence[str] = ()) -> Recipe:
     """Return the recipe in a checkpoint's metadata; its inputs are looked for in `inputs`.
 
-    Without `inputs`, beside the checkpoint and in the current folder. Raise FileError for a checkpoint without a
-    recipe, and for inputs that are in none of these folders.
+    Without `inputs`, beside the checkpoint and in the current folder. `changes` are texts such as verify.steps=20;
+    paths in them start from the current folder. Raise FileError for a checkpoint without a recipe, and for inputs
+    that are in none of these folders.
     """
     text = open_checkpoint(baked).metadata.get("lorabake.recipe")
     if text is None:
@@ -81,9 +84,12 @@ def embedded_recipe(baked: Path, inputs: Path | None = None) -> Recipe:
         for lora in form["loras"]:
             lora["blocks"] = dict(lora["blocks"])
         form["output"]["path"] = baked.name
-        recipe = Recipe.model_validate(_as_read(form))
+        values = values_of(_as_read(form), str(baked))
+        recipe = Recipe.model_validate(values.data)
     except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise FileError(f"{baked}: the recipe in its metadata is damaged: {first_line(error, None)}") from None
+    if changes:
+        recipe = recipe_of(with_changes(values, changes, Path.cwd(), None), Path.cwd())
     names = [recipe.base.path, *(lora.path for lora in recipe.loras), *([recipe.vae.path] if recipe.vae else [])]
     folders = [inputs] if inputs is not None else [baked.absolute().parent, Path.cwd()]
     for folder in folders:

@@ -1,0 +1,72 @@
+"""The options that make a recipe, the same for all commands that take one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lorabake.cli.places import check_writable
+from lorabake.recipe.options import EXAMPLE, Options
+
+Command = Callable[..., Any]
+
+FILE = click.Path(path_type=Path)
+
+
+def recipe_options(metavar: str = "RECIPE") -> Callable[[Command], Command]:
+    """Let a command take a recipe as a file or as options; it is called with `said`, which are the options."""
+    options = (
+        click.argument("recipe", required=False, type=FILE, metavar=f"[{metavar}]"),
+        click.option("--base", "bases", multiple=True, metavar="PATH", help="Without RECIPE: the checkpoint."),
+        click.option(
+            "--lora",
+            "loras",
+            multiple=True,
+            metavar="PATH[=STRENGTH]",
+            help="Without RECIPE: a LoRA, and how strongly it is applied: a.safetensors=0.8, or "
+            "a.safetensors=unet:0.5,text_encoder:0.2; 1 if left out; repeatable.",
+        ),
+        click.option(
+            "--set",
+            "changes",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Change a value of the recipe: loras.0.strength=0.6, output.dtype=bfloat16; repeatable.",
+        ),
+    )
+
+    def decorated(command: Command) -> Command:
+        @wraps(command)
+        def called(
+            recipe: Path | None,
+            bases: tuple[str, ...],
+            loras: tuple[str, ...],
+            changes: tuple[str, ...],
+            save_recipe: Path | None = None,
+            **others: Any,
+        ) -> Any:
+            said = Options(recipe, bases, loras, changes, others.get("output", others.get("baked")), save_recipe)
+            if said.is_empty:
+                name = click.get_current_context().command_path
+                raise click.UsageError(f"Give a {metavar}, or a base and LoRAs: {name} {EXAMPLE}")
+            if save_recipe is not None:
+                check_writable(save_recipe, "recipe")
+            return command(said=said, **others)
+
+        for option in reversed(options):
+            called = option(called)
+        return called
+
+    return decorated
+
+
+save_option = click.option(
+    "--save-recipe",
+    type=FILE,
+    metavar="FILE",
+    help="Keep the recipe that the options stand for in this YAML file; bake as that file says.",
+)

@@ -1,0 +1,167 @@
+"""Make a recipe of a command line's options: of a file, or of `--base` and `--lora`, with what `--set` changes.
+
+The options become values like those of a file, and have the options as their spots. So the recipe's own checks and
+messages serve them. Paths in options start from the current folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from lorabake.errors import RecipeError
+from lorabake.paths import expanded
+from lorabake.recipe import Recipe, recipe_of, recipe_text
+from lorabake.recipe.changes import moved, moved_paths, places_in, with_changes, with_value
+from lorabake.recipe.values import Place, Values, read_values, scalar
+from lorabake.recipe.words import Fault, Spot, quoted
+from lorabake.recipe.written import written
+
+OUTPUT: Place = ("output", "path")
+NOWHERE = Spot("")
+EXAMPLE = "--base model.safetensors --lora style.safetensors=0.8 -o baked.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Hold what a command line says of a recipe, as it was written.
+
+    Either `file`, or `bases` (exactly one) and `loras`, each PATH, PATH=STRENGTH or PATH=COMPONENT:STRENGTH,…
+    `output` takes the place of the recipe's. `save` is the file that will hold the recipe: its folder is the one
+    from which the paths of the recipe start.
+    """
+
+    file: Path | None = None
+    bases: tuple[str, ...] = ()
+    loras: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+    output: Path | None = None
+    save: Path | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether neither a file nor a base or LoRA was given."""
+        return self.file is None and not self.bases and not self.loras
+
+    def recipe(self) -> Recipe:
+        """Make the recipe; raise RecipeError with every fault and the option that it is in."""
+        here = Path.cwd()
+        _check_texts(self)
+        if self.file is None:
+            text, file, folder, values = None, None, here, _values(self)
+        elif self.bases or self.loras:
+            raise RecipeError(*_both(self, self.file))
+        else:
+            path = Path(expanded(str(self.file)))
+            text, file = recipe_text(path), path.absolute()
+            folder, values = file.parent, read_values(text, str(path))
+        values = with_changes(values, self.changes, here, folder)
+        output = values.spots.get(OUTPUT, NOWHERE)
+        if self.output is not None and output.name.startswith("--set "):
+            raise RecipeError(Fault(output, "-o says where the output goes, too: give one of them").line)
+        if self.save is not None:
+            recipe_of(values, folder)  # tells faults before paths are moved
+            values, folder = _for_another_folder(self, values, folder), self.save.absolute().parent
+        recipe = recipe_of(values, folder)
+        if isinstance(values.data, Mapping) and (text is None or self.changes or self.save is not None):
+            text = written(values.data)
+        return recipe.kept_in(file, text or "")
+
+
+def _check_texts(options: Options) -> None:
+    """Raise RecipeError for an option without its value, or with one that no recipe could hold."""
+    named = {"--base": options.bases, "--lora": options.loras, "--set": options.changes}
+    if options.file is None or options.save is not None:
+        named["-o"] = (str(options.output or ""),)
+    for name, texts in named.items():
+        for text in texts:
+            if text.startswith("-"):
+                message = f"what belongs to it is missing: {quoted(text)} is taken for it. A path may begin with ./-"
+                raise RecipeError(Fault(Spot(name), message).line)
+            if re.search("[\ud800-\udfff]", text):  # Python's marks for bytes that are not UTF-8
+                raise RecipeError(Fault(Spot(name), f"{quoted(text)} is not UTF-8: rename the file").line)
+
+
+def _both(options: Options, file: Path) -> tuple[str, str]:
+    """Say what is wrong where a recipe's file and the options that take its place were given."""
+    first = f"{file}: is given as the recipe, and so are --base and --lora: give either the file or these options"
+    if isinstance(scalar(str(file)), (int, float)) and options.loras:
+        return first, f"A strength stands after its LoRA and '=': --lora {options.loras[-1].partition('=')[0]}={file}"
+    if file.suffix.lower() not in (".yaml", ".yml"):
+        return first, f"Each LoRA has a --lora of its own: --lora {file}"
+    return first, "To change a value of the file's recipe: --set loras.0.strength=0.6"
+
+
+def _values(options: Options) -> Values:
+    """Make values of `--base`, `--lora` and `-o`."""
+    if len(options.bases) != 1:
+        raise RecipeError(*_not_one_base(options.bases))
+    if options.output is None and not any(change.startswith("output.path=") for change in options.changes):
+        raise RecipeError("-o is missing: name the baked checkpoint, as in -o baked.safetensors")
+    loras, faults = [], []
+    spots: dict[Place, Spot] = {
+        (): Spot("the options"),
+        ("base",): Spot("--base"),
+        ("loras",): Spot("--lora"),
+        ("output",): Spot("-o"),
+        OUTPUT: Spot("-o"),
+    }
+    for number, text in enumerate(options.loras):
+        spot = Spot(f"--lora {number + 1}")
+        try:
+            lora = _lora(text)
+        except ValueError as error:
+            lora = text
+            faults.append(Fault(spot, str(error)))
+        loras.append(lora)
+        spots |= {("loras", number, *place): spot for place in ((), *places_in(lora))}
+    output = {} if options.output is None else {"path": str(options.output)}
+    if not output:
+        del spots[OUTPUT]
+    data = {"version": 1, "base": options.bases[0], "loras": tuple(loras), "output": output}
+    return Values(data, spots, spots, tuple(faults))
+
+
+def _lora(text: str) -> object:
+    """Read an entry of loras: PATH, PATH=STRENGTH or PATH=COMPONENT:STRENGTH,…; or raise ValueError."""
+    path, equals, strength = text.rpartition("=")
+    if not equals:
+        if wrong := re.fullmatch(r"(.+):([-+]?[0-9.]+)", text):
+            raise ValueError(f"a strength stands after '=': --lora {wrong[1]}={wrong[2]}")
+        return text
+    pairs = [tuple(part.strip() for part in pair.rpartition(":")) for pair in strength.split(",")]
+    numbers = [scalar(number) for _, _, number in pairs]
+    if any(isinstance(number, bool) or not isinstance(number, (int, float)) for number in numbers):
+        message = f"{quoted(strength)} is no strength: write PATH=0.8 or PATH=unet:0.5,text_encoder:0.2"
+        hint = f". If '=' belongs to the path, write the strength after it: {text}=1"
+        raise ValueError(message + hint if PurePath(strength).suffix else message)
+    names = [name for name, _, _ in pairs]
+    if names == [""]:
+        return {"path": path, "strength": numbers[0]}
+    if not all(names):
+        raise ValueError(
+            f"{quoted(strength)}: give one number, such as 0.8, or one for each component: unet:0.5,text_encoder:0.2"
+        )
+    if len(set(names)) < len(names):
+        raise ValueError(f"{quoted(strength)} has a component twice: give each one number")
+    return {"path": path, "strength": dict(zip(names, numbers, strict=True))}
+
+
+def _not_one_base(bases: tuple[str, ...]) -> tuple[str, str]:
+    told = (
+        f"is given {'twice' if len(bases) == 2 else f'{len(bases)} times'}: a recipe has one base"
+        if bases
+        else "is missing"
+    )
+    return f"--base {told}", f"Name the checkpoint that the LoRAs are baked into: {EXAMPLE}"
+
+
+def _for_another_folder(options: Options, values: Values, folder: Path) -> Values:
+    """Let all paths start from the folder of the file that will hold the recipe."""
+    assert options.save is not None
+    if options.output is not None:
+        values = with_value(values, OUTPUT, moved(str(options.output), Path.cwd(), folder), Spot("-o"))
+    data = moved_paths(values.data, (), folder, options.save.absolute().parent)
+    return Values(data, values.keys, values.spots)
