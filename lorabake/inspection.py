@@ -6,9 +6,10 @@ Headers only, but for the alphas, which are single numbers.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from lorabake.adapters import adapter_slots, are_stored, dora, kinds_of, peft_fields, shared, suffixes
 from lorabake.adapters.experts import EXPERTS
@@ -16,6 +17,19 @@ from lorabake.adapters.kind import Kind
 from lorabake.architectures import architectures
 from lorabake.architectures.generic import GENERIC
 from lorabake.codecs.codec import Stored
+from lorabake.documents import document
+from lorabake.documents.inspect import (
+    DtypeCount,
+    FoundAlpha,
+    FoundComponent,
+    FoundKind,
+    FoundScale,
+    InspectDocument,
+    Problem,
+    StoredFormat,
+    TriggerWords,
+)
+from lorabake.documents.records import RankCount
 from lorabake.errors import FileError
 from lorabake.keymap.adapter_config import from_metadata, read_config
 from lorabake.keymap.embeddings import is_inversion, read_vectors
@@ -65,7 +79,27 @@ FACTS = (
 MARKERS = ("v_pred", "ztsnr", "edm_mean", "edm_std", "scaled_fp8")
 
 
+AlphaSource = Literal["tensor", "adapter_config", "lora_adapter_metadata", "header"]
+
+
+@dataclass(frozen=True, slots=True)
+class Alpha:
+    """Hold an alpha and what says it; a `note` says what it is where it is no number."""
+
+    value: float | None
+    source: AlphaSource
+    note: str = ""
+
+
 def inspect(path: Path) -> dict[str, object]:
+    """Describe a checkpoint or LoRA, as `lorabake schema inspect` says.
+
+    Raise FileError if the file is neither or is damaged.
+    """
+    return document("inspect", record_of(path))
+
+
+def record_of(path: Path) -> InspectDocument:
     """Describe a checkpoint or LoRA; raise FileError if the file is neither or is damaged."""
     check_there(path)
     checkpoint, config = open_lora(path)
@@ -77,48 +111,49 @@ def inspect(path: Path) -> dict[str, object]:
     beside = sum(are_stored(frozenset(module.slots)) for module in tensors.modules.values())
     beside += len(tensors.unknown) - len(learned)
     is_lora = config is not None or inside >= max(beside, 1)
-    facts: dict[str, object] = {
-        "path": str(path),
-        "what": "lora" if is_lora else "checkpoint",
-        "bytes": checkpoint.size,
-        "files": sum(len(part.files) for part in checkpoint.parts),
-        "tensors": len(checkpoint.tensors),
-        "dtypes": dict(Counter(info.dtype for info in checkpoint.tensors.values()).most_common()),
-    }
-    if hollow := hollow_words(checkpoint.tensors, "" if is_lora else WEIGHT):
-        facts["damaged"] = hollow
-    if no_lora := next((NO_LORAS[key] for key in NO_LORAS if key in checkpoint.tensors), None):
-        facts |= {"what": "neither", "cannot_be_baked": no_lora}
-    elif is_inversion(checkpoint.tensors.values()):
-        facts |= {"what": "textual inversion"}
-    elif is_lora:
-        facts |= _describe_lora(lora, config)
-    else:
-        beside_weights = {"adapter_beside_the_weights": dict(_count_kinds(lora, adapters))} if inside else {}
-        del lora, tensors, adapters, learned  # a third of the memory
-        facts |= _describe_checkpoint(checkpoint) | beside_weights
+    hollow = hollow_words(checkpoint.tensors, "" if is_lora else WEIGHT)
     metadata = checkpoint.metadata
-    facts |= {"trigger_words": words} if (words := _trigger_words(metadata)) else {}
-    known = {name: metadata[name] for name in FACTS if metadata.get(name, "None") != "None"}
-    if known:
-        facts["training" if is_lora else "metadata"] = known
-    return facts
+    known = {name: metadata[name] for name in FACTS if metadata.get(name, "None") != "None"} or None
+    record = InspectDocument(
+        path=str(path),
+        what="lora" if is_lora else "checkpoint",
+        bytes=checkpoint.size,
+        files=sum(len(part.files) for part in checkpoint.parts),
+        tensors=len(checkpoint.tensors),
+        dtypes=tuple(
+            DtypeCount(dtype, count)
+            for dtype, count in Counter(info.dtype for info in checkpoint.tensors.values()).most_common()
+        ),
+        problems=(Problem("empty_tensors", hollow),) if hollow else (),
+        trigger_words=tuple(_trigger_words(metadata)),
+        training=known if is_lora else None,
+        metadata=None if is_lora else known,
+    )
+    if no_lora := next((NO_LORAS[key] for key in NO_LORAS if key in checkpoint.tensors), None):
+        return replace(record, what="neither", problems=(*record.problems, Problem("no_lora", no_lora)))
+    if is_inversion(checkpoint.tensors.values()):
+        return replace(record, what="textual_inversion")
+    if is_lora:
+        return _with_lora(record, lora, config)
+    kinds = tuple(_count_kinds(lora, adapters)) if inside else ()
+    del lora, tensors, adapters, learned  # a third of the memory
+    return _with_checkpoint(replace(record, kinds=kinds), checkpoint)
 
 
-def _describe_lora(lora: LoraSource, said: Mapping[str, object] | None) -> dict[str, object]:
-    """Say what a bake would know of a LoRA; `said` is its adapter_config.json."""
-    why_not: list[str] = []
+def _with_lora(record: InspectDocument, lora: LoraSource, said: Mapping[str, object] | None) -> InspectDocument:
+    """Add what a bake would know of a LoRA; `said` is its adapter_config.json."""
+    problems = [*record.problems]
     try:
         where, types = str(lora.checkpoint.path), peft_fields()
         config = None if said is None else read_config(said, f"{where}: adapter_config.json", types)
         lora = replace(lora, config=config, component_configs=from_metadata(lora.checkpoint.metadata, where, types))
     except FileError as error:
-        why_not.append(str(error))
+        problems.append(Problem("configuration", str(error)))
     tensors, evidence, dialect = lora.tensors, recognise(lora.tensors), dialect_of(lora.checkpoint)
     ranks: Counter[int] = Counter()
-    alphas: Counter[str] = Counter()
-    scales: Counter[str] = Counter()
-    components: Counter[str] = Counter()
+    alphas: Counter[Alpha] = Counter()
+    scales: Counter[float | None] = Counter()
+    components: Counter[tuple[str, ...]] = Counter()
     own = [part for family in evidence.families for part in family.components]
     tables = Prefixes(
         own or [part for family in architectures() if family is not GENERIC for part in family.components]
@@ -135,34 +170,42 @@ def _describe_lora(lora: LoraSource, said: Mapping[str, object] | None) -> dict[
                     ranks.update([] if rank is None else [rank])
                     scales.update([scale])
         named = tables.named(module.name) or generic.named(module.name)
-        components["/".join(sorted(named)) or "not said"] += 1
-    why_not += [REASONS.get(name, f"{name} is not supported by this version") for name in tensors.unsupported]
+        components[tuple(sorted(named))] += 1
+    for name in tensors.unsupported:
+        problems.append(Problem("kind", REASONS.get(name, f"{name} is not supported by this version")))
     learned = _embeddings(lora)
     strange = [info.key for info in tensors.unknown if info.key not in learned]
-    by_name = "" if evidence.whole or evidence.is_text else " (by names alone)"
     title = evidence.title
-    if title and evidence.is_text and "encoder" not in title and all(name.startswith(TEXT[0]) for name in components):
+    is_text = all("/".join(names).startswith(TEXT[0]) for names in components)
+    if title and evidence.is_text and "encoder" not in title and is_text:
         title = TEXT_ENCODER.format(title)
-    described: dict[str, object] = {
-        "family": f"{title}{by_name}" if title else "not recognised",
-        "modules": len(tensors.modules),
-        "kinds": dict(_count_kinds(lora, tensors.modules.values())),
-        "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
-        "alphas": _listed(alphas),
-        "scales": dict(sorted(scales.items())),
-        "components": dict(components),
-        "adapter_config": _settings(lora.config) if lora.config else None,
-        "lora_adapter_metadata": {name: _settings(config) for name, config in lora.component_configs.items()} or None,
-        "names_of": dialect.title if dialect else None,
-        "seen_by": evidence.seen_by(tensors.modules),
-        "learned_embeddings": sorted({*learned.values()}) or None,
-        "of_no_known_form": strange[:5] or None,
-        "cannot_be_baked": "; ".join(why_not) or None,
-    }
     if dialect and lora.config is None:
-        described["alphas"] = str(lora.checkpoint.facts.get("adapter.lora.alpha", "said by the files beside it"))
-        del described["scales"]
-    return {name: fact for name, fact in described.items() if fact is not None}
+        stated = _number(lora.checkpoint.facts.get("adapter.lora.alpha"))
+        alphas = Counter() if stated is None else Counter({Alpha(stated, "header"): len(tensors.modules)})
+        scales.clear()
+    return replace(
+        record,
+        problems=tuple(problems),
+        family=title,
+        family_by=None if not title else "structure" if evidence.whole or evidence.is_text else "names",
+        modules=len(tensors.modules),
+        kinds=tuple(_count_kinds(lora, tensors.modules.values())),
+        ranks=tuple(RankCount(rank, count) for rank, count in sorted(ranks.items())),
+        alphas=tuple(
+            FoundAlpha(alpha.value, alpha.source, count, alpha.note or None)
+            for alpha, count in sorted(alphas.items(), key=lambda item: (str(item[0].value), item[0].source))
+        ),
+        scales=tuple(
+            FoundScale(scale, count) for scale, count in sorted(scales.items(), key=lambda item: str(item[0]))
+        ),
+        components=tuple(FoundComponent(names, None, None, None, count) for names, count in components.items()),
+        adapter_config=_settings(lora.config) if lora.config else None,
+        lora_adapter_metadata={name: _settings(config) for name, config in lora.component_configs.items()} or None,
+        names_of=dialect.title if dialect else None,
+        seen_by=evidence.seen_by(tensors.modules),
+        learned_embeddings=tuple(sorted({*learned.values()})),
+        of_no_known_form=tuple(strange[:5]),
+    )
 
 
 def _kinds(lora: LoraSource, module: LoraModule) -> tuple[Kind, ...]:
@@ -178,19 +221,23 @@ def _expert_stack(lora: LoraSource, module: LoraModule) -> str | None:
     return config.expert_stack(path) if config else None
 
 
-def _count_kinds(lora: LoraSource, modules: Iterable[LoraModule]) -> Counter[str]:
+def _count_kinds(lora: LoraSource, modules: Iterable[LoraModule]) -> Iterator[FoundKind]:
     """Count the modules of each kind, and the tensors of kinds that cannot be baked."""
     kinds: Counter[str] = Counter()
+    incomplete: Counter[tuple[str, ...]] = Counter()
     for module in modules:
         chosen = _kinds(lora, module)
         for kind in chosen:
             title = "DoRA" if dora.is_in(module.slots) else kind.told_title(module.shapes)
             kinds["LoRA with a Tucker core" if "mid" in module.slots else title] += 1
         if not chosen and module.slots.keys() != {"alpha"}:
-            kinds[f"incomplete or unknown set ({', '.join(sorted(module.slots))})"] += 1
-    for name, infos in lora.tensors.unsupported.items():
-        kinds[f"{name} (tensors)"] += len(infos)
-    return kinds
+            incomplete[tuple(sorted(module.slots))] += 1
+    for title, count in kinds.items():
+        yield FoundKind(title, (), count, "modules")
+    for slots, count in incomplete.items():
+        yield FoundKind(None, slots, count, "modules")
+    for title, infos in lora.tensors.unsupported.items():
+        yield FoundKind(title, (), len(infos), "tensors")
 
 
 def _rank(lora: LoraSource, kind: Kind, module: LoraModule, *, by_up: bool) -> int | None:
@@ -216,33 +263,36 @@ def _has_shapes(kind: Kind, module: LoraModule) -> bool:
     return all(shapes[slot] for slot in kind.claims(frozenset(shapes)) - kind.numbers)
 
 
-def _scale(lora: LoraSource, module: LoraModule, kind: Kind) -> tuple[str, str]:
-    """Return a module's alpha, "" where it has none, and its scale, each with who says so where no tensor does."""
+def _scale(lora: LoraSource, module: LoraModule, kind: Kind) -> tuple[Alpha | None, float | None]:
+    """Return a module's alpha, None where it has none, and its scale, None where the alpha is no number."""
     config, path = lora.config_of(module.name)
     if "alpha" in module.slots and kind.may_have_alpha:
         alpha = _alpha(module.slots["alpha"])
-        return f"{alpha:g}" if isinstance(alpha, float) else alpha, _told(kind, module, alpha)
+        return alpha, _told(kind, module, alpha)
     if config is None:
-        return "", "1"
-    source = "adapter_config" if lora.config else "lora_adapter_metadata"
+        return None, 1
     path = config.expert_stack(path) or config.trained(path)
     said = config.said_alpha_of(path)
-    return "" if said is None else f"{said:g} ({source})", f"{config.scale_of(path):g}"
+    source: AlphaSource = "adapter_config" if lora.config else "lora_adapter_metadata"
+    return None if said is None else Alpha(_short(said), source), _short(config.scale_of(path))
 
 
-def _told(kind: Kind, module: LoraModule, alpha: float | str) -> str:
+def _told(kind: Kind, module: LoraModule, alpha: Alpha) -> float | None:
     try:
-        if isinstance(alpha, float) and _has_shapes(kind, module) and kind.rank(module.shapes):
-            return f"{kind.scale(alpha, module.shapes):g}"
+        if alpha.value is not None and _has_shapes(kind, module) and kind.rank(module.shapes):
+            return _short(kind.scale(alpha.value, module.shapes))
     except IndexError:  # as above
         pass
-    return "not a number"
+    return None
 
 
-def _listed(alphas: Counter[str]) -> object:
-    """Write alphas with their counts; one that a configuration says of all modules stands alone."""
-    one = next(iter(alphas), "none")
-    return one if len(alphas) < 2 and one.endswith((")", "none")) else dict(sorted(alphas.items()))
+def _short(value: float) -> float:
+    """Round to six digits, so that numbers which float16 wrote and which were divided are known again."""
+    return float(f"{value:g}")
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 def _settings(config: PeftConfig) -> dict[str, object]:
@@ -261,7 +311,8 @@ def _embeddings(lora: LoraSource) -> dict[str, str]:
     return {key: vectors.token for key, vectors in learned if vectors is not None}
 
 
-def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
+def _with_checkpoint(record: InspectDocument, checkpoint: Checkpoint) -> InspectDocument:
+    """Add what a bake would know of a base."""
     transcript = transcribe(checkpoint)
     checkpoint = transcript.checkpoint
     packing = find_packing(checkpoint, read_beside(checkpoint), transcript.orders)
@@ -270,47 +321,43 @@ def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
     if architecture is GENERIC and VAE_ONLY.fits(tensors):
         architecture = VAE_ONLY
     key_map = KeyMap.expand(architecture, tensors)
-    described: dict[str, object] = {
-        "family": key_map.architecture.title,
-        "components": {
-            name: f"{layout.name} layout, {sum(owner == name for owner in key_map.owner.values())} tensors"
-            + (f", prefix {prefix}" if prefix else "")
+    owned = Counter(key_map.owner.values())
+    metadata = checkpoint.metadata
+    baked = metadata.get("lorabake.recipe")
+    return replace(
+        record,
+        family=key_map.architecture.title,
+        family_by="structure",
+        components=tuple(
+            FoundComponent((name,), layout.name, prefix, owned[name], None)
             for name, (layout, prefix) in key_map.placed.items()
-        },
-    }
-    if ways := Counter(packing.titles):
-        described["packed_weights"] = dict(ways.most_common())
-    outside = len(tensors) - len(key_map.owner)
-    if outside:
-        described["outside_any_component"] = f"{outside} tensors"
-    markers = [name for name in MARKERS if name in checkpoint.tensors]
-    if markers:
-        described["markers"] = markers
-    baked = checkpoint.metadata.get("lorabake.recipe")
-    if baked:
-        described["baked_by_lorabake"] = checkpoint.metadata.get("lorabake.version", "")
-        if DEVICE in checkpoint.metadata:
-            described["computed_on"] = checkpoint.metadata[DEVICE]
-        described["recipe"] = json_or_text(baked)
-        described["inputs"] = json_or_text(checkpoint.metadata.get("lorabake.inputs", "null"))
-    return described
+        ),
+        packed_weights=tuple(StoredFormat(title, count) for title, count in Counter(packing.titles).most_common()),
+        outside_any_component=len(tensors) - len(key_map.owner),
+        markers=tuple(name for name in MARKERS if name in checkpoint.tensors),
+        baked_by_lorabake=metadata.get("lorabake.version", "") if baked else None,
+        computed_on=metadata.get(DEVICE) if baked else None,
+        recipe=json_or_text(baked) if baked else None,
+        inputs=json_or_text(metadata.get("lorabake.inputs", "null")) if baked else None,
+    )
 
 
-def _alpha(info: Stored) -> float | str:
-    """Read an alpha; where it is no number, return what it is."""
+def _alpha(info: Stored) -> Alpha:
+    """Read an alpha; where it is no number, say what it is."""
     try:
-        return read_scalar(info.first)
+        return Alpha(_short(read_scalar(info.first)), "tensor")
     except ValueError:
-        return f"{info.dtype} {list(info.shape)}, which is no number"
+        return Alpha(None, "tensor", f"{info.dtype} {list(info.shape)}, which is no number")
 
 
-def _trigger_words(metadata: Mapping[str, str]) -> list[str]:
-    """List the trigger phrase, and the tags that the trainer met most often."""
-    words = [metadata["modelspec.trigger_phrase"]] if metadata.get("modelspec.trigger_phrase") else []
+def _trigger_words(metadata: Mapping[str, str]) -> Iterator[TriggerWords]:
+    """Yield the trigger phrase, and the tags that the trainer met most often."""
+    if phrase := metadata.get("modelspec.trigger_phrase"):
+        yield TriggerWords(phrase, None)
     counts: Counter[str] = Counter()
     frequency = json_or_text(metadata.get("ss_tag_frequency", "null"))
     for folder in frequency.values() if isinstance(frequency, dict) else ():
         for tag, count in folder.items() if isinstance(folder, dict) else ():
             if isinstance(count, int):
                 counts[tag.strip()] += count
-    return words + [f"{tag} ×{count}" for tag, count in counts.most_common(10)]
+    yield from (TriggerWords(tag, count) for tag, count in counts.most_common(10))

@@ -6,16 +6,18 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jsonschema import Draft202012Validator
 
 from lorabake.documents.schema import schema_of
+from lorabake.inspection import inspect as look
 
 WORDS = {"message", "note", "notes", "texts", "prompt", "text", "traceback", "reason"}
 """Fields for people, and texts that are the user's own or a model's."""
 
-FOREIGN = {"recipe", "inputs_of_bake", "training", "metadata", "adapter_config", "component_configs"}
+FOREIGN = {"recipe", "inputs", "training", "metadata", "adapter_config", "lora_adapter_metadata", "words"}
 """Fields with what a file says of itself, as it says it."""
 
 PROSE = re.compile(r"×|±|\d (?:[kMGT]i?)?B\b|\d (?:bytes|tensors|modules|values|files|missing|ulp|dB|%)|\babout \d")
@@ -61,3 +63,18 @@ def check(text: str | Mapping[str, object]) -> Any:
     assert not [(place, told) for place, told in strings(read) if PROSE.search(told)]
     assert not [key for key in keys(read) if not re.fullmatch(r"[a-z][a-z0-9_]*", key)]
     return read
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """Inspect a file, check the document, and write its lists of counts as maps, which are shorter to compare."""
+    found = check(look(path))
+    ways: dict[str, Any] = {
+        "dtypes": lambda part: part["dtype"],
+        "kinds": lambda part: part["kind"] or "/".join(part["slots"]),
+        "ranks": lambda part: str(part["rank"]),
+        "scales": lambda part: f"{part['scale']:g}",
+        "alphas": lambda part: part["note"] or f"{part['alpha']:g} ({part['source']})".removesuffix(" (tensor)"),
+        "packed_weights": lambda part: part["format"],
+    }
+    counts = {name: {way(part): part["count"] for part in found[name]} for name, way in ways.items()}
+    return {**found, **counts, "problems": " ".join(part["message"] for part in found["problems"])}

@@ -264,7 +264,7 @@ def test_inspect_a_checkpoint(cli: Cli, folder: Path) -> None:
     told = json.loads(cli("inspect", "base.safetensors", "--json").out)
     assert told["what"] == "checkpoint"
     assert told["family"] == "Stable Diffusion 1.x"
-    assert set(told["components"]) == {"unet", "text_encoder", "vae"}
+    assert {name for part in told["components"] for name in part["names"]} == {"unet", "text_encoder", "vae"}
     assert told["markers"] == ["v_pred"]
     assert told["bytes"] == (folder / "base.safetensors").stat().st_size
     words = cli("inspect", "base.safetensors").out
@@ -280,16 +280,18 @@ def test_inspect_a_lora(cli: Cli, folder: Path) -> None:
     )
     told = json.loads(cli("inspect", "lora.safetensors", "--json").out)
     assert told["what"] == "lora"
-    assert told["ranks"] == {"2": 1, "3": 1}
-    assert told["alphas"] == {"1.5": 1}
-    assert told["kinds"] == {"LoRA": 1, "DoRA": 1}
-    assert told["components"] == {"unet": 2}
+    assert told["ranks"] == [{"rank": 2, "count": 1}, {"rank": 3, "count": 1}]
+    assert told["alphas"] == [{"alpha": 1.5, "source": "tensor", "count": 1, "note": None}]
+    assert {(part["kind"], part["count"]) for part in told["kinds"]} == {("LoRA", 1), ("DoRA", 1)}
+    assert [(part["names"], part["modules"]) for part in told["components"]] == [(["unet"], 2)]
     assert told["family"].startswith("Stable Diffusion 1.x, Stable Diffusion 2.x, ")
-    assert told["family"].endswith("(by names alone)")
-    assert told["scales"] == {"0.5": 1, "1": 1}
+    assert told["family_by"] == "names"
+    assert told["scales"] == [{"scale": 0.5, "count": 1}, {"scale": 1.0, "count": 1}]
     assert told["training"] == {"ss_network_dim": "3"}
-    assert told["trigger_words"][0] == "dog ×9"
-    assert "dog ×9" in cli("inspect", "lora.safetensors").out
+    assert told["trigger_words"][0] == {"words": "dog", "count": 9}
+    words = cli("inspect", "lora.safetensors").out
+    assert "dog ×9" in words
+    assert "(by names alone)" in words
 
 
 def test_inspect_a_peft_folder(cli: Cli, tmp_path: Path) -> None:
@@ -297,7 +299,7 @@ def test_inspect_a_peft_folder(cli: Cli, tmp_path: Path) -> None:
     told = json.loads(cli("inspect", "adapter", "--json").out)
     assert told["what"] == "lora"
     assert told["adapter_config"] == {"r": 4, "lora_alpha": 8.0, "rslora": False}
-    assert told["ranks"] == {"4": 1}
+    assert told["ranks"] == [{"rank": 4, "count": 1}]
     assert cli("inspect", "adapter").code == 0
 
 

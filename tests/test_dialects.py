@@ -22,10 +22,10 @@ import lorabake
 from lorabake.dialects import dialects
 from lorabake.dialects.llama_cpp import LLAMA_CPP
 from lorabake.errors import LorabakeError
-from lorabake.inspection import inspect
 from lorabake.keymap.dialect import PARTS, Heads, Naming, Part
 from lorabake.keymap.view import Region, View
 from tests import builders as b
+from tests.documents import inspect
 
 Q = "model.layers.0.self_attn.q_proj"
 CONFIG: dict[str, object] = {"model_type": "llama", "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -304,7 +304,11 @@ def test_a_norm_in_a_lora_in_gguf_takes_the_place_of_the_bases(tmp_path: Path) -
     assert changed == {f"{Q}.weight", "model.layers.1.input_layernorm.weight"}
     assert torch.equal(after["model.layers.1.input_layernorm.weight"], torch.ones(8))
     described = inspect(tmp_path / "lora.gguf")
-    assert (described["names_of"], described["alphas"], described["ranks"]) == ("llama.cpp", "4.0", {"2": 1})
+    assert (described["names_of"], described["alphas"], described["ranks"]) == (
+        "llama.cpp",
+        {"4 (header)": 2},
+        {"2": 1},
+    )
 
 
 def test_a_lora_in_gguf_of_an_image_model_has_the_names_of_the_checkpoint(tmp_path: Path) -> None:

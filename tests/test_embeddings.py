@@ -13,10 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from lorabake import RunOptions, VerifyOptions, bake, load_recipe, plan, verify
 from lorabake.errors import LorabakeError, MatchError, TargetError
-from lorabake.inspection import inspect
 from lorabake.writing import commit
 from tests import builders as b
-from tests.documents import check
+from tests.documents import check, inspect
 from tests.test_survival import cli
 
 WEIGHTS = VerifyOptions(stages=("structure", "weights"))

@@ -21,7 +21,6 @@ import lorabake
 from lorabake.adapters import suffixes
 from lorabake.architectures import architectures
 from lorabake.errors import LorabakeError, MatchError
-from lorabake.inspection import inspect
 from lorabake.keymap.adapter_config import read_config
 from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.names import pattern_of
@@ -33,6 +32,7 @@ from lorabake.matching.patches import Patch
 from lorabake.sources.family import GENERIC, identify
 from lorabake.tensors.header import TensorInfo
 from tests import builders as b
+from tests.documents import inspect
 from tests.tables import infos, load_table, names
 from tests.test_families import network
 from tests.test_matching import matched, source

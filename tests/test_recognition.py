@@ -15,7 +15,6 @@ import lorabake
 from lorabake.adapters import shared, suffixes
 from lorabake.architectures import architectures, released
 from lorabake.errors import MatchError
-from lorabake.inspection import inspect
 from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.names import pattern_of
 from lorabake.keymap.slots import sort_tensors
@@ -26,6 +25,7 @@ from lorabake.sources.family import GENERIC, identify
 from lorabake.sources.recognition import Evidence, is_text, kinship, recognise
 from lorabake.verification import embedded_recipe
 from tests import builders as b
+from tests.documents import inspect
 from tests.released import HEADERS, SIZES, expanded, lines, made
 from tests.tables import infos, load_table, names
 from tests.test_matching import Shapes, low_rank, matched, source

@@ -17,7 +17,6 @@ from lorabake import load_recipe
 from lorabake.baking import plan
 from lorabake.codecs.codec import Statement
 from lorabake.errors import FileError, MatchError, TargetError
-from lorabake.inspection import inspect
 from lorabake.storage import groups, options, recognition, statements
 from lorabake.storage.packing import Packing
 from lorabake.tensors.checkpoint import open_checkpoint
@@ -25,6 +24,7 @@ from lorabake.verification import VerifyOptions, verify
 from lorabake.verification.samples import SampleOptions
 from tests import builders as b
 from tests import tables
+from tests.documents import inspect
 
 OUT, IN = 32, 128
 SHAPE = (OUT, IN)
@@ -1251,7 +1251,7 @@ def test_inspect_says_what_the_bake_knows(title: str, tmp_path: Path) -> None:
 def test_plain_bases_have_no_such_words(tmp_path: Path) -> None:
     fp8_alone = {"fc.weight": torch.ones(SHAPE).to(FP8), "fc.input_scale": torch.ones(1)}
     world(tmp_path, {**fp8_alone, "logit_scale": torch.ones(1), "quant_conv.weight": torch.ones(2, 2)})
-    assert "packed_weights" not in inspect(tmp_path / "base.safetensors")
+    assert inspect(tmp_path / "base.safetensors")["packed_weights"] == {}
     b.run(b.recipe(tmp_path, output={"dtype": "float32"}))
     after = load_file(tmp_path / "out.safetensors")
     assert {tensor.dtype for tensor in after.values()} == {torch.float32}

@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from lorabake.cli import CONTEXT
-from lorabake.cli.show import fact_lines
+from lorabake.cli.facts import fact_lines
 from lorabake.cli.terminal import echo, echo_json
-from lorabake.inspection import inspect as describe
+from lorabake.documents import document
+from lorabake.inspection import record_of
 
 
 @click.command(context_settings=CONTEXT)
@@ -20,9 +21,9 @@ def inspect(path: Path, as_json: bool) -> None:
 
     Tells the family, layout, kinds, ranks, alphas, components, trigger words and training facts.
     """
-    facts = describe(path)
+    found = record_of(path)
     if as_json:
-        echo_json(facts)
+        echo_json(document("inspect", found))
     else:
-        for line in fact_lines(facts):
+        for line in fact_lines(found):
             echo(line)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -57,52 +56,3 @@ def _ledger_lines(ledger: Ledger, embeddings: Iterable[Embedding]) -> Iterator[s
         yield f"  {len(embedding.vectors)} written to {place}"
     for note in ledger.notes:
         yield f"  note: {note}"
-
-
-TITLES = {
-    "adapter_beside_the_weights": "an adapter beside the weights",
-    "baked_by_lorabake": "baked by lorabake",
-    "cannot_be_baked": "cannot be baked",
-    "computed_on": "computed on",
-    "learned_embeddings": "learned embeddings",
-    "names_of": "names of",
-    "of_no_known_form": "of no known form",
-    "outside_any_component": "outside any component",
-    "packed_weights": "packed weights",
-    "seen_by": "seen by",
-    "trigger_words": "trigger words",
-}
-"""How facts are called for a person to read, where JSON has another key; keys from files stay as they are."""
-
-
-def fact_lines(facts: Mapping[str, object]) -> Iterator[str]:
-    """Yield facts about a file as lines for a person to read."""
-    yield from _fact_lines({TITLES.get(name, name): value for name, value in facts.items()}, "")
-
-
-def _fact_lines(facts: Mapping[str, object], indent: str) -> Iterator[str]:
-    width = max((len(str(name)) for name in facts), default=0)
-    for name, value in facts.items():
-        label = f"{indent}{name:<{width}}"
-        if isinstance(value, dict) and value and all(isinstance(entry, int) for entry in value.values()):
-            yield f"{label}  {counted(value)}"
-        elif value == {}:
-            yield f"{label}  none"
-        elif isinstance(value, dict):
-            yield f"{indent}{name}"
-            yield from _fact_lines(value, indent + "  ")
-        elif isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
-            yield f"{indent}{name}"
-            for entry in value:
-                said = {key: part for key, part in entry.items() if part not in (None, [], {})}
-                yield f"{indent}  {json.dumps(said, ensure_ascii=False)}"
-        elif value is None:
-            continue
-        elif isinstance(value, list):
-            yield f"{label}  {', '.join(map(str, value))}"
-        elif name == "bytes" and isinstance(value, int):
-            yield f"{label}  {value:,} ({size_of(value)})"
-        elif name == TITLES["cannot_be_baked"]:  # a reason in lorabake's words, perhaps with advice
-            yield f"{label}  {'; '.join(str(value).splitlines())}"
-        else:
-            yield f"{label}  {value}"

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-STRICT: Final = {"extra": "forbid", "use_attribute_docstrings": True}
-"""What pydantic is told of a record: its schema allows no other keys, and the text below a field describes it."""
+STRICT: Final = {
+    "extra": "forbid",
+    "json_schema_serialization_defaults_required": True,
+    "use_attribute_docstrings": True,
+}
+"""What pydantic is told of a record: its schema asks for all keys and no others, and a field's text describes it."""
 
 Number = float | Literal["Infinity", "-Infinity", "NaN"]
 """A number; JSON writes no others than finite ones."""

@@ -9,8 +9,8 @@ import torch
 
 from lorabake import load_recipe, plan
 from lorabake.errors import FileError, LorabakeError, MatchError
-from lorabake.inspection import inspect
 from tests import builders as b
+from tests.documents import inspect
 from tests.test_kinds import LINEAR, cases, tensors_of
 
 EMPTY = "saved under DeepSpeed ZeRO-3 or FSDP without gathering the weights"
@@ -43,7 +43,7 @@ def test_a_lora_without_content_is_named_as_that(form: str, tmp_path: Path) -> N
     else:
         torch.save(tensors, path)
     refused(b.recipe(tmp_path, loras=[path.name]), f"LoRA {path.name!r}: all of its 2 tensors are empty")
-    assert f"all of its 2 tensors are empty: it was {EMPTY}" in str(inspect(path)["damaged"])
+    assert f"all of its 2 tensors are empty: it was {EMPTY}" in inspect(path)["problems"]
 
 
 @pytest.mark.parametrize("name", cases(LINEAR))
@@ -98,7 +98,7 @@ def test_a_base_without_content_is_named_as_that(keeps: tuple[str, ...], with_lo
     output = {"path": "out", "dtype": "float16"}
     recipe = b.recipe(tmp_path, base="base", loras=["lora"] if with_lora else [], output=output)
     refused(recipe, "of its " if keeps else f"all of its {len(tensors)} tensors are empty")
-    assert EMPTY in str(inspect(tmp_path / "base")["damaged"])
+    assert EMPTY in inspect(tmp_path / "base")["problems"]
 
 
 def test_empty_tensors_beside_the_weights_are_nobodys_fault(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_empty_tensors_beside_the_weights_are_nobodys_fault(tmp_path: Path) -> N
     b.save(tmp_path / "base.safetensors", tensors)
     b.kohya(tmp_path / "lora.safetensors", {"lora_unet_layer": b.lora(LINEAR)})
     b.run(b.recipe(tmp_path))
-    assert "damaged" not in inspect(tmp_path / "base.safetensors")
+    assert not inspect(tmp_path / "base.safetensors")["problems"]
 
 
 def test_other_misfits_are_not_called_empty(tmp_path: Path) -> None:
