@@ -33,6 +33,10 @@ BAD = sorted((Path(__file__).parent / "recipes" / "bad").glob("*.yaml"))
 FOLDER = Path("/models")
 SHA256 = "0123456789abcdef" * 4
 
+SAVE = "Save the recipe as UTF-8: in Notepad by Save as, Encoding; in PowerShell by Set-Content -Encoding utf8."
+SHORTEST = "A recipe has at least four keys: version: 1, base: FILE, loras: [FILE], output: {path: FILE}"
+MANY = "more than 10000 values, counting what aliases repeat"
+
 SHORT = """\
 version: 1
 base: base.safetensors
@@ -259,24 +263,30 @@ class TestFaults:
     def test_empty(self, tmp_path: Path, text: str) -> None:
         file = tmp_path / "recipe.yaml"
         file.write_text(text, encoding="utf-8")
-        self.check(file, ":1:1: the recipe is empty")
+        self.check(file, f":1:1: the recipe is empty\n{SHORTEST}")
 
     def test_not_utf8(self, tmp_path: Path) -> None:
         file = tmp_path / "recipe.yaml"
         file.write_bytes("version: 1\nbäse: é".encode() + b"\xff")
-        self.check(file, ":2:8: not UTF-8: byte 0xff at offset 20")
+        self.check(file, f":2:8: not UTF-8: byte 0xff at offset 20\n{SAVE}")
 
     def test_utf16(self, tmp_path: Path) -> None:
         file = tmp_path / "recipe.yaml"
         file.write_bytes(SHORT.encode("utf-16-le"))
-        self.check(file, ":1:2: the character U+0000 is not allowed")
+        remove = "Remove it. If there are many, save the recipe as UTF-8 text."
+        self.check(file, f":1:2: the character U+0000 is not allowed\n{remove}")
+
+    def test_utf16_with_its_mark(self, tmp_path: Path) -> None:
+        file = tmp_path / "recipe.yaml"
+        file.write_bytes(SHORT.encode("utf-16"))
+        self.check(file, f": is a text in UTF-16, and a recipe is one in UTF-8\n{SAVE}")
 
     def test_too_many_values(self) -> None:
-        assert message("x: [" + "1, " * 10_001 + "]").endswith("more than 10000 values, counting what aliases repeat")
+        assert message("x: [" + "1, " * 10_001 + "]").splitlines()[0].endswith(MANY)
 
     def test_chain_of_aliases(self) -> None:
         chain = "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 5000))
-        assert "more than 10000 values" in message("a0: &a0 x\n" + chain)
+        assert MANY in message("a0: &a0 x\n" + chain)
 
     def test_long_text_is_cut(self) -> None:
         assert len(message(SHORT.replace("1", "x" * 9999))) < 200
@@ -376,9 +386,9 @@ class TestNormalForm:
         assert parse(FULL.replace(old, new)).normal_json() != parse(FULL).normal_json()
 
 
-NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1, max_size=20).filter(
-    str.strip
-)
+NAMES = st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=20
+).filter(str.strip)
 PATHS = NAMES.filter(lambda path: bool(Path(path).name.strip()))
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 DTYPES = st.sampled_from(["keep", "float32", "float16", "bfloat16"])
@@ -458,12 +468,12 @@ class TestProperties:
     @given(st.text() | st.text(":-?[]{},&*!|>'\"%@`#~<=. \n\t\\0x1eUab") | near_misses())
     def test_any_text_is_a_recipe_or_a_recipe_error(self, text: str) -> None:
         try:
-            recipe = parse(text)
+            parse(text).normal_json().encode()
         except RecipeError as error:
-            for line in str(error).split("\n"):
+            first, *rest = str(error).split("\n")
+            has_advice = len(rest) == 1 and re.match("[A-Z]", rest[0])
+            for line in [first] if has_advice else [first, *rest]:
                 assert re.match(r"recipe:[1-9]\d*:[1-9]\d*: .", line)
-        else:
-            recipe.normal_json().encode()
 
     @settings(deadline=None)
     @given(RECIPES)
@@ -563,7 +573,7 @@ def test_faults_in_python_values_name_their_spot() -> None:
     with pytest.raises(RecipeError) as caught:
         recipe_of(values_of(data, "recipe"), FOLDER)
     assert [*caught.value.lines] == [
-        'recipe["loras"][1]: a key must be text, found the number 7',
+        'recipe["loras"][1]: a key must be text, found the number 7; write it in quotes',
         """recipe["loras"][1]["strenght"]: unknown key 'strenght', did you mean 'strength'?""",
     ]
 

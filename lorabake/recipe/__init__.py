@@ -15,8 +15,8 @@ from lorabake.machine import why
 from lorabake.paths import expanded, missing
 from lorabake.recipe.faults import explained
 from lorabake.recipe.models import Base, Lora, Method, Output, Recipe, Source, Verify, recipe_schema
+from lorabake.recipe.syntax import decoded
 from lorabake.recipe.values import Values, read_values, values_of
-from lorabake.recipe.words import error_at, mark_after
 from lorabake.tensors.magic import SNIFFED, Format, format_at, format_of
 from lorabake.tensors.small import read_small
 from lorabake.visible import and_more, the_rest
@@ -54,12 +54,7 @@ def recipe_text(path: Path) -> str:
     data = _content(path)
     if (form := format_of(data[:SNIFFED])) is not None and not form.is_text:
         raise RecipeError(*_no_recipe(path, form))
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        before = data[: error.start].decode("utf-8")
-        mark = mark_after(str(path), before)
-        raise error_at(mark, f"not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}") from error
+    return decoded(data, str(path))
 
 
 def _content(path: Path) -> bytes:

@@ -7,10 +7,19 @@ import re
 from pydantic_core import ErrorDetails
 
 from lorabake.likeness import nearest
+from lorabake.recipe.foreign import advice_on_key
+from lorabake.recipe.hints import EXAMPLES, hint_on_value
+from lorabake.recipe.models import Recipe
 from lorabake.recipe.shape import known_keys
+from lorabake.recipe.syntax import STRANGE_SPACES
 from lorabake.recipe.types import FILE, SHA256, VISIBLE
 from lorabake.recipe.values import Place, Values
 from lorabake.recipe.words import Fault, found, quoted
+
+OWNERS = ("loras", "output", "verify", "method")
+"""Parts of a recipe that have keys which people write at its top."""
+
+FILES = (".safetensors", ".ckpt", ".pt", ".bin")
 
 _PATTERN_WORDS = {
     VISIBLE: "text that is not blank",
@@ -26,7 +35,9 @@ _WORDS = {
     "int_type": "a whole number",
     "float_type": "a number",
     "finite_number": "a finite number",
+    "greater_than": "more than {gt:g}",
     "greater_than_equal": "{ge:g} or more",
+    "less_than_equal": "{le:g} or less",
     "tuple_type": "a list",
     "dict_type": "a mapping",
     "model_type": "a mapping",
@@ -42,17 +53,17 @@ def explained(error: ErrorDetails, values: Values) -> Fault:
     name = _name(place)
     match error["type"]:
         case "missing":
-            where = f" in {name}" if name in place else ""
-            return Fault(spot, f"missing key {quoted(str(error['loc'][-1]))}{where}")
+            key, where = str(error["loc"][-1]), f" in {name}" if name in place else ""
+            add = f"; add {EXAMPLES[key]}" if key in EXAMPLES else ""
+            return Fault(spot, f"missing key {quoted(key)}{where}{add}")
         case "extra_forbidden":
-            key = str(place[-1])
-            return Fault(values.keys[place], f"unknown key {quoted(key)}{_did_you_mean(key, known_keys(place[:-1]))}")
+            return Fault(values.keys[place], f"unknown key {quoted(str(place[-1]))}{_hint_on_key(place, given)}")
         case "nothing_to_bake" | "method_and" | "method_field":
             return Fault(spot, error["msg"])
         case "no_path":
             return Fault(spot, f"{name} is {quoted(given)}. {error['msg']}")
         case "too_short":
-            return Fault(spot, f"{name} must not be empty")
+            return Fault(spot, f"{name} must not be empty; write something into it, or remove the key")
         case "literal_error":
             expected = context["expected"].replace("'", "")
             hint = _did_you_mean(given, re.findall(r"'(\w+)'", context["expected"]))
@@ -60,6 +71,7 @@ def explained(error: ErrorDetails, values: Values) -> Fault:
             expected = _PATTERN_WORDS[context["pattern"]]
         case kind:
             expected = _WORDS.get(kind, error["msg"]).format(**context)
+    hint = hint_on_value(tuple(part for part in place if isinstance(part, str)), given, expected) or hint
     return Fault(spot, f"{name} must be {expected}, found {found(given)}{hint}")
 
 
@@ -80,6 +92,35 @@ def _name(place: Place) -> str:
         case (*_, str(key)):
             return key if key.isidentifier() else quoted(key)
     return f"each of {place[-2]}"
+
+
+def _hint_on_key(place: Place, given: object) -> str:
+    """Say what to write instead of an unknown key, or where it belongs."""
+    key, keys = str(place[-1]), [part for part in place if isinstance(part, str)]
+    part = None if len(keys) == 1 else keys[0] if len(keys) == 2 else ""
+    plain = key.strip(STRANGE_SPACES)
+    if plain != key:
+        return f"; type its spaces again: the character U+{ord(key[0]):04X} only looks like one"
+    if pair := re.fullmatch(r"([a-z_]+):(\S+)", key):
+        return f"; write a space after the colon: {pair[1]}: {pair[2]}"
+    if part == "loras" and key.endswith(FILES):
+        return f"; write {{path: {key}, strength: {given if isinstance(given, int | float) else 1}}}"
+    if key == "<<":
+        return "; write out the keys that it stands for"
+    known = known_keys(place[:-1])
+    if advice := advice_on_key(part, key) or _place_of(key, part):
+        return f"; {advice}"
+    return _did_you_mean(key, known) or f"; the keys here are {', '.join(known)}"
+
+
+def _place_of(key: str, part: str | None) -> str | None:
+    """Say where a key belongs that a recipe has elsewhere."""
+    if part is not None and key in Recipe.model_fields:
+        return f"write {key} at the top of the recipe, without indentation"
+    owners = [owner for owner in OWNERS if key in known_keys((owner,))]
+    if part is None and len(owners) == 1:
+        return f"write it {'in an entry of' if owners[0] == 'loras' else 'under'} {owners[0]}"
+    return None
 
 
 def _did_you_mean(name: object, names: list[str]) -> str:

@@ -127,6 +127,10 @@ class Lora(Source):
         }
 
 
+EXAMPLES = {"density": 0.5, "rank": 64}
+"""Field that a method may need -> an example."""
+
+
 class Method(_Part):
     """Say how the deltas of several LoRAs on one weight become one."""
 
@@ -147,11 +151,17 @@ class Method(_Part):
         for field in ("density", "rank"):
             if field in wanted and field not in self.model_fields_set:
                 raise PydanticCustomError(
-                    "method_field", "the method {name} needs {field}", {"name": self.name, "field": field}
+                    "method_field",
+                    "the method {name} needs {field}; write method: {example}",
+                    {
+                        "name": self.name,
+                        "field": field,
+                        "example": f"{{name: {self.name}, {field}: {EXAMPLES[field]}}}",
+                    },
                 )
         for field in sorted(self.model_fields_set - wanted - {"name"}):
             raise PydanticCustomError(
-                "method_field", "the method {name} has no {field}", {"name": self.name, "field": field}
+                "method_field", "the method {name} has no {field}; remove it", {"name": self.name, "field": field}
             )
         return self
 
@@ -167,7 +177,9 @@ class Rounding(_Part):
     @model_validator(mode="after")
     def _is_whole(self) -> Rounding:
         if "seed" in self.model_fields_set and not self.is_drawn:
-            raise PydanticCustomError("method_field", "the rounding {name} has no seed", {"name": self.name})
+            raise PydanticCustomError(
+                "method_field", "the rounding {name} has no seed; remove it", {"name": self.name}
+            )
         return self
 
     @property

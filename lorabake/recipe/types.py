@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from lorabake.paths import never_a_path
 
 VISIBLE = r"\S"
-FILE = r"^[^\x00-\x1f]*[^\s\x00-\x1f][^\x00-\x1f]*$"
+FILE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*[^\s\x00-\x1f\x7f-\x9f\u2028\u2029][^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
 SHA256 = r"^[0-9a-fA-F]{64}$"
 SIZE = r"^[0-9]{1,15}([KMGT]i?B)$"
 

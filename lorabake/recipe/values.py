@@ -15,10 +15,13 @@ from typing import TypeAlias
 import yaml
 
 from lorabake.errors import RecipeError
+from lorabake.recipe.syntax import in_quotes, syntax_error
 from lorabake.recipe.words import Fault, Spot, error_at, found, mark_after, quoted
 
 MAX_DEPTH = 64
 MAX_VALUES = 10_000
+
+SHORTEST = "A recipe has at least four keys: version: 1, base: FILE, loras: [FILE], output: {path: FILE}"
 
 Place: TypeAlias = tuple[str | int, ...]
 """Keys and indices from the recipe's top to a value."""
@@ -38,9 +41,9 @@ def read_values(text: str, name: str) -> Values:
     """Read a recipe's text, which is one mapping; `name` stands for the file in messages."""
     node = _compose(text, name)
     if node is None:
-        raise error_at(mark_after(name, ""), "the recipe is empty")
+        raise error_at(mark_after(name, ""), "the recipe is empty", SHORTEST)
     if not isinstance(node, yaml.MappingNode):
-        raise error_at(node.start_mark, f"the recipe must be a mapping, found {found(_plain(node))}")
+        raise error_at(node.start_mark, f"the recipe must be a mapping, found {found(_plain(node))}", SHORTEST)
     return _built(node)
 
 
@@ -85,7 +88,13 @@ def values_of(data: object, name: str) -> Values:
 
 
 def _no_text(spot: Spot, key: object) -> Fault:
-    return Fault(spot, f"a key must be text, found {found(key)}")
+    hint = "; write it in quotes" if not isinstance(key, Mapping) else "; braces in a value need quotes"
+    return Fault(spot, f"a key must be text, found {found(key)}{hint}")
+
+
+def _twice(spot: Spot, key: str, first: Spot, *, is_entry: bool) -> Fault:
+    hint = " (for another entry of the list, write a dash before its first key)" if is_entry else ""
+    return Fault(spot, f"duplicate key {quoted(key)}, first on line {first.line + 1}; remove one of them{hint}")
 
 
 def _compose(text: str, name: str) -> yaml.Node | None:
@@ -94,17 +103,19 @@ def _compose(text: str, name: str) -> yaml.Node | None:
         composer = _Composer(text)
     except yaml.reader.ReaderError as error:
         mark = mark_after(name, text[: error.position])
-        raise error_at(mark, f"the character U+{ord(text[error.position]):04X} is not allowed") from error
+        what = f"the character U+{ord(text[error.position]):04X} is not allowed"
+        raise error_at(mark, what, "Remove it. If there are many, save the recipe as UTF-8 text.") from error
     composer.name = name
     try:
         node: yaml.Node | None = composer.get_single_node()
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark or composer.get_mark()
-        since = f" from line {error.context_mark.line + 1}" if error.context_mark else ""
-        problem = f"{error.context}{since}, {error.problem}" if error.context else error.problem
-        raise error_at(mark, f"not valid YAML: {problem}") from error
+        raise syntax_error(error, text, name, composer.get_mark()) from error
     except (ValueError, OverflowError) as error:  # PyYAML lets chr() fail on "\UFFFFFFFF"
-        raise error_at(composer.get_mark(), "not valid YAML: an escape stands for no character") from error
+        raise error_at(
+            composer.get_mark(),
+            "an escape in double quotes stands for no character",
+            "Write the text in single quotes.",
+        ) from error
     return node
 
 
@@ -117,9 +128,10 @@ class _Composer(yaml.SafeLoader):
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if tag := getattr(event, "tag", None):
             tag = tag.replace("tag:yaml.org,2002:", "!!")
-            raise error_at(event.start_mark, f"the tag {tag} is not allowed")
+            advice = f"Put it in quotes if it is text: {in_quotes(tag)}. Remove it if not: tags have no meaning here."
+            raise error_at(event.start_mark, f"the tag {tag} is not allowed", advice)
         if self.depth == MAX_DEPTH:
-            raise error_at(event.start_mark, f"nested more than {MAX_DEPTH} deep")
+            raise error_at(event.start_mark, f"nested more than {MAX_DEPTH} deep", "A recipe is four deep at most.")
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
@@ -141,10 +153,11 @@ class _Tree:
         mark = node.start_mark
         self.spots[place] = Spot.of(mark)
         if node in self._open:
-            raise error_at(mark, "an alias stands inside what it stands for")
+            raise error_at(mark, "an alias stands inside what it stands for", "Write the value instead.")
         self._count += 1
         if self._count > MAX_VALUES:
-            raise error_at(mark, f"more than {MAX_VALUES} values, counting what aliases repeat")
+            what = f"more than {MAX_VALUES} values, counting what aliases repeat"
+            raise error_at(mark, what, "Write out the few values that the recipe needs.")
         self._open.add(node)
         value: object
         match node:
@@ -163,7 +176,7 @@ class _Tree:
             if not isinstance(key, str):
                 self.faults.append(_no_text(spot, key))
             elif first := self.keys.get((*place, key)):
-                self.faults.append(Fault(spot, f"duplicate key {quoted(key)}, first on line {first.line + 1}"))
+                self.faults.append(_twice(spot, key, first, is_entry=bool(place) and isinstance(place[-1], int)))
             else:
                 self.keys[*place, key] = spot
                 yield key, self.build(value_node, (*place, key))
@@ -175,7 +188,8 @@ def _plain(node: yaml.Node) -> object:
         return {} if isinstance(node, yaml.MappingNode) else ()
     text: str = node.value
     if re.search("[\ud800-\udfff]", text):
-        raise error_at(node.start_mark, "the text has an escape that stands for half a character")
+        what = "the text has an escape that stands for half a character"
+        raise error_at(node.start_mark, what, "Write the character itself.")
     return text if node.style else scalar(text)
 
 

@@ -1,0 +1,177 @@
+"""Say what other programs' words are called in a recipe, and where a known key belongs that stands elsewhere.
+
+People come from A1111, ComfyUI, kohya's scripts, PEFT, diffusers and mergekit, and bring their words along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+OF_THE_COMMAND = {
+    "device": "--device cpu",
+    "force": "--overwrite",
+    "overwrite": "--overwrite",
+    "quiet": "--quiet",
+    "report": "--report FILE",
+    "threads": "--workers 4",
+    "workers": "--workers 4",
+}
+"""Key -> the option of `lorabake bake` that says it; a recipe says only what may change the bytes."""
+
+STRENGTHS = "strength: {unet: 0.8, text_encoder: 0.5}"
+"""How to give each component a strength of its own."""
+
+FROM_FILE = "lorabake reads it from the LoRA's file"
+
+
+def _same(key: str, words: str) -> Iterator[tuple[str, str]]:
+    """Pair each of the words with the advice to write a key instead."""
+    return ((word, f"write {key} instead") for word in words.split())
+
+
+def _told(advice: str, words: str) -> Iterator[tuple[str, str]]:
+    """Pair each of the words with an advice."""
+    return ((word, advice) for word in words.split())
+
+
+def _table(*rows: Iterable[tuple[str, str]]) -> dict[str, str]:
+    return {word: advice for row in rows for word, advice in row}
+
+
+_NAME_OF_A_FILE = "file filename file_name filepath file_path name src source location url id repo"
+
+_LORA = _table(
+    _same(
+        "strength",
+        "weight weights multiplier scale scaling alpha ratio ratios factor amount value intensity coefficient",
+    ),
+    _same(
+        "strength", "lora_weight lora_scale adapter_weight adapter_weights network_multiplier cross_attention_scale"
+    ),
+    _told(f"write {STRENGTHS}", "strength_model strength_clip model_strength clip_strength text_encoder_strength"),
+    _told(f"write {STRENGTHS}", "te_strength te_weight te_multiplier unet_weight unet_strength unet_multiplier"),
+    _told(f"write {STRENGTHS}", "unet te clip text_encoder transformer"),
+    _same("path", f"{_NAME_OF_A_FILE} lora lora_name lora_path adapter adapter_name adapter_path model model_path"),
+    _told(
+        'write blocks: {"up_blocks.*": 0.5} instead', "lbw lbws lora_block_weight block_weight block_weights layers"
+    ),
+    _told("write ignore: [PATTERN] for what to leave out, or components", "target_modules exclude_modules exclude"),
+    _same("trained_on", "base base_model family architecture"),
+    _told(f"remove it: {FROM_FILE}", "rank r dim network_dim network_alpha lora_alpha peft_type kind"),
+    _told("remove it: a trigger word goes into the prompts", "trigger trigger_word trigger_words activation_text"),
+    _told("remove it: what is in the list is baked; write # before an entry to leave it out", "enabled active on"),
+    _told("write dtype under output: it holds for the whole checkpoint", "dtype precision torch_dtype"),
+)
+
+_BASE = _table(
+    _same("path", f"{_NAME_OF_A_FILE} model checkpoint ckpt model_path pretrained_model_name_or_path"),
+    _told("download that revision, and give its folder as path", "revision"),
+    _told("write vae at the top of the recipe", "vae vae_path"),
+    _told("write dtype under output: it says what is written", "dtype precision torch_dtype"),
+)
+
+_OUTPUT = _table(
+    _same("path", f"{_NAME_OF_A_FILE} to out output save_to save_path folder dir directory output_dir destination"),
+    _same("dtype", "precision save_precision torch_dtype out_dtype type"),
+    _same("shard_size", "max_shard_size shards max_size"),
+    _told("remove it: the output is always SafeTensors", "format safe_serialization save_model_as"),
+    _told("remove it: lorabake keeps the base's metadata, and adds the recipe", "metadata no_metadata"),
+)
+
+_VERIFY = _table(
+    _same("prompts", "prompt positive positive_prompt"),
+    _same("negative_prompt", "negative negative_prompts neg"),
+    _same("guidance", "cfg cfg_scale guidance_scale scale"),
+    _same("steps", "num_inference_steps sampling_steps num_steps"),
+    _told("write size: [512, 768], width first", "width height resolution"),
+    _same("prediction", "prediction_type parameterization v_pred"),
+    _told("remove it: lorabake samples as the model's own configuration says", "sampler sampler_name scheduler"),
+)
+
+_METHOD = _table(
+    _same("name", "method type merge_method combination_type mode"),
+    _same("density", "keep k p trim ratio drop drop_rate"),
+    _told("write strength for each LoRA", "weight weights"),
+)
+
+_TOP = _table(
+    _same("base", "model checkpoint ckpt base_model sd_model base_model_name_or_path pretrained_model_name_or_path"),
+    _same("base", "model_path model_name ckpt_name unet diffusion_model"),
+    _same("loras", "lora adapters adapter models networks network_weights lora_models lora_path lora_name"),
+    _same("vae", "vae_path vae_name"),
+    _told("write dtype under output, as output: {path: FILE, dtype: float16}", "precision save_precision out_dtype"),
+    _told("write dtype under output, as output: {path: FILE, dtype: float16}", "dtype torch_dtype"),
+    _told(
+        "write output: {path: FILE}", "save_to save_path out out_path output_path output_file output_dir outfile name"
+    ),
+    _told("write output: {path: FILE}", "output_name filename destination target path"),
+    _same("method", "merge_method combination_type merge_mode mode"),
+    _told("write strength for each LoRA", "weight weights multiplier scale alpha ratio ratios lora_scale strengths"),
+    _told("write method: {name: ties, density: 0.5}", "density"),
+    _told("write seed under verify, method or output.rounding", "seed"),
+    _told("write prompts under verify", "prompt"),
+    _told("write shard_size under output", "max_shard_size"),
+    _told("lorabake bakes LoRAs into one base; for merges of whole models use mergekit", "slices parameters"),
+    _told("remove it: the output keeps the base's tokenizer", "tokenizer_source tokenizer chat_template"),
+    _told("remove it: it belongs to the program that makes the pictures", "clip_skip sampler scheduler"),
+)
+
+_OF_PARTS = {
+    "loras": _LORA,
+    "base": _BASE,
+    "vae": _BASE,
+    "output": _OUTPUT,
+    "verify": _VERIFY,
+    "method": _METHOD,
+}
+"""Key at the top of a recipe -> words that people write in it."""
+
+DTYPES = _table(
+    _same("float16", "fp16 half f16 16 torch.float16"),
+    _same("bfloat16", "bf16 b16 torch.bfloat16"),
+    _same("float32", "fp32 f32 full single float 32 torch.float32"),
+    _same("float8_e4m3fn", "fp8 f8 float8 fp8_e4m3 fp8_e4m3fn float8_e4m3 torch.float8_e4m3fn"),
+    _same("float8_e5m2", "fp8_e5m2 torch.float8_e5m2"),
+    _same("keep", "auto same base none original"),
+    _told(
+        "lorabake writes floats only; quantize the output with the program that will run it",
+        "int8 int4 nf4 q8_0 q4_k",
+    ),
+)
+"""What people write for a dtype."""
+
+METHODS = _table(
+    _same("sum", "linear add lerp weighted task_arithmetic cat"),
+    _same("dare_linear", "dare dare_sum"),
+    _same("magnitude_prune", "prune magnitude magnitude_prune_svd"),
+    _same("ties", "ties_svd trim"),
+    _told(
+        "lorabake has no such method; sum is what programs do that apply LoRAs one after the other",
+        "slerp passthrough",
+    ),
+)
+"""What people write for a method."""
+
+PROGRAMS = _table(
+    _same("a1111", "automatic1111 sd-webui webui stable-diffusion-webui"),
+    _same("comfyui", "comfy"),
+    _same("peft", "diffusers transformers hf"),
+    _told("remove the key: without it, a LoRA is read as it is defined", "kohya kohya_ss sd-scripts none default"),
+)
+"""What people write for a program."""
+
+VALUES = {"dtype": DTYPES, "method": METHODS, "name": METHODS, "semantics": PROGRAMS}
+"""Key -> what people write as its value."""
+
+
+def advice_on_key(part: str | None, key: str) -> str | None:
+    """Say what to write instead of a key in a part of a recipe (loras, output …; None at its top)."""
+    word = key.casefold().replace("-", "_")
+    if part in (None, "output") and word in OF_THE_COMMAND:
+        return f"give it to the command: lorabake bake RECIPE {OF_THE_COMMAND[word]}"
+    return (_TOP if part is None else _OF_PARTS.get(part, {})).get(word)
+
+
+def advice_on_value(key: str, value: str) -> str | None:
+    """Say what to write instead of a value that other programs know."""
+    return VALUES.get(key, {}).get(value.casefold())
