@@ -62,6 +62,14 @@ def bake(
 
     The output is written beside its target and renamed when it is complete: whatever stops a bake, an older
     file of that name stays as it was. The same recipe and inputs give the same bytes on the same class of device.
+
+    Options can take the place of RECIPE. Paths in options start from the current folder.
+
+    \b
+    Examples:
+      lorabake bake recipe.yaml
+      lorabake bake recipe.yaml --set loras.0.strength=0.6 -o weaker.safetensors
+      lorabake bake --base x.safetensors --lora a.safetensors=0.8 -o y.safetensors
     """
     plan = make_plan(said.recipe(), output)
     check_saved(said.save, plan, [report])

@@ -41,6 +41,11 @@ def plan(said: Options, output: Path | None, as_json: bool, estimate: bool) -> N
 
     Reads headers only, and with --estimate a sample of the tensors. Fails as the bake would if a LoRA does not fit
     whole.
+
+    \b
+    Examples:
+      lorabake plan recipe.yaml
+      lorabake plan --base x.safetensors --lora a.safetensors=0.8 -o y.safetensors
     """
     made = make_plan(said.recipe(), output)
     check_saved(said.save, made)

@@ -21,21 +21,27 @@ def recipe_options(metavar: str = "RECIPE") -> Callable[[Command], Command]:
     """Let a command take a recipe as a file or as options; it is called with `said`, which are the options."""
     options = (
         click.argument("recipe", required=False, type=FILE, metavar=f"[{metavar}]"),
-        click.option("--base", "bases", multiple=True, metavar="PATH", help="Without RECIPE: the checkpoint."),
+        click.option(
+            "--base",
+            "bases",
+            multiple=True,
+            metavar="PATH",
+            help="Without RECIPE: the checkpoint that LoRAs are baked into.",
+        ),
         click.option(
             "--lora",
             "loras",
             multiple=True,
             metavar="PATH[=STRENGTH]",
-            help="Without RECIPE: a LoRA, and how strongly it is applied: a.safetensors=0.8, or "
-            "a.safetensors=unet:0.5,text_encoder:0.2; 1 if left out; repeatable.",
+            help="Without RECIPE: a LoRA and its strength, as in a.safetensors=0.8 or "
+            "a.safetensors=unet:0.5,text_encoder:0.2. Without a strength it is 1. Repeatable.",
         ),
         click.option(
             "--set",
             "changes",
             multiple=True,
             metavar="KEY=VALUE",
-            help="Change a value of the recipe: loras.0.strength=0.6, output.dtype=bfloat16; repeatable.",
+            help="Change a value of the recipe, as in loras.0.strength=0.6 or output.dtype=bfloat16. Repeatable.",
         ),
     )
 
@@ -68,5 +74,5 @@ save_option = click.option(
     "--save-recipe",
     type=FILE,
     metavar="FILE",
-    help="Keep the recipe that the options stand for in this YAML file; bake as that file says.",
+    help="Write the recipe that the options stand for into this file. It must be new.",
 )

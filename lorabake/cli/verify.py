@@ -81,15 +81,21 @@ def verify(
 ) -> int:
     """Prove that a checkpoint is what a recipe says.
 
-    Give the RECIPE, or a FILE that lorabake baked: its header holds the recipe. Three stages: structure (headers),
-    weights (every tensor, recomputed in float64), samples (pictures or texts by base, base with LoRAs at run time,
-    and checkpoint; needs lorabake[verify] and prompts). With --stage quick, random sums of each row take the place of
-    weights, at a third of a bake's time.
+    Give the RECIPE, or a FILE that lorabake baked: its header holds the recipe. Or give the options that baked it.
+    Three stages: structure (headers), weights (every tensor, recomputed in float64), samples (pictures or texts by
+    base, base with LoRAs at run time, and checkpoint; needs lorabake[verify] and prompts). With --stage quick, random
+    sums of each row take the place of weights, at a third of a bake's time.
 
     \b
     Exit codes: 0 it is, 1 it is not, 2 the inputs are at fault (or nothing could be
     checked), 3 an extra is missing, 4 lorabake itself failed. A stage that breaks
     off leaves what the others found.
+
+    \b
+    Examples:
+      lorabake verify recipe.yaml --report report
+      lorabake verify y.safetensors
+      lorabake verify --base x.safetensors --lora a.safetensors=0.8 -o y.safetensors
     """
     recipe, baked = _recipe(said, inputs)
     if report is not None:
