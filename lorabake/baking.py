@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Self, Unpack
 
+from lorabake import arguments
 from lorabake.documents import document
 from lorabake.documents.bake import BakeDocument, DataDigest, FileDigest, StageSeconds
+from lorabake.errors import ArgumentError
 from lorabake.execution import Executed, execute
 from lorabake.interrupts import held
 from lorabake.machine import check_room_for, default_workers, worded
@@ -21,44 +23,89 @@ from lorabake.planning import plan as plan_of
 from lorabake.planning.cautions import Caution, cautions_of, cautions_of_recipe, check_survival
 from lorabake.planning.record import record_of, survival_of
 from lorabake.planning.summary import line_of, tables_of
-from lorabake.recipe import Recipe
+from lorabake.progress import NotebookBar, unseen
+from lorabake.recipe.given import WHOLE, Given, OutputGiven, RecipeKeys, recipe_and_path
 from lorabake.sources import resolve
 from lorabake.tensors.dtypes import DTYPES
-from lorabake.visible import counted_as, short_repr, size_of
+from lorabake.visible import at_a_glance, counted_as, short_repr, size_of
 from lorabake.writing.inputs import Inputs, check_inputs
 from lorabake.writing.together import Outputs
 
 
-def plan(recipe: Recipe, output: str | Path | None = None) -> Plan:
+def plan(recipe: Given | None = None, output: OutputGiven | None = None, **keys: Unpack[RecipeKeys]) -> Plan:
     """Plan a bake from headers, and from what little else of the inputs decides something.
 
-    `output` overrides the recipe's path. Raise FileError for a faulty input, MatchError for a LoRA that does
-    not fit whole, TargetError for an output that is an input or of the wrong form.
+    `recipe` is the path of a YAML file, a mapping with the same keys, or what `load_recipe` returned; keywords can
+    take its place. `output` overrides a recipe's path. Paths in mappings and keywords start from the current folder.
+
+    Raise RecipeError for a faulty recipe, FileError for a faulty input, MatchError for a LoRA that does not fit
+    whole, TargetError for an output that is an input or of the wrong form.
+
+    Examples:
+        >>> loras = {"lora.safetensors": 0.8}
+        >>> planned = lorabake.plan(base="base.safetensors", loras=loras, output="out.safetensors")
+        >>> planned.ledgers[0].applied
+        12
+        >>> lorabake.plan("recipe.yaml").path.name
+        'out.safetensors'
     """
-    return plan_of(resolve(recipe), output)
+    given, path = recipe_and_path(recipe, output, keys, RunOptions)
+    return plan_of(resolve(given), path)
 
 
-def bake(recipe: Recipe | Plan, options: RunOptions | None = None) -> BakeResult:
+def bake(
+    recipe: Given | Plan | None = None,
+    options: RunOptions | None = None,
+    *,
+    output: OutputGiven | None = None,
+    **keys: Unpack[RecipeKeys],
+) -> BakeResult:
     """Bake a recipe, or a plan made of one, and return what was written.
+
+    `recipe`, `output` and the other keywords are those of `plan`.
 
     Raise a LorabakeError for whatever stops it; then the target is what it was before. A KeyboardInterrupt may also
     come just after the target has become the new one: `RunOptions.done` tells.
+
+    Examples:
+        >>> result = lorabake.bake("recipe.yaml", output="first.safetensors")
+        >>> result = lorabake.bake(
+        ...     base="base.safetensors",
+        ...     loras={"lora.safetensors": {"unet": 0.5, "text_encoder": 0.2}},
+        ...     output="second.safetensors",
+        ... )
+        >>> result.path.name, result.size == result.path.stat().st_size
+        ('second.safetensors', True)
     """
-    (result,) = bake_together((recipe,), options)
+    if isinstance(recipe, Plan):
+        if output is not None or keys:
+            raise ArgumentError(
+                WHOLE,
+                "Make another plan: plan(recipe, output).",
+            )
+        planned = recipe
+    else:
+        options = _run_options(options)
+        planned = plan(recipe, output, **keys)
+    (result,) = bake_together((planned,), options)
     return result
 
 
-def bake_together(recipes: Sequence[Recipe | Plan], options: RunOptions | None = None) -> tuple[BakeResult, ...]:
+def bake_together(recipes: Sequence[Given | Plan], options: RunOptions | None = None) -> tuple[BakeResult, ...]:
     """Bake recipes, or plans made of them, on one base side by side; return what was written, in their order.
 
     A tensor of the base from which several of them compute is read once, and the bytes are those of single bakes.
     What stops one stops all; each target is what it was, or complete. `RunOptions.done` is called once all are.
     """
-    options = options or RunOptions()
+    options = _run_options(options)
+    if not isinstance(recipes, (list, tuple)):
+        raise ArgumentError(
+            f"bake_together takes a list of recipes, not {at_a_glance(recipes)}", "For one recipe: bake(recipe)."
+        )
     if not recipes:
         return ()
     began = time.perf_counter()
-    with worded():
+    with worded(), NotebookBar(shown=options.bar and options.progress is unseen) as bar:
         plans = [recipe if isinstance(recipe, Plan) else plan(recipe) for recipe in recipes]
         if any(planned.steps for planned in plans):
             check_room_for("torch", options.workers)
@@ -67,13 +114,14 @@ def bake_together(recipes: Sequence[Recipe | Plan], options: RunOptions | None =
             Inputs(*plans) as inputs,
             Outputs(plans, inputs, overwrite=options.overwrite, fsync=options.fsync) as outputs,
         ):
+            bar.begin("baking", sum(planned.copied_bytes + planned.baked_bytes for planned in plans))
             executed = execute(
                 plans,
                 inputs,
                 [output.weights for output in outputs],
                 device=options.device,
                 workers=options.workers,
-                progress=options.progress,
+                progress=bar.advance if options.progress is unseen else options.progress,
                 warn=options.warn,
             )
             check_inputs(inputs, plans, [outcome.digests for outcome in executed])
@@ -102,9 +150,18 @@ class RunOptions:
     """Say how to bake. Only the device influences bytes: the last bits differ between device classes.
 
     `device` is torch's name for one, or "auto": the accelerator that torch has, or else the CPU. Without it counts
-    LORABAKE_DEVICE in the environment, and without that "auto". `progress` receives counts of finished bytes, `warn`
-    messages about fallbacks; both from any thread. `done` is called once the target is the new one: nothing that
-    happens later can undo that.
+    LORABAKE_DEVICE in the environment, and without that "auto". `overwrite` lets a bake replace a target that holds
+    something else; without `fsync` it does not wait for the disk.
+
+    `progress` receives counts of finished bytes, `warn` messages about fallbacks; both from any thread. Without a
+    `progress` of its own, a run in a notebook shows a bar, unless `bar` is False. `done` is called once the target is
+    the new one: nothing that happens later can undo that.
+
+    Raise ArgumentError for a value of another type, or out of its range.
+
+    Examples:
+        >>> lorabake.RunOptions(workers=2, overwrite=True).workers
+        2
     """
 
     __repr__ = short_repr
@@ -113,9 +170,22 @@ class RunOptions:
     workers: int = field(default_factory=default_workers)
     overwrite: bool = False
     fsync: bool = True
-    progress: Callable[[int], None] = lambda count: None
-    warn: Callable[[str], None] = lambda message: None
-    done: Callable[[], None] = lambda: None
+    progress: Callable[[int], None] = unseen
+    warn: Callable[[str], None] = unseen
+    done: Callable[[], None] = unseen
+    bar: bool = True
+
+    def __post_init__(self) -> None:
+        checked = {
+            "device": arguments.device_name(self.device, "device"),
+            "workers": arguments.whole(self.workers, "workers", 1),
+            **{name: arguments.yes_or_no(getattr(self, name), name) for name in ("overwrite", "fsync", "bar")},
+            "progress": arguments.called(self.progress, "progress", "lambda count: None"),
+            "warn": arguments.called(self.warn, "warn", "print"),
+            "done": arguments.called(self.done, "done", "lambda: None"),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +288,11 @@ class BakeResult:
             plan=record_of(self.plan),
         )
         return document("bake", record)
+
+
+def _run_options(options: RunOptions | None) -> RunOptions:
+    """Return the options, or those that count without any; raise ArgumentError for anything else."""
+    return RunOptions() if options is None else arguments.instance(options, RunOptions, "options", "RunOptions(…)")
 
 
 def _check_survival(plan: Plan, warn: Callable[[str], None]) -> dict[int, float]:

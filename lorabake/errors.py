@@ -1,6 +1,7 @@
 """Every error that lorabake raises on purpose.
 
     LorabakeError                 exit 2 unless said otherwise; the CLI prints it without a traceback
+    ├── ArgumentError             an argument of a call in Python: of another type, or out of its range
     ├── RecipeError               the recipe: syntax, keys, values (carries file:line:column)
     ├── FileError                 an input file or folder: missing, damaged, of another format, changed while read
     ├── MatchError                a LoRA does not fit the base: family, names, shapes, slots
@@ -51,6 +52,10 @@ class LorabakeError(Exception):
     def __str__(self) -> str:
         """Return the message as one text, names as they are."""
         return "\n".join(self.args)
+
+
+class ArgumentError(LorabakeError):
+    """Report an argument of a call in Python that is of another type than asked for, or out of its range."""
 
 
 class RecipeError(LorabakeError):

@@ -16,6 +16,7 @@ from lorabake.adapters.experts import EXPERTS
 from lorabake.adapters.kind import Kind
 from lorabake.architectures import architectures
 from lorabake.architectures.generic import GENERIC
+from lorabake.arguments import AnyPath, path_of
 from lorabake.codecs.codec import Stored
 from lorabake.documents import document
 from lorabake.documents.inspect import (
@@ -91,12 +92,17 @@ class Alpha:
     note: str = ""
 
 
-def inspect(path: Path) -> dict[str, object]:
+def inspect(path: AnyPath) -> dict[str, object]:
     """Describe a checkpoint or LoRA, as `lorabake schema inspect` says.
 
     Raise FileError if the file is neither or is damaged.
+
+    Examples:
+        >>> facts = lorabake.inspect("lora.safetensors")
+        >>> facts["what"], facts["tensors"]
+        ('lora', 12)
     """
-    return document("inspect", record_of(path))
+    return document("inspect", record_of(path_of(path, "the path to inspect")))
 
 
 def record_of(path: Path) -> InspectDocument:

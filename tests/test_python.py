@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import doctest
+import inspect
 import re
-from collections.abc import Iterator, Mapping
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import BaseModel
 
+import lorabake
 from lorabake.baking import BakeResult
+from lorabake.errors import ArgumentError, LorabakeError, RecipeError
 from lorabake.notebook import MOST_ROWS, Table, card
-from lorabake.recipe import Recipe, load_recipe
+from lorabake.recipe import Recipe, load_recipe, parse_recipe
+from lorabake.recipe.given import recipe_given
 from lorabake.verification import VerifyOptions, verify
 from lorabake.verification.findings import Finding, PromptSample, Status, Verification
 from tests import builders
@@ -174,3 +185,277 @@ def test_a_card_of_very_much_is_cut() -> None:
     assert "… and 4900 more" in html
     assert "none" not in html
     assert len(html) < 50_000
+
+
+# -- what is public ---------------------------------------------------------------------------------------
+
+
+def test_every_public_name_is_there_and_type_checkers_see_it() -> None:
+    tree = ast.parse(Path(lorabake.__file__).read_text(encoding="utf-8"))
+    checking = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    seen = [
+        (alias.name, node.module)
+        for block in checking
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
+    assert sorted(name for name, _ in seen) == sorted(lorabake.__all__)
+    assert {*lorabake.__all__, "__version__"} <= {*dir(lorabake)}
+    for name, module in seen:
+        assert getattr(lorabake, name) is getattr(sys.modules[module or ""], name), name
+    assert (Path(lorabake.__file__).parent / "py.typed").exists()
+
+
+def test_every_error_is_public() -> None:
+    kinds = {name for name in lorabake.__all__ if name.endswith("Error")}
+    assert kinds == {"LorabakeError", *(kind.__name__ for kind in LorabakeError.__subclasses__() if is_own(kind))}
+
+
+def is_own(kind: type) -> bool:
+    return kind.__module__ == "lorabake.errors"
+
+
+def test_importing_lorabake_and_listing_it_imports_nothing_else() -> None:
+    code = (
+        "import sys, lorabake; dir(lorabake); lorabake.__all__;"
+        "print([name for name in sys.modules if name.startswith('lorabake.') or name in ('pydantic', 'torch')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("name", lorabake.__all__)
+def test_every_public_name_has_a_docstring_of_its_own(name: str) -> None:
+    told = inspect.getdoc(getattr(lorabake, name)) or ""
+    assert told.split("\n")[0].endswith((".", ";", ":")) or "." in told
+    assert not told.startswith(name), "a dataclass's own signature is no docstring"
+
+
+# -- the examples in docstrings ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Go to a folder with a recipe, its base and its LoRA."""
+    builders.save(tmp_path / "base.safetensors", builders.sd1())
+    builders.sd1_lora(tmp_path / "lora.safetensors")
+    builders.recipe(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def examples() -> dict[str, doctest.DocTest]:
+    """Return the examples of everything public, and of its methods."""
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    found: dict[str, doctest.DocTest] = {}
+    for name in lorabake.__all__:
+        public = getattr(lorabake, name)
+        for test in finder.find(
+            public, name, module=types.ModuleType(public.__module__), globs={"lorabake": lorabake}
+        ):
+            if test.examples:
+                found[test.name] = test
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(examples()))
+def test_examples_in_docstrings_are_true(workplace: Path, name: str) -> None:
+    if name.startswith("verify"):
+        lorabake.bake("recipe.yaml")
+    report: list[str] = []
+    doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(examples()[name], out=report.append, clear_globs=False)
+    assert not report, "".join(report)
+
+
+def test_what_people_call_first_has_an_example() -> None:
+    assert {"bake", "plan", "verify", "inspect", "load_recipe", "RunOptions", "VerifyOptions"} <= examples().keys()
+
+
+# -- three ways to give a recipe --------------------------------------------------------------------------
+
+
+def test_a_file_a_mapping_and_keywords_bake_the_same_bytes(workplace: Path) -> None:
+    options = lorabake.RunOptions(fsync=False)
+    content: dict[str, Any] = {"version": 1, "base": "base.safetensors", "loras": ["lora.safetensors"]}
+    ways = [
+        lorabake.bake("recipe.yaml", options),
+        lorabake.bake(Path("recipe.yaml"), options, output="b.safetensors"),
+        lorabake.bake({**content, "output": {"path": "c.safetensors"}}, options),
+        lorabake.bake(
+            base=Path("base.safetensors"), loras=["lora.safetensors"], output="d.safetensors", options=options
+        ),
+        lorabake.bake(
+            base="base.safetensors", loras={Path("lora.safetensors"): np.float32(1)}, output="e.safetensors"
+        ),
+        lorabake.bake(lorabake.plan({**content, "output": Path("f.safetensors")}), options),
+    ]
+    assert [way.path.name for way in ways] == [f"{name}.safetensors" for name in ("out", *"bcdef")]
+    assert len({builders.sha256(way.path) for way in ways}) == 1
+
+
+def test_mappings_say_all_that_yaml_says(workplace: Path) -> None:
+    given = recipe_of(
+        base={"path": "base.safetensors"},
+        loras={"lora.safetensors": {"strength": {"unet": np.float64(0.5), "text_encoder": 2}, "ignore": ["*.none"]}},
+        method="sum",
+        compute_dtype="float64",
+        output={"path": "out.safetensors", "dtype": "float16", "hash": False},
+    )
+    (lora,) = given.loras
+    assert lora.strength == {"unet": 0.5, "text_encoder": 2}
+    assert lora.ignore == ("*.none",)
+    assert given.output.dtype == "float16"
+    assert not given.output.hash
+    assert given.text is not None
+    assert parse_recipe(given.text, workplace).model_dump() == given.model_dump()
+    assert given.folder == workplace
+
+
+def recipe_of(**keys: Any) -> Recipe:
+    return recipe_given(None, keys)
+
+
+def test_strengths_by_component_are_no_entry(workplace: Path) -> None:
+    assert recipe_of(base="b", loras={"a": {"unet": 0.5}}, output="o").loras[0].strength == {"unet": 0.5}
+    assert recipe_of(base="b", loras={"a": {"trained_on": "sd1"}}, output="o").loras[0].strength == 1
+    assert [lora.path for lora in recipe_of(base="b", loras={"a": 1, "b": -2}, output="o").loras] == ["a", "b"]
+
+
+def test_verify_takes_what_bake_took(workplace: Path) -> None:
+    options = lorabake.VerifyOptions(
+        stages=["structure"], samples=lorabake.SampleOptions(prompts=["a"], size=[64, 64])
+    )
+    plan = lorabake.plan("recipe.yaml", "other.safetensors")
+    lorabake.bake(plan)
+    keys: dict[str, Any] = {"base": "base.safetensors", "loras": ["lora.safetensors"]}
+    for verification in (
+        lorabake.verify("recipe.yaml", "other.safetensors", options),
+        lorabake.verify("recipe.yaml", output="other.safetensors", options=options),
+        lorabake.verify({**keys, "output": {"path": "other.safetensors"}}, options=options),
+        lorabake.verify(**keys, output="other.safetensors", options=options),
+        lorabake.verify(baked="other.safetensors", **keys, options=options),
+        lorabake.verify(plan, options=options),
+    ):
+        assert verification.is_true
+        assert verification.baked.name == "other.safetensors"
+    with pytest.raises(lorabake.FileError, match="no such file"):
+        lorabake.verify("recipe.yaml", options=options)
+
+
+def test_lists_become_tuples_and_numbers_python_s_own() -> None:
+    samples = lorabake.SampleOptions(
+        prompts=["a", "b"],
+        size=[64, 32],
+        strengths=np.array([1.0, 0.5]),
+        seed=np.int64(7),
+        guidance=4,
+        steps=np.int8(2),
+    )
+    assert samples.prompts == ("a", "b")
+    assert samples.sides == (64, 32)
+    assert samples.strengths == (0.5, 1.0)
+    assert [type(value) for value in (samples.seed, samples.steps, samples.guidance)] == [int, int, float]
+    assert lorabake.VerifyOptions(stages="weights").stages == ("weights",)
+    assert lorabake.SampleOptions(size=64).sides == (64, 64)
+
+
+# -- wrong arguments --------------------------------------------------------------------------------------
+
+ENDLESS: list[object] = []
+ENDLESS.append(ENDLESS)
+GIVEN: dict[str, Any] = {"base": "base.safetensors", "loras": ["lora.safetensors"], "output": "out.safetensors"}
+
+
+def bake(**changes: Any) -> object:
+    return lorabake.bake(**{**GIVEN, **changes})
+
+
+WRONG: dict[str, tuple[Callable[[], object], str]] = {
+    "nothing": (lambda: lorabake.bake(), "there is no recipe"),
+    "a number": (lambda: lorabake.bake(5), "a recipe cannot be the number 5"),  # type: ignore[arg-type]
+    "a list": (lambda: lorabake.plan(["recipe.yaml"]), "a recipe cannot be a list"),  # type: ignore[arg-type]
+    "a result": (lambda: lorabake.verify(lorabake.bake("recipe.yaml")), "cannot be a BakeResult"),  # type: ignore[arg-type]
+    "bytes": (lambda: lorabake.load_recipe(b"recipe.yaml"), "path must be a path"),  # type: ignore[arg-type]
+    "a descriptor": (lambda: lorabake.load_recipe(0), "path must be a path"),  # type: ignore[arg-type]
+    "an empty path": (lambda: lorabake.plan(""), "must be the path of a file or a folder"),
+    "a path with NUL": (lambda: lorabake.inspect("a\0b"), "must be the path of a file or a folder"),
+    "no path to inspect": (lambda: lorabake.inspect(None), "not nothing"),  # type: ignore[arg-type]
+    "a missing file": (lambda: lorabake.inspect("nowhere.safetensors"), "nowhere.safetensors"),
+    "a recipe and keywords": (lambda: lorabake.bake("recipe.yaml", base="b"), "or the keywords base, not both"),
+    "output as a number": (lambda: lorabake.plan("recipe.yaml", 5), "output must be a path"),  # type: ignore[arg-type]
+    "options as a path": (lambda: lorabake.bake("recipe.yaml", "out"), "must be RunOptions"),  # type: ignore[arg-type]
+    "options as a mapping": (lambda: lorabake.verify("r", options={}), "must be VerifyOptions"),  # type: ignore[arg-type]
+    "an option as a keyword": (lambda: bake(overwrite=True), "overwrite is no key of a recipe: it is an option"),
+    "a plan and more": (lambda: lorabake.bake(lorabake.plan("recipe.yaml"), output="o"), "a plan says all"),
+    "a plan to plan": (lambda: lorabake.plan(lorabake.plan("recipe.yaml")), "cannot be a Plan"),  # type: ignore[arg-type]
+    "no list of recipes": (lambda: lorabake.bake_together("recipe.yaml"), "takes a list"),
+    "a list of wrong ones": (lambda: lorabake.bake_together([3]), "cannot be the number 3"),  # type: ignore[list-item]
+    "a missing key": (lambda: lorabake.plan(base="b", loras=["l"]), "recipe: missing key 'output'"),
+    "an unknown key": (lambda: bake(lora="x"), "lora: unknown key 'lora', did you mean 'loras'?"),
+    "an unknown key below": (lambda: bake(loras=[{"path": "l", "strenght": 1}]), "loras[0]['strenght']: unknown key"),
+    "a strength as text": (lambda: bake(loras={"a": "0.8"}), "loras['a']: strength must be a number"),
+    "a strength as text in a list": (
+        lambda: bake(loras=[{"path": "a", "strength": "0.8"}]),
+        "loras[0]['strength']: strength must be a number",
+    ),
+    "a strength as None": (lambda: bake(loras={"a": None}), "loras['a']: strength must be"),
+    "an infinite strength": (lambda: bake(loras={"a": float("inf")}), "loras['a']: strength must be a finite number"),
+    "a base as None": (lambda: lorabake.plan({**GIVEN, "base": None}), "recipe['base']: base must be"),
+    "a base as bytes": (lambda: bake(base=b"base"), "base: base must be"),
+    "a LoRA as a pair": (lambda: bake(loras=[("a", 0.8)]), "loras[0]: each of loras must be"),
+    "LoRAs as a path": (lambda: bake(loras="lora.safetensors"), "loras: loras must be a list"),
+    "LoRAs as a set": (lambda: bake(loras={"lora.safetensors"}), "loras: loras must be a list"),
+    "one LoRA twice": (lambda: bake(loras={"a": 1, Path("a"): 2}), "loras: duplicate key 'a'"),
+    "a key that is no text": (lambda: lorabake.plan({1: 2}), "recipe: a key must be text"),  # type: ignore[dict-item]
+    "an endless list": (lambda: bake(loras=ENDLESS), "loras: a recipe has at most"),
+    "very many values": (lambda: bake(loras=["a"] * 20_000), "loras: a recipe has at most"),
+    "a huge number": (lambda: bake(loras={"a": 10**5000}), "loras['a']: a number has at most 40 digits"),
+    "a huge version": (lambda: bake(version=10**5000), "version: a number has at most 40 digits"),
+    "half a character": (lambda: bake(base="\ud800"), "base: the text holds bytes that are not UTF-8"),
+    "a module": (lambda: bake(base=np), "base: base must be"),
+    "a function": (lambda: bake(verify=len), "verify: verify must be a mapping"),
+    "an array": (lambda: bake(loras=np.zeros(3)), "loras: loras must be a list"),
+    "workers 0": (lambda: lorabake.RunOptions(workers=0), "workers must be a whole number, 1 or more, not 0"),
+    "workers as text": (lambda: lorabake.RunOptions(workers="2"), "workers must be"),  # type: ignore[arg-type]
+    "workers as True": (lambda: lorabake.RunOptions(workers=True), "workers must be"),
+    "workers as None": (lambda: lorabake.RunOptions(workers=None), "workers must be"),  # type: ignore[arg-type]
+    "a device as a number": (lambda: lorabake.RunOptions(device=0), "device must be the name"),  # type: ignore[arg-type]
+    "overwrite as text": (lambda: lorabake.RunOptions(overwrite="yes"), "overwrite must be True"),  # type: ignore[arg-type]
+    "progress as True": (lambda: lorabake.RunOptions(progress=True), "must be a function"),  # type: ignore[arg-type]
+    "warn as None": (lambda: lorabake.RunOptions(warn=None), "warn must be a function"),  # type: ignore[arg-type]
+    "an unknown stage": (lambda: lorabake.VerifyOptions(stages=["weight"]), "did you mean 'weights'?"),
+    "no stage": (lambda: lorabake.VerifyOptions(stages=[]), "stages must be a list of texts"),
+    "stages as a number": (lambda: lorabake.VerifyOptions(stages=3), "stages must be a list"),  # type: ignore[arg-type]
+    "a sample of nothing": (lambda: lorabake.VerifyOptions(sample_weights=0), "sample_weights must be"),
+    "samples as a mapping": (lambda: lorabake.VerifyOptions(samples={}), "samples must be"),  # type: ignore[arg-type]
+    "a size of three": (lambda: lorabake.SampleOptions(size=[1, 2, 3]), "size must be a side"),
+    "a negative size": (lambda: lorabake.SampleOptions(size=(64, -1)), "size must be a whole number, 1 or more"),
+    "prompts of numbers": (lambda: lorabake.SampleOptions(prompts=[1]), "prompts must be"),  # type: ignore[list-item]
+    "a negative seed": (lambda: lorabake.SampleOptions(seed=-1), "seed must be a whole number, 0 or more"),
+    "guidance as NaN": (lambda: lorabake.SampleOptions(guidance=float("nan")), "guidance must be a finite number"),
+    "strengths as text": (lambda: lorabake.SampleOptions(strengths="0.5"), "strengths must be"),  # type: ignore[arg-type]
+    "strengths as None": (lambda: lorabake.SampleOptions(strengths=None), "strengths must be"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_argument_is_an_error_of_lorabake(workplace: Path, name: str) -> None:
+    call, message = WRONG[name]
+    with pytest.raises(LorabakeError) as raised:
+        call()
+    assert message in str(raised.value)
+    assert raised.value.exit_code == 2
+    assert len(str(raised.value)) < MOST
+
+
+def test_every_fault_of_a_mapping_is_told_at_once(workplace: Path) -> None:
+    with pytest.raises(RecipeError) as raised:
+        lorabake.plan({"base": 1, "loras": [{"path": "a", "strength": "x"}], "outputs": 3})
+    assert len(raised.value.lines) == 4
+
+
+def test_an_argument_s_error_says_what_to_write(workplace: Path) -> None:
+    with pytest.raises(ArgumentError) as raised:
+        lorabake.bake(**GIVEN, workers=3)
+    assert raised.value.lines[1] == "Write options=RunOptions(workers=…)."

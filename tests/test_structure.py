@@ -26,7 +26,7 @@ LAYERS = (
     ("visible",),
     ("errors", "interrupts", "likeness", "notebook", "documents"),
     ("paths",),
-    ("machine",),
+    ("arguments", "machine", "progress"),
     ("tensors",),
     ("codecs",),
     ("keymap",),

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from lorabake.arguments import AnyPath, path_of
 from lorabake.errors import FileError, RecipeError, lines_of
 from lorabake.machine import why
-from lorabake.paths import expanded, missing
+from lorabake.paths import missing
 from lorabake.recipe.faults import explained
 from lorabake.recipe.models import Base, Lora, Method, Output, Recipe, Source, Verify, recipe_schema
 from lorabake.recipe.syntax import decoded
@@ -42,9 +43,16 @@ MAX_FAULTS = 20
 """Most faults of a recipe that one error lists."""
 
 
-def load_recipe(path: str | Path) -> Recipe:
-    """Read a recipe file; paths in it are relative to the folder it lies in."""
-    path = Path(expanded(str(path)))
+def load_recipe(path: AnyPath) -> Recipe:
+    """Read a recipe file; paths in it are relative to the folder it lies in.
+
+    Raise RecipeError with every fault and its place.
+
+    Examples:
+        >>> lorabake.load_recipe("recipe.yaml").loras[0].strength
+        1.0
+    """
+    path = path_of(path, "the recipe's path")
     text, file = recipe_text(path), path.absolute()
     return parse_recipe(text, file.parent, str(path)).kept_in(file, text)
 

@@ -7,14 +7,19 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack, cast
 
 from pydantic import ValidationError
 
-from lorabake.errors import FileError, first_line
+from lorabake import arguments
+from lorabake.arguments import AnyPath, path_of
+from lorabake.errors import ArgumentError, FileError, first_line
+from lorabake.planning import Plan
 from lorabake.planning import plan as make_plan
+from lorabake.progress import NotebookBar
 from lorabake.recipe import Recipe, recipe_of, values_of
 from lorabake.recipe.changes import with_changes
+from lorabake.recipe.given import WHOLE, Given, OutputGiven, RecipeKeys, recipe_and_path
 from lorabake.sources import resolve
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.tensors.reader import is_there
@@ -26,15 +31,45 @@ from lorabake.visible import some
 __all__ = ["ORDER", "STAGES", "VerifyOptions", "embedded_recipe", "verify"]
 
 
-def verify(recipe: Recipe, baked: str | Path | None = None, options: VerifyOptions | None = None) -> Verification:
+def verify(
+    recipe: Given | Plan | None = None,
+    baked: AnyPath | None = None,
+    options: VerifyOptions | None = None,
+    *,
+    output: OutputGiven | None = None,
+    **keys: Unpack[RecipeKeys],
+) -> Verification:
     """Compare a checkpoint (the recipe's output, unless `baked` is given) with what the recipe makes.
+
+    `recipe` is the path of a YAML file, a mapping with the same keys, what `load_recipe` returned, or a plan of the
+    bake; keywords can take its place. `output` overrides a recipe's path.
 
     Every fault of the checkpoint is a finding; so is a stage that broke off while others finished. Raise FileError,
     MatchError or RecipeError if the inputs are at fault or the checkpoint is missing. Raise SurroundingsError if
     sampling is all that was asked for and lacks an extra.
+
+    Examples:
+        >>> options = lorabake.VerifyOptions(stages=["structure", "weights"])
+        >>> verification = lorabake.verify("recipe.yaml", options=options)
+        >>> verification.is_true
+        True
     """
-    options = options or VerifyOptions()
-    path = _path_of(recipe, baked)
+    if options is None:
+        options = VerifyOptions()
+    arguments.instance(options, VerifyOptions, "options", "VerifyOptions(…)")
+    path = None if baked is None else path_of(baked, "baked")
+    if isinstance(recipe, Plan):
+        if output is not None or keys:
+            raise ArgumentError(WHOLE, "Verify its recipe instead.")
+        checked, written = recipe.sources.recipe, cast(Path | None, recipe.path)
+    else:
+        place = path if recipe is None and output is None else output
+        checked, written = recipe_and_path(recipe, place, keys, VerifyOptions)
+    with NotebookBar(shown=options.bar) as bar:
+        return _verify(checked, _path_of(checked, path or written), options.shown_by(bar))
+
+
+def _verify(recipe: Recipe, path: Path, options: VerifyOptions) -> Verification:
     plan = make_plan(resolve(recipe), path)
     with ExitStack() as opened:
         structure = look_at_structure(plan, path, options)
@@ -58,7 +93,7 @@ def verify(recipe: Recipe, baked: str | Path | None = None, options: VerifyOptio
     )
 
 
-def _path_of(recipe: Recipe, baked: str | Path | None) -> Path:
+def _path_of(recipe: Recipe, baked: Path | None) -> Path:
     """Return the checkpoint's path; raise FileError if nothing is there."""
     path = Path(os.path.normpath(baked if baked is not None else recipe.locate(recipe.output.path)))
     if not is_there(path):

@@ -5,12 +5,15 @@ Plain data, no torch: the stages write it, the report shows it, the command line
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lorabake import arguments
+from lorabake.progress import unseen
 from lorabake.visible import named_fields, short_repr
 
 if TYPE_CHECKING:
@@ -125,20 +128,43 @@ class Likeness:
 class SampleOptions:
     """Say what to sample; None means the recipe's value, or else the family's default.
 
-    `size` is (width, height) in pixels, `strengths` factors on all strengths of the recipe. `progress` is told the
-    steps done, the steps in all, and what is being made.
+    `size` is (width, height) in pixels, or one number for both. A sweep is drawn of `strengths`, which are factors on
+    all strengths of the recipe. `progress` is told the steps done, the steps in all, and what is being made.
+
+    Raise ArgumentError for a value of another type, or out of its range.
     """
 
     __repr__ = short_repr
 
-    prompts: tuple[str, ...] | None = None
+    prompts: Sequence[str] | None = None
     seed: int | None = None
     steps: int | None = None
-    size: tuple[int, int] | None = None
+    size: int | Sequence[int] | None = None
     guidance: float | None = None
     device: str | None = None
-    strengths: tuple[float, ...] = ()
-    progress: Callable[[int, int, str], None] = lambda done, total, label: None
+    strengths: Sequence[float] = ()
+    progress: Callable[[int, int, str], None] = unseen
+
+    def __post_init__(self) -> None:
+        checks: dict[str, Callable[[object, str], object]] = {
+            "prompts": arguments.texts,
+            "seed": partial(arguments.whole, least=0),
+            "steps": partial(arguments.whole, least=1),
+            "size": arguments.size,
+            "guidance": partial(arguments.number, least=0),
+            "device": arguments.device_name,
+            "strengths": arguments.rising,
+            "progress": partial(arguments.called, example="lambda done, total, label: None"),
+        }
+        for name, check in checks.items():
+            value = getattr(self, name)
+            if value is not None or name in ("strengths", "progress"):
+                object.__setattr__(self, name, check(value, name))
+
+    @property
+    def sides(self) -> tuple[int, int] | None:
+        """Return the width and the height of a picture."""
+        return None if self.size is None else arguments.size(self.size, "size")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from lorabake import arguments
 from lorabake.errors import INTERNAL, LorabakeError, first_line, where
 from lorabake.machine import worded
 from lorabake.planning import Plan
+from lorabake.progress import NotebookBar, unseen
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.verification.findings import Failure, Finding, SampleOptions, Samples, Status
 from lorabake.verification.structure import check_structure
@@ -41,18 +43,50 @@ Work = Callable[[], tuple[Iterable[Finding], Result | None]]
 class VerifyOptions:
     """Say how thoroughly to look.
 
+    `stages` are some of "structure", "weights" or "quick", and "samples"; `samples` says how to sample.
     `sample_weights` looks at so many tensors only; `begin` is told each stage and the bytes it will read (0 where
     unknown), `progress` counts of them, from any thread. `tell` is told at once what will keep a stage from running.
+    Without a `progress` of its own, a run in a notebook shows a bar, unless `bar` is False.
+
+    Raise ArgumentError for a value of another type, or out of its range.
+
+    Examples:
+        >>> lorabake.VerifyOptions(stages=["structure", "quick"]).stages
+        ('structure', 'quick')
     """
 
     __repr__ = short_repr
 
-    stages: tuple[str, ...] = STAGES
+    stages: Sequence[str] = STAGES
     sample_weights: int | None = None
     samples: SampleOptions = field(default_factory=SampleOptions)
-    begin: Callable[[str, int], None] = lambda stage, total: None
-    progress: Callable[[int], None] = lambda count: None
-    tell: Callable[[Finding], None] = lambda finding: None
+    begin: Callable[[str, int], None] = unseen
+    progress: Callable[[int], None] = unseen
+    tell: Callable[[Finding], None] = unseen
+    bar: bool = True
+
+    def __post_init__(self) -> None:
+        least = self.sample_weights
+        checked = {
+            "stages": arguments.chosen(self.stages, "stages", ORDER),
+            "sample_weights": None if least is None else arguments.whole(least, "sample_weights", 1),
+            "samples": arguments.instance(self.samples, SampleOptions, "samples", "SampleOptions(…)"),
+            "begin": arguments.called(self.begin, "begin", "lambda stage, total: None"),
+            "progress": arguments.called(self.progress, "progress", "lambda count: None"),
+            "tell": arguments.called(self.tell, "tell", "print"),
+            "bar": arguments.yes_or_no(self.bar, "bar"),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def shown_by(self, bar: NotebookBar) -> VerifyOptions:
+        """Return these options with a notebook's bar in the place of callbacks that were not given."""
+        samples = self.samples
+        if samples.progress is unseen:
+            samples = replace(samples, progress=bar.step)
+        if self.begin is not unseen or self.progress is not unseen:
+            return replace(self, samples=samples)
+        return replace(self, samples=samples, begin=bar.begin, progress=bar.advance)
 
 
 @dataclass(frozen=True, slots=True)

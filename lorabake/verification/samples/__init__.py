@@ -52,7 +52,7 @@ def prepare(plan: Plan, baked: Path, options: SampleOptions, stack: ExitStack) -
     from lorabake.verification.samples.texts import is_language_model, prepare_texts
 
     said = plan.sources.recipe.verify
-    prompts = options.prompts or (said.prompts if said else None)
+    prompts = tuple(options.prompts or (said.prompts if said else ()))
 
     def lacking(note: str) -> tuple[list[Finding], None]:
         return [Finding("samples.skipped", Status.SKIP, baked.name, "", "", note)], None

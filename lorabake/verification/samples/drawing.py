@@ -91,7 +91,7 @@ class Artist(ABC):
         self.said = plan.sources.recipe.verify or Verify.model_validate({"prompts": prompts})
         self.seed = options.seed if options.seed is not None else self.said.seed
         self.guidance = options.guidance if options.guidance is not None else self.said.guidance
-        self.size = options.size or self.said.size
+        self.size = options.sides or self.said.size
         self.device = options.device or "cpu"
         self.negative = self.said.negative_prompt
         self.weights, self.loaders = Weights(plan, files), Loaders(plan, self.load_file)

@@ -47,7 +47,7 @@ class Studio:
             SweepSample(
                 prompt,
                 self.seed + number,
-                self.options.strengths,
+                tuple(self.options.strengths),
                 tuple(results.pictures[variant.name, number] for variant in sweep),
             )
             for number, prompt in enumerate(self.prompts if sweep else ())
