@@ -16,7 +16,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorabake.errors import RecipeError
+from lorabake.errors import ArgumentError, RecipeError
 from lorabake.recipe import (
     MAX_BYTES,
     Base,
@@ -245,7 +245,8 @@ class TestFaults:
         self.check(tmp_path, ": is a folder, not a recipe\nGive the recipe, a YAML file, which may name this folder.")
 
     def test_path_with_nul(self) -> None:
-        self.check(Path("a\0b"), ": cannot be read: embedded null byte")
+        with pytest.raises(ArgumentError, match="path must be the path of a file or a folder"):
+            load_recipe(Path("a\0b"))
 
     @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
     def test_unreadable(self, tmp_path: Path) -> None:
