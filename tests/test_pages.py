@@ -258,9 +258,9 @@ def check_pip(arguments: list[str], block: Block) -> None:
     assert arguments[0] == "install", f"{block}: pip {arguments[0]}"
     for option, word in itertools.pairwise(arguments):
         if option == "-c":
-            assert (ROOT / word).is_file(), f"{block}: no such file: {word}"
+            assert (ROOT / word.removeprefix("lorabake/")).is_file(), f"{block}: no such file: {word}"
     for word in arguments:
-        if extras := re.fullmatch(r"(?:\.|lorabake.*|/.*)\[([a-z,]+)\](?: @ .*)?", word):
+        if extras := re.fullmatch(r"(?:\.|\./lorabake|lorabake.*)\[([a-z,]+)\](?: @ .*)?", word):
             assert {*extras[1].split(",")} <= EXTRAS.keys(), f"{block}: no such extra: {word}"
 
 
