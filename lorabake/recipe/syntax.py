@@ -243,6 +243,10 @@ def _bracket(scene: Scene) -> Told | None:
     if scene.start is None or "flow" not in scene.context:
         return None
     line, column = scene.start.line, scene.start.column
+    if scene.lines[line][column : column + 1] not in [*_CLOSER]:  # the reader names the spot after a bracket
+        column = max(scene.lines[line].rfind(bracket, 0, column) for bracket in _CLOSER)
+    if column < 0:
+        return None
     opener = scene.lines[line][column]
     closer = _CLOSER[opener]
     if scene.rest[:1] in _CLOSER.values():
