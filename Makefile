@@ -2,15 +2,20 @@
 # make test    all tests                                      make bench   how to measure
 # make docs    refresh what the pages show                    make clean   remove what these made
 # make torture attacks, kills and full disks, in full (see docs/reliability.md)
+# make dist    build the packages and check them
 #
 # PYTHON=python3.12 make test   picks the interpreter of the virtual environment.
+# TORCH=cuda make demo          takes torch with CUDA; auto, the default, takes it where there is an NVIDIA driver,
+#                               and elsewhere the build for CPUs. The address of another index of PyTorch's will do, too.
 
 PYTHON ?= python3
+TORCH ?= auto
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/pip -qq --disable-pip-version-check install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test torture lint docs bench clean
+.PHONY: help demo test torture lint docs bench dist clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -19,9 +24,11 @@ help:
 .venv/core: pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; try make PYTHON=…" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lorabake needs Python 3.11 or later" >&2; exit 1; }
-	@echo "setting up .venv (torch is a large download the first time)"
-	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	@echo "setting up a virtual environment in .venv (minutes the first time: packages are downloaded)"
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { echo "no virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@$(PYTHON) tools/install_torch.py $(TORCH) $(TORCH_CPU_INDEX) $(PIP)
 	@$(PIP) -e .
+	@$(BIN)/python -c 'from importlib.metadata import version; print("torch", version("torch"), "is installed")'
 	@touch $@
 
 .venv/verify: .venv/core
@@ -57,6 +64,16 @@ lint: .venv/lint
 docs: .venv/verify
 	@$(BIN)/python docs/terminal.py
 
+.venv/dist: .venv/core
+	@echo "installing what builds and checks packages"
+	@$(PIP) build twine
+	@touch $@
+
+dist: .venv/dist
+	@rm -rf dist
+	@$(BIN)/python -m build
+	@$(BIN)/python -m twine check --strict dist/*
+
 bench:
 	@echo "The benchmarks bake full-size checkpoints and want 18 GB of disk and a quiet machine:"
 	@echo
@@ -69,6 +86,6 @@ bench:
 	@echo "benchmarks/README.md says what is measured, and how."
 
 clean:
-	@rm -rf .venv out recipes/inputs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv out recipes/inputs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "removed .venv, out, recipes/inputs and caches"

@@ -125,3 +125,23 @@ def test_another_platform_says_that_it_cannot_write(tmp_path: Path) -> None:
 def test_both_files_of_system_calls_define_the_same_functions() -> None:
     assert {name for name in system.__all__ if not callable(getattr(posix, name))} == set()
     assert {name for name in system.__all__ if getattr(elsewhere_file, name) is not elsewhere_file.refuse} == set()
+
+
+WINDOWS = """
+    import sys
+    import lorabake.cli
+
+    sys.platform = "win32"
+    lorabake.cli.main()
+"""
+
+
+@pytest.mark.parametrize("command", ["plan", "bake", "verify", "inspect"])
+def test_windows_is_refused_by_name(tmp_path: Path, command: str) -> None:
+    call = [sys.executable, "-c", textwrap.dedent(WINDOWS), command, "recipe.yaml"]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == (
+        "error: lorabake does not work on Windows yet\n"
+        "  In a WSL terminal it works as on Linux: wsl --install, then install lorabake there.\n"
+    )

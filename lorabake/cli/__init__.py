@@ -21,7 +21,7 @@ import click
 from lorabake import __version__
 from lorabake.cli.streams import UnreadError, open_streams
 from lorabake.cli.terminal import Coloured, echo, echo_usage, tame_libraries
-from lorabake.errors import INTERNAL, LorabakeError, first_line, where
+from lorabake.errors import INTERNAL, LorabakeError, SurroundingsError, first_line, where
 from lorabake.interrupts import STOPPING
 from lorabake.machine import worded
 
@@ -36,6 +36,9 @@ DEBUG = "LORABAKE_DEBUG"
 """The environment variable that asks for the traceback of an internal error."""
 
 ERROR = Coloured("error: ", "red", bold=True)
+
+WSL = "In a WSL terminal it works as on Linux: wsl --install, then install lorabake there."
+"""What a user of Windows can do."""
 
 GARBAGE = 500_000
 """How many new objects trigger Python's garbage collection; the default is 700 to 2,000."""
@@ -87,7 +90,9 @@ class LazyGroup(click.Group):
         return [*commands()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Load one command."""
+        """Load one command; raise SurroundingsError on Windows, before anything is imported that may fail there."""
+        if sys.platform == "win32":
+            raise SurroundingsError("lorabake does not work on Windows yet", WSL)
         if cmd_name not in commands():
             return None
         command: click.Command = getattr(importlib.import_module(f"{__name__}.{cmd_name}"), cmd_name)
@@ -170,7 +175,9 @@ def entry() -> None:
     """Run the command line as a process, and exit without Python's cleanup of torch, which takes 0.3 s.
 
     Headers, plans and torch's modules are many long-lived objects, so garbage collection is rarely worth its time.
+    Threads of OpenMP sleep while they wait for each other: where a core is shared, spinning takes ten times as long.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     gc.set_threshold(GARBAGE)
     open_streams()
     try:

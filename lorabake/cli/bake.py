@@ -14,10 +14,11 @@ from lorabake.baking import bake as run_bake
 from lorabake.baking import plan as make_plan
 from lorabake.cli import CONTEXT, interruption
 from lorabake.cli.places import check_apart, check_writable, taken_by
+from lorabake.cli.progress import Bar
 from lorabake.cli.recipe_options import recipe_options, save_option
 from lorabake.cli.saving import check_saved, save_recipe
 from lorabake.cli.show import LABEL, ledger_lines, rate_of, shown, survives
-from lorabake.cli.terminal import Bar, echo, echo_json
+from lorabake.cli.terminal import echo, echo_json
 from lorabake.errors import SurroundingsError
 from lorabake.machine import default_workers
 from lorabake.planning.cautions import FADES

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import logging
 import re
-import sys
-import threading
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -66,44 +64,6 @@ def tame_libraries() -> None:
     """Print warnings and unhandled logs of libraries through this file, too."""
     warnings.showwarning = _show_warning
     logging.lastResort = _Handler(logging.WARNING)
-
-
-class Bar:
-    """Show a progress bar, if `shown` is set and stderr is a terminal."""
-
-    def __init__(self, *, shown: bool = True) -> None:
-        self._is_shown = shown and sys.stderr.isatty()
-        self._bar: Any = None
-        self._lock = threading.Lock()
-
-    def begin(self, what: str, total: int, unit: str = "B") -> None:
-        """Start a new bar in place of the last one; a total of 0 shows none."""
-        self.close()
-        if total and self._is_shown:
-            from tqdm import tqdm
-
-            is_bytes = unit == "B"
-            self._bar = tqdm(total=total, unit=unit, unit_scale=is_bytes, desc=visible(what), leave=False)
-
-    def advance(self, count: int) -> None:
-        """Count units, from any thread."""
-        with self._lock:
-            if self._bar is not None:
-                self._bar.update(count)
-
-    def step(self, done: int, total: int, label: str) -> None:
-        """Show that `done` of `total` steps are finished, and what is being made."""
-        if self._bar is None:
-            self.begin(label, total, "step")
-        if self._bar is not None:
-            self._bar.set_description(visible(label), refresh=False)
-            self._bar.update(done - self._bar.n)
-
-    def close(self) -> None:
-        """Remove the bar."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
 
 
 class _Handler(logging.Handler):

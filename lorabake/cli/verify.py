@@ -15,9 +15,10 @@ import click
 
 from lorabake.cli import CONTEXT, internal_error
 from lorabake.cli.places import check_apart, files_of
+from lorabake.cli.progress import Bar
 from lorabake.cli.recipe_options import recipe_options
 from lorabake.cli.show import shown
-from lorabake.cli.terminal import Bar, Coloured, Part, echo, echo_json
+from lorabake.cli.terminal import Coloured, Part, echo, echo_json
 from lorabake.errors import INTERNAL, RecipeError, SurroundingsError, TargetError
 from lorabake.recipe import Recipe
 from lorabake.recipe.options import Options

@@ -44,8 +44,9 @@ class VerifyOptions:
     """Say how thoroughly to look.
 
     `stages` are some of "structure", "weights" or "quick", and "samples"; `samples` says how to sample.
-    `sample_weights` looks at so many tensors only; `begin` is told each stage and the bytes it will read (0 where
-    unknown), `progress` counts of them, from any thread. `tell` is told at once what will keep a stage from running.
+    `sample_weights` looks at so many tensors only. `begin` is told each part of the work and the bytes it will read
+    (0 where unknown); `progress` counts them, from any thread. `tell` is told at once what will keep a stage from
+    running.
     Without a `progress` of its own, a run in a notebook shows a bar, unless `bar` is False.
 
     Raise ArgumentError for a value of another type, or out of its range.
@@ -126,6 +127,7 @@ def ready(
     plan: Plan, path: Path, checkpoint: Checkpoint | None, options: VerifyOptions, opened: ExitStack
 ) -> Readied:
     """Open what the other stages take, and tell at once what one lacks; `opened` closes it."""
+    options.begin("getting ready", 0)
     wanted = [stage for stage in ORDER if stage in options.stages]
     if checkpoint is None:
         note = "the file cannot be read"

@@ -31,16 +31,20 @@ class Studio:
         """Make all pictures and judge them."""
         loras = len(self.plan.sources.loras)
         ones = (1.0,) * loras
+        runtime = Variant("runtime", ones)
         variants = [
             Variant("base"),
-            Variant("runtime", ones),
+            runtime,
             Variant("floor", ones, round_off=True),
             Variant("baked", is_checkpoint=True),
         ]
         without = [Variant(f"without {i}", tuple(float(i != j) for j in range(loras))) for i in range(loras)]
         alone = without if loras > 1 else []
-        sweep = [Variant(f"sweep {factor}", (factor,) * loras) for factor in self.options.strengths]
-        work = [*variants, *alone, *sweep]
+        sweep = [
+            runtime if factor == 1 else Variant(f"sweep {factor}", (factor,) * loras)
+            for factor in self.options.strengths
+        ]
+        work = [*dict.fromkeys([*variants, *alone, *sweep])]
         results = self.artist.make(work)
         pictures = tuple(self._sample(results, number) for number in range(len(self.prompts)))
         strips = tuple(

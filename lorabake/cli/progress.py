@@ -1,0 +1,60 @@
+"""Show how far long work is, on stderr."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any
+
+from lorabake.cli.heartbeat import Heartbeat
+from lorabake.visible import visible
+
+
+class Bar:
+    """Show how far the work is: a bar in a terminal, elsewhere a line now and then; nothing unless `shown` is set."""
+
+    def __init__(self, *, shown: bool = True) -> None:
+        self._is_shown = shown and sys.stderr.isatty()
+        self._heartbeat = Heartbeat() if shown and not self._is_shown else None
+        self._bar: Any = None
+        self._lock = threading.Lock()
+
+    def begin(self, what: str, total: int, unit: str = "B") -> None:
+        """Start a new bar in place of the last one; a total of 0 shows none."""
+        self._remove()
+        if self._heartbeat is not None:
+            self._heartbeat.begin(what, total)
+        if total and self._is_shown:
+            from tqdm import tqdm
+
+            is_bytes = unit == "B"
+            self._bar = tqdm(total=total, unit=unit, unit_scale=is_bytes, desc=visible(what), leave=False)
+
+    def advance(self, count: int) -> None:
+        """Count units, from any thread."""
+        with self._lock:
+            if self._bar is not None:
+                self._bar.update(count)
+            if self._heartbeat is not None:
+                self._heartbeat.advance(count)
+
+    def step(self, done: int, total: int, label: str) -> None:
+        """Show that `done` of `total` steps are finished, and what is being made."""
+        if self._heartbeat is not None:
+            self._heartbeat.reach(label, done, total)
+        if self._bar is None and self._is_shown:
+            self.begin(label, total, "step")
+        if self._bar is not None:
+            self._bar.set_description(visible(label), refresh=False)
+            self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """Remove the bar, and print no more lines."""
+        self._remove()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+
+    def _remove(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
