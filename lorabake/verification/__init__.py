@@ -126,7 +126,7 @@ def embedded_recipe(baked: Path, inputs: Path | None = None, changes: Sequence[s
     if changes:
         recipe = recipe_of(with_changes(values, changes, Path.cwd(), None), Path.cwd())
     names = [recipe.base.path, *(lora.path for lora in recipe.loras), *([recipe.vae.path] if recipe.vae else [])]
-    folders = [inputs] if inputs is not None else [baked.absolute().parent, Path.cwd()]
+    folders = [inputs] if inputs is not None else [*dict.fromkeys((baked.absolute().parent, Path.cwd()))]
     for folder in folders:
         if all(is_there(folder / name) for name in names):
             return recipe.placed(folder)
