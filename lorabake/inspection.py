@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from lorabake.adapters import adapter_slots, are_stored, dora, kinds_of, peft_fields, shared, suffixes
+from lorabake.adapters import adapter_slots, dora, kinds_of, peft_fields, shared, suffixes
 from lorabake.adapters.experts import EXPERTS
 from lorabake.adapters.kind import Kind
 from lorabake.architectures import architectures
@@ -33,10 +33,9 @@ from lorabake.documents.inspect import (
 from lorabake.documents.records import RankCount
 from lorabake.errors import FileError
 from lorabake.keymap.adapter_config import from_metadata, read_config
-from lorabake.keymap.embeddings import is_inversion, read_vectors
+from lorabake.keymap.embeddings import read_vectors
 from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.peft import SCALED, PeftConfig
-from lorabake.keymap.slots import MARKERS as NO_LORAS
 from lorabake.keymap.slots import REASONS, LoraModule, sort_tensors
 from lorabake.keymap.spelling import Prefixes
 from lorabake.paths import check_there
@@ -45,12 +44,14 @@ from lorabake.recipe import Lora
 from lorabake.sources.family import VAE_ONLY, identify
 from lorabake.sources.loras import LoraSource
 from lorabake.sources.recognition import TEXT, TEXT_ENCODER, recognise
+from lorabake.sources.sorts import named_sort, share_of
 from lorabake.sources.translation import dialect_of, transcribe
 from lorabake.storage.recognition import find_packing
 from lorabake.storage.statements import read_beside
 from lorabake.tensors.checkpoint import Checkpoint, open_lora
 from lorabake.tensors.emptiness import WEIGHT, hollow_words
 from lorabake.tensors.small import json_or_text
+from lorabake.tensors.sorts import LORA
 from lorabake.tensors.values import read_scalar
 
 FACTS = (
@@ -111,18 +112,16 @@ def record_of(path: Path) -> InspectDocument:
     checkpoint, config = open_lora(path)
     tensors = sort_tensors(checkpoint.tensors.values(), suffixes(), shared())
     lora = LoraSource(Lora.model_construct(path=str(path)), checkpoint, tensors, None, {})
-    learned = _embeddings(lora)
     adapters = [module for module in tensors.modules.values() if module.slots.keys() & adapter_slots()]
-    inside = len(adapters) + sum(map(len, tensors.unsupported.values())) + len(learned)
-    beside = sum(are_stored(frozenset(module.slots)) for module in tensors.modules.values())
-    beside += len(tensors.unknown) - len(learned)
-    is_lora = config is not None or inside >= max(beside, 1)
+    share = share_of(tensors, checkpoint.metadata)
+    sort = named_sort(checkpoint.tensors, share) if config is None else LORA
+    is_lora = sort is LORA
     hollow = hollow_words(checkpoint.tensors, "" if is_lora else WEIGHT)
     metadata = checkpoint.metadata
     known = {name: metadata[name] for name in FACTS if metadata.get(name, "None") != "None"} or None
     record = InspectDocument(
         path=str(path),
-        what="lora" if is_lora else "checkpoint",
+        what=sort.name,
         bytes=checkpoint.size,
         files=sum(len(part.files) for part in checkpoint.parts),
         tensors=len(checkpoint.tensors),
@@ -135,14 +134,12 @@ def record_of(path: Path) -> InspectDocument:
         training=known if is_lora else None,
         metadata=None if is_lora else known,
     )
-    if no_lora := next((NO_LORAS[key] for key in NO_LORAS if key in checkpoint.tensors), None):
-        return replace(record, what="neither", problems=(*record.problems, Problem("no_lora", no_lora)))
-    if is_inversion(checkpoint.tensors.values()):
-        return replace(record, what="textual_inversion")
     if is_lora:
         return _with_lora(record, lora, config)
-    kinds = tuple(_count_kinds(lora, adapters)) if inside else ()
-    del lora, tensors, adapters, learned  # a third of the memory
+    if sort.is_no_base:
+        return replace(record, problems=(*record.problems, Problem("no_lora", sort.advice)))
+    kinds = tuple(_count_kinds(lora, adapters)) if share.of_lora else ()
+    del lora, tensors, adapters  # a third of the memory
     return _with_checkpoint(replace(record, kinds=kinds), checkpoint)
 
 

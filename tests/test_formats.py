@@ -1149,7 +1149,7 @@ REFUSED = {
             "input_blocks.1.0.in_layers.2.up": (8, 2),
             "input_blocks.1.0.in_layers.2.down": (2, 8),
         },
-        "a Control-LoRA: it makes a ControlNet out of a UNet, and changes no checkpoint",
+        "is a Control-LoRA, not a LoRA",
     ),
 }
 

@@ -246,13 +246,16 @@ def test_what_is_neither_is_called_by_its_name(tmp_path: Path) -> None:
         tmp_path / "control.safetensors",
         {"lora_controlnet": torch.ones(1), "input_hint_block.0.up": torch.ones(2, 2)},
     )
-    assert "a Control-LoRA" in inspect(tmp_path / "control.safetensors")["problems"]
+    told = inspect(tmp_path / "control.safetensors")
+    assert told["what"] == "control_lora"
+    assert told["problems"] == "It makes a ControlNet out of a UNet, and changes no checkpoint."
     b.save(tmp_path / "word.safetensors", {"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)})
     assert inspect(tmp_path / "word.safetensors")["what"] == "textual_inversion"
     b.save(tmp_path / "word2.safetensors", {"emb_params": torch.ones(2, 768)})
     assert inspect(tmp_path / "word2.safetensors")["what"] == "textual_inversion"
     b.save(tmp_path / "vae.safetensors", b.vae_file("ldm", seed=1))
-    assert inspect(tmp_path / "vae.safetensors")["family"] == "VAE"
+    told = inspect(tmp_path / "vae.safetensors")
+    assert (told["what"], told["family"]) == ("vae", "VAE")
 
 
 # -- what a bake and a look say alike --------------------------------------------------------------------------

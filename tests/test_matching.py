@@ -281,7 +281,10 @@ def test_a_lora_fits_whole_or_is_refused(base: str, monkeypatch: pytest.MonkeyPa
         first, *more = str(caught.value).splitlines()
         assert first.startswith(f"LoRA {lora!r}"), first
         assert not first.endswith(":")
-        if known and family.title not in known and base not in ALIKE.get(known, ()):
+        if base == "arenasys_vae_v1_sd":
+            assert first == f"LoRA {lora!r}: has no place on the base, which is a VAE"
+            assert more == ["Name it under vae, and it takes the place of the base's own."]
+        elif known and family.title not in known and base not in ALIKE.get(known, ()):
             fits_by_name = base == "diffusers_hunyuan_video" and "Flux.1" in known and "control" not in lora
             assert more == (["To bake it there all the same, add to this LoRA: trained_on: flux"] * fits_by_name)
             assert f"is for {known} (by " in first

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lorabake.adapters import kinds, kinds_of
+from lorabake.adapters import kinds, kinds_of, shared, suffixes
 from lorabake.adapters.kind import Kind
 from lorabake.architectures import architectures
 from lorabake.errors import MatchError
@@ -19,7 +19,7 @@ from lorabake.keymap.adapter_config import read_config
 from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.module import Module
 from lorabake.keymap.peft import PeftConfig
-from lorabake.keymap.slots import LoraModule
+from lorabake.keymap.slots import LoraModule, sort_tensors
 from lorabake.keymap.view import Region, View
 from lorabake.matching import refusals
 from lorabake.matching.candidates import Candidates
@@ -35,8 +35,10 @@ from lorabake.matching.refusals.shapes import Trial
 from lorabake.matching.turns import Turns
 from lorabake.recipe import Lora
 from lorabake.sources.family import identify
+from lorabake.sources.loras import LoraSource
 from lorabake.sources.recognition import Evidence
-from lorabake.tensors.header import TensorInfo
+from lorabake.tensors.checkpoint import Checkpoint, Part
+from lorabake.tensors.header import Header, TensorInfo
 from tests.tables import infos
 
 FAMILIES = {family.name: family for family in architectures()}
@@ -55,6 +57,13 @@ def view(*shape: int, key: str = "fc.weight") -> View:
 
 def part(component: str = "model", key: str = "fc.weight", **more: object) -> Module:
     return Module(component, key.rpartition(".")[0], {"weight": view(6, 5, key=key)}, **more)  # type: ignore[arg-type]
+
+
+def opened(shapes: dict[str, object]) -> LoraSource:
+    """Make an opened LoRA of key names alone."""
+    tensors, path = infos(shapes), Path("style")
+    checkpoint = Checkpoint(path, False, (Part("", None, (Header(path, tensors, {}, 0, 0, ""),)),), tensors, ())
+    return LoraSource(Lora(path="style"), checkpoint, sort_tensors(tensors.values(), suffixes(), shared()), None, {})
 
 
 def lora(*slots: str, name: str = "fc", **shapes: tuple[int, ...]) -> LoraModule:
@@ -278,9 +287,14 @@ CASES: dict[Callable[..., object], list[Case]] = {
         ),
         (((), {"a.q": lora("up", name="a.q")}), None),
     ],
-    files.file_says_it_is_no_lora: [
-        (({"lora_controlnet", "a.lora_up"},), ("a Control-LoRA:",)),
-        (({"a.lora_up"},), None),
+    files.file_is_no_lora: [
+        (
+            (opened({"lora_controlnet": (0,), "a.lora_up.weight": (4, 2)}), ()),
+            ("is a Control-LoRA, not a LoRA", "It makes a ControlNet out of a UNet"),
+        ),
+        ((opened({"lora_controlnet": (0,), "a.lora_up.weight": (4, 2)}), {"lora_controlnet"}), None),
+        ((opened({"a.lora_up.weight": (4, 2)}), ()), None),
+        ((opened({"a.weight": (4, 2)}), ()), None),
     ],
     files.turns_cannot_be_told: [
         (

@@ -8,7 +8,11 @@ from typing import Any, Literal
 
 from lorabake.documents.records import STRICT, Number, RankCount
 
-What = Literal["checkpoint", "lora", "textual_inversion", "neither"]
+What = Literal[
+    "checkpoint", "lora", "vae", "controlnet", "textual_inversion", "embeddings", "hypernetwork", "control_lora",
+    "t2i_adapter", "ip_adapter", "upscaler", "image_encoder", "optimizer_state", "empty",
+]  # fmt: skip
+"""The names of the sorts in `tensors.sorts`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,12 @@ vectors `emb_params` where there is one text encoder (kohya-ss), `clip_l`, `clip
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lorabake.codecs.codec import Stored
 from lorabake.tensors.dtypes import DTYPES
-from lorabake.tensors.header import EMBEDDING, Described, TensorInfo
+from lorabake.tensors.header import EMBEDDING, TensorInfo
 
 ALONE = "emb_params"
 
@@ -22,9 +22,6 @@ _BUNDLED = re.compile(r"bundle_emb\.(?P<token>.+?)\.(?P<part>string_to_param\.[^
 
 _NAMES = {"t5": "t5xxl"}
 """OneTrainer's names that other programs have another one for."""
-
-PARTS = frozenset({ALONE, "clip_l", "clip_g", "t5xxl"})
-"""What files of textual inversion call the vectors of one word."""
 
 FOR_ONETRAINER = "_out"
 """How OneTrainer calls what it adds to a text encoder's output."""
@@ -42,12 +39,6 @@ class Vectors:
     def shape(self) -> tuple[int, int]:
         """Return how many vectors there are, and their width."""
         return (self.info.shape[0] if len(self.info.shape) == 2 else 1), self.info.shape[-1]
-
-
-def is_inversion(tensors: Iterable[Described]) -> bool:
-    """Tell whether a file holds the vectors of one word and nothing else."""
-    names = {info.key for info in tensors}
-    return bool(names) and all(name in PARTS or name.startswith("string_to_param.") for name in names)
 
 
 def read_vectors(stored: Stored, metadata: Mapping[str, str]) -> Vectors | None:

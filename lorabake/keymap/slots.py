@@ -38,8 +38,6 @@ REASONS = {
     "HCP-Diffusion's LoRA": "HCP-Diffusion's scale cannot be told from the file\n"
     "Convert it with hcpdiff.tools.lora_convert (--to_webui), and bake that.",
 }
-# A tensor whose presence means that the whole file is no LoRA -> what the file is.
-MARKERS = {"lora_controlnet": "a Control-LoRA: it makes a ControlNet out of a UNet, and changes no checkpoint"}
 
 # Endings of keys for parameters that are not called `weight` -> the parameter's full name and the suffix.
 _PARAMETERS = ((".diff_m", ".modulation.diff"),)  # LightX2V

@@ -53,7 +53,7 @@ def match(base: BaseNames, number: int, lora: LoraSource) -> Matched:
     said = _said_family(lora, evidence)
     ignored = ignored_of(lora, base)
     refuse(name, files.glob_ignores_nothing(ignored.idle, lora.tensors.modules))
-    refuse(name, files.file_says_it_is_no_lora(lora.checkpoint.tensors.keys() - ignored.keys))
+    refuse(name, files.file_is_no_lora(lora, ignored.keys))
     lookup = look_up(base, lora, ignored.kept, evidence)
     turns = turns_of(lookup)
     refuse(name, files.turns_cannot_be_told(turns))

@@ -18,6 +18,7 @@ from lorabake.sources.loras import LoraSource
 from lorabake.sources.recognition import TEXT, TEXT_ENCODER, Evidence, kinship, knows, titles
 from lorabake.storage.recognition import way_of
 from lorabake.tensors.emptiness import ADVICE, hollow_words
+from lorabake.tensors.sorts import sort_of
 from lorabake.visible import and_more, the_rest, visible
 
 MOST_GROUPS = 8
@@ -69,7 +70,12 @@ class Case:
 
 
 def complaint(case: Case) -> list[str]:
-    """Say why a LoRA cannot be baked: it is another family's, or these modules have no place."""
+    """Say why a LoRA cannot be baked: the base is no checkpoint, or modules of the LoRA have no place on it."""
+    return _no_checkpoint(case) or _complaint(case)
+
+
+def _complaint(case: Case) -> list[str]:
+    """Say what of a LoRA does not fit a checkpoint: it is another family's, or these modules have no place."""
     name = case.lora.name
     if hollow := hollow_words(case.lora.checkpoint.tensors):
         return [f"LoRA {name!r}: {hollow}", *ADVICE]
@@ -88,6 +94,16 @@ def complaint(case: Case) -> list[str]:
     of = len(case.modules) + sum(map(len, case.lora.tensors.unsupported.values())) + len(case.lora.tensors.unknown)
     first = f"LoRA {name!r}: {len(case.refusals)} of {of} modules have no place on the base ({case.base.title})"
     return [first, *_groups(case), *_maybe_anothers(case), *_leave_out(case)]
+
+
+def _no_checkpoint(case: Case) -> list[str]:
+    """Name a base such as a VAE: a LoRA of its own fits it, but none of the checkpoint that it belongs to."""
+    base = case.base.key_map
+    is_meant = case.is_patched or base.architecture.name != GENERIC
+    sort = None if is_meant else sort_of(base.tensors)
+    if sort is None:
+        return []
+    return [f"LoRA {case.lora.name!r}: has no place on the base, which is {sort.title}", sort.advice]
 
 
 def anothers(lora: str, lines: Sequence[str]) -> list[str]:

@@ -24,6 +24,7 @@ from lorabake.sources.base import (
 )
 from lorabake.sources.evidence import FileEvidence, locations_of, read_tensors, sides_of
 from lorabake.sources.loras import LoraSource, grown, open_source, translated
+from lorabake.sources.sorts import check_base
 from lorabake.sources.ties import Tie, find_tie
 from lorabake.storage.packing import Packing
 from lorabake.storage.recognition import find_packing
@@ -72,6 +73,7 @@ def resolve(recipe: Recipe) -> Sources:
         packing, config = find_packing(base, beside, transcript.orders), model_config(base, beside)
         tensors = packing.logical(base.tensors)
         key_map = mapped(tensors, config)
+        check_base(recipe, base, key_map.architecture)
         loras = tuple(open_source(entry, recipe.locate(entry.path)) for entry in recipe.loras)
         names = [name for lora in loras for name in lora.tensors.modules]
         key_map = mapped_by_names(key_map, {name.removeprefix(PEFT_ROOT) for name in names})

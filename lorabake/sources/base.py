@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from lorabake.components.vae import VAE
 from lorabake.errors import FileError
 from lorabake.keymap.expansion import KeyMap
-from lorabake.keymap.table import find
 from lorabake.paths import check_there
 from lorabake.recipe import Recipe
 from lorabake.sources.family import VAE_ONLY, expert_layout, guess_models, identify, models_of
+from lorabake.sources.sorts import check_vae
 from lorabake.sources.translation import Transcript, config_of, transcribe
 from lorabake.storage.recognition import find_packing
 from lorabake.storage.statements import Beside, read_beside
@@ -42,8 +41,7 @@ def open_vae(recipe: Recipe) -> Checkpoint | None:
     check_there(path, recipe.vae.path)
     vae = open_checkpoint(path)
     check_checkpoint(vae.path, vae.tensors)
-    if find(VAE, vae.tensors) is None:
-        raise FileError(f"{vae.path}: not a VAE: it has no encoder.down… tensors")
+    check_vae(vae)
     if ways := find_packing(vae, read_beside(vae)).titles:
         raise FileError(
             f"{vae.path}: {len(ways)} of its weights are stored as {ways[0]}",

@@ -11,7 +11,7 @@ from lorabake.errors import MatchError
 from lorabake.keymap.module import Module
 from lorabake.keymap.names import pattern_of
 from lorabake.keymap.peft import PeftConfig
-from lorabake.keymap.slots import MARKERS, LoraModule
+from lorabake.keymap.slots import LoraModule
 from lorabake.keymap.table import Architecture
 from lorabake.keymap.view import View
 from lorabake.matching.ledger import FOR_NONE, Ledger, ignored_by
@@ -21,6 +21,8 @@ from lorabake.matching.patches import Patch
 from lorabake.matching.strengths import unlisted
 from lorabake.matching.turns import Turns
 from lorabake.recipe import Lora
+from lorabake.sources.loras import LoraSource
+from lorabake.sources.sorts import other_than_lora
 from lorabake.visible import visible
 
 Lines = tuple[str, ...]
@@ -68,9 +70,9 @@ def glob_ignores_nothing(idle: Sequence[str], modules: Mapping[str, LoraModule])
     return (f"{start}matches nothing in the file{visible(nearest_words(glob, [*ends]))}",)
 
 
-def file_says_it_is_no_lora(keys: Collection[str]) -> Lines | None:
-    """Refuse a file with a tensor which shows that it is no LoRA."""
-    return next(((words,) for marker, words in MARKERS.items() if marker in keys), None)
+def file_is_no_lora(lora: LoraSource, ignored: Collection[str]) -> Lines | None:
+    """Refuse a file that is something else, such as a checkpoint or a VAE; `ignored` are keys that do not count."""
+    return other_than_lora(lora, ignored)
 
 
 def turns_cannot_be_told(turns: Turns) -> Lines | None:

@@ -10,6 +10,7 @@ from lorabake.errors import FileError
 from lorabake.tensors.header import EMBEDDING, MAX_HEADER
 from lorabake.tensors.pickles.machine import Inert
 from lorabake.tensors.pickles.names import Foreign, Tensor
+from lorabake.tensors.sorts import sort_of_names
 from lorabake.visible import some
 
 # What PyTorch Lightning stores in addition to the weights.
@@ -102,6 +103,9 @@ def _flattened(path: Path, tree: dict[object, object]) -> dict[str, object]:
         else:
             strangers.append(f"{prefix} ({_kind(value)})")
     if strangers:
+        names = [*tensors, *(name.rpartition(" (")[0] for name in strangers), *map(str, tree)]
+        if (sort := sort_of_names(filter(None, names))) is not None:
+            raise FileError(f"{path}: is {sort.title}, and no checkpoint or LoRA", sort.advice)
         raise FileError(f"{path}: holds more than tensors by name: {some(strangers)}")
     return tensors
 
