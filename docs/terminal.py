@@ -26,7 +26,7 @@ BLOCK = re.compile(r"(?<=^```console\n)(.*?)(?=^```$)", re.MULTILINE | re.DOTALL
 VOLATILE = (
     (r"[\d.]+ [kMG]?B free", "… free"),
     (r"in [\d.]+ s \([\d.]+ s of it", "in … s (… s of it"),
-    (r"[\d.]+ [kMG]B/s, bottleneck \w+, peak memory \d+ MiB(, computed on [\w+]+)?", "…, peak memory …"),
+    (r"[\d.]+ [kMG]B/s, mostly \w+, peak memory \d+ MiB(, computed on [\w+]+)?", "…, peak memory …"),
     (r"\b[0-9a-f]{64}\b", "…"),
     (r"^(structure|weights|samples) \([\d.]+ s\)", r"\1 (… s)"),
 )

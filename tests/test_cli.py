@@ -75,7 +75,7 @@ def refused(ended: Ended, *words: str, code: int = 2) -> None:
     """Check that a call ended in one error that stands alone."""
     assert ended.code == code, ended
     assert ended.out == ""
-    assert ended.first.startswith(("error: ", "Usage: ", "Error: "))
+    assert ended.first.startswith("error: ")
     assert "Traceback" not in ended.err
     assert len(ended.first) > len("error: ") + 10
     for word in words:
@@ -92,9 +92,7 @@ def test_bake_says_what_it_did(cli: Cli, folder: Path) -> None:
     assert lines[0].startswith("lora 1    lora.safetensors: 12 of 12 tensors applied")
     assert any(line.startswith("note: ") and "EMA" in line for line in lines)
     (line,) = ended.out.splitlines()
-    assert re.fullmatch(
-        r"output    out\.safetensors: [\d.]+ kB in [\d.]+ s .*, [\d.]+ [kMG]B/s, bottleneck \w+.*", line
-    )
+    assert re.fullmatch(r"output    out\.safetensors: [\d.]+ kB in [\d.]+ s .*, [\d.]+ [kMG]B/s, mostly \w+.*", line)
     assert (folder / "out.safetensors").exists()
 
 
@@ -207,7 +205,8 @@ def test_wrong_usage(cli: Cli, folder: Path, arguments: list[str]) -> None:
     ended = cli(*arguments)
     assert ended.code == 2
     assert ended.out == ""
-    assert "Error: " in ended.err
+    assert ended.first.startswith("error: ")
+    assert len(ended.err.splitlines()) > 1, "it says what to do"
     assert not list(folder.glob("out.*"))
 
 

@@ -17,10 +17,11 @@ from functools import cache
 from importlib.abc import InspectLoader
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
 from lorabake import __version__
 from lorabake.cli.streams import UnreadError, open_streams
-from lorabake.cli.terminal import Coloured, echo, echo_usage, tame_libraries
+from lorabake.cli.terminal import Coloured, echo, echo_lines, tame_libraries
 from lorabake.errors import INTERNAL, LorabakeError, SurroundingsError, first_line, where
 from lorabake.interrupts import STOPPING
 from lorabake.machine import worded
@@ -42,6 +43,12 @@ WSL = "In a WSL terminal it works as on Linux: wsl --install, then install lorab
 
 GARBAGE = 500_000
 """How many new objects trigger Python's garbage collection; the default is 700 to 2,000."""
+
+
+def example(*calls: str) -> str:
+    """Write the end of a command's help: how it is called."""
+    lines = "".join(f"\n  lorabake {call}" for call in calls)
+    return f"\b\n{'Examples' if len(calls) > 1 else 'Example'}:{lines}"
 
 
 class Interruption:
@@ -98,13 +105,23 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(f"{__name__}.{cmd_name}"), cmd_name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is called; raise UnknownCommandError for any other word."""
+        if args[0] not in commands() and not args[0].startswith("-") and not ctx.resilient_parsing:
+            from lorabake.cli.usage import UnknownCommandError
+
+            raise UnknownCommandError(args[0], ctx)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without loading them."""
         with formatter.section("Commands"):
             formatter.write_dl([*commands().items()])
 
 
-@click.group(cls=LazyGroup, context_settings=CONTEXT)
+@click.group(cls=LazyGroup, context_settings=CONTEXT, epilog=example("bake --base BASE --lora LORA=0.8 -o OUTPUT"))
 @click.version_option(__version__, prog_name="lorabake")
 def lorabake() -> None:
     """Bake weighted LoRAs into a SafeTensors checkpoint.
@@ -133,15 +150,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UnreadError as error:
         sys.exit(error.exit_code)
     except LorabakeError as error:
-        first, *rest = error.lines
-        echo(ERROR, first, err=True)
-        for line in rest:
-            echo(line if line.startswith(" ") else f"  {line}", err=True)
+        show_error(*error.lines)
         if error.exit_code == INTERNAL:
             show_trace(traceback.format_exc())
         sys.exit(error.exit_code)
+    except NoArgsIsHelpError as error:
+        echo_lines(error.format_message(), err=True)
+        sys.exit(error.exit_code)
     except click.ClickException as error:
-        echo_usage(error)
+        from lorabake.cli.usage import usage_lines
+
+        show_error(*usage_lines(error))
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         echo("stopped; the target is what it was before", err=True)
@@ -151,6 +170,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         internal_error(traceback.format_exc())
         sys.exit(INTERNAL)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def show_error(first: str, *rest: str) -> None:
+    """Print an error: what is wrong, and indented below it what to do."""
+    echo(ERROR, first, err=True)
+    for line in rest:
+        echo(line if line.startswith(" ") else f"  {line}", err=True)
 
 
 def internal_error(trace: str) -> None:

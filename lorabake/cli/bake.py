@@ -12,7 +12,8 @@ import click
 from lorabake.baking import RunOptions
 from lorabake.baking import bake as run_bake
 from lorabake.baking import plan as make_plan
-from lorabake.cli import CONTEXT, interruption
+from lorabake.cli import CONTEXT, example, interruption
+from lorabake.cli.devices import complete_device
 from lorabake.cli.places import check_apart, check_writable, taken_by
 from lorabake.cli.progress import Bar
 from lorabake.cli.recipe_options import recipe_options, save_option
@@ -27,16 +28,25 @@ from lorabake.visible import size_of, visible_json
 from lorabake.writing.partial import partial_of
 from lorabake.writing.whole import write_whole
 
+MOST = {"copy": "copying", "read": "reading", "compute": "computing", "write": "writing"}
+"""What took the workers most of their time, in words."""
+
 ALL = 0.9995
 """Share of a change from which on nothing is said to be lost."""
 
 
-@click.command(context_settings=CONTEXT)
+@click.command(
+    context_settings=CONTEXT,
+    epilog=example(
+        "bake recipe.yaml", "bake --base base.safetensors --lora style.safetensors=0.8 -o baked.safetensors"
+    ),
+)
 @recipe_options()
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write here instead of the recipe's path.")
 @save_option
 @click.option(
     "--device",
+    shell_complete=complete_device,
     help="Compute on this device: auto, cpu, cuda, cuda:1, xpu, mps.  [default: $LORABAKE_DEVICE, else auto: an "
     "accelerator where there is one, else the CPU]",
 )
@@ -117,5 +127,5 @@ def bake(
         computed = f", computed on {result.device}" if result.computed else ""
         echo(
             f"{'output':<{LABEL}}{shown(result.path)}: {size_of(result.size)} in {result.seconds:.1f} s{synced}, "
-            f"{rate_of(result.size, result.seconds)}, bottleneck {result.bottleneck}{memory}{computed}"
+            f"{rate_of(result.size, result.seconds)}, mostly {MOST[result.bottleneck]}{memory}{computed}"
         )

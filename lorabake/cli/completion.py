@@ -5,11 +5,11 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
-from lorabake.cli import CONTEXT
+from lorabake.cli import CONTEXT, example
 from lorabake.cli.terminal import echo_lines
 
 
-@click.command(context_settings=CONTEXT)
+@click.command(context_settings=CONTEXT, epilog=example("completion bash > ~/.lorabake-completion.bash"))
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print the completion script for SHELL.

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from lorabake.cli import CONTEXT
+from lorabake.cli import CONTEXT, example
 from lorabake.cli.facts import fact_lines
 from lorabake.cli.terminal import echo, echo_json
 from lorabake.documents import document
 from lorabake.inspection import record_of
 
 
-@click.command(context_settings=CONTEXT)
+@click.command(context_settings=CONTEXT, epilog=example("inspect style.safetensors"))
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
 def inspect(path: Path, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from lorabake.baking import plan as make_plan
-from lorabake.cli import CONTEXT
+from lorabake.cli import CONTEXT, example
 from lorabake.cli.recipe_options import recipe_options, save_option
 from lorabake.cli.saving import check_saved, save_recipe
 from lorabake.cli.show import LABEL, ledger_lines, shown, survives
@@ -25,7 +25,7 @@ from lorabake.recipe.options import Options
 from lorabake.visible import size_of
 
 
-@click.command(context_settings=CONTEXT)
+@click.command(context_settings=CONTEXT, epilog=example("plan recipe.yaml", "plan recipe.yaml --estimate"))
 @recipe_options()
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Plan for this path instead of the recipe's.")
 @save_option

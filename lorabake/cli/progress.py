@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import sys
 import threading
+from contextlib import suppress
 from typing import Any
 
 from lorabake.cli.heartbeat import Heartbeat
+from lorabake.interrupts import held
 from lorabake.visible import visible
+
+REDRAWN = 1.0
+"""Seconds after which a bar is drawn again, whether or not something was finished."""
 
 
 class Bar:
-    """Show how far the work is: a bar in a terminal, elsewhere a line now and then; nothing unless `shown` is set."""
+    """Show how far the work is: a bar in a terminal, elsewhere a line now and then; nothing unless `shown` is set.
+
+    A thread draws the bar again each second, so that its time and estimate go on while a large tensor takes long.
+    """
 
     def __init__(self, *, shown: bool = True) -> None:
         self._is_shown = shown and sys.stderr.isatty()
         self._heartbeat = Heartbeat() if shown and not self._is_shown else None
         self._bar: Any = None
         self._lock = threading.Lock()
+        self._removed = threading.Event()
 
     def begin(self, what: str, total: int, unit: str = "B") -> None:
         """Start a new bar in place of the last one; a total of 0 shows none."""
@@ -27,14 +36,28 @@ class Bar:
         if total and self._is_shown:
             from tqdm import tqdm
 
-            is_bytes = unit == "B"
-            self._bar = tqdm(total=total, unit=unit, unit_scale=is_bytes, desc=visible(what), leave=False)
+            # Without smoothing, the estimate is by the average rate, which falls while nothing is finished.
+            self._bar = tqdm(
+                total=total,
+                unit=unit,
+                unit_scale=unit == "B",
+                desc=visible(what),
+                leave=False,
+                smoothing=0,
+                miniters=1,
+            )
+            self._removed = threading.Event()
+            thread = threading.Thread(target=self._redraw, args=(self._bar, self._removed), daemon=True)
+            with held(), suppress(RuntimeError):  # a machine without a thread to spare still works
+                thread.start()
 
     def advance(self, count: int) -> None:
         """Count units, from any thread."""
         with self._lock:
             if self._bar is not None:
                 self._bar.update(count)
+                if self._bar.n >= self._bar.total:
+                    self._bar.set_description("finishing")
             if self._heartbeat is not None:
                 self._heartbeat.advance(count)
 
@@ -55,6 +78,14 @@ class Bar:
             self._heartbeat.stop()
 
     def _remove(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self._removed.set()
+        with self._lock:
+            if self._bar is not None:
+                self._bar.close()
+                self._bar = None
+
+    def _redraw(self, bar: Any, removed: threading.Event) -> None:
+        while not removed.wait(REDRAWN):
+            with self._lock:
+                if self._bar is bar:
+                    bar.refresh()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from lorabake.cli import CONTEXT
+from lorabake.cli import CONTEXT, example
 from lorabake.cli.terminal import echo_json
 from lorabake.documents import VERSIONS
 
 
-@click.command(context_settings=CONTEXT)
+@click.command(context_settings=CONTEXT, epilog=example("schema > recipe.schema.json"))
 @click.argument("name", type=click.Choice(["recipe", *VERSIONS]), default="recipe")
 def schema(name: str) -> None:
     """Print the JSON Schema of recipes, or of what a command writes as JSON.

@@ -6,6 +6,7 @@ Only lorabake itself breaks lines and chooses colours. A part of a line is escap
 from __future__ import annotations
 
 import logging
+import os
 import re
 import warnings
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ _COMMAND = re.compile(r"^((?:\s|\x1b\[[0-9;]*m)*)(:(?=:)|#(?=#\[))")
 def echo(*parts: Part, err: bool = False) -> None:
     """Print one line, to stderr if asked."""
     line = "".join(map(_shown, parts))
-    click.echo(_COMMAND.sub(lambda match: f"{match[1]}\\x{ord(match[2]):02x}", line), err=err)
+    click.echo(_COMMAND.sub(lambda match: f"{match[1]}\\x{ord(match[2]):02x}", line), err=err, color=wants_colour())
 
 
 def echo_json(value: object) -> None:
@@ -50,14 +51,16 @@ def echo_lines(text: str, *, err: bool = False) -> None:
         echo(line, err=err)
 
 
-def echo_usage(error: click.ClickException) -> None:
-    """Print an error in the command line as click does, but safely: arguments may be file names."""
-    context = getattr(error, "ctx", None)
-    if context is not None:
-        echo_lines(context.get_usage(), err=True)
-        echo(f"Try '{context.command_path} --help' for help.", err=True)
-        echo(err=True)
-    echo(f"Error: {error.format_message()}", err=True)
+def wants_colour() -> bool | None:
+    """Say whether the environment asks for colours, or for none; None leaves it to the stream: a terminal has them.
+
+    NO_COLOR comes first, then FORCE_COLOR, and CLICOLOR_FORCE and CLICOLOR, which mean the same.
+    """
+    if os.environ.get("NO_COLOR"):
+        return False
+    if forced := os.environ.get("FORCE_COLOR") or os.environ.get("CLICOLOR_FORCE"):
+        return forced != "0"
+    return False if os.environ.get("CLICOLOR") == "0" or os.environ.get("TERM") == "dumb" else None
 
 
 def tame_libraries() -> None:

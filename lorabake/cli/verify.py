@@ -13,7 +13,8 @@ from pathlib import Path
 
 import click
 
-from lorabake.cli import CONTEXT, internal_error
+from lorabake.cli import CONTEXT, example, internal_error
+from lorabake.cli.devices import complete_device
 from lorabake.cli.places import check_apart, files_of
 from lorabake.cli.progress import Bar
 from lorabake.cli.recipe_options import recipe_options
@@ -42,7 +43,10 @@ VERDICTS = {
 """The colour of each verdict, and what is said of the file."""
 
 
-@click.command(context_settings=CONTEXT)
+@click.command(
+    context_settings=CONTEXT,
+    epilog=example("verify recipe.yaml", "verify baked.safetensors --inputs models --report report"),
+)
 @recipe_options("RECIPE|FILE")
 @click.option(
     "--baked",
@@ -59,7 +63,9 @@ VERDICTS = {
 @click.option("--seed", type=click.IntRange(0), help="The seed of the first noise.")
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps.")
 @click.option("--size", metavar="SIDE|WxH", help="The pictures' size in pixels.")
-@click.option("--device", help="Sample on this device: cpu (default), cuda, cuda:1, mps.")
+@click.option(
+    "--device", shell_complete=complete_device, help="Sample on this device: cpu (default), cuda, cuda:1, mps."
+)
 @click.option("--strengths", metavar="0,0.5,1", help="Draw a sweep: factors on all strengths.")
 @click.option("--report", type=click.Path(path_type=Path, file_okay=False), help="Write the report to this folder.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the verdict and what is wrong only.")

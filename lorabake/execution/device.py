@@ -22,6 +22,8 @@ ENVIRONMENT = "LORABAKE_DEVICE"
 AUTO = "auto"
 ADVICE = "Try --device cpu."
 
+NAMES = "Give --device cpu, or auto, cuda, cuda:1, xpu or mps where there is one."
+
 SHORTAGE = ("out of memory", "ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED")
 """How libraries below torch word a lack of device memory."""
 
@@ -76,7 +78,7 @@ def choose_device(
     name = name or os.environ.get(ENVIRONMENT) or AUTO
     if name != AUTO:
         try:
-            return _asked(torch.device(name), precision, dtypes, warn)
+            return _asked(place_of(name), precision, dtypes, warn)
         except (RuntimeError, AssertionError) as error:
             raise SurroundingsError(f"device {name!r} cannot be used: {first_line(error)}", ADVICE) from None
     accelerator = torch.accelerator.current_accelerator()
@@ -86,6 +88,14 @@ def choose_device(
         except (RuntimeError, AssertionError) as error:
             warn(f"{accelerator.type} cannot be used: {first_line(error)}; computed on the CPU")
     return _asked(torch.device("cpu"), precision, dtypes, warn)
+
+
+def place_of(name: str) -> torch.device:
+    """Return torch's device of a name; raise SurroundingsError for a name that torch does not know."""
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise SurroundingsError(f"device {name!r}: torch knows no device of this name", NAMES) from None
 
 
 def _asked(

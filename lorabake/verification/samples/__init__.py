@@ -143,8 +143,11 @@ def _try_device(name: str) -> None:
     """Compute something on a device; raise SurroundingsError where that cannot be done."""
     import torch
 
+    from lorabake.execution.device import place_of
+
+    place = place_of(name)
     try:
-        (torch.ones(1, device=name) + 1).cpu()
+        (torch.ones(1, device=place) + 1).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise SurroundingsError(f"device {name!r} cannot be used: {first_line(error)}", "Try --device cpu.") from None
 

@@ -1,0 +1,206 @@
+"""Word what is wrong with a command line: the error itself, then what to do. Exit code 2, as for every faulty input.
+
+People type the options and commands of other programs, too; the tables here say what lorabake calls them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cache
+
+import click
+
+from lorabake.likeness import nearest
+
+RECIPES = (".yaml", ".yml")
+MODELS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".npz")
+
+
+def _table(rows: dict[str, str]) -> dict[str, str]:
+    """Turn what to write -> words into word -> what to write."""
+    return {word: advice for advice, words in rows.items() for word in words.split()}
+
+
+COMMANDS = _table(
+    {
+        "bake": "merge fuse apply run make build create combine start go generate",
+        "plan": "dry-run dryrun preview simulate estimate try",
+        "verify": "check validate test prove compare diff audit",
+        "inspect": "info show ls list describe identify what metadata header keys",
+        "bake, with output.dtype in the recipe": "convert cast prune",
+    }
+)
+"""Command of other programs -> lorabake's."""
+
+OPTIONS = _table(
+    {
+        "--overwrite": "force f yes y replace clobber",
+        "--output": "output-dir output-path output-file out out-path out-dir outfile dest destination to",
+        "--output FILE": "save-to save-path save model-out",
+        "--device cpu": "cpu cpu-only no-cuda no-gpu use-cpu lowvram",
+        "--device cuda": "gpu cuda use-gpu nvidia gpus",
+        "--device mps": "mps metal",
+        "--workers": "threads j jobs num-workers n-jobs parallel processes num-threads",
+        "--base FILE": "model sd-model base-model checkpoint ckpt base-model-name-or-path base-path",
+        "--base FILE --lora FILE=0.8": "models loras lora-model lora-path adapter adapters network-weights",
+        "--lora FILE=0.8, or --set loras.0.strength=0.8": (
+            "strength weight weights multiplier scale alpha ratio ratios"
+        ),
+        "--set output.dtype=float16": "dtype precision save-precision out-dtype fp16 bf16 half float",
+        "--set output.shard_size=5GB": "shard-size max-shard-size",
+        "--set method=ties, or another method": "method merge-method",
+        "--set vae=FILE": "vae vae-path",
+        "--quiet": "silent s no-progress",
+        "--json": "format output-format print-json",
+        "--stage": "only stages skip",
+        "--prompt": "prompts p",
+    }
+)
+"""Option of other programs -> what to write, where the command has the first of its options."""
+
+ELSEWHERE = _table(
+    {
+        "use `lorabake plan`, which writes nothing": "dry-run dryrun n simulate",
+        "remove it: lorabake tells all unless --quiet; LORABAKE_DEBUG=1 shows the trace of a failure": (
+            "verbose v debug trace log-level"
+        ),
+        "set NO_COLOR=1 in the environment": "no-color no-colour nocolor color",
+        "write the recipe without an option": "config recipe c file yaml input i",
+        "write `lorabake --version`": "version V",
+    }
+)
+"""Option of other programs -> where lorabake has what it does."""
+
+
+def usage_lines(error: click.ClickException) -> list[str]:
+    """Put an error of the command line into lorabake's words, line by line."""
+    context = getattr(error, "ctx", None)
+    name = context.command_path if context is not None else "lorabake"
+    help_line = f"`{name} --help` lists what there is."
+    match error:
+        case UnknownCommandError():
+            return [f"lorabake has no command {error.name}{_hint_on_command(error.name)}", help_line]
+        case click.NoSuchOption() if context is not None:
+            return [
+                f"{name} has no option {error.option_name}{_hint_on_option(error.option_name, context)}",
+                help_line,
+            ]
+        case click.BadOptionUsage():
+            return _bad_use(error)
+        case click.MissingParameter():
+            hint = error.param_hint or (error.param.make_metavar(context) if error.param and context else "a value")
+            return [f"{name}: {hint if isinstance(hint, str) else ' '.join(hint)} is missing", *_example(context)]
+        case click.BadParameter():
+            return [_bad_value(error), f"`{name} --help` says what each option takes."]
+    message = error.format_message()
+    if extra := re.fullmatch(r"Got unexpected extra arguments? \((.*)\)", message):
+        advice = "Put quotes around a name that has spaces. Call lorabake once for each recipe or file."
+        return [f"{name}: {extra[1]} is too much", advice, *_example(context)]
+    return [message]
+
+
+class UnknownCommandError(click.UsageError):
+    """Report a command that lorabake does not have."""
+
+    def __init__(self, name: str, context: click.Context) -> None:
+        super().__init__(f"no command {name}", context)
+        self.name = name
+
+
+def _hint_on_command(name: str) -> str:
+    commands = _commands()
+    if name.endswith(RECIPES):
+        return f"; write lorabake bake {name}"
+    if name.endswith(MODELS):
+        return f"; write lorabake inspect {name}"
+    if name == "help":
+        return "; write lorabake --help, or lorabake bake --help"
+    if name.casefold() in COMMANDS:
+        return f"; write lorabake {COMMANDS[name.casefold()]}"
+    near = nearest(name, commands, cutoff=0.5)
+    return f"; did you mean {near}?" if near else f"; its commands are {', '.join(commands)}"
+
+
+def _hint_on_option(option: str, context: click.Context) -> str:
+    own = _options(context.command)
+    word = option.lstrip("-").replace("_", "-")
+    word = word if len(word) == 1 else word.casefold()
+    if isinstance(context.command, click.Group):
+        holder = next((command for command in _commands() if option in _options(_command(command))), None)
+        return f"; write it behind the command: lorabake {holder} … {option}" if holder else ""
+    advice = OPTIONS.get(word, "")
+    if advice.split(" ")[0] in own:
+        return f"; write {advice}"
+    if word in ELSEWHERE:
+        return f"; {ELSEWHERE[word]}"
+    if near := nearest(option, own, cutoff=0.7):
+        return f"; did you mean {near}?"
+    holders = [command for command in _commands() if option in _options(_command(command))]
+    if holders:
+        return f"; lorabake {holders[0]} has it"
+    return f"; did you mean {near}?" if (near := nearest(option, own, cutoff=0.6)) else ""
+
+
+def _bad_use(error: click.BadOptionUsage) -> list[str]:
+    option, message = error.option_name, error.format_message()
+    if "requires an argument" in message:
+        return [f"{option} needs a value behind it", "Add --help to the command to see which values it takes."]
+    if "does not take a value" in message:
+        return [f"{option} takes no value", f"Write {option} alone, or leave it out."]
+    return [message]
+
+
+def _bad_value(error: click.BadParameter) -> str:
+    """Say what a value must be, what it is, and which one may have been meant."""
+    parameter = error.param
+    is_option = isinstance(parameter, click.Option)
+    name = max(parameter.opts, key=len) if parameter is not None and is_option else "the argument"
+    message = error.message.rstrip(".")
+    given = re.match(r"(?:[A-Z]\w+ )?'?(.+?)'? is (?:not|a )", message)
+    kind = parameter.type if parameter is not None else None
+    if given is None:
+        return f"{name}: {message}"
+    match kind:
+        case click.IntRange(min=low, max=high):
+            limits = f"from {low} to {high}" if high is not None else f"of {low} or more"
+            return f"{name} must be a whole number {limits}, not {given[1]}"
+        case click.Choice(choices=choices):
+            near = nearest(given[1], choices, cutoff=0.5)
+            *first, last = map(str, choices)
+            hint = f"; did you mean {near}?" if near else ""
+            return f"{name} must be {', '.join(first)} or {last}, not {given[1]}{hint}"
+        case click.Path(file_okay=False):
+            return f"{name} {given[1]}: is a file; name a folder, which may be a new one"
+    return f"{name}: {message}"
+
+
+def _example(context: click.Context | None) -> list[str]:
+    """Return the example of a command's help."""
+    epilog = (context.command.epilog or "") if context is not None else ""
+    return [f"Write it as in: {lines[0].strip()}"] if (lines := epilog.splitlines()[2:3]) else []
+
+
+def _commands() -> list[str]:
+    from lorabake.cli import commands
+
+    return [*commands()]
+
+
+@cache
+def _command(name: str) -> click.Command:
+    from lorabake.cli import lorabake
+
+    command = lorabake.get_command(click.Context(lorabake), name)
+    assert command is not None, name
+    return command
+
+
+def _options(command: click.Command) -> list[str]:
+    return list(_names(command))
+
+
+def _names(command: click.Command) -> Iterator[str]:
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            yield from (*parameter.opts, *parameter.secondary_opts)
