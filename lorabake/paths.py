@@ -106,8 +106,11 @@ def _url(match: re.Match[str]) -> str:
 
 def _tag(match: re.Match[str]) -> str:
     parts = match["parts"].split(":")
-    strength = f", strength: {parts[1]}" if len(parts) > 1 else ""
-    return f"This is the tag of a LoRA in a prompt: write {{path: {parts[0]}.safetensors{strength}}}"
+    path = f"{parts[0]}.safetensors"
+    if len(parts) == 1:
+        return f"This is the tag of a LoRA in a prompt: write {path}"
+    written = f"{{path: {path}, strength: {parts[1]}}}"
+    return f"This is the tag of a LoRA in a prompt: write {written}, or as an option {path}={parts[1]}"
 
 
 def _quoted(match: re.Match[str]) -> str:

@@ -32,8 +32,12 @@ SAID = {
         f"This is a web address, and {NOTHING}: download the file, and write its path.",
     ),
     "file:///home/u/x.pt": ("url", "This is a web address of a file on this machine: write /home/u/x.pt"),
-    "<lora:x:0.8>": ("tag", "This is the tag of a LoRA in a prompt: write {path: x.safetensors, strength: 0.8}"),
-    " <lyco:x> ": ("tag", "This is the tag of a LoRA in a prompt: write {path: x.safetensors}"),
+    "<lora:x:0.8>": (
+        "tag",
+        "This is the tag of a LoRA in a prompt: write {path: x.safetensors, strength: 0.8}, "
+        "or as an option x.safetensors=0.8",
+    ),
+    " <lyco:x> ": ("tag", "This is the tag of a LoRA in a prompt: write x.safetensors"),
     "'x.pt'": ("quoted", "The quotation marks inside the text count as part of the path: write x.pt without them."),
     '"C:\\x.pt"': (
         "quoted",
@@ -189,16 +193,16 @@ def test_inspect_asks_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("lines", "place", "name", "text"),
+    ("lines", "place", "told", "text"),
     [
-        ("base: https://example.org/download/1", "2:7", "base", "https://example.org/download/1"),
-        ("base: b.pt\nloras: ['<lora:x:0.8>']", "3:9", "each of loras", "<lora:x:0.8>"),
+        ("base: https://example.org/download/1", "2:7", "base is {!r}", "https://example.org/download/1"),
+        ("base: b.pt\nloras: ['<lora:x:0.8>']", "3:9", "{!r} is no path", "<lora:x:0.8>"),
     ],
 )
-def test_a_recipe_refuses_what_can_be_no_path(tmp_path: Path, lines: str, place: str, name: str, text: str) -> None:
+def test_a_recipe_refuses_what_can_be_no_path(tmp_path: Path, lines: str, place: str, told: str, text: str) -> None:
     with pytest.raises(RecipeError) as caught:
         parse_recipe(f"version: 1\n{lines}\noutput: {{path: o.safetensors, dtype: float32}}\n", tmp_path)
-    assert str(caught.value) == f"recipe:{place}: {name} is {text!r}. {SAID[text][1]}"
+    assert str(caught.value) == f"recipe:{place}: {told.format(text)}. {SAID[text][1]}"
 
 
 def test_a_home_folder_is_not_in_what_outputs_carry(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ def recipe_options(metavar: str = "RECIPE") -> Callable[[Command], Command]:
             "--base",
             "bases",
             multiple=True,
+            type=click.Path(),
             metavar="PATH",
             help="Without RECIPE: the checkpoint that LoRAs are baked into.",
         ),
@@ -32,6 +33,7 @@ def recipe_options(metavar: str = "RECIPE") -> Callable[[Command], Command]:
             "--lora",
             "loras",
             multiple=True,
+            type=click.Path(),  # completes names of files
             metavar="PATH[=STRENGTH]",
             help="Without RECIPE: a LoRA and its strength, as in a.safetensors=0.8 or "
             "a.safetensors=unet:0.5,text_encoder:0.2. Without a strength it is 1. Repeatable.",

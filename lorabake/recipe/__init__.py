@@ -87,7 +87,10 @@ def _content(path: Path) -> bytes:
 def _no_recipe(path: Path, form: Format) -> tuple[str, str]:
     """Say what a file is that was given as a recipe."""
     if form.has_weights:
-        advice = f"Name it in a recipe, as base or under loras. `lorabake inspect {path}` says which of them it is."
+        advice = (
+            "Name it in a recipe as base or under loras, or bake without a recipe by --base and --lora. "
+            f"`lorabake inspect {path}` says what it is."
+        )
     else:
         advice = "Give the recipe: a YAML text that names a base, LoRAs and an output."
     return f"{path}: is {form.title}, not a recipe", advice

@@ -61,7 +61,9 @@ def explained(error: ErrorDetails, values: Values) -> Fault:
         case "nothing_to_bake" | "method_and" | "method_field":
             return Fault(spot, error["msg"])
         case "no_path":
-            return Fault(spot, f"{name} is {quoted(given)}. {error['msg']}")
+            is_entry = isinstance(place[-1], int)
+            what = f"{quoted(given)} is no path" if is_entry else f"{name} is {quoted(given)}"
+            return Fault(spot, f"{what}. {error['msg']}")
         case "too_short":
             return Fault(spot, f"{name} must not be empty; write something into it, or remove the key")
         case "literal_error":

@@ -91,7 +91,8 @@ def _both(options: Options, file: Path) -> tuple[str, str]:
         return first, f"A strength stands after its LoRA and '=': --lora {options.loras[-1].partition('=')[0]}={file}"
     if file.suffix.lower() not in (".yaml", ".yml"):
         return first, f"Each LoRA has a --lora of its own: --lora {file}"
-    return first, "To change a value of the file's recipe: --set loras.0.strength=0.6"
+    change = f"base={options.bases[0]}" if options.bases else "loras.0.strength=0.6"
+    return first, f"To change a value of the file's recipe: --set {change}"
 
 
 def _values(options: Options) -> Values:
@@ -127,6 +128,8 @@ def _values(options: Options) -> Values:
 def _lora(text: str) -> object:
     """Read an entry of loras: PATH, PATH=STRENGTH or PATH=COMPONENT:STRENGTH,…; or raise ValueError."""
     path, equals, strength = text.rpartition("=")
+    if "://" in text:  # an address: it is no path, and may have any sign in it
+        return text
     if not equals:
         if wrong := re.fullmatch(r"(.+):([-+]?[0-9.]+)", text):
             raise ValueError(f"a strength stands after '=': --lora {wrong[1]}={wrong[2]}")
