@@ -1,6 +1,7 @@
 # make demo    bake, prove and show the demo recipes          make lint    ruff and mypy
 # make test    all tests                                      make bench   how to measure
 # make docs    refresh what the pages show                    make clean   remove what these made
+# make site    build the site of the pages and of the Python reference, in build/site
 # make torture attacks, kills and full disks, in full (see docs/reliability.md)
 # make dist    build the packages and check them
 #
@@ -15,7 +16,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip -qq --disable-pip-version-check install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test torture lint docs bench dist clean
+.PHONY: help demo test torture lint docs site bench dist clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -38,7 +39,12 @@ help:
 
 .venv/test: .venv/core
 	@echo "installing what the tests need"
-	@$(PIP) -e '.[test,oracle]'
+	@$(PIP) -e '.[test,oracle,docs]'
+	@touch $@
+
+.venv/docs: .venv/core
+	@echo "installing what builds the site"
+	@$(PIP) -e '.[docs]'
 	@touch $@
 
 .venv/lint: .venv/core
@@ -60,6 +66,10 @@ lint: .venv/lint
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+site: .venv/docs
+	@$(BIN)/python -m mkdocs build --strict
+	@echo "wrote build/site; to read it: $(BIN)/python -m http.server -d build/site"
 
 docs: .venv/verify
 	@$(BIN)/python docs/terminal.py

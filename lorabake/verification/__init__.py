@@ -25,7 +25,16 @@ from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.tensors.reader import is_there
 from lorabake.tensors.small import parse_json
 from lorabake.verification.findings import Verification
-from lorabake.verification.stages import ORDER, STAGES, Outcome, VerifyOptions, finish, look_at_structure, ready
+from lorabake.verification.stages import (
+    ORDER,
+    STAGES,
+    Outcome,
+    VerifyOptions,
+    finish,
+    look_at_structure,
+    ready,
+    shown_by,
+)
 from lorabake.visible import some
 
 __all__ = ["ORDER", "STAGES", "VerifyOptions", "embedded_recipe", "verify"]
@@ -66,7 +75,7 @@ def verify(
         place = path if recipe is None and output is None else output
         checked, written = recipe_and_path(recipe, place, keys, VerifyOptions)
     with NotebookBar(shown=options.bar) as bar:
-        return _verify(checked, _path_of(checked, path or written), options.shown_by(bar))
+        return _verify(checked, _path_of(checked, path or written), shown_by(options, bar))
 
 
 def _verify(recipe: Recipe, path: Path, options: VerifyOptions) -> Verification:

@@ -80,14 +80,15 @@ class VerifyOptions:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
-    def shown_by(self, bar: NotebookBar) -> VerifyOptions:
-        """Return these options with a notebook's bar in the place of callbacks that were not given."""
-        samples = self.samples
-        if samples.progress is unseen:
-            samples = replace(samples, progress=bar.step)
-        if self.begin is not unseen or self.progress is not unseen:
-            return replace(self, samples=samples)
-        return replace(self, samples=samples, begin=bar.begin, progress=bar.advance)
+
+def shown_by(options: VerifyOptions, bar: NotebookBar) -> VerifyOptions:
+    """Put a notebook's bar in the place of callbacks that were not given."""
+    samples = options.samples
+    if samples.progress is unseen:
+        samples = replace(samples, progress=bar.step)
+    if options.begin is not unseen or options.progress is not unseen:
+        return replace(options, samples=samples)
+    return replace(options, samples=samples, begin=bar.begin, progress=bar.advance)
 
 
 @dataclass(frozen=True, slots=True)
