@@ -13,6 +13,8 @@ from jsonschema import Draft202012Validator
 
 from lorabake.documents.schema import schema_of
 from lorabake.inspection import inspect as look
+from lorabake.report.record import compose
+from lorabake.verification.findings import Verification
 
 WORDS = {"message", "note", "notes", "texts", "prompt", "text", "traceback", "reason"}
 """Fields for people, and texts that are the user's own or a model's."""
@@ -78,3 +80,9 @@ def inspect(path: Path) -> dict[str, Any]:
     }
     counts = {name: {way(part): part["count"] for part in found[name]} for name, way in ways.items()}
     return {**found, **counts, "problems": " ".join(part["message"] for part in found["problems"])}
+
+
+def checked(verification: Verification) -> Verification:
+    """Check the document of a verification, and return what was given."""
+    check(compose(verification))
+    return verification

@@ -20,11 +20,11 @@ Value = int | Number | str | list[int] | None
 
 Unit = Literal[
     "bytes", "tensors", "modules", "values", "files", "shards", "differences",
-    "ulp", "share", "factor", "strength", "ratio", "distance", "bound",
-    "dtype", "shape", "sha256_start", "program",
+    "ulp", "share", "factor", "strength", "ratio", "distance", "logit", "bound",
+    "dtype", "shape", "sha256", "program", "semantics", "compose",
 ]  # fmt: skip
 """What a figure counts or measures. A share is between 0 and 1; of a factor, a ratio and a distance, 1 is the whole.
-`bound` is a share of the error that rounding allows. sha256_start is the first twelve digits of a digest."""
+`bound` is a share of the error that rounding allows. A program, semantics and compose are names, not numbers."""
 
 
 @dataclass(frozen=True, slots=True)

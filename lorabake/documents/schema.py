@@ -14,6 +14,7 @@ from lorabake.documents import VERSIONS
 RECORDS: Mapping[str, str] = {
     "plan": "PlanDocument",
     "bake": "BakeDocument",
+    "verify": "VerifyDocument",
     "inspect": "InspectDocument",
 }
 

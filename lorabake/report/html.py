@@ -19,7 +19,18 @@ from markupsafe import Markup
 
 from lorabake.report import plots
 from lorabake.report.pictures import amplified, data_uri, distance, gain
-from lorabake.report.wording import MEANINGS, MODELS, by_stage, by_status, encode, figure, largest, sentence, tally
+from lorabake.report.wording import (
+    MEANINGS,
+    MODELS,
+    by_stage,
+    by_status,
+    encode,
+    figure,
+    largest,
+    sentence,
+    setting,
+    tally,
+)
 from lorabake.verification.findings import Effect, Finding, Status
 from lorabake.visible import counted, visible
 
@@ -82,6 +93,7 @@ def render(verification: Verification) -> bytes:
     environment.filters |= {
         "figure": figure,
         "sentence": sentence,
+        "setting": setting,
         "tally": tally,
         "counted": counted,
         "lines": _lines,

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from lorabake.verification import ORDER, STAGES
-from lorabake.verification.findings import Finding, Status, Verdict, Verification
+from lorabake.verification.findings import Finding, SettingValue, Status, Verdict, Verification
 
 MODELS = {"base": "base", "runtime": "run time", "floor": "rounded", "baked": "baked"}
 """What a reader sees for each model that was sampled, in the order of the report."""
@@ -56,6 +56,16 @@ def sentence(finding: Finding) -> str:
     if not finding.note:
         return figures or finding.check
     return f"{finding.note.rstrip('.')}{f' ({figures})' if figures else ''}."
+
+
+def setting(value: SettingValue) -> str:
+    """Write a setting of the sampling; a pair is a picture's width and height."""
+    match value:
+        case (width, height):
+            return f"{width} × {height}"
+        case float():
+            return f"{value:g}"
+    return str(value)
 
 
 def figure(value: float | None) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorabake import arguments
+from lorabake.documents.records import NO_FIGURES, Figures
 from lorabake.progress import unseen
 from lorabake.visible import named_fields, short_repr
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from lorabake.planning import Plan
 
     Pixels = NDArray[np.uint8]
+
+
+SettingValue = str | int | float | tuple[int, int]
+"""A setting of the sampling; a pair is a picture's width and height."""
 
 
 class Status(StrEnum):
@@ -62,7 +67,8 @@ class Finding:
     """State one row of the verdict.
 
     `check` is a dotted name that starts with its stage ("weights.strength"), `subject` what was looked at (a tensor,
-    a LoRA, a picture), `measured` and `limit` figures as text, or empty; `note` says it in a sentence.
+    a LoRA, a picture), `measured` and `limit` figures as text, or empty; `note` says it in a sentence. `figures` are
+    the same for programs.
     """
 
     check: str
@@ -71,6 +77,7 @@ class Finding:
     measured: str = ""
     limit: str = ""
     note: str = ""
+    figures: Figures = NO_FIGURES
 
     def __repr__(self) -> str:
         return named_fields(self, ("check", "status", "subject", "measured", "limit", "note"), letters=120)
@@ -215,13 +222,13 @@ class Samples:
     """Hold the third stage's pictures or texts and how they were made.
 
     `reference` tells who applied the LoRAs at run time (diffusers, PEFT, lorabake's formulas), `settings` the
-    sampling's facts in words (scheduler, steps, size, guidance, device).
+    sampling's facts (scheduler, steps, size, guidance, device).
     """
 
     __repr__ = short_repr
 
     reference: str
-    settings: Mapping[str, str]
+    settings: Mapping[str, SettingValue]
     pictures: tuple[PromptSample, ...] = ()
     sweep: tuple[SweepSample, ...] = ()
     texts: tuple[TextSample, ...] = ()

@@ -19,6 +19,7 @@ import numpy as np
 
 from lorabake import report
 from lorabake.baking import plan
+from lorabake.documents.records import Figures
 from lorabake.planning import Plan
 from lorabake.recipe import load_recipe
 from lorabake.verification.findings import (
@@ -103,7 +104,7 @@ def pictures(off: int = 1) -> Samples:
         samples.append(PromptSample(prompt, 7 + number, made, likeness))
     strengths = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
     sweep = SweepSample(prompts[0], 7, strengths, tuple(drawing(0, 0.8 * each) for each in strengths))
-    settings = {"scheduler": "DDIM, trailing", "steps": "20", "size": "64 × 64", "guidance": "5", "device": "cpu"}
+    settings = {"scheduler": "DDIM, trailing", "steps": 20, "size": (64, 64), "guidance": 5.0, "device": "cpu"}
     return Samples("diffusers", settings, tuple(samples), (sweep,))
 
 
@@ -120,7 +121,7 @@ def texts() -> Samples:
         plain = f"{prompt}, there was a little girl named Lily. She loved to play outside in the park."
         made = {"base": plain, "runtime": tale, "floor": tale, "baked": tale}
         samples.append(TextSample(prompt, made, logits))
-    return Samples("peft", {"tokens": "48", "decoding": "greedy", "device": "cpu"}, texts=tuple(samples))
+    return Samples("peft", {"tokens": 48, "decoding": "greedy", "device": "cpu"}, texts=tuple(samples))
 
 
 def effects(count: int = 3) -> Iterator[Effect]:
@@ -149,17 +150,64 @@ def tensors(fault: str = "applied", factor: float = 1.0) -> Iterator[TensorVerdi
 
 PASSED = (
     Finding(
-        "structure.file", Status.PASS, "out.safetensors", "5,966,382 bytes", "", "header, offsets and length agree"
+        "structure.file",
+        Status.PASS,
+        "out.safetensors",
+        "5,966,382 bytes",
+        "",
+        "header, offsets and length agree",
+        Figures(5_966_382, unit="bytes"),
     ),
-    Finding("structure.keys", Status.PASS, "1143 tensors", "", "", "exactly the base's keys"),
-    Finding("structure.dtype", Status.PASS, "1143 tensors", "F16 ×1130, F32 ×12", "", "dtypes and shapes as due"),
+    Finding("structure.keys", Status.PASS, "1143 tensors", "", "", "exactly the base's keys", Figures(count=1143)),
+    Finding(
+        "structure.dtype",
+        Status.PASS,
+        "1143 tensors",
+        "F16 ×1130, F32 ×12",
+        "",
+        "dtypes and shapes as due",
+        Figures(count=1143),
+    ),
     Finding("structure.metadata", Status.PASS, "out.safetensors", "", "", "the header holds this recipe"),
-    Finding("weights.untouched", Status.PASS, "800 untouched tensors", "800", "800", "byte-equal to the base"),
-    Finding("weights.baked", Status.PASS, "343 baked tensors", "worst 0.501 ulp", "0.52", "99.97% are the nearest"),
-    *(Finding("weights.lora", Status.PASS, lora, "264 tensors", "264", "at the strength due") for lora in LORAS[:3]),
+    Finding(
+        "weights.untouched",
+        Status.PASS,
+        "800 untouched tensors",
+        "800",
+        "800",
+        "byte-equal to the base",
+        Figures(800, 800, "tensors", 800),
+    ),
+    Finding(
+        "weights.baked",
+        Status.PASS,
+        "343 baked tensors",
+        "worst 0.501 ulp",
+        "0.52",
+        "99.97% are the nearest",
+        Figures(0.501, 0.52, "ulp", 343),
+    ),
+    *(
+        Finding(
+            "weights.lora",
+            Status.PASS,
+            lora,
+            "264 tensors",
+            "264",
+            "at the strength due",
+            Figures(264, 264, "tensors"),
+        )
+        for lora in LORAS[:3]
+    ),
 )
 FAINT = Finding(
-    "weights.resolution", Status.WARN, LORAS[0], "83%", "90%", "the rest was lost below the output dtype's resolution"
+    "weights.resolution",
+    Status.WARN,
+    LORAS[0],
+    "83%",
+    "90%",
+    "the rest was lost below the output dtype's resolution",
+    Figures(0.83, 0.9, "share"),
 )
 WRONG = Finding(
     "weights.strength",
@@ -168,16 +216,20 @@ WRONG = Finding(
     "0.8",
     "0.6",
     "is applied at another strength in 128 of 128 unet modules",
+    Figures(1.333, 1, "factor"),
 )
 
 
 def true(samples: Samples | None = None, found: tuple[Finding, ...] = ()) -> Verification:
     """Verify a checkpoint that is what its recipe says."""
-    told = (Finding("samples.pictures", Status.PASS, "3 prompts", "0.0007", "0.0016", "as near as rounding allows"),)
+    figures = Figures(0.0007, 0.0016, "distance", 3)
+    told = Finding(
+        "samples.pictures", Status.PASS, "3 prompts", "0.0007", "0.0016", "near, as rounding allows", figures
+    )
     return Verification(
         baked=Path("out/demo.safetensors"),
         recipe=RECIPE,
-        findings=(*PASSED, *found, *(told if samples else ())),
+        findings=(*PASSED, *found, *([told] if samples else ())),
         seconds={"structure": 0.04, "weights": 3.2, **({"samples": 41.0} if samples else {})},
         plan=small_plan(),
         effects=tuple(effects()),
@@ -217,7 +269,8 @@ def hostile() -> Verification:
     """Verify where every text tries to be more than text."""
     evil = "<script>window.hacked=1</script><img src=x onerror=alert(1)>|`*_[a](http://x)\0\x1b\ud800"
     made = true(
-        replace(pictures(), reference=evil, settings={evil: evil}), (replace(WRONG, subject=evil, note=evil),)
+        replace(pictures(), reference=evil, settings={"scheduler": evil, "names": evil}),
+        (replace(WRONG, subject=evil, note=evil),),
     )
     assert made.samples
     first = replace(made.samples.pictures[0], prompt=evil)

@@ -23,6 +23,7 @@ from lorabake.report import plots
 from lorabake.report.markdown import MOST_ROWS
 from lorabake.report.pictures import amplified, gain, png
 from lorabake.verification.findings import Effect, Finding, Status, Verdict, Verification
+from tests.documents import check
 from tests.report import example
 
 
@@ -119,7 +120,7 @@ def test_texts_that_try_to_be_more_stay_texts(tmp_path: Path) -> None:
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} <= {4, 5, 7}
 
     assert "<script>" in ElementTree.fromstring(texts["junit"]).findall(".//failure")[0].get("message", "")
-    assert json.loads(texts["json"])["findings"][-2]["note"].endswith("\0\x1b\ud800")
+    assert json.loads(texts["json"])["findings"][-2]["message"].endswith("\0\x1b\ud800 (measured 0.8, limit 0.6).")
 
 
 # -- the page ------------------------------------------------------------------------------------------
@@ -197,13 +198,38 @@ def test_the_record_has_its_documented_shape(tmp_path: Path) -> None:
     first = replace(samples.pictures[0], likeness={"baked": equal})
     verification = example.true(replace(samples, pictures=(first,)), (example.FAINT,))
     record = json.loads(written(verification, tmp_path)["json"], parse_constant=refuse)
-    assert list(record) == re.findall(r"^    (\w+)", report.record.__doc__ or "", re.M)
-    assert record["counts"] == {"pass": 10, "skip": 0, "warn": 1, "fail": 0}
+    check(record)
+    counts = {entry["status"]: entry["count"] for entry in record["counts"]}
+    assert counts == {"pass": 10, "skip": 0, "warn": 1, "error": 0, "fail": 0}
+    assert record["stages"][1] == {"stage": "weights", "seconds": 3.2}
     assert record["samples"]["pictures"][0]["likeness"]["baked"]["psnr"] == "Infinity"
     assert record["plan"] == json.loads(json.dumps(example.small_plan().report()))
     assert record["recipe"]["normal"]["loras"][0]["path"] == "ink_style.safetensors"
     assert record["grid"]["columns"] == ["base", "runtime", "baked", "difference"]
     assert record["effects"][0].keys() == {"lora", "component", "block", "relative"}
+    warned = next(finding for finding in record["findings"] if finding["status"] == "warn")
+    assert warned == {
+        "check": "weights.resolution",
+        "status": "warn",
+        "subject": "ink_style.safetensors",
+        "count": None,
+        "measured": 0.83,
+        "limit": 0.9,
+        "unit": "share",
+        "message": "the rest was lost below the output dtype's resolution (measured 83%, limit 90%).",
+    }
+    settings = record["samples"]["settings"]
+    assert (settings["steps"], settings["size"], settings["guidance"], settings["tokens"]) == (
+        20,
+        [64, 64],
+        5.0,
+        None,
+    )
+
+
+@pytest.mark.parametrize("name", example.EXAMPLES)
+def test_every_record_is_as_its_schema_says(name: str) -> None:
+    check(report.record.render(example.EXAMPLES[name]()).decode())
 
 
 def test_junit_counts_what_it_holds(tmp_path: Path) -> None:

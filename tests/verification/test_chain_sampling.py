@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +11,7 @@ from click.testing import CliRunner
 
 from lorabake.cli import lorabake
 from lorabake.verification.samples import NEEDED
+from tests.documents import check
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -35,7 +35,7 @@ def test_bake_verify_report(tmp_path: Path) -> None:
     code, output = run("verify", recipe, "--strengths", "0,1", "--report", report)
     assert code == 0, output
     assert output.splitlines()[-2].startswith("Verified: ")
-    told = json.loads((report / "report.json").read_text())
+    told = check((report / "report.json").read_text())
     assert told["verdict"] == "verified"
     assert told["samples"]["reference"] == "PEFT and diffusers"
     assert len(told["samples"]["pictures"]) == 4

@@ -22,6 +22,7 @@ from lorabake.verification.weights.comparison import Comparison
 from lorabake.verification.weights.settings import choices
 from lorabake.verification.weights.telling import findings
 from tests import builders as b
+from tests.documents import checked
 
 STAGES = ("weights", "quick")
 
@@ -39,7 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def look(folder: Path, *stages: str, **options: object) -> Verification:
     chosen = VerifyOptions(stages=stages or ("structure", "weights"), **options)  # type: ignore[arg-type]
-    return verify(load_recipe(folder / "recipe.yaml"), None, chosen)
+    return checked(verify(load_recipe(folder / "recipe.yaml"), None, chosen))
 
 
 def told(verification: Verification, check: str) -> list[Finding]:

@@ -10,6 +10,7 @@ from lorabake import load_recipe
 from lorabake.verification import VerifyOptions, verify
 from lorabake.verification.findings import Finding, Status
 from tests import builders as b
+from tests.documents import checked
 from tests.verification.mutations import MUTATIONS, WIDTH, Mutation, World
 
 BOTH = VerifyOptions(stages=("structure", "weights"))
@@ -24,12 +25,13 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def failures(recipe: Path, baked: Path, options: VerifyOptions = BOTH) -> list[Finding]:
-    return [each for each in verify(load_recipe(recipe), baked, options).findings if each.status is Status.FAIL]
+    verification = checked(verify(load_recipe(recipe), baked, options))
+    return [each for each in verification.findings if each.status is Status.FAIL]
 
 
 def test_the_unbroken_bake_is_true(world: World) -> None:
-    assert verify(load_recipe(world.recipe_path), world.path, QUICK).status is Status.PASS
-    verification = verify(load_recipe(world.recipe_path), world.path, BOTH)
+    assert checked(verify(load_recipe(world.recipe_path), world.path, QUICK)).status is Status.PASS
+    verification = checked(verify(load_recipe(world.recipe_path), world.path, BOTH))
     assert verification.status is Status.PASS
     assert {each.check for each in verification.findings} >= {"weights.untouched", "weights.baked", "weights.lora"}
 

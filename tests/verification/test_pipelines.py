@@ -28,6 +28,7 @@ from lorabake.verification import VerifyOptions, verify
 from lorabake.verification.findings import Finding, SampleOptions, Samples, Status, Verification
 from lorabake.verification.samples import NEEDED
 from tests import builders, pipelines
+from tests.documents import checked
 from tests.translation import translate
 
 pytestmark = pytest.mark.skipif(any(find_spec(name) is None for name in NEEDED), reason="lorabake[verify] is missing")
@@ -106,7 +107,7 @@ def run(path: Path) -> Path:
 
 def look(path: Path, **options: object) -> Verification:
     chosen = SampleOptions(**options)  # type: ignore[arg-type]
-    return verify(load_recipe(path), None, VerifyOptions(stages=("samples",), samples=chosen))
+    return checked(verify(load_recipe(path), None, VerifyOptions(stages=("samples",), samples=chosen)))
 
 
 def found(verification: Verification, check: str) -> Finding:
@@ -222,7 +223,7 @@ def test_a_makers_file_draws_with_the_rest_from_a_folder(
     samples = verification.samples
     assert samples is not None
     assert samples.reference == pipelines.REFERENCES.get(family, "diffusers"), verification.findings
-    names = samples.settings.get("names", "")
+    names = str(samples.settings.get("names", ""))
     assert NAMED_BY_TABLES[family] in names if family in NAMED_BY_TABLES else not names
     assert_drawn(made, samples)
 
@@ -313,7 +314,7 @@ def test_without_a_vae_the_latents_are_shown(folders: Path, tmp_path: Path) -> N
     verification = look(path)
     assert verification.status is Status.PASS, verification.findings
     assert verification.samples is not None
-    assert "there is no VAE" in verification.samples.settings["pictures"]
+    assert "there is no VAE" in str(verification.samples.settings["pictures"])
     assert verification.samples.pictures[0].pictures["baked"].shape == (32, 32, 3)
 
 

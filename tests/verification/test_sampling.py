@@ -24,6 +24,7 @@ from lorabake.verification.findings import Finding, SampleOptions, Status, Verif
 from lorabake.verification.samples import NEEDED
 from lorabake.verification.samples.tokenizers import clip_tokenizer as tokenizer
 from tests import builders as b
+from tests.documents import checked
 from tests.tables import load_table
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +62,7 @@ BLORP = {"path": str(DEMO / "blorp")}
 
 def look(path: Path, **options: object) -> Verification:
     chosen = SampleOptions(**options)  # type: ignore[arg-type]
-    return verify(load_recipe(path), None, VerifyOptions(stages=("samples",), samples=chosen))
+    return checked(verify(load_recipe(path), None, VerifyOptions(stages=("samples",), samples=chosen)))
 
 
 def found(verification: Verification, check: str) -> Finding:
@@ -184,7 +185,7 @@ def test_options_take_the_place_of_the_recipes(tmp_path: Path) -> None:
     assert samples is not None
     assert [(each.prompt, each.seed) for each in samples.pictures] == [("one", 7), ("two", 8)]
     assert samples.pictures[0].pictures["baked"].shape == (128, 64, 3)
-    assert samples.settings["steps"] == "1"
+    assert samples.settings["steps"] == 1
     assert seen == [(number, 8) for number in range(1, 9)]
 
 

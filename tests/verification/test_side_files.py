@@ -17,6 +17,7 @@ from lorabake import load_recipe
 from lorabake.verification import VerifyOptions, verify
 from lorabake.verification.findings import Finding, Status, Verification
 from tests import builders as b
+from tests.documents import checked
 
 BOTH = VerifyOptions(stages=("structure", "weights"))
 CONFIG = {
@@ -52,7 +53,7 @@ def by_another_tool(folder: Path) -> None:
 
 
 def look(folder: Path) -> Verification:
-    return verify(load_recipe(folder / "recipe.yaml"), options=BOTH)
+    return checked(verify(load_recipe(folder / "recipe.yaml"), options=BOTH))
 
 
 def told(verification: Verification) -> dict[Status, Finding]:

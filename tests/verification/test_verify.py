@@ -17,6 +17,7 @@ from lorabake.verification import VerifyOptions, embedded_recipe, verify
 from lorabake.verification.findings import Finding, Status, Verification
 from lorabake.verification.weights.effects import block_of, in_order
 from tests import builders as b
+from tests.documents import check, checked
 
 BOTH = VerifyOptions(stages=("structure", "weights"))
 STAGES = ["--stage", "structure", "--stage", "weights"]
@@ -36,7 +37,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def look(folder: Path, **options: object) -> Verification:
-    return verify(load_recipe(folder / "recipe.yaml"), None, VerifyOptions(**{"stages": BOTH.stages, **options}))  # type: ignore[arg-type]
+    chosen = VerifyOptions(**{"stages": BOTH.stages, **options})  # type: ignore[arg-type]
+    return checked(verify(load_recipe(folder / "recipe.yaml"), None, chosen))
 
 
 def found(verification: Verification, status: Status = Status.FAIL) -> dict[str, Finding]:
@@ -110,8 +112,8 @@ def test_a_folder_whose_files_are_called_the_same_verifies(tmp_path: Path) -> No
     assert verification.is_true
     stem = "diffusion_pytorch_model.safetensors"
     files = {f"unet/{stem}", f"vae/{stem}", "text_encoder/model.safetensors"}
-    for check in ("structure.order", "weights.digest"):
-        assert {each.subject for each in verification.findings if each.check == check} == files
+    for name in ("structure.order", "weights.digest"):
+        assert {each.subject for each in verification.findings if each.check == name} == files
     spoilt = out / "vae" / stem
     entries, metadata, data = b.header(spoilt)
     text = json.dumps({"__metadata__": metadata, **dict(reversed(entries.items()))}).encode()
@@ -256,7 +258,7 @@ def test_a_difference_is_exit_code_one(folder: Path) -> None:
 def test_a_file_alone_carries_its_recipe(folder: Path) -> None:
     code, output = run(folder / "out.safetensors", "--json")
     assert code == 0
-    assert json.loads(output)["verdict"] == "verified"
+    assert check(output)["verdict"] == "verified"
 
 
 def test_inputs_elsewhere_are_named(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

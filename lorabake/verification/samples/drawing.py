@@ -22,7 +22,7 @@ from lorabake.planning import Plan
 from lorabake.recipe import Verify
 from lorabake.reference.arrays import Files
 from lorabake.tensors.checkpoint import Checkpoint
-from lorabake.verification.findings import SampleOptions
+from lorabake.verification.findings import SampleOptions, SettingValue
 from lorabake.verification.samples.loading import Loaders, LoadFile
 from lorabake.verification.samples.placing import Factors, Weights
 from lorabake.verification.samples.refusals import CannotLoadError
@@ -127,8 +127,8 @@ class Artist(ABC):
         """Yield each text encoder, its tokenizer, and how many tokens the encoder knows."""
 
     @abstractmethod
-    def settings(self) -> dict[str, str]:
-        """Tell how the pictures were made, in words."""
+    def settings(self) -> dict[str, SettingValue]:
+        """Tell how the pictures were made."""
 
     @property
     @abstractmethod

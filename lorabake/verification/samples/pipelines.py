@@ -20,7 +20,7 @@ from lorabake.errors import first_line
 from lorabake.planning import Plan
 from lorabake.reference.arrays import Files
 from lorabake.tensors.checkpoint import Checkpoint
-from lorabake.verification.findings import SampleOptions
+from lorabake.verification.findings import SampleOptions, SettingValue
 from lorabake.verification.samples.assembly import Assembly
 from lorabake.verification.samples.building import fill
 from lorabake.verification.samples.drawing import Artist, Denoised, Networks, Variant
@@ -65,15 +65,15 @@ class Pipelines(Artist):
         self.decoders = [self.decoder] if self.decoder is not None and shows else []
         self._seen = (0, 0)
 
-    def settings(self) -> dict[str, str]:
-        """Tell how the pictures were made, in words."""
+    def settings(self) -> dict[str, SettingValue]:
+        """Tell how the pictures were made."""
         tables = [f"{part.name} ({part.by_tables})" for part in self.kit.networks.values() if part.by_tables]
         return {
             "pipeline": self.kit.pipeline.__name__,
             "scheduler": type(self.kit.others.get("scheduler")).__name__,
-            "steps": str(self.steps),
-            "size": "{} × {}".format(*self._seen),
-            **({"guidance": f"{self.guidance:g}"} if self.guidance is not None else {}),
+            "steps": self.steps,
+            "size": self._seen,
+            **({"guidance": self.guidance} if self.guidance is not None else {}),
             **({} if self.decoders else {"pictures": "the first channels of the latents: there is no VAE"}),
             **({"names": f"by lorabake's tables: {', '.join(tables)}"} if tables else {}),
         }

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from math import isfinite
+from math import isfinite, nan
 
 import numpy as np
 
-from lorabake.verification.findings import Finding, Likeness, PromptSample, Samples, Status, SweepSample
+from lorabake.documents.records import Figures
+from lorabake.verification.findings import Finding, Likeness, PromptSample, Samples, SettingValue, Status, SweepSample
 from lorabake.verification.samples.drawing import Artist, Results, Variant
 from lorabake.verification.samples.judge import CONSTANT, LEAST_OF_LATENTS, Yardstick
 from lorabake.verification.samples.metrics import distance, likeness
@@ -89,7 +90,9 @@ class Studio:
             if "baked" in broken:
                 others = [name for name in broken if name != "baked"]
                 note = f"the latents hold NaN or infinity{f', as those of {others} do' if others else ''}"
-                yield Finding("samples.finite", Status.FAIL, each.prompt, "NaN", "", note)
+                yield Finding(
+                    "samples.finite", Status.FAIL, each.prompt, "NaN", "", note, Figures(nan, unit="distance")
+                )
                 continue
             if each.pictures["baked"].std() < CONSTANT:
                 is_new = each.pictures["runtime"].std() >= CONSTANT
@@ -106,10 +109,12 @@ class Studio:
     def _told(self) -> Finding:
         if self.artist.fallback:
             note = f"lorabake's formulas applied the LoRAs at run time, because of {self.artist.fallback}"
-            return Finding("samples.reference", Status.PASS, "run-time model", self._reference(), "", note)
-        counts = Counter(self.plan.sources.loras[patch.lora].name for patch in self.plan.patches)
-        note = f"loaded by a program that knows nothing of lorabake: {counted(counts)} modules"
-        return Finding("samples.reference", Status.PASS, "run-time model", self._reference(), "", note)
+        else:
+            counts = Counter(self.plan.sources.loras[patch.lora].name for patch in self.plan.patches)
+            note = f"loaded by a program that knows nothing of lorabake: {counted(counts)} modules"
+        reference = self._reference()
+        figures = Figures(reference, unit="program")
+        return Finding("samples.reference", Status.PASS, "run-time model", reference, "", note, figures)
 
     def _effects(self, pictures: tuple[PromptSample, ...], away: list[list[float]]) -> Iterator[Finding]:
         """Tell LoRAs that no prompt shows: every picture with them and without is as at the floor."""
@@ -122,7 +127,8 @@ class Studio:
             is_seen = measured > limit
             note = f"leaving it out changes {'the pictures' if is_seen else 'nothing that is seen'}"
             status = Status.PASS if is_seen else Status.WARN
-            yield Finding("samples.effect", status, lora.name, f"{measured:.2g}", f"above {limit:.2g}", note)
+            figures = Figures(measured, limit, "distance")
+            yield Finding("samples.effect", status, lora.name, f"{measured:.2g}", f"above {limit:.2g}", note, figures)
 
     # -- words -----------------------------------------------------------------------------------------
 
@@ -132,7 +138,7 @@ class Studio:
         kinds = {"PEFT" if lora.config is not None else "diffusers" for lora in self.plan.sources.loras}
         return " and ".join(sorted(kinds)) or "diffusers"
 
-    def _settings(self) -> dict[str, str]:
+    def _settings(self) -> dict[str, SettingValue]:
         fallback = {"run_time": self.artist.fallback} if self.artist.fallback else {}
         return {**self.artist.settings(), "device": self.artist.device, "precision": "float32", **fallback}
 
@@ -148,8 +154,8 @@ def _judge(sample: PromptSample, yardstick: Yardstick) -> Finding:
         near = yardstick.is_at_floor(measured.latents)
         status, told = Status.PASS, "at the floor" if near else "nearer to the floor than to the ceiling"
     note = f"{told}; floor {_figures(floor)}; ceiling {_figures(ceiling)}"
-    limit = f"latents {yardstick.limit:.2g}"
-    return Finding("samples.likeness", status, sample.prompt, _figures(measured), limit, note)
+    limit, figures = f"latents {yardstick.limit:.2g}", Figures(measured.latents, yardstick.limit, "distance")
+    return Finding("samples.likeness", status, sample.prompt, _figures(measured), limit, note, figures)
 
 
 def _figures(each: Likeness) -> str:

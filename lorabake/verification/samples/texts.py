@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from lorabake.documents.records import Figures
 from lorabake.errors import FileError, first_line
 from lorabake.keymap import view
 from lorabake.planning import Plan
 from lorabake.reference.arrays import Files
 from lorabake.tensors.checkpoint import optional_object
-from lorabake.verification.findings import Finding, SampleOptions, Samples, Status, TextSample
+from lorabake.verification.findings import Finding, SampleOptions, Samples, SettingValue, Status, TextSample
 from lorabake.verification.samples.foreign_code import NO_CODE, check_folder, without_kernels
 from lorabake.verification.samples.judge import LEAST_OF_LOGITS, Yardstick
 from lorabake.verification.samples.loading import load_folders
@@ -77,7 +78,15 @@ def _speak(
         del model
     found: list[TextSample] = []
     findings = [
-        Finding("samples.reference", Status.PASS, "run-time model", reference, "", f"it applied the LoRAs: {why}")
+        Finding(
+            "samples.reference",
+            Status.PASS,
+            "run-time model",
+            reference,
+            "",
+            f"it applied the LoRAs: {why}",
+            Figures(reference, unit="program"),
+        )
     ]
     for number, prompt in enumerate(prompts):
         own = {
@@ -86,7 +95,12 @@ def _speak(
         }
         found.append(TextSample(prompt, {name: texts[name, number] for name in names}, own))
         findings += _judge(found[-1])
-    settings = {"text": "greedy", "tokens": str(tokens), "device": device, "precision": "float32"}
+    settings: dict[str, SettingValue] = {
+        "decoding": "greedy",
+        "tokens": tokens,
+        "device": device,
+        "precision": "float32",
+    }
     return findings, Samples(reference, settings, texts=tuple(found))
 
 
@@ -194,11 +208,15 @@ def _judge(sample: TextSample) -> Iterator[Finding]:
     where = "at the floor" if yardstick.is_at_floor(measured) else "above the floor"
     note = f"{where} of {floor:.2g}; the base is at {ceiling:.2g}"
     status = Status.PASS if is_true else Status.FAIL
-    yield Finding("samples.logits", status, sample.prompt, f"{measured:.2g}", f"{yardstick.limit:.2g}", note)
+    figures = Figures(measured, yardstick.limit, "logit")
+    yield Finding("samples.logits", status, sample.prompt, f"{measured:.2g}", f"{yardstick.limit:.2g}", note, figures)
     same = sample.texts["baked"] == sample.texts["runtime"]
     note = "the checkpoint says what the run-time model says" if same else f"it says: {sample.texts['baked']}"
     told = Status.PASS if same else Status.FAIL if not is_true else Status.WARN
     yield Finding("samples.text", told, sample.prompt, "", "", note)
     if not yardstick.tells:
         note, limit = "the LoRAs change nothing that is heard: the base has the same logits", yardstick.near
-        yield Finding("samples.effect", Status.WARN, sample.prompt, f"{ceiling:.2g}", f"above {limit:.2g}", note)
+        figures = Figures(ceiling, limit, "logit")
+        yield Finding(
+            "samples.effect", Status.WARN, sample.prompt, f"{ceiling:.2g}", f"above {limit:.2g}", note, figures
+        )

@@ -10,7 +10,7 @@ from lorabake.errors import RecipeError
 from lorabake.planning import Plan
 from lorabake.reference.arrays import Files
 from lorabake.tensors.checkpoint import Checkpoint
-from lorabake.verification.findings import SampleOptions
+from lorabake.verification.findings import SampleOptions, SettingValue
 from lorabake.verification.samples.drawing import Artist, Denoised, Networks, Variant
 from lorabake.verification.samples.loading import LoadFile, load_parts
 from lorabake.verification.samples.networks import TEXT_ENCODERS, Configs, build
@@ -69,15 +69,14 @@ class UNets(Artist):
         """Return what loads a LoRA's file into a network: a part of the family's pipeline."""
         return lambda *arguments: load_parts(self.configs.pipeline, *arguments)
 
-    def settings(self) -> dict[str, str]:
-        """Tell how the pictures were made, in words."""
-        width, height = self.setting.size
+    def settings(self) -> dict[str, SettingValue]:
+        """Tell how the pictures were made."""
         return {
             "scheduler": "DDIM",
             "prediction": str(self.schedule.get("prediction_type", "epsilon")),
-            "steps": str(self.setting.steps),
-            "size": f"{width} × {height}",
-            "guidance": f"{self.setting.guidance:g}",
+            "steps": self.setting.steps,
+            "size": self.setting.size,
+            "guidance": self.setting.guidance,
         }
 
     def vocabularies(self) -> Iterator[tuple[str, Any, int]]:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
+from lorabake.documents.records import Figures
 from lorabake.errors import FileError, first_line
 from lorabake.keymap.names import patterns
 from lorabake.planning import Plan
@@ -35,7 +36,9 @@ def check_structure(plan: Plan, path: Path) -> tuple[list[Finding], Checkpoint |
     note = "header, offsets and length agree"
     if plan.is_folder:
         note += ", and so does the index"
-    found = [Finding("structure.file", Status.PASS, path.name, f"{size:,} bytes", "", note)]
+    found = [
+        Finding("structure.file", Status.PASS, path.name, f"{size:,} bytes", "", note, Figures(size, unit="bytes"))
+    ]
     found += [*_keys(plan, baked), *_forms(plan, baked), *_order(plan, baked)]
     is_own = _severity(baked) is Status.FAIL
     found += [*check_side_files(plan, baked, is_own=is_own), *_embeddings(plan, baked), *_metadata(plan, baked)]
@@ -59,7 +62,15 @@ def _unreadable(plan: Plan, path: Path, error: FileError) -> Finding:
         ]
         if swapped:
             note = f"shards are exchanged: {'; '.join(swapped)}"
-            return Finding("structure.shards", Status.FAIL, path.name, f"{len(swapped)} shards", "0", note)
+            return Finding(
+                "structure.shards",
+                Status.FAIL,
+                path.name,
+                f"{len(swapped)} shards",
+                "0",
+                note,
+                Figures(len(swapped), 0, "shards"),
+            )
     return Finding("structure.file", Status.FAIL, path.name, "", "", f"cannot be read: {message}")
 
 
@@ -73,12 +84,18 @@ def _keys(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
     surplus = [key for key in baked.tensors if key not in planned]
     if missing:
         note = f"tensors of the base are not there: {patterns(missing)}"
-        yield Finding("structure.keys", Status.FAIL, _subject(missing), f"{len(missing)} missing", "0", note)
+        yield Finding(
+            "structure.keys", Status.FAIL, _subject(missing), f"{len(missing)} missing", "0", note, _figures(missing)
+        )
     if surplus:
         note = f"tensors that the base does not have: {patterns(surplus)}"
-        yield Finding("structure.keys", Status.FAIL, _subject(surplus), f"{len(surplus)} more", "0", note)
+        yield Finding(
+            "structure.keys", Status.FAIL, _subject(surplus), f"{len(surplus)} more", "0", note, _figures(surplus)
+        )
     if not missing and not surplus:
-        yield Finding("structure.keys", Status.PASS, f"{len(planned)} tensors", "", "", "exactly the base's keys")
+        figures = Figures(count=len(planned))
+        subject = f"{len(planned)} tensors"
+        yield Finding("structure.keys", Status.PASS, subject, "", "", "exactly the base's keys", figures)
 
 
 def _forms(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
@@ -93,18 +110,19 @@ def _forms(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
             shapes.append(target.key)
     for (there, due), keys in dtypes.items():
         note = f"{there} where {due} is due: {patterns(keys)}"
-        yield Finding("structure.dtype", Status.FAIL, _subject(keys), there, due, note)
+        figures = Figures(there, due, "dtype", _count(keys))
+        yield Finding("structure.dtype", Status.FAIL, _subject(keys), there, due, note, figures)
     if shapes:
         info, target = baked.tensors[shapes[0]], _targets(plan)[shapes[0]]
         note = f"other shapes: {patterns(shapes)}"
-        limit = str(list(target.shape))
-        yield Finding("structure.shape", Status.FAIL, _subject(shapes), str(list(info.shape)), limit, note)
+        shape, wanted = [*info.shape], [*target.shape]
+        figures = Figures(shape, wanted, "shape", _count(shapes))
+        yield Finding("structure.shape", Status.FAIL, _subject(shapes), str(shape), str(wanted), note, figures)
     if common and not dtypes and not shapes:
         kinds = Counter(info.dtype for _, info in common)
-        measured = counted(dict(kinds.most_common()))
-        yield Finding(
-            "structure.dtype", Status.PASS, f"{len(common)} tensors", measured, "", "dtypes and shapes as due"
-        )
+        subject, measured = f"{len(common)} tensors", counted(dict(kinds.most_common()))
+        figures = Figures(count=len(common))
+        yield Finding("structure.dtype", Status.PASS, subject, measured, "", "dtypes and shapes as due", figures)
 
 
 def _order(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
@@ -184,7 +202,8 @@ def _metadata(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
     differing = sorted(_differences(there, here))
     if differing:
         note = f"it was baked from another recipe: {'; '.join(differing[:5])}"
-        yield Finding("structure.metadata", Status.FAIL, baked.path.name, f"differences: {len(differing)}", "0", note)
+        measured, figures = f"differences: {len(differing)}", Figures(len(differing), 0, "differences")
+        yield Finding("structure.metadata", Status.FAIL, baked.path.name, measured, "0", note, figures)
     else:
         yield Finding("structure.metadata", Status.PASS, baked.path.name, "", "", "the header holds this recipe")
     inputs = json_or_text(baked.metadata.get("lorabake.inputs", "{}"))
@@ -221,7 +240,8 @@ def _statements(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
     subject, note = baked.path.name, "the headers say of stored weights what the plan says"
     if wrong:
         note = f"the headers say otherwise how weights are stored: {'; '.join(wrong[:3])}"
-        yield Finding("structure.statements", Status.FAIL, subject, f"{len(wrong)} differences", "0", note)
+        figures = Figures(len(wrong), 0, "differences")
+        yield Finding("structure.statements", Status.FAIL, subject, f"{len(wrong)} differences", "0", note, figures)
     elif said:
         yield Finding("structure.statements", Status.PASS, subject, "", "", note)
 
@@ -257,3 +277,12 @@ def _differences(there: object, here: object, place: str = "") -> Iterator[str]:
 
 def _subject(keys: list[str]) -> str:
     return keys[0] if len(keys) == 1 else f"{len(keys)} tensors"
+
+
+def _count(keys: list[str]) -> int | None:
+    """Count tensors that have no name of their own in a finding."""
+    return len(keys) if len(keys) > 1 else None
+
+
+def _figures(keys: list[str]) -> Figures:
+    return Figures(len(keys), 0, "tensors", _count(keys))

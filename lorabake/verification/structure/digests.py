@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lorabake.documents.records import Figures
 from lorabake.errors import FileError
 from lorabake.planning import Plan
 from lorabake.planning.provenance import DATA_HASHES
@@ -58,16 +59,18 @@ class Digests:
                 continue
             if said.sha256 not in (None, digest):
                 note = "the recipe states another SHA-256"
-                yield Finding(check, Status.FAIL, said.path, digest[:12], str(said.sha256)[:12], note)
+                figures = Figures(digest, said.sha256, "sha256")
+                yield Finding(check, Status.FAIL, said.path, digest[:12], str(said.sha256)[:12], note, figures)
             elif made_of is None and said.sha256 is not None:
-                yield Finding(
-                    check, Status.PASS, said.path, digest[:12], "", "has the SHA-256 that the recipe states"
-                )
+                note, figures = "has the SHA-256 that the recipe states", Figures(digest, said.sha256, "sha256")
+                yield Finding(check, Status.PASS, said.path, digest[:12], "", note, figures)
             elif digest in texts:
-                yield Finding(check, Status.PASS, said.path, digest[:12], "", "is the file that was baked")
+                figures = Figures(digest, unit="sha256")
+                yield Finding(check, Status.PASS, said.path, digest[:12], "", "is the file that was baked", figures)
             elif made_of is not None:
                 note = f"changed since the bake: the checkpoint's header names other files than {Path(path).name}"
-                yield Finding(check, Status.FAIL, said.path, digest[:12], "", note)
+                figures = Figures(digest, unit="sha256")
+                yield Finding(check, Status.FAIL, said.path, digest[:12], "", note, figures)
 
     def _configs(self) -> Iterator[Finding]:
         """Compare the files beside LoRAs that state scales with those at the time of the bake."""
@@ -102,11 +105,13 @@ class Digests:
                 said = header.metadata.get(name, taken).removeprefix("0x")
                 if said != taken:
                     note = f"the header's {name} is not the SHA-256 of the data: it was changed after it was written"
-                    yield Finding(check, Status.FAIL, subject, taken[:12], said[:12], note)
+                    figures = Figures(taken, said, "sha256")
+                    yield Finding(check, Status.FAIL, subject, taken[:12], said[:12], note, figures)
                     break
             else:
                 note = "the data has the SHA-256 that the header states"
-                yield Finding(check, Status.PASS, subject, taken[:12], taken[:12], note)
+                figures = Figures(taken, taken, "sha256")
+                yield Finding(check, Status.PASS, subject, taken[:12], taken[:12], note, figures)
 
     def _embeddings(self) -> Iterator[Finding]:
         """Compare the files of learned embeddings with the LoRAs' tensors; missing files are reported elsewhere."""
@@ -122,7 +127,8 @@ class Digests:
             status = Status.FAIL if wrong else Status.PASS
             lora = self.plan.sources.loras[embedding.lora].name
             note = f"{'other bytes than' if wrong else 'byte-equal to'} those of {embedding.token!r} in {lora}"
-            yield Finding(f"{self.stage}.embedding", status, embedding.path.name, f"{len(pairs)} tensors", "", note)
+            measured, figures = f"{len(pairs)} tensors", Figures(len(pairs), unit="tensors")
+            yield Finding(f"{self.stage}.embedding", status, embedding.path.name, measured, "", note, figures)
 
     def _data_of(self, header: Header) -> str:
         return f"data of {name_of(self.baked, header)}"

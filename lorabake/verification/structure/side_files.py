@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from warnings import catch_warnings, simplefilter
 
+from lorabake.documents.records import Figures
 from lorabake.errors import LorabakeError
 from lorabake.planning import Plan
 from lorabake.tensors.checkpoint import Checkpoint
@@ -74,17 +75,29 @@ def check_side_files(plan: Plan, baked: Checkpoint, *, is_own: bool) -> Iterator
     odd = [each for each in spoken if each not in wrong]
     if wrong:
         note = "; ".join(each.words for each in wrong[:5])
-        yield Finding("structure.side_files", Status.FAIL, path.name, f"{len(wrong)}", "0", note)
+        yield Finding(
+            "structure.side_files",
+            Status.FAIL,
+            path.name,
+            f"{len(wrong)}",
+            "0",
+            note,
+            Figures(len(wrong), 0, "files"),
+        )
     if odd:
         note = f"written anew by another tool: {'; '.join(each.words for each in odd[:5])}"
-        yield Finding("structure.side_files", Status.WARN, path.name, f"{len(odd)}", "0", note)
+        yield Finding(
+            "structure.side_files", Status.WARN, path.name, f"{len(odd)}", "0", note, Figures(len(odd), 0, "files")
+        )
     same = len(plan.side_files) - len(spoken)
     if same:
         silent = [f"{each.name}: {', '.join(each.silent)}" for each in found if each.silent and not each.words]
         note = "configs as they must be" if not spoken else "the others are as they must be"
         if silent:
             note += f"; without a say in the model, and other than the base's: {'; '.join(silent[:5])}"
-        yield Finding("structure.side_files", Status.PASS, path.name, f"{same} files", "", note)
+        yield Finding(
+            "structure.side_files", Status.PASS, path.name, f"{same} files", "", note, Figures(same, unit="files")
+        )
 
 
 def _difference(plan: Plan, baked: Checkpoint, name: Path, *, is_own: bool) -> Difference | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from threadpoolctl import threadpool_limits
 
+from lorabake.documents.records import Figures
 from lorabake.machine import default_workers
 from lorabake.planning import Plan
 from lorabake.planning.tally import Tally
@@ -106,7 +107,8 @@ class _Check:
             right = [result for result, _ in own if result.is_right]
             if own and len(right) == len(own):
                 note = f"applied to all {len(own)} tensors at the recipe's strength"
-                yield Finding("weights.lora", Status.PASS, lora.name, f"{len(right)} tensors", f"{len(own)}", note)
+                measured, figures = f"{len(right)} tensors", Figures(len(right), len(own), "tensors")
+                yield Finding("weights.lora", Status.PASS, lora.name, measured, f"{len(own)}", note, figures)
 
 
 def _baked(results: Sequence[Comparison]) -> Iterator[Finding]:
@@ -127,7 +129,8 @@ def _baked(results: Sequence[Comparison]) -> Iterator[Finding]:
             note = f"{1 - inexact / max(values, 1):.4%} of {values:,} values are {what}"
             limit = bound if is_cast else f"{bound} and float32's own error"
             subject = f"{len(right)} {check} tensors"
-            yield Finding(f"weights.{check}", Status.PASS, subject, f"worst {worst:.3f} ulp", limit, note)
+            figures = Figures(worst, 1.0 if is_drawn else 0.5, "ulp", len(right))
+            yield Finding(f"weights.{check}", Status.PASS, subject, f"worst {worst:.3f} ulp", limit, note, figures)
 
 
 def _signs(results: Sequence[Comparison]) -> Iterator[Finding]:
@@ -137,7 +140,8 @@ def _signs(results: Sequence[Comparison]) -> Iterator[Finding]:
         values = sum(result.flipped for result in flipped)
         subject = flipped[0].target.key if len(flipped) == 1 else f"{len(flipped)} tensors"
         note = "the same numbers and other bytes: zeros have another sign than the base's, where nothing changes them"
-        yield Finding("weights.signs", Status.WARN, subject, f"{values} values", "0", note)
+        figures = Figures(values, 0, "values", len(flipped) if len(flipped) > 1 else None)
+        yield Finding("weights.signs", Status.WARN, subject, f"{values} values", "0", note, figures)
 
 
 def _tallies(results: Sequence[Comparison], recomputation: Recomputation) -> dict[int, Tally]:

@@ -10,6 +10,7 @@ from itertools import islice
 from math import prod
 from typing import TypeVar
 
+from lorabake.documents.records import Figures
 from lorabake.errors import SurroundingsError
 from lorabake.keymap.names import patterns
 from lorabake.machine import default_workers
@@ -85,10 +86,12 @@ class Extent:
             told.append(f"{len(self.left_out)} left out by --sample-weights")
             note = "the others were not looked at; leave --sample-weights out to see them all"
             subject = f"{compared} of {compared + len(self.left_out)} tensors"
-            yield Finding(f"{stage}.sampled", Status.SKIP, subject, "", "", note)
+            figures = Figures(compared, compared + len(self.left_out), "tensors", compared)
+            yield Finding(f"{stage}.sampled", Status.SKIP, subject, "", "", note, figures)
         note = f"not compared: {'; '.join(told)}" if told else "every tensor of checkpoint and recipe was compared"
         status = Status.SKIP if told else Status.PASS
-        yield Finding(f"{stage}.compared", status, f"{compared} tensors", f"{compared}", f"{self.due}", note)
+        figures = Figures(compared, self.due, "tensors", compared)
+        yield Finding(f"{stage}.compared", status, f"{compared} tensors", f"{compared}", f"{self.due}", note, figures)
 
 
 def found_in(baked: Checkpoint, target: Target) -> TensorInfo | None:

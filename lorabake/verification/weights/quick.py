@@ -18,6 +18,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from lorabake.adapters.shapes import matrix
+from lorabake.documents.records import Figures
 from lorabake.machine import default_workers
 from lorabake.matching.patches import Patch
 from lorabake.planning import Plan
@@ -210,7 +211,8 @@ def _loras(plan: Plan, strengths: Mapping[int, Strength], wrong: set[int | None]
             why = "the output's dtype keeps no more of it" if strength.is_clear else "beside rounding it is too faint"
             note += f", and rows that were recomputed are right: {why}"
         measured = f"×{strength.factor:.4f} ± {strength.deviation:.1g}"
-        yield Finding("quick.lora", Status.PASS if strength.is_near else Status.WARN, name, measured, "×1", note)
+        status, figures = Status.PASS if strength.is_near else Status.WARN, Figures(strength.factor, 1, "factor")
+        yield Finding("quick.lora", status, name, measured, "×1", note, figures)
 
 
 def _summed(summed: Sequence[Summed]) -> Iterator[Finding]:
@@ -222,7 +224,8 @@ def _summed(summed: Sequence[Summed]) -> Iterator[Finding]:
             f"beyond its row's bound escapes once in {2**VECTORS}, a right file fails once in {1 / FALSE_ALARM:.0e}"
         )
         measured = f"worst row at {worst:.2f} of its bound"
-        yield Finding("quick.sums", Status.PASS, f"{len(right)} baked tensors", measured, "1", note)
+        subject, figures = f"{len(right)} baked tensors", Figures(worst, 1, "bound", len(right))
+        yield Finding("quick.sums", Status.PASS, subject, measured, "1", note, figures)
 
 
 def _recomputed(results: Sequence[Comparison]) -> Iterator[Finding]:
@@ -240,6 +243,7 @@ def _recomputed(results: Sequence[Comparison]) -> Iterator[Finding]:
         note = f"all {values:,} values were recomputed{what}"
         if not is_whole:
             note = f"{seen:,} of {values:,} values, in rows at {PLACES} places of each, were recomputed{what}"
-        measured = f"worst {max(result.worst for result in group):.3f} ulp"
-        limit = "0.5 ulp and float32's own error"
-        yield Finding(f"quick.{check}", Status.PASS, f"{len(group)} tensors", measured, limit, note)
+        worst = max(result.worst for result in group)
+        limit, figures = "0.5 ulp and float32's own error", Figures(worst, 0.5, "ulp", len(group))
+        subject, measured = f"{len(group)} tensors", f"worst {worst:.3f} ulp"
+        yield Finding(f"quick.{check}", Status.PASS, subject, measured, limit, note, figures)

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
+from lorabake.documents.records import Figures
 from lorabake.errors import LorabakeError
 from lorabake.keymap.names import patterns
 from lorabake.matching.patches import Patch
@@ -36,10 +37,15 @@ class Setting:
     """Hold one other recipe: a field, its value, and the LoRAs concerned (all if empty); `said` is our value."""
 
     recipe: Recipe
-    field: str
-    words: str
+    field: Literal["semantics", "compose"]
+    value: str | None
     said: str
     loras: tuple[int, ...]
+
+    @property
+    def words(self) -> str:
+        """Write the field and its value as a recipe does."""
+        return f"{self.field}: {self.value}" if self.value else f"no {self.field}"
 
 
 def explain_by_settings(
@@ -81,7 +87,8 @@ def _told(plan: Plan, setting: Setting, right: Sequence[Comparison], stage: str)
             note = f"is right under {setting.words} on {len(found)} of {len(modules)} modules: {names}"
             more = "; if that is what the file shall be, say so in the recipe"
             said = setting.said or f"no {setting.field}"
-            yield Finding(f"{stage}.semantics", Status.WARN, lora.name, setting.words, said, note + more)
+            figures = Figures(setting.value, setting.said or None, setting.field)
+            yield Finding(f"{stage}.semantics", Status.WARN, lora.name, setting.words, said, note + more, figures)
 
 
 def choices(model: type[Lora] | type[Recipe], field: str) -> list[str]:
@@ -105,14 +112,12 @@ def _settings(plan: Plan, concerned: Mapping[str, Comparison]) -> Iterator[Setti
                 lora.model_copy(update={"semantics": semantics}) if index in chosen else lora
                 for index, lora in enumerate(recipe.loras)
             )
-            words = f"semantics: {semantics}" if semantics else "no semantics"
             said = ", ".join(sorted({each for index in chosen if (each := recipe.loras[index].semantics)}))
-            yield Setting(recipe.model_copy(update={"loras": entries}), "semantics", words, said, chosen)
+            yield Setting(recipe.model_copy(update={"loras": entries}), "semantics", semantics, said, chosen)
     if any(len({patch.lora for patch in each.step.patches}) > 1 for each in concerned.values()):
         for compose in choices(Recipe, "compose"):
             if compose != recipe.compose:
-                words = f"compose: {compose}"
-                yield Setting(recipe.model_copy(update={"compose": compose}), "compose", words, recipe.compose, ())
+                yield Setting(recipe.model_copy(update={"compose": compose}), "compose", compose, recipe.compose, ())
 
 
 def _right_under(

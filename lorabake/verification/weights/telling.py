@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from lorabake.documents.records import Figures
 from lorabake.keymap.names import patterns
 from lorabake.planning import Plan
 from lorabake.planning.cautions import cautions_of, cautions_of_recipe
@@ -37,12 +38,14 @@ def findings(
                 _measured(plan, index, group),
                 limit,
                 f"{SENTENCES[cause]} {where}{or_else}{_some(details)}",
+                _figures(group),
             )
     loose = [diagnosis for diagnosis in diagnoses if diagnosis.lora is None]
     owner, foreign = plan.sources.key_map.owner, _foreign(plan, loose, results)
     for component, keys in foreign.items():
         note = f"the whole component is another one: all {len(keys)} tensors of it that no LoRA touches differ"
-        yield Finding(f"{stage}.{Cause.VALUES}", Status.FAIL, component, f"{len(keys)} tensors", "0", note)
+        measured, figures = f"{len(keys)} tensors", Figures(len(keys), 0, "tensors")
+        yield Finding(f"{stage}.{Cause.VALUES}", Status.FAIL, component, measured, "0", note, figures)
     groups: dict[tuple[Cause, str], list[Diagnosis]] = {}
     for diagnosis in loose:
         component = owner.get(diagnosis.key, "")
@@ -56,7 +59,8 @@ def findings(
             if len(group) == 1
             else f"{SENTENCES[cause]}: {patterns(diagnosis.key for diagnosis in group)}"
         )
-        yield Finding(f"{stage}.{cause}", Status.FAIL, subject, "", "", f"{note}{_some(details)}")
+        figures = Figures(len(group), 0, "tensors", len(group) if len(group) > 1 else None)
+        yield Finding(f"{stage}.{cause}", Status.FAIL, subject, "", "", f"{note}{_some(details)}", figures)
 
 
 def _foreign(plan: Plan, loose: list[Diagnosis], results: Sequence[Comparison]) -> dict[str, set[str]]:
@@ -93,16 +97,27 @@ def _grouped(own: list[Diagnosis]) -> list[tuple[Cause, list[Diagnosis]]]:
     return groups
 
 
+def _factors(group: list[Diagnosis]) -> list[float]:
+    """List the factors found, in rising order."""
+    return sorted(diagnosis.factor for diagnosis in group if diagnosis.factor is not None)
+
+
+def _figures(group: list[Diagnosis]) -> Figures:
+    """Put the middle factor into figures, or the number of tensors where no factor was found."""
+    factors = _factors(group)
+    return Figures(factors[len(factors) // 2], 1, "factor") if factors else Figures(len(group), 0, "tensors")
+
+
 def _measured(plan: Plan, lora: int, group: list[Diagnosis]) -> str:
     """Write the factors found, and the resulting strengths if the recipe has one strength for all."""
-    factors = [diagnosis.factor for diagnosis in group if diagnosis.factor is not None]
+    factors = _factors(group)
     if not factors:
         return f"{len(group)} tensor{'s' * (len(group) > 1)}"
-    low, high = min(factors), max(factors)
+    low, high = factors[0], factors[-1]
     strength = plan.sources.loras[lora].entry.strength
     if high - low > 0.02 * max(abs(high), 1):
         return f"×{low:.2f} to ×{high:.2f}"
-    middle = sorted(factors)[len(factors) // 2]
+    middle = factors[len(factors) // 2]
     absolute = f" (strength {middle * strength:.2g}, not {strength:g})" if isinstance(strength, float) else ""
     return f"×{middle:.2f}{absolute}"
 
@@ -139,7 +154,8 @@ def untouched(results: Iterable[Comparison], stage: str) -> Iterator[Finding]:
     same = [result for result in copies if result.is_right and result.found.dtype == result.target.weight.dtype]
     if same:
         subject, count = f"{len(same)} untouched tensors", f"{len(copies)}"
-        yield Finding(f"{stage}.untouched", Status.PASS, subject, f"{len(same)}", count, "byte-equal to the base")
+        note, figures = "byte-equal to the base", Figures(len(same), len(copies), "tensors", len(same))
+        yield Finding(f"{stage}.untouched", Status.PASS, subject, f"{len(same)}", count, note, figures)
     for result in copies:
         if result.is_right and result.found.dtype != result.target.weight.dtype:
             what = "rounded" if result.worst else "the same numbers"
@@ -147,7 +163,8 @@ def untouched(results: Iterable[Comparison], stage: str) -> Iterator[Finding]:
             others.setdefault(note, []).append(result)
     for note, group in others.items():
         subject = group[0].target.key if len(group) == 1 else f"{len(group)} untouched tensors"
-        yield Finding(f"{stage}.untouched", Status.WARN, subject, f"{len(group)}", f"{len(copies)}", note)
+        figures = Figures(len(group), len(copies), "tensors", len(group) if len(group) > 1 else None)
+        yield Finding(f"{stage}.untouched", Status.WARN, subject, f"{len(group)}", f"{len(copies)}", note, figures)
 
 
 def told_of(
@@ -156,5 +173,11 @@ def told_of(
     """Warn of changes that are zero, get lost or are absurd; without `is_whole`, only some modules were looked at."""
     for caution in (*cautions_of_recipe(plan, digests), *cautions_of(plan, tallies, whole=is_whole)):
         yield Finding(
-            f"{stage}.{caution.check}", Status.WARN, caution.lora, caution.measured, caution.limit, caution.note
+            f"{stage}.{caution.check}",
+            Status.WARN,
+            caution.lora,
+            caution.measured,
+            caution.limit,
+            caution.note,
+            caution.figures,
         )
