@@ -3,7 +3,7 @@
 # make docs    refresh what the pages show                    make clean   remove what these made
 # make site    build the site of the pages and of the Python reference, in build/site
 # make torture attacks, kills and full disks, in full (see docs/reliability.md)
-# make dist    build the packages and check them
+# make dist    build the packages and check them          make readme  do what the README says, as a new user
 #
 # PYTHON=python3.12 make test   picks the interpreter of the virtual environment.
 # TORCH=cuda make demo          takes torch with CUDA; auto, the default, takes it where there is an NVIDIA driver,
@@ -16,7 +16,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip -qq --disable-pip-version-check install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test torture lint docs site bench dist clean
+.PHONY: help demo test torture lint docs site bench readme dist clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -74,9 +74,12 @@ site: .venv/docs
 docs: .venv/verify
 	@$(BIN)/python docs/terminal.py
 
+readme:
+	@$(PYTHON) tools/follow_readme.py $(ARGS)
+
 .venv/dist: .venv/core
 	@echo "installing what builds and checks packages"
-	@$(PIP) build twine
+	@$(PIP) -e '.[dist]'
 	@touch $@
 
 dist: .venv/dist
