@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import click
@@ -43,7 +45,21 @@ VERDICTS = {
 """The colour of each verdict, and what is said of the file."""
 
 
+ARGUMENTS = "lorabake.arguments"
+"""The key of a context's `meta` for the arguments as they were given."""
+
+
+class Recorded(click.Command):
+    """Keep the arguments as they were given, for the report."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments, and keep them."""
+        ctx.meta[ARGUMENTS] = tuple(args)
+        return super().parse_args(ctx, args)
+
+
 @click.command(
+    cls=Recorded,
     context_settings=CONTEXT,
     epilog=example("verify recipe.yaml", "verify baked.safetensors --inputs models --report report"),
 )
@@ -68,6 +84,7 @@ VERDICTS = {
 )
 @click.option("--strengths", metavar="0,0.5,1", help="Draw a sweep: factors on all strengths.")
 @click.option("--report", type=click.Path(path_type=Path, file_okay=False), help="Write the report to this folder.")
+@click.option("--date", metavar="DATE", help="A date for the report, such as 2026-11-29; it has none otherwise.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the verdict and what is wrong only.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def verify(
@@ -83,6 +100,7 @@ def verify(
     device: str | None,
     strengths: str | None,
     report: Path | None,
+    date: str | None,
     quiet: bool,
     as_json: bool,
 ) -> int:
@@ -116,6 +134,9 @@ def verify(
     options = VerifyOptions(
         stages=stages or STAGES,
         sample_weights=sample_weights,
+        digests=report is not None,
+        command=shlex.join(["lorabake", "verify", *click.get_current_context().meta[ARGUMENTS]]),
+        date=_date(date),
         samples=SampleOptions(
             prompts=prompts or None,
             seed=seed,
@@ -140,7 +161,7 @@ def verify(
         if report is not None:
             files = reporting.write(verification, report)
         if as_json:
-            echo_json(reporting.record.compose(verification))
+            echo_json(reporting.record.compose(reporting.portable(verification, report)))
     if not as_json:
         for parts in _lines(verification, quiet=quiet):
             echo(*parts)
@@ -219,6 +240,13 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if sides is None:
         raise RecipeError(f"--size {text}: give a side in pixels, or two as 768x512")
     return int(sides[1]), int(sides[2] or sides[1])
+
+
+def _date(text: str | None) -> str:
+    try:
+        return text if text and datetime.fromisoformat(text) else ""
+    except ValueError:
+        raise RecipeError(f"--date {text}: give a date such as 2026-11-29, or with a time 2026-11-29T12:00") from None
 
 
 def _strengths(text: str | None) -> tuple[float, ...]:

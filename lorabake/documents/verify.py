@@ -16,6 +16,53 @@ Stage = Literal["structure", "quick", "weights", "samples"]
 
 
 @dataclass(frozen=True, slots=True)
+class PackageVersion:
+    """The version of a package that took part."""
+
+    __pydantic_config__ = STRICT
+    package: str
+    """Its name, such as torch; Python counts as one."""
+    version: str
+    """Its version."""
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityRecord:
+    """Which model this is."""
+
+    __pydantic_config__ = STRICT
+    path: str
+    """Its path as the recipe writes it, or its name."""
+    of: Literal["files", "headers"]
+    """What the digests are of. Models of one layout have the same headers: only whole files tell them apart."""
+    digests: tuple[FileDigest, ...]
+    """A digest for each of its files with weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentRecord:
+    """What verified what: all that it takes to do it again."""
+
+    __pydantic_config__ = STRICT
+    command: str | None
+    """The command line; null where Python asked."""
+    date: str | None
+    """The date that was given; null without one."""
+    versions: tuple[PackageVersion, ...]
+    """The versions of lorabake, Python and the packages that computed."""
+    system: str
+    """The operating system and the processor's kind, such as Linux x86_64."""
+    device: str
+    """The device that computed."""
+    baked_on: str | None
+    """The classes of device that baked the checkpoint, as its header says; null where it says nothing."""
+    base: IdentityRecord
+    """The base."""
+    output: IdentityRecord | None
+    """The checkpoint; null where it could not be read."""
+
+
+@dataclass(frozen=True, slots=True)
 class StatusCount:
     """How many findings have a status."""
 
@@ -262,8 +309,10 @@ class VerifyDocument:
     """not_finished: no difference was found, but a stage broke off. not_checked: no check could be made."""
     exit_code: int
     """The command's exit code."""
+    environment: EnvironmentRecord | None
+    """What verified what; null for a record that was not made by verifying."""
     baked: str
-    """The checkpoint."""
+    """The checkpoint, told from the recipe's folder."""
     counts: tuple[StatusCount, ...]
     """How many findings have each status; every status is there."""
     stages: tuple[VerifiedStage, ...]

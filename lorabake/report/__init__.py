@@ -6,10 +6,11 @@ from pathlib import Path
 
 from lorabake.errors import SurroundingsError
 from lorabake.report import grid, html, junit, markdown, record
+from lorabake.report.portable import portable
 from lorabake.verification.findings import Verification
 from lorabake.writing.whole import write_whole
 
-__all__ = ["FILES", "write"]
+__all__ = ["FILES", "portable", "write"]
 
 FILES = {
     "html": "index.html",
@@ -27,6 +28,7 @@ def write(verification: Verification, folder: Path) -> dict[str, Path]:
     The same verification gives the same bytes. Files of these names are replaced. Raise SurroundingsError where the
     folder takes no files.
     """
+    verification = portable(verification, folder)
     contents = {
         "html": html.render(verification),
         "json": record.render(verification),

@@ -37,8 +37,11 @@ from lorabake.visible import counted, visible
 if TYPE_CHECKING:
     from lorabake.verification.findings import Pixels, Samples, Verification
 
-COMPARED = ("floor", "baked", "base")
-"""Models that are compared with the run-time model, from the floor to the ceiling."""
+COMPARED = {"floor": "floor", "baked": "baked", "base": "ceiling"}
+"""Models that are compared with the run-time model, from the floor to the ceiling, as tables name them."""
+
+MOST_WITHOUT_INDEX = 6
+"""More prompts than this are listed before their pictures or texts."""
 
 SHARP = 256
 """Pictures narrower than this are enlarged with square pixels."""
@@ -101,6 +104,7 @@ def render(verification: Verification) -> bytes:
     environment.globals |= {
         "MODELS": MODELS,
         "COMPARED": COMPARED,
+        "MOST_WITHOUT_INDEX": MOST_WITHOUT_INDEX,
         "plots": plots,
         "split": _split,
         "largest": largest,

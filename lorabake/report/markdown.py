@@ -13,7 +13,7 @@ from lorabake.verification.findings import Finding, Status, Verdict
 from lorabake.visible import visible
 
 if TYPE_CHECKING:
-    from lorabake.verification.findings import Likeness, Samples, Verification
+    from lorabake.verification.findings import Environment, Identity, Likeness, Samples, Verification
 
 MOST_ROWS = 50
 """GitHub refuses a summary above 1 MiB; the HTML page has the rest."""
@@ -30,6 +30,8 @@ def render(verification: Verification) -> bytes:
     verdict = verification.verdict
     lines = [f"## {VERDICT_SIGNS[verdict]} {verdict.word}: {MEANINGS[verdict]}", ""]
     lines += [f"`lorabake verify`: {escaped(str(verification.baked))}", ""]
+    if verification.environment:
+        lines += [*_environment(verification.environment), ""]
     lines += [*_counts(verification), ""]
     loud = [finding for finding in verification.findings if finding.status in SIGNS]
     if loud:
@@ -49,6 +51,26 @@ def escaped(text: str) -> str:
     spaced = visible(" ".join(text.split()))
     plain = re.sub(r"([\\`*_\[\]|!#~@$])", r"\\\1", spaced.replace("&", "&amp;").replace("<", "&lt;"))
     return re.sub(ADDRESS, r"\g<0>&#8203;", plain, flags=re.IGNORECASE)
+
+
+def _environment(environment: Environment) -> Iterator[str]:
+    facts = {
+        "command": environment.command,
+        "date": environment.date,
+        "versions": ", ".join(f"{package} {version}" for package, version in environment.versions.items()),
+        "device": f"{environment.device}, {environment.system}",
+        "baked on": environment.baked_on,
+        "base": _identity(environment.base),
+        "output": _identity(environment.output) if environment.output else "",
+    }
+    yield from _table(["environment", ""], ([name, fact] for name, fact in facts.items() if fact))
+
+
+def _identity(model: Identity) -> str:
+    """Name a model by its one digest; the page has those of several files."""
+    of = "file" if model.is_whole else "header alone"
+    digests = [*model.digests.values()]
+    return f"{model.path}, {f'SHA-256 of the {of} {digests[0]}' if len(digests) == 1 else f'{len(digests)} files'}"
 
 
 def _counts(verification: Verification) -> Iterator[str]:

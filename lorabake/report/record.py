@@ -9,13 +9,16 @@ from lorabake.documents import document
 from lorabake.documents.bake import FileDigest
 from lorabake.documents.verify import (
     EffectRecord,
+    EnvironmentRecord,
     FailureRecord,
     Found,
     GridRecord,
+    IdentityRecord,
     Likenesses,
     LikenessRecord,
     ModelLogits,
     ModelTexts,
+    PackageVersion,
     PictureRecord,
     RecipeRecord,
     SampleSettings,
@@ -36,7 +39,15 @@ from lorabake.visible import visible_json
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lorabake.verification.findings import Finding, Likeness, Samples, SettingValue, Verification
+    from lorabake.verification.findings import (
+        Environment,
+        Finding,
+        Identity,
+        Likeness,
+        Samples,
+        SettingValue,
+        Verification,
+    )
 
 NOTES = ("pictures", "names", "run_time")
 """Settings that are sentences."""
@@ -53,6 +64,7 @@ def compose(verification: Verification) -> dict[str, object]:
     record = VerifyDocument(
         verdict=verification.verdict.value,
         exit_code=verification.exit_code,
+        environment=_environment(verification.environment) if verification.environment else None,
         baked=str(verification.baked),
         counts=tuple(StatusCount(status.value, count) for status, count in by_status(verification.findings).items()),
         stages=tuple(
@@ -78,6 +90,24 @@ def compose(verification: Verification) -> dict[str, object]:
         grid=_grid(samples) if samples and samples.pictures else None,
     )
     return document("verify", record)
+
+
+def _environment(environment: Environment) -> EnvironmentRecord:
+    return EnvironmentRecord(
+        command=environment.command or None,
+        date=environment.date or None,
+        versions=tuple(PackageVersion(package, version) for package, version in environment.versions.items()),
+        system=environment.system,
+        device=environment.device,
+        baked_on=environment.baked_on or None,
+        base=_identity(environment.base),
+        output=_identity(environment.output) if environment.output else None,
+    )
+
+
+def _identity(model: Identity) -> IdentityRecord:
+    digests = tuple(FileDigest(name, sha256) for name, sha256 in model.digests.items())
+    return IdentityRecord(model.path, "files" if model.is_whole else "headers", digests)
 
 
 def _stage(name: str) -> Stage:

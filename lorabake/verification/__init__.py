@@ -24,6 +24,7 @@ from lorabake.sources import resolve
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.tensors.reader import is_there
 from lorabake.tensors.small import parse_json
+from lorabake.verification.environment import environment_of, hashing
 from lorabake.verification.findings import Verification
 from lorabake.verification.stages import (
     ORDER,
@@ -84,9 +85,14 @@ def _verify(recipe: Recipe, path: Path, options: VerifyOptions) -> Verification:
         structure = look_at_structure(plan, path, options)
         checkpoint = structure.result
         readied = ready(plan, path, checkpoint, options, opened)
+        digests = None
+        if checkpoint and readied.comparing and options.digests:
+            digests = opened.enter_context(hashing(plan, checkpoint))
         weights = finish(readied.comparing, checkpoint.size if checkpoint else 0, path, options)
         samples = finish(readied.sampling, 0, path, options)
+        whole = digests.result() if digests else {}
     outcomes: tuple[Outcome[Any], ...] = (structure, *weights, *samples)
+    sampled = next((outcome.result for outcome in samples), None)
     compared = next((each.result for each in reversed(weights) if each.result is not None), None)
     return Verification(
         baked=path,
@@ -96,9 +102,10 @@ def _verify(recipe: Recipe, path: Path, options: VerifyOptions) -> Verification:
         plan=plan,
         effects=compared.effects if compared else (),
         tensors=compared.tensors if compared else (),
-        samples=next((outcome.result for outcome in samples), None),
+        samples=sampled,
         digests=compared.digests if compared else {},
         failures=tuple(failure for outcome in outcomes for failure in outcome.failures),
+        environment=environment_of(plan, checkpoint, sampled, whole, command=options.command, date=options.date),
     )
 
 

@@ -246,6 +246,37 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Identity:
+    """Tell which model this is: the SHA-256 of each of its files by name, or of their headers if not `is_whole`.
+
+    Two models of one size and layout have the same headers, so only whole files tell them apart.
+    """
+
+    path: str
+    digests: Mapping[str, str]
+    is_whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """Say what verified what: all that somebody else needs to do it again.
+
+    `versions` are by package, Python included; `device` computed, and `baked_on` is what the checkpoint's header says
+    of the bake. `command` is empty where Python asked, `date` where none was given. `output` is None for a checkpoint
+    that could not be read.
+    """
+
+    versions: Mapping[str, str]
+    system: str
+    device: str
+    baked_on: str
+    base: Identity
+    output: Identity | None
+    command: str = ""
+    date: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Verification:
     """Hold everything that verifying one checkpoint brought: the verdict, and what the report shows.
 
@@ -262,6 +293,7 @@ class Verification:
     samples: Samples | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
     failures: tuple[Failure, ...] = ()
+    environment: Environment | None = None
 
     def __repr__(self) -> str:
         from lorabake.verification.summary import line_of

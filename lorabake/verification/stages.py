@@ -44,9 +44,10 @@ class VerifyOptions:
     """Say how thoroughly to look.
 
     `stages` are some of "structure", "weights" or "quick", and "samples"; `samples` says how to sample.
-    `sample_weights` looks at so many tensors only. `begin` is told each part of the work and the bytes it will read
-    (0 where unknown); `progress` counts them, from any thread. `tell` is told at once what will keep a stage from
-    running.
+    `sample_weights` looks at so many tensors only. `digests` takes the SHA-256 of the base's and the checkpoint's
+    files, if a stage reads them anyway. `command` and `date` are repeated in the result. `begin` is told each part of
+    the work and the bytes it will read (0 where unknown); `progress` counts them, from any thread. `tell` is told at
+    once what will keep a stage from running.
     Without a `progress` of its own, a run in a notebook shows a bar, unless `bar` is False.
 
     Raise ArgumentError for a value of another type, or out of its range.
@@ -60,6 +61,9 @@ class VerifyOptions:
 
     stages: Sequence[str] = STAGES
     sample_weights: int | None = None
+    digests: bool = False
+    command: str = ""
+    date: str = ""
     samples: SampleOptions = field(default_factory=SampleOptions)
     begin: Callable[[str, int], None] = unseen
     progress: Callable[[int], None] = unseen
@@ -72,6 +76,7 @@ class VerifyOptions:
             "stages": arguments.chosen(self.stages, "stages", ORDER),
             "sample_weights": None if least is None else arguments.whole(least, "sample_weights", 1),
             "samples": arguments.instance(self.samples, SampleOptions, "samples", "SampleOptions(…)"),
+            "digests": arguments.yes_or_no(self.digests, "digests"),
             "begin": arguments.called(self.begin, "begin", "lambda stage, total: None"),
             "progress": arguments.called(self.progress, "progress", "lambda count: None"),
             "tell": arguments.called(self.tell, "tell", "print"),

@@ -24,7 +24,9 @@ from lorabake.planning import Plan
 from lorabake.recipe import load_recipe
 from lorabake.verification.findings import (
     Effect,
+    Environment,
     Finding,
+    Identity,
     Likeness,
     PromptSample,
     Samples,
@@ -148,6 +150,16 @@ def tensors(fault: str = "applied", factor: float = 1.0) -> Iterator[TensorVerdi
             )
 
 
+ENVIRONMENT = Environment(
+    {"lorabake": "0.1.0", "Python": "3.11.7", "torch": "2.13.0+cpu", "numpy": "2.4.6"},
+    "Linux x86_64",
+    "cpu",
+    "cpu",
+    Identity("base.safetensors", {"base.safetensors": "0123456789abcdef" * 4}, is_whole=True),
+    Identity("demo.safetensors", {"demo.safetensors": "fedcba9876543210" * 4}, is_whole=True),
+    "lorabake verify recipe.yaml --report out/report --date 2026-11-29",
+    "2026-11-29",
+)
 PASSED = (
     Finding(
         "structure.file",
@@ -235,6 +247,7 @@ def true(samples: Samples | None = None, found: tuple[Finding, ...] = ()) -> Ver
         effects=tuple(effects()),
         tensors=tuple(tensors()),
         samples=samples,
+        environment=ENVIRONMENT,
         digests={"base.safetensors": "0123456789abcdef" * 4, "knight.safetensors": "89abcdef01234567" * 4},
     )
 
@@ -265,6 +278,14 @@ def many() -> Verification:
     return replace(true(), findings=(*PASSED, *found), effects=tuple(effects(6)))
 
 
+def prompts() -> Verification:
+    """Verify with pictures and texts of eight prompts."""
+    three, two = pictures().pictures, texts().texts
+    drawn = tuple(replace(three[at % 3], prompt=f"{three[at % 3].prompt}, scene {at + 1}") for at in range(8))
+    written = tuple(replace(two[at % 2], prompt=f"{two[at % 2].prompt} on day {at + 1}") for at in range(8))
+    return true(replace(pictures(), pictures=drawn, texts=written))
+
+
 def hostile() -> Verification:
     """Verify where every text tries to be more than text."""
     evil = "<script>window.hacked=1</script><img src=x onerror=alert(1)>|`*_[a](http://x)\0\x1b\ud800"
@@ -283,6 +304,12 @@ def hostile() -> Verification:
         effects=(Effect(evil, evil, evil, math.nan), Effect(evil, evil, "b", 0.1)),
         tensors=(TensorVerdict(evil, evil, evil, evil, math.inf),),
         digests={evil: evil},
+        environment=replace(
+            ENVIRONMENT,
+            versions={evil: evil},
+            command=evil,
+            base=Identity(evil, {evil: evil, "b": evil}, is_whole=False),
+        ),
     )
 
 
@@ -293,6 +320,7 @@ EXAMPLES: dict[str, Callable[[], Verification]] = {
     "broken": broken,
     "many": many,
     "texts": lambda: true(texts()),
+    "prompts": prompts,
     "hostile": hostile,
 }
 

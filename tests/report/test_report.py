@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import math
 import re
 import struct
+import sys
+import tempfile
+import traceback
 import zlib
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -18,11 +22,23 @@ import numpy as np
 import pytest
 
 from lorabake import report
+from lorabake.baking import plan
 from lorabake.errors import SurroundingsError
+from lorabake.recipe import load_recipe
 from lorabake.report import plots
 from lorabake.report.markdown import MOST_ROWS
 from lorabake.report.pictures import amplified, gain, png
-from lorabake.verification.findings import Effect, Finding, Status, Verdict, Verification
+from lorabake.verification.findings import (
+    Effect,
+    Failure,
+    Finding,
+    Identity,
+    Status,
+    TensorVerdict,
+    Verdict,
+    Verification,
+)
+from tests import builders as b
 from tests.documents import check
 from tests.report import example
 
@@ -65,7 +81,7 @@ def test_forms_are_written_and_the_same_again(name: str, tmp_path: Path) -> None
     assert sorted(path.name for path in first["html"].parent.iterdir()) == sorted(
         path.name for path in first.values()
     )
-    assert ("grid" in first) is (name in ("true", "different", "hostile"))
+    assert ("grid" in first) is (name in ("true", "different", "prompts", "hostile"))
 
 
 @pytest.mark.parametrize(
@@ -117,10 +133,104 @@ def test_texts_that_try_to_be_more_stay_texts(tmp_path: Path) -> None:
 
     assert "<" not in re.sub(r"&lt;", "", texts["markdown"])
     rows = [line for line in texts["markdown"].splitlines() if line.startswith("|")]
-    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} <= {4, 5, 7}
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} <= {3, 4, 5, 7}
 
     assert "<script>" in ElementTree.fromstring(texts["junit"]).findall(".//failure")[0].get("message", "")
     assert json.loads(texts["json"])["findings"][-2]["message"].endswith("\0\x1b\ud800 (measured 0.8, limit 0.6).")
+
+
+# -- what verified what, and nothing of this machine ----------------------------------------------------
+
+
+def test_all_forms_for_people_begin_with_the_environment(tmp_path: Path) -> None:
+    verification = example.true(example.pictures())
+    texts = written(verification, tmp_path)
+    words = " ".join(Page(texts["html"]).words.split())
+    parts = ("lorabake verify recipe.yaml", "torch 2.13.0+cpu", "2026-11-29", "Linux x86_64", "fedcba9876543210" * 4)
+    places = [words.index(part, words.index("Environment")) for part in parts]
+    assert max(places) < words.index("Pictures The same noise")
+    told = texts["markdown"].split("| stage |")[0].replace("\\", "")
+    assert all(part in told for part in parts)
+    digests = json.loads(texts["json"])["environment"]["output"]["digests"]
+    assert digests == [{"path": "demo.safetensors", "sha256": "fedcba9876543210" * 4}]
+
+
+def test_without_a_date_or_an_environment_none_is_shown(tmp_path: Path) -> None:
+    undated = replace(example.true(), environment=replace(example.ENVIRONMENT, date="", command=""))
+    assert not re.search(r"<dt>(date|command)</dt>", written(undated, tmp_path)["html"])
+    texts = written(example.broken(), tmp_path)
+    assert "Environment" not in texts["html"] + texts["markdown"]
+    assert json.loads(texts["json"])["environment"] is None
+
+
+def test_digests_of_headers_alone_are_said_to_be_that(tmp_path: Path) -> None:
+    base = Identity("base", {"a.safetensors": "1" * 64, "b.safetensors": "2" * 64}, is_whole=False)
+    texts = written(replace(example.true(), environment=replace(example.ENVIRONMENT, base=base)), tmp_path)
+    assert "SHA-256 of the header alone" in texts["html"]
+    assert re.search(r"b\.safetensors <code>2{64}</code>", texts["html"])
+
+
+def test_no_form_holds_an_absolute_path_also_where_the_recipe_and_the_findings_do(tmp_path: Path) -> None:
+    home, models = tmp_path / "home of a user", tmp_path / "models"
+    models.mkdir()
+    home.mkdir()
+    b.save(models / "base.safetensors", b.sd1())
+    b.sd1_lora(models / "ink.safetensors", seed=1, rank=2)
+    text = f"version: 1\nbase: {models / 'base.safetensors'}\nloras: [{models / 'ink.safetensors'}]\n"
+    text += "output: {path: ../out/baked.safetensors}\n"
+    (home / "recipe.yaml").write_text(text)
+    planned = plan(load_recipe(home / "recipe.yaml"))
+    lora = planned.ledgers[0].lora
+    here = [
+        f"{models}/ink.safetensors: is gone",
+        f"{home}/notes/x.txt, {tmp_path}/out/baked.safetensors",
+        f"'{home}'",
+    ]
+    here += [f"{Path.cwd()}/a.txt and {Path.home()}/.cache/hub", f"({tempfile.gettempdir()}/lorabake-x/y.bin)"]
+    found = tuple(Finding("weights.lora", Status.FAIL, lora, models.as_posix(), note=note) for note in here)
+    try:
+        raise ValueError(str(models / "base.safetensors"))
+    except ValueError:
+        failure = Failure("weights", 4, traceback.format_exc())
+    command = f"lorabake verify '{home}/recipe.yaml' --report {tmp_path}/report"
+    verification = replace(
+        example.true(example.pictures()),
+        baked=tmp_path / "out" / "baked.safetensors",
+        recipe=text,
+        plan=planned,
+        findings=found,
+        effects=(Effect(lora, "unet", "in", 0.2),),
+        tensors=(TensorVerdict(lora, "to_q", "to_q.weight", "strength", 2.0),),
+        digests={str(models / "base.safetensors"): "0" * 64},
+        failures=(failure,),
+        environment=replace(example.ENVIRONMENT, command=command),
+    )
+    texts = written(verification, tmp_path / "report")
+    for form, content in texts.items():
+        plain = re.sub(r"data:image/png;base64,[\w+/=]+", "", html.unescape(content)).replace("\\", "")
+        for folder in (tmp_path, Path.cwd(), Path.home(), Path(sys.prefix), Path(pytest.__file__).parent):
+            assert not re.search(rf"(?<![\w/]){re.escape(str(folder))}\b", plain), (form, folder)
+        assert not re.search(r"(?<![\w/<.~:])/(?!\w+>)[\w.-]+/[\w.-]+", plain), form
+    record = json.loads(texts["json"])
+    assert record["baked"] == "../out/baked.safetensors"
+    assert [each["message"].removesuffix(" (measured models).") for each in record["findings"]] == [
+        "ink.safetensors: is gone",
+        "notes/x.txt, ../out/baked.safetensors",
+        "'.'",
+        "a.txt and ~/.cache/hub",
+        "(lorabake-x/y.bin)",
+    ]
+    assert record["environment"]["command"] == "lorabake verify 'recipe.yaml' --report report"
+    assert record["recipe"]["text"].startswith("version: 1\nbase: base.safetensors\nloras: [ink.safetensors]\n")
+    assert record["digests"] == [{"path": "base.safetensors", "sha256": "0" * 64}]
+    assert 'File "tests/report/test_report.py"' in record["failures"][0]["traceback"]
+
+
+def test_prompts_and_addresses_that_look_like_paths_stay(tmp_path: Path) -> None:
+    said = "and/or /imagine prompt: https://example.org/a/b.png, 1/2 of m/s."
+    found = (*example.PASSED, Finding("weights.lora", Status.WARN, "x", note=said))
+    texts = written(replace(example.true(), findings=found), tmp_path)
+    assert json.loads(texts["json"])["findings"][-1]["message"] == said
 
 
 # -- the page ------------------------------------------------------------------------------------------
@@ -152,9 +262,9 @@ def test_sections_without_content_are_left_out(tmp_path: Path) -> None:
         return [attributes["id"] for tag, attributes in page.elements if tag == "section" and "id" in attributes]
 
     assert sections(example.broken()) == ["checks"]
-    assert sections(example.true()) == ["effects", "ledger", "checks", "recipe", "file", "digests"]
-    assert sections(example.true(example.pictures()))[:4] == ["pictures", "sweep", "settings", "effects"]
-    assert sections(example.true(example.texts()))[:3] == ["texts", "settings", "effects"]
+    assert sections(example.true()) == ["environment", "effects", "ledger", "checks", "recipe", "file", "digests"]
+    assert sections(example.true(example.pictures()))[1:5] == ["pictures", "sweep", "settings", "effects"]
+    assert sections(example.true(example.texts()))[1:4] == ["texts", "settings", "effects"]
 
 
 def test_what_failed_comes_first_and_what_passed_is_folded(tmp_path: Path) -> None:

@@ -13,17 +13,20 @@ from pathlib import Path
 import pytest
 
 from lorabake.visible import is_hidden
-from tests.report.browser import CHROMIUM, DRIVER, browser
+from tests.report.browser import Window, browser, lacking
 from tests.torture.conftest import Tally
 from tests.torture.injections import PAYLOADS, PRINTED, base_names, faults_of, lora_names, tokens, training
 from tests.torture.surroundings import command
 
+MISSING = lacking()
 SEEN = """
+() => {
 const foreign = [...document.links].filter(each => !each.hash || each.protocol !== 'file:');
 const loaded = performance.getEntriesByType('resource').filter(each => !each.name.startsWith('data:'));
 const odd = document.querySelectorAll('iframe, object, embed, form, base');
 const counts = [foreign.length, document.scripts.length, loaded.length, odd.length];
 return [typeof window.hacked, ...counts, document.documentElement.textContent];
+}
 """
 """Count what a page must not have."""
 
@@ -70,13 +73,14 @@ def test_on_a_terminal(tally: Callable[[str, str], Tally], effort: Callable[[int
             count.hold(not fault, f"{world.__name__}: {arguments[0]}: {fault}")
 
 
-@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver on the PATH")
+@pytest.mark.skipif(bool(MISSING), reason=MISSING or "nothing is missing")
 def test_in_chromium(tally: Callable[[str, str], Tally], effort: Callable[[int, int], int], tmp_path: Path) -> None:
     count = tally(
         "the report's page of such inputs, in Chromium",
         "no script, link, picture or address of theirs, and not a word in the console",
     )
-    with browser() as window:
+    with browser() as started:
+        window = Window(started)
         for world in [tokens, base_names, training][: effort(1, 3)]:
             folder = tmp_path / world.__name__
             folder.mkdir()
@@ -85,11 +89,10 @@ def test_in_chromium(tally: Callable[[str, str], Tally], effort: Callable[[int, 
             command(
                 folder, "verify", "recipe.yaml", "--stage", "structure", "--stage", "weights", "--report", "report"
             )
-            window.console()
             window.open(folder / "report/index.html")
             *counts, text = window.run(SEEN)
             count.hold(counts == ["undefined", 0, 1, 0, 0], f"{world.__name__}: {counts}")
-            count.hold(window.console() == [], f"{world.__name__}: the console")
+            count.hold(window.faults == [], f"{world.__name__}: the console")
             steering = [each for each in text if is_hidden(each) and each not in "\n"]
             count.hold(not steering, f"{world.__name__}: {steering[:5]}")
             if world is tokens:

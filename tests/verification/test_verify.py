@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from safetensors.torch import load_file
 
 from lorabake import load_recipe
 from lorabake.cli.verify import verify as command
-from lorabake.errors import FileError
+from lorabake.errors import FileError, RecipeError
+from lorabake.tensors.safetensors import read_header
 from lorabake.verification import VerifyOptions, embedded_recipe, verify
 from lorabake.verification.findings import Finding, Status, Verification
 from lorabake.verification.weights.effects import block_of, in_order
@@ -320,3 +323,54 @@ def test_blocks_are_in_the_order_in_which_a_model_runs() -> None:
 )
 def test_a_module_is_shortened_to_its_block(module: str, block: str) -> None:
     assert block_of(module) == block
+
+
+# -- what verified what --------------------------------------------------------------------------------------
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_report_names_versions_command_and_the_digests_of_base_and_output(folder: Path) -> None:
+    arguments = (folder / "recipe.yaml", "--report", folder / "report", "--date", "2026-11-29")
+    assert run(*arguments)[0] == 0
+    told = json.loads((folder / "report" / "report.json").read_text())["environment"]
+    versions = {each["package"]: each["version"] for each in told["versions"]}
+    assert versions.keys() == {"lorabake", "Python", "torch", "numpy"}
+    assert versions["torch"] == torch.__version__
+    assert (told["device"], told["baked_on"], told["date"]) == ("cpu", "cpu", "2026-11-29")
+    stages = "--stage structure --stage weights"
+    assert told["command"] == f"lorabake verify recipe.yaml --report report --date 2026-11-29 {stages}"
+    for part, name in (("base", "base.safetensors"), ("output", "out.safetensors")):
+        digests = [{"path": name, "sha256": sha256(folder / name)}]
+        assert told[part] == {"path": name, "of": "files", "digests": digests}
+    assert str(folder) not in "".join(path.read_text() for path in (folder / "report").iterdir())
+
+
+def test_what_reads_headers_alone_names_their_digests(folder: Path) -> None:
+    options = VerifyOptions(stages=("structure",), digests=True)
+    told = verify(load_recipe(folder / "recipe.yaml"), None, options).environment
+    assert told
+    assert told.output
+    assert (told.base.is_whole, told.output.is_whole, told.command, told.date) == (False, False, "", "")
+    assert told.base.digests == {"base.safetensors": read_header(folder / "base.safetensors").sha256}
+
+
+def test_digests_are_taken_only_if_asked_for(folder: Path) -> None:
+    told = verify(load_recipe(folder / "recipe.yaml"), None, BOTH).environment
+    assert told
+    assert not told.base.is_whole
+
+
+def test_a_file_that_cannot_be_read_has_no_digest(folder: Path) -> None:
+    (folder / "out.safetensors").write_bytes((folder / "out.safetensors").read_bytes()[:100])
+    told = verify(load_recipe(folder / "recipe.yaml"), None, replace(BOTH, digests=True)).environment
+    assert told
+    assert told.output is None
+
+
+@pytest.mark.parametrize("date", ["yesterday", "2026-13-01", "29.11.2026"])
+def test_a_date_that_is_none_is_refused(folder: Path, date: str) -> None:
+    with pytest.raises(RecipeError, match=f"--date {date}: give a date such as 2026-11-29"):
+        run(folder / "recipe.yaml", "--date", date)

@@ -1,4 +1,13 @@
 "use strict";
+// What scrolls sideways takes part in the keyboard's order, so that the arrow keys can scroll it.
+const scrolled = new ResizeObserver((boxes) => {
+  for (const { target } of boxes) {
+    if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+    else target.removeAttribute("tabindex");
+  }
+});
+for (const box of document.querySelectorAll(".wide, .strip, pre")) scrolled.observe(box);
+
 // The slider between two pictures. It takes the pictures that the page already shows.
 const panel = document.getElementById("compare");
 if (panel) {

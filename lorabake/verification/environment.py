@@ -1,0 +1,108 @@
+"""Say what verified what: versions, device, and which base and checkpoint these are."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from threading import Event
+
+from lorabake import __version__
+from lorabake.planning import Plan
+from lorabake.planning.provenance import DEVICE
+from lorabake.tensors.checkpoint import Checkpoint
+from lorabake.verification.findings import Environment, Identity, Samples
+from lorabake.verification.structure import name_of
+
+COMPUTING = ("torch", "numpy")
+SAMPLING = ("diffusers", "transformers", "peft", "accelerate")
+"""Packages whose versions matter: always, and where models were run."""
+
+CHUNK = 1 << 22
+
+
+@contextmanager
+def hashing(plan: Plan, checkpoint: Checkpoint) -> Iterator[Future[dict[str, str]]]:
+    """Take the SHA-256 of every file of the base and of the checkpoint, by path, while the stages look at them.
+
+    There are none if a file cannot be read: the stages tell of that.
+    """
+    paths = dict.fromkeys(header.path for model in (plan.sources.base, checkpoint) for header in model.headers)
+    stop = Event()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield pool.submit(_sha256, [*paths], stop)
+        except BaseException:
+            stop.set()
+            raise
+
+
+def _sha256(paths: list[Path], stop: Event) -> dict[str, str]:
+    taken = {}
+    try:
+        for path in paths:
+            digest, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK))
+            with path.open("rb", buffering=0) as stream:
+                while (count := stream.readinto(buffer)) and not stop.is_set():
+                    digest.update(buffer[:count])
+            taken[str(path)] = digest.hexdigest()
+    except OSError:
+        return {}
+    return taken
+
+
+def environment_of(
+    plan: Plan,
+    checkpoint: Checkpoint | None,
+    samples: Samples | None,
+    whole: Mapping[str, str],
+    *,
+    command: str,
+    date: str,
+) -> Environment:
+    """Describe a verification; `whole` are the digests of whole files, by path, as far as they were taken."""
+    base = plan.sources.base
+    return Environment(
+        versions=dict(_versions(samples)),
+        system=f"{platform.system()} {platform.machine()}",
+        device=_device(samples),
+        baked_on=checkpoint.metadata.get(DEVICE, "").strip() if checkpoint else "",
+        base=_identity(plan.sources.recipe.base.portable_path, base, whole),
+        output=_identity(checkpoint.path.name, checkpoint, whole) if checkpoint else None,
+        command=command,
+        date=date,
+    )
+
+
+def _versions(samples: Samples | None) -> Iterator[tuple[str, str]]:
+    yield "lorabake", __version__
+    yield "Python", platform.python_version()
+    for package in (*COMPUTING, *(SAMPLING if samples else ())):
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:  # a package that is on the path without being installed
+            continue
+
+
+def _device(samples: Samples | None) -> str:
+    """Name the device that ran the models, the accelerator's product included; weights are compared on the CPU."""
+    device = str(samples.settings.get("device", "cpu")) if samples else "cpu"
+    if not device.startswith("cuda"):
+        return device
+    import torch
+
+    return f"{device} ({torch.cuda.get_device_name(device)})"
+
+
+def _identity(path: str, checkpoint: Checkpoint, whole: Mapping[str, str]) -> Identity:
+    headers = list(checkpoint.headers)
+    is_whole = all(str(header.path) in whole for header in headers)
+    return Identity(
+        path,
+        {name_of(checkpoint, header): whole[str(header.path)] if is_whole else header.sha256 for header in headers},
+        is_whole,
+    )
