@@ -43,6 +43,13 @@ def number(value: object, name: str, least: float = -math.inf) -> float:
     raise _wrong(name, "a finite number" if least == -math.inf else f"a finite number, {least:g} or more", value)
 
 
+def text(value: object, name: str) -> str:
+    """Take one text, which may be empty."""
+    if isinstance(value, str):
+        return value
+    raise _wrong(name, "a text", value)
+
+
 def texts(value: object, name: str) -> tuple[str, ...]:
     """Take texts in a list or a tuple; one text alone counts as a list of one."""
     values = (value,) if isinstance(value, str) else value

@@ -77,6 +77,8 @@ class VerifyOptions:
             "sample_weights": None if least is None else arguments.whole(least, "sample_weights", 1),
             "samples": arguments.instance(self.samples, SampleOptions, "samples", "SampleOptions(…)"),
             "digests": arguments.yes_or_no(self.digests, "digests"),
+            "command": arguments.text(self.command, "command"),
+            "date": arguments.text(self.date, "date"),
             "begin": arguments.called(self.begin, "begin", "lambda stage, total: None"),
             "progress": arguments.called(self.progress, "progress", "lambda count: None"),
             "tell": arguments.called(self.tell, "tell", "print"),
