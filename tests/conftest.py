@@ -2,9 +2,12 @@
 
 import os
 import sys
+from collections.abc import Generator
 
 import pytest
 from hypothesis import settings
+
+from tests.skips import advise
 
 # The same examples in every run: a failure in CI can be repeated, and no run fails by luck.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -17,6 +20,22 @@ os.environ.setdefault("LORABAKE_DEVICE", "cpu")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add what `make torture` gives."""
     parser.addoption("--torture", action="store_true", help="run the hostile campaign (tests/torture) in full")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Say what to do about a skipped test."""
+    report = yield
+    advise(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Say what to do about a skipped file."""
+    report = yield
+    advise(report)
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
