@@ -18,7 +18,7 @@ GROUPS = {
         *("what-it-bakes", "families", "kinds", "formats", "coverage", "storage", "devices", "speed"),
     ),
     "Trust it": ("promises", "verification", "reliability"),
-    "Reference": ("api",),
+    "Reference": ("api", "json"),
     "Change it": ("architecture", "extending"),
 }
 """Pages by reader, in the order of reading."""

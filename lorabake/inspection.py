@@ -190,6 +190,7 @@ def _with_lora(record: InspectDocument, lora: LoraSource, said: Mapping[str, obj
         record,
         problems=tuple(problems),
         family=title,
+        families=tuple(family.name for family in evidence.families),
         family_by=None if not title else "structure" if evidence.whole or evidence.is_text else "names",
         modules=len(tensors.modules),
         kinds=tuple(_count_kinds(lora, tensors.modules.values())),
@@ -330,6 +331,7 @@ def _with_checkpoint(record: InspectDocument, checkpoint: Checkpoint) -> Inspect
     return replace(
         record,
         family=key_map.architecture.title,
+        families=(key_map.architecture.name,),
         family_by="structure",
         components=tuple(
             FoundComponent((name,), layout.name, prefix, owned[name], None)

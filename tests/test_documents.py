@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from click.testing import CliRunner
 from jsonschema import ValidationError
 
 from lorabake import load_recipe, plan
+from lorabake.cli import lorabake
 from lorabake.documents import VERSIONS, plain
+from lorabake.documents.records import Unit
 from lorabake.documents.schema import RECORDS, schema_of
+from lorabake.documents.verify import Stage, Status, Verdict
+from lorabake.planning.cautions import cautions_of_recipe
+from lorabake.recipe import parse_recipe
+from lorabake.verification import ORDER, findings
 from tests import builders as b
 from tests.documents import PROSE, check, validator
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -47,6 +62,12 @@ def test_schemas_are_strict_and_describe_every_field(name: str) -> None:
         assert schema["description"], place
         silent = [key for key, field in schema["properties"].items() if not {"description", "$ref"} & field.keys()]
         assert silent == [], place
+
+
+def test_the_names_in_schemas_are_those_of_the_program() -> None:
+    assert {*get_args(Status)} == {*findings.Status}
+    assert {*get_args(Verdict)} == {*findings.Verdict}
+    assert {*get_args(Stage)} == {*ORDER}
 
 
 def test_every_document_has_a_record() -> None:
@@ -97,3 +118,68 @@ def test_prose_is_found_in_a_value(told: dict[str, Any], words: str) -> None:
 )
 def test_numbers_that_json_cannot_write_become_words(value: object, written: object) -> None:
     assert plain(value) == written
+
+
+# -- docs/json.md ------------------------------------------------------------------------------------------
+
+PAGE = (ROOT / "docs" / "json.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"^```sh\n(lorabake (\w+) [^\n]*)\n```\n\n```json\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+VARYING = {"seconds", "sync_seconds", "peak_memory_bytes", "free_disk_bytes", "sha256", "bottleneck", "relative"}
+"""Values that are others on another machine."""
+
+ELSEWHERE = "/home/me/lorabake"
+"""The folder in which the page's examples are run."""
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the recipes and their inputs, as a reader has it, and what the page bakes."""
+    folder = tmp_path_factory.mktemp("reader")
+    left_out = shutil.ignore_patterns("inputs", "__pycache__")
+    shutil.copytree(ROOT / "recipes", folder / "recipes", ignore=left_out)
+    script = [sys.executable, ROOT / "recipes" / "make_inputs.py", folder / "recipes" / "inputs"]
+    subprocess.run(script, check=True, capture_output=True)
+    b.run(folder / "recipes" / "per_component.yaml")
+    return folder
+
+
+def missing(shown: Any, told: Any, place: str = "") -> Iterator[str]:
+    """Yield what an example shows that a document does not hold; entries of lists may stand anywhere."""
+    if isinstance(shown, dict) and isinstance(told, dict):
+        for key, value in shown.items():
+            if key not in told:
+                yield f"{place}.{key}"
+            elif key not in VARYING:
+                yield from missing(value, told[key], f"{place}.{key}")
+            elif type(value) is not type(told[key]):
+                yield f"{place}.{key}: {told[key]!r}"
+    elif isinstance(shown, list) and isinstance(told, list):
+        yield from (f"{place}: {entry}" for entry in shown if all([*missing(entry, each)] for each in told))
+    elif shown != told:
+        yield f"{place}: {told!r}"
+
+
+def test_the_page_shows_every_document() -> None:
+    assert [name for _, name, _ in EXAMPLES] == [*VERSIONS]
+
+
+@pytest.mark.parametrize(("command", "shown"), [(command, shown) for command, _, shown in EXAMPLES])
+def test_the_page_shows_what_is_printed(
+    command: str, shown: str, reader: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(reader)
+    done = CliRunner().invoke(lorabake, shlex.split(command)[1:], standalone_mode=False)
+    assert done.exception is None
+    assert not [*missing(json.loads(shown), check(done.stdout.replace(str(reader), ELSEWHERE)))]
+
+
+def test_the_page_shows_a_warning_as_it_is(reader: Path) -> None:
+    recipe = (reader / "recipes" / "per_component.yaml").read_text().replace("strength: 0.5", "strength: 12")
+    made = plan(parse_recipe(recipe.replace("    components: [unet] ", "    #"), reader / "recipes"))
+    (warning,) = (plain(caution.record()) for caution in cautions_of_recipe(made))
+    assert warning == json.loads(re.findall(r"^```json\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)[1])
+
+
+def test_the_page_tells_every_unit_and_verdict() -> None:
+    rows = "\n".join(re.findall(r"^\| `.*?\|", PAGE, re.MULTILINE))
+    assert {*re.findall(r"`(\w+)`", rows)} - {"verdict", "unit"} == {*get_args(Unit)} | {*get_args(Verdict)}

@@ -139,6 +139,8 @@ class InspectDocument:
     """What keeps it from being baked; none where nothing is known to."""
     family: str | None = None
     """The title of its model family; null where it is not recognised."""
+    families: tuple[str, ...] = ()
+    """The names of the families that it may belong to, as `architecture` of a plan."""
     family_by: Literal["structure", "names"] | None = None
     """How the family is known: by names and shapes together, or by names alone."""
     modules: int | None = None
