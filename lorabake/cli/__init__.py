@@ -127,8 +127,8 @@ def lorabake() -> None:
     """Bake weighted LoRAs into a SafeTensors checkpoint.
 
     \b
-    Exit codes: 0 done, 1 a check found a difference, 2 the input is at fault,
-    3 the surroundings are (disk full, device missing, an extra not installed),
+    Exit codes: 0 done, 1 verify found a difference, 2 an input is wrong,
+    3 the machine has a problem (disk full, device missing, an extra not installed),
     4 lorabake itself failed.
     """
 

@@ -38,7 +38,9 @@ ALL = 0.9995
 @click.command(
     context_settings=CONTEXT,
     epilog=example(
-        "bake recipe.yaml", "bake --base base.safetensors --lora style.safetensors=0.8 -o baked.safetensors"
+        "bake recipe.yaml",
+        "bake recipe.yaml --set loras.0.strength=0.6 -o weaker.safetensors",
+        "bake --base base.safetensors --lora style.safetensors=0.8 -o baked.safetensors",
     ),
 )
 @recipe_options()
@@ -47,16 +49,18 @@ ALL = 0.9995
 @click.option(
     "--device",
     shell_complete=complete_device,
-    help="Compute on this device: auto, cpu, cuda, cuda:1, xpu, mps.  [default: $LORABAKE_DEVICE, else auto: an "
-    "accelerator where there is one, else the CPU]",
+    help="Compute on this device: auto, cpu, cuda, cuda:1, xpu, mps. auto takes an accelerator if there is one, else "
+    "the CPU.  [default: $LORABAKE_DEVICE, else auto]",
 )
-@click.option("--workers", type=click.IntRange(1, 64), help="Threads that compute.  [default: the cores, up to 8]")
-@click.option("--overwrite", is_flag=True, help="Replace a target that holds something else.")
+@click.option(
+    "--workers", type=click.IntRange(1, 64), help="How many threads compute.  [default: the cores, up to 8]"
+)
+@click.option("--overwrite", is_flag=True, help="Replace the target even if it holds something else.")
 @click.option(
     "--fsync/--no-fsync", default=True, help="Whether to wait until the disk has everything.  [default: yes]"
 )
-@click.option("--report", type=click.Path(path_type=Path), help="Write what happened to this JSON file.")
-@click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings only.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write what happened into this JSON file.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only errors and warnings.")
 @click.option("--json", "as_json", is_flag=True, help="Print what happened as JSON.")
 def bake(
     said: Options,
@@ -71,16 +75,10 @@ def bake(
 ) -> None:
     """Bake RECIPE into a new checkpoint.
 
-    The output is written beside its target and renamed when it is complete: whatever stops a bake, an older
-    file of that name stays as it was. The same recipe and inputs give the same bytes on the same class of device.
+    The output gets its name when it is complete. If something stops the bake, an older file of that name stays as it
+    was. The same recipe and inputs give the same bytes on the same class of device (CPU, CUDA and so on).
 
     Options can take the place of RECIPE. Paths in options start from the current folder.
-
-    \b
-    Examples:
-      lorabake bake recipe.yaml
-      lorabake bake recipe.yaml --set loras.0.strength=0.6 -o weaker.safetensors
-      lorabake bake --base x.safetensors --lora a.safetensors=0.8 -o y.safetensors
     """
     plan = make_plan(said.recipe(), output)
     check_saved(said.save, plan, [report])

@@ -25,7 +25,14 @@ from lorabake.recipe.options import Options
 from lorabake.visible import size_of
 
 
-@click.command(context_settings=CONTEXT, epilog=example("plan recipe.yaml", "plan recipe.yaml --estimate"))
+@click.command(
+    context_settings=CONTEXT,
+    epilog=example(
+        "plan recipe.yaml",
+        "plan recipe.yaml --estimate",
+        "plan --base base.safetensors --lora style.safetensors=0.8 -o baked.safetensors",
+    ),
+)
 @recipe_options()
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Plan for this path instead of the recipe's.")
 @save_option
@@ -33,19 +40,13 @@ from lorabake.visible import size_of
 @click.option(
     "--estimate",
     is_flag=True,
-    help="Estimate what survives of each LoRA in the output's dtype, and warn of changes that are none, or absurd "
-    "(reads tensors).",
+    help="Also read a sample of the tensors. Say how much of each LoRA survives in the output's dtype, and warn of "
+    "LoRAs that change nothing, or far too much.",
 )
 def plan(said: Options, output: Path | None, as_json: bool, estimate: bool) -> None:
     """Show what baking RECIPE would do, and what it needs.
 
-    Reads headers only, and with --estimate a sample of the tensors. Fails as the bake would if a LoRA does not fit
-    whole.
-
-    \b
-    Examples:
-      lorabake plan recipe.yaml
-      lorabake plan --base x.safetensors --lora a.safetensors=0.8 -o y.safetensors
+    Reads only headers, so it is quick. If a LoRA does not fit, it fails as the bake would.
     """
     made = make_plan(said.recipe(), output)
     check_saved(said.save, made)

@@ -61,7 +61,11 @@ class Recorded(click.Command):
 @click.command(
     cls=Recorded,
     context_settings=CONTEXT,
-    epilog=example("verify recipe.yaml", "verify baked.safetensors --inputs models --report report"),
+    epilog=example(
+        "verify recipe.yaml",
+        "verify baked.safetensors --inputs models --report report",
+        "verify --base base.safetensors --lora style.safetensors=0.8 -o baked.safetensors",
+    ),
 )
 @recipe_options("RECIPE|FILE")
 @click.option(
@@ -70,22 +74,24 @@ class Recorded(click.Command):
     "--output",
     "baked",
     type=click.Path(path_type=Path),
-    help="The checkpoint.  [default: the recipe's output]",
+    help="The checkpoint to look at.  [default: the recipe's output]",
 )
-@click.option("--inputs", type=click.Path(path_type=Path), help="The folder of the inputs that FILE's recipe names.")
-@click.option("--stage", "stages", multiple=True, type=click.Choice(ORDER), help="Only this stage; repeatable.")
-@click.option("--sample-weights", type=click.IntRange(1), metavar="N", help="Look at N tensors only, evenly spread.")
-@click.option("--prompt", "prompts", multiple=True, help="Sample this prompt instead of the recipe's; repeatable.")
+@click.option("--inputs", type=click.Path(path_type=Path), help="The folder in which FILE's inputs are.")
+@click.option("--stage", "stages", multiple=True, type=click.Choice(ORDER), help="Only this stage. Repeatable.")
+@click.option("--sample-weights", type=click.IntRange(1), metavar="N", help="Look only at N tensors, evenly spread.")
+@click.option("--prompt", "prompts", multiple=True, help="Sample this prompt instead of the recipe's. Repeatable.")
 @click.option("--seed", type=click.IntRange(0), help="The seed of the first noise.")
-@click.option("--steps", type=click.IntRange(1), help="Denoising steps.")
+@click.option("--steps", type=click.IntRange(1), help="How many denoising steps.")
 @click.option("--size", metavar="SIDE|WxH", help="The pictures' size in pixels.")
 @click.option(
     "--device", shell_complete=complete_device, help="Sample on this device: cpu (default), cuda, cuda:1, mps."
 )
-@click.option("--strengths", metavar="0,0.5,1", help="Draw a sweep: factors on all strengths.")
+@click.option("--strengths", metavar="0,0.5,1", help="Draw a sweep: all strengths times each of these factors.")
 @click.option("--report", type=click.Path(path_type=Path, file_okay=False), help="Write the report to this folder.")
-@click.option("--date", metavar="DATE", help="A date for the report, such as 2026-11-29; it has none otherwise.")
-@click.option("-q", "--quiet", is_flag=True, help="Print the verdict and what is wrong only.")
+@click.option(
+    "--date", metavar="DATE", help="Write this date into the report, such as 2026-11-29.  [default: no date]"
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print only the verdict and what is wrong.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def verify(
     said: Options,
@@ -107,20 +113,21 @@ def verify(
     """Prove that a checkpoint is what a recipe says.
 
     Give the RECIPE, or a FILE that lorabake baked: its header holds the recipe. Or give the options that baked it.
-    Three stages: structure (headers), weights (every tensor, recomputed in float64), samples (pictures or texts by
-    base, base with LoRAs at run time, and checkpoint; needs lorabake[verify] and prompts). With --stage quick, random
-    sums of each row take the place of weights, at a third of a bake's time.
 
     \b
-    Exit codes: 0 it is, 1 it is not, 2 the inputs are at fault (or nothing could be
-    checked), 3 an extra is missing, 4 lorabake itself failed. A stage that breaks
-    off leaves what the others found.
+    There are three stages:
+      structure  compares headers
+      weights    computes every tensor again, in float64, and compares
+      samples    makes pictures or texts by the base, by the base with LoRAs at
+                 run time, and by the checkpoint; needs prompts, and the packages
+                 of the extra "verify"
+    --stage quick takes the place of weights: it checks random sums of each row,
+    in a third of a bake's time.
 
     \b
-    Examples:
-      lorabake verify recipe.yaml --report report
-      lorabake verify y.safetensors
-      lorabake verify --base x.safetensors --lora a.safetensors=0.8 -o y.safetensors
+    Exit codes: 0 it is what the recipe says, 1 it is not, 2 an input is wrong or
+    nothing could be checked, 3 the machine has a problem or an extra is missing,
+    4 lorabake itself failed. If a stage breaks off, the others still count.
     """
     recipe, baked = _recipe(said, inputs)
     if report is not None:
