@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -38,8 +38,13 @@ def whole(value: object, name: str, least: int) -> int:
 
 def number(value: object, name: str, least: float = -math.inf) -> float:
     """Take a finite number from `least` on, NumPy's too."""
-    if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and float(value) >= least:
-        return float(value)
+    if isinstance(value, Real) and not isinstance(value, bool):
+        try:
+            exact = float(value)
+        except OverflowError:  # a very large whole number
+            exact = math.inf
+        if math.isfinite(exact) and exact >= least:
+            return exact
     raise _wrong(name, "a finite number" if least == -math.inf else f"a finite number, {least:g} or more", value)
 
 
@@ -72,8 +77,9 @@ def chosen(value: object, name: str, known: Sequence[str]) -> tuple[str, ...]:
 
 def numbers(value: object, name: str) -> tuple[float, ...]:
     """Take finite numbers in a list, a tuple, or another collection of numbers."""
-    if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
-        return tuple(number(item, f"each of {name}") for item in value)
+    values = value.tolist() if hasattr(value, "tolist") else value  # NumPy's, torch's and pandas' collections have it
+    if isinstance(values, (list, tuple, range)):
+        return tuple(number(item, f"each of {name}") for item in values)
     raise _wrong(name, "a list of numbers", value)
 
 

@@ -10,7 +10,7 @@ import json
 import re
 import reprlib
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import fields
 from typing import Any
 
@@ -95,11 +95,17 @@ def counted_as(count: int, what: str) -> str:
 
 def at_a_glance(value: object, letters: int = GLANCE) -> str:
     """Show a value in a few letters: a long collection as how many it holds, a record by its name."""
-    if isinstance(value, Sized) and not isinstance(value, (str, bytes)):
-        is_plain = isinstance(value, tuple) and all(isinstance(part, (int, float)) for part in value[:5])
-        text = repr(value) if is_plain and len(value) < 5 else f"<{counted_as(len(value), 'item')}>"
-    elif isinstance(value, str):
+    if isinstance(value, str):
         text = repr(str(value))
+    elif isinstance(value, (Mapping, Sequence, Set)) and not isinstance(value, bytes):
+        is_plain = isinstance(value, tuple) and all(isinstance(part, (int, float)) for part in value)
+        text = (
+            f"({', '.join(map(at_a_glance, value))})"
+            if is_plain and len(value) < 5
+            else f"<{counted_as(len(value), 'item')}>"
+        )
+    elif isinstance(value, int) and value.bit_length() > 4 * letters:  # Python refuses to write out very long ones
+        text = f"a number of {value.bit_length()} bits"
     else:
         text = type(value).__name__ if type(value).__module__.partition(".")[0] == __package__ else repr(value)
     half = letters // 2

@@ -11,19 +11,22 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 from pydantic import BaseModel
 
 import lorabake
 from lorabake.baking import BakeResult
 from lorabake.errors import ArgumentError, LorabakeError, RecipeError
 from lorabake.notebook import MOST_ROWS, Table, card
-from lorabake.recipe import Recipe, load_recipe, parse_recipe
+from lorabake.recipe import Lora, Output, Recipe, Verify, load_recipe, parse_recipe
 from lorabake.recipe.given import recipe_given
 from lorabake.verification import VerifyOptions, verify
 from lorabake.verification.findings import Finding, PromptSample, Status, Verification
@@ -459,3 +462,166 @@ def test_an_argument_s_error_says_what_to_write(workplace: Path) -> None:
     with pytest.raises(ArgumentError) as raised:
         lorabake.bake(**GIVEN, workers=3)
     assert raised.value.lines[1] == "Write options=RunOptions(workers=…)."
+
+
+STRANGE: dict[str, object] = {
+    "True": True,
+    "a huge number": 10**6000,
+    "NaN": float("nan"),
+    "a complex number": 1j,
+    "no text": "",
+    "a long text": "a" * 5000,
+    "NUL": "\0",
+    "half a character": "\ud800",
+    "an address": "https://example.org/a/b",
+    "bytes": b"base.safetensors",
+    "a list": [None],
+    "a mapping": {"a": 1},
+    "a mapping of numbers": {1: 2},
+    "a set": {1},
+    "a range": range(3),
+    "an iterator": iter([]),
+    "an object": object(),
+    "a function": len,
+    "a class": int,
+    "a module": np,
+    "a function of NumPy's": np.shape,
+    "an array without a length": np.array(1.0),
+    "an array of one": np.zeros(1),
+    "an array": np.zeros(3),
+    "a text of NumPy's": np.str_("a"),
+    "a tensor": torch.tensor(0.5),
+    "a decimal": Decimal("0.5"),
+    "a path of bytes": type("P", (), {"__fspath__": lambda self: b"base.safetensors"})(),
+    "an error": ValueError("x"),
+}
+
+
+def calls_with(value: Any) -> Iterator[Callable[[], object]]:
+    """Yield calls that have a value in each place where one can be given."""
+    entry = {"path": "lora.safetensors"}
+    for key in (*Recipe.model_fields, "unknown"):
+        yield lambda key=key: lorabake.plan(**{**GIVEN, key: value})
+        yield lambda key=key: lorabake.plan({**GIVEN, key: value})
+    for key in Lora.model_fields:
+        yield lambda key=key: lorabake.plan(**{**GIVEN, "loras": [{**entry, key: value}]})
+    for key in Output.model_fields:
+        yield lambda key=key: lorabake.plan(**{**GIVEN, "output": {"path": "o.safetensors", key: value}})
+    for key in Verify.model_fields:
+        yield lambda key=key: lorabake.plan(**GIVEN, verify={"prompts": ["a"], key: value})
+    yield lambda: lorabake.plan(**{**GIVEN, "loras": {"lora.safetensors": value}})
+    yield lambda: lorabake.plan(value)
+    yield lambda: lorabake.plan("recipe.yaml", value)
+    yield lambda: lorabake.bake("recipe.yaml", value)
+    yield lambda: lorabake.bake_together(value)
+    yield lambda: lorabake.verify("recipe.yaml", value)
+    yield lambda: lorabake.load_recipe(value)
+    yield lambda: lorabake.inspect(value)
+    for options in (lorabake.RunOptions, lorabake.VerifyOptions, lorabake.SampleOptions):
+        for field in dataclasses.fields(options):
+            yield lambda options=options, field=field: options(**{field.name: value})
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_no_value_in_any_place_fails_otherwise_than_by_an_error_of_lorabake(workplace: Path, name: str) -> None:
+    errors: list[LorabakeError] = []
+    for call in calls_with(STRANGE[name]):
+        try:
+            call()
+        except LorabakeError as error:
+            errors.append(error)
+    assert errors
+    assert {error.exit_code for error in errors} <= {2, 3}
+    assert max(len(str(error)) for error in errors) < 3 * MOST
+
+
+# -- the bar in notebooks ---------------------------------------------------------------------------------
+
+
+class Shell:
+    """Stand for IPython's shell: with a kernel in a notebook, without one in a terminal."""
+
+    def __init__(self, kernel: object) -> None:
+        self.kernel = kernel
+        self.config = {"IPKernelApp": {}} if kernel else {}
+
+
+@pytest.fixture
+def bars(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """Record the bars of tqdm that were closed: title, total, and how far each was."""
+    closed: list[tuple[str, int, int]] = []
+
+    class Recorded:
+        def __init__(self, *, total: int, desc: str, **_: object) -> None:
+            self.total, self.desc, self.n, self.is_open = total, desc, 0, True
+
+        def update(self, count: int) -> None:
+            self.n += count
+
+        def set_description(self, desc: str, **_: object) -> None:
+            self.desc = desc
+
+        def close(self) -> None:
+            assert self.is_open
+            self.is_open = False
+            closed.append((self.desc, self.total, self.n))
+
+    monkeypatch.setattr("tqdm.auto.tqdm", Recorded)
+    return closed
+
+
+def enter(monkeypatch: pytest.MonkeyPatch, kernel: object) -> None:
+    module = types.ModuleType("IPython")
+    module.get_ipython = lambda: Shell(kernel)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", module)
+
+
+def test_a_notebook_shows_how_far_a_bake_and_a_verification_are(
+    workplace: Path, bars: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter(monkeypatch, object())
+    result = lorabake.bake("recipe.yaml")
+    assert bars == [("baking", total := result.plan.copied_bytes + result.plan.baked_bytes, total)]
+    lorabake.verify("recipe.yaml", options=lorabake.VerifyOptions(stages=["structure", "weights"]))
+    (_, total, done) = bars[-1]
+    assert total >= done > 0
+
+
+def test_a_bar_is_closed_when_a_bake_fails(
+    workplace: Path, bars: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter(monkeypatch, object())
+    monkeypatch.setattr("lorabake.baking.check_inputs", Mock(side_effect=lorabake.FileError("changed")))
+    with pytest.raises(lorabake.FileError, match="changed"):
+        lorabake.bake("recipe.yaml")
+    assert len(bars) == 1
+
+
+def test_who_shows_progress_or_wants_none_gets_no_bar(
+    workplace: Path, bars: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter(monkeypatch, object())
+    seen: list[int] = []
+    lorabake.bake("recipe.yaml", lorabake.RunOptions(progress=seen.append))
+    lorabake.bake("recipe.yaml", lorabake.RunOptions(bar=False, overwrite=True))
+    quiet = lorabake.VerifyOptions(stages=["structure", "weights"], bar=False)
+    lorabake.verify("recipe.yaml", options=quiet)
+    assert not bars
+    assert sum(seen) > 0
+
+
+@pytest.mark.parametrize("kernel", [None, "no IPython"])
+def test_elsewhere_the_library_prints_nothing(
+    workplace: Path,
+    bars: list[tuple[str, int, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    kernel: object,
+) -> None:
+    if kernel is None:
+        enter(monkeypatch, None)
+    result = lorabake.bake("recipe.yaml")
+    lorabake.verify(result.plan, options=lorabake.VerifyOptions(stages=["structure", "weights"]))
+    lorabake.inspect("lora.safetensors")
+    assert not bars
+    assert capfd.readouterr() == ("", "")

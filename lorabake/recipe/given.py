@@ -6,12 +6,13 @@ messages serve them. Paths in them start from the current folder.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypedDict, cast
+from typing import Any, Literal, SupportsFloat, TypeAlias, TypedDict, cast
 
 from lorabake.arguments import AnyPath, path_of
 from lorabake.errors import ArgumentError, RecipeError
@@ -126,7 +127,7 @@ class _Reading:
             elif key in read:
                 self.faults.append(Fault(spot, f"duplicate key {quoted(key)}"))
             else:
-                read[key] = self.taken(value, (*place, key), f"{name}[{quoted(key)}]" if name else key)
+                read[str(key)] = self.taken(value, (*place, key), f"{name}[{quoted(key)}]" if name else key)
         return read
 
     def taken(self, value: object, place: Place, name: str) -> object:
@@ -148,7 +149,7 @@ class _Reading:
                 return self._whole(int(value), spot)
             case Real():
                 return float(value)
-        return value
+        return _number(value)
 
     def _text(self, value: str | bytes, spot: Spot) -> object:
         if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
@@ -171,3 +172,15 @@ class _Reading:
         self.spots.update({(*new, *rest): spot for rest, spot in below.items()})
         self.spots["loras", number] = self.spots["loras", number, "path"] = self.spots[old]
         return {"path": path, **said} if isinstance(said, dict) and is_entry else {"path": path, "strength": said}
+
+
+def _number(value: object) -> object:
+    """Turn what stands for one number, such as a tensor with one value, into it; leave anything else as it is."""
+    shape = getattr(value, "shape", ())
+    if not (isinstance(value, SupportsFloat) and isinstance(shape, tuple) and math.prod(shape) == 1):
+        return value
+    item = getattr(value, "item", None)
+    try:
+        return item() if callable(item) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return value

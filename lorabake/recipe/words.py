@@ -57,6 +57,8 @@ def found(value: object) -> str:
             return "nothing"
         case bool():
             return str(value).lower()
+        case int() if value.bit_length() > 256:  # Python refuses to write out very long ones
+            return f"a number of {value.bit_length()} bits"
         case int() | float():
             return f"the number {value}"
         case str():
