@@ -17,8 +17,6 @@ ADVICE = (
      "make test installs it, or: pip install -e '.[test,oracle]'"),
     (r"lorabake\[verify\] is missing|^no (transformers|diffusers)$",
      "make test installs it, or: pip install -e '.[verify]'"),
-    (r"chromium and chromedriver",
-     "install chromium and its driver: apt install chromium chromium-driver; on Ubuntu: snap install chromium"),
     (r"C compiler|no simulated device", "install a compiler: apt install build-essential"),
     (r"root may (read|write)", "run the tests as another user than root"),
     (r"only root|cannot mount", "run the tests as root where root may mount: docker run --privileged …"),

@@ -30,7 +30,7 @@ ARGUMENTS = [
 def lacking() -> str:
     """Say what to install before these tests can run; empty if nothing is missing."""
     if sync_playwright is None:
-        return "install Playwright: pip install 'lorabake[test]'"
+        return "install Playwright: pip install -e '.[test]'"
     if CHROMIUM is None:
         with sync_playwright() as playwright:
             if not Path(playwright.chromium.executable_path).exists():

@@ -54,7 +54,7 @@ def test_it_renders_without_errors(window: Window, pages: dict[str, Path], name:
 def violations(window: Window) -> list[str]:
     """Return what axe-core finds in the page as it is shown now."""
     axe = pytest.importorskip(
-        "axe_playwright_python.sync_playwright", reason="install axe-core: pip install 'lorabake[test]'"
+        "axe_playwright_python.sync_playwright", reason="install axe-core: pip install -e '.[test]'"
     )
     found: list[dict[str, Any]] = axe.Axe().run(window.page).response["violations"]
     return [f"{each['id']}: {node['html'][:200]}" for each in found for node in each["nodes"]]
