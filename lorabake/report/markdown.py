@@ -22,7 +22,7 @@ ADDRESS = r"(?<![a-z])(?:www(?=\.)|(?:https?|ftp|mailto|xmpp)(?=:))|@(?=\w)"
 """Matches what GitHub turns into a link in plain text: an address, or a user's name."""
 
 VERDICT_SIGNS = {Verdict.VERIFIED: "✅", Verdict.MISMATCH: "❌", Verdict.NOT_FINISHED: "💥", Verdict.NOT_CHECKED: "⏭️"}
-SIGNS = {Status.FAIL: "❌ fail", Status.ERROR: "💥 error", Status.WARN: "⚠️ warn"}
+SIGNS = {Status.FAIL: "❌ fail", Status.ERROR: "💥 error", Status.WARN: "🟡 warn"}
 
 
 def render(verification: Verification) -> bytes:

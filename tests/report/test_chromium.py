@@ -78,9 +78,16 @@ def test_a_narrow_window_needs_no_scrolling_sideways(window: Window, pages: dict
     window.open(pages[name], width=360)
     window.run("for (const each of document.querySelectorAll('details')) each.open = true")
     assert window.run("document.documentElement.scrollWidth") == 360
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+@pytest.mark.parametrize("name", ["true", "many", "hostile"])
+def test_no_cell_of_a_table_runs_into_the_next(window: Window, pages: dict[str, Path], name: str, width: int) -> None:
+    window.open(pages[name], width=width)
+    window.run("for (const each of document.querySelectorAll('details')) each.open = true")
     cells = """
-[...document.querySelectorAll('td, tbody th')].filter(each => each.checkVisibility())
-    .filter(each => each.getBoundingClientRect().right > 360 || each.scrollWidth > each.clientWidth + 1)
+[...document.querySelectorAll('table:not(.numbers) :is(td, tbody th)')].filter(each => each.checkVisibility())
+    .filter(each => each.getBoundingClientRect().right > innerWidth || each.scrollWidth > each.clientWidth + 1)
     .map(each => each.outerHTML)
 """
     assert window.run(cells) == []

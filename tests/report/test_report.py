@@ -366,6 +366,7 @@ def test_the_summary_is_short_and_failures_come_first(tmp_path: Path) -> None:
     text = written(replace(example.true(), findings=tuple(loud)), tmp_path)["markdown"]
     rows = [line for line in text.splitlines() if "weights.values" in line]
     assert len(rows) == MOST_ROWS
+    assert "| 🟡 warn |" in text
     assert [row.startswith("| ❌ fail") for row in rows] == [True] * 40 + [False] * 10
     assert "30 more are in the report." in text
 
