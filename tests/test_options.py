@@ -298,6 +298,39 @@ def test_names_that_are_not_utf8_are_refused() -> None:
         recipe_of(values_of({"version": 1, "base": name, "output": {"path": "o"}}, "recipe"), Path("/models"))
 
 
+# -- whatever is written -------------------------------------------------------------------------------------
+
+WORDS = (
+    "base loras vae output verify method path strength blocks dtype prompts unet x . .. 0 1 -1 = == : , 0.5 1e999 { }"
+)
+SIGNS = "[ ] \" ' # ~ / - :// &a *a !!str null true é <lora:x:1>"
+SNIPPETS = st.sampled_from([*WORDS.split(), *SIGNS.split(), " ", "\x00", "\n", "\ud800", "9" * 5000, "[" * 100])
+TEXTS = st.lists(SNIPPETS, max_size=8).map("".join)
+CHANGES = st.builds(
+    "{}={}".format,
+    st.lists(st.sampled_from(["base", "loras", "0", "1", "path", "strength", "verify", "output", "dtype", "x"])).map(
+        ".".join
+    ),
+    TEXTS,
+)
+
+
+@given(TEXTS, st.lists(TEXTS, max_size=2), st.lists(CHANGES | TEXTS, max_size=3), st.booleans())
+@settings(max_examples=400, deadline=None)
+def test_whatever_options_say_is_a_recipe_or_one_error(
+    base: str, loras: list[str], changes: list[str], is_saved: bool
+) -> None:
+    save = Path("/nowhere/kept.yaml") if is_saved else None
+    options = Options(None, (base,), tuple(loras), tuple(changes), Path("out.safetensors"), save)
+    try:
+        recipe = options.recipe()
+    except RecipeError:
+        return
+    assert recipe.text is not None
+    kept = parse_recipe(recipe.text, recipe.folder)
+    assert (kept.normal_json(), kept.verify, kept.output) == (recipe.normal_json(), recipe.verify, recipe.output)
+
+
 # -- the text --------------------------------------------------------------------------------------------
 
 NAMES = st.text(

@@ -64,10 +64,11 @@ def place_of(data: object, key: str, spot: Spot) -> Place:
                 place = (*place, part)
                 inside = inside.get(part)
             case tuple():
-                if not (part.isascii() and part.isdigit() and int(part) < len(inside)):
+                index = next((number for number in range(len(inside)) if str(number) == part), None)
+                if index is None:
                     raise RecipeError(Fault(spot, _no_entry(name, part, len(inside))).line)
-                place = (*place, int(part))
-                inside = inside[int(part)]
+                place = (*place, index)
+                inside = inside[index]
             case _:
                 message = f"{name} is {found(inside)}, in which there is no {quoted(part)}: set {name} as a whole"
                 raise RecipeError(Fault(spot, message).line)

@@ -89,6 +89,8 @@ def _both(options: Options, file: Path) -> tuple[str, str]:
     first = f"{file}: is given as the recipe, and so are --base and --lora: give either the file or these options"
     if isinstance(scalar(str(file)), (int, float)) and options.loras:
         return first, f"A strength stands after its LoRA and '=': --lora {options.loras[-1].partition('=')[0]}={file}"
+    if file.suffix.lower() not in (".yaml", ".yml") and not options.bases:
+        return first, f"The checkpoint has an option of its own: --base {file}"
     if file.suffix.lower() not in (".yaml", ".yml"):
         return first, f"Each LoRA has a --lora of its own: --lora {file}"
     change = f"base={options.bases[0]}" if options.bases else "loras.0.strength=0.6"
