@@ -330,7 +330,7 @@ def test_verify_takes_what_bake_took(workplace: Path) -> None:
         stages=["structure"], samples=lorabake.SampleOptions(prompts=["a"], size=[64, 64])
     )
     plan = lorabake.plan("recipe.yaml", "other.safetensors")
-    lorabake.bake(plan)
+    result = lorabake.bake(plan)
     keys: dict[str, Any] = {"base": "base.safetensors", "loras": ["lora.safetensors"]}
     for verification in (
         lorabake.verify("recipe.yaml", "other.safetensors", options),
@@ -339,6 +339,7 @@ def test_verify_takes_what_bake_took(workplace: Path) -> None:
         lorabake.verify(**keys, output="other.safetensors", options=options),
         lorabake.verify(baked="other.safetensors", **keys, options=options),
         lorabake.verify(plan, options=options),
+        lorabake.verify(result, options=options),
     ):
         assert verification.is_true
         assert verification.baked.name == "other.safetensors"
@@ -378,7 +379,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "nothing": (lambda: lorabake.bake(), "there is no recipe"),
     "a number": (lambda: lorabake.bake(5), "a recipe cannot be the number 5"),  # type: ignore[arg-type]
     "a list": (lambda: lorabake.plan(["recipe.yaml"]), "a recipe cannot be a list"),  # type: ignore[arg-type]
-    "a result": (lambda: lorabake.verify(lorabake.bake("recipe.yaml")), "cannot be a BakeResult"),  # type: ignore[arg-type]
+    "a result": (lambda: lorabake.plan(lorabake.bake("recipe.yaml")), "cannot be a BakeResult"),  # type: ignore[arg-type]
     "bytes": (lambda: lorabake.load_recipe(b"recipe.yaml"), "path must be a path"),  # type: ignore[arg-type]
     "a descriptor": (lambda: lorabake.load_recipe(0), "path must be a path"),  # type: ignore[arg-type]
     "an empty path": (lambda: lorabake.plan(""), "must be the path of a file or a folder"),

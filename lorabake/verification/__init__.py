@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Unpack, cast
+from typing import Any, Protocol, Unpack, cast
 
 from pydantic import ValidationError
 
@@ -41,8 +41,16 @@ from lorabake.visible import some
 __all__ = ["ORDER", "STAGES", "VerifyOptions", "embedded_recipe", "verify"]
 
 
+class Planned(Protocol):
+    """Have the plan of what was baked, as a bake's result has."""
+
+    @property
+    def plan(self) -> Plan:
+        """Return the plan."""
+
+
 def verify(
-    recipe: Given | Plan | None = None,
+    recipe: Given | Plan | Planned | None = None,
     baked: AnyPath | None = None,
     options: VerifyOptions | None = None,
     *,
@@ -51,8 +59,8 @@ def verify(
 ) -> Verification:
     """Compare a checkpoint (the recipe's output, unless `baked` is given) with what the recipe makes.
 
-    `recipe` is the path of a YAML file, a mapping with the same keys, what `load_recipe` returned, or a plan of the
-    bake; keywords can take its place. `output` overrides a recipe's path.
+    `recipe` is the path of a YAML file, a mapping with the same keys, what `load_recipe` returned, or a plan or the
+    result of a bake; keywords can take its place. `output` overrides a recipe's path.
 
     Every fault of the checkpoint is a finding; so is a stage that broke off while others finished. Raise FileError,
     MatchError or RecipeError if the inputs are at fault or the checkpoint is missing. Raise SurroundingsError if
@@ -68,13 +76,14 @@ def verify(
         options = VerifyOptions()
     arguments.instance(options, VerifyOptions, "options", "VerifyOptions(…)")
     path = None if baked is None else path_of(baked, "baked")
-    if isinstance(recipe, Plan):
+    plan = recipe if isinstance(recipe, Plan) else getattr(recipe, "plan", None)
+    if isinstance(plan, Plan):
         if output is not None or keys:
             raise ArgumentError(WHOLE, "Verify its recipe instead.")
-        checked, written = recipe.sources.recipe, cast(Path | None, recipe.path)
+        checked, written = plan.sources.recipe, cast(Path | None, plan.path)
     else:
         place = path if recipe is None and output is None else output
-        checked, written = recipe_and_path(recipe, place, keys, VerifyOptions)
+        checked, written = recipe_and_path(cast(Given | None, recipe), place, keys, VerifyOptions)
     with NotebookBar(shown=options.bar) as bar:
         return _verify(checked, _path_of(checked, path or written), shown_by(options, bar))
 
