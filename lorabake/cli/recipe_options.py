@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from lorabake.cli.places import check_writable
+from lorabake.errors import RecipeError
 from lorabake.recipe.options import EXAMPLE, Options
 
 Command = Callable[..., Any]
@@ -60,7 +61,9 @@ def recipe_options(metavar: str = "RECIPE") -> Callable[[Command], Command]:
             said = Options(recipe, bases, loras, changes, others.get("output", others.get("baked")), save_recipe)
             if said.is_empty:
                 name = click.get_current_context().command_path
-                raise click.UsageError(f"Give a {metavar}, or a base and LoRAs: {name} {EXAMPLE}")
+                raise RecipeError(
+                    f"{name} needs a {metavar}, or a base and LoRAs", f"Write them as in: {name} {EXAMPLE}"
+                )
             if save_recipe is not None:
                 check_writable(save_recipe, "recipe")
             return command(said=said, **others)
