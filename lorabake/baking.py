@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Self, Unpack
 
 from lorabake import arguments
-from lorabake.documents import document
-from lorabake.documents.bake import BakeDocument, DataDigest, FileDigest, StageSeconds
 from lorabake.errors import ArgumentError
 from lorabake.execution import Executed, execute
 from lorabake.interrupts import held
@@ -21,7 +19,6 @@ from lorabake.machine import check_room_for, default_workers, worded
 from lorabake.planning import Plan
 from lorabake.planning import plan as plan_of
 from lorabake.planning.cautions import Caution, cautions_of, cautions_of_recipe, check_survival
-from lorabake.planning.record import record_of, survival_of
 from lorabake.planning.summary import line_of, tables_of
 from lorabake.progress import NotebookBar, unseen
 from lorabake.recipe.given import WHOLE, Given, OutputGiven, RecipeKeys, recipe_and_path
@@ -271,6 +268,10 @@ class BakeResult:
 
     def report(self) -> dict[str, object]:
         """Put the result in figures, for machines, as `lorabake schema bake` describes them."""
+        from lorabake.documents import document
+        from lorabake.documents.bake import BakeDocument, DataDigest, FileDigest, StageSeconds
+        from lorabake.planning.record import record_of, survival_of, warnings_of
+
         record = BakeDocument(
             path=str(self.path),
             bytes=self.size,
@@ -284,7 +285,7 @@ class BakeResult:
             bottleneck=self.bottleneck,
             peak_memory_bytes=self.peak_memory,
             survival=survival_of(self.plan, self.survival),
-            warnings=tuple(caution.record() for caution in self.cautions),
+            warnings=warnings_of(self.cautions),
             plan=record_of(self.plan),
         )
         return document("bake", record)

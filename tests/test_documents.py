@@ -20,10 +20,11 @@ from jsonschema import ValidationError
 from lorabake import load_recipe, plan
 from lorabake.cli import lorabake
 from lorabake.documents import VERSIONS, plain
-from lorabake.documents.records import Unit
+from lorabake.documents.names import Unit
 from lorabake.documents.schema import RECORDS, schema_of
 from lorabake.documents.verify import Stage, Status, Verdict
 from lorabake.planning.cautions import cautions_of_recipe
+from lorabake.planning.record import warnings_of
 from lorabake.recipe import parse_recipe
 from lorabake.verification import ORDER, findings
 from tests import builders as b
@@ -176,7 +177,7 @@ def test_the_page_shows_what_is_printed(
 def test_the_page_shows_a_warning_as_it_is(reader: Path) -> None:
     recipe = (reader / "recipes" / "per_component.yaml").read_text().replace("strength: 0.5", "strength: 12")
     made = plan(parse_recipe(recipe.replace("    components: [unet] ", "    #"), reader / "recipes"))
-    (warning,) = (plain(caution.record()) for caution in cautions_of_recipe(made))
+    (warning,) = map(plain, warnings_of(cautions_of_recipe(made)))
     assert warning == json.loads(re.findall(r"^```json\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)[1])
 
 

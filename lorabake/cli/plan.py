@@ -16,10 +16,7 @@ from lorabake.cli.recipe_options import recipe_options, save_option
 from lorabake.cli.saving import check_saved, save_recipe
 from lorabake.cli.show import LABEL, ledger_lines, shown, survives
 from lorabake.cli.terminal import echo, echo_json
-from lorabake.documents import document
-from lorabake.documents.plan import PlanDocument
 from lorabake.planning.cautions import cautions_of, cautions_of_recipe
-from lorabake.planning.record import record_of, survival_of
 from lorabake.planning.tally import Tally
 from lorabake.recipe.options import Options
 from lorabake.visible import size_of
@@ -61,11 +58,15 @@ def plan(said: Options, output: Path | None, as_json: bool, estimate: bool) -> N
     free = shutil.disk_usage(folder).free
     save_recipe(said.save, made)
     if as_json:
+        from lorabake.documents import document
+        from lorabake.documents.plan import PlanDocument
+        from lorabake.planning.record import record_of, survival_of, warnings_of
+
         record = PlanDocument.of(
             record_of(made),
             free_disk_bytes=free,
             survival=survival_of(made, shares) if estimate else None,
-            warnings=tuple(caution.record() for caution in warnings),
+            warnings=warnings_of(warnings),
         )
         echo_json(document("plan", record))
         return

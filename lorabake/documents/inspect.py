@@ -6,13 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lorabake.documents.records import STRICT, Number, RankCount
-
-What = Literal[
-    "checkpoint", "lora", "vae", "controlnet", "textual_inversion", "embeddings", "hypernetwork", "control_lora",
-    "t2i_adapter", "ip_adapter", "upscaler", "image_encoder", "optimizer_state", "empty",
-]  # fmt: skip
-"""The names of the sorts in `tensors.sorts`."""
+from lorabake.documents.names import Number, What
+from lorabake.documents.records import STRICT, RankCount
 
 
 @dataclass(frozen=True, slots=True)

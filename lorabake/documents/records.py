@@ -1,9 +1,11 @@
-"""What records of several documents share: their strictness, numbers, counts, figures and warnings."""
+"""What records of several documents share: their strictness, counts and warnings."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
+
+from lorabake.documents.names import Unit, Value, WarningName
 
 STRICT: Final = {
     "extra": "forbid",
@@ -11,39 +13,6 @@ STRICT: Final = {
     "use_attribute_docstrings": True,
 }
 """What pydantic is told of a record: its schema asks for all keys and no others, and a field's text describes it."""
-
-Number = float | Literal["Infinity", "-Infinity", "NaN"]
-"""A number; JSON writes no others than finite ones."""
-
-Value = int | Number | str | list[int] | None
-"""What a check measures or asks for: a number, a name such as a dtype's or a digest, or the sides of a shape."""
-
-Unit = Literal[
-    "bytes", "tensors", "modules", "values", "files", "shards", "differences",
-    "ulp", "share", "factor", "strength", "ratio", "distance", "logit", "bound",
-    "dtype", "shape", "sha256", "program", "semantics", "compose",
-]  # fmt: skip
-"""What a figure counts or measures. A share is between 0 and 1; of a factor, a ratio and a distance, 1 is the whole.
-`bound` is a share of the error that rounding allows. A program, semantics and compose are names, not numbers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """Hold what a check measured, for programs; people read the same in its words.
-
-    `count` says of how many things the check is, where it is not of one that has a name.
-    """
-
-    measured: Value = None
-    limit: Value = None
-    unit: Unit | None = None
-    count: int | None = None
-
-
-NO_FIGURES: Final = Figures()
-"""The figures of a check that measures nothing."""
-
-WarningName = Literal["zero", "alpha", "magnitude", "resolution", "large", "strength", "twice"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lorabake.documents.bake import FileDigest
+from lorabake.documents.names import Number, Unit, Value
 from lorabake.documents.plan import PlanRecord
-from lorabake.documents.records import STRICT, Number, Unit, Value
+from lorabake.documents.records import STRICT
 
 Verdict = Literal["verified", "mismatch", "not_finished", "not_checked"]
 Status = Literal["pass", "skip", "warn", "error", "fail"]

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lorabake.documents import fields_of
 from lorabake.errors import InternalError
 from lorabake.matching import match
 from lorabake.matching.ledger import Ledger
@@ -21,7 +20,6 @@ from lorabake.planning.cost import peak_memory
 from lorabake.planning.files import Embedding, OutputFile, configs_of, drafts_of, embeddings_of, indexes_of
 from lorabake.planning.metadata import described
 from lorabake.planning.notes import notes_of
-from lorabake.planning.record import record_of
 from lorabake.planning.steps import Copy, Step, Target, copies_of, steps_of, touched_by
 from lorabake.planning.storage import storage_of
 from lorabake.planning.vae import replaced_by_vae
@@ -89,6 +87,9 @@ class Plan:
 
     def report(self) -> dict[str, object]:
         """Put the plan in figures, for machines, as `lorabake schema plan` describes them."""
+        from lorabake.documents import fields_of
+        from lorabake.planning.record import record_of
+
         return fields_of(record_of(self))
 
 

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from lorabake.documents.records import NO_FIGURES, Figures, Warned, WarningName
+from lorabake.documents.names import NO_FIGURES, Figures, WarningName
 from lorabake.errors import MatchError, ValueTooLargeError
 from lorabake.matching.ledger import RANK_0
 from lorabake.planning import Plan
@@ -47,11 +47,6 @@ class Caution:
 
     def __str__(self) -> str:
         return f"LoRA {self.lora!r}: {self.note}"
-
-    def record(self) -> Warned:
-        """Put the warning into its record for JSON."""
-        figures = self.figures
-        return Warned(self.check, self.lora, figures.measured, figures.limit, figures.unit, str(self))
 
 
 def cautions_of(plan: Plan, tallies: Mapping[int, Tally], *, whole: bool = True) -> Iterator[Caution]:

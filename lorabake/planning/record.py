@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from lorabake.documents.plan import (
@@ -16,11 +16,12 @@ from lorabake.documents.plan import (
     PlanRecord,
     TensorShape,
 )
-from lorabake.documents.records import KindCount, RankCount, Survival
+from lorabake.documents.records import KindCount, RankCount, Survival, Warned
 
 if TYPE_CHECKING:
     from lorabake.matching.ledger import Ledger
     from lorabake.planning import Plan
+    from lorabake.planning.cautions import Caution
 
 
 def record_of(plan: Plan) -> PlanRecord:
@@ -54,6 +55,21 @@ def survival_of(plan: Plan, shares: Mapping[int, float]) -> tuple[Survival, ...]
     """List the estimated share of each LoRA, in the recipe's order; `shares` are by the LoRA's number."""
     rounded = {number: round(share, 4) for number, share in shares.items()}
     return tuple(Survival(ledger.lora, rounded.get(number)) for number, ledger in enumerate(plan.ledgers))
+
+
+def warnings_of(cautions: Iterable[Caution]) -> tuple[Warned, ...]:
+    """Put warnings into their records."""
+    return tuple(
+        Warned(
+            check=caution.check,
+            lora=caution.lora,
+            measured=caution.figures.measured,
+            limit=caution.figures.limit,
+            unit=caution.figures.unit,
+            message=str(caution),
+        )
+        for caution in cautions
+    )
 
 
 def _lora(ledger: Ledger) -> PlannedLora:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
-from lorabake.documents.inspect import What
+from lorabake.documents.names import What
 
 
 class Shaped(Protocol):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorabake import arguments
-from lorabake.documents.records import NO_FIGURES, Figures
+from lorabake.documents.names import NO_FIGURES, Figures
 from lorabake.progress import unseen
 from lorabake.visible import named_fields, short_repr
 

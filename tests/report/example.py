@@ -19,7 +19,7 @@ import numpy as np
 
 from lorabake import report
 from lorabake.baking import plan
-from lorabake.documents.records import Figures
+from lorabake.documents.names import Figures
 from lorabake.planning import Plan
 from lorabake.recipe import load_recipe
 from lorabake.verification.findings import (

@@ -12,7 +12,7 @@ from math import isfinite, nan
 
 import numpy as np
 
-from lorabake.documents.records import Figures
+from lorabake.documents.names import Figures
 from lorabake.verification.findings import Finding, Likeness, PromptSample, Samples, SettingValue, Status, SweepSample
 from lorabake.verification.samples.drawing import Artist, Results, Variant
 from lorabake.verification.samples.judge import CONSTANT, LEAST_OF_LATENTS, Yardstick

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lorabake.documents.records import Figures
+from lorabake.documents.names import Figures
 from lorabake.errors import FileError, first_line
 from lorabake.keymap import view
 from lorabake.planning import Plan

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from lorabake.documents.records import Figures
+from lorabake.documents.names import Figures
 from lorabake.errors import FileError, first_line
 from lorabake.keymap.names import patterns
 from lorabake.planning import Plan

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lorabake.documents.records import Figures
+from lorabake.documents.names import Figures
 from lorabake.errors import FileError
 from lorabake.planning import Plan
 from lorabake.planning.provenance import DATA_HASHES

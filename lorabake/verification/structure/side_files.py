@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from warnings import catch_warnings, simplefilter
 
-from lorabake.documents.records import Figures
+from lorabake.documents.names import Figures
 from lorabake.errors import LorabakeError
 from lorabake.planning import Plan
 from lorabake.tensors.checkpoint import Checkpoint

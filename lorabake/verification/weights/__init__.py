@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from threadpoolctl import threadpool_limits
 
-from lorabake.documents.records import Figures
+from lorabake.documents.names import Figures
 from lorabake.machine import default_workers
 from lorabake.planning import Plan
 from lorabake.planning.tally import Tally

@@ -10,7 +10,7 @@ from itertools import islice
 from math import prod
 from typing import TypeVar
 
-from lorabake.documents.records import Figures
+from lorabake.documents.names import Figures
 from lorabake.errors import SurroundingsError
 from lorabake.keymap.names import patterns
 from lorabake.machine import default_workers

@@ -18,7 +18,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from lorabake.adapters.shapes import matrix
-from lorabake.documents.records import Figures
+from lorabake.documents.names import Figures
 from lorabake.machine import default_workers
 from lorabake.matching.patches import Patch
 from lorabake.planning import Plan

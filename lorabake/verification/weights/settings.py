@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from lorabake.documents.records import Figures
+from lorabake.documents.names import Figures
 from lorabake.errors import LorabakeError
 from lorabake.keymap.names import patterns
 from lorabake.matching.patches import Patch

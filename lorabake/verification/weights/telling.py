@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from lorabake.documents.records import Figures
+from lorabake.documents.names import Figures
 from lorabake.keymap.names import patterns
 from lorabake.planning import Plan
 from lorabake.planning.cautions import cautions_of, cautions_of_recipe
