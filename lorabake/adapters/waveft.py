@@ -90,7 +90,7 @@ class WaveFt(Delta):
         if family != "db1" and not find_spec("pywt"):
             raise SurroundingsError(
                 f"{said.module}: the wavelet {family} needs the package PyWavelets",
-                "Install the extra: pip install 'lorabake[wavelets]'",
+                "Install the extra: in the clone of lorabake, pip install '.[wavelets]'",
             )
         return WaveFtSettings(scaling, seed, family)
 

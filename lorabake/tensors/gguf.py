@@ -95,7 +95,8 @@ def open_gguf(path: Path) -> Header:
         from gguf.constants import GGML_QUANT_SIZES
     except ImportError:
         raise SurroundingsError(
-            f"{path}: GGUF files need the package gguf", "Install the extra: pip install 'lorabake[gguf]'"
+            f"{path}: GGUF files need the package gguf",
+            "Install the extra: in the clone of lorabake, pip install '.[gguf]'",
         ) from None
     types = {int(kind): (kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}
     identity = fingerprint(path)

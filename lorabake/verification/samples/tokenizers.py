@@ -22,7 +22,7 @@ END = "<|endoftext|>"
 OF_SECOND = "!"
 """What the second CLIP of a pair usually pads with."""
 
-EXTRA = "install the extra: pip install 'lorabake[verify]'"
+EXTRA = "install the extra: in the clone of lorabake, pip install '.[verify]'"
 
 
 def padding_of(family: str, name: str) -> str:
