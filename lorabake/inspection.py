@@ -44,7 +44,7 @@ from lorabake.recipe import Lora
 from lorabake.sources.family import VAE_ONLY, identify
 from lorabake.sources.loras import LoraSource
 from lorabake.sources.recognition import TEXT, TEXT_ENCODER, recognise
-from lorabake.sources.sorts import named_sort, share_of
+from lorabake.sources.sorts import check_level, named_sort, share_of
 from lorabake.sources.translation import dialect_of, transcribe
 from lorabake.storage.recognition import find_packing
 from lorabake.storage.statements import read_beside
@@ -110,6 +110,7 @@ def record_of(path: Path) -> InspectDocument:
     """Describe a checkpoint or LoRA; raise FileError if the file is neither or is damaged."""
     check_there(path)
     checkpoint, config = open_lora(path)
+    check_level(checkpoint)
     tensors = sort_tensors(checkpoint.tensors.values(), suffixes(), shared())
     lora = LoraSource(Lora.model_construct(path=str(path)), checkpoint, tensors, None, {})
     adapters = [module for module in tensors.modules.values() if module.slots.keys() & adapter_slots()]

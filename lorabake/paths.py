@@ -236,8 +236,9 @@ def _near(path: Path) -> str | None:
         return f"The folder has {cut!r}: in YAML, what follows ' #' is a comment, so put the path in quotes."
     if close := _alike(name, names):
         return f"The folder has {close}: did you mean that?"
-    sort = MODEL_SUFFIXES if path.suffix.lower() in MODEL_SUFFIXES or not path.suffix else (path.suffix.lower(),)
-    others = [other for other in names if other.lower().endswith(sort)]
+    ends = MODEL_SUFFIXES if path.suffix.lower() in MODEL_SUFFIXES or not path.suffix else (path.suffix.lower(),)
+    folders = [] if path.suffix else _names(above, folders=True)
+    others = [*folders, *(other for other in names if other.lower().endswith(ends))]
     return f"The folder has {and_more(others[:SHOWN], len(others))}." if others else None
 
 

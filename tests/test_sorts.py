@@ -14,7 +14,7 @@ from lorabake.baking import plan
 from lorabake.errors import FileError, LorabakeError, RecipeError
 from lorabake.inspection import inspect
 from lorabake.recipe import load_recipe
-from lorabake.tensors.checkpoint import open_lora
+from lorabake.tensors.checkpoint import open_checkpoint, open_lora
 from lorabake.tensors.magic import FORMATS, TEXT, format_of
 from lorabake.tensors.sorts import SORTS, sort_of
 from tests import builders as b
@@ -253,6 +253,68 @@ def test_a_part_of_a_folder_as_a_lora(folder: Path, inside: str) -> None:
     assert advice.startswith("Name it")
 
 
+# -- folders -----------------------------------------------------------------------------------------------------
+
+LOOKED_FOR = "Looked for model.safetensors, "
+
+FOLDERS: dict[str, tuple[list[str], str]] = {
+    "the parent of pipelines": (
+        ["a/model_index.json", "b/model_index.json"],
+        "Models are in its sub-folders: 'a', 'b'. Give one: {folder}/a",
+    ),
+    "a cache's folder": (
+        ["snapshots/0123/model.safetensors", "refs/main"],
+        "This is a folder of Hugging Face's cache. Give the model in it: {folder}/snapshots/0123",
+    ),
+    "a checkpoint of another format": (["v1.ckpt", "v1.yaml"], "Give the file of weights itself: {folder}/v1.ckpt"),
+    "another library's weights": (
+        ["flax_model.msgpack", "config.json"],
+        "It has weights in a format that lorabake cannot read ('flax_model.msgpack'): give them as SafeTensors.",
+    ),
+    "an adapter's configuration": (
+        ["adapter_config.json"],
+        "The folder has an adapter's configuration alone: put its weights there, or train and save it anew.",
+    ),
+    "pictures": (["a.png", "a.txt"], LOOKED_FOR),
+}
+
+
+@pytest.mark.parametrize("which", FOLDERS)
+def test_a_folder_without_weights_says_where_they_are(tmp_path: Path, which: str) -> None:
+    files, told = FOLDERS[which]
+    folder = tmp_path / "given"
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    with pytest.raises(FileError) as caught:
+        open_checkpoint(folder)
+    first, advice = caught.value.args
+    assert first == f"{folder}: no weights in this folder"
+    assert advice.startswith(told.format(folder=folder))
+
+
+@pytest.mark.parametrize("place", ["base", "loras"])
+def test_a_folder_of_models_is_none(folder: Path, place: str) -> None:
+    (folder / "all/a").mkdir(parents=True)
+    (folder / "all/b").mkdir()
+    for name in ("a", "b"):
+        b.sd1_lora(folder / f"all/{name}/style.safetensors")
+    told = [
+        f"{folder}/all: is a folder of models or LoRAs, not one of them",
+        f"Models are in its sub-folders: 'a', 'b'. Give one: {folder}/all/a",
+    ]
+    assert refusal(folder, **{place: ["all"] if place == "loras" else "all"}) == told
+    with pytest.raises(FileError) as caught:
+        inspect(folder / "all")
+    assert list(caught.value.args) == told
+
+
+def test_parts_of_a_model_without_its_index_are_one(folder: Path) -> None:
+    b.sd1_folder(folder / "model")
+    (folder / "model/model_index.json").unlink()
+    assert inspect(folder / "model")["what"] == "checkpoint"
+
+
 # -- files that are no tensors by name ---------------------------------------------------------------------------
 
 PICKLED: dict[str, tuple[str, object]] = {
@@ -285,6 +347,22 @@ def test_pickles_of_other_sorts(tmp_path: Path, which: str) -> None:
     first, advice = caught.value.args
     assert first == f"{tmp_path}/given.pt: is {title}, and no checkpoint or LoRA"
     assert advice == next(sort.advice for sort in SORTS if sort.title == title)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "title"),
+    [
+        ("m.gguf", b"<html>login</html>", "an HTML page"),
+        ("m.npz", b"<html>login</html>", "an HTML page"),
+        ("m.ckpt", b"<html>login</html>", "an HTML page"),
+        ("m.onnx", bytes(range(8, 200)), "an ONNX model"),
+    ],
+)
+def test_a_name_may_be_wrong_and_may_be_all_there_is(tmp_path: Path, name: str, content: bytes, title: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(FileError) as caught:
+        open_checkpoint(tmp_path / name)
+    assert caught.value.args[0] == f"{tmp_path}/{name}: is {title}, not SafeTensors"
 
 
 BEGINNINGS = {

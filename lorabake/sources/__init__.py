@@ -24,7 +24,7 @@ from lorabake.sources.base import (
 )
 from lorabake.sources.evidence import FileEvidence, locations_of, read_tensors, sides_of
 from lorabake.sources.loras import LoraSource, grown, open_source, translated
-from lorabake.sources.sorts import check_base
+from lorabake.sources.sorts import check_base, check_level
 from lorabake.sources.ties import Tie, find_tie
 from lorabake.storage.packing import Packing
 from lorabake.storage.recognition import find_packing
@@ -69,12 +69,15 @@ def resolve(recipe: Recipe) -> Sources:
     with noting() as read:
         transcript, vae = open_base(recipe), open_vae(recipe)
         base = transcript.checkpoint
+        check_level(base)
         beside = read_beside(base)
         packing, config = find_packing(base, beside, transcript.orders), model_config(base, beside)
         tensors = packing.logical(base.tensors)
         key_map = mapped(tensors, config)
         check_base(recipe, base, key_map.architecture)
         loras = tuple(open_source(entry, recipe.locate(entry.path)) for entry in recipe.loras)
+        for lora in loras:
+            check_level(lora.checkpoint)
         names = [name for lora in loras for name in lora.tensors.modules]
         key_map = mapped_by_names(key_map, {name.removeprefix(PEFT_ROOT) for name in names})
         wider = grown(key_map, tensors, loras)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 
 from lorabake.adapters import adapter_slots, are_stored, shared, suffixes
+from lorabake.architectures import architectures
 from lorabake.components.vae import VAE as VAE_TABLE
 from lorabake.errors import FileError
 from lorabake.keymap.embeddings import read_vectors
@@ -20,7 +22,9 @@ from lorabake.sources.family import GENERIC, identify
 from lorabake.sources.loras import LoraSource
 from lorabake.storage.recognition import way_of
 from lorabake.tensors.checkpoint import Checkpoint
+from lorabake.tensors.folders import one_of
 from lorabake.tensors.header import TensorInfo
+from lorabake.tensors.reader import is_there
 from lorabake.tensors.sorts import CHECKPOINT, EMPTY, LORA, VAE, Sort, sort_of
 
 SAMPLE = 200
@@ -49,6 +53,15 @@ def share_of(tensors: LoraTensors, metadata: Mapping[str, str]) -> Share:
         of_lora=adapters + sum(map(len, tensors.unsupported.values())) + learned,
         of_checkpoint=stored + len(tensors.unknown) - learned,
     )
+
+
+def check_level(checkpoint: Checkpoint) -> None:
+    """Raise FileError for a folder of models, which may look like a model whose parts are in sub-folders."""
+    folders = [part.folder for part in checkpoint.parts if part.folder]
+    if not folders or is_there(checkpoint.path / "model_index.json") or not _components().isdisjoint(folders):
+        return
+    advice = one_of([checkpoint.path / folder for folder in folders])
+    raise FileError(f"{checkpoint.path}: is a folder of models or LoRAs, not one of them", advice)
 
 
 def named_sort(tensors: Mapping[str, TensorInfo], share: Share) -> Sort:
@@ -102,3 +115,9 @@ def _sort_of(checkpoint: Checkpoint) -> Sort:
     """Return the sort of a file; the first tensors tell a LoRA from a checkpoint."""
     first = sort_tensors(islice(checkpoint.tensors.values(), SAMPLE), suffixes(), shared())
     return named_sort(checkpoint.tensors, share_of(first, checkpoint.metadata))
+
+
+@cache
+def _components() -> frozenset[str]:
+    """Collect what families call the folders of their parts."""
+    return frozenset(component.name for family in architectures() for component in family.components)

@@ -8,14 +8,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lorabake.errors import FileError
 from lorabake.machine import unreadable
+from lorabake.tensors.folders import NO_ADAPTER, where_weights_are
 from lorabake.tensors.header import Header, TensorInfo, check_count
 from lorabake.tensors.links import files_below, listed
+from lorabake.tensors.magic import GGUF, PICKLE, ZIP, format_at
 from lorabake.tensors.reader import is_folder, is_there
 from lorabake.tensors.safetensors import parse_object, read_header
 from lorabake.tensors.small import MAX_CONFIG, MAX_INDEX, check_depth, content_of
@@ -56,11 +57,6 @@ _ADAPTERS = (
 _NUMBERED = re.compile(r"\d+_adapters\.(?:safetensors|npz)")
 # The beginning of PEFT's keys, also below wrappers of training.
 _OF_PEFT = re.compile(r"(?:(?:module|_\w+)\.)*base_model\.")
-
-_LOOKED_FOR = (
-    "Looked for model.safetensors, diffusion_pytorch_model.safetensors, a *.safetensors.index.json, a single "
-    "*.safetensors, and a .bin of these names."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +159,9 @@ def open_lora(path: Path) -> tuple[Checkpoint, dict[str, object] | None]:
                 f"{some(numbered)}",
                 f"Give the one that is meant: {path / numbered[-1]}",
             )
-        raise FileError(f"{path}: has adapter_config.json, but neither adapter_model.safetensors nor .bin")
+        raise FileError(
+            f"{path}: has adapter_config.json, but neither adapter_model.safetensors nor .bin", NO_ADAPTER
+        )
     inner = [folder.name for folder in _folders(path) if is_there(folder / "adapter_config.json")]
     if inner:
         raise FileError(f"{path}: the adapter is in a sub-folder: {some(inner)}", f"Give that one: {path / inner[0]}")
@@ -189,7 +187,7 @@ def _open_folder(path: Path, variant: str | None) -> Checkpoint:
         choices = {folder.name: _choose(folder, variant) for folder in folders}
         chosen = {name: weights for name, weights in choices.items() if weights is not None}
     if not chosen:
-        raise FileError(f"{path}: no weights in this folder", f"{_LOOKED_FOR}")
+        raise FileError(f"{path}: no weights in this folder", where_weights_are(path))
     if variant is not None and all(weights.variant != variant for weights in chosen.values()):
         raise FileError(f"{path}: has no variant {variant}")
     parts = [_part(weights.path, folder) for folder, weights in chosen.items()]
@@ -303,22 +301,19 @@ def _part(path: Path, folder: str) -> Part:
 def _read_file(path: Path) -> Header:
     """Read the header of a file of any format; a format's reader is imported where a file of it is read."""
     suffix = path.suffix.lower() if os.path.isfile(path) else ""
-    if suffix == ".gguf":
+    form = format_at(path) if suffix in (".gguf", ".npz", *PICKLE_SUFFIXES) else None
+    if suffix == ".gguf" and form in (GGUF, None):
         from lorabake.tensors.gguf import open_gguf
 
         return open_gguf(path)
-    if suffix == ".npz":
+    if suffix == ".npz" and form in (ZIP, None):
         from lorabake.tensors.npz import open_npz
 
         return open_npz(path)
-    if suffix in PICKLE_SUFFIXES:
-        from lorabake.tensors.pickles import MAGICS, open_pickle
+    if suffix in PICKLE_SUFFIXES and form in (ZIP, PICKLE):
+        from lorabake.tensors.pickles import open_pickle
 
-        begins = b""
-        with suppress(OSError), path.open("rb") as file:  # read_header reports the fault
-            begins = file.read(4)
-        if begins.startswith(MAGICS):
-            return open_pickle(path)
+        return open_pickle(path)
     return read_header(path)
 
 

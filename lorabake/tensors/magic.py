@@ -59,12 +59,16 @@ RECIPE = _format(
     is_text=True,
 )
 
+ZIP = _format("a zip archive or PyTorch pickle", _CONVERT, rb"PK\x03\x04", has_weights=True)
+PICKLE = _format("a pickle", _CONVERT, rb"\x80[\x02-\x05]", has_weights=True)
+GGUF = _format("a GGUF file", "Name it *.gguf, so that it is read as one.", rb"GGUF", has_weights=True)
+
 FORMATS = (
     SAFETENSORS,
     RECIPE,
-    _format("a zip archive or PyTorch pickle", _CONVERT, rb"PK\x03\x04", has_weights=True),
-    _format("a pickle", _CONVERT, rb"\x80[\x02-\x05]", has_weights=True),
-    _format("a GGUF file", "Name it *.gguf, so that it is read as one.", rb"GGUF", has_weights=True),
+    ZIP,
+    PICKLE,
+    GGUF,
     _format("a NumPy array", "Give a *.npz, or a SafeTensors file.", rb"\x93NUMPY"),
     _format("an HDF5 file", _ELSEWHERE, rb"\x89HDF\r\n"),
     _format("a gzip archive", "Unpack it first (gunzip).", rb"\x1f\x8b"),
@@ -93,6 +97,20 @@ FORMATS = (
 
 TEXT = Format("a text", "Give the file that holds the tensors.", rb"[\t\n\r\x20-\xff]{8,}", is_text=True)
 """What has only letters, and none of the beginnings above."""
+
+
+_NEVER = re.compile(rb"(?!)")
+
+BY_NAME = {
+    suffix: Format(title, _ELSEWHERE, _NEVER)
+    for suffix, title in {
+        ".onnx": "an ONNX model",
+        ".msgpack": "a MessagePack file, as Flax writes it,",
+        ".tflite": "a TensorFlow Lite model",
+        ".pb": "a TensorFlow graph",
+    }.items()
+}
+"""Formats that only a file's name tells: they begin with any bytes."""
 
 
 def format_of(head: bytes) -> Format | None:

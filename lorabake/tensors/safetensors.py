@@ -19,7 +19,7 @@ from lorabake.errors import FileError
 from lorabake.machine import unreadable
 from lorabake.tensors.dtypes import DTYPES, nbytes
 from lorabake.tensors.header import MAX_DIMENSIONS, MAX_HEADER, Fingerprint, Header, TensorInfo, check_count
-from lorabake.tensors.magic import SAFETENSORS, SNIFFED, format_of
+from lorabake.tensors.magic import BY_NAME, SAFETENSORS, SNIFFED, format_of
 from lorabake.tensors.reader import fingerprint_of, is_folder
 from lorabake.visible import brief
 
@@ -157,7 +157,8 @@ def _checked_length(path: Path, head: bytes, size: int) -> int:
     begins_well = head[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{"
     if begins_well and length <= min(MAX_HEADER, size - _LENGTH_BYTES):
         return _LENGTH_BYTES + length
-    if (form := format_of(head)) is not None and form is not SAFETENSORS:
+    form = format_of(head) or BY_NAME.get(path.suffix.lower())
+    if form is not None and form is not SAFETENSORS:
         raise FileError(f"{path}: is {form.title}, not SafeTensors", form.advice)
     if len(head) < _LENGTH_BYTES:
         raise FileError(f"{path}: too short for SafeTensors: {len(head)} bytes", _DOWNLOAD)

@@ -30,9 +30,6 @@ from lorabake.tensors.pickles.storages import AGAIN, CONVERT, LEAST, Places, che
 from lorabake.tensors.reader import fingerprint, read_stored
 from lorabake.tensors.safetensors import encode_header
 
-MAGICS = (MAGIC, b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-"""First bytes of files that torch has pickled, since version 1.6 and before."""
-
 
 def open_pickle(path: Path) -> Header:
     """Read a pickled checkpoint's header; the tensors' data stay in the file.
