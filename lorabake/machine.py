@@ -27,6 +27,7 @@ OF_THE_MACHINE = {
 ADVICE = {
     errno.ESTALE: "A network file system lost the file: run it again.",
     errno.EMFILE: "Raise the limit: ulimit -n 65536.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
     errno.EFBIG: "Raise the limit of the size of files (ulimit -f), or choose a file system that takes such files.",
 }
 
@@ -69,6 +70,8 @@ def unwritable(path: Path, error: OSError) -> LorabakeError:
         return SurroundingsError(f"{path}: the disk is full; nothing was kept of this bake")
     if error.errno == errno.ELOOP:
         return TargetError(f"{path}: is a symbolic link, or a loop of them; choose another output")
+    if (taken := next((parent for parent in path.parents if parent.is_file()), None)) is not None:
+        return TargetError(f"{path}: cannot write there: {taken} is a file, not a folder", "Choose another output.")
     is_machine = error.errno in OF_THE_MACHINE | {errno.EFBIG}
     words = f"{path}: cannot write there: {error.strerror or error}{_advice(error)}"
     return (SurroundingsError if is_machine else TargetError)(*lines_of("", words))

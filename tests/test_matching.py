@@ -22,6 +22,7 @@ from lorabake.keymap.slots import sort_tensors
 from lorabake.keymap.table import Architecture, Component, Layout
 from lorabake.keymap.view import Region, View
 from lorabake.matching import match as match_lora
+from lorabake.matching.complaint import CHOOSE, ITS_OWN
 from lorabake.matching.ledger import Ledger
 from lorabake.matching.names import BaseNames
 from lorabake.matching.patches import Patch
@@ -283,10 +284,11 @@ def test_a_lora_fits_whole_or_is_refused(base: str, monkeypatch: pytest.MonkeyPa
         assert not first.endswith(":")
         if base == "arenasys_vae_v1_sd":
             assert first == f"LoRA {lora!r}: has no place on the base, which is a VAE"
-            assert more == ["Name it under vae, and it takes the place of the base's own."]
+            assert more == [ITS_OWN, "Name it under vae, and it takes the place of the base's own."]
         elif known and family.title not in known and base not in ALIKE.get(known, ()):
             fits_by_name = base == "diffusers_hunyuan_video" and "Flux.1" in known and "control" not in lora
-            assert more == (["To bake it there all the same, add to this LoRA: trained_on: flux"] * fits_by_name)
+            anyway = ["To bake it there all the same, add to this LoRA: trained_on: flux"] * fits_by_name
+            assert more == [*anyway, CHOOSE]
             assert f"is for {known} (by " in first
             assert f"the base is {TITLES[family.name]}" in first
             seen_by = ("of which the base has", *(module.name for module in opened.tensors.modules.values()))
@@ -456,7 +458,11 @@ PATH = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_"
 )
 def test_a_block_pattern_without_a_use_is_an_error(glob: str, why: str) -> None:
     message = refusal(Q | MID, SD15, blocks={"mid_block.*": 0.5, "down_blocks.*": 0.5, glob: 0.5})
-    assert message == f"LoRA 'style': blocks pattern {glob!r} {why}"
+    first, advice = message.splitlines()
+    assert first == f"LoRA 'style': blocks pattern {glob!r} {why}"
+    assert advice.startswith(
+        "Remove it" if "before it" in why else "A pattern is compared with whole names, such as "
+    )
 
 
 @pytest.mark.parametrize(
@@ -619,7 +625,8 @@ def test_many_misfits_of_one_pattern_are_one_line() -> None:
     shapes = {k: v for i in range(40) for k, v in low_rank(f"lora_unet_layers_{i + 10}_q", 4, 4).items()}
     message = refusal(shapes)
     assert "lora_unet_layers_N_q ×40" in message
-    assert len(message.splitlines()) == 3
+    assert len(message.splitlines()) == 4
+    assert message.splitlines()[-1] == "Choose the base that the LoRA was trained on, or another LoRA."
 
 
 def test_a_text_encoder_lora_with_one_misfit_is_not_called_foreign() -> None:

@@ -18,6 +18,7 @@ from lorabake.errors import MatchError
 from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.names import pattern_of
 from lorabake.keymap.slots import sort_tensors
+from lorabake.matching.complaint import CHOOSE
 from lorabake.matching.ledger import Ledger
 from lorabake.matching.names import BaseNames
 from lorabake.recipe import Recipe
@@ -304,6 +305,7 @@ def test_the_number_of_blocks_tells_flux_from_hunyuan_video() -> None:
         f"LoRA 'style' is for Flux.1 or Chroma (by {seen_by}); "
         "the base is HunyuanVideo, diffusers layout (by transformer_blocks.0.attn.add_q_proj.weight)",
         "To bake it there all the same, add to this LoRA: trained_on: flux",
+        CHOOSE,
     ]
     hunyuan = {
         key: shape for key, shape in shapes_of("hunyuan_video", r"attn\.|ff\.").items() if "refiner" not in key

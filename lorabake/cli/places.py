@@ -22,9 +22,9 @@ def check_writable(path: Path, what: str) -> None:
     except OSError as error:  # too long a name
         raise TargetError(f"{path}: the {what} cannot be written: {error.strerror}") from None
     if path.is_dir():
-        raise TargetError(f"{path}: is a folder, and the {what} is a file")
+        raise TargetError(f"{path}: is a folder, and the {what} is a file", "Name a file in it, or another one.")
     if not path.parent.is_dir():
-        why = "is no folder" if os.path.lexists(path.parent) else "there is no such folder"
+        why = "is no folder" if os.path.lexists(path.parent) else "there is no such folder; make it first"
         raise TargetError(f"{path}: the {what} cannot be written: {path.parent}: {why}")
     is_special = is_there and not path.is_file()  # such as /dev/stdout
     written = [path] * is_there + [_real(path).parent] * (not is_special)

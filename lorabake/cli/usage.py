@@ -97,7 +97,7 @@ def usage_lines(error: click.ClickException) -> list[str]:
     if extra := re.fullmatch(r"Got unexpected extra arguments? \((.*)\)", message):
         advice = "Put quotes around a name that has spaces. Call lorabake once for each recipe or file."
         return [f"{name}: {extra[1]} is too much", advice, *_example(context)]
-    return [message]
+    return [message, help_line]
 
 
 class UnknownCommandError(click.UsageError):

@@ -185,12 +185,17 @@ def _recipe(said: Options, inputs: Path | None) -> tuple[Recipe, Path | None]:
     file, baked = said.file, said.output
     if file is not None and file.suffix.lower() not in (".yaml", ".yml"):
         if baked is not None:
-            raise RecipeError(f"{file}: is no recipe (.yaml), so --baked has nothing to be compared with")
+            raise RecipeError(
+                f"{file}: is no recipe (.yaml), so --baked has nothing to be compared with",
+                "Leave --baked out to verify this file, or give the recipe in its place.",
+            )
         if not (said.bases or said.loras):
             return embedded_recipe(file, inputs, said.changes), file
         said, baked = replace(said, file=None, output=file), file
     if inputs is not None:
-        raise RecipeError("--inputs is for a FILE without its recipe; a recipe says where its inputs lie")
+        raise RecipeError(
+            "--inputs is for a FILE without its recipe; a recipe says where its inputs lie", "Leave --inputs out."
+        )
     return said.recipe(), baked
 
 

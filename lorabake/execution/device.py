@@ -95,7 +95,9 @@ def place_of(name: str) -> torch.device:
     try:
         return torch.device(name)
     except RuntimeError:
-        raise SurroundingsError(f"device {name!r}: torch knows no device of this name", NAMES) from None
+        raise SurroundingsError(
+            f"device {name!r} cannot be used: torch knows no device of this name", NAMES
+        ) from None
 
 
 def _asked(

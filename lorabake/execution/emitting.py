@@ -79,7 +79,7 @@ def _refuse(
         cause = f"in the base already, and {cause.removeprefix('with ')} would spread it"
     advice = "Lower the strength, or choose a wider output.dtype."
     if value != value:
-        advice = "No number comes of numbers that are none, or too large: the file that holds them is damaged."
+        advice = "A file holds NaN, infinity or absurdly large numbers: download it again, or leave it out."
     raise ValueTooLargeError(
         f"{target.key}[{start + row}, {column}]: {value:g} {cause}; {target.dtype} cannot hold it "
         f"(the base has {was:g} there)",

@@ -93,7 +93,8 @@ def _complaint(case: Case) -> list[str]:
         return [*_one_reason(case, reasons.pop()), *_leave_out(case)]
     of = len(case.modules) + sum(map(len, case.lora.tensors.unsupported.values())) + len(case.lora.tensors.unknown)
     first = f"LoRA {name!r}: {len(case.refusals)} of {of} modules have no place on the base ({case.base.title})"
-    return [first, *_groups(case), *_maybe_anothers(case), *_leave_out(case)]
+    advice = [*_leave_out(case)] or ["Choose the base that the LoRA was trained on, or another LoRA."]
+    return [first, *_groups(case), *_maybe_anothers(case), *advice]
 
 
 def _no_checkpoint(case: Case) -> list[str]:
@@ -103,13 +104,16 @@ def _no_checkpoint(case: Case) -> list[str]:
     sort = None if is_meant else sort_of(base.tensors)
     if sort is None:
         return []
-    return [f"LoRA {case.lora.name!r}: has no place on the base, which is {sort.title}", sort.advice]
+    return [f"LoRA {case.lora.name!r}: has no place on the base, which is {sort.title}", ITS_OWN, sort.advice]
 
 
 def anothers(lora: str, lines: Sequence[str]) -> list[str]:
     """Return the error that a LoRA is another family's, with these lines."""
-    return [f"LoRA {lora!r} {lines[0]}", *lines[1:]]
+    return [f"LoRA {lora!r} {lines[0]}", *lines[1:], CHOOSE]
 
+
+CHOOSE = "Choose a base of the LoRA's family, or a LoRA for this base."
+ITS_OWN = "Give as base the checkpoint that the LoRA was trained on."
 
 # -- another family's --------------------------------------------------------------------------------------------
 
@@ -142,7 +146,7 @@ def _another_familys(case: Case, module: str) -> list[str]:
             f"Of a LoRA with other parts, components: [{part}] takes this one alone.",
         ]
     first = f"LoRA {case.lora.name!r} is for {title} (by {module}{shape}); the base is {case.base.title}"
-    return [first, *more]
+    return [first, *(more or [CHOOSE])]
 
 
 def _maybe_anothers(case: Case) -> Iterator[str]:

@@ -26,9 +26,11 @@ def check_form(sources: Sources, path: Path) -> None:
     """Raise TargetError if the output's name is a folder's but the output is a file, or the other way round."""
     if is_folder(sources) and path.suffix in (".safetensors", ".ckpt"):
         why = "shard_size is set" if not sources.base.is_folder else "the base is a folder"
-        raise TargetError(f"{path}: {why}, so the output must be a folder, not a file")
+        raise TargetError(
+            f"{path}: {why}, so the output must be a folder, not a file", f"Name it {path.stem}, without an ending."
+        )
     if not is_folder(sources) and path.suffix != ".safetensors":
-        raise TargetError(f"{path}: the output must be a .safetensors file")
+        raise TargetError(f"{path}: the output must be a .safetensors file", f"Name it {path.stem}.safetensors.")
 
 
 def check_dtypes(sources: Sources) -> None:

@@ -131,7 +131,10 @@ def open_checkpoint(path: Path, variant: str | None = None) -> Checkpoint:
     if os.path.isdir(path):
         return _open_folder(path, variant)
     if variant is not None:
-        raise FileError(f"{path}: variant {variant} can only be chosen in a folder")
+        raise FileError(
+            f"{path}: variant {variant} can only be chosen in a folder",
+            "Remove variant, or give the diffusers folder as base.",
+        )
     if _INDEX.fullmatch(path.name):
         return _checkpoint(path.parent, [_part(path, "")], _side_files(path.parent))
     part = _part(path, "")
@@ -189,7 +192,10 @@ def _open_folder(path: Path, variant: str | None) -> Checkpoint:
     if not chosen:
         raise FileError(f"{path}: no weights in this folder", where_weights_are(path))
     if variant is not None and all(weights.variant != variant for weights in chosen.values()):
-        raise FileError(f"{path}: has no variant {variant}")
+        raise FileError(
+            f"{path}: has no variant {variant}",
+            "Remove variant, or give one that the names of the folder's files have.",
+        )
     parts = [_part(weights.path, folder) for folder, weights in chosen.items()]
     return _checkpoint(path, parts, _side_files(path))
 

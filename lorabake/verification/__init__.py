@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from lorabake import arguments
 from lorabake.arguments import AnyPath, path_of
 from lorabake.errors import ArgumentError, FileError, first_line
+from lorabake.paths import missing as missing_lines
 from lorabake.planning import Plan
 from lorabake.planning import plan as make_plan
 from lorabake.progress import NotebookBar
@@ -133,6 +134,8 @@ def embedded_recipe(baked: Path, inputs: Path | None = None, changes: Sequence[s
     paths in them start from the current folder. Raise FileError for a checkpoint without a recipe, and for inputs
     that are in none of these folders.
     """
+    if not is_there(baked):
+        raise FileError(*missing_lines(baked, str(baked)))
     text = open_checkpoint(baked).metadata.get("lorabake.recipe")
     if text is None:
         raise FileError(

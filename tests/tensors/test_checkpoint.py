@@ -76,7 +76,7 @@ class TestFile:
     def test_variant_of_a_file(self, tmp_path):
         put(tmp_path, "a.safetensors")
         message = fault(tmp_path / "a.safetensors", "fp16")
-        assert message.endswith("variant fp16 can only be chosen in a folder")
+        assert message.splitlines()[0].endswith("variant fp16 can only be chosen in a folder")
 
 
 class TestShards:
@@ -202,7 +202,7 @@ class TestFolder:
     def test_variants(self, tmp_path):
         put(tmp_path, "model.safetensors", "model.fp16.safetensors")
         assert opened(tmp_path, "fp16") == ["model.fp16.safetensors"]
-        assert fault(tmp_path, "bf16") == f"{tmp_path}: has no variant bf16"
+        assert fault(tmp_path, "bf16").splitlines()[0] == f"{tmp_path}: has no variant bf16"
 
     def test_sharded_variant(self, tmp_path):
         name = "diffusion_pytorch_model.fp16-00001-of-00001"
@@ -291,7 +291,7 @@ class TestDiffusers:
             "text_encoder/model.safetensors",
             f"{self.UNET}.non_ema.safetensors",
         ]
-        assert fault(root, "fp16") == f"{root}: has no variant fp16"
+        assert fault(root, "fp16").splitlines()[0] == f"{root}: has no variant fp16"
 
     def test_single_files_beside_the_pipeline_and_folders_it_does_not_name(self, root):
         """stabilityai/stable-diffusion-xl-base-1.0 has both: sd_xl_base_1.0.safetensors and vae_1_0/."""

@@ -67,7 +67,13 @@ def glob_ignores_nothing(idle: Sequence[str], modules: Mapping[str, LoraModule])
         such = f"matches some tensors of a module alone, such as {visible(partly)}"
         return start + such, "Only whole modules can be left out."
     ends = {end: None for name in modules for end in (by_end(name), pattern_of(name))}
-    return (f"{start}matches nothing in the file{visible(nearest_words(glob, [*ends]))}",)
+    return f"{start}matches nothing in the file{visible(nearest_words(glob, [*ends]))}", _whole(ends)
+
+
+def _whole(names: Iterable[str]) -> str:
+    """Say what a pattern is compared with."""
+    example = next(iter(names), "")
+    return f"A pattern is compared with whole names, such as {visible(example)}; * stands for any part of them."
 
 
 def file_is_no_lora(lora: LoraSource, ignored: Collection[str]) -> Lines | None:
@@ -144,12 +150,14 @@ def block_pattern_takes_nothing(
     if unused is None:
         return None
     if any(fnmatchcase(path, unused) for path in paths):
+        advice = "Remove it, or write it before that one: the first match wins."
         why = "matches only modules that a pattern before it takes"
     else:
+        advice = _whole(sorted(paths))
         plain = re.split(r"[*?[]", unused)[0].rstrip(".")
         heads = {".".join(path.split(".")[: plain.count(".") + 1]) for path in paths}
         why = f"matches no module{nearest_words(plain, sorted(heads))}"
-    return (f"blocks pattern {unused!r} {why}",)
+    return f"blocks pattern {unused!r} {why}", advice
 
 
 def file_has_no_tensors(ledger: Ledger, entry: Lora) -> Lines | None:

@@ -17,6 +17,8 @@ from lorabake.visible import visible
 
 Record = TypeVar("Record")
 
+AGAIN = "Download the LoRA again if it should have more tensors, or leave it out."
+
 NOT_ANNOUNCED = (
     "a whole tensor that no modules_to_save announces; if it is to replace the base's, name its module there, in "
     "adapter_config.json"
@@ -89,7 +91,7 @@ def name_stands_for_several(candidates: Candidates) -> str | None:
 def tensors_are_no_whole_set(understood: Understood) -> str | None:
     """Refuse tensors that no set of kinds accounts for."""
     slots = understood.candidates.module.slots
-    return None if understood.kinds else f"incomplete or unknown set: {', '.join(sorted(slots))}"
+    return None if understood.kinds else f"incomplete or unknown set: {', '.join(sorted(slots))}\n{AGAIN}"
 
 
 def magnitude_has_its_weight_beside_it(understood: Understood) -> str | None:
