@@ -99,7 +99,7 @@ TEXT = Format("a text", "Give the file that holds the tensors.", rb"[\t\n\r\x20-
 """What has only letters, and none of the beginnings above."""
 
 
-_NEVER = re.compile(rb"(?!)")
+_NEVER = rb"(?!)"
 
 BY_NAME = {
     suffix: Format(title, _ELSEWHERE, _NEVER)
