@@ -11,6 +11,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
+from lorabake.documents.names import NO_FIGURES
 from lorabake.documents.schema import schema_of
 from lorabake.inspection import inspect as look
 from lorabake.report.record import compose
@@ -83,6 +84,8 @@ def inspect(path: Path) -> dict[str, Any]:
 
 
 def checked(verification: Verification) -> Verification:
-    """Check the document of a verification, and return what was given."""
+    """Check the document of a verification, and that findings have figures beside words; return what was given."""
     check(compose(verification))
+    for finding in verification.findings:
+        assert finding.figures != NO_FIGURES or not finding.measured, finding
     return verification
