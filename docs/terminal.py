@@ -47,7 +47,10 @@ def prepare(folder: Path) -> None:
 
 
 def run(command: str, folder: Path) -> str:
-    """Run one shell command there and return what it prints, both streams together."""
+    """Run one shell command there and return what it prints, both streams together.
+
+    A slow machine also says that it is still at work; readers are not shown that.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "NO_COLOR": "1", "COLUMNS": "80"}
     done = subprocess.run(
@@ -59,7 +62,8 @@ def run(command: str, folder: Path) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    return "".join(f"{line.rstrip()}\n" for line in done.stdout.replace(f"{folder}/", "").splitlines())
+    lines = done.stdout.replace(f"{folder}/", "").splitlines()
+    return "".join(f"{line.rstrip()}\n" for line in lines if not line.startswith("still at work: "))
 
 
 def transcript(block: str, folder: Path) -> str:
