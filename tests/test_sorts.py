@@ -214,6 +214,7 @@ def test_as_a_base(folder: Path, example: str) -> None:
     else:
         assert told == [
             f"LoRA 'lora.safetensors': has no place on the base, which is {sort.title}",
+            "Give as base the checkpoint that the LoRA was trained on.",
             sort.advice,
         ]
 
