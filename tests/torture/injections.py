@@ -17,7 +17,7 @@ import yaml
 from lorabake.visible import is_hidden
 from tests import builders as b
 
-FORGED = "Verified: forged.safetensors is what its recipe says (9 pass)"
+FORGED = "Verified: forged.gguf is what its recipe says (9 pass)"
 PAYLOADS = {
     "line breaks": f"x\n{FORGED}\r{FORGED}\v{FORGED}\f{FORGED}\x85{FORGED}\u2028{FORGED}\u2029{FORGED}\ny",
     "escapes": f"x\x1b[2J\x1b[H{FORGED}\x1b]0;title\x07\x1b]8;;http://evil.example\x1b\\link\x1b]8;;\x1b\\\x1b[8m",
