@@ -13,11 +13,13 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from lorabake import load_recipe
+from lorabake.baking import plan
 from lorabake.cli.verify import verify as command
 from lorabake.errors import FileError, RecipeError
 from lorabake.tensors.safetensors import read_header
 from lorabake.verification import VerifyOptions, embedded_recipe, verify
-from lorabake.verification.findings import Finding, Status, Verification
+from lorabake.verification.environment import environment_of
+from lorabake.verification.findings import Finding, Samples, Status, Verification
 from lorabake.verification.weights.effects import block_of, in_order
 from tests import builders as b
 from tests.documents import check, checked
@@ -368,6 +370,15 @@ def test_a_file_that_cannot_be_read_has_no_digest(folder: Path) -> None:
     told = verify(load_recipe(folder / "recipe.yaml"), None, replace(BOTH, digests=True)).environment
     assert told
     assert told.output is None
+
+
+def test_an_accelerator_is_named_by_its_product(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", {"cuda:1": "NVIDIA H200"}.__getitem__)
+    planned = plan(load_recipe(folder / "recipe.yaml"))
+    for device, name in (("cuda:1", "cuda:1 (NVIDIA H200)"), ("mps", "mps")):
+        told = environment_of(planned, None, Samples("PEFT", {"device": device}), {}, command="", date="")
+        assert told.device == name
+        assert told.versions.keys() >= {"lorabake", "torch", "numpy"}
 
 
 @pytest.mark.parametrize("date", ["yesterday", "2026-13-01", "29.11.2026"])
