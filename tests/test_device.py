@@ -57,7 +57,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_named_device_that_cannot_be_used_is_an_error(monkeypatch: pytest.MonkeyPatch, name: str, by: str) -> None:
     if by == "environment":
         monkeypatch.setenv("LORABAKE_DEVICE", name)
-    with pytest.raises(SurroundingsError, match=f"device '{name}' cannot be used: .*\nTry --device cpu"):
+    with pytest.raises(SurroundingsError, match=f"device '{name}' cannot be used: .*\n(Try|Give) --device cpu"):
         choose_device(name if by == "argument" else None, precision=torch.float32, warn=silent)
 
 
