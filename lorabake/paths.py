@@ -139,6 +139,10 @@ def _share(match: re.Match[str]) -> str:
     return "This is a network share of Windows: write the folder in which this machine has mounted it."
 
 
+def _strength(match: re.Match[str]) -> str:
+    return f"A strength is a key of its own: {{path: {match['path']}, strength: {match['strength']}}}"
+
+
 def _backslashes(match: re.Match[str]) -> str:
     return f"This has backslashes between folders: write {match[0].replace(chr(92), '/')}"
 
@@ -170,6 +174,14 @@ WRITINGS = (
         _variable,
     ),
     Writing("drive", re.compile(r"(?P<drive>[A-Za-z]):(?P<rest>[\\/][^%$]*)(?<!\s)"), _drive),
+    Writing(
+        "strength",
+        re.compile(
+            rf"(?P<path>(?![{MARKS}\s<])[^:%$\\]*(?:{'|'.join(map(re.escape, MODEL_SUFFIXES))}))"
+            r":(?P<strength>[-+]?\d*\.?\d+)"
+        ),
+        _strength,
+    ),
     Writing("share", re.compile(r"\\\\[^%$]*(?<!\s)"), _share),
     Writing(
         "backslashes", re.compile(rf"(?!\\\\|[A-Za-z]:|[{MARKS}\s])(?=.*\\)[^%$]*(?<![{MARKS}\s])"), _backslashes

@@ -55,9 +55,13 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["banana", "meta", "cpu:banana", "cuda:4711", "xla"])
 @pytest.mark.parametrize("by", ["argument", "environment"])
 def test_a_named_device_that_cannot_be_used_is_an_error(monkeypatch: pytest.MonkeyPatch, name: str, by: str) -> None:
+    origin = ""
     if by == "environment":
         monkeypatch.setenv("LORABAKE_DEVICE", name)
-    with pytest.raises(SurroundingsError, match=f"device '{name}' cannot be used: .*\n(Try|Give) --device cpu"):
+        origin = r" \(LORABAKE_DEVICE in the environment\)"
+    with pytest.raises(
+        SurroundingsError, match=f"device '{name}'{origin} cannot be used: .*\n(Try|Give) --device cpu"
+    ):
         choose_device(name if by == "argument" else None, precision=torch.float32, warn=silent)
 
 

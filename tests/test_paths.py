@@ -47,6 +47,7 @@ SAID = {
         "quoted",
         "The quotation marks inside the text count as part of the path: write x.pt without them.",
     ),
+    "a/x.pt:0.8": ("strength", "A strength is a key of its own: {path: a/x.pt, strength: 0.8}"),
     "x.pt ": ("spaced", "The path begins or ends with a space: write 'x.pt'"),
     " $HOME/x.pt": ("spaced", "The path begins or ends with a space: write '$HOME/x.pt'"),
     "$LORABAKE_TEST/x.pt": (

@@ -34,7 +34,12 @@ FOLDER = Path("/models")
 SHA256 = "0123456789abcdef" * 4
 
 SAVE = "Save the recipe as UTF-8: in Notepad by Save as, Encoding; in PowerShell by Set-Content -Encoding utf8."
-SHORTEST = "A recipe has at least four keys: version: 1, base: FILE, loras: [FILE], output: {path: FILE}"
+SHORTEST = """\
+A recipe has at least these four keys:
+    version: 1
+    base: model.safetensors
+    loras: [style.safetensors]
+    output: {path: baked.safetensors}"""
 MANY = "more than 10000 values, counting what aliases repeat"
 
 SHORT = """\
@@ -472,7 +477,8 @@ class TestProperties:
             parse(text).normal_json().encode()
         except RecipeError as error:
             first, *rest = str(error).split("\n")
-            has_advice = len(rest) == 1 and re.match("[A-Z]", rest[0])
+            example = "".join(f"\n{line}" for line in rest[1:])
+            has_advice = rest and re.match("[A-Z]", rest[0]) and (not example or f"{rest[0]}{example}" == SHORTEST)
             for line in [first] if has_advice else [first, *rest]:
                 assert re.match(r"recipe:[1-9]\d*:[1-9]\d*: .", line)
 

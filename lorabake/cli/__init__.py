@@ -33,6 +33,9 @@ CONTEXT = {"help_option_names": ["-h", "--help"]}
 """Settings that every command needs for itself: click creates a command's help option from the first context in which
 it is used, and that context may have no parent."""
 
+ARGUMENTS = "lorabake.arguments"
+"""Where a context keeps the words behind the command's name."""
+
 DEBUG = "LORABAKE_DEBUG"
 """The environment variable that asks for the traceback of an internal error."""
 
@@ -113,6 +116,7 @@ class LazyGroup(click.Group):
             from lorabake.cli.usage import UnknownCommandError
 
             raise UnknownCommandError(args[0], ctx)
+        ctx.meta[ARGUMENTS] = tuple(args[1:])  # for the advice on a wrong one
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -81,7 +81,7 @@ def bake(
     Options can take the place of RECIPE. Paths in options start from the current folder.
     """
     plan = make_plan(said.recipe(), output)
-    check_saved(said.save, plan, [report])
+    check_saved(said.save, plan, report)
     if report is not None:
         check_writable(report, "report")
         check_apart([report], "report", taken_by(plan), [plan.path, partial_of(plan.path)])

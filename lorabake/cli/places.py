@@ -47,6 +47,11 @@ def check_apart(written: Iterable[Path], what: str, taken: Iterable[Path], folde
             raise TargetError(f"{path}: lies in the output's folder; {other}")
 
 
+def are_one(path: Path, other: Path) -> bool:
+    """Tell whether two paths lead to one file."""
+    return not {*_identities(path)}.isdisjoint(_identities(other))
+
+
 def taken_by(plan: Plan) -> Iterator[Path]:
     """Yield every file that a bake reads or writes."""
     yield from files_of(plan.sources.recipe, plan.path)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
-from lorabake.cli.places import check_apart, taken_by
+from lorabake.cli.places import are_one, check_apart, taken_by
 from lorabake.errors import SurroundingsError, TargetError
 from lorabake.planning import Plan
 from lorabake.tensors.small import holds
@@ -13,13 +12,17 @@ from lorabake.writing.partial import partial_of
 from lorabake.writing.whole import write_whole
 
 
-def check_saved(save: Path | None, plan: Plan, others: Iterable[Path | None] = ()) -> None:
-    """Raise TargetError where something else is or will be; `others` are written, too."""
+def check_saved(save: Path | None, plan: Plan, report: Path | None = None) -> None:
+    """Raise TargetError where something else is or will be; the report is written, too."""
     if save is None or _is_kept(save, plan):
         return
     if save.is_file():
         raise TargetError(f"{save}: exists and holds something else", "Choose another file for the recipe.")
-    check_apart([save], "recipe", [*taken_by(plan), *filter(None, others)], [plan.path, partial_of(plan.path)])
+    if report is not None and are_one(save, report):
+        raise TargetError(
+            f"{save}: is given to both --save-recipe and --report", "Name a different file for one of them."
+        )
+    check_apart([save], "recipe", taken_by(plan), [plan.path, partial_of(plan.path)])
 
 
 def save_recipe(save: Path | None, plan: Plan) -> None:

@@ -11,6 +11,7 @@ from functools import cache
 
 import click
 
+from lorabake.cli import ARGUMENTS
 from lorabake.likeness import nearest
 
 RECIPES = (".yaml", ".yml")
@@ -33,20 +34,23 @@ COMMANDS = _table(
 )
 """Command of other programs -> lorabake's."""
 
+STRENGTHS = "strength weight weights multiplier scale alpha ratio ratios"
+"""Options of other programs for the strength of a LoRA."""
+
 OPTIONS = _table(
     {
         "--overwrite": "force f yes y replace clobber",
-        "--output": "output-dir output-path output-file out out-path out-dir outfile dest destination to",
-        "--output FILE": "save-to save-path save model-out",
+        "--output FILE": (
+            "output-path output-file out out-path outfile dest destination to save-to save-path save model-out"
+        ),
+        "--output FILE, as in --output out/baked.safetensors": "output-dir out-dir output-folder",
         "--device cpu": "cpu cpu-only no-cuda no-gpu use-cpu lowvram",
         "--device cuda": "gpu cuda use-gpu nvidia gpus",
         "--device mps": "mps metal",
         "--workers": "threads j jobs num-workers n-jobs parallel processes num-threads",
         "--base FILE": "model sd-model base-model checkpoint ckpt base-model-name-or-path base-path",
         "--base FILE --lora FILE=0.8": "models loras lora-model lora-path adapter adapters network-weights",
-        "--lora FILE=0.8, or --set loras.0.strength=0.8": (
-            "strength weight weights multiplier scale alpha ratio ratios"
-        ),
+        "--lora FILE=0.8": STRENGTHS,
         "--set output.dtype=float16": "dtype precision save-precision out-dtype fp16 bf16 half float",
         "--set output.shard_size=5GB": "shard-size max-shard-size",
         "--set method=ties, or another method": "method merge-method",
@@ -59,6 +63,8 @@ OPTIONS = _table(
 )
 """Option of other programs -> what to write, where the command has the first of its options."""
 
+NO_OPTION = "write the recipe without an option"
+
 ELSEWHERE = _table(
     {
         "use `lorabake plan`, which writes nothing": "dry-run dryrun n simulate",
@@ -66,7 +72,7 @@ ELSEWHERE = _table(
             "verbose v debug trace log-level"
         ),
         "set NO_COLOR=1 in the environment": "no-color no-colour nocolor color",
-        "write the recipe without an option": "config recipe c file yaml input i",
+        NO_OPTION: "config recipe c file yaml input i",
         "write `lorabake --version`": "version V",
     }
 )
@@ -95,9 +101,43 @@ def usage_lines(error: click.ClickException) -> list[str]:
             return [_bad_value(error), f"`{name} --help` says what each option takes."]
     message = error.format_message()
     if extra := re.fullmatch(r"Got unexpected extra arguments? \((.*)\)", message):
-        advice = "Put quotes around a name that has spaces. Call lorabake once for each recipe or file."
-        return [f"{name}: {extra[1]} is too much", advice, *_example(context)]
+        return _too_much(name, extra[1], context)
     return [message, help_line]
+
+
+def _too_much(name: str, extra: str, context: click.Context | None) -> list[str]:
+    """Say what is wrong with words that nothing takes: a second recipe, or the second half of a name."""
+    taken = next((each for each in _arguments(context) if not each.startswith("-")), "")
+    verb = name.rpartition(" ")[2].capitalize()
+    if taken.endswith(RECIPES) and extra.endswith(RECIPES) and " " not in extra:
+        return [
+            f"{name} takes one recipe, and {extra} is a second one",
+            f"{verb} each by a command of its own. If this is one name with a space in it, put it in quotes.",
+        ]
+    advice = f"Put quotes around a name that has spaces. {verb} each recipe or file by a command of its own."
+    return [f"{name}: {extra} is too much", advice, *_example(context)]
+
+
+def _arguments(context: click.Context | None) -> tuple[str, ...]:
+    """Return the words behind the command's name."""
+    words: tuple[str, ...] = context.meta.get(ARGUMENTS, ()) if context is not None else ()
+    return words
+
+
+def _has_recipe(words: tuple[str, ...]) -> bool:
+    """Tell whether a recipe's file is among the words; the one behind --save-recipe is none yet."""
+    pairs = zip(("", *words), words, strict=False)
+    return any(word.endswith(RECIPES) and before != "--save-recipe" for before, word in pairs)
+
+
+def _value_of(option: str, words: tuple[str, ...]) -> str:
+    """Return the word behind an option, or behind its '='; empty if there is none."""
+    for word, after in zip(words, (*words[1:], ""), strict=True):
+        if word == option:
+            return after
+        if word.startswith(f"{option}="):
+            return word.removeprefix(f"{option}=")
+    return ""
 
 
 class UnknownCommandError(click.UsageError):
@@ -129,16 +169,22 @@ def _hint_on_option(option: str, context: click.Context) -> str:
     if isinstance(context.command, click.Group):
         holder = next((command for command in _commands() if option in _options(_command(command))), None)
         return f"; write it behind the command: lorabake {holder} … {option}" if holder else ""
-    advice = OPTIONS.get(word, "")
+    words, advice = _arguments(context), OPTIONS.get(word, "")
+    value = _value_of(option, words)
+    if word in STRENGTHS.split() and "--set" in own and _has_recipe(words):
+        number = value if re.fullmatch(r"-?\d*\.?\d+", value) else "0.8"
+        return f"; with a recipe, write --set loras.0.strength={number} (loras.0 is the first LoRA)"
     if advice.split(" ")[0] in own:
         return f"; write {advice}"
+    if word in ELSEWHERE and ELSEWHERE[word] == NO_OPTION and value.endswith(RECIPES):
+        return f"; write {context.command_path} {value}"
     if word in ELSEWHERE:
         return f"; {ELSEWHERE[word]}"
     if near := nearest(option, own, cutoff=0.7):
         return f"; did you mean {near}?"
     holders = [command for command in _commands() if option in _options(_command(command))]
     if holders:
-        return f"; lorabake {holders[0]} has it"
+        return f"; remove it here; lorabake {holders[0]} has it"
     return f"; did you mean {near}?" if (near := nearest(option, own, cutoff=0.6)) else ""
 
 

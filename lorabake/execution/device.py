@@ -75,12 +75,13 @@ def choose_device(
     SurroundingsError for a named device that cannot be used.
     """
     torch.set_float32_matmul_precision("highest")
+    origin = "" if name else f" ({ENVIRONMENT} in the environment)"
     name = name or os.environ.get(ENVIRONMENT) or AUTO
     if name != AUTO:
         try:
-            return _asked(place_of(name), precision, dtypes, warn)
+            return _asked(place_of(name, origin), precision, dtypes, warn)
         except (RuntimeError, AssertionError) as error:
-            raise SurroundingsError(f"device {name!r} cannot be used: {first_line(error)}", ADVICE) from None
+            raise SurroundingsError(f"device {name!r}{origin} cannot be used: {first_line(error)}", ADVICE) from None
     accelerator = torch.accelerator.current_accelerator()
     if accelerator is not None:
         try:
@@ -90,13 +91,16 @@ def choose_device(
     return _asked(torch.device("cpu"), precision, dtypes, warn)
 
 
-def place_of(name: str) -> torch.device:
-    """Return torch's device of a name; raise SurroundingsError for a name that torch does not know."""
+def place_of(name: str, origin: str = "") -> torch.device:
+    """Return torch's device of a name; raise SurroundingsError for a name that torch does not know.
+
+    `origin` says, behind the name, where it was written.
+    """
     try:
         return torch.device(name)
     except RuntimeError:
         raise SurroundingsError(
-            f"device {name!r} cannot be used: torch knows no device of this name", NAMES
+            f"device {name!r}{origin} cannot be used: torch knows no device of this name", NAMES
         ) from None
 
 

@@ -93,7 +93,9 @@ def _complaint(case: Case) -> list[str]:
         return [*_one_reason(case, reasons.pop()), *_leave_out(case)]
     of = len(case.modules) + sum(map(len, case.lora.tensors.unsupported.values())) + len(case.lora.tensors.unknown)
     first = f"LoRA {name!r}: {len(case.refusals)} of {of} modules have no place on the base ({case.base.title})"
-    advice = [*_leave_out(case)] or ["Choose the base that the LoRA was trained on, or another LoRA."]
+    advice = [*_another_one(case), *_leave_out(case)] or [
+        "Choose the base that the LoRA was trained on, or another LoRA."
+    ]
     return [first, *_groups(case), *_maybe_anothers(case), *advice]
 
 
@@ -104,7 +106,7 @@ def _no_checkpoint(case: Case) -> list[str]:
     sort = None if is_meant else sort_of(base.tensors)
     if sort is None:
         return []
-    return [f"LoRA {case.lora.name!r}: has no place on the base, which is {sort.title}", ITS_OWN, sort.advice]
+    return [f"base: is {sort.title}, and LoRA {case.lora.name!r} has no place on it", sort.advice, ITS_OWN]
 
 
 def anothers(lora: str, lines: Sequence[str]) -> list[str]:
@@ -153,6 +155,15 @@ def _maybe_anothers(case: Case) -> Iterator[str]:
     evidence, base = case.evidence, case.base.key_map.architecture
     if evidence.whole and base not in evidence.whole and base.name != GENERIC and case.said is None:
         yield f"  it may be a LoRA of {titles(evidence.whole)}"
+
+
+def _another_one(case: Case) -> Iterator[str]:
+    """Advise another base or LoRA where most modules have no place, and another family may have them."""
+    base, evidence = case.base.key_map.architecture, case.evidence
+    others = [family for family in evidence.families if family is not base]
+    is_most = 2 * len(case.placeless) > len(case.modules) and case.is_patched
+    if is_most and others and not evidence.is_text and base.name != GENERIC and case.said is None:
+        yield f"It may be for another family ({titles(others)}): choose another base, or another LoRA."
 
 
 # -- what has no place ---------------------------------------------------------------------------------------------

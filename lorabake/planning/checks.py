@@ -29,6 +29,11 @@ def check_form(sources: Sources, path: Path) -> None:
         raise TargetError(
             f"{path}: {why}, so the output must be a folder, not a file", f"Name it {path.stem}, without an ending."
         )
+    if not is_folder(sources) and path.suffix != ".safetensors" and os.path.isdir(path):
+        raise TargetError(
+            f"{path}: is a folder, and the output must be a .safetensors file",
+            f"Name a file in it, as in -o {path / 'out.safetensors'}",
+        )
     if not is_folder(sources) and path.suffix != ".safetensors":
         raise TargetError(f"{path}: the output must be a .safetensors file", f"Name it {path.stem}.safetensors.")
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 
 from lorabake.errors import RecipeError
-from lorabake.recipe.shape import is_list, is_path, parts_of, short_key
+from lorabake.recipe.shape import is_list, is_path, known_keys, parts_of, short_key
 from lorabake.recipe.values import Place, Values, read_value
 from lorabake.recipe.words import Fault, Spot, found, quoted
 
@@ -30,6 +30,8 @@ def with_changes(values: Values, changes: Iterable[str], here: Path, folder: Pat
         spot = Spot(f"--set {change if len(change) <= 80 else change[:79] + '…'}")
         if not equals or not all(key.split(".")):
             raise RecipeError(Fault(spot, SYNTAX).line)
+        if key.split(".")[0] in _only_of_loras():
+            raise RecipeError(Fault(spot, f"say which LoRA: --set loras.0.{key}={text.strip()}").line)
         value = read_value(text.strip(), f"--set {key}")
         place = place_of(values.data, key, spot)
         if place in done:
@@ -37,6 +39,12 @@ def with_changes(values: Values, changes: Iterable[str], here: Path, folder: Pat
         done.add(place)
         values = with_value(values, place, moved_paths(value.data, place, here, folder), spot, value.faults)
     return values
+
+
+def _only_of_loras() -> set[str]:
+    """Collect the keys that nothing but a LoRA has."""
+    others = [(), *((key,) for key in known_keys(()) if key != "loras")]
+    return {*known_keys(("loras",))} - {key for place in others for key in known_keys(place)}
 
 
 def with_value(values: Values, place: Place, value: object, spot: Spot, faults: tuple[Fault, ...] = ()) -> Values:

@@ -110,7 +110,7 @@ def _hint_on_key(place: Place, given: object) -> str:
     if key == "<<":
         return "; write out the keys that it stands for"
     known = known_keys(place[:-1])
-    if advice := advice_on_key(part, key) or _place_of(key, part):
+    if advice := advice_on_key(part, key, given) or _place_of(key, part):
         return f"; {advice}"
     return _did_you_mean(key, known) or f"; the keys here are {', '.join(known)}"
 

@@ -18,8 +18,8 @@ OF_THE_COMMAND = {
 }
 """Key -> the option of `lorabake bake` that says it; a recipe says only what may change the bytes."""
 
-STRENGTHS = "strength: {unet: 0.8, text_encoder: 0.5}"
-"""How to give each component a strength of its own."""
+GIVEN = "GIVEN"
+"""What stands in an advice for the number that the key has in the recipe."""
 
 FROM_FILE = "lorabake reads it from the LoRA's file"
 
@@ -48,16 +48,23 @@ _LORA = _table(
     _same(
         "strength", "lora_weight lora_scale adapter_weight adapter_weights network_multiplier cross_attention_scale"
     ),
-    _told(f"write {STRENGTHS}", "strength_model strength_clip model_strength clip_strength text_encoder_strength"),
-    _told(f"write {STRENGTHS}", "te_strength te_weight te_multiplier unet_weight unet_strength unet_multiplier"),
-    _told(f"write {STRENGTHS}", "unet te clip text_encoder transformer"),
-    _same("path", f"{_NAME_OF_A_FILE} lora lora_name lora_path adapter adapter_name adapter_path model model_path"),
+    _told(
+        f"write strength: {{unet: {GIVEN}, text_encoder: 1}}",
+        "strength_model model_strength unet unet_weight unet_strength unet_multiplier",
+    ),
+    _told(
+        f"write strength: {{unet: 1, text_encoder: {GIVEN}}}",
+        "strength_clip clip_strength clip text_encoder text_encoder_strength te te_strength te_weight te_multiplier",
+    ),
+    _told(f"write strength: {{transformer: {GIVEN}}}", "transformer"),
+    _same("path", f"{_NAME_OF_A_FILE} lora lora_name lora_path adapter adapter_path model model_path"),
     _told(
         'write blocks: {"up_blocks.*": 0.5} instead', "lbw lbws lora_block_weight block_weight block_weights layers"
     ),
     _told("write ignore: [PATTERN] for what to leave out, or components", "target_modules exclude_modules exclude"),
     _same("trained_on", "base base_model family architecture"),
     _told(f"remove it: {FROM_FILE}", "rank r dim network_dim network_alpha lora_alpha peft_type kind"),
+    _told("remove it: a LoRA is named by its path", "adapter_name"),
     _told("remove it: a trigger word goes into the prompts", "trigger trigger_word trigger_words activation_text"),
     _told("remove it: what is in the list is baked; write # before an entry to leave it out", "enabled active on"),
     _told("write dtype under output: it holds for the whole checkpoint", "dtype precision torch_dtype"),
@@ -101,11 +108,10 @@ _TOP = _table(
     _same("vae", "vae_path vae_name"),
     _told("write dtype under output, as output: {path: FILE, dtype: float16}", "precision save_precision out_dtype"),
     _told("write dtype under output, as output: {path: FILE, dtype: float16}", "dtype torch_dtype"),
-    _told(
-        "write output: {path: FILE}", "save_to save_path out out_path output_path output_file output_dir outfile name"
-    ),
+    _told("write output: {path: FILE}", "save_to save_path out out_path output_path output_file output_dir outfile"),
     _told("write output: {path: FILE}", "output_name filename destination target path"),
     _same("method", "merge_method combination_type merge_mode mode"),
+    _told("remove it: the output is named by output.path", "name"),
     _told("write strength for each LoRA", "weight weights multiplier scale alpha ratio ratios lora_scale strengths"),
     _told("write method: {name: ties, density: 0.5}", "density"),
     _told("write seed under verify, method or output.rounding", "seed"),
@@ -164,12 +170,17 @@ VALUES = {"dtype": DTYPES, "method": METHODS, "name": METHODS, "semantics": PROG
 """Key -> what people write as its value."""
 
 
-def advice_on_key(part: str | None, key: str) -> str | None:
-    """Say what to write instead of a key in a part of a recipe (loras, output …; None at its top)."""
+def advice_on_key(part: str | None, key: str, given: object) -> str | None:
+    """Say what to write instead of a key in a part of a recipe (loras, output …; None at its top).
+
+    `given` is the key's value.
+    """
     word = key.casefold().replace("-", "_")
     if part in (None, "output") and word in OF_THE_COMMAND:
         return f"give it to the command: lorabake bake RECIPE {OF_THE_COMMAND[word]}"
-    return (_TOP if part is None else _OF_PARTS.get(part, {})).get(word)
+    advice = (_TOP if part is None else _OF_PARTS.get(part, {})).get(word)
+    number = f"{given:g}" if isinstance(given, int | float) else "0.8"
+    return advice and advice.replace(GIVEN, number)
 
 
 def advice_on_value(key: str, value: str) -> str | None:

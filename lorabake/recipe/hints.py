@@ -53,6 +53,8 @@ def _advice(keys: tuple[str, ...], given: object, expected: str) -> str | None:
             return 'write blocks: {"up_blocks.*": 0.5}'
         case "hash" | "allow_loss", int():
             return f"write {_TRUTHS.get(str(given), 'true')}"
+        case "density", int() | float() if 1 < given <= 100:
+            return f"for {given:g} percent write {given / 100:g}"
         case "version", _:
             return "write version: 1"
         case _, None:

@@ -58,6 +58,8 @@ class Options:
             text, file = recipe_text(path), path.absolute()
             folder, values = file.parent, read_values(text, str(path))
         values = with_changes(values, self.changes, here, folder)
+        if self.file is None:
+            _check_bakes(values)
         output = values.spots.get(OUTPUT, NOWHERE)
         if self.output is not None and output.name.startswith("--set "):
             raise RecipeError(Fault(output, "-o says where the output goes, too: give one of them").line)
@@ -84,15 +86,25 @@ def _check_texts(options: Options) -> None:
                 raise RecipeError(Fault(Spot(name), f"{quoted(text)} is not UTF-8: rename the file").line)
 
 
+def _check_bakes(values: Values) -> None:
+    """Raise RecipeError for options that name neither a LoRA nor what else can be baked."""
+    data = values.data
+    others = (("vae",), ("output", "dtype"), ("loras", 0))
+    if isinstance(data, Mapping) and data.get("loras") == () and values.spots.keys().isdisjoint(others):
+        advice = "Write --lora FILE=0.8, or --set vae=FILE, or --set output.dtype=float16"
+        raise RecipeError("--lora is missing: nothing to bake", advice)
+
+
 def _both(options: Options, file: Path) -> tuple[str, str]:
     """Say what is wrong where a recipe's file and the options that take its place were given."""
-    first = f"{file}: is given as the recipe, and so are --base and --lora: give either the file or these options"
+    alone = f"{file}: stands without an option"
     if isinstance(scalar(str(file)), (int, float)) and options.loras:
-        return first, f"A strength stands after its LoRA and '=': --lora {options.loras[-1].partition('=')[0]}={file}"
+        return alone, f"A strength stands after its LoRA and '=': --lora {options.loras[-1].partition('=')[0]}={file}"
     if file.suffix.lower() not in (".yaml", ".yml") and not options.bases:
-        return first, f"The checkpoint has an option of its own: --base {file}"
+        return alone, f"If it is the checkpoint, write --base {file}"
     if file.suffix.lower() not in (".yaml", ".yml"):
-        return first, f"Each LoRA has a --lora of its own: --lora {file}"
+        return alone, f"If it is a LoRA, write --lora {file}"
+    first = f"{file}: is given as the recipe, and so are --base and --lora: give either the file or these options"
     change = f"base={options.bases[0]}" if options.bases else "loras.0.strength=0.6"
     return first, f"To change a value of the file's recipe: --set {change}"
 
@@ -136,6 +148,9 @@ def _lora(text: str) -> object:
         if wrong := re.fullmatch(r"(.+):([-+]?[0-9.]+)", text):
             raise ValueError(f"a strength stands after '=': --lora {wrong[1]}={wrong[2]}")
         return text
+    if re.fullmatch(r"[-+]?\d*,\d+", strength):
+        point = strength.replace(",", ".")
+        raise ValueError(f"{quoted(strength)} is no number: write --lora {path}={point}, with a point")
     pairs = [tuple(part.strip() for part in pair.rpartition(":")) for pair in strength.split(",")]
     numbers = [scalar(number) for _, _, number in pairs]
     if any(isinstance(number, bool) or not isinstance(number, (int, float)) for number in numbers):

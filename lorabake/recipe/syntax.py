@@ -306,6 +306,19 @@ def _no_key(scene: Scene) -> Told | None:
     return Told(scene.start.line, scene.start.column, what, "Write it as key: value, or behind a dash in a list.")
 
 
+def _no_dash(scene: Scene) -> Told | None:
+    """Tell of a LoRA whose path has no dash, with its other keys indented as if it had one."""
+    path = _BEGINNING.fullmatch(scene.at(scene.above))
+    loras = next((scene.at(number) for number in reversed(range(max(scene.above, 0))) if scene.at(number)), "")
+    if "mapping values" not in scene.problem or path is None or loras.rstrip() != "loras:":
+        return None
+    if path["key"] != "path" or "-" in path["indent"]:
+        return None
+    what = "a dash is missing: each entry of loras begins with one"
+    advice = f"Write \"- path: {path['value']}\", with the other keys below 'path'."
+    return Told(scene.above, len(path["indent"]), what, advice)
+
+
 def _too_deep(scene: Scene) -> Told | None:
     """Tell of a key that stands deeper than the line above, which has a value already."""
     if "mapping values" not in scene.problem:
@@ -361,6 +374,7 @@ _RULES: tuple[Callable[[Scene], Told | None], ...] = (
     _second_colon,
     _no_space,
     _no_key,
+    _no_dash,
     _too_deep,
     _dash,
     _odd_indent,

@@ -21,7 +21,13 @@ from lorabake.recipe.words import Fault, Spot, error_at, found, mark_after, quot
 MAX_DEPTH = 64
 MAX_VALUES = 10_000
 
-SHORTEST = "A recipe has at least four keys: version: 1, base: FILE, loras: [FILE], output: {path: FILE}"
+SHORTEST = (
+    "A recipe has at least these four keys:",
+    "    version: 1",
+    "    base: model.safetensors",
+    "    loras: [style.safetensors]",
+    "    output: {path: baked.safetensors}",
+)
 
 Place: TypeAlias = tuple[str | int, ...]
 """Keys and indices from the recipe's top to a value."""
@@ -41,9 +47,9 @@ def read_values(text: str, name: str) -> Values:
     """Read a recipe's text, which is one mapping; `name` stands for the file in messages."""
     node = _compose(text, name)
     if node is None:
-        raise error_at(mark_after(name, ""), "the recipe is empty", SHORTEST)
+        raise error_at(mark_after(name, ""), "the recipe is empty", *SHORTEST)
     if not isinstance(node, yaml.MappingNode):
-        raise error_at(node.start_mark, f"the recipe must be a mapping, found {found(_plain(node))}", SHORTEST)
+        raise error_at(node.start_mark, f"the recipe must be a mapping, found {found(_plain(node))}", *SHORTEST)
     return _built(node)
 
 
@@ -161,6 +167,11 @@ class _Tree:
         self._open.add(node)
         value: object
         match node:
+            case yaml.MappingNode() if (variable := _variable_of_a_template(node)) is not None:
+                key = next((part for part in reversed(place) if isinstance(part, str)), "")
+                advice = f"Write the value itself: {key}: model.safetensors" if key in ("base", "path") else ""
+                what = f"{variable} is a variable of a template, and lorabake fills in no templates"
+                raise error_at(mark, what, advice or "Write the value itself.")
             case yaml.MappingNode():
                 value = dict(self._items(node, place))
             case yaml.SequenceNode():
@@ -180,6 +191,14 @@ class _Tree:
             else:
                 self.keys[*place, key] = spot
                 yield key, self.build(value_node, (*place, key))
+
+
+def _variable_of_a_template(node: yaml.MappingNode) -> str | None:
+    """Return what other programs would fill in, as {{ base }}; for YAML it is a mapping in a mapping's key."""
+    match node.value:
+        case [(yaml.MappingNode(value=[(yaml.ScalarNode(value=name), yaml.ScalarNode(value=""))]), _)]:
+            return f"{{{{ {name} }}}}"
+    return None
 
 
 def _plain(node: yaml.Node) -> object:

@@ -40,9 +40,9 @@ class Fault:
         return f"{self.spot}: {self.message}"
 
 
-def error_at(mark: yaml.Mark, message: str, advice: str) -> RecipeError:
+def error_at(mark: yaml.Mark, message: str, *advice: str) -> RecipeError:
     """Return the error for a fault after which nothing more can be read."""
-    return RecipeError(Fault(Spot.of(mark), message).line, advice)
+    return RecipeError(Fault(Spot.of(mark), message).line, *advice)
 
 
 def mark_after(name: str, before: str) -> yaml.Mark:

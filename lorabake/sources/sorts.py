@@ -87,7 +87,8 @@ def check_vae(vae: Checkpoint) -> None:
     sort = _sort_of(vae)
     if sort is VAE:
         raise FileError(f"{vae.path}: is a VAE of another family: it has no encoder.down… tensors")
-    raise FileError(f"{vae.path}: is {sort.title}, not a VAE: it has no encoder.down… tensors", sort.advice)
+    advice = "Give under vae a file that holds a VAE. A LoRA belongs under loras." if sort is LORA else sort.advice
+    raise FileError(f"{vae.path}: is {sort.title}, not a VAE: it has no encoder.down… tensors", advice)
 
 
 def other_than_lora(lora: LoraSource, ignored: Collection[str]) -> tuple[str, str] | None:

@@ -74,7 +74,7 @@ MOST = 10_000
 LORA = Sort(
     "lora",
     "a LoRA",
-    "Name it under loras, and as base the checkpoint that it was trained on.",
+    "Name it under loras (as an option --lora), and as base (--base) the checkpoint that it was trained on.",
     is_no_base=True,
 )
 CHECKPOINT = Sort(

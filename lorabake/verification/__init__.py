@@ -123,7 +123,8 @@ def _path_of(recipe: Recipe, baked: Path | None) -> Path:
     """Return the checkpoint's path; raise FileError if nothing is there."""
     path = Path(os.path.normpath(baked if baked is not None else recipe.locate(recipe.output.path)))
     if not is_there(path):
-        raise FileError(f"{path}: no such file", "Bake it first, or name the checkpoint with --baked.")
+        near = missing_lines(path, str(path)) if baked is not None else (f"{path}: no such file",)
+        raise FileError(*near, "Bake it first, or name the checkpoint with --baked.")
     return path
 
 

@@ -140,7 +140,8 @@ def _check_stated(plan: Plan, digests: Mapping[str, str]) -> None:
             if source.sha256 and taken[path] != source.sha256:
                 raise FileError(
                     f"{path}: its SHA-256 is {taken[path]}, and the recipe states {source.sha256}",
-                    "Nothing was written.",
+                    "Nothing was written. The file has changed, or is another one: find the right file, "
+                    "or write this SHA-256 into the recipe.",
                 )
 
 
