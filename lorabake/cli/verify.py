@@ -27,7 +27,7 @@ from lorabake.recipe import Recipe
 from lorabake.recipe.options import Options
 from lorabake.verification import ORDER, STAGES, VerifyOptions, embedded_recipe
 from lorabake.verification import verify as run_verify
-from lorabake.verification.findings import Finding, SampleOptions, Status, Verdict, Verification
+from lorabake.verification.findings import UNCOMPARED, Finding, SampleOptions, Status, Verdict, Verification
 
 COLOURS = {
     Status.PASS: "green",
@@ -234,6 +234,8 @@ def _lines(verification: Verification, *, quiet: bool) -> Iterator[tuple[Part, .
     told = ", ".join(f"{count} {status.value}" for status, count in counts.items() if count)
     name = shown(verification.baked)
     colour, meaning = VERDICTS[verification.verdict]
+    if verification.verdict is Verdict.VERIFIED and not verification.has_compared_weights:
+        meaning += f", {UNCOMPARED}"
     yield Coloured(verification.verdict.word, colour, bold=True), f": {name}{meaning} ({told})"
 
 

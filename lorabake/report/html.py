@@ -20,13 +20,13 @@ from markupsafe import Markup
 from lorabake.report import plots
 from lorabake.report.pictures import amplified, data_uri, distance, gain
 from lorabake.report.wording import (
-    MEANINGS,
     MODELS,
     by_stage,
     by_status,
     encode,
     figure,
     largest,
+    meaning_of,
     sentence,
     setting,
     tally,
@@ -115,7 +115,7 @@ def render(verification: Verification) -> bytes:
         verification=verification,
         plan=verification.plan and verification.plan.report(),
         ledgers=verification.plan.ledgers if verification.plan else (),
-        meaning=MEANINGS[verification.verdict],
+        meaning=meaning_of(verification),
         counts=by_status(verification.findings),
         stages=by_stage(verification),
         loud=[

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lorabake.report import grid
 from lorabake.report.pictures import gain
-from lorabake.report.wording import MEANINGS, MODELS, by_stage, encode, figure, largest, sentence, tally
+from lorabake.report.wording import MODELS, by_stage, encode, figure, largest, meaning_of, sentence, tally
 from lorabake.verification.findings import Finding, Status, Verdict
 from lorabake.visible import visible
 
@@ -28,7 +28,7 @@ SIGNS = {Status.FAIL: "❌ fail", Status.ERROR: "💥 error", Status.WARN: "🟡
 def render(verification: Verification) -> bytes:
     """Write the verdict, what failed or warned, counts by stage and the samples' figures."""
     verdict = verification.verdict
-    lines = [f"## {VERDICT_SIGNS[verdict]} {verdict.word}: {MEANINGS[verdict]}", ""]
+    lines = [f"## {VERDICT_SIGNS[verdict]} {verdict.word}: {meaning_of(verification)}", ""]
     lines += [f"`lorabake verify`: {escaped(str(verification.baked))}", ""]
     if verification.environment:
         lines += [*_environment(verification.environment), ""]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from lorabake.verification import ORDER, STAGES
-from lorabake.verification.findings import Finding, SettingValue, Status, Verdict, Verification
+from lorabake.verification.findings import UNCOMPARED, Finding, SettingValue, Status, Verdict, Verification
 
 MODELS = {"base": "base", "runtime": "run time", "floor": "rounded", "baked": "baked"}
 """What a reader sees for each model that was sampled, in the order of the report."""
@@ -20,6 +20,12 @@ MEANINGS = {
     Verdict.NOT_CHECKED: "no check could be made",
 }
 """What each verdict means, as a clause."""
+
+
+def meaning_of(verification: Verification) -> str:
+    """Say what a verdict means, and that weights were not compared where they were not."""
+    is_partial = verification.verdict is Verdict.VERIFIED and not verification.has_compared_weights
+    return MEANINGS[verification.verdict] + (f", {UNCOMPARED}" if is_partial else "")
 
 
 def by_status(findings: Iterable[Finding]) -> dict[Status, int]:

@@ -48,6 +48,10 @@ class Status(StrEnum):
         return list(Status).index(self)
 
 
+UNCOMPARED = "as far as was looked at: no weights were compared"
+"""What is said of a verdict that rests on headers or samples alone."""
+
+
 class Verdict(StrEnum):
     """Sum up a verification. Programs read the value ("not_finished"), people the `word` ("Not finished")."""
 
@@ -324,6 +328,11 @@ class Verification:
             return Verdict.NOT_FINISHED
         checked = any(finding.status in (Status.PASS, Status.WARN) for finding in self.findings)
         return Verdict.VERIFIED if checked else Verdict.NOT_CHECKED
+
+    @property
+    def has_compared_weights(self) -> bool:
+        """Tell whether the checkpoint's values were compared with what is due, all or some of them."""
+        return any(row.stage in ("weights", "quick") and row.status is not Status.SKIP for row in self.findings)
 
     @property
     def exit_code(self) -> int:

@@ -29,6 +29,7 @@ from lorabake.report import plots
 from lorabake.report.markdown import MOST_ROWS
 from lorabake.report.pictures import amplified, gain, png
 from lorabake.verification.findings import (
+    UNCOMPARED,
     Effect,
     Failure,
     Finding,
@@ -111,6 +112,15 @@ def test_a_stage_that_was_not_run_is_said_so(tmp_path: Path) -> None:
     assert re.search(r"samples</dt>\s*<dd>not run", texts["html"])
     assert "| samples | not run | – |" in texts["markdown"]
     assert [suite.get("name") for suite in ElementTree.fromstring(texts["junit"])] == ["structure", "weights"]
+
+
+def test_a_verdict_on_headers_alone_says_that_no_weights_were_compared(tmp_path: Path) -> None:
+    headers = tuple(finding for finding in example.PASSED if finding.stage == "structure")
+    assert 0 < len(headers) < len(example.PASSED)
+    for findings, is_partial in ((headers, True), (example.PASSED, False), ((*headers, example.WRONG), False)):
+        texts = written(replace(example.true(), findings=findings), tmp_path)
+        assert (UNCOMPARED in texts["html"]) is is_partial
+        assert (UNCOMPARED in texts["markdown"]) is is_partial
 
 
 def test_a_folder_that_takes_no_files_is_told(tmp_path: Path) -> None:
