@@ -417,3 +417,19 @@ def test_what_is_no_recipe_is_told(tmp_path: Path, title: str) -> None:
         assert ": missing key " in caught.value.args[0] or "must be" in caught.value.args[0]
     else:
         assert caught.value.args[0] == f"{path}: is {title}, not a recipe"
+
+
+def test_one_file_of_a_sharded_model_is_no_base(tmp_path: Path) -> None:
+    """Half of a model would take half of a LoRA: an ignore pattern would hide that the rest is missing."""
+    b.llama(tmp_path / "model", shards=2)
+    first = tmp_path / "model" / "model-00001-of-00002.safetensors"
+    recipe = b.recipe(tmp_path, base="model/model-00001-of-00002.safetensors")
+    with pytest.raises(FileError, match="is file 1 of 2 of a model") as refused:
+        plan(load_recipe(recipe))
+    assert str(refused.value).endswith(f"Name the folder, or the index of its files: {first.parent}")
+    alone = tmp_path / "model-00001-of-00001.safetensors"
+    first.rename(alone)
+    recipe = b.recipe(tmp_path, base=alone.name)
+    with pytest.raises(LorabakeError) as refused:
+        plan(load_recipe(recipe))
+    assert "of a model, and" not in str(refused.value)

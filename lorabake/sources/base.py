@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 from lorabake.errors import FileError
@@ -18,11 +19,19 @@ from lorabake.tensors.emptiness import check_checkpoint
 from lorabake.tensors.header import Described
 from lorabake.tensors.links import source_of
 
+_SHARD = re.compile(r".+-(\d{5})-of-(?!00001)(\d{5})\.\w+")
+"""The name of one file of several: model-00001-of-00003.safetensors."""
+
 
 def open_base(recipe: Recipe) -> Transcript:
     """Open the recipe's base; a language model in GGUF gets transformers' names."""
     path = recipe.locate(recipe.base.path)
     check_there(path, recipe.base.path)
+    if shard := _SHARD.fullmatch(path.name):
+        raise FileError(
+            f"{path}: is file {int(shard[1])} of {int(shard[2])} of a model, and the base must be the whole model",
+            f"Name the folder, or the index of its files: {path.parent}",
+        )
     transcript = transcribe(open_checkpoint(path, recipe.base.variant))
     base = transcript.checkpoint
     check_checkpoint(base.path, base.tensors)

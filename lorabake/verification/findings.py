@@ -312,7 +312,8 @@ class Verification:
     @property
     def status(self) -> Status:
         """Return the worst status; skipped checks do not count."""
-        return max((finding.status for finding in self.findings), key=lambda each: each.severity, default=Status.SKIP)
+        answers = (finding.status for finding in self.findings if finding.status is not Status.SKIP)
+        return max(answers, key=lambda status: status.severity, default=Status.SKIP)
 
     @property
     def is_true(self) -> bool:
