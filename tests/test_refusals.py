@@ -276,6 +276,11 @@ CASES: dict[Callable[..., object], list[Case]] = {
             ("no component is called 'unett'; nearest: unet", "The base"),
         ),
         ((entry(strength={"unett": 1.0}), FAMILIES["sd1"]), ("no component is called 'unett'",)),
+        ((entry(strength={"clip": 1.0}), FAMILIES["sd1"]), ("no component is called 'clip'; write text_encoder",)),
+        (
+            (entry(strength={"strength_model": 1.0}), FAMILIES["flux"]),
+            ("no component is called 'strength_model'; write transformer",),
+        ),
         ((entry(components=("transformer",)), FAMILIES["sd1"]), None),
         ((entry(), FAMILIES["sd1"]), None),
     ],

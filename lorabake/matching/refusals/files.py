@@ -42,6 +42,13 @@ def refuse(lora: str, lines: Lines | None) -> None:
 # -- before any module is placed -----------------------------------------------------------------------------
 
 
+ELSEWHERE = {
+    "clip": "text_encoder", "strength_clip": "text_encoder", "te": "text_encoder", "model": "unet",
+    "strength_model": "unet",
+}  # fmt: skip
+"""What image programs call the networks of a checkpoint -> a component; the network itself may be a transformer."""
+
+
 def component_is_unknown(entry: Lora, base: Architecture) -> Lines | None:
     """Refuse a recipe that names a component which no family has."""
     everywhere = {component.name for family in architectures() for component in family.components}
@@ -50,9 +57,13 @@ def component_is_unknown(entry: Lora, base: Architecture) -> Lines | None:
     unknown = next((name for name in named if name not in everywhere), None)
     if unknown is None:
         return None
+    own = [component.name for component in base.components]
+    meant = ELSEWHERE.get(unknown, "")
+    meant = "transformer" if meant == "unet" and meant not in own and "transformer" in own else meant
     return (
-        f"no component is called {unknown!r}{nearest_words(unknown, sorted(everywhere))}",
-        f"The base ({base.title}) has: {', '.join(component.name for component in base.components)}",
+        f"no component is called {unknown!r}"
+        + (f"; write {meant}" if meant in own else nearest_words(unknown, sorted(everywhere))),
+        f"The base ({base.title}) has: {', '.join(own)}",
     )
 
 
