@@ -107,14 +107,14 @@ def usage_lines(error: click.ClickException) -> list[str]:
 
 def _too_much(name: str, extra: str, context: click.Context | None) -> list[str]:
     """Say what is wrong with words that nothing takes: a second recipe, or the second half of a name."""
-    taken = next((each for each in _arguments(context) if not each.startswith("-")), "")
-    verb = name.rpartition(" ")[2].capitalize()
-    if taken.endswith(RECIPES) and extra.endswith(RECIPES) and " " not in extra:
+    is_recipe = extra.endswith(RECIPES) and " " not in extra
+    if is_recipe and _has_recipe(tuple(word for word in _arguments(context) if word != extra)):
         return [
             f"{name} takes one recipe, and {extra} is a second one",
-            f"{verb} each by a command of its own. If this is one name with a space in it, put it in quotes.",
+            f"{name.rpartition(' ')[2].capitalize()} each by a command of its own. "
+            "If this is one name with a space in it, put it in quotes.",
         ]
-    advice = f"Put quotes around a name that has spaces. {verb} each recipe or file by a command of its own."
+    advice = f"Put quotes around a name that has spaces. Call {name} once for each recipe or file."
     return [f"{name}: {extra} is too much", advice, *_example(context)]
 
 

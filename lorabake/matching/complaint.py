@@ -93,10 +93,8 @@ def _complaint(case: Case) -> list[str]:
         return [*_one_reason(case, reasons.pop()), *_leave_out(case)]
     of = len(case.modules) + sum(map(len, case.lora.tensors.unsupported.values())) + len(case.lora.tensors.unknown)
     first = f"LoRA {name!r}: {len(case.refusals)} of {of} modules have no place on the base ({case.base.title})"
-    advice = [*_another_one(case), *_leave_out(case)] or [
-        "Choose the base that the LoRA was trained on, or another LoRA."
-    ]
-    return [first, *_groups(case), *_maybe_anothers(case), *advice]
+    advice = [*_leave_out(case)] or ["Choose the base that the LoRA was trained on, or another LoRA."]
+    return [first, *_another_one(case), *_groups(case), *_maybe_anothers(case), *advice]
 
 
 def _no_checkpoint(case: Case) -> list[str]:

@@ -125,6 +125,16 @@ def without_backslashes(text: str) -> str:
     return f"{in_quotes(text)} or {text.replace(chr(92), '/')}"
 
 
+def is_of_a_template(variable: str) -> str:
+    """Say what is wrong with {{ base }}, which other programs fill in."""
+    return f"{variable} is a variable of a template, and lorabake fills in no templates"
+
+
+def _template(scene: Scene) -> Told | None:
+    match = re.search(r"\{\{[^{}]*\}\}", scene.at(scene.line))
+    return match and Told(scene.line, match.start(), is_of_a_template(match[0]), "Write the value itself.")
+
+
 def _strange_space(scene: Scene) -> Told | None:
     for line in (scene.line, scene.above):
         for column, letter in enumerate(scene.at(line)):
@@ -361,6 +371,7 @@ def _odd_indent(scene: Scene) -> Told | None:
 
 
 _RULES: tuple[Callable[[Scene], Told | None], ...] = (
+    _template,
     _strange_space,
     _escape,
     _tab,

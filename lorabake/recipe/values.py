@@ -15,7 +15,7 @@ from typing import TypeAlias
 import yaml
 
 from lorabake.errors import RecipeError
-from lorabake.recipe.syntax import in_quotes, syntax_error
+from lorabake.recipe.syntax import in_quotes, is_of_a_template, syntax_error
 from lorabake.recipe.words import Fault, Spot, error_at, found, mark_after, quoted
 
 MAX_DEPTH = 64
@@ -170,8 +170,7 @@ class _Tree:
             case yaml.MappingNode() if (variable := _variable_of_a_template(node)) is not None:
                 key = next((part for part in reversed(place) if isinstance(part, str)), "")
                 advice = f"Write the value itself: {key}: model.safetensors" if key in ("base", "path") else ""
-                what = f"{variable} is a variable of a template, and lorabake fills in no templates"
-                raise error_at(mark, what, advice or "Write the value itself.")
+                raise error_at(mark, is_of_a_template(variable), advice or "Write the value itself.")
             case yaml.MappingNode():
                 value = dict(self._items(node, place))
             case yaml.SequenceNode():
