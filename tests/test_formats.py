@@ -26,6 +26,7 @@ from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.names import pattern_of
 from lorabake.keymap.slots import sort_tensors
 from lorabake.keymap.view import Region
+from lorabake.matching.complaint import CHOOSE
 from lorabake.matching.ledger import Ledger
 from lorabake.matching.names import BaseNames
 from lorabake.matching.patches import Patch
@@ -726,7 +727,7 @@ def test_a_motion_lora_changes_a_motion_module(leaf: str, own: str) -> None:
 
 
 def test_a_motion_lora_does_not_fit_the_checkpoint_beside() -> None:
-    with pytest.raises(MatchError, match=r"^LoRA 'style' is for AnimateDiff motion module \(by [^\n]*$"):
+    with pytest.raises(MatchError, match=rf"^LoRA 'style' is for AnimateDiff motion module \(by [^\n]*\n{CHOOSE}$"):
         place(f"{MOTION}.processor.to_q", ("_lora.down.weight", "_lora.up.weight", ""), (320, 320), single_file(SD1))
 
 
