@@ -100,7 +100,8 @@ def _complaint(case: Case) -> list[str]:
 def _no_checkpoint(case: Case) -> list[str]:
     """Name a base such as a VAE: a LoRA of its own fits it, but none of the checkpoint that it belongs to."""
     base = case.base.key_map
-    is_meant = case.is_patched or base.architecture.name != GENERIC
+    has_places = case.is_patched or len(case.placeless) < len(case.refusals)
+    is_meant = has_places or base.architecture.name != GENERIC
     sort = None if is_meant else sort_of(base.tensors)
     if sort is None:
         return []

@@ -35,7 +35,8 @@ def check_form(sources: Sources, path: Path) -> None:
             f"Name a file in it, as in -o {path / 'out.safetensors'}",
         )
     if not is_folder(sources) and path.suffix != ".safetensors":
-        raise TargetError(f"{path}: the output must be a .safetensors file", f"Name it {path.stem}.safetensors.")
+        advice = f"Name it {path.stem}.safetensors." if len(path.stem) < 200 else "End its name in .safetensors."
+        raise TargetError(f"{path}: the output must be a .safetensors file", advice)
 
 
 def check_dtypes(sources: Sources) -> None:

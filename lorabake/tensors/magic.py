@@ -5,6 +5,7 @@ This is the one table of formats: readers of weights and of recipes ask it what 
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,7 @@ def format_of(head: bytes) -> Format | None:
 
 def format_at(path: Path) -> Format | None:
     """Return the format of a file; None if it is unknown, or the file cannot be read."""
-    if not path.is_file():  # a pipe would make us wait
+    if not os.path.isfile(path):  # a pipe would make us wait; a disk that fails is told by the reader
         return None
     try:
         with path.open("rb") as file:

@@ -210,7 +210,7 @@ def test_without_the_extra_the_message_names_it(tmp_path: Path, monkeypatch: pyt
     path = recipe(tmp_path, [NEON])
     run(path)
     monkeypatch.setattr("lorabake.verification.samples.find_spec", lambda name: None)
-    with pytest.raises(SurroundingsError, match=r"pip install 'lorabake\[verify\]'"):
+    with pytest.raises(SurroundingsError, match=r"pip install '\.\[verify\]'"):
         look(path)
 
 
