@@ -427,8 +427,11 @@ def test_one_file_of_a_sharded_model_is_no_base(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="is file 1 of 2 of a model") as refused:
         plan(load_recipe(recipe))
     assert str(refused.value).endswith(f"Name the folder, or the index of its files: {first.parent}")
+    variant = first.rename(tmp_path / "model-00001-of-00002.fp16.safetensors")
+    with pytest.raises(FileError, match="is file 1 of 2 of a model"):
+        plan(load_recipe(b.recipe(tmp_path, base=variant.name)))
     alone = tmp_path / "model-00001-of-00001.safetensors"
-    first.rename(alone)
+    variant.rename(alone)
     recipe = b.recipe(tmp_path, base=alone.name)
     with pytest.raises(LorabakeError) as refused:
         plan(load_recipe(recipe))

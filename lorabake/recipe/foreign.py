@@ -38,6 +38,22 @@ def _table(*rows: Iterable[tuple[str, str]]) -> dict[str, str]:
     return {word: advice for row in rows for word, advice in row}
 
 
+OF_NETWORKS = {
+    "unet": "strength_model model_strength unet unet_weight unet_strength unet_multiplier",
+    "text_encoder": (
+        "strength_clip clip_strength clip text_encoder text_encoder_strength te te_strength te_weight te_multiplier"
+    ),
+}
+"""Component -> what image programs call a LoRA's strength for it."""
+
+
+def component_meant(word: str) -> str | None:
+    """Return the component that image programs mean by a word; every network but a text encoder is called unet."""
+    if word == "model":
+        return "unet"
+    return next((component for component, words in OF_NETWORKS.items() if word in words.split()), None)
+
+
 _NAME_OF_A_FILE = "file filename file_name filepath file_path name src source location url id repo"
 
 _LORA = _table(
@@ -48,14 +64,8 @@ _LORA = _table(
     _same(
         "strength", "lora_weight lora_scale adapter_weight adapter_weights network_multiplier cross_attention_scale"
     ),
-    _told(
-        f"write strength: {{unet: {GIVEN}, text_encoder: 1}}",
-        "strength_model model_strength unet unet_weight unet_strength unet_multiplier",
-    ),
-    _told(
-        f"write strength: {{unet: 1, text_encoder: {GIVEN}}}",
-        "strength_clip clip_strength clip text_encoder text_encoder_strength te te_strength te_weight te_multiplier",
-    ),
+    _told(f"write strength: {{unet: {GIVEN}, text_encoder: 1}}", OF_NETWORKS["unet"]),
+    _told(f"write strength: {{unet: 1, text_encoder: {GIVEN}}}", OF_NETWORKS["text_encoder"]),
     _told(f"write strength: {{transformer: {GIVEN}}}", "transformer"),
     _same("path", f"{_NAME_OF_A_FILE} lora lora_name lora_path adapter adapter_path model model_path"),
     _told(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 
 from lorabake.errors import FileError
@@ -14,20 +13,18 @@ from lorabake.sources.sorts import check_vae
 from lorabake.sources.translation import Transcript, config_of, transcribe
 from lorabake.storage.recognition import find_packing
 from lorabake.storage.statements import Beside, read_beside
-from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint
+from lorabake.tensors.checkpoint import SHARD, WEIGHT_SUFFIXES, Checkpoint, open_checkpoint
 from lorabake.tensors.emptiness import check_checkpoint
 from lorabake.tensors.header import Described
 from lorabake.tensors.links import source_of
-
-_SHARD = re.compile(r".+-(\d{5})-of-(?!00001)(\d{5})\.\w+")
-"""The name of one file of several: model-00001-of-00003.safetensors."""
 
 
 def open_base(recipe: Recipe) -> Transcript:
     """Open the recipe's base; a language model in GGUF gets transformers' names."""
     path = recipe.locate(recipe.base.path)
     check_there(path, recipe.base.path)
-    if shard := _SHARD.fullmatch(path.name):
+    shard = SHARD.fullmatch(path.name) if path.suffix in WEIGHT_SUFFIXES else None
+    if shard and int(shard[2]) > 1:
         raise FileError(
             f"{path}: is file {int(shard[1])} of {int(shard[2])} of a model, and the base must be the whole model",
             f"Name the folder, or the index of its files: {path.parent}",

@@ -37,7 +37,9 @@ _PICKLED = re.compile(_STEMS + _VARIANT + r"\.bin")
 _STANDARD_INDEX = re.compile(_STEMS + r"\.safetensors\.index" + _VARIANT + r"\.json")
 _INDEX = re.compile(r".+\.safetensors\.index" + _VARIANT + r"\.json")
 _FOREIGN_INDEX = re.compile(r".+\.(?:bin|msgpack|h5)\.index(?:\.\w+)?\.json")
-_SHARD = re.compile(r".+-\d{5}-of-\d{5}.*")
+
+SHARD = re.compile(r".+-(\d{5})-of-(\d{5}).*")
+"""The name of one file of several, with its number and theirs: model-00001-of-00003.safetensors."""
 
 # A LoRA file's name -> the files beside it that say how it was trained.
 _SAID_BESIDE = (
@@ -265,7 +267,7 @@ def _candidates(folder: Path) -> list[_Weights]:
     if indexes := list(_matching(files, _INDEX)):
         return indexes
     tensors = [p for p in files if p.suffix == ".safetensors"]
-    whole = [p for p in tensors if not _SHARD.fullmatch(p.name)]
+    whole = [p for p in tensors if not SHARD.fullmatch(p.name)]
     if whole:
         return [_Weights(p, "") for p in whole]
     if tensors:

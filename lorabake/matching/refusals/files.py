@@ -21,6 +21,7 @@ from lorabake.matching.patches import Patch
 from lorabake.matching.strengths import unlisted
 from lorabake.matching.turns import Turns
 from lorabake.recipe import Lora
+from lorabake.recipe.foreign import component_meant
 from lorabake.sources.loras import LoraSource
 from lorabake.sources.sorts import other_than_lora
 from lorabake.visible import visible
@@ -42,13 +43,6 @@ def refuse(lora: str, lines: Lines | None) -> None:
 # -- before any module is placed -----------------------------------------------------------------------------
 
 
-ELSEWHERE = {
-    "clip": "text_encoder", "strength_clip": "text_encoder", "te": "text_encoder", "model": "unet",
-    "strength_model": "unet",
-}  # fmt: skip
-"""What image programs call the networks of a checkpoint -> a component; the network itself may be a transformer."""
-
-
 def component_is_unknown(entry: Lora, base: Architecture) -> Lines | None:
     """Refuse a recipe that names a component which no family has."""
     everywhere = {component.name for family in architectures() for component in family.components}
@@ -58,7 +52,7 @@ def component_is_unknown(entry: Lora, base: Architecture) -> Lines | None:
     if unknown is None:
         return None
     own = [component.name for component in base.components]
-    meant = ELSEWHERE.get(unknown, "")
+    meant = component_meant(unknown)
     meant = "transformer" if meant == "unet" and meant not in own and "transformer" in own else meant
     return (
         f"no component is called {unknown!r}"
