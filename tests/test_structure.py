@@ -38,6 +38,7 @@ LAYERS = (
     ("matching",),
     ("planning",),
     ("execution", "writing", "reference"),
+    ("artifacts",),
     ("verification",),
     ("baking",),
     ("report",),
