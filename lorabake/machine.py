@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lorabake.errors import FileError, LorabakeError, SurroundingsError, TargetError, lines_of
+from lorabake.settings import WORKERS
 from lorabake.visible import visible
 
 OF_THE_MACHINE = {
@@ -89,10 +90,12 @@ def exhausted(error: BaseException) -> SurroundingsError | None:
     left = _address_space()
     if is_memory or (is_unclear and left is not None and left < ALMOST_NONE):
         return SurroundingsError(
-            "out of memory; use fewer --workers", "Or allow more: ulimit -v, a container's limit."
+            f"out of memory; use fewer workers: {WORKERS}", "Or allow more: ulimit -v, a container's limit."
         )
     if is_unclear and any(words in text for text in texts for words in NO_THREAD):
-        return SurroundingsError("no thread can be started; use fewer --workers", "Or allow more: ulimit -u.")
+        return SurroundingsError(
+            f"no thread can be started; use fewer workers: {WORKERS}", "Or allow more: ulimit -u."
+        )
     return None
 
 

@@ -59,9 +59,7 @@ def test_a_named_device_that_cannot_be_used_is_an_error(monkeypatch: pytest.Monk
     if by == "environment":
         monkeypatch.setenv("LORABAKE_DEVICE", name)
         origin = r" \(LORABAKE_DEVICE in the environment\)"
-    with pytest.raises(
-        SurroundingsError, match=f"device '{name}'{origin} cannot be used: .*\n(Try|Give) --device cpu"
-    ):
+    with pytest.raises(SurroundingsError, match=f"device '{name}'{origin} cannot be used: .*\n(Try|Give) device="):
         choose_device(name if by == "argument" else None, precision=torch.float32, warn=silent)
 
 
@@ -214,7 +212,7 @@ def test_a_cpu_out_of_memory_ends_the_bake(
 
     monkeypatch.setattr(ByRows, "_apply", fail)
     monkeypatch.setattr(Wholes, "_combine", fail)
-    with pytest.raises(SurroundingsError, match=r"out of memory.*fewer --workers"):
+    with pytest.raises(SurroundingsError, match=r"out of memory.*fewer workers"):
         b.run(folder / "recipe.yaml")
     assert {path.name for path in folder.iterdir()} == {"base.safetensors", "lora.safetensors", "recipe.yaml"}
 

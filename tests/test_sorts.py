@@ -235,7 +235,7 @@ def test_as_a_vae(folder: Path, example: str) -> None:
 def test_a_lora_as_a_base_and_a_base_as_a_lora(folder: Path) -> None:
     assert refusal(folder, base="lora.safetensors") == [
         f"{folder}/lora.safetensors: is a LoRA, and the base must be a checkpoint",
-        "Name it under loras (as an option --lora), and as base (--base) the checkpoint that it was trained on.",
+        "Name it under loras, and as base the checkpoint that it was trained on.",
     ]
     assert refusal(folder, loras=["base.safetensors"]) == [
         "LoRA 'base.safetensors': is a checkpoint (Stable Diffusion 1.x), not a LoRA",

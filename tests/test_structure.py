@@ -23,7 +23,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Lowest first. Modules of one row do not import each other.
 LAYERS = (
-    ("visible",),
+    ("visible", "settings"),
     ("errors", "interrupts", "likeness", "notebook", "documents"),
     ("paths",),
     ("arguments", "machine", "progress"),
@@ -131,6 +131,25 @@ def test_each_file_begins_with_what_it_is_for(path: Path) -> None:
 def test_no_file_has_a_name_that_says_nothing(path: Path) -> None:
     words = set(name_of(path).replace(".", "_").split("_"))
     assert not words & {"util", "utils", "helper", "helpers", "common", "misc", "manager"}
+
+
+OF_OPTIONS = {"settings", "recipe.options", "recipe.changes"}
+"""What is about the options of the command line. Elsewhere a message reaches Python's callers, too."""
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if "cli" not in p.parts], ids=name_of)
+def test_messages_of_the_library_name_options_by_their_settings(path: Path) -> None:
+    if name_of(path) in OF_OPTIONS:
+        return
+    tree = ast.parse(path.read_text())
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    texts = [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose
+    ]
+    own = r"(?<![\w-])--(?!gguf|merge|to_webui)[a-z]|lorabake (?:bake|plan|verify|inspect) [A-Z-]"
+    assert not [text for text in texts if re.search(own, text)], "write a Setting of settings.py in its place"
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if "cli" not in p.parts], ids=name_of)

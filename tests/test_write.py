@@ -107,7 +107,7 @@ def test_the_same_bake_again_is_accepted_and_other_content_is_not(folder: Path) 
     before = b.sha256(target)
     assert b.sha256(attempt(folder)) == before
     b.recipe(folder, loras=[{"path": "lora.safetensors", "strength": 2}])
-    with pytest.raises(TargetError, match=r"out\.safetensors: exists and holds something else\n.*--overwrite"):
+    with pytest.raises(TargetError, match=r"out\.safetensors: exists and holds something else\n.*overwrite=True"):
         attempt(folder)
     assert b.sha256(target) == before
     assert b.sha256(attempt(folder, overwrite=True)) != before

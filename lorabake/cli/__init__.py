@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Sequence
 from functools import cache
 from importlib.abc import InspectLoader
+from typing import Any
 
 import click
 from click.exceptions import NoArgsIsHelpError
@@ -25,6 +26,7 @@ from lorabake.cli.terminal import Coloured, echo, echo_lines, tame_libraries
 from lorabake.errors import INTERNAL, LorabakeError, SurroundingsError, first_line, where
 from lorabake.interrupts import STOPPING
 from lorabake.machine import worded
+from lorabake.settings import as_options
 
 FIRST = ("bake", "plan", "verify", "inspect", "schema", "completion")
 """Commands in the order of a user's work, which `--help` keeps; others follow by name."""
@@ -95,6 +97,11 @@ def commands() -> dict[str, str]:
 class LazyGroup(click.Group):
     """Import a command's module when it is called, so that `--help` stays fast."""
 
+    def main(self, *arguments: Any, **settings: Any) -> Any:
+        """Run a command; the library's advice then speaks of options."""
+        with as_options(), worded():
+            return super().main(*arguments, **settings)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """List the commands in the order of a user's work."""
         return [*commands()]
@@ -146,8 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tame_libraries()
     try:
         try:
-            with worded():
-                code = lorabake.main(arguments, prog_name="lorabake", standalone_mode=False)
+            code = lorabake.main(arguments, prog_name="lorabake", standalone_mode=False)
         finally:
             interruption.ignore()
         sys.stdout.flush()

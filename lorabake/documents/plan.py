@@ -153,7 +153,7 @@ class PlanDocument(PlanRecord):
     free_disk_bytes: int
     """The free bytes of the disk that the output is for."""
     survival: tuple[Survival, ...] | None
-    """How much of each LoRA the output's dtype keeps, in the recipe's order; null without --estimate."""
+    """How much of each LoRA the output's dtype keeps, in the recipe's order; null without an estimate."""
     warnings: tuple[Warned, ...]
     """What may be wrong with the recipe or its LoRAs."""
 

@@ -15,15 +15,12 @@ from dataclasses import dataclass
 import torch
 
 from lorabake.errors import SurroundingsError, first_line
+from lorabake.settings import ON_CPU
 
 ENVIRONMENT = "LORABAKE_DEVICE"
 """Environment variable that names the device if neither the command line nor `RunOptions` does."""
 
 AUTO = "auto"
-ADVICE = "Try --device cpu."
-
-NAMES = "Give --device cpu, or auto, cuda, cuda:1, xpu or mps where there is one."
-
 SHORTAGE = ("out of memory", "ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED")
 """How libraries below torch word a lack of device memory."""
 
@@ -81,7 +78,9 @@ def choose_device(
         try:
             return _asked(place_of(name, origin), precision, dtypes, warn)
         except (RuntimeError, AssertionError) as error:
-            raise SurroundingsError(f"device {name!r}{origin} cannot be used: {first_line(error)}", ADVICE) from None
+            raise SurroundingsError(
+                f"device {name!r}{origin} cannot be used: {first_line(error)}", advice()
+            ) from None
     accelerator = torch.accelerator.current_accelerator()
     if accelerator is not None:
         try:
@@ -89,6 +88,11 @@ def choose_device(
         except (RuntimeError, AssertionError) as error:
             warn(f"{accelerator.type} cannot be used: {first_line(error)}; computed on the CPU")
     return _asked(torch.device("cpu"), precision, dtypes, warn)
+
+
+def advice() -> str:
+    """Say what works where a device does not."""
+    return f"Try {ON_CPU}."
 
 
 def place_of(name: str, origin: str = "") -> torch.device:
@@ -100,7 +104,8 @@ def place_of(name: str, origin: str = "") -> torch.device:
         return torch.device(name)
     except RuntimeError:
         raise SurroundingsError(
-            f"device {name!r}{origin} cannot be used: torch knows no device of this name", NAMES
+            f"device {name!r}{origin} cannot be used: torch knows no device of this name",
+            f"Give {ON_CPU}, or auto, cuda, cuda:1, xpu or mps where there is one.",
         ) from None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 import torch
 
 from lorabake.errors import SurroundingsError, first_line
-from lorabake.execution.device import ADVICE, CPU, Device, Lane, Turns, is_short_of_memory
+from lorabake.execution.device import CPU, Device, Lane, Turns, advice, is_short_of_memory
 from lorabake.execution.emitting import Emitter
 from lorabake.execution.ends import Reader, Writer
 from lorabake.execution.reading import Loader
@@ -18,6 +18,7 @@ from lorabake.execution.watching import Watch
 from lorabake.execution.wholes import Wholes
 from lorabake.planning.steps import Step, precision_of
 from lorabake.planning.tally import Tally
+from lorabake.settings import WORKERS
 from lorabake.tensors.dtypes import DTYPES
 
 
@@ -60,7 +61,7 @@ class Executor:
                 yield _size(spans)
         except torch.OutOfMemoryError:
             raise SurroundingsError(
-                f"out of memory while baking {step.targets[0].key}; use fewer --workers"
+                f"out of memory while baking {step.targets[0].key}; use fewer workers: {WORKERS}"
             ) from None
         self.computed[self.device.kind] += [target.key for target in step.targets]
 
@@ -111,7 +112,7 @@ class Executor:
             if "can't allocate memory" in str(error):  # the host's memory, not the device's
                 raise
             raise SurroundingsError(
-                f"{self.device.place} failed while baking {step.targets[0].key}: {first_line(error)}", ADVICE
+                f"{self.device.place} failed while baking {step.targets[0].key}: {first_line(error)}", advice()
             ) from error
         return True
 

@@ -18,6 +18,7 @@ from lorabake.recipe.faults import explained
 from lorabake.recipe.models import Base, Lora, Method, Output, Recipe, Source, Verify, recipe_schema
 from lorabake.recipe.syntax import decoded
 from lorabake.recipe.values import Values, read_values, values_of
+from lorabake.settings import BASE, INSPECT, LORA
 from lorabake.tensors.magic import SNIFFED, Format, format_at, format_of
 from lorabake.tensors.small import read_small
 from lorabake.visible import and_more, the_rest
@@ -88,8 +89,8 @@ def _no_recipe(path: Path, form: Format) -> tuple[str, str]:
     """Say what a file is that was given as a recipe."""
     if form.has_weights:
         advice = (
-            "Name it in a recipe as base or under loras, or bake without a recipe by --base and --lora. "
-            f"`lorabake inspect {path}` says what it is."
+            f"Name it in a recipe as base or under loras, or bake without a recipe by {BASE} and {LORA}. "
+            f"{INSPECT.of(str(path))} says what it is."
         )
     else:
         advice = "Give the recipe: a YAML text that names a base, LoRAs and an output."

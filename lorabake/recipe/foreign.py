@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-OF_THE_COMMAND = {
-    "device": "--device cpu",
-    "force": "--overwrite",
-    "overwrite": "--overwrite",
-    "quiet": "--quiet",
-    "report": "--report FILE",
-    "threads": "--workers 4",
-    "workers": "--workers 4",
+from lorabake.settings import BAKE_AND_REPORT, BAKE_IN_THREADS, BAKE_ON_CPU, BAKE_OVER, BAKE_QUIETLY
+
+OF_THE_CALL = {
+    "device": BAKE_ON_CPU,
+    "force": BAKE_OVER,
+    "overwrite": BAKE_OVER,
+    "quiet": BAKE_QUIETLY,
+    "report": BAKE_AND_REPORT,
+    "threads": BAKE_IN_THREADS,
+    "workers": BAKE_IN_THREADS,
 }
-"""Key -> the option of `lorabake bake` that says it; a recipe says only what may change the bytes."""
+"""Key -> what says it where a recipe is baked; a recipe says only what may change the bytes."""
 
 GIVEN = "GIVEN"
 """What stands in an advice for the number that the key has in the recipe."""
@@ -186,8 +188,8 @@ def advice_on_key(part: str | None, key: str, given: object) -> str | None:
     `given` is the key's value.
     """
     word = key.casefold().replace("-", "_")
-    if part in (None, "output") and word in OF_THE_COMMAND:
-        return f"give it to the command: lorabake bake RECIPE {OF_THE_COMMAND[word]}"
+    if part in (None, "output") and word in OF_THE_CALL:
+        return f"say it where you bake: {OF_THE_CALL[word]}"
     advice = (_TOP if part is None else _OF_PARTS.get(part, {})).get(word)
     number = f"{given:g}" if isinstance(given, int | float) else "0.8"
     return advice and advice.replace(GIVEN, number)

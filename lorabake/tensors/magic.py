@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorabake.settings import filled
+
 SNIFFED = 512
 """How many bytes of a file's beginning tell its format."""
 
@@ -29,10 +31,15 @@ class Format:
     """
 
     title: str
-    advice: str
+    template: str
     pattern: bytes
     has_weights: bool = False
     is_text: bool = False
+
+    @property
+    def advice(self) -> str:
+        """Say what to do instead."""
+        return filled(self.template)
 
     @property
     def begins(self) -> re.Pattern[bytes]:
@@ -55,7 +62,7 @@ _TEXT = rb"(?:\xef\xbb\xbf)?\s*"
 SAFETENSORS = Format("a SafeTensors file", "", _SAFETENSORS, has_weights=True)
 RECIPE = _format(
     "a recipe",
-    "Give the file that holds the tensors. To bake this recipe: lorabake bake RECIPE.",
+    "Give the file that holds the tensors. To bake this recipe: {BAKE}.",
     _TEXT + rb"(?![{<])(?=.*?(?:\A|\n)version:)(?=.*?(?:\A|\n)(?:base|loras|output):)",
     is_text=True,
 )

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Protocol
 
 from lorabake.documents.names import What
+from lorabake.settings import filled
 
 
 class Shaped(Protocol):
@@ -58,9 +59,14 @@ class Sort:
 
     name: What
     title: str
-    advice: str
+    template: str
     marks: tuple[Marks, ...] = ()
     is_no_base: bool = False
+
+    @property
+    def advice(self) -> str:
+        """Say what to do instead."""
+        return filled(self.template)
 
 
 ADAPTER = r".*(?:lora_|_lora\.|hada_|lokr_|oft_).*|.*\.diff(?:_b)?"
@@ -74,7 +80,7 @@ MOST = 10_000
 LORA = Sort(
     "lora",
     "a LoRA",
-    "Name it under loras (as an option --lora), and as base (--base) the checkpoint that it was trained on.",
+    "Name it under loras{AS_LORA}, and as base{AS_BASE} the checkpoint that it was trained on.",
     is_no_base=True,
 )
 CHECKPOINT = Sort(

@@ -11,7 +11,7 @@ from typing import Any, Protocol, Unpack, cast
 
 from pydantic import ValidationError
 
-from lorabake import arguments
+from lorabake import arguments, settings
 from lorabake.arguments import AnyPath, path_of
 from lorabake.errors import ArgumentError, FileError, first_line
 from lorabake.paths import missing as missing_lines
@@ -124,7 +124,7 @@ def _path_of(recipe: Recipe, baked: Path | None) -> Path:
     path = Path(os.path.normpath(baked if baked is not None else recipe.locate(recipe.output.path)))
     if not is_there(path):
         near = missing_lines(path, str(path)) if baked is not None else (f"{path}: no such file",)
-        raise FileError(*near, "Bake it first, or name the checkpoint with --baked.")
+        raise FileError(*near, f"Bake it first, or name the checkpoint with {settings.CHECKPOINT}.")
     return path
 
 
@@ -141,7 +141,7 @@ def embedded_recipe(baked: Path, inputs: Path | None = None, changes: Sequence[s
     if text is None:
         raise FileError(
             f"{baked}: holds no recipe, so lorabake did not bake it",
-            "Give the recipe that it should follow: lorabake verify RECIPE --baked FILE",
+            f"Give the recipe that it should follow: {settings.VERIFY}",
         )
     try:
         form: Any = parse_json(text)
@@ -162,7 +162,7 @@ def embedded_recipe(baked: Path, inputs: Path | None = None, changes: Sequence[s
     missing = [name for name in names if not is_there(folders[0] / name)]
     raise FileError(
         f"{baked}: the inputs of its recipe are not in {' or '.join(map(str, folders))}: {some(missing)}",
-        "Say where they lie with --inputs DIR, or give the recipe: lorabake verify RECIPE --baked FILE",
+        f"Say where they lie with {settings.INPUTS}, or give the recipe: {settings.VERIFY}",
     )
 
 

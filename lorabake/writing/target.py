@@ -10,6 +10,7 @@ from pathlib import Path
 from lorabake.errors import FileError, TargetError
 from lorabake.planning import Plan, provenance
 from lorabake.planning.files import OutputFile
+from lorabake.settings import OVERWRITE
 from lorabake.tensors.header import Header
 from lorabake.tensors.safetensors import read_header
 from lorabake.writing.form import Form
@@ -20,7 +21,7 @@ PIECE = 4 << 20
 
 def other_content(path: Path) -> TargetError:
     """Return the error that something else is in a file's or folder's place."""
-    return TargetError(f"{path}: exists and holds something else", "Give --overwrite to replace it.")
+    return TargetError(f"{path}: exists and holds something else", f"Give {OVERWRITE} to replace it.")
 
 
 def check_target(plan: Plan, form: Form, *, overwrite: bool) -> None:
@@ -57,7 +58,7 @@ def check_same_data(plan: Plan, form: Form, made: Path, digests: Mapping[str, st
         if computed_on not in (None, device):
             raise TargetError(
                 f"{plan.path}: exists, computed on {computed_on}, and {device} computed other last bits",
-                "Give --overwrite to replace it, or name that device.",
+                f"Give {OVERWRITE} to replace it, or name that device.",
             )
         raise other_content(plan.path)
 

@@ -324,7 +324,7 @@ def test_a_device_that_fails_ends_the_bake(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(SurroundingsError) as raised:
         b.run(recipe, workers=3)
     assert str(raised.value) == (
-        f"{PLACE} failed while baking {TALL}: simulated error: the bus is on fire\nTry --device cpu."
+        f'{PLACE} failed while baking {TALL}: simulated error: the bus is on fire\nTry device="cpu".'
     )
     assert not list(tmp_path.glob("out*"))
 

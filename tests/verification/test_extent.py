@@ -89,7 +89,7 @@ def test_a_sample_counts_tensors(folder: Path, stage: str) -> None:
     verification = look(folder, stage, sample_weights=20)
     (sampled,) = told(verification, f"{stage}.sampled")
     assert sampled.subject == f"20 of {count} tensors"
-    assert f"{count - 20} left out by --sample-weights" in told(verification, f"{stage}.compared")[0].note
+    assert f"{count - 20} left out by sample_weights" in told(verification, f"{stage}.compared")[0].note
 
 
 def test_steps_of_several_tensors_count_as_so_many(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from lorabake.configs.sizes import SizeUnknownError
 from lorabake.errors import SurroundingsError, first_line
 from lorabake.planning import Plan
 from lorabake.reference.arrays import Files
+from lorabake.settings import ON_CPU, PROMPTS, STAGES
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint
 from lorabake.tensors.dtypes import DTYPES
 from lorabake.verification.findings import Finding, SampleOptions, Samples, Status
@@ -58,7 +59,7 @@ def prepare(plan: Plan, baked: Path, options: SampleOptions, stack: ExitStack) -
         return [Finding("samples.skipped", Status.SKIP, baked.name, "", "", note)], None
 
     if not prompts:
-        return lacking("no prompts: give verify.prompts in the recipe, or --prompt")
+        return lacking(f"no prompts: give verify.prompts in the recipe, or {PROMPTS}")
     code = _carried(plan)
     speaks = is_language_model(plan)
     if speaks and (plan.sources.packing.known):
@@ -76,7 +77,7 @@ def prepare(plan: Plan, baked: Path, options: SampleOptions, stack: ExitStack) -
         return lacking(f"{lost[0]} and {len(lost) - 1} more tensors are not there in the base's shape")
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise SurroundingsError(
-            f"sampling needs {', '.join(missing)}", f"To sample, {EXTRA}; or leave it out with --stage"
+            f"sampling needs {', '.join(missing)}", f"To sample, {EXTRA}. Without samples: {STAGES}"
         )
     with _quiet():
         _try_device(options.device or "cpu")
@@ -149,7 +150,7 @@ def _try_device(name: str) -> None:
     try:
         (torch.ones(1, device=place) + 1).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise SurroundingsError(f"device {name!r} cannot be used: {first_line(error)}", "Try --device cpu.") from None
+        raise SurroundingsError(f"device {name!r} cannot be used: {first_line(error)}", f"Try {ON_CPU}.") from None
 
 
 def _unfit(plan: Plan, baked: Path) -> list[str]:

@@ -26,7 +26,7 @@ from lorabake.verification.samples.tokenizers import check_words
 from lorabake.verification.samples.values import as_torch
 
 TOKENS = 48
-"""How many tokens a model adds to a prompt, unless --steps says otherwise."""
+"""How many tokens a model adds to a prompt, unless the steps are given."""
 
 
 def is_language_model(plan: Plan) -> bool:

@@ -19,6 +19,7 @@ from lorabake.planning.steps import Step, Target, precision_of
 from lorabake.reference.arrays import Files
 from lorabake.reference.formulas.products import PRODUCTS
 from lorabake.reference.recompute import Recomputation
+from lorabake.settings import SAMPLE_WEIGHTS
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.dtypes import DTYPES, is_output
 from lorabake.tensors.header import TensorInfo
@@ -83,8 +84,8 @@ class Extent:
         )
         told = [f"{len(keys)} {what} ({patterns(keys)})" for keys, what in reasons if keys]
         if self.left_out:
-            told.append(f"{len(self.left_out)} left out by --sample-weights")
-            note = "the others were not looked at; leave --sample-weights out to see them all"
+            told.append(f"{len(self.left_out)} left out by {SAMPLE_WEIGHTS}")
+            note = f"the others were not looked at; leave {SAMPLE_WEIGHTS} out to see them all"
             subject = f"{compared} of {compared + len(self.left_out)} tensors"
             figures = Figures(compared, compared + len(self.left_out), "tensors", compared)
             yield Finding(f"{stage}.sampled", Status.SKIP, subject, "", "", note, figures)

@@ -12,7 +12,7 @@ def refuse(*_: object) -> NoReturn:
     """Raise SurroundingsError; nothing is written then."""
     raise SurroundingsError(
         f"lorabake cannot write checkpoints on this system ({sys.platform})",
-        "Linux and macOS can. `lorabake plan` and `lorabake inspect` work here, too.",
+        "Linux and macOS can. To plan and to inspect works here, too.",
     )
 
 

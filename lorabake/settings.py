@@ -1,0 +1,68 @@
+"""Name what a caller can ask for as the reader of a message writes it: as an option of a command, or in Python.
+
+The library's advice reaches both. It names a `Setting`, which is written as Python's unless a command is running.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+_commands_running = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Hold the two ways to write one setting; both may have a place for a value: {} or {!r}."""
+
+    option: str
+    argument: str
+
+    def __str__(self) -> str:
+        return self.option if _commands_running else self.argument
+
+    def of(self, *values: object) -> str:
+        """Write the setting with values in its places."""
+        return str(self).format(*values)
+
+
+@contextmanager
+def as_options() -> Iterator[None]:
+    """Write settings as options of the command line, in every thread."""
+    global _commands_running
+    _commands_running += 1
+    try:
+        yield
+    finally:
+        _commands_running -= 1
+
+
+OVERWRITE: Final = Setting("--overwrite", "RunOptions(overwrite=True)")
+WORKERS: Final = Setting("--workers 1", "RunOptions(workers=1)")
+ON_CPU: Final = Setting("--device cpu", 'device="cpu"')
+STAGES: Final = Setting("--stage structure --stage weights", 'VerifyOptions(stages=["structure", "weights"])')
+SAMPLE_WEIGHTS: Final = Setting("--sample-weights", "sample_weights")
+PROMPTS: Final = Setting("--prompt", "SampleOptions(prompts=[…])")
+CHECKPOINT: Final = Setting("--baked FILE", "baked=…")
+INPUTS: Final = Setting("--inputs DIR", "inputs=…")
+BASE: Final = Setting("--base", "base=…")
+LORA: Final = Setting("--lora", "loras=…")
+AS_BASE: Final = Setting(" (--base)", "")
+AS_LORA: Final = Setting(" (as an option --lora)", "")
+
+BAKE: Final = Setting("lorabake bake RECIPE", "lorabake.bake(recipe)")
+BAKE_ON_CPU: Final = Setting(f"{BAKE.option} --device cpu", 'lorabake.bake(recipe, RunOptions(device="cpu"))')
+BAKE_OVER: Final = Setting(f"{BAKE.option} --overwrite", "lorabake.bake(recipe, RunOptions(overwrite=True))")
+BAKE_QUIETLY: Final = Setting(f"{BAKE.option} --quiet", "lorabake.bake(recipe, RunOptions(bar=False))")
+BAKE_IN_THREADS: Final = Setting(f"{BAKE.option} --workers 4", "lorabake.bake(recipe, RunOptions(workers=4))")
+BAKE_AND_REPORT: Final = Setting(f"{BAKE.option} --report FILE", "lorabake.bake(recipe).report()")
+VERIFY: Final = Setting("lorabake verify RECIPE --baked FILE", "lorabake.verify(recipe, baked)")
+INSPECT: Final = Setting("`lorabake inspect {}`", "`lorabake.inspect({!r})`")
+
+
+def filled(template: str) -> str:
+    """Write a text of the program's own, in which {OVERWRITE} stands for that setting."""
+    return re.sub(r"\{([A-Z_]+)\}", lambda place: str(globals()[place[1]]), template)
