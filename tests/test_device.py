@@ -175,7 +175,9 @@ def test_other_last_bits_of_another_device_are_not_replaced(folder: Path, *, has
         path.write_bytes(path.read_bytes().replace(b.header(path)[1]["sshs_model_hash"].encode(), digest.encode()))
     said(path, "cuda")
     before = path.read_bytes()
-    with pytest.raises(TargetError, match="exists, computed on cuda, and cpu computed other last bits\nGive --over"):
+    with pytest.raises(
+        TargetError, match="exists, computed on cuda, and cpu computed other last bits\nGive RunOptions"
+    ):
         b.run(recipe, overwrite=False)
     assert path.read_bytes() == before
     b.run(recipe)
