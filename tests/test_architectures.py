@@ -296,6 +296,7 @@ def test_files_of_tables_hold_literals_only(path: Path) -> None:
                 "Lacks",
                 "Layout",
                 "Rename",
+                "Outside",
                 "Renaming",
                 "Row",
             }

@@ -1,7 +1,7 @@
 """AuraFlow: in its own code `w1` reads the text and `w2` the picture; a `w1` alone reads both; T5, VAE."""
 
 from lorabake.components import text, transformer
-from lorabake.components.vae import VAE
+from lorabake.components.vae import VAE_OF_COMFY
 from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Row
 
 FEED_FORWARD = (Row(("c_fc1", "linear_1")), Row(("c_fc2", "linear_2")), Row(("c_proj", "out_projection")))
@@ -69,6 +69,6 @@ AURAFLOW = Architecture(
             flat=transformer.FLAT,
         ),
         text.ONLY,
-        VAE,
+        VAE_OF_COMFY,
     ),
 )

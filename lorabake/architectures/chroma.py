@@ -1,7 +1,7 @@
 """Chroma: Flux.1's blocks without modulation layers of their own; T5, VAE."""
 
 from lorabake.components import flux, text, transformer
-from lorabake.components.vae import VAE
+from lorabake.components.vae import VAE_OF_COMFY
 from lorabake.keymap.table import Architecture, Bare, Component, Has, Kin, Layout, Row
 
 CHROMA = Architecture(
@@ -40,7 +40,7 @@ CHROMA = Architecture(
             flat=transformer.FLAT,
         ),
         text.ONLY,
-        VAE,
+        VAE_OF_COMFY,
     ),
     kin=(Kin("flux", "Chroma is Flux.1 schnell, whose modulation layers one small network replaced"),),
 )

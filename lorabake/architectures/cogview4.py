@@ -4,7 +4,7 @@ CogView3-Plus and CogView4 use the same names. Here the time embedding has 8 tim
 """
 
 from lorabake.components import sat, text, transformer
-from lorabake.components.vae import VAE
+from lorabake.components.vae import VAE_OF_COMFY
 from lorabake.keymap.table import Architecture, Component, Has, Layout
 
 COGVIEW4 = Architecture(
@@ -36,6 +36,6 @@ COGVIEW4 = Architecture(
             flat=transformer.FLAT,
         ),
         text.ONLY,
-        VAE,
+        VAE_OF_COMFY,
     ),
 )

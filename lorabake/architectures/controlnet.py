@@ -14,6 +14,7 @@ CONTROLNET = Architecture(
                     "ldm",
                     ("control_model.", ""),
                     (Has("zero_convs.0.0.weight", ndim=4), Has("input_blocks.1.1.proj_in.weight")),
+                    alone="control_model.",
                 ),
                 Layout(
                     "diffusers",
@@ -42,6 +43,7 @@ CONTROLNET_XL = Architecture(
                     "ldm",
                     ("control_model.", ""),
                     (Has("zero_convs.0.0.weight", ndim=4), Lacks("input_blocks.1.1.proj_in.weight")),
+                    alone="control_model.",
                 ),
                 Layout(
                     "diffusers",

@@ -1,7 +1,7 @@
 """Flux.1: dev, schnell, Fill, Kontext, Krea, Canny and Depth; CLIP-L, T5, VAE."""
 
 from lorabake.components import clip, flux, text, transformer
-from lorabake.components.vae import VAE
+from lorabake.components.vae import VAE_OF_COMFY
 from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Row
 
 FLUX = Architecture(
@@ -51,6 +51,6 @@ FLUX = Architecture(
         ),
         clip.CLIP_L,
         text.T5_SECOND,
-        VAE,
+        VAE_OF_COMFY,
     ),
 )

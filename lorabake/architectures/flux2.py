@@ -1,7 +1,7 @@
 """Flux.2 (dev, klein): modulation shared by all blocks, no biases; one language model, VAE."""
 
 from lorabake.components import flux, text, transformer
-from lorabake.components.vae import VAE
+from lorabake.components.vae import VAE_OF_COMFY
 from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Row
 
 FLUX2 = Architecture(
@@ -64,6 +64,6 @@ FLUX2 = Architecture(
             flat=transformer.FLAT,
         ),
         text.ONLY,
-        VAE,
+        VAE_OF_COMFY,
     ),
 )

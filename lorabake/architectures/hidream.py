@@ -1,7 +1,7 @@
 """HiDream-I1 and -E1: one naming for all; CLIP-L, CLIP-G, T5, Llama, VAE."""
 
 from lorabake.components import clip, text, transformer
-from lorabake.components.vae import VAE
+from lorabake.components.vae import VAE_OF_COMFY
 from lorabake.keymap.table import Architecture, Component, Has, Layout
 
 HIDREAM = Architecture(
@@ -27,6 +27,6 @@ HIDREAM = Architecture(
         clip.CLIP_G,
         text.T5_THIRD,
         text.LLAMA_FOURTH,
-        VAE,
+        VAE_OF_COMFY,
     ),
 )

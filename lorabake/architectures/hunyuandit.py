@@ -5,7 +5,7 @@ In each block Tencent's code and diffusers both have a `norm2` and a `norm3`, bu
 
 from lorabake.components import text, transformer
 from lorabake.components.transformer import KV_2, QKV_1
-from lorabake.components.vae import VAE
+from lorabake.components.vae import VAE_OF_COMFY
 from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Row
 
 HUNYUANDIT = Architecture(
@@ -67,6 +67,6 @@ HUNYUANDIT = Architecture(
         ),
         text.T5_SECOND,
         text.ONLY,
-        VAE,
+        VAE_OF_COMFY,
     ),
 )

@@ -1,7 +1,7 @@
 """Kolors: SDXL's UNet, which reads a projection of ChatGLM's states; ChatGLM, VAE."""
 
 from lorabake.components import text, unet
-from lorabake.components.vae import VAE
+from lorabake.components.vae import VAE_OF_COMFY
 from lorabake.keymap.table import Architecture, Component, Has, Kin, Lacks, Layout
 
 KOLORS = Architecture(
@@ -28,7 +28,7 @@ KOLORS = Architecture(
             flat=("lora_unet_",),
         ),
         text.ONLY,
-        VAE,
+        VAE_OF_COMFY,
     ),
     kin=(
         Kin(

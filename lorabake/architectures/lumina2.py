@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.transformer import QKV
-from lorabake.components.vae import VAE
+from lorabake.components.vae import VAE_OF_COMFY
 from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Row
 
 ATTENTION = (
@@ -63,6 +63,6 @@ LUMINA2 = Architecture(
             flat=transformer.FLAT,
         ),
         text.ONLY,
-        VAE,
+        VAE_OF_COMFY,
     ),
 )

@@ -1,7 +1,7 @@
 """OmniGen2: Lumina 2's blocks, and a refiner for reference pictures; Qwen2.5-VL, VAE."""
 
 from lorabake.components import text, transformer
-from lorabake.components.vae import VAE
+from lorabake.components.vae import VAE_OF_COMFY
 from lorabake.keymap.table import Architecture, Component, Has, Layout
 
 OMNIGEN2 = Architecture(
@@ -24,7 +24,7 @@ OMNIGEN2 = Architecture(
             flat=transformer.FLAT,
         ),
         text.ONLY,
-        VAE,
+        VAE_OF_COMFY,
     ),
     names=(
         "layers.{}.attn.to_q",

@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.transformer import KV_2, QKV_1
-from lorabake.components.vae import VAE
+from lorabake.components.vae import VAE_OF_COMFY
 from lorabake.keymap.table import Architecture, Bare, Component, Has, Lacks, Layout, Row
 
 PIXART = Architecture(
@@ -65,6 +65,6 @@ PIXART = Architecture(
             flat=transformer.FLAT,
         ),
         text.ONLY,
-        VAE,
+        VAE_OF_COMFY,
     ),
 )

@@ -19,6 +19,7 @@ SD1 = Architecture(
                         Has("input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", ndim=2),
                         Has("output_blocks.11.1.proj_in.weight", ndim=4),
                     ),
+                    alone="model.diffusion_model.",
                 ),
                 Layout(
                     "diffusers",
@@ -41,9 +42,9 @@ SD1 = Architecture(
         Component(
             name="text_encoder",
             layouts=(
-                Layout("hf", ("cond_stage_model.transformer.", "text_encoder/", "te."), clip.HF),
-                Layout("hf_flat", ("cond_stage_model.transformer.", "text_encoder/"), clip.HF_FLAT),
-                Layout("openclip", (), clip.OPENCLIP),
+                Layout("hf", ("cond_stage_model.transformer.", "text_encoder/", "te."), clip.HF, lacks=clip.LACKS),
+                Layout("hf_flat", ("cond_stage_model.transformer.", "text_encoder/"), clip.HF_FLAT, lacks=clip.LACKS),
+                Layout("openclip", (), clip.OPENCLIP, lacks=clip.POSITIONS),
             ),
             rows=clip.ROWS,
             dotted=("text_encoder.", "cond_stage_model.transformer.", "text_encoders.clip_l.transformer."),

@@ -20,6 +20,7 @@ SD2 = Architecture(
                         Has("output_blocks.11.1.proj_in.weight", ndim=2),
                         Lacks("input_blocks.1.1.time_stack.0.norm1.weight"),  # Stable Video Diffusion
                     ),
+                    alone="model.diffusion_model.",
                 ),
                 Layout(
                     "diffusers",
@@ -40,9 +41,9 @@ SD2 = Architecture(
         Component(
             name="text_encoder",
             layouts=(
-                Layout("hf", ("text_encoder/", "cond_stage_model.transformer.", "te."), clip.HF),
-                Layout("hf_flat", ("text_encoder/",), clip.HF_FLAT),
-                Layout("openclip", ("cond_stage_model.model.",), clip.OPENCLIP),
+                Layout("hf", ("text_encoder/", "cond_stage_model.transformer.", "te."), clip.HF, lacks=clip.LACKS),
+                Layout("hf_flat", ("text_encoder/",), clip.HF_FLAT, lacks=clip.LACKS),
+                Layout("openclip", ("cond_stage_model.model.",), clip.OPENCLIP, lacks=clip.POSITIONS),
             ),
             rows=clip.ROWS,
             dotted=("text_encoder.", "cond_stage_model.model.", "text_encoders.clip_h.transformer."),

@@ -21,6 +21,7 @@ SDXL = Architecture(
                         Lacks("input_blocks.10.0.in_layers.0.weight"),
                         Lacks("zero_convs.0.0.weight"),
                     ),
+                    alone="model.diffusion_model.",
                 ),
                 Layout(
                     "diffusers",
@@ -43,9 +44,16 @@ SDXL = Architecture(
         Component(
             name="text_encoder",
             layouts=(
-                Layout("hf", ("conditioner.embedders.0.transformer.", "text_encoder/", "te1."), clip.HF),
-                Layout("hf_flat", ("conditioner.embedders.0.transformer.", "text_encoder/"), clip.HF_FLAT),
-                Layout("openclip", (), clip.OPENCLIP),
+                Layout(
+                    "hf", ("conditioner.embedders.0.transformer.", "text_encoder/", "te1."), clip.HF, lacks=clip.LACKS
+                ),
+                Layout(
+                    "hf_flat",
+                    ("conditioner.embedders.0.transformer.", "text_encoder/"),
+                    clip.HF_FLAT,
+                    lacks=clip.LACKS,
+                ),
+                Layout("openclip", (), clip.OPENCLIP, lacks=clip.POSITIONS),
             ),
             rows=clip.ROWS,
             dotted=(
@@ -58,9 +66,9 @@ SDXL = Architecture(
         Component(
             name="text_encoder_2",
             layouts=(
-                Layout("hf", ("text_encoder_2/", "te2."), clip.HF),
-                Layout("hf_flat", ("text_encoder_2/",), clip.HF_FLAT),
-                Layout("openclip", ("conditioner.embedders.1.model.",), clip.OPENCLIP),
+                Layout("hf", ("text_encoder_2/", "te2."), clip.HF, lacks=clip.LACKS),
+                Layout("hf_flat", ("text_encoder_2/",), clip.HF_FLAT, lacks=clip.LACKS),
+                Layout("openclip", ("conditioner.embedders.1.model.",), clip.OPENCLIP, lacks=clip.POSITIONS),
             ),
             rows=clip.ROWS,
             dotted=("text_encoder_2.", "text_encoders.clip_g.transformer.", "conditioner.embedders.1.model."),
@@ -86,6 +94,7 @@ REFINER = Architecture(
                         Has("input_blocks.10.0.in_layers.0.weight"),
                         Lacks("input_blocks.1.1.proj_in.weight"),
                     ),
+                    alone="model.diffusion_model.",
                 ),
                 Layout(
                     "diffusers",
@@ -105,9 +114,9 @@ REFINER = Architecture(
         Component(
             name="text_encoder_2",
             layouts=(
-                Layout("hf", ("text_encoder_2/", "te2."), clip.HF),
-                Layout("hf_flat", ("text_encoder_2/",), clip.HF_FLAT),
-                Layout("openclip", ("conditioner.embedders.0.model.",), clip.OPENCLIP),
+                Layout("hf", ("text_encoder_2/", "te2."), clip.HF, lacks=clip.LACKS),
+                Layout("hf_flat", ("text_encoder_2/",), clip.HF_FLAT, lacks=clip.LACKS),
+                Layout("openclip", ("conditioner.embedders.0.model.",), clip.OPENCLIP, lacks=clip.POSITIONS),
             ),
             rows=clip.ROWS,
             dotted=("text_encoder_2.", "text_encoder.", "conditioner.embedders.0.model."),

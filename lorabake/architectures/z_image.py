@@ -1,7 +1,7 @@
 """Z-Image (base and Turbo); Qwen3, VAE."""
 
 from lorabake.components import text, transformer
-from lorabake.components.vae import VAE
+from lorabake.components.vae import VAE_OF_COMFY
 from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Row
 
 ATTENTION = (
@@ -49,6 +49,6 @@ Z_IMAGE = Architecture(
             flat=transformer.FLAT,
         ),
         text.ONLY,
-        VAE,
+        VAE_OF_COMFY,
     ),
 )

@@ -49,6 +49,10 @@ HF_FLAT = (
 )
 OPENCLIP = (Has("transformer.resblocks.0.attn.in_proj_weight", ndim=2), Has("ln_final.weight"))
 
+# Programs count positions anew, and transformers' text encoders have no scale of comparisons with pictures.
+POSITIONS = ("text_model.embeddings.position_ids", "embeddings.position_ids")
+LACKS = (*POSITIONS, "logit_scale")
+
 # cloneofsimo/lora follows the order in which transformers registers the attention's layers: k, v, q, out.
 ORDERS = (
     IndexOrder(
@@ -61,9 +65,9 @@ ORDERS = (
 CLIP_L = Component(
     name="text_encoder",
     layouts=(
-        Layout("hf", ("text_encoders.clip_l.transformer.", "text_encoder/"), HF),
-        Layout("hf_flat", ("text_encoders.clip_l.transformer.", "text_encoder/"), HF_FLAT),
-        Layout("openclip", (), OPENCLIP),
+        Layout("hf", ("text_encoders.clip_l.transformer.", "text_encoder/"), HF, lacks=LACKS),
+        Layout("hf_flat", ("text_encoders.clip_l.transformer.", "text_encoder/"), HF_FLAT, lacks=LACKS),
+        Layout("openclip", (), OPENCLIP, lacks=POSITIONS),
     ),
     rows=ROWS,
     dotted=("text_encoder.", "text_encoders.clip_l.transformer."),
@@ -73,9 +77,9 @@ CLIP_L = Component(
 CLIP_L_SECOND = Component(
     name="text_encoder_2",
     layouts=(
-        Layout("hf", ("text_encoders.clip_l.transformer.", "text_encoder_2/"), HF),
-        Layout("hf_flat", ("text_encoders.clip_l.transformer.", "text_encoder_2/"), HF_FLAT),
-        Layout("openclip", (), OPENCLIP),
+        Layout("hf", ("text_encoders.clip_l.transformer.", "text_encoder_2/"), HF, lacks=LACKS),
+        Layout("hf_flat", ("text_encoders.clip_l.transformer.", "text_encoder_2/"), HF_FLAT, lacks=LACKS),
+        Layout("openclip", (), OPENCLIP, lacks=POSITIONS),
     ),
     rows=ROWS,
     dotted=("text_encoder_2.", "text_encoders.clip_l.transformer."),
@@ -85,9 +89,9 @@ CLIP_L_SECOND = Component(
 CLIP_G = Component(
     name="text_encoder_2",
     layouts=(
-        Layout("hf", ("text_encoders.clip_g.transformer.", "text_encoder_2/"), HF),
-        Layout("hf_flat", ("text_encoders.clip_g.transformer.", "text_encoder_2/"), HF_FLAT),
-        Layout("openclip", (), OPENCLIP),
+        Layout("hf", ("text_encoders.clip_g.transformer.", "text_encoder_2/"), HF, lacks=LACKS),
+        Layout("hf_flat", ("text_encoders.clip_g.transformer.", "text_encoder_2/"), HF_FLAT, lacks=LACKS),
+        Layout("openclip", (), OPENCLIP, lacks=POSITIONS),
     ),
     rows=ROWS,
     dotted=("text_encoder_2.", "text_encoders.clip_g.transformer."),

@@ -9,10 +9,10 @@ from lorabake.keymap.table import Component, Has, Layout, Row
 BLOCK = (Row(("nin_shortcut", "conv_shortcut")),)
 ATTENTION = (
     Row(("norm", "group_norm")),
-    Row(("q", "to_q")),
-    Row(("k", "to_k")),
-    Row(("v", "to_v")),
-    Row(("proj_out", "to_out.0")),
+    Row(("q", "to_q"), kernels=("ldm",)),
+    Row(("k", "to_k"), kernels=("ldm",)),
+    Row(("v", "to_v"), kernels=("ldm",)),
+    Row(("proj_out", "to_out.0"), kernels=("ldm",)),
 )
 MIDDLE = (
     Row(("block_1", "resnets.0"), BLOCK),
@@ -39,6 +39,18 @@ VAE = Component(
     name="vae",
     layouts=(
         Layout("ldm", ("first_stage_model.", "vae.", ""), (Has("encoder.down.0.block.0.conv1.weight", ndim=4),)),
+        Layout("diffusers", ("vae/", "vae.", ""), (Has("encoder.down_blocks.0.resnets.0.conv1.weight", ndim=4),)),
+    ),
+    rows=ROWS,
+    dotted=("vae.", "first_stage_model."),
+    flat=("lora_vae_",),
+)
+
+# The same in single files of later families, which ComfyUI writes below `vae.`
+VAE_OF_COMFY = Component(
+    name="vae",
+    layouts=(
+        Layout("ldm", ("vae.", "first_stage_model.", ""), (Has("encoder.down.0.block.0.conv1.weight", ndim=4),)),
         Layout("diffusers", ("vae/", "vae.", ""), (Has("encoder.down_blocks.0.resnets.0.conv1.weight", ndim=4),)),
     ),
     rows=ROWS,

@@ -112,14 +112,14 @@ def _view(tensor: _Tensor, part: int, parts: int, *, crossed: bool, turned: bool
         return View((Region(key, half, rows), Region(key, 0, half)), shape)
     if parts == 1:
         return View((Region(key, 0, rows),), shape)
-    sizes = _sizes(row.sizes or ("rest",) * parts, rows, tensor.columns)
+    sizes = part_sizes(row.sizes or ("rest",) * parts, rows, tensor.columns)
     if sizes is None:
         return None
     start = sum(sizes[:part])
     return View((Region(key, start, start + sizes[part]),), (sizes[part], *shape[1:]))
 
 
-def _sizes(spec: tuple[str, ...], rows: int, columns: int) -> list[int] | None:
+def part_sizes(spec: tuple[str, ...], rows: int, columns: int) -> list[int] | None:
     """Return the rows of each part; None if the rows cannot be divided that way."""
     fixed = columns * spec.count("in")
     shares = spec.count("rest")

@@ -28,6 +28,13 @@ class Match:
         """Tell whether the layout's name for it is a whole tensor key."""
         return isinstance(self.row.names[column], Bare)
 
+    def key(self, column: int, path: str) -> str:
+        """Return the key of this parameter of a module that one layout calls `path`."""
+        leaf = self.row.names[column]
+        if isinstance(leaf, Bare):
+            return path
+        return f"{path}{'_' if str(leaf).endswith('_@') else '.'}{self.parameter}"
+
     def sibling(self, key: str) -> str:
         """Return the key of the weight beside a bias."""
         return key[: -len("bias")] + "weight" if self.parameter == "bias" else key

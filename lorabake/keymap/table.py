@@ -35,7 +35,7 @@ class Row:
     `rows` continues the table below this path. Without it, all layouts use the same names below.
     `transposed` names the layouts that store the weight as (in, out). `swapped` names those that store its two
     halves in the other order; with `swapped_ratio`, only where the weight has that many times as many rows as
-    columns.
+    columns. `kernels` names those that store a matrix as a convolution with a kernel of 1 × 1.
     """
 
     __repr__ = short_repr
@@ -46,6 +46,7 @@ class Row:
     transposed: tuple[str, ...] = ()
     swapped: tuple[str, ...] = ()
     swapped_ratio: int | None = None
+    kernels: tuple[str, ...] = ()
 
     def paths(self, layout: int) -> Iterator[str]:
         """Yield the names of the modules below this path in one layout."""
@@ -84,13 +85,41 @@ class Lacks(Has):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Say where a component's tensors lie: the prefixes to try, and what must or must not exist below one."""
+    """Say where a component's tensors lie: the prefixes to try, and what must or must not exist below one.
+
+    The first prefix is the one that is written. `alone` is written where a file holds nothing else; unless it is
+    said, that is no prefix at all if a file may lack one. `lacks` are the names of tensors that other layouts have,
+    and no program reads in this one.
+    """
 
     __repr__ = short_repr
 
     name: str
     prefixes: tuple[str, ...]
     needs: tuple[Has, ...]
+    alone: str | None = None
+    lacks: tuple[str, ...] = ()
+
+    @property
+    def is_of_folders(self) -> bool:
+        """Tell whether a diffusers folder has the component in this layout."""
+        return any(prefix.endswith("/") for prefix in self.prefixes)
+
+    @property
+    def is_of_files(self) -> bool:
+        """Tell whether a single file may have the component in this layout, below a prefix or alone."""
+        return any(not prefix.endswith("/") for prefix in self.prefixes)
+
+    @property
+    def folder(self) -> str:
+        """Return the name of the component's folder; raise StopIteration where no folder has this layout."""
+        return next(prefix for prefix in self.prefixes if prefix.endswith("/")).removesuffix("/")
+
+    def prefix(self, *, alone: bool) -> str:
+        """Return what a single file puts before the names of a component that is `alone` in it, or not."""
+        if alone and (self.alone is not None or "" in self.prefixes):
+            return self.alone or ""
+        return next(prefix for prefix in self.prefixes if not prefix.endswith("/"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +185,14 @@ class Component:
     aliases: tuple[Alias, ...] = ()
     renamings: tuple[Renaming, ...] = ()
     at_last: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """Name tensors of no component, by globs over their keys, and say in a title what they are."""
+
+    keys: tuple[str, ...]
+    title: str
 
 
 @dataclass(frozen=True, slots=True)

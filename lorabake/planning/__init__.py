@@ -9,19 +9,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lorabake.codecs.codec import Stored
 from lorabake.errors import InternalError
 from lorabake.matching import match
 from lorabake.matching.ledger import Ledger
 from lorabake.matching.names import BaseNames
 from lorabake.matching.patches import Patch
 from lorabake.paths import expanded
-from lorabake.planning.checks import check_dtypes, check_form, check_is_no_input, check_patches, check_rows, is_folder
+from lorabake.planning.beside import Beside, texts_beside
+from lorabake.planning.checks import check_dtypes, check_form, check_is_no_input, check_patches, check_rows
 from lorabake.planning.cost import peak_memory
-from lorabake.planning.files import Embedding, OutputFile, configs_of, drafts_of, embeddings_of, indexes_of
+from lorabake.planning.files import Draft, Embedding, OutputFile, configs_of, drafts_of, embeddings_of, indexes_of
+from lorabake.planning.laid_out import laid_out
+from lorabake.planning.layout import OutputLayout, layout_of
 from lorabake.planning.metadata import described
 from lorabake.planning.notes import notes_of
 from lorabake.planning.steps import Copy, Step, Target, copies_of, steps_of, touched_by
-from lorabake.planning.storage import storage_of
+from lorabake.planning.storage import Storage, storage_of
 from lorabake.planning.vae import replaced_by_vae
 from lorabake.sources import Sources
 
@@ -32,7 +36,7 @@ class Plan:
 
     sources: Sources
     path: Path
-    is_folder: bool
+    layout: OutputLayout
     files: tuple[OutputFile, ...]
     texts: Mapping[str, str]
     copies: tuple[Copy, ...]
@@ -55,6 +59,11 @@ class Plan:
         return card_of(self)
 
     @property
+    def is_folder(self) -> bool:
+        """Tell whether the output is a folder."""
+        return self.layout.is_folder
+
+    @property
     def size(self) -> int:
         """Count the bytes of all files with weights."""
         return sum(len(file.header()) + file.data_size for file in self.files)
@@ -63,7 +72,7 @@ class Plan:
     def side_files(self) -> tuple[Path, ...]:
         """List the files beside the base's weights that the output has, too, as they are or rewritten."""
         base = self.sources.base
-        files = base.side_files if base.is_folder else ()
+        files = base.side_files if base.is_folder and not self.layout.is_converted else ()
         return tuple(path for path in files if path.as_posix() not in self.left_out)
 
     @property
@@ -103,33 +112,46 @@ def plan(sources: Sources, output: str | Path | None = None) -> Plan:
     check_form(sources, path)
     check_is_no_input(sources, path)
     check_dtypes(sources)
+    layout = layout_of(sources)
     patches, ledgers = _match(sources)
     embeddings = tuple(embeddings_of(sources, path, ledgers))
     touched = touched_by(patches)
     check_rows(sources, touched)
     storage = storage_of(sources, touched)
     vae, vae_notes = replaced_by_vae(sources, storage)
-    drafts = tuple(drafts_of(sources, storage, vae))
+    drafts, texts, told = _laid_out(sources, layout, storage, vae)
     targets = _by_key(target for draft in drafts for target in draft.targets)
     steps = steps_of(sources, targets.values(), patches, storage.encoded)
     computed = {target.key for step in steps for target in step.targets}
-    files, digests = described(sources, storage, drafts, path.name)
-    configs = configs_of(sources, storage, drafts) if is_folder(sources) else {}
-    indexes = indexes_of(sources, storage, drafts) if is_folder(sources) else {}
+    files, digests = described(sources, layout, storage, drafts, path.name)
     return Plan(
         sources=sources,
         path=path,
-        is_folder=is_folder(sources),
+        layout=layout,
         files=files,
-        texts=indexes | {name: text for name, text in configs.items() if text is not None},
+        texts={name: text for name, text in texts.items() if text is not None},
         copies=tuple(copies_of(target for target in targets.values() if target.key not in computed)),
         steps=steps,
         ledgers=ledgers,
         digests=digests,
-        notes=(*vae_notes, *notes_of(sources, storage, touched, steps)),
+        notes=(*told, *vae_notes, *notes_of(sources, storage, touched, steps)),
         embeddings=embeddings,
-        left_out=frozenset(name for name, text in configs.items() if text is None),
+        left_out=frozenset(name for name, text in texts.items() if text is None),
     )
+
+
+def _laid_out(
+    sources: Sources, layout: OutputLayout, storage: Storage, vae: Mapping[str, Stored]
+) -> tuple[tuple[Draft, ...], dict[str, str | None], tuple[str, ...]]:
+    """Lay out the files with weights; return them, the texts beside them (None for one that goes), and notes."""
+    if layout.is_converted:
+        made = laid_out(sources, layout, storage, vae)
+        beside = texts_beside(sources, layout) if layout.is_folder else Beside()
+        return made.drafts, {**made.indexes, **beside.texts}, (*made.notes, *beside.notes)
+    drafts = tuple(drafts_of(sources, storage, vae))
+    if not layout.is_folder:
+        return drafts, {}, ()
+    return drafts, {**configs_of(sources, storage, drafts), **indexes_of(sources, storage, drafts)}, ()
 
 
 def _match(sources: Sources) -> tuple[tuple[Patch, ...], tuple[Ledger, ...]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from lorabake.codecs.codec import Stored
 from lorabake.errors import MatchError, RecipeError, TargetError, lines_of
 from lorabake.matching.patches import Patch
+from lorabake.planning.layout import is_folder
 from lorabake.planning.steps import Touched
 from lorabake.planning.storage import dtype_of
 from lorabake.sources import Sources
@@ -17,26 +18,31 @@ from lorabake.sources.evidence import inode_of
 from lorabake.tensors.dtypes import DTYPES, is_output
 
 
-def is_folder(sources: Sources) -> bool:
-    """Tell whether the output is a folder."""
-    return sources.base.is_folder or sources.recipe.output.shard_size is not None
-
-
 def check_form(sources: Sources, path: Path) -> None:
     """Raise TargetError if the output's name is a folder's but the output is a file, or the other way round."""
     if is_folder(sources) and path.suffix in (".safetensors", ".ckpt"):
-        why = "shard_size is set" if not sources.base.is_folder else "the base is a folder"
         raise TargetError(
-            f"{path}: {why}, so the output must be a folder, not a file", f"Name it {path.stem}, without an ending."
+            f"{path}: {_why_folder(sources)}, so the output must be a folder, not a file",
+            f"Name it {path.stem}, without an ending.",
         )
-    if not is_folder(sources) and path.suffix != ".safetensors" and os.path.isdir(path):
+    if is_folder(sources):
+        return
+    why = "output.layout is single, and " if sources.recipe.output.form == "single" else ""
+    if path.suffix != ".safetensors" and os.path.isdir(path):
         raise TargetError(
-            f"{path}: is a folder, and the output must be a .safetensors file",
+            f"{path}: is a folder, and {why}the output must be a .safetensors file",
             f"Name a file in it, as in -o {path / 'out.safetensors'}",
         )
-    if not is_folder(sources) and path.suffix != ".safetensors":
+    if path.suffix != ".safetensors":
         advice = f"Name it {path.stem}.safetensors." if len(path.stem) < 200 else "End its name in .safetensors."
-        raise TargetError(f"{path}: the output must be a .safetensors file", advice)
+        raise TargetError(f"{path}: {why}the output must be a .safetensors file", advice)
+
+
+def _why_folder(sources: Sources) -> str:
+    """Say what makes the output a folder."""
+    if sources.recipe.output.form == "diffusers":
+        return "output.layout is diffusers"
+    return "the base is a folder" if sources.base.is_folder else "shard_size is set"
 
 
 def check_dtypes(sources: Sources) -> None:

@@ -14,7 +14,8 @@ from lorabake.codecs.codec import Stored
 from lorabake.keymap.embeddings import Vectors, file_stem
 from lorabake.matching.ledger import Ledger
 from lorabake.planning import provenance
-from lorabake.planning.checks import check_is_no_input, is_folder
+from lorabake.planning.checks import check_is_no_input
+from lorabake.planning.layout import is_folder
 from lorabake.planning.steps import Target, whole
 from lorabake.planning.storage import Storage, dtype_of, is_fixed
 from lorabake.sources import Sources
@@ -89,9 +90,10 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """Collect the tensors of a future file; it comes from one part of the base."""
+    """Collect the tensors of a future file, in a folder of the output; it comes from one part of the base."""
 
     name: str
+    folder: str
     part: Part
     targets: tuple[Target, ...]
 
@@ -109,7 +111,7 @@ def drafts_of(sources: Sources, storage: Storage, vae: Mapping[str, Stored]) -> 
             shards = list(_reshard(sources, part, [info for _, infos in shards for info in infos], limit))
         for name, infos in shards:
             place = f"{part.folder}/{name}" if part.folder else name
-            yield Draft(place, part, tuple(_targets(sources, infos, vae, number)))
+            yield Draft(place, part.folder, part, tuple(_targets(sources, infos, vae, number)))
             number += 1
 
 
@@ -187,7 +189,7 @@ def indexes_of(sources: Sources, storage: Storage, drafts: Sequence[Draft]) -> d
         own = [draft for draft in drafts if draft.part is part]
         if not is_indexed(sources, part, len(own)):
             continue
-        name = part.index or _index_name(_stem(part))
+        name = part.index or index_name(_stem(part))
         weight_map = {target.name: PurePosixPath(draft.name).name for draft in own for target in draft.targets}
         size = sum(target.nbytes for draft in own for target in draft.targets)
         said = index_form(part, said_in_index(part, storage.changes[part.folder]))
@@ -196,7 +198,7 @@ def indexes_of(sources: Sources, storage: Storage, drafts: Sequence[Draft]) -> d
     return texts
 
 
-def _index_name(stem: str) -> str:
+def index_name(stem: str) -> str:
     """Name the index of shards, with a variant such as fp16 where diffusers and transformers look for it."""
     named = re.fullmatch(r"((?:diffusion_)?(?:pytorch_)?model)\.(\w+)", stem)
     return f"{named[1]}.safetensors.index.{named[2]}.json" if named else f"{stem}.safetensors.index.json"

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from lorabake.planning import provenance
-from lorabake.planning.checks import is_folder
 from lorabake.planning.files import Draft, OutputFile, is_indexed
+from lorabake.planning.layout import OutputLayout
 from lorabake.planning.storage import Storage
 from lorabake.recipe import Source
 from lorabake.sources import Sources
@@ -22,7 +22,7 @@ BLOCK = 4096
 
 
 def described(
-    sources: Sources, storage: Storage, drafts: Sequence[Draft], name: str
+    sources: Sources, layout: OutputLayout, storage: Storage, drafts: Sequence[Draft], name: str
 ) -> tuple[tuple[OutputFile, ...], dict[str, Path]]:
     """Compose each file's metadata; return the files, and the file that each placeholder for a digest stands for.
 
@@ -30,17 +30,19 @@ def described(
     """
     recipe = sources.recipe
     inputs, pending = _inputs(sources)
-    names = [draft.name if is_folder(sources) else name for draft in drafts]
+    names = [draft.name if layout.is_folder else name for draft in drafts]
     listed = provenance.listed(inputs, names)
     recipe_text = recipe.normal_json()
     headers = _headers(sources)
-    counts = Counter(draft.part.folder for draft in drafts)
+    counts = Counter(draft.folder for draft in drafts)
     files = []
     for draft, file_name, told in zip(drafts, names, listed, strict=True):
         keys = tuple(target.name for target in draft.targets)
         first = _first_header(sources, headers, draft)
-        has_index = is_indexed(sources, draft.part, counts[draft.part.folder])
-        own = _said(storage, draft, first or next(iter(headers.values())), has_index=has_index)
+        own: dict[str, str] = {}
+        if not layout.is_converted:  # what a base says holds for its own names
+            has_index = is_indexed(sources, draft.part, counts[draft.folder])
+            own = _said(storage, draft, first or next(iter(headers.values())), has_index=has_index)
         text = provenance.metadata(own, recipe_text, told, hashed=recipe.output.hash)
         phase = first.data_start % BLOCK if first else 0
         aligned = first is not None and phase % 8 == 0

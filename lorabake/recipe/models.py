@@ -17,6 +17,7 @@ from lorabake.recipe.types import (
     ByteSize,
     FilePath,
     OutputDtype,
+    OutputLayout,
     PictureSize,
     Semantics,
     Sha256,
@@ -192,6 +193,10 @@ class Output(_Part):
     """Say where the baked checkpoint goes and in which form."""
 
     path: FilePath = Field(description="The file to write, relative to the recipe's folder.")
+    layout: OutputLayout = Field(
+        "keep",
+        description="The base's form, a single file in the maker's names, or a diffusers folder.",
+    )
     dtype: OutputDtype = Field("keep", description="The dtype of the tensors, or one for each component.")
     rounding: Annotated[Rounding, BeforeValidator(_name_to_mapping, json_schema_input_type=Text | Rounding)] = Field(
         default_factory=lambda: Rounding.model_validate({}),
@@ -200,6 +205,16 @@ class Output(_Part):
     hash: bool = Field(True, description="Whether the header carries the SHA-256 of the tensor data.")
     shard_size: ByteSize | None = Field(None, description="The largest size of one file, such as 5GB.")
     allow_loss: bool = Field(False, description="Whether most of a LoRA may be lost in the output's dtype.")
+
+    @property
+    def form(self) -> Literal["keep", "single", "diffusers"]:
+        """Return the layout in one word; `names_of` says which names a single file has."""
+        return "single" if isinstance(self.layout, dict) else self.layout
+
+    @property
+    def names_of(self) -> str | None:
+        """Return the layout whose names a single file is to have; None where the family's first one will do."""
+        return self.layout["single"] if isinstance(self.layout, dict) else None
 
 
 class Verify(_Part):
@@ -264,10 +279,11 @@ class Recipe(_Part):
 
     @model_validator(mode="after")
     def _bakes_something(self) -> Recipe:
-        if not self.loras and self.vae is None and self.output.dtype == "keep":
+        is_same = self.output.dtype == "keep" and self.output.form == "keep"
+        if not self.loras and self.vae is None and is_same:
             raise PydanticCustomError(
                 "nothing_to_bake",
-                "nothing to bake: give at least one of loras, vae and output.dtype",
+                "nothing to bake: give at least one of loras, vae, output.dtype and output.layout",
                 {"at": ("loras",)},
             )
         other = "compose" if self.is_sequential else "semantics" if any(each.semantics for each in self.loras) else ""
@@ -336,6 +352,7 @@ class Recipe(_Part):
                 "dtype": self.output.dtype,
                 "hash": self.output.hash,
                 "shard_size": self.output.shard_size,
+                **({"layout": self.output.layout} if self.output.form != "keep" else {}),
                 **({"rounding": self.output.rounding.model_dump()} if self.output.rounding.is_drawn else {}),
             },
         }

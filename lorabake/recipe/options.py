@@ -89,7 +89,7 @@ def _check_texts(options: Options) -> None:
 def _check_bakes(values: Values) -> None:
     """Raise RecipeError for options that name neither a LoRA nor what else can be baked."""
     data = values.data
-    others = (("vae",), ("output", "dtype"), ("loras", 0))
+    others = (("vae",), ("output", "dtype"), ("output", "layout"), ("loras", 0))
     if isinstance(data, Mapping) and data.get("loras") == () and values.spots.keys().isdisjoint(others):
         advice = "Write --lora FILE=0.8, or --set vae=FILE, or --set output.dtype=float16"
         raise RecipeError("--lora is missing: nothing to bake", advice)

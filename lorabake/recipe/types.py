@@ -84,3 +84,12 @@ OutputDtype: TypeAlias = Annotated[
         custom_error_message="the name of a dtype or a mapping from component to dtype",
     ),
 ]
+OutputLayout: TypeAlias = Annotated[
+    Annotated[Literal["keep", "single", "diffusers"], Tag("one")]
+    | Annotated[dict[Literal["single"], Text], Field(min_length=1), Tag("many")],
+    Discriminator(
+        _branch((str,), dict),
+        custom_error_type="expected",
+        custom_error_message="keep, single, diffusers or a mapping such as {single: comfy}",
+    ),
+]
