@@ -209,7 +209,8 @@ def check_command(command: str, block: Block) -> None:
     """Check one command of a shell, without running it."""
     for inner in re.findall(r"\$\(([^)]*)\)", command):
         check_command(inner, block)
-    words = shlex.split(re.sub(r"[0-9]?>>? *\S+|\$\([^)]*\)", "", command))
+    redirected = r"""("[^"$]*"|'[^']*')|[0-9]?>>? *\S+|\$\([^)]*\)"""  # a tag in quotes has a > of its own
+    words = shlex.split(re.sub(redirected, lambda match: match[1] or "", command))
     while re.fullmatch(r"[A-Z_]+=.*", words[0]):
         words = words[1:]
     program, *arguments = words

@@ -36,6 +36,7 @@ LAYERS = (
     ("recipe",),
     ("sources",),
     ("matching",),
+    ("importing",),
     ("planning",),
     ("execution", "writing", "reference"),
     ("artifacts",),

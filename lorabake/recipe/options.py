@@ -126,7 +126,7 @@ def _values(options: Options) -> Values:
     for number, text in enumerate(options.loras):
         spot = Spot(f"--lora {number + 1}")
         try:
-            lora = _lora(text)
+            lora = lora_entry(text)
         except ValueError as error:
             lora = text
             faults.append(Fault(spot, str(error)))
@@ -139,7 +139,7 @@ def _values(options: Options) -> Values:
     return Values(data, spots, spots, tuple(faults))
 
 
-def _lora(text: str) -> object:
+def lora_entry(text: str) -> object:
     """Read an entry of loras: PATH, PATH=STRENGTH or PATH=COMPONENT:STRENGTH,…; or raise ValueError."""
     path, equals, strength = text.rpartition("=")
     if "://" in text:  # an address: it is no path, and may have any sign in it

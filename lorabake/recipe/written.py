@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import yaml
 
 from lorabake.recipe.models import Recipe
 from lorabake.recipe.values import scalar
+from lorabake.visible import visible
 
 HEADING = "# Written by lorabake. Paths in it start from this file's folder.\n"
 
 
-def written(data: Mapping[str, object]) -> str:
-    """Write values so that reading them gives the same ones; each key is told what it is for."""
-    return HEADING + "".join(_entry(key, value) for key, value in data.items())
+def written(data: Mapping[str, object], notes: Iterable[str] = ()) -> str:
+    """Write values so that reading them gives the same ones; each key is told what it is for.
+
+    `notes` stand above, as comments.
+    """
+    told = "".join(f"# {visible(note)}\n" for note in notes)
+    return HEADING + told + "".join(_entry(key, value) for key, value in data.items())
 
 
 def _entry(key: str, value: object) -> str:
