@@ -17,7 +17,7 @@ GROUPS = {
         *("getting-started", "recipes", "commands", "python", "comfyui", "a1111", "llm", "ci", "coming-from", "faq"),
         *("what-it-bakes", "families", "kinds", "formats", "coverage", "storage", "devices", "speed"),
     ),
-    "Trust it": ("promises", "verification", "reliability"),
+    "Trust it": ("promises", "verification", "provenance", "reliability"),
     "Reference": ("api", "json"),
     "Change it": ("architecture", "extending"),
 }

@@ -28,7 +28,8 @@ VOLATILE = (
     (r"in [\d.]+ s \([\d.]+ s of it", "in … s (… s of it"),
     (r"[\d.]+ [kMG]B/s, mostly \w+, peak memory \d+ MiB(, computed on [\w+]+)?", "…, peak memory …"),
     (r"\b[0-9a-f]{64}\b", "…"),
-    (r"^(structure|weights|samples) \([\d.]+ s\)", r"\1 (… s)"),
+    (r"^(structure|provenance|weights|samples) \([\d.]+ s\)", r"\1 (… s)"),
+    (r"(subject +\S+): [0-9a-f]{12}", r"\1: …"),
 )
 PICTURE = (
     "lorabake bake recipes/demo.yaml",

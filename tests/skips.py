@@ -17,6 +17,7 @@ ADVICE = (
      "make test installs it, or: pip install -e '.[test,oracle]'"),
     (r"lorabake\[verify\] is missing|^no (transformers|diffusers)$",
      "make test installs it, or: pip install -e '.[verify]'"),
+    (r"no such program: openssl", "install it: apt install openssl"),
     (r"C compiler|no simulated device", "install a compiler: apt install build-essential"),
     (r"root may (read|write)", "run the tests as another user than root"),
     (r"only root|cannot mount", "run the tests as root where root may mount: docker run --privileged …"),

@@ -13,6 +13,7 @@ from lorabake.baking import RunOptions
 from lorabake.baking import bake as run_bake
 from lorabake.baking import plan as make_plan
 from lorabake.cli import CONTEXT, example, interruption
+from lorabake.cli.accounts import Accounts
 from lorabake.cli.devices import complete_device
 from lorabake.cli.places import check_apart, check_writable, taken_by
 from lorabake.cli.progress import Bar
@@ -60,6 +61,10 @@ ALL = 0.9995
     "--fsync/--no-fsync", default=True, help="Whether to wait until the disk has everything.  [default: yes]"
 )
 @click.option("--report", type=click.Path(path_type=Path), help="Write what happened into this JSON file.")
+@click.option("--provenance", is_flag=True, help="State how it was made: write NAME.intoto.json beside the output.")
+@click.option(
+    "--date", metavar="DATE", help="Write this date into the statement, such as 2026-11-29.  [default: no date]"
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors and warnings.")
 @click.option("--json", "as_json", is_flag=True, help="Print what happened as JSON.")
 def bake(
@@ -70,6 +75,8 @@ def bake(
     overwrite: bool,
     fsync: bool,
     report: Path | None,
+    provenance: bool,
+    date: str | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -85,6 +92,7 @@ def bake(
     if report is not None:
         check_writable(report, "report")
         check_apart([report], "report", taken_by(plan), [plan.path, partial_of(plan.path)])
+    about = Accounts.asked(plan, provenance=provenance, date=date)
     talks = not (quiet or as_json)
     for number in range(len(plan.ledgers) if talks else 0):
         for line in ledger_lines(plan, number):
@@ -114,6 +122,7 @@ def bake(
             raise SurroundingsError(
                 f"{report}: the report cannot be written: {error.strerror}", f"{result.path} is complete."
             ) from None
+    written = about.write(result.plan, talks=talks)
     if as_json:
         echo_json(result.report())
     if talks:
@@ -127,3 +136,5 @@ def bake(
             f"{'output':<{LABEL}}{shown(result.path)}: {size_of(result.size)} in {result.seconds:.1f} s{synced}, "
             f"{rate_of(result.size, result.seconds)}, mostly {MOST[result.bottleneck]}{memory}{computed}"
         )
+        for label, path in written.items():
+            echo(f"{label:<{LABEL}}{shown(path)}", err=True)

@@ -122,7 +122,8 @@ def verify(
                  run time, and by the checkpoint; needs prompts, and the packages
                  of the extra "verify"
     --stage quick takes the place of weights: it checks random sums of each row,
-    in a third of a bake's time.
+    in a third of a bake's time. If a statement of how it was made (NAME.intoto.json)
+    lies beside, the stage provenance computes again what it claims.
 
     \b
     Exit codes: 0 it is what the recipe says, 1 it is not, 2 an input is wrong or

@@ -13,7 +13,7 @@ from lorabake.documents.records import STRICT
 
 Verdict = Literal["verified", "mismatch", "not_finished", "not_checked"]
 Status = Literal["pass", "skip", "warn", "error", "fail"]
-Stage = Literal["structure", "quick", "weights", "samples"]
+Stage = Literal["structure", "provenance", "quick", "weights", "samples"]
 
 
 @dataclass(frozen=True, slots=True)

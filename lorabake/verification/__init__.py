@@ -27,6 +27,7 @@ from lorabake.tensors.reader import is_there
 from lorabake.tensors.small import parse_json
 from lorabake.verification.environment import environment_of, hashing
 from lorabake.verification.findings import Verification
+from lorabake.verification.provenance import size_of as statement_size
 from lorabake.verification.stages import (
     ORDER,
     STAGES,
@@ -95,13 +96,14 @@ def _verify(recipe: Recipe, path: Path, options: VerifyOptions) -> Verification:
         structure = look_at_structure(plan, path, options)
         checkpoint = structure.result
         readied = ready(plan, path, checkpoint, options, opened)
+        statement = finish(readied.stating, statement_size(plan, path) if readied.stating else 0, path, options)
         digests = None
         if checkpoint and readied.comparing and options.digests:
             digests = opened.enter_context(hashing(plan, checkpoint))
         weights = finish(readied.comparing, checkpoint.size if checkpoint else 0, path, options)
         samples = finish(readied.sampling, 0, path, options)
         whole = digests.result() if digests else {}
-    outcomes: tuple[Outcome[Any], ...] = (structure, *weights, *samples)
+    outcomes: tuple[Outcome[Any], ...] = (structure, *statement, *weights, *samples)
     sampled = next((outcome.result for outcome in samples), None)
     compared = next((each.result for each in reversed(weights) if each.result is not None), None)
     return Verification(

@@ -22,15 +22,19 @@ from lorabake.planning import Plan
 from lorabake.progress import NotebookBar, unseen
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.verification.findings import Failure, Finding, SampleOptions, Samples, Status
+from lorabake.verification.provenance import check_statement, statement_beside
 from lorabake.verification.structure import check_structure
 from lorabake.verification.weights import WeightsResult, check_weights
 from lorabake.verification.weights.comparing import rehearse
 from lorabake.verification.weights.quick import check_quick
 from lorabake.visible import short_repr
 
-ORDER = ("structure", "quick", "weights", "samples")
+ORDER = ("structure", "provenance", "quick", "weights", "samples")
 STAGES = ("structure", "weights", "samples")
-"""What is looked at unless it is said otherwise; `quick` may take the place of weights."""
+"""What is looked at unless it is said otherwise; `quick` may take the place of weights.
+
+If nothing is said, a statement of provenance that lies beside the output is looked at, too.
+"""
 
 COMPARING = {"quick": check_quick, "weights": check_weights}
 
@@ -43,7 +47,7 @@ Work = Callable[[], tuple[Iterable[Finding], Result | None]]
 class VerifyOptions:
     """Say how thoroughly to look.
 
-    `stages` are some of "structure", "weights" or "quick", and "samples"; `samples` says how to sample.
+    `stages` are some of "structure", "provenance", "weights" or "quick", and "samples"; `samples` says how to sample.
     `sample_weights` looks at so many tensors only. `digests` takes the SHA-256 of the base's and the checkpoint's
     files, if a stage reads them anyway. `command` and `date` are repeated in the result. `begin` is told each part of
     the work and the bytes it will read (0 where unknown); `progress` counts them, from any thread. `tell` is told at
@@ -116,6 +120,7 @@ class Outcome(Generic[Result]):
 class Readied:
     """Hold what each stage after structure will do, or what it lacks."""
 
+    stating: tuple[Outcome[Work[None]], ...]
     comparing: tuple[Outcome[Work[WeightsResult]], ...]
     sampling: tuple[Outcome[Work[Samples]], ...]
 
@@ -141,9 +146,11 @@ def ready(
         note = "the file cannot be read"
         skipped = {stage: (Finding(f"{stage}.skipped", Status.SKIP, path.name, "", "", note),) for stage in wanted}
         return Readied(
+            tuple(Outcome(stage, skipped[stage]) for stage in wanted if stage == "provenance"),
             tuple(Outcome(stage, skipped[stage]) for stage in wanted if stage in COMPARING),
             tuple(Outcome(stage, skipped[stage]) for stage in wanted if stage == "samples"),
         )
+    stating = _stating(plan, path, checkpoint, options)
     comparing = tuple(
         _told(_attempt(stage, partial(_compares, stage, plan, checkpoint, options), path, options), options)
         for stage in wanted
@@ -154,7 +161,7 @@ def ready(
         for stage in wanted
         if stage == "samples"
     )
-    return Readied(comparing, sampling)
+    return Readied(stating, comparing, sampling)
 
 
 def finish(
@@ -171,6 +178,24 @@ def finish(
         seconds = (before.seconds or 0.0) + (outcome.seconds or 0.0)
         outcomes.append(replace(outcome, seconds=seconds))
     return outcomes
+
+
+def _stating(
+    plan: Plan, path: Path, checkpoint: Checkpoint, options: VerifyOptions
+) -> tuple[Outcome[Work[None]], ...]:
+    """Ready the look at a statement of provenance; without one there is a finding only if it was asked for."""
+    is_asked, place = "provenance" in options.stages, statement_beside(path)
+    if place is None:
+        note = "no statement of provenance lies beside the checkpoint"
+        skipped = Finding("provenance.skipped", Status.SKIP, path.name, "", "", note)
+        return (Outcome("provenance", (skipped,)),) if is_asked else ()
+    if not is_asked and tuple(options.stages) != STAGES:
+        return ()
+
+    def state() -> tuple[list[Finding], None]:
+        return [*check_statement(plan, checkpoint, place, options.progress)], None
+
+    return (Outcome("provenance", result=state),)
 
 
 def _compares(

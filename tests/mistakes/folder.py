@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from lorabake.baking import RunOptions, bake
+from lorabake.artifacts.statement import write_statement
+from lorabake.baking import RunOptions, bake, plan
 from lorabake.recipe import load_recipe
 from tests import builders as b
 from tests.builders import Q, W
@@ -29,6 +30,15 @@ def fill(folder: Path) -> None:
     (folder / "old.safetensors").write_bytes((folder / "vae.safetensors").read_bytes())
     bake(load_recipe(b.recipe(folder, output={"path": "baked.safetensors"})), RunOptions(device="cpu", workers=1))
     (folder / "recipe.yaml").rename(folder / "good.yaml")
+    _statements(folder)
+
+
+def _statements(folder: Path) -> None:
+    """Write a file in a statement's place, and a statement that claims another strength."""
+    (folder / "taken.intoto.json").write_text("{}")
+    (folder / "claimed.safetensors").write_bytes((folder / "baked.safetensors").read_bytes())
+    place = write_statement(plan(folder / "good.yaml"), folder / "claimed.safetensors")
+    place.write_text(place.read_text().replace('"strength": 1.0', '"strength": 0.5'))
 
 
 def _loras_that_do_not_fit(folder: Path) -> None:

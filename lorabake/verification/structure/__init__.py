@@ -199,7 +199,7 @@ def _metadata(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
         return
     here = json.loads(plan.sources.recipe.normal_json())
     there = json_or_text(said)
-    differing = sorted(_differences(there, here))
+    differing = sorted(differences(there, here))
     if differing:
         note = f"it was baked from another recipe: {'; '.join(differing[:5])}"
         measured, figures = f"differences: {len(differing)}", Figures(len(differing), 0, "differences")
@@ -209,7 +209,7 @@ def _metadata(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
     inputs = json_or_text(baked.metadata.get("lorabake.inputs", "{}"))
     planned = json.loads(plan.files[0].metadata["lorabake.inputs"])
     if isinstance(inputs, dict):
-        changed = sorted(_differences(_identity(inputs.get("base")), _identity(planned.get("base"))))
+        changed = sorted(differences(_identity(inputs.get("base")), _identity(planned.get("base"))))
         if changed:
             note = f"the base is not the one that was baked: {'; '.join(changed[:3])}"
             yield Finding("structure.base", Status.FAIL, plan.sources.base.path.name, "", "", note)
@@ -236,7 +236,7 @@ def _statements(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
     for name, metadata, found in compared:
         due, there = in_metadata(metadata), in_metadata(found)
         said += bool(due)
-        wrong += [f"{name}: {each}" for each in _differences(there, due)]
+        wrong += [f"{name}: {each}" for each in differences(there, due)]
     subject, note = baked.path.name, "the headers say of stored weights what the plan says"
     if wrong:
         note = f"the headers say otherwise how weights are stored: {'; '.join(wrong[:3])}"
@@ -262,14 +262,14 @@ def _identity(described: object) -> object:
     }
 
 
-def _differences(there: object, here: object, place: str = "") -> Iterator[str]:
+def differences(there: object, here: object, place: str = "") -> Iterator[str]:
     """Name the places where two JSON values differ."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         for key in {**there, **here}:
-            yield from _differences(there.get(key), here.get(key), f"{place}.{key}" if place else str(key))
+            yield from differences(there.get(key), here.get(key), f"{place}.{key}" if place else str(key))
     elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
         for number, (one, other) in enumerate(zip(there, here, strict=True)):
-            yield from _differences(one, other, f"{place}[{number}]")
+            yield from differences(one, other, f"{place}[{number}]")
     elif there != here:
         one, other = (json.dumps(each, ensure_ascii=False) for each in (there, here))
         yield f"{place} is {one} there and {other} here"

@@ -1,0 +1,101 @@
+"""List the files that a bake reads and writes, under names that hold on any machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from lorabake.planning import Plan
+from lorabake.recipe import Source
+from lorabake.tensors.checkpoint import Checkpoint
+from lorabake.visible import short_repr
+
+
+@dataclass(frozen=True, slots=True)
+class OutputPart:
+    """Name a file of an output: its path from the folder that the output lies in, "portrait/unet/config.json"."""
+
+    __repr__ = short_repr
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class InputPart:
+    """Name a file of an input: its path as the recipe writes it, and what it is for: "base", "loras.0", "vae"."""
+
+    __repr__ = short_repr
+
+    name: str
+    role: str
+    path: Path
+
+
+def output_parts(plan: Plan, output: Path) -> Iterator[OutputPart]:
+    """Yield every file that a bake writes: weights, what lies beside them in a folder, learned embeddings.
+
+    `output` is where the output lies now; learned embeddings lie beside it.
+    """
+    if plan.is_folder:
+        names = [file.name for file in plan.files]
+        names += [name for name in plan.texts if name not in names]
+        names += [path.as_posix() for path in plan.side_files if path.as_posix() not in names]
+        yield from (OutputPart(f"{output.name}/{name}", output / name) for name in sorted(names))
+    else:
+        yield OutputPart(output.name, output)
+    for embedding in plan.embeddings:
+        yield OutputPart(embedding.path.name, output.with_name(embedding.path.name))
+
+
+def input_parts(plan: Plan) -> Iterator[InputPart]:
+    """Yield every file that the output depends on: weights, indexes, and the small files that decided something."""
+    listed: set[Path] = set()
+    named = list(zip(_roles(plan), plan.sources.inputs, strict=True))
+    for role, (checkpoint, entry) in named:
+        place = _Place(checkpoint, entry)
+        paths = dict.fromkeys(_files(plan, checkpoint))
+        listed |= paths.keys()
+        yield from (InputPart(place.name(path), role, path) for path in paths)
+    for path in plan.sources.evidence.read:
+        for role, (checkpoint, entry) in named:
+            place = _Place(checkpoint, entry)
+            if path not in listed and path.is_relative_to(place.folder):
+                listed.add(path)
+                yield InputPart(place.name(path), role, path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Name the files of one input as the recipe would: `models/base/unet/config.json`."""
+
+    checkpoint: Checkpoint
+    entry: Source
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder that the names start from."""
+        return self.checkpoint.path if self.checkpoint.is_folder else self.checkpoint.path.parent
+
+    def name(self, path: Path) -> str:
+        """Name a file in that folder."""
+        said = PurePosixPath(self.entry.portable_path)
+        is_index = self.checkpoint.is_folder and said.name.endswith(".json")  # an index stands for its folder
+        around = said if self.checkpoint.is_folder and not is_index else said.parent
+        return (around / PurePosixPath(os.path.relpath(path, self.folder))).as_posix()
+
+
+def _roles(plan: Plan) -> list[str]:
+    loras = [f"loras.{number}" for number in range(len(plan.sources.loras))]
+    return ["base", *loras, *(["vae"] if plan.sources.vae is not None else [])]
+
+
+def _files(plan: Plan, checkpoint: Checkpoint) -> Iterator[Path]:
+    root = checkpoint.path if checkpoint.is_folder else checkpoint.path.parent
+    yield from (header.path for header in checkpoint.headers)
+    yield from (root / part.folder / part.index for part in checkpoint.parts if part.index is not None)
+    yield from (root / name for name in checkpoint.side_files)
+    first = next(checkpoint.headers).path
+    yield from (first.with_name(side.name) for side in plan.sources.evidence.sides_of(checkpoint))

@@ -1,0 +1,61 @@
+"""Write what a bake is asked to tell of its output, beside it: the statement of how it was made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorabake.artifacts.files import input_parts, output_parts
+from lorabake.artifacts.statement import check_replaceable, statement_path, timestamp, write_statement
+from lorabake.cli.places import check_apart, check_writable, taken_by
+from lorabake.cli.progress import Bar
+from lorabake.errors import RecipeError
+from lorabake.planning import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Accounts:
+    """Say what is to be written about an output once it is complete, and with which date."""
+
+    provenance: bool = False
+    date: str = ""
+
+    @classmethod
+    def asked(cls, plan: Plan, *, provenance: bool, date: str | None) -> Accounts:
+        """Check what was asked for before the bake takes its time.
+
+        Raise RecipeError for a date of nothing, TargetError where a file would have to be replaced that is not
+        lorabake's.
+        """
+        if date is not None and not provenance:
+            raise RecipeError("--date is the date in a statement of provenance", "Give --provenance, too.")
+        asked = cls(provenance, timestamp(date or ""))
+        if provenance:
+            place = statement_path(plan.path, is_folder=plan.is_folder)
+            check_writable_later(place, "statement")
+            check_apart([place], "statement", taken_by(plan), [plan.path])
+            check_replaceable(place)
+        return asked
+
+    def write(self, plan: Plan, *, talks: bool) -> dict[str, Path]:
+        """Write it, with a progress bar if `talks`; return the files by what they are called."""
+        written: dict[str, Path] = {}
+        if self.provenance:
+            bar = Bar(shown=talks)
+            bar.begin("digesting", _bytes_of(plan))
+            try:
+                written["statement"] = write_statement(plan, date=self.date, progress=bar.advance)
+            finally:
+                bar.close()
+        return written
+
+
+def check_writable_later(place: Path, what: str) -> None:
+    """Raise TargetError for a file that cannot be written; a folder that the bake makes may be missing yet."""
+    if place.parent.is_dir():
+        check_writable(place, what)
+
+
+def _bytes_of(plan: Plan) -> int:
+    paths = {part.path for part in output_parts(plan, plan.path)} | {part.path for part in input_parts(plan)}
+    return sum(path.stat().st_size for path in paths)
