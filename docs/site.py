@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GROUPS = {
     "Use it": (
         *("getting-started", "recipes", "commands", "python", "comfyui", "a1111", "llm", "ci", "coming-from", "faq"),
-        *("what-it-bakes", "families", "kinds", "formats", "coverage", "storage", "devices", "speed"),
+        *("what-it-bakes", "families", "kinds", "formats", "coverage", "storage", "layouts", "devices", "speed"),
     ),
     "Trust it": ("promises", "verification", "provenance", "reliability"),
     "Reference": ("api", "json"),
