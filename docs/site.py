@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 GROUPS = {
     "Use it": (
-        *("getting-started", "recipes", "commands", "python", "comfyui", "a1111", "llm", "ci", "coming-from", "faq"),
+        *("getting-started", "recipes", "commands", "python", "comfyui", "a1111", "llm", "lock", "ci"),
+        *("coming-from", "faq"),
         *("what-it-bakes", "families", "kinds", "formats", "coverage", "storage", "layouts", "devices", "speed"),
     ),
     "Trust it": ("promises", "verification", "provenance", "reliability"),

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from lorabake.artifacts.lock import Lock
+    from lorabake.artifacts.locking import Locked, lock
     from lorabake.baking import BakeResult, RunOptions, bake, bake_together, plan
     from lorabake.errors import (
         ArgumentError,
         FileError,
         InternalError,
+        LockError,
         LorabakeError,
         MatchError,
         RecipeError,
@@ -33,6 +36,9 @@ __all__ = [
     "Finding",
     "InternalError",
     "Ledger",
+    "Lock",
+    "LockError",
+    "Locked",
     "LorabakeError",
     "MatchError",
     "Plan",
@@ -51,6 +57,7 @@ __all__ = [
     "bake_together",
     "inspect",
     "load_recipe",
+    "lock",
     "plan",
     "verify",
 ]
@@ -62,6 +69,9 @@ _HOMES = {
     "Finding": "verification.findings",
     "InternalError": "errors",
     "Ledger": "matching.ledger",
+    "Lock": "artifacts.lock",
+    "LockError": "errors",
+    "Locked": "artifacts.locking",
     "LorabakeError": "errors",
     "MatchError": "errors",
     "Plan": "planning",
@@ -80,6 +90,7 @@ _HOMES = {
     "bake_together": "baking",
     "inspect": "inspection",
     "load_recipe": "recipe",
+    "lock": "artifacts.locking",
     "plan": "baking",
     "verify": "verification",
 }

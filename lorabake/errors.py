@@ -4,6 +4,7 @@
     ├── ArgumentError             an argument of a call in Python: of another type, or out of its range
     ├── RecipeError               the recipe: syntax, keys, values (carries file:line:column)
     ├── FileError                 an input file or folder: missing, damaged, of another format, changed while read
+    ├── LockError                 a recipe's lock: missing, not as it was written, or its inputs are others now
     ├── MatchError                a LoRA does not fit the base: family, names, shapes, slots
     ├── ValueTooLargeError        NaN, infinity or overflow in a baked tensor
     ├── TargetError               the output path: exists, is an input, is being written by another bake
@@ -64,6 +65,10 @@ class RecipeError(LorabakeError):
 
 class FileError(LorabakeError):
     """Report an input that is missing, damaged, of another format, or changed while it was read."""
+
+
+class LockError(LorabakeError):
+    """Report a recipe's lock that is missing, is not as it was written, or does not fit the inputs."""
 
 
 class MatchError(LorabakeError):

@@ -46,6 +46,8 @@ ON_CPU: Final = Setting("--device cpu", 'device="cpu"')
 STAGES: Final = Setting("--stage structure --stage weights", 'VerifyOptions(stages=["structure", "weights"])')
 SAMPLE_WEIGHTS: Final = Setting("--sample-weights", "sample_weights")
 PROMPTS: Final = Setting("--prompt", "SampleOptions(prompts=[…])")
+LOCK: Final = Setting("lorabake lock {1}", "lorabake.lock({0!r})")  # the path, as it is and as a shell takes it
+UPDATE_LOCK: Final = Setting("lorabake lock --update {3} {1}", "lorabake.lock({0!r}, update=[{2!r}])")
 CHECKPOINT: Final = Setting("--baked FILE", "baked=…")
 INPUTS: Final = Setting("--inputs DIR", "inputs=…")
 BASE: Final = Setting("--base", "base=…")

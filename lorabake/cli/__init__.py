@@ -28,7 +28,7 @@ from lorabake.interrupts import STOPPING
 from lorabake.machine import worded
 from lorabake.settings import as_options
 
-FIRST = ("init", "bake", "plan", "verify", "inspect", "schema", "completion")
+FIRST = ("init", "bake", "plan", "verify", "inspect", "lock", "schema", "completion")
 """Commands in the order of a user's work, which `--help` keeps; others follow by name."""
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
