@@ -45,6 +45,10 @@ MODULES = modules(
         ("columns head or columns tail", 64),
         (["has tail", "a", "b"], "b"),
         (["has stem", "a", "b"], "a"),
+        ("columns stem is 4", True),
+        ("columns stem is 9", False),
+        (["columns stem is 9", "a", "columns stem is 4", "b", "c"], "b"),
+        (["columns stem is 9", "a", "columns stem is 8", "b", "c"], "c"),
     ],
 )
 def test_a_phrase_says_a_size(phrase: object, size: object) -> None:
@@ -78,6 +82,6 @@ def test_every_folder_is_a_family() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_notes_say_what_is_read_and_no_more(family: str) -> None:
-    assert notes_of(family).keys() <= {"sizes", "optional", "arguments", "padding", "loop"}
+    assert notes_of(family).keys() <= {"sizes", "predicting", "optional", "arguments", "padding", "loop"}
     has_unet = shipped().joinpath(family, "unet").is_dir()
     assert (loop_of(family) is not None) == has_unet

@@ -1,9 +1,10 @@
-"""Shipped configurations of families, laid out as diffusers lays out a folder, and what a header tells put in.
+"""Shipped configurations of families, laid out as diffusers lays out a folder, and what headers tell put in.
 
-`configs/<architecture>` is all that sampling knows of a family. Its `lorabake.json` adds what a configuration of
-diffusers cannot say:
+`configs/<architecture>` is all that sampling, and a folder made of a single file, know of a family. Its
+`lorabake.json` adds what a configuration of diffusers cannot say:
 
     sizes      what a header tells, by component, in phrases: {"num_layers": "count transformer_blocks.{}.attn.to_q"}
+    predicting what differs, by component, in a model that predicts this: {"epsilon": {"unet": {"sample_size": 64}}}
     optional   components that the pipeline can do without
     arguments  what the pipeline is called with
     padding    what a tokenizer pads with, by its name, where it is not what its kind usually pads with
@@ -13,15 +14,65 @@ diffusers cannot say:
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
-from typing import Any
+from typing import Any, Self
 
 from lorabake.configs.sizes import Config, sizes
 from lorabake.keymap.expansion import KeyMap
+from lorabake.keymap.module import Module
 
 NOTES = "lorabake.json"
+
+VELOCITY, NOISE = "v_prediction", "epsilon"
+V_PRED, ZERO_SNR = "v_pred", "ztsnr"
+"""Tensors by which a single file says that it predicts v, and that its last step is noise alone."""
+
+WORDS = {"epsilon": NOISE, "v": VELOCITY, "v_prediction": VELOCITY}
+"""What a header's modelspec.prediction_type says, and what diffusers calls it."""
+
+SCHEDULER, SCHEDULER_CONFIG = "scheduler", "scheduler_config.json"
+
+ZERO_SNR_SCHEDULE = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Hold what headers tell of a model: its family, its modules by component, and what it predicts.
+
+    `prediction` is diffusers' word, or None where nothing but the family says it. `zero_snr` tells whether the
+    schedule ends in noise alone.
+    """
+
+    family: str
+    modules: Mapping[str, Mapping[str, Module]]
+    prediction: str | None = None
+    zero_snr: bool = False
+
+    @classmethod
+    def by(
+        cls,
+        key_map: KeyMap,
+        metadata: Mapping[str, str] | None = None,
+        said: str | None = None,
+        parts: Mapping[str, Mapping[str, Module]] | None = None,
+    ) -> Self:
+        """Gather what a base's header tells; the recipe's word for what it predicts, `said`, comes before all.
+
+        Marker tensors come before the metadata: loaders read them. `parts` are modules of components that come from
+        other files.
+        """
+        marked = VELOCITY if V_PRED in key_map.tensors else None
+        named = WORDS.get((metadata or {}).get("modelspec.prediction_type", "").strip().lower())
+        prediction = said or marked or named
+        return cls(
+            key_map.architecture.name,
+            {**key_map.modules, **(parts or {})},
+            prediction,
+            prediction == VELOCITY and ZERO_SNR in key_map.tensors,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +113,41 @@ def loop_of(family: str) -> Loop | None:
     )
 
 
-def family_config(key_map: KeyMap, component: str, file: str) -> Config | None:
-    """Return what ships for one part of a family's pipeline, with what the header tells put in."""
-    family = key_map.architecture.name
-    place = shipped().joinpath(family, component, file)
+def family_config(told: Told, component: str, file: str) -> Config | None:
+    """Return what ships for one part of a family's pipeline, with what headers tell put in.
+
+    Raise SizeUnknownError where a header lacks a module that tells a size.
+    """
+    place = shipped().joinpath(told.family, component, file)
     if not place.is_file():
         return None
     config: Config = json.loads(place.read_text(encoding="utf-8"))
-    return config | sizes_of(component, key_map, config)
+    config |= sizes_of(component, told, config)
+    if not component:  # this model's pipeline does not have what is null
+        return {name: value for name, value in config.items() if value is not None}
+    if component == SCHEDULER:
+        return config | _schedule_told(told, config)
+    by_prediction: dict[str, dict[str, Config]] = notes_of(told.family).get("predicting", {})
+    return config | by_prediction.get(_predicted(told), {}).get(component, {})
 
 
-def sizes_of(component: str, key_map: KeyMap, config: Config) -> Config:
-    """Read the sizes that a header tells of one network; `config` has what it does not tell.
+def sizes_of(component: str, told: Told, config: Config) -> Config:
+    """Read the sizes that headers tell of one network; `config` has what they do not tell."""
+    said = notes_of(told.family).get("sizes", {}).get(component or "model_index", {})
+    named = {f"{owner}:{name}": module for owner, modules in told.modules.items() for name, module in modules.items()}
+    return sizes(said, {**named, **told.modules.get(component, {})}, config)
 
-    Raise SizeUnknownError where the header lacks a module that a phrase names.
-    """
-    said = notes_of(key_map.architecture.name).get("sizes", {}).get(component or "model_index", {})
-    named = {
-        f"{owner}:{name}": module for owner, modules in key_map.modules.items() for name, module in modules.items()
-    }
-    return sizes(said, {**named, **key_map.modules.get(component, {})}, config)
+
+def _predicted(told: Told) -> str:
+    """Return what a model predicts: what is told, or what its family does; empty where that is but one thing."""
+    if told.prediction is not None:
+        return told.prediction
+    schedule = family_config(told, SCHEDULER, SCHEDULER_CONFIG) or {}
+    return str(schedule.get("prediction_type", ""))
+
+
+def _schedule_told(told: Told, config: Config) -> Config:
+    """Return the fields of a schedule that say what the model predicts; none for a family that always does one."""
+    if "prediction_type" not in config or told.prediction is None:
+        return {}
+    return {"prediction_type": told.prediction} | (ZERO_SNR_SCHEDULE if told.zero_snr else {})

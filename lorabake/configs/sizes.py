@@ -10,8 +10,8 @@ A phrase is
 
 NAME being a module of the component in any layout's words, or one of another component, as `transformer:NAME`; or a
 phrase is a number, or a field of the configuration. Of phrases with ` or ` between them the first counts whose module
-is there. ` / `, ` * `, ` at most ` and ` at least ` calculate, from left to right.
-A list of a phrase and two values chooses.
+is there. ` / `, ` * `, ` at most `, ` at least ` and ` is ` calculate, from left to right.
+A list of a phrase and two values chooses; more phrases, each with its value, may come before the last value.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from math import isqrt
+from operator import eq
 from typing import Any
 
 from lorabake.keymap.module import Module
@@ -31,6 +32,7 @@ OPERATIONS: Mapping[str, Callable[[Any, Any], Any]] = {
     "*": lambda value, other: value * other,
     "at most": min,
     "at least": max,
+    "is": eq,
 }
 BETWEEN = re.compile(f" ({'|'.join(map(re.escape, OPERATIONS))}) ")
 DIMENSIONS = {"rows": 0, "columns": 1, "root": 1}
@@ -44,11 +46,18 @@ def sizes(said: Mapping[str, Any], modules: Modules, config: Mapping[str, Any]) 
     """Work out what a header tells, each value said in a phrase."""
     found: Config = {}
     for field, phrase in said.items():
-        if isinstance(phrase, list):
-            found[field] = phrase[1] if _value(phrase[0], modules, {**config, **found}) else phrase[2]
-        else:
-            found[field] = _value(phrase, modules, {**config, **found})
+        known = {**config, **found}
+        found[field] = _chosen(phrase, modules, known) if isinstance(phrase, list) else _value(phrase, modules, known)
     return found
+
+
+def _chosen(said: list[Any], modules: Modules, config: Mapping[str, Any]) -> Any:
+    """Return the value after the first phrase that is true, or else the last value."""
+    *pairs, otherwise = said
+    for phrase, value in zip(pairs[::2], pairs[1::2], strict=True):
+        if _value(phrase, modules, config):
+            return value
+    return otherwise
 
 
 def _value(phrase: str, modules: Modules, config: Mapping[str, Any]) -> Any:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lorabake.configs import loop_of
+from lorabake.configs.tokenizers import padding_of
 from lorabake.verification.samples.pictures import Setting, Words, _conditions, encode
-from lorabake.verification.samples.tokenizers import padding_of
 
 SETTING = Setting(steps=1, size=(64, 128), guidance=5.0, device="cpu", factor=8)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lorabake.configs import family_config, shipped
+from lorabake.configs import Told, family_config, shipped
 from lorabake.keymap.expansion import KeyMap
 from lorabake.sources.family import identify
 from lorabake.verification.samples import NEEDED
@@ -40,10 +40,8 @@ def headers() -> list[tuple[str, str]]:
 def test_the_shipped_network_is_the_headers(family: str, table: str) -> None:
     tensors = load_table(table)
     key_map = KeyMap.expand(identify(tensors), tensors)
-    index, config = (
-        family_config(key_map, "", "model_index.json"),
-        family_config(key_map, "transformer", "config.json"),
-    )
+    told = Told.by(key_map)
+    index, config = family_config(told, "", "model_index.json"), family_config(told, "transformer", "config.json")
     assert index is not None
     assert config is not None
     network = empty(Part("transformer", class_of(*index["transformer"]), config, {}))

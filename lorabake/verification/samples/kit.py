@@ -16,14 +16,15 @@ from typing import Any
 
 from lorabake.codecs.codec import Stored
 from lorabake.codecs.plain import all_plain
-from lorabake.configs import family_config, notes_of
+from lorabake.configs import Told, family_config, notes_of
 from lorabake.configs.sizes import Config
+from lorabake.configs.tokenizers import padding_of
 from lorabake.errors import FileError, first_line
 from lorabake.planning import Plan
 from lorabake.tensors.checkpoint import open_checkpoint, optional_object
 from lorabake.tensors.reader import is_folder, is_there
 from lorabake.verification.samples.refusals import CannotDrawError
-from lorabake.verification.samples.tokenizers import clip_tokenizer, padding_of, read_tokenizer
+from lorabake.verification.samples.tokenizers import clip_tokenizer, read_tokenizer
 
 GIVE = "name a diffusers folder that has them in verify.config"
 
@@ -136,7 +137,13 @@ def _config(plan: Plan, component: str, file: str) -> Config | None:
     for folder in _folders(plan):
         if (said := optional_object(folder / component / file)) is not None:
             return dict(said)
-    return family_config(plan.sources.key_map, component, file)
+    return family_config(told_of(plan), component, file)
+
+
+def told_of(plan: Plan) -> Told:
+    """Gather what the headers and the recipe of a plan tell of its base."""
+    said, base = plan.sources.recipe.verify, plan.sources.base
+    return Told.by(plan.sources.key_map, base.metadata, said.prediction if said is not None else None)
 
 
 def _folders(plan: Plan) -> list[Path]:

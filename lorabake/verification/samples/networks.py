@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorabake.codecs.codec import Stored
-from lorabake.configs import family_config
+from lorabake.configs import SCHEDULER_CONFIG, Told, family_config
 from lorabake.configs.sizes import Config
 from lorabake.errors import FileError
 from lorabake.keymap.expansion import KeyMap
@@ -24,7 +24,7 @@ from lorabake.planning import Plan
 from lorabake.reference.arrays import Files
 from lorabake.tensors.checkpoint import optional_object
 from lorabake.tensors.reader import is_there
-from lorabake.verification.samples.kit import class_of, pipeline_class
+from lorabake.verification.samples.kit import class_of, pipeline_class, told_of
 from lorabake.verification.samples.values import as_torch
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 COMPONENTS = ("unet", "vae", *TEXT_ENCODERS, "scheduler")
-CONFIG_FILES = {"scheduler": "scheduler_config.json"}
+CONFIG_FILES = {"scheduler": SCHEDULER_CONFIG}
 """What a component's configuration is called where it is not config.json."""
 
 OWN_LAYOUTS = ("diffusers", "hf", "hf_flat")
@@ -59,7 +59,7 @@ def configs(plan: Plan) -> Iterator[Configs]:
     They come from `verify.config` of the recipe, from the base where it is a diffusers folder, else from the shipped
     ones of its family.
     """
-    said, key_map = plan.sources.recipe.verify, plan.sources.key_map
+    said, told = plan.sources.recipe.verify, told_of(plan)
     with tempfile.TemporaryDirectory(prefix="lorabake-") as name:
         folder = Path(name)
         if said is not None and said.config is not None:
@@ -70,11 +70,11 @@ def configs(plan: Plan) -> Iterator[Configs]:
         elif plan.sources.base.is_folder:
             parts = _read(plan.sources.base.path)
         else:
-            parts = _shipped(key_map)
+            parts = _shipped(told)
         for component, config in parts.items():
             (folder / component).mkdir()
             (folder / component / _file_of(component)).write_text(json.dumps(config))
-        index = family_config(key_map, "", "model_index.json") or {}
+        index = family_config(told, "", "model_index.json") or {}
         classes = {
             component: (index[component][0], index[component][1]) for component in COMPONENTS if component in index
         }
@@ -90,9 +90,9 @@ def _read(source: Path) -> dict[str, Config]:
     return found
 
 
-def _shipped(key_map: KeyMap) -> dict[str, Config]:
-    there = (component for component in COMPONENTS if component in key_map.modules or component == "scheduler")
-    found = {component: family_config(key_map, component, _file_of(component)) for component in there}
+def _shipped(told: Told) -> dict[str, Config]:
+    there = (component for component in COMPONENTS if component in told.modules or component == "scheduler")
+    found = {component: family_config(told, component, _file_of(component)) for component in there}
     return {component: config for component, config in found.items() if config is not None}
 
 

@@ -2,57 +2,32 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lorabake.configs import notes_of, shipped
+from lorabake.configs.tokenizers import END, VOCABULARY, clip_files
 from lorabake.errors import FileError, SurroundingsError, first_line
 from lorabake.planning import Plan
 from lorabake.verification.samples.foreign_code import NO_CODE, check_folder
 from lorabake.verification.samples.refusals import CannotDrawError
 
-VOCABULARY = 49408
-END = "<|endoftext|>"
-"""What CLIP pads with, its own end."""
-
-OF_SECOND = "!"
-"""What the second CLIP of a pair usually pads with."""
-
 EXTRA = "install the extra: in the clone of lorabake, pip install '.[verify]'"
 
 
-def padding_of(family: str, name: str) -> str:
-    """Return what a family's CLIP tokenizer, `name` in its folder, pads with."""
-    usual = OF_SECOND if name.endswith("_2") else END
-    return str(notes_of(family).get("padding", {}).get(name, usual))
-
-
 def clip_tokenizer(pad_token: str = END) -> Any:
-    """Make CLIP's tokenizer from the shipped vocabulary.
+    """Make CLIP's tokenizer of the files that a folder made of a single file gets.
 
     Raise SurroundingsError where transformers makes another vocabulary of it: a tokenizer without its files has two
     tokens, and every prompt becomes filler.
     """
     from transformers import CLIPTokenizer
 
-    packed = shipped().joinpath("clip", "bpe_simple_vocab_16e6.txt.gz").read_bytes()
-    merges = gzip.decompress(packed).decode("utf-8").split("\n")[1 : VOCABULARY - 512 - 2 + 1]
-    # Bytes that print stand for themselves, the others for the characters from U+0100 on.
-    printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    letters = [chr(code) for code in (*printed, *range(256, 512 - len(printed)))]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge.split()) for merge in merges)]
-    words += ["<|startoftext|>", "<|endoftext|>"]
     with tempfile.TemporaryDirectory(prefix="lorabake-") as name:
-        folder = Path(name)
-        (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
-        (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
-        made = CLIPTokenizer(
-            str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token=pad_token, model_max_length=77
-        )
+        for file, text in clip_files(pad_token).items():
+            (Path(name) / file).write_text(text, encoding="utf-8")
+        made = CLIPTokenizer.from_pretrained(name, local_files_only=True)
     if len(made) != VOCABULARY:
         raise SurroundingsError(f"transformers made a tokenizer of {len(made)} tokens, not {VOCABULARY}; {EXTRA}")
     return made

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from lorabake.configs import Loop
+from lorabake.configs.tokenizers import padding_of
 from lorabake.errors import RecipeError
 from lorabake.planning import Plan
 from lorabake.reference.arrays import Files
@@ -15,7 +16,7 @@ from lorabake.verification.samples.drawing import Artist, Denoised, Networks, Va
 from lorabake.verification.samples.loading import LoadFile, load_parts
 from lorabake.verification.samples.networks import TEXT_ENCODERS, Configs, build
 from lorabake.verification.samples.pictures import Setting, Words, decode, denoise, encode
-from lorabake.verification.samples.tokenizers import clip_tokenizer, given_tokenizer, padding_of
+from lorabake.verification.samples.tokenizers import clip_tokenizer, given_tokenizer
 
 if TYPE_CHECKING:
     from lorabake.verification.findings import Pixels
