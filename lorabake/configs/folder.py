@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from lorabake.configs import SCHEDULER, SCHEDULER_CONFIG, Told, family_config, notes_of
-from lorabake.configs.sizes import Config
+from lorabake.configs.sizes import Config, SizeUnknownError
 from lorabake.configs.tokenizers import clip_files, padding_of
 from lorabake.visible import short_repr
 
@@ -33,7 +33,12 @@ class Missing:
     """Whether its weights are there, and only its configuration is missing."""
 
     def __str__(self) -> str:
-        return f"{self.name}/config.json ({self.maker})" if self.is_config else f"{self.name} ({self.maker})"
+        return f"{self.place} ({self.maker})"
+
+    @property
+    def place(self) -> str:
+        """Return what has to be put into the folder: a folder of its own, or one file."""
+        return f"{self.name}/config.json" if self.is_config else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +57,8 @@ def folder_texts(told: Told, networks: Collection[str], copied: Collection[str] 
     """Write the texts of a folder that has the weights of these networks.
 
     `copied` are components that bring their own texts. model_index.json names the whole pipeline, so that a folder
-    that lacks something is whole once that is put into it; what the pipeline can do without is null there.
-    Raise SizeUnknownError where a header lacks what tells a size.
+    that lacks something is whole once that is put into it; what the pipeline can do without is null there. A network
+    whose size the header does not tell has no configuration. Raise SizeUnknownError for the pipeline itself.
     """
     index = family_config(told, "", INDEX)
     if index is None:
@@ -84,7 +89,10 @@ def _texts_of(told: Told, name: str, maker: str, networks: Collection[str]) -> d
     file = SCHEDULER_CONFIG if name == SCHEDULER else "config.json"
     if name != SCHEDULER and name not in networks:
         return None
-    config = family_config(told, name, file)
+    try:
+        config = family_config(told, name, file)
+    except SizeUnknownError:  # it is told as missing
+        return None
     return None if config is None else {file: _json(_versioned(config))}
 
 

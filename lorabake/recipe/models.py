@@ -360,6 +360,8 @@ class Recipe(_Part):
             form["method"] = self.method.model_dump()
         if self.is_sequential:
             form["compose"] = self.compose
+        if self.output.form == "diffusers" and self.verify is not None and self.verify.prediction is not None:
+            form["prediction"] = self.verify.prediction  # the folder's scheduler says it
         return {key: _sorted(form[key]) for key in sorted(form)}
 
     def normal_json(self) -> str:

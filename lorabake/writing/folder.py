@@ -29,8 +29,9 @@ class Folder:
 
     @property
     def rest_size(self) -> int:
-        """Count the bytes of the files that are copied from the base's folder as they are."""
-        return sum((self._base / name).stat().st_size for name in self._side_files)
+        """Count the bytes of the files beside the weights: those of the base's folder, and texts."""
+        copied = sum((self._base / name).stat().st_size for name in self._side_files)
+        return copied + sum(len(text.encode()) for text in self._texts.values())
 
     def place(self, root: Path, file: OutputFile) -> Path:
         """Return a file's place in the folder."""
@@ -85,6 +86,7 @@ class Folder:
             if fsync:
                 wait_for(place)
         for relative, text in self._texts.items():
+            (root / relative).parent.mkdir(parents=True, exist_ok=True)
             (root / relative).write_text(text, encoding="utf-8")
             if fsync:
                 wait_for(root / relative)

@@ -16,11 +16,12 @@ from typing import Any
 
 from lorabake.codecs.codec import Stored
 from lorabake.codecs.plain import all_plain
-from lorabake.configs import Told, family_config, notes_of
+from lorabake.configs import family_config, notes_of
 from lorabake.configs.sizes import Config
 from lorabake.configs.tokenizers import padding_of
 from lorabake.errors import FileError, first_line
 from lorabake.planning import Plan
+from lorabake.planning.beside import told_of
 from lorabake.tensors.checkpoint import open_checkpoint, optional_object
 from lorabake.tensors.reader import is_folder, is_there
 from lorabake.verification.samples.refusals import CannotDrawError
@@ -137,13 +138,7 @@ def _config(plan: Plan, component: str, file: str) -> Config | None:
     for folder in _folders(plan):
         if (said := optional_object(folder / component / file)) is not None:
             return dict(said)
-    return family_config(told_of(plan), component, file)
-
-
-def told_of(plan: Plan) -> Told:
-    """Gather what the headers and the recipe of a plan tell of its base."""
-    said, base = plan.sources.recipe.verify, plan.sources.base
-    return Told.by(plan.sources.key_map, base.metadata, said.prediction if said is not None else None)
+    return family_config(told_of(plan.sources), component, file)
 
 
 def _folders(plan: Plan) -> list[Path]:

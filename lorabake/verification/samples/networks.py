@@ -21,10 +21,11 @@ from lorabake.configs.sizes import Config
 from lorabake.errors import FileError
 from lorabake.keymap.expansion import KeyMap
 from lorabake.planning import Plan
+from lorabake.planning.beside import told_of
 from lorabake.reference.arrays import Files
 from lorabake.tensors.checkpoint import optional_object
 from lorabake.tensors.reader import is_there
-from lorabake.verification.samples.kit import class_of, pipeline_class, told_of
+from lorabake.verification.samples.kit import class_of, pipeline_class
 from lorabake.verification.samples.values import as_torch
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def configs(plan: Plan) -> Iterator[Configs]:
     They come from `verify.config` of the recipe, from the base where it is a diffusers folder, else from the shipped
     ones of its family.
     """
-    said, told = plan.sources.recipe.verify, told_of(plan)
+    said, told = plan.sources.recipe.verify, told_of(plan.sources)
     with tempfile.TemporaryDirectory(prefix="lorabake-") as name:
         folder = Path(name)
         if said is not None and said.config is not None:
