@@ -1,7 +1,8 @@
 """Turn the system's refusals into lorabake's errors: memory, threads, open files, disks, reading, writing.
 
-A wrong input or output is for the user to fix (exit code 2). A full or failing disk, a lost server or a limit that is
-reached is the machine's fault (exit code 3).
+Where another recipe, path or option is needed, the user's input is at fault (exit code 2). Where the same command
+works once the machine is put right, the machine is (exit code 3): a disk that is full, failing or read-only, a file
+without permission, a lost server, a limit that is reached.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lorabake.visible import visible
 
 OF_THE_MACHINE = {
     errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ECONNRESET,
-    errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOLCK,
+    errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOLCK, errno.EACCES, errno.EPERM, errno.EROFS,
 } | {getattr(errno, name) for name in ("EREMOTEIO", "ESHUTDOWN", "EUCLEAN") if hasattr(errno, name)}  # fmt: skip
 """Errors that are not the path's fault: on a healthy machine, the same path would work."""
 
@@ -29,6 +30,7 @@ ADVICE = {
     errno.ESTALE: "A network file system lost the file: run it again.",
     errno.EMFILE: "Raise the limit: ulimit -n 65536.",
     errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.EROFS: "Mount the disk for writing, or name another place.",
     errno.EFBIG: "Raise the limit of the size of files (ulimit -f), or choose a file system that takes such files.",
 }
 

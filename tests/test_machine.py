@@ -28,8 +28,11 @@ def os_error(code: int) -> OSError:
         (errno.EFBIG, FileError, SurroundingsError),
         (errno.ENOSPC, FileError, SurroundingsError),
         (errno.EDQUOT, FileError, SurroundingsError),
-        (errno.EACCES, FileError, TargetError),
-        (errno.EROFS, FileError, TargetError),
+        (errno.EACCES, SurroundingsError, SurroundingsError),
+        (errno.EPERM, SurroundingsError, SurroundingsError),
+        (errno.EROFS, SurroundingsError, SurroundingsError),
+        (errno.ENAMETOOLONG, FileError, TargetError),
+        (errno.ENOTDIR, FileError, TargetError),
         (errno.ENOENT, FileError, TargetError),
     ],
 )

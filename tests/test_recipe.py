@@ -16,7 +16,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorabake.errors import ArgumentError, RecipeError
+from lorabake.errors import ArgumentError, RecipeError, SurroundingsError
 from lorabake.recipe import (
     MAX_BYTES,
     Base,
@@ -258,7 +258,7 @@ class TestFaults:
         file = tmp_path / "recipe.yaml"
         file.write_text(SHORT)
         file.chmod(0)
-        self.check(file, ": no permission to read it")
+        self.check(file, ": no permission to read it", SurroundingsError)
 
     def test_too_large(self, tmp_path: Path) -> None:
         file = tmp_path / "recipe.yaml"
@@ -303,8 +303,8 @@ class TestFaults:
             assert line.startswith(f"recipe:{row}:{column}: ")
 
     @staticmethod
-    def check(path: Path, expected: str) -> None:
-        with pytest.raises(RecipeError) as caught:
+    def check(path: Path, expected: str, error: type[Exception] = RecipeError) -> None:
+        with pytest.raises(error) as caught:
             load_recipe(path)
         assert str(caught.value) == f"{path}{expected}"
 

@@ -267,7 +267,7 @@ def test_an_output_onto_a_hard_link_leaves_the_input(folder: Path) -> None:
 def test_a_folder_without_write_permission(folder: Path) -> None:
     (folder / "sealed").mkdir(mode=0o500)
     b.recipe(folder, output={"path": "sealed/out.safetensors"})
-    with pytest.raises(TargetError, match="cannot write there: Permission denied"):
+    with pytest.raises(SurroundingsError, match="cannot write there: Permission denied"):
         attempt(folder)
 
 

@@ -28,7 +28,7 @@ from lorabake.interrupts import STOPPING
 from lorabake.machine import worded
 from lorabake.settings import as_options
 
-FIRST = ("init", "bake", "plan", "verify", "inspect", "lock", "schema", "completion")
+FIRST = ("init", "bake", "plan", "verify", "inspect", "lock", "recipe", "schema", "completion")
 """Commands in the order of a user's work, which `--help` keeps; others follow by name."""
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
@@ -173,7 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         show_error(*usage_lines(error))
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        echo("stopped; the target is what it was before", err=True)
+        is_bake = "bake" in (sys.argv[1:] if arguments is None else arguments)[:1]
+        echo("stopped; the target is what it was before" if is_bake else "stopped", err=True)
         sys.exit(130)
     except Exception as error:
         echo(ERROR, _internal(error), err=True)

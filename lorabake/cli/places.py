@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from lorabake.errors import TargetError
+from lorabake.errors import SurroundingsError, TargetError
 from lorabake.planning import Plan
 from lorabake.recipe import Recipe
 from lorabake.writing.partial import partial_of
@@ -16,7 +16,10 @@ READ_BESIDE = ("adapter_config.json", "config.json", "hyperparameters.yaml", "mo
 
 
 def check_writable(path: Path, what: str) -> None:
-    """Raise TargetError for a file that cannot be written; `what` says what it is: the report."""
+    """Raise TargetError for a file that cannot be written, SurroundingsError for one that may not be.
+
+    `what` says what it is: the report.
+    """
     try:
         is_there = path.exists()
     except OSError as error:  # too long a name
@@ -29,7 +32,7 @@ def check_writable(path: Path, what: str) -> None:
     is_special = is_there and not path.is_file()  # such as /dev/stdout
     written = [path] * is_there + [_real(path).parent] * (not is_special)
     if not all(os.access(place, os.W_OK) for place in written):
-        raise TargetError(f"{path}: the {what} cannot be written: no permission")
+        raise SurroundingsError(f"{path}: the {what} cannot be written: no permission")
 
 
 def check_apart(written: Iterable[Path], what: str, taken: Iterable[Path], folders: Iterable[Path]) -> None:

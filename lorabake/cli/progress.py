@@ -30,7 +30,7 @@ class Bar:
 
     def begin(self, what: str, total: int, unit: str = "B") -> None:
         """Start a new bar in place of the last one; a total of 0 shows none."""
-        self._remove()
+        self.remove()
         if self._heartbeat is not None:
             self._heartbeat.begin(what, total)
         if total and self._is_shown:
@@ -73,11 +73,12 @@ class Bar:
 
     def close(self) -> None:
         """Remove the bar, and print no more lines."""
-        self._remove()
+        self.remove()
         if self._heartbeat is not None:
             self._heartbeat.stop()
 
-    def _remove(self) -> None:
+    def remove(self) -> None:
+        """Take the bar away, so that lines can be printed; the next part of the work has a new one."""
         self._removed.set()
         with self._lock:
             if self._bar is not None:

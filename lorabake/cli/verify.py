@@ -5,10 +5,9 @@ Print findings and a verdict, and write a report to look at.
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -25,9 +24,11 @@ from lorabake.cli.terminal import Coloured, Part, echo, echo_json
 from lorabake.errors import INTERNAL, RecipeError, SurroundingsError, TargetError
 from lorabake.recipe import Recipe
 from lorabake.recipe.options import Options
-from lorabake.verification import ORDER, STAGES, VerifyOptions, embedded_recipe
+from lorabake.sources.received import Received, received
+from lorabake.verification import ORDER, STAGES, VerifyOptions
 from lorabake.verification import verify as run_verify
 from lorabake.verification.findings import UNCOMPARED, Finding, SampleOptions, Status, Verdict, Verification
+from lorabake.writing.whole import write_whole
 
 COLOURS = {
     Status.PASS: "green",
@@ -44,6 +45,12 @@ VERDICTS = {
 }
 """The colour of each verdict, and what is said of the file."""
 
+
+STOPPED = 130
+"""The exit code of what a signal stopped."""
+
+ROOM = 1 << 20
+"""Bytes that a report takes, about."""
 
 ARGUMENTS = "lorabake.arguments"
 """The key of a context's `meta` for the arguments as they were given."""
@@ -76,7 +83,14 @@ class Recorded(click.Command):
     type=click.Path(path_type=Path),
     help="The checkpoint to look at.  [default: the recipe's output]",
 )
-@click.option("--inputs", type=click.Path(path_type=Path), help="The folder in which FILE's inputs are.")
+@click.option(
+    "--inputs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Look for FILE's inputs in this folder and below, by name and digest. Repeatable.  [default: beside FILE, "
+    "and the current folder]",
+)
 @click.option("--stage", "stages", multiple=True, type=click.Choice(ORDER), help="Only this stage. Repeatable.")
 @click.option("--sample-weights", type=click.IntRange(1), metavar="N", help="Look only at N tensors, evenly spread.")
 @click.option("--prompt", "prompts", multiple=True, help="Sample this prompt instead of the recipe's. Repeatable.")
@@ -96,7 +110,7 @@ class Recorded(click.Command):
 def verify(
     said: Options,
     baked: Path | None,
-    inputs: Path | None,
+    inputs: tuple[Path, ...],
     stages: tuple[str, ...],
     sample_weights: int | None,
     prompts: tuple[str, ...],
@@ -130,8 +144,9 @@ def verify(
     nothing could be checked, 3 the machine has a problem or an extra is missing,
     4 lorabake itself failed. If a stage breaks off, the others still count.
     """
-    recipe, baked = _recipe(said, inputs)
+    given, baked = _recipe(said, inputs)
     if report is not None:
+        recipe = given.recipe if isinstance(given, Received) else given
         output = baked if baked is not None else recipe.locate(recipe.output.path)
         from lorabake.report import FILES
 
@@ -139,6 +154,7 @@ def verify(
         check_apart([report, *places], "report", files_of(recipe, output), [output])
         make_folder(report, places)
     bar = Bar(shown=not (quiet or as_json))
+    told = Told(bar, is_quiet=quiet, is_shown=not as_json)
     options = VerifyOptions(
         stages=stages or STAGES,
         sample_weights=sample_weights,
@@ -157,31 +173,34 @@ def verify(
         begin=bar.begin,
         progress=bar.advance,
         tell=_tell,
+        ended=told.stage,
     )
     try:
-        verification = run_verify(recipe, baked, options)
+        verification = run_verify(given, baked, options)
+    except KeyboardInterrupt:
+        bar.close()
+        echo(told.stopped(options.stages), err=True)
+        return STOPPED
     finally:
         bar.close()
-    files = {}
+    if not as_json:
+        echo(*_verdict(verification))
     if report is not None or as_json:
         from lorabake import report as reporting
 
-        if report is not None:
-            files = reporting.write(verification, report)
         if as_json:
             echo_json(reporting.record.compose(reporting.portable(verification, report)))
-    if not as_json:
-        for parts in _lines(verification, quiet=quiet):
-            echo(*parts)
-        if files and not quiet:
-            echo(f"report: {shown(files['html'])}")
+        if report is not None:
+            files = reporting.write(verification, report)
+            if not (as_json or quiet):
+                echo(f"report: {shown(files['html'])}")
     for failure in verification.failures:
         if failure.exit_code == INTERNAL:
             internal_error(failure.traceback)
     return verification.exit_code
 
 
-def _recipe(said: Options, inputs: Path | None) -> tuple[Recipe, Path | None]:
+def _recipe(said: Options, inputs: tuple[Path, ...]) -> tuple[Recipe | Received, Path | None]:
     """Return the recipe that was given, or that a baked file holds, and the checkpoint if it was named."""
     file, baked = said.file, said.output
     if file is not None and file.suffix.lower() not in (".yaml", ".yml"):
@@ -191,9 +210,9 @@ def _recipe(said: Options, inputs: Path | None) -> tuple[Recipe, Path | None]:
                 "Leave --baked out to verify this file, or give the recipe in its place.",
             )
         if not (said.bases or said.loras):
-            return embedded_recipe(file, inputs, said.changes), file
+            return received(file, inputs, said.changes).complete(), file
         said, baked = replace(said, file=None, output=file), file
-    if inputs is not None:
+    if inputs:
         raise RecipeError(
             "--inputs is for a FILE without its recipe; a recipe says where its inputs lie", "Leave --inputs out."
         )
@@ -217,27 +236,51 @@ def make_folder(folder: Path, places: Iterable[Path]) -> None:
         raise SurroundingsError(f"{folder}: cannot write the report: {error.strerror}") from None
     if taken := next((place for place in places if place.is_dir()), None):
         raise TargetError(f"{taken}: is a folder, and a file of the report has this name")
-    if not os.access(folder, os.W_OK):
-        raise SurroundingsError(f"{folder}: cannot write the report: the folder takes no files")
+    try:
+        write_whole(folder / ".lorabake.probe", bytes(ROOM))
+        (folder / ".lorabake.probe").unlink()
+    except OSError as error:
+        raise SurroundingsError(f"{folder}: cannot write the report: {error.strerror}") from None
 
 
-def _lines(verification: Verification, *, quiet: bool) -> Iterator[tuple[Part, ...]]:
-    """Yield the findings by stage, then the verdict."""
-    rows = [row for row in verification.findings if not quiet or row.status.severity >= Status.WARN.severity]
-    stage = ""
-    for finding in rows:
-        if finding.stage != stage:
-            stage = finding.stage
-            took = verification.seconds.get(stage)
-            yield Coloured(stage, bold=True), f" ({took:.1f} s)" if took is not None and not quiet else ""
-        yield _line(finding)
+class Told:
+    """Print the findings of each stage when it is over, and remember which stages are."""
+
+    def __init__(self, bar: Bar, *, is_quiet: bool, is_shown: bool) -> None:
+        self._bar, self._is_quiet, self._is_shown = bar, is_quiet, is_shown
+        self._over: list[str] = []
+
+    def stage(self, stage: str, findings: Sequence[Finding], seconds: float | None) -> None:
+        """Print a stage's findings below its name."""
+        self._over.append(stage)
+        least = Status.WARN if self._is_quiet else Status.PASS
+        rows = [row for row in findings if row.status.severity >= least.severity]
+        if rows and self._is_shown:
+            self._bar.remove()
+            took = f" ({seconds:.1f} s)" if seconds is not None and not self._is_quiet else ""
+            echo(Coloured(stage, bold=True), took)
+            for finding in rows:
+                echo(*_line(finding))
+
+    def stopped(self, stages: Sequence[str]) -> str:
+        """Say how far the work was when it was stopped; it had changed nothing."""
+        over = [stage for stage in ORDER if stage in stages and stage in self._over]
+        left = [stage for stage in ORDER if stage in stages and stage not in self._over]
+        if not over or not left:
+            return "stopped before any stage was over: nothing was found out"
+        shown = ", and its findings were printed" if self._is_shown else ""
+        return f"stopped: {' and '.join(over)} was over{shown}; not over: {', '.join(left)}"
+
+
+def _verdict(verification: Verification) -> tuple[Part, ...]:
+    """Return the last line: the answer, and how many findings there are of each status."""
     counts = {status: sum(row.status is status for row in verification.findings) for status in Status}
     told = ", ".join(f"{count} {status.value}" for status, count in counts.items() if count)
-    name = shown(verification.baked)
     colour, meaning = VERDICTS[verification.verdict]
     if verification.verdict is Verdict.VERIFIED and not verification.has_compared_weights:
         meaning += f", {UNCOMPARED}"
-    yield Coloured(verification.verdict.word, colour, bold=True), f": {name}{meaning} ({told})"
+    name = shown(verification.baked)
+    return Coloured(verification.verdict.word, colour, bold=True), f": {name}{meaning} ({told})"
 
 
 def _line(finding: Finding) -> tuple[Part, ...]:

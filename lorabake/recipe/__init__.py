@@ -11,8 +11,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from lorabake.arguments import AnyPath, path_of
-from lorabake.errors import FileError, RecipeError, lines_of
-from lorabake.machine import why
+from lorabake.errors import FileError, RecipeError, SurroundingsError, lines_of
+from lorabake.machine import OF_THE_MACHINE, why
 from lorabake.paths import missing
 from lorabake.recipe.faults import explained
 from lorabake.recipe.models import Base, Lora, Method, Output, Recipe, Source, Verify, recipe_schema
@@ -82,7 +82,8 @@ def _content(path: Path) -> bytes:
         inside = f": it has {and_more(recipes[:3], len(recipes))}" if recipes else ", which may name this folder"
         raise RecipeError(f"{path}: is a folder, not a recipe", f"Give the recipe, a YAML file{inside}.") from None
     except (OSError, ValueError) as error:
-        raise RecipeError(*lines_of(f"{path}: ", why(error))) from error
+        is_machine = isinstance(error, OSError) and error.errno in OF_THE_MACHINE
+        raise (SurroundingsError if is_machine else RecipeError)(*lines_of(f"{path}: ", why(error))) from error
 
 
 def _no_recipe(path: Path, form: Format) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from lorabake.errors import FileError
+from lorabake.errors import FileError, LorabakeError
 from lorabake.machine import unreadable
 from lorabake.tensors.reader import is_folder
 from lorabake.tensors.small import open_regular
@@ -49,7 +49,7 @@ def files_below(root: Path) -> Iterator[Path]:
                 raise FileError(f"{root}: holds more than {MOST:,} files and folders, which no model does")
             if not is_folder(path):
                 yield path
-    except FileError:
+    except LorabakeError:
         source_of(root, path)
         raise
 

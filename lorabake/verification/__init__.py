@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol, Unpack, cast
 
-from pydantic import ValidationError
-
 from lorabake import arguments, settings
 from lorabake.arguments import AnyPath, path_of
-from lorabake.errors import ArgumentError, FileError, first_line
+from lorabake.errors import ArgumentError, FileError
 from lorabake.paths import missing as missing_lines
 from lorabake.planning import Plan
 from lorabake.planning import plan as make_plan
 from lorabake.progress import NotebookBar
-from lorabake.recipe import Recipe, recipe_of, values_of
-from lorabake.recipe.changes import with_changes
+from lorabake.recipe import Recipe
 from lorabake.recipe.given import WHOLE, Given, OutputGiven, RecipeKeys, recipe_and_path
 from lorabake.sources import resolve
-from lorabake.tensors.checkpoint import open_checkpoint
+from lorabake.sources.received import Received, received
 from lorabake.tensors.reader import is_there
-from lorabake.tensors.small import parse_json
 from lorabake.verification.environment import environment_of, hashing
-from lorabake.verification.findings import Verification
+from lorabake.verification.findings import Finding, Verification
 from lorabake.verification.provenance import size_of as statement_size
 from lorabake.verification.stages import (
     ORDER,
@@ -38,7 +34,7 @@ from lorabake.verification.stages import (
     ready,
     shown_by,
 )
-from lorabake.visible import some
+from lorabake.verification.structure.inputs import tell_inputs
 
 __all__ = ["ORDER", "STAGES", "VerifyOptions", "embedded_recipe", "verify"]
 
@@ -52,7 +48,7 @@ class Planned(Protocol):
 
 
 def verify(
-    recipe: Given | Plan | Planned | None = None,
+    recipe: Given | Plan | Planned | Received | None = None,
     baked: AnyPath | None = None,
     options: VerifyOptions | None = None,
     *,
@@ -61,8 +57,9 @@ def verify(
 ) -> Verification:
     """Compare a checkpoint (the recipe's output, unless `baked` is given) with what the recipe makes.
 
-    `recipe` is the path of a YAML file, a mapping with the same keys, what `load_recipe` returned, or a plan or the
-    result of a bake; keywords can take its place. `output` overrides a recipe's path.
+    `recipe` is the path of a YAML file, a mapping with the same keys, what `load_recipe` returned, a plan or the
+    result of a bake, or what `sources.received` found in a baked file; keywords can take its place. `output`
+    overrides a recipe's path.
 
     Every fault of the checkpoint is a finding; so is a stage that broke off while others finished. Raise FileError,
     MatchError or RecipeError if the inputs are at fault or the checkpoint is missing. Raise SurroundingsError if
@@ -79,21 +76,25 @@ def verify(
     arguments.instance(options, VerifyOptions, "options", "VerifyOptions(…)")
     path = None if baked is None else path_of(baked, "baked")
     plan = recipe if isinstance(recipe, Plan) else getattr(recipe, "plan", None)
-    if isinstance(plan, Plan):
-        if output is not None or keys:
-            raise ArgumentError(WHOLE, "Verify its recipe instead.")
-        checked, written = plan.sources.recipe, cast(Path | None, plan.path)
+    inputs: tuple[Finding, ...] = ()
+    if (isinstance(plan, Plan) or isinstance(recipe, Received)) and (output is not None or keys):
+        raise ArgumentError(WHOLE, "Verify its recipe instead.")
+    if isinstance(recipe, Received):
+        checked, written = recipe.complete().recipe, cast(Path | None, recipe.baked)
+        inputs = tuple(tell_inputs(recipe))
+    elif isinstance(plan, Plan):
+        checked, written = plan.sources.recipe, plan.path
     else:
         place = path if recipe is None and output is None else output
         checked, written = recipe_and_path(cast(Given | None, recipe), place, keys, VerifyOptions)
     with NotebookBar(shown=options.bar) as bar:
-        return _verify(checked, _path_of(checked, path or written), shown_by(options, bar))
+        return _verify(checked, _path_of(checked, path or written), shown_by(options, bar), inputs)
 
 
-def _verify(recipe: Recipe, path: Path, options: VerifyOptions) -> Verification:
+def _verify(recipe: Recipe, path: Path, options: VerifyOptions, inputs: Sequence[Finding]) -> Verification:
     plan = make_plan(resolve(recipe), path)
     with ExitStack() as opened:
-        structure = look_at_structure(plan, path, options)
+        structure = look_at_structure(plan, path, options, inputs)
         checkpoint = structure.result
         readied = ready(plan, path, checkpoint, options, opened)
         statement = finish(readied.stating, statement_size(plan, path) if readied.stating else 0, path, options)
@@ -130,49 +131,9 @@ def _path_of(recipe: Recipe, baked: Path | None) -> Path:
     return path
 
 
-def embedded_recipe(baked: Path, inputs: Path | None = None, changes: Sequence[str] = ()) -> Recipe:
-    """Return the recipe in a checkpoint's metadata; its inputs are looked for in `inputs`.
+def embedded_recipe(baked: Path, inputs: Path | Iterable[Path] | None = None, changes: Sequence[str] = ()) -> Recipe:
+    """Return the recipe in a checkpoint's metadata, with its inputs where `sources.received` finds them.
 
-    Without `inputs`, beside the checkpoint and in the current folder. `changes` are texts such as verify.steps=20;
-    paths in them start from the current folder. Raise FileError for a checkpoint without a recipe, and for inputs
-    that are in none of these folders.
+    Raise FileError for a checkpoint without a recipe, and for inputs that are nowhere.
     """
-    if not is_there(baked):
-        raise FileError(*missing_lines(baked, str(baked)))
-    text = open_checkpoint(baked).metadata.get("lorabake.recipe")
-    if text is None:
-        raise FileError(
-            f"{baked}: holds no recipe, so lorabake did not bake it",
-            f"Give the recipe that it should follow: {settings.VERIFY}",
-        )
-    try:
-        form: Any = parse_json(text)
-        for lora in form["loras"]:
-            lora["blocks"] = dict(lora["blocks"])
-        form["output"]["path"] = baked.name
-        values = values_of(_as_read(form), str(baked))
-        recipe = Recipe.model_validate(values.data)
-    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
-        raise FileError(f"{baked}: the recipe in its metadata is damaged: {first_line(error, None)}") from None
-    if changes:
-        recipe = recipe_of(with_changes(values, changes, Path.cwd(), None), Path.cwd())
-    names = [recipe.base.path, *(lora.path for lora in recipe.loras), *([recipe.vae.path] if recipe.vae else [])]
-    folders = [inputs] if inputs is not None else [*dict.fromkeys((baked.absolute().parent, Path.cwd()))]
-    for folder in folders:
-        if all(is_there(folder / name) for name in names):
-            return recipe.placed(folder)
-    missing = [name for name in names if not is_there(folders[0] / name)]
-    raise FileError(
-        f"{baked}: the inputs of its recipe are not in {' or '.join(map(str, folders))}: {some(missing)}",
-        f"Say where they lie with {settings.INPUTS}, or give the recipe: {settings.VERIFY}",
-    )
-
-
-def _as_read(value: object) -> object:
-    """Turn JSON into the values that a recipe is read from: without nulls, with sequences as tuples."""
-    match value:
-        case dict():
-            return {key: _as_read(each) for key, each in value.items() if each is not None}
-        case list():
-            return tuple(map(_as_read, value))
-    return value
+    return received(baked, inputs, changes).complete().recipe

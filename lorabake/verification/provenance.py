@@ -30,7 +30,7 @@ from lorabake.progress import unseen
 from lorabake.tensors.checkpoint import WEIGHT_SUFFIXES, Checkpoint
 from lorabake.tensors.reader import is_there
 from lorabake.verification.findings import Finding, Status
-from lorabake.verification.structure import differences
+from lorabake.verification.structure.recipes import differences
 from lorabake.visible import counted_as, some
 
 LOADED = WEIGHT_SUFFIXES | {".py"}

@@ -51,7 +51,8 @@ class VerifyOptions:
     `sample_weights` looks at so many tensors only. `digests` takes the SHA-256 of the base's and the checkpoint's
     files, if a stage reads them anyway. `command` and `date` are repeated in the result. `begin` is told each part of
     the work and the bytes it will read (0 where unknown); `progress` counts them, from any thread. `tell` is told at
-    once what will keep a stage from running.
+    once what will keep a stage from running, and `ended` of each stage that is over: its name, its findings, and its
+    seconds, None where it was not begun.
     Without a `progress` of its own, a run in a notebook shows a bar, unless `bar` is False.
 
     Raise ArgumentError for a value of another type, or out of its range.
@@ -72,6 +73,7 @@ class VerifyOptions:
     begin: Callable[[str, int], None] = unseen
     progress: Callable[[int], None] = unseen
     tell: Callable[[Finding], None] = unseen
+    ended: Callable[[str, Sequence[Finding], float | None], None] = unseen
     bar: bool = True
 
     def __post_init__(self) -> None:
@@ -86,6 +88,7 @@ class VerifyOptions:
             "begin": arguments.called(self.begin, "begin", "lambda stage, total: None"),
             "progress": arguments.called(self.progress, "progress", "lambda count: None"),
             "tell": arguments.called(self.tell, "tell", "print"),
+            "ended": arguments.called(self.ended, "ended", "lambda stage, findings, seconds: None"),
             "bar": arguments.yes_or_no(self.bar, "bar"),
         }
         for name, value in checked.items():
@@ -125,15 +128,20 @@ class Readied:
     sampling: tuple[Outcome[Work[Samples]], ...]
 
 
-def look_at_structure(plan: Plan, path: Path, options: VerifyOptions) -> Outcome[Checkpoint]:
-    """Check the form of a checkpoint, and hand the checkpoint on; None for one that cannot be read."""
+def look_at_structure(
+    plan: Plan, path: Path, options: VerifyOptions, inputs: Iterable[Finding] = ()
+) -> Outcome[Checkpoint]:
+    """Check the form of a checkpoint, and hand the checkpoint on; None for one that cannot be read.
+
+    `inputs` are findings on where the inputs were found, which come first.
+    """
     options.begin("structure", 0)
     outcome = _attempt("structure", partial(check_structure, plan, path), path, options)
-    if "structure" in options.stages:
-        return outcome
-    # A file of another form is never true, whatever else was asked for.
-    kept = (finding for finding in outcome.findings if finding.status in (Status.FAIL, Status.ERROR))
-    return replace(outcome, findings=tuple(kept))
+    kept = outcome.findings
+    if "structure" not in options.stages:
+        # A file of another form is never true, whatever else was asked for.
+        kept = tuple(finding for finding in kept if finding.status in (Status.FAIL, Status.ERROR))
+    return _ended(replace(outcome, findings=(*inputs, *kept)), options)
 
 
 def ready(
@@ -171,12 +179,13 @@ def finish(
     outcomes: list[Outcome[Result]] = []
     for before in readied:
         if before.result is None:
-            outcomes.append(Outcome(before.stage, before.findings, None, before.seconds, before.failures))
+            lacking: Outcome[Result] = Outcome(before.stage, before.findings, None, before.seconds, before.failures)
+            outcomes.append(_ended(lacking, options))
             continue
         options.begin(before.stage, total)
         outcome = _attempt(before.stage, before.result, path, options)
         seconds = (before.seconds or 0.0) + (outcome.seconds or 0.0)
-        outcomes.append(replace(outcome, seconds=seconds))
+        outcomes.append(_ended(replace(outcome, seconds=seconds), options))
     return outcomes
 
 
@@ -222,6 +231,12 @@ def _samples(
 def _told(outcome: Outcome[Result], options: VerifyOptions) -> Outcome[Result]:
     for finding in outcome.findings:
         options.tell(finding)
+    return outcome
+
+
+def _ended(outcome: Outcome[Result], options: VerifyOptions) -> Outcome[Result]:
+    """Tell of a stage that is over."""
+    options.ended(outcome.stage, outcome.findings, outcome.seconds)
     return outcome
 
 

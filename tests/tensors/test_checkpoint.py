@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorabake.errors import FileError
+from lorabake.errors import FileError, SurroundingsError
 from lorabake.tensors.checkpoint import open_checkpoint, open_lora, optional_object
 from lorabake.tensors.reader import is_there
 from lorabake.tensors.safetensors import encode_header
@@ -249,7 +249,8 @@ class TestFolder:
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr(Path, "iterdir", denied)
-        assert fault(tmp_path) == f"{tmp_path}: no permission to read it"
+        with pytest.raises(SurroundingsError, match=f"{tmp_path}: no permission to read it"):
+            open_checkpoint(tmp_path)
 
 
 class TestDiffusers:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from lorabake.errors import FileError
+from lorabake.errors import FileError, SurroundingsError
 from lorabake.tensors.dtypes import DTYPES, nbytes
 from lorabake.tensors.reader import fingerprint
 from lorabake.tensors.safetensors import encode_header, parse_object, read_header
@@ -112,7 +112,8 @@ class TestUnreadable:
     def test_no_permission(self, path, monkeypatch):
         path.touch()
         monkeypatch.setattr(Path, "open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "denied")))
-        assert fault(path) == "no permission to read it"
+        with pytest.raises(SurroundingsError, match=f"{path}: no permission to read it"):
+            read_header(path)
 
     def test_pipe_does_not_block(self, path):
         os.mkfifo(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from dataclasses import replace
@@ -15,11 +16,12 @@ from safetensors.torch import load_file
 from lorabake import load_recipe
 from lorabake.baking import plan
 from lorabake.cli.verify import verify as command
-from lorabake.errors import FileError, RecipeError
+from lorabake.errors import FileError, RecipeError, SurroundingsError
 from lorabake.tensors.safetensors import read_header
-from lorabake.verification import VerifyOptions, embedded_recipe, verify
+from lorabake.verification import VerifyOptions, embedded_recipe, stages, verify
 from lorabake.verification.environment import environment_of
 from lorabake.verification.findings import Finding, Samples, Status, Verification
+from lorabake.verification.stages import COMPARING
 from lorabake.verification.weights.effects import block_of, in_order
 from tests import builders as b
 from tests.documents import check, checked
@@ -269,7 +271,7 @@ def test_a_file_alone_carries_its_recipe(folder: Path) -> None:
 def test_inputs_elsewhere_are_named(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     away = tmp_path_factory.mktemp("away") / "out.safetensors"
     (folder / "out.safetensors").rename(away)
-    with pytest.raises(FileError, match="Say where they lie with"):
+    with pytest.raises(FileError, match="Say in which folders they lie with"):
         run(away)
     assert run(away, "--inputs", folder)[0] == 0
 
@@ -385,3 +387,52 @@ def test_an_accelerator_is_named_by_its_product(folder: Path, monkeypatch: pytes
 def test_a_date_that_is_none_is_refused(folder: Path, date: str) -> None:
     with pytest.raises(RecipeError, match=f"--date {date}: give a date such as 2026-11-29"):
         run(folder / "recipe.yaml", "--date", date)
+
+
+# -- what is printed when ------------------------------------------------------------------------------------
+
+
+def test_each_stage_is_printed_when_it_is_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop in the weights stage leaves the findings of the structure stage, and says what was not over."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMPARING, "weights", stop)
+    code, output = run(folder / "recipe.yaml")
+    assert code == 130
+    assert "pass metadata" in output
+    assert output.splitlines()[-1] == "stopped: structure was over, and its findings were printed; not over: weights"
+
+
+def test_a_stop_before_the_end_of_the_first_stage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "check_structure", stop)
+    code, output = run(folder / "recipe.yaml", "--json")
+    assert (code, output) == (130, "stopped before any stage was over: nothing was found out\n")
+
+
+def test_a_report_that_fails_at_the_end_loses_no_finding(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise SurroundingsError("the disk is full")
+
+    monkeypatch.setattr("lorabake.report.write", fail)
+    with pytest.raises(SurroundingsError, match="the disk is full"):
+        command.main([str(folder / "recipe.yaml"), *STAGES, "--report", str(folder / "r")], standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert "pass baked" in shown
+    assert shown.splitlines()[-1].startswith("Verified: ")
+
+
+def test_that_no_report_can_be_written_is_told_before_the_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lorabake.cli.verify.write_whole", full)
+    monkeypatch.setattr("lorabake.cli.verify.run_verify", lambda *_: pytest.fail("the work has begun"))
+    with pytest.raises(SurroundingsError, match="cannot write the report: No space left on device"):
+        run(folder / "recipe.yaml", "--report", folder / "r")

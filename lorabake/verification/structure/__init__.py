@@ -20,8 +20,9 @@ from lorabake.storage.statements import as_texts, in_metadata
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, read_object
 from lorabake.tensors.header import Header
 from lorabake.tensors.safetensors import read_header
-from lorabake.tensors.small import MAX_INDEX, json_or_text
+from lorabake.tensors.small import MAX_INDEX
 from lorabake.verification.findings import Finding, Status
+from lorabake.verification.structure.recipes import check_recipe, differences
 from lorabake.verification.structure.side_files import check_side_files
 from lorabake.visible import counted
 
@@ -41,7 +42,7 @@ def check_structure(plan: Plan, path: Path) -> tuple[list[Finding], Checkpoint |
     ]
     found += [*_keys(plan, baked), *_forms(plan, baked), *_order(plan, baked)]
     is_own = _severity(baked) is Status.FAIL
-    found += [*check_side_files(plan, baked, is_own=is_own), *_embeddings(plan, baked), *_metadata(plan, baked)]
+    found += [*check_side_files(plan, baked, is_own=is_own), *_embeddings(plan, baked), *check_recipe(plan, baked)]
     found += [*_statements(plan, baked)]
     return found, baked
 
@@ -190,34 +191,6 @@ def _embedding_fault(embedding: Embedding) -> str:
     return f"its tensors are not the planned ones: {', '.join(wrong[:3])}" if wrong else ""
 
 
-def _metadata(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
-    """Compare the recipe and the inputs named in a header with the present ones."""
-    said = baked.metadata.get("lorabake.recipe")
-    if said is None:
-        note = "no recipe in its metadata: another tool made it, so it is judged by its weights alone"
-        yield Finding("structure.metadata", Status.SKIP, baked.path.name, "", "", note)
-        return
-    here = json.loads(plan.sources.recipe.normal_json())
-    there = json_or_text(said)
-    differing = sorted(differences(there, here))
-    if differing:
-        note = f"it was baked from another recipe: {'; '.join(differing[:5])}"
-        measured, figures = f"differences: {len(differing)}", Figures(len(differing), 0, "differences")
-        yield Finding("structure.metadata", Status.FAIL, baked.path.name, measured, "0", note, figures)
-    else:
-        yield Finding("structure.metadata", Status.PASS, baked.path.name, "", "", "the header holds this recipe")
-    inputs = json_or_text(baked.metadata.get("lorabake.inputs", "{}"))
-    planned = json.loads(plan.files[0].metadata["lorabake.inputs"])
-    if isinstance(inputs, dict):
-        changed = sorted(differences(_identity(inputs.get("base")), _identity(planned.get("base"))))
-        if changed:
-            note = f"the base is not the one that was baked: {'; '.join(changed[:3])}"
-            yield Finding("structure.base", Status.FAIL, plan.sources.base.path.name, "", "", note)
-        else:
-            note = "the base has the size and the header that the bake saw"
-            yield Finding("structure.base", Status.PASS, plan.sources.base.path.name, "", "", note)
-
-
 def _statements(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
     """Compare statements in headers and indexes on how weights are stored, since programs decode weights by them."""
     headers = {name_of(baked, header): header for part in baked.parts for header in part.files}
@@ -248,31 +221,6 @@ def _statements(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
 
 def _object(said: object) -> dict[str, object]:
     return said if isinstance(said, dict) else {}
-
-
-def _identity(described: object) -> object:
-    """Keep the facts from headers that identify a base: sizes and digests of headers."""
-    if not isinstance(described, dict):
-        return described
-    files = described.get("files", [described])
-    return {
-        str(file.get("name")): {key: file[key] for key in ("size", "header_sha256") if key in file}
-        for file in files
-        if isinstance(file, dict)
-    }
-
-
-def differences(there: object, here: object, place: str = "") -> Iterator[str]:
-    """Name the places where two JSON values differ."""
-    if isinstance(there, Mapping) and isinstance(here, Mapping):
-        for key in {**there, **here}:
-            yield from differences(there.get(key), here.get(key), f"{place}.{key}" if place else str(key))
-    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
-        for number, (one, other) in enumerate(zip(there, here, strict=True)):
-            yield from differences(one, other, f"{place}[{number}]")
-    elif there != here:
-        one, other = (json.dumps(each, ensure_ascii=False) for each in (there, here))
-        yield f"{place} is {one} there and {other} here"
 
 
 def _subject(keys: list[str]) -> str:

@@ -20,6 +20,7 @@ from lorabake.tensors.safetensors import read_header
 from lorabake.tensors.small import parse_json
 from lorabake.verification.findings import Finding, Status
 from lorabake.verification.structure import name_of
+from lorabake.verification.structure.recipes import compare
 
 
 class Digests:
@@ -79,7 +80,10 @@ class Digests:
         except ValueError:
             return
         made_of = said.get("loras") if isinstance(said, dict) else None
-        for source, entry in zip(self.plan.sources.loras, made_of if isinstance(made_of, list) else (), strict=False):
+        listed = made_of if isinstance(made_of, list) else []
+        places = compare(self.plan, self.baked.metadata).order
+        for source, place in zip(self.plan.sources.loras, places, strict=True):
+            entry = listed[place] if place < len(listed) else None
             said_files = entry.get("files") if isinstance(entry, dict) else None
             files = said_files if isinstance(said_files, list) else []
             due = {
