@@ -16,7 +16,8 @@ GROUPS = {
     "Use it": (
         *("getting-started", "recipes", "commands", "python", "comfyui", "a1111", "llm", "lock", "ci"),
         *("coming-from", "faq"),
-        *("what-it-bakes", "families", "kinds", "formats", "coverage", "storage", "layouts", "devices", "speed"),
+        *("what-it-bakes", "families", "kinds", "formats", "coverage", "storage", "layouts"),
+        *("metadata", "devices", "speed"),
     ),
     "Trust it": ("promises", "verification", "provenance", "reliability"),
     "Reference": ("api", "json"),

@@ -390,12 +390,12 @@ def test_keys_order_dtypes_shapes_and_untouched_bytes_are_the_bases(tmp_path: Pa
     base["odd.bool"] = torch.tensor([True, False])
     base["odd.f64"] = torch.tensor([1.5], dtype=torch.float64)
     base["odd.f8"] = torch.tensor([1.5, 2.0]).to(torch.float8_e4m3fn)
-    b.save(tmp_path / "base.safetensors", base, metadata={"modelspec.title": "mine"})
+    b.save(tmp_path / "base.safetensors", base, metadata={"config": '{"a": 1}'})
     b.sd1_lora(tmp_path / "lora.safetensors")
     out = b.bake_sd1(tmp_path)
     before, after = b.header(tmp_path / "base.safetensors"), b.header(out)
     assert list(before[0].items()) == list(after[0].items())  # names in order, dtypes, shapes, offsets
-    assert after[1]["modelspec.title"] == "mine"
+    assert after[1]["config"] == '{"a": 1}'
     old, new = b.tensor_bytes(tmp_path / "base.safetensors"), b.tensor_bytes(out)
     changed = {key for key in old if old[key] != new[key]}
     assert changed == {SD1_KEYS[name] for name in (Q, FF, CONV, TE_Q)}

@@ -2,7 +2,7 @@
 
 from lorabake.components import cosmos, text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Kin, Layout, Row
+from lorabake.keymap.table import Architecture, Component, Has, Kin, Layout, Row, SpecName
 
 ANIMA = Architecture(
     name="anima",
@@ -29,4 +29,6 @@ ANIMA = Architecture(
         OTHER_VAE,
     ),
     kin=(Kin("cosmos", "Anima is Cosmos-Predict2 2B, trained further behind an adapter for another text encoder"),),
+    spec=(SpecName("anima", "1024x1024"),),
+    code="https://github.com/comfyanonymous/ComfyUI",
 )

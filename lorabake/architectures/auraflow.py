@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import VAE_OF_COMFY
-from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Row
+from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Row, SpecName
 
 FEED_FORWARD = (Row(("c_fc1", "linear_1")), Row(("c_fc2", "linear_2")), Row(("c_proj", "out_projection")))
 
@@ -71,4 +71,6 @@ AURAFLOW = Architecture(
         text.ONLY,
         VAE_OF_COMFY,
     ),
+    spec=(SpecName("auraflow-v1", "1024x1024"),),
+    code="https://github.com/comfyanonymous/ComfyUI",
 )

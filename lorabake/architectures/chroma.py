@@ -2,7 +2,7 @@
 
 from lorabake.components import flux, text, transformer
 from lorabake.components.vae import VAE_OF_COMFY
-from lorabake.keymap.table import Architecture, Bare, Component, Has, Kin, Layout, Row
+from lorabake.keymap.table import Architecture, Bare, Component, Has, Kin, Layout, Row, SpecName
 
 CHROMA = Architecture(
     name="chroma",
@@ -43,4 +43,9 @@ CHROMA = Architecture(
         VAE_OF_COMFY,
     ),
     kin=(Kin("flux", "Chroma is Flux.1 schnell, whose modulation layers one small network replaced"),),
+    spec=(
+        SpecName("chroma", "1024x1024"),
+        SpecName("chroma-radiance", "1024x1024", is_stated=True),
+    ),
+    code="https://huggingface.co/lodestones/Chroma",
 )

@@ -1,7 +1,12 @@
 """ControlNets of Stable Diffusion 1.x, 2.x and XL. Each is a base by itself."""
 
 from lorabake.components import controlnet, unet
-from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Sized, SpecName
+
+TO_K = (
+    "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight",
+)
 
 CONTROLNET = Architecture(
     name="controlnet",
@@ -30,6 +35,8 @@ CONTROLNET = Architecture(
             dotted=("controlnet.", "control_model."),
         ),
     ),
+    spec=(SpecName("stable-diffusion-v1/controlnet", "512x512", (Sized(TO_K, 1, 768),)),),
+    code="https://github.com/lllyasviel/ControlNet",
 )
 
 CONTROLNET_XL = Architecture(
@@ -58,4 +65,6 @@ CONTROLNET_XL = Architecture(
             dotted=("controlnet.", "control_model."),
         ),
     ),
+    spec=(SpecName("stable-diffusion-xl-v1-base/controlnet", "1024x1024"),),
+    code="https://github.com/lllyasviel/ControlNet",
 )

@@ -1,6 +1,6 @@
 """ControlNets of Flux.1 as diffusers names them (InstantX, Shakker Labs, Jasper). Each is a base by itself."""
 
-from lorabake.keymap.table import Architecture, Component, Has, Layout
+from lorabake.keymap.table import Architecture, Component, Has, Layout, SpecName
 
 CONTROLNET_FLUX = Architecture(
     name="controlnet_flux",
@@ -22,4 +22,6 @@ CONTROLNET_FLUX = Architecture(
             dotted=("controlnet.",),
         ),
     ),
+    spec=(SpecName("flux-1-dev/controlnet", "1024x1024"),),
+    code="https://github.com/black-forest-labs/flux",
 )

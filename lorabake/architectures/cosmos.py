@@ -2,7 +2,7 @@
 
 from lorabake.components import cosmos, text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, SpecName
 
 COSMOS = Architecture(
     name="cosmos",
@@ -37,4 +37,9 @@ COSMOS = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
+    spec=(
+        SpecName("nvidia-cosmos-predict2-t2i-2b", "1024x1024", is_stated=True),
+        SpecName("nvidia-cosmos-predict2-t2i-14b", "1024x1024", is_stated=True),
+    ),
+    code="https://github.com/nvidia-cosmos/cosmos-predict2",
 )

@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Row
+from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Row, SpecName
 
 # Layouts, in this order: nvidia, diffusers.
 ATTENTION = (
@@ -65,4 +65,11 @@ COSMOS1 = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
+    spec=(
+        SpecName("nvidia-cosmos-1-7b-text2world", "960x960", is_stated=True),
+        SpecName("nvidia-cosmos-1-7b-video2world", "960x960", is_stated=True),
+        SpecName("nvidia-cosmos-1-14b-text2world", "960x960", is_stated=True),
+        SpecName("nvidia-cosmos-1-14b-video2world", "960x960", is_stated=True),
+    ),
+    code="https://github.com/nvidia-cosmos/cosmos-predict1",
 )

@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout
+from lorabake.keymap.table import Architecture, Component, Has, Layout, SpecName
 
 ERNIE_IMAGE = Architecture(
     name="ernie_image",
@@ -27,4 +27,6 @@ ERNIE_IMAGE = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
+    spec=(SpecName("ernie-image", "1024x1024"),),
+    code="https://github.com/comfyanonymous/ComfyUI",
 )

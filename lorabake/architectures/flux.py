@@ -2,7 +2,10 @@
 
 from lorabake.components import clip, flux, text, transformer
 from lorabake.components.vae import VAE_OF_COMFY
-from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Row
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Row, Sized, SpecName
+
+IMG_IN = ("img_in.weight", "x_embedder.weight")
+GUIDANCE_IN = ("guidance_in.in_layer.weight", "time_text_embed.guidance_embedder.linear_1.weight")
 
 FLUX = Architecture(
     name="flux",
@@ -53,4 +56,17 @@ FLUX = Architecture(
         text.T5_SECOND,
         VAE_OF_COMFY,
     ),
+    spec=(
+        SpecName("Flux.1-dev/inpaint", "1024x1024", (Sized(IMG_IN, 1, 384),)),
+        SpecName("", "1024x1024", (Sized(IMG_IN, 1, 128),)),  # Canny or Depth
+        SpecName("flux-1-dev", "1024x1024", (Sized(GUIDANCE_IN),)),
+        SpecName("flux-1-schnell", "1024x1024"),
+        SpecName("flux-1", "1024x1024", is_stated=True),
+        SpecName("Flux.1-dev", "1024x1024", is_stated=True),
+        SpecName("Flux.1-schnell", "1024x1024", is_stated=True),
+        SpecName("Flux.1-dev/kontext", "1024x1024", is_stated=True),
+        SpecName("Flux.1-dev/canny", "1024x1024", is_stated=True),
+        SpecName("Flux.1-dev/depth", "1024x1024", is_stated=True),
+    ),
+    code="https://github.com/black-forest-labs/flux",
 )

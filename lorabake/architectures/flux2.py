@@ -2,7 +2,9 @@
 
 from lorabake.components import flux, text, transformer
 from lorabake.components.vae import VAE_OF_COMFY
-from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Row
+from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Row, Sized, SpecName
+
+IMG_IN = ("img_in.weight", "x_embedder.weight")
 
 FLUX2 = Architecture(
     name="flux2",
@@ -66,4 +68,10 @@ FLUX2 = Architecture(
         text.ONLY,
         VAE_OF_COMFY,
     ),
+    spec=(
+        SpecName("flux.2-dev", "1024x1024", (Sized(IMG_IN, 0, 6144),)),
+        SpecName("flux.2-klein-9b", "1024x1024", (Sized(IMG_IN, 0, 4096),)),
+        SpecName("flux.2-klein-4b", "1024x1024", (Sized(IMG_IN, 0, 3072),)),
+    ),
+    code="https://github.com/black-forest-labs/flux2",
 )

@@ -2,7 +2,7 @@
 
 from lorabake.components import clip, text, transformer
 from lorabake.components.vae import VAE_OF_COMFY
-from lorabake.keymap.table import Architecture, Component, Has, Layout
+from lorabake.keymap.table import Architecture, Component, Has, Layout, SpecName
 
 HIDREAM = Architecture(
     name="hidream",
@@ -29,4 +29,9 @@ HIDREAM = Architecture(
         text.LLAMA_FOURTH,
         VAE_OF_COMFY,
     ),
+    spec=(
+        SpecName("hidream-i1", "1024x1024"),
+        SpecName("hidream-i1-edit", "768x768", is_stated=True),
+    ),
+    code="https://github.com/HiDream-ai/HiDream-I1",
 )

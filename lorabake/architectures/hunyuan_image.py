@@ -2,7 +2,7 @@
 
 from lorabake.components import hunyuan, text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Row
+from lorabake.keymap.table import Architecture, Component, Has, Layout, Row, SpecName
 
 HUNYUAN_IMAGE = Architecture(
     name="hunyuan_image",
@@ -46,4 +46,9 @@ HUNYUAN_IMAGE = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
+    spec=(
+        SpecName("hunyuan-image-2_1", "2048x2048"),
+        SpecName("hunyuan-image-2_1-refiner", "2048x2048", is_stated=True),
+    ),
+    code="https://github.com/Tencent-Hunyuan/HunyuanImage-2.1",
 )

@@ -2,7 +2,9 @@
 
 from lorabake.components import clip, hunyuan, text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Row
+from lorabake.keymap.table import Architecture, Component, Has, Layout, Row, Sized, SpecName
+
+IMG_IN = ("img_in.proj.weight", "x_embedder.proj.weight")
 
 HUNYUAN_VIDEO = Architecture(
     name="hunyuan_video",
@@ -58,4 +60,13 @@ HUNYUAN_VIDEO = Architecture(
         clip.CLIP_L_SECOND,
         OTHER_VAE,
     ),
+    spec=(
+        SpecName("hunyuan-video-i2v", "720x720", (Sized(IMG_IN, 1, 33),)),
+        SpecName("hunyuan-video", "720x720", (Sized(IMG_IN, 1, 16),)),
+        SpecName("hunyuan-video-i2v-v2", "720x720", is_stated=True),
+        SpecName("hunyuan-video-skyreels", "720x720", is_stated=True),
+        SpecName("hunyuan-video-skyreels-i2v", "720x720", is_stated=True),
+        SpecName("framepack", "720x720", is_stated=True),
+    ),
+    code="https://github.com/Tencent/HunyuanVideo",
 )

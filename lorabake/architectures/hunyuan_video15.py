@@ -2,7 +2,7 @@
 
 from lorabake.components import hunyuan, text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Row
+from lorabake.keymap.table import Architecture, Component, Has, Layout, Row, SpecName
 
 HUNYUAN_VIDEO15 = Architecture(
     name="hunyuan_video15",
@@ -57,4 +57,9 @@ HUNYUAN_VIDEO15 = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
+    spec=(
+        SpecName("hunyuan-video-1_5", "960x960"),
+        SpecName("hunyuan-video-1_5-sr", "960x960", is_stated=True),
+    ),
+    code="https://github.com/Tencent-Hunyuan/HunyuanVideo-1.5",
 )

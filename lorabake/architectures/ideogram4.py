@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Row
+from lorabake.keymap.table import Architecture, Component, Has, Layout, Row, SpecName
 
 IDEOGRAM4 = Architecture(
     name="ideogram4",
@@ -37,4 +37,6 @@ IDEOGRAM4 = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
+    spec=(SpecName("ideogram-4", "1024x1024"),),
+    code="https://github.com/comfyanonymous/ComfyUI",
 )

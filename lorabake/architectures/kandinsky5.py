@@ -2,7 +2,7 @@
 
 from lorabake.components import clip, text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout
+from lorabake.keymap.table import Architecture, Component, Has, Layout, SpecName
 
 KANDINSKY5 = Architecture(
     name="kandinsky5",
@@ -24,4 +24,10 @@ KANDINSKY5 = Architecture(
         clip.CLIP_L_SECOND,
         OTHER_VAE,
     ),
+    spec=(
+        SpecName("kandinsky5-image-lite", "1024x1024", is_stated=True),
+        SpecName("kandinsky5-video-lite", "640x640", is_stated=True),
+        SpecName("kandinsky5-video-pro", "640x640", is_stated=True),
+    ),
+    code="https://github.com/kandinskylab/kandinsky-5",
 )

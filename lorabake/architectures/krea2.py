@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Row
+from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Row, SpecName
 
 # Layouts, in this order: krea, diffusers.
 BLOCK = (
@@ -64,4 +64,6 @@ KREA2 = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
+    spec=(SpecName("krea-2", "1024x1024"),),
+    code="https://github.com/comfyanonymous/ComfyUI",
 )

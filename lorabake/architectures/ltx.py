@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Row
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Row, SpecName
 
 ATTENTION = (Row(("q_norm", "norm_q")), Row(("k_norm", "norm_k")))
 
@@ -46,4 +46,6 @@ LTX = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
+    spec=(SpecName("lightricks-ltx-video", "768x512"),),
+    code="https://github.com/Lightricks/LTX-Video",
 )

@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Row
+from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Row, SpecName
 
 ATTENTION = (Row(("q_norm", "norm_q")), Row(("k_norm", "norm_k")))
 
@@ -63,4 +63,10 @@ LTX2 = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
+    spec=(
+        SpecName("lightricks-ltx-video-2", "960x960"),
+        SpecName("lightricks-ltx-video-2-3", "960x960", is_stated=True),
+        SpecName("lightricks-ltx-video-2-5", "960x960", is_stated=True),
+    ),
+    code="https://github.com/Lightricks/LTX-2",
 )

@@ -3,7 +3,7 @@
 from lorabake.components import text, transformer
 from lorabake.components.transformer import QKV
 from lorabake.components.vae import VAE_OF_COMFY
-from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Row
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Row, SpecName
 
 ATTENTION = (
     Row(("attention.qkv", QKV), sizes=("in", "rest", "rest")),
@@ -65,4 +65,6 @@ LUMINA2 = Architecture(
         text.ONLY,
         VAE_OF_COMFY,
     ),
+    spec=(SpecName("lumina-2", "1024x1024"),),
+    code="https://github.com/Alpha-VLLM/Lumina-Image-2.0",
 )

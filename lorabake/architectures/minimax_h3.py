@@ -6,7 +6,7 @@ pair their names with diffusers'.
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout
+from lorabake.keymap.table import Architecture, Component, Has, Layout, SpecName
 
 NEEDS = (
     Has("token_refiner.refiner_blocks.0.attn.to_q.weight", ndim=2),
@@ -32,4 +32,6 @@ MINIMAX_H3 = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
+    spec=(SpecName("minimax-h3", "960x960"),),
+    code="https://github.com/comfyanonymous/ComfyUI",
 )

@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Layout, Row
+from lorabake.keymap.table import Architecture, Component, Has, Layout, Row, SpecName
 
 BLOCK = (
     Row(("attn.qkv_x", ("attn1.to_q", "attn1.to_k", "attn1.to_v"))),
@@ -58,4 +58,6 @@ MOCHI = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
+    spec=(SpecName("genmo-mochi-1", "848x480"),),
+    code="https://github.com/genmoai/mochi",
 )

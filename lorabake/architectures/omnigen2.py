@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import VAE_OF_COMFY
-from lorabake.keymap.table import Architecture, Component, Has, Layout
+from lorabake.keymap.table import Architecture, Component, Has, Layout, SpecName
 
 OMNIGEN2 = Architecture(
     name="omnigen2",
@@ -39,4 +39,6 @@ OMNIGEN2 = Architecture(
         "ref_image_refiner.{}.attn.to_v",
         "ref_image_refiner.{}.attn.to_out.0",
     ),
+    spec=(SpecName("omnigen-2", "1024x1024"),),
+    code="https://github.com/VectorSpaceLab/OmniGen2",
 )

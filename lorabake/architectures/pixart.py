@@ -3,7 +3,7 @@
 from lorabake.components import text, transformer
 from lorabake.components.transformer import KV_2, QKV_1
 from lorabake.components.vae import VAE_OF_COMFY
-from lorabake.keymap.table import Architecture, Bare, Component, Has, Lacks, Layout, Row
+from lorabake.keymap.table import Architecture, Bare, Component, Has, Lacks, Layout, Row, SpecName
 
 PIXART = Architecture(
     name="pixart",
@@ -67,4 +67,9 @@ PIXART = Architecture(
         text.ONLY,
         VAE_OF_COMFY,
     ),
+    spec=(
+        SpecName("pixart-ms-sigma-xl-2", "1024x1024", is_stated=True),
+        SpecName("pixart-ms-sigma-xl-2-2k", "2048x2048", is_stated=True),
+    ),
+    code="https://github.com/PixArt-alpha/PixArt-sigma",
 )

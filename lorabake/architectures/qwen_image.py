@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, SpecName
 
 QWEN_IMAGE = Architecture(
     name="qwen_image",
@@ -28,4 +28,12 @@ QWEN_IMAGE = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
+    spec=(
+        SpecName("qwen-image", "1328x1328"),
+        SpecName("qwen-image-edit", "1328x1328", is_stated=True),
+        SpecName("qwen-image-edit-plus", "1328x1328", is_stated=True),
+        SpecName("Qwen-Image", "1328x1328", is_stated=True),
+        SpecName("Qwen-Image-Edit", "1328x1328", is_stated=True),
+    ),
+    code="https://github.com/QwenLM/Qwen-Image",
 )

@@ -3,7 +3,9 @@
 from lorabake.components import text, transformer
 from lorabake.components.transformer import KV_2, QKV_1
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Bare, Component, Has, Lacks, Layout, Row
+from lorabake.keymap.table import Architecture, Bare, Component, Has, Lacks, Layout, Row, Sized, SpecName
+
+EMBEDDER = ("x_embedder.proj.weight", "patch_embed.proj.weight")
 
 SANA = Architecture(
     name="sana",
@@ -64,4 +66,10 @@ SANA = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
+    spec=(
+        SpecName(
+            "nvidia-sana-1600", "1024x1024", (Sized(("x_embedder.proj.weight", "patch_embed.proj.weight"), 0, 2240),)
+        ),
+    ),
+    code="https://github.com/NVlabs/Sana",
 )

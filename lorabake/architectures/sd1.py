@@ -2,7 +2,7 @@
 
 from lorabake.components import clip, unet
 from lorabake.components.vae import VAE
-from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Sized, SpecName
 
 SD1 = Architecture(
     name="sd1",
@@ -53,4 +53,10 @@ SD1 = Architecture(
         ),
         VAE,
     ),
+    spec=(
+        SpecName("stable-diffusion-v1-inpainting", "512x512", (Sized(unet.CONV_IN, 1, 9),), prediction="epsilon"),
+        SpecName("", "512x512", (Sized(unet.CONV_IN, 1, 8),)),  # InstructPix2Pix
+        SpecName("stable-diffusion-v1", "512x512", prediction="epsilon"),
+    ),
+    code="sgm",
 )

@@ -2,7 +2,7 @@
 
 from lorabake.components import clip, unet
 from lorabake.components.vae import VAE
-from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Sized, SpecName
 
 SD2 = Architecture(
     name="sd2",
@@ -52,4 +52,14 @@ SD2 = Architecture(
         ),
         VAE,
     ),
+    spec=(
+        SpecName("stable-diffusion-v2-depth", "512x512", (Sized(unet.CONV_IN, 1, 5),), prediction="epsilon"),
+        SpecName("stable-diffusion-v2-inpainting", "512x512", (Sized(unet.CONV_IN, 1, 9),), prediction="epsilon"),
+        SpecName("stable-diffusion-v2-unclip-l", "768x768", (Sized(unet.LABEL, 1, 1536),), prediction="v"),
+        SpecName("stable-diffusion-v2-unclip-h", "768x768", (Sized(unet.LABEL, 1, 2048),), prediction="v"),
+        SpecName("stable-diffusion-v2-768-v", "768x768", predicts="v"),
+        SpecName("stable-diffusion-v2-512", "512x512", predicts="epsilon"),
+        SpecName("stable-diffusion-v2-turbo", "512x512", is_stated=True),
+    ),
+    code="sgm",
 )

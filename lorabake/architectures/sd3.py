@@ -3,7 +3,7 @@
 from lorabake.components import clip, text, transformer
 from lorabake.components.transformer import ADDED_QKV, QKV
 from lorabake.components.vae import VAE
-from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Row
+from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Row, Sized, SpecName
 
 SD3 = Architecture(
     name="sd3",
@@ -78,4 +78,19 @@ SD3 = Architecture(
         text.T5_THIRD,
         VAE,
     ),
+    spec=(
+        SpecName(
+            "stable-diffusion-v3.5-large",
+            "1024x1024",
+            (Sized(("joint_blocks.37.x_block.attn.qkv.weight", "transformer_blocks.37.attn.to_q.weight")),),
+        ),
+        SpecName(
+            "stable-diffusion-v3.5-medium",
+            "1024x1024",
+            (Sized(("joint_blocks.0.x_block.attn2.qkv.weight", "transformer_blocks.0.attn2.to_q.weight")),),
+        ),
+        SpecName("stable-diffusion-v3-medium", "1024x1024"),
+        SpecName("stable-diffusion-v3.5-large-turbo", "1024x1024", is_stated=True),
+    ),
+    code="sgm",
 )

@@ -2,7 +2,7 @@
 
 from lorabake.components import clip, unet
 from lorabake.components.vae import VAE
-from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Sized, SpecName
 
 SDXL = Architecture(
     name="sdxl",
@@ -76,6 +76,14 @@ SDXL = Architecture(
         ),
         VAE,
     ),
+    spec=(
+        SpecName("stable-diffusion-xl-v1-edit", "1024x1024", (Sized(unet.CONV_IN, 1, 8),), prediction="epsilon"),
+        SpecName("stable-diffusion-xl-v1-base", "1024x1024", prediction="epsilon"),
+        SpecName("stable-diffusion-xl-turbo-v1", "512x512", prediction="epsilon", is_stated=True),
+        SpecName("stable-diffusion-xl-v0_9-base", "1024x1024", prediction="epsilon", is_stated=True),
+        SpecName("segmind-stable-diffusion-1b", "1024x1024", prediction="epsilon", is_stated=True),
+    ),
+    code="sgm",
 )
 
 REFINER = Architecture(
@@ -124,4 +132,9 @@ REFINER = Architecture(
         ),
         VAE,
     ),
+    spec=(
+        SpecName("stable-diffusion-xl-v1-refiner", "1024x1024", prediction="epsilon"),
+        SpecName("stable-diffusion-xl-v0_9-refiner", "1024x1024", prediction="epsilon", is_stated=True),
+    ),
+    code="sgm",
 )

@@ -1,7 +1,7 @@
 """Stable Cascade: the prior (stage C) and the decoder (stage B); OpenCLIP bigG."""
 
 from lorabake.components import clip
-from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Row
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Row, SpecName
 
 # Layouts, in this order: sai, diffusers.
 ATTENTION = (Row(("attn.in_proj_@", ("to_q", "to_k", "to_v"))), Row(("attn.out_proj", "to_out.0")))
@@ -46,6 +46,8 @@ PRIOR = Architecture(
         ),
         TEXT_ENCODER,
     ),
+    spec=(SpecName("stable-cascade-v1-stage-c", "1024x1024"),),
+    code="https://github.com/Stability-AI/StableCascade",
 )
 
 DECODER = Architecture(
@@ -75,4 +77,9 @@ DECODER = Architecture(
         ),
         TEXT_ENCODER,
     ),
+    spec=(
+        SpecName("stable-cascade-v1-stage-b", "1024x1024"),
+        SpecName("stable-cascade-v1-stage-b-bf16", "1024x1024", is_stated=True),
+    ),
+    code="https://github.com/Stability-AI/StableCascade",
 )

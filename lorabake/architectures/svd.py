@@ -1,7 +1,7 @@
 """Stable Video Diffusion as diffusers names it; VAE. It reads a picture instead of a text."""
 
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Component, Has, Kin, Layout
+from lorabake.keymap.table import Architecture, Component, Has, Kin, Layout, SpecName
 
 SVD = Architecture(
     name="svd",
@@ -30,4 +30,9 @@ SVD = Architecture(
             "Stable Video Diffusion began with Stable Diffusion 2.1's weights, and has layers over time beside them",
         ),
     ),
+    spec=(
+        SpecName("stable-video-diffusion-img2vid-v1", "1024x576"),
+        SpecName("stable-video-diffusion-img2vid-v0_9", "1024x576", is_stated=True),
+    ),
+    code="sgm",
 )

@@ -6,7 +6,7 @@ Animate's motion encoder has names in Wan's own layout only, because diffusers a
 from lorabake.components import text
 from lorabake.components.transformer import DOTTED, FLAT, FOLDER, SINGLE_FILE
 from lorabake.components.vae import OTHER_VAE
-from lorabake.keymap.table import Architecture, Bare, Component, Has, Lacks, Layout, Row
+from lorabake.keymap.table import Architecture, Bare, Component, Has, Lacks, Layout, Row, Sized, SpecName
 
 NATIVE = (
     Has("head.modulation", ndim=3),
@@ -70,6 +70,12 @@ ROWS = (
     Row(("face_encoder.conv3.conv", "face_encoder.conv3")),
 )
 
+Q = ("blocks.0.self_attn.q.weight", "blocks.0.attn1.to_q.weight")
+PATCHES = ("patch_embedding.weight",)
+PICTURE = ("blocks.0.cross_attn.k_img.weight", "blocks.0.attn2.add_k_proj.weight")
+FACE = ("face_encoder.conv1_local.conv.weight", "face_encoder.conv1_local.weight")
+VACE = ("vace_blocks.0.self_attn.q.weight", "vace_blocks.0.attn1.to_q.weight")
+
 WAN = Architecture(
     name="wan",
     title="Wan",
@@ -91,4 +97,18 @@ WAN = Architecture(
         text.ONLY,
         OTHER_VAE,
     ),
+    spec=(
+        SpecName("", "960x960", (Sized(FACE),)),  # Animate
+        SpecName("wan-2_2-ti2v-5b", "960x960", (Sized(Q, 0, 3072),)),
+        SpecName("wan-2_1-vace-14b", "960x960", (Sized(VACE, 0, 5120),)),
+        SpecName("wan-2_1-vace-1_3b", "960x960", (Sized(VACE, 0, 1536),)),
+        SpecName("wan-2_1-image2video-14b", "640x640", (Sized(PICTURE), Sized(Q, 0, 5120))),
+        SpecName("wan-2_1-image2video-1_3b", "640x640", (Sized(PICTURE), Sized(Q, 0, 1536))),
+        SpecName("wan-2_2-image2video-14b", "960x960", (Sized(PATCHES, 1, 36), Sized(Q, 0, 5120))),
+        SpecName("wan-2_1-text2video-14b", "960x960", (Sized(PATCHES, 1, 16), Sized(Q, 0, 5120))),
+        SpecName("wan-2_1-text2video-1_3b", "640x640", (Sized(PATCHES, 1, 16), Sized(Q, 0, 1536))),
+        SpecName("wan-2_1-flf2v-14b", "960x960", is_stated=True),
+        SpecName("wan2.1", is_stated=True),
+    ),
+    code="https://github.com/Wan-Video/Wan2.1",
 )

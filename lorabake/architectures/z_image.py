@@ -2,7 +2,7 @@
 
 from lorabake.components import text, transformer
 from lorabake.components.vae import VAE_OF_COMFY
-from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Row
+from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, Row, SpecName
 
 ATTENTION = (
     Row(("attention.qkv", ("attention.to_q", "attention.to_k", "attention.to_v"))),
@@ -51,4 +51,6 @@ Z_IMAGE = Architecture(
         text.ONLY,
         VAE_OF_COMFY,
     ),
+    spec=(SpecName("z-image", "1024x1024"),),
+    code="https://github.com/Tongyi-MAI/Z-Image",
 )

@@ -13,6 +13,12 @@ PICTURES = (
     Lacks("down_blocks.0.downsamplers.0.weight"),
 )
 
+# The first layer, which reads 4 channels, or more where a picture or a mask comes with the noise.
+CONV_IN = ("input_blocks.0.0.weight", "conv_in.weight")
+
+# What reads a vector beside the text: sizes in SDXL, a picture's embedding in unCLIP.
+LABEL = ("label_emb.0.0.weight", "add_embedding.linear_1.weight", "class_embedding.linear_1.weight")
+
 # How the names of diffusers' UNets begin, in the order in which they run.
 RUN = ("conv_in", "time_", "add_embedding", "down_", "mid_", "up_", "conv_norm_out", "conv_out")
 

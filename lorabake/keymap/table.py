@@ -204,12 +204,50 @@ class Kin:
 
 
 @dataclass(frozen=True, slots=True)
+class Sized:
+    """Ask whether a network has one of these tensors; if given, with `size` at the place `dim` of its shape.
+
+    `keys` are its names in the layouts, without the prefix.
+    """
+
+    keys: tuple[str, ...]
+    dim: int = 0
+    size: int | None = None
+
+    def holds(self, tensors: Mapping[str, Described], prefix: str) -> bool:
+        """Tell whether a network with this prefix is so."""
+        shapes = (tensors[prefix + key].shape for key in self.keys if prefix + key in tensors)
+        return any(self.size is None or shape[self.dim : self.dim + 1] == (self.size,) for shape in shapes)
+
+
+@dataclass(frozen=True, slots=True)
+class SpecName:
+    """Give a name that SAI ModelSpec and the programs that read it have for models of a family.
+
+    `needs` tell it from the family's other names, of which the first that fits counts. With `predicts`, models of
+    this name predict that ("epsilon" or "v"), so that the name counts only where it is known; `prediction` is what
+    models of this name predict where nothing says otherwise. A name that only a header can tell is `is_stated`.
+    An empty name means that headers do not tell which it is.
+    """
+
+    __repr__ = short_repr
+
+    name: str
+    resolution: str = ""
+    needs: tuple[Sized, ...] = ()
+    predicts: str = ""
+    prediction: str = ""
+    is_stated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Architecture:
     """Hold all that lorabake knows about one model family; the first component identifies it.
 
     `without` lists key prefixes that must not occur in the same checkpoint. `kin` are the families that it was made
     from. `names` are further modules of its networks, with numbers as `{}`. If `released/` has no list for the
-    family, LoRAs are recognised by these names and by those in the tables.
+    family, LoRAs are recognised by these names and by those in the tables. `spec` are its names in SAI ModelSpec, and
+    `code` is the code whose names its single files have.
     """
 
     __repr__ = short_repr
@@ -220,6 +258,8 @@ class Architecture:
     without: tuple[str, ...] = ()
     kin: tuple[Kin, ...] = ()
     names: tuple[str, ...] = ()
+    spec: tuple[SpecName, ...] = ()
+    code: str = ""
 
     def fits(self, tensors: Mapping[str, Described]) -> bool:
         """Tell whether a checkpoint with these tensors is of this family."""

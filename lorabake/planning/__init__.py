@@ -20,6 +20,7 @@ from lorabake.planning.beside import Beside, texts_beside
 from lorabake.planning.checks import check_dtypes, check_form, check_is_no_input, check_patches, check_rows
 from lorabake.planning.cost import peak_memory
 from lorabake.planning.files import Draft, Embedding, OutputFile, configs_of, drafts_of, embeddings_of, indexes_of
+from lorabake.planning.identity import Identity, identity_of
 from lorabake.planning.laid_out import laid_out
 from lorabake.planning.layout import OutputLayout, layout_of
 from lorabake.planning.metadata import described
@@ -44,6 +45,7 @@ class Plan:
     ledgers: tuple[Ledger, ...]
     digests: Mapping[str, Path]
     notes: tuple[str, ...]
+    identity: Identity
     embeddings: tuple[Embedding, ...] = ()
     left_out: frozenset[str] = frozenset()
     """Files of the base's folder that say how weights are stored, which is true no more."""
@@ -123,7 +125,8 @@ def plan(sources: Sources, output: str | Path | None = None) -> Plan:
     targets = _by_key(target for draft in drafts for target in draft.targets)
     steps = steps_of(sources, targets.values(), patches, storage.encoded)
     computed = {target.key for step in steps for target in step.targets}
-    files, digests = described(sources, layout, storage, drafts, path.name)
+    identity = identity_of(sources, layout, path.name if layout.is_folder else path.stem)
+    files, digests = described(sources, layout, storage, drafts, path.name, identity)
     return Plan(
         sources=sources,
         path=path,
@@ -135,6 +138,7 @@ def plan(sources: Sources, output: str | Path | None = None) -> Plan:
         ledgers=ledgers,
         digests=digests,
         notes=(*told, *vae_notes, *notes_of(sources, storage, touched, steps)),
+        identity=identity,
         embeddings=embeddings,
         left_out=frozenset(name for name, text in texts.items() if text is None),
     )

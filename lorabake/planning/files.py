@@ -28,7 +28,10 @@ from lorabake.visible import short_repr
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """Describe one planned file: its path below the output, its header's entries, and how the header is aligned."""
+    """Describe one planned file: its path below the output, its header's entries, and how the header is aligned.
+
+    `room` is how many bytes its header has to spare.
+    """
 
     __repr__ = short_repr
 
@@ -38,6 +41,7 @@ class OutputFile:
     metadata: Mapping[str, str]
     phase: int
     align: int
+    room: int = provenance.EDIT_ROOM
 
     def header(
         self,
@@ -50,10 +54,10 @@ class OutputFile:
         `device` names the device classes that computed, once known; None leaves them out, as older bakes did.
         """
         text = dict(self.metadata) | dict(hashes or {})
-        room = 0
+        room = self.room
         if device is not None:
             text[provenance.DEVICE] = device
-            room = provenance.DEVICE_ROOM - len(device)
+            room += provenance.DEVICE_ROOM - len(device)
         for placeholder, digest in (digests or {}).items():
             place, filled = f'"sha256":"{placeholder}"', f'"sha256":"{digest}"'  # a file's name may be all zeros, too
             text["lorabake.inputs"] = text["lorabake.inputs"].replace(place, filled)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lorabake.planning import provenance
 from lorabake.planning.files import Draft, OutputFile, is_indexed
+from lorabake.planning.identity import Identity, fields
 from lorabake.planning.layout import OutputLayout
 from lorabake.planning.storage import Storage
 from lorabake.recipe import Source
@@ -17,12 +18,15 @@ from lorabake.storage.statements import LAYERS, modules_of
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.header import Header
 
+THUMBNAIL_ROOM = 48 << 10
+"""Bytes reserved in the first file's header for the picture that `verify` makes."""
+
 BLOCK = 4096
 """Bytes of a file system's block. Untouched ranges keep their place relative to blocks and so can be reflinked."""
 
 
 def described(
-    sources: Sources, layout: OutputLayout, storage: Storage, drafts: Sequence[Draft], name: str
+    sources: Sources, layout: OutputLayout, storage: Storage, drafts: Sequence[Draft], name: str, identity: Identity
 ) -> tuple[tuple[OutputFile, ...], dict[str, Path]]:
     """Compose each file's metadata; return the files, and the file that each placeholder for a digest stands for.
 
@@ -35,7 +39,7 @@ def described(
     recipe_text = recipe.normal_json()
     headers = _headers(sources)
     counts = Counter(draft.folder for draft in drafts)
-    files = []
+    files: list[OutputFile] = []
     for draft, file_name, told in zip(drafts, names, listed, strict=True):
         keys = tuple(target.name for target in draft.targets)
         first = _first_header(sources, headers, draft)
@@ -43,14 +47,35 @@ def described(
         if not layout.is_converted:  # what a base says holds for its own names
             has_index = is_indexed(sources, draft.part, counts[draft.folder])
             own = _said(storage, draft, first or next(iter(headers.values())), has_index=has_index)
-        text = provenance.metadata(own, recipe_text, told, hashed=recipe.output.hash)
+        text = provenance.metadata(
+            own,
+            fields(identity, _other_component(sources, draft)),
+            recipe_text,
+            told,
+            changes=recipe.output.metadata,
+            hashed=recipe.output.hash,
+        )
         phase = first.data_start % BLOCK if first else 0
         aligned = first is not None and phase % 8 == 0
         order = _order(first, keys)
         files.append(
-            OutputFile(file_name, draft.targets, order, text, phase if aligned else 0, BLOCK if aligned else 1)
+            OutputFile(
+                file_name,
+                draft.targets,
+                order,
+                text,
+                phase if aligned else 0,
+                BLOCK if aligned else 1,
+                provenance.EDIT_ROOM + (0 if files or recipe.output.thumbnail is None else THUMBNAIL_ROOM),
+            )
         )
     return tuple(files), pending
+
+
+def _other_component(sources: Sources, draft: Draft) -> str:
+    """Name the network of a folder that a file holds, unless it is the one that makes the architecture."""
+    components = sources.key_map.architecture.components
+    return "" if not components or draft.folder in ("", components[0].name) else draft.folder
 
 
 def _inputs(sources: Sources) -> tuple[dict[str, object], dict[str, Path]]:

@@ -12,11 +12,10 @@ from pathlib import Path
 
 from lorabake import __version__
 from lorabake.sources.evidence import SideFile
+from lorabake.storage.fields import LEGACY_HASH, changed, kept
 from lorabake.tensors.checkpoint import Checkpoint
 
 PLACEHOLDER = "0" * 64
-DATA_HASHES = ("modelspec.hash_sha256", "sshs_model_hash")
-LEGACY_HASH = "sshs_legacy_hash"  # AUTOMATIC1111's: SHA-256 of 64 KiB at 1 MiB, the first eight digits
 DEVICE = "lorabake.device"
 """Metadata key for the device classes that computed the file, "cpu" or "cuda"; in one class, bytes are the same."""
 
@@ -25,6 +24,9 @@ DEVICE_ROOM = 40
 
 MOST_LISTED = 1 << 26
 """Most letters that all files of an output together may spend on their inputs; 500 shards of 500 need half of it."""
+
+EDIT_ROOM = 1024
+"""Bytes that a header has to spare, so that a title or a note can be set later without moving the tensors."""
 
 LEGACY_START, LEGACY_BYTES = 0x100000, 0x10000
 
@@ -61,17 +63,26 @@ def _json(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def metadata(base: Mapping[str, str], recipe: str, inputs: str, *, hashed: bool) -> dict[str, str]:
-    """Compose a baked file's metadata: the base's without its hashes, then lorabake's; `inputs` come from `listed`.
+def metadata(
+    base: Mapping[str, str],
+    identity: Mapping[str, str],
+    recipe: str,
+    inputs: str,
+    *,
+    changes: Mapping[str, str | None],
+    hashed: bool,
+) -> dict[str, str]:
+    """Compose a baked file's metadata: what programs read in the base's, the bake's identity, lorabake's own.
 
-    Model sites identify a file by the hash inside it, so the base's hash must go. With `hashed`, zeros hold the place
-    of the SHA-256 of the tensor data.
+    `inputs` come from `listed`, `changes` from the recipe, which has the last word on what is not computed. Model
+    sites identify a file by the hash inside it, so the base's hash goes. With `hashed`, zeros hold the place of the
+    SHA-256 of the tensor data.
     """
-    own = {key: value for key, value in base.items() if key not in DATA_HASHES and not key.startswith("sshs_")}
+    own = {**kept(base), **identity}
     own.setdefault("format", "pt")
+    own = changed(own, changes)
     own["lorabake.version"] = __version__
     own["lorabake.recipe"] = recipe
-    own.pop(DEVICE, None)  # the base's
     own["lorabake.inputs"] = inputs
     if hashed:
         own |= fill(PLACEHOLDER)

@@ -94,7 +94,9 @@ _OUTPUT = _table(
     _same("dtype", "precision save_precision torch_dtype out_dtype type"),
     _same("shard_size", "max_shard_size shards max_size"),
     _told("remove it: the output is always SafeTensors", "format safe_serialization save_model_as"),
-    _told("remove it: lorabake keeps the base's metadata, and adds the recipe", "metadata no_metadata"),
+    _told("write metadata: {title: null} for each field to leave out", "no_metadata"),
+    _same("metadata", "modelspec header"),
+    _told("write it under metadata, as in metadata: {title: …}", "title author description license tags date"),
 )
 
 _VERIFY = _table(

@@ -16,6 +16,7 @@ from lorabake.paths import expanded
 from lorabake.recipe.types import (
     ByteSize,
     FilePath,
+    Metadata,
     OutputDtype,
     OutputLayout,
     PictureSize,
@@ -205,6 +206,8 @@ class Output(_Part):
     hash: bool = Field(True, description="Whether the header carries the SHA-256 of the tensor data.")
     shard_size: ByteSize | None = Field(None, description="The largest size of one file, such as 5GB.")
     allow_loss: bool = Field(False, description="Whether most of a LoRA may be lost in the output's dtype.")
+    metadata: Metadata = Field({}, description="Fields of the header to set, by name; null removes one.")
+    thumbnail: Literal["verify"] | None = Field(None, description="Whether verify puts its picture into the header.")
 
     @property
     def form(self) -> Literal["keep", "single", "diffusers"]:
@@ -353,6 +356,8 @@ class Recipe(_Part):
                 "hash": self.output.hash,
                 "shard_size": self.output.shard_size,
                 **({"layout": self.output.layout} if self.output.form != "keep" else {}),
+                **({"metadata": dict(self.output.metadata)} if self.output.metadata else {}),
+                **({"thumbnail": self.output.thumbnail} if self.output.thumbnail else {}),
                 **({"rounding": self.output.rounding.model_dump()} if self.output.rounding.is_drawn else {}),
             },
         }
@@ -360,8 +365,8 @@ class Recipe(_Part):
             form["method"] = self.method.model_dump()
         if self.is_sequential:
             form["compose"] = self.compose
-        if self.output.form == "diffusers" and self.verify is not None and self.verify.prediction is not None:
-            form["prediction"] = self.verify.prediction  # the folder's scheduler says it
+        if self.verify is not None and self.verify.prediction is not None:
+            form["prediction"] = self.verify.prediction  # the header says it, and the scheduler of a folder
         return {key: _sorted(form[key]) for key in sorted(form)}
 
     def normal_json(self) -> str:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from lorabake.paths import never_a_path
+from lorabake.storage.fields import whole_name, why_not
 
 VISIBLE = r"\S"
 FILE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*[^\s\x00-\x1f\x7f-\x9f\u2028\u2029][^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
@@ -45,6 +46,24 @@ def _path(text: str) -> str:
     return text
 
 
+def _fields(fields: dict[str, str | None]) -> dict[str, str | None]:
+    """Give the fields of a header their whole names; refuse those that no recipe may set, and one named twice."""
+    named: dict[str, str | None] = {}
+    for name, text in fields.items():
+        whole = whole_name(name)
+        at = ("output", "metadata", name)
+        if reason := why_not(whole):
+            raise PydanticCustomError(
+                "field", "{name} cannot be set: {reason}", {"name": whole, "reason": reason, "at": at}
+            )
+        if whole in named:
+            raise PydanticCustomError(
+                "field", "{name} is there twice: with and without modelspec.", {"name": whole, "at": at}
+            )
+        named[whole] = text
+    return named
+
+
 def _width_and_height(value: object) -> tuple[int, int]:
     sides = value if isinstance(value, tuple) else (value, value)
     match sides:
@@ -76,6 +95,7 @@ Strength: TypeAlias = Annotated[
         custom_error_message="a number or a mapping from component to number",
     ),
 ]
+Metadata: TypeAlias = Annotated[dict[Text, str | None], AfterValidator(_fields)]
 OutputDtype: TypeAlias = Annotated[
     Annotated[Dtype, Tag("one")] | Annotated[dict[str, Dtype], Field(min_length=1), Tag("many")],
     Discriminator(

@@ -21,6 +21,7 @@ from lorabake.sources.base import (
     model_config,
     open_base,
     open_vae,
+    schedule_of,
 )
 from lorabake.sources.evidence import FileEvidence, locations_of, read_tensors, sides_of
 from lorabake.sources.loras import LoraSource, grown, open_source, translated
@@ -96,6 +97,7 @@ def resolve(recipe: Recipe) -> Sources:
             sides={checkpoint.path: sides_of(checkpoint) for checkpoint in inputs},
             locations=locations_of(_paths(recipe, inputs)),
             read=read,
+            schedule=schedule_of(base),
         )
     vae_map = None if vae is None else mapped_vae(vae)
     return Sources(recipe, base, packing, key_map, tie, loras, vae, vae_map, evidence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from lorabake.errors import FileError
 from lorabake.keymap.expansion import KeyMap
@@ -13,10 +14,12 @@ from lorabake.sources.sorts import check_vae
 from lorabake.sources.translation import Transcript, config_of, transcribe
 from lorabake.storage.recognition import find_packing
 from lorabake.storage.statements import Beside, read_beside
-from lorabake.tensors.checkpoint import SHARD, WEIGHT_SUFFIXES, Checkpoint, open_checkpoint
+from lorabake.tensors.checkpoint import SHARD, WEIGHT_SUFFIXES, Checkpoint, open_checkpoint, read_object
 from lorabake.tensors.emptiness import check_checkpoint
 from lorabake.tensors.header import Described
 from lorabake.tensors.links import source_of
+
+SCHEDULE = Path("scheduler", "scheduler_config.json")
 
 
 def open_base(recipe: Recipe) -> Transcript:
@@ -64,6 +67,11 @@ def mapped_vae(vae: Checkpoint) -> KeyMap:
 def model_config(base: Checkpoint, beside: Beside) -> Mapping[str, object]:
     """Return a model's config.json, or the same facts from a GGUF file; empty if there are none."""
     return config_of(base.facts) if base.facts else beside.get("config.json", {})
+
+
+def schedule_of(base: Checkpoint) -> Mapping[str, object]:
+    """Return the configuration of a diffusers folder's scheduler; empty where there is none."""
+    return read_object(base.path / SCHEDULE) if base.is_folder and SCHEDULE in base.side_files else {}
 
 
 def mapped(tensors: Mapping[str, Described], config: Mapping[str, object]) -> KeyMap:

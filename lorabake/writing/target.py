@@ -11,6 +11,7 @@ from lorabake.errors import FileError, TargetError
 from lorabake.planning import Plan, provenance
 from lorabake.planning.files import OutputFile
 from lorabake.settings import OVERWRITE
+from lorabake.storage.fields import DATA_HASHES, LEGACY_HASH
 from lorabake.tensors.header import Header
 from lorabake.tensors.safetensors import read_header
 from lorabake.writing.form import Form
@@ -94,7 +95,7 @@ def _same_data(one: Header, other: Header) -> bool:
 
 
 def _hash_keys(metadata: Mapping[str, str]) -> list[str]:
-    return [key for key in (*provenance.DATA_HASHES, provenance.LEGACY_HASH) if key in metadata]
+    return [key for key in (*DATA_HASHES, LEGACY_HASH) if key in metadata]
 
 
 def _file_sha256(path: Path) -> str:

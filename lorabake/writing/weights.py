@@ -13,6 +13,7 @@ from lorabake.machine import unwritable
 from lorabake.planning import provenance
 from lorabake.planning.files import OutputFile
 from lorabake.planning.steps import Copy
+from lorabake.storage.fields import LEGACY_HASH
 from lorabake.tensors.system import bytes_at, read_at
 from lorabake.writing.commit import identity
 from lorabake.writing.finished import Finished
@@ -167,9 +168,9 @@ class Weights:
         for file, data_hash in zip(self._files, hashes, strict=True):
             with self._descriptors.open(file.path) as fd:
                 known = provenance.fill(data_hash) if data_hash else {}
-                if provenance.LEGACY_HASH in file.planned.metadata:
+                if LEGACY_HASH in file.planned.metadata:
                     block = bytes_at(fd, provenance.LEGACY_BYTES, provenance.LEGACY_START)
-                    known[provenance.LEGACY_HASH] = hashlib.sha256(block).hexdigest()[:8]
+                    known[LEGACY_HASH] = hashlib.sha256(block).hexdigest()[:8]
                 header = file.planned.header(digests, known, device)
                 if len(header) != len(file.header):
                     raise InternalError("the header's length changed")

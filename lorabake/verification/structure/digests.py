@@ -12,8 +12,8 @@ import numpy as np
 from lorabake.documents.names import Figures
 from lorabake.errors import FileError
 from lorabake.planning import Plan
-from lorabake.planning.provenance import DATA_HASHES
 from lorabake.reference.arrays import CHUNK, Files
+from lorabake.storage.fields import DATA_HASHES
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.header import Header
 from lorabake.tensors.safetensors import read_header
