@@ -281,6 +281,8 @@ CASES: dict[Callable[..., object], list[Case]] = {
             (entry(strength={"strength_model": 1.0}), FAMILIES["flux"]),
             ("no component is called 'strength_model'; write transformer",),
         ),
+        ((entry(components=("unett",)), None), ("no component is called 'unett'; nearest: unet",)),
+        ((entry(components=("clip",)), None), ("no component is called 'clip'; write text_encoder",)),
         ((entry(components=("transformer",)), FAMILIES["sd1"]), None),
         ((entry(), FAMILIES["sd1"]), None),
     ],

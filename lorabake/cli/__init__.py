@@ -21,14 +21,15 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 from lorabake import __version__
+from lorabake.cli.messages import FORMATS, OPTION, VARIABLE, messages
 from lorabake.cli.streams import UnreadError, open_streams
-from lorabake.cli.terminal import Coloured, echo, echo_lines, tame_libraries
+from lorabake.cli.terminal import echo, echo_lines, tame_libraries
 from lorabake.errors import INTERNAL, LorabakeError, SurroundingsError, first_line, where
 from lorabake.interrupts import STOPPING
 from lorabake.machine import worded
 from lorabake.settings import as_options
 
-FIRST = ("init", "bake", "plan", "verify", "inspect", "lock", "recipe", "schema", "completion")
+FIRST = ("init", "check", "bake", "plan", "verify", "inspect", "lock", "recipe", "schema", "completion")
 """Commands in the order of a user's work, which `--help` keeps; others follow by name."""
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
@@ -40,8 +41,6 @@ ARGUMENTS = "lorabake.arguments"
 
 DEBUG = "LORABAKE_DEBUG"
 """The environment variable that asks for the traceback of an internal error."""
-
-ERROR = Coloured("error: ", "red", bold=True)
 
 WSL = "In a WSL terminal it works as on Linux: wsl --install, then install lorabake there."
 """What a user of Windows can do."""
@@ -113,7 +112,7 @@ class LazyGroup(click.Group):
         if cmd_name not in commands():
             return None
         command: click.Command = getattr(importlib.import_module(f"{__name__}.{cmd_name}"), cmd_name)
-        return command
+        return _with_format(command)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -130,6 +129,15 @@ class LazyGroup(click.Group):
         """List the commands without loading them."""
         with formatter.section("Commands"):
             formatter.write_dl([*commands().items()])
+
+
+def _with_format(command: click.Command) -> click.Command:
+    """Give a command the option that all have; `messages.begin` reads it."""
+    if not any(OPTION in parameter.opts for parameter in command.params):
+        words = "How errors and warnings are printed: as text, or as annotations that GitHub shows beside the recipe."
+        told = f"{words}  [default: ${VARIABLE}, else text]"
+        command.params.append(click.Option([OPTION], type=click.Choice(FORMATS), expose_value=False, help=told))
+    return command
 
 
 @click.group(cls=LazyGroup, context_settings=CONTEXT, epilog=example("bake --base BASE --lora LORA=0.8 -o OUTPUT"))
@@ -150,6 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Without `arguments`, take the process's own.
     """
     interruption.listen()
+    messages.begin(sys.argv[1:] if arguments is None else arguments)
     tame_libraries()
     try:
         try:
@@ -160,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UnreadError as error:
         sys.exit(error.exit_code)
     except LorabakeError as error:
-        show_error(*error.lines)
+        messages.error(*error.lines)
         if error.exit_code == INTERNAL:
             show_trace(traceback.format_exc())
         sys.exit(error.exit_code)
@@ -170,24 +179,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         from lorabake.cli.usage import usage_lines
 
-        show_error(*usage_lines(error))
+        messages.error(*usage_lines(error))
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         is_bake = "bake" in (sys.argv[1:] if arguments is None else arguments)[:1]
         echo("stopped; the target is what it was before" if is_bake else "stopped", err=True)
         sys.exit(130)
     except Exception as error:
-        echo(ERROR, _internal(error), err=True)
+        messages.error(_internal(error))
         internal_error(traceback.format_exc())
         sys.exit(INTERNAL)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def show_error(first: str, *rest: str) -> None:
-    """Print an error: what is wrong, and indented below it what to do."""
-    echo(ERROR, first, err=True)
-    for line in rest:
-        echo(line if line.startswith(" ") else f"  {line}", err=True)
 
 
 def internal_error(trace: str) -> None:

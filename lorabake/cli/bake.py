@@ -15,6 +15,7 @@ from lorabake.baking import plan as make_plan
 from lorabake.cli import CONTEXT, example, interruption
 from lorabake.cli.accounts import Accounts
 from lorabake.cli.devices import complete_device
+from lorabake.cli.messages import messages
 from lorabake.cli.places import check_apart, check_writable, taken_by
 from lorabake.cli.progress import Bar
 from lorabake.cli.recipe_options import recipe_options, save_option
@@ -107,7 +108,7 @@ def bake(
         overwrite=overwrite,
         fsync=fsync,
         progress=bar.advance,
-        warn=lambda message: echo(f"warning: {message}", err=True),
+        warn=messages.warning,
         done=interruption.ignore,
     )
     try:

@@ -12,6 +12,7 @@ import click
 
 from lorabake.baking import plan as make_plan
 from lorabake.cli import CONTEXT, example
+from lorabake.cli.messages import messages
 from lorabake.cli.recipe_options import recipe_options, save_option
 from lorabake.cli.saving import check_saved, save_recipe
 from lorabake.cli.show import LABEL, ledger_lines, shown, survives
@@ -20,6 +21,8 @@ from lorabake.planning.cautions import cautions_of, cautions_of_recipe
 from lorabake.planning.tally import Tally
 from lorabake.recipe.options import Options
 from lorabake.visible import size_of
+
+LABELLED = "warning   "
 
 
 @click.command(
@@ -90,6 +93,6 @@ def plan(said: Options, output: Path | None, as_json: bool, estimate: bool) -> N
     for note in made.notes:
         echo(f"note      {note}")
     for warning in warnings:
-        echo(f"warning   {warning}", err=True)
+        messages.warning(str(warning), LABELLED)
     if free < made.size:
-        echo("warning   the disk has not enough room for it", err=True)
+        messages.warning("the disk has not enough room for it", LABELLED)

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from lorabake.cli.messages import messages
 from lorabake.cli.places import check_writable
 from lorabake.errors import RecipeError
 from lorabake.recipe.options import EXAMPLE, Options
@@ -58,6 +59,7 @@ def recipe_options(metavar: str = "RECIPE") -> Callable[[Command], Command]:
             save_recipe: Path | None = None,
             **others: Any,
         ) -> Any:
+            messages.recipe = recipe
             said = Options(recipe, bases, loras, changes, others.get("output", others.get("baked")), save_recipe)
             if said.is_empty:
                 name = click.get_current_context().command_path

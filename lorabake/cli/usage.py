@@ -27,7 +27,8 @@ COMMANDS = _table(
     {
         "bake": "merge fuse apply run make build create combine start go generate",
         "plan": "dry-run dryrun preview simulate estimate try",
-        "verify": "check validate test prove compare diff audit",
+        "verify": "test prove compare diff audit",
+        "check": "validate lint",
         "inspect": "info show ls list describe identify what metadata header keys",
         "bake, with output.dtype in the recipe": "convert cast prune",
     }
@@ -56,7 +57,7 @@ OPTIONS = _table(
         "--set method=ties, or another method": "method merge-method",
         "--set vae=FILE": "vae vae-path",
         "--quiet": "silent s no-progress",
-        "--json": "format output-format print-json",
+        "--json": "output-format print-json",
         "--stage": "only stages skip",
         "--prompt": "prompts p",
     }

@@ -16,6 +16,7 @@ RECORDS: Mapping[str, str] = {
     "bake": "BakeDocument",
     "verify": "VerifyDocument",
     "inspect": "InspectDocument",
+    "check": "CheckDocument",
 }
 
 

@@ -43,20 +43,22 @@ def refuse(lora: str, lines: Lines | None) -> None:
 # -- before any module is placed -----------------------------------------------------------------------------
 
 
-def component_is_unknown(entry: Lora, base: Architecture) -> Lines | None:
-    """Refuse a recipe that names a component which no family has."""
+def component_is_unknown(entry: Lora, base: Architecture | None) -> Lines | None:
+    """Refuse a recipe that names a component which no family has; the base's own are told where it is known."""
     everywhere = {component.name for family in architectures() for component in family.components}
     strength = entry.strength
     named = [*(entry.components or ()), *(strength if isinstance(strength, dict) else ())]
     unknown = next((name for name in named if name not in everywhere), None)
     if unknown is None:
         return None
-    own = [component.name for component in base.components]
+    told = f"no component is called {unknown!r}"
     meant = component_meant(unknown)
+    if base is None:
+        return (told + (f"; write {meant}" if meant else nearest_words(unknown, sorted(everywhere))),)
+    own = [component.name for component in base.components]
     meant = "transformer" if meant == "unet" and meant not in own and "transformer" in own else meant
     return (
-        f"no component is called {unknown!r}"
-        + (f"; write {meant}" if meant in own else nearest_words(unknown, sorted(everywhere))),
+        told + (f"; write {meant}" if meant in own else nearest_words(unknown, sorted(everywhere))),
         f"The base ({base.title}) has: {', '.join(own)}",
     )
 
