@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from lorabake import load_recipe, plan
+from lorabake import VerifyOptions, load_recipe, plan, verify
 from lorabake.errors import LorabakeError
+from lorabake.keymap.expansion import KeyMap
+from lorabake.planning.layout import names_for
+from lorabake.reference.survival import survival
+from lorabake.sources.family import identify
 from lorabake.tensors.checkpoint import open_checkpoint
 from tests import builders as b
 
@@ -94,3 +98,104 @@ def test_a_tensor_of_unknown_meaning_is_refused(tmp_path: Path) -> None:
     path = b.recipe(tmp_path, base="base.safetensors", loras=[], output={"path": "out", "layout": "diffusers"})
     with pytest.raises(LorabakeError, match=r"belong to no component.*depth_model\.conv\.weight"):
         plan(load_recipe(path))
+
+
+# -- verification --------------------------------------------------------------------------------------------
+
+
+def lora_on_all(path: Path, base: Path, **options: object) -> None:
+    """Write a LoRA on every matrix and kernel of a base, by diffusers' names."""
+    tensors = open_checkpoint(base).tensors
+    key_map = KeyMap.expand(identify(tensors), tensors)
+    modules = {}
+    for component in (key_map.component(name) for name in key_map.placed):
+        layout = names_for(component, "diffusers")[0].name
+        for name, module in key_map.modules_in(component.name, layout).items():
+            shape = module.views["weight"].shape if "weight" in module.views else ()
+            if len(shape) > 1 and not name.rpartition(".")[2].isdigit() and "embed" not in name:
+                flat = component.flat[0] + name.replace(".", "_")
+                modules[flat] = b.lora(shape, seed=len(modules), alpha=1.0, **options)  # type: ignore[arg-type]
+    assert len(modules) > 20
+    b.kohya(path, modules)
+
+
+def baked_into(folder: Path, family: str, layout: str, *, dora: str | None = None, **fields: object) -> Path:
+    """Bake a LoRA into a base in the other layout; return the recipe."""
+    b.save(folder / "base.safetensors", getattr(b, family)())
+    base = "base.safetensors"
+    if layout == "single":
+        base = to(folder, base, "base", "diffusers").name
+    lora_on_all(folder / "lora.safetensors", folder / base, dora=dora)
+    path = "out" if layout == "diffusers" else "out.safetensors"
+    output = {"path": path, "layout": layout, **fields.pop("output", {})}  # type: ignore[dict-item]
+    recipe = b.recipe(folder, base=base, **{"loras": ["lora.safetensors"], **fields, "output": output})
+    b.run(recipe)
+    return recipe
+
+
+WEIGHTS = [VerifyOptions(stages=["structure", stage]) for stage in ("weights", "quick")]
+
+
+@pytest.mark.parametrize("dora", [None, "row"])
+@pytest.mark.parametrize("layout", ["diffusers", "single"])
+@pytest.mark.parametrize("family", GONE)
+def test_a_converted_bake_is_proved(tmp_path: Path, family: str, layout: str, dora: str | None) -> None:
+    recipe = baked_into(tmp_path, family, layout, dora=dora)
+    for options in WEIGHTS:
+        b.assert_right(verify(recipe, options=options))
+
+
+@pytest.mark.parametrize(
+    "output", [{"dtype": "bfloat16", "allow_loss": True}, {"dtype": "float16", "rounding": "stochastic"}], ids=str
+)
+def test_a_dtype_and_drawn_rounding_are_those_of_the_base_layout(tmp_path: Path, output: dict[str, object]) -> None:
+    """A value is rounded by its place in the base, so that it is the same in every layout."""
+    recipe = baked_into(tmp_path, "sdxl", "diffusers", output=output)
+    b.assert_right(verify(recipe, options=WEIGHTS[0]))
+    plain = {**output, "path": "plain.safetensors"}
+    b.run(b.recipe(tmp_path, base="base.safetensors", loras=["lora.safetensors"], output=plain))
+    assert_equal(values(to(tmp_path, "plain.safetensors", "later", "diffusers")), values(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("stage", ["weights", "quick"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "unet/down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.weight",
+        "text_encoder_2/text_model.encoder.layers.0.self_attn.k_proj.weight",  # rows of a tensor of the base
+        "text_encoder_2/text_projection.weight",  # turned
+        "vae/decoder.mid_block.attentions.0.to_q.weight",
+    ],
+)
+def test_one_wrong_value_is_found(tmp_path: Path, stage: str, key: str) -> None:
+    recipe = baked_into(tmp_path, "sdxl", "diffusers")
+    folder, _, name = key.partition("/")
+    (path,) = (tmp_path / "out" / folder).glob("*.safetensors")
+    tensors, metadata = load_file(path), b.header(path)[1]
+    tensors[name][3, 1] += 4
+    save_file(tensors, path, metadata)
+    found = verify(recipe, options=VerifyOptions(stages=[stage]))
+    assert not found.is_true
+    (wrong,) = {each.key for each in found.tensors if each.what != "applied"}
+    targets = {target.key: target for file in plan(load_recipe(recipe)).files for target in file.targets}
+    assert targets[key].source.keys == (wrong,)
+
+
+@pytest.mark.parametrize("stage", ["weights", "quick"])
+def test_exchanged_tensors_are_found(tmp_path: Path, stage: str) -> None:
+    recipe = baked_into(tmp_path, "sdxl", "diffusers", loras=[], output={"dtype": "keep"})
+    (path,) = (tmp_path / "out" / "text_encoder_2").glob("*.safetensors")
+    tensors, metadata = load_file(path), b.header(path)[1]
+    one, other = (f"text_model.encoder.layers.1.self_attn.{name}_proj.weight" for name in "qk")
+    tensors[one], tensors[other] = tensors[other], tensors[one]
+    save_file(tensors, path, metadata)
+    assert not verify(recipe, options=VerifyOptions(stages=[stage])).is_true
+
+
+def test_what_a_coarse_output_keeps_is_estimated(tmp_path: Path) -> None:
+    recipe = baked_into(tmp_path, "sdxl", "diffusers", output={"dtype": "bfloat16", "allow_loss": True})
+    kept = survival(plan(load_recipe(recipe)))
+    plain = {"path": "plain.safetensors", "dtype": "bfloat16"}
+    path = b.recipe(tmp_path, base="base.safetensors", loras=["lora.safetensors"], output=plain)
+    assert kept == survival(plan(load_recipe(path)))
+    assert 0.5 < kept[0] < 1.5

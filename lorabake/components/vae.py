@@ -7,7 +7,12 @@ The LDM code numbers the decoder's levels from the output, diffusers from the in
 from lorabake.keymap.table import Component, Has, Layout, Row
 
 BLOCK = (Row(("nin_shortcut", "conv_shortcut")),)
+# Until version 0.16, diffusers wrote the attention by other names, which it still reads. Of two rows the last counts.
 ATTENTION = (
+    Row(("q", "query"), kernels=("ldm",)),
+    Row(("k", "key"), kernels=("ldm",)),
+    Row(("v", "value"), kernels=("ldm",)),
+    Row(("proj_out", "proj_attn"), kernels=("ldm",)),
     Row(("norm", "group_norm")),
     Row(("q", "to_q"), kernels=("ldm",)),
     Row(("k", "to_k"), kernels=("ldm",)),

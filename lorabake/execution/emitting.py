@@ -50,13 +50,36 @@ class Emitter:
         if flat.is_cpu and dtype is flat.dtype and weight.is_contiguous():
             return flat
         if target.rounding_seed is not None:
-            numbers = drawn(target.rounding_seed, target.key, start * weight.shape[1], flat)
-            flat = round_by(numbers, flat, dtype)
+            flat = round_by(_numbers(target, weight, start, target.rounding_seed), flat, dtype)
         if flat.dtype is torch.float64 and dtype.itemsize <= 2 and dtype.is_floating_point:
             flat = rounded_to_odd(flat)
         if not dtype.is_floating_point:
             flat = flat.round()
         return self._lane.fetch(flat, dtype)
+
+
+def _numbers(target: Target, weight: torch.Tensor, start: int, seed: int) -> torch.Tensor:
+    """Draw the numbers that round rows of a target from `start`, by the places that the values have in the base.
+
+    So a value is the same in every layout.
+    """
+    if target.is_direct:
+        return drawn(seed, target.key, start * weight.shape[1], weight.reshape(-1))
+    stop, width = start + len(weight), weight.shape[1]
+    if target.source.transpose:  # a column of the target is a row of the base
+        rows = [
+            drawn(seed, span.key, row * target.source.rows + start, weight[:, 0])
+            for span in target.source.spans()
+            for row in range(span.stored.start, span.stored.stop)
+        ]
+        return torch.stack(rows, dim=1).reshape(-1)
+    pieces = []
+    for span in target.source.spans():
+        first, last = max(start, span.own.start), min(stop, span.own.stop)
+        if first < last:
+            place = span.stored.start + first - span.own.start
+            pieces.append(drawn(seed, span.key, place * width, weight[first - start : last - start].reshape(-1)))
+    return torch.cat(pieces)
 
 
 def _refuse(

@@ -107,8 +107,17 @@ class Layout:
 
     @property
     def is_of_files(self) -> bool:
-        """Tell whether a single file may have the component in this layout, below a prefix or alone."""
-        return any(not prefix.endswith("/") for prefix in self.prefixes)
+        """Tell whether single files have the component in this layout."""
+        return bool(self._of_files)
+
+    @property
+    def _of_files(self) -> tuple[str, ...]:
+        """List the prefixes in single files; one that only repeats the folder's name is some script's."""
+        folders = [prefix.removesuffix("/") for prefix in self.prefixes if prefix.endswith("/")]
+        if not folders:
+            return self.prefixes
+        scripts = ("", *(f"{folder}." for folder in folders))
+        return tuple(prefix for prefix in self.prefixes if not prefix.endswith("/") and prefix not in scripts)
 
     @property
     def folder(self) -> str:
@@ -119,7 +128,7 @@ class Layout:
         """Return what a single file puts before the names of a component that is `alone` in it, or not."""
         if alone and (self.alone is not None or "" in self.prefixes):
             return self.alone or ""
-        return next(prefix for prefix in self.prefixes if not prefix.endswith("/"))
+        return self._of_files[0]
 
 
 @dataclass(frozen=True, slots=True)

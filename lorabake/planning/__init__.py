@@ -66,6 +66,11 @@ class Plan:
         return self.layout.is_folder
 
     @property
+    def variant(self) -> str | None:
+        """Name the variant that the output's files have in their names, as the base's do."""
+        return None if self.layout.is_converted else self.sources.recipe.base.variant
+
+    @property
     def size(self) -> int:
         """Count the bytes of all files with weights."""
         return sum(len(file.header()) + file.data_size for file in self.files)
@@ -117,6 +122,44 @@ def plan(sources: Sources, output: str | Path | None = None) -> Plan:
     layout = layout_of(sources)
     patches, ledgers = _match(sources)
     embeddings = tuple(embeddings_of(sources, path, ledgers))
+    return _planned(sources, path, layout, patches, ledgers, embeddings)
+
+
+def in_base_layout(converted: Plan) -> Plan:
+    """Plan the same values in the base's own layout, without what the converted output leaves out.
+
+    Return a plan that is not converted as it is. No output is written by what this returns: its path is no output's.
+    """
+    if not converted.layout.is_converted:
+        return converted
+    recipe = converted.sources.recipe
+    recipe = recipe.model_copy(update={"output": recipe.output.model_copy(update={"layout": "keep"})})
+    sources = replace(converted.sources, recipe=recipe)
+    layout = layout_of(sources)
+    ending = "" if layout.is_folder else ".safetensors"
+    path = converted.path.with_name(f"{converted.path.stem}.in_base_layout{ending}")
+    patches = tuple(sorted(converted.patches, key=lambda patch: patch.number))
+    whole = _planned(sources, path, layout, patches, converted.ledgers, converted.embeddings)
+    kept = {key for file in converted.files for target in file.targets for key in target.source.keys}
+
+    def is_kept(target: Target) -> bool:
+        return not kept.isdisjoint(target.source.keys)
+
+    return replace(
+        whole,
+        files=tuple(replace(file, targets=tuple(filter(is_kept, file.targets))) for file in whole.files),
+        steps=tuple(step for step in whole.steps if all(map(is_kept, step.targets))),
+    )
+
+
+def _planned(
+    sources: Sources,
+    path: Path,
+    layout: OutputLayout,
+    patches: tuple[Patch, ...],
+    ledgers: tuple[Ledger, ...],
+    embeddings: tuple[Embedding, ...],
+) -> Plan:
     touched = touched_by(patches)
     check_rows(sources, touched)
     storage = storage_of(sources, touched)

@@ -99,11 +99,9 @@ def names_for(component: Component, form: str) -> tuple[Names, ...]:
 
 
 def has_both(component: Component) -> bool:
-    """Tell whether a table names a component in files and in folders, or names the same in both on good grounds."""
+    """Tell whether a component's table says what it is called in files and in folders."""
     files, folders = (names_for(component, form) for form in ("single", "diffusers"))
-    if not files or not folders:
-        return False
-    return bool(component.rows or (files[0] == folders[0] and files[0].needs))
+    return bool(files and folders and (component.rows or files[0].needs))
 
 
 def single_names(component: Component) -> tuple[str, ...]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,15 +35,27 @@ TINIEST = np.float32(2.0**-136)
 """What the smallest float16 becomes by the shift."""
 
 
-class Files:
-    """Hold files open and read them from any thread."""
+class Woven(Protocol):
+    """Be a file that does not exist: its bytes are gathered from others."""
 
-    def __init__(self) -> None:
+    def fill(self, files: Files, start: int, into: Bytes) -> None:
+        """Fill an array with the bytes from `start`."""
+
+
+class Files:
+    """Hold files open and read them from any thread; `woven` are files that are gathered from others, by path."""
+
+    def __init__(self, woven: Mapping[Path, Woven] | None = None) -> None:
         self._fds: dict[Path, int] = {}
+        self._woven = dict(woven or {})
         self._lock = threading.Lock()
 
     def raw(self, path: Path, start: int, count: int) -> bytes:
         """Return `count` bytes from `start`; raise FileError if the file has become shorter."""
+        if path in self._woven:
+            gathered = np.empty(count, np.uint8)
+            self.fill(path, start, gathered)
+            return gathered.tobytes()
         data = self._pread(path, count, start)
         while len(data) < count:
             more = self._pread(path, count - len(data), start + len(data))
@@ -53,6 +66,9 @@ class Files:
 
     def fill(self, path: Path, start: int, into: Bytes) -> None:
         """Fill an array with the bytes from `start`; raise FileError if the file has become shorter."""
+        if path in self._woven:
+            self._woven[path].fill(self, start, into)
+            return
         done = 0
         while done < len(into):
             fd = self._opened(path)

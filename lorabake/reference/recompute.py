@@ -13,7 +13,7 @@ import numpy as np
 
 from lorabake.adapters.shapes import matrix
 from lorabake.codecs.codec import WEIGHT
-from lorabake.errors import SurroundingsError
+from lorabake.errors import InternalError
 from lorabake.planning.steps import Result, Step, Target
 from lorabake.reference.arrays import Files
 from lorabake.reference.codecs import EDGE, may_cancel, recoded
@@ -38,7 +38,7 @@ class Recomputation:
         With `some`, yield that many smaller tiles, spread over a tensor whose rows are independent.
         """
         if not all(target.is_direct for target in step.targets):
-            raise SurroundingsError(f"{step.targets[0].key}: this version cannot verify outputs of another layout")
+            raise InternalError(f"{step.targets[0].key} is in another layout, and is recomputed in the base's")
         if step.by_rows:
             yield from self._by_rows(step, some)
         else:

@@ -20,7 +20,7 @@ from lorabake.adapters.dora import MAGNITUDES
 from lorabake.adapters.programs import SCALE_OF_ALPHA_0
 from lorabake.codecs.codec import Stored
 from lorabake.matching.patches import Patch
-from lorabake.planning import Plan
+from lorabake.planning import Plan, in_base_layout
 from lorabake.planning.cautions import no_scale
 from lorabake.planning.steps import Step
 from lorabake.planning.tally import Tally
@@ -50,9 +50,7 @@ def estimate(plan: Plan, tensors: int = SAMPLE, *, reads: bool = True) -> dict[i
     every module what its own tensors tell, such as that they are zeros.
     """
     own: defaultdict[int, dict[int, Step]] = defaultdict(dict)
-    for step in plan.steps:
-        if not all(target.is_direct for target in step.targets):
-            continue  # what is laid out otherwise than the base is not estimated
+    for step in in_base_layout(plan).steps:  # the values are the same in every layout
         for patch in step.patches:
             own[patch.lora][step.number] = step
     with closing(Files()) as files:

@@ -12,14 +12,13 @@ import torch
 from safetensors.torch import load_file
 
 from lorabake import load_recipe, plan
-from lorabake.errors import InternalError, SurroundingsError
+from lorabake.errors import InternalError
 from lorabake.execution.executor import Executor
 from lorabake.keymap.view import Picked, Region, View
 from lorabake.planning import Plan
 from lorabake.planning.steps import Step, Target, can_be_copied, copies_of, steps_of
 from lorabake.reference.arrays import Files
 from lorabake.reference.recompute import Recomputation
-from lorabake.reference.survival import survival
 from tests import builders as b
 from tests.execution import by_hand
 
@@ -172,19 +171,8 @@ def test_what_patches_change_is_never_copied(tmp_path: Path, monkeypatch: pytest
         laid_out(made)
 
 
-def test_the_second_account_says_that_it_knows_no_other_layout(tmp_path: Path) -> None:
+def test_the_second_account_says_that_it_computes_in_the_layout_of_the_base_alone(tmp_path: Path) -> None:
     made = planned(tmp_path, "lora")
     _, steps = laid_out(made)
-    with pytest.raises(SurroundingsError, match="cannot verify outputs of another layout"):
+    with pytest.raises(InternalError, match="another layout"):
         next(Recomputation(Files()).tiles(steps[0]))
-
-
-def test_what_a_coarse_output_keeps_is_not_estimated_in_another_layout(tmp_path: Path) -> None:
-    made = planned(tmp_path, "lora", output={"path": "out.safetensors", "dtype": "bfloat16"})
-    assert survival(made)
-    _, steps = laid_out(made)
-    assert not survival(replace(made, steps=tuple(step for step in steps if not all_direct(step))))
-
-
-def all_direct(step: Step) -> bool:
-    return all(target.is_direct for target in step.targets)

@@ -26,6 +26,7 @@ from lorabake.reference.arrays import Files
 from lorabake.settings import ON_CPU, PROMPTS, STAGES
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint
 from lorabake.tensors.dtypes import DTYPES
+from lorabake.verification.converted import Seen, in_layout_of_base
 from lorabake.verification.findings import Finding, SampleOptions, Samples, Status
 from lorabake.verification.samples.drawing import Artist
 from lorabake.verification.samples.foreign_code import carried
@@ -73,7 +74,8 @@ def prepare(plan: Plan, baked: Path, options: SampleOptions, stack: ExitStack) -
     absent = {"unet", "vae"} - plan.sources.key_map.placed.keys()
     if loop is not None and (absent or not {*TEXT_ENCODERS} & plan.sources.key_map.placed.keys()):
         return lacking("a single network: pictures take a UNet, a VAE and a text encoder")
-    if not speaks and (lost := _unfit(plan, baked)):
+    there = in_layout_of_base(plan, _opened(plan, baked))
+    if not speaks and (lost := _unfit(there)):
         return lacking(f"{lost[0]} and {len(lost) - 1} more tensors are not there in the base's shape")
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise SurroundingsError(
@@ -81,13 +83,13 @@ def prepare(plan: Plan, baked: Path, options: SampleOptions, stack: ExitStack) -
         )
     with _quiet():
         _try_device(options.device or "cpu")
-        files = Files()
+        files = Files(there.woven)
         stack.callback(files.close)
         try:
             if speaks:
                 ready = prepare_texts(plan, baked, prompts, options)
             else:
-                artist = _artist(plan, _opened(plan, baked), loop, files, prompts, options, stack)
+                artist = _artist(there.plan, there.checkpoint, loop, files, prompts, options, stack)
                 artist.check_words()
                 ready = Studio(artist).run
         except (CannotDrawError, SizeUnknownError) as error:
@@ -153,14 +155,15 @@ def _try_device(name: str) -> None:
         raise SurroundingsError(f"device {name!r} cannot be used: {first_line(error)}", f"Try {ON_CPU}.") from None
 
 
-def _unfit(plan: Plan, baked: Path) -> list[str]:
+def _unfit(looked_at: Seen) -> list[str]:
     """List what a network would miss in the checkpoint: weights that are absent or of another shape."""
-    there, owner = seen(_opened(plan, baked)), plan.sources.key_map.owner
-    return [
-        key
-        for key, info in seen(plan.sources.base).items()
-        if key in owner and _is_weight(info) and (key not in there or there[key].shape != info.shape)
-    ]
+    there, sources = seen(looked_at.checkpoint), looked_at.plan.sources
+    wanted = {
+        key: info
+        for key, info in seen(sources.base).items()
+        if key in sources.key_map.owner and key not in looked_at.left_out and _is_weight(info)
+    }
+    return [key for key, info in wanted.items() if key not in there or there[key].shape != info.shape]
 
 
 def _is_weight(weight: Stored) -> bool:
@@ -168,7 +171,7 @@ def _is_weight(weight: Stored) -> bool:
 
 
 def _opened(plan: Plan, baked: Path) -> Checkpoint:
-    return open_checkpoint(baked, plan.sources.recipe.base.variant if baked.is_dir() else None)
+    return open_checkpoint(baked, plan.variant if baked.is_dir() else None)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from lorabake.visible import counted
 def check_structure(plan: Plan, path: Path) -> tuple[list[Finding], Checkpoint | None]:
     """Compare a checkpoint's headers with the planned ones; return no checkpoint if it cannot be read as one."""
     try:
-        baked = open_checkpoint(path, plan.sources.recipe.base.variant if path.is_dir() else None)
+        baked = open_checkpoint(path, plan.variant if path.is_dir() else None)
     except FileError as error:
         return [_unreadable(plan, path, error)], None
     size = sum(header.size for part in baked.parts for header in part.files)

@@ -21,6 +21,7 @@ from lorabake.reference.arrays import Files
 from lorabake.reference.recompute import Recomputation
 from lorabake.reference.survival import is_idle, note_scales, zero_slots
 from lorabake.tensors.checkpoint import Checkpoint
+from lorabake.verification.converted import in_layout_of_base
 from lorabake.verification.findings import Effect, Finding, Status, TensorVerdict
 from lorabake.verification.structure.digests import Digests
 from lorabake.verification.weights.comparing import Comparer, Extent, each_of
@@ -53,8 +54,9 @@ def check_weights(
     `progress` receives counts of bytes, from any thread. Raise FileError where an input or the checkpoint cannot be
     read to its end.
     """
-    with closing(Files()) as files, threadpool_limits(1):
-        return _Check(plan, baked, files, progress).run(sample)
+    seen = in_layout_of_base(plan, baked)
+    with closing(Files(seen.woven)) as files, threadpool_limits(1):
+        return _Check(seen.plan, seen.checkpoint, files, progress).run(sample)
 
 
 class _Check:
@@ -72,7 +74,7 @@ class _Check:
         results.sort(key=lambda each: each.target.key)  # threads finish in any order
         diagnostician = Diagnostician(self.plan, self.comparer.recomputation)
         wrong = [each for each in results if not each.is_right]
-        told, diagnoses = explain_by_settings(self.plan, self.baked, wrong, "weights")
+        told, diagnoses = explain_by_settings(self.comparer, wrong, "weights")
         explained = {each.key for each in diagnoses}
         for result in wrong:
             diagnoses += [] if result.target.key in explained else diagnostician.explain(result)

@@ -14,7 +14,7 @@ from lorabake.documents.names import Figures
 from lorabake.errors import SurroundingsError
 from lorabake.keymap.names import patterns
 from lorabake.machine import default_workers
-from lorabake.planning import Plan
+from lorabake.planning import Plan, in_base_layout
 from lorabake.planning.steps import Step, Target, precision_of
 from lorabake.reference.arrays import Files
 from lorabake.reference.formulas.products import PRODUCTS
@@ -167,7 +167,7 @@ def rehearse(plan: Plan) -> None:
     Raise SurroundingsError for a kind without a formula, or whose formula takes a package that is not installed.
     """
     first: dict[str, Step] = {}
-    for step in plan.steps:
+    for step in in_base_layout(plan).steps:
         for patch in step.patches:
             if patch.kind.name not in PRODUCTS:
                 first.setdefault(patch.kind.name, step)

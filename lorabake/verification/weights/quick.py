@@ -28,6 +28,7 @@ from lorabake.reference.arrays import Files
 from lorabake.reference.formulas.formula import Array
 from lorabake.reference.survival import note_scales
 from lorabake.tensors.checkpoint import Checkpoint
+from lorabake.verification.converted import in_layout_of_base
 from lorabake.verification.findings import Finding, Status
 from lorabake.verification.structure.digests import Digests
 from lorabake.verification.weights import WeightsResult
@@ -56,8 +57,9 @@ def check_quick(
     `progress` receives counts of bytes, from any thread. Raise FileError where an input or the checkpoint cannot be
     read to its end.
     """
-    with closing(Files()) as files, threadpool_limits(1):
-        return _Check(plan, baked, files, progress).run(sample)
+    seen = in_layout_of_base(plan, baked)
+    with closing(Files(seen.woven)) as files, threadpool_limits(1):
+        return _Check(seen.plan, seen.checkpoint, files, progress).run(sample)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ class _Check:
         for lora in [lora for lora, strength in strengths.items() if not strength.is_near]:
             results += self._rows_of(lora, summed)
         wrong = [each for each in results if not each.is_right]
-        by_setting, diagnoses = explain_by_settings(self.plan, self.baked, wrong, "quick")
+        by_setting, diagnoses = explain_by_settings(self.comparer, wrong, "quick")
         explained = {each.key for each in diagnoses}
         diagnoses += [each for some in summed for each in some.diagnoses]
         for some in wrong:

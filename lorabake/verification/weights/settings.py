@@ -7,9 +7,7 @@ such a program is correct under another recipe, and the finding should say so.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
 from lorabake.documents.names import Figures
@@ -19,10 +17,8 @@ from lorabake.matching.patches import Patch
 from lorabake.planning import Plan
 from lorabake.planning import plan as make_plan
 from lorabake.recipe import Lora, Recipe
-from lorabake.reference.arrays import Files
 from lorabake.reference.formulas.products import PRODUCTS
 from lorabake.sources import resolve
-from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.verification.findings import Finding, Status
 from lorabake.verification.weights.causes import Cause, Diagnosis
 from lorabake.verification.weights.comparing import Comparer, Job
@@ -49,23 +45,23 @@ class Setting:
 
 
 def explain_by_settings(
-    plan: Plan, baked: Checkpoint, wrong: Sequence[Comparison], stage: str
+    comparer: Comparer, wrong: Sequence[Comparison], stage: str
 ) -> tuple[list[Finding], list[Diagnosis]]:
     """Find the other setting under which the most wrong tensors are right.
 
     Each setting is planned anew, and skipped if it cannot be planned. Return a diagnosis for each explained tensor.
     """
+    plan = comparer.plan
     concerned = {each.target.key: each for each in wrong if any(map(_has_laws, each.step.patches))}
     if not concerned or plan.sources.recipe.method.name != "sum":
         return [], []
     best: tuple[Setting, set[str]] | None = None
-    with closing(Files()) as files:
-        for setting in _settings(plan, concerned):
-            right = set(_right_under(setting, plan.path, baked, files, concerned))
-            if right and (best is None or len(right) > len(best[1])):
-                best = setting, right
-            if len(right) == len(concerned):
-                break
+    for setting in _settings(plan, concerned):
+        right = set(_right_under(setting, comparer, concerned))
+        if right and (best is None or len(right) > len(best[1])):
+            best = setting, right
+        if len(right) == len(concerned):
+            break
     if best is None:
         return [], []
     setting, keys = best
@@ -120,13 +116,11 @@ def _settings(plan: Plan, concerned: Mapping[str, Comparison]) -> Iterator[Setti
                 yield Setting(recipe.model_copy(update={"compose": compose}), "compose", compose, recipe.compose, ())
 
 
-def _right_under(
-    setting: Setting, path: Path, baked: Checkpoint, files: Files, concerned: Mapping[str, Comparison]
-) -> Iterator[str]:
+def _right_under(setting: Setting, other: Comparer, concerned: Mapping[str, Comparison]) -> Iterator[str]:
     """Yield the keys of tensors that are right under a setting; try some rows first, and give up after failures."""
     try:
-        plan = make_plan(resolve(setting.recipe), path)
-        comparer = Comparer(plan, baked, files, lambda count: None)
+        plan = make_plan(resolve(setting.recipe), other.plan.path)
+        comparer = Comparer(plan, other.baked, other.files, lambda count: None)
         patience = PATIENCE
         for step in plan.steps:
             if not {target.key for target in step.targets} & concerned.keys():
