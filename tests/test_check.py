@@ -194,6 +194,18 @@ def test_warnings_are_annotations_and_names_cannot_forge_one(
     assert all(line.startswith("::warning file=") and "%250A" in line for line in told)
 
 
+def test_a_mismatch_is_annotated_and_printed(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(models, "other.yaml", output={"path": "lora.safetensors"}, loras=[{"path": "copy.safetensors"}])
+    shutil.copy(models / "lora.safetensors", models / "copy.safetensors")
+    assert run("verify", str(path), "--stage", "structure", "--format", "github") == 1
+    printed = capsys.readouterr()
+    assert "Mismatch" in printed.out
+    told = [line for line in printed.err.splitlines() if line.startswith("::")]
+    assert told
+    assert all(line.startswith(f"::error file={path},line=") for line in told)
+    assert any("fail keys" in line for line in told)
+
+
 def test_every_command_has_the_option_and_begins_as_text() -> None:
     for name in commands():
         command = lorabake.get_command(None, name)  # type: ignore[arg-type]

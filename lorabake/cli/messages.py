@@ -75,6 +75,11 @@ class Messages:
             return
         echo(f"{label}{text}", err=True)
 
+    def also(self, level: Level, text: str) -> None:
+        """Annotate what is printed elsewhere, too; as text there is nothing to add."""
+        if self.form == "github":
+            self._annotate(level, (text,))
+
     def _annotate(self, level: Level, lines: Sequence[str]) -> None:
         for place, told in _grouped(lines, self.recipe):
             click.echo(_command(level, place, told), err=True)

@@ -16,6 +16,7 @@ import click
 
 from lorabake.cli import CONTEXT, example, internal_error
 from lorabake.cli.devices import complete_device
+from lorabake.cli.messages import Level, messages
 from lorabake.cli.places import check_apart, files_of
 from lorabake.cli.progress import Bar
 from lorabake.cli.recipe_options import recipe_options
@@ -37,6 +38,9 @@ COLOURS = {
     Status.ERROR: "magenta",
     Status.FAIL: "red",
 }
+LEVELS: dict[Status, Level] = {Status.WARN: "warning", Status.ERROR: "error", Status.FAIL: "error"}
+"""How a finding is annotated in GitHub's jobs."""
+
 VERDICTS = {
     Verdict.VERIFIED: ("green", " is what its recipe says"),
     Verdict.MISMATCH: ("red", " is not what its recipe says"),
@@ -261,6 +265,9 @@ class Told:
             echo(Coloured(stage, bold=True), took)
             for finding in rows:
                 echo(*_line(finding))
+        for finding in rows:
+            if (level := LEVELS.get(finding.status)) is not None:
+                messages.also(level, "".join(_text(part) for part in _line(finding)).strip())
 
     def stopped(self, stages: Sequence[str]) -> str:
         """Say how far the work was when it was stopped; it had changed nothing."""
@@ -289,6 +296,10 @@ def _line(finding: Finding) -> tuple[Part, ...]:
     measured = f": {finding.measured}{limit}" if finding.measured else ""
     note = f" - {finding.note}" if finding.note else ""
     return "  ", status, f" {finding.check.partition('.')[2]:12} {finding.subject}{measured}{note}"
+
+
+def _text(part: Part) -> str:
+    return part.text if isinstance(part, Coloured) else part
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
