@@ -111,9 +111,13 @@ def sd3() -> dict[str, Any]:
         num_attention_heads=2, caption_projection_dim=128, joint_attention_dim=TEXT + TEXT_2,
         pooled_projection_dim=TEXT + TEXT_2, pos_embed_max_size=12, qk_norm="rms_norm", dual_attention_layers=(0,),
     )  # fmt: skip
+    first = clip(projects=True)
+    torch.nn.init.eye_(
+        first.text_projection.weight
+    )  # as published; `from_single_file` puts it there whatever it reads
     return {
         "transformer": transformer, "vae": vae(16, **OWN_VAE), "scheduler": flow(),
-        "text_encoder": clip(projects=True), "text_encoder_2": clip(TEXT_2, projects=True, act="gelu"),
+        "text_encoder": first, "text_encoder_2": clip(TEXT_2, projects=True, act="gelu"),
         "text_encoder_3": t5(TEXT + TEXT_2), "tokenizer": clip_tokenizer(), "tokenizer_2": clip_tokenizer("!"),
         "tokenizer_3": words(),
     }  # fmt: skip

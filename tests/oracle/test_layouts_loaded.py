@@ -23,7 +23,7 @@ pytestmark = [
 
 
 TIED = "encoder.embed_tokens.weight"
-"""T5's second name for its embedding. diffusers' `from_single_file` leaves it without values; published files lack it."""
+"""T5's second name for its embedding. Published files lack it, and `from_single_file` leaves it without values."""
 
 
 @pytest.fixture(scope="module")
