@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from lorabake.artifacts.lock import Lock
+    from lorabake.artifacts.lock import Lock, LockedInput, LockedOutput
     from lorabake.artifacts.locking import Locked, lock
     from lorabake.baking import BakeResult, RunOptions, bake, bake_together, plan
+    from lorabake.documents.names import Figures
     from lorabake.errors import (
         ArgumentError,
+        ChangeLostError,
         FileError,
         InternalError,
         LockError,
@@ -22,77 +24,156 @@ if TYPE_CHECKING:
         TargetError,
         ValueTooLargeError,
     )
+    from lorabake.estimating import Estimate, estimate
     from lorabake.inspection import inspect
-    from lorabake.matching.ledger import Ledger
+    from lorabake.matching.ledger import Counts, Learned, Ledger
     from lorabake.planning import Plan
-    from lorabake.recipe import Recipe, load_recipe
+    from lorabake.planning.cautions import Caution
+    from lorabake.recipe import Base, Lora, Method, Output, Recipe, Source, Verify, load_recipe
+    from lorabake.recipe.given import RecipeKeys, change
+    from lorabake.recipe.models import Rounding
+    from lorabake.report import write_report
     from lorabake.verification import VerifyOptions, verify
-    from lorabake.verification.findings import Finding, SampleOptions, Status, Verdict, Verification
+    from lorabake.verification.findings import (
+        Effect,
+        Environment,
+        Failure,
+        Finding,
+        Identity,
+        Likeness,
+        PromptSample,
+        SampleOptions,
+        Samples,
+        Status,
+        SweepSample,
+        TensorVerdict,
+        TextSample,
+        Verdict,
+        Verification,
+    )
 
 __all__ = [
     "ArgumentError",
     "BakeResult",
+    "Base",
+    "Caution",
+    "ChangeLostError",
+    "Counts",
+    "Effect",
+    "Environment",
+    "Estimate",
+    "Failure",
+    "Figures",
     "FileError",
     "Finding",
+    "Identity",
     "InternalError",
+    "Learned",
     "Ledger",
+    "Likeness",
     "Lock",
     "LockError",
     "Locked",
+    "LockedInput",
+    "LockedOutput",
+    "Lora",
     "LorabakeError",
     "MatchError",
+    "Method",
+    "Output",
     "Plan",
+    "PromptSample",
     "Recipe",
     "RecipeError",
+    "RecipeKeys",
+    "Rounding",
     "RunOptions",
     "SampleOptions",
+    "Samples",
+    "Source",
     "Status",
     "SurroundingsError",
+    "SweepSample",
     "TargetError",
+    "TensorVerdict",
+    "TextSample",
     "ValueTooLargeError",
     "Verdict",
     "Verification",
+    "Verify",
     "VerifyOptions",
     "bake",
     "bake_together",
+    "change",
+    "estimate",
     "inspect",
     "load_recipe",
     "lock",
     "plan",
     "verify",
+    "write_report",
 ]
 
 _HOMES = {
     "ArgumentError": "errors",
     "BakeResult": "baking",
+    "Base": "recipe",
+    "Caution": "planning.cautions",
+    "ChangeLostError": "errors",
+    "Counts": "matching.ledger",
+    "Effect": "verification.findings",
+    "Environment": "verification.findings",
+    "Estimate": "estimating",
+    "Failure": "verification.findings",
+    "Figures": "documents.names",
     "FileError": "errors",
     "Finding": "verification.findings",
+    "Identity": "verification.findings",
     "InternalError": "errors",
+    "Learned": "matching.ledger",
     "Ledger": "matching.ledger",
     "Lock": "artifacts.lock",
     "LockError": "errors",
     "Locked": "artifacts.locking",
+    "LockedInput": "artifacts.lock",
+    "LockedOutput": "artifacts.lock",
+    "Likeness": "verification.findings",
+    "Lora": "recipe",
     "LorabakeError": "errors",
     "MatchError": "errors",
+    "Method": "recipe",
+    "Output": "recipe",
     "Plan": "planning",
+    "PromptSample": "verification.findings",
     "Recipe": "recipe",
     "RecipeError": "errors",
+    "RecipeKeys": "recipe.given",
+    "Rounding": "recipe.models",
     "RunOptions": "baking",
     "SampleOptions": "verification.findings",
+    "Samples": "verification.findings",
+    "Source": "recipe",
     "Status": "verification.findings",
     "SurroundingsError": "errors",
+    "SweepSample": "verification.findings",
     "TargetError": "errors",
+    "TensorVerdict": "verification.findings",
+    "TextSample": "verification.findings",
     "ValueTooLargeError": "errors",
     "Verdict": "verification.findings",
     "Verification": "verification.findings",
+    "Verify": "recipe",
     "VerifyOptions": "verification",
     "bake": "baking",
     "bake_together": "baking",
+    "change": "recipe.given",
+    "estimate": "estimating",
     "inspect": "inspection",
     "load_recipe": "recipe",
     "lock": "artifacts.locking",
     "plan": "baking",
     "verify": "verification",
+    "write_report": "report",
 }
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 from lorabake.errors import ArgumentError
 from lorabake.likeness import nearest
@@ -17,6 +19,56 @@ from lorabake.visible import at_a_glance
 AnyPath: TypeAlias = str | os.PathLike[str]
 
 Wanted = TypeVar("Wanted")
+Called = TypeVar("Called", bound=Callable[..., Any])
+
+DEVICES = {
+    "auto": "automatic default any",
+    "cpu": "host",
+    "cuda": "gpu nvidia amd rocm hip",
+    "xpu": "intel arc",
+    "mps": "metal apple mac",
+}
+"""Device that most people have -> what people call it otherwise."""
+
+
+def well_called(example: str) -> Callable[[Called], Called]:
+    """Turn calls of a function whose arguments do not fit its signature into ArgumentErrors that show an example."""
+
+    def decorated(function: Called) -> Called:
+        signature = inspect.signature(function)
+
+        @wraps(function)
+        def called(*arguments: object, **keywords: object) -> object:
+            try:
+                signature.bind(*arguments, **keywords)
+            except TypeError as error:
+                raise ArgumentError(f"{function.__name__}: {error}", f"Write {example}.") from None
+            return function(*arguments, **keywords)
+
+        return cast(Called, called)
+
+    return decorated
+
+
+def well_made(kind: type[Wanted]) -> type[Wanted]:
+    """Turn wrong calls of a dataclass of options into ArgumentErrors with the nearest name."""
+    make: Callable[..., None] = kind.__init__
+    known = [name for name in inspect.signature(make).parameters if name != "self"]
+
+    @wraps(make)
+    def made(self: object, *arguments: object, **keywords: object) -> None:
+        for unknown in keywords.keys() - known:
+            near = nearest(unknown, known, cutoff=0.5)
+            hint = f", did you mean {near!r}?" if near else ""
+            raise ArgumentError(f"{kind.__name__} has no {unknown!r}{hint}", f"It has {', '.join(known)}.")
+        if len(arguments) > len(known) or not keywords.keys().isdisjoint(known[: len(arguments)]):
+            raise ArgumentError(
+                f"{kind.__name__}: too many arguments", f"Write them with their names: {kind.__name__}({known[0]}=…)."
+            )
+        make(self, *arguments, **keywords)
+
+    kind.__init__ = made  # type: ignore[method-assign]
+    return kind
 
 
 def path_of(value: object, name: str) -> Path:
@@ -27,6 +79,12 @@ def path_of(value: object, name: str) -> Path:
     if not path.strip() or "\0" in path:
         raise _wrong(name, "the path of a file or a folder", value)
     return Path(expanded(path))
+
+
+def paths_of(value: object, name: str) -> tuple[Path, ...]:
+    """Take a path, or several in a list or a tuple."""
+    values = value if isinstance(value, (list, tuple)) else (value,)
+    return tuple(path_of(item, name) for item in values)
 
 
 def whole(value: object, name: str, least: int) -> int:
@@ -99,11 +157,33 @@ def size(value: object, name: str) -> tuple[int, int]:
 
 def device_name(value: object, name: str) -> str | None:
     """Take a device's name, or torch's own object for one."""
-    if value is None or isinstance(value, str):
-        return value
+    if value is None or (isinstance(value, str) and not value):
+        return None
+    if isinstance(value, str):
+        _check_device(value)
+        return str(value)
     if type(value).__module__ == "torch" and type(value).__name__ == "device":
         return str(value)
     raise _wrong(name, "the name of a device, such as 'cpu' or 'cuda:1'", value)
+
+
+def _check_device(device: str) -> None:
+    """Raise ArgumentError for a name that no device has; whether this machine has it is seen when it computes."""
+    kind, colon, number = device.partition(":")
+    if kind in DEVICES and (not colon or number.isdecimal()):
+        return
+    try:
+        import torch
+
+        torch.device(device)  # knows the names of rarer ones, and of those that its plugins bring
+    except RuntimeError:
+        near = next((known for known, words in DEVICES.items() if kind.lower() in {known, *words.split()}), None)
+        near = near or nearest(kind.lower(), [*DEVICES], cutoff=0.7)
+        hint = f", did you mean {near!r}?" if near else ""
+        raise ArgumentError(
+            f"there is no device {at_a_glance(device)}{hint}",
+            f"Give one of {', '.join(DEVICES)}; cuda:1 is the second GPU.",
+        ) from None
 
 
 def yes_or_no(value: object, name: str) -> bool:

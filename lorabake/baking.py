@@ -5,6 +5,7 @@ Each step takes the result of the one before. What a bake is told and what it te
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from lorabake.planning import plan as plan_of
 from lorabake.planning.cautions import Caution, cautions_of, cautions_of_recipe, check_survival
 from lorabake.planning.summary import line_of, tables_of
 from lorabake.progress import NotebookBar, unseen
-from lorabake.recipe.given import WHOLE, Given, OutputGiven, RecipeKeys, recipe_and_path
+from lorabake.recipe.given import EXAMPLE, WHOLE, Given, OutputGiven, RecipeKeys, recipe_and_path, takes_a_recipe
 from lorabake.sources import resolve
 from lorabake.tensors.dtypes import DTYPES
 from lorabake.visible import at_a_glance, counted_as, short_repr, size_of
@@ -29,11 +30,19 @@ from lorabake.writing.inputs import Inputs, check_inputs
 from lorabake.writing.together import Outputs
 
 
+@takes_a_recipe
 def plan(recipe: Given | None = None, output: OutputGiven | None = None, **keys: Unpack[RecipeKeys]) -> Plan:
     """Plan a bake from headers, and from what little else of the inputs decides something.
 
-    `recipe` is the path of a YAML file, a mapping with the same keys, or what `load_recipe` returned; keywords can
-    take its place. `output` overrides a recipe's path. Paths in mappings and keywords start from the current folder.
+    `recipe` is the path of a YAML file, a mapping with the same keys, or what `load_recipe` returned. `output`
+    overrides a recipe's path. Keywords can take the recipe's place:
+
+    - `base`: the checkpoint that LoRAs are baked into.
+    - `loras`: a list of paths and mappings, as in YAML, or a mapping from each path to its strength.
+    - `vae`, `method`, `compose`, `compute_dtype`, `verify`: the other keys of a recipe.
+    - `output`: where the checkpoint goes, or a mapping with `path`, `dtype` and the other keys of a recipe's output.
+
+    Paths in mappings and keywords start from the current folder.
 
     Raise RecipeError for a faulty recipe, FileError for a faulty input, MatchError for a LoRA that does not fit
     whole, TargetError for an output that is an input or of the wrong form.
@@ -50,6 +59,7 @@ def plan(recipe: Given | None = None, output: OutputGiven | None = None, **keys:
     return plan_of(resolve(given), path)
 
 
+@takes_a_recipe
 def bake(
     recipe: Given | Plan | None = None,
     options: RunOptions | None = None,
@@ -59,7 +69,9 @@ def bake(
 ) -> BakeResult:
     """Bake a recipe, or a plan made of one, and return what was written.
 
-    `recipe`, `output` and the other keywords are those of `plan`.
+    `recipe` is the path of a YAML file, a mapping with the same keys, or what `load_recipe` or `plan` returned.
+    `output` overrides a recipe's path. Keywords can take the recipe's place, as in `plan`: `base`, `loras`, `vae`,
+    `method`, `compose`, `compute_dtype`, `verify`, and `output`, which may be a mapping.
 
     Raise a LorabakeError for whatever stops it; then the target is what it was before. A KeyboardInterrupt may also
     come just after the target has become the new one: `RunOptions.done` tells.
@@ -88,6 +100,7 @@ def bake(
     return result
 
 
+@arguments.well_called('bake_together(["one.yaml", "two.yaml"])')
 def bake_together(recipes: Sequence[Given | Plan], options: RunOptions | None = None) -> tuple[BakeResult, ...]:
     """Bake recipes, or plans made of them, on one base side by side; return what was written, in their order.
 
@@ -142,6 +155,7 @@ def bake_together(recipes: Sequence[Given | Plan], options: RunOptions | None = 
     )
 
 
+@arguments.well_made
 @dataclass(frozen=True, slots=True)
 class RunOptions:
     """Say how to bake. Only the device influences bytes: the last bits differ between device classes.
@@ -293,7 +307,11 @@ class BakeResult:
 
 def _run_options(options: RunOptions | None) -> RunOptions:
     """Return the options, or those that count without any; raise ArgumentError for anything else."""
-    return RunOptions() if options is None else arguments.instance(options, RunOptions, "options", "RunOptions(…)")
+    if options is None or isinstance(options, RunOptions):
+        return options or RunOptions()
+    is_lora = isinstance(options, (str, list, dict, os.PathLike))
+    advice = f"Write {EXAMPLE}." if is_lora else "Write options=RunOptions(workers=2)."
+    raise ArgumentError(f"options must be RunOptions(…), not {at_a_glance(options)}", advice)
 
 
 def _check_survival(plan: Plan, warn: Callable[[str], None]) -> dict[int, float]:

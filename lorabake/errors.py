@@ -7,6 +7,7 @@
     ├── LockError                 a recipe's lock: missing, not as it was written, or its inputs are others now
     ├── MatchError                a LoRA does not fit the base: family, names, shapes, slots
     ├── ValueTooLargeError        NaN, infinity or overflow in a baked tensor
+    ├── ChangeLostError           a LoRA most of whose change the output's dtype would lose
     ├── TargetError               the output path: exists, is an input, is being written by another bake
     ├── SurroundingsError         exit 3: disk full, device missing or out of memory, an extra not installed
     └── InternalError             exit 4: lorabake found that it contradicts itself
@@ -77,6 +78,10 @@ class MatchError(LorabakeError):
 
 class ValueTooLargeError(LorabakeError):
     """Report a baked value that the output dtype cannot hold, or that is not a number."""
+
+
+class ChangeLostError(LorabakeError):
+    """Report a LoRA most of whose change would be lost in the output's dtype, unless the recipe allows that."""
 
 
 class TargetError(LorabakeError):

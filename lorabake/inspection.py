@@ -16,7 +16,7 @@ from lorabake.adapters.experts import EXPERTS
 from lorabake.adapters.kind import Kind
 from lorabake.architectures import architectures
 from lorabake.architectures.generic import GENERIC
-from lorabake.arguments import AnyPath, path_of
+from lorabake.arguments import AnyPath, path_of, well_called
 from lorabake.codecs.codec import Stored
 from lorabake.documents import document
 from lorabake.documents.inspect import (
@@ -93,6 +93,7 @@ class Alpha:
     note: str = ""
 
 
+@well_called('inspect("style.safetensors")')
 def inspect(path: AnyPath) -> dict[str, object]:
     """Describe a checkpoint or LoRA, as `lorabake schema inspect` says.
 

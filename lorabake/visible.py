@@ -23,6 +23,9 @@ _IGNORED = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-
 GLANCE = 60
 """About how many letters a value may take in a short form of a record."""
 
+MOST_ITEMS = 5
+"""How many items of a collection are too many for a short form."""
+
 _SHOWN = 3
 
 _brief = reprlib.Repr()
@@ -93,23 +96,40 @@ def counted_as(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
-def at_a_glance(value: object, letters: int = GLANCE) -> str:
-    """Show a value in a few letters: a long collection as how many it holds, a record by its name."""
+def at_a_glance(value: object, letters: int = GLANCE, *, is_outer: bool = True) -> str:
+    """Show a value in a few letters: a long collection as how many it holds, a record and a function by its name.
+
+    What a collection holds is shown without `is_outer`, so that collections in it are counted.
+    """
     if isinstance(value, str):
         text = repr(str(value))
     elif isinstance(value, (Mapping, Sequence, Set)) and not isinstance(value, bytes):
-        is_plain = isinstance(value, tuple) and all(isinstance(part, (int, float)) for part in value)
-        text = (
-            f"({', '.join(map(at_a_glance, value))})"
-            if is_plain and len(value) < 5
-            else f"<{counted_as(len(value), 'item')}>"
-        )
+        counted = f"<{counted_as(len(value), 'item')}>"
+        text = _items(value, letters) if len(value) < MOST_ITEMS and is_outer else counted
+        return text if len(text) <= letters else counted
+    elif callable(value) and not isinstance(value, type) and hasattr(value, "__qualname__"):
+        text = value.__qualname__
     elif isinstance(value, int) and value.bit_length() > 4 * letters:  # Python refuses to write out very long ones
         text = f"a number of {value.bit_length()} bits"
     else:
         text = type(value).__name__ if type(value).__module__.partition(".")[0] == __package__ else repr(value)
     half = letters // 2
     return text if len(text) <= letters else f"{text[:half]}…{text[-half:]}"
+
+
+def _items(value: Mapping[Any, object] | Sequence[object] | Set[object], letters: int) -> str:
+    """Write a small collection with its items."""
+    if isinstance(value, Mapping):
+        pairs = (
+            f"{at_a_glance(key, letters, is_outer=False)}: {at_a_glance(item, letters, is_outer=False)}"
+            for key, item in value.items()
+        )
+        return f"{{{', '.join(pairs)}}}"
+    items = [at_a_glance(item, letters, is_outer=False) for item in value]
+    if isinstance(value, Set):
+        return f"{{{', '.join(sorted(items))}}}"
+    shown = ", ".join(items)
+    return f"({shown}{',' if len(items) == 1 else ''})" if isinstance(value, tuple) else f"[{shown}]"
 
 
 def named_fields(record: object, shown: Iterable[str], letters: int = GLANCE) -> str:

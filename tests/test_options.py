@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lorabake.cli import lorabake
 from lorabake.errors import LorabakeError, RecipeError
 from lorabake.recipe import Recipe, load_recipe, parse_recipe, recipe_of, recipe_schema, values_of
-from lorabake.recipe.changes import moved, with_changes
+from lorabake.recipe.changes import moved, read_change, with_changes
 from lorabake.recipe.options import Options
 from lorabake.recipe.shape import is_path, parts_of
 from lorabake.recipe.types import FILE
@@ -162,7 +162,9 @@ TEXT = "version: 1\nbase: b\nloras: [x, {path: y, strength: {unet: 1}}]\noutput:
 
 def changed(*changes: str, here: str = "/models", text: str = TEXT) -> Recipe:
     folder = Path("/models")
-    return recipe_of(with_changes(read_values(text, "recipe.yaml"), changes, Path(here), folder), folder)
+    return recipe_of(
+        with_changes(read_values(text, "recipe.yaml"), map(read_change, changes), Path(here), folder), folder
+    )
 
 
 @pytest.mark.parametrize(

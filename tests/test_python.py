@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import types
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from html.parser import HTMLParser
@@ -235,6 +236,62 @@ def test_every_public_name_has_a_docstring_of_its_own(name: str) -> None:
     assert not told.startswith(name), "a dataclass's own signature is no docstring"
 
 
+INNER = {
+    "verify": {"recipe"},
+    "Plan": {"sources", "files", "copies", "steps", "embeddings", "patches"},
+    "Learned": {"vectors"},
+}
+"""What the workings of a bake are made of: no caller needs their types."""
+
+
+def hinted(public: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what a function takes and returns, or what a class holds and what its methods give, with their types."""
+    names = {"Plan": lorabake.Plan, "BaseModel": BaseModel, "Pixels": np.ndarray}
+    if not isinstance(public, type):
+        yield from typing.get_type_hints(inspect.unwrap(public), localns=names).items()
+        return
+    yield from typing.get_type_hints(public, localns=names).items()
+    for name, value in vars(public).items():
+        method = value.fget if isinstance(value, property) else value
+        if not name.startswith("_") and inspect.isfunction(method) and not name.startswith("model_"):
+            yield from ((name, kind) for kind in typing.get_type_hints(method, localns=names).values())
+
+
+def own_types(kind: Any) -> Iterator[type]:
+    """Yield the classes of lorabake's that a type is made of; a protocol is no class that anybody makes."""
+    if isinstance(kind, type) and kind.__module__.startswith("lorabake") and not getattr(kind, "_is_protocol", False):
+        yield kind
+    for part in typing.get_args(kind):
+        for inner in part if isinstance(part, list) else [part]:
+            yield from own_types(inner)
+
+
+@pytest.mark.parametrize("name", lorabake.__all__)
+def test_every_type_that_a_public_name_takes_or_gives_is_public(name: str) -> None:
+    hidden = {
+        f"{part}: {kind.__qualname__}"
+        for part, kinds in hinted(getattr(lorabake, name))
+        if part not in INNER.get(name, set()) and not part.startswith("_")
+        for kind in own_types(kinds)
+        if getattr(lorabake, kind.__name__, None) is not kind
+    }
+    assert not hidden, "export it in lorabake/__init__.py, or say in INNER that no caller needs it"
+
+
+def test_the_api_page_shows_every_public_name() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
+    shown = re.findall(r"^::: lorabake\.(\w+)$", page, re.MULTILINE)
+    assert sorted(shown) == sorted(lorabake.__all__)
+
+
+@pytest.mark.parametrize("name", ["bake", "plan", "verify", "estimate"])
+def test_help_names_the_keywords_that_take_a_recipe_s_place(name: str) -> None:
+    keys = [*lorabake.RecipeKeys.__annotations__]
+    shown = inspect.signature(getattr(lorabake, name)).parameters
+    assert [*shown][-len(keys) :] == keys
+    assert {key for key in keys if f"`{key}`" not in (lorabake.plan.__doc__ or "")} == {"version"}
+
+
 # -- the examples in docstrings ---------------------------------------------------------------------------
 
 
@@ -264,7 +321,7 @@ def examples() -> dict[str, doctest.DocTest]:
 
 @pytest.mark.parametrize("name", sorted(examples()))
 def test_examples_in_docstrings_are_true(workplace: Path, name: str) -> None:
-    if name.startswith("verify"):
+    if name in ("verify", "write_report"):
         lorabake.bake("recipe.yaml")
     report: list[str] = []
     doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(examples()[name], out=report.append, clear_globs=False)
@@ -272,7 +329,10 @@ def test_examples_in_docstrings_are_true(workplace: Path, name: str) -> None:
 
 
 def test_what_people_call_first_has_an_example() -> None:
-    assert {"bake", "plan", "verify", "inspect", "load_recipe", "RunOptions", "VerifyOptions"} <= examples().keys()
+    assert {
+        *("bake", "plan", "estimate", "verify", "write_report", "inspect", "load_recipe", "change"),
+        *("RunOptions", "VerifyOptions"),
+    } <= examples().keys()
 
 
 # -- three ways to give a recipe --------------------------------------------------------------------------
@@ -364,6 +424,68 @@ def test_lists_become_tuples_and_numbers_python_s_own() -> None:
     assert lorabake.SampleOptions(size=64).sides == (64, 64)
 
 
+# -- a baked file alone, what changes, what survives, reports ---------------------------------------------
+
+
+def test_a_baked_file_is_verified_without_its_recipe(workplace: Path) -> None:
+    options = lorabake.VerifyOptions(stages=["structure", "weights"])
+    lorabake.bake("recipe.yaml")
+    (workplace / "away").mkdir()
+    (workplace / "out.safetensors").rename(workplace / "away" / "baked.safetensors")
+    for verification in (
+        lorabake.verify("away/baked.safetensors", options=options),
+        lorabake.verify(baked=Path("away/baked.safetensors"), options=options),
+        lorabake.verify("away/baked.safetensors", inputs=workplace, options=options),
+    ):
+        assert verification.is_true
+        assert verification.baked.name == "baked.safetensors"
+    other = lorabake.verify(
+        "away/baked.safetensors", base="base.safetensors", loras={"lora.safetensors": 0.5}, options=options
+    )
+    assert other.verdict is lorabake.Verdict.MISMATCH
+    with pytest.raises(lorabake.FileError, match=r"holds no recipe.*\n.*lorabake\.verify\(recipe, baked\)"):
+        lorabake.verify("base.safetensors", options=options)
+    with pytest.raises(lorabake.FileError, match=r"inputs of its recipe are not in .*away: (.|\n)*inputs=\["):
+        lorabake.verify("away/baked.safetensors", inputs="away", options=options)
+    with pytest.raises(ArgumentError, match="Leave inputs out"):
+        lorabake.verify("recipe.yaml", inputs="away", options=options)
+
+
+def test_a_changed_recipe_is_another_one(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = lorabake.load_recipe("recipe.yaml")
+    (workplace / "elsewhere").mkdir()
+    monkeypatch.chdir(workplace / "elsewhere")
+    paths = {"output.path": "new.safetensors", "loras.0.blocks.*": np.float32(2)}
+    changed = lorabake.change(recipe, {"loras.0.strength": {"unet": 0.5, "text_encoder": 0}, **paths})
+    assert recipe.loras[0].strength == 1
+    assert changed.loras[0].strength == {"unet": 0.5, "text_encoder": 0}
+    assert changed.loras[0].blocks == {"*": 2}
+    assert lorabake.plan(changed).path == workplace / "elsewhere" / "new.safetensors"
+    assert parse_recipe(changed.text or "", workplace).model_dump() == changed.model_dump()
+    assert lorabake.change(changed, {}).model_dump() == changed.model_dump()
+
+
+def test_an_estimate_is_what_the_command_prints(workplace: Path) -> None:
+    estimate = lorabake.estimate("recipe.yaml", output="other.safetensors")
+    assert estimate.plan.path.name == "other.safetensors"
+    assert estimate.survival == {0: pytest.approx(1, abs=0.01)}
+    coarse = {key: tensor.bfloat16() for key, tensor in builders.sd1().items()}
+    builders.save(workplace / "base.safetensors", coarse)
+    weak = lorabake.estimate(lorabake.plan(lorabake.change("recipe.yaml", {"loras.0.strength": 1e-6})))
+    assert weak.survival == {0: pytest.approx(0, abs=0.01)}
+    assert [caution.check for caution in weak.cautions] == ["resolution"]
+    with pytest.raises(lorabake.ChangeLostError):
+        lorabake.bake(weak.plan)
+
+
+def test_a_report_is_written_with_all_its_forms(workplace: Path) -> None:
+    lorabake.bake("recipe.yaml")
+    found = lorabake.verify("recipe.yaml", options=lorabake.VerifyOptions(stages=["structure"]))
+    files = lorabake.write_report(found, "report")
+    assert files.keys() == {"html", "json", "junit", "markdown"}
+    assert all((workplace / path).is_file() for path in files.values())
+
+
 # -- wrong arguments --------------------------------------------------------------------------------------
 
 ENDLESS: list[object] = []
@@ -420,6 +542,49 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "a module": (lambda: bake(base=np), "base: base must be"),
     "a function": (lambda: bake(verify=len), "verify: verify must be a mapping"),
     "an array": (lambda: bake(loras=np.zeros(3)), "loras: loras must be a list"),
+    "a base and LoRAs without names": (
+        lambda: lorabake.bake("base.safetensors", ["a"], "out"),  # type: ignore[call-arg, arg-type]
+        'bake: too many positional arguments\nWrite bake("recipe.yaml"), bake({"base": …, …}), or bake(base=…',
+    ),
+    "a base and LoRAs without an output": (
+        lambda: lorabake.bake("base.safetensors", ["a"]),  # type: ignore[arg-type]
+        "options must be RunOptions(…), not ['a']\nWrite bake(",
+    ),
+    "too much to plan": (lambda: lorabake.plan("b", "l", "o"), "plan: too many positional"),  # type: ignore[call-arg]
+    "nothing to inspect": (lambda: lorabake.inspect(), "missing a required argument: 'path'"),  # type: ignore[call-arg]
+    "a strange keyword": (
+        lambda: lorabake.load_recipe("r", folder="f"),  # type: ignore[call-arg]
+        "unexpected keyword argument 'folder'",
+    ),
+    "an option that there is not": (
+        lambda: lorabake.RunOptions(worker=2),  # type: ignore[call-arg]
+        "RunOptions has no 'worker', did you mean 'workers'?",
+    ),
+    "options without names": (
+        lambda: lorabake.VerifyOptions(*range(20)),  # type: ignore[arg-type]
+        "VerifyOptions: too many arguments",
+    ),
+    "a device by another name": (lambda: lorabake.RunOptions(device="gpu"), "no device 'gpu', did you mean 'cuda'?"),
+    "a device that nothing has": (
+        lambda: lorabake.SampleOptions(device="banana"),
+        "there is no device 'banana'\nGive one of auto, cpu, cuda, xpu, mps",
+    ),
+    "a recipe's value is set": (
+        lambda: setattr(lorabake.load_recipe("recipe.yaml").loras[0], "strength", 0.5),
+        "its strength cannot be set\nMake another: lorabake.change(recipe, {'loras.0.strength': 0.5}).",
+    ),
+    "a recipe by its class": (lambda: lorabake.Recipe(base=3), "Recipe: version: Field required"),  # type: ignore[call-arg, arg-type]
+    "changes as a text": (lambda: lorabake.change("recipe.yaml", "a=1"), "changes must be"),  # type: ignore[arg-type]
+    "a change without a LoRA": (
+        lambda: lorabake.change("recipe.yaml", {"strength": 0.5}),
+        "changes['strength']: say which LoRA: 'loras.0.strength': 0.5",
+    ),
+    "a change of a wrong type": (
+        lambda: lorabake.change("recipe.yaml", {"loras.0.strength": "x"}),
+        "changes['loras.0.strength']: strength must be",
+    ),
+    "a change of no key": (lambda: lorabake.change("recipe.yaml", {"loras..": 1}), "'loras..' is no key"),
+    "no report's verification": (lambda: lorabake.write_report("v", "r"), "must be what verify returned"),  # type: ignore[arg-type]
     "workers 0": (lambda: lorabake.RunOptions(workers=0), "workers must be a whole number, 1 or more, not 0"),
     "workers as text": (lambda: lorabake.RunOptions(workers="2"), "workers must be"),  # type: ignore[arg-type]
     "workers as True": (lambda: lorabake.RunOptions(workers=True), "workers must be"),

@@ -168,8 +168,10 @@ class TestGrammar:
         assert "[width, height]" in message(SHORT + f"verify: {{prompts: [a], size: {size}}}")
 
     def test_recipes_are_frozen(self) -> None:
-        with pytest.raises(ValueError, match="frozen"):
-            parse(SHORT).output.path = "other"  # type: ignore[misc]
+        with pytest.raises(ArgumentError, match=r"change\(recipe, {'output.path': 'other'}\)"):
+            parse(SHORT).output.path = "other"
+        with pytest.raises(ArgumentError, match="its strength cannot be removed"):
+            del parse(SHORT).loras[0].strength
 
 
 class TestScalars:

@@ -42,7 +42,7 @@ LAYERS = (
     ("artifacts",),
     ("verification",),
     ("baking", "checking"),
-    ("report",),
+    ("estimating", "report"),
     ("inspection",),
     ("cli",),
 )

@@ -6,6 +6,7 @@ Read headers only, without torch; tensors only with --estimate.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -17,8 +18,7 @@ from lorabake.cli.recipe_options import recipe_options, save_option
 from lorabake.cli.saving import check_saved, save_recipe
 from lorabake.cli.show import LABEL, ledger_lines, shown, survives
 from lorabake.cli.terminal import echo, echo_json
-from lorabake.planning.cautions import cautions_of, cautions_of_recipe
-from lorabake.planning.tally import Tally
+from lorabake.planning.cautions import cautions_of_recipe
 from lorabake.recipe.options import Options
 from lorabake.visible import size_of
 
@@ -50,13 +50,13 @@ def plan(said: Options, output: Path | None, as_json: bool, estimate: bool) -> N
     """
     made = make_plan(said.recipe(), output)
     check_saved(said.save, made)
-    tallies: dict[int, Tally] = {}
+    shares: Mapping[int, float] = {}
+    warnings = tuple(cautions_of_recipe(made))
     if estimate:
-        from lorabake.reference.survival import estimate as estimated
+        from lorabake.estimating import estimate as estimated
 
-        tallies = estimated(made)
-    shares = {lora: share for lora, tally in tallies.items() if (share := tally.survival) is not None}
-    warnings = [*cautions_of_recipe(made), *cautions_of(made, tallies)]
+        known = estimated(made)
+        shares, warnings = known.survival, known.cautions
     folder = next(path for path in (made.path.parent, *made.path.parents) if path.exists())
     free = shutil.disk_usage(folder).free
     save_recipe(said.save, made)

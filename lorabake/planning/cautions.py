@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from lorabake.documents.names import NO_FIGURES, Figures, WarningName
-from lorabake.errors import MatchError, ValueTooLargeError
+from lorabake.errors import ChangeLostError, MatchError
 from lorabake.matching.ledger import RANK_0
 from lorabake.planning import Plan
 from lorabake.planning.tally import Tally
@@ -87,19 +87,19 @@ def cautions_of(plan: Plan, tallies: Mapping[int, Tally], *, whole: bool = True)
 def fading(lora: str, share: float) -> Caution:
     """Return the warning that an output's dtype keeps too little of a LoRA's change."""
     note = f"{percent(share)} of its change survives the output's dtype"
-    figures = Figures(max(share, 0.0), FADES, "share")
-    return Caution("resolution", lora, f"{max(share, 0.0):.1%}", f"{FADES:.0%}", note, figures)
+    figures = Figures(share, FADES, "share")
+    return Caution("resolution", lora, f"{share:.1%}", f"{FADES:.0%}", note, figures)
 
 
 def check_survival(plan: Plan, shares: Mapping[int, float]) -> list[str]:
-    """Return warnings about LoRAs that fade; raise ValueTooLargeError if most of one would be lost unasked.
+    """Return warnings about LoRAs that fade; raise ChangeLostError if most of one would be lost unasked.
 
     `shares` are the surviving shares by the LoRA's number.
     """
     names = [lora.name for lora in plan.sources.loras]
     lost = [lora for lora, share in shares.items() if share < VANISHES]
     if lost and not plan.sources.recipe.output.allow_loss:
-        raise ValueTooLargeError(
+        raise ChangeLostError(
             f"LoRA {names[lost[0]]!r}: only {shares[lost[0]]:.0%} of its change would survive the output's dtype",
             "Choose a finer output.dtype, or set output.allow_loss: true. Nothing was written.",
         )
@@ -116,7 +116,7 @@ def no_scale(lora: str, key: str, alpha: float) -> MatchError:
 
 def percent(share: float) -> str:
     """Write an estimated share in words."""
-    return f"about {max(share, 0.0):.1%}"
+    return f"about {share:.1%}"
 
 
 def cautions_of_recipe(plan: Plan, digests: Mapping[str, str] | None = None) -> Iterator[Caution]:

@@ -46,8 +46,13 @@ class Tally:
 
     @property
     def survival(self) -> float | None:
-        """Return the share of the due change that arrived; None if none was due."""
-        return self.arrived / self.due if self.due > 0 and isfinite(self.arrived) else None
+        """Return the share of the due change that arrived, between 0 and 1; None if none was due.
+
+        A projection can lie a little beyond both, where rounding went by chance with the change or against it.
+        """
+        if not (self.due > 0 and isfinite(self.arrived)):
+            return None
+        return min(self.arrived / self.due, 1.0) if self.arrived > 0 else 0.0
 
     @property
     def size(self) -> float:

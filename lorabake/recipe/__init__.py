@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from lorabake.arguments import AnyPath, path_of
+from lorabake.arguments import AnyPath, path_of, well_called
 from lorabake.errors import FileError, RecipeError, SurroundingsError, lines_of
 from lorabake.machine import OF_THE_MACHINE, why
 from lorabake.paths import missing
@@ -44,6 +44,7 @@ MAX_FAULTS = 20
 """Most faults of a recipe that one error lists."""
 
 
+@well_called('load_recipe("recipe.yaml")')
 def load_recipe(path: AnyPath) -> Recipe:
     """Read a recipe file; paths in it are relative to the folder it lies in.
 

@@ -1,38 +1,55 @@
 """Change single values of a recipe before it is checked, as `--set loras.0.strength=0.6` does.
 
-A changed value has the option as its spot, so that the recipe's own checks name the option.
+A changed value has the option as its spot, or the entry of a mapping in Python. So the recipe's own checks name it.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from lorabake.errors import RecipeError
 from lorabake.recipe.shape import is_list, is_path, known_keys, parts_of, short_key
 from lorabake.recipe.values import Place, Values, read_value
 from lorabake.recipe.words import Fault, Spot, found, quoted
+from lorabake.settings import SET
 
 SYNTAX = "write KEY=VALUE, as in --set loras.0.strength=0.6"
 
 
-def with_changes(values: Values, changes: Iterable[str], here: Path, folder: Path | None) -> Values:
-    """Apply texts such as loras.0.strength=0.6 in their order.
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Hold a new value for a key such as loras.0.strength, as it was written, and where."""
+
+    key: str
+    value: Values
+    text: str
+    spot: Spot
+
+
+def read_change(text: str) -> Change:
+    """Read an option's text such as loras.0.strength=0.6."""
+    key, equals, value = text.partition("=")
+    key, value = key.strip(), value.strip()
+    spot = Spot(f"--set {text if len(text) <= 80 else text[:79] + '…'}")
+    if not equals or not all(key.split(".")):
+        raise RecipeError(Fault(spot, SYNTAX).line)
+    return Change(key, read_value(value, f"--set {key}"), value, spot)
+
+
+def with_changes(values: Values, changes: Iterable[Change], here: Path, folder: Path | None) -> Values:
+    """Apply changes in their order.
 
     Paths in them start from `here`, and become paths that start from `folder`, or absolute ones without it. Raise
     RecipeError for a change that has no place in the recipe, and for two of the same value.
     """
     done: set[Place] = set()
     for change in changes:
-        key, equals, text = change.partition("=")
-        key = key.strip()
-        spot = Spot(f"--set {change if len(change) <= 80 else change[:79] + '…'}")
-        if not equals or not all(key.split(".")):
-            raise RecipeError(Fault(spot, SYNTAX).line)
+        key, value, spot = change.key, change.value, change.spot
         if key.split(".")[0] in _only_of_loras():
-            raise RecipeError(Fault(spot, f"say which LoRA: --set loras.0.{key}={text.strip()}").line)
-        value = read_value(text.strip(), f"--set {key}")
+            raise RecipeError(Fault(spot, f"say which LoRA: {SET.of(f'loras.0.{key}', change.text)}").line)
         place = place_of(values.data, key, spot)
         if place in done:
             raise RecipeError(Fault(spot, f"{key} is set twice: set it once").line)

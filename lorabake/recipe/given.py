@@ -6,6 +6,7 @@ messages serve them. Paths in them start from the current folder.
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,12 +15,14 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, SupportsFloat, TypeAlias, TypedDict, cast
 
-from lorabake.arguments import AnyPath, path_of
+from lorabake.arguments import AnyPath, Called, path_of, well_called
 from lorabake.errors import ArgumentError, RecipeError
-from lorabake.recipe import Lora, Recipe, load_recipe, recipe_of
+from lorabake.recipe import Lora, Recipe, load_recipe, recipe_of, values_of
+from lorabake.recipe.changes import Change, with_changes
 from lorabake.recipe.values import MAX_DEPTH, MAX_VALUES, Place, Values
 from lorabake.recipe.words import Fault, Spot, found, quoted
 from lorabake.recipe.written import written
+from lorabake.visible import at_a_glance
 
 Strength: TypeAlias = float | Mapping[str, float]
 LoraGiven: TypeAlias = AnyPath | Mapping[str, object]
@@ -69,12 +72,71 @@ def recipe_and_path(
     return recipe_given(given, keys), None if output is None else path_of(output, "output")
 
 
+def change(recipe: Given, changes: Mapping[str, object]) -> Recipe:
+    """Return a recipe with other values; the one that is given stays as it is.
+
+    The keys of `changes` lead to the values, as with `--set` on the command line; a LoRA is told by its number. Paths
+    in new values start from the current folder.
+
+    Raise RecipeError for a key that a recipe cannot have, and for a value that is wrong there.
+
+    Examples:
+        >>> weaker = lorabake.change("recipe.yaml", {"loras.0.strength": 0.5, "output.path": "weaker.safetensors"})
+        >>> weaker.loras[0].strength
+        0.5
+        >>> lorabake.bake(weaker).path.name
+        'weaker.safetensors'
+    """
+    given = recipe_given(recipe, {})
+    if not isinstance(changes, Mapping):
+        raise ArgumentError("changes must be a mapping", 'Write change(recipe, {"loras.0.strength": 0.5}).')
+    values = values_of(given.model_dump(exclude_unset=True), "recipe")
+    asked = [_change(key, value) for key, value in changes.items()]
+    values = with_changes(values, asked, Path.cwd(), given.folder)
+    changed = recipe_of(values, given.folder)
+    return changed.kept_in(given.file, written(cast(Mapping[str, object], values.data)))
+
+
+def _change(key: object, value: object) -> Change:
+    if not isinstance(key, str) or not all(key.split(".")):
+        raise ArgumentError(f"changes: {at_a_glance(key)} is no key", "Write it as in 'loras.0.strength'.")
+    spot, reading = f"changes[{quoted(key)}]", _Reading({}, [])
+    data = reading.taken(value, (), spot)
+    return Change(key, Values(data, {}, reading.spots, tuple(reading.faults)), at_a_glance(value), Spot(spot))
+
+
+def takes_a_recipe(function: Called) -> Called:
+    """Show the keywords that can take a recipe's place where Python shows how a function is called.
+
+    Turn calls that do not fit into ArgumentErrors that show how recipes are given.
+    """
+    called = well_called(EXAMPLE)(function)
+    signature = inspect.signature(function)
+    own = [part for part in signature.parameters.values() if part.kind is not part.VAR_KEYWORD]
+    keys = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=ABSENT, annotation=kind.__forward_arg__)
+        for name, kind in RecipeKeys.__annotations__.items()
+    ]
+    called.__signature__ = signature.replace(parameters=[*own, *keys])  # type: ignore[attr-defined]
+    return called
+
+
+class _Absent:
+    """Stand for a keyword that was not given, in signatures that people read."""
+
+    def __repr__(self) -> str:
+        return "…"
+
+
+ABSENT = _Absent()
+
+
 def recipe_given(given: Given | None, keys: Mapping[str, object]) -> Recipe:
     """Return the recipe that was given in one of the three ways; raise RecipeError with every fault in it."""
     if given is not None and keys:
         raise ArgumentError(
             f"give a recipe or the keywords {', '.join(keys)}, not both",
-            "To change a value, give a mapping, or load the recipe's YAML and change that.",
+            "To change a value: change(recipe, {'loras.0.strength': 0.5}).",
         )
     match given:
         case Recipe():

@@ -9,10 +9,11 @@ import json
 from pathlib import Path, PurePath
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
 from lorabake.paths import expanded
+from lorabake.recipe.part import Part
 from lorabake.recipe.types import (
     ByteSize,
     FilePath,
@@ -27,7 +28,7 @@ from lorabake.recipe.types import (
     Whole,
     expected,
 )
-from lorabake.visible import at_a_glance, counted_as, named_fields
+from lorabake.visible import at_a_glance, counted_as
 
 
 def _exactly_int(value: object) -> int:
@@ -51,19 +52,10 @@ def _path_to_mapping(value: object) -> object:
     raise expected("a file path or a mapping with the key 'path'")
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
-
-    def __repr__(self) -> str:
-        return named_fields(self, (name for name in type(self).model_fields if name in self.model_fields_set))
-
-    def __str__(self) -> str:
-        return repr(self)
-
-
-class Source(_Part):
+class Source(Part):
     """Name an input file and, if given, the digest it must have."""
 
+    _spot = "vae."
     path: FilePath = Field(description="The file, relative to the recipe's folder; ~ is the home folder.")
     sha256: Sha256 | None = Field(None, description="The SHA-256 that the whole file must have.")
 
@@ -80,6 +72,7 @@ class Source(_Part):
 class Base(Source):
     """Name the checkpoint that the LoRAs are baked into."""
 
+    _spot = "base."
     path: FilePath = Field(
         description="The file or the diffusers folder, relative to the recipe's folder.",
     )
@@ -92,6 +85,7 @@ class Base(Source):
 class Lora(Source):
     """Name a LoRA and say how strongly, and where, it is applied."""
 
+    _spot = "loras.0."
     strength: Strength = Field(
         1.0,
         description="How strongly the LoRA is applied: any finite number, or one for each component.",
@@ -133,9 +127,10 @@ EXAMPLES = {"density": 0.5, "rank": 64}
 """Field that a method may need -> an example."""
 
 
-class Method(_Part):
+class Method(Part):
     """Say how the deltas of several LoRAs on one weight become one."""
 
+    _spot = "method."
     name: Literal["sum", "ties", "dare_linear", "dare_ties", "magnitude_prune", "svd"] = Field(
         "sum", description="The method: the exact sum, TIES, DARE, pruning by magnitude, or a sum of limited rank."
     )
@@ -168,9 +163,10 @@ class Method(_Part):
         return self
 
 
-class Rounding(_Part):
+class Rounding(Part):
     """Say which of its two neighbours in the output's dtype a value becomes."""
 
+    _spot = "output.rounding."
     name: Literal["nearest", "stochastic"] = Field(
         "nearest", description="The nearest one, or one drawn so that on average the value stays what it is."
     )
@@ -190,9 +186,10 @@ class Rounding(_Part):
         return self.name == "stochastic"
 
 
-class Output(_Part):
+class Output(Part):
     """Say where the baked checkpoint goes and in which form."""
 
+    _spot = "output."
     path: FilePath = Field(description="The file to write, relative to the recipe's folder.")
     layout: OutputLayout = Field(
         "keep",
@@ -220,9 +217,10 @@ class Output(_Part):
         return self.layout["single"] if isinstance(self.layout, dict) else None
 
 
-class Verify(_Part):
+class Verify(Part):
     """Say which pictures the verify command makes with the base and with the baked checkpoint."""
 
+    _spot = "verify."
     prompts: Annotated[tuple[Text, ...], Field(min_length=1)] = Field(description="One picture each.")
     negative_prompt: str = Field("", description="What the pictures must not show.")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="The seed of the first noise.")
@@ -241,7 +239,7 @@ class Verify(_Part):
     )
 
 
-class Recipe(_Part):
+class Recipe(Part):
     """Hold everything that may change the baked bytes, and the folder that relative paths start from."""
 
     version: Annotated[Literal[1], BeforeValidator(_exactly_int)] = Field(

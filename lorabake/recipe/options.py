@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from lorabake.errors import RecipeError
 from lorabake.paths import expanded
 from lorabake.recipe import Recipe, recipe_of, recipe_text
-from lorabake.recipe.changes import moved, moved_paths, places_in, with_changes, with_value
+from lorabake.recipe.changes import moved, moved_paths, places_in, read_change, with_changes, with_value
 from lorabake.recipe.values import Place, Values, read_values, scalar
 from lorabake.recipe.words import Fault, Spot, quoted
 from lorabake.recipe.written import written
@@ -57,7 +57,7 @@ class Options:
             path = Path(expanded(str(self.file)))
             text, file = recipe_text(path), path.absolute()
             folder, values = file.parent, read_values(text, str(path))
-        values = with_changes(values, self.changes, here, folder)
+        values = with_changes(values, map(read_change, self.changes), here, folder)
         if self.file is None:
             _check_bakes(values)
         output = values.spots.get(OUTPUT, NOWHERE)

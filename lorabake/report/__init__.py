@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lorabake.arguments import AnyPath, instance, path_of, well_called
 from lorabake.errors import SurroundingsError
 from lorabake.report import grid, html, junit, markdown, record
 from lorabake.report.portable import portable
 from lorabake.verification.findings import Verification
 from lorabake.writing.whole import write_whole
 
-__all__ = ["FILES", "portable", "write"]
+__all__ = ["FILES", "portable", "write", "write_report"]
 
 FILES = {
     "html": "index.html",
@@ -20,6 +21,24 @@ FILES = {
     "grid": grid.FILE,
 }
 """The files that a report consists of, by form; the grid only where pictures were sampled."""
+
+
+@well_called('write_report(verification, "report")')
+def write_report(verification: Verification, folder: AnyPath) -> dict[str, Path]:
+    """Write the report on a verification into a folder; return its files by form: html, json, junit, markdown, grid.
+
+    The folder is made where it is missing; files of these names are replaced. `grid` is there where pictures were
+    sampled. Raise SurroundingsError where the folder takes no files.
+
+    Examples:
+        >>> options = lorabake.VerifyOptions(stages=["structure", "weights"], digests=True)
+        >>> verification = lorabake.verify("recipe.yaml", options=options)
+        >>> files = lorabake.write_report(verification, "report")
+        >>> files["html"].name
+        'index.html'
+    """
+    found = instance(verification, Verification, "verification", "what verify returned")
+    return write(found, path_of(folder, "folder"))
 
 
 def write(verification: Verification, folder: Path) -> dict[str, Path]:

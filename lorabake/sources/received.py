@@ -20,7 +20,7 @@ from lorabake import settings
 from lorabake.errors import FileError, LorabakeError, first_line
 from lorabake.paths import missing as missing_lines
 from lorabake.recipe import Recipe, recipe_of, values_of
-from lorabake.recipe.changes import with_changes
+from lorabake.recipe.changes import read_change, with_changes
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint
 from lorabake.tensors.reader import is_there
 from lorabake.tensors.small import json_or_text, parse_json
@@ -187,7 +187,7 @@ def _embedded(baked: Path, metadata: Mapping[str, str], changes: Sequence[str]) 
         raise FileError(f"{baked}: the recipe in its metadata is damaged: {first_line(error, None)}") from None
     if not changes:
         return recipe, set()
-    changed = recipe_of(with_changes(values, changes, Path.cwd(), None), Path.cwd())
+    changed = recipe_of(with_changes(values, map(read_change, changes), Path.cwd(), None), Path.cwd())
     before, after = dict(_paths(recipe)), dict(_paths(changed))
     return changed, {role for role, path in after.items() if before.get(role) != path}
 

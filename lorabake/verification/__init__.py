@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any, Protocol, Unpack, cast
 
 from lorabake import arguments, settings
-from lorabake.arguments import AnyPath, path_of
+from lorabake.arguments import AnyPath, path_of, paths_of
 from lorabake.errors import ArgumentError, FileError
 from lorabake.paths import missing as missing_lines
 from lorabake.planning import Plan
 from lorabake.planning import plan as make_plan
 from lorabake.progress import NotebookBar
 from lorabake.recipe import Recipe
-from lorabake.recipe.given import WHOLE, Given, OutputGiven, RecipeKeys, recipe_and_path
+from lorabake.recipe.given import WHOLE, Given, OutputGiven, RecipeKeys, recipe_and_path, takes_a_recipe
 from lorabake.sources import resolve
 from lorabake.sources.received import Received, received
+from lorabake.tensors.magic import format_at
 from lorabake.tensors.reader import is_there
 from lorabake.verification.environment import environment_of, hashing
 from lorabake.verification.findings import Finding, Verification
@@ -47,19 +48,23 @@ class Planned(Protocol):
         """Return the plan."""
 
 
+@takes_a_recipe
 def verify(
     recipe: Given | Plan | Planned | Received | None = None,
     baked: AnyPath | None = None,
     options: VerifyOptions | None = None,
     *,
     output: OutputGiven | None = None,
+    inputs: AnyPath | Sequence[AnyPath] | None = None,
     **keys: Unpack[RecipeKeys],
 ) -> Verification:
     """Compare a checkpoint (the recipe's output, unless `baked` is given) with what the recipe makes.
 
-    `recipe` is the path of a YAML file, a mapping with the same keys, what `load_recipe` returned, a plan or the
-    result of a bake, or what `sources.received` found in a baked file; keywords can take its place. `output`
-    overrides a recipe's path.
+    `recipe` is the path of a YAML file, a mapping with the same keys, what `load_recipe` returned, or a plan or the
+    result of a bake; the keywords of `plan` can take its place. `output` overrides a recipe's path.
+
+    Without a recipe, the one in the checkpoint's header counts: `verify("baked.safetensors")`. Its inputs are found
+    by name and digest in `inputs`, a folder or several; or else beside the checkpoint, and in the current folder.
 
     Every fault of the checkpoint is a finding; so is a stage that broke off while others finished. Raise FileError,
     MatchError or RecipeError if the inputs are at fault or the checkpoint is missing. Raise SurroundingsError if
@@ -70,25 +75,41 @@ def verify(
         >>> verification = lorabake.verify("recipe.yaml", options=options)
         >>> verification.is_true
         True
+        >>> lorabake.verify("out.safetensors", options=options).is_true
+        True
     """
     if options is None:
         options = VerifyOptions()
     arguments.instance(options, VerifyOptions, "options", "VerifyOptions(…)")
+    if baked is None and isinstance(recipe, (str, os.PathLike)):
+        recipe, baked = (None, recipe) if _is_checkpoint(path_of(recipe, "the recipe's path")) else (recipe, None)
     path = None if baked is None else path_of(baked, "baked")
+    if path is not None and recipe is None and output is None and not keys:
+        recipe = received(path, [] if inputs is None else paths_of(inputs, "inputs")).complete()
+    elif inputs is not None:
+        raise ArgumentError(
+            "inputs are for a checkpoint without its recipe: a recipe says where its inputs lie", "Leave inputs out."
+        )
     plan = recipe if isinstance(recipe, Plan) else getattr(recipe, "plan", None)
-    inputs: tuple[Finding, ...] = ()
+    told: tuple[Finding, ...] = ()
     if (isinstance(plan, Plan) or isinstance(recipe, Received)) and (output is not None or keys):
         raise ArgumentError(WHOLE, "Verify its recipe instead.")
     if isinstance(recipe, Received):
         checked, written = recipe.complete().recipe, cast(Path | None, recipe.baked)
-        inputs = tuple(tell_inputs(recipe))
+        told = tuple(tell_inputs(recipe))
     elif isinstance(plan, Plan):
         checked, written = plan.sources.recipe, plan.path
     else:
         place = path if recipe is None and output is None else output
         checked, written = recipe_and_path(cast(Given | None, recipe), place, keys, VerifyOptions)
     with NotebookBar(shown=options.bar) as bar:
-        return _verify(checked, _path_of(checked, path or written), shown_by(options, bar), inputs)
+        return _verify(checked, _path_of(checked, path or written), shown_by(options, bar), told)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Tell whether a path leads to weights, and not to a recipe."""
+    form = format_at(path) if path.is_file() else None
+    return path.is_dir() or (form is not None and form.has_weights)
 
 
 def _verify(recipe: Recipe, path: Path, options: VerifyOptions, inputs: Sequence[Finding]) -> Verification:

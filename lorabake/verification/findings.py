@@ -135,6 +135,7 @@ class Likeness:
     ssim: float
 
 
+@arguments.well_made
 @dataclass(frozen=True, slots=True)
 class SampleOptions:
     """Say what to sample; None means the recipe's value, or else the family's default.

@@ -43,6 +43,7 @@ Work = Callable[[], tuple[Iterable[Finding], Result | None]]
 """Look, and return findings and what later steps take; None where there is none."""
 
 
+@arguments.well_made
 @dataclass(frozen=True, slots=True)
 class VerifyOptions:
     """Say how thoroughly to look.
