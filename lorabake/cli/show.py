@@ -11,6 +11,7 @@ from lorabake.matching.ledger import Ledger
 from lorabake.planning import Plan
 from lorabake.planning.cautions import percent
 from lorabake.planning.files import Embedding
+from lorabake.planning.summary import strength_of
 from lorabake.visible import counted, size_of
 
 
@@ -38,15 +39,15 @@ def ledger_lines(plan: Plan, number: int) -> Iterator[str]:
     """Tell what became of the tensors of one LoRA of a plan; it is the recipe's by this number, from 0."""
     label = f"lora {number + 1}"
     embeddings = [embedding for embedding in plan.embeddings if embedding.lora == number]
-    for line in _ledger_lines(plan.ledgers[number], embeddings):
+    for line in _ledger_lines(plan.ledgers[number], strength_of(plan.sources.recipe.loras[number]), embeddings):
         yield f"{label:<{LABEL}}{line}"
         label = ""
 
 
-def _ledger_lines(ledger: Ledger, embeddings: Iterable[Embedding]) -> Iterator[str]:
+def _ledger_lines(ledger: Ledger, strength: str, embeddings: Iterable[Embedding]) -> Iterator[str]:
     ranks = "/".join(str(rank) for rank in sorted(ledger.ranks))
     details = f"{counted(ledger.modules)}; {counted(ledger.kinds)}{f'; rank {ranks}' if ranks else ''}"
-    yield f"{ledger.lora}: {ledger.applied} of {ledger.tensors} tensors applied" + (
+    yield f"{ledger.lora} at {strength}: {ledger.applied} of {ledger.tensors} tensors applied" + (
         f" ({details})" if ledger.applied else ""
     )
     for reason, count in ledger.excluded.items():

@@ -10,6 +10,7 @@ from lorabake.visible import at_a_glance, counted, counted_as, size_of
 if TYPE_CHECKING:
     from lorabake.notebook import Table
     from lorabake.planning import Plan
+    from lorabake.recipe import Lora
 
 
 def line_of(plan: Plan) -> str:
@@ -28,15 +29,23 @@ def card_of(plan: Plan) -> str:
     return card("Plan", line_of(plan), tables_of(plan))
 
 
+def strength_of(lora: Lora) -> str:
+    """Write a LoRA's strength as the recipe says it: 0.8; unet 0.5, text_encoder 0.2; 0.8 × blocks."""
+    one = lora.strength
+    said = ", ".join(f"{name} {value:g}" for name, value in one.items()) if isinstance(one, dict) else f"{one:g}"
+    return f"{said} × blocks" if lora.blocks else said
+
+
 def tables_of(plan: Plan, kept: Mapping[int, float] | None = None) -> Iterator[Table]:
     """List what becomes of each LoRA's tensors, then notes; `kept` are the shares that survive, by LoRA."""
     from lorabake.notebook import Table
     from lorabake.planning.cautions import percent
 
-    heads = ("LoRA", "applied", "modules", "kinds", "rank", "left out", *(("survives",) if kept else ()))
+    heads = ("LoRA", "strength", "applied", "modules", "kinds", "rank", "left out", *(("survives",) if kept else ()))
     rows = [
         (
             ledger.lora,
+            strength_of(plan.sources.recipe.loras[number]),
             f"{ledger.applied} of {ledger.tensors}",
             counted(ledger.modules),
             counted(ledger.kinds),

@@ -15,6 +15,23 @@ from lorabake.verification.weights.causes import FACTORS, SENTENCES, Cause, Diag
 from lorabake.verification.weights.comparison import Comparison
 from lorabake.visible import and_more
 
+CANCELS = 2.0
+"""Distance in ulps from which on it is told why it is no fault."""
+
+
+def within(right: Sequence[Comparison]) -> str:
+    """Say of tensors without a fault how many values are the due ones exactly, and why the others are right, too."""
+    values, inexact = sum(result.values for result in right), sum(result.inexact for result in right)
+    what = "the ones that the seed draws" if right[0].is_drawn else "the nearest ones"
+    if not inexact:
+        return f"all {values:,} values are {what}"
+    worst = max(result.worst for result in right)
+    why = ", in sums whose terms nearly cancel out" if worst > CANCELS else ""
+    return (
+        f"{1 - inexact / values:.4%} of {values:,} values are {what}; float32's own error accounts for the other "
+        f"{inexact:,} (at most {worst:.3g} ulp{why})"
+    )
+
 
 def findings(
     plan: Plan, diagnoses: list[Diagnosis], results: Sequence[Comparison], stage: str = "weights"
