@@ -20,6 +20,7 @@ from lorabake.machine import check_room_for, default_workers, worded
 from lorabake.planning import Plan
 from lorabake.planning import plan as plan_of
 from lorabake.planning.cautions import Caution, cautions_of, cautions_of_recipe, check_survival
+from lorabake.planning.checks import within_folder
 from lorabake.planning.summary import line_of, tables_of
 from lorabake.progress import NotebookBar, unseen
 from lorabake.recipe.given import EXAMPLE, WHOLE, Given, OutputGiven, RecipeKeys, recipe_and_path, takes_a_recipe
@@ -35,7 +36,8 @@ def plan(recipe: Given | None = None, output: OutputGiven | None = None, **keys:
     """Plan a bake from headers, and from what little else of the inputs decides something.
 
     `recipe` is the path of a YAML file, a mapping with the same keys, or what `load_recipe` returned. `output`
-    overrides a recipe's path. Keywords can take the recipe's place:
+    overrides a recipe's path; a folder that is there gets a file of the recipe's name. Keywords can take the recipe's
+    place:
 
     - `base`: the checkpoint that LoRAs are baked into.
     - `loras`: a list of paths and mappings, as in YAML, or a mapping from each path to its strength.
@@ -56,7 +58,8 @@ def plan(recipe: Given | None = None, output: OutputGiven | None = None, **keys:
         'out.safetensors'
     """
     given, path = recipe_and_path(recipe, output, keys, RunOptions)
-    return plan_of(resolve(given), path)
+    sources = resolve(given)
+    return plan_of(sources, within_folder(sources, path) if path else None)
 
 
 @takes_a_recipe
@@ -119,6 +122,7 @@ def bake_together(recipes: Sequence[Given | Plan], options: RunOptions | None = 
         plans = [recipe if isinstance(recipe, Plan) else plan(recipe) for recipe in recipes]
         if any(planned.steps for planned in plans):
             check_room_for("torch", options.workers)
+        told = [_warn_of_recipe(planned, options.warn) for planned in plans]
         kept = [_check_survival(planned, options.warn) for planned in plans]
         with (
             Inputs(*plans) as inputs,
@@ -135,7 +139,7 @@ def bake_together(recipes: Sequence[Given | Plan], options: RunOptions | None = 
                 warn=options.warn,
             )
             check_inputs(inputs, plans, [outcome.digests for outcome in executed])
-            cautions = [_warn(*pair, options.warn) for pair in zip(executed, kept, strict=True)]
+            cautions = [_warn(*each, options.warn) for each in zip(executed, kept, told, strict=True)]
             computed_at = time.perf_counter()
             complete = [
                 output.complete(outcome.hashes, outcome.digests, outcome.device)
@@ -327,11 +331,25 @@ def _check_survival(plan: Plan, warn: Callable[[str], None]) -> dict[int, float]
     return shares
 
 
-def _warn(executed: Executed, kept: dict[int, float], warn: Callable[[str], None]) -> tuple[Caution, ...]:
-    """Warn of LoRAs that change nothing, get lost or are absurd; with `kept`, what gets lost was told before."""
+def _warn_of_recipe(plan: Plan, warn: Callable[[str], None]) -> set[str]:
+    """Warn before the work of what the recipe and headers tell; return the warnings."""
+    warnings = [str(caution) for caution in cautions_of_recipe(plan)]
+    for warning in warnings:
+        warn(warning)
+    return {*warnings}
+
+
+def _warn(
+    executed: Executed, kept: dict[int, float], told: set[str], warn: Callable[[str], None]
+) -> tuple[Caution, ...]:
+    """Warn of LoRAs that change nothing, get lost or are absurd; what was told before is not told again.
+
+    With `kept`, what gets lost was told, too.
+    """
     cautions = list(cautions_of_recipe(executed.plan, executed.input_sha256))
     seen = cautions_of(executed.plan, executed.tallies)
     cautions += [caution for caution in seen if caution.check != "resolution" or not kept]
-    for caution in cautions:
-        warn(str(caution))
+    for warning in (str(caution) for caution in cautions):
+        if warning not in told:
+            warn(warning)
     return tuple(cautions)

@@ -89,7 +89,7 @@ def test_bake_says_what_it_did(cli: Cli, folder: Path) -> None:
     ended = cli("bake", "recipe.yaml")
     assert ended.code == 0
     lines = ended.err.splitlines()
-    assert lines[0].startswith("lora 1    lora.safetensors: 12 of 12 tensors applied")
+    assert lines[0].startswith("lora 1    lora.safetensors at 1: 12 of 12 tensors applied")
     assert any(line.startswith("note: ") and "EMA" in line for line in lines)
     (line,) = ended.out.splitlines()
     assert re.fullmatch(r"output    out\.safetensors: [\d.]+ kB in [\d.]+ s .*, [\d.]+ [kMG]B/s, mostly \w+.*", line)
@@ -249,6 +249,44 @@ def test_plan_does_not_need_torch(folder: Path) -> None:
 def test_plan_into_a_folder_that_is_not_there_yet(cli: Cli, folder: Path) -> None:
     assert cli("plan", "recipe.yaml", "-o", "a/b/c/out.safetensors").code == 0
     assert not (folder / "a").exists()
+
+
+def test_an_output_that_is_a_folder_gets_a_file_of_the_recipes_name(cli: Cli, folder: Path) -> None:
+    (folder / "kept").mkdir()
+    assert cli("bake", "recipe.yaml", "--quiet", "-o", "kept/").code == 0
+    assert [path.name for path in (folder / "kept").iterdir()] == ["out.safetensors"]
+    options = ("--base", "base.safetensors", "--lora", "lora.safetensors")
+    refused(cli("bake", *options, "-o", "kept"), "kept: is a folder", "kept/out.safetensors")
+
+
+def test_a_new_folder_is_never_made_silently(cli: Cli, folder: Path) -> None:
+    refused(
+        cli("bake", "recipe.yaml", "-o", "new/"), "Name it new.safetensors, or a file in a folder: new/out.safeten"
+    )
+    assert not (folder / "new").exists()
+    assert (
+        "note      the folder new is new, and will be made"
+        in cli("plan", "recipe.yaml", "-o", "new/o.safetensors").out
+    )
+    assert (
+        "note: the folder new is new, and will be made" in cli("bake", "recipe.yaml", "-o", "new/o.safetensors").err
+    )
+
+
+@pytest.mark.parametrize(
+    ("strength", "blocks", "told"),
+    [
+        (0.8, {}, "0.8"),
+        ({"unet": 0.5, "text_encoder": -0.2}, {}, "unet 0.5, text_encoder -0.2"),
+        (1, {"*": 0.5}, "1 × blocks"),
+    ],
+)
+def test_the_strength_of_each_lora_is_told(
+    cli: Cli, folder: Path, strength: object, blocks: dict[str, float], told: str
+) -> None:
+    b.recipe(folder, loras=[{"path": "lora.safetensors", "strength": strength, "blocks": blocks}])
+    for command, stream in (("plan", "out"), ("bake", "err")):
+        assert f"lora 1    lora.safetensors at {told}: " in getattr(cli(command, "recipe.yaml"), stream)
 
 
 def test_plan_fails_as_the_bake_would(cli: Cli, folder: Path) -> None:

@@ -283,3 +283,45 @@ def test_workers_do_not_change_what_is_told(tmp_path: Path) -> None:
     one, four = (b.run(recipe, workers=workers) for workers in (1, 4))
     assert one.survival == four.survival
     assert one.cautions == four.cautions
+
+
+@pytest.mark.parametrize("way", ["the same file", "another name", "another file of the name", "ModelSpec", "neither"])
+def test_a_lora_that_the_base_holds_already_is_told(way: str, tmp_path: Path) -> None:
+    """Plan, bake and verify warn of a second helping; a base that another tool merged names what is in it."""
+    world(tmp_path, 0.2, torch.float32)
+    name = "lora.safetensors"
+    if way == "ModelSpec":
+        _, metadata, _ = b.header(tmp_path / "base.safetensors")
+        tensors = load_file(tmp_path / "base.safetensors")
+        b.save(tmp_path / "held.safetensors", tensors, {**metadata, "modelspec.merged_from": "sd15, my-lora (0.5)"})
+        (tmp_path / name).rename(tmp_path / "my-lora.safetensors")
+        name = "my-lora.safetensors"
+    else:
+        loras = [{"path": name, "strength": 0.5}]
+        b.run(b.recipe(tmp_path, loras=loras, output={"path": "held.safetensors"}))
+    if way in ("another name", "neither"):
+        (tmp_path / name).rename(tmp_path / "another.safetensors")
+        name = "another.safetensors"
+    if way in ("another file of the name", "neither"):
+        b.kohya(tmp_path / name, {FC: b.lora((64, 48), seed=9, size=0.2)})
+    recipe = b.recipe(tmp_path, base="held.safetensors", loras=[name])
+    told = [] if way == "neither" else ["held"]
+    assert warned(recipe) == dict.fromkeys(("plan", "bake", "weights", "quick"), told)
+    for caution in cautions_of_recipe(plan(load_recipe(recipe))):
+        known = "file already at strength 0.5" if way in ("the same file", "another name") else ""
+        known = known or ("a LoRA of this name" if "file" in way else "modelspec.merged_from")
+        assert known in caution.note
+
+
+def test_what_headers_tell_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world(tmp_path, 0.2, torch.float32)
+    recipe = b.recipe(tmp_path, loras=[{"path": "lora.safetensors", "strength": 50}])
+    told: list[str] = []
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lorabake.baking.execute", stop)
+    with pytest.raises(KeyboardInterrupt):
+        b.run(recipe, warn=told.append)
+    assert ["its strength is 50" in line for line in told] == [True]

@@ -20,7 +20,7 @@ from lorabake.cli.places import check_apart, check_writable, taken_by
 from lorabake.cli.progress import Bar
 from lorabake.cli.recipe_options import recipe_options, save_option
 from lorabake.cli.saving import check_saved, save_recipe
-from lorabake.cli.show import LABEL, ledger_lines, rate_of, shown, survives
+from lorabake.cli.show import LABEL, ledger_lines, new_folder, rate_of, shown, survives
 from lorabake.cli.terminal import echo, echo_json
 from lorabake.errors import SurroundingsError
 from lorabake.machine import default_workers
@@ -98,7 +98,7 @@ def bake(
     for number in range(len(plan.ledgers) if talks else 0):
         for line in ledger_lines(plan, number):
             echo(line, err=True)
-    for note in plan.notes if not quiet else ():
+    for note in (*plan.notes, *new_folder(plan, output)) if not quiet else ():
         echo(f"note: {note}", err=True)
     bar = Bar(shown=talks)
     bar.begin("baking", plan.copied_bytes + plan.baked_bytes)

@@ -16,7 +16,7 @@ from lorabake.cli import CONTEXT, example
 from lorabake.cli.messages import messages
 from lorabake.cli.recipe_options import recipe_options, save_option
 from lorabake.cli.saving import check_saved, save_recipe
-from lorabake.cli.show import LABEL, ledger_lines, shown, survives
+from lorabake.cli.show import LABEL, ledger_lines, new_folder, shown, survives
 from lorabake.cli.terminal import echo, echo_json
 from lorabake.planning.cautions import cautions_of_recipe
 from lorabake.recipe.options import Options
@@ -90,7 +90,7 @@ def plan(said: Options, output: Path | None, as_json: bool, estimate: bool) -> N
     files = f" in {len(made.files)} files" if len(made.files) > 1 else ""
     echo(f"output    {shown(made.path)}: {size_of(made.size)}{files}; {size_of(free)} free")
     echo(f"memory    about {made.peak_memory() / 2**20:.0f} MiB with two workers")
-    for note in made.notes:
+    for note in (*made.notes, *new_folder(made, output)):
         echo(f"note      {note}")
     for warning in warnings:
         messages.warning(str(warning), LABELLED)

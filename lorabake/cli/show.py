@@ -21,6 +21,12 @@ def shown(path: Path) -> str:
     return min(os.path.relpath(whole), str(whole), key=len)
 
 
+def new_folder(plan: Plan, output: Path | None) -> tuple[str, ...]:
+    """Say which folder a bake to the path of an option would make: its name may be a slip."""
+    folder = plan.path.parent
+    return () if output is None or folder.is_dir() else (f"the folder {shown(folder)} is new, and will be made",)
+
+
 def rate_of(count: int, seconds: float) -> str:
     """Write bytes per second."""
     return f"{size_of(round(count / max(seconds, 1e-9)))}/s"

@@ -45,4 +45,4 @@ class Figures:
 NO_FIGURES: Final = Figures()
 """The figures of a check that measures nothing."""
 
-WarningName = Literal["zero", "alpha", "magnitude", "resolution", "large", "strength", "twice"]
+WarningName = Literal["zero", "alpha", "magnitude", "resolution", "large", "strength", "twice", "held"]

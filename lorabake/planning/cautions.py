@@ -120,7 +120,7 @@ def percent(share: float) -> str:
 
 
 def cautions_of_recipe(plan: Plan, digests: Mapping[str, str] | None = None) -> Iterator[Caution]:
-    """Return the warnings that need only headers and the recipe: strengths, scales, ranks, files listed twice.
+    """Return the warnings that need only headers and the recipe: strengths, scales, ranks, what is applied twice.
 
     `digests`, SHA-256 by path, also reveal copies of a file.
     """
@@ -141,6 +141,8 @@ def cautions_of_recipe(plan: Plan, digests: Mapping[str, str] | None = None) -> 
             note = "it changes nothing: every module that is not left out has rank 0"
             count = ledger.excluded[RANK_0]
             yield Caution("zero", lora, f"{count} tensors", "0", note, Figures(count, 0, "tensors"))
+    for number, how in plan.sources.evidence.held.items():
+        yield Caution("held", plan.sources.loras[number].name, "", "", f"{how}: it is applied once more")
     yield from _listed_twice(plan, digests or {})
 
 

@@ -10,12 +10,21 @@ from pathlib import Path
 from lorabake.codecs.codec import Stored
 from lorabake.errors import MatchError, RecipeError, TargetError, lines_of
 from lorabake.matching.patches import Patch
+from lorabake.paths import expanded
 from lorabake.planning.layout import is_folder
 from lorabake.planning.steps import Touched
 from lorabake.planning.storage import dtype_of
 from lorabake.sources import Sources
 from lorabake.sources.evidence import inode_of
 from lorabake.tensors.dtypes import DTYPES, is_output
+
+
+def within_folder(sources: Sources, path: Path) -> Path:
+    """Return the path of a file in a folder that is there, by the name that the recipe gives, where a file is due."""
+    name = Path(sources.recipe.output.path).name
+    if is_folder(sources) or Path(name).suffix != ".safetensors" or not os.path.isdir(expanded(str(path))):
+        return path
+    return path / name
 
 
 def check_form(sources: Sources, path: Path) -> None:
@@ -34,7 +43,10 @@ def check_form(sources: Sources, path: Path) -> None:
             f"Name a file in it, as in -o {path / 'out.safetensors'}",
         )
     if path.suffix != ".safetensors":
-        advice = f"Name it {path.stem}.safetensors." if len(path.stem) < 200 else "End its name in .safetensors."
+        own = Path(sources.recipe.output.path)
+        inside = path / (own.name if own.suffix == ".safetensors" else "out.safetensors")
+        advice = f"Name it {path.stem}.safetensors" + ("." if path.suffix else f", or a file in a folder: {inside}")
+        advice = advice if len(path.stem) < 200 else "End its name in .safetensors."
         raise TargetError(f"{path}: {why}the output must be a .safetensors file", advice)
 
 

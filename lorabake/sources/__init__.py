@@ -24,6 +24,7 @@ from lorabake.sources.base import (
     schedule_of,
 )
 from lorabake.sources.evidence import FileEvidence, locations_of, read_tensors, sides_of
+from lorabake.sources.held import held_by
 from lorabake.sources.loras import LoraSource, grown, open_source, translated
 from lorabake.sources.sorts import check_base, check_level
 from lorabake.sources.ties import Tie, find_tie
@@ -98,6 +99,7 @@ def resolve(recipe: Recipe) -> Sources:
             locations=locations_of(_paths(recipe, inputs)),
             read=read,
             schedule=schedule_of(base),
+            held=held_by(base, loras, recipe),
         )
     vae_map = None if vae is None else mapped_vae(vae)
     return Sources(recipe, base, packing, key_map, tie, loras, vae, vae_map, evidence)

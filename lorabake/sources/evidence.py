@@ -81,7 +81,8 @@ class FileEvidence:
     `config` is the base's config.json, or what a GGUF file says in its place. `beside` holds the files beside the
     base's weights that may say how these are stored. `sides` are the files beside each input, by its path.
     `locations` are those of all inputs, and of the recipe itself. `read` has the fingerprints of all small files that
-    decided something. `schedule` is a diffusers folder's configuration of its scheduler.
+    decided something. `schedule` is a diffusers folder's configuration of its scheduler. `held` says of LoRAs that the
+    base holds already, by number, how that is known.
     """
 
     __repr__ = short_repr
@@ -92,6 +93,7 @@ class FileEvidence:
     locations: tuple[Location, ...]
     read: Mapping[Path, Fingerprint]
     schedule: Mapping[str, object] = field(default_factory=dict)
+    held: Mapping[int, str] = field(default_factory=dict)
 
     def document(self, place: str) -> Mapping[str, object]:
         """Return a JSON file beside the base's weights, by its path below the base's folder."""
