@@ -81,8 +81,8 @@ class FileEvidence:
     `config` is the base's config.json, or what a GGUF file says in its place. `beside` holds the files beside the
     base's weights that may say how these are stored. `sides` are the files beside each input, by its path.
     `locations` are those of all inputs, and of the recipe itself. `read` has the fingerprints of all small files that
-    decided something. `schedule` is a diffusers folder's configuration of its scheduler. `held` says of LoRAs that the
-    base holds already, by number, how that is known.
+    decided something. `schedule` is a diffusers folder's configuration of its scheduler. `held` says of LoRAs that
+    the base holds already, by number, how that is known.
     """
 
     __repr__ = short_repr
