@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self, Unpack
 
 from lorabake import arguments
+from lorabake.artifacts.digests import remember
+from lorabake.artifacts.watch import Watch
 from lorabake.errors import ArgumentError
 from lorabake.execution import Executed, execute
 from lorabake.interrupts import held
@@ -117,15 +119,17 @@ def bake_together(recipes: Sequence[Given | Plan], options: RunOptions | None = 
         )
     if not recipes:
         return ()
-    began = time.perf_counter()
+    began, started = time.perf_counter(), time.time_ns()
     with worded(), NotebookBar(shown=options.bar and options.progress is unseen) as bar:
         plans = [recipe if isinstance(recipe, Plan) else plan(recipe) for recipe in recipes]
         if any(planned.steps for planned in plans):
             check_room_for("torch", options.workers)
+        watches = [Watch.of(planned, locked=options.locked) for planned in plans]
+        watched = [path for watch in watches for path in watch.paths]
         told = [_warn_of_recipe(planned, options.warn) for planned in plans]
         kept = [_check_survival(planned, options.warn) for planned in plans]
         with (
-            Inputs(*plans) as inputs,
+            Inputs(*plans, watched=watched) as inputs,
             Outputs(plans, inputs, overwrite=options.overwrite, fsync=options.fsync) as outputs,
         ):
             bar.begin("baking", sum(planned.copied_bytes + planned.baked_bytes for planned in plans))
@@ -137,8 +141,11 @@ def bake_together(recipes: Sequence[Given | Plan], options: RunOptions | None = 
                 workers=options.workers,
                 progress=bar.advance if options.progress is unseen else options.progress,
                 warn=options.warn,
+                watched=watched,
+                digested=lambda path, sha256: _check_digest(watches, path, sha256),
             )
             check_inputs(inputs, plans, [outcome.digests for outcome in executed])
+            _check_watched(watches, executed, options.warn)
             cautions = [_warn(*each, options.warn) for each in zip(executed, kept, told, strict=True)]
             computed_at = time.perf_counter()
             complete = [
@@ -151,6 +158,7 @@ def bake_together(recipes: Sequence[Given | Plan], options: RunOptions | None = 
                 options.done()
                 outputs.clean()
         outputs.tell_left(options.warn)
+        _keep(watches, executed, inputs, started, options.warn)
     ended = time.perf_counter()
     seconds, sync_seconds = ended - began, ended - computed_at
     return tuple(
@@ -166,7 +174,8 @@ class RunOptions:
 
     `device` is torch's name for one, or "auto": the accelerator that torch has, or else the CPU. Without it counts
     LORABAKE_DEVICE in the environment, and without that "auto". `overwrite` lets a bake replace a target that holds
-    something else; without `fsync` it does not wait for the disk.
+    something else; without `fsync` it does not wait for the disk. With `locked`, the recipe's lock has to be there
+    and to fit, and every input is digested while it streams.
 
     `progress` receives counts of finished bytes, `warn` messages about fallbacks; both from any thread. Without a
     `progress` of its own, a run in a notebook shows a bar, unless `bar` is False. `done` is called once the target is
@@ -185,6 +194,7 @@ class RunOptions:
     workers: int = field(default_factory=default_workers)
     overwrite: bool = False
     fsync: bool = True
+    locked: bool = False
     progress: Callable[[int], None] = unseen
     warn: Callable[[str], None] = unseen
     done: Callable[[], None] = unseen
@@ -194,7 +204,10 @@ class RunOptions:
         checked = {
             "device": arguments.device_name(self.device, "device"),
             "workers": arguments.whole(self.workers, "workers", 1),
-            **{name: arguments.yes_or_no(getattr(self, name), name) for name in ("overwrite", "fsync", "bar")},
+            **{
+                name: arguments.yes_or_no(getattr(self, name), name)
+                for name in ("overwrite", "fsync", "locked", "bar")
+            },
             "progress": arguments.called(self.progress, "progress", "lambda count: None"),
             "warn": arguments.called(self.warn, "warn", "print"),
             "done": arguments.called(self.done, "done", "lambda: None"),
@@ -316,6 +329,31 @@ def _run_options(options: RunOptions | None) -> RunOptions:
     is_lora = isinstance(options, (str, list, dict, os.PathLike))
     advice = f"Write {EXAMPLE}." if is_lora else "Write options=RunOptions(workers=2)."
     raise ArgumentError(f"options must be RunOptions(…), not {at_a_glance(options)}", advice)
+
+
+def _check_digest(watches: Iterable[Watch], path: Path, sha256: str) -> None:
+    """Raise LockError where an input is another one than a lock says."""
+    for watch in watches:
+        watch.check(path, sha256)
+
+
+def _check_watched(watches: Iterable[Watch], executed: Iterable[Executed], warn: Callable[[str], None]) -> None:
+    """Compare folders with what recipes state of them, and outputs with what locks have of them."""
+    for watch, outcome in zip(watches, executed, strict=True):
+        watch.check_stated(outcome.taken)
+        if (warning := watch.check_output(outcome.hashes, outcome.device)) is not None:
+            warn(warning)
+
+
+def _keep(
+    watches: Iterable[Watch], executed: Sequence[Executed], inputs: Inputs, started: int, warn: Callable[[str], None]
+) -> None:
+    """Remember the digests that were taken, and write into locks what they lack; the bake is done already."""
+    for path, sha256 in executed[0].taken.items():
+        remember(inputs.seen(path), sha256, started)
+    for watch, outcome in zip(watches, executed, strict=True):
+        if (warning := watch.record(outcome.hashes, outcome.device)) is not None:
+            warn(warning)
 
 
 def _check_survival(plan: Plan, warn: Callable[[str], None]) -> dict[int, float]:

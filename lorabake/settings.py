@@ -48,6 +48,7 @@ SAMPLE_WEIGHTS: Final = Setting("--sample-weights", "sample_weights")
 PROMPTS: Final = Setting("--prompt", "SampleOptions(prompts=[…])")
 LOCK: Final = Setting("lorabake lock {1}", "lorabake.lock({0!r})")  # the path, as it is and as a shell takes it
 UPDATE_LOCK: Final = Setting("lorabake lock --update {3} {1}", "lorabake.lock({0!r}, update=[{2!r}])")
+UNLOCKED: Final = Setting("--no-locked", "RunOptions(locked=False)")
 CHECKPOINT: Final = Setting("--baked FILE", "baked=…")
 SET: Final = Setting("--set {}={}", "{!r}: {}")
 INPUTS: Final = Setting("--inputs DIR, once for each", "inputs=[…]")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from lorabake.artifacts.watch import has_lock, in_ci
 from lorabake.baking import RunOptions
 from lorabake.baking import bake as run_bake
 from lorabake.baking import plan as make_plan
@@ -61,6 +62,12 @@ ALL = 0.9995
 @click.option(
     "--fsync/--no-fsync", default=True, help="Whether to wait until the disk has everything.  [default: yes]"
 )
+@click.option(
+    "--locked/--no-locked",
+    default=None,
+    help="Whether the recipe's lock has to be there and to fit, each input digested.  [default: in CI, if there is "
+    "one]",
+)
 @click.option("--report", type=click.Path(path_type=Path), help="Write what happened into this JSON file.")
 @click.option("--provenance", is_flag=True, help="State how it was made: write NAME.intoto.json beside the output.")
 @click.option(
@@ -75,6 +82,7 @@ def bake(
     workers: int | None,
     overwrite: bool,
     fsync: bool,
+    locked: bool | None,
     report: Path | None,
     provenance: bool,
     date: str | None,
@@ -88,7 +96,11 @@ def bake(
 
     Options can take the place of RECIPE. Paths in options start from the current folder.
     """
-    plan = make_plan(said.recipe(), output)
+    recipe = said.recipe()
+    is_locked = in_ci() and has_lock(recipe) if locked is None else locked
+    if is_locked and locked is None:
+        echo("note: CI=true, and the recipe has a lock: baked --locked (--no-locked turns it off)", err=True)
+    plan = make_plan(recipe, output)
     check_saved(said.save, plan, report)
     if report is not None:
         check_writable(report, "report")
@@ -107,6 +119,7 @@ def bake(
         workers=workers or default_workers(),
         overwrite=overwrite,
         fsync=fsync,
+        locked=is_locked,
         progress=bar.advance,
         warn=messages.warning,
         done=interruption.ignore,

@@ -19,6 +19,7 @@ from lorabake.execution.units import units_of
 from lorabake.interrupts import held
 from lorabake.planning import Plan
 from lorabake.planning.tally import Tally
+from lorabake.progress import unseen
 
 if TYPE_CHECKING:
     from lorabake.execution.device import Device
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 class Executed:
     """Tell what a plan's execution found out.
 
-    `hashes` are the SHA-256 of each file's data, or empty; `digests` those of the inputs, by their placeholders.
+    `hashes` are the SHA-256 of each file's data, or empty; `digests` those of the inputs, by their placeholders;
+    `taken` those of all files that were digested.
     `tallies` sum up what was observed of each LoRA's change. `computed` maps each device class that computed to the
     keys of its tensors, in the plan's order; `left_to_cpu` are those that an accelerator could not hold or compute.
     `stages` are the workers' seconds by stage.
@@ -39,6 +41,7 @@ class Executed:
     plan: Plan
     hashes: tuple[str, ...]
     digests: Mapping[str, str]
+    taken: Mapping[Path, str]
     tallies: Mapping[int, Tally]
     computed: Mapping[str, tuple[str, ...]]
     left_to_cpu: tuple[str, ...]
@@ -70,11 +73,14 @@ def execute(
     workers: int,
     progress: Callable[[int], None],
     warn: Callable[[str], None],
+    watched: Sequence[Path] = (),
+    digested: Callable[[Path, str], None] = unseen,
 ) -> tuple[Executed, ...]:
     """Copy, compute, digest and hash side by side; return once every byte of the outputs is finished.
 
-    If steps of several plans need the same tensors, each byte is read once. Unchanged ranges are copied for each
-    plan, by the kernel if possible.
+    The files in `watched` are digested, too. `digested` is told each digest once it is taken, and may raise an error,
+    which stops all. If steps of several plans need the same tensors, each byte is read once. Unchanged ranges are
+    copied for each plan, by the kernel if possible.
     """
     taken: dict[Path, str] = {}
     hashes: list[list[str]] = [[] for _ in plans]
@@ -86,8 +92,11 @@ def execute(
             output.copy(each, progress, crew.stop)
 
     def digest() -> None:
-        for path in dict.fromkeys(path for plan in plans for path in plan.digests.values()):
+        for path in dict.fromkeys([*(path for plan in plans for path in plan.digests.values()), *watched]):
             taken[path] = inputs.sha256(path, crew.stop)
+            if crew.stop.is_set():  # then it may be the digest of a part
+                return
+            digested(path, taken[path])
         inputs.check_records(crew.stop)
 
     def follow(number: int) -> None:
@@ -133,6 +142,7 @@ def execute(
                 plan=plan,
                 hashes=tuple(hashes[number]),
                 digests={placeholder: taken[path] for placeholder, path in plan.digests.items()},
+                taken=taken,
                 tallies=_summed(plan, own),
                 computed=computed,
                 left_to_cpu=left,

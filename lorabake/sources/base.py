@@ -37,8 +37,6 @@ def open_base(recipe: Recipe) -> Transcript:
     check_checkpoint(base.path, base.tensors)
     for name in base.side_files:
         source_of(base.path, base.path / name)
-    if base.is_folder and recipe.base.sha256:
-        raise FileError(f"{base.path}: sha256 is for a file, and the base is a folder")
     return transcript
 
 

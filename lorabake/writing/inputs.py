@@ -24,7 +24,7 @@ from lorabake.writing.openfiles import OpenFiles
 class Inputs:
     """Hold the input files of plans open, as many as the system lets; the others are opened when they are read."""
 
-    def __init__(self, *plans: Plan) -> None:
+    def __init__(self, *plans: Plan, watched: Iterable[Path] = ()) -> None:
         self._seen: dict[Path, Fingerprint] = {}
         headers = [header for plan in plans for checkpoint, _ in plan.sources.inputs for header in checkpoint.headers]
         self._headers = {header.path: header for header in headers}
@@ -39,6 +39,7 @@ class Inputs:
         paths |= dict.fromkeys(
             path for plan in plans for path in (*plan.digests.values(), *plan.sources.evidence.read)
         )
+        paths |= dict.fromkeys(watched)
         allow_open_files(len(paths) + sum(len(plan.files) for plan in plans))
         self._files = OpenFiles(self._opened, unreadable)
         try:
@@ -106,6 +107,10 @@ class Inputs:
                         "Nothing was written. Download it again.",
                     )
 
+    def seen(self, path: Path) -> Fingerprint:
+        """Return the fingerprint that an input had when it was opened."""
+        return self._seen[path]
+
     def check_unchanged(self) -> None:
         """Raise FileError if any input is not what it was when it was opened."""
         for path, seen in self._seen.items():
@@ -124,7 +129,7 @@ class Inputs:
 
 
 def check_inputs(inputs: Inputs, plans: Iterable[Plan], digests: Iterable[Mapping[str, str]]) -> None:
-    """Raise FileError for a digest that is not the one a recipe states, and for an input that has changed.
+    """Raise FileError for a file's digest that is not the one a recipe states, and for an input that has changed.
 
     `digests` are those of each plan, by its placeholders.
     """
@@ -136,6 +141,8 @@ def check_inputs(inputs: Inputs, plans: Iterable[Plan], digests: Iterable[Mappin
 def _check_stated(plan: Plan, digests: Mapping[str, str]) -> None:
     taken = {path: digests[placeholder] for placeholder, path in plan.digests.items()}
     for checkpoint, source in plan.sources.inputs:
+        if checkpoint.is_folder:  # what is stated of a folder is about more than the plan digests
+            continue
         for path in (header.path for header in checkpoint.headers):
             if source.sha256 and taken[path] != source.sha256:
                 raise FileError(

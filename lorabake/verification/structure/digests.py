@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lorabake.artifacts.locking import stated_as
+from lorabake.artifacts.watch import Watch
 from lorabake.documents.names import Figures
 from lorabake.errors import FileError
 from lorabake.planning import Plan
@@ -28,10 +30,11 @@ class Digests:
 
     def __init__(self, plan: Plan, baked: Checkpoint, files: Files, stage: str) -> None:
         self.plan, self.baked, self.files, self.stage = plan, baked, files, stage
+        self.watch = Watch.of(plan, locked=False)
 
     def take(self, *, data: bool) -> dict[str, str]:
         """Take the digests of inputs that a header states, and of `data` with a stated digest."""
-        inputs = dict.fromkeys(self.plan.digests.values())
+        inputs = dict.fromkeys([*self.plan.digests.values(), *self.watch.paths])
         digests = {str(path): self._sha256(path, 0, path.stat().st_size) for path in inputs}
         for header in _headers(self.baked) if data else ():
             if any(name in header.metadata for name in DATA_HASHES):
@@ -44,7 +47,9 @@ class Digests:
 
     def findings(self, digests: Mapping[str, str], *, data: bool) -> Iterator[Finding]:
         """Compare the digests taken with those that are stated."""
-        yield from self._inputs(digests)
+        own = {str(path) for path in self.plan.digests.values()}
+        yield from self._inputs({path: digest for path, digest in digests.items() if path in own})
+        yield from self._folders(digests)
         yield from self._configs()
         yield from self._data_hashes(digests) if data else ()
         yield from self._embeddings()
@@ -55,14 +60,16 @@ class Digests:
         texts = re.findall(r'"sha256":"([0-9a-f]{64})"', made_of or "")
         check = f"{self.stage}.input"
         for path, digest in digests.items():
-            said = next((said for checkpoint, said in self.plan.sources.inputs if _is_part(path, checkpoint)), None)
-            if said is None:
+            of_input = next((each for each in self.plan.sources.inputs if _is_part(path, each[0])), None)
+            if of_input is None:
                 continue
-            if said.sha256 not in (None, digest):
+            checkpoint, said = of_input
+            is_stated = said.sha256 is not None and path == str(checkpoint.path)
+            if is_stated and said.sha256 != digest:
                 note = "the recipe states another SHA-256"
                 figures = Figures(digest, said.sha256, "sha256")
                 yield Finding(check, Status.FAIL, said.path, digest[:12], str(said.sha256)[:12], note, figures)
-            elif made_of is None and said.sha256 is not None:
+            elif made_of is None and is_stated:
                 note, figures = "has the SHA-256 that the recipe states", Figures(digest, said.sha256, "sha256")
                 yield Finding(check, Status.PASS, said.path, digest[:12], "", note, figures)
             elif digest in texts:
@@ -72,6 +79,17 @@ class Digests:
                 note = f"changed since the bake: the checkpoint's header names other files than {Path(path).name}"
                 figures = Figures(digest, unit="sha256")
                 yield Finding(check, Status.FAIL, said.path, digest[:12], "", note, figures)
+
+    def _folders(self, digests: Mapping[str, str]) -> Iterator[Finding]:
+        """Compare folders with the digests that the recipe states of them."""
+        check = f"{self.stage}.input"
+        for each, stated in self.watch.stated():
+            pinned = self.watch.digested(each, {Path(path): digest for path, digest in digests.items()})
+            is_same = stated in stated_as(pinned, each)
+            note = "has the SHA-256 that the recipe states" if is_same else "the recipe states another SHA-256"
+            status, limit = (Status.PASS, "") if is_same else (Status.FAIL, stated[:12])
+            figures = Figures(pinned.sha256, stated, "sha256")
+            yield Finding(check, status, each.path, pinned.sha256[:12], limit, note, figures)
 
     def _configs(self) -> Iterator[Finding]:
         """Compare the files beside LoRAs that state scales with those at the time of the bake."""
