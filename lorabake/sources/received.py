@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from lorabake import settings
 from lorabake.errors import FileError, LorabakeError, first_line
 from lorabake.paths import missing as missing_lines
-from lorabake.recipe import Recipe, recipe_of, values_of
+from lorabake.recipe import Recipe, Verify, recipe_of, values_of
 from lorabake.recipe.changes import read_change, with_changes
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint
 from lorabake.tensors.reader import is_there
@@ -28,6 +28,8 @@ from lorabake.visible import short_repr, some
 
 RECIPE, INPUTS = "lorabake.recipe", "lorabake.inputs"
 """Metadata keys of a baked file."""
+
+PREDICTIONS = ("epsilon", "v_prediction")
 
 By = Literal["digest", "name", "option", ""]
 """What an input was found by: its name alone where no file has its digest. "" is of one that was not found."""
@@ -181,15 +183,29 @@ def _embedded(baked: Path, metadata: Mapping[str, str], changes: Sequence[str]) 
         for lora in form["loras"]:
             lora["blocks"] = dict(lora["blocks"])
         form["output"]["path"] = baked.name
-        values = values_of(_as_read(form), str(baked))
-        recipe = Recipe.model_validate(values.data)
+        predicts, fields = form.pop("prediction", None), form["output"].pop("metadata", None)
+        read: Any = _as_read(form)
+        if fields is not None:
+            read["output"]["metadata"] = fields  # in which null has a meaning
+        values = values_of(read, str(baked))
+        recipe = _predicting(Recipe.model_validate(values.data), predicts)
     except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise FileError(f"{baked}: the recipe in its metadata is damaged: {first_line(error, None)}") from None
     if not changes:
         return recipe, set()
     changed = recipe_of(with_changes(values, map(read_change, changes), Path.cwd(), None), Path.cwd())
     before, after = dict(_paths(recipe)), dict(_paths(changed))
-    return changed, {role for role, path in after.items() if before.get(role) != path}
+    return _predicting(changed, predicts), {role for role, path in after.items() if before.get(role) != path}
+
+
+def _predicting(recipe: Recipe, predicts: object) -> Recipe:
+    """Return a recipe whose `verify` says what the model predicts: of that, a header keeps nothing else."""
+    if predicts is None or (recipe.verify is not None and recipe.verify.prediction is not None):
+        return recipe
+    if predicts not in PREDICTIONS:
+        raise ValueError(f"prediction is {predicts!r}")
+    said = recipe.verify or Verify.model_construct(_fields_set={"prompts"}, prompts=())
+    return recipe.model_copy(update={"verify": said.model_copy(update={"prediction": predicts})})
 
 
 def _paths(recipe: Recipe) -> Iterator[tuple[str, str]]:

@@ -19,11 +19,13 @@ def restored(received: Received, folder: Path) -> str:
     they would change the header of what is baked.
     """
     recipe = received.recipe
-    data: dict[str, Any] = recipe.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+    data: dict[str, Any] = recipe.model_dump(mode="json", exclude_defaults=True)
     named: list[dict[str, Any]] = [data["base"], *data.get("loras", ()), *([data["vae"]] if "vae" in data else [])]
     for source, found in zip(named, received.found, strict=True):
         source["path"] = _path(found, folder)
     data["output"]["path"] = received.baked.name
+    if recipe.verify is not None and not recipe.verify.prompts:
+        data["verify"]["prompts"] = ["a photo"]  # any: the header has none, and a recipe needs one
     order = [*Recipe.model_fields]
     return written({key: data[key] for key in sorted(data, key=order.index)}, _told(received))
 

@@ -224,6 +224,15 @@ def test_the_recipe_of_a_file_bakes_it_again(studio: Path) -> None:
     assert b.sha256(b.run(studio / "again.yaml").path) == before
 
 
+def test_fields_of_the_header_and_what_the_model_predicts_are_in_it(studio: Path) -> None:
+    output = {"metadata": {"modelspec.author": None, "modelspec.license": "MIT"}}
+    before = b.sha256(baked(studio, output=output, verify={"prompts": ["a cat"], "prediction": "v_prediction"}))
+    assert verify(received(studio / "out.safetensors"), options=STRUCTURE).status is Status.PASS
+    write(studio / "out.safetensors", "-o", studio / "again.yaml")
+    (studio / "out.safetensors").unlink()
+    assert b.sha256(b.run(studio / "again.yaml").path) == before
+
+
 def test_its_paths_are_where_the_inputs_lie(studio: Path) -> None:
     place = flat(studio, *NAMES)
     (studio.parent / "recipes").mkdir()
