@@ -355,7 +355,7 @@ def test_a_file_a_mapping_and_keywords_bake_the_same_bytes(workplace: Path) -> N
         lorabake.bake(lorabake.plan({**content, "output": Path("f.safetensors")}), options),
     ]
     assert [way.path.name for way in ways] == [f"{name}.safetensors" for name in ("out", *"bcdef")]
-    assert len({builders.sha256(way.path) for way in ways}) == 1
+    assert len({sha256 for way in ways for sha256 in way.data_sha256.values()}) == 1
 
 
 def test_mappings_say_all_that_yaml_says(workplace: Path) -> None:

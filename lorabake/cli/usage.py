@@ -29,6 +29,7 @@ COMMANDS = _table(
         "plan": "dry-run dryrun preview simulate estimate try",
         "verify": "test prove compare diff audit",
         "check": "validate lint",
+        "hash": "sha256 sha256sum checksum digest fingerprint autov2 autov3",
         "inspect": "info show ls list describe identify what metadata header keys",
         "bake, with output.dtype in the recipe": "convert cast prune",
     }
