@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lorabake import VerifyOptions, verify
 from lorabake.architectures import architectures
 from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.rewriting import rewritten
@@ -30,6 +31,7 @@ WAYS = [
     for family in FAMILIES.values()
     for name in single_names(family.components[0]) or (names_for(family.components[0], "single")[0].name,)
 ]
+QUICK = VerifyOptions(stages=["structure", "quick"])
 SHARE = 64
 """Sides of real models that can be divided by this are."""
 
@@ -115,7 +117,9 @@ def test_a_folder_and_its_file_come_back_byte_for_byte(tmp_path: Path, family: s
     b.save(folder / "diffusion_pytorch_model.safetensors", made, metadata={"format": "pt"})
     wanted = {"single": name} if name in single_names(component) else "single"
     single = to(tmp_path, "folder", "single.safetensors", wanted)
+    b.assert_right(verify(tmp_path / "recipe.yaml", options=QUICK))
     back = to(tmp_path, "single.safetensors", "back", "diffusers")
+    b.assert_right(verify(tmp_path / "recipe.yaml", options=QUICK))
     assert_equal(values(back), values(tmp_path / "folder"))
     again = to(tmp_path, "back", "again.safetensors", wanted)
     assert_equal(values(again), values(single))

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from lorabake.documents.names import Figures
 from lorabake.errors import FileError, first_line
 from lorabake.keymap.names import patterns
+from lorabake.keymap.table import find
 from lorabake.planning import Plan
 from lorabake.planning.files import Embedding, OutputFile
 from lorabake.planning.steps import Target
@@ -40,7 +41,7 @@ def check_structure(plan: Plan, path: Path) -> tuple[list[Finding], Checkpoint |
     found = [
         Finding("structure.file", Status.PASS, path.name, f"{size:,} bytes", "", note, Figures(size, unit="bytes"))
     ]
-    found += [*_keys(plan, baked), *_forms(plan, baked), *_order(plan, baked)]
+    found += [*_keys(plan, baked), *_forms(plan, baked), *_order(plan, baked), *_layout(plan, baked)]
     is_own = _severity(baked) is Status.FAIL
     found += [*check_side_files(plan, baked, is_own=is_own), *_embeddings(plan, baked), *check_recipe(plan, baked)]
     found += [*_statements(plan, baked)]
@@ -84,19 +85,21 @@ def _keys(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
     missing = [key for key in planned if key not in baked.tensors]
     surplus = [key for key in baked.tensors if key not in planned]
     if missing:
-        note = f"tensors of the base are not there: {patterns(missing)}"
+        note = f"tensors {_of(plan)} are not there: {patterns(missing)}"
         yield Finding(
             "structure.keys", Status.FAIL, _subject(missing), f"{len(missing)} missing", "0", note, _figures(missing)
         )
     if surplus:
-        note = f"tensors that the base does not have: {patterns(surplus)}"
+        who = "the plan" if plan.layout.is_converted else "the base"
+        note = f"tensors that {who} does not have: {patterns(surplus)}"
         yield Finding(
             "structure.keys", Status.FAIL, _subject(surplus), f"{len(surplus)} more", "0", note, _figures(surplus)
         )
     if not missing and not surplus:
         figures = Figures(count=len(planned))
         subject = f"{len(planned)} tensors"
-        yield Finding("structure.keys", Status.PASS, subject, "", "", "exactly the base's keys", figures)
+        whose = "those of the plan" if plan.layout.is_converted else "the base's keys"
+        yield Finding("structure.keys", Status.PASS, subject, "", "", f"exactly {whose}", figures)
 
 
 def _forms(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
@@ -128,6 +131,7 @@ def _forms(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
 
 def _order(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
     """Compare which file holds which tensor, and the order of tensors in headers and data."""
+    whose = "the plan's" if plan.layout.is_converted else "the base's"
     found = [header for part in baked.parts for header in part.files]
     headers = {name_of(baked, header): header for header in found}
     if not baked.is_folder and len(plan.files) == 1:
@@ -145,11 +149,33 @@ def _order(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
         in_order = names == [*file.order]
         same = data == _data_order(file)
         if in_order and same:
-            yield Finding("structure.order", Status.PASS, file.name, "", "", "keys and data in the base's order")
+            yield Finding("structure.order", Status.PASS, file.name, "", "", f"keys and data in {whose} order")
         else:
             what = " and ".join(["the header's keys"] * (not in_order) + ["the data"] * (not same))
-            note = f"{what} are in another order than the base's; programs load it all the same"
+            note = f"{what} are in another order than {whose}; programs load it all the same"
             yield Finding("structure.order", _severity(baked), file.name, "", "", note)
+
+
+def _layout(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
+    """Recognise a converted checkpoint by itself: each component has to be known, in its place and layout."""
+    if not plan.layout.is_converted:
+        return
+    tensors, family = baked.tensors, plan.sources.key_map.architecture
+    there = {component.name: find(component, tensors) for component in family.components}
+    due = {place.component: (place.layout, place.key_prefix) for place in plan.layout.places}
+    known = {name: (place[0].name, place[1]) for name, place in there.items() if place is not None}
+    told = ", ".join(f"{name} ({layout})" for name, (layout, _) in known.items())
+    if known == due and family.fits(tensors):
+        note = f"by itself it is known as {family.title}: {told}"
+        yield Finding("structure.layout", Status.PASS, baked.path.name, "", "", note)
+    else:
+        wanted = ", ".join(f"{name} ({layout})" for name, (layout, _) in due.items())
+        note = f"by itself it is not known as {family.title} with {wanted}; there is {told or 'nothing of it'}"
+        yield Finding("structure.layout", Status.FAIL, baked.path.name, "", "", note)
+
+
+def _of(plan: Plan) -> str:
+    return "of the plan" if plan.layout.is_converted else "of the base"
 
 
 def _data_order(file: OutputFile) -> list[str]:

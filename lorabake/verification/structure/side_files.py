@@ -66,10 +66,10 @@ def check_side_files(plan: Plan, baked: Checkpoint, *, is_own: bool) -> Iterator
     If lorabake made the folder (`is_own`), everything must be equal. If another tool did, a configuration must
     describe the same model; other differences are warnings.
     """
-    base, path = plan.sources.base, baked.path
-    if not plan.is_folder or not base.is_folder or not plan.side_files:
+    path, names = baked.path, _names(plan)
+    if not names:
         return
-    found = [each for name in plan.side_files if (each := _difference(plan, baked, name, is_own=is_own)) is not None]
+    found = [each for name in names if (each := _difference(plan, baked, name, is_own=is_own)) is not None]
     spoken = [each for each in found if each.words]
     wrong = [each for each in spoken if is_own or (each.describes and each.is_certain)]
     odd = [each for each in spoken if each not in wrong]
@@ -89,7 +89,7 @@ def check_side_files(plan: Plan, baked: Checkpoint, *, is_own: bool) -> Iterator
         yield Finding(
             "structure.side_files", Status.WARN, path.name, f"{len(odd)}", "0", note, Figures(len(odd), 0, "files")
         )
-    same = len(plan.side_files) - len(spoken)
+    same = len(names) - len(spoken)
     if same:
         silent = [f"{each.name}: {', '.join(each.silent)}" for each in found if each.silent and not each.words]
         note = "configs as they must be" if not spoken else "the others are as they must be"
@@ -98,6 +98,14 @@ def check_side_files(plan: Plan, baked: Checkpoint, *, is_own: bool) -> Iterator
         yield Finding(
             "structure.side_files", Status.PASS, path.name, f"{same} files", "", note, Figures(same, unit="files")
         )
+
+
+def _names(plan: Plan) -> tuple[Path, ...]:
+    """List what there has to be beside the weights: the base's own files, or those that the plan writes."""
+    if not plan.layout.is_converted:
+        return plan.side_files if plan.is_folder and plan.sources.base.is_folder else ()
+    written = (name for name in plan.texts if not name.endswith(".safetensors.index.json"))
+    return (*plan.side_files, *map(Path, written))
 
 
 def _difference(plan: Plan, baked: Checkpoint, name: Path, *, is_own: bool) -> Difference | None:
