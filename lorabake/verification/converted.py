@@ -28,13 +28,14 @@ WOVEN = Path("/the checkpoint, in the base's layout")
 class Seen:
     """Hold a plan and a checkpoint, both in the base's layout, and the files that the checkpoint is gathered in.
 
-    `left_out` are the base's tensors that the checkpoint is not to have.
+    `left_out` are the base's tensors that the checkpoint is not to have, and `itself` is the checkpoint as it is.
     """
 
     plan: Plan
     checkpoint: Checkpoint
     woven: Mapping[Path, Woven] = field(default_factory=dict)
     left_out: frozenset[str] = frozenset()
+    itself: Checkpoint | None = None
 
 
 def in_layout_of_base(plan: Plan, baked: Checkpoint) -> Seen:
@@ -58,7 +59,7 @@ def in_layout_of_base(plan: Plan, baked: Checkpoint) -> Seen:
     known = {target.key for file in plan.files for target in file.targets}
     strange = {key: info for key, info in baked.tensors.items() if key not in known and key not in tensors}
     left_out = frozenset(plan.sources.base.tensors.keys() - wanted.keys())
-    return Seen(own, replace(baked, tensors={**tensors, **strange}), {WOVEN: weaving}, left_out)
+    return Seen(own, replace(baked, tensors={**tensors, **strange}), {WOVEN: weaving}, left_out, baked)
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,7 @@ def prepare(plan: Plan, baked: Path, options: SampleOptions, stack: ExitStack) -
             if speaks:
                 ready = prepare_texts(plan, baked, prompts, options)
             else:
-                artist = _artist(there.plan, there.checkpoint, loop, files, prompts, options, stack)
+                artist = _artist(there, loop, files, prompts, options, stack)
                 artist.check_words()
                 ready = Studio(artist).run
         except (CannotDrawError, SizeUnknownError) as error:
@@ -99,8 +99,7 @@ def prepare(plan: Plan, baked: Path, options: SampleOptions, stack: ExitStack) -
 
 
 def _artist(
-    plan: Plan,
-    baked: Checkpoint,
+    there: Seen,
     loop: Loop | None,
     files: Files,
     prompts: tuple[str, ...],
@@ -109,8 +108,8 @@ def _artist(
 ) -> Artist:
     """Choose who draws: lorabake's loop where the family says how, else diffusers' pipeline."""
     if loop is None:
-        return Pipelines(plan, baked, gather(plan), files, prompts, options)
-    return UNets(plan, baked, stack.enter_context(configs(plan)), loop, files, prompts, options)
+        return Pipelines(there, gather(there.plan), files, prompts, options)
+    return UNets(there, stack.enter_context(configs(there.plan)), loop, files, prompts, options)
 
 
 def _carried(plan: Plan) -> str:

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorabake.codecs.codec import Stored
-from lorabake.planning import Plan
+from lorabake.keymap.expansion import KeyMap
 from lorabake.recipe import Verify
 from lorabake.reference.arrays import Files
-from lorabake.tensors.checkpoint import Checkpoint
+from lorabake.verification.converted import Seen
 from lorabake.verification.findings import SampleOptions, SettingValue
 from lorabake.verification.samples.loading import Loaders, LoadFile
 from lorabake.verification.samples.placing import Factors, Weights
@@ -84,9 +84,8 @@ class Artist(ABC):
     denoisers: Sequence[str]
     decoders: Sequence[str]
 
-    def __init__(
-        self, plan: Plan, baked: Checkpoint, files: Files, prompts: tuple[str, ...], options: SampleOptions
-    ) -> None:
+    def __init__(self, there: Seen, files: Files, prompts: tuple[str, ...], options: SampleOptions) -> None:
+        plan = there.plan
         self.plan, self.files, self.prompts, self.options = plan, files, prompts, options
         self.said = plan.sources.recipe.verify or Verify.model_validate({"prompts": prompts})
         self.seed = options.seed if options.seed is not None else self.said.seed
@@ -98,7 +97,13 @@ class Artist(ABC):
         owner = plan.sources.key_map.owner
         self.touched = {owner.get(target.key) for step in plan.steps for target in step.targets}
         base = seen(plan.sources.base)
-        self._tensors: dict[str, Mapping[str, Stored]] = {"base": base, "checkpoint": seen(baked)}
+        self._tensors: dict[str, Mapping[str, Stored]] = {
+            "base": base,
+            "checkpoint": seen(there.itself or there.checkpoint),
+        }
+        self._own_map: KeyMap | None = None
+        if there.itself is not None:  # networks are built of it as of any file of its layout, whoever made it
+            self._own_map = KeyMap.expand(plan.sources.key_map.architecture, there.itself.tensors)
         if plan.sources.vae is not None:
             vae = [each for file in plan.files for each in file.targets if owner.get(each.key) == "vae"]
             self._tensors["base with another VAE"] = base | {target.key: target.weight for target in vae}
@@ -224,6 +229,10 @@ class Artist(ABC):
         if variant.is_checkpoint:
             return "checkpoint"
         return [*self._tensors][-1] if variant.factors is not None and len(self._tensors) > 2 else "base"
+
+    def tables(self, variant: Variant) -> KeyMap:
+        """Return what names the tensors of `infos`: the base's key map, or the checkpoint's own."""
+        return self._own_map if variant.is_checkpoint and self._own_map is not None else self.plan.sources.key_map
 
     def infos(self, variant: Variant) -> Mapping[str, Stored]:
         """Return the tensors that a variant's networks are built of, by the base's keys."""

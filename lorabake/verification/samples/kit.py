@@ -20,6 +20,7 @@ from lorabake.configs import family_config, notes_of
 from lorabake.configs.sizes import Config
 from lorabake.configs.tokenizers import padding_of
 from lorabake.errors import FileError, first_line
+from lorabake.keymap.expansion import KeyMap
 from lorabake.planning import Plan
 from lorabake.planning.beside import told_of
 from lorabake.tensors.checkpoint import open_checkpoint, optional_object
@@ -184,9 +185,7 @@ def _part(plan: Plan, name: str, maker: Any) -> Part | None:
         return None
     key_map, base = plan.sources.key_map, plan.sources.base
     if name in key_map.placed:
-        _, prefix = key_map.placed[name]
-        keys = {key: key.removeprefix(prefix) for key, owner in key_map.owner.items() if owner == name}
-        return Part(name, maker, config, keys)
+        return Part(name, maker, config, keys_of(key_map, name))
     start = f"{name}/"
     if keys := {key: key.removeprefix(start) for key in base.tensors if key.startswith(start)}:
         return Part(name, maker, config, keys)
@@ -200,6 +199,12 @@ def _part(plan: Plan, name: str, maker: Any) -> Part | None:
             infos = {}
         return Part(name, maker, config, {key: key for key in infos}, infos)
     return Part(name, maker, config, {})
+
+
+def keys_of(key_map: KeyMap, component: str) -> dict[str, str]:
+    """Pair the keys of a component's tensors with their names below it."""
+    _, prefix = key_map.placed[component]
+    return {key: key.removeprefix(prefix) for key, owner in key_map.owner.items() if owner == component}
 
 
 def _other(plan: Plan, name: str, maker: Any) -> Any:

@@ -31,6 +31,9 @@ from lorabake.verification.samples.values import as_torch
 if TYPE_CHECKING:
     import torch
 
+UNREAD = "text_projection.weight"
+"""What files have of text encoders whose class in transformers ends before it."""
+
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 COMPONENTS = ("unet", "vae", *TEXT_ENCODERS, "scheduler")
 CONFIG_FILES = {"scheduler": SCHEDULER_CONFIG}
@@ -112,7 +115,7 @@ def build(
     state = {key if converts else key.removeprefix(prefix): as_torch(infos[key], files) for key in own}
     make = _text_encoder if is_encoder else _network
     network = make(class_of(*configs.classes[component]), component, state, configs, converts=converts)
-    made: torch.nn.Module = network.eval().requires_grad_(False)
+    made: torch.nn.Module = network.float().eval().requires_grad_(False)  # a configuration may name another dtype
     return made
 
 
@@ -133,8 +136,10 @@ def _text_encoder(maker: Any, component: str, state: Mapping[str, Any], configs:
     network = maker(maker.config_class.from_pretrained(configs.folder / component))
     if not hasattr(network, "text_model"):
         state = {key.removeprefix("text_model."): value for key, value in state.items()}
+    unread = {UNREAD} - network.state_dict().keys()
     network.load_state_dict(
-        {key: value for key, value in state.items() if not key.endswith("position_ids")}, strict=True
+        {key: value for key, value in state.items() if key not in unread and not key.endswith("position_ids")},
+        strict=True,
     )
     return network
 

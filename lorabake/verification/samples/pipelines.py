@@ -11,20 +11,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lorabake.errors import first_line
-from lorabake.planning import Plan
 from lorabake.reference.arrays import Files
-from lorabake.tensors.checkpoint import Checkpoint
+from lorabake.verification.converted import Seen
 from lorabake.verification.findings import SampleOptions, SettingValue
 from lorabake.verification.samples.assembly import Assembly
 from lorabake.verification.samples.building import fill
 from lorabake.verification.samples.drawing import Artist, Denoised, Networks, Variant
-from lorabake.verification.samples.kit import Kit
+from lorabake.verification.samples.kit import Kit, keys_of
 from lorabake.verification.samples.loading import LoadFile
 from lorabake.verification.samples.refusals import CannotDrawError
 
@@ -46,11 +46,11 @@ class Pipelines(Artist):
     """Draw with the pipeline of a kit."""
 
     def __init__(
-        self, plan: Plan, baked: Checkpoint, made: Kit, files: Files, prompts: tuple[str, ...], options: SampleOptions
+        self, there: Seen, made: Kit, files: Files, prompts: tuple[str, ...], options: SampleOptions
     ) -> None:
         device = options.device or "cpu"
         self.kit, self.assembly = made, Assembly(made, device)
-        super().__init__(plan, baked, files, prompts, options)
+        super().__init__(there, files, prompts, options)
         self.known = signature(made.pipeline.__call__).parameters
         self.steps = options.steps or self.said.steps or self.known["num_inference_steps"].default
         defaults = {name: each.default for name, each in self.known.items()}
@@ -99,7 +99,10 @@ class Pipelines(Artist):
 
     def build(self, name: str, variant: Variant) -> Any:
         """Build one network of a variant, without LoRAs, on the CPU."""
-        return fill(self.kit.networks[name], self.infos(variant), self.plan.sources.key_map, self.files)
+        part, tables = self.kit.networks[name], self.tables(variant)
+        if tables is not self.plan.sources.key_map and part.infos is None and name in tables.placed:
+            part = replace(part, keys=keys_of(tables, name))
+        return fill(part, self.infos(variant), tables, self.files)
 
     # -- the three calls -------------------------------------------------------------------------------
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from lorabake.configs import Loop
 from lorabake.configs.tokenizers import padding_of
 from lorabake.errors import RecipeError
-from lorabake.planning import Plan
 from lorabake.reference.arrays import Files
-from lorabake.tensors.checkpoint import Checkpoint
+from lorabake.verification.converted import Seen
 from lorabake.verification.findings import SampleOptions, SettingValue
 from lorabake.verification.samples.drawing import Artist, Denoised, Networks, Variant
 from lorabake.verification.samples.loading import LoadFile, load_parts
@@ -32,15 +31,15 @@ class UNets(Artist):
 
     def __init__(
         self,
-        plan: Plan,
-        baked: Checkpoint,
+        there: Seen,
         made: Configs,
         loop: Loop,
         files: Files,
         prompts: tuple[str, ...],
         options: SampleOptions,
     ) -> None:
-        super().__init__(plan, baked, files, prompts, options)
+        super().__init__(there, files, prompts, options)
+        plan = there.plan
         self.configs, self.loop = made, loop
         side = int(made.parts["vae"].get("sample_size", 512))
         self.steps = options.steps or self.said.steps or STEPS
@@ -89,7 +88,7 @@ class UNets(Artist):
 
     def build(self, name: str, variant: Variant) -> Any:
         """Build one network of a variant, without LoRAs, on the CPU."""
-        return build(name, self.plan.sources.key_map, self.infos(variant), self.configs, self.files)
+        return build(name, self.tables(variant), self.infos(variant), self.configs, self.files)
 
     def encode(self, networks: Networks, variant: Variant, number: int) -> Words:
         """Return what the text encoders make of a prompt and its opposite."""
