@@ -1,4 +1,4 @@
-"""The third stage with converted bakes: a checkpoint's networks are built of its own names, by the libraries' code."""
+"""The third stage with converted bakes: a checkpoint's networks are built of its own names, by libraries' code."""
 
 from __future__ import annotations
 
