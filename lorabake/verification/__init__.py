@@ -22,7 +22,7 @@ from lorabake.sources import resolve
 from lorabake.sources.received import Received, received
 from lorabake.tensors.magic import format_at
 from lorabake.tensors.reader import is_there
-from lorabake.verification.environment import environment_of, hashing
+from lorabake.verification.environment import environment_of
 from lorabake.verification.findings import Finding, Verification
 from lorabake.verification.provenance import size_of as statement_size
 from lorabake.verification.stages import (
@@ -119,12 +119,8 @@ def _verify(recipe: Recipe, path: Path, options: VerifyOptions, inputs: Sequence
         checkpoint = structure.result
         readied = ready(plan, path, checkpoint, options, opened)
         statement = finish(readied.stating, statement_size(plan, path) if readied.stating else 0, path, options)
-        digests = None
-        if checkpoint and readied.comparing and options.digests:
-            digests = opened.enter_context(hashing(plan, checkpoint))
         weights = finish(readied.comparing, checkpoint.size if checkpoint else 0, path, options)
         samples = finish(readied.sampling, 0, path, options)
-        whole = digests.result() if digests else {}
     outcomes: tuple[Outcome[Any], ...] = (structure, *statement, *weights, *samples)
     sampled = next((outcome.result for outcome in samples), None)
     compared = next((each.result for each in reversed(weights) if each.result is not None), None)
@@ -139,7 +135,9 @@ def _verify(recipe: Recipe, path: Path, options: VerifyOptions, inputs: Sequence
         samples=sampled,
         digests=compared.digests if compared else {},
         failures=tuple(failure for outcome in outcomes for failure in outcome.failures),
-        environment=environment_of(plan, checkpoint, sampled, whole, command=options.command, date=options.date),
+        environment=environment_of(
+            plan, checkpoint, sampled, compared.whole if compared else {}, command=options.command, date=options.date
+        ),
     )
 
 

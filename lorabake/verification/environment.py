@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from threading import Event
 
 from lorabake import __version__
 from lorabake.planning import Plan
@@ -21,38 +16,6 @@ from lorabake.verification.structure import name_of
 COMPUTING = ("torch", "numpy")
 SAMPLING = ("diffusers", "transformers", "peft", "accelerate")
 """Packages whose versions matter: always, and where models were run."""
-
-CHUNK = 1 << 22
-
-
-@contextmanager
-def hashing(plan: Plan, checkpoint: Checkpoint) -> Iterator[Future[dict[str, str]]]:
-    """Take the SHA-256 of every file of the base and of the checkpoint, by path, while the stages look at them.
-
-    There are none if a file cannot be read: the stages tell of that.
-    """
-    paths = dict.fromkeys(header.path for model in (plan.sources.base, checkpoint) for header in model.headers)
-    stop = Event()
-    with ThreadPoolExecutor(1) as pool:
-        try:
-            yield pool.submit(_sha256, [*paths], stop)
-        except BaseException:
-            stop.set()
-            raise
-
-
-def _sha256(paths: list[Path], stop: Event) -> dict[str, str]:
-    taken = {}
-    try:
-        for path in paths:
-            digest, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK))
-            with path.open("rb", buffering=0) as stream:
-                while (count := stream.readinto(buffer)) and not stop.is_set():
-                    digest.update(buffer[:count])
-            taken[str(path)] = digest.hexdigest()
-    except OSError:
-        return {}
-    return taken
 
 
 def environment_of(

@@ -215,7 +215,9 @@ def _compares(
 
     def compare() -> tuple[tuple[Finding, ...], WeightsResult]:
         check = COMPARING[stage]
-        found = check(plan, checkpoint, sample=options.sample_weights, progress=options.progress)
+        found = check(
+            plan, checkpoint, sample=options.sample_weights, whole=options.digests, progress=options.progress
+        )
         return found.findings, found
 
     return (), compare

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from lorabake.verification import VerifyOptions, embedded_recipe, stages, verify
 from lorabake.verification.environment import environment_of
 from lorabake.verification.findings import Finding, Samples, Status, Verification
 from lorabake.verification.stages import COMPARING
+from lorabake.verification.structure.digests import Digests
 from lorabake.verification.weights.effects import block_of, in_order
 from tests import builders as b
 from tests.documents import check, checked
@@ -436,3 +438,24 @@ def test_that_no_report_can_be_written_is_told_before_the_work(folder: Path, mon
     monkeypatch.setattr("lorabake.cli.verify.run_verify", lambda *_: pytest.fail("the work has begun"))
     with pytest.raises(SurroundingsError, match="cannot write the report: No space left on device"):
         run(folder / "recipe.yaml", "--report", folder / "r")
+
+
+@pytest.mark.parametrize("stage", ["weights", "quick"])
+def test_each_file_is_read_once_for_all_its_digests(
+    folder: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report names the base and the output by their SHA-256, and the header states that of the output's data."""
+    read: list[str] = []
+    pieces = Digests._pieces
+
+    def counted(self: Digests, path: Path, start: int, stop: int) -> Iterator[memoryview]:
+        read.append(path.name)
+        return pieces(self, path, start, stop)
+
+    monkeypatch.setattr(Digests, "_pieces", counted)
+    told = look(folder, stages=("structure", stage), digests=True).environment
+    assert told is not None
+    assert told.output is not None
+    assert told.output.digests == {"out.safetensors": sha256(folder / "out.safetensors")}
+    assert told.base.digests == {"base.safetensors": sha256(folder / "base.safetensors")}
+    assert sorted(read) == ["base.safetensors", "one.safetensors", "out.safetensors", "two.safetensors"]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 
@@ -26,20 +28,45 @@ from lorabake.verification.structure.recipes import compare
 
 
 class Digests:
-    """Take digests, and turn them into findings of `stage`."""
+    """Take digests, and turn them into findings of `stage`.
+
+    `whole` has the SHA-256 of the base's and the checkpoint's files by path, where they are asked for.
+    """
 
     def __init__(self, plan: Plan, baked: Checkpoint, files: Files, stage: str) -> None:
         self.plan, self.baked, self.files, self.stage = plan, baked, files, stage
+        self.whole: dict[str, str] = {}
+        self._stop = Event()
         self.watch = Watch.of(plan, locked=False)
 
-    def take(self, *, data: bool) -> dict[str, str]:
-        """Take the digests of inputs that a header states, and of `data` with a stated digest."""
+    def take(self, *, data: bool, whole: bool = False) -> dict[str, str]:
+        """Take the digests of inputs that a header states, and of `data` with a stated digest.
+
+        With `whole`, also those of all files of the base and the checkpoint. Each file is read once for all of them.
+        """
         inputs = dict.fromkeys([*self.plan.digests.values(), *self.watch.paths])
-        digests = {str(path): self._sha256(path, 0, path.stat().st_size) for path in inputs}
-        for header in _headers(self.baked) if data else ():
-            if any(name in header.metadata for name in DATA_HASHES):
-                digests[self._data_of(header)] = self._sha256(header.path, header.data_start, header.size)
+        digests = {str(path): self._sha256(path) for path in inputs}
+        if whole:
+            files = dict.fromkeys(header.path for header in self.plan.sources.base.headers)
+            self.whole = {str(path): digests.get(str(path)) or self._sha256(path) for path in files}
+        for header in _headers(self.baked):
+            is_stated = data and any(name in header.metadata for name in DATA_HASHES)
+            if whole:
+                of_file, of_data = self._sha256_with_data(header)
+                self.whole[str(header.path)] = of_file
+                digests |= {self._data_of(header): of_data} if is_stated else {}
+            elif is_stated:
+                digests[self._data_of(header)] = self._sha256(header.path, header.data_start)
         return digests
+
+    @contextmanager
+    def stopped_with(self) -> Iterator[None]:
+        """Stop taking digests if what is done meanwhile breaks off."""
+        try:
+            yield
+        except BaseException:
+            self._stop.set()
+            raise
 
     def named(self, digests: Mapping[str, str]) -> dict[str, str]:
         """Name hashed files as the recipe does."""
@@ -161,13 +188,29 @@ class Digests:
                 return said.portable_path + path.removeprefix(str(checkpoint.path))
         return path
 
-    def _sha256(self, path: Path, start: int, stop: int) -> str:
-        digest, buffer = hashlib.sha256(), np.empty(min(CHUNK, stop - start), np.uint8)
+    def _sha256(self, path: Path, start: int = 0) -> str:
+        digest = hashlib.sha256()
+        for piece in self._pieces(path, start, path.stat().st_size):
+            digest.update(piece)
+        return digest.hexdigest()
+
+    def _sha256_with_data(self, header: Header) -> tuple[str, str]:
+        """Take the digests of a whole file and of the data in it in one reading."""
+        head, data = self.files.raw(header.path, 0, header.data_start), hashlib.sha256()
+        whole = hashlib.sha256(head)
+        for piece in self._pieces(header.path, header.data_start, header.path.stat().st_size):
+            whole.update(piece)
+            data.update(piece)
+        return whole.hexdigest(), data.hexdigest()
+
+    def _pieces(self, path: Path, start: int, stop: int) -> Iterator[memoryview]:
+        buffer = np.empty(min(CHUNK, max(stop - start, 0)), np.uint8)
         for place in range(start, stop, CHUNK):
+            if self._stop.is_set():
+                return
             piece = buffer[: stop - place]
             self.files.fill(path, place, piece)
-            digest.update(piece.data)
-        return digest.hexdigest()
+            yield piece.data
 
 
 def _headers(checkpoint: Checkpoint) -> Iterator[Header]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from threadpoolctl import threadpool_limits
 
@@ -34,12 +34,16 @@ from lorabake.verification.weights.telling import findings, told_of, untouched, 
 
 @dataclass(frozen=True, slots=True)
 class WeightsResult:
-    """Hold the stage's findings, what each LoRA does where, what was found of each in each tensor, and digests."""
+    """Hold the stage's findings, what each LoRA does where, what was found of each in each tensor, and digests.
+
+    `whole` has the digests of the base's and the checkpoint's files, by path, where they were asked for.
+    """
 
     findings: tuple[Finding, ...]
     effects: tuple[Effect, ...]
     tensors: tuple[TensorVerdict, ...]
     digests: Mapping[str, str]
+    whole: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_weights(
@@ -47,16 +51,17 @@ def check_weights(
     baked: Checkpoint,
     *,
     sample: int | None = None,
+    whole: bool = False,
     progress: Callable[[int], None] = lambda count: None,
 ) -> WeightsResult:
     """Compare a checkpoint's tensors with what the plan would make; `sample` looks at so many of them only.
 
-    `progress` receives counts of bytes, from any thread. Raise FileError where an input or the checkpoint cannot be
-    read to its end.
+    `whole` takes the SHA-256 of the base's and the checkpoint's files, too. `progress` receives counts of bytes, from
+    any thread. Raise FileError where an input or the checkpoint cannot be read to its end.
     """
     seen = in_layout_of_base(plan, baked)
     with closing(Files(seen.woven)) as files, threadpool_limits(1):
-        return _Check(seen.plan, seen.checkpoint, files, progress).run(sample)
+        return _Check(seen.plan, seen.checkpoint, files, progress).run(sample, whole=whole)
 
 
 class _Check:
@@ -65,10 +70,10 @@ class _Check:
         self.comparer = Comparer(plan, baked, files, progress)
         self.digests = Digests(plan, baked, files, "weights")
 
-    def run(self, sample: int | None) -> WeightsResult:
+    def run(self, sample: int | None, *, whole: bool) -> WeightsResult:
         extent = Extent.of(self.plan, self.baked, sample)
-        with ThreadPoolExecutor(default_workers() + 1) as pool:
-            digesting = pool.submit(self.digests.take, data=True)
+        with ThreadPoolExecutor(default_workers() + 1) as pool, self.digests.stopped_with():
+            digesting = pool.submit(self.digests.take, data=True, whole=whole)
             results = [each for some in each_of(pool, self.comparer.compare, extent.jobs) for each in some]
             digests = digesting.result()
         results.sort(key=lambda each: each.target.key)  # threads finish in any order
@@ -99,6 +104,7 @@ class _Check:
             tuple(effects_of(self.plan, results)),
             tuple(verdicts(self.plan, [(each.step, each.target.key) for each in results], diagnoses)),
             self.digests.named(digests),
+            self.digests.whole,
         )
 
     # -- what it says ----------------------------------------------------------------------------------

@@ -50,16 +50,17 @@ def check_quick(
     baked: Checkpoint,
     *,
     sample: int | None = None,
+    whole: bool = False,
     progress: Callable[[int], None] = lambda count: None,
 ) -> WeightsResult:
     """Compare a checkpoint's tensors with what the plan would make; `sample` looks at so many of them only.
 
-    `progress` receives counts of bytes, from any thread. Raise FileError where an input or the checkpoint cannot be
-    read to its end.
+    `whole` takes the SHA-256 of the base's and the checkpoint's files, too. `progress` receives counts of bytes, from
+    any thread. Raise FileError where an input or the checkpoint cannot be read to its end.
     """
     seen = in_layout_of_base(plan, baked)
     with closing(Files(seen.woven)) as files, threadpool_limits(1):
-        return _Check(seen.plan, seen.checkpoint, files, progress).run(sample)
+        return _Check(seen.plan, seen.checkpoint, files, progress).run(sample, whole=whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +90,12 @@ class _Check:
         self.projector = Projector(self.comparer.recomputation, files, VECTORS * sum(rows))
         self.diagnostician = Diagnostician(plan, self.comparer.recomputation)
 
-    def run(self, sample: int | None) -> WeightsResult:
+    def run(self, sample: int | None, *, whole: bool) -> WeightsResult:
         extent = Extent.of(self.plan, self.baked, sample)
         results: list[Comparison] = []
         summed: list[Summed] = []
-        with ThreadPoolExecutor(default_workers() + 1) as pool:
-            digesting = pool.submit(self.digests.take, data=False)
+        with ThreadPoolExecutor(default_workers() + 1) as pool, self.digests.stopped_with():
+            digesting = pool.submit(self.digests.take, data=False, whole=whole)
             for found in each_of(pool, self._compare, extent.jobs):
                 if isinstance(found, Summed):
                     summed.append(found)
@@ -125,7 +126,13 @@ class _Check:
         )
         looked_at = [(each.step, each.target.key) for each in results]
         looked_at += [(each.step, each.step.targets[0].key) for each in summed]
-        return WeightsResult(told, (), tuple(verdicts(self.plan, looked_at, diagnoses)), self.digests.named(digests))
+        return WeightsResult(
+            told,
+            (),
+            tuple(verdicts(self.plan, looked_at, diagnoses)),
+            self.digests.named(digests),
+            self.digests.whole,
+        )
 
     def _compare(self, job: Job) -> Summed | list[Comparison]:
         """Compare one step by random sums, by some of its rows, or completely."""
