@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 GROUPS = {
     "Use it": (
-        *("getting-started", "recipes", "commands", "python", "comfyui", "a1111", "llm", "lock", "ci"),
+        *("getting-started", "recipes", "commands", "python", "comfyui", "a1111", "llm", "hub", "lock", "ci"),
         *("coming-from", "faq"),
         *("what-it-bakes", "families", "kinds", "formats", "coverage", "storage", "layouts"),
         *("metadata", "devices", "speed"),

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lorabake.recipe.given import RecipeKeys, change
     from lorabake.recipe.models import Rounding
     from lorabake.report import write_report
+    from lorabake.sources.fetching import fetch
     from lorabake.verification import VerifyOptions, verify
     from lorabake.verification.findings import (
         Effect,
@@ -106,6 +107,7 @@ __all__ = [
     "bake_together",
     "change",
     "estimate",
+    "fetch",
     "inspect",
     "load_recipe",
     "lock",
@@ -168,6 +170,7 @@ _HOMES = {
     "bake_together": "baking",
     "change": "recipe.given",
     "estimate": "estimating",
+    "fetch": "sources.fetching",
     "inspect": "inspection",
     "load_recipe": "recipe",
     "lock": "artifacts.locking",

@@ -25,7 +25,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from lorabake.visible import visible
+from lorabake.visible import redacted, visible
 
 MOST_LETTERS = 2000
 """Most letters of a line of a message; longer lines lose their middle."""
@@ -44,7 +44,7 @@ class LorabakeError(Exception):
     exit_code = 2
 
     def __init__(self, *lines: str) -> None:
-        super().__init__(*shortened(lines))
+        super().__init__(*shortened([redacted(line) for line in lines]))
 
     @property
     def lines(self) -> tuple[str, ...]:

@@ -41,6 +41,7 @@ from lorabake.keymap.spelling import Prefixes
 from lorabake.paths import check_there
 from lorabake.planning.provenance import DEVICE
 from lorabake.recipe import Lora
+from lorabake.remote import Wanted, address_of
 from lorabake.sources.family import VAE_ONLY, identify
 from lorabake.sources.loras import LoraSource
 from lorabake.sources.recognition import TEXT, TEXT_ENCODER, recognise
@@ -104,7 +105,15 @@ def inspect(path: AnyPath) -> dict[str, object]:
         >>> facts["what"], facts["tensors"]
         ('lora', 12)
     """
-    return document("inspect", record_of(path_of(path, "the path to inspect")))
+    return document("inspect", record_of(located(path)))
+
+
+def located(path: AnyPath) -> Path:
+    """Return a path; for the address of a file that was fetched, where it lies on this machine."""
+    address = address_of(path) if isinstance(path, str) else None
+    if address is None or address.needs_digest:
+        return path_of(path, "the path to inspect")
+    return address.cached(Wanted())
 
 
 def record_of(path: Path) -> InspectDocument:

@@ -18,7 +18,7 @@ from lorabake.errors import FileError
 from lorabake.likeness import MOST, nearest
 from lorabake.visible import and_more
 
-LOCAL = "lorabake reads files on this machine and downloads nothing"
+FETCHED = "fetch it with `lorabake fetch RECIPE`"
 
 MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".npz", ".lora", ".json")
 """Endings of files of weights, and of indexes."""
@@ -31,8 +31,8 @@ MARKS = "'\"`“”„‘’«»"
 """Quotation marks, also those that word processors write."""
 
 HUB = re.compile(
-    r"(?:hf:|(?:www\.)?huggingface\.co/|hf\.co/)(?P<id>[^/]+/[^/@]+)(?:@[^/]+)?"
-    r"(?:/(?:resolve|blob|tree)/[^/]+)?(?:/(?P<file>[^?]+))?(?:\?.*)?"
+    r"(?:hf:|(?:www\.)?huggingface\.co/|hf\.co/)(?P<id>[^/]+/[^/@?#]+)(?:@[^/]+)?"
+    r"(?:/(?:resolve|blob|tree)/(?P<revision>[^/?#]+))?(?:/(?P<file>[^?#]+))?(?:[?#].*)?"
 )
 """Addresses of a model on Hugging Face, or of a file of it."""
 
@@ -50,6 +50,36 @@ class Writing:
     explain: Callable[[re.Match[str]], str]
     is_never_a_path: bool = False
     is_often_a_path: bool = False
+
+
+DIGESTED = "{path: https://…, sha256: 64 HEX DIGITS}"
+"""How a recipe gives an address of the web."""
+
+
+def cache_folder() -> Path:
+    """Return the folder in which lorabake keeps what it can get again: LORABAKE_CACHE, or in the user's caches."""
+    if own := os.environ.get("LORABAKE_CACHE"):
+        return Path(expanded(own))
+    return Path(os.environ.get("XDG_CACHE_HOME") or expanded("~/.cache"), "lorabake")
+
+
+def hub_cache() -> Path:
+    """Return the folder of models that Hugging Face's programs keep, by the variables that they obey."""
+    if own := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(os.path.expandvars(expanded(own)))
+    home = os.environ.get("HF_HOME")
+    cache = os.environ.get("XDG_CACHE_HOME") or expanded("~/.cache")
+    return Path(os.path.expandvars(expanded(home)) if home else Path(cache, "huggingface"), "hub")
+
+
+def hub_address(text: str) -> str | None:
+    """Write a web address of Hugging Face as hf://…; return None for any other text."""
+    scheme, _, rest = text.partition(":/")
+    match = HUB.fullmatch(rest.lstrip("/"))
+    if match is None or scheme.lower() not in ("http", "https"):
+        return None
+    file = f"/{match['file']}" if match["file"] else ""
+    return f"hf://{match['id']}@{match['revision']}{file}" if match["revision"] else f"hf://{match['id']}{file}"
 
 
 def expanded(path: str) -> str:
@@ -98,10 +128,15 @@ def _url(match: re.Match[str]) -> str:
     scheme, rest = match["scheme"].lower(), match["rest"]
     if scheme == "file":
         return f"This is a web address of a file on this machine: write /{rest.removeprefix('localhost/')}"
-    if hub := HUB.fullmatch(f"hf:{rest}" if scheme == "hf" else rest):
-        command = " ".join(filter(None, ["hf download", hub["id"], hub["file"]]))
-        return f"This is a web address, and {LOCAL}: run `{command}`, and write the path that it prints."
-    return f"This is a web address, and {LOCAL}: download the file, and write its path."
+    if scheme == "hf":
+        return "This is an address of Hugging Face, and only the inputs of a recipe can have one: write a path."
+    if (hub := hub_address(match[0].strip())) is not None:
+        return f"This is a web address of Hugging Face: as an input of a recipe, write {hub}, and {FETCHED}."
+    if scheme in ("http", "https"):
+        return f"This is a web address: as an input of a recipe, write {DIGESTED}, and {FETCHED}."
+    return (
+        "This is an address, and lorabake fetches only hf://… and https://…: download the file, and write its path."
+    )
 
 
 def _tag(match: re.Match[str]) -> str:
@@ -148,13 +183,10 @@ def _backslashes(match: re.Match[str]) -> str:
 
 
 def _hub(match: re.Match[str]) -> str:
-    snapshot = _snapshot(match["owner"], match["name"])
-    if snapshot is not None:
-        return f"If this is the id of a model on Hugging Face, you have it: write {snapshot}"
-    return (
-        f"If this is the id of a model on Hugging Face, {LOCAL}: run `hf download {match[0]}`, "
-        "and write the folder that it prints."
-    )
+    address = f"hf://{match[0]}"
+    if (hub_cache() / f"models--{match['owner']}--{match['name']}" / "snapshots").is_dir():
+        return f"If this is the id of a model on Hugging Face, you have it: write {address}"
+    return f"If this is the id of a model on Hugging Face, write {address}, and {FETCHED}."
 
 
 WRITINGS = (
@@ -203,17 +235,6 @@ def _read(text: str) -> list[tuple[Writing, str]]:
     """Find the writing of a text, and what to say of it."""
     matches = ((writing, writing.pattern.fullmatch(text)) for writing in WRITINGS)
     return [(writing, writing.explain(match)) for writing, match in matches if match]
-
-
-def _snapshot(owner: str, name: str) -> Path | None:
-    """Find a model's folder in the cache of Hugging Face's programs; the newest if there are several."""
-    home = os.environ.get("HF_HOME") or expanded("~/.cache/huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub"))
-    try:
-        found = [*(cache / f"models--{owner}--{name}" / "snapshots").iterdir()]
-        return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
-    except OSError:
-        return None
 
 
 # -- what is near it ---------------------------------------------------------------------------------------------

@@ -49,6 +49,11 @@ PROMPTS: Final = Setting("--prompt", "SampleOptions(prompts=[…])")
 LOCK: Final = Setting("lorabake lock {1}", "lorabake.lock({0!r})")  # the path, as it is and as a shell takes it
 UPDATE_LOCK: Final = Setting("lorabake lock --update {3} {1}", "lorabake.lock({0!r}, update=[{2!r}])")
 UNLOCKED: Final = Setting("--no-locked", "RunOptions(locked=False)")
+FETCH: Final = Setting(
+    "Fetch it with `lorabake fetch RECIPE`, or add --download to this command.",
+    "Fetch it with lorabake.fetch(recipe).",
+)
+DOWNLOAD: Final = Setting("bake without --download", "do not call lorabake.fetch")
 CHECKPOINT: Final = Setting("--baked FILE", "baked=…")
 SET: Final = Setting("--set {}={}", "{!r}: {}")
 INPUTS: Final = Setting("--inputs DIR, once for each", "inputs=[…]")

@@ -7,6 +7,7 @@ a verdict, an escape code could overwrite lorabake's own, and a mark of directio
 from __future__ import annotations
 
 import json
+import os
 import re
 import reprlib
 import unicodedata
@@ -28,6 +29,19 @@ MOST_ITEMS = 5
 
 _SHOWN = 3
 
+SECRETS = re.compile(
+    r"(?:\w*[_-])?(?:api|access|auth)?[_-]?(?:token|key|secret|password|passwd|pwd|signature|sig|credential|credentials|auth)"
+    r"|x-(?:amz|goog)-.*|policy|key-pair-id|authorization|bearer",
+    re.IGNORECASE,
+)
+"""Names of an address's parameters whose values are nobody else's business."""
+
+_USER = re.compile(r"(?<=://)[^/\s@'\"]+@")
+_PARAMETER = re.compile(r"(?<=[?&])([\w.%-]+)=([^&\s'\"<>]*)")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}|(?i:(?<=bearer )[\w.~+/=-]{8,})")
+_HELD = re.compile(r"HF_TOKEN|HUGGING_FACE_HUB_TOKEN|LORABAKE_TOKEN_\w+")
+"""Environment variables that hold tokens."""
+
 _brief = reprlib.Repr()
 _brief.maxstring = 200
 _brief.maxother = 200
@@ -39,6 +53,31 @@ def visible(text: str) -> str:
     if text.isprintable() and not _IGNORED.search(text):
         return text
     return "".join(ascii(character)[1:-1] if is_hidden(character) else character for character in text)
+
+
+def redacted(text: str) -> str:
+    """Take passwords and tokens out of a text: those in addresses, the hub's, and those in the environment."""
+    if "://" in text:
+        text = _USER.sub("…@", text)
+        text = _PARAMETER.sub(lambda match: f"{match[1]}=…" if SECRETS.fullmatch(match[1]) else match[0], text)
+    if "hf_" in text or "earer " in text:
+        text = _TOKEN.sub("…", text)
+    for value in _held():
+        text = text.replace(value, "…")
+    return text
+
+
+def keep_secret(text: str) -> None:
+    """Take a text out of everything that is said from now on: a token that came from a login."""
+    _secrets.add(text)
+
+
+_secrets: set[str] = set()
+
+
+def _held() -> list[str]:
+    held = [value for name, value in os.environ.items() if len(value) >= 8 and _HELD.fullmatch(name)]
+    return [*held, *filter(None, _secrets)]
 
 
 def visible_json(value: object) -> str:

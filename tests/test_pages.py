@@ -175,7 +175,7 @@ def test_yaml_is_right(block: Block, fresh: Path) -> None:
     text = block.text + "".join(f"{key}: {value}\n" for key, value in COMPLETED.items() if key not in document)
     recipe = parse_recipe(text, fresh / "recipes")
     inputs = [recipe.base, *recipe.loras, *([recipe.vae] if recipe.vae else [])]
-    if all(recipe.locate(source.path).exists() for source in inputs):
+    if all(source.address is None and recipe.locate(source).exists() for source in inputs):
         assert all(ledger.is_balanced for ledger in plan(recipe).ledgers)
 
 

@@ -14,22 +14,26 @@ from lorabake.recipe import load_recipe, parse_recipe
 from lorabake.sources import resolve
 from tests import builders as b
 
-NOTHING = "lorabake reads files on this machine and downloads nothing"
+FETCHED = "fetch it with `lorabake fetch RECIPE`"
 
 SAID = {
     "https://huggingface.co/org/name/resolve/main/a/x.safetensors?download=true": (
         "url",
-        f"This is a web address, and {NOTHING}: run `hf download org/name a/x.safetensors`, "
-        "and write the path that it prints.",
+        "This is a web address of Hugging Face: as an input of a recipe, write hf://org/name@main/a/x.safetensors, "
+        f"and {FETCHED}.",
     ),
     "hf://org/name@main/x.safetensors": (
         "url",
-        f"This is a web address, and {NOTHING}: run `hf download org/name x.safetensors`, "
-        "and write the path that it prints.",
+        "This is an address of Hugging Face, and only the inputs of a recipe can have one: write a path.",
     ),
     "https://example.org/download/1": (
         "url",
-        f"This is a web address, and {NOTHING}: download the file, and write its path.",
+        "This is a web address: as an input of a recipe, write {path: https://…, sha256: 64 HEX DIGITS}, "
+        f"and {FETCHED}.",
+    ),
+    "s3://bucket/x.safetensors": (
+        "url",
+        "This is an address, and lorabake fetches only hf://… and https://…: download the file, and write its path.",
     ),
     "file:///home/u/x.pt": ("url", "This is a web address of a file on this machine: write /home/u/x.pt"),
     "<lora:x:0.8>": (
@@ -72,8 +76,7 @@ SAID = {
     "models\\sub\\x.pt": ("backslashes", "This has backslashes between folders: write models/sub/x.pt"),
     "org/some-name_1.5": (
         "hub",
-        f"If this is the id of a model on Hugging Face, {NOTHING}: run `hf download org/some-name_1.5`, "
-        "and write the folder that it prints.",
+        f"If this is the id of a model on Hugging Face, write hf://org/some-name_1.5, and {FETCHED}.",
     ),
 }
 
@@ -96,7 +99,7 @@ def _surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORABAKE_TEST", "/models")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("NOT_SET_AT_ALL", raising=False)
-    for name in ("HF_HOME", "HF_HUB_CACHE"):
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -135,7 +138,7 @@ def test_a_model_in_the_cache_is_named(tmp_path: Path) -> None:
     snapshot = tmp_path / "home/.cache/huggingface/hub/models--org--name/snapshots/0123"
     snapshot.mkdir(parents=True)
     told = hint(tmp_path / "org/name", "org/name")
-    assert told == f"If this is the id of a model on Hugging Face, you have it: write {snapshot}"
+    assert told == "If this is the id of a model on Hugging Face, you have it: write hf://org/name"
 
 
 @pytest.mark.parametrize(
@@ -189,14 +192,14 @@ def test_inputs_of_a_recipe_are_asked_for_as_they_are_written(tmp_path: Path, fi
 
 def test_inspect_asks_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileError, match="run `hf download org/name`"):
+    with pytest.raises(FileError, match="write hf://org/name, and fetch it"):
         inspect(Path("https://huggingface.co/org/name"))
 
 
 @pytest.mark.parametrize(
     ("lines", "place", "told", "text"),
     [
-        ("base: https://example.org/download/1", "2:7", "base is {!r}", "https://example.org/download/1"),
+        ("base: s3://bucket/x.safetensors", "2:7", "base is {!r}", "s3://bucket/x.safetensors"),
         ("base: b.pt\nloras: ['<lora:x:0.8>']", "3:9", "{!r} is no path", "<lora:x:0.8>"),
     ],
 )

@@ -28,6 +28,7 @@ LAYERS = (
     ("paths",),
     ("arguments", "machine", "progress"),
     ("tensors",),
+    ("remote",),
     ("codecs",),
     ("keymap",),
     ("storage",),
@@ -50,7 +51,13 @@ LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}
 TOP = {"__init__", "__main__"}
 # Folders whose files do not know of each other, but for what all may use.
 KINDS = {"kind", "effect", "dora", "shapes", "slots", "settings", "programs", "followed", "draws", "rotations"}
-APART = {"architectures": set(), "components": set(), "dialects": set(), "adapters": KINDS}
+APART = {
+    "architectures": set(),
+    "components": set(),
+    "dialects": set(),
+    "adapters": KINDS,
+    "schemes": set(),
+}
 
 # Lines beyond which nobody knows any more what a class or a module of logic is for. Tables may be of any length.
 MOST_OF_A_CLASS, MOST_OF_A_MODULE = 200, 400

@@ -84,7 +84,8 @@ class _Place:
         said = PurePosixPath(self.entry.portable_path)
         is_index = self.checkpoint.is_folder and said.name.endswith(".json")  # an index stands for its folder
         around = said if self.checkpoint.is_folder and not is_index else said.parent
-        return (around / PurePosixPath(os.path.relpath(path, self.folder))).as_posix()
+        name = (around / PurePosixPath(os.path.relpath(path, self.folder))).as_posix()
+        return name if self.entry.address is None else name.replace(":/", "://", 1)  # as a path it lost a stroke
 
 
 def _roles(plan: Plan) -> list[str]:

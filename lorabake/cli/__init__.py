@@ -29,7 +29,10 @@ from lorabake.interrupts import STOPPING
 from lorabake.machine import worded
 from lorabake.settings import as_options
 
-FIRST = ("init", "check", "bake", "plan", "verify", "inspect", "hash", "lock", "recipe", "schema", "completion")
+FIRST = (
+    *("init", "check", "bake", "plan", "verify", "fetch", "inspect", "hash", "lock", "recipe"),
+    *("schema", "completion"),
+)
 """Commands in the order of a user's work, which `--help` keeps; others follow by name."""
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}

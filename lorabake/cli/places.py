@@ -66,7 +66,7 @@ def files_of(recipe: Recipe, baked: Path) -> Iterator[Path]:
     yield from (path for path in (recipe.file, baked) if path is not None)
     yield partial_of(baked)
     for entry in (recipe.base, *recipe.loras, *filter(None, [recipe.vae])):
-        path = recipe.locate(entry.path)
+        path = recipe.locate(entry)
         yield path
         yield from path.rglob("*") if path.is_dir() else _beside(path)
 

@@ -19,8 +19,16 @@ Command = Callable[..., Any]
 FILE = click.Path(path_type=Path)
 
 
-def recipe_options(metavar: str = "RECIPE") -> Callable[[Command], Command]:
-    """Let a command take a recipe as a file or as options; it is called with `said`, which are the options."""
+DOWNLOAD = click.option(
+    "--download", is_flag=True, help="First download inputs that have addresses and are not on this machine."
+)
+
+
+def recipe_options(metavar: str = "RECIPE", *, downloads: bool = True) -> Callable[[Command], Command]:
+    """Let a command take a recipe as a file or as options; it is called with `said`, which are the options.
+
+    With `downloads`, it has --download, too: the recipe's inputs are fetched before the command is called.
+    """
     options = (
         click.argument("recipe", required=False, type=FILE, metavar=f"[{metavar}]"),
         click.option(
@@ -47,6 +55,7 @@ def recipe_options(metavar: str = "RECIPE") -> Callable[[Command], Command]:
             metavar="KEY=VALUE",
             help="Change a value of the recipe, as in loras.0.strength=0.6 or output.dtype=bfloat16. Repeatable.",
         ),
+        *([DOWNLOAD] if downloads else []),
     )
 
     def decorated(command: Command) -> Command:
@@ -57,6 +66,7 @@ def recipe_options(metavar: str = "RECIPE") -> Callable[[Command], Command]:
             loras: tuple[str, ...],
             changes: tuple[str, ...],
             save_recipe: Path | None = None,
+            download: bool = False,
             **others: Any,
         ) -> Any:
             messages.recipe = recipe
@@ -68,6 +78,10 @@ def recipe_options(metavar: str = "RECIPE") -> Callable[[Command], Command]:
                 )
             if save_recipe is not None:
                 check_writable(save_recipe, "recipe")
+            if download:
+                from lorabake.cli.fetching import fetch_shown, recipe_to_fetch
+
+                fetch_shown(recipe_to_fetch(said), talks=not (others.get("quiet") or others.get("as_json")))
             return command(said=said, **others)
 
         for option in reversed(options):

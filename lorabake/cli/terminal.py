@@ -1,6 +1,7 @@
 """Print everything that the command line prints: each line is one line, with every character visible.
 
 Only lorabake itself breaks lines and chooses colours. A part of a line is escaped, then coloured, then joined.
+Passwords and tokens are taken out of it first.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import click
 
-from lorabake.visible import visible, visible_json
+from lorabake.visible import redacted, visible, visible_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,5 +83,5 @@ def _show_warning(
 
 def _shown(part: Part) -> str:
     if isinstance(part, Coloured):
-        return click.style(visible(part.text), fg=part.colour, bold=part.bold or None)
-    return visible(part)
+        return click.style(visible(redacted(part.text)), fg=part.colour, bold=part.bold or None)
+    return visible(redacted(part))

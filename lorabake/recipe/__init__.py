@@ -15,7 +15,8 @@ from lorabake.errors import FileError, RecipeError, SurroundingsError, lines_of
 from lorabake.machine import OF_THE_MACHINE, why
 from lorabake.paths import missing
 from lorabake.recipe.faults import explained
-from lorabake.recipe.models import Base, Lora, Method, Output, Recipe, Source, Verify, recipe_schema
+from lorabake.recipe.inputs import Base, Lora, Source
+from lorabake.recipe.models import Method, Output, Recipe, Verify, recipe_schema
 from lorabake.recipe.syntax import decoded
 from lorabake.recipe.values import Values, read_values, values_of
 from lorabake.settings import BASE, INSPECT, LORA

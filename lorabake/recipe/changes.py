@@ -15,6 +15,7 @@ from lorabake.recipe.shape import is_list, is_path, known_keys, parts_of, short_
 from lorabake.recipe.values import Place, Values, read_value
 from lorabake.recipe.words import Fault, Spot, found, quoted
 from lorabake.settings import SET
+from lorabake.visible import redacted
 
 SYNTAX = "write KEY=VALUE, as in --set loras.0.strength=0.6"
 
@@ -33,7 +34,8 @@ def read_change(text: str) -> Change:
     """Read an option's text such as loras.0.strength=0.6."""
     key, equals, value = text.partition("=")
     key, value = key.strip(), value.strip()
-    spot = Spot(f"--set {text if len(text) <= 80 else text[:79] + '…'}")
+    told = redacted(text)
+    spot = Spot(f"--set {told if len(told) <= 80 else told[:79] + '…'}")
     if not equals or not all(key.split(".")):
         raise RecipeError(Fault(spot, SYNTAX).line)
     return Change(key, read_value(value, f"--set {key}"), value, spot)

@@ -58,7 +58,7 @@ def explained(error: ErrorDetails, values: Values) -> Fault:
             return Fault(spot, f"missing key {quoted(key)}{where}{add}")
         case "extra_forbidden":
             return Fault(values.keys[place], f"unknown key {quoted(str(place[-1]))}{_hint_on_key(place, given)}")
-        case "nothing_to_bake" | "method_and" | "method_field" | "field":
+        case "nothing_to_bake" | "method_and" | "method_field" | "field" | "no_digest":
             return Fault(spot, error["msg"])
         case "no_path":
             is_entry = isinstance(place[-1], int)

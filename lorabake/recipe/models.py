@@ -6,6 +6,7 @@ The shape of a recipe is declared here once. Its normal form is what baked files
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Annotated, Literal
 
@@ -13,21 +14,21 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
 from lorabake.paths import expanded
+from lorabake.recipe.inputs import Base, Lora, Source, in_order, path_to_mapping
 from lorabake.recipe.part import Part
 from lorabake.recipe.types import (
     ByteSize,
     FilePath,
+    InputPath,
     Metadata,
     OutputDtype,
     OutputLayout,
     PictureSize,
-    Semantics,
-    Sha256,
-    Strength,
     Text,
     Whole,
     expected,
 )
+from lorabake.remote import Wanted, address_of
 from lorabake.visible import at_a_glance, counted_as
 
 
@@ -41,86 +42,6 @@ def _exactly_int(value: object) -> int:
 def _name_to_mapping(value: object) -> object:
     """Turn a plain name into a mapping with that name."""
     return {"name": value} if isinstance(value, str) else value
-
-
-def _path_to_mapping(value: object) -> object:
-    match value:
-        case str():
-            return {"path": value}
-        case dict() | Source():
-            return value
-    raise expected("a file path or a mapping with the key 'path'")
-
-
-class Source(Part):
-    """Name an input file and, if given, the digest it must have."""
-
-    _spot = "vae."
-    path: FilePath = Field(description="The file, relative to the recipe's folder; ~ is the home folder.")
-    sha256: Sha256 | None = Field(None, description="The SHA-256 that the whole file must have.")
-
-    @property
-    def portable_path(self) -> str:
-        """Return the path in the form that outputs may contain: relative, or only the file's name."""
-        path = PurePath(expanded(self.path))
-        return path.name if path.is_absolute() else path.as_posix()
-
-    def _normal(self) -> dict[str, object]:
-        return {"path": self.portable_path, "sha256": self.sha256}
-
-
-class Base(Source):
-    """Name the checkpoint that the LoRAs are baked into."""
-
-    _spot = "base."
-    path: FilePath = Field(
-        description="The file or the diffusers folder, relative to the recipe's folder.",
-    )
-    variant: Text | None = Field(None, description="The variant of a diffusers folder's files, such as fp16.")
-
-    def _normal(self) -> dict[str, object]:
-        return {**super()._normal(), "variant": self.variant}
-
-
-class Lora(Source):
-    """Name a LoRA and say how strongly, and where, it is applied."""
-
-    _spot = "loras.0."
-    strength: Strength = Field(
-        1.0,
-        description="How strongly the LoRA is applied: any finite number, or one for each component.",
-    )
-    blocks: dict[str, float] = Field(
-        {},
-        description="Factors on top of the strength, by glob over module paths; the first match wins.",
-    )
-    components: Annotated[tuple[Text, ...], Field(min_length=1)] | None = Field(
-        None,
-        description="The only components to take from the LoRA; its other components are left out.",
-    )
-    ignore: Annotated[tuple[Text, ...], Field(min_length=1)] | None = Field(
-        None,
-        description="Globs over the names of the LoRA's modules; what they match is left out.",
-    )
-    trained_on: Text | None = Field(
-        None,
-        description="The family that the LoRA was trained on, to bake it onto another one's base all the same.",
-    )
-    semantics: Semantics | None = Field(
-        None,
-        description="The program whose reading of the LoRA is followed, where it differs from the definition.",
-    )
-
-    def _normal(self) -> dict[str, object]:
-        return {
-            **super()._normal(),
-            "strength": _sorted(self.strength),
-            "blocks": [[glob, factor] for glob, factor in self.blocks.items()],
-            "components": None if self.components is None else sorted(set(self.components)),
-            **({"ignore": sorted(set(self.ignore))} if self.ignore else {}),
-            **({"trained_on": self.trained_on} if self.trained_on else {}),
-            **({"semantics": self.semantics} if self.semantics else {}),
-        }
 
 
 EXAMPLES = {"density": 0.5, "rank": 64}
@@ -230,11 +151,11 @@ class Verify(Part):
     prediction: Literal["epsilon", "v_prediction"] | None = Field(
         None, description="What the model predicts, where its family does not say."
     )
-    config: FilePath | None = Field(
+    config: InputPath | None = Field(
         None,
         description="A diffusers folder: configurations, if the family's do not fit, and what the base lacks.",
     )
-    tokenizers: FilePath | None = Field(
+    tokenizers: InputPath | None = Field(
         None, description="A folder with the tokenizers of a model, where the base has none."
     )
 
@@ -245,13 +166,13 @@ class Recipe(Part):
     version: Annotated[Literal[1], BeforeValidator(_exactly_int)] = Field(
         description="The version of the recipe's grammar."
     )
-    base: Annotated[Base, BeforeValidator(_path_to_mapping, json_schema_input_type=FilePath | Base)] = Field(
+    base: Annotated[Base, BeforeValidator(path_to_mapping, json_schema_input_type=InputPath | Base)] = Field(
         description="The checkpoint that the LoRAs are baked into.",
     )
-    loras: tuple[Annotated[Lora, BeforeValidator(_path_to_mapping, json_schema_input_type=FilePath | Lora)], ...] = (
+    loras: tuple[Annotated[Lora, BeforeValidator(path_to_mapping, json_schema_input_type=InputPath | Lora)], ...] = (
         Field((), description="The LoRAs to bake.")
     )
-    vae: Annotated[Source, BeforeValidator(_path_to_mapping, json_schema_input_type=FilePath | Source)] | None = (
+    vae: Annotated[Source, BeforeValidator(path_to_mapping, json_schema_input_type=InputPath | Source)] | None = (
         Field(None, description="A VAE that takes the place of the base's own.")
     )
     method: Annotated[Method, BeforeValidator(_name_to_mapping, json_schema_input_type=Text | Method)] = Field(
@@ -272,6 +193,7 @@ class Recipe(Part):
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
     _file: Path | None = PrivateAttr(None)
     _text: str | None = PrivateAttr(None)
+    _commits: Mapping[str, str] = PrivateAttr(default_factory=dict)
 
     def __repr__(self) -> str:
         loras = counted_as(len(self.loras), "LoRA")
@@ -311,9 +233,36 @@ class Recipe(Part):
         """The absolute path of the recipe itself, unless it came as text."""
         return self._file
 
-    def locate(self, path: str) -> Path:
-        """Join a path to the recipe's folder. An absolute path stays, and a leading `~` is the user's home folder."""
-        return self._folder / expanded(path)
+    def locate(self, entry: Source | str) -> Path:
+        """Return where an input, or a file at a path, is on this machine.
+
+        A path is joined to the recipe's folder. An absolute one stays, and a leading `~` is the user's home folder.
+        Raise FileError for an address whose file was not fetched yet.
+        """
+        path = entry.path if isinstance(entry, Source) else entry
+        address = address_of(path)
+        return self._folder / expanded(path) if address is None else address.cached(self.wanted(entry))
+
+    def wanted(self, entry: Source | str) -> Wanted:
+        """Collect what the recipe, and its lock, say of an input with an address."""
+        path = entry.path if isinstance(entry, Source) else entry
+        return Wanted(
+            sha256=entry.sha256 if isinstance(entry, Source) else None,
+            commit=self._commits.get(path),
+            variant=entry.variant if isinstance(entry, Base) else None,
+        )
+
+    def commit_of(self, entry: Source) -> str | None:
+        """Return the commit that an input's address leads to: that of the lock, or what this machine's cache has."""
+        if entry.address is None:
+            return None
+        return self._commits.get(entry.path) or entry.address.resolved()
+
+    def pinned(self, commits: Mapping[str, str]) -> Recipe:
+        """Return this recipe with the commit for each address, as it is written, whatever its revision says now."""
+        pinned = self.model_copy()
+        pinned._commits = dict(commits)
+        return pinned
 
     def placed(self, folder: Path) -> Recipe:
         """Return this recipe with another folder as the start of relative paths."""
@@ -345,9 +294,9 @@ class Recipe(Part):
         """
         form: dict[str, object] = {
             "version": self.version,
-            "base": self.base._normal(),
-            "loras": [lora._normal() for lora in self.loras],
-            "vae": self.vae and self.vae._normal(),
+            "base": self.base.normal(),
+            "loras": [lora.normal() for lora in self.loras],
+            "vae": self.vae and self.vae.normal(),
             "compute_dtype": self.compute_dtype,
             "output": {
                 "dtype": self.output.dtype,
@@ -365,7 +314,7 @@ class Recipe(Part):
             form["compose"] = self.compose
         if self.verify is not None and self.verify.prediction is not None:
             form["prediction"] = self.verify.prediction  # the header says it, and the scheduler of a folder
-        return {key: _sorted(form[key]) for key in sorted(form)}
+        return {key: in_order(form[key]) for key in sorted(form)}
 
     def normal_json(self) -> str:
         """Write the normal form as one line of canonical JSON."""
@@ -376,15 +325,6 @@ class Recipe(Part):
             ensure_ascii=False,
             allow_nan=False,
         )
-
-
-def _sorted(value: object) -> object:
-    match value:
-        case dict():
-            return {key: _sorted(value[key]) for key in sorted(value)}
-        case list():
-            return [_sorted(item) for item in value]
-    return value
 
 
 def recipe_schema() -> dict[str, object]:

@@ -142,9 +142,11 @@ def _values(options: Options) -> Values:
 def lora_entry(text: str) -> object:
     """Read an entry of loras: PATH, PATH=STRENGTH or PATH=COMPONENT:STRENGTH,…; or raise ValueError."""
     path, equals, strength = text.rpartition("=")
-    if "://" in text:  # an address: it is no path, and may have any sign in it
+    if "://" in text and "?" in text:  # an address of the web, with '=' of its own
         return text
     if not equals:
+        if "://" in text:
+            return text
         if wrong := re.fullmatch(r"(.+):([-+]?[0-9.]+)", text):
             raise ValueError(f"a strength stands after '=': --lora {wrong[1]}={wrong[2]}")
         return text

@@ -8,7 +8,8 @@ from typing import get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lorabake.recipe.models import Base, Lora, Method, Recipe, Rounding, Source
+from lorabake.recipe.inputs import Base, Lora, Source
+from lorabake.recipe.models import Method, Recipe, Rounding
 from lorabake.recipe.types import FILE
 from lorabake.recipe.values import Place
 

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from lorabake.paths import never_a_path
+from lorabake.remote import address_of, fault_of
 from lorabake.storage.fields import whole_name, why_not
 
 VISIBLE = r"\S"
@@ -64,6 +65,13 @@ def _fields(fields: dict[str, str | None]) -> dict[str, str | None]:
     return named
 
 
+def _input(text: str) -> str:
+    """Take an address that can be fetched, or a path."""
+    if (words := fault_of(text)) is not None:
+        raise PydanticCustomError("no_path", "{words}", {"words": words})
+    return text if address_of(text) is not None else _path(text)
+
+
 def _width_and_height(value: object) -> tuple[int, int]:
     sides = value if isinstance(value, tuple) else (value, value)
     match sides:
@@ -74,6 +82,8 @@ def _width_and_height(value: object) -> tuple[int, int]:
 
 Text: TypeAlias = Annotated[str, Field(pattern=VISIBLE)]
 FilePath: TypeAlias = Annotated[str, Field(pattern=FILE), AfterValidator(_path)]
+InputPath: TypeAlias = Annotated[str, Field(pattern=FILE), AfterValidator(_input)]
+"""The path of an input, or its address: hf://…, https://…"""
 Sha256: TypeAlias = Annotated[str, Field(pattern=SHA256), AfterValidator(str.lower)]
 Whole: TypeAlias = Annotated[int, Field(ge=1)]
 Semantics: TypeAlias = Literal["comfyui", "forge", "a1111", "peft", "lycoris"]

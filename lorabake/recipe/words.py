@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import yaml
 
 from lorabake.errors import RecipeError
+from lorabake.visible import redacted
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,4 +73,5 @@ def found(value: object) -> str:
 
 def quoted(text: str) -> str:
     """Quote a text, or the beginning of a long one."""
+    text = redacted(text)
     return repr(text if len(text) <= 80 else text[:79] + "…")

@@ -77,7 +77,7 @@ def resolve(recipe: Recipe) -> Sources:
         tensors = packing.logical(base.tensors)
         key_map = mapped(tensors, config)
         check_base(recipe, base, key_map.architecture)
-        loras = tuple(open_source(entry, recipe.locate(entry.path)) for entry in recipe.loras)
+        loras = tuple(open_source(entry, recipe.locate(entry)) for entry in recipe.loras)
         for lora in loras:
             check_level(lora.checkpoint)
         names = [name for lora in loras for name in lora.tensors.modules]

@@ -24,7 +24,7 @@ SCHEDULE = Path("scheduler", "scheduler_config.json")
 
 def open_base(recipe: Recipe) -> Transcript:
     """Open the recipe's base; a language model in GGUF gets transformers' names."""
-    path = recipe.locate(recipe.base.path)
+    path = recipe.locate(recipe.base)
     check_there(path, recipe.base.path)
     shard = SHARD.fullmatch(path.name) if path.suffix in WEIGHT_SUFFIXES else None
     if shard and int(shard[2]) > 1:
@@ -44,7 +44,7 @@ def open_vae(recipe: Recipe) -> Checkpoint | None:
     """Open the recipe's VAE, if it names one."""
     if recipe.vae is None:
         return None
-    path = recipe.locate(recipe.vae.path)
+    path = recipe.locate(recipe.vae)
     check_there(path, recipe.vae.path)
     vae = open_checkpoint(path)
     check_checkpoint(vae.path, vae.tensors)

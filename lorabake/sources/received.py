@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from pydantic import ValidationError
 from lorabake import settings
 from lorabake.errors import FileError, LorabakeError, first_line
 from lorabake.paths import missing as missing_lines
-from lorabake.recipe import Recipe, Verify, recipe_of, values_of
+from lorabake.recipe import Recipe, Source, Verify, recipe_of, values_of
 from lorabake.recipe.changes import read_change, with_changes
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint
 from lorabake.tensors.reader import is_there
@@ -122,12 +123,26 @@ def received(baked: Path, inputs: Path | Iterable[Path] | None = None, changes: 
             raise FileError(f"{folder}: is no folder", "Name the folder in which the inputs lie.")
     folders = given or [*dict.fromkeys((baked.absolute().parent, Path.cwd()))]
     looked = _Folders(folders, is_deep=bool(given))
-    stated = inputs_in(header.metadata, recipe)
+    stated, fetched = inputs_in(header.metadata, recipe), _fetched(recipe)
     found = tuple(
-        Found(wanted, Path(wanted.path), "option") if wanted.role in changed else looked.find(wanted)
+        Found(wanted, Path(wanted.path), "option")
+        if wanted.role in changed
+        else _at(fetched[wanted.role], wanted)
+        if wanted.role in fetched
+        else looked.find(wanted)
         for wanted in stated
     )
-    return Received(baked, _placed(recipe, found, folders), found, tuple(folders))
+    return Received(baked, _placed(recipe, found, folders, fetched), found, tuple(folders))
+
+
+def _fetched(recipe: Recipe) -> dict[str, Path]:
+    """Map the inputs that have addresses to where they lie in this machine's caches."""
+    places = {}
+    for role, source in _sources(recipe):
+        if source.address is not None:
+            with suppress(FileError):
+                places[role] = recipe.locate(source)
+    return places
 
 
 def inputs_in(metadata: Mapping[str, str], recipe: Recipe) -> tuple[Input, ...]:
@@ -209,14 +224,22 @@ def _predicting(recipe: Recipe, predicts: object) -> Recipe:
 
 
 def _paths(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    yield "base", recipe.base.path
-    yield from ((f"lora {number + 1}", lora.path) for number, lora in enumerate(recipe.loras))
+    return ((role, source.path) for role, source in _sources(recipe))
+
+
+def _sources(recipe: Recipe) -> Iterator[tuple[str, Source]]:
+    yield "base", recipe.base
+    yield from ((f"lora {number + 1}", lora) for number, lora in enumerate(recipe.loras))
     if recipe.vae is not None:
-        yield "vae", recipe.vae.path
+        yield "vae", recipe.vae
 
 
-def _placed(recipe: Recipe, found: Sequence[Found], folders: Sequence[Path]) -> Recipe:
-    """Return the recipe with the paths at which its inputs lie: as they are if one folder has all of them."""
+def _placed(recipe: Recipe, found: Sequence[Found], folders: Sequence[Path], fetched: Mapping[str, Path]) -> Recipe:
+    """Return the recipe with the paths at which its inputs lie: as they are if one folder has all of them.
+
+    What was `fetched` keeps its address.
+    """
+    found = [each for each in found if each.place is None or fetched.get(each.input.role) != each.place]
     for folder in folders:
         if all(each.place in (None, folder / each.input.path) for each in found):
             return recipe.placed(folder)
@@ -290,6 +313,11 @@ class _Folders:
             yield from (Path(place, name) for name in (*sorted(files), *inner))
             if not self.is_deep:
                 return
+
+
+def _at(place: Path, wanted: Input) -> Found:
+    """Say of an input whose place is known whether it is the file that the header states."""
+    return Found(wanted, place, "digest" if fits(place, wanted) else "name")
 
 
 def fits(place: Path, wanted: Input) -> bool:

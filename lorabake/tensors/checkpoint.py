@@ -51,7 +51,7 @@ _SAID_BESIDE = (
 )
 # torchtune's own file comes before the one that it saves for PEFT. In the latter it reorders q and k of every model,
 # although only some models need that, and it forgets the magnitudes of DoRA.
-_ADAPTERS = (
+ADAPTERS = (
     "adapter_model.pt", "adapter_model.safetensors", "adapter_model.safetensors.index.json", "adapter_model.bin",
     "adapters.safetensors", "adapters.npz", "lit_model.pth.lora",
 )  # fmt: skip
@@ -153,7 +153,7 @@ def open_lora(path: Path) -> tuple[Checkpoint, dict[str, object] | None]:
         checkpoint, config = open_checkpoint(path), path.with_name("adapter_config.json")
         return checkpoint, read_object(config) if config in said_beside(path, checkpoint.tensors) else None
     config = path / "adapter_config.json"
-    adapter = next((path / name for name in _ADAPTERS if is_there(path / name)), None)
+    adapter = next((path / name for name in ADAPTERS if is_there(path / name)), None)
     if adapter is not None:
         return _checkpoint(path, [_part(adapter, "")], ()), optional_object(config)
     if is_there(config):
@@ -182,6 +182,12 @@ def said_beside(path: Path, keys: Iterable[str]) -> tuple[Path, ...]:
 
 
 def _open_folder(path: Path, variant: str | None) -> Checkpoint:
+    parts = [_part(weights.path, folder) for folder, weights in chosen_weights(path, variant).items()]
+    return _checkpoint(path, parts, _side_files(path))
+
+
+def chosen_weights(path: Path, variant: str | None) -> dict[str, _Weights]:
+    """Choose the weights of a folder, and of each component in it, by names and indexes; no header is read."""
     pipeline = path / "model_index.json"
     is_pipeline = is_there(pipeline)
     top = None if is_pipeline else _choose(path, variant)
@@ -198,8 +204,7 @@ def _open_folder(path: Path, variant: str | None) -> Checkpoint:
             f"{path}: has no variant {variant}",
             "Remove variant, or give one that the names of the folder's files have.",
         )
-    parts = [_part(weights.path, folder) for folder, weights in chosen.items()]
-    return _checkpoint(path, parts, _side_files(path))
+    return chosen
 
 
 def _checkpoint(path: Path, parts: list[Part], side_files: tuple[Path, ...]) -> Checkpoint:
@@ -290,7 +295,7 @@ def _matching(files: Iterable[Path], pattern: re.Pattern[str]) -> Iterator[_Weig
 def _without_indexed(files: list[_Weights], indexes: list[_Weights]) -> list[_Weights]:
     """Drop files that an index lists, since some models have an index of a single file."""
     said = {index.path: read_object(index.path, MAX_INDEX) for index in indexes}
-    listed = {path.parent / name for path in said for name in set(_weight_map(path, said[path]).values())}
+    listed = {path.parent / name for path in said for name in set(weight_map(path, said[path]).values())}
     return [weights for weights in files if weights.path not in listed] + indexes
 
 
@@ -298,7 +303,7 @@ def _part(path: Path, folder: str) -> Part:
     """Read the headers behind a file of weights or an index, and qualify the keys with the folder."""
     is_index = _INDEX.fullmatch(path.name) is not None
     index = read_object(path, MAX_INDEX) if is_index else {}
-    headers = _read_shards(path, _weight_map(path, index)) if is_index else [_read_file(path)]
+    headers = _read_shards(path, weight_map(path, index)) if is_index else [_read_file(path)]
     if folder:
         headers = [_qualified(header, folder) for header in headers]
     said = index.get("metadata")
@@ -351,15 +356,15 @@ def _read_shards(index: Path, weight_map: Mapping[str, str]) -> list[Header]:
     return headers
 
 
-def _weight_map(index: Path, said: Mapping[str, object]) -> dict[str, str]:
-    """Return an index's map from tensors to shards."""
-    weight_map = said.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+def weight_map(index: Path, said: Mapping[str, object]) -> dict[str, str]:
+    """Return an index's map from tensors to shards; raise FileError if it names anything but files beside it."""
+    weights = said.get("weight_map")
+    if not isinstance(weights, dict) or not weights:
         raise FileError(f"{index}: has no weight_map")
-    for name in weight_map.values():
+    for name in weights.values():
         if not isinstance(name, str) or not name or re.search(r"[/\\\0]", name) or name in (".", ".."):
             raise FileError(f"{index}: weight_map names {name!r:.100}, which is no file beside it")
-    return weight_map
+    return weights
 
 
 def optional_object(path: Path) -> dict[str, object] | None:

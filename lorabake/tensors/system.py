@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -30,3 +31,13 @@ def path_of(fd: int) -> str:
     """Name an open file that has no name of its own, as long as it is open."""
     folder = "/proc/self/fd" if Path("/proc/self/fd").is_dir() else "/dev/fd"
     return f"{folder}/{fd}"
+
+
+def wait_for_lock(fd: int) -> None:
+    """Lock an open file for this process, once no other has it; do nothing where there are no such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    with suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_EX)

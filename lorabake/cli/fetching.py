@@ -1,0 +1,36 @@
+"""Fetch a recipe's inputs with a progress bar, and say where each comes from."""
+
+from __future__ import annotations
+
+from lorabake.cli.progress import Bar
+from lorabake.cli.terminal import echo
+from lorabake.recipe import Recipe
+from lorabake.recipe.options import Options
+from lorabake.sources.fetching import fetch
+from lorabake.tensors.reader import is_there
+from lorabake.visible import size_of
+
+
+def recipe_to_fetch(said: Options) -> Recipe:
+    """Return the recipe that was given, or that a baked file holds."""
+    file = said.file
+    if file is None or file.suffix.lower() in (".yaml", ".yml") or said.bases or said.loras or not is_there(file):
+        return said.recipe()
+    from lorabake.sources.received import received
+
+    return received(file, changes=said.changes).recipe
+
+
+def fetch_shown(recipe: Recipe, *, talks: bool) -> None:
+    """Fetch what is missing; with `talks`, show how it goes."""
+    bar = Bar(shown=talks)
+    try:
+        fetched = fetch(recipe, bar)
+    finally:
+        bar.close()
+    for entry in fetched if talks else ():
+        how = f"{size_of(entry.received)} downloaded" if entry.received else "is on this machine"
+        commit = f", commit {entry.commit[:12]}" if entry.commit else ""
+        echo(f"fetched   {entry.address}: {how}{commit}", err=True)
+    if talks and not fetched:
+        echo("nothing to fetch: all inputs are files on this machine", err=True)

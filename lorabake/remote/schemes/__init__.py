@@ -1,0 +1,1 @@
+"""One file a scheme of addresses. A new file here is found by itself."""

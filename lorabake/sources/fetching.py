@@ -1,0 +1,64 @@
+"""Fetch the inputs of a recipe that have addresses. Nothing else in lorabake downloads anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Unpack
+
+from pydantic import BaseModel
+
+from lorabake.errors import FileError
+from lorabake.progress import NotebookBar
+from lorabake.recipe import Recipe, Source
+from lorabake.recipe.given import Given, RecipeKeys, recipe_given
+from lorabake.remote import Fetched, Progress, Wanted, address_of
+
+
+def fetch(
+    recipe: Given | None = None, progress: Progress | None = None, **keys: Unpack[RecipeKeys]
+) -> tuple[Fetched, ...]:
+    """Download the inputs of a recipe that have addresses and are not on this machine yet; return where each is.
+
+    `recipe` and the keywords are those of `plan`. `progress` shows how far a download is; without it, a notebook
+    shows a bar.
+
+    Raise FileError where an address, a login or a file is wrong, and SurroundingsError where the network is.
+
+    Examples:
+        >>> lorabake.fetch("recipe.yaml")  # its inputs are files on this machine
+        ()
+    """
+    given = recipe_given(recipe, keys)
+    with NotebookBar(shown=progress is None) as bar:
+        return tuple(
+            address.fetch(wanted, progress or bar)
+            for text, wanted in addressed(given).items()
+            if (address := address_of(text)) is not None
+        )
+
+
+def addressed(recipe: Recipe) -> dict[str, Wanted]:
+    """Map each address in a recipe to what else is known of it; raise FileError for two digests of one address."""
+    entries: dict[str, Wanted] = {}
+    for entry in _entries(recipe):
+        text = entry.path if isinstance(entry, Source) else entry
+        wanted = recipe.wanted(entry)
+        if address_of(text) is None:
+            continue
+        if entries.setdefault(text, wanted).sha256 not in (None, wanted.sha256):
+            raise FileError(f"{text}: the recipe has two digests for it", "One address leads to one file.")
+    return entries
+
+
+def _entries(part: BaseModel) -> Iterator[Source | str]:
+    """Yield all inputs below a part of a recipe."""
+    for name in type(part).model_fields:
+        value = getattr(part, name)
+        for inner in value if isinstance(value, tuple) else value.values() if isinstance(value, dict) else (value,):
+            if isinstance(inner, Source):
+                yield inner
+            elif isinstance(inner, BaseModel):
+                yield from _entries(inner)
+    for name in ("config", "tokenizers"):
+        if isinstance(text := getattr(part, name, None), str):
+            yield text
