@@ -18,7 +18,7 @@ from lorabake.artifacts.watch import Watch
 from lorabake.errors import ArgumentError
 from lorabake.execution import Executed, execute
 from lorabake.interrupts import held
-from lorabake.machine import check_room_for, default_workers, worded
+from lorabake.machine import check_room_for, default_workers, versions, worded
 from lorabake.planning import Plan
 from lorabake.planning import plan as plan_of
 from lorabake.planning.cautions import Caution, cautions_of, cautions_of_recipe, check_survival
@@ -301,13 +301,17 @@ class BakeResult:
         """Put the result in figures, for machines, as `lorabake schema bake` describes them."""
         from lorabake.documents import document
         from lorabake.documents.bake import BakeDocument, DataDigest, FileDigest, StageSeconds
-        from lorabake.planning.record import record_of, survival_of, warnings_of
+        from lorabake.documents.records import PackageVersion
+        from lorabake.planning.record import record_of, survival_of, told_path, warnings_of
 
         record = BakeDocument(
-            path=str(self.path),
+            path=told_path(self.plan, self.path),
             bytes=self.size,
             data_sha256=tuple(DataDigest(file, sha256) for file, sha256 in self.data_sha256.items()),
-            inputs=tuple(FileDigest(path, sha256) for path, sha256 in self.input_sha256.items()),
+            inputs=tuple(
+                FileDigest(told_path(self.plan, Path(path)), sha256) for path, sha256 in self.input_sha256.items()
+            ),
+            versions=tuple(PackageVersion(*each) for each in versions().items()),
             device=self.device,
             left_to_cpu=self.left_to_cpu,
             seconds=round(self.seconds, 3),

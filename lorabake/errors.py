@@ -25,6 +25,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from lorabake.documents.names import ErrorKind
 from lorabake.visible import redacted, visible
 
 MOST_LETTERS = 2000
@@ -40,6 +41,8 @@ INTERNAL = 4
 
 class LorabakeError(Exception):
     """Report a failure that the user can fix; the message says what, where and what to do."""
+
+    kind: ErrorKind = "internal"
 
     exit_code = 2
 
@@ -59,43 +62,63 @@ class LorabakeError(Exception):
 class ArgumentError(LorabakeError):
     """Report an argument of a call in Python that is of another type than asked for, or out of its range."""
 
+    kind: ErrorKind = "argument"
+
 
 class RecipeError(LorabakeError):
     """Report a fault in the recipe, with its place in the file."""
+
+    kind: ErrorKind = "recipe"
 
 
 class FileError(LorabakeError):
     """Report an input that is missing, damaged, of another format, or changed while it was read."""
 
+    kind: ErrorKind = "file"
+
 
 class LockError(LorabakeError):
     """Report a recipe's lock that is missing, is not as it was written, or does not fit the inputs."""
+
+    kind: ErrorKind = "lock"
 
 
 class MatchError(LorabakeError):
     """Report a LoRA whose tensors cannot all be placed on the base."""
 
+    kind: ErrorKind = "match"
+
 
 class ValueTooLargeError(LorabakeError):
     """Report a baked value that the output dtype cannot hold, or that is not a number."""
+
+    kind: ErrorKind = "value_too_large"
 
 
 class ChangeLostError(LorabakeError):
     """Report a LoRA most of whose change would be lost in the output's dtype, unless the recipe allows that."""
 
+    kind: ErrorKind = "change_lost"
+
 
 class TargetError(LorabakeError):
     """Report an output path that must not be written."""
 
+    kind: ErrorKind = "target"
+
 
 class SurroundingsError(LorabakeError):
     """Report a fault of the machine rather than of the input."""
+
+    kind: ErrorKind = "surroundings"
 
     exit_code = 3
 
 
 class InternalError(LorabakeError):
     """Report a fault of lorabake's own that it found itself: nothing that a user could mend."""
+
+    kind: ErrorKind = "internal"
 
     exit_code = INTERNAL
 

@@ -39,7 +39,7 @@ from lorabake.keymap.peft import SCALED, PeftConfig
 from lorabake.keymap.slots import REASONS, LoraModule, sort_tensors
 from lorabake.keymap.spelling import Prefixes
 from lorabake.paths import check_there
-from lorabake.planning.provenance import DEVICE
+from lorabake.planning.provenance import DEVICE, said_sha256
 from lorabake.recipe import Lora
 from lorabake.remote import Wanted, address_of
 from lorabake.sources.family import VAE_ONLY, identify
@@ -130,17 +130,19 @@ def record_of(path: Path) -> InspectDocument:
     hollow = hollow_words(checkpoint.tensors, "" if is_lora else WEIGHT)
     metadata = checkpoint.metadata
     known = {name: metadata[name] for name in FACTS if metadata.get(name, "None") != "None"} or None
+    files = sum(len(part.files) for part in checkpoint.parts)
     record = InspectDocument(
         path=str(path),
         what=sort.name,
         bytes=checkpoint.size,
-        files=sum(len(part.files) for part in checkpoint.parts),
+        files=files,
         tensors=len(checkpoint.tensors),
         dtypes=tuple(
             DtypeCount(dtype, count)
             for dtype, count in Counter(info.dtype for info in checkpoint.tensors.values()).most_common()
         ),
         problems=(Problem("empty_tensors", hollow),) if hollow else (),
+        data_sha256=said_sha256(metadata) if files == 1 else None,
         trigger_words=tuple(_trigger_words(metadata)),
         training=known if is_lora else None,
         metadata=None if is_lora else known,
@@ -200,7 +202,7 @@ def _with_lora(record: InspectDocument, lora: LoraSource, said: Mapping[str, obj
     return replace(
         record,
         problems=tuple(problems),
-        family=title,
+        family_title=title,
         families=tuple(family.name for family in evidence.families),
         family_by=None if not title else "structure" if evidence.whole or evidence.is_text else "names",
         modules=len(tensors.modules),
@@ -341,7 +343,7 @@ def _with_checkpoint(record: InspectDocument, checkpoint: Checkpoint) -> Inspect
     baked = metadata.get("lorabake.recipe")
     return replace(
         record,
-        family=key_map.architecture.title,
+        family_title=key_map.architecture.title,
         families=(key_map.architecture.name,),
         family_by="structure",
         components=tuple(

@@ -10,12 +10,14 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+from lorabake import __version__
 from lorabake.errors import FileError, LorabakeError, SurroundingsError, TargetError, lines_of
 from lorabake.settings import WORKERS
 from lorabake.visible import visible
@@ -206,3 +208,18 @@ def _limit(name: str) -> int | None:
         return None
     soft, _ = resource.getrlimit(getattr(resource, name))
     return None if soft == resource.RLIM_INFINITY else soft
+
+
+COMPUTING = ("torch", "numpy")
+"""Packages whose versions matter wherever tensors are computed."""
+
+
+def versions(packages: Iterable[str] = COMPUTING) -> dict[str, str]:
+    """Return the versions of lorabake, of Python, and of those packages that are installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    told = {"lorabake": __version__, "Python": platform.python_version()}
+    for package in packages:
+        with suppress(PackageNotFoundError):  # one that is on the path without being installed
+            told[package] = version(package)
+    return told

@@ -17,7 +17,7 @@ from lorabake.inspection import inspect as look
 from lorabake.report.record import compose
 from lorabake.verification.findings import Verification
 
-WORDS = {"message", "note", "notes", "texts", "prompt", "text", "traceback", "reason"}
+WORDS = {"message", "note", "notes", "texts", "prompt", "text", "traceback", "reason", "details"}
 """Fields for people, and texts that are the user's own or a model's."""
 
 FOREIGN = {"recipe", "inputs", "training", "metadata", "adapter_config", "lora_adapter_metadata", "words"}

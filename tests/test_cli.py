@@ -109,7 +109,7 @@ def test_json_and_report_say_the_same(cli: Cli, folder: Path) -> None:
     digest = b.header(folder / "out.safetensors")[1]["sshs_model_hash"]
     assert told["data_sha256"] == [{"file": "out.safetensors", "sha256": digest}]
     lora = folder / "lora.safetensors"
-    assert {"path": str(lora), "sha256": b.sha256(lora)} in told["inputs"]
+    assert {"path": lora.name, "sha256": b.sha256(lora)} in told["inputs"]
     assert told["plan"]["loras"][0]["applied"] == 12
     assert {"seconds", "stages", "bottleneck", "peak_memory_bytes"} <= told.keys()
 
@@ -303,7 +303,7 @@ def test_plan_fails_as_the_bake_would(cli: Cli, folder: Path) -> None:
 def test_inspect_a_checkpoint(cli: Cli, folder: Path) -> None:
     told = json.loads(cli("inspect", "base.safetensors", "--json").out)
     assert told["what"] == "checkpoint"
-    assert told["family"] == "Stable Diffusion 1.x"
+    assert told["family_title"] == "Stable Diffusion 1.x"
     assert {name for part in told["components"] for name in part["names"]} == {"unet", "text_encoder", "vae"}
     assert told["markers"] == ["v_pred"]
     assert told["bytes"] == (folder / "base.safetensors").stat().st_size
@@ -324,7 +324,7 @@ def test_inspect_a_lora(cli: Cli, folder: Path) -> None:
     assert told["alphas"] == [{"alpha": 1.5, "source": "tensor", "count": 1, "note": None}]
     assert {(part["kind"], part["count"]) for part in told["kinds"]} == {("LoRA", 1), ("DoRA", 1)}
     assert [(part["names"], part["modules"]) for part in told["components"]] == [(["unet"], 2)]
-    assert told["family"].startswith("Stable Diffusion 1.x, Stable Diffusion 2.x, ")
+    assert told["family_title"].startswith("Stable Diffusion 1.x, Stable Diffusion 2.x, ")
     assert told["family_by"] == "names"
     assert told["scales"] == [{"scale": 0.5, "count": 1}, {"scale": 1.0, "count": 1}]
     assert told["training"] == {"ss_network_dim": "3"}
@@ -346,7 +346,7 @@ def test_inspect_a_peft_folder(cli: Cli, tmp_path: Path) -> None:
 def test_inspect_folders_of_models(cli: Cli, tmp_path: Path) -> None:
     b.sd1_folder(tmp_path / "sd")
     b.llama(tmp_path / "llama", shards=2)
-    assert json.loads(cli("inspect", "sd", "--json").out)["family"] == "Stable Diffusion 1.x"
+    assert json.loads(cli("inspect", "sd", "--json").out)["family_title"] == "Stable Diffusion 1.x"
     told = json.loads(cli("inspect", "llama", "--json").out)
     assert (told["what"], told["files"]) == ("checkpoint", 2)
 

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from click.testing import CliRunner
 from jsonschema import ValidationError
 
 from lorabake import load_recipe, plan
-from lorabake.cli import lorabake
+from lorabake.cli import main
 from lorabake.documents import VERSIONS, plain
-from lorabake.documents.names import Unit
+from lorabake.documents.names import ErrorKind, Unit
 from lorabake.documents.schema import RECORDS, schema_of
 from lorabake.documents.verify import Stage, Status, Verdict
+from lorabake.errors import LorabakeError
 from lorabake.planning.cautions import cautions_of_recipe
 from lorabake.planning.record import warnings_of
 from lorabake.recipe import parse_recipe
@@ -161,17 +161,17 @@ def missing(shown: Any, told: Any, place: str = "") -> Iterator[str]:
 
 
 def test_the_page_shows_every_document() -> None:
-    assert [name for _, name, _ in EXAMPLES] == [*VERSIONS]
+    assert [json.loads(shown)["lorabake"] for _, _, shown in EXAMPLES] == [*VERSIONS]
 
 
 @pytest.mark.parametrize(("command", "shown"), [(command, shown) for command, _, shown in EXAMPLES])
 def test_the_page_shows_what_is_printed(
-    command: str, shown: str, reader: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, shown: str, reader: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(reader)
-    done = CliRunner().invoke(lorabake, shlex.split(command)[1:], standalone_mode=False)
-    assert done.exception is None
-    assert not [*missing(json.loads(shown), check(done.stdout.replace(str(reader), ELSEWHERE)))]
+    with pytest.raises(SystemExit):
+        main(shlex.split(command)[1:])
+    assert not [*missing(json.loads(shown), check(capsys.readouterr().out.replace(str(reader), ELSEWHERE)))]
 
 
 def test_the_page_shows_a_warning_as_it_is(reader: Path) -> None:
@@ -183,4 +183,43 @@ def test_the_page_shows_a_warning_as_it_is(reader: Path) -> None:
 
 def test_the_page_tells_every_unit_and_verdict() -> None:
     rows = "\n".join(re.findall(r"^\| `.*?\|", PAGE, re.MULTILINE))
-    assert {*re.findall(r"`(\w+)`", rows)} - {"verdict", "unit"} == {*get_args(Unit)} | {*get_args(Verdict)}
+    named = {*re.findall(r"`(\w+)`", rows)} - {"verdict", "unit", "kind"}
+    assert named == {*get_args(Unit)} | {*get_args(Verdict)} | {*get_args(ErrorKind)}
+
+
+def test_every_sort_of_error_has_a_name_of_its_own() -> None:
+    kinds = [kind for kind in LorabakeError.__subclasses__() if kind.__module__ == "lorabake.errors"]
+    assert sorted(kind.kind for kind in kinds) == sorted({*get_args(ErrorKind)} - {"usage", "interrupted"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "place"),
+    [
+        (["plan", "recipe.yaml"], "recipe", ("recipe.yaml", 1, 10)),
+        (["plan", "nothing.yaml"], "recipe", ("nothing.yaml", None, None)),
+        (["inspect", "a: b.safetensors"], "file", ("a: b.safetensors", None, None)),
+        (["plan", "--lora", "x"], "recipe", (None, None, None)),
+        (["plan", "--nonsense"], "usage", (None, None, None)),
+        (["bake", "recipe.yaml", "--device", "gpu"], "recipe", ("recipe.yaml", 1, 10)),
+    ],
+)
+def test_a_failure_is_a_document_too(
+    arguments: list[str],
+    kind: str,
+    place: tuple[str | None, int | None, int | None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a: b.safetensors").write_text("nothing of the sort")
+    (tmp_path / "recipe.yaml").write_text("version: 3\nbase: b\nloras: [{path: a, strenght: 1}]\noutput: {path: c}\n")
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--json"])
+    printed = capsys.readouterr()
+    told = check(printed.out)
+    assert (told["lorabake"], told["kind"], told["exit_code"]) == ("error", kind, ended.value.code)
+    assert (told["path"], told["line"], told["column"]) == place
+    assert printed.err.startswith(f"error: {told['message']}\n")
+    if place[1]:
+        assert [fault["line"] for fault in told["faults"]] == [1, 3]

@@ -255,7 +255,7 @@ def test_what_is_neither_is_called_by_its_name(tmp_path: Path) -> None:
     assert inspect(tmp_path / "word2.safetensors")["what"] == "textual_inversion"
     b.save(tmp_path / "vae.safetensors", b.vae_file("ldm", seed=1))
     told = inspect(tmp_path / "vae.safetensors")
-    assert (told["what"], told["family"]) == ("vae", "VAE")
+    assert (told["what"], told["family_title"]) == ("vae", "VAE")
 
 
 # -- what a bake and a look say alike --------------------------------------------------------------------------

@@ -423,7 +423,7 @@ def test_inspect_names_a_text_encoder_as_such(tmp_path: Path) -> None:
     tensors = {"lora_te2_encoder_block_0_layer_0_SelfAttention_q.lora_down.weight": torch.zeros(4, 64)}
     tensors |= {"lora_te2_encoder_block_0_layer_0_SelfAttention_q.lora_up.weight": torch.zeros(64, 4)}
     b.save(tmp_path / "lora.safetensors", tensors)
-    assert inspect(tmp_path / "lora.safetensors")["family"] == "a text encoder, a language model"
+    assert inspect(tmp_path / "lora.safetensors")["family_title"] == "a text encoder, a language model"
 
 
 def test_the_family_is_said_before_parts_that_have_no_place() -> None:
@@ -548,6 +548,6 @@ def test_inspect_names_all_families_that_a_lora_could_be_of(tmp_path: Path) -> N
         key: torch.zeros(shape) for key, shape in shapes_of("flux").items() if "transformer_blocks.7.attn.to_q" in key
     }
     b.save(tmp_path / "lora.safetensors", tensors)
-    told = str(inspect(tmp_path / "lora.safetensors")["family"])
+    told = str(inspect(tmp_path / "lora.safetensors")["family_title"])
     assert "Flux.1" in told
     assert "HunyuanVideo" in told

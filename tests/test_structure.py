@@ -24,7 +24,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Lowest first. Modules of one row do not import each other.
 LAYERS = (
     ("visible", "settings"),
-    ("errors", "interrupts", "likeness", "notebook", "documents"),
+    ("documents",),
+    ("errors", "interrupts", "likeness", "notebook"),
     ("paths",),
     ("arguments", "machine", "progress"),
     ("tensors",),

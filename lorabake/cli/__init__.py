@@ -172,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UnreadError as error:
         sys.exit(error.exit_code)
     except LorabakeError as error:
-        messages.error(*error.lines)
+        messages.failed(error.kind, error.exit_code, *error.lines)
         if error.exit_code == INTERNAL:
             show_trace(traceback.format_exc())
         sys.exit(error.exit_code)
@@ -182,14 +182,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         from lorabake.cli.usage import usage_lines
 
-        messages.error(*usage_lines(error))
+        messages.failed("usage", error.exit_code, *usage_lines(error))
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         is_bake = "bake" in (sys.argv[1:] if arguments is None else arguments)[:1]
         echo("stopped; the target is what it was before" if is_bake else "stopped", err=True)
+        messages.document("interrupted", 130, "stopped")
         sys.exit(130)
     except Exception as error:
-        messages.error(_internal(error))
+        messages.failed("internal", INTERNAL, _internal(error))
         internal_error(traceback.format_exc())
         sys.exit(INTERNAL)
     sys.exit(code if isinstance(code, int) else 0)

@@ -21,7 +21,7 @@ def _facts(found: InspectDocument) -> dict[str, object]:
     scales = {"not a number" if part.scale is None else f"{part.scale:g}": part.count for part in found.scales}
     is_told_beside = found.names_of is not None and not found.adapter_config and not found.scales
     by_name = " (by names alone)" if found.family_by == "names" else ""
-    family = f"{found.family}{by_name}" if found.family else "not recognised" if is_lora else None
+    family = f"{found.family_title}{by_name}" if found.family_title else "not recognised" if is_lora else None
     outside = found.outside_any_component
     return {
         "path": found.path,
@@ -29,6 +29,7 @@ def _facts(found: InspectDocument) -> dict[str, object]:
         "bytes": f"{found.bytes:,} ({size_of(found.bytes)})",
         "files": found.files,
         "tensors": found.tensors,
+        "data SHA-256": found.data_sha256,
         "dtypes": {part.dtype: part.count for part in found.dtypes},
         "damaged": _messages(problem.message for problem in found.problems if problem.problem == "empty_tensors"),
         "cannot be baked": _messages(

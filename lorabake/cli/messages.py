@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,19 +16,23 @@ from typing import Literal
 
 import click
 
-from lorabake.cli.terminal import Coloured, echo
-from lorabake.errors import LorabakeError
+from lorabake.cli.terminal import Coloured, echo, echo_json
+from lorabake.documents.names import ErrorKind
+from lorabake.errors import LorabakeError, SurroundingsError
 from lorabake.visible import visible
 
 Format = Literal["text", "github"]
 FORMATS: tuple[Format, ...] = ("text", "github")
 
-OPTION = "--format"
+OPTION, JSON = "--format", "--json"
 VARIABLE = "LORABAKE_FORMAT"
 """The environment variable that asks for a format where the option does not."""
 
 PLACED = re.compile(r"(?P<file>.+?):(?P<line>\d+):(?P<column>\d+): (?P<message>.*)", re.DOTALL)
 """A line of an error that begins with its place in a recipe."""
+
+ABOUT_A_FILE: frozenset[ErrorKind] = frozenset({"recipe", "file", "lock", "target"})
+"""Sorts of errors whose first line begins with a path."""
 
 Level = Literal["error", "warning"]
 
@@ -46,6 +51,7 @@ class Messages:
 
     def __init__(self) -> None:
         self.form: Format = "text"
+        self.as_json = False
         self.recipe: Path | None = None
 
     def begin(self, words: Sequence[str]) -> None:
@@ -53,11 +59,33 @@ class Messages:
 
         The words are read before click does, so that what is wrong with a command line is told in that format, too.
         """
-        self.recipe = None
+        self.recipe, self.as_json = None, JSON in words
         pairs = [word.partition("=")[::2] for word in words]
         pairs += pairwise(words)
         asked = [value for name, value in pairs if name == OPTION] or [os.environ.get(VARIABLE, "")]
         self.form = "github" if "github" in asked else "text"
+
+    def failed(self, kind: ErrorKind, exit_code: int, first: str, *rest: str) -> None:
+        """Print why a command failed, and as a document where it was asked for JSON."""
+        self.error(first, *rest)
+        self.document(kind, exit_code, first, *rest)
+
+    def document(self, kind: ErrorKind, exit_code: int, first: str, *rest: str) -> None:
+        """Print the document about an error where a command was asked for JSON."""
+        if not self.as_json:
+            return
+        from lorabake.documents import document
+        from lorabake.documents.error import ErrorDocument, Fault
+
+        faults = tuple(
+            Fault(told[0], place.file, place.line, place.column) if place else Fault(told[0], path, None, None)
+            for place, told in _grouped((first, *rest), None)
+            for path in [_path_in(told[0], kind)]
+        )
+        one = faults[0]
+        record = ErrorDocument(kind, exit_code, first, rest, one.path, one.line, one.column, faults)
+        with suppress(SurroundingsError):  # what is wrong may be that nothing can be printed
+            echo_json(document("error", record))
 
     def error(self, first: str, *rest: str) -> None:
         """Print an error: what is wrong, and indented below it what to do."""
@@ -101,6 +129,16 @@ def _grouped(lines: Sequence[str], recipe: Path | None) -> Iterator[tuple[Place 
         else:
             told.append(line)
     yield place, told
+
+
+def _path_in(message: str, kind: ErrorKind) -> str | None:
+    """Return the path with which a message begins: those about a file do so, and those about a LoRA name it."""
+    if lora := re.match(r"LoRA '(.+?)': ", message):
+        return lora[1]
+    ends = [match.start() for match in re.finditer(": ", message)]
+    if kind not in ABOUT_A_FILE or not ends:
+        return None
+    return next((message[:end] for end in reversed(ends) if os.path.lexists(message[:end])), message[: ends[0]])
 
 
 def _place_of(lines: Sequence[str], recipe: Path) -> Place:

@@ -1,6 +1,6 @@
 """The JSON that lorabake writes: a typed record for each document, and the JSON Schema that is made of it.
 
-Every document begins with its name and version: {"lorabake": "plan", "version": 1, …}. The version rises when a key
+Every document begins with its name and version: {"lorabake": "plan", "version": 2, …}. The version rises when a key
 goes away or changes its meaning. A new key does not raise it.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass
 from math import isfinite, isnan
 from typing import Any, Final
 
-VERSIONS: Final = {"plan": 1, "bake": 1, "verify": 2, "inspect": 1, "check": 1, "hash": 1}
+VERSIONS: Final = {"plan": 2, "bake": 2, "verify": 3, "inspect": 2, "check": 1, "hash": 1, "error": 1}
 """The documents, each with its version. Version 1 of verify was a report.json without a name."""
 
 

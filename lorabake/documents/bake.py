@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lorabake.documents.plan import PlanRecord
-from lorabake.documents.records import STRICT, Survival, Warned
+from lorabake.documents.records import STRICT, PackageVersion, Survival, Warned
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +47,15 @@ class BakeDocument:
 
     __pydantic_config__ = STRICT
     path: str
-    """The output."""
+    """The output, told from the recipe's folder."""
     bytes: int
     """The bytes of its files with weights."""
     data_sha256: tuple[DataDigest, ...]
     """A digest for each output file; none without `output.hash`."""
     inputs: tuple[FileDigest, ...]
-    """A digest for each input that was read whole."""
+    """A digest for each input that was read whole; its path as the recipe writes it."""
+    versions: tuple[PackageVersion, ...]
+    """The versions of lorabake, Python and the packages that computed."""
     device: str
     """The device class that computed, such as cpu or cuda; several are joined by a plus sign."""
     left_to_cpu: tuple[str, ...]

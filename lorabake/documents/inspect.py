@@ -130,12 +130,14 @@ class InspectDocument:
     """How many tensors it has."""
     dtypes: tuple[DtypeCount, ...]
     """Their dtypes."""
+    data_sha256: str | None = None
+    """The SHA-256 of its tensor data, as its header says it."""
     problems: tuple[Problem, ...] = ()
     """What keeps it from being baked; none where nothing is known to."""
-    family: str | None = None
-    """The title of its model family; null where it is not recognised."""
     families: tuple[str, ...] = ()
     """The names of the families that it may belong to, as `architecture` of a plan."""
+    family_title: str | None = None
+    """The same, for people; null where it is not recognised."""
     family_by: Literal["structure", "names"] | None = None
     """How the family is known: by names and shapes together, or by names alone."""
     modules: int | None = None

@@ -22,6 +22,12 @@ Unit = Literal[
 """What a figure counts or measures. A share is between 0 and 1; of a factor, a ratio and a distance, 1 is the whole.
 `bound` is a share of the error that rounding allows. A program, semantics and compose are names, not numbers."""
 
+ErrorKind = Literal[
+    "argument", "recipe", "file", "lock", "match", "value_too_large", "change_lost", "target", "surroundings",
+    "internal", "usage", "interrupted",
+]  # fmt: skip
+"""Sorts of errors: those of `errors`, a command line that cannot be read, and a signal."""
+
 What = Literal[
     "checkpoint", "lora", "vae", "controlnet", "textual_inversion", "embeddings", "hypernetwork", "control_lora",
     "t2i_adapter", "ip_adapter", "upscaler", "image_encoder", "optimizer_state", "empty",

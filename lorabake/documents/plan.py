@@ -72,8 +72,10 @@ class PlannedLora:
     __pydantic_config__ = STRICT
     path: str
     """Its path as the recipe writes it."""
-    family: str | None
-    """The title of the model family that it was trained for, null where nothing tells."""
+    families: tuple[str, ...]
+    """The names of the model families that it may have been trained for; none where nothing tells."""
+    family_title: str | None
+    """The same, for people; null where nothing tells."""
     tensors: int
     """How many tensors it has."""
     applied: int

@@ -66,3 +66,14 @@ class RankCount:
     """The rank."""
     count: int
     """How many."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackageVersion:
+    """The version of a package that took part."""
+
+    __pydantic_config__ = STRICT
+    package: str
+    """Its name, such as torch; Python counts as one."""
+    version: str
+    """Its version."""

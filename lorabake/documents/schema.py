@@ -18,6 +18,7 @@ RECORDS: Mapping[str, str] = {
     "inspect": "InspectDocument",
     "check": "CheckDocument",
     "hash": "HashDocument",
+    "error": "ErrorDocument",
 }
 
 

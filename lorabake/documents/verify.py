@@ -9,22 +9,12 @@ from typing import Any, Literal
 from lorabake.documents.bake import FileDigest
 from lorabake.documents.names import Number, Unit, Value
 from lorabake.documents.plan import PlanRecord
-from lorabake.documents.records import STRICT
+from lorabake.documents.records import STRICT, PackageVersion
 
 Verdict = Literal["verified", "mismatch", "not_finished", "not_checked"]
 Status = Literal["pass", "skip", "warn", "error", "fail"]
+Program = Literal["diffusers", "peft", "lorabake"]
 Stage = Literal["structure", "provenance", "quick", "weights", "samples"]
-
-
-@dataclass(frozen=True, slots=True)
-class PackageVersion:
-    """The version of a package that took part."""
-
-    __pydantic_config__ = STRICT
-    package: str
-    """Its name, such as torch; Python counts as one."""
-    version: str
-    """Its version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,8 +244,10 @@ class SamplesRecord:
     """What models made of prompts: of the base, of the base with LoRAs at run time, and of the checkpoint."""
 
     __pydantic_config__ = STRICT
-    reference: str
-    """Who applied the LoRAs at run time, such as diffusers or PEFT."""
+    reference: tuple[Program, ...]
+    """Who applied the LoRAs at run time; lorabake where its formulas did."""
+    reference_title: str
+    """The same, for people."""
     settings: SampleSettings
     """How the samples were made."""
     pictures: tuple[PictureRecord, ...]

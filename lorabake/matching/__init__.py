@@ -118,7 +118,8 @@ def _closed(facts: Facts, outcomes: tuple[Outcome, ...], ignored: Ignored, owner
         *owner.notes,
         *notes.notes_on_patches(facts, outcomes),
     )
-    ledger = close(lora.name, len(lora.checkpoint.tensors), outcomes, owner.family, told)
+    names = tuple(family.name for family in owner.families)
+    ledger = close(lora.name, len(lora.checkpoint.tensors), outcomes, owner.title, told, families=names)
     for refusal in files.OF_THE_LEDGER:
         refuse(lora.name, refusal(ledger, lora.entry))
     return Matched(patches, ledger)

@@ -41,9 +41,9 @@ class Comparison:
         return any(TELLING <= len(names) == self.has[sort] for sort, names in self.names.items())
 
     @property
-    def title(self) -> str | None:
-        """Name the families that it could belong to, the base's first; None if there are none."""
-        return self.base.title if self.base in self.evidence.families else self.evidence.title
+    def families(self) -> tuple[Architecture, ...]:
+        """List the families that it could belong to; the base's alone if that is among them."""
+        return (self.base,) if self.base in self.evidence.families else self.evidence.families
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,15 @@ class Strangers:
 
 @dataclass(frozen=True, slots=True)
 class Whose:
-    """Hold a LoRA's family, and notes about it for users."""
+    """Hold the families that a LoRA may be of, and notes about it for users."""
 
-    family: str | None
+    families: tuple[Architecture, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str | None:
+        """Name the families; None if there are none."""
+        return titles(self.families) if self.families else None
 
 
 def compared(lookup: Lookup, evidence: Evidence, kept: Collection[str]) -> Comparison:
@@ -103,29 +108,27 @@ def whose(
     comparison: Comparison, strangers: Strangers, said: Architecture | None, metadata: Mapping[str, str]
 ) -> Whose:
     """Return the family of a LoRA that fits the base completely; `said` is the family in the recipe's trained_on."""
-    base, evidence, title = comparison.base, comparison.evidence, comparison.title
+    base, evidence, families = comparison.base, comparison.evidence, comparison.families
     if said is not None:
         why = kinship(said, base)
         on = f" on {base.title}" if said is not base else ""
-        return Whose(said.title, (f"a LoRA of {said.title}{on}, as the recipe says{f': {why}' if why else ''}",))
+        return Whose((said,), (f"a LoRA of {said.title}{on}, as the recipe says{f': {why}' if why else ''}",))
     if evidence.is_text or base.name == GENERIC:
-        return Whose(title)
+        return Whose(families)
     elder = next((family for family in strangers.families if kinship(family, base)), None)
     if elder is not None:
-        return Whose(title, (f"a LoRA of {elder.title} on {base.title}: {kinship(elder, base)}",))
+        return Whose(families, (f"a LoRA of {elder.title} on {base.title}: {kinship(elder, base)}",))
     is_short = bool(comparison.short)
-    families = evidence.sure or (evidence.could_be if is_short else ())
-    others = [
-        family for family in families if family is not base and base.name not in {kin.family for kin in family.kin}
-    ]
+    sure = evidence.sure or (evidence.could_be if is_short else ())
+    others = [family for family in sure if family is not base and base.name not in {kin.family for kin in family.kin}]
     elder = next((family for family in others if kinship(base, family)), None)
     if elder is not None:
-        return Whose(title, (f"it may as well be a LoRA of {elder.title}: {kinship(base, elder)}",))
+        return Whose(families, (f"it may as well be a LoRA of {elder.title}: {kinship(base, elder)}",))
     if not others:
-        return Whose(title)
+        return Whose(families)
     told = [f"{name}: {metadata[name]}" for name in SAYS_WHOSE if metadata.get(name)]
     hint = f" (its metadata says {', '.join(told)})" if told else ""
     is_own = not is_short or base in evidence.sure  # the present base counts, whatever was released
     doubt = "" if is_own else "its modules do not tell whose it is: "
-    family = titles([base] if is_own or base in families else [base, *others])
-    return Whose(family, (f"{doubt}it may as well be a LoRA of {titles(others, len(others))}{hint}",))
+    own = (base,) if is_own or base in sure else (base, *others)
+    return Whose(own, (f"{doubt}it may as well be a LoRA of {titles(others, len(others))}{hint}",))

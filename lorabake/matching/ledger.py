@@ -64,6 +64,7 @@ class Learned:
 class Ledger:
     """Count what became of one LoRA's tensors: applied, or excluded by the recipe and why.
 
+    `family` names the families that it may be of, in words, `families` by their names in recipes and documents.
     `embeddings` are learned embeddings, which go to files of their own.
     """
 
@@ -72,6 +73,7 @@ class Ledger:
     lora: str
     tensors: int
     family: str | None = None
+    families: tuple[str, ...] = ()
     applied: int = 0
     modules: Counts[str] = field(default_factory=Counts)
     kinds: Counts[str] = field(default_factory=Counts)
@@ -87,7 +89,15 @@ class Ledger:
         return self.applied + sum(self.excluded.values()) + embedded == self.tensors
 
 
-def close(lora: str, tensors: int, outcomes: Sequence[Outcome], family: str | None, notes: Iterable[str]) -> Ledger:
+def close(
+    lora: str,
+    tensors: int,
+    outcomes: Sequence[Outcome],
+    family: str | None,
+    notes: Iterable[str],
+    *,
+    families: tuple[str, ...] = (),
+) -> Ledger:
     """Enter what became of all tensors of a LoRA; raise InternalError if one is not accounted for."""
     excluded: Counter[str] = Counter()
     vectors: dict[str, list[Vectors]] = {}
@@ -101,6 +111,7 @@ def close(lora: str, tensors: int, outcomes: Sequence[Outcome], family: str | No
         lora=lora,
         tensors=tensors,
         family=family,
+        families=families,
         applied=sum(outcome.applied for outcome in outcomes),
         modules=Counts(outcome.place.component for outcome in outcomes if outcome.place is not None),
         kinds=Counts(made.title for made in patches),

@@ -7,6 +7,7 @@ before the first byte is written.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -94,3 +95,12 @@ def metadata(
 def fill(data_sha256: str) -> dict[str, str]:
     """Return the SHA-256 of the tensor data under the keys of both metadata conventions."""
     return {"modelspec.hash_sha256": "0x" + data_sha256, "sshs_model_hash": data_sha256}
+
+
+def said_sha256(metadata: Mapping[str, str]) -> str | None:
+    """Return the SHA-256 of the tensor data that a header says, whoever wrote it."""
+    for name in ("modelspec.hash_sha256", "sshs_model_hash"):
+        said = metadata.get(name, "").removeprefix("0x").lower()
+        if re.fullmatch("[0-9a-f]{64}", said):
+            return said
+    return None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from lorabake.documents.plan import (
@@ -51,6 +53,22 @@ def record_of(plan: Plan) -> PlanRecord:
     )
 
 
+def told_path(plan: Plan, path: Path) -> str:
+    """Write the path of an input or of the output so that it says nothing of this machine.
+
+    An input has the recipe's words for it. The output is told from the recipe's folder, or by its name alone where
+    the way there would lead through the root.
+    """
+    recipe = plan.sources.recipe
+    for source in (recipe.base, *recipe.loras, *filter(None, [recipe.vae])):
+        place = recipe.locate(source.path)
+        if path.is_relative_to(place):
+            return (PurePosixPath(source.portable_path) / path.relative_to(place)).as_posix()
+    way = os.path.relpath(path, recipe.folder)
+    is_far = os.path.commonpath([os.path.abspath(path), recipe.folder]) == os.path.sep
+    return path.name if is_far else Path(way).as_posix()
+
+
 def survival_of(plan: Plan, shares: Mapping[int, float]) -> tuple[Survival, ...]:
     """List the estimated share of each LoRA, in the recipe's order; `shares` are by the LoRA's number."""
     rounded = {number: round(share, 4) for number, share in shares.items()}
@@ -75,7 +93,8 @@ def warnings_of(cautions: Iterable[Caution]) -> tuple[Warned, ...]:
 def _lora(ledger: Ledger) -> PlannedLora:
     return PlannedLora(
         path=ledger.lora,
-        family=ledger.family,
+        families=ledger.families,
+        family_title=ledger.family,
         tensors=ledger.tensors,
         applied=ledger.applied,
         excluded=tuple(Excluded(count, reason) for reason, count in ledger.excluded.items()),

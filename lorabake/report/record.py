@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lorabake.documents import document
 from lorabake.documents.bake import FileDigest
+from lorabake.documents.records import PackageVersion
 from lorabake.documents.verify import (
     EffectRecord,
     EnvironmentRecord,
@@ -18,8 +19,8 @@ from lorabake.documents.verify import (
     LikenessRecord,
     ModelLogits,
     ModelTexts,
-    PackageVersion,
     PictureRecord,
+    Program,
     RecipeRecord,
     SampleSettings,
     SamplesRecord,
@@ -34,6 +35,7 @@ from lorabake.planning.record import record_of
 from lorabake.report import grid
 from lorabake.report.pictures import gain
 from lorabake.report.wording import by_status, sentence
+from lorabake.verification.findings import programs_of
 from lorabake.visible import visible_json
 
 if TYPE_CHECKING:
@@ -130,7 +132,8 @@ def _found(finding: Finding) -> Found:
 
 def _samples(samples: Samples) -> SamplesRecord:
     return SamplesRecord(
-        reference=samples.reference,
+        reference=cast("tuple[Program, ...]", programs_of(samples.reference)),
+        reference_title=samples.reference,
         settings=_settings(samples.settings),
         pictures=tuple(
             PictureRecord(

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
 
-from lorabake import __version__
+from lorabake.machine import COMPUTING, versions
 from lorabake.planning import Plan
 from lorabake.planning.provenance import DEVICE
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.verification.findings import Environment, Identity, Samples
 from lorabake.verification.structure import name_of
 
-COMPUTING = ("torch", "numpy")
 SAMPLING = ("diffusers", "transformers", "peft", "accelerate")
-"""Packages whose versions matter: always, and where models were run."""
+"""Packages whose versions matter, too, where models were run."""
 
 
 def environment_of(
@@ -30,7 +28,7 @@ def environment_of(
     """Describe a verification; `whole` are the digests of whole files, by path, as far as they were taken."""
     base = plan.sources.base
     return Environment(
-        versions=dict(_versions(samples)),
+        versions=versions((*COMPUTING, *(SAMPLING if samples else ()))),
         system=f"{platform.system()} {platform.machine()}",
         device=_device(samples),
         baked_on=checkpoint.metadata.get(DEVICE, "").strip() if checkpoint else "",
@@ -39,16 +37,6 @@ def environment_of(
         command=command,
         date=date,
     )
-
-
-def _versions(samples: Samples | None) -> Iterator[tuple[str, str]]:
-    yield "lorabake", __version__
-    yield "Python", platform.python_version()
-    for package in (*COMPUTING, *(SAMPLING if samples else ())):
-        try:
-            yield package, version(package)
-        except PackageNotFoundError:  # a package that is on the path without being installed
-            continue
 
 
 def _device(samples: Samples | None) -> str:

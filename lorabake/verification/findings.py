@@ -48,6 +48,17 @@ class Status(StrEnum):
         return list(Status).index(self)
 
 
+FORMULAS_APPLIED = "lorabake's formulas"
+
+PROGRAMS = {"diffusers": "diffusers", "PEFT": "peft", FORMULAS_APPLIED: "lorabake"}
+"""Who may apply LoRAs at run time, in words and by name."""
+
+
+def programs_of(reference: str) -> tuple[str, ...]:
+    """Return the names of the programs that a text names."""
+    return tuple(name for words, name in PROGRAMS.items() if words in reference)
+
+
 UNCOMPARED = "as far as was looked at: no weights were compared"
 """What is said of a verdict that rests on headers or samples alone."""
 

@@ -26,9 +26,6 @@ from lorabake.reference.tiles import rounded_as
 if TYPE_CHECKING:
     import torch
 
-FORMULAS_APPLIED = "lorabake's formulas"
-"""Who applies the LoRAs where diffusers and PEFT cannot."""
-
 Factors = tuple[float, ...]
 """One factor a LoRA, on top of the recipe's strengths."""
 

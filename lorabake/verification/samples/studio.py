@@ -13,11 +13,20 @@ from math import isfinite, nan
 import numpy as np
 
 from lorabake.documents.names import Figures
-from lorabake.verification.findings import Finding, Likeness, PromptSample, Samples, SettingValue, Status, SweepSample
+from lorabake.verification.findings import (
+    FORMULAS_APPLIED,
+    Finding,
+    Likeness,
+    PromptSample,
+    Samples,
+    SettingValue,
+    Status,
+    SweepSample,
+    programs_of,
+)
 from lorabake.verification.samples.drawing import Artist, Results, Variant
 from lorabake.verification.samples.judge import CONSTANT, LEAST_OF_LATENTS, Yardstick
 from lorabake.verification.samples.metrics import distance, likeness
-from lorabake.verification.samples.placing import FORMULAS_APPLIED
 from lorabake.visible import counted
 
 
@@ -113,7 +122,7 @@ class Studio:
             counts = Counter(self.plan.sources.loras[patch.lora].name for patch in self.plan.patches)
             note = f"loaded by a program that knows nothing of lorabake: {counted(counts)} modules"
         reference = self._reference()
-        figures = Figures(reference, unit="program")
+        figures = Figures("+".join(programs_of(reference)), unit="program")
         return Finding("samples.reference", Status.PASS, "run-time model", reference, "", note, figures)
 
     def _effects(self, pictures: tuple[PromptSample, ...], away: list[list[float]]) -> Iterator[Finding]:

@@ -16,11 +16,20 @@ from lorabake.keymap import view
 from lorabake.planning import Plan
 from lorabake.reference.arrays import Files
 from lorabake.tensors.checkpoint import optional_object
-from lorabake.verification.findings import Finding, SampleOptions, Samples, SettingValue, Status, TextSample
+from lorabake.verification.findings import (
+    FORMULAS_APPLIED,
+    Finding,
+    SampleOptions,
+    Samples,
+    SettingValue,
+    Status,
+    TextSample,
+    programs_of,
+)
 from lorabake.verification.samples.foreign_code import NO_CODE, check_folder, without_kernels
 from lorabake.verification.samples.judge import LEAST_OF_LOGITS, Yardstick
 from lorabake.verification.samples.loading import load_folders
-from lorabake.verification.samples.placing import FORMULAS_APPLIED, Weights
+from lorabake.verification.samples.placing import Weights
 from lorabake.verification.samples.refusals import CannotDrawError, CannotLoadError
 from lorabake.verification.samples.tokenizers import check_words
 from lorabake.verification.samples.values import as_torch
@@ -85,7 +94,7 @@ def _speak(
             reference,
             "",
             f"it applied the LoRAs: {why}",
-            Figures(reference, unit="program"),
+            Figures("+".join(programs_of(reference)), unit="program"),
         )
     ]
     for number, prompt in enumerate(prompts):
