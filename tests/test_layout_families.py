@@ -20,6 +20,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Lacks, Row
 from lorabake.planning.layout import has_both, names_for, single_names
 from lorabake.sources.family import identify
 from tests import builders as b
+from tests.conversions import CHECKPOINTS
 from tests.tables import infos, load_table, names
 from tests.test_layouts_out import assert_equal, to, values
 
@@ -139,3 +140,47 @@ def test_no_row_of_a_table_is_forgotten() -> None:
 
 def _differ(row: Row) -> int:
     return (len(set(map(str, row.names))) > 1) + sum(map(_differ, row.rows))
+
+
+# -- the page -------------------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parent.parent / "docs" / "layouts.md"
+BEGIN, END = "<!-- families: python -m tests.test_layout_families -->\n", "<!-- /families -->"
+COMPARED = {identify(load_table(table)).name for table in CHECKPOINTS} | {
+    "sd1",
+    "sd2",
+    "sdxl",
+    "sdxl_refiner",
+    "controlnet",
+    "controlnet_xl",
+}
+"""Families whose pairs of names are held against diffusers' own conversions (tests/oracle)."""
+
+
+def table() -> str:
+    """Write the table of families for docs/layouts.md."""
+    rows = []
+    for family in FAMILIES.values():
+        both = [part for part in family.components if has_both(part)]
+        alone = [part.name for part in family.components if not has_both(part)]
+        names = ", ".join(f"`{name}`" for name in single_names(family.components[0])) or "diffusers' own"
+        parts = ", ".join(part.name for part in both)
+        compared = "yes" if family.name in COMPARED else "no"
+        rows.append(f"| {family.title} | {parts} | {names} | {', '.join(alone) or 'none'} | {compared} |")
+    head = "| family | both ways | names in a single file | refused | held against diffusers |\n|---|---|---|---|---|"
+    return "\n".join([head, *sorted(rows, key=str.lower)]) + "\n"
+
+
+def parts_of_page() -> tuple[str, str, str]:
+    before, mark, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    inside, end, after = rest.partition(END)
+    return before + mark, inside, end + after
+
+
+def test_the_page_lists_the_families() -> None:
+    assert parts_of_page()[1].strip() == table().strip(), "write it anew: python -m tests.test_layout_families"
+
+
+if __name__ == "__main__":
+    start, _, rest_of_page = parts_of_page()
+    PAGE.write_text(f"{start}\n{table()}\n{rest_of_page}", encoding="utf-8")

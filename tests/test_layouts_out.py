@@ -199,3 +199,121 @@ def test_what_a_coarse_output_keeps_is_estimated(tmp_path: Path) -> None:
     path = b.recipe(tmp_path, base="base.safetensors", loras=["lora.safetensors"], output=plain)
     assert kept == survival(plan(load_recipe(path)))
     assert 0.5 < kept[0] < 1.5
+
+
+# -- form ----------------------------------------------------------------------------------------------------
+
+
+def test_a_component_is_cut_into_shards_with_an_index(tmp_path: Path) -> None:
+    b.save(tmp_path / "base.safetensors", b.sdxl())
+    whole = to(tmp_path, "base.safetensors", "whole", "diffusers")
+    cut = to(tmp_path, "base.safetensors", "cut", "diffusers", output={"shard_size": 3000})
+    names = sorted(path.name for path in (cut / "unet").iterdir())
+    assert len(names) > 4
+    assert "diffusion_pytorch_model.safetensors.index.json" in names
+    assert_equal(values(cut), values(whole))
+    b.assert_right(verify(tmp_path / "recipe.yaml", options=WEIGHTS[0]))
+
+
+def refused(folder: Path, base: str, **output: object) -> str:
+    with pytest.raises(LorabakeError) as caught:
+        plan(load_recipe(b.recipe(folder, base=base, loras=[], output=output)))
+    return str(caught.value)
+
+
+def test_a_single_file_has_no_shards(tmp_path: Path) -> None:
+    b.sd1_folder(tmp_path / "base")
+    told = refused(tmp_path, "base", path="out.safetensors", layout="single", shard_size="1GB")
+    assert told.startswith("output.layout is single, and output.shard_size cuts the output into several files")
+
+
+def test_the_output_s_name_fits_its_layout(tmp_path: Path) -> None:
+    b.save(tmp_path / "base.safetensors", b.sd1())
+    told = refused(tmp_path, "base.safetensors", path="out.safetensors", layout="diffusers")
+    assert "output.layout is diffusers, so the output must be a folder" in told
+    b.sd1_folder(tmp_path / "folder")
+    assert "output.layout is single, and the output must be" in refused(
+        tmp_path, "folder", path="out", layout="single"
+    )
+
+
+def test_a_layout_that_the_base_has_already_changes_nothing(tmp_path: Path) -> None:
+    b.save(tmp_path / "base.safetensors", b.sd1())
+    path = to(tmp_path, "base.safetensors", "out.safetensors", "single")
+    assert b.tensor_bytes(path) == b.tensor_bytes(tmp_path / "base.safetensors")  # buffers and all
+    b.sd1_folder(tmp_path / "folder")
+    out = to(tmp_path, "folder", "out", "diffusers")
+    assert (out / "tokenizer" / "vocab.json").read_text() == "{}"
+    assert_equal(values(out), values(tmp_path / "folder"))
+
+
+def test_names_that_a_family_does_not_have_are_refused(tmp_path: Path) -> None:
+    b.sd1_folder(tmp_path / "base")
+    told = refused(tmp_path, "base", path="out.safetensors", layout={"single": "comfy"})
+    assert "Stable Diffusion 1.x has none of these" in told
+    assert "{single: ldm}" in told
+
+
+def test_a_family_with_one_layout_is_refused(tmp_path: Path) -> None:
+    b.llama(tmp_path / "base")
+    told = refused(tmp_path, "base", path="out.safetensors", layout="single")
+    assert "in another layout" in told or "in one layout only" in told
+    assert "Remove output.layout" in told
+
+
+def test_a_network_whose_names_no_table_has_is_refused(tmp_path: Path) -> None:
+    """The VAE of Wan has only the names of its own file."""
+    network = {key: torch.ones(2, 2) for key in ("condition_embedder.time_proj.weight", "blocks.0.attn1.to_q.weight")}
+    network["patch_embedding.weight"] = torch.ones(2, 2, 1, 1, 1)
+    b.save(tmp_path / "base" / "transformer" / "diffusion_pytorch_model.safetensors", network)
+    vae = {"encoder.conv_in.weight": torch.ones(2, 2)}
+    b.save(tmp_path / "base" / "vae" / "diffusion_pytorch_model.safetensors", vae)
+    told = refused(tmp_path, "base", path="out.safetensors", layout="single")
+    assert "no table says what the vae is called" in told
+    assert f"Give the network alone as the base: {tmp_path / 'base' / 'transformer'}" in told
+    made = to(tmp_path, "base/transformer", "out.safetensors", "single")
+    assert values(made).keys() == {
+        "time_projection.1.weight",
+        "blocks.0.self_attn.q.weight",
+        "patch_embedding.weight",
+    }
+
+
+def test_weights_with_scales_are_refused_until_they_become_plain(tmp_path: Path) -> None:
+    base = b.sd1(extras=False)
+    key = b.SD1_KEYS[b.Q]
+    base[key] = base[key].to(torch.float8_e4m3fn)
+    base[key.removesuffix("weight") + "scale_weight"] = torch.tensor(0.5)
+    base["scaled_fp8"] = torch.empty(2, dtype=torch.float8_e4m3fn)
+    b.save(tmp_path / "base.safetensors", base)
+    told = refused(tmp_path, "base.safetensors", path="out", layout="diffusers")
+    assert "only plain weights can be written in another layout" in told
+    out = to(tmp_path, "base.safetensors", "out", "diffusers", output={"dtype": "float16"})
+    found = values(out)[f"unet/{b.Q}.weight"]
+    assert torch.equal(found, (base[key].float() * 0.5).half())
+    b.assert_right(verify(tmp_path / "recipe.yaml", options=WEIGHTS[0]))
+
+
+def test_parts_of_one_tensor_need_one_dtype(tmp_path: Path) -> None:
+    b.save(tmp_path / "base.safetensors", b.sdxl())
+    folder = to(tmp_path, "base.safetensors", "folder", "diffusers")
+    (path,) = (folder / "text_encoder_2").glob("*.safetensors")
+    tensors = load_file(path)
+    key = "text_model.encoder.layers.0.self_attn.k_proj.weight"
+    tensors[key] = tensors[key].float()
+    save_file(tensors, path, {"format": "pt"})
+    told = refused(tmp_path, "folder", path="out.safetensors", layout="single")
+    assert "is made of" in told
+    assert "output.dtype: float16" in told
+    to(tmp_path, "folder", "out.safetensors", "single", output={"dtype": "float16"})
+
+
+def test_a_part_that_lacks_is_named(tmp_path: Path) -> None:
+    b.save(tmp_path / "base.safetensors", b.sdxl())
+    folder = to(tmp_path, "base.safetensors", "folder", "diffusers")
+    (path,) = (folder / "text_encoder_2").glob("*.safetensors")
+    tensors = load_file(path)
+    del tensors["text_model.encoder.layers.1.self_attn.v_proj.weight"]
+    save_file(tensors, path, {"format": "pt"})
+    told = refused(tmp_path, "folder", path="out.safetensors", layout="single")
+    assert "layers.1.self_attn.q_proj.weight is one of 3 parts of transformer.resblocks.1.attn.in_proj_weight" in told

@@ -211,9 +211,11 @@ def _renamed(sources: Sources, contents: Iterable[Content]) -> Iterator[str]:
     for content in contents:
         place = content.place
         here = sources.key_map.placed[place.component][0].name
-        names = f"the names of {place.layout} take the place of {here}'s" if here != place.layout else "names stay"
-        where = f"in the folder {place.folder}" if place.folder else f"below {place.prefix}" if place.prefix else ""
-        yield f"{place.component}: {names}{', ' if where else ''}{where}"
+        names = f"from the names of {here} to those of {place.layout}" if here != place.layout else "the same names"
+        where = (
+            f", in the folder {place.folder}" if place.folder else f", below {place.prefix}" if place.prefix else ""
+        )
+        yield f"{place.component}: {names}{where}"
 
 
 def _left_out(contents: Iterable[Content]) -> Iterator[str]:

@@ -21,6 +21,7 @@ from lorabake.keymap.spelling import Spellings  # noqa: E402
 from lorabake.keymap.view import View  # noqa: E402
 from lorabake.sources.family import identify  # noqa: E402
 from lorabake.tensors.header import TensorInfo  # noqa: E402
+from tests.conversions import CHECKPOINTS  # noqa: E402
 from tests.released import DEPTHS  # noqa: E402
 from tests.tables import infos, load_table  # noqa: E402
 from tests.translation import translate  # noqa: E402
@@ -64,40 +65,6 @@ def views(header: Header) -> dict[str, View]:
 
 
 # -- checkpoints ------------------------------------------------------------------------------------------
-
-# Table of a diffusers model -> the other layout, diffusers' conversion from it, tensors that it drops unread.
-CHECKPOINTS = {
-    "diffusers_auraflow": ("fal", "convert_auraflow_transformer_checkpoint_to_diffusers", ()),
-    "diffusers_cascade_b": ("sai", "convert_stable_cascade_unet_single_file_to_diffusers", ()),
-    "diffusers_cascade_c": ("sai", "convert_stable_cascade_unet_single_file_to_diffusers", ()),
-    "diffusers_chroma": ("bfl", "convert_chroma_transformer_checkpoint_to_diffusers", ()),
-    "diffusers_cosmos1": ("nvidia", "convert_cosmos1", ()),
-    "diffusers_cosmos2": ("nvidia", "convert_cosmos_transformer_checkpoint_to_diffusers", ()),
-    "diffusers_flux1_dev_transformer": ("bfl", "convert_flux_transformer_checkpoint_to_diffusers", ()),
-    "diffusers_flux2_dev": ("bfl", "convert_flux2_transformer_checkpoint_to_diffusers", ()),
-    "diffusers_flux3": ("bfl", "convert_flux3_transformer_checkpoint_to_diffusers", ()),
-    "diffusers_hunyuan_video": ("tencent", "convert_hunyuan_video_transformer_to_diffusers", ()),
-    "diffusers_krea2": ("krea", "convert_krea2_transformer_checkpoint_to_diffusers", ()),
-    "diffusers_ltx2": ("lightricks", "convert_ltx2_transformer_to_diffusers", ()),
-    "diffusers_ltx_video": ("lightricks", "convert_ltx_transformer_checkpoint_to_diffusers", ()),
-    "diffusers_lumina2": ("alpha_vllm", "convert_lumina2_to_diffusers", ()),
-    "diffusers_mochi": ("genmo", "convert_mochi_transformer_checkpoint_to_diffusers", ()),
-    "diffusers_motion_adapter": ("animatediff", "convert_animatediff_checkpoint_to_diffusers", ()),
-    "diffusers_qwen_image21": ("comfy", "convert_qwen_image21_transformer_checkpoint_to_diffusers", ()),
-    "diffusers_sana_1600m": (
-        "nvlabs",
-        "convert_sana_transformer_to_diffusers",
-        ("pos_embed", "y_embedder.y_embedding"),
-    ),
-    "diffusers_sd35_large": ("sai", "convert_sd3_transformer_checkpoint_to_diffusers", ()),
-    "diffusers_sd35_medium": ("sai", "convert_sd3_transformer_checkpoint_to_diffusers", ()),
-    "diffusers_sd3_3_medium_diffusers": ("sai", "convert_sd3_transformer_checkpoint_to_diffusers", ()),
-    "diffusers_wan21_i2v": ("wan", "convert_wan_transformer_to_diffusers", ()),
-    "diffusers_wan21_t2v_14b": ("wan", "convert_wan_transformer_to_diffusers", ()),
-    "diffusers_wan_animate": ("wan", "convert_wan_transformer_to_diffusers", ()),
-    "diffusers_wan_vace": ("wan", "convert_wan_transformer_to_diffusers", ()),
-    "diffusers_z_image_turbo": ("native", "convert_z_image_transformer_checkpoint_to_diffusers", ()),
-}
 
 
 class _Cosmos1(dict[str, torch.Tensor]):

@@ -17,7 +17,8 @@ from lorabake.keymap.rewriting import rewritten  # noqa: E402
 from lorabake.planning.layout import names_for  # noqa: E402
 from lorabake.sources.family import identify  # noqa: E402
 from tests import builders as b  # noqa: E402
-from tests.oracle.test_families import CHECKPOINTS, UNMAPPED, convert_cosmos1, expand  # noqa: E402
+from tests.conversions import CHECKPOINTS  # noqa: E402
+from tests.oracle.test_families import UNMAPPED, convert_cosmos1, expand  # noqa: E402
 from tests.tables import infos, load_table, names  # noqa: E402
 from tests.test_layout_families import FAMILIES, small  # noqa: E402
 
