@@ -76,3 +76,9 @@ INSPECT: Final = Setting("`lorabake inspect {}`", "`lorabake.inspect({!r})`")
 def filled(template: str) -> str:
     """Write a text of the program's own, in which {OVERWRITE} stands for that setting."""
     return re.sub(r"\{([A-Z_]+)\}", lambda place: str(globals()[place[1]]), template)
+
+
+CARD_OVER: Final = Setting("lorabake card OUTPUT --overwrite", "write_card(card, overwrite=True)")
+VERIFY_AND_REPORT: Final = Setting(
+    "lorabake verify RECIPE --report DIR", "lorabake.report.write(lorabake.verify(recipe), folder)"
+)

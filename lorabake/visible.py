@@ -80,6 +80,21 @@ def _held() -> list[str]:
     return [*held, *filter(None, _secrets)]
 
 
+_ADDRESS = re.compile(r"(?<![a-z])(?:www(?=\.)|(?:https?|ftp|mailto|xmpp)(?=:))|@(?=\w)", re.IGNORECASE)
+"""Matches what GitHub turns into a link in plain text: an address, or a user's name."""
+
+
+def in_markdown(text: str) -> str:
+    """Escape a text so that Markdown and HTML show it as it is, in tables, too, and GitHub makes no links of it.
+
+    GitHub turns addresses in plain text into links. It looks for them in the rendered text, so escapes do not help.
+    Instead, an entity of zero width goes after `@` and into `://` and `www.`.
+    """
+    spaced = visible(" ".join(text.split()))
+    plain = re.sub(r"([\\`*_\[\]|!#~@$])", r"\\\1", spaced.replace("&", "&amp;").replace("<", "&lt;"))
+    return _ADDRESS.sub(r"\g<0>&#8203;", plain)
+
+
 def visible_json(value: object) -> str:
     """Write a value as JSON with every character visible; parsing it gives the same value."""
     lines = json.dumps(value, indent=2, ensure_ascii=False).split("\n")

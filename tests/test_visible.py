@@ -13,8 +13,7 @@ import pytest
 import lorabake
 from lorabake.cli.terminal import Coloured, echo
 from lorabake.errors import FileError, LorabakeError, lines_of
-from lorabake.report.markdown import escaped
-from lorabake.visible import and_more, counted, is_hidden, some, the_rest, visible, visible_json
+from lorabake.visible import and_more, counted, in_markdown, is_hidden, some, the_rest, visible, visible_json
 
 ROOT = Path(lorabake.__file__).parent
 ERRORS = {"LorabakeError", *(each.__name__ for each in LorabakeError.__subclasses__())}
@@ -113,7 +112,7 @@ MEANINGS = {
 
 @pytest.mark.parametrize("text", MEANINGS)
 def test_markdown_shows_a_text_as_it_is(text: str) -> None:
-    assert escaped(text) == MEANINGS[text]
+    assert in_markdown(text) == MEANINGS[text]
 
 
 def test_a_list_of_names_shows_a_few_and_counts_the_rest() -> None:

@@ -14,6 +14,7 @@ ATTENTION = (
 ACE_STEP = Architecture(
     name="ace_step",
     title="ACE-Step 1.5",
+    task="text-to-audio",
     components=(
         Component(
             name="transformer",

@@ -6,6 +6,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Layout
 AMUSED = Architecture(
     name="amused",
     title="aMUSEd",
+    task="text-to-image",
     components=(
         Component(
             name="transformer",

@@ -7,6 +7,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Kin, Layout, Row
 ANIMA = Architecture(
     name="anima",
     title="Anima",
+    task="text-to-image",
     components=(
         Component(
             name="transformer",

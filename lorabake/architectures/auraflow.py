@@ -9,6 +9,7 @@ FEED_FORWARD = (Row(("c_fc1", "linear_1")), Row(("c_fc2", "linear_2")), Row(("c_
 AURAFLOW = Architecture(
     name="auraflow",
     title="AuraFlow",
+    task="text-to-image",
     components=(
         Component(
             name="transformer",

@@ -7,6 +7,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Layout
 BRIA_FIBO = Architecture(
     name="bria_fibo",
     title="Bria FIBO",
+    task="text-to-image",
     components=(
         Component(
             name="transformer",

@@ -7,6 +7,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Layout
 BRIA_FIBO2 = Architecture(
     name="bria_fibo2",
     title="Bria FIBO 2",
+    task="text-to-image",
     components=(
         Component(
             name="transformer",

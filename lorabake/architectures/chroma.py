@@ -7,6 +7,7 @@ from lorabake.keymap.table import Architecture, Bare, Component, Has, Kin, Layou
 CHROMA = Architecture(
     name="chroma",
     title="Chroma",
+    task="text-to-image",
     components=(
         Component(
             name="transformer",

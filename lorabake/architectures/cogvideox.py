@@ -11,6 +11,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Layout, Row
 COGVIDEOX = Architecture(
     name="cogvideox",
     title="CogVideoX",
+    task="text-to-video",
     components=(
         Component(
             name="transformer",

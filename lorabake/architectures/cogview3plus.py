@@ -10,6 +10,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Layout
 COGVIEW3PLUS = Architecture(
     name="cogview3plus",
     title="CogView3-Plus",
+    task="text-to-image",
     components=(
         Component(
             name="transformer",

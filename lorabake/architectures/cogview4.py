@@ -10,6 +10,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Layout
 COGVIEW4 = Architecture(
     name="cogview4",
     title="CogView4",
+    task="text-to-image",
     components=(
         Component(
             name="transformer",

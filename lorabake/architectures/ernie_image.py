@@ -7,6 +7,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Layout, SpecName
 ERNIE_IMAGE = Architecture(
     name="ernie_image",
     title="ERNIE-Image",
+    task="text-to-image",
     components=(
         Component(
             name="transformer",

@@ -10,6 +10,7 @@ GUIDANCE_IN = ("guidance_in.in_layer.weight", "time_text_embed.guidance_embedder
 FLUX = Architecture(
     name="flux",
     title="Flux.1",
+    task="text-to-image",
     components=(
         Component(
             name="transformer",

@@ -9,6 +9,7 @@ IMG_IN = ("img_in.weight", "x_embedder.weight")
 FLUX2 = Architecture(
     name="flux2",
     title="Flux.2",
+    task="text-to-image",
     components=(
         Component(
             name="transformer",

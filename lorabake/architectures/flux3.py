@@ -24,6 +24,7 @@ MODULATION = (
 FLUX3 = Architecture(
     name="flux3",
     title="Flux.3",
+    task="text-to-image",
     components=(
         Component(
             name="transformer",

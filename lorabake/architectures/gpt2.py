@@ -5,6 +5,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Layout, Row
 GPT2 = Architecture(
     name="gpt2",
     title="GPT-2",
+    task="text-generation",
     components=(
         Component(
             name="model",

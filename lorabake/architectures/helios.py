@@ -7,6 +7,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Kin, Layout
 HELIOS = Architecture(
     name="helios",
     title="Helios",
+    task="text-to-video",
     components=(
         Component(
             name="transformer",

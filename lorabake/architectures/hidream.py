@@ -7,6 +7,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Layout, SpecName
 HIDREAM = Architecture(
     name="hidream",
     title="HiDream",
+    task="text-to-image",
     components=(
         Component(
             name="transformer",

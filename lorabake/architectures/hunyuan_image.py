@@ -7,6 +7,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Layout, Row, Spe
 HUNYUAN_IMAGE = Architecture(
     name="hunyuan_image",
     title="HunyuanImage",
+    task="text-to-image",
     components=(
         Component(
             name="transformer",

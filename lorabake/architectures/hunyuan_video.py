@@ -9,6 +9,7 @@ IMG_IN = ("img_in.proj.weight", "x_embedder.proj.weight")
 HUNYUAN_VIDEO = Architecture(
     name="hunyuan_video",
     title="HunyuanVideo",
+    task="text-to-video",
     components=(
         Component(
             name="transformer",

@@ -7,6 +7,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Layout, Row, Spe
 HUNYUAN_VIDEO15 = Architecture(
     name="hunyuan_video15",
     title="HunyuanVideo 1.5",
+    task="text-to-video",
     components=(
         Component(
             name="transformer",

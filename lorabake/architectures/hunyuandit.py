@@ -11,6 +11,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, R
 HUNYUANDIT = Architecture(
     name="hunyuandit",
     title="HunyuanDiT",
+    task="text-to-image",
     components=(
         Component(
             name="transformer",

@@ -7,6 +7,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Layout, Row, Spe
 IDEOGRAM4 = Architecture(
     name="ideogram4",
     title="Ideogram 4",
+    task="text-to-image",
     components=(
         Component(
             name="transformer",

@@ -7,6 +7,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Layout
 KANDINSKY2 = Architecture(
     name="kandinsky2",
     title="Kandinsky 2",
+    task="text-to-image",
     components=(
         Component(
             name="unet",

@@ -7,6 +7,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Layout
 KANDINSKY3 = Architecture(
     name="kandinsky3",
     title="Kandinsky 3",
+    task="text-to-image",
     components=(
         Component(
             name="unet",

@@ -7,6 +7,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Kin, Lacks, Layo
 KOLORS = Architecture(
     name="kolors",
     title="Kolors",
+    task="text-to-image",
     components=(
         Component(
             name="unet",

@@ -24,6 +24,7 @@ BLOCK = (
 KREA2 = Architecture(
     name="krea2",
     title="Krea 2",
+    task="text-to-image",
     components=(
         Component(
             name="transformer",

@@ -9,6 +9,7 @@ ATTENTION = (Row(("q_norm", "norm_q")), Row(("k_norm", "norm_k")))
 LTX = Architecture(
     name="ltx",
     title="LTX-Video",
+    task="text-to-video",
     components=(
         Component(
             name="transformer",

@@ -9,6 +9,7 @@ ATTENTION = (Row(("q_norm", "norm_q")), Row(("k_norm", "norm_k")))
 LTX2 = Architecture(
     name="ltx2",
     title="LTX-2",
+    task="text-to-video",
     components=(
         Component(
             name="transformer",

@@ -24,6 +24,7 @@ MODULATED = (
 LUMINA2 = Architecture(
     name="lumina2",
     title="Lumina 2",
+    task="text-to-image",
     components=(
         Component(
             name="transformer",

@@ -23,6 +23,7 @@ BLOCK = (
 MOCHI = Architecture(
     name="mochi",
     title="Mochi",
+    task="text-to-video",
     components=(
         Component(
             name="transformer",

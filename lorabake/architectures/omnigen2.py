@@ -7,6 +7,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Layout, SpecName
 OMNIGEN2 = Architecture(
     name="omnigen2",
     title="OmniGen2",
+    task="text-to-image",
     components=(
         Component(
             name="transformer",

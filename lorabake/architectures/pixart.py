@@ -8,6 +8,7 @@ from lorabake.keymap.table import Architecture, Bare, Component, Has, Lacks, Lay
 PIXART = Architecture(
     name="pixart",
     title="PixArt",
+    task="text-to-image",
     components=(
         Component(
             name="transformer",

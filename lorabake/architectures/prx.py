@@ -7,6 +7,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Layout
 PRX = Architecture(
     name="prx",
     title="PRX",
+    task="text-to-image",
     components=(
         Component(
             name="transformer",

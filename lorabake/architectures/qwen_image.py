@@ -7,6 +7,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, S
 QWEN_IMAGE = Architecture(
     name="qwen_image",
     title="Qwen-Image",
+    task="text-to-image",
     components=(
         Component(
             name="transformer",

@@ -7,6 +7,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Layout, Row
 QWEN_IMAGE21 = Architecture(
     name="qwen_image21",
     title="Qwen-Image 2.1",
+    task="text-to-image",
     components=(
         Component(
             name="transformer",

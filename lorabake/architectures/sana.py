@@ -10,6 +10,7 @@ EMBEDDER = ("x_embedder.proj.weight", "patch_embed.proj.weight")
 SANA = Architecture(
     name="sana",
     title="Sana",
+    task="text-to-image",
     components=(
         Component(
             name="transformer",

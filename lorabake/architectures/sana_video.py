@@ -7,6 +7,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Kin, Layout
 SANA_VIDEO = Architecture(
     name="sana_video",
     title="Sana Video",
+    task="text-to-video",
     components=(
         Component(
             name="transformer",

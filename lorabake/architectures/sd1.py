@@ -7,6 +7,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, S
 SD1 = Architecture(
     name="sd1",
     title="Stable Diffusion 1.x",
+    task="text-to-image",
     components=(
         Component(
             name="unet",

@@ -7,6 +7,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, S
 SD2 = Architecture(
     name="sd2",
     title="Stable Diffusion 2.x",
+    task="text-to-image",
     components=(
         Component(
             name="unet",

@@ -8,6 +8,7 @@ from lorabake.keymap.table import Architecture, Bare, Component, Has, Layout, Ro
 SD3 = Architecture(
     name="sd3",
     title="Stable Diffusion 3",
+    task="text-to-image",
     components=(
         Component(
             name="transformer",

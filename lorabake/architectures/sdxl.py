@@ -7,6 +7,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Lacks, Layout, S
 SDXL = Architecture(
     name="sdxl",
     title="Stable Diffusion XL",
+    task="text-to-image",
     components=(
         Component(
             name="unet",
@@ -89,6 +90,7 @@ SDXL = Architecture(
 REFINER = Architecture(
     name="sdxl_refiner",
     title="Stable Diffusion XL refiner",
+    task="image-to-image",
     components=(
         Component(
             name="unet",

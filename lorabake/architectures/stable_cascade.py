@@ -25,6 +25,7 @@ TEXT_ENCODER = Component(
 PRIOR = Architecture(
     name="stable_cascade",
     title="Stable Cascade (stage C)",
+    task="text-to-image",
     components=(
         Component(
             name="prior",

@@ -6,6 +6,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Kin, Layout, Spe
 SVD = Architecture(
     name="svd",
     title="Stable Video Diffusion",
+    task="image-to-video",
     components=(
         Component(
             name="unet",

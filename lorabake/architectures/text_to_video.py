@@ -7,6 +7,7 @@ from lorabake.keymap.table import Architecture, Component, Has, Kin, Lacks, Layo
 TEXT_TO_VIDEO = Architecture(
     name="text_to_video",
     title="ModelScope text-to-video",
+    task="text-to-video",
     components=(
         Component(
             name="unet",

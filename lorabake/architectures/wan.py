@@ -79,6 +79,7 @@ VACE = ("vace_blocks.0.self_attn.q.weight", "vace_blocks.0.attn1.to_q.weight")
 WAN = Architecture(
     name="wan",
     title="Wan",
+    task="text-to-video",
     components=(
         Component(
             name="transformer",

@@ -14,6 +14,7 @@ ATTENTION = (
 Z_IMAGE = Architecture(
     name="z_image",
     title="Z-Image",
+    task="text-to-image",
     components=(
         Component(
             name="transformer",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from lorabake.planning import Plan
+from lorabake.planning import Plan, is_card
 from lorabake.recipe import Source
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.visible import short_repr
@@ -53,7 +53,7 @@ def output_parts(plan: Plan, output: Path) -> Iterator[OutputPart]:
 def input_parts(plan: Plan) -> Iterator[InputPart]:
     """Yield every file that the output depends on: weights, indexes, and the small files that decided something."""
     listed: set[Path] = set()
-    named = list(zip(_roles(plan), plan.sources.inputs, strict=True))
+    named = [(_role(plan, entry), (checkpoint, entry)) for checkpoint, entry in plan.sources.inputs]
     for role, (checkpoint, entry) in named:
         place = _Place(checkpoint, entry)
         paths = dict.fromkeys(_files(plan, checkpoint))
@@ -88,15 +88,17 @@ class _Place:
         return name if self.entry.address is None else name.replace(":/", "://", 1)  # as a path it lost a stroke
 
 
-def _roles(plan: Plan) -> list[str]:
-    loras = [f"loras.{number}" for number in range(len(plan.sources.loras))]
-    return ["base", *loras, *(["vae"] if plan.sources.vae is not None else [])]
+def _role(plan: Plan, entry: Source) -> str:
+    recipe = plan.sources.recipe
+    roles: dict[str, Source | None] = {"base": recipe.base, "vae": recipe.vae}
+    roles |= {f"loras.{number}": lora for number, lora in enumerate(recipe.loras)}
+    return next((role for role, own in roles.items() if own is entry), "part")
 
 
 def _files(plan: Plan, checkpoint: Checkpoint) -> Iterator[Path]:
     root = checkpoint.path if checkpoint.is_folder else checkpoint.path.parent
     yield from (header.path for header in checkpoint.headers)
     yield from (root / part.folder / part.index for part in checkpoint.parts if part.index is not None)
-    yield from (root / name for name in checkpoint.side_files)
+    yield from (root / name for name in checkpoint.side_files if not is_card(name))
     first = next(checkpoint.headers).path
     yield from (first.with_name(side.name) for side in plan.sources.evidence.sides_of(checkpoint))

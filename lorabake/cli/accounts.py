@@ -1,16 +1,20 @@
-"""Write what a bake is asked to tell of its output, beside it: the statement of how it was made."""
+"""Write what a bake is asked to tell of its output: the statement of how it was made, and the model card."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorabake.artifacts.card import card_of, check_place, write_card
 from lorabake.artifacts.files import input_parts, output_parts
 from lorabake.artifacts.statement import check_replaceable, statement_path, timestamp, write_statement
 from lorabake.cli.places import check_apart, check_writable, taken_by
 from lorabake.cli.progress import Bar
+from lorabake.documents import fields_of
 from lorabake.errors import RecipeError
 from lorabake.planning import Plan
+from lorabake.planning.record import record_of
+from lorabake.writing.cards import CARD, SUFFIX
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +22,11 @@ class Accounts:
     """Say what is to be written about an output once it is complete, and with which date."""
 
     provenance: bool = False
+    card: bool = False
     date: str = ""
 
     @classmethod
-    def asked(cls, plan: Plan, *, provenance: bool, date: str | None) -> Accounts:
+    def asked(cls, plan: Plan, *, provenance: bool, card: bool, date: str | None) -> Accounts:
         """Check what was asked for before the bake takes its time.
 
         Raise RecipeError for a date of nothing, TargetError where a file would have to be replaced that is not
@@ -29,12 +34,17 @@ class Accounts:
         """
         if date is not None and not provenance:
             raise RecipeError("--date is the date in a statement of provenance", "Give --provenance, too.")
-        asked = cls(provenance, timestamp(date or ""))
+        asked = cls(provenance, card, timestamp(date or ""))
         if provenance:
             place = statement_path(plan.path, is_folder=plan.is_folder)
             check_writable_later(place, "statement")
             check_apart([place], "statement", taken_by(plan), [plan.path])
             check_replaceable(place)
+        if card:
+            place = plan.path / CARD if plan.is_folder else plan.path.with_suffix(SUFFIX)
+            check_writable_later(place, "card")
+            check_apart([place], "card", taken_by(plan), [])
+            check_place(place, place)
         return asked
 
     def write(self, plan: Plan, *, talks: bool) -> dict[str, Path]:
@@ -47,6 +57,10 @@ class Accounts:
                 written["statement"] = write_statement(plan, date=self.date, progress=bar.advance)
             finally:
                 bar.close()
+        if self.card:
+            loras = record_of(plan).loras
+            card = card_of(plan.path, loras=[fields_of(lora) for lora in loras])
+            written["card"] = write_card(card)
         return written
 
 

@@ -70,6 +70,7 @@ ALL = 0.9995
 )
 @click.option("--report", type=click.Path(path_type=Path), help="Write what happened into this JSON file.")
 @click.option("--provenance", is_flag=True, help="State how it was made: write NAME.intoto.json beside the output.")
+@click.option("--card", is_flag=True, help="Write a model card: README.md in a folder, NAME.md beside a file.")
 @click.option(
     "--date", metavar="DATE", help="Write this date into the statement, such as 2026-11-29.  [default: no date]"
 )
@@ -85,6 +86,7 @@ def bake(
     locked: bool | None,
     report: Path | None,
     provenance: bool,
+    card: bool,
     date: str | None,
     quiet: bool,
     as_json: bool,
@@ -105,7 +107,7 @@ def bake(
     if report is not None:
         check_writable(report, "report")
         check_apart([report], "report", taken_by(plan), [plan.path, partial_of(plan.path)])
-    about = Accounts.asked(plan, provenance=provenance, date=date)
+    about = Accounts.asked(plan, provenance=provenance, card=card, date=date)
     talks = not (quiet or as_json)
     for number in range(len(plan.ledgers) if talks else 0):
         for line in ledger_lines(plan, number):

@@ -256,7 +256,8 @@ class Architecture:
     `without` lists key prefixes that must not occur in the same checkpoint. `kin` are the families that it was made
     from. `names` are further modules of its networks, with numbers as `{}`. If `released/` has no list for the
     family, LoRAs are recognised by these names and by those in the tables. `spec` are its names in SAI ModelSpec, and
-    `code` is the code whose names its single files have.
+    `code` is the code whose names its single files have. `task` is what its models do, in the words of the Hugging
+    Face hub; empty where that differs from model to model.
     """
 
     __repr__ = short_repr
@@ -269,6 +270,7 @@ class Architecture:
     names: tuple[str, ...] = ()
     spec: tuple[SpecName, ...] = ()
     code: str = ""
+    task: str = ""
 
     def fits(self, tensors: Mapping[str, Described]) -> bool:
         """Tell whether a checkpoint with these tensors is of this family."""

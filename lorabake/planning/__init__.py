@@ -5,7 +5,8 @@ Pure: no tensor is read. Everything after the plan only obeys it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +30,14 @@ from lorabake.planning.steps import Copy, Step, Target, copies_of, steps_of, tou
 from lorabake.planning.storage import Storage, storage_of
 from lorabake.planning.vae import replaced_by_vae
 from lorabake.sources import Sources
+
+CARDS = re.compile(r"readme(?:\.\w+)?|model[-_ ]?card(?:\.\w+)?", re.IGNORECASE)
+"""Names of files in a model's folder that tell of the model: README.md, model_card.md."""
+
+
+def is_card(path: Path) -> bool:
+    """Tell whether a file of the base's folder, by its path there, tells of the base, which a bake is not."""
+    return len(path.parts) == 1 and CARDS.fullmatch(path.name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +89,7 @@ class Plan:
         """List the files beside the base's weights that the output has, too, as they are or rewritten."""
         base = self.sources.base
         files = base.side_files if base.is_folder and not self.layout.is_converted else ()
-        return tuple(path for path in files if path.as_posix() not in self.left_out)
+        return tuple(path for path in files if path.as_posix() not in self.left_out and not is_card(path))
 
     @property
     def patches(self) -> tuple[Patch, ...]:
@@ -180,7 +189,7 @@ def _planned(
         steps=steps,
         ledgers=ledgers,
         digests=digests,
-        notes=(*told, *vae_notes, *notes_of(sources, storage, touched, steps)),
+        notes=(*told, *_of_cards(sources, layout), *vae_notes, *notes_of(sources, storage, touched, steps)),
         identity=identity,
         embeddings=embeddings,
         left_out=frozenset(name for name, text in texts.items() if text is None),
@@ -199,6 +208,12 @@ def _laid_out(
     if not layout.is_folder:
         return drafts, {}, ()
     return drafts, {**configs_of(sources, storage, drafts), **indexes_of(sources, storage, drafts)}, ()
+
+
+def _of_cards(sources: Sources, layout: OutputLayout) -> Iterator[str]:
+    files = sources.base.side_files if sources.base.is_folder and layout.is_folder and not layout.is_converted else ()
+    for name in (path.name for path in files if is_card(path)):
+        yield f"{name} is left out, because it speaks of the base; `lorabake card` writes one for the output"
 
 
 def _match(sources: Sources) -> tuple[tuple[Patch, ...], tuple[Ledger, ...]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,16 +9,13 @@ from lorabake.report import grid
 from lorabake.report.pictures import gain
 from lorabake.report.wording import MODELS, by_stage, encode, figure, largest, meaning_of, sentence, tally
 from lorabake.verification.findings import Finding, Status, Verdict
-from lorabake.visible import visible
+from lorabake.visible import in_markdown as escaped
 
 if TYPE_CHECKING:
     from lorabake.verification.findings import Environment, Identity, Likeness, Samples, Verification
 
 MOST_ROWS = 50
 """GitHub refuses a summary above 1 MiB; the HTML page has the rest."""
-
-ADDRESS = r"(?<![a-z])(?:www(?=\.)|(?:https?|ftp|mailto|xmpp)(?=:))|@(?=\w)"
-"""Matches what GitHub turns into a link in plain text: an address, or a user's name."""
 
 VERDICT_SIGNS = {Verdict.VERIFIED: "✅", Verdict.MISMATCH: "❌", Verdict.NOT_FINISHED: "💥", Verdict.NOT_CHECKED: "⏭️"}
 SIGNS = {Status.FAIL: "❌ fail", Status.ERROR: "💥 error", Status.WARN: "🟡 warn"}
@@ -40,17 +36,6 @@ def render(verification: Verification) -> bytes:
     if verification.samples:
         lines += _figures(verification.samples)
     return encode("\n".join(lines).rstrip() + "\n")
-
-
-def escaped(text: str) -> str:
-    """Escape a text so that Markdown and HTML show it as it is, in tables, too, and GitHub makes no links of it.
-
-    GitHub turns addresses in plain text into links. It looks for them in the rendered text, so escapes do not help.
-    Instead, an entity of zero width goes after `@` and into `://` and `www.`.
-    """
-    spaced = visible(" ".join(text.split()))
-    plain = re.sub(r"([\\`*_\[\]|!#~@$])", r"\\\1", spaced.replace("&", "&amp;").replace("<", "&lt;"))
-    return re.sub(ADDRESS, r"\g<0>&#8203;", plain, flags=re.IGNORECASE)
 
 
 def _environment(environment: Environment) -> Iterator[str]:

@@ -14,6 +14,7 @@ from lorabake.tensors.checkpoint import read_object
 from lorabake.tensors.links import copy_file
 from lorabake.tensors.safetensors import read_header
 from lorabake.tensors.small import holds
+from lorabake.writing.cards import lost_with
 from lorabake.writing.system import fsync as wait_for
 from lorabake.writing.system import fsync_folder
 
@@ -53,9 +54,12 @@ class Folder:
         planned = {*self._written, *self._side_files}
         folders = {folder for path in planned for folder in path.parents}
         rest = []
+        cards = lost_with(root, self._base)
         for path in _paths_in(root):
             place = root / path
             is_folder = place.is_dir() and not place.is_symlink()
+            if path in cards:
+                continue
             if not (path in folders if is_folder else path in planned and place.is_file()):
                 rest.append(path)
         baked = {path for path in rest if path.suffix == ".safetensors" and _is_baked(root / path)}
@@ -66,7 +70,7 @@ class Folder:
     def holds_rest(self, root: Path) -> bool:
         """Tell whether a folder holds all that this bake puts there beside weights, and nothing else."""
         copied = {*self._side_files} - self._written
-        if set(_paths_in(root)) != self._written | copied:
+        if {*_paths_in(root)} - lost_with(root, self._base) != self._written | copied:
             return False
         if any(not holds(root / name, text.encode()) for name, text in self._texts.items()):
             return False

@@ -36,6 +36,8 @@ def fill(folder: Path) -> None:
 def _statements(folder: Path) -> None:
     """Write a file in a statement's place, and a statement that claims another strength."""
     (folder / "taken.intoto.json").write_text("{}")
+    (folder / "taken.safetensors").write_bytes((folder / "baked.safetensors").read_bytes())
+    (folder / "taken.md").write_text("My notes.\n")
     (folder / "claimed.safetensors").write_bytes((folder / "baked.safetensors").read_bytes())
     place = write_statement(plan(folder / "good.yaml"), folder / "claimed.safetensors")
     place.write_text(place.read_text().replace('"strength": 1.0', '"strength": 0.5'))
