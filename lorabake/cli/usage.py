@@ -31,7 +31,8 @@ COMMANDS = _table(
         "check": "validate lint",
         "hash": "sha256 sha256sum checksum digest fingerprint autov2 autov3",
         "inspect": "info show ls list describe identify what metadata header keys",
-        "bake, with output.dtype in the recipe": "convert cast prune",
+        "bake, with output.dtype in the recipe": "cast prune",
+        "bake, with output.layout or output.dtype in the recipe": "convert",
     }
 )
 """Command of other programs -> lorabake's."""
@@ -54,6 +55,7 @@ OPTIONS = _table(
         "--base FILE --lora FILE=0.8": "models loras lora-model lora-path adapter adapters network-weights",
         "--lora FILE=0.8": STRENGTHS,
         "--set output.dtype=float16": "dtype precision save-precision out-dtype fp16 bf16 half float",
+        "--set output.layout=diffusers": "layout to-diffusers diffusers single-file",
         "--set output.shard_size=5GB": "shard-size max-shard-size",
         "--set method=ties, or another method": "method merge-method",
         "--set vae=FILE": "vae vae-path",

@@ -16,6 +16,7 @@ from lorabake.components.outside import OUTSIDE
 from lorabake.errors import FileError
 from lorabake.keymap.names import patterns
 from lorabake.keymap.rewriting import NoPlaceError, Rewritten, rewritten
+from lorabake.keymap.table import Component
 from lorabake.planning.files import Draft, index_name
 from lorabake.planning.layout import ComponentPlace, OutputLayout
 from lorabake.planning.steps import Target
@@ -38,9 +39,14 @@ class LaidOut:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """Hold the weights of one component, by their names below it, and those that its new layout lacks."""
+    """Hold the weights of one component, by their names below it in the layout `here`, and where they go.
+
+    `left_out` are those that the new layout lacks. What is here may be the base's, or another checkpoint's.
+    """
 
     place: ComponentPlace
+    component: Component
+    here: str
     weights: Mapping[str, Stored]
     left_out: tuple[str, ...]
 
@@ -52,7 +58,7 @@ def laid_out(sources: Sources, layout: OutputLayout, storage: Storage, vae: Mapp
     """
     _check_plain(sources, storage)
     contents, rest = _contents(sources, layout, storage, vae)
-    notes = [*_renamed(sources, contents), *_left_out(contents), *_dropped(sources, rest)]
+    notes = [*_renamed(contents), *_left_out(contents), *_dropped(sources, rest)]
     shards = [*_in_folders(sources, contents)] if layout.is_folder else [_in_one(sources, contents)]
     drafts: list[Draft] = []
     for name, folder, targets in shards:
@@ -63,11 +69,10 @@ def laid_out(sources: Sources, layout: OutputLayout, storage: Storage, vae: Mapp
 
 def targets_in(sources: Sources, content: Content) -> Iterator[Target]:
     """Yield the tensors of a component under their new names, all at the beginning of no file yet."""
-    component, place = sources.key_map.component(content.place.component), content.place
-    here = sources.key_map.placed[component.name][0]
+    place = content.place
     by_key = {weight.key: weight for weight in content.weights.values()}
     try:
-        for made in rewritten(component, here.name, place.layout, content.weights):
+        for made in rewritten(content.component, content.here, place.layout, content.weights):
             yield _target(sources, place, made, tuple(by_key[key] for key in made.view.keys))
     except NoPlaceError as error:
         raise FileError(f"{sources.base.path}: {error}", KEEP) from None
@@ -120,7 +125,17 @@ def _contents(
             lacking[owner].append(weight.key)
         else:
             own[owner][name] = vae.get(weight.key, weight)
-    return [Content(place, own[place.component], tuple(lacking[place.component])) for place in layout.places], rest
+    contents = [
+        Content(
+            place,
+            key_map.component(place.component),
+            key_map.placed[place.component][0].name,
+            own[place.component],
+            tuple(lacking[place.component]),
+        )
+        for place in layout.places
+    ]
+    return contents, rest
 
 
 def _names(sources: Sources, place: ComponentPlace) -> Iterator[str]:
@@ -207,10 +222,9 @@ def _check_plain(sources: Sources, storage: Storage) -> None:
     )
 
 
-def _renamed(sources: Sources, contents: Iterable[Content]) -> Iterator[str]:
+def _renamed(contents: Iterable[Content]) -> Iterator[str]:
     for content in contents:
-        place = content.place
-        here = sources.key_map.placed[place.component][0].name
+        place, here = content.place, content.here
         names = f"from the names of {here} to those of {place.layout}" if here != place.layout else "the same names"
         where = (
             f", in the folder {place.folder}" if place.folder else f", below {place.prefix}" if place.prefix else ""

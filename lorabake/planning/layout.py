@@ -13,6 +13,7 @@ from lorabake.errors import FileError, RecipeError
 from lorabake.keymap.table import Component
 from lorabake.keymap.table import Layout as Names
 from lorabake.sources import Sources
+from lorabake.sources.family import GENERIC
 
 STEMS = {True: "model", False: "diffusion_pytorch_model"}
 """The stem of a component's file in a folder: of transformers' networks, and of diffusers' own."""
@@ -150,7 +151,7 @@ def _check_has_layouts(sources: Sources) -> None:
     key_map, base = sources.key_map, sources.base
     family, form = key_map.architecture, sources.recipe.output.form
     first = family.components[0] if family.components else None
-    if first is None or first.name not in key_map.placed:
+    if first is None or first.name not in key_map.placed or family.name == GENERIC:
         raise FileError(
             f"{base.path}: output.layout is {form}, and no table knows the names of this model in another layout",
             "Remove output.layout: the output then has the base's names.",
@@ -159,7 +160,7 @@ def _check_has_layouts(sources: Sources) -> None:
         raise FileError(
             f"{base.path}: output.layout is {form}, and lorabake knows {family.title} in one layout only: "
             f"{', '.join(layout.name for layout in first.layouts)}",
-            "Remove output.layout: the output then has the base's names. docs/layouts.md lists the families.",
+            "Remove output.layout: the output then has the base's names.",
         )
 
 

@@ -93,6 +93,7 @@ _OUTPUT = _table(
     _same("path", f"{_NAME_OF_A_FILE} to out output save_to save_path folder dir directory output_dir destination"),
     _same("dtype", "precision save_precision torch_dtype out_dtype type"),
     _same("shard_size", "max_shard_size shards max_size"),
+    _told("write layout: diffusers, or layout: single", "structure convert convert_to to_diffusers single_file"),
     _told("remove it: the output is always SafeTensors", "format safe_serialization save_model_as"),
     _told("write metadata: {title: null} for each field to leave out", "no_metadata"),
     _same("metadata", "modelspec header"),
@@ -172,6 +173,14 @@ METHODS = _table(
 )
 """What people write for a method."""
 
+LAYOUTS = _table(
+    _same("diffusers", "folder pipeline hf huggingface multifolder"),
+    _same("single", "single_file singlefile file checkpoint ckpt original"),
+    _told("write layout: single, or {single: comfy} where a family has several names", "comfy comfyui"),
+    _told("write layout: single", "ldm sgm bfl sai native a1111 webui kohya"),
+)
+"""What people write for a layout."""
+
 PROGRAMS = _table(
     _same("a1111", "automatic1111 sd-webui webui stable-diffusion-webui"),
     _same("comfyui", "comfy"),
@@ -180,7 +189,7 @@ PROGRAMS = _table(
 )
 """What people write for a program."""
 
-VALUES = {"dtype": DTYPES, "method": METHODS, "name": METHODS, "semantics": PROGRAMS}
+VALUES = {"dtype": DTYPES, "method": METHODS, "name": METHODS, "semantics": PROGRAMS, "layout": LAYOUTS}
 """Key -> what people write as its value."""
 
 

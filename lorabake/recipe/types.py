@@ -16,6 +16,7 @@ from lorabake.storage.fields import whole_name, why_not
 VISIBLE = r"\S"
 FILE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*[^\s\x00-\x1f\x7f-\x9f\u2028\u2029][^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
 SHA256 = r"^[0-9a-fA-F]{64}$"
+LAYOUT = "keep, single, diffusers or a mapping from single to a maker's name"
 SIZE = r"^[0-9]{1,15}([KMGT]i?B)$"
 
 
@@ -72,6 +73,12 @@ def _input(text: str) -> str:
     return text if address_of(text) is not None else _path(text)
 
 
+def _of_single(value: dict[object, object]) -> dict[object, object]:
+    if value.keys() != {"single"}:
+        raise expected(LAYOUT)
+    return value
+
+
 def _width_and_height(value: object) -> tuple[int, int]:
     sides = value if isinstance(value, tuple) else (value, value)
     match sides:
@@ -116,10 +123,10 @@ OutputDtype: TypeAlias = Annotated[
 ]
 OutputLayout: TypeAlias = Annotated[
     Annotated[Literal["keep", "single", "diffusers"], Tag("one")]
-    | Annotated[dict[Literal["single"], Text], Field(min_length=1), Tag("many")],
+    | Annotated[dict[Literal["single"], Text], BeforeValidator(_of_single), Tag("many")],
     Discriminator(
         _branch((str,), dict),
         custom_error_type="expected",
-        custom_error_message="keep, single, diffusers or a mapping such as {single: comfy}",
+        custom_error_message=LAYOUT,
     ),
 ]
