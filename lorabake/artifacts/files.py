@@ -25,13 +25,17 @@ class OutputPart:
 
 @dataclass(frozen=True, slots=True)
 class InputPart:
-    """Name a file of an input: its path as the recipe writes it, and what it is for: "base", "loras.0", "vae"."""
+    """Name a file of an input: its path as the recipe writes it, and what it is for: "base", "loras.0", "vae".
+
+    `uri` names where it comes from to everybody; it is empty for a file of this machine.
+    """
 
     __repr__ = short_repr
 
     name: str
     role: str
     path: Path
+    uri: str = ""
 
 
 def output_parts(plan: Plan, output: Path) -> Iterator[OutputPart]:
@@ -53,18 +57,19 @@ def output_parts(plan: Plan, output: Path) -> Iterator[OutputPart]:
 def input_parts(plan: Plan) -> Iterator[InputPart]:
     """Yield every file that the output depends on: weights, indexes, and the small files that decided something."""
     listed: set[Path] = set()
+    recipe = plan.sources.recipe
     named = [(_role(plan, entry), (checkpoint, entry)) for checkpoint, entry in plan.sources.inputs]
     for role, (checkpoint, entry) in named:
-        place = _Place(checkpoint, entry)
+        place = _Place(checkpoint, entry, recipe.commit_of(entry))
         paths = dict.fromkeys(_files(plan, checkpoint))
         listed |= paths.keys()
-        yield from (InputPart(place.name(path), role, path) for path in paths)
+        yield from (place.part(role, path) for path in paths)
     for path in plan.sources.evidence.read:
         for role, (checkpoint, entry) in named:
-            place = _Place(checkpoint, entry)
+            place = _Place(checkpoint, entry, recipe.commit_of(entry))
             if path not in listed and path.is_relative_to(place.folder):
                 listed.add(path)
-                yield InputPart(place.name(path), role, path)
+                yield place.part(role, path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +78,21 @@ class _Place:
 
     checkpoint: Checkpoint
     entry: Source
+    commit: str | None
 
     @property
     def folder(self) -> Path:
         """Return the folder that the names start from."""
         return self.checkpoint.path if self.checkpoint.is_folder else self.checkpoint.path.parent
 
-    def name(self, path: Path) -> str:
-        """Name a file in that folder."""
-        said = PurePosixPath(self.entry.portable_path)
-        is_index = self.checkpoint.is_folder and said.name.endswith(".json")  # an index stands for its folder
-        around = said if self.checkpoint.is_folder and not is_index else said.parent
-        name = (around / PurePosixPath(os.path.relpath(path, self.folder))).as_posix()
-        return name if self.entry.address is None else name.replace(":/", "://", 1)  # as a path it lost a stroke
+    def part(self, role: str, path: Path) -> InputPart:
+        """Name a file in that folder, and its source."""
+        said, relative = self.entry.portable_path, PurePosixPath(os.path.relpath(path, self.folder)).as_posix()
+        is_index = self.checkpoint.is_folder and said.endswith(".json")  # an index stands for its folder
+        around = said if self.checkpoint.is_folder and not is_index else said.rpartition("/")[0]
+        name = relative if around in ("", ".") else f"{around.removesuffix('/')}/{relative}"
+        address = self.entry.address
+        return InputPart(name, role, path, "" if address is None else address.uri(self.commit))
 
 
 def _role(plan: Plan, entry: Source) -> str:

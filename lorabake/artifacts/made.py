@@ -17,6 +17,8 @@ from lorabake.configs import shipped
 from lorabake.errors import FileError, MatchError
 from lorabake.keymap.expansion import KeyMap
 from lorabake.planning.provenance import DEVICE
+from lorabake.remote import address_of
+from lorabake.remote.schemes.hub import HubAddress
 from lorabake.sources.family import GENERIC, identify
 from lorabake.storage.recognition import find_packing
 from lorabake.storage.statements import read_beside
@@ -27,7 +29,6 @@ from lorabake.visible import short_repr
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 """The form of a model's name on the Hugging Face hub."""
 
-_ADDRESS = re.compile(r"hf://([^/@]+/[^/@]+)(?:[/@].*)?")
 _PHRASES = "lorabake.trigger_phrases"
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -229,7 +230,7 @@ def _strength(said: object) -> str:
 
 def hub_id(path: str) -> str:
     """Return the hub's name of the model that an address is of; empty for a path of another sort."""
-    found = _ADDRESS.fullmatch(path)
-    name = found[1] if found else ""
+    address = address_of(path)
+    name = address.repo if isinstance(address, HubAddress) else ""
     is_name = HUB_ID.fullmatch(name) and "--" not in name and ".." not in name
     return name if is_name and not name.endswith((".", "-", ".git")) else ""

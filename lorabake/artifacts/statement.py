@@ -173,4 +173,5 @@ def check_planned(plan: Plan) -> None:
 
 
 def _dependency(part: InputPart, sha256: str) -> dict[str, object]:
-    return {"name": part.name, "digest": {"sha256": sha256}, "annotations": {"role": part.role}}
+    named = {"name": part.name, **({"uri": part.uri} if part.uri else {})}
+    return {**named, "digest": {"sha256": sha256}, "annotations": {"role": part.role}}

@@ -52,6 +52,9 @@ class Address(Protocol):
     def source(self) -> str:
         """The address without its revision, for a lock."""
 
+    def uri(self, commit: str | None) -> str:
+        """Name where it comes from as a URI that holds for everybody; `commit` is the one that it leads to."""
+
     def cached(self, wanted: Wanted) -> Path:
         """Return where it lies on this machine; raise FileError if it is not there, or not whole."""
 

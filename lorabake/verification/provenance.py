@@ -42,10 +42,11 @@ CARD = "README.md"
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    """Hold a name and the SHA-256 that a statement claims of it; empty where it claims none."""
+    """Hold a name, and the SHA-256 and the source that a statement claims of it; empty where it claims none."""
 
     name: str
     sha256: str
+    uri: str = ""
 
 
 def statement_beside(output: Path) -> Path | None:
@@ -164,21 +165,29 @@ def _inside(name: str) -> str:
 
 def _inputs(inputs: Iterable[InputPart], said: object, digests: Mapping[Path, str]) -> Iterator[Finding]:
     check = "provenance.input"
-    claimed: dict[tuple[str, str], str] = {}
+    claimed: dict[tuple[str, str], _Claim] = {}
     for entry in said if isinstance(said, list) else []:
         for said_of in _claims([entry]):
-            claimed.setdefault((str(_at(entry, "annotations", "role")), said_of.name), said_of.sha256)
+            claimed.setdefault((str(_at(entry, "annotations", "role")), said_of.name), said_of)
     for part in inputs:
-        digest, claim = digests[part.path], claimed.pop((part.role, part.name), "")
-        if not claim:
+        digest, claim = digests[part.path], claimed.pop((part.role, part.name), None)
+        if claim is None or not claim.sha256:
             note = f"the statement does not name this file, which is for {part.role}"
             yield Finding(check, Status.FAIL, part.name, digest[:12], "", note, Figures(digest, unit="sha256"))
         else:
             note = f"for {part.role}: has the SHA-256 that the statement claims"
-            yield _compared(check, part.name, digest, claim, note)
+            yield _compared(check, part.name, digest, claim.sha256, note)
+            if _without_commit(claim.uri) != _without_commit(part.uri):
+                told = f"the statement claims that this file is from {claim.uri or 'this machine'}, not {part.uri!r}"
+                yield Finding(check, Status.FAIL, part.name, "", "", told)
     for role, name in claimed:
         note = f"the statement names this file, for {role}, and the recipe's inputs have none such"
         yield Finding(check, Status.FAIL, name, "", "", note)
+
+
+def _without_commit(uri: str) -> str:
+    """Leave out which commit of a model a URI names: one file may be in many, and its digest says which it is."""
+    return uri.partition("@")[0] if uri.startswith("pkg:") else uri
 
 
 def _recipe(plan: Plan, place: Path, said: object) -> Finding:
@@ -226,8 +235,8 @@ def _at(value: object, *keys: str) -> object:
 
 def _claims(said: object) -> Iterator[_Claim]:
     for entry in said if isinstance(said, list) else []:
-        name, sha256 = _at(entry, "name"), _at(entry, "digest", "sha256")
-        yield _Claim(name if isinstance(name, str) else "", sha256 if isinstance(sha256, str) else "")
+        said_of = (_at(entry, "name"), _at(entry, "digest", "sha256"), _at(entry, "uri"))
+        yield _Claim(*(text if isinstance(text, str) else "" for text in said_of))
 
 
 def _compared(check: str, name: str, digest: str, claim: str, note: str) -> Finding:

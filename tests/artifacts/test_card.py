@@ -145,6 +145,8 @@ def test_inputs_of_the_hub_are_base_models(folder: Path) -> None:
         ("hf://org/model", "org/model"),
         ("hf://org/model@0123abc/a/b.safetensors", "org/model"),
         ("hf://org/model/b.safetensors", "org/model"),
+        ("hf://models/org/model/b.safetensors", "org/model"),
+        ("hf://datasets/org/model/b.safetensors", ""),
         ("org/model", ""),
         ("models/base.safetensors", ""),
         ("hf://org", ""),

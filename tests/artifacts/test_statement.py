@@ -158,6 +158,25 @@ def test_shards_and_their_index_are_stated(tmp_path: Path) -> None:
     assert not failed(look(tmp_path, "out"))
 
 
+def test_inputs_of_the_hub_have_their_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit, cache = "0123456789" * 4, tmp_path / "hub"
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    snapshot = cache / "models--org--Base" / "snapshots" / commit
+    b.save(snapshot / "sd" / "base.safetensors", b.sd1())
+    (cache / "models--org--Base" / "refs").mkdir()
+    (cache / "models--org--Base" / "refs" / "main").write_text(commit)
+    b.sd1_lora(tmp_path / "lora.safetensors")
+    b.run(b.recipe(tmp_path, base="hf://org/Base/sd/base.safetensors"))
+    statement = stated(tmp_path)
+    Draft202012Validator(SCHEMA).validate(statement)
+    base, lora = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
+    assert (base["name"], base["uri"]) == ("hf://org/Base/sd/base.safetensors", f"pkg:huggingface/org/Base@{commit}")
+    assert "uri" not in lora
+    assert not failed(look(tmp_path))
+    rewritten(tmp_path / "out.intoto.json", lambda s: dependencies(s)[0].update(uri="pkg:huggingface/other/Base@1"))
+    assert failed(look(tmp_path)) == [("input", "hf://org/Base/sd/base.safetensors")]
+
+
 def test_the_same_bake_has_the_same_statement(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     stated(folder)
     other = tmp_path_factory.mktemp("other")
@@ -347,6 +366,10 @@ LIES: dict[str, tuple[Callable[[Statement], object], tuple[str, str]]] = {
     "an input in another role": (
         lambda s: dependencies(s)[1].update(annotations={"role": "vae"}),
         ("input", "lora.safetensors"),
+    ),
+    "a source that the recipe does not name": (
+        lambda s: dependencies(s)[0].update(uri="https://example.org/base.safetensors"),
+        ("input", "base.safetensors"),
     ),
     "inputs of another form": (
         lambda s: s["predicate"]["buildDefinition"].update(resolvedDependencies="all"),

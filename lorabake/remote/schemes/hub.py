@@ -46,6 +46,10 @@ class HubAddress:
         """Return the address without its revision."""
         return "/".join(filter(None, [f"hf://{self.repo}", self.path]))
 
+    def uri(self, commit: str | None) -> str:
+        """Name the model as a package URL does: pkg:huggingface/OWNER/NAME@COMMIT."""
+        return f"pkg:huggingface/{self.repo}" + (f"@{commit}" if commit else "")
+
     def cached(self, wanted: Wanted) -> Path:
         """Return where it lies in the cache of Hugging Face's programs; raise FileError if it is not whole there."""
         commit = wanted.commit or self.resolved()

@@ -38,6 +38,10 @@ class WebAddress:
         """Return the address itself."""
         return self.written
 
+    def uri(self, _: str | None) -> str:
+        """Return the address itself."""
+        return self.written
+
     def cached(self, wanted: Wanted) -> Path:
         """Return where the file with the recipe's digest lies; raise FileError if it is not there."""
         place = self._place(self._digest(wanted))
