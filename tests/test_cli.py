@@ -173,7 +173,7 @@ def test_output_and_overwrite(cli: Cli, folder: Path) -> None:
     refused(cli("bake", "recipe.yaml", "--quiet"), "--overwrite")
     assert (folder / "out.safetensors").read_text() == "old"
     assert cli("bake", "recipe.yaml", "--overwrite").code == 0
-    assert (folder / "out.safetensors").read_bytes() == (folder / "other.safetensors").read_bytes()
+    assert b.header(folder / "out.safetensors")[2] == b.header(folder / "other.safetensors")[2]
 
 
 @pytest.mark.parametrize("device", ["banana", "cuda:99", "meta", "", "cpu:banana"])

@@ -54,7 +54,10 @@ def bake(*arguments: object) -> None:
 
 
 def same(one: str, other: str) -> bool:
-    return b.sha256(Path(one)) == b.sha256(Path(other))
+    """Tell whether two bakes are equal but for the title, which is the output's name."""
+    (tensors, said, data), (others, other_said, other_data) = b.header(Path(one)), b.header(Path(other))
+    title = {"modelspec.title": ""}
+    return tensors == others and data == other_data and said | title == other_said | title
 
 
 # -- the bytes -------------------------------------------------------------------------------------------
