@@ -29,8 +29,9 @@ COMMANDS = _table(
         "plan": "dry-run dryrun preview simulate estimate try",
         "verify": "test prove compare diff audit",
         "check": "validate lint",
+        "metadata": "header fields modelspec tags",
         "hash": "sha256 sha256sum checksum digest fingerprint autov2 autov3",
-        "inspect": "info show ls list describe identify what metadata header keys",
+        "inspect": "info show ls list describe identify what keys",
         "bake, with output.dtype in the recipe": "cast prune",
         "bake, with output.layout or output.dtype in the recipe": "convert",
     }

@@ -19,6 +19,7 @@ RECORDS: Mapping[str, str] = {
     "check": "CheckDocument",
     "hash": "HashDocument",
     "error": "ErrorDocument",
+    "metadata": "MetadataDocument",
 }
 
 

@@ -19,6 +19,7 @@ from lorabake.planning.layout import is_folder
 from lorabake.planning.steps import Target, whole
 from lorabake.planning.storage import Storage, dtype_of, is_fixed
 from lorabake.sources import Sources
+from lorabake.storage.fields import THUMBNAIL
 from lorabake.storage.kept import index_form, said_in_files, said_in_index
 from lorabake.tensors.checkpoint import PICKLE_SUFFIXES, Part
 from lorabake.tensors.dtypes import DTYPES, nbytes
@@ -48,16 +49,21 @@ class OutputFile:
         digests: Mapping[str, str] | None = None,
         hashes: Mapping[str, str] | None = None,
         device: str | None = "",
+        thumbnail: str = "",
     ) -> bytes:
         """Encode the header, with digests and hashes as zeros or filled in; the length is the same.
 
         `device` names the device classes that computed, once known; None leaves them out, as older bakes did.
+        `thumbnail` is the picture that verify put into the room.
         """
         text = dict(self.metadata) | dict(hashes or {})
         room = self.room
         if device is not None:
             text[provenance.DEVICE] = device
             room += provenance.DEVICE_ROOM - len(device)
+        if thumbnail:
+            text[THUMBNAIL] = thumbnail
+            room -= len(json.dumps({THUMBNAIL: thumbnail}, separators=(",", ":"))) - 1  # its braces are a comma
         for placeholder, digest in (digests or {}).items():
             place, filled = f'"sha256":"{placeholder}"', f'"sha256":"{digest}"'  # a file's name may be all zeros, too
             text["lorabake.inputs"] = text["lorabake.inputs"].replace(place, filled)

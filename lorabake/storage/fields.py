@@ -34,9 +34,36 @@ DESCRIBING_ALONE = frozenset(
 )  # fmt: skip
 """Fields without a prefix that describe a model or its making."""
 
+READ = {
+    "format": "transformers, MLX",
+    "config": "ComfyUI (LTX-Video, LTX-2 and their parts), Lightricks' own code",
+    "_quantization_metadata": "ComfyUI",
+    "quantization_config": "diffusers, transformers and who follows them",
+    "architecture": "SwarmUI",
+    "general.architecture": "SwarmUI",
+    "model_type": "SwarmUI",
+    "modelspec.predict_key": "programs that follow ComfyUI's save nodes",
+    "modelspec.noise_process": "trainers of SDXL with other noise",
+    "modelspec.timestep_range": "programs that follow ModelSpec",
+    "modelspec.encoder_layer": "programs that follow ModelSpec",
+    "modelspec.unet_dtype": "programs that follow ModelSpec",
+    "modelspec.vae_dtype": "programs that follow ModelSpec",
+    "modelspec.special_format": "SwarmUI",
+    "modelspec.data_format": "programs that follow ModelSpec",
+    "modelspec.format_template": "programs that follow ModelSpec",
+}
+"""Field of a base that says how to load or run it, and that a bake keeps -> who reads it."""
+
+GROUPS = ("identity", "training", "lorabake", "loading", "other")
+"""How fields are grouped for readers."""
+
+TRAINING = ("ss_", "ssmd_", "sd_merge_", "ot_", "lora_adapter_metadata", "software", "training_info")
+"""How the names of fields begin that say how a model was trained or merged."""
+
 DATA_HASHES = ("modelspec.hash_sha256", "sshs_model_hash")
 LEGACY_HASH = "sshs_legacy_hash"  # AUTOMATIC1111's: SHA-256 of 64 KiB at 1 MiB, the first eight digits
 
+THUMBNAIL = "modelspec.thumbnail"
 OWN = "lorabake."
 SPEC = "modelspec."
 
@@ -54,7 +81,18 @@ SHORT = frozenset(
 def describes(name: str) -> bool:
     """Tell whether a field describes the base rather than how to load it."""
     plain = name.lower()
-    return plain.startswith(DESCRIBING) or plain in DESCRIBING_ALONE
+    return plain not in READ and (plain.startswith(DESCRIBING) or plain in DESCRIBING_ALONE)
+
+
+def group_of(name: str) -> str:
+    """Return the group that a field belongs to."""
+    if name.startswith(OWN):
+        return "lorabake"
+    if name.lower() in READ or name in (*MODEL_KEYS, *LOOSE):
+        return "loading"
+    if name.startswith(TRAINING):
+        return "training"
+    return "identity" if describes(name) else "other"
 
 
 def kept(said: Mapping[str, str]) -> dict[str, str]:

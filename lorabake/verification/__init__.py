@@ -36,6 +36,7 @@ from lorabake.verification.stages import (
     shown_by,
 )
 from lorabake.verification.structure.inputs import tell_inputs
+from lorabake.verification.thumbnail import thumbnail_finding
 
 __all__ = ["ORDER", "STAGES", "VerifyOptions", "embedded_recipe", "verify"]
 
@@ -123,11 +124,15 @@ def _verify(recipe: Recipe, path: Path, options: VerifyOptions, inputs: Sequence
         samples = finish(readied.sampling, 0, path, options)
     outcomes: tuple[Outcome[Any], ...] = (structure, *statement, *weights, *samples)
     sampled = next((outcome.result for outcome in samples), None)
+    findings = tuple(finding for outcome in outcomes for finding in outcome.findings)
+    shown = thumbnail_finding(plan, path, sampled, findings)
+    if shown is not None:
+        options.ended("samples", (shown,), None)
     compared = next((each.result for each in reversed(weights) if each.result is not None), None)
     return Verification(
         baked=path,
         recipe=recipe.text or json.dumps(recipe.normal_form(), indent=2),
-        findings=tuple(finding for outcome in outcomes for finding in outcome.findings),
+        findings=(*findings, *([shown] if shown else [])),
         seconds={outcome.stage: outcome.seconds for outcome in outcomes if outcome.seconds is not None},
         plan=plan,
         effects=compared.effects if compared else (),

@@ -11,7 +11,7 @@ from lorabake.errors import FileError, TargetError
 from lorabake.planning import Plan, provenance
 from lorabake.planning.files import OutputFile
 from lorabake.settings import OVERWRITE
-from lorabake.storage.fields import DATA_HASHES, LEGACY_HASH
+from lorabake.storage.fields import DATA_HASHES, LEGACY_HASH, THUMBNAIL
 from lorabake.tensors.header import Header
 from lorabake.tensors.safetensors import read_header
 from lorabake.writing.form import Form
@@ -79,9 +79,12 @@ def _holds_this_bake(plan: Plan, form: Form) -> bool:
 
 
 def _is_header_of(header: Header, file: OutputFile, digests: Mapping[str, str], hashes: Mapping[str, str]) -> bool:
-    """Tell whether a file has the planned header, whatever device it names."""
+    """Tell whether a file has the planned header, whatever device it names and picture it shows."""
     with open(header.path, "rb") as stream:
-        return stream.read(header.data_start) == file.header(digests, hashes, header.metadata.get(provenance.DEVICE))
+        device, picture = header.metadata.get(provenance.DEVICE), ""
+        if THUMBNAIL not in file.metadata and len(header.metadata.get(THUMBNAIL, "")) <= file.room:
+            picture = header.metadata.get(THUMBNAIL, "")  # verify put it in
+        return stream.read(header.data_start) == file.header(digests, hashes, device, picture)
 
 
 def _same_data(one: Header, other: Header) -> bool:
