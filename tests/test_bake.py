@@ -601,6 +601,15 @@ def test_a_lora_with_nan_is_called_damaged(tmp_path: Path) -> None:
         b.bake_sd1(tmp_path, loras=["lora.safetensors"])
 
 
+@pytest.mark.parametrize("strength", [1e39, -1e300])
+def test_an_absurd_strength_is_blamed_for_what_it_makes(tmp_path: Path, strength: float) -> None:
+    b.save(tmp_path / "base.safetensors", b.sd1())
+    b.sd1_lora(tmp_path / "lora.safetensors")
+    with pytest.raises(ValueTooLargeError) as caught:
+        b.bake_sd1(tmp_path, loras=[{"path": "lora.safetensors", "strength": strength}])
+    assert caught.value.lines[1] == f"Nothing was written. Lower the strength: it is {strength:g}."
+
+
 def test_a_cast_that_overflows_stops_and_one_of_nan_passes(tmp_path: Path) -> None:
     base = b.sd1(dtype=torch.float32)
     base[SD1_KEYS[Q]][1, 2] = float("nan")

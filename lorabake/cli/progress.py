@@ -9,81 +9,64 @@ from typing import Any
 
 from lorabake.cli.heartbeat import Heartbeat
 from lorabake.interrupts import held
-from lorabake.visible import visible
+from lorabake.progress import Progress
 
 REDRAWN = 1.0
 """Seconds after which a bar is drawn again, whether or not something was finished."""
 
 
-class Bar:
+class Bar(Progress):
     """Show how far the work is: a bar in a terminal, elsewhere a line now and then; nothing unless `shown` is set.
 
     A thread draws the bar again each second, so that its time and estimate go on while a large tensor takes long.
     """
 
     def __init__(self, *, shown: bool = True) -> None:
-        self._is_shown = shown and sys.stderr.isatty()
+        super().__init__(shown=shown and sys.stderr.isatty())
         self._heartbeat = Heartbeat() if shown and not self._is_shown else None
-        self._bar: Any = None
-        self._lock = threading.Lock()
         self._removed = threading.Event()
 
     def begin(self, what: str, total: int, unit: str = "B") -> None:
         """Start a new bar in place of the last one; a total of 0 shows none."""
-        self.remove()
         if self._heartbeat is not None:
             self._heartbeat.begin(what, total)
-        if total and self._is_shown:
-            from tqdm import tqdm
-
-            # Without smoothing, the estimate is by the average rate, which falls while nothing is finished.
-            self._bar = tqdm(
-                total=total,
-                unit=unit,
-                unit_scale=unit == "B",
-                desc=visible(what),
-                leave=False,
-                smoothing=0,
-                miniters=1,
-            )
-            self._removed = threading.Event()
-            thread = threading.Thread(target=self._redraw, args=(self._bar, self._removed), daemon=True)
-            with held(), suppress(RuntimeError):  # a machine without a thread to spare still works
-                thread.start()
-
-    def advance(self, count: int) -> None:
-        """Count units, from any thread."""
-        with self._lock:
-            if self._bar is not None:
-                self._bar.update(count)
-                if self._bar.n >= self._bar.total:
-                    self._bar.set_description("finishing")
-            if self._heartbeat is not None:
-                self._heartbeat.advance(count)
+        super().begin(what, total, unit)
 
     def step(self, done: int, total: int, label: str) -> None:
         """Show that `done` of `total` steps are finished, and what is being made."""
         if self._heartbeat is not None:
             self._heartbeat.reach(label, done, total)
-        if self._bar is None and self._is_shown:
-            self.begin(label, total, "step")
-        if self._bar is not None:
-            self._bar.set_description(visible(label), refresh=False)
-            self._bar.update(done - self._bar.n)
-
-    def close(self) -> None:
-        """Remove the bar, and print no more lines."""
-        self.remove()
-        if self._heartbeat is not None:
-            self._heartbeat.stop()
+        else:
+            super().step(done, total, label)
 
     def remove(self) -> None:
         """Take the bar away, so that lines can be printed; the next part of the work has a new one."""
         self._removed.set()
-        with self._lock:
-            if self._bar is not None:
-                self._bar.close()
-                self._bar = None
+        super().remove()
+
+    def close(self) -> None:
+        """Remove the bar, and print no more lines."""
+        super().close()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+
+    def _drawn(self, **settings: Any) -> Any:
+        from tqdm import tqdm
+
+        # Without smoothing, the estimate is by the average rate, which falls while nothing is finished.
+        bar = tqdm(**settings, smoothing=0, miniters=1)
+        self._removed = threading.Event()
+        thread = threading.Thread(target=self._redraw, args=(bar, self._removed), daemon=True)
+        with held(), suppress(RuntimeError):  # a machine without a thread to spare still works
+            thread.start()
+        return bar
+
+    def _count(self, count: int) -> None:
+        super()._count(count)
+        if self._bar is not None and self._bar.n >= self._bar.total:
+            self._bar.set_description("finishing")
+        if self._heartbeat is not None:
+            self._heartbeat.advance(count)
 
     def _redraw(self, bar: Any, removed: threading.Event) -> None:
         while not removed.wait(REDRAWN):

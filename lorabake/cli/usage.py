@@ -119,8 +119,21 @@ def _too_much(name: str, extra: str, context: click.Context | None) -> list[str]
             f"{name.rpartition(' ')[2].capitalize()} each by a command of its own. "
             "If this is one name with a space in it, put it in quotes.",
         ]
+    words = _arguments(context)
+    if (files := _files_without_options(words)) and context is not None and "--base" in _options(context.command):
+        base, *loras = files
+        rest = [word for word in words if word not in files]
+        named = " ".join(["--base", base, *(f"--lora {lora}=1" for lora in loras), *rest])
+        return [f"{name}: {extra} stands without an option", f"Write {name} {named}"]
     advice = f"Put quotes around a name that has spaces. Call {name} once for each recipe or file."
     return [f"{name}: {extra} is too much", advice, *_example(context)]
+
+
+def _files_without_options(words: tuple[str, ...]) -> list[str]:
+    """Return files of weights that stand where a recipe would, if there are several: a base and LoRAs."""
+    pairs = zip(("", *words), words, strict=False)
+    files = [word for before, word in pairs if word.endswith(MODELS) and not before.startswith("-")]
+    return files if len(files) > 1 else []
 
 
 def _arguments(context: click.Context | None) -> tuple[str, ...]:
@@ -178,6 +191,10 @@ def _hint_on_option(option: str, context: click.Context) -> str:
     value = _value_of(option, words)
     if word in STRENGTHS.split() and "--set" in own and _has_recipe(words):
         number = value if re.fullmatch(r"-?\d*\.?\d+", value) else "0.8"
+        if "--strengths" in own:
+            return (
+                f"; --strengths 0,0.5,1 draws a sweep, and --set loras.0.strength={number} changes the recipe's value"
+            )
         return f"; with a recipe, write --set loras.0.strength={number} (loras.0 is the first LoRA)"
     if advice.split(" ")[0] in own:
         return f"; write {advice}"

@@ -224,9 +224,9 @@ def _recipe(said: Options, inputs: tuple[Path, ...]) -> tuple[Recipe | Received,
 
 
 def _tell(finding: Finding) -> None:
-    """Print at once what keeps a stage from running; the other stages go on."""
+    """Print at once what keeps a stage from running; the other stages go on, and the findings have the advice."""
     word = Coloured(finding.status.value, COLOURS[finding.status])
-    echo(word, f": {finding.stage}: {finding.note}", err=True)
+    echo(word, f": {finding.stage}: {finding.note.partition('; ')[0]}", err=True)
 
 
 def make_folder(folder: Path, places: Iterable[Path]) -> None:

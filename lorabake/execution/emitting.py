@@ -16,6 +16,9 @@ from lorabake.execution.tiles import Span, bytes_of, torch_dtype
 from lorabake.planning.steps import Step, Target
 from lorabake.tensors.dtypes import DTYPES
 
+ABSURD = 1e9
+"""A strength beyond which it is at fault for a value that is no number, and not a file."""
+
 
 class Emitter:
     """Write for one worker, through its lane."""
@@ -100,8 +103,11 @@ def _refuse(
     cause = f"with LoRA {', '.join(map(repr, names))}" if names else "when cast"
     if was - was:
         cause = f"in the base already, and {cause.removeprefix('with ')} would spread it"
+    strongest = max((patch.strength for patch in step.patches), key=abs, default=0.0)
     advice = "Lower the strength, or choose a wider output.dtype."
-    if value != value:
+    if abs(strongest) > ABSURD:
+        advice = f"Lower the strength: it is {strongest:g}."
+    elif value != value:
         advice = "A file holds NaN, infinity or absurdly large numbers: download it again, or leave it out."
     raise ValueTooLargeError(
         f"{target.key}[{start + row}, {column}]: {value:g} {cause}; {target.dtype} cannot hold it "

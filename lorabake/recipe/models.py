@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from lorabake.paths import expanded
 from lorabake.recipe.inputs import Base, Lora, Source, in_order, path_to_mapping
-from lorabake.recipe.part import Part
+from lorabake.recipe.part import Part, Short
 from lorabake.recipe.types import (
     ByteSize,
     FilePath,
@@ -117,7 +117,7 @@ class Output(Part):
         description="The base's form, a single file in the maker's names, or a diffusers folder.",
     )
     dtype: OutputDtype = Field("keep", description="The dtype of the tensors, or one for each component.")
-    rounding: Annotated[Rounding, BeforeValidator(_name_to_mapping, json_schema_input_type=Text | Rounding)] = Field(
+    rounding: Annotated[Rounding, Short(_name_to_mapping, Text | Rounding, "name")] = Field(
         default_factory=lambda: Rounding.model_validate({}),
         description="How what is computed becomes values of the output's dtype.",
     )
@@ -166,16 +166,16 @@ class Recipe(Part):
     version: Annotated[Literal[1], BeforeValidator(_exactly_int)] = Field(
         description="The version of the recipe's grammar."
     )
-    base: Annotated[Base, BeforeValidator(path_to_mapping, json_schema_input_type=InputPath | Base)] = Field(
+    base: Annotated[Base, Short(path_to_mapping, InputPath | Base, "path")] = Field(
         description="The checkpoint that the LoRAs are baked into.",
     )
-    loras: tuple[Annotated[Lora, BeforeValidator(path_to_mapping, json_schema_input_type=InputPath | Lora)], ...] = (
-        Field((), description="The LoRAs to bake.")
+    loras: tuple[Annotated[Lora, Short(path_to_mapping, InputPath | Lora, "path")], ...] = Field(
+        (), description="The LoRAs to bake."
     )
-    vae: Annotated[Source, BeforeValidator(path_to_mapping, json_schema_input_type=InputPath | Source)] | None = (
-        Field(None, description="A VAE that takes the place of the base's own.")
+    vae: Annotated[Source, Short(path_to_mapping, InputPath | Source, "path")] | None = Field(
+        None, description="A VAE that takes the place of the base's own."
     )
-    method: Annotated[Method, BeforeValidator(_name_to_mapping, json_schema_input_type=Text | Method)] = Field(
+    method: Annotated[Method, Short(_name_to_mapping, Text | Method, "name")] = Field(
         default_factory=lambda: Method.model_validate({}),
         description="How the deltas of several LoRAs on one weight become one.",
     )

@@ -98,6 +98,8 @@ def _check_bakes(values: Values) -> None:
 def _both(options: Options, file: Path) -> tuple[str, str]:
     """Say what is wrong where a recipe's file and the options that take its place were given."""
     alone = f"{file}: stands without an option"
+    if options.loras and options.loras[-1].endswith(","):
+        return alone, f"Write no space after the comma: --lora {options.loras[-1]}{file}"
     if isinstance(scalar(str(file)), (int, float)) and options.loras:
         return alone, f"A strength stands after its LoRA and '=': --lora {options.loras[-1].partition('=')[0]}={file}"
     if file.suffix.lower() not in (".yaml", ".yml") and not options.bases:

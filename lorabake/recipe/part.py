@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from lorabake.errors import ArgumentError
 from lorabake.visible import at_a_glance, named_fields
 
 MADE = 'A recipe is made by lorabake.load_recipe("recipe.yaml"); bake and plan also take a mapping or keywords.'
+
+
+@dataclass(frozen=True, slots=True)
+class Short(BeforeValidator):
+    """Let a plain text stand for a part: it is the value of this key."""
+
+    key: str = ""
 
 
 class Part(BaseModel):

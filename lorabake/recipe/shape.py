@@ -8,13 +8,10 @@ from typing import get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lorabake.recipe.inputs import Base, Lora, Source
-from lorabake.recipe.models import Method, Recipe, Rounding
+from lorabake.recipe.models import Recipe
+from lorabake.recipe.part import Short
 from lorabake.recipe.types import FILE
 from lorabake.recipe.values import Place
-
-SHORT = {Base: "path", Lora: "path", Source: "path", Method: "name", Rounding: "name"}
-"""Record -> the key whose value may stand for the whole record."""
 
 
 def known_keys(place: Place) -> list[str]:
@@ -25,8 +22,8 @@ def known_keys(place: Place) -> list[str]:
 
 def short_key(place: Place) -> str | None:
     """Return the key that a plain text at a place stands for: a LoRA's text is its path."""
-    record = _record_at(place)
-    return SHORT.get(record) if record else None
+    field = _field_at(place)
+    return next((part.key for part in _declared(field) if isinstance(part, Short)), None) if field else None
 
 
 def is_list(place: Place) -> bool:
@@ -84,7 +81,14 @@ def _has_list(annotation: object) -> bool:
     return get_origin(annotation) is tuple or any(map(_has_list, get_args(annotation)))
 
 
-def _is_file(part: object) -> bool:
-    """Tell whether a type, or what is declared with it, has the pattern of a path."""
-    inside = (*get_args(part), *getattr(part, "metadata", ()), getattr(part, "annotation", None))
-    return getattr(part, "pattern", None) == FILE or any(_is_file(each) for each in inside if each is not None)
+def _is_file(field: FieldInfo) -> bool:
+    """Tell whether a value has the pattern of a path."""
+    return any(getattr(part, "pattern", None) == FILE for part in _declared(field))
+
+
+def _declared(part: object) -> Iterator[object]:
+    """Yield what a value is declared with: its types and all that stands beside them."""
+    yield part
+    for inside in (*get_args(part), *getattr(part, "metadata", ()), getattr(part, "annotation", None)):
+        if inside is not None:
+            yield from _declared(inside)

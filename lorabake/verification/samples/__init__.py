@@ -184,7 +184,9 @@ def _quiet() -> Iterator[None]:
     for library in libraries:
         library.set_verbosity(logging.CRITICAL)
         library.disable_progress_bar()
-    peft_level = logging.getLogger("peft").level
+    loggers = [logging.getLogger(name) for name in ("peft", "bitsandbytes")]
+    own = [logger.level for logger in loggers]
+    loggers[1].setLevel(logging.CRITICAL)  # PEFT imports it, and it misses what this machine cannot have
     try:
         with catch_warnings():
             simplefilter("ignore", FutureWarning)
@@ -195,4 +197,5 @@ def _quiet() -> Iterator[None]:
         for library, level in zip(libraries, levels, strict=True):
             library.set_verbosity(level)
             library.enable_progress_bar()
-        logging.getLogger("peft").setLevel(peft_level)
+        for logger, level in zip(loggers, own, strict=True):
+            logger.setLevel(level)

@@ -27,7 +27,7 @@ from lorabake.verification.samples.loading import Loaders, LoadFile
 from lorabake.verification.samples.placing import Factors, Weights
 from lorabake.verification.samples.refusals import CannotLoadError
 from lorabake.verification.samples.tokenizers import check_words
-from lorabake.verification.samples.values import seen
+from lorabake.verification.samples.values import in_words, seen
 
 if TYPE_CHECKING:
     from lorabake.verification.findings import Pixels
@@ -240,7 +240,7 @@ class Artist(ABC):
 
     def label(self, variant: Variant, number: int) -> str:
         """Say what is being made."""
-        return f"{variant.name}, prompt {number + 1} of {len(self.prompts)}"
+        return f"{in_words(variant.name)}, prompt {number + 1} of {len(self.prompts)}"
 
     def tick(self, label: str) -> None:
         """Count one step."""

@@ -32,17 +32,24 @@ from lorabake.verification.samples.loading import load_folders
 from lorabake.verification.samples.placing import Weights
 from lorabake.verification.samples.refusals import CannotDrawError, CannotLoadError
 from lorabake.verification.samples.tokenizers import check_words
-from lorabake.verification.samples.values import as_torch
+from lorabake.verification.samples.values import as_torch, in_words
 
 TOKENS = 48
 """How many tokens a model adds to a prompt, unless the steps are given."""
+
+
+OF_LANGUAGE = ("model.embed_tokens.weight", "lm_head.weight", "wte.weight")
+"""How the keys end by which a language model is known, where its configuration names no class."""
 
 
 def is_language_model(plan: Plan) -> bool:
     """Tell whether the base is a folder of transformers whose model writes text."""
     if not plan.sources.base.is_folder:
         return False
-    names = (optional_object(plan.sources.base.path / "config.json") or {}).get("architectures")
+    said = optional_object(plan.sources.base.path / "config.json") or {}
+    names = said.get("architectures")
+    if names is None and isinstance(said.get("model_type"), str):
+        return any(key.endswith(OF_LANGUAGE) for key in plan.sources.base.tensors)
     return isinstance(names, list) and any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in names)
 
 
@@ -83,7 +90,7 @@ def _speak(
                 paths.append(said)
             texts[name, number] = tokenizer.decode(said[0].tolist(), skip_special_tokens=True)
             logits[name, number] = _logits(model, paths[number])
-            options.progress(done * len(prompts) + number + 1, len(names) * len(prompts), name)
+            options.progress(done * len(prompts) + number + 1, len(names) * len(prompts), in_words(name))
         del model
     found: list[TextSample] = []
     findings = [

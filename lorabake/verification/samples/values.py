@@ -41,3 +41,20 @@ def as_torch(weight: Stored, files: Files) -> torch.Tensor:
     kind = getattr(torch, str(DTYPES[info.dtype].torch))
     tensor = raw[: info.nbytes].view(kind).reshape(info.shape)
     return tensor.float() if tensor.is_floating_point() else tensor
+
+
+MODELS = {
+    "base": "the base alone",
+    "runtime": "the base with LoRAs",
+    "floor": "the base with LoRAs, rounded",
+    "baked": "the checkpoint",
+}
+"""Models by their names in results, in words."""
+
+
+def in_words(name: str) -> str:
+    """Say which model is at work: one of MODELS, "without 0" or "sweep 0.5"."""
+    sort, _, which = name.partition(" ")
+    if sort == "without":
+        return f"without LoRA {int(which) + 1}"
+    return f"strengths times {which}" if sort == "sweep" else MODELS.get(name, name)
