@@ -73,8 +73,7 @@ def recipes_in(paths: Iterable[Path]) -> Iterator[Path]:
 
 def _missing(recipe: Recipe) -> Iterator[str]:
     """Yield the paths, as they are written, of inputs that are not there."""
-    entries = (recipe.base, *recipe.loras, *([recipe.vae] if recipe.vae else []))
-    yield from (entry.path for entry in entries if not recipe.locate(entry.path).exists())
+    yield from (entry.path for entry in recipe.inputs if not recipe.locate(entry.path).exists())
 
 
 def _not_there(missing: tuple[str, ...]) -> FileError:

@@ -46,6 +46,7 @@ def output_parts(plan: Plan, output: Path) -> Iterator[OutputPart]:
     if plan.is_folder:
         names = [file.name for file in plan.files]
         names += [name for name in plan.texts if name not in names]
+        names += [*plan.copied]
         names += [path.as_posix() for path in plan.side_files if path.as_posix() not in names]
         yield from (OutputPart(f"{output.name}/{name}", output / name) for name in sorted(names))
     else:
@@ -99,6 +100,7 @@ def _role(plan: Plan, entry: Source) -> str:
     recipe = plan.sources.recipe
     roles: dict[str, Source | None] = {"base": recipe.base, "vae": recipe.vae}
     roles |= {f"loras.{number}": lora for number, lora in enumerate(recipe.loras)}
+    roles |= {f"output.parts.{name}": part for name, part in recipe.output.parts.items()}
     return next((role for role, own in roles.items() if own is entry), "part")
 
 
@@ -107,5 +109,5 @@ def _files(plan: Plan, checkpoint: Checkpoint) -> Iterator[Path]:
     yield from (header.path for header in checkpoint.headers)
     yield from (root / part.folder / part.index for part in checkpoint.parts if part.index is not None)
     yield from (root / name for name in checkpoint.side_files if not is_card(name))
-    first = next(checkpoint.headers).path
+    first = next((header.path for header in checkpoint.headers), checkpoint.path)
     yield from (first.with_name(side.name) for side in plan.sources.evidence.sides_of(checkpoint))

@@ -81,11 +81,12 @@ def _places(recipe: Recipe) -> Iterator[Place]:
     yield from (("loras", number) for number in range(len(recipe.loras)))
     if recipe.vae is not None:
         yield ("vae",)
+    yield from (("output", "parts", name) for name in sorted(recipe.output.parts))
 
 
 def _files(sources: Sources, checkpoint: Checkpoint) -> Iterator[tuple[str, Path]]:
     """Yield the files of one input by their names."""
-    first = next(checkpoint.headers).path
+    first = next((header.path for header in checkpoint.headers), checkpoint.path)
     sides = [first.with_name(side.name) for side in sources.evidence.sides_of(checkpoint)]
     if not checkpoint.is_folder:
         yield WHOLE, first
@@ -129,4 +130,6 @@ def entry_at(recipe: Recipe, place: Place) -> Source | None:
             return recipe.loras[number]
         case ("vae",):
             return recipe.vae
+        case ("output", "parts", str(name)):
+            return recipe.output.parts[name]
     return None

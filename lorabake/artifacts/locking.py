@@ -158,7 +158,7 @@ def _old(file: Path) -> Lock | None:
 
 def _named(recipe: Recipe, name: str) -> str:
     """Return the input that is meant by a name: its path as written, or the end of just one of them."""
-    paths = [recipe.base.path, *(lora.path for lora in recipe.loras), *([recipe.vae.path] if recipe.vae else ())]
+    paths = [entry.path for entry in recipe.inputs]
     ends = {path for path in paths if path.endswith(f"/{name}")}
     if name in paths or len(ends) == 1:
         return name if name in paths else ends.pop()

@@ -65,7 +65,7 @@ def files_of(recipe: Recipe, baked: Path) -> Iterator[Path]:
     """Yield every file that a recipe is baked from, and its output, with what may be written for it meanwhile."""
     yield from (path for path in (recipe.file, baked) if path is not None)
     yield partial_of(baked)
-    for entry in (recipe.base, *recipe.loras, *filter(None, [recipe.vae])):
+    for entry in recipe.inputs:
         path = recipe.locate(entry)
         yield path
         yield from path.rglob("*") if path.is_dir() else _beside(path)

@@ -83,6 +83,8 @@ def plan(said: Options, output: Path | None, as_json: bool, estimate: bool) -> N
             echo(f"{'':<{LABEL}}{survives(ledger.lora, shares[number])}")
     if made.sources.recipe.vae is not None:
         echo(f"vae       {made.sources.recipe.vae.path} takes the place of the base's")
+    for part in made.sources.parts:
+        echo(f"part      {part.entry.path}: {part.name}")
     baked = sum(len(step.targets) for step in made.steps)
     total = sum(len(file.targets) for file in made.files)
     echo(f"baked     {baked} tensors, {size_of(made.baked_bytes)}")

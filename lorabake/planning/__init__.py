@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lorabake.codecs.codec import Stored
@@ -17,7 +17,7 @@ from lorabake.matching.ledger import Ledger
 from lorabake.matching.names import BaseNames
 from lorabake.matching.patches import Patch
 from lorabake.paths import expanded
-from lorabake.planning.beside import Beside, texts_beside
+from lorabake.planning.beside import Beside, copied_beside, texts_beside
 from lorabake.planning.checks import check_dtypes, check_form, check_is_no_input, check_patches, check_rows
 from lorabake.planning.cost import peak_memory
 from lorabake.planning.files import Draft, Embedding, OutputFile, configs_of, drafts_of, embeddings_of, indexes_of
@@ -58,6 +58,9 @@ class Plan:
     embeddings: tuple[Embedding, ...] = ()
     left_out: frozenset[str] = frozenset()
     """Files of the base's folder that say how weights are stored, which is true no more."""
+
+    copied: Mapping[str, Path] = field(default_factory=dict)
+    """Files of added parts that are copied as they are: path below the output -> where it lies."""
 
     def __repr__(self) -> str:
         from lorabake.planning.summary import line_of
@@ -193,6 +196,7 @@ def _planned(
         identity=identity,
         embeddings=embeddings,
         left_out=frozenset(name for name, text in texts.items() if text is None),
+        copied=copied_beside(sources, layout) if layout.is_converted else {},
     )
 
 

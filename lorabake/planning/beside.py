@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from lorabake.configs import VELOCITY, Told
 from lorabake.configs.folder import INDEX, FolderTexts, Missing, folder_texts
@@ -34,7 +35,7 @@ def texts_beside(sources: Sources, layout: OutputLayout) -> Beside:
     """
     told = told_of(sources)
     try:
-        made = folder_texts(told, {place.component for place in layout.places})
+        made = folder_texts(told, {place.component for place in layout.places}, _configured(sources))
     except SizeUnknownError as error:
         raise FileError(
             f"{sources.base.path}: {error}", "Remove output.layout: the output then has the base's names and form."
@@ -55,6 +56,20 @@ def texts_beside(sources: Sources, layout: OutputLayout) -> Beside:
     return Beside(texts, (*_missing(title, missing), *_predicted(sources, told, made)))
 
 
+def copied_beside(sources: Sources, layout: OutputLayout) -> dict[str, Path]:
+    """List the files of added parts that are copied as they lie: path below the output -> where it lies now."""
+    return dict(copy for part in sources.parts for copy in part.copied) if layout.is_folder else {}
+
+
+def _configured(sources: Sources) -> tuple[str, ...]:
+    """List the parts that bring their own texts: all that are no network, and networks with a configuration."""
+    return tuple(
+        part.name
+        for part in sources.parts
+        if not part.checkpoint.tensors or any(side.name == "config.json" for side in part.beside)
+    )
+
+
 def told_of(sources: Sources) -> Told:
     """Gather what the headers and the recipe tell of the base."""
     said = sources.recipe.verify
@@ -70,7 +85,11 @@ def _at_the_top(texts: Mapping[str, str], component: str) -> dict[str, str]:
 def _missing(title: str, missing: tuple[Missing, ...]) -> Iterator[str]:
     if missing:
         names = ", ".join(map(str, missing))
-        yield f"the folder lacks {names}: copy {'it' if len(missing) == 1 else 'them'} from another folder of {title}"
+        them = "it" if len(missing) == 1 else "them"
+        yield (
+            f"the folder lacks {names}: name {them} in output.parts ({missing[0].name}: PATH), or copy {them} from "
+            f"another folder of {title}"
+        )
 
 
 def _text(title: str, missing: Iterable[Missing]) -> str:

@@ -93,15 +93,19 @@ def _inputs(sources: Sources) -> tuple[dict[str, object], dict[str, Path]]:
     def described_input(checkpoint: Checkpoint, said: Source, digests: Mapping[Path, str]) -> dict[str, object]:
         return provenance.describe(checkpoint, said.portable_path, digests, sources.evidence.sides_of(checkpoint))
 
-    stated = placeholders(sources.base) if recipe.base.sha256 else {}
+    stated = placeholders(sources.opened) if recipe.base.sha256 else {}
     inputs: dict[str, object] = {
-        "base": described_input(sources.base, recipe.base, stated),
+        "base": described_input(sources.opened, recipe.base, stated),
         "loras": [
             described_input(lora.checkpoint, lora.entry, placeholders(lora.checkpoint)) for lora in sources.loras
         ],
     }
     if sources.vae is not None and recipe.vae is not None:
         inputs["vae"] = described_input(sources.vae, recipe.vae, placeholders(sources.vae))
+    for part in sources.parts:
+        known = placeholders(part.checkpoint) if part.entry.sha256 else {}
+        said = provenance.describe(part.checkpoint, part.entry.portable_path, known, part.beside)
+        inputs.setdefault("parts", {})[part.name] = said  # type: ignore[index]
     return inputs, pending
 
 

@@ -60,7 +60,7 @@ def told_path(plan: Plan, path: Path) -> str:
     the way there would lead through the root.
     """
     recipe = plan.sources.recipe
-    for source in (recipe.base, *recipe.loras, *filter(None, [recipe.vae])):
+    for source in recipe.inputs:
         place = recipe.locate(source.path)
         if path.is_relative_to(place):
             return (PurePosixPath(source.portable_path) / path.relative_to(place)).as_posix()

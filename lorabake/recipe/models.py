@@ -116,6 +116,12 @@ class Output(Part):
         "keep",
         description="The base's form, a single file in the maker's names, or a diffusers folder.",
     )
+    parts: dict[
+        Text, Annotated[Source, BeforeValidator(path_to_mapping, json_schema_input_type=InputPath | Source)]
+    ] = Field(
+        {},
+        description="What a single file lacks that becomes a folder, by its folder's name: a file or a folder.",
+    )
     dtype: OutputDtype = Field("keep", description="The dtype of the tensors, or one for each component.")
     rounding: Annotated[Rounding, Short(_name_to_mapping, Text | Rounding, "name")] = Field(
         default_factory=lambda: Rounding.model_validate({}),
@@ -209,6 +215,12 @@ class Recipe(Part):
                 "nothing to bake: give at least one of loras, vae, output.dtype and output.layout",
                 {"at": ("loras",)},
             )
+        if self.output.parts and self.output.form != "diffusers":
+            raise PydanticCustomError(
+                "parts_of_folder",
+                "parts adds to a single file that becomes a folder; write layout: diffusers",
+                {"at": ("output", "parts")},
+            )
         other = "compose" if self.is_sequential else "semantics" if any(each.semantics for each in self.loras) else ""
         if other and self.method.name != "sum":
             raise PydanticCustomError(
@@ -222,6 +234,11 @@ class Recipe(Part):
     def is_sequential(self) -> bool:
         """Tell whether each LoRA is applied to the result of the LoRAs before it."""
         return self.compose == "sequential"
+
+    @property
+    def inputs(self) -> tuple[Source, ...]:
+        """List every input: the base, the LoRAs, the VAE, and what is added to the output."""
+        return (self.base, *self.loras, *filter(None, [self.vae]), *self.output.parts.values())
 
     @property
     def folder(self) -> Path:
@@ -292,6 +309,7 @@ class Recipe(Part):
         Recipes that differ in spelling, in the order of keys, in the output's path or in the folder of an
         absolute path have one normal form. `blocks` becomes a list of pairs, because its order has a meaning.
         """
+        parts = self.output.parts
         form: dict[str, object] = {
             "version": self.version,
             "base": self.base.normal(),
@@ -303,6 +321,7 @@ class Recipe(Part):
                 "hash": self.output.hash,
                 "shard_size": self.output.shard_size,
                 **({"layout": self.output.layout} if self.output.form != "keep" else {}),
+                **({"parts": {name: part.normal() for name, part in parts.items()}} if parts else {}),
                 **({"metadata": dict(self.output.metadata)} if self.output.metadata else {}),
                 **({"thumbnail": self.output.thumbnail} if self.output.thumbnail else {}),
                 **({"rounding": self.output.rounding.model_dump()} if self.output.rounding.is_drawn else {}),

@@ -113,7 +113,7 @@ class _Places:
 def _named(plan: Plan) -> Iterator[tuple[Path, str]]:
     """Yield the paths that a recipe writes, each with a name that says nothing of this machine."""
     recipe = plan.sources.recipe
-    for source in (recipe.base, *recipe.loras, *filter(None, [recipe.vae])):
+    for source in recipe.inputs:
         yield recipe.locate(source), source.portable_path
     others = [recipe.output.path]
     others += [path for path in (recipe.verify.config, recipe.verify.tokenizers) if path] if recipe.verify else []

@@ -6,7 +6,7 @@ their tensors are baked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,11 +26,12 @@ from lorabake.sources.base import (
 from lorabake.sources.evidence import FileEvidence, locations_of, read_tensors, sides_of
 from lorabake.sources.held import held_by
 from lorabake.sources.loras import LoraSource, grown, open_source, translated
+from lorabake.sources.parts import PartSource, joined, open_parts
 from lorabake.sources.sorts import check_base, check_level
 from lorabake.sources.ties import Tie, find_tie
 from lorabake.storage.packing import Packing
 from lorabake.storage.recognition import find_packing
-from lorabake.storage.statements import read_beside
+from lorabake.storage.statements import Beside, read_beside
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.small import noting
 from lorabake.visible import short_repr
@@ -40,6 +41,7 @@ from lorabake.visible import short_repr
 class Sources:
     """Hold every input of a recipe, opened and identified.
 
+    `base` is what LoRAs are baked into: what was `opened`, and the networks among the `parts` that the recipe adds.
     `packing` says which weights of the base are not plain floats, `tie` which embedding it uses more than once.
     `evidence` is what was read from files without weights.
     """
@@ -47,6 +49,7 @@ class Sources:
     __repr__ = short_repr
 
     recipe: Recipe
+    opened: Checkpoint
     base: Checkpoint
     packing: Packing
     key_map: KeyMap
@@ -55,11 +58,12 @@ class Sources:
     vae: Checkpoint | None
     vae_map: KeyMap | None
     evidence: FileEvidence
+    parts: tuple[PartSource, ...] = ()
 
     @property
     def inputs(self) -> tuple[tuple[Checkpoint, Source], ...]:
         """List every input with its entry in the recipe."""
-        return tuple(_inputs(self.recipe, self.base, self.loras, self.vae))
+        return tuple(_inputs(self.recipe, self.opened, self.loras, self.vae, self.parts))
 
 
 def resolve(recipe: Recipe) -> Sources:
@@ -70,9 +74,10 @@ def resolve(recipe: Recipe) -> Sources:
     """
     with noting() as read:
         transcript, vae = open_base(recipe), open_vae(recipe)
-        base = transcript.checkpoint
-        check_level(base)
-        beside = read_beside(base)
+        opened = transcript.checkpoint
+        check_level(opened)
+        beside = read_beside(opened)
+        base, parts = _with_parts(recipe, opened, beside, transcript.orders)
         packing, config = find_packing(base, beside, transcript.orders), model_config(base, beside)
         tensors = packing.logical(base.tensors)
         key_map = mapped(tensors, config)
@@ -91,27 +96,46 @@ def resolve(recipe: Recipe) -> Sources:
             replace(lora, evidence=read_tensors(lora.tensors, lora.checkpoint.metadata, key_map, tie))
             for lora in loras
         )
-        inputs = [checkpoint for checkpoint, _ in _inputs(recipe, base, loras, vae)]
+        inputs = [checkpoint for checkpoint, _ in _inputs(recipe, opened, loras, vae, parts)]
         evidence = FileEvidence(
             config=config,
             beside=beside,
-            sides={checkpoint.path: sides_of(checkpoint) for checkpoint in inputs},
+            sides={
+                **{part.checkpoint.path: () for part in parts},
+                **{checkpoint.path: sides_of(checkpoint) for checkpoint in inputs[: len(inputs) - len(parts)]},
+            },
             locations=locations_of(_paths(recipe, inputs)),
             read=read,
-            schedule=schedule_of(base),
-            held=held_by(base, loras, recipe),
+            schedule=schedule_of(opened),
+            held=held_by(opened, loras, recipe),
         )
     vae_map = None if vae is None else mapped_vae(vae)
-    return Sources(recipe, base, packing, key_map, tie, loras, vae, vae_map, evidence)
+    return Sources(recipe, opened, base, packing, key_map, tie, loras, vae, vae_map, evidence, parts)
+
+
+def _with_parts(
+    recipe: Recipe, opened: Checkpoint, beside: Beside, orders: Mapping[str, tuple[range, ...]]
+) -> tuple[Checkpoint, tuple[PartSource, ...]]:
+    """Open the parts that the recipe adds to a base, and return the base with the networks among them."""
+    if not recipe.output.parts:
+        return opened, ()
+    key_map = mapped(find_packing(opened, beside, orders).logical(opened.tensors), model_config(opened, beside))
+    parts = open_parts(recipe, opened, key_map)
+    return joined(opened, parts, key_map), parts
 
 
 def _inputs(
-    recipe: Recipe, base: Checkpoint, loras: tuple[LoraSource, ...], vae: Checkpoint | None
+    recipe: Recipe,
+    base: Checkpoint,
+    loras: tuple[LoraSource, ...],
+    vae: Checkpoint | None,
+    parts: tuple[PartSource, ...],
 ) -> Iterator[tuple[Checkpoint, Source]]:
     yield base, recipe.base
     yield from ((lora.checkpoint, lora.entry) for lora in loras)
     if vae is not None and recipe.vae is not None:
         yield vae, recipe.vae
+    yield from ((part.checkpoint, part.entry) for part in parts)
 
 
 def _paths(recipe: Recipe, inputs: list[Checkpoint]) -> Iterator[tuple[Path, bool]]:

@@ -154,6 +154,9 @@ def inputs_in(metadata: Mapping[str, str], recipe: Recipe) -> tuple[Input, ...]:
     listed = [_input("base", recipe.base.path, known.get("base"), recipe.base.variant)]
     listed += [_input(f"lora {number + 1}", lora.path, loras[number]) for number, lora in enumerate(recipe.loras)]
     listed += [_input("vae", recipe.vae.path, known.get("vae"))] if recipe.vae else []
+    said_parts = known.get("parts")
+    parts = said_parts if isinstance(said_parts, dict) else {}
+    listed += [_input(f"part {name}", part.path, parts.get(name)) for name, part in recipe.output.parts.items()]
     return tuple(listed)
 
 
@@ -232,6 +235,7 @@ def _sources(recipe: Recipe) -> Iterator[tuple[str, Source]]:
     yield from ((f"lora {number + 1}", lora) for number, lora in enumerate(recipe.loras))
     if recipe.vae is not None:
         yield "vae", recipe.vae
+    yield from ((f"part {name}", part) for name, part in recipe.output.parts.items())
 
 
 def _placed(recipe: Recipe, found: Sequence[Found], folders: Sequence[Path], fetched: Mapping[str, Path]) -> Recipe:
@@ -255,6 +259,8 @@ def _placed(recipe: Recipe, found: Sequence[Found], folders: Sequence[Path], fet
     }
     if recipe.vae is not None:
         update["vae"] = moved("vae", recipe.vae)
+    if parts := {name: moved(f"part {name}", part) for name, part in recipe.output.parts.items()}:
+        update["output"] = recipe.output.model_copy(update={"parts": parts})
     return recipe.model_copy(update=update).placed(folders[0])
 
 

@@ -27,11 +27,14 @@ class Folder:
         self._weights = [Path(file.name) for file in plan.files]
         self._written = {*self._weights, *map(Path, plan.texts)}
         self._side_files = plan.side_files
+        self._added = {Path(name): path for name, path in plan.copied.items()}
 
     @property
     def rest_size(self) -> int:
         """Count the bytes of the files beside the weights: those of the base's folder, and texts."""
-        copied = sum((self._base / name).stat().st_size for name in self._side_files)
+        copied = sum(
+            path.stat().st_size for path in [*map(self._base.joinpath, self._side_files), *self._added.values()]
+        )
         return copied + sum(len(text.encode()) for text in self._texts.values())
 
     def place(self, root: Path, file: OutputFile) -> Path:
@@ -51,7 +54,7 @@ class Folder:
         return next(self._others(root), None) if root.is_dir() and not root.is_symlink() else None
 
     def _others(self, root: Path) -> Iterator[Path]:
-        planned = {*self._written, *self._side_files}
+        planned = {*self._written, *self._side_files, *self._added}
         folders = {folder for path in planned for folder in path.parents}
         rest = []
         cards = lost_with(root, self._base)
@@ -70,11 +73,12 @@ class Folder:
     def holds_rest(self, root: Path) -> bool:
         """Tell whether a folder holds all that this bake puts there beside weights, and nothing else."""
         copied = {*self._side_files} - self._written
-        if {*_paths_in(root)} - lost_with(root, self._base) != self._written | copied:
+        if {*_paths_in(root)} - lost_with(root, self._base) != self._written | copied | self._added.keys():
             return False
         if any(not holds(root / name, text.encode()) for name, text in self._texts.items()):
             return False
-        return all(filecmp.cmp(self._base / name, root / name, shallow=False) for name in copied)
+        sources = {**{name: self._base / name for name in copied}, **self._added}
+        return all(filecmp.cmp(path, root / name, shallow=False) for name, path in sources.items())
 
     def prepare(self, root: Path) -> None:
         """Make the folder, and those in it that weights lie in."""
@@ -87,6 +91,12 @@ class Folder:
             place = root / name
             place.parent.mkdir(exist_ok=True)
             copy_file(self._base, self._base / name, place)
+            if fsync:
+                wait_for(place)
+        for name, path in self._added.items():
+            place = root / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            copy_file(path.parent, path, place)
             if fsync:
                 wait_for(place)
         for relative, text in self._texts.items():

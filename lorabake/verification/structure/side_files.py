@@ -18,6 +18,7 @@ from warnings import catch_warnings, simplefilter
 from lorabake.documents.names import Figures
 from lorabake.errors import LorabakeError
 from lorabake.planning import Plan
+from lorabake.planning.beside import MISSING
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.dtypes import DTYPES
 from lorabake.tensors.small import content_of, holds, parse_json
@@ -101,24 +102,25 @@ def check_side_files(plan: Plan, baked: Checkpoint, *, is_own: bool) -> Iterator
 
 
 def _names(plan: Plan) -> tuple[Path, ...]:
-    """List what there has to be beside the weights: the base's own files, or those that the plan writes."""
+    """List what there has to be beside the weights: the base's own files, or those that the plan writes or copies."""
     if not plan.layout.is_converted:
         return plan.side_files if plan.is_folder and plan.sources.base.is_folder else ()
-    written = (name for name in plan.texts if not name.endswith(".safetensors.index.json"))
-    return (*plan.side_files, *map(Path, written))
+    written = (name for name in plan.texts if name != MISSING and not name.endswith(".safetensors.index.json"))
+    return (*plan.side_files, *map(Path, (*written, *plan.copied)))
 
 
 def _difference(plan: Plan, baked: Checkpoint, name: Path, *, is_own: bool) -> Difference | None:
     """Compare one side file; None if it is equal byte for byte."""
     made, copied = plan.texts.get(name.as_posix()), baked.path / name
-    own = plan.sources.base.path / name
+    own = plan.copied.get(name.as_posix(), plan.sources.base.path / name)
     wanted = _parsed(own if made is None else made)
     describes = wanted is not None and any(field in wanted for field in DESCRIBES)
     if not copied.is_file():
         return Difference(name.as_posix(), f"{name} is missing", describes)
     if holds(copied, made.encode()) if made is not None else cmp(own, copied, shallow=False):
         return None
-    words = f"{name} differs from the {'base' if made is None else 'plan'}'s"
+    whose = "plan" if made is not None else "part" if name.as_posix() in plan.copied else "base"
+    words = f"{name} differs from the {whose}'s"
     there = _parsed(copied)
     if wanted is None or there is None or not describes:
         return Difference(name.as_posix(), words, describes)
