@@ -174,8 +174,7 @@ def test_yaml_is_right(block: Block, fresh: Path) -> None:
         return
     text = block.text + "".join(f"{key}: {value}\n" for key, value in COMPLETED.items() if key not in document)
     recipe = parse_recipe(text, fresh / "recipes")
-    inputs = [recipe.base, *recipe.loras, *([recipe.vae] if recipe.vae else [])]
-    if all(source.address is None and recipe.locate(source).exists() for source in inputs):
+    if all(source.address is None and recipe.locate(source).exists() for source in recipe.inputs):
         assert all(ledger.is_balanced for ledger in plan(recipe).ledgers)
 
 
