@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from lorabake import VerifyOptions, load_recipe, plan, verify
+from lorabake.components.unet import SCHEDULE
 from lorabake.errors import LorabakeError
 from lorabake.keymap.expansion import KeyMap
 from lorabake.planning.layout import names_for
 from lorabake.reference.survival import survival
 from lorabake.sources.family import identify
 from lorabake.tensors.checkpoint import open_checkpoint
+from lorabake.verification.findings import Status
 from tests import builders as b
 
 GONE = {
@@ -55,13 +59,16 @@ def assert_equal(one: b.Tensors, other: b.Tensors) -> None:
 @pytest.mark.parametrize("family", GONE)
 def test_a_single_file_comes_back_byte_for_byte(tmp_path: Path, family: str) -> None:
     base = getattr(b, family)()
+    anew = {*SCHEDULE, "v_pred"} if family == "sd1" else set()
     b.save(tmp_path / "base.safetensors", base)
     folder = to(tmp_path, "base.safetensors", "folder", "diffusers")
     assert {path.name for path in folder.iterdir() if path.is_dir()} >= {"unet", "text_encoder", "vae"}
     back = to(tmp_path, "folder", "back.safetensors", "single")
     kept = {key: tensor for key, tensor in base.items() if key not in GONE[family]}
     assert len(base) - len(kept) == len(GONE[family])
-    assert_equal(values(back), kept)
+    found = values(back)
+    assert found.keys() - kept.keys() == anew
+    assert_equal({key: found[key] for key in kept}, kept)
 
 
 def test_a_folder_comes_back_byte_for_byte(tmp_path: Path) -> None:
@@ -317,3 +324,93 @@ def test_a_part_that_lacks_is_named(tmp_path: Path) -> None:
     save_file(tensors, path, {"format": "pt"})
     told = refused(tmp_path, "folder", path="out.safetensors", layout="single")
     assert "layers.1.self_attn.q_proj.weight is one of 3 parts of transformer.resblocks.1.attn.in_proj_weight" in told
+
+
+# -- what is made anew ---------------------------------------------------------------------------------------
+
+
+def scheduled(folder: Path, **config: object) -> Path:
+    """Make SD 1.x in a folder whose scheduler says this."""
+    b.sd1_folder(folder / "base")
+    said = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_schedule": "scaled_linear"}
+    said |= {"beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "epsilon", **config}
+    index = json.loads((folder / "base" / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "DDIMScheduler"]
+    (folder / "base" / "model_index.json").write_text(json.dumps(index))
+    (folder / "base" / "scheduler").mkdir()
+    (folder / "base" / "scheduler" / "scheduler_config.json").write_text(json.dumps(said))
+    return to(folder, "base", "out.safetensors", "single")
+
+
+def test_the_noise_schedule_is_made_anew_as_ldm_makes_it(tmp_path: Path) -> None:
+    """The formulas are `register_schedule`'s, with NumPy's and torch's own sums and products."""
+    made = values(scheduled(tmp_path))
+    betas = (torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).numpy()
+    left = np.cumprod(1.0 - betas)
+    before = np.append(1.0, left[:-1])
+    variance = betas * (1.0 - before) / (1.0 - left)
+    due = {
+        "betas": betas,
+        "alphas_cumprod": left,
+        "alphas_cumprod_prev": before,
+        "sqrt_alphas_cumprod": np.sqrt(left),
+        "sqrt_one_minus_alphas_cumprod": np.sqrt(1.0 - left),
+        "log_one_minus_alphas_cumprod": np.log(1.0 - left),
+        "sqrt_recip_alphas_cumprod": np.sqrt(1.0 / left),
+        "sqrt_recipm1_alphas_cumprod": np.sqrt(1.0 / left - 1),
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
+        "posterior_mean_coef1": betas * np.sqrt(before) / (1.0 - left),
+        "posterior_mean_coef2": (1.0 - before) * np.sqrt(1.0 - betas) / (1.0 - left),
+    }
+    assert due.keys() == {*SCHEDULE}
+    for name, array in due.items():
+        assert made[name].dtype is torch.float32
+        np.testing.assert_array_max_ulp(made[name].numpy(), array.astype(np.float32), 1)
+    b.assert_right(verify(tmp_path / "recipe.yaml", options=WEIGHTS[0]))
+
+
+@pytest.mark.parametrize(
+    ("config", "markers", "has_schedule"),
+    [
+        ({}, set(), True),
+        ({"prediction_type": "v_prediction"}, {"v_pred"}, True),
+        ({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, {"v_pred", "ztsnr"}, False),
+        ({"rescale_betas_zero_snr": True}, set(), False),
+        ({"beta_schedule": "linear"}, set(), False),
+        ({"trained_betas": [0.1, 0.2]}, set(), False),
+        ({"beta_end": "0.012"}, set(), False),
+    ],
+    ids=str,
+)
+def test_markers_are_made_anew_as_the_scheduler_says(
+    tmp_path: Path, config: dict[str, object], markers: set[str], has_schedule: bool
+) -> None:
+    made = values(scheduled(tmp_path, **config))
+    assert made.keys() & {"v_pred", "ztsnr"} == markers
+    assert all(made[name].shape == (0,) for name in markers)
+    assert made.keys() & {*SCHEDULE} == ({*SCHEDULE} if has_schedule else set())
+
+
+def test_a_changed_schedule_is_found(tmp_path: Path) -> None:
+    path = scheduled(tmp_path)
+    tensors, metadata = load_file(path), b.header(path)[1]
+    tensors["alphas_cumprod"][3] += 0.1
+    save_file(tensors, path, metadata)
+    found = verify(tmp_path / "recipe.yaml", options=VerifyOptions(stages=["structure"]))
+    assert ("structure.made_anew", "alphas_cumprod") in {
+        (each.check, each.subject) for each in found.findings if each.status is Status.FAIL
+    }
+
+
+def test_a_file_that_becomes_a_file_keeps_what_is_of_no_network(tmp_path: Path) -> None:
+    """A script's file with diffusers' names below `unet.` gets the maker's names; its markers stay."""
+    folder = b.sd1_folder(tmp_path / "base")
+    script = {f"unet.{key}": tensor for key, tensor in folder["unet"].items()}
+    script |= {f"te.{key}": tensor for key, tensor in folder["text_encoder"].items()}
+    script |= {f"vae.{key}": tensor for key, tensor in folder["vae"].items()}
+    script |= {"v_pred": torch.empty(0), "something.of.a.script": torch.ones(2)}
+    b.save(tmp_path / "script.safetensors", script)
+    made = values(to(tmp_path, "script.safetensors", "out.safetensors", "single"))
+    assert {"v_pred", "something.of.a.script", b.SD1_KEYS[b.Q]} <= made.keys()
+    b.assert_right(verify(tmp_path / "recipe.yaml", options=WEIGHTS[0]))

@@ -21,6 +21,7 @@ SD1 = Architecture(
                         Has("output_blocks.11.1.proj_in.weight", ndim=4),
                     ),
                     alone="model.diffusion_model.",
+                    adds=(*unet.SCHEDULE, *unet.MARKERS),
                 ),
                 Layout(
                     "diffusers",

@@ -22,6 +22,7 @@ SD2 = Architecture(
                         Lacks("input_blocks.1.1.time_stack.0.norm1.weight"),  # Stable Video Diffusion
                     ),
                     alone="model.diffusion_model.",
+                    adds=unet.SCHEDULE,
                 ),
                 Layout(
                     "diffusers",

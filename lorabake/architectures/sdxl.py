@@ -23,6 +23,7 @@ SDXL = Architecture(
                         Lacks("zero_convs.0.0.weight"),
                     ),
                     alone="model.diffusion_model.",
+                    adds=unet.MARKERS,
                 ),
                 Layout(
                     "diffusers",

@@ -19,6 +19,23 @@ CONV_IN = ("input_blocks.0.0.weight", "conv_in.weight")
 # What reads a vector beside the text: sizes in SDXL, a picture's embedding in unCLIP.
 LABEL = ("label_emb.0.0.weight", "add_embedding.linear_1.weight", "class_embedding.linear_1.weight")
 
+# What LDM's files have beside the UNet, in the order of the alphabet, and what later ones have that predict velocity.
+SCHEDULE = (
+    "alphas_cumprod",
+    "alphas_cumprod_prev",
+    "betas",
+    "log_one_minus_alphas_cumprod",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+    "posterior_variance",
+    "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+)
+MARKERS = ("v_pred", "ztsnr")
+
 # How the names of diffusers' UNets begin, in the order in which they run.
 RUN = ("conv_in", "time_", "add_embedding", "down_", "mid_", "up_", "conv_norm_out", "conv_out")
 

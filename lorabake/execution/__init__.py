@@ -86,6 +86,9 @@ def execute(
     hashes: list[list[str]] = [[] for _ in plans]
 
     def copy(plan: Plan, output: Output) -> None:
+        for given in plan.given:
+            output.write(given.file, given.offset, memoryview(given.data))
+            output.finish(given.file, given.offset, given.offset + len(given.data))
         for each in plan.copies:
             if crew.stop.is_set():
                 return

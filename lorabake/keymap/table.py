@@ -89,7 +89,8 @@ class Layout:
 
     The first prefix is the one that is written. `alone` is written where a file holds nothing else; unless it is
     said, that is no prefix at all if a file may lack one. `lacks` are the names of tensors that other layouts have,
-    and no program reads in this one.
+    and no program reads in this one. `adds` are the keys of tensors that a file has beside the component, and that
+    a folder says in its scheduler.
     """
 
     __repr__ = short_repr
@@ -99,6 +100,7 @@ class Layout:
     needs: tuple[Has, ...]
     alone: str | None = None
     lacks: tuple[str, ...] = ()
+    adds: tuple[str, ...] = ()
 
     @property
     def is_of_folders(self) -> bool:

@@ -26,7 +26,7 @@ from lorabake.planning.laid_out import laid_out
 from lorabake.planning.layout import OutputLayout, layout_of
 from lorabake.planning.metadata import described
 from lorabake.planning.notes import notes_of
-from lorabake.planning.steps import Copy, Step, Target, copies_of, steps_of, touched_by
+from lorabake.planning.steps import Copy, Given, Step, Target, copies_of, steps_of, touched_by
 from lorabake.planning.storage import Storage, storage_of
 from lorabake.planning.vae import replaced_by_vae
 from lorabake.sources import Sources
@@ -56,6 +56,7 @@ class Plan:
     notes: tuple[str, ...]
     identity: Identity
     embeddings: tuple[Embedding, ...] = ()
+    given: tuple[Given, ...] = ()
     left_out: frozenset[str] = frozenset()
     """Files of the base's folder that say how weights are stored, which is true no more."""
 
@@ -178,7 +179,8 @@ def _planned(
     vae, vae_notes = replaced_by_vae(sources, storage)
     drafts, texts, told = _laid_out(sources, layout, storage, vae)
     targets = _by_key(target for draft in drafts for target in draft.targets)
-    steps = steps_of(sources, targets.values(), patches, storage.encoded)
+    of_base = [target for target in targets.values() if target.data is None]
+    steps = steps_of(sources, of_base, patches, storage.encoded)
     computed = {target.key for step in steps for target in step.targets}
     identity = identity_of(sources, layout, path.name if layout.is_folder else path.stem)
     files, digests = described(sources, layout, storage, drafts, path.name, identity)
@@ -188,13 +190,16 @@ def _planned(
         layout=layout,
         files=files,
         texts={name: text for name, text in texts.items() if text is not None},
-        copies=tuple(copies_of(target for target in targets.values() if target.key not in computed)),
+        copies=tuple(copies_of(target for target in of_base if target.key not in computed)),
         steps=steps,
         ledgers=ledgers,
         digests=digests,
         notes=(*told, *_of_cards(sources, layout), *vae_notes, *notes_of(sources, storage, touched, steps)),
         identity=identity,
         embeddings=embeddings,
+        given=tuple(
+            Given(target.data, target.file, target.offset) for target in targets.values() if target.data is not None
+        ),
         left_out=frozenset(name for name, text in texts.items() if text is None),
         copied=copied_beside(sources, layout) if layout.is_converted else {},
     )

@@ -17,9 +17,11 @@ from lorabake.errors import FileError
 from lorabake.keymap.names import patterns
 from lorabake.keymap.rewriting import NoPlaceError, Rewritten, rewritten
 from lorabake.keymap.table import Component
+from lorabake.keymap.view import View
 from lorabake.planning.files import Draft, index_name
 from lorabake.planning.layout import ComponentPlace, OutputLayout
-from lorabake.planning.steps import Target
+from lorabake.planning.rebuilt import Rebuilt, rebuilt
+from lorabake.planning.steps import Target, whole
 from lorabake.planning.storage import Storage, dtype_of, is_fixed
 from lorabake.sources import Sources
 from lorabake.tensors.checkpoint import Part
@@ -58,8 +60,16 @@ def laid_out(sources: Sources, layout: OutputLayout, storage: Storage, vae: Mapp
     """
     _check_plain(sources, storage)
     contents, rest = _contents(sources, layout, storage, vae)
-    notes = [*_renamed(contents), *_left_out(contents), *_dropped(sources, rest)]
-    shards = [*_in_folders(sources, contents)] if layout.is_folder else [_in_one(sources, contents)]
+    made_anew = () if layout.is_folder else tuple(_made_anew(sources, layout))
+    is_file_again = not layout.is_folder and not sources.base.is_folder
+    carried = [_carried(sources, weight) for weight in rest] if is_file_again else []
+    notes = [*_renamed(contents), *_told_anew(made_anew), *_left_out(contents)]
+    notes += [] if is_file_again else _dropped(sources, [weight.key for weight in rest])
+    shards = (
+        [*_in_folders(sources, contents)]
+        if layout.is_folder
+        else [_in_one(sources, contents, [*carried, *map(_anew, made_anew)])]
+    )
     drafts: list[Draft] = []
     for name, folder, targets in shards:
         part = _part_of(sources, targets)
@@ -108,17 +118,17 @@ def _target(sources: Sources, place: ComponentPlace, made: Rewritten, weights: t
 
 def _contents(
     sources: Sources, layout: OutputLayout, storage: Storage, vae: Mapping[str, Stored]
-) -> tuple[list[Content], list[str]]:
-    """Sort the base's weights by component, in its files' order; return them and the keys that no component has."""
+) -> tuple[list[Content], list[Stored]]:
+    """Sort the base's weights by component, in its files' order; return them and those that no component has."""
     key_map = sources.key_map
     own: dict[str, dict[str, Stored]] = {place.component: {} for place in layout.places}
     lacking: dict[str, list[str]] = {place.component: [] for place in layout.places}
-    rest: list[str] = []
+    rest: list[Stored] = []
     lacks = {place.component: frozenset(_names(sources, place)) for place in layout.places}
     for weight in _stored(sources, storage):
         owner = key_map.owner.get(weight.key)
         if owner is None:
-            rest.append(weight.key)
+            rest.append(weight)
             continue
         name = weight.key.removeprefix(key_map.placed[owner][1])
         if name in lacks[owner]:
@@ -170,9 +180,27 @@ def _in_folders(sources: Sources, contents: Iterable[Content]) -> Iterator[tuple
             yield str(PurePosixPath(folder, f"{stem}{count}.safetensors")), folder, shard
 
 
-def _in_one(sources: Sources, contents: Iterable[Content]) -> tuple[str, str, list[Target]]:
+def _in_one(sources: Sources, contents: Iterable[Content], others: Iterable[Target]) -> tuple[str, str, list[Target]]:
     targets = [target for content in contents for target in targets_in(sources, content)]
-    return "model.safetensors", "", targets  # the output's own name takes its place
+    return "model.safetensors", "", [*targets, *others]  # the output's own name takes the place of this one
+
+
+def _carried(sources: Sources, weight: Stored) -> Target:
+    """Keep a tensor of no component as it is, where a file becomes a file."""
+    dtype = dtype_of(sources, weight)
+    return Target(weight.key, weight.name, whole(weight.key, weight.shape), (weight,), dtype, weight.shape, 0, 0)
+
+
+def _anew(made: Rebuilt) -> Target:
+    return Target(made.name, made.name, View((), made.shape), (), made.dtype, made.shape, 0, 0, data=made.data)
+
+
+def _made_anew(sources: Sources, layout: OutputLayout) -> Iterator[Rebuilt]:
+    """Make what files in a layout have beside a network, as far as the folder's scheduler says it."""
+    for place in layout.places:
+        component = sources.key_map.component(place.component)
+        names = next(names for names in component.layouts if names.name == place.layout)
+        yield from rebuilt(names.adds, sources.evidence.schedule)
 
 
 def _placed(targets: Iterable[Target], file: int) -> Iterator[Target]:
@@ -185,7 +213,7 @@ def _placed(targets: Iterable[Target], file: int) -> Iterator[Target]:
 
 def _part_of(sources: Sources, targets: Iterable[Target]) -> Part:
     """Return the part of the base that the first tensor of a file comes from."""
-    file = next((target.weights[0].file for target in targets), None)
+    file = next((weight.file for target in targets for weight in target.weights), None)
     parts = (part for part in sources.base.parts if any(header.path == file for header in part.files))
     return next(parts, sources.base.parts[0])
 
@@ -230,6 +258,11 @@ def _renamed(contents: Iterable[Content]) -> Iterator[str]:
             f", in the folder {place.folder}" if place.folder else f", below {place.prefix}" if place.prefix else ""
         )
         yield f"{place.component}: {names}{where}"
+
+
+def _told_anew(made: Iterable[Rebuilt]) -> Iterator[str]:
+    if names := [each.name for each in made]:
+        yield f"made anew, as the folder's scheduler says: {patterns(names)}"
 
 
 def _left_out(contents: Iterable[Content]) -> Iterator[str]:

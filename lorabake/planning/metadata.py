@@ -119,7 +119,7 @@ def _headers(sources: Sources) -> dict[Path, Header]:
 
 def _first_header(sources: Sources, headers: Mapping[Path, Header], draft: Draft) -> Header | None:
     """Return the header of the base's file that holds the first tensor of a future file."""
-    key = draft.targets[0].source.keys[0] if draft.targets else ""
+    key = next((key for target in draft.targets for key in target.source.keys), "")
     info = sources.base.tensors.get(key) or sources.packing.packed.get(key)
     return headers[info.file] if info else None
 

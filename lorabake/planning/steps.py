@@ -34,7 +34,8 @@ class Target:
 
     `key` is its own in the plan, `name` what its file calls it. `source` shows it in tensors of the base, whose
     weights are `weights`, in the view's order. So its name, its parts and their order may differ from the base's.
-    With a `rounding_seed`, its values are rounded stochastically.
+    With a `rounding_seed`, its values are rounded stochastically. With `data`, it is of no tensor of the base, and
+    holds these bytes.
     """
 
     __repr__ = short_repr
@@ -48,6 +49,7 @@ class Target:
     file: int
     offset: int
     rounding_seed: int | None = None
+    data: bytes | None = None
 
     @property
     def is_direct(self) -> bool:
@@ -83,6 +85,15 @@ class Copy:
     source: Path
     start: int
     stop: int
+    file: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Write bytes that are no input's to `offset` in the data of a planned file."""
+
+    data: bytes
     file: int
     offset: int
 

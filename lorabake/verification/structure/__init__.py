@@ -20,6 +20,7 @@ from lorabake.planning.steps import Target
 from lorabake.storage.statements import as_texts, in_metadata
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, read_object
 from lorabake.tensors.header import Header
+from lorabake.tensors.reader import read_stored
 from lorabake.tensors.safetensors import read_header
 from lorabake.tensors.small import MAX_INDEX
 from lorabake.verification.findings import Finding, Status
@@ -42,6 +43,7 @@ def check_structure(plan: Plan, path: Path) -> tuple[list[Finding], Checkpoint |
         Finding("structure.file", Status.PASS, path.name, f"{size:,} bytes", "", note, Figures(size, unit="bytes"))
     ]
     found += [*_keys(plan, baked), *_forms(plan, baked), *_order(plan, baked), *_layout(plan, baked)]
+    found += [*_made_anew(plan, baked)]
     is_own = _severity(baked) is Status.FAIL
     found += [*check_side_files(plan, baked, is_own=is_own), *_embeddings(plan, baked), *check_recipe(plan, baked)]
     found += [*_statements(plan, baked)]
@@ -172,6 +174,21 @@ def _layout(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
         wanted = ", ".join(f"{name} ({layout})" for name, (layout, _) in due.items())
         note = f"by itself it is not known as {family.title} with {wanted}; there is {told or 'nothing of it'}"
         yield Finding("structure.layout", Status.FAIL, baked.path.name, "", "", note)
+
+
+def _made_anew(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
+    """Compare the small tensors that are of no tensor of the base: noise schedules, markers."""
+    due = [target for target in _targets(plan).values() if target.data is not None and target.key in baked.tensors]
+    wrong = [target.key for target in due if read_stored(baked.tensors[target.key]) != target.data]
+    if wrong:
+        note = f"not what the base's scheduler says: {patterns(wrong)}"
+        yield Finding(
+            "structure.made_anew", Status.FAIL, _subject(wrong), f"{len(wrong)}", "0", note, _figures(wrong)
+        )
+    elif due:
+        subject, figures = f"{len(due)} tensors", Figures(count=len(due))
+        note = "what the base's scheduler says"
+        yield Finding("structure.made_anew", Status.PASS, subject, "", "", note, figures)
 
 
 def _of(plan: Plan) -> str:
