@@ -1198,21 +1198,21 @@ EXAMPLES = {
 
 
 NAMES = """\
-Whole differences end with `.diff` and `.diff_b`, what is set with `.set_weight`. They also follow the full name of
-any tensor of the base: `scale_shift_table.diff`, `img_in.bias.diff`; LightX2V's `blocks.0.diff_m` is
-`blocks.0.modulation.diff`.
+A whole difference has the suffix `.diff` or `.diff_b`. A value that is set has `.set_weight`. These suffixes
+can follow the full name of any tensor of the base: `scale_shift_table.diff`, `img_in.bias.diff`. LightX2V
+writes `blocks.0.diff_m` for `blocks.0.modulation.diff`.
 
-Where a family has queries, keys and values under diffusers' names, it also has what diffusers and SimpleTuner fuse
-({fused}), in every layout, and where keys and values have fewer heads.
-{but} have no such names. On language models `qkv_proj` and `gate_up_proj` lead to their parts.
+Some families have queries, keys and values under diffusers' names. They also have the fused names of
+diffusers and SimpleTuner ({fused}). This holds in every layout, and also if keys and values have fewer heads.
+{but} have no such names. For language models, `qkv_proj` and `gate_up_proj` stand for their parts.
 
-Names of a language model alone lead to the text part of one that also sees or hears, and the other way round:
+The names of a language model alone also fit the text part of a model that sees or hears, and the reverse:
 `model.layers.0…`, `model.language_model.layers.0…`, `language_model.model.layers.0…`.
 
-A name may be flattened in part (`lora_unet_blocks_0.cross_attn.k`) and end with `_`. What wraps a module in training
-names none, wherever it stands, dotted or flattened: `module.`, `_orig_mod.`, `_fsdp_wrapped_module.`,
-`_checkpoint_wrapped_module.`, `_forward_module.` and their like. A name that could then mean two modules of the base
-is an error that names both.
+A name may be flattened in part (`lora_unet_blocks_0.cross_attn.k`), and it may end with `_`. Training wraps
+modules in others: `module.`, `_orig_mod.`, `_fsdp_wrapped_module.`, `_checkpoint_wrapped_module.`,
+`_forward_module.` and similar ones. These words are left out of a name, wherever they stand in it, with dots
+or flattened. If the rest could mean two modules of the base, an error names both.
 """
 
 
@@ -1229,8 +1229,9 @@ def page() -> str:
     lines = [
         "# LoRA file formats",
         "",
-        "Whose LoRAs lorabake reads, by family. Each ● is proven by `tests/test_formats.py`, which writes this page:",
-        "the names that the trainer writes lead to the rows of the base that it trained, in each layout of the base.",
+        "Whose LoRAs lorabake reads, for each family. `tests/test_formats.py` writes this page, and tests each ●:",
+        "it writes names as the trainer does, and finds the rows of the base that were trained, in each layout of",
+        "the base.",
         "",
         "| | format | for example |",
         "|---|---|---|",
@@ -1243,12 +1244,13 @@ def page() -> str:
             for family in families
         ),
         "",
-        "Suffixes go with any prefix: `.lora_down.weight`, `.lora_A.weight`, `.lora_A.default.weight`,",
-        "`.lora.down.weight`, `_lora.down.weight`, `.lora_linear_layer.down.weight`, and their counterparts.",
-        "cloneofsimo's files, which number their modules (`unet:0:down`), are read for Stable Diffusion 1.x and 2.x.",
+        "Each of these suffixes can follow any prefix: `.lora_down.weight`, `.lora_A.weight`,",
+        "`.lora_A.default.weight`, `.lora.down.weight`, `_lora.down.weight`, `.lora_linear_layer.down.weight`,",
+        "and the same with up or B. cloneofsimo's files number their modules (`unet:0:down`). They are read for",
+        "Stable Diffusion 1.x and 2.x.",
         "",
         NAMES.format(fused=", ".join(f"`{name}`" for name in PROJECTIONS), but=" and ".join(sorted(OTHERWISE_NAMED))),
-        "Refused, with the reason, since nothing in the file tells how to bake it:",
+        "These are refused, because nothing in the file says how to bake it. The error gives the reason:",
         "",
         *(f"- **{name}**: {reason}." for name, (_, reason) in REFUSED.items()),
         "",
