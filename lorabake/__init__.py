@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from lorabake.artifacts.lock import Lock, LockedInput, LockedOutput
     from lorabake.artifacts.locking import Locked, lock
+    from lorabake.artifacts.publish import publish
     from lorabake.baking import BakeResult, RunOptions, bake, bake_together, plan
     from lorabake.documents.names import Figures
     from lorabake.errors import (
@@ -112,6 +113,7 @@ __all__ = [
     "load_recipe",
     "lock",
     "plan",
+    "publish",
     "verify",
     "write_report",
 ]
@@ -175,6 +177,7 @@ _HOMES = {
     "load_recipe": "recipe",
     "lock": "artifacts.locking",
     "plan": "baking",
+    "publish": "artifacts.publish",
     "verify": "verification",
     "write_report": "report",
 }

@@ -53,6 +53,7 @@ FETCH: Final = Setting(
     "Fetch it with `lorabake fetch RECIPE`, or add --download to this command.",
     "Fetch it with lorabake.fetch(recipe).",
 )
+DIGEST: Final = Setting(", as an option --set base.sha256=… or --set loras.0.sha256=…", "")
 DOWNLOAD: Final = Setting("bake without --download", "do not call lorabake.fetch")
 CHECKPOINT: Final = Setting("--baked FILE", "baked=…")
 SET: Final = Setting("--set {}={}", "{!r}: {}")

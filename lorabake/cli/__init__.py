@@ -30,7 +30,8 @@ from lorabake.machine import worded
 from lorabake.settings import as_options
 
 FIRST = (
-    *("init", "check", "bake", "plan", "verify", "fetch", "inspect", "metadata", "hash", "lock", "card", "recipe"),
+    *("init", "check", "bake", "plan", "verify", "fetch", "inspect", "metadata", "hash", "lock", "card", "publish"),
+    "recipe",
     *("schema", "completion"),
 )
 """Commands in the order of a user's work, which `--help` keeps; others follow by name."""

@@ -32,6 +32,8 @@ COMMANDS = _table(
         "metadata": "header fields modelspec tags",
         "hash": "sha256 sha256sum checksum digest fingerprint autov2 autov3",
         "inspect": "info show ls list describe identify what keys",
+        "fetch": "download pull get",
+        "publish": "upload push share release",
         "bake, with output.dtype in the recipe": "cast prune",
         "bake, with output.layout or output.dtype in the recipe": "convert",
     }

@@ -13,6 +13,7 @@ from lorabake.recipe.part import Part
 from lorabake.recipe.types import InputPath, Semantics, Sha256, Strength, Text, expected
 from lorabake.recipe.words import quoted
 from lorabake.remote import Address, address_of
+from lorabake.settings import DIGEST
 
 
 def in_order(value: object) -> object:
@@ -53,7 +54,7 @@ class Source(Part):
             raise PydanticCustomError(
                 "no_digest",
                 "{address} is an address of the web, and needs the SHA-256 of its file; write {example}{instead}",
-                {"address": quoted(self.path), "example": DIGESTED, "instead": instead},
+                {"address": quoted(self.path), "example": DIGESTED, "instead": f"{DIGEST}{instead}"},
             )
         return self
 

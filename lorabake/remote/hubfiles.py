@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lorabake import __version__
 from lorabake.errors import FileError, SurroundingsError
@@ -159,21 +160,27 @@ def _listed(written: str, repo: str, revision: str) -> tuple[str, dict[str, Entr
     try:
         hub = HfApi(endpoint(), library_name="lorabake", library_version=__version__)
         info = patiently(
-            written, lambda: hub.model_info(repo, revision=revision, files_metadata=True, timeout=30), _passing
+            written, lambda: hub.model_info(repo, revision=revision, files_metadata=True, timeout=30), passing
         )
     except Exception as error:
         raise _told(written, repo, revision, error) from None
-    entries = {}
-    for file in info.siblings or ():
-        sha256, sha1 = file.lfs and file.lfs.sha256, file.blob_id
-        digest = Digest("sha256", sha256) if sha256 else Digest("git", sha1 or "")
-        entries[file.rfilename] = Entry(file.size or 0, digest)
+    entries = entries_of(info)
     if not info.sha or any(not entry.digest.value for entry in entries.values()):
         raise FileError(f"{written}: the hub does not say what the files of {repo} are", "Is HF_ENDPOINT right?")
     for name in entries:
         if name.startswith("/") or any(part in ("", ".", "..") for part in name.split("/")):
             raise FileError(f"{written}: {repo} has a file with an impossible name: {name!r:.80}")
     return info.sha, entries
+
+
+def entries_of(info: Any) -> dict[str, Entry]:
+    """List the files of what the hub says of a model."""
+    entries = {}
+    for file in info.siblings or ():
+        sha256, sha1 = file.lfs and file.lfs.sha256, file.blob_id
+        digest = Digest("sha256", sha256) if sha256 else Digest("git", sha1 or "")
+        entries[file.rfilename] = Entry(file.size or 0, digest)
+    return entries
 
 
 def _login(repo: str) -> Login:
@@ -199,7 +206,7 @@ def _gated(repo: str) -> str:
     return f"Open {endpoint()}/{repo} in a browser, accept its terms, and log in with `hf auth login`."
 
 
-def _passing(error: Exception) -> tuple[float | None, str] | None:
+def passing(error: Exception) -> tuple[float | None, str] | None:
     """Tell whether a failure of the hub may pass: (seconds that it asks to wait, what it answers)."""
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
