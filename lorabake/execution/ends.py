@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from lorabake.planning.steps import Copy
+from lorabake.planning.copies import Copy
 
 
 class Reader(Protocol):

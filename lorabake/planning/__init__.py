@@ -19,6 +19,7 @@ from lorabake.matching.patches import Patch
 from lorabake.paths import expanded
 from lorabake.planning.beside import Beside, copied_beside, texts_beside
 from lorabake.planning.checks import check_dtypes, check_form, check_is_no_input, check_patches, check_rows
+from lorabake.planning.copies import Copy, Given, copies_of
 from lorabake.planning.cost import peak_memory
 from lorabake.planning.files import Draft, Embedding, OutputFile, configs_of, drafts_of, embeddings_of, indexes_of
 from lorabake.planning.identity import Identity, identity_of
@@ -26,7 +27,7 @@ from lorabake.planning.laid_out import laid_out
 from lorabake.planning.layout import OutputLayout, layout_of
 from lorabake.planning.metadata import described
 from lorabake.planning.notes import notes_of
-from lorabake.planning.steps import Copy, Given, Step, Target, copies_of, steps_of, touched_by
+from lorabake.planning.steps import Step, Target, steps_of, touched_by
 from lorabake.planning.storage import Storage, storage_of
 from lorabake.planning.vae import replaced_by_vae
 from lorabake.sources import Sources

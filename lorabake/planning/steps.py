@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Literal
 
 from lorabake.adapters.shapes import matrix
@@ -76,26 +75,6 @@ class Target:
 def whole(key: str, shape: tuple[int, ...]) -> View:
     """Show a tensor of the base as it is."""
     return View((Region(key, 0, matrix(shape)[0]),), shape)
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """Copy bytes `start` to `stop` of an input to `offset` in the data of a planned file."""
-
-    source: Path
-    start: int
-    stop: int
-    file: int
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """Write bytes that are no input's to `offset` in the data of a planned file."""
-
-    data: bytes
-    file: int
-    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,35 +355,3 @@ def _groups(
         merged = list(dict.fromkeys(member for key in keys for member in group.get(key, [key])))
         group |= dict.fromkeys(merged, merged)
     return {key: tuple(keys) for key, keys in group.items()}
-
-
-def copies_of(targets: Iterable[Target]) -> Iterator[Copy]:
-    """Copy tensors as they are; those that follow each other in both files are one range."""
-    run: Copy | None = None
-    for copy in (copy for target in targets for copy in _ranges(target)):
-        if (
-            run
-            and (run.source, run.stop, run.file) == (copy.source, copy.start, copy.file)
-            and run.offset + run.stop - run.start == copy.offset
-        ):
-            run = Copy(run.source, run.start, copy.stop, run.file, run.offset)
-            continue
-        if run and run.stop > run.start:
-            yield run
-        run = copy
-    if run and run.stop > run.start:
-        yield run
-
-
-def _ranges(target: Target) -> Iterator[Copy]:
-    """Yield the ranges of the base that are a target's bytes, in the target's order."""
-    if target.is_direct:
-        info = target.weight.first
-        yield Copy(info.file, info.start, info.stop, target.file, target.offset)
-        return
-    width = target.nbytes // max(target.source.rows, 1)
-    infos = {weight.key: weight.first for weight in target.weights}
-    for span in target.source.spans():
-        info = infos[span.key]
-        start, stop = info.start + span.stored.start * width, info.start + span.stored.stop * width
-        yield Copy(info.file, start, stop, target.file, target.offset + span.own.start * width)

@@ -11,8 +11,8 @@ from pathlib import Path
 from lorabake.errors import FileError, InternalError, TargetError
 from lorabake.machine import unwritable
 from lorabake.planning import provenance
+from lorabake.planning.copies import Copy
 from lorabake.planning.files import OutputFile
-from lorabake.planning.steps import Copy
 from lorabake.storage.fields import LEGACY_HASH
 from lorabake.tensors.system import bytes_at, read_at
 from lorabake.writing.commit import identity

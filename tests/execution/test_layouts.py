@@ -16,7 +16,8 @@ from lorabake.errors import InternalError
 from lorabake.execution.executor import Executor
 from lorabake.keymap.view import Picked, Region, View
 from lorabake.planning import Plan
-from lorabake.planning.steps import Step, Target, can_be_copied, copies_of, steps_of
+from lorabake.planning.copies import copies_of
+from lorabake.planning.steps import Step, Target, can_be_copied, steps_of
 from lorabake.reference.arrays import Files
 from lorabake.reference.recompute import Recomputation
 from tests import builders as b

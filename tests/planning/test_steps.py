@@ -13,7 +13,8 @@ from lorabake import planning
 from lorabake.baking import plan
 from lorabake.errors import InternalError
 from lorabake.planning import Plan
-from lorabake.planning.steps import SUM, copies_of
+from lorabake.planning.copies import copies_of
+from lorabake.planning.steps import SUM
 from lorabake.recipe import load_recipe
 from tests import builders as b
 from tests.execution import by_hand
