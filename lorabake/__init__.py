@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lorabake.recipe import Base, Lora, Method, Output, Recipe, Source, Verify, load_recipe
     from lorabake.recipe.given import RecipeKeys, change
     from lorabake.recipe.models import Rounding
+    from lorabake.remote.address import Fetched
     from lorabake.report import write_report
     from lorabake.sources.fetching import fetch
     from lorabake.verification import VerifyOptions, verify
@@ -65,6 +66,7 @@ __all__ = [
     "Environment",
     "Estimate",
     "Failure",
+    "Fetched",
     "Figures",
     "FileError",
     "Finding",
@@ -129,6 +131,7 @@ _HOMES = {
     "Environment": "verification.findings",
     "Estimate": "estimating",
     "Failure": "verification.findings",
+    "Fetched": "remote.address",
     "Figures": "documents.names",
     "FileError": "errors",
     "Finding": "verification.findings",

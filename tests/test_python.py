@@ -241,6 +241,8 @@ INNER = {
     "verify": {"recipe"},
     "Plan": {"sources", "files", "copies", "steps", "embeddings", "patches", "identity", "layout"},
     "Learned": {"vectors"},
+    "Recipe": {"wanted"},
+    "Source": {"address"},
 }
 """What the workings of a bake are made of: no caller needs their types."""
 
@@ -285,7 +287,7 @@ def test_the_api_page_shows_every_public_name() -> None:
     assert sorted(shown) == sorted(lorabake.__all__)
 
 
-@pytest.mark.parametrize("name", ["bake", "plan", "verify", "estimate"])
+@pytest.mark.parametrize("name", ["bake", "plan", "verify", "estimate", "fetch"])
 def test_help_names_the_keywords_that_take_a_recipe_s_place(name: str) -> None:
     keys = [*lorabake.RecipeKeys.__annotations__]
     shown = inspect.signature(getattr(lorabake, name)).parameters

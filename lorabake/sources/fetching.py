@@ -10,10 +10,11 @@ from pydantic import BaseModel
 from lorabake.errors import FileError
 from lorabake.progress import NotebookBar
 from lorabake.recipe import Recipe, Source
-from lorabake.recipe.given import Given, RecipeKeys, recipe_given
+from lorabake.recipe.given import Given, RecipeKeys, recipe_given, takes_a_recipe
 from lorabake.remote import Fetched, Progress, Wanted, address_of
 
 
+@takes_a_recipe
 def fetch(
     recipe: Given | None = None, progress: Progress | None = None, **keys: Unpack[RecipeKeys]
 ) -> tuple[Fetched, ...]:

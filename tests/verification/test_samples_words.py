@@ -43,7 +43,7 @@ def test_a_language_model_is_known_without_the_name_of_its_class(
 
 
 def test_what_a_library_misses_on_this_machine_is_not_printed(caplog: pytest.LogCaptureFixture) -> None:
-    pytest.importorskip("diffusers", reason="diffusers is not installed")
+    pytest.importorskip("diffusers")
     from lorabake.verification.samples import _quiet
 
     before = logging.getLogger("bitsandbytes").level
