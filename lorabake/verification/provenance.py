@@ -27,10 +27,11 @@ from lorabake.errors import FileError
 from lorabake.planning import Plan
 from lorabake.planning.provenance import DEVICE
 from lorabake.progress import unseen
+from lorabake.sources.received import RECIPE
 from lorabake.tensors.checkpoint import WEIGHT_SUFFIXES, Checkpoint
 from lorabake.tensors.reader import is_there
 from lorabake.verification.findings import Finding, Status
-from lorabake.verification.structure.recipes import differences
+from lorabake.verification.structure.recipes import compare, differences
 from lorabake.visible import counted_as, some
 
 LOADED = WEIGHT_SUFFIXES | {".py"}
@@ -85,7 +86,7 @@ def check_statement(
     definition = _at(statement, "predicate", "buildDefinition")
     yield from _subjects(baked, outputs, [*_claims(statement.get("subject"))], digests)
     yield from _inputs(inputs, _at(definition, "resolvedDependencies"), digests)
-    yield _recipe(plan, place, _at(definition, "externalParameters"))
+    yield _recipe(plan, baked, place, _at(definition, "externalParameters"))
     yield _builder(baked, place, statement)
 
 
@@ -170,7 +171,8 @@ def _inputs(inputs: Iterable[InputPart], said: object, digests: Mapping[Path, st
         for said_of in _claims([entry]):
             claimed.setdefault((str(_at(entry, "annotations", "role")), said_of.name), said_of)
     for part in inputs:
-        digest, claim = digests[part.path], claimed.pop((part.role, part.name), None)
+        digest = digests[part.path]
+        claim = claimed.pop((part.role, part.name), None) or _of_content(claimed, part.role, digest)
         if claim is None or not claim.sha256:
             note = f"the statement does not name this file, which is for {part.role}"
             yield Finding(check, Status.FAIL, part.name, digest[:12], "", note, Figures(digest, unit="sha256"))
@@ -185,14 +187,24 @@ def _inputs(inputs: Iterable[InputPart], said: object, digests: Mapping[Path, st
         yield Finding(check, Status.FAIL, name, "", "", note)
 
 
+def _of_content(claimed: dict[tuple[str, str], _Claim], role: str, digest: str) -> _Claim | None:
+    """Take the claim of a file that had another path, or another place among the LoRAs, by its content."""
+    sort = role.partition(".")[0]
+    keys = (key for key, claim in claimed.items() if claim.sha256 == digest and key[0].partition(".")[0] == sort)
+    key = min(keys, key=lambda key: key[0] != role, default=None)
+    return None if key is None else claimed.pop(key)
+
+
 def _without_commit(uri: str) -> str:
     """Leave out which commit of a model a URI names: one file may be in many, and its digest says which it is."""
     return uri.partition("@")[0] if uri.startswith("pkg:") else uri
 
 
-def _recipe(plan: Plan, place: Path, said: object) -> Finding:
-    due = {"recipe": json.loads(plan.sources.recipe.normal_json())}
-    differing = sorted(differences(said, due))
+def _recipe(plan: Plan, baked: Checkpoint, place: Path, said: object) -> Finding:
+    """Compare the recipe of a statement as that of the header is compared: files are told by their content."""
+    others = {key: text for key, text in said.items() if key != "recipe"} if isinstance(said, dict) else said
+    metadata = {**baked.metadata, RECIPE: json.dumps(_at(said, "recipe"))}
+    differing = [f"recipe.{words}" for words in compare(plan, metadata).differences] + [*differences(others, {})]
     if not differing:
         return Finding("provenance.recipe", Status.PASS, place.name, "", "", "the statement claims this recipe")
     note = f"the statement claims another recipe: {'; '.join(differing[:5])}"

@@ -338,6 +338,17 @@ def test_an_output_with_another_name_is_recognised_by_its_digest(folder: Path) -
     assert found["subject"][0].note.endswith("under the name 'out.safetensors'")
 
 
+def test_inputs_with_other_paths_are_recognised_by_their_digests(folder: Path) -> None:
+    stated(folder)
+    (folder / "lora.safetensors").rename(folder / "renamed.safetensors")
+    (folder / "models").mkdir()
+    (folder / "base.safetensors").rename(folder / "models" / "sd.safetensors")
+    b.recipe(folder, base="models/sd.safetensors", loras=["renamed.safetensors"])
+    assert failed(look(folder)) == []
+    b.sd1_lora(folder / "renamed.safetensors", seed=9)
+    assert {("input", "renamed.safetensors"), ("input", "lora.safetensors")} <= {*failed(look(folder))}
+
+
 def test_a_folder_with_another_name_is_compared_file_by_file(pipeline: Path) -> None:
     stated(pipeline, "out")
     (pipeline / "out").rename(pipeline / "other")
