@@ -14,7 +14,9 @@ from lorabake.errors import FileError, LorabakeError, MatchError, SurroundingsEr
 from lorabake.likeness import nearest
 from lorabake.matching.refusals import families, files
 from lorabake.planning import Plan, plan
-from lorabake.recipe import Lora, Recipe, load_recipe
+from lorabake.recipe import Lora, Recipe, Source, load_recipe
+from lorabake.remote import address_of
+from lorabake.settings import FETCH
 from lorabake.sources import resolve
 from lorabake.visible import and_more, size_of
 
@@ -73,14 +75,21 @@ def recipes_in(paths: Iterable[Path]) -> Iterator[Path]:
 
 def _missing(recipe: Recipe) -> Iterator[str]:
     """Yield the paths, as they are written, of inputs that are not there."""
-    yield from (entry.path for entry in recipe.inputs if not recipe.locate(entry.path).exists())
+    yield from (entry.path for entry in recipe.inputs if not _is_there(recipe, entry))
+
+
+def _is_there(recipe: Recipe, entry: Source) -> bool:
+    try:
+        return recipe.locate(entry).exists()
+    except FileError:  # an address whose file was not fetched, or not as a whole
+        return False
 
 
 def _not_there(missing: tuple[str, ...]) -> FileError:
-    return FileError(
-        f"not there: {and_more(missing[:SHOWN], len(missing))}",
-        "Put the files where the recipe says, or change the paths. A path starts from the recipe's folder.",
-    )
+    paths = "Put the files where the recipe says, or change the paths. A path starts from the recipe's folder."
+    advice = [paths] if any(address_of(path) is None for path in missing) else []
+    advice += [str(FETCH)] if any(address_of(path) is not None for path in missing) else []
+    return FileError(f"not there: {and_more(missing[:SHOWN], len(missing))}", *advice)
 
 
 def _check_disk(planned: Plan) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorabake.documents.plan import (
@@ -61,9 +61,9 @@ def told_path(plan: Plan, path: Path) -> str:
     """
     recipe = plan.sources.recipe
     for source in recipe.inputs:
-        place = recipe.locate(source.path)
+        place = recipe.locate(source)
         if path.is_relative_to(place):
-            return (PurePosixPath(source.portable_path) / path.relative_to(place)).as_posix()
+            return source.named(path.relative_to(place))
     way = os.path.relpath(path, recipe.folder)
     is_far = os.path.commonpath([os.path.abspath(path), recipe.folder]) == os.path.sep
     return path.name if is_far else Path(way).as_posix()

@@ -71,6 +71,11 @@ class Source(Part):
         path = PurePath(expanded(self.path))
         return path.name if path.is_absolute() else path.as_posix()
 
+    def named(self, inside: PurePath) -> str:
+        """Name a file in this folder, or this file itself, in the form that outputs may contain."""
+        name = inside.as_posix()
+        return self.portable_path if name == "." else f"{self.portable_path.removesuffix('/')}/{name}"
+
     def normal(self) -> dict[str, object]:
         """Reduce it to what may change the bytes."""
         return {"path": self.portable_path, "sha256": self.sha256}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lorabake.baking import bake, plan
+from lorabake.checking import check
 from lorabake.errors import FileError, RecipeError
 from lorabake.recipe import load_recipe, parse_recipe
 from lorabake.recipe.options import Options
@@ -269,3 +270,21 @@ def test_the_cache_is_found_as_the_hubs_programs_find_it(tmp_path: Path, monkeyp
     (tmp_path / "xdg/huggingface").mkdir(parents=True)
     elsewhere.rename(tmp_path / "xdg/huggingface/hub")
     assert recipe.locate("hf://org/name/x.safetensors").read_bytes() == b"x"
+
+
+def test_a_check_without_models_takes_addresses(tmp_path: Path, inputs: tuple[bytes, bytes]) -> None:
+    web = {"path": "https://example.org/lora.safetensors", "sha256": SHA}
+    path = b.recipe(tmp_path, base="hf://org/name/base.safetensors", loras=[web])
+    checked = check(path)
+    assert (checked.state, checked.missing) == ("checked", ("hf://org/name/base.safetensors", web["path"]))
+    failed = check(path, with_inputs=True)
+    assert failed.error is not None
+    assert failed.error.args[1:] == ("Fetch it with lorabake.fetch(recipe).",)
+    cached(tmp_path, {"base.safetensors": inputs[0]})
+    assert check(b.recipe(tmp_path, base="hf://org/name/base.safetensors")).state == "planned"
+
+
+def test_a_result_tells_inputs_as_they_are_written(tmp_path: Path, inputs: tuple[bytes, bytes]) -> None:
+    cached(tmp_path, {"lora.safetensors": inputs[1]})
+    result = bake(b.recipe(tmp_path, base="made.safetensors", loras=["hf://org/name/lora.safetensors"]))
+    assert str(tmp_path / "hf") not in json.dumps(result.report())
