@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lorabake import VerifyOptions, load_recipe, plan, verify
+from lorabake import RunOptions, VerifyOptions, bake_together, load_recipe, plan, verify
 from lorabake.components.unet import SCHEDULE
 from lorabake.errors import LorabakeError
 from lorabake.keymap.expansion import KeyMap
@@ -18,6 +18,7 @@ from lorabake.planning.layout import names_for
 from lorabake.reference.survival import survival
 from lorabake.sources.family import identify
 from lorabake.tensors.checkpoint import open_checkpoint
+from lorabake.verification import embedded_recipe
 from lorabake.verification.findings import Status
 from tests import builders as b
 
@@ -414,3 +415,45 @@ def test_a_file_that_becomes_a_file_keeps_what_is_of_no_network(tmp_path: Path) 
     made = values(to(tmp_path, "script.safetensors", "out.safetensors", "single"))
     assert {"v_pred", "something.of.a.script", b.SD1_KEYS[b.Q]} <= made.keys()
     b.assert_right(verify(tmp_path / "recipe.yaml", options=WEIGHTS[0]))
+
+
+# -- around it -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "single"])
+def test_a_second_bake_finds_its_own_output(tmp_path: Path, layout: str) -> None:
+    recipe = baked_into(tmp_path, "sd1", layout)
+    before = b.tree(tmp_path)
+    b.run(recipe)  # without overwrite: what is there is this very bake
+    assert b.tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "single"])
+def test_an_output_tells_its_own_recipe(tmp_path: Path, layout: str) -> None:
+    recipe = baked_into(tmp_path, "sdxl", layout)
+    path = plan(load_recipe(recipe)).path
+    recipe.unlink()
+    b.assert_right(verify(embedded_recipe(path), path, options=WEIGHTS[1]))
+
+
+def test_layouts_are_baked_side_by_side(tmp_path: Path) -> None:
+    """Several outputs of one base read it once, whatever their layouts."""
+    baked_into(tmp_path, "sdxl", "diffusers")
+    outputs = ({"path": "one.safetensors"}, {"path": "two", "layout": "diffusers"})
+    recipes = [
+        load_recipe(b.recipe(tmp_path, base="base.safetensors", loras=["lora.safetensors"], output=output))
+        for output in outputs
+    ]
+    one, two = bake_together(recipes, RunOptions(device="cpu", workers=2))
+    assert_equal(values(two.path), values(tmp_path / "out"))
+    b.run(
+        b.recipe(tmp_path, base="base.safetensors", loras=["lora.safetensors"], output={"path": "alone.safetensors"})
+    )
+    assert b.tensor_bytes(one.path) == b.tensor_bytes(tmp_path / "alone.safetensors")
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_any_number_of_workers_gives_the_same_bytes(tmp_path: Path, workers: int) -> None:
+    recipe = baked_into(tmp_path, "sdxl", "single")
+    first = b.sha256(plan(load_recipe(recipe)).path)
+    assert b.sha256(b.run(recipe, overwrite=True, workers=workers).path) == first
