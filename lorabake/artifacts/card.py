@@ -19,8 +19,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lorabake.artifacts.digests import FileDigest, file_digests
 from lorabake.artifacts.licenses import identifier_of
-from lorabake.artifacts.made import HUB_ID, Ingredient, Made, read_made
+from lorabake.artifacts.made import HUB_ID, Made, read_made
 from lorabake.artifacts.proof import Proof, read_proof
+from lorabake.artifacts.statement import dependencies, is_of_bake, read_statement, statement_path, subjects
 from lorabake.artifacts.uses import Use, uses_of
 from lorabake.errors import ArgumentError, SurroundingsError, TargetError
 from lorabake.progress import unseen
@@ -159,7 +160,7 @@ def _rendered(
         what=Text(_what(made)),
         facts=[*_facts(made)],
         phrases=made.phrases,
-        inputs=[*_inputs(made.ingredients)],
+        inputs=[*_inputs(made, claimed_base(made, files))],
         on_device=Text(f", on {in_markdown(made.device)}" if made.device else ""),
         on_same_device=Text(f" on the same sort of device, {in_markdown(made.device)}" if made.device else ""),
         ledger=[*_ledger(made, ledger)],
@@ -244,9 +245,24 @@ def _facts(made: Made) -> Iterator[tuple[str, str]]:
     yield "size", f"{size_of(made.checkpoint.size)} in {counted_as(len(files), 'file')}"
 
 
-def _inputs(ingredients: Iterable[Ingredient]) -> Iterator[_Input]:
+def claimed_base(made: Made, files: Iterable[FileDigest]) -> Mapping[str, str]:
+    """Return the base's digests by name, from the statement beside the output, if it is about these very files.
+
+    A header has no digest of a whole base, because a plain bake takes none.
+    """
+    place = statement_path(made.checkpoint.path, is_folder=made.checkpoint.is_folder)
+    statement = read_statement(place) if place.is_file() else {}
+    if not is_of_bake(statement) or not {file.sha256 for file in files} <= {sha for _, sha in subjects(statement)}:
+        return {}
+    return {name: sha256 for role, name, sha256 in dependencies(statement) if role == "base"}
+
+
+def _inputs(made: Made, base: Mapping[str, str]) -> Iterator[_Input]:
     """Yield a row for each file of the inputs whose digest is known, or else for the input."""
-    for each in ingredients:
+    for each in made.ingredients:
+        if each.role == "base" and base and not each.digests:
+            yield from (_Input(each.role, name, each.strength, sha256) for name, sha256 in base.items())
+            continue
         if len(each.digests) < 2:
             sha256 = next(
                 iter(each.digests.values()), f"of its header: {each.header}" if each.header else "not stated"

@@ -6,7 +6,8 @@ can compute it again. It has no date unless one is given. It is not signed: docs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -108,6 +109,32 @@ def is_of_bake(statement: Mapping[str, object]) -> bool:
     definition = predicate.get("buildDefinition") if isinstance(predicate, dict) else None
     build_type = definition.get("buildType") if isinstance(definition, dict) else None
     return (statement.get("_type"), statement.get("predicateType"), build_type) == (STATEMENT, PREDICATE, BUILD_TYPE)
+
+
+def subjects(statement: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """Yield the name and the SHA-256 of each subject, as far as a statement has them as texts."""
+    for entry in _entries(statement.get("subject")):
+        yield str(entry.get("name", "")), _sha256(entry)
+
+
+def dependencies(statement: Mapping[str, object]) -> Iterator[tuple[str, str, str]]:
+    """Yield the role, the name and the SHA-256 of each input."""
+    predicate = statement.get("predicate")
+    definition = predicate.get("buildDefinition") if isinstance(predicate, dict) else None
+    for entry in _entries(definition.get("resolvedDependencies") if isinstance(definition, dict) else None):
+        notes = entry.get("annotations")
+        role = notes.get("role") if isinstance(notes, dict) else ""
+        yield str(role), str(entry.get("name", "")), _sha256(entry)
+
+
+def _entries(value: object) -> Iterator[dict[str, object]]:
+    yield from (entry for entry in value if isinstance(entry, dict)) if isinstance(value, list) else ()
+
+
+def _sha256(entry: Mapping[str, object]) -> str:
+    digest = entry.get("digest")
+    sha256 = digest.get("sha256") if isinstance(digest, dict) else ""
+    return sha256 if isinstance(sha256, str) and re.fullmatch(r"[0-9a-f]{64}", sha256) else ""
 
 
 def composed(

@@ -10,12 +10,16 @@ from pathlib import Path
 import click
 
 from lorabake.artifacts.card import card_of, write_card
+from lorabake.baking import plan as make_plan
 from lorabake.cli import CONTEXT, example
 from lorabake.cli.progress import Bar
 from lorabake.cli.show import shown
 from lorabake.cli.terminal import echo
+from lorabake.documents import fields_of
 from lorabake.errors import FileError
 from lorabake.paths import missing
+from lorabake.planning.record import record_of
+from lorabake.sources.received import received
 from lorabake.tensors.reader import is_there
 
 
@@ -30,6 +34,12 @@ from lorabake.tensors.reader import is_there
     help="The folder of a report of `lorabake verify`: its verdict and its pictures go into the card.",
 )
 @click.option(
+    "--inputs",
+    multiple=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="A folder of its inputs, to say what became of each LoRA. Repeatable.",
+)
+@click.option(
     "--base-model",
     "base_models",
     multiple=True,
@@ -38,7 +48,14 @@ from lorabake.tensors.reader import is_there
 )
 @click.option("--overwrite", is_flag=True, help="Replace a card that lorabake did not write, or that was edited.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
-def card(output: Path, report: Path | None, base_models: tuple[str, ...], overwrite: bool, quiet: bool) -> None:
+def card(
+    output: Path,
+    report: Path | None,
+    inputs: tuple[Path, ...],
+    base_models: tuple[str, ...],
+    overwrite: bool,
+    quiet: bool,
+) -> None:
     """Write a model card for OUTPUT, a file or a folder that lorabake baked.
 
     The card is README.md in a folder, and NAME.md beside a file. It says what the output is, how it was made and can
@@ -46,11 +63,18 @@ def card(output: Path, report: Path | None, base_models: tuple[str, ...], overwr
     """
     if not is_there(output):
         raise FileError(*missing(output, str(output)))
+    loras = record_of(make_plan(received(output, inputs).complete().recipe, output)).loras if inputs else ()
     size = sum(path.stat().st_size for path in (output.rglob("*") if output.is_dir() else [output]) if path.is_file())
     bar = Bar(shown=not quiet)
     bar.begin("digesting", size)
     try:
-        composed = card_of(output, report=report, base_models=base_models, progress=bar.advance)
+        composed = card_of(
+            output,
+            report=report,
+            loras=[fields_of(lora) for lora in loras],
+            base_models=base_models,
+            progress=bar.advance,
+        )
     finally:
         bar.close()
     place = write_card(composed, overwrite=overwrite)

@@ -234,6 +234,20 @@ def test_the_recipe_in_a_card_bakes_the_same_bytes(folder: Path) -> None:
     assert b.sha256(folder / "out.safetensors") == sha256
 
 
+def test_a_statement_beside_tells_the_digest_of_the_base(folder: Path) -> None:
+    sha256 = b.sha256(folder / "base.safetensors")
+    assert sha256 not in text_of(folder / "out.safetensors")
+    assert run("bake", folder / "recipe.yaml", "--provenance", "--card").exception is None
+    assert f"| base | base.safetensors |  | {sha256} |" in (folder / "out.md").read_text()
+    restated(folder / "out.safetensors", lambda metadata: metadata.update(more="than was stated"))
+    assert sha256 not in text_of(folder / "out.safetensors")
+
+
+def test_inputs_at_hand_tell_what_became_of_each_lora(folder: Path) -> None:
+    assert run("card", folder / "out.safetensors", "--inputs", folder).exception is None
+    assert "12 of 12 tensors applied" in (folder / "out.md").read_text()
+
+
 # -- the hub's own validator -----------------------------------------------------------------------------
 
 
