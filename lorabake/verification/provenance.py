@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from lorabake.sources.received import RECIPE
 from lorabake.tensors.checkpoint import WEIGHT_SUFFIXES, Checkpoint
 from lorabake.tensors.reader import is_there
 from lorabake.verification.findings import Finding, Status
-from lorabake.verification.structure.recipes import compare, differences
+from lorabake.verification.structure.recipes import Compared, compare, differences
 from lorabake.visible import counted_as, some
 
 LOADED = WEIGHT_SUFFIXES | {".py"}
@@ -84,9 +84,11 @@ def check_statement(
     outputs, inputs = parts_of(plan, baked.path)
     digests = digests_of([part.path for part in outputs] + [part.path for part in inputs], progress)
     definition = _at(statement, "predicate", "buildDefinition")
+    said = _at(definition, "externalParameters")
+    compared = compare(plan, {**baked.metadata, RECIPE: json.dumps(_at(said, "recipe"))})
     yield from _subjects(baked, outputs, [*_claims(statement.get("subject"))], digests)
-    yield from _inputs(inputs, _at(definition, "resolvedDependencies"), digests)
-    yield _recipe(plan, baked, place, _at(definition, "externalParameters"))
+    yield from _inputs(inputs, _at(definition, "resolvedDependencies"), digests, compared.order)
+    yield _recipe(compared, place, said)
     yield _builder(baked, place, statement)
 
 
@@ -164,35 +166,42 @@ def _inside(name: str) -> str:
 # -- what it was made of ---------------------------------------------------------------------------------
 
 
-def _inputs(inputs: Iterable[InputPart], said: object, digests: Mapping[Path, str]) -> Iterator[Finding]:
+def _inputs(
+    inputs: Iterable[InputPart], said: object, digests: Mapping[Path, str], order: Sequence[int]
+) -> Iterator[Finding]:
+    """Compare the inputs; `order` has for each LoRA its place in the statement's recipe.
+
+    A file is told by its digest: it may have another name by now.
+    """
     check = "provenance.input"
-    claimed: dict[tuple[str, str], _Claim] = {}
-    for entry in said if isinstance(said, list) else []:
-        for said_of in _claims([entry]):
-            claimed.setdefault((str(_at(entry, "annotations", "role")), said_of.name), said_of)
+    claimed = [*_claimed_inputs(said)]
+    there = {f"loras.{number}": f"loras.{place}" for number, place in enumerate(order)}
     for part in inputs:
-        digest = digests[part.path]
-        claim = claimed.pop((part.role, part.name), None) or _of_content(claimed, part.role, digest)
-        if claim is None or not claim.sha256:
+        digest, role = digests[part.path], there.get(part.role, part.role)
+        own = [(role_there, claim) for role_there, claim in claimed if role_there == role]
+        found = next((each for each in own if each[1].name == part.name), None)
+        found = found or next((each for each in own if each[1].sha256 == digest), None)
+        if found is None:
             note = f"the statement does not name this file, which is for {part.role}"
             yield Finding(check, Status.FAIL, part.name, digest[:12], "", note, Figures(digest, unit="sha256"))
-        else:
-            note = f"for {part.role}: has the SHA-256 that the statement claims"
-            yield _compared(check, part.name, digest, claim.sha256, note)
-            if _without_commit(claim.uri) != _without_commit(part.uri):
-                told = f"the statement claims that this file is from {claim.uri or 'this machine'}, not {part.uri!r}"
-                yield Finding(check, Status.FAIL, part.name, "", "", told)
-    for role, name in claimed:
+            continue
+        claimed.remove(found)
+        claim = found[1]
+        name = f", under the name {claim.name!r}" if claim.name != part.name else ""
+        note = f"for {part.role}: has the SHA-256 that the statement claims{name}"
+        yield _compared(check, part.name, digest, claim.sha256, note)
+        if not name and _without_commit(claim.uri) != _without_commit(part.uri):
+            told = f"the statement claims that this file is from {claim.uri or 'this machine'}, not {part.uri!r}"
+            yield Finding(check, Status.FAIL, part.name, "", "", told)
+    for role, claim in claimed:
         note = f"the statement names this file, for {role}, and the recipe's inputs have none such"
-        yield Finding(check, Status.FAIL, name, "", "", note)
+        yield Finding(check, Status.FAIL, claim.name, "", "", note)
 
 
-def _of_content(claimed: dict[tuple[str, str], _Claim], role: str, digest: str) -> _Claim | None:
-    """Take the claim of a file that had another path, or another place among the LoRAs, by its content."""
-    sort = role.partition(".")[0]
-    keys = (key for key, claim in claimed.items() if claim.sha256 == digest and key[0].partition(".")[0] == sort)
-    key = min(keys, key=lambda key: key[0] != role, default=None)
-    return None if key is None else claimed.pop(key)
+def _claimed_inputs(said: object) -> Iterator[tuple[str, _Claim]]:
+    for entry in said if isinstance(said, list) else []:
+        for claim in _claims([entry]):
+            yield str(_at(entry, "annotations", "role")), claim
 
 
 def _without_commit(uri: str) -> str:
@@ -200,18 +209,18 @@ def _without_commit(uri: str) -> str:
     return uri.partition("@")[0] if uri.startswith("pkg:") else uri
 
 
-def _recipe(plan: Plan, baked: Checkpoint, place: Path, said: object) -> Finding:
-    """Compare the recipe of a statement as that of the header is compared: files are told by their content."""
-    others = {key: text for key, text in said.items() if key != "recipe"} if isinstance(said, dict) else said
-    metadata = {**baked.metadata, RECIPE: json.dumps(_at(said, "recipe"))}
-    differing = [f"recipe.{words}" for words in compare(plan, metadata).differences] + [*differences(others, {})]
+def _recipe(compared: Compared, place: Path, said: object) -> Finding:
+    """Say how the recipe in a statement differs from the present one, whatever the paths and the order are."""
+    surplus = sorted(key for key in said if key != "recipe") if isinstance(said, Mapping) else []
+    differing = [f"recipe.{words}" for words in compared.differences]
+    differing += (f"{key} is nothing that a bake is told" for key in surplus)
     if not differing:
-        return Finding("provenance.recipe", Status.PASS, place.name, "", "", "the statement claims this recipe")
+        note = f"the statement claims this recipe{', '.join(['', *compared.told])}"
+        return Finding("provenance.recipe", Status.PASS, place.name, "", "", note)
     note = f"the statement claims another recipe: {'; '.join(differing[:5])}"
     figures = Figures(len(differing), 0, "differences")
-    return Finding(
-        "provenance.recipe", Status.FAIL, place.name, counted_as(len(differing), "difference"), "0", note, figures
-    )
+    measured = counted_as(len(differing), "difference")
+    return Finding("provenance.recipe", Status.FAIL, place.name, measured, "0", note, figures)
 
 
 def _builder(baked: Checkpoint, place: Path, statement: Mapping[str, object]) -> Finding:

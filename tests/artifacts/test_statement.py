@@ -356,6 +356,19 @@ def test_a_folder_with_another_name_is_compared_file_by_file(pipeline: Path) -> 
     assert not failed(look(pipeline, "other"))
 
 
+def test_inputs_that_lie_elsewhere_under_other_names_are_recognised(folder: Path) -> None:
+    stated(folder)
+    (folder / "models").mkdir()
+    for name, other in (("base", "models/mine"), ("lora", "models/style")):
+        (folder / f"{name}.safetensors").rename(folder / f"{other}.safetensors")
+    arguments = ("verify", folder / "out.safetensors", "--inputs", folder / "models", "--stage", "provenance")
+    result = run(*arguments)
+    assert result.return_value == 0, result.stdout
+    assert "under the name 'base.safetensors'" in result.stdout
+    b.sd1_lora(folder / "models" / "style.safetensors", seed=9)
+    assert run(*arguments).return_value != 0
+
+
 ZEROS = "0" * 64
 LIES: dict[str, tuple[Callable[[Statement], object], tuple[str, str]]] = {
     "a surplus subject": (

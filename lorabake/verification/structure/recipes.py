@@ -41,12 +41,17 @@ class Compared:
     @property
     def note(self) -> str:
         """Say in a sentence that the recipes are one bake."""
-        told = ["the header holds this recipe"]
+        return ", ".join(["the header holds this recipe", *self.told])
+
+    @property
+    def told(self) -> list[str]:
+        """Say how the recipes differ although they are one bake."""
+        told = []
         if self.is_reordered:
             told.append("with the LoRAs in another order, which is the same bake: their changes are summed")
         if self.elsewhere:
             told.append(f"with other paths to the same files ({', '.join(self.elsewhere[:3])})")
-        return ", ".join(told)
+        return told
 
 
 def check_recipe(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:
