@@ -65,3 +65,19 @@ def test_the_scheduler_says_what_markers_metadata_and_recipe_say(tmp_path: Path)
         place.mkdir()
         baked = b.run(folder_of(place, base | tensors, metadata, **more)).path
         assert schedule(baked)["prediction_type"] == said
+
+
+def test_configurations_that_the_recipe_gives_take_the_place_of_the_familys(tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    for place, said in {
+        "unet/config.json": {"_class_name": "UNet2DConditionModel", "norm_num_groups": 1},
+        "scheduler/scheduler_config.json": {"beta_end": 0.5, "prediction_type": "epsilon"},
+    }.items():
+        (given / place).parent.mkdir(parents=True)
+        (given / place).write_text(json.dumps(said))
+    verify = {"prompts": ["a"], "config": "given"}
+    baked = b.run(folder_of(tmp_path, b.sdxl() | {"v_pred": torch.zeros(0)}, verify=verify)).path
+    assert json.loads((baked / "unet" / "config.json").read_text())["norm_num_groups"] == 1
+    assert schedule(baked)["beta_end"] == 0.5
+    assert schedule(baked)["prediction_type"] == "v_prediction"
+    assert json.loads((baked / "vae" / "config.json").read_text())["norm_num_groups"] == 32

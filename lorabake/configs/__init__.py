@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Any, Self
@@ -43,13 +43,15 @@ class Told:
     """Hold what headers tell of a model: its family, its modules by component, and what it predicts.
 
     `prediction` is diffusers' word, or None where nothing but the family says it. `zero_snr` tells whether the
-    schedule ends in noise alone.
+    schedule ends in noise alone. `given` are configurations that the recipe gives in the place of the family's, by
+    their paths in a folder.
     """
 
     family: str
     modules: Mapping[str, Mapping[str, Module]]
     prediction: str | None = None
     zero_snr: bool = False
+    given: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     @classmethod
     def by(
@@ -57,21 +59,21 @@ class Told:
         key_map: KeyMap,
         metadata: Mapping[str, str] | None = None,
         said: str | None = None,
-        parts: Mapping[str, Mapping[str, Module]] | None = None,
+        given: Mapping[str, Mapping[str, object]] | None = None,
     ) -> Self:
         """Gather what a base's header tells; the recipe's word for what it predicts, `said`, comes before all.
 
-        Marker tensors come before the metadata: loaders read them. `parts` are modules of components that come from
-        other files.
+        Marker tensors come before the metadata: loaders read them.
         """
         marked = VELOCITY if V_PRED in key_map.tensors else None
         named = WORDS.get((metadata or {}).get("modelspec.prediction_type", "").strip().lower())
         prediction = said or marked or named
         return cls(
             key_map.architecture.name,
-            {**key_map.modules, **(parts or {})},
+            key_map.modules,
             prediction,
             prediction == VELOCITY and ZERO_SNR in key_map.tensors,
+            given or {},
         )
 
 
@@ -114,10 +116,12 @@ def loop_of(family: str) -> Loop | None:
 
 
 def family_config(told: Told, component: str, file: str) -> Config | None:
-    """Return what ships for one part of a family's pipeline, with what headers tell put in.
+    """Return what ships for one part of a family's pipeline, with what headers tell put in; or what the recipe gives.
 
     Raise SizeUnknownError where a header lacks a module that tells a size.
     """
+    if (given := told.given.get(f"{component}/{file}")) is not None:
+        return {**given, **(_schedule_told(told, given) if component == SCHEDULER else {})}
     place = shipped().joinpath(told.family, component, file)
     if not place.is_file():
         return None
@@ -146,7 +150,7 @@ def _predicted(told: Told) -> str:
     return str(schedule.get("prediction_type", ""))
 
 
-def _schedule_told(told: Told, config: Config) -> Config:
+def _schedule_told(told: Told, config: Mapping[str, object]) -> Config:
     """Return the fields of a schedule that say what the model predicts; none for a family that always does one."""
     if "prediction_type" not in config or told.prediction is None:
         return {}

@@ -73,7 +73,8 @@ def _configured(sources: Sources) -> tuple[str, ...]:
 def told_of(sources: Sources) -> Told:
     """Gather what the headers and the recipe tell of the base."""
     said = sources.recipe.verify
-    return Told.by(sources.key_map, sources.base.metadata, said.prediction if said is not None else None)
+    prediction = said.prediction if said is not None else None
+    return Told.by(sources.key_map, sources.base.metadata, prediction, sources.evidence.configs)
 
 
 def _at_the_top(texts: Mapping[str, str], component: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.names import PEFT_ROOT
 from lorabake.recipe import Recipe, Source
 from lorabake.sources.base import (
+    configs_given,
     mapped,
     mapped_by_names,
     mapped_vae,
@@ -107,6 +108,7 @@ def resolve(recipe: Recipe) -> Sources:
             locations=locations_of(_paths(recipe, inputs)),
             read=read,
             schedule=schedule_of(opened),
+            configs=configs_given(recipe, opened, key_map.placed),
             held=held_by(opened, loras, recipe),
         )
     vae_map = None if vae is None else mapped_vae(vae)

@@ -14,7 +14,14 @@ from lorabake.sources.sorts import check_vae
 from lorabake.sources.translation import Transcript, config_of, transcribe
 from lorabake.storage.recognition import find_packing
 from lorabake.storage.statements import Beside, read_beside
-from lorabake.tensors.checkpoint import SHARD, WEIGHT_SUFFIXES, Checkpoint, open_checkpoint, read_object
+from lorabake.tensors.checkpoint import (
+    SHARD,
+    WEIGHT_SUFFIXES,
+    Checkpoint,
+    open_checkpoint,
+    optional_object,
+    read_object,
+)
 from lorabake.tensors.emptiness import check_checkpoint
 from lorabake.tensors.header import Described
 from lorabake.tensors.links import source_of
@@ -65,6 +72,17 @@ def mapped_vae(vae: Checkpoint) -> KeyMap:
 def model_config(base: Checkpoint, beside: Beside) -> Mapping[str, object]:
     """Return a model's config.json, or the same facts from a GGUF file; empty if there are none."""
     return config_of(base.facts) if base.facts else beside.get("config.json", {})
+
+
+def configs_given(recipe: Recipe, base: Checkpoint, components: Iterable[str]) -> dict[str, Mapping[str, object]]:
+    """Read the configurations that verify.config gives for a folder made of a single file, by their paths."""
+    said = recipe.verify
+    if base.is_folder or recipe.output.form != "diffusers" or said is None or said.config is None:
+        return {}
+    folder = recipe.locate(said.config)
+    names = (SCHEDULE.as_posix(), *(f"{component}/config.json" for component in components))
+    read = {name: optional_object(folder / name) for name in names}
+    return {name: found for name, found in read.items() if found is not None}
 
 
 def schedule_of(base: Checkpoint) -> Mapping[str, object]:

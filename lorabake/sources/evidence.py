@@ -82,7 +82,8 @@ class FileEvidence:
     base's weights that may say how these are stored. `sides` are the files beside each input, by its path.
     `locations` are those of all inputs, and of the recipe itself. `read` has the fingerprints of all small files that
     decided something. `schedule` is a diffusers folder's configuration of its scheduler. `held` says of LoRAs that
-    the base holds already, by number, how that is known.
+    the base holds already, by number, how that is known. `configs` are those of `verify.config` of the recipe, by
+    their paths below it, where a folder is made of a single file.
     """
 
     __repr__ = short_repr
@@ -94,6 +95,7 @@ class FileEvidence:
     read: Mapping[Path, Fingerprint]
     schedule: Mapping[str, object] = field(default_factory=dict)
     held: Mapping[int, str] = field(default_factory=dict)
+    configs: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def document(self, place: str) -> Mapping[str, object]:
         """Return a JSON file beside the base's weights, by its path below the base's folder."""
