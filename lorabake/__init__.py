@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lorabake.recipe.given import RecipeKeys, change
     from lorabake.recipe.models import Rounding
     from lorabake.remote.address import Fetched
+    from lorabake.remote.hubupload import Uploaded
     from lorabake.report import write_report
     from lorabake.sources.fetching import fetch
     from lorabake.verification import VerifyOptions, verify
@@ -101,6 +102,7 @@ __all__ = [
     "TargetError",
     "TensorVerdict",
     "TextSample",
+    "Uploaded",
     "ValueTooLargeError",
     "Verdict",
     "Verification",
@@ -166,6 +168,7 @@ _HOMES = {
     "TargetError": "errors",
     "TensorVerdict": "verification.findings",
     "TextSample": "verification.findings",
+    "Uploaded": "remote.hubupload",
     "ValueTooLargeError": "errors",
     "Verdict": "verification.findings",
     "Verification": "verification.findings",

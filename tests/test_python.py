@@ -239,10 +239,11 @@ def test_every_public_name_has_a_docstring_of_its_own(name: str) -> None:
 INNER = {
     "LockedInput": {"files", "beside", "own"},
     "verify": {"recipe"},
-    "Plan": {"sources", "files", "copies", "steps", "embeddings", "patches", "identity", "layout"},
+    "Plan": {"sources", "files", "copies", "steps", "embeddings", "patches", "identity", "layout", "given"},
     "Learned": {"vectors"},
     "Recipe": {"wanted"},
     "Source": {"address"},
+    "publish": {"steps"},  # what the command shows meanwhile
 }
 """What the workings of a bake are made of: no caller needs their types."""
 
