@@ -79,9 +79,10 @@ def recipe_options(metavar: str = "RECIPE", *, downloads: bool = True) -> Callab
             if save_recipe is not None:
                 check_writable(save_recipe, "recipe")
             if download:
-                from lorabake.cli.fetching import fetch_shown, recipe_to_fetch
+                from lorabake.cli.fetching import at_locked_commits, fetch_shown, recipe_to_fetch
 
-                fetch_shown(recipe_to_fetch(said), talks=not (others.get("quiet") or others.get("as_json")))
+                wanted = at_locked_commits(recipe_to_fetch(said), others)
+                fetch_shown(wanted, talks=not (others.get("quiet") or others.get("as_json")))
             return command(said=said, **others)
 
         for option in reversed(options):

@@ -39,6 +39,9 @@ REFUSED = {
     "hf://name": "Write an address of Hugging Face as hf://OWNER/NAME@REVISION/FILE",
     "hf:/org/name": "Write an address of Hugging Face as",
     "hf://org/name/../x": "Write an address of Hugging Face as",
+    "hf://org/name@..%2F..%2Fx/y": "Write an address of Hugging Face as",
+    "hf://org/name@a%2F%2Fb/y": "Write an address of Hugging Face as",
+    "hf://org/name@a%00b/y": "Write an address of Hugging Face as",
     "hf://org/name/a//x": "Write an address of Hugging Face as",
     "hf://datasets/org/name/x": "An address that begins with hf://datasets names no model",
     "https:/example.org/x": "This is no address of a file: write it as https://HOST/FILE",
@@ -237,6 +240,14 @@ def test_revisions_are_told_apart(tmp_path: Path) -> None:
     assert recipe.locate(f"hf://org/name@{COMMIT}/x.safetensors") == first / "x.safetensors"
     pinned = recipe.pinned({"hf://org/name/x.safetensors": COMMIT})
     assert pinned.locate("hf://org/name/x.safetensors") == first / "x.safetensors"
+
+
+def test_a_lock_cannot_lead_out_of_the_cache(tmp_path: Path) -> None:
+    cached(tmp_path, {"x.safetensors": b"x"})
+    recipe = parse_recipe("version: 1\nbase: b\noutput: {path: o, dtype: float32}\n", tmp_path)
+    pinned = recipe.pinned({"hf://org/name/x.safetensors": "../blobs"})
+    with pytest.raises(FileError, match="is no commit: a lock holds 40 hexadecimal digits"):
+        pinned.locate("hf://org/name/x.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import lorabake
 from lorabake.baking import bake, plan
+from lorabake.cli import main
 from lorabake.errors import FileError, LorabakeError, SurroundingsError
 from lorabake.recipe import Recipe, load_recipe
 from lorabake.sources.fetching import fetch
@@ -303,3 +306,30 @@ def test_a_listing_without_digests_is_refused(tmp_path: Path, server: Server) ->
     server.hooks.append(lambda request: (200, {}, json.dumps(told).encode()) if "/api/" in request.path else None)
     with pytest.raises(FileError, match="the hub does not say what the files of org/name are"):
         fetch(recipe(tmp_path, f"hf://org/name/{FILE}"))
+
+
+def test_a_lock_holds_the_commit(
+    tmp_path: Path, repo: Repo, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    b.save(tmp_path / "made.safetensors", b.sd1())
+    b.save(tmp_path / "newer.safetensors", b.sd1(seed=1))
+    repo.add({FILE: (tmp_path / "made.safetensors").read_bytes()})
+    made = recipe(tmp_path, f"hf://org/name/{FILE}")
+    fetch(made)
+    assert made.file is not None
+    lock = lorabake.lock(made.file).path
+    text = lock.read_text()
+    if "revision: " not in text:
+        lock.write_text(text.replace(f'hf://org/name/{FILE}"\n', f'hf://org/name/{FILE}"\n  revision: {COMMIT}\n'))
+    repo.add({FILE: (tmp_path / "newer.safetensors").read_bytes()}, LATER)
+    for options, commit in (([], LATER), (["--frozen"], COMMIT)):
+        shutil.rmtree(tmp_path / "hf")
+        with pytest.raises(SystemExit) as ended:
+            main(["fetch", *options, str(made.file)])
+        assert ended.value.code == 0, capsys.readouterr()
+        assert f"commit {commit[:12]}" in capsys.readouterr().err
+    lock.unlink()
+    with pytest.raises(SystemExit) as ended:
+        main(["fetch", "--frozen", str(made.file)])
+    assert ended.value.code == 2

@@ -55,6 +55,8 @@ class HubAddress:
         commit = wanted.commit or self.resolved()
         if commit is None:
             raise FileError(f"{self.written}: is not on this machine", str(FETCH))
+        if not hubcache.COMMIT.fullmatch(commit):
+            raise FileError(f"{self.written}: {commit!r:.60} is no commit: a lock holds 40 hexadecimal digits")
         snapshot = hubcache.snapshot_of(self.repo, commit)
         place = snapshot / self.path
         if not is_there(place):
@@ -89,6 +91,12 @@ def read(text: str) -> HubAddress:
     if kind in OTHERS and text.count("/") > 3:
         raise ValueError(f"An address that begins with hf://{kind} names no model: write {EXAMPLE}.")
     path = (match["path"] or "").removesuffix("/") if match else ""
-    if match is None or (path and any(part in ("", ".", "..") for part in path.split("/"))):
+    revision = unquote(match["revision"] or "main") if match else ""
+    if match is None or not _is_inside(revision) or (path and not _is_inside(path)):
         raise ValueError(f"Write an address of Hugging Face as {EXAMPLE}, or hf://OWNER/NAME for a whole model.")
-    return HubAddress(text, match["repo"], unquote(match["revision"] or "main"), path)
+    return HubAddress(text, match["repo"], revision, path)
+
+
+def _is_inside(path: str) -> bool:
+    """Tell whether a path leads into a folder, and nowhere else."""
+    return "\0" not in path and not any(part in ("", ".", "..") for part in path.split("/"))
