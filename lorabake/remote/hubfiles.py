@@ -7,6 +7,7 @@ SHA-256 is the one that the hub lists; a small file has git's own SHA-1.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -29,6 +30,9 @@ EXTRA = ("huggingface_hub is not installed", "Install what Hugging Face takes: p
 
 BESIDE = ("adapter_config.json", "config.json", "hyperparameters.yaml", "model_config.yaml")
 """Files beside a file of weights that say how it is read."""
+
+DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+"""Digests of the hub's files, which name the blobs in its cache."""
 
 SIDE_SUFFIXES = {
     ".jinja", ".json", ".jsonl", ".md", ".model", ".py", ".spm", ".tiktoken", ".txt", ".vocab", ".yaml", ".yml",
@@ -165,7 +169,8 @@ def _listed(written: str, repo: str, revision: str) -> tuple[str, dict[str, Entr
     except Exception as error:
         raise _told(written, repo, revision, error) from None
     entries = entries_of(info)
-    if not info.sha or any(not entry.digest.value for entry in entries.values()):
+    are_known = all(DIGEST.fullmatch(entry.digest.value) for entry in entries.values())
+    if not are_known or not hubcache.COMMIT.fullmatch(info.sha or ""):
         raise FileError(f"{written}: the hub does not say what the files of {repo} are", "Is HF_ENDPOINT right?")
     for name in entries:
         if name.startswith("/") or any(part in ("", ".", "..") for part in name.split("/")):

@@ -301,8 +301,14 @@ def test_without_the_extra_a_download_says_what_to_install(tmp_path: Path, monke
     assert told.value.args[1] == "Install what Hugging Face takes: pip install 'lorabake[hub]'"
 
 
-def test_a_listing_without_digests_is_refused(tmp_path: Path, server: Server) -> None:
-    told = {"id": "org/name", "sha": COMMIT, "siblings": [{"rfilename": FILE}]}
+@pytest.mark.parametrize(
+    ("commit", "said"),
+    [(COMMIT, {}), (COMMIT, {"blobId": "../../x"}), ("../../x", {"blobId": "0" * 40}), (None, {"blobId": "0" * 40})],
+)
+def test_a_listing_without_digests_is_refused(
+    tmp_path: Path, server: Server, commit: str | None, said: dict[str, str]
+) -> None:
+    told = {"id": "org/name", "sha": commit, "siblings": [{"rfilename": FILE, **said}]}
     server.hooks.append(lambda request: (200, {}, json.dumps(told).encode()) if "/api/" in request.path else None)
     with pytest.raises(FileError, match="the hub does not say what the files of org/name are"):
         fetch(recipe(tmp_path, f"hf://org/name/{FILE}"))
