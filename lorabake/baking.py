@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self, Unpack
 
 from lorabake import arguments
-from lorabake.artifacts.digests import remember
+from lorabake.artifacts.current import Current, Watches, find_current
 from lorabake.artifacts.watch import Watch
 from lorabake.errors import ArgumentError
 from lorabake.execution import Executed, execute
@@ -119,46 +119,61 @@ def bake_together(recipes: Sequence[Given | Plan], options: RunOptions | None = 
         )
     if not recipes:
         return ()
-    began, started = time.perf_counter(), time.time_ns()
+    began = time.perf_counter()
     with worded(), NotebookBar(shown=options.bar and options.progress is unseen) as bar:
         plans = [recipe if isinstance(recipe, Plan) else plan(recipe) for recipe in recipes]
-        if any(planned.steps for planned in plans):
-            check_room_for("torch", options.workers)
         watches = [Watch.of(planned, locked=options.locked) for planned in plans]
-        watched = [path for watch in watches for path in watch.paths]
-        told = [_warn_of_recipe(planned, options.warn) for planned in plans]
-        kept = [_check_survival(planned, options.warn) for planned in plans]
-        with (
-            Inputs(*plans, watched=watched) as inputs,
-            Outputs(plans, inputs, overwrite=options.overwrite, fsync=options.fsync) as outputs,
-        ):
-            bar.begin("baking", sum(planned.copied_bytes + planned.baked_bytes for planned in plans))
-            executed = execute(
-                plans,
-                inputs,
-                [output.weights for output in outputs],
-                device=options.device,
-                workers=options.workers,
-                progress=bar.advance if options.progress is unseen else options.progress,
-                warn=options.warn,
-                watched=watched,
-                digested=lambda path, sha256: _check_digest(watches, path, sha256),
-            )
-            check_inputs(inputs, plans, [outcome.digests for outcome in executed])
-            _check_watched(watches, executed, options.warn)
-            cautions = [_warn(*each, options.warn) for each in zip(executed, kept, told, strict=True)]
-            computed_at = time.perf_counter()
-            complete = [
-                output.complete(outcome.hashes, outcome.digests, outcome.device)
-                for output, outcome in zip(outputs, executed, strict=True)
-            ]
-            with held():
-                for output in complete:
-                    output.commit()
-                options.done()
-                outputs.clean()
-        outputs.tell_left(options.warn)
-        _keep(watches, executed, inputs, started, options.warn)
+        standing = [None if options.force else find_current(watch, options.device) for watch in watches]
+        pairs = [*zip(watches, standing, strict=True)]
+        due = Watches([(watch, state) for watch, state in pairs if not isinstance(state, Current)])
+        baked = iter(_baked(due, options, bar, began) if due.plans else ())
+        if not due.plans:
+            options.done()
+    seconds = time.perf_counter() - began
+    return tuple(
+        BakeResult.standing(watch.plan, state, seconds) if isinstance(state, Current) else next(baked)
+        for watch, state in pairs
+    )
+
+
+def _baked(watches: Watches, options: RunOptions, bar: NotebookBar, began: float) -> tuple[BakeResult, ...]:
+    """Bake plans whose outputs are not there yet."""
+    plans, started = watches.plans, time.time_ns()
+    if any(planned.steps for planned in plans):
+        check_room_for("torch", options.workers)
+    told = [_warn_of_recipe(planned, options.warn) for planned in plans]
+    kept = [_check_survival(planned, options.warn) for planned in plans]
+    with (
+        Inputs(*plans, watched=watches.paths) as inputs,
+        Outputs(plans, inputs, overwrite=options.overwrite, fsync=options.fsync) as outputs,
+    ):
+        bar.begin("baking", sum(planned.copied_bytes + planned.baked_bytes for planned in plans))
+        executed = execute(
+            plans,
+            inputs,
+            [output.weights for output in outputs],
+            device=options.device,
+            workers=options.workers,
+            progress=bar.advance if options.progress is unseen else options.progress,
+            warn=options.warn,
+            watched=watches.paths,
+            digested=watches.check,
+        )
+        check_inputs(inputs, plans, [outcome.digests for outcome in executed])
+        watches.check_executed(executed, options.warn)
+        cautions = [_warn(*each, options.warn) for each in zip(executed, kept, told, strict=True)]
+        computed_at = time.perf_counter()
+        complete = [
+            output.complete(outcome.hashes, outcome.digests, outcome.device)
+            for output, outcome in zip(outputs, executed, strict=True)
+        ]
+        with held():
+            for output in complete:
+                output.commit()
+            options.done()
+            outputs.clean()
+    outputs.tell_left(options.warn)
+    watches.keep(executed, inputs.seen, started, options.warn)
     ended = time.perf_counter()
     seconds, sync_seconds = ended - began, ended - computed_at
     return tuple(
@@ -174,8 +189,9 @@ class RunOptions:
 
     `device` is torch's name for one, or "auto": the accelerator that torch has, or else the CPU. Without it counts
     LORABAKE_DEVICE in the environment, and without that "auto". `overwrite` lets a bake replace a target that holds
-    something else; without `fsync` it does not wait for the disk. With `locked`, the recipe's lock has to be there
-    and to fit, and every input is digested while it streams.
+    something else; without `fsync` it does not wait for the disk. With `force`, it bakes even if the
+    output is there already, of this recipe and these inputs. With `locked`, the recipe's lock has to be there and to
+    fit, and every input is digested while it streams.
 
     `progress` receives counts of finished bytes, `warn` messages about fallbacks; both from any thread. Without a
     `progress` of its own, a run in a notebook shows a bar, unless `bar` is False. `done` is called once the target is
@@ -194,6 +210,7 @@ class RunOptions:
     workers: int = field(default_factory=default_workers)
     overwrite: bool = False
     fsync: bool = True
+    force: bool = False
     locked: bool = False
     progress: Callable[[int], None] = unseen
     warn: Callable[[str], None] = unseen
@@ -206,7 +223,7 @@ class RunOptions:
             "workers": arguments.whole(self.workers, "workers", 1),
             **{
                 name: arguments.yes_or_no(getattr(self, name), name)
-                for name in ("overwrite", "fsync", "locked", "bar")
+                for name in ("overwrite", "fsync", "force", "locked", "bar")
             },
             "progress": arguments.called(self.progress, "progress", "lambda count: None"),
             "warn": arguments.called(self.warn, "warn", "print"),
@@ -226,7 +243,7 @@ class BakeResult:
     output's resolution keeps, by the LoRA's number; `cautions` tell whose change is none, gets lost, or is absurd, as
     `warn` was told. `computed` maps each device class that
     computed to the keys of its tensors, in the plan's order; `left_to_cpu` are those that an accelerator could not
-    hold or compute.
+    hold or compute. `is_up_to_date` tells that the output was there already, and nothing was done.
     """
 
     plan: Plan
@@ -243,6 +260,7 @@ class BakeResult:
     device: str
     left_to_cpu: tuple[str, ...]
     cautions: tuple[Caution, ...] = ()
+    is_up_to_date: bool = False
 
     @classmethod
     def of(
@@ -275,7 +293,15 @@ class BakeResult:
             cautions=cautions,
         )
 
+    @classmethod
+    def standing(cls, plan: Plan, current: Current, seconds: float) -> Self:
+        """Sum up a bake whose output was there already."""
+        sizes = (plan.path, plan.size, dict(current.data_sha256), dict(current.input_sha256), seconds, 0.0)
+        return cls(plan, *sizes, {}, None, {}, {}, current.device, (), is_up_to_date=True)
+
     def __repr__(self) -> str:
+        if self.is_up_to_date:
+            return f"<BakeResult {line_of(self.plan)}: up to date>"
         took = f"{self.seconds:.1f} s on {self.device}"
         warned = f"; {counted_as(len(self.cautions), 'warning')}" if self.cautions else ""
         return f"<BakeResult {line_of(self.plan)} in {took}{warned}>"
@@ -312,6 +338,7 @@ class BakeResult:
                 FileDigest(told_path(self.plan, Path(path)), sha256) for path, sha256 in self.input_sha256.items()
             ),
             versions=tuple(PackageVersion(*each) for each in versions().items()),
+            up_to_date=self.is_up_to_date,
             device=self.device,
             left_to_cpu=self.left_to_cpu,
             seconds=round(self.seconds, 3),
@@ -333,31 +360,6 @@ def _run_options(options: RunOptions | None) -> RunOptions:
     is_lora = isinstance(options, (str, list, dict, os.PathLike))
     advice = f"Write {EXAMPLE}." if is_lora else "Write options=RunOptions(workers=2)."
     raise ArgumentError(f"options must be RunOptions(…), not {at_a_glance(options)}", advice)
-
-
-def _check_digest(watches: Iterable[Watch], path: Path, sha256: str) -> None:
-    """Raise LockError where an input is another one than a lock says."""
-    for watch in watches:
-        watch.check(path, sha256)
-
-
-def _check_watched(watches: Iterable[Watch], executed: Iterable[Executed], warn: Callable[[str], None]) -> None:
-    """Compare folders with what recipes state of them, and outputs with what locks have of them."""
-    for watch, outcome in zip(watches, executed, strict=True):
-        watch.check_stated(outcome.taken)
-        if (warning := watch.check_output(outcome.hashes, outcome.device)) is not None:
-            warn(warning)
-
-
-def _keep(
-    watches: Iterable[Watch], executed: Sequence[Executed], inputs: Inputs, started: int, warn: Callable[[str], None]
-) -> None:
-    """Remember the digests that were taken, and write into locks what they lack; the bake is done already."""
-    for path, sha256 in executed[0].taken.items():
-        remember(inputs.seen(path), sha256, started)
-    for watch, outcome in zip(watches, executed, strict=True):
-        if (warning := watch.record(outcome.hashes, outcome.device)) is not None:
-            warn(warning)
 
 
 def _check_survival(plan: Plan, warn: Callable[[str], None]) -> dict[int, float]:

@@ -42,6 +42,9 @@ TICK_NS = 3_000_000_000
 Two changes within one tick of a file system's clock leave the same times. The longest tick is FAT's, two seconds.
 """
 
+SMALLEST = 1 << 18
+"""Bytes from which on a digest is worth remembering; smaller files are read as quickly as the cache."""
+
 MOST_ENTRIES = 20_000
 """Most digests that are remembered; beyond that, the oldest half is forgotten."""
 
@@ -74,7 +77,8 @@ def file_digest(
     counts of bytes. Raise FileError for what is no regular file, cannot be read, or changes meanwhile.
     """
     name, seen = name or path.name, fingerprint(path)
-    if cached and (known := remembered(seen)) is not None:
+    is_kept = seen[2] >= SMALLEST
+    if cached and is_kept and (known := remembered(seen)) is not None:
         progress(seen[2])
         return FileDigest(name, seen[2], known)
     began, taken, buffer = time.time_ns(), hashlib.sha256(), memoryview(bytearray(PIECE))
@@ -91,7 +95,8 @@ def file_digest(
                 raise _changed(path)
     except OSError as error:
         raise unreadable(path, error) from None
-    remember(seen, taken.hexdigest(), began)
+    if is_kept:
+        remember(seen, taken.hexdigest(), began)
     return FileDigest(name, position, taken.hexdigest())
 
 
@@ -161,9 +166,21 @@ def remember(seen: Fingerprint, sha256: str, began: int) -> None:
 
     `began` is in nanoseconds, as `time.time_ns` counts them. A cache that cannot be written is no fault.
     """
-    if max(seen[3:]) > began - TICK_NS or (place := _place(seen)) is None:
-        return
-    content = json.dumps({"file": [*seen], "sha256": sha256}).encode()
+    if is_settled(seen, began) and (place := _place(seen)) is not None:
+        put_whole(place, json.dumps({"file": [*seen], "sha256": sha256}).encode())
+
+
+def is_settled(seen: Fingerprint, began: int) -> bool:
+    """Tell whether a file's times identify its version: whether it had its last change long enough before `began`.
+
+    A time of change of content may be anywhere, since programs set it; the system sets that of status.
+    """
+    _, _, _, content, status = seen
+    return status <= began - TICK_NS and not began - TICK_NS < content < began + TICK_NS
+
+
+def put_whole(place: Path, content: bytes) -> None:
+    """Write an entry of the cache, whole or not at all; a cache that cannot be written is no fault."""
     with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _forget(place.parent)

@@ -58,6 +58,11 @@ class Watch:
         return cls(plan, input_files(plan.sources) if stated else (), None)
 
     @property
+    def all_inputs(self) -> tuple[InputFiles, ...]:
+        """List every input with its files."""
+        return self.inputs or input_files(self.plan.sources)
+
+    @property
     def paths(self) -> tuple[Path, ...]:
         """List the files whose digests have to be taken, beside those that the plan needs."""
         stated = (path for each, _ in self.stated() for path in each.files.values())

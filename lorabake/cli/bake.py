@@ -60,6 +60,9 @@ ALL = 0.9995
 )
 @click.option("--overwrite", is_flag=True, help="Replace the target even if it holds something else.")
 @click.option(
+    "--force", is_flag=True, help="Bake even if the output is there already, of this recipe and these inputs."
+)
+@click.option(
     "--fsync/--no-fsync", default=True, help="Whether to wait until the disk has everything.  [default: yes]"
 )
 @click.option(
@@ -82,6 +85,7 @@ def bake(
     device: str | None,
     workers: int | None,
     overwrite: bool,
+    force: bool,
     fsync: bool,
     locked: bool | None,
     report: Path | None,
@@ -121,6 +125,7 @@ def bake(
         workers=workers or default_workers(),
         overwrite=overwrite,
         fsync=fsync,
+        force=force,
         locked=is_locked,
         progress=bar.advance,
         warn=messages.warning,
@@ -141,7 +146,10 @@ def bake(
     written = about.write(result.plan, talks=talks)
     if as_json:
         echo_json(result.report())
-    if talks:
+    if talks and result.is_up_to_date:
+        place = f"{'output':<{LABEL}}{shown(result.path)}"
+        echo(f"{place}: up to date, made by this recipe of these inputs; --force bakes it all the same")
+    elif talks:
         for lora, share in result.survival.items():
             if FADES <= share < ALL:  # less was warned of
                 echo(f"{f'lora {lora + 1}':<{LABEL}}{survives(plan.sources.loras[lora].name, share)}", err=True)
@@ -152,5 +160,5 @@ def bake(
             f"{'output':<{LABEL}}{shown(result.path)}: {size_of(result.size)} in {result.seconds:.1f} s{synced}, "
             f"{rate_of(result.size, result.seconds)}, mostly {MOST[result.bottleneck]}{memory}{computed}"
         )
-        for label, path in written.items():
-            echo(f"{label:<{LABEL}}{shown(path)}", err=True)
+    for label, path in written.items() if talks else ():
+        echo(f"{label:<{LABEL}}{shown(path)}", err=True)

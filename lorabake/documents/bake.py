@@ -56,6 +56,8 @@ class BakeDocument:
     """A digest for each input that was read whole; its path as the recipe writes it."""
     versions: tuple[PackageVersion, ...]
     """The versions of lorabake, Python and the packages that computed."""
+    up_to_date: bool
+    """Whether the output was there already, of this recipe and these inputs, and nothing was done."""
     device: str
     """The device class that computed, such as cpu or cuda; several are joined by a plus sign."""
     left_to_cpu: tuple[str, ...]

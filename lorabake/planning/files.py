@@ -65,8 +65,7 @@ class OutputFile:
             text[THUMBNAIL] = thumbnail
             room -= len(json.dumps({THUMBNAIL: thumbnail}, separators=(",", ":"))) - 1  # its braces are a comma
         for placeholder, digest in (digests or {}).items():
-            place, filled = f'"sha256":"{placeholder}"', f'"sha256":"{digest}"'  # a file's name may be all zeros, too
-            text["lorabake.inputs"] = text["lorabake.inputs"].replace(place, filled)
+            text[provenance.INPUTS] = provenance.filled_in(text[provenance.INPUTS], placeholder, digest)
         entries = ((target.name, target.dtype, target.shape) for target in self.targets)
         return encode_header(entries, text, phase=self.phase, align=self.align, order=self.order, room=room)
 

@@ -23,6 +23,17 @@ DEVICE = "lorabake.device"
 DEVICE_ROOM = 40
 """Bytes reserved in a header for these names, which are known only at the end of a bake."""
 
+INPUTS = "lorabake.inputs"
+VERSION = "lorabake.version"
+
+OUTPUT_VERSION = 1
+"""The version of the bytes that bakes give.
+
+It rises with a lorabake that gives other bytes for some recipe and inputs, on the same class of device, than the
+lorabake before it; lorabake's own version in the header does not count. An output of another version is not taken for
+the one that a bake would give now.
+"""
+
 MOST_LISTED = 1 << 26
 """Most letters that all files of an output together may spend on their inputs; 500 shards of 500 need half of it."""
 
@@ -82,14 +93,20 @@ def metadata(
     own = {**kept(base), **identity}
     own.setdefault("format", "pt")
     own = changed(own, changes)
-    own["lorabake.version"] = __version__
+    own[VERSION] = __version__
+    own["lorabake.output_version"] = str(OUTPUT_VERSION)
     own["lorabake.recipe"] = recipe
-    own["lorabake.inputs"] = inputs
+    own[INPUTS] = inputs
     if hashed:
         own |= fill(PLACEHOLDER)
         if LEGACY_HASH in base:
             own[LEGACY_HASH] = PLACEHOLDER[:8]
     return own
+
+
+def filled_in(inputs: str, placeholder: str, sha256: str) -> str:
+    """Put a digest in its place in the list of inputs; a file's name may be all zeros, too."""
+    return inputs.replace(f'"sha256":"{placeholder}"', f'"sha256":"{sha256}"')
 
 
 def fill(data_sha256: str) -> dict[str, str]:

@@ -73,7 +73,13 @@ class Folder:
     def holds_rest(self, root: Path) -> bool:
         """Tell whether a folder holds all that this bake puts there beside weights, and nothing else."""
         copied = {*self._side_files} - self._written
-        if {*_paths_in(root)} - lost_with(root, self._base) != self._written | copied | self._added.keys():
+        planned = self._written | copied | self._added.keys()
+        return {*_paths_in(root)} - lost_with(root, self._base) == planned and self.has_rest(root)
+
+    def has_rest(self, root: Path) -> bool:
+        """Tell whether a folder holds all that this bake puts there beside weights; there may be more."""
+        copied = {*self._side_files} - self._written
+        if not all((root / name).is_file() for name in {*map(Path, self._texts), *copied, *self._added}):
             return False
         if any(not holds(root / name, text.encode()) for name, text in self._texts.items()):
             return False

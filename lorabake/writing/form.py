@@ -14,7 +14,7 @@ class Form(Protocol):
     Everything that an output lives through is in `output.Output`, once for all forms: the folder beside the target,
     ranges, hashes, headers, learned embeddings beside it, names that change places. It asks the form, in this order:
 
-    1. What lies at the name? `check_sort`, `first_lost`, and without --overwrite `holds_rest`.
+    1. What lies at the name? `has_rest`, `check_sort`, `first_lost`, and without --overwrite `holds_rest`.
     2. Where is room needed, and for what? `rest_size`, `prepare`, `place`.
     3. All weights are written: `complete` writes the rest.
     4. The output has its name, and what was there before is at `root`: `first_lost`, once more.
@@ -39,6 +39,9 @@ class Form(Protocol):
 
     def holds_rest(self, root: Path) -> bool:
         """Tell whether what this bake puts beside the weights is at `root` already, and nothing else."""
+
+    def has_rest(self, root: Path) -> bool:
+        """Tell whether what this bake puts beside the weights is at `root` already; there may be more."""
 
     def prepare(self, root: Path) -> None:
         """Make the folders that the files with weights lie in."""

@@ -107,9 +107,9 @@ class Inputs:
                         "Nothing was written. Download it again.",
                     )
 
-    def seen(self, path: Path) -> Fingerprint:
-        """Return the fingerprint that an input had when it was opened."""
-        return self._seen[path]
+    def seen(self, path: Path) -> Fingerprint | None:
+        """Return the fingerprint that an input had when it was opened; None for a file that is none."""
+        return self._seen.get(path)
 
     def check_unchanged(self) -> None:
         """Raise FileError if any input is not what it was when it was opened."""

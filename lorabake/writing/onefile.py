@@ -30,6 +30,10 @@ class OneFile:
         """Return True: there is nothing else."""
         return True
 
+    def has_rest(self, root: Path) -> bool:
+        """Return True: there is nothing else."""
+        return True
+
     def prepare(self, root: Path) -> None:
         """Do nothing: the file lies where the output does."""
 

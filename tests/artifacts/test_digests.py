@@ -26,6 +26,7 @@ LIE = "0" * 64
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder, and a clock that runs ahead, so that new files count as old."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(digests, "SMALLEST", 0)
     now = time.time_ns
     monkeypatch.setattr(digests.time, "time_ns", lambda: now() + digests.TICK_NS + 10**9)
     return tmp_path / "cache" / "lorabake" / "sha256"
@@ -93,7 +94,7 @@ def test_a_file_that_changed_just_now_is_not_remembered(
 @pytest.mark.parametrize(
     "content",
     [b"", b"\0" * 200, b"{", b"[]", b'{"sha256": "' + b"0" * 64 + b'"}', b'{"file": 1, "sha256": 2}', b"[" * 900],
-    ids=repr,
+    ids=lambda content: repr(content[:9]),
 )
 def test_a_broken_entry_counts_as_none(file: Path, cache: Path, content: bytes) -> None:
     file_sha256(file)
@@ -101,6 +102,21 @@ def test_a_broken_entry_counts_as_none(file: Path, cache: Path, content: bytes) 
     entry.write_bytes(content)
     assert file_sha256(file) == hashlib.sha256(CONTENT).hexdigest()
     assert json.loads(entry.read_bytes())["sha256"] == hashlib.sha256(CONTENT).hexdigest()
+
+
+def test_small_files_are_not_remembered(file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digests, "SMALLEST", len(CONTENT) + 1)
+    taught(file)
+    assert file_sha256(file) == hashlib.sha256(CONTENT).hexdigest()
+
+
+def test_times_in_the_future_do_not_count(file: Path) -> None:
+    now = 10**18
+    settled = (1, 2, 3, now - 2 * digests.TICK_NS, now - 2 * digests.TICK_NS)
+    assert digests.is_settled(settled, now)
+    assert digests.is_settled((*settled[:3], now + 10**12, settled[4]), now), "a program set the time of change"
+    assert not digests.is_settled((*settled[:4], now + 10**12), now)
+    assert not digests.is_settled((*settled[:3], now - 1, settled[4]), now)
 
 
 def test_an_entry_of_another_file_counts_as_none(file: Path, cache: Path) -> None:
@@ -135,7 +151,7 @@ def test_the_cache_lies_where_the_user_says(tmp_path: Path, monkeypatch: pytest.
 
 def test_many_threads_and_processes_use_one_cache(file: Path, cache: Path) -> None:
     script = "import sys; from pathlib import Path; from lorabake.artifacts.digests import file_sha256 as f\n"
-    script += "from lorabake.artifacts import digests; digests.TICK_NS = -10**12\n"
+    script += "from lorabake.artifacts import digests; digests.TICK_NS, digests.SMALLEST = -10**12, 0\n"
     script += "for _ in range(50): print(f(Path(sys.argv[1]), cached=False))"
     others = [
         subprocess.Popen([sys.executable, "-c", script, str(file)], stdout=subprocess.PIPE, text=True)
