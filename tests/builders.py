@@ -496,7 +496,7 @@ def recipe(folder: Path, **fields: object) -> Path:
 
 def run(path: Path, **options: object) -> BakeResult:
     """Bake a recipe file."""
-    return bake(load_recipe(path), RunOptions(**{"fsync": False, "overwrite": True, **options}))  # type: ignore[arg-type]
+    return bake(load_recipe(path), RunOptions(**{"fsync": False, "force": True, "overwrite": True, **options}))  # type: ignore[arg-type]
 
 
 def bake_sd1(folder: Path, **fields: object) -> Path:

@@ -1,10 +1,9 @@
 """Digest files and folders, and remember digests between runs, so that a file that nobody touched is read once.
 
-The cache has one small file for each digest, in the user's cache folder: `$XDG_CACHE_HOME/lorabake/sha256`, or
-`~/.cache/lorabake/sha256`. An entry is found by what identifies a version of a file: its device, inode, size, and
-times of change of content and of status. Any number of processes may use it at once: entries appear whole, by a
-rename, and never change. An entry that cannot be read counts as none, and a folder that cannot be written costs
-nothing but the time of another hash.
+The cache has one small file for each digest, in `sha256` in the user's cache folder for lorabake. An entry is found
+by what identifies a version of a file: its device, inode, size, and times of change of content and of status. Any
+number of processes may use it at once: entries appear whole, by a rename, and never change. An entry that cannot be
+read counts as none, and a folder that cannot be written costs nothing but the time of another hash.
 
 What the cache says is as good as the file system's times. It can be wrong where a program writes through a memory
 map without the system noticing, or where another machine's clock sets the times. So nobody may take it for the only
@@ -27,6 +26,7 @@ from pathlib import Path
 
 from lorabake.errors import FileError
 from lorabake.machine import default_workers, unreadable
+from lorabake.paths import cache_folder
 from lorabake.progress import unseen
 from lorabake.tensors.header import Fingerprint
 from lorabake.tensors.reader import fingerprint
@@ -138,13 +138,10 @@ def folder_sha256(files: Iterable[FileDigest]) -> str:
 # -- The cache -------------------------------------------------------------------------------------------
 
 
-def cache_folder() -> Path | None:
+def own_cache() -> Path | None:
     """Return the user's cache folder for lorabake; None where the user has no home."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(base):  # the specification says that a relative one does not count
-        return Path(base, "lorabake")
-    home = os.path.expanduser("~")
-    return Path(home, ".cache", "lorabake") if os.path.isabs(home) else None
+    folder = cache_folder()
+    return folder if folder.is_absolute() else None
 
 
 def remembered(seen: Fingerprint) -> str | None:
@@ -196,7 +193,7 @@ def put_whole(place: Path, content: bytes) -> None:
 
 
 def _place(seen: Fingerprint) -> Path | None:
-    folder = cache_folder()
+    folder = own_cache()
     name = hashlib.sha256(json.dumps([*seen]).encode()).hexdigest()
     return None if folder is None else folder / "sha256" / name[:40]
 

@@ -63,9 +63,10 @@ def lock(
     file = file_of(recipe)
     old = read_lock(file) if update else _old(file)
     wanted = {_named(recipe, name) for name in update}
+    kept = {entry.path: entry for entry in old.inputs} if old is not None and update else {}
+    recipe = recipe.pinned(_commits(entry for path, entry in kept.items() if path not in wanted))
     plan = plan_of(resolve(recipe))
     files = input_files(plan.sources)
-    kept = {entry.path: entry for entry in old.inputs} if old is not None and update else {}
     anew = [each for each in files if each.path in wanted or each.path not in kept]
     begin("hashing", _size(path for each in anew for path in each.files.values()))
     kept |= {each.path: _pinned(plan, each, progress) for each in anew}
@@ -92,9 +93,25 @@ def check(
     """List all that makes the lock of a recipe's file stale; digests may come from the user's cache."""
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     locked = read_lock(file_of(recipe))
-    pins = pins_of(plan_of(resolve(recipe)), locked)
+    pins = pins_of(plan_of(resolve(recipe.pinned(_commits(locked.inputs)))), locked)
     begin("hashing", _size(pins.paths))
     return pins.stale(lambda path: file_sha256(path, progress=progress))
+
+
+def commits_of(recipe: Recipe) -> dict[str, str]:
+    """Map the inputs that have an address to the commits that the recipe's lock pins; empty where it has no lock."""
+    if recipe.file is None or not lock_of(recipe.file).is_file():
+        return {}
+    return _commits(read_lock(recipe.file).inputs)
+
+
+def frozen(recipe: Recipe) -> Recipe:
+    """Return a recipe with the commits that its lock pins; raise LockError where it has no lock."""
+    return recipe.pinned(_commits(read_lock(file_of(recipe)).inputs))
+
+
+def _commits(entries: Iterable[LockedInput]) -> dict[str, str]:
+    return {entry.path: entry.revision for entry in entries if entry.revision is not None}
 
 
 def file_of(recipe: Recipe) -> Path:
@@ -174,7 +191,12 @@ def _pinned(plan: Plan, each: InputFiles, progress: Callable[[int], None]) -> Lo
     """Digest an input's files, and describe it."""
     digests = file_digests(each.files, cached=False, progress=progress)
     family, kinds = _described(plan, each)
-    pinned = LockedInput(each.path, {file.name: file for file in digests}, None, None, family, kinds)
+    said = entry_at(plan.sources.recipe, each.places[0])
+    address = None if said is None else said.address
+    source, revision = (
+        (None, None) if said is None or address is None else (address.source, plan.sources.recipe.commit_of(said))
+    )
+    pinned = LockedInput(each.path, {file.name: file for file in digests}, source, revision, family, kinds)
     for place in each.places:
         entry = entry_at(plan.sources.recipe, place)
         if entry is not None and entry.sha256 not in (None, *stated_as(pinned, each)):

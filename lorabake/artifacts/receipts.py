@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from lorabake.artifacts.digests import cache_folder, put_whole
+from lorabake.artifacts.digests import own_cache, put_whole
 from lorabake.tensors.header import Fingerprint
 
 
@@ -70,7 +70,7 @@ def _made(entry: Mapping[str, object]) -> Made:
 
 def _place(output: Sequence[Path]) -> Path | None:
     """Return where the receipt of an output lies; a rename does not change what identifies the output."""
-    folder, seen = cache_folder(), list[list[int]]()
+    folder, seen = own_cache(), list[list[int]]()
     with suppress(OSError):
         for path in output:
             status = os.stat(path)

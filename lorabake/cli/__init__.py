@@ -92,9 +92,14 @@ def commands() -> dict[str, str]:
     for info in pkgutil.iter_modules(__path__):
         spec = importlib.util.find_spec(f"{__name__}.{info.name}")
         source = spec.loader.get_source(spec.name) if spec and isinstance(spec.loader, InspectLoader) else None
-        if match := re.match(rf'"""`lorabake {info.name}`: (.*?)(?:""")?$', source or "", re.MULTILINE):
-            help_texts[info.name] = match[1]
+        if match := re.match(rf'"""`lorabake {_command(info.name)}`: (.*?)(?:""")?$', source or "", re.MULTILINE):
+            help_texts[_command(info.name)] = match[1]
     return dict(sorted(help_texts.items(), key=lambda item: FIRST.index(item[0]) if item[0] in FIRST else len(FIRST)))
+
+
+def _command(module: str) -> str:
+    """Return the name of the command in a module: cache-key in cache_key."""
+    return module.replace("_", "-")
 
 
 class LazyGroup(click.Group):
@@ -115,7 +120,8 @@ class LazyGroup(click.Group):
             raise SurroundingsError("lorabake does not work on Windows yet", WSL)
         if cmd_name not in commands():
             return None
-        command: click.Command = getattr(importlib.import_module(f"{__name__}.{cmd_name}"), cmd_name)
+        name = cmd_name.replace("-", "_")
+        command: click.Command = getattr(importlib.import_module(f"{__name__}.{name}"), name)
         return _with_format(command)
 
     def resolve_command(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from lorabake.artifacts.locking import frozen as frozen_recipe
 from lorabake.artifacts.watch import has_lock, in_ci
 from lorabake.baking import RunOptions
 from lorabake.baking import bake as run_bake
@@ -71,6 +72,7 @@ ALL = 0.9995
     help="Whether the recipe's lock has to be there and to fit, each input digested.  [default: in CI, if there is "
     "one]",
 )
+@click.option("--frozen", is_flag=True, help="Take the commits of hf:// inputs from the lock, which has to be there.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write what happened into this JSON file.")
 @click.option("--provenance", is_flag=True, help="State how it was made: write NAME.intoto.json beside the output.")
 @click.option("--card", is_flag=True, help="Write a model card: README.md in a folder, NAME.md beside a file.")
@@ -88,6 +90,7 @@ def bake(
     force: bool,
     fsync: bool,
     locked: bool | None,
+    frozen: bool,
     report: Path | None,
     provenance: bool,
     card: bool,
@@ -106,6 +109,8 @@ def bake(
     is_locked = in_ci() and has_lock(recipe) if locked is None else locked
     if is_locked and locked is None:
         echo("note: CI=true, and the recipe has a lock: baked --locked (--no-locked turns it off)", err=True)
+    if is_locked or frozen:
+        recipe = frozen_recipe(recipe)
     plan = make_plan(recipe, output)
     check_saved(said.save, plan, report)
     if report is not None:

@@ -15,7 +15,7 @@ from lorabake.artifacts import current, digests
 from lorabake.artifacts.locking import lock
 from lorabake.artifacts.reading import read_lock
 from lorabake.baking import BakeResult, RunOptions, bake, bake_together
-from lorabake.errors import LockError, TargetError
+from lorabake.errors import LockError
 from lorabake.planning import provenance
 from lorabake.recipe import load_recipe
 from lorabake.writing.partial import partial_of

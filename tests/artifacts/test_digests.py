@@ -141,11 +141,14 @@ def refuse(*_: object, **__: object) -> tuple[int, str]:
 
 
 def test_the_cache_lies_where_the_user_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setenv("LORABAKE_CACHE", str(tmp_path / "own"))
+    assert digests.own_cache() == tmp_path / "own"
+    monkeypatch.delenv("LORABAKE_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert digests.cache_folder() == tmp_path / ".cache" / "lorabake"
-    monkeypatch.setenv("HOME", "nowhere")
-    assert digests.cache_folder() is None
+    assert digests.own_cache() == tmp_path / ".cache" / "lorabake"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert digests.own_cache() is None
     assert digests.remembered((1, 2, 3, 4, 5)) is None
 
 
