@@ -1,18 +1,18 @@
 """Which files an input of a recipe is: those that a lock pins, and that a key of the output stands for.
 
 An input that is a file is this file. One that is a folder is: its files with weights as far as they are read, their
-indexes, and everything that is neither weights nor hidden; but not the recipe or its lock, should they lie there.
-Beside both there may be files that say how an input is read, such as adapter_config.json beside a LoRA.
+indexes, and everything that is neither weights nor hidden nor a model card; but not the recipe or its lock, should
+they lie there. Beside both there may be files that say how an input is read: adapter_config.json beside a LoRA.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import chain, repeat
 from pathlib import Path
 
 from lorabake.errors import FileError
+from lorabake.planning import is_card
 from lorabake.recipe import Recipe, Source
 from lorabake.recipe.values import Place
 from lorabake.sources import Sources
@@ -55,7 +55,7 @@ def input_files(sources: Sources) -> tuple[InputFiles, ...]:
     Raise FileError for a file whose name is no text.
     """
     by_path: dict[str, InputFiles] = {}
-    entries = [*zip(sources.inputs, chain(_places(sources.recipe), repeat(())), strict=False)]
+    entries = [*zip(sources.inputs, entries_of(sources.recipe), strict=True)]
     for (checkpoint, entry), place in entries:
         before = by_path.get(entry.path) or InputFiles(entry.path, checkpoint.is_folder, ())
         files = {**before.files, **dict(_files(sources, checkpoint))}
@@ -75,28 +75,26 @@ def input_files(sources: Sources) -> tuple[InputFiles, ...]:
     return tuple(by_path.values())
 
 
-def _places(recipe: Recipe) -> Iterator[Place]:
-    """Yield where the recipe writes its inputs, in the order of `Sources.inputs`."""
-    yield ("base",)
-    yield from (("loras", number) for number in range(len(recipe.loras)))
-    if recipe.vae is not None:
-        yield ("vae",)
-    yield from (("output", "parts", name) for name in sorted(recipe.output.parts))
+def entries_of(recipe: Recipe) -> dict[Place, Source]:
+    """Map the places where a recipe writes its inputs to their entries, in the order of `Sources.inputs`."""
+    entries: dict[Place, Source] = {("base",): recipe.base}
+    entries |= {("loras", number): lora for number, lora in enumerate(recipe.loras)}
+    entries |= {("vae",): recipe.vae} if recipe.vae is not None else {}
+    return entries | {("output", "parts", name): part for name, part in sorted((recipe.output.parts or {}).items())}
 
 
 def _files(sources: Sources, checkpoint: Checkpoint) -> Iterator[tuple[str, Path]]:
     """Yield the files of one input by their names."""
-    first = next((header.path for header in checkpoint.headers), checkpoint.path)
-    sides = [first.with_name(side.name) for side in sources.evidence.sides_of(checkpoint)]
+    weights = [header.path for header in checkpoint.headers]
+    sides = [weights[0].with_name(side.name) for side in sources.evidence.sides_of(checkpoint)]
     if not checkpoint.is_folder:
-        yield WHOLE, first
+        yield WHOLE, checkpoint.path
         yield from ((_name(path, checkpoint), path) for path in sides)
         return
     own = sources.recipe.file
     apart = set() if own is None else {own, lock_of(own)}
     indexes = [checkpoint.path / part.folder / part.index for part in checkpoint.parts if part.index is not None]
-    others = [checkpoint.path / name for name in checkpoint.side_files]
-    weights = [header.path for header in checkpoint.headers]
+    others = [checkpoint.path / name for name in checkpoint.side_files if not is_card(name)]
     for path in dict.fromkeys([*weights, *indexes, *others, *sides]):
         if path.absolute() not in apart:
             yield _name(path, checkpoint), path
@@ -119,17 +117,3 @@ def _check_names(inputs: Iterable[InputFiles]) -> None:
     for path in (path for each in inputs for path in each.files.values()):
         if any("\ud800" <= letter <= "\udfff" for letter in path.name):
             raise FileError(f"{path}: its name is not UTF-8", "Rename it: a lock is text, and cannot name it.")
-
-
-def entry_at(recipe: Recipe, place: Place) -> Source | None:
-    """Return the recipe's entry at one of the places where it writes an input."""
-    match place:
-        case ("base",):
-            return recipe.base
-        case ("loras", int(number)):
-            return recipe.loras[number]
-        case ("vae",):
-            return recipe.vae
-        case ("output", "parts", str(name)):
-            return recipe.output.parts[name]
-    return None

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lorabake.arguments import AnyPath
 from lorabake.artifacts.digests import file_digests
-from lorabake.artifacts.inputs import input_files
+from lorabake.artifacts.inputs import entries_of, input_files
 from lorabake.artifacts.lock import LockedInput
 from lorabake.artifacts.locking import file_of
 from lorabake.artifacts.reading import command, read_lock, shown
@@ -24,7 +24,6 @@ from lorabake.errors import LockError
 from lorabake.planning.provenance import OUTPUT_VERSION
 from lorabake.progress import unseen
 from lorabake.recipe import Recipe, load_recipe
-from lorabake.recipe.values import Place
 from lorabake.sources import resolve
 
 
@@ -50,7 +49,7 @@ def cache_key(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     digests = _locked(recipe) if has_lock(recipe) else _taken(recipe, begin, progress)
     said = {
-        "inputs": [digests[path] for path in _paths(recipe).values()],
+        "inputs": [digests[entry.path] for entry in entries_of(recipe).values()],
         "output": (output or Path(recipe.output.path)).name,
         "output_version": OUTPUT_VERSION,
         "recipe": recipe.normal_form(),
@@ -59,17 +58,10 @@ def cache_key(
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _paths(recipe: Recipe) -> dict[Place, str]:
-    """List the inputs as the recipe writes them, by their places and in their order."""
-    paths: dict[Place, str] = {("base",): recipe.base.path}
-    paths |= {("loras", number): lora.path for number, lora in enumerate(recipe.loras)}
-    return paths | ({("vae",): recipe.vae.path} if recipe.vae is not None else {})
-
-
 def _locked(recipe: Recipe) -> dict[str, str]:
     """Map the inputs to their digests by the lock."""
     lock, file = read_lock(file_of(recipe)), file_of(recipe)
-    for place, path in _paths(recipe).items():
+    for place, path in ((place, entry.path) for place, entry in entries_of(recipe).items()):
         if lock.input(path) is None:
             raise LockError(
                 f"{spots_of(recipe)[place]}: {path} is not in the lock of {shown(file)}", f"Add it: {command(file)}"

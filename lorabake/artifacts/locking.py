@@ -10,7 +10,7 @@ from pathlib import Path
 from lorabake import __version__
 from lorabake.arguments import AnyPath
 from lorabake.artifacts.digests import FileDigest, file_digests, file_sha256, folder_sha256
-from lorabake.artifacts.inputs import InputFiles, entry_at, input_files, lock_of
+from lorabake.artifacts.inputs import InputFiles, entries_of, input_files, lock_of
 from lorabake.artifacts.lock import Lock, LockedInput, LockedOutput, recipe_sha256
 from lorabake.artifacts.reading import command, read_lock, shown
 from lorabake.artifacts.stale import Pins, Stale, spots_of
@@ -191,14 +191,14 @@ def _pinned(plan: Plan, each: InputFiles, progress: Callable[[int], None]) -> Lo
     """Digest an input's files, and describe it."""
     digests = file_digests(each.files, cached=False, progress=progress)
     family, kinds = _described(plan, each)
-    said = entry_at(plan.sources.recipe, each.places[0])
+    said = entries_of(plan.sources.recipe).get(each.places[0])
     address = None if said is None else said.address
     source, revision = (
         (None, None) if said is None or address is None else (address.source, plan.sources.recipe.commit_of(said))
     )
     pinned = LockedInput(each.path, {file.name: file for file in digests}, source, revision, family, kinds)
     for place in each.places:
-        entry = entry_at(plan.sources.recipe, place)
+        entry = entries_of(plan.sources.recipe).get(place)
         if entry is not None and entry.sha256 not in (None, *stated_as(pinned, each)):
             spot = spots_of(plan.sources.recipe)[place]
             raise FileError(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorabake.artifacts.digests import FileDigest, file_sha256
-from lorabake.artifacts.inputs import BESIDE, WHOLE, InputFiles, entry_at, lock_of
+from lorabake.artifacts.inputs import BESIDE, WHOLE, InputFiles, entries_of, lock_of
 from lorabake.artifacts.lock import Lock
 from lorabake.artifacts.reading import command, shown
 from lorabake.errors import LockError, LorabakeError
@@ -139,10 +139,8 @@ def spots_of(recipe: Recipe) -> defaultdict[Place, str]:
         values = read_values(recipe_text(recipe.file), name) if recipe.file is not None else None
     except LorabakeError:  # it was there when it was read, and has gone
         values = None
-    for place in (("base",), *(("loras", number) for number in range(len(recipe.loras))), ("vae",)):
-        entry = entry_at(recipe, place)
-        if entry is None or values is None:
-            continue
+    for place, entry in entries_of(recipe).items() if values is not None else ():
+        assert values is not None
         for at in ((*place, "path"), place):
             if at in values.spots and _value(values.data, at) == entry.path:
                 spots[place] = str(values.spots[at])

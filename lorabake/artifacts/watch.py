@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lorabake import __version__
 from lorabake.artifacts.digests import FileDigest
-from lorabake.artifacts.inputs import InputFiles, entry_at, input_files, lock_of
+from lorabake.artifacts.inputs import InputFiles, entries_of, input_files, lock_of
 from lorabake.artifacts.lock import Lock, LockedInput, LockedOutput, recipe_sha256
 from lorabake.artifacts.locking import data_sha256, output_of, pins_of, stated_as, torch_version, write_lock
 from lorabake.artifacts.reading import command, shown
@@ -95,7 +95,7 @@ class Watch:
         """Yield the folders whose digest the recipe states, with that digest."""
         for each in self.inputs:
             for place in each.places if each.is_folder else ():
-                entry = entry_at(self.plan.sources.recipe, place)
+                entry = entries_of(self.plan.sources.recipe).get(place)
                 if entry is not None and entry.sha256:
                     yield each, entry.sha256
 
