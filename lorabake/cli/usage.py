@@ -45,7 +45,7 @@ STRENGTHS = "strength weight weights multiplier scale alpha ratio ratios"
 
 OPTIONS = _table(
     {
-        "--overwrite": "force f yes y replace clobber",
+        "--overwrite": "f yes y replace clobber",
         "--output FILE": (
             "output-path output-file out out-path outfile dest destination to save-to save-path save model-out"
         ),
