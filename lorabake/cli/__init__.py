@@ -30,7 +30,21 @@ from lorabake.machine import worded
 from lorabake.settings import as_options
 
 FIRST = (
-    *("init", "check", "bake", "plan", "verify", "fetch", "inspect", "metadata", "hash", "lock", "card", "publish"),
+    *(
+        "init",
+        "check",
+        "bake",
+        "plan",
+        "verify",
+        "fetch",
+        "inspect",
+        "metadata",
+        "hash",
+        "lock",
+        "cache-key",
+        "card",
+        "publish",
+    ),
     "recipe",
     *("schema", "completion"),
 )
