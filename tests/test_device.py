@@ -23,7 +23,7 @@ from lorabake.execution import crew, device, executor, worker
 from lorabake.execution.device import CPU, Turns, choose_device
 from lorabake.execution.rows import ByRows
 from lorabake.execution.wholes import Wholes
-from lorabake.planning import provenance
+from lorabake.storage.fields import DATA_HASHES
 from lorabake.writing.finished import Finished
 from lorabake.writing.weights import Weights
 from tests import builders as b
@@ -145,7 +145,7 @@ def said(path: Path, name: str | None) -> None:
     plan = make_plan(load_recipe(path.parent / "recipe.yaml"))
     (file,) = plan.files
     _, metadata, data = b.header(path)
-    hashes = {key: metadata[key] for key in provenance.DATA_HASHES if key in metadata}
+    hashes = {key: metadata[key] for key in DATA_HASHES if key in metadata}
     digests = {place: b.sha256(source) for place, source in plan.digests.items()}
     path.write_bytes(file.header(digests, hashes, name) + data)
 
