@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -81,3 +82,14 @@ def test_configurations_that_the_recipe_gives_take_the_place_of_the_familys(tmp_
     assert schedule(baked)["beta_end"] == 0.5
     assert schedule(baked)["prediction_type"] == "v_prediction"
     assert json.loads((baked / "vae" / "config.json").read_text())["norm_num_groups"] == 32
+
+
+def test_on_the_way_back_a_file_is_told_what_only_the_folder_has(tmp_path: Path) -> None:
+    baked = b.run(folder_of(tmp_path, b.sdxl() | {"v_pred": torch.zeros(0)})).path
+    shutil.rmtree(baked / "vae")
+    path = b.recipe(tmp_path, base="folder", loras=[], output={"path": "o.safetensors", "layout": "single"})
+    notes = plan(load_recipe(path)).notes
+    assert "the file lacks vae (AutoencoderKL): programs load what is missing from files of its own" in notes
+    assert any(
+        note.startswith("the folder's scheduler says v_prediction, and the file has no tensor") for note in notes
+    )

@@ -17,7 +17,7 @@ from lorabake.matching.ledger import Ledger
 from lorabake.matching.names import BaseNames
 from lorabake.matching.patches import Patch
 from lorabake.paths import expanded
-from lorabake.planning.beside import Beside, copied_beside, texts_beside
+from lorabake.planning.beside import copied_beside, texts_beside, told_of_file
 from lorabake.planning.checks import check_dtypes, check_form, check_is_no_input, check_patches, check_rows
 from lorabake.planning.copies import Copy, Given, copies_of
 from lorabake.planning.cost import peak_memory
@@ -212,7 +212,7 @@ def _laid_out(
     """Lay out the files with weights; return them, the texts beside them (None for one that goes), and notes."""
     if layout.is_converted:
         made = laid_out(sources, layout, storage, vae)
-        beside = texts_beside(sources, layout) if layout.is_folder else Beside()
+        beside = texts_beside(sources, layout) if layout.is_folder else told_of_file(sources, layout)
         return made.drafts, {**made.indexes, **beside.texts}, (*made.notes, *beside.notes)
     drafts = tuple(drafts_of(sources, storage, vae))
     if not layout.is_folder:

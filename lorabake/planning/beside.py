@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lorabake.configs import VELOCITY, Told
+from lorabake.configs import V_PRED, VELOCITY, Told
 from lorabake.configs.folder import INDEX, FolderTexts, Missing, folder_texts
 from lorabake.configs.sizes import SizeUnknownError
 from lorabake.errors import FileError
@@ -54,6 +54,29 @@ def texts_beside(sources: Sources, layout: OutputLayout) -> Beside:
     if missing:
         texts[MISSING] = _text(title, missing)
     return Beside(texts, (*_missing(title, missing), *_predicted(sources, told, made)))
+
+
+def told_of_file(sources: Sources, layout: OutputLayout) -> Beside:
+    """Say what a single file made of a folder lacks: networks of the pipeline, and what only a folder can say."""
+    told = told_of(sources)
+    try:
+        made = folder_texts(told, {place.component for place in layout.places})
+    except SizeUnknownError:
+        return Beside()
+    notes = []
+    if lacking := [str(each) for each in made.missing if not each.is_config and _is_network(each)]:
+        notes.append(f"the file lacks {', '.join(lacking)}: programs load what is missing from files of its own")
+    predicted = sources.evidence.schedule.get("prediction_type")
+    if predicted == VELOCITY and V_PRED not in sources.base.tensors:
+        notes.append(
+            f"the folder's scheduler says {VELOCITY}, and the file has no tensor {V_PRED} that would say so: "
+            "set it in the program that loads the file"
+        )
+    return Beside(notes=tuple(notes))
+
+
+def _is_network(part: Missing) -> bool:
+    return not part.name.startswith(("tokenizer", "feature_extractor"))
 
 
 def copied_beside(sources: Sources, layout: OutputLayout) -> dict[str, Path]:

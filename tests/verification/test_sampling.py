@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from lorabake import RunOptions, bake, load_recipe
 from lorabake.architectures.sd1 import SD1
 from lorabake.cli import lorabake as cli
-from lorabake.configs import shipped, sizes_of
+from lorabake.configs import Told, shipped, sizes_of
 from lorabake.errors import RecipeError, SurroundingsError
 from lorabake.keymap.expansion import KeyMap
 from lorabake.sources.family import identify
@@ -249,13 +249,13 @@ def test_sizes_read_from_real_headers_are_the_published_ones(table: str, family:
     assert key_map.architecture.name == family
     for component in components:
         published = json.loads(shipped().joinpath(family, component, "config.json").read_text())
-        read = sizes_of(component, key_map, {})
+        read = sizes_of(component, Told.by(key_map), {})
         assert {name: published[name] for name in read} == read
 
 
 def test_an_inpainting_header_widens_the_input() -> None:
     tensors = load_table("diffusers_sd15_inpaint_unet")
-    assert sizes_of("unet", KeyMap.expand(SD1, tensors), {})["in_channels"] == 9
+    assert sizes_of("unet", Told.by(KeyMap.expand(SD1, tensors)), {})["in_channels"] == 9
 
 
 # -- texts --------------------------------------------------------------------------------------------------
