@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from lorabake import load_recipe, plan
+from lorabake.artifacts.card import card_of
 from lorabake.artifacts.inputs import input_files
+from lorabake.artifacts.statement import statement_of, write_statement
 from lorabake.errors import LorabakeError
 from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.tensors.reader import read_stored
@@ -193,3 +195,26 @@ def test_the_base_as_it_lies_is_what_is_described(tmp_path: Path) -> None:
     assert len(list(sources.opened.headers)) == 1
     assert sources.base.tensors.keys() > sources.opened.tensors.keys()
     assert os.path.samefile(sources.inputs[0][0].path, tmp_path / "unet.safetensors")
+
+
+def test_a_statement_and_a_card_name_the_parts(tmp_path: Path) -> None:
+    inputs(tmp_path)
+    path = recipe(tmp_path, output={"parts": {**PARTS, "tokenizer": "saved/tokenizer"}})
+    joined = b.run(path).path
+    statement = statement_of(plan(load_recipe(path)))
+    definition = statement["predicate"]["buildDefinition"]  # type: ignore[index]
+    roles = {each["name"]: each["annotations"]["role"] for each in definition["resolvedDependencies"]}
+    assert roles == {
+        "unet.safetensors": "base",
+        "lora.safetensors": "loras.0",
+        "ldm.safetensors": "output.parts.vae",
+        "saved/text_encoder/model.safetensors": "output.parts.text_encoder",
+        "saved/text_encoder/config.json": "output.parts.text_encoder",
+        "saved/tokenizer/vocab.json": "output.parts.tokenizer",
+    }
+    assert {each["name"] for each in statement["subject"]} == {f"out/{name}" for name in b.tree(joined)}  # type: ignore[attr-defined]
+    write_statement(plan(load_recipe(path)))
+    verification = verify(load_recipe(path), options=VerifyOptions(stages=["provenance"]))
+    assert {finding.status for finding in verification.findings} == {Status.PASS}
+    card = card_of(joined).content.decode()
+    assert f"| vae | ldm.safetensors |  | {b.sha256(tmp_path / 'ldm.safetensors')} |" in card

@@ -160,7 +160,7 @@ def _rendered(
         what=Text(_what(made)),
         facts=[*_facts(made)],
         phrases=made.phrases,
-        inputs=[*_inputs(made, claimed_base(made, files))],
+        inputs=[*_inputs(made, claimed(made, files))],
         on_device=Text(f", on {in_markdown(made.device)}" if made.device else ""),
         on_same_device=Text(f" on the same sort of device, {in_markdown(made.device)}" if made.device else ""),
         ledger=[*_ledger(made, ledger)],
@@ -245,23 +245,25 @@ def _facts(made: Made) -> Iterator[tuple[str, str]]:
     yield "size", f"{size_of(made.checkpoint.size)} in {counted_as(len(files), 'file')}"
 
 
-def claimed_base(made: Made, files: Iterable[FileDigest]) -> Mapping[str, str]:
-    """Return the base's digests by name, from the statement beside the output, if it is about these very files.
+def claimed(made: Made, files: Iterable[FileDigest]) -> list[tuple[str, str, str]]:
+    """List role, name and digest of each input, from the statement beside the output if it is about these very files.
 
     A header has no digest of a whole base, because a plain bake takes none.
     """
     place = statement_path(made.checkpoint.path, is_folder=made.checkpoint.is_folder)
     statement = read_statement(place) if place.is_file() else {}
     if not is_of_bake(statement) or not {file.sha256 for file in files} <= {sha for _, sha in subjects(statement)}:
-        return {}
-    return {name: sha256 for role, name, sha256 in dependencies(statement) if role == "base"}
+        return []
+    return [*dependencies(statement)]
 
 
-def _inputs(made: Made, base: Mapping[str, str]) -> Iterator[_Input]:
+def _inputs(made: Made, known: Sequence[tuple[str, str, str]]) -> Iterator[_Input]:
     """Yield a row for each file of the inputs whose digest is known, or else for the input."""
     for each in made.ingredients:
-        if each.role == "base" and base and not each.digests:
-            yield from (_Input(each.role, name, each.strength, sha256) for name, sha256 in base.items())
+        roles = (each.role, f"output.parts.{each.role}")
+        stated = [(name, sha256) for role, name, sha256 in known if role in roles]
+        if stated and not each.digests:
+            yield from (_Input(each.role, name, each.strength, sha256) for name, sha256 in stated)
             continue
         if len(each.digests) < 2:
             sha256 = next(

@@ -35,7 +35,9 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Ingredient:
-    """Name an input: its role (base, LoRA, VAE), its path as the recipe has it, and how strongly it counts.
+    """Name an input: its role, its path as the recipe has it, and how strongly it counts.
+
+    A role is base, LoRA, VAE, or the name of the part that an input adds.
 
     `digests` are those of its files by name, as far as the output's header states them; `header` is that of its
     header alone, where it is one file. `hub_id` is empty where nothing says that the input comes from the hub.
@@ -192,6 +194,11 @@ def _ingredients(recipe: Mapping[str, Any], inputs: Mapping[str, Any]) -> Iterat
     loras, said = _list(recipe.get("loras")), _list(inputs.get("loras"))
     entries += [("LoRA", lora, said[number] if number < len(said) else None) for number, lora in enumerate(loras)]
     entries += [("VAE", recipe.get("vae"), inputs.get("vae"))]
+    output, of_parts = recipe.get("output"), inputs.get("parts")
+    added = output.get("parts") if isinstance(output, dict) else None
+    for name, entry in added.items() if isinstance(added, dict) else ():
+        described = of_parts.get(name) if isinstance(of_parts, dict) else None
+        entries.append((str(name), {"path": entry} if isinstance(entry, str) else entry, described))
     for role, entry, described in entries:
         if isinstance(entry, dict):
             path = str(entry.get("path", ""))
