@@ -299,6 +299,8 @@ def test_files_of_tables_hold_literals_only(path: Path) -> None:
                 "Outside",
                 "Renaming",
                 "Row",
+                "Sized",
+                "SpecName",
             }
             assert called <= types
 
