@@ -1,19 +1,17 @@
-"""Write what a bake is asked to tell of its output: the statement of how it was made, and the model card."""
+"""Write what a bake is asked to tell of its output: the statement of how it was made, and the model card.
+
+What writes them is imported where it is asked for, so that other bakes begin no later.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorabake.artifacts.card import card_of, check_place, write_card
-from lorabake.artifacts.files import input_parts, output_parts
-from lorabake.artifacts.statement import check_replaceable, statement_path, timestamp, write_statement
 from lorabake.cli.places import check_apart, check_writable, taken_by
 from lorabake.cli.progress import Bar
-from lorabake.documents import fields_of
 from lorabake.errors import RecipeError
 from lorabake.planning import Plan
-from lorabake.planning.record import record_of
 from lorabake.writing.cards import CARD, SUFFIX
 
 
@@ -34,23 +32,30 @@ class Accounts:
         """
         if date is not None and not provenance:
             raise RecipeError("--date is the date in a statement of provenance", "Give --provenance, too.")
-        asked = cls(provenance, card, timestamp(date or ""))
+        ended = ""
         if provenance:
+            from lorabake.artifacts.statement import check_replaceable, statement_path, timestamp
+
+            ended = timestamp(date or "")
             place = statement_path(plan.path, is_folder=plan.is_folder)
             check_writable_later(place, "statement")
             check_apart([place], "statement", taken_by(plan), [plan.path])
             check_replaceable(place)
         if card:
+            from lorabake.artifacts.card import check_place
+
             place = plan.path / CARD if plan.is_folder else plan.path.with_suffix(SUFFIX)
             check_writable_later(place, "card")
             check_apart([place], "card", taken_by(plan), [])
             check_place(place, place)
-        return asked
+        return cls(provenance, card, ended)
 
     def write(self, plan: Plan, *, talks: bool) -> dict[str, Path]:
         """Write it, with a progress bar if `talks`; return the files by what they are called."""
         written: dict[str, Path] = {}
         if self.provenance:
+            from lorabake.artifacts.statement import write_statement
+
             bar = Bar(shown=talks)
             bar.begin("digesting", _bytes_of(plan))
             try:
@@ -58,6 +63,10 @@ class Accounts:
             finally:
                 bar.close()
         if self.card:
+            from lorabake.artifacts.card import card_of, write_card
+            from lorabake.documents import fields_of
+            from lorabake.planning.record import record_of
+
             loras = record_of(plan).loras
             card = card_of(plan.path, loras=[fields_of(lora) for lora in loras])
             written["card"] = write_card(card)
@@ -71,5 +80,7 @@ def check_writable_later(place: Path, what: str) -> None:
 
 
 def _bytes_of(plan: Plan) -> int:
+    from lorabake.artifacts.files import input_parts, output_parts
+
     paths = {part.path for part in output_parts(plan, plan.path)} | {part.path for part in input_parts(plan)}
     return sum(path.stat().st_size for path in paths)
