@@ -48,7 +48,6 @@ SAMPLE_WEIGHTS: Final = Setting("--sample-weights", "sample_weights")
 PROMPTS: Final = Setting("--prompt", "SampleOptions(prompts=[…])")
 LOCK: Final = Setting("lorabake lock {1}", "lorabake.lock({0!r})")  # the path, as it is and as a shell takes it
 UPDATE_LOCK: Final = Setting("lorabake lock --update {3} {1}", "lorabake.lock({0!r}, update=[{2!r}])")
-UNLOCKED: Final = Setting("--no-locked", "RunOptions(locked=False)")
 FETCH: Final = Setting(
     "Fetch it with `lorabake fetch RECIPE`, or add --download to this command.",
     "Fetch it with lorabake.fetch(recipe).",

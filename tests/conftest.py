@@ -1,7 +1,10 @@
 """Settings of the whole suite."""
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Generator
 
 import pytest
@@ -15,6 +18,12 @@ settings.load_profile("repeatable")
 
 # The same bytes on every machine; test_simulated.py bakes on an accelerator.
 os.environ.setdefault("LORABAKE_DEVICE", "cpu")
+
+# No lock counts because a CI job runs the tests, and nothing is kept in the user's caches.
+os.environ.pop("CI", None)
+_CACHE = tempfile.mkdtemp(prefix="lorabake-tests-")
+os.environ["LORABAKE_CACHE"] = _CACHE
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -24,7 +24,6 @@ from pathlib import Path
 from lorabake.artifacts import receipts
 from lorabake.artifacts.digests import SMALLEST, file_sha256, is_settled, remember, remembered
 from lorabake.artifacts.inputs import InputFiles
-from lorabake.artifacts.lock import recipe_sha256
 from lorabake.artifacts.locking import data_sha256
 from lorabake.artifacts.receipts import Made
 from lorabake.artifacts.watch import Watch
@@ -275,12 +274,10 @@ def _doubt_of_lock(
 
     It is of them if the lock has its data's digest, or a receipt has each input's.
     """
-    assert watch.pins is not None
-    lock = watch.pins.lock
     data = data_sha256(plan, [_data_hash(header) for header in headers])
-    same_recipe = lock.recipe == recipe_sha256(watch.pins.recipe)
-    if same_recipe and data is not None and any(output.data_sha256 == data for output in lock.outputs):
-        return None
+    recorded = watch.recorded(headers[0].metadata.get(provenance.DEVICE, ""))
+    if data is not None and recorded is not None:
+        return None if recorded.data_sha256 == data else Doubt("the lock has other data of it")
     receipt, proven = receipts.find(_paths(plan)) or {}, _proven(plan)
     for each in inputs:
         for name, path in each.files.items():

@@ -48,8 +48,8 @@ def lock(
     """Pin the inputs of a recipe's file in a lock beside it: every file is read and digested.
 
     With `update`, only the inputs of these names, as the recipe writes them, are read anew, and those that the lock
-    lacks; the others stay as the lock has them. `begin` is told how many bytes are to be read, `progress` receives
-    counts of them.
+    lacks; the others stay as the lock has them. What the lock says of the output stays if an update changes nothing.
+    `begin` is told how many bytes are to be read, `progress` receives counts of them.
 
     Raise what `plan` raises, since a recipe that cannot be baked gets no lock; LockError for an `update` of a lock
     that cannot be read or of a name that is no input.
@@ -73,7 +73,7 @@ def lock(
     inputs = tuple(kept[each.path] for each in files)
     _check_unchanged(plan)
     new = Lock(recipe_sha256(recipe), inputs)
-    if old is not None and old.recipe == new.recipe and same_inputs(old, new):
+    if update and old is not None and old.recipe == new.recipe and same_inputs(old, new):
         new = replace(new, outputs=old.outputs)
     return Locked(plan, new, lock_of(file), write_lock(file, new))
 

@@ -21,7 +21,6 @@ from lorabake.artifacts.stale import Pins, spots_of, stale_error
 from lorabake.errors import FileError, LockError, SurroundingsError
 from lorabake.planning import Plan
 from lorabake.recipe import Recipe
-from lorabake.settings import UNLOCKED
 from lorabake.tensors.reader import fingerprint
 from lorabake.visible import short_repr
 
@@ -107,7 +106,7 @@ class Watch:
         Raise LockError where the same lorabake gave other data on the same class of device.
         """
         data = data_sha256(self.plan, hashes)
-        before = self._recorded(device)
+        before = self.recorded(device)
         if self.pins is None or data is None or before is None or before.data_sha256 == data:
             return None
         name = shown(lock_of(self.pins.file))
@@ -119,7 +118,7 @@ class Watch:
                 *digests,
                 f"The inputs are the lock's, and so are lorabake ({__version__}) and the class of device ({device}). "
                 "Another type of processor can give other last bits.",
-                f"If the new data is right: bake with {UNLOCKED}, then make the lock anew: {command(self.pins.file)}",
+                f"If the new data is right, make the lock anew, and bake again: {command(self.pins.file)}",
             )
         made, makes = (_versions(output) for output in (before, now))
         return (
@@ -132,7 +131,7 @@ class Watch:
         A CI job's lock stays as it is.
         """
         data = data_sha256(self.plan, hashes)
-        if self.pins is None or data is None or in_ci() or self._recorded(device) is not None:
+        if self.pins is None or data is None or in_ci() or self.recorded(device) is not None:
             return None
         lock, recipe = self.pins.lock, recipe_sha256(self.pins.recipe)
         kept = lock.outputs if lock.recipe == recipe else ()
@@ -142,7 +141,7 @@ class Watch:
             return str(error.args[0])
         return None
 
-    def _recorded(self, device: str) -> LockedOutput | None:
+    def recorded(self, device: str) -> LockedOutput | None:
         """Return what the lock has of this recipe's output on a class of device, the newest last."""
         if self.pins is None or self.pins.lock.recipe != recipe_sha256(self.pins.recipe):
             return None

@@ -26,6 +26,7 @@ from tests import builders as b
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache; files count as old at once."""
     folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.delenv("LORABAKE_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     monkeypatch.setattr(digests, "TICK_NS", 0)
     monkeypatch.delenv("CI", raising=False)

@@ -25,6 +25,7 @@ LIE = "0" * 64
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder, and a clock that runs ahead, so that new files count as old."""
+    monkeypatch.delenv("LORABAKE_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(digests, "SMALLEST", 0)
     now = time.time_ns

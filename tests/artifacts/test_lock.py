@@ -29,6 +29,7 @@ ZEROS = "0" * 64
 @pytest.fixture(autouse=True)
 def command_line(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An empty cache, and messages as the command line words them."""
+    monkeypatch.delenv("LORABAKE_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     with as_options():
         yield
