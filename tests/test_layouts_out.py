@@ -457,3 +457,20 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path: Path, workers: int
     recipe = baked_into(tmp_path, "sdxl", "single")
     first = b.sha256(plan(load_recipe(recipe)).path)
     assert b.sha256(b.run(recipe, overwrite=True, workers=workers).path) == first
+
+
+@pytest.mark.parametrize("stage", ["weights", "quick"])
+def test_an_added_part_is_compared_with_the_file_that_it_comes_from(tmp_path: Path, stage: str) -> None:
+    base = {key: tensor for key, tensor in b.sd1().items() if not key.startswith("first_stage_model.")}
+    b.save(tmp_path / "base.safetensors", base)
+    b.sd1_folder(tmp_path / "other")
+    output = {"path": "out", "layout": "diffusers", "parts": {"vae": "other/vae"}}
+    recipe = b.recipe(tmp_path, base="base.safetensors", loras=[], output=output)
+    b.run(recipe)
+    options = VerifyOptions(stages=[stage])
+    b.assert_right(verify(recipe, options=options))
+    (path,) = (tmp_path / "out" / "vae").glob("*.safetensors")
+    tensors, metadata = load_file(path), b.header(path)[1]
+    tensors["decoder.mid_block.attentions.0.to_q.weight"][1, 1] += 1
+    save_file(tensors, path, metadata)
+    assert not verify(recipe, options=options).is_true

@@ -9,12 +9,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from lorabake.codecs.codec import Stored
 from lorabake.planning import Plan, in_base_layout
-from lorabake.planning.steps import Target
+from lorabake.planning.steps import Target, whole
 from lorabake.reference.arrays import Bytes, Files, Woven
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.dtypes import DTYPES
@@ -43,13 +44,21 @@ def in_layout_of_base(plan: Plan, baked: Checkpoint) -> Seen:
     if not plan.layout.is_converted:
         return Seen(plan, baked)
     own = in_base_layout(plan)
-    wanted = {target.key: target for file in own.files for target in file.targets}
+    of_base = {target.key for file in own.files for target in file.targets}
+    added: dict[str, Target] = {}
     pieces: dict[str, list[Piece]] = {}
     for target in (target for file in plan.files for target in file.targets):
+        names = {key: key for key in target.source.keys}
+        if of_base.isdisjoint(names):  # of a part that the recipe adds
+            names = {key: f"{PurePosixPath(target.key).parts[0]}: {key}" for key in names}
+            added |= {names[weight.key]: _added(target, weight, names[weight.key]) for weight in target.weights}
         info = baked.tensors.get(target.key)
         if info is not None and info.shape == target.shape:
             for piece in _pieces(target, info):
-                pieces.setdefault(piece.key, []).append(piece)
+                pieces.setdefault(names[piece.key], []).append(piece)
+    first, *files = own.files
+    own = replace(own, files=(replace(first, targets=(*first.targets, *added.values())), *files))
+    wanted = {target.key: target for file in own.files for target in file.targets}
     weaving = Weaving()
     tensors: dict[str, TensorInfo] = {}
     for key, target in wanted.items():
@@ -60,6 +69,12 @@ def in_layout_of_base(plan: Plan, baked: Checkpoint) -> Seen:
     strange = {key: info for key, info in baked.tensors.items() if key not in known and key not in tensors}
     left_out = frozenset(plan.sources.base.tensors.keys() - wanted.keys())
     return Seen(own, replace(baked, tensors={**tensors, **strange}), {WOVEN: weaving}, left_out, baked)
+
+
+def _added(target: Target, weight: Stored, key: str) -> Target:
+    """Say that a tensor of an added part is to be there as it is, under a key that no other part has."""
+    named = replace(weight, key=key)
+    return replace(target, key=key, source=whole(key, weight.shape), weights=(named,), shape=weight.shape)
 
 
 @dataclass(frozen=True, slots=True)
