@@ -87,6 +87,11 @@ def expanded(path: str) -> str:
     return os.path.expanduser(path)
 
 
+def name_of_output(path: str) -> str:
+    """Return what an output is called: its file's name without the ending, or its folder's name."""
+    return os.path.basename(path.rstrip("/")).removesuffix(".safetensors")
+
+
 def never_a_path(text: str) -> str | None:
     """Say what a text is that can be no path, and what to write instead; None for every other text."""
     return next((words for writing, words in _read(text) if writing.is_never_a_path), None)

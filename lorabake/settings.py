@@ -63,6 +63,8 @@ LORA: Final = Setting("--lora", "loras=…")
 AS_BASE: Final = Setting(" (--base)", "")
 AS_LORA: Final = Setting(" (as an option --lora)", "")
 
+ONLY: Final = Setting("--only {}", "only={!r}")
+BATCH: Final = Setting("`lorabake batch {}`", "`lorabake.bake_all(lorabake.load_recipes({!r}))`")
 BAKE: Final = Setting("lorabake bake RECIPE", "lorabake.bake(recipe)")
 BAKE_ON_CPU: Final = Setting(f"{BAKE.option} --device cpu", 'lorabake.bake(recipe, RunOptions(device="cpu"))')
 BAKE_OVER: Final = Setting(f"{BAKE.option} --overwrite", "lorabake.bake(recipe, RunOptions(overwrite=True))")

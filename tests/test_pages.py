@@ -33,7 +33,8 @@ import yaml
 
 from lorabake import plan
 from lorabake.cli import lorabake
-from lorabake.recipe import parse_recipe
+from lorabake.recipe import recipes_of
+from lorabake.recipe.values import read_values
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -173,9 +174,9 @@ def test_yaml_is_right(block: Block, fresh: Path) -> None:
             check_shell(text, block)
         return
     text = block.text + "".join(f"{key}: {value}\n" for key, value in COMPLETED.items() if key not in document)
-    recipe = parse_recipe(text, fresh / "recipes")
-    if all(source.address is None and recipe.locate(source).exists() for source in recipe.inputs):
-        assert all(ledger.is_balanced for ledger in plan(recipe).ledgers)
+    for recipe in recipes_of(read_values(text, str(block)), fresh / "recipes", None, text):
+        if all(source.address is None and recipe.locate(source).exists() for source in recipe.inputs):
+            assert all(ledger.is_balanced for ledger in plan(recipe).ledgers)
 
 
 def test_recipes_are_planned(fresh: Path) -> None:

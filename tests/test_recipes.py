@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from lorabake import RunOptions, bake, load_recipe, plan
+from lorabake import RunOptions, load_recipe, load_recipes, plan
+from lorabake.baking import bake, bake_together
 from lorabake.recipe import recipe_schema
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,12 +46,11 @@ def test_there_are_recipes() -> None:
 def test_bakes(folder: Path, name: str) -> None:
     text = (RECIPES / name).read_text(encoding="utf-8")
     assert text.startswith("# yaml-language-server: $schema=recipe.schema.json\n")
-    recipe = load_recipe(folder / name)
-    planned = plan(recipe)
-    assert all(ledger.is_balanced and ledger.applied for ledger in planned.ledgers)
-    result = bake(planned, RunOptions(fsync=False, overwrite=True))
-    assert result.size == planned.size
-    assert result.path.resolve().parent == folder.parent / "out"
+    plans = [plan(recipe) for recipe in load_recipes(folder / name)]
+    for result in bake_together(plans, RunOptions(fsync=False, overwrite=True)):
+        assert all(ledger.is_balanced and ledger.applied for ledger in result.plan.ledgers)
+        assert result.size == result.plan.size
+        assert result.path.resolve().is_relative_to(folder.parent / "out")
 
 
 def test_the_small_checkpoint_is_recognised_whole(folder: Path) -> None:

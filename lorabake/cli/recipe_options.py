@@ -56,6 +56,12 @@ def recipe_options(metavar: str = "RECIPE", *, downloads: bool = True) -> Callab
             help="Change a value of the recipe, as in loras.0.strength=0.6 or output.dtype=bfloat16. Repeatable.",
         ),
         *([DOWNLOAD] if downloads else []),
+        click.option(
+            "--only",
+            multiple=True,
+            metavar="NAME",
+            help="Of a recipe with a matrix, the outputs whose names fit this pattern, as in 'ink-*'. Repeatable.",
+        ),
     )
 
     def decorated(command: Command) -> Command:
@@ -65,12 +71,14 @@ def recipe_options(metavar: str = "RECIPE", *, downloads: bool = True) -> Callab
             bases: tuple[str, ...],
             loras: tuple[str, ...],
             changes: tuple[str, ...],
+            only: tuple[str, ...],
             save_recipe: Path | None = None,
             download: bool = False,
             **others: Any,
         ) -> Any:
             messages.recipe = recipe
-            said = Options(recipe, bases, loras, changes, others.get("output", others.get("baked")), save_recipe)
+            written = others.get("output", others.get("baked"))
+            said = Options(recipe, bases, loras, changes, written, save_recipe, only)
             if said.is_empty:
                 name = click.get_current_context().command_path
                 raise RecipeError(

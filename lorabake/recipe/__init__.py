@@ -6,20 +6,25 @@ The recipe says everything that may change the baked bytes and nothing else.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from lorabake.arguments import AnyPath, path_of, well_called
 from lorabake.errors import FileError, RecipeError, SurroundingsError, lines_of
+from lorabake.likeness import nearest
 from lorabake.machine import OF_THE_MACHINE, why
 from lorabake.paths import missing
 from lorabake.recipe.faults import explained
 from lorabake.recipe.inputs import Base, Lora, Source
+from lorabake.recipe.matrix import has_matrix, variants
 from lorabake.recipe.models import Method, Output, Recipe, Verify, recipe_schema
 from lorabake.recipe.syntax import decoded
 from lorabake.recipe.values import Values, read_values, values_of
-from lorabake.settings import BASE, INSPECT, LORA
+from lorabake.recipe.written import written
+from lorabake.settings import BASE, BATCH, INSPECT, LORA, ONLY
 from lorabake.tensors.magic import SNIFFED, Format, format_at, format_of
 from lorabake.tensors.small import read_small
 from lorabake.visible import and_more, the_rest
@@ -33,16 +38,22 @@ __all__ = [
     "Source",
     "Verify",
     "load_recipe",
+    "load_recipes",
+    "only",
     "parse_recipe",
     "recipe_of",
     "recipe_schema",
     "recipe_text",
+    "recipes_of",
     "values_of",
 ]
 
 MAX_BYTES = 1 << 20
 MAX_FAULTS = 20
 """Most faults of a recipe that one error lists."""
+
+SHOWN = 4
+"""How many names of outputs a message lists."""
 
 
 @well_called('load_recipe("recipe.yaml")')
@@ -55,9 +66,64 @@ def load_recipe(path: AnyPath) -> Recipe:
         >>> lorabake.load_recipe("recipe.yaml").loras[0].strength
         1.0
     """
+    recipes = load_recipes(path)
+    if len(recipes) > 1:
+        raise RecipeError(*several(str(path), recipes))
+    return recipes[0]
+
+
+@well_called('load_recipes("sweep.yaml")')
+def load_recipes(path: AnyPath) -> tuple[Recipe, ...]:
+    """Read a recipe file; return a recipe for each output that its matrix stands for, one without a matrix.
+
+    Raise RecipeError with every fault and its place.
+
+    Examples:
+        >>> [recipe.name for recipe in lorabake.load_recipes("recipe.yaml")]
+        ['out']
+    """
     path = path_of(path, "the recipe's path")
     text, file = recipe_text(path), path.absolute()
-    return parse_recipe(text, file.parent, str(path)).kept_in(file, text)
+    return recipes_of(read_values(text, str(path)), file.parent, file, text)
+
+
+def recipes_of(values: Values, folder: Path, file: Path | None, text: str | None) -> tuple[Recipe, ...]:
+    """Make the recipes of values that may have a matrix; relative paths in them start from `folder`.
+
+    `file` is where they are from, and `text` their YAML where it was not changed.
+    """
+    is_one = not has_matrix(values)
+    recipes = []
+    for variant in variants(values):
+        data, recipe = variant.values.data, recipe_of(variant.values, folder)
+        own = text if is_one and text is not None else written(data) if isinstance(data, Mapping) else ""
+        recipes.append(recipe.kept_in(file, own).chosen(variant.choices))
+    return tuple(recipes)
+
+
+def several(name: str, recipes: Sequence[Recipe]) -> tuple[str, ...]:
+    """Say that one recipe is asked for, and a matrix has several."""
+    names = [recipe.name for recipe in recipes]
+    return (
+        f"{name}: stands for {len(recipes)} outputs: {and_more(names[:SHOWN], len(names))}",
+        f"Bake them all with {BATCH.of(name)}, or choose one: {ONLY.of(names[0])}.",
+    )
+
+
+def only(recipes: Sequence[Recipe], globs: Sequence[str]) -> tuple[Recipe, ...]:
+    """Return the recipes whose names fit one of the patterns, all of them without a pattern.
+
+    Raise RecipeError for a pattern that fits no name.
+    """
+    for glob in globs:
+        if not any(fnmatchcase(recipe.name, glob) for recipe in recipes):
+            names = [recipe.name for recipe in recipes]
+            near = nearest(glob, names)
+            raise RecipeError(
+                f"{ONLY.of(glob)}: no output has such a name",
+                (f"Did you mean {near}? " if near else "") + f"There are {and_more(names[:SHOWN], len(names))}.",
+            )
+    return tuple(r for r in recipes if not globs or any(fnmatchcase(r.name, glob) for glob in globs))
 
 
 def recipe_text(path: Path) -> str:

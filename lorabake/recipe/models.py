@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path, PurePath
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
-from lorabake.paths import expanded
+from lorabake.paths import expanded, name_of_output
 from lorabake.recipe.inputs import Base, Lora, Source, in_order, path_to_mapping
 from lorabake.recipe.part import Part, Short
+from lorabake.recipe.references import with_matrix
 from lorabake.recipe.types import (
     ByteSize,
     FilePath,
@@ -200,6 +202,7 @@ class Recipe(Part):
     _file: Path | None = PrivateAttr(None)
     _text: str | None = PrivateAttr(None)
     _commits: Mapping[str, str] = PrivateAttr(default_factory=dict)
+    _choices: dict[str, str] = PrivateAttr(default_factory=dict)
 
     def __repr__(self) -> str:
         loras = counted_as(len(self.loras), "LoRA")
@@ -299,6 +302,22 @@ class Recipe(Part):
         return kept
 
     @property
+    def name(self) -> str:
+        """What the output is called: its file's name without the ending, or its folder's name."""
+        return name_of_output(self.output.path)
+
+    @property
+    def choices(self) -> Mapping[str, str]:
+        """The name of this recipe's value on each axis of the matrix that it comes from; empty without a matrix."""
+        return MappingProxyType(self._choices)
+
+    def chosen(self, choices: Mapping[str, str]) -> Recipe:
+        """Return this recipe as the one of a matrix that has these values."""
+        kept = self.model_copy()
+        kept._choices = dict(choices)
+        return kept
+
+    @property
     def in_float64(self) -> bool:
         """Tell whether deltas are computed in float64: if the recipe says so, or a method selects by values."""
         return self.compute_dtype == "float64" or self.method.name != "sum"
@@ -351,5 +370,5 @@ def recipe_schema() -> dict[str, object]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "urn:lorabake:recipe:1",
-        **Recipe.model_json_schema(),
+        **with_matrix(Recipe.model_json_schema()),
     }

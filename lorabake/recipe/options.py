@@ -13,11 +13,10 @@ from pathlib import Path, PurePath
 
 from lorabake.errors import RecipeError
 from lorabake.paths import expanded
-from lorabake.recipe import Recipe, recipe_of, recipe_text
+from lorabake.recipe import Recipe, only, recipe_text, recipes_of, several
 from lorabake.recipe.changes import moved, moved_paths, places_in, read_change, with_changes, with_value
 from lorabake.recipe.values import Place, Values, read_values, scalar
 from lorabake.recipe.words import Fault, Spot, quoted
-from lorabake.recipe.written import written
 
 OUTPUT: Place = ("output", "path")
 NOWHERE = Spot("")
@@ -30,7 +29,7 @@ class Options:
 
     Either `file`, or `bases` (exactly one) and `loras`, each PATH, PATH=STRENGTH or PATH=COMPONENT:STRENGTH,…
     `output` takes the place of the recipe's. `save` is the file that will hold the recipe: its folder is the one
-    from which the paths of the recipe start.
+    from which the paths of the recipe start. `only` are patterns for names of outputs, where a matrix has several.
     """
 
     file: Path | None = None
@@ -39,6 +38,7 @@ class Options:
     changes: tuple[str, ...] = ()
     output: Path | None = None
     save: Path | None = None
+    only: tuple[str, ...] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -46,7 +46,17 @@ class Options:
         return self.file is None and not self.bases and not self.loras
 
     def recipe(self) -> Recipe:
-        """Make the recipe; raise RecipeError with every fault and the option that it is in."""
+        """Make the one recipe that is meant; raise RecipeError where a matrix has several."""
+        recipes = self.recipes()
+        if len(recipes) > 1:
+            raise RecipeError(*several(str(self.file), recipes))
+        return recipes[0]
+
+    def recipes(self) -> tuple[Recipe, ...]:
+        """Make the recipes of all outputs; raise RecipeError with every fault and the option that it is in.
+
+        `only` chooses among them.
+        """
         here = Path.cwd()
         _check_texts(self)
         if self.file is None:
@@ -64,12 +74,11 @@ class Options:
         if self.output is not None and output.name.startswith("--set "):
             raise RecipeError(Fault(output, "-o says where the output goes, too: give one of them").line)
         if self.save is not None:
-            recipe_of(values, folder)  # tells faults before paths are moved
+            recipes_of(values, folder, file, text)  # tells faults before paths are moved
             values, folder = _for_another_folder(self, values, folder), self.save.absolute().parent
-        recipe = recipe_of(values, folder)
-        if isinstance(values.data, Mapping) and (text is None or self.changes or self.save is not None):
-            text = written(values.data)
-        return recipe.kept_in(file, text or "")
+        if self.changes or self.save is not None:
+            text = None
+        return only(recipes_of(values, folder, file, text), self.only)
 
 
 def _check_texts(options: Options) -> None:
