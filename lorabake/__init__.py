@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lorabake.artifacts.locking import Locked, lock
     from lorabake.artifacts.publish import publish
     from lorabake.baking import BakeResult, RunOptions, bake, bake_together, plan
+    from lorabake.batch import BatchOptions, Outcome, bake_all
     from lorabake.documents.names import Figures
     from lorabake.errors import (
         ArgumentError,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from lorabake.matching.ledger import Counts, Learned, Ledger
     from lorabake.planning import Plan
     from lorabake.planning.cautions import Caution
-    from lorabake.recipe import Base, Lora, Method, Output, Recipe, Source, Verify, load_recipe
+    from lorabake.recipe import Base, Lora, Method, Output, Recipe, Source, Verify, load_recipe, load_recipes
     from lorabake.recipe.given import RecipeKeys, change
     from lorabake.recipe.models import Rounding
     from lorabake.remote.address import Fetched
@@ -60,6 +61,7 @@ __all__ = [
     "ArgumentError",
     "BakeResult",
     "Base",
+    "BatchOptions",
     "Caution",
     "ChangeLostError",
     "Counts",
@@ -85,6 +87,7 @@ __all__ = [
     "LorabakeError",
     "MatchError",
     "Method",
+    "Outcome",
     "Output",
     "Plan",
     "PromptSample",
@@ -109,12 +112,14 @@ __all__ = [
     "Verify",
     "VerifyOptions",
     "bake",
+    "bake_all",
     "bake_together",
     "change",
     "estimate",
     "fetch",
     "inspect",
     "load_recipe",
+    "load_recipes",
     "lock",
     "plan",
     "publish",
@@ -125,6 +130,7 @@ __all__ = [
 _HOMES = {
     "ArgumentError": "errors",
     "BakeResult": "baking",
+    "BatchOptions": "batch",
     "Base": "recipe",
     "Caution": "planning.cautions",
     "ChangeLostError": "errors",
@@ -151,6 +157,7 @@ _HOMES = {
     "LorabakeError": "errors",
     "MatchError": "errors",
     "Method": "recipe",
+    "Outcome": "batch",
     "Output": "recipe",
     "Plan": "planning",
     "PromptSample": "verification.findings",
@@ -175,12 +182,14 @@ _HOMES = {
     "Verify": "recipe",
     "VerifyOptions": "verification",
     "bake": "baking",
+    "bake_all": "batch",
     "bake_together": "baking",
     "change": "recipe.given",
     "estimate": "estimating",
     "fetch": "sources.fetching",
     "inspect": "inspection",
     "load_recipe": "recipe",
+    "load_recipes": "recipe",
     "lock": "artifacts.locking",
     "plan": "baking",
     "publish": "artifacts.publish",

@@ -44,6 +44,7 @@ LAYERS = (
     ("artifacts",),
     ("verification",),
     ("baking", "checking"),
+    ("batch",),
     ("estimating", "report"),
     ("inspection",),
     ("cli",),

@@ -34,6 +34,7 @@ FIRST = (
         "init",
         "check",
         "bake",
+        "batch",
         "plan",
         "verify",
         "fetch",

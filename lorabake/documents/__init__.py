@@ -10,7 +10,17 @@ from dataclasses import fields, is_dataclass
 from math import isfinite, isnan
 from typing import Any, Final
 
-VERSIONS: Final = {"plan": 2, "bake": 2, "verify": 3, "inspect": 2, "check": 1, "hash": 1, "error": 1, "metadata": 1}
+VERSIONS: Final = {
+    "plan": 2,
+    "bake": 2,
+    "verify": 3,
+    "inspect": 2,
+    "check": 1,
+    "batch": 1,
+    "hash": 1,
+    "error": 1,
+    "metadata": 1,
+}
 """The documents, each with its version. Version 1 of verify was a report.json without a name."""
 
 

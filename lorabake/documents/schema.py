@@ -17,6 +17,7 @@ RECORDS: Mapping[str, str] = {
     "verify": "VerifyDocument",
     "inspect": "InspectDocument",
     "check": "CheckDocument",
+    "batch": "BatchDocument",
     "hash": "HashDocument",
     "error": "ErrorDocument",
     "metadata": "MetadataDocument",

@@ -6,7 +6,7 @@ with a text. Some readers show a failure's message, others its text, so both say
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
@@ -15,6 +15,7 @@ from lorabake.verification.findings import Finding, Status
 from lorabake.visible import visible
 
 if TYPE_CHECKING:
+    from lorabake.batch import Outcome
     from lorabake.verification.findings import Verification
 
 
@@ -28,9 +29,7 @@ def render(verification: Verification) -> bytes:
             suite.set("time", f"{verification.seconds.get(stage, 0):.3f}")
             for finding in findings:
                 _add_case(suite, finding)
-    ElementTree.indent(root)
-    text = ElementTree.tostring(root, encoding="unicode")
-    return encode(f"<?xml version='1.0' encoding='utf-8'?>\n{text}\n")
+    return _document(root)
 
 
 def _add_case(suite: ElementTree.Element, finding: Finding) -> None:
@@ -46,6 +45,32 @@ def _add_case(suite: ElementTree.Element, finding: Finding) -> None:
             _element("skipped", {"message": said}, inside=case)
         case Status.WARN:
             _element("system-out", {}, f"warning: {said}", inside=case)
+
+
+def render_batch(outcomes: Sequence[Outcome]) -> bytes:
+    """Write what became of the recipes of a batch: a case for each."""
+    failed = sum(outcome.status == "failed" for outcome in outcomes)
+    left = sum(outcome.status == "left" for outcome in outcomes)
+    totals = {"tests": str(len(outcomes)), "failures": str(failed), "errors": "0", "skipped": str(left)}
+    root = _element("testsuites", {"name": "lorabake batch", **totals})
+    suite = _element("testsuite", {"name": "batch", **totals}, inside=root)
+    for outcome in outcomes:
+        seconds = outcome.result.seconds if outcome.result else 0
+        names = {"classname": "lorabake.batch", "name": outcome.name, "time": f"{seconds:.3f}"}
+        case = _element("testcase", names, inside=suite)
+        if outcome.error is not None:
+            said = "; ".join(outcome.error.lines)
+            failure = {"message": outcome.error.lines[0], "type": type(outcome.error).__name__}
+            _element("failure", failure, said, inside=case)
+        elif outcome.status == "left":
+            _element("skipped", {"message": "not begun: another recipe had failed"}, inside=case)
+    return _document(root)
+
+
+def _document(root: ElementTree.Element) -> bytes:
+    ElementTree.indent(root)
+    text = ElementTree.tostring(root, encoding="unicode")
+    return encode(f"<?xml version='1.0' encoding='utf-8'?>\n{text}\n")
 
 
 def _totals(findings: Iterable[Finding]) -> dict[str, str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Self
 
 from lorabake.errors import TargetError
@@ -19,7 +20,7 @@ class Outputs:
 
     def __init__(self, plans: Iterable[Plan], inputs: Inputs, *, overwrite: bool, fsync: bool) -> None:
         self._outputs = tuple(Output(plan, inputs, overwrite=overwrite, fsync=fsync) for plan in plans)
-        self._check_apart()
+        check_apart([output.plan for output in self._outputs])
 
     def __iter__(self) -> Iterator[Output]:
         return iter(self._outputs)
@@ -56,16 +57,18 @@ class Outputs:
                     "the next bake of this target removes it"
                 )
 
-    def _check_apart(self) -> None:
-        for number, output in enumerate(self._outputs):
-            for other in self._outputs[:number]:
-                if _same(output, other):
-                    raise TargetError(f"{output.path}: two recipes would write it; give each an output of its own")
-                check_is_no_input(other.plan.sources, output.path)
-                check_is_no_input(output.plan.sources, other.path)
+
+def check_apart(plans: Sequence[Plan]) -> None:
+    """Raise TargetError for two plans with one output, and for an output that is an input of another plan."""
+    for number, plan in enumerate(plans):
+        for other in plans[:number]:
+            if _same(plan.path, other.path):
+                raise TargetError(f"{plan.path}: two recipes would write it; give each an output of its own")
+            check_is_no_input(other.sources, plan.path)
+            check_is_no_input(plan.sources, other.path)
 
 
-def _same(one: Output, other: Output) -> bool:
+def _same(one: Path, other: Path) -> bool:
     with suppress(OSError, RuntimeError):
-        return one.path.resolve() == other.path.resolve()
-    return one.path == other.path
+        return one.resolve() == other.resolve()
+    return one == other

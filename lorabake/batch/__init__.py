@@ -1,0 +1,113 @@
+"""Bake many recipes: plan all, part them into passes that read a base once, and go on where one fails.
+
+The bytes of each output are those of a bake of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Self
+
+from lorabake.baking import BakeResult, RunOptions, bake_together
+from lorabake.batch.groups import Limits, passes
+from lorabake.errors import LorabakeError
+from lorabake.planning import Plan, plan
+from lorabake.progress import unseen
+from lorabake.recipe import Recipe
+from lorabake.sources import resolve
+from lorabake.visible import short_repr
+from lorabake.writing.together import check_apart
+
+Status = Literal["baked", "current", "failed", "left"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Tell what became of one recipe: baked, current (it was there already), failed, or left (after a failure).
+
+    `name` is the output's, or the file's of a recipe that cannot be read.
+    """
+
+    __repr__ = short_repr
+
+    name: str
+    status: Status
+    recipe: Recipe | None = None
+    result: BakeResult | None = None
+    error: LorabakeError | None = None
+
+    @classmethod
+    def of(
+        cls, recipe: Recipe, status: Status, result: BakeResult | None = None, error: LorabakeError | None = None
+    ) -> Self:
+        """Tell what became of a recipe that could be read."""
+        return cls(recipe.name, status, recipe, result, error)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOptions:
+    """Say how a batch runs.
+
+    `run` is how each bake does. `memory` is the most bytes that a pass may take. With `fail_fast`, nothing is begun
+    after a failure. `begun` is told the plans of all passes, and `ended` each outcome as it comes.
+    """
+
+    __repr__ = short_repr
+
+    run: RunOptions = field(default_factory=RunOptions)
+    memory: int | None = None
+    fail_fast: bool = False
+    begun: Callable[[Sequence[tuple[Plan, ...]]], None] = unseen
+    ended: Callable[[Outcome], None] = unseen
+
+
+def bake_all(recipes: Iterable[Recipe], options: BatchOptions | None = None) -> tuple[Outcome, ...]:
+    """Bake recipes; return what became of each, in their order.
+
+    Recipes on one base are baked in one pass, which reads it once. A recipe that fails stops none of the others.
+    Raise TargetError for two recipes with one output, and for an output that is an input of another recipe: then
+    nothing is baked.
+
+    Examples:
+        >>> outcomes = lorabake.bake_all(lorabake.load_recipes("recipe.yaml"))
+        >>> [(outcome.name, outcome.status) for outcome in outcomes]
+        [('out', 'baked')]
+    """
+    options = options or BatchOptions()
+    recipes = tuple(recipes)
+    outcomes: dict[int, Outcome] = {}
+    plans: dict[int, Plan] = {}
+
+    def end(number: int, outcome: Outcome) -> None:
+        outcomes[number] = outcome
+        options.ended(outcome)
+
+    for number, recipe in enumerate(recipes):
+        try:
+            plans[number] = plan(resolve(recipe))
+        except LorabakeError as error:
+            end(number, Outcome.of(recipe, "failed", error=error))
+    check_apart([*plans.values()])
+    numbers = {each.path: number for number, each in plans.items()}
+    chosen = [*passes([*plans.values()], Limits(options.memory, options.run.workers))]
+    options.begun(chosen)
+    for together in chosen:
+        if options.fail_fast and any(outcome.status == "failed" for outcome in outcomes.values()):
+            for each in together:
+                end(numbers[each.path], Outcome.of(each.sources.recipe, "left"))
+            continue
+        for each, outcome in zip(together, _baked(together, options), strict=True):
+            end(numbers[each.path], outcome)
+    return tuple(outcomes[number] for number in range(len(recipes)))
+
+
+def _baked(together: Sequence[Plan], options: BatchOptions) -> Sequence[Outcome]:
+    """Bake plans in one pass; where that fails, one by one, so that only the one at fault fails."""
+    try:
+        results = bake_together(together, options.run)
+    except LorabakeError as error:
+        if len(together) == 1:
+            return [Outcome.of(together[0].sources.recipe, "failed", error=error)]
+        return [outcome for each in together for outcome in _baked([each], options)]
+    return [Outcome.of(result.plan.sources.recipe, "baked", result) for result in results]

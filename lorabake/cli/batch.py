@@ -1,0 +1,216 @@
+"""`lorabake batch`: Bake many recipes, each base read once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+
+from lorabake.baking import RunOptions
+from lorabake.batch import BatchOptions, Outcome, bake_all
+from lorabake.checking import recipes_in
+from lorabake.cli import CONTEXT, example
+from lorabake.cli.devices import complete_device
+from lorabake.cli.messages import messages
+from lorabake.cli.places import check_writable
+from lorabake.cli.progress import Bar
+from lorabake.cli.show import shown
+from lorabake.cli.terminal import echo, echo_json
+from lorabake.errors import LorabakeError, RecipeError, SurroundingsError
+from lorabake.machine import default_workers
+from lorabake.planning import Plan
+from lorabake.recipe import Recipe, load_recipes, only
+from lorabake.visible import counted_as, size_of
+from lorabake.writing.whole import write_whole
+
+FAILED = 1
+"""The exit code of a batch of which some recipes failed."""
+
+WORDS = {"baked": "baked", "current": "current", "failed": "FAILED", "left": "left"}
+
+
+class Bytes(click.ParamType[int]):
+    """Read a size such as 2GiB."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes."""
+        from pydantic import TypeAdapter, ValidationError
+
+        from lorabake.recipe.types import ByteSize
+
+        try:
+            return TypeAdapter(ByteSize).validate_python(value)
+        except ValidationError:
+            self.fail("must be a size such as 800MB or 2GiB", param, ctx)
+
+
+@click.command(
+    context_settings=CONTEXT,
+    epilog=example("batch sweep.yaml", "batch recipes", "batch sweep.yaml --only 'ink-*' --junit junit.xml"),
+)
+@click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--only", "globs", multiple=True, metavar="NAME", help="Only outputs of such names, as in 'ink-*'.")
+@click.option("--device", shell_complete=complete_device, help="Compute on this device, as in bake.")
+@click.option(
+    "--workers", type=click.IntRange(1, 64), help="How many threads compute.  [default: the cores, up to 8]"
+)
+@click.option("--memory", type=Bytes(), metavar="SIZE", help="The most memory of a pass, such as 2GiB.")
+@click.option("--overwrite", is_flag=True, help="Replace targets even if they hold something else.")
+@click.option(
+    "--fsync/--no-fsync", default=True, help="Whether to wait until the disk has everything.  [default: yes]"
+)
+@click.option("--fail-fast", is_flag=True, help="Begin nothing after a recipe has failed.")
+@click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Write what happened as JUnit XML.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only errors and warnings.")
+@click.option("--json", "as_json", is_flag=True, help="Print what happened as JSON.")
+def batch(
+    recipes: tuple[Path, ...],
+    globs: tuple[str, ...],
+    device: str | None,
+    workers: int | None,
+    memory: int | None,
+    overwrite: bool,
+    fsync: bool,
+    fail_fast: bool,
+    junit: Path | None,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Bake RECIPES: files, or folders of them. A recipe with a matrix stands for several outputs.
+
+    Outputs on one base are baked together, and the base is read once for them. A recipe that fails stops none of the
+    others. The bytes are those of single bakes.
+
+    \b
+    Exit codes: 0 all are baked, 1 some failed, 2 an input is wrong before anything began.
+    """
+    began = time.perf_counter()
+    if junit is not None:
+        check_writable(junit, "report")
+    unread, every = _read(recipes)
+    chosen = only(every, globs)
+    if not chosen and not unread:
+        raise RecipeError(f"{recipes[0]}: there is no recipe", "Give files, or folders with *.yaml in them.")
+    talks = not (quiet or as_json)
+    bar = Bar(shown=talks)
+    passes: list[tuple[Plan, ...]] = []
+
+    def begun(planned: Sequence[tuple[Plan, ...]]) -> None:
+        passes.extend(planned)
+        if talks:
+            bases = {plan.sources.recipe.base.path for together in planned for plan in together}
+            outputs, ending = counted_as(sum(map(len, planned)), "output"), "" if len(planned) == 1 else "es"
+            echo(f"{outputs} on {counted_as(len(bases), 'base')}, in {len(planned)} pass{ending}", err=True)
+        total = sum(plan.copied_bytes + plan.baked_bytes for together in planned for plan in together)
+        bar.begin("baking", total)
+
+    def ended(outcome: Outcome) -> None:
+        messages.recipe = outcome.recipe.file if outcome.recipe else None
+        if outcome.error is not None:
+            bar.remove()
+            messages.error(*_named(outcome))
+        elif talks:
+            bar.remove()
+            echo(_line(outcome))
+
+    run = RunOptions(
+        device=device,
+        workers=workers or default_workers(),
+        overwrite=overwrite,
+        fsync=fsync,
+        progress=bar.advance,
+        warn=_once(messages.warning),
+    )
+    options = BatchOptions(run=run, memory=memory, fail_fast=fail_fast, begun=begun, ended=ended)
+    try:
+        outcomes = (*unread, *bake_all(chosen, options))
+    finally:
+        bar.close()
+    seconds = time.perf_counter() - began
+    if junit is not None:
+        _write_junit(junit, outcomes)
+    if as_json:
+        _tell_json(outcomes, len(passes), seconds)
+    elif talks:
+        _tell(outcomes, seconds)
+    return FAILED if any(outcome.status in ("failed", "left") for outcome in outcomes) else 0
+
+
+def _once(warn: Callable[[str], None]) -> Callable[[str], None]:
+    """Pass on each message once: what is said of a LoRA holds for every output with it."""
+    told: set[str] = set()
+
+    def warned(message: str) -> None:
+        if message not in told:
+            told.add(message)
+            warn(message)
+
+    return warned
+
+
+def _read(paths: tuple[Path, ...]) -> tuple[list[Outcome], list[Recipe]]:
+    """Read all recipes; tell of those that cannot be read at once, and go on."""
+    unread: list[Outcome] = []
+    recipes: list[Recipe] = []
+    for path in recipes_in(paths):
+        messages.recipe = path
+        try:
+            recipes += load_recipes(path)
+        except LorabakeError as error:
+            unread.append(Outcome(str(path), "failed", error=error))
+            messages.error(*error.lines)
+    return unread, recipes
+
+
+def _named(outcome: Outcome) -> tuple[str, ...]:
+    """Return the lines of an outcome's error, with the output's name in the first."""
+    assert outcome.error is not None
+    first, *rest = outcome.error.lines
+    return f"{outcome.name}: {first}", *rest
+
+
+def _line(outcome: Outcome) -> str:
+    result = outcome.result
+    path = shown(result.path) if result else outcome.name
+    took = f": {size_of(result.size)}" if result and outcome.status == "baked" else ""
+    return f"{WORDS[outcome.status]:<8}  {path}{took}"
+
+
+def _tell(outcomes: Sequence[Outcome], seconds: float) -> None:
+    counts = {status: sum(outcome.status == status for outcome in outcomes) for status in WORDS}
+    told = [f"{count} {status}" for status, count in counts.items() if count]
+    echo(f"{counted_as(len(outcomes), 'output')} in {seconds:.1f} s: {', '.join(told)}")
+
+
+def _write_junit(path: Path, outcomes: Sequence[Outcome]) -> None:
+    from lorabake.report.junit import render_batch
+
+    try:
+        write_whole(path, render_batch(outcomes))
+    except OSError as error:
+        raise SurroundingsError(f"{path}: the report cannot be written: {error.strerror}") from None
+
+
+def _tell_json(outcomes: Sequence[Outcome], passes: int, seconds: float) -> None:
+    from lorabake.documents import document
+    from lorabake.documents.batch import BatchDocument, BatchOutput, Chosen
+
+    outputs = tuple(
+        BatchOutput(
+            name=outcome.name,
+            recipe=shown(outcome.recipe.file) if outcome.recipe and outcome.recipe.file else None,
+            path=outcome.recipe.output.path if outcome.recipe else None,
+            choices=tuple(Chosen(*choice) for choice in outcome.recipe.choices.items()) if outcome.recipe else (),
+            status=outcome.status,
+            bytes=outcome.result.size if outcome.result else None,
+            data_sha256=tuple(outcome.result.data_sha256.values()) if outcome.result else (),
+            error=outcome.error.lines if outcome.error else (),
+            exit_code=outcome.error.exit_code if outcome.error else 0,
+        )
+        for outcome in outcomes
+    )
+    echo_json(document("batch", BatchDocument(outputs, passes, round(seconds, 3))))

@@ -1,0 +1,189 @@
+"""Batches: the bytes of single bakes, one read of the base, and no recipe that another one's failure stops."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from lorabake.baking import RunOptions, bake, plan
+from lorabake.batch import BatchOptions, bake_all
+from lorabake.batch.groups import Limits, memory_of, passes
+from lorabake.cli import main
+from lorabake.errors import TargetError
+from lorabake.recipe import Recipe, load_recipe, load_recipes
+from tests import builders as b
+
+SWEEP = """version: 1
+matrix:
+  strength: [0.25, 0.5, 1]
+  set:
+    one: [lora.safetensors]
+    two: [lora.safetensors, {path: other.safetensors, strength: "${strength}"}]
+base: base.safetensors
+loras: ${set}
+output: {path: "out/${set}-${strength}.safetensors"}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    b.save(tmp_path / "base.safetensors", b.sd1(extras=False))
+    b.sd1_lora(tmp_path / "lora.safetensors")
+    b.sd1_lora(tmp_path / "other.safetensors", seed=7)
+    (tmp_path / "out").mkdir()
+    text = SWEEP.replace("one: [lora.safetensors]", "one: [{path: lora.safetensors, strength: '${strength}'}]")
+    (tmp_path / "sweep.yaml").write_text(text)
+    return tmp_path
+
+
+def recipe(folder: Path, name: str, **fields: object) -> Recipe:
+    """Write a recipe of this name, which bakes into an output of this name."""
+    path = b.recipe(folder, **{"output": {"path": f"out/{name}.safetensors"}, **fields})
+    return load_recipe(path.rename(folder / f"{name}.yaml"))
+
+
+def options(workers: int = 1, **others: object) -> BatchOptions:
+    return BatchOptions(run=RunOptions(device="cpu", workers=workers, fsync=False), **others)  # type: ignore[arg-type]
+
+
+def run(*words: str) -> int:
+    """Run the command as a process does; return its exit code."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["batch", *words, "--no-fsync", "--device", "cpu"])
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_batch_writes_the_bytes_of_single_bakes(folder: Path, workers: int) -> None:
+    recipes = load_recipes(folder / "sweep.yaml")
+    outcomes = bake_all(recipes, options(workers))
+    assert [outcome.status for outcome in outcomes] == ["baked"] * 6
+    for each in recipes:
+        alone = folder / "alone" / f"{each.name}.safetensors"
+        alone.parent.mkdir(exist_ok=True)
+        bake(each, RunOptions(device="cpu", workers=1, fsync=False), output=alone)
+        together = each.locate(each.output.path)
+        assert b.tensor_bytes(together) == b.tensor_bytes(alone), each.name
+        assert together.read_bytes() == alone.read_bytes(), each.name
+
+
+def test_outputs_on_one_base_are_baked_in_one_pass(folder: Path) -> None:
+    shutil.copy(folder / "base.safetensors", folder / "second.safetensors")
+    (folder / "link.safetensors").symlink_to("base.safetensors")
+    made = [
+        recipe(folder, "a"),
+        recipe(folder, "b", base="second.safetensors"),
+        recipe(folder, "c", base="link.safetensors"),
+    ]
+    begun: list[list[str]] = []
+    bake_all(made, options(begun=lambda planned: begun.extend([plan.path.stem for plan in each] for each in planned)))
+    assert begun == [["a", "c"], ["b"]]
+
+
+def test_a_pass_is_bounded_by_memory(folder: Path) -> None:
+    plans = [plan(each) for each in load_recipes(folder / "sweep.yaml")]
+    assert [len(each) for each in passes(plans, Limits())] == [6]
+    two = memory_of(plans[:2], 2)
+    assert memory_of(plans[:1], 2) < two < memory_of(plans, 2)
+    assert [len(each) for each in passes(plans, Limits(memory=two))] == [2, 2, 2]
+    assert [len(each) for each in passes(plans, Limits(memory=1))] == [1] * 6
+
+
+def test_a_pass_is_bounded_by_the_disk_and_open_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = [plan(each) for each in load_recipes(folder / "sweep.yaml")]
+    free = 2 * max(each.size for each in plans)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(free, 0, free))
+    assert [len(each) for each in passes(plans, Limits())] == [2, 2, 2]
+    monkeypatch.undo()
+    monkeypatch.setattr("lorabake.batch.groups.open_files_allowed", lambda: 70)
+    assert {len(each) for each in passes(plans, Limits())} == {1}
+
+
+def test_a_recipe_that_fails_stops_none_of_the_others(folder: Path) -> None:
+    name = b.unet_lora(b.Q)
+    b.kohya(folder / "nan.safetensors", {name: {**b.lora((b.W, b.W)), "up": b.lora((b.W, b.W))["up"] * float("nan")}})
+    made = [
+        recipe(folder, "first"),
+        recipe(folder, "gone", loras=["gone.safetensors"]),
+        recipe(folder, "nan", loras=["nan.safetensors"]),
+        recipe(folder, "last"),
+    ]
+    outcomes = bake_all(made, options())
+    assert [outcome.status for outcome in outcomes] == ["baked", "failed", "failed", "baked"]
+    assert "no such file" in str(outcomes[1].error)
+    assert not (folder / "out" / "nan.safetensors").exists()
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["first.safetensors", "last.safetensors"]
+
+
+def test_fail_fast_begins_nothing_after_a_failure(folder: Path) -> None:
+    made = [recipe(folder, "gone", loras=["gone.safetensors"]), recipe(folder, "last")]
+    assert [outcome.status for outcome in bake_all(made, options(fail_fast=True))] == ["failed", "left"]
+    assert not (folder / "out" / "last.safetensors").exists()
+
+
+def test_outputs_that_meet_stop_all_before_anything_is_written(folder: Path) -> None:
+    one, two = recipe(folder, "one"), recipe(folder, "two", output={"path": "out/one.safetensors"})
+    with pytest.raises(TargetError, match="two recipes would write it"):
+        bake_all([one, two], options())
+    bake(one, options().run)
+    with pytest.raises(TargetError, match="is an input of this recipe"):
+        bake_all([one, recipe(folder, "three", base="out/one.safetensors")], options())
+
+
+def test_an_interrupted_batch_keeps_what_is_finished(folder: Path) -> None:
+    shutil.copy(folder / "base.safetensors", folder / "second.safetensors")
+    made = [recipe(folder, "a"), recipe(folder, "b", base="second.safetensors")]
+
+    def stop(outcome: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bake_all(made, options(ended=stop))
+    assert [path.name for path in (folder / "out").iterdir()] == ["a.safetensors"]
+
+
+# -- the command ---------------------------------------------------------------------------------------------
+
+
+def test_the_command_tells_what_became_of_each(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    recipe(folder, "gone", loras=["gone.safetensors"])
+    (folder / "broken.yaml").write_text("version: 2\n")
+    assert run("sweep.yaml", "gone.yaml", "broken.yaml", "--only", "one-*", "--only", "gone", "--junit", "j.xml") == 1
+    told = capsys.readouterr()
+    lines = told.out.splitlines()
+    assert [line.split()[:2] for line in lines[:3]] == [
+        ["baked", f"out/one-{strength}.safetensors:"] for strength in ("0.25", "0.5", "1")
+    ]
+    assert lines[-1].startswith("5 outputs in ")
+    assert lines[-1].endswith(" s: 3 baked, 2 failed")
+    assert "3 outputs on 1 base, in 1 pass" in told.err
+    assert "gone: " in told.err
+    root = ElementTree.fromstring((folder / "j.xml").read_text())
+    assert (root.get("tests"), root.get("failures")) == ("5", "2")
+
+
+def test_the_command_prints_json(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    assert run("sweep.yaml", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["passes"] == 1
+    assert [output["name"] for output in told["outputs"]] == [
+        "one-0.25", "two-0.25", "one-0.5", "two-0.5", "one-1", "two-1",
+    ]  # fmt: skip
+    assert told["outputs"][3]["choices"] == [{"axis": "strength", "value": "0.5"}, {"axis": "set", "value": "two"}]
+    assert all(output["status"] == "baked" and len(output["data_sha256"]) == 1 for output in told["outputs"])
+
+
+@pytest.mark.parametrize("size", ["much", "-1", "2 GB"])
+def test_a_wrong_size_is_refused(folder: Path, size: str) -> None:
+    assert run(str(folder / "sweep.yaml"), "--memory", size) == 2
