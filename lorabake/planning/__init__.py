@@ -22,7 +22,7 @@ from lorabake.planning.checks import check_dtypes, check_form, check_is_no_input
 from lorabake.planning.copies import Copy, Given, copies_of
 from lorabake.planning.cost import peak_memory
 from lorabake.planning.files import Draft, Embedding, OutputFile, configs_of, drafts_of, embeddings_of, indexes_of
-from lorabake.planning.identity import Identity, identity_of
+from lorabake.planning.identity import Identity, doubts_of, identity_of
 from lorabake.planning.laid_out import laid_out
 from lorabake.planning.layout import OutputLayout, layout_of
 from lorabake.planning.metadata import described
@@ -195,7 +195,13 @@ def _planned(
         steps=steps,
         ledgers=ledgers,
         digests=digests,
-        notes=(*told, *_of_cards(sources, layout), *vae_notes, *notes_of(sources, storage, touched, steps)),
+        notes=(
+            *told,
+            *_of_cards(sources, layout),
+            *vae_notes,
+            *doubts_of(sources),
+            *notes_of(sources, storage, touched, steps),
+        ),
         identity=identity,
         embeddings=embeddings,
         given=tuple(

@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 
 from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.table import SpecName
+from lorabake.likeness import nearest
 from lorabake.planning.layout import OutputLayout
 from lorabake.recipe import Lora, Source
 from lorabake.sources import Sources
@@ -185,6 +186,15 @@ def fields(identity: Identity, component: str = "") -> dict[str, str]:
         pairs = [[phrase.name, phrase.text] for phrase in identity.trigger_phrases]
         found[PHRASES] = json.dumps(pairs, ensure_ascii=False, separators=(",", ":"))
     return found
+
+
+def doubts_of(sources: Sources) -> Iterator[str]:
+    """Yield a note on an architecture that the recipe names and no table has: a program may not know it either."""
+    name = sources.recipe.output.metadata.get("modelspec.architecture")
+    if name and name not in known_architectures() and name.partition("/")[0] not in known_architectures():
+        near = nearest(name, sorted(known_architectures()), cutoff=0.6)
+        hint = f"; did you mean {near}?" if near else ""
+        yield f"modelspec.architecture is {name!r}, which is none of the names that lorabake knows{hint}"
 
 
 def known_architectures() -> frozenset[str]:

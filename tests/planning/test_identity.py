@@ -350,3 +350,18 @@ def test_the_data_do_not_change(tmp_path: Path) -> None:
     plain = b.run(b.recipe(tmp_path)).data_sha256
     named = b.run(b.recipe(tmp_path, output={"metadata": {"author": "me"}, "thumbnail": "verify"})).data_sha256
     assert plain == named
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("stable-diffusion-v1", None),
+        ("stable-diffusion-v1/inpaint", None),
+        ("stable-difusion-v1", "did you mean stable-diffusion-v1?"),
+        ("zzz", "none of the names that lorabake knows"),
+    ],
+)
+def test_an_architecture_that_nobody_knows_is_noted(tmp_path: Path, name: str, words: str | None) -> None:
+    fields = {"output": {"metadata": {"architecture": name}}}
+    notes = plan(resolve(load_recipe(b.recipe(made(tmp_path), **fields)))).notes
+    assert [words in note for note in notes if "modelspec.architecture" in note] == ([True] if words else [])
