@@ -12,6 +12,9 @@ from lorabake.visible import visible
 TORCH: Final = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 """Dtypes that a pipeline may compute in, as torch names them."""
 
+OF_WEB_UIS: Final = ("ldm", "sgm")
+"""Layouts of a UNet that AUTOMATIC1111's web UI and its like load."""
+
 LATENT: Final = ("unet", "transformer")
 """Names of the network that draws."""
 
@@ -50,7 +53,7 @@ def uses_of(made: Made) -> Iterator[Use]:
             "Remove the nodes that load its LoRAs.",
             {"file": path.name},
         )
-        if made.components.get("unet") == "ldm":
+        if made.components.get("unet") in OF_WEB_UIS:
             yield Use(
                 "AUTOMATIC1111, Forge",
                 "Put {file} into `models/Stable-diffusion`, refresh the list of checkpoints, and choose it. Remove "

@@ -111,6 +111,15 @@ def test_the_front_matter_has_what_is_known_and_invents_nothing(folder: Path) ->
     }
 
 
+def test_programs_that_load_a_file_are_told(folder: Path, tmp_path: Path) -> None:
+    b.save(tmp_path / "base.safetensors", b.sdxl())
+    b.run(b.recipe(tmp_path, loras=[], output={"dtype": "float32"}))
+    for output in (folder / "out.safetensors", tmp_path / "out.safetensors"):
+        text = text_of(output)
+        headings = re.findall(r"^### (.*)$", text, re.MULTILINE)
+        assert headings == ["diffusers", "ComfyUI", "AUTOMATIC1111, Forge"]
+
+
 def test_a_folder_is_for_diffusers(pipeline: Path) -> None:
     assert front_of(text_of(pipeline / "out"))["library_name"] == "diffusers"
 
