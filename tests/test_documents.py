@@ -169,8 +169,9 @@ def test_the_page_shows_what_is_printed(
     command: str, shown: str, reader: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(reader)
+    words = shlex.split(command)[1:]
     with pytest.raises(SystemExit):
-        main(shlex.split(command)[1:])
+        main([*words, *(["--force"] if words[0] == "bake" else [])])  # the output is there already
     assert not [*missing(json.loads(shown), check(capsys.readouterr().out.replace(str(reader), ELSEWHERE)))]
 
 
