@@ -169,6 +169,9 @@ def texts_of(value: object) -> Iterator[str]:
 @pytest.mark.parametrize("block", of("yaml"), ids=str)
 def test_yaml_is_right(block: Block, fresh: Path) -> None:
     document = yaml.safe_load(block.text)
+    if "repos" in document:  # of pre-commit: tests/test_check.py knows the hooks
+        assert {hook["id"] for repo in document["repos"] for hook in repo["hooks"]} <= HOOKS
+        return
     if is_ci(document):
         for text in texts_of(document):
             check_shell(text, block)
@@ -194,7 +197,21 @@ def test_json_is_right() -> None:
 
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-OTHERS = {"sudo", "cd", "source", "export", "mkdir", "echo", "sha256sum", "cat", "eval", "openssl", "model_signing"}
+HOOKS = {hook["id"] for hook in yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))}
+OTHERS = {
+    "jq",
+    "sudo",
+    "cd",
+    "source",
+    "export",
+    "mkdir",
+    "echo",
+    "sha256sum",
+    "cat",
+    "eval",
+    "openssl",
+    "model_signing",
+}
 """Commands that are not lorabake's: nothing is checked of them."""
 
 

@@ -80,7 +80,7 @@ def init(
 
 def _wanted(prompt: str | None, picture: Path | None, presets: Path | None) -> Wanted:
     """Read what a prompt or a picture says."""
-    from lorabake.components.block_weights import PRESETS
+    from lorabake.importing.block_weights import PRESETS
     from lorabake.importing.pictures import read_picture
     from lorabake.importing.prompts import calls_in, read_presets
     from lorabake.recipe import recipe_text

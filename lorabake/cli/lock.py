@@ -14,6 +14,7 @@ from lorabake.artifacts.locking import check as check_lock
 from lorabake.artifacts.locking import lock as make_lock
 from lorabake.artifacts.locking import mended
 from lorabake.cli import CONTEXT, example
+from lorabake.cli.messages import messages
 from lorabake.cli.progress import Bar
 from lorabake.cli.show import LABEL, shown
 from lorabake.cli.terminal import echo
@@ -49,6 +50,7 @@ def lock(recipe: Path, check: bool, update: tuple[str, ...], quiet: bool) -> int
     """
     if check and update:
         raise RecipeError("--check writes nothing, and --update renews the lock", "Give one of them.")
+    messages.recipe = recipe
     read = load_recipe(recipe)
     bar = Bar(shown=not quiet)
     try:
@@ -59,8 +61,10 @@ def lock(recipe: Path, check: bool, update: tuple[str, ...], quiet: bool) -> int
     finally:
         bar.close()
     if check:
-        for line in (line for each in stale for line in each.lines):
-            echo(line)
+        for each in stale:
+            for line in each.lines:
+                echo(line)
+            messages.also("error", *each.lines)
         if stale:
             echo(f"{'stale':<{LABEL}}{shown(lock_of(recipe))}: {mended(recipe, stale)}")
         elif not quiet:

@@ -103,10 +103,10 @@ class Messages:
             return
         echo(f"{label}{text}", err=True)
 
-    def also(self, level: Level, text: str) -> None:
+    def also(self, level: Level, *lines: str) -> None:
         """Annotate what is printed elsewhere, too; as text there is nothing to add."""
         if self.form == "github":
-            self._annotate(level, (text,))
+            self._annotate(level, lines)
 
     def _annotate(self, level: Level, lines: Sequence[str]) -> None:
         for place, told in _grouped(lines, self.recipe):

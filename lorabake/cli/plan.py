@@ -67,6 +67,7 @@ def plan(said: Options, output: Path | None, as_json: bool, estimate: bool) -> N
 
         record = PlanDocument.of(
             record_of(made),
+            path=str(made.path.absolute()),
             free_disk_bytes=free,
             survival=survival_of(made, shares) if estimate else None,
             warnings=warnings_of(warnings),

@@ -152,6 +152,8 @@ class PlanDocument(PlanRecord):
     """What a bake would do, and what it needs."""
 
     __pydantic_config__ = STRICT
+    path: str
+    """The output, an absolute path."""
     free_disk_bytes: int
     """The free bytes of the disk that the output is for."""
     survival: tuple[Survival, ...] | None
@@ -164,10 +166,11 @@ class PlanDocument(PlanRecord):
         cls,
         plan: PlanRecord,
         *,
+        path: str,
         free_disk_bytes: int,
         survival: tuple[Survival, ...] | None,
         warnings: tuple[Warned, ...],
     ) -> Self:
         """Add to a plan what the command finds out beside it."""
         planned = {field.name: getattr(plan, field.name) for field in fields(PlanRecord)}
-        return cls(**planned, free_disk_bytes=free_disk_bytes, survival=survival, warnings=warnings)
+        return cls(**planned, path=path, free_disk_bytes=free_disk_bytes, survival=survival, warnings=warnings)

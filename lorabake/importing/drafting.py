@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from lorabake.components.block_weights import LISTS, factors
 from lorabake.errors import RecipeError
+from lorabake.importing.block_weights import LISTS, factors
 from lorabake.importing.names import check_digest, named_file
 from lorabake.importing.wanted import Call, Wanted
 from lorabake.keymap.expansion import KeyMap

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
-from lorabake.components.block_weights import LISTS, PRESETS
 from lorabake.errors import RecipeError
+from lorabake.importing.block_weights import LISTS, PRESETS
 from lorabake.importing.wanted import Call
 from lorabake.likeness import nearest
 from lorabake.visible import at_a_glance

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 
 from lorabake.baking import plan
 from lorabake.cli import lorabake
-from lorabake.components.block_weights import LISTS, PRESETS
 from lorabake.errors import LorabakeError, RecipeError
+from lorabake.importing.block_weights import LISTS, PRESETS
 from lorabake.importing.infotext import read_infotext
 from lorabake.importing.pictures import read_picture
 from lorabake.importing.prompts import calls_in, read_presets
