@@ -672,8 +672,8 @@ def test_an_input_that_becomes_shorter(folder: Path, monkeypatch: pytest.MonkeyP
     made = plan(load_recipe(folder / "recipe.yaml"))
     init = Inputs.__init__
 
-    def truncate(inputs: Inputs, *arguments: object) -> None:
-        init(inputs, *arguments)  # type: ignore[arg-type]
+    def truncate(inputs: Inputs, *arguments: object, **named: object) -> None:
+        init(inputs, *arguments, **named)  # type: ignore[arg-type]
         os.truncate(folder / "base.safetensors", 30_000)
 
     monkeypatch.setattr(Inputs, "__init__", truncate)

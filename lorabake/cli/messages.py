@@ -14,9 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-import click
-
-from lorabake.cli.terminal import Coloured, echo, echo_json
+from lorabake.cli.terminal import Coloured, echo, echo_command, echo_json
 from lorabake.documents.names import ErrorKind
 from lorabake.errors import LorabakeError, SurroundingsError
 from lorabake.visible import visible
@@ -110,7 +108,7 @@ class Messages:
 
     def _annotate(self, level: Level, lines: Sequence[str]) -> None:
         for place, told in _grouped(lines, self.recipe):
-            click.echo(_command(level, place, told), err=True)
+            echo_command(_command(level, place, told))
 
 
 messages = Messages()

@@ -41,6 +41,11 @@ def echo(*parts: Part, err: bool = False) -> None:
     click.echo(_COMMAND.sub(lambda match: f"{match[1]}\\x{ord(match[2]):02x}", line), err=err, color=wants_colour())
 
 
+def echo_command(text: str) -> None:
+    """Print a command for the program that reads these lines, such as GitHub's runner; it is escaped already."""
+    click.echo(text, err=True)
+
+
 def echo_json(value: object) -> None:
     """Print a value as JSON; parsing it gives the same value."""
     click.echo(visible_json(value))

@@ -64,7 +64,7 @@ OPTIONS = _table(
         "--set vae=FILE": "vae vae-path",
         "--quiet": "silent s no-progress",
         "--json": "output-format print-json",
-        "--stage": "only stages skip",
+        "--stage": "stages skip",
         "--prompt": "prompts p",
     }
 )
