@@ -128,7 +128,9 @@ class Digests:
         listed = made_of if isinstance(made_of, list) else []
         places = compare(self.plan, self.baked.metadata).order
         for source, place in zip(self.plan.sources.loras, places, strict=True):
-            entry = listed[place] if place < len(listed) else None
+            if place >= len(listed):  # the checkpoint says nothing of it
+                continue
+            entry = listed[place]
             said_files = entry.get("files") if isinstance(entry, dict) else None
             files = said_files if isinstance(said_files, list) else []
             due = {
