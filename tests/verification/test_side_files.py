@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
     """Hold a folder of transformers, a LoRA, a recipe and its bake."""
     b.llama(tmp_path / "base", shards=2)
     (tmp_path / "base" / "config.json").write_text(json.dumps(CONFIG))
-    (tmp_path / "base" / "README.md").write_text("A model.")
+    (tmp_path / "base" / "NOTICE.txt").write_text("A model.")
     b.peft(tmp_path / "lora", {"model.layers.0.self_attn.q_proj": b.lora((8, 8))})
     b.run(b.recipe(tmp_path, base="base", loras=["lora"], output={"path": "out"}))
     return tmp_path
@@ -165,7 +165,7 @@ def test_a_precision_that_both_say_is_told_for_both(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("is_own", [True, False], ids=["lorabake", "another tool"])
-@pytest.mark.parametrize("name", ["README.md", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["NOTICE.txt", "tokenizer.json"])
 @pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_text("new")], ids=["missing", "changed"])
 def test_other_files_warn_where_another_tool_wrote_them(
     folder: Path, change: Callable[[Path], object], name: str, is_own: bool
@@ -241,7 +241,7 @@ def test_what_transformers_saves_is_the_same_model(tmp_path: Path) -> None:
         in found[Status.PASS].note
     )
     assert "what transformers reads alike" in found[Status.PASS].note
-    assert "README.md is missing" in found[Status.WARN].note
+    assert "tok512_vocab.json is missing" in found[Status.WARN].note
     save(tmp_path / "out", rms_norm_eps=1e-3)
     assert "rms_norm_eps is 0.001, not 1e-05" in told(look(tmp_path))[Status.FAIL].note
 
