@@ -10,11 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 from lorabake import arguments
-from lorabake.artifacts.current import Current, Watches, find_current
-from lorabake.artifacts.watch import Watch
 from lorabake.errors import ArgumentError
 from lorabake.execution import Executed, execute
 from lorabake.interrupts import held
@@ -31,6 +29,9 @@ from lorabake.tensors.dtypes import DTYPES
 from lorabake.visible import at_a_glance, counted_as, short_repr, size_of
 from lorabake.writing.inputs import Inputs, check_inputs
 from lorabake.writing.together import Outputs
+
+if TYPE_CHECKING:
+    from lorabake.artifacts.current import Current, Watches
 
 
 @takes_a_recipe
@@ -119,6 +120,9 @@ def bake_together(recipes: Sequence[Given | Plan], options: RunOptions | None = 
         )
     if not recipes:
         return ()
+    from lorabake.artifacts.current import Current, Watches, find_current  # a plan does without
+    from lorabake.artifacts.watch import Watch
+
     began = time.perf_counter()
     with worded(), NotebookBar(shown=options.bar and options.progress is unseen) as bar:
         plans = [recipe if isinstance(recipe, Plan) else plan(recipe) for recipe in recipes]

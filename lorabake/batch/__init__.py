@@ -110,4 +110,7 @@ def _baked(together: Sequence[Plan], options: BatchOptions) -> Sequence[Outcome]
         if len(together) == 1:
             return [Outcome.of(together[0].sources.recipe, "failed", error=error)]
         return [outcome for each in together for outcome in _baked([each], options)]
-    return [Outcome.of(result.plan.sources.recipe, "baked", result) for result in results]
+    return [
+        Outcome.of(result.plan.sources.recipe, "current" if result.is_up_to_date else "baked", result)
+        for result in results
+    ]

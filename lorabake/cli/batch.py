@@ -60,6 +60,7 @@ class Bytes(click.ParamType[int]):
 )
 @click.option("--memory", type=Bytes(), metavar="SIZE", help="The most memory of a pass, such as 2GiB.")
 @click.option("--overwrite", is_flag=True, help="Replace targets even if they hold something else.")
+@click.option("--force", is_flag=True, help="Bake even what is there already, of its recipe and inputs.")
 @click.option(
     "--fsync/--no-fsync", default=True, help="Whether to wait until the disk has everything.  [default: yes]"
 )
@@ -74,6 +75,7 @@ def batch(
     workers: int | None,
     memory: int | None,
     overwrite: bool,
+    force: bool,
     fsync: bool,
     fail_fast: bool,
     junit: Path | None,
@@ -121,6 +123,7 @@ def batch(
         device=device,
         workers=workers or default_workers(),
         overwrite=overwrite,
+        force=force,
         fsync=fsync,
         progress=bar.advance,
         warn=_once(messages.warning),

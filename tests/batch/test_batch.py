@@ -126,6 +126,20 @@ def test_fail_fast_begins_nothing_after_a_failure(folder: Path) -> None:
     assert not (folder / "out" / "last.safetensors").exists()
 
 
+def test_what_is_there_already_is_not_baked_again(folder: Path) -> None:
+    recipes = load_recipes(folder / "sweep.yaml")
+    batch_of = [*recipes[:3]]
+    assert {outcome.status for outcome in bake_all(batch_of, options())} == {"baked"}
+    before = {path: path.stat().st_mtime_ns for path in (folder / "out").iterdir()}
+    again = bake_all(recipes, options())
+    assert [outcome.status for outcome in again] == ["current"] * 3 + ["baked"] * 3
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    (folder / "lora.safetensors").unlink()
+    b.sd1_lora(folder / "lora.safetensors", seed=5)
+    changed = bake_all(recipes, BatchOptions(run=RunOptions(device="cpu", fsync=False, overwrite=True)))
+    assert {outcome.status for outcome in changed} == {"baked"}
+
+
 def test_outputs_that_meet_stop_all_before_anything_is_written(folder: Path) -> None:
     one, two = recipe(folder, "one"), recipe(folder, "two", output={"path": "out/one.safetensors"})
     with pytest.raises(TargetError, match="two recipes would write it"):
