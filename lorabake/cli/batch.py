@@ -103,7 +103,7 @@ def batch(
 
     def begun(planned: Sequence[tuple[Plan, ...]]) -> None:
         passes.extend(planned)
-        if talks:
+        if talks and planned:
             bases = {plan.sources.recipe.base.path for together in planned for plan in together}
             outputs, ending = counted_as(sum(map(len, planned)), "output"), "" if len(planned) == 1 else "es"
             echo(f"{outputs} on {counted_as(len(bases), 'base')}, in {len(planned)} pass{ending}", err=True)

@@ -74,7 +74,7 @@ def _changes(settings: tuple[str, ...], removed: tuple[str, ...]) -> dict[str, s
         if reason := why_not(whole):
             raise FileError(f"{whole} cannot be set: {reason}")
         if whole in changes:
-            raise FileError(f"{whole} is set or removed twice")
+            raise FileError(f"{whole} is set or removed twice", "Give it once.")
         changes[whole] = value
     return changes
 

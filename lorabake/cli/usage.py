@@ -70,6 +70,9 @@ OPTIONS = _table(
 )
 """Option of other programs -> what to write, where the command has the first of its options."""
 
+OF_RECIPES = ("--base", "--lora", "--set")
+"""Options that stand for a recipe, or change one, where a command takes them."""
+
 NO_OPTION = "write the recipe without an option"
 
 ELSEWHERE = _table(
@@ -207,6 +210,8 @@ def _hint_on_option(option: str, context: click.Context) -> str:
     if near := nearest(option, own, cutoff=0.7):
         return f"; did you mean {near}?"
     holders = [command for command in _commands() if option in _options(_command(command))]
+    if option in OF_RECIPES and holders:
+        return "; it takes a recipe's file, which `lorabake init` writes of --base and --lora"
     if holders:
         return f"; remove it here; lorabake {holders[0]} has it"
     return f"; did you mean {near}?" if (near := nearest(option, own, cutoff=0.6)) else ""

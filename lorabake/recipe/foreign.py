@@ -130,6 +130,7 @@ _TOP = _table(
     _told("write strength for each LoRA", "weight weights multiplier scale alpha ratio ratios lora_scale strengths"),
     _told("write method: {name: ties, density: 0.5}", "density"),
     _told("write seed under verify, method or output.rounding", "seed"),
+    _told("a lock has it: give the recipe that the lock is for", "inputs"),
     _told("write prompts under verify", "prompt"),
     _told("write shard_size under output", "max_shard_size"),
     _told("lorabake bakes LoRAs into one base; for merges of whole models use mergekit", "slices parameters"),
