@@ -46,8 +46,16 @@ LABELLED = "warning   "
 def plan(said: Options, output: Path | None, as_json: bool, estimate: bool) -> None:
     """Show what baking RECIPE would do, and what it needs.
 
-    Reads only headers, so it is quick. If a LoRA does not fit, it fails as the bake would.
+    Reads only headers, so it is quick. If a LoRA does not fit, it fails as the bake would. For a recipe with a matrix
+    it shows a table of the outputs, and what baking them all would take.
     """
+    recipes = said.recipes()
+    if len(recipes) > 1 and not (as_json or estimate or output or said.save):
+        from lorabake.cli.passes import pass_lines
+
+        for line in pass_lines([make_plan(recipe) for recipe in recipes]):
+            echo(line)
+        return
     made = make_plan(said.recipe(), output)
     check_saved(said.save, made)
     shares: Mapping[int, float] = {}

@@ -15,6 +15,7 @@ from lorabake.batch.groups import Limits, memory_of, passes
 from lorabake.cli import main
 from lorabake.errors import TargetError
 from lorabake.recipe import Recipe, load_recipe, load_recipes
+from lorabake.visible import size_of
 from tests import builders as b
 
 SWEEP = """version: 1
@@ -196,6 +197,24 @@ def test_the_command_prints_json(
     ]  # fmt: skip
     assert told["outputs"][3]["choices"] == [{"axis": "strength", "value": "0.5"}, {"axis": "set", "value": "two"}]
     assert all(output["status"] == "baked" and len(output["data_sha256"]) == 1 for output in told["outputs"])
+
+
+def test_plan_shows_a_table_of_the_outputs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", "sweep.yaml"])
+    assert stopped.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:7]] == [
+        f"out/{name}-{strength}.safetensors" for strength in ("0.25", "0.5", "1") for name in ("one", "two")
+    ]
+    assert lines[2].endswith("lora.safetensors at 1, other.safetensors at 0.25")
+    assert lines[7].startswith("read      ")
+    assert lines[7].endswith("of bases, in 1 pass")
+    total = sum(plan(each).size for each in load_recipes(folder / "sweep.yaml"))
+    assert lines[8].startswith(f"write     {size_of(total)} in 6 outputs; ")
 
 
 @pytest.mark.parametrize("size", ["much", "-1", "2 GB"])
