@@ -94,10 +94,7 @@ def bake(
     """
     if isinstance(recipe, Plan):
         if output is not None or keys:
-            raise ArgumentError(
-                WHOLE,
-                "Make another plan: plan(recipe, output).",
-            )
+            raise ArgumentError(WHOLE, "Make another plan: plan(recipe, output).")
         planned = recipe
     else:
         options = _run_options(options)
@@ -193,9 +190,9 @@ class RunOptions:
 
     `device` is torch's name for one, or "auto": the accelerator that torch has, or else the CPU. Without it counts
     LORABAKE_DEVICE in the environment, and without that "auto". `overwrite` lets a bake replace a target that holds
-    something else; without `fsync` it does not wait for the disk. With `force`, it bakes even if the
-    output is there already, of this recipe and these inputs. With `locked`, the recipe's lock has to be there and to
-    fit, and every input is digested while it streams.
+    something else; without `fsync` it does not wait for the disk. With `force`, it bakes even if the output is there
+    already, of this recipe and these inputs. With `locked`, the recipe's lock has to be there and to fit, and every
+    input is digested while it streams.
 
     `progress` receives counts of finished bytes, `warn` messages about fallbacks; both from any thread. Without a
     `progress` of its own, a run in a notebook shows a bar, unless `bar` is False. `done` is called once the target is
@@ -245,9 +242,9 @@ class BakeResult:
     each digested input to its own. `stages` are the workers' seconds by stage, `peak_memory` bytes of anonymous
     memory, or None where the system does not tell. `survival` estimates the share of each LoRA's change that the
     output's resolution keeps, by the LoRA's number; `cautions` tell whose change is none, gets lost, or is absurd, as
-    `warn` was told. `computed` maps each device class that
-    computed to the keys of its tensors, in the plan's order; `left_to_cpu` are those that an accelerator could not
-    hold or compute. `is_up_to_date` tells that the output was there already, and nothing was done.
+    `warn` was told. `computed` maps each device class that computed to the keys of its tensors, in the plan's order;
+    `left_to_cpu` are those that an accelerator could not hold or compute. `is_up_to_date` tells that the output was
+    there already, and nothing was done.
     """
 
     plan: Plan
