@@ -19,7 +19,7 @@ from lorabake.planning.layout import OutputLayout
 from lorabake.recipe import Lora, Source
 from lorabake.sources import Sources
 from lorabake.tensors.small import json_or_text
-from lorabake.visible import short_repr
+from lorabake.visible import short_repr, visible
 
 SPEC_VERSION = "1.0.1"
 """The version of SAI ModelSpec that headers follow."""
@@ -149,7 +149,7 @@ def identity_of(sources: Sources, layout: OutputLayout, title: str) -> Identity:
         ingredients.append(vae)
         headers.append((vae.name, sources.vae.metadata))
     return Identity(
-        title=title,
+        title=visible(title),  # a name may have bytes that are no text
         architecture=spec.name,
         implementation=_implementation(sources, layout),
         resolution=resolution if re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", resolution) else spec.resolution,
