@@ -16,9 +16,8 @@ from pathlib import Path
 
 from lorabake.errors import FileError
 from lorabake.likeness import MOST, nearest
+from lorabake.settings import FETCHED
 from lorabake.visible import and_more
-
-FETCHED = "fetch it with `lorabake fetch RECIPE`"
 
 MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".npz", ".lora", ".json")
 """Endings of files of weights, and of indexes."""
@@ -97,6 +96,20 @@ def never_a_path(text: str) -> str | None:
     return next((words for writing, words in _read(text) if writing.is_never_a_path), None)
 
 
+def no_plain_path(text: str) -> str | None:
+    """Say what a text is that is hardly a path, and what to write instead; None for every other text."""
+    return next((words for writing, words in _read(text) if not writing.is_often_a_path), None)
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """Raise FileError if there is nothing where an option says that a folder is."""
+    if not _is_missing(folder):
+        return
+    near = _alike(folder.name, _names(folder.parent, folders=True))
+    hint = no_plain_path(str(folder)) or (near and f"Did you mean {folder.parent / near}?")
+    raise FileError(f"{option} {folder}: no such folder", hint or "Give the folder that holds the files.")
+
+
 def check_there(path: Path, written: str | None = None) -> None:
     """Raise FileError if there is nothing at a path.
 
@@ -109,9 +122,8 @@ def check_there(path: Path, written: str | None = None) -> None:
 
 def missing(path: Path, written: str) -> tuple[str, ...]:
     """Return the lines of an error about a path without a file: what was written, or what is near it."""
-    sure = (words for writing, words in _read(written) if not writing.is_often_a_path)
     maybe = (words for writing, words in _read(written) if writing.is_often_a_path)
-    hint = next(sure, None) or _elsewhere(path, written) or (_near(path) if path.parent.is_dir() else None)
+    hint = no_plain_path(written) or _elsewhere(path, written) or (_near(path) if path.parent.is_dir() else None)
     hint = hint or next(maybe, None) or _near(path)
     return (f"{path}: no such file", *([hint] if hint else []))
 

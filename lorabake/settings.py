@@ -52,9 +52,20 @@ FETCH: Final = Setting(
     "Fetch it with `lorabake fetch RECIPE`, or add --download to this command.",
     "Fetch it with lorabake.fetch(recipe).",
 )
-DIGEST: Final = Setting(", as an option --set base.sha256=… or --set loras.0.sha256=…", "")
 DOWNLOAD: Final = Setting("bake without --download", "do not call lorabake.fetch")
 CHECKPOINT: Final = Setting("--baked FILE", "baked=…")
+DIGEST: Final = Setting(
+    " (the page of the file shows it); add --set {}.sha256=64_HEX_DIGITS",
+    "; write {{path: https://…, sha256: 64 HEX DIGITS}}",
+)
+BLOCKS_OF_A_PROMPT: Final = "`lorabake init NEW.yaml --base BASE --prompt '<lora:NAME:1:1:lbw={}>' --lora-dir DIR`"
+STATE: Final = Setting("bake with --provenance", "bake with a statement of provenance")
+FETCHED: Final = Setting(
+    "fetch it with `lorabake fetch RECIPE`, or add --download to `lorabake bake`",
+    "fetch it with lorabake.fetch(recipe)",
+)
+AS_STRENGTH: Final = Setting(" (as an option --lora FILE=unet:0.5,{}:0)", "")
+SET_WHOLE: Final = Setting("--set '{}={}'", "{!r}: {}")
 SET: Final = Setting("--set {}={}", "{!r}: {}")
 INPUTS: Final = Setting("--inputs DIR, once for each", "inputs=[…]")
 CHANGES: Final = Setting("--set", "changes")

@@ -596,7 +596,7 @@ def test_a_lora_with_nan_is_called_damaged(tmp_path: Path) -> None:
     tensors = load_file(tmp_path / "lora.safetensors")
     next(value for key, value in tensors.items() if key.endswith("lora_up.weight"))[0, 0] = float("nan")
     b.save(tmp_path / "lora.safetensors", tensors)
-    told = "A file holds NaN, infinity or absurdly large numbers: download it again"
+    told = "LoRA 'lora.safetensors' holds NaN, infinity or absurdly large numbers: download it again"
     with pytest.raises(ValueTooLargeError, match=rf"nan with LoRA 'lora\.safetensors'(.|\n)*{told}"):
         b.bake_sd1(tmp_path, loras=["lora.safetensors"])
 

@@ -283,7 +283,7 @@ def test_a_lora_fits_whole_or_is_refused(base: str, monkeypatch: pytest.MonkeyPa
         assert f"LoRA {lora!r}" in first, first
         assert not first.endswith(":")
         if base == "arenasys_vae_v1_sd":
-            assert first == f"base: is a VAE, and LoRA {lora!r} has no place on it"
+            assert first == f"base: is a VAE, not a checkpoint: LoRA {lora!r} has no place on it"
             assert more == ["Name it under vae, and it takes the place of the base's own.", ITS_OWN]
         elif known and family.title not in known and base not in ALIKE.get(known, ()):
             fits_by_name = base == "diffusers_hunyuan_video" and "Flux.1" in known and "control" not in lora
@@ -360,8 +360,8 @@ def test_strength_may_differ_by_component() -> None:
 def test_a_component_that_strength_forgets_is_named() -> None:
     message = refusal(TE | Q, SD15, strength={"unet": 0.5})
     assert message.splitlines() == [
-        "LoRA 'style': it has tensors for text_encoder, and strength says nothing of it",
-        "Add text_encoder: 0 (or another number) to strength, or leave it out with components.",
+        "LoRA 'style': it has tensors for text_encoder, and its strength says nothing of them",
+        "Add text_encoder: 0 to its strength, which leaves them out, or another number.",
     ]
     assert strengths(TE | Q, strength={"unet": 0.5}, components=("unet",)) == [0.5]
 

@@ -14,7 +14,7 @@ from lorabake.recipe import load_recipe, parse_recipe
 from lorabake.sources import resolve
 from tests import builders as b
 
-FETCHED = "fetch it with `lorabake fetch RECIPE`"
+FETCHED = "fetch it with lorabake.fetch(recipe)"
 
 SAID = {
     "https://huggingface.co/org/name/resolve/main/a/x.safetensors?download=true": (

@@ -124,7 +124,7 @@ CASES: dict[Callable[..., object], list[Case]] = {
         ((named(lora("up")),), None),
     ],
     modules.tensors_are_no_whole_set: [
-        ((understood("up"),), "incomplete or unknown set: up"),
+        ((understood("up"),), "there is only the 'up' tensor, and 'down' is missing"),
         ((understood("up", "down"),), None),
     ],
     modules.magnitude_has_its_weight_beside_it: [
@@ -314,7 +314,10 @@ CASES: dict[Callable[..., object], list[Case]] = {
         ((Turns(),), None),
     ],
     files.strength_forgets_the_component: [
-        (("unet",), ("it has tensors for unet, and strength says nothing of it", "Add unet: 0 (or another number)")),
+        (
+            ("unet",),
+            ("it has tensors for unet, and its strength says nothing of them", "Add unet: 0 to its strength"),
+        ),
     ],
     files.two_modules_change_one_tensor: [
         (("a", "b", "fc.weight"), ("a and b both change fc.weight", "A file that has one module under two names")),

@@ -213,7 +213,7 @@ def test_as_a_base(folder: Path, example: str) -> None:
         ]
     else:
         assert told == [
-            f"base: is {sort.title}, and LoRA 'lora.safetensors' has no place on it",
+            f"base: is {sort.title}, not a checkpoint: LoRA 'lora.safetensors' has no place on it",
             sort.advice,
             "Give as base the checkpoint that the LoRA was trained on.",
         ]
@@ -256,7 +256,7 @@ def test_a_part_of_a_folder_as_a_lora(folder: Path, inside: str) -> None:
 
 # -- folders -----------------------------------------------------------------------------------------------------
 
-LOOKED_FOR = "Looked for model.safetensors, "
+LOOKED_FOR = "Name the folder or the file that holds the model. A folder has model.safetensors, "
 
 FOLDERS: dict[str, tuple[list[str], str]] = {
     "the parent of pipelines": (

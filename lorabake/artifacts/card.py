@@ -116,13 +116,13 @@ def check_replaceable(card: Card, *, overwrite: bool = False) -> None:
         check_place(path, card.path, overwrite=overwrite)
 
 
-def check_place(path: Path, card: Path, *, overwrite: bool = False) -> None:
+def check_place(path: Path, card: Path, *, overwrite: bool = False, advice: str = "") -> None:
     """Raise TargetError where `path` is taken by something else than a `card` of lorabake's or the card's picture."""
     if not path.exists() or path in {*own_files(card)} or (overwrite and path.is_file()):
         return
     raise TargetError(
         f"{path}: exists, and lorabake did not write it, or somebody has edited it since",
-        f"Move it, or replace it: {CARD_OVER}",
+        advice or f"Move it, or replace it: {CARD_OVER}",
     )
 
 

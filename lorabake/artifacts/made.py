@@ -129,7 +129,8 @@ def read_made(path: Path) -> Made:
     recipe, inputs = (json_or_text(said.get(f"lorabake.{name}", "")) for name in ("recipe", "inputs"))
     if not isinstance(recipe, dict) or "lorabake.recipe" not in said:
         raise FileError(
-            f"{path}: holds no recipe, so lorabake did not bake it", "A card tells how lorabake made a checkpoint."
+            f"{path}: holds no recipe, so lorabake did not bake it",
+            "Give a checkpoint that lorabake baked: a card tells how it was made.",
         )
     key_map = _key_map(checkpoint)
     known = key_map is not None and key_map.architecture.name != GENERIC

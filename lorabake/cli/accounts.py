@@ -14,6 +14,8 @@ from lorabake.errors import RecipeError
 from lorabake.planning import Plan
 from lorabake.writing.cards import CARD, SUFFIX
 
+LEAVE_OUT = "Nothing was baked. Move it, or leave out --card: --overwrite of a bake replaces the checkpoint only."
+
 
 @dataclass(frozen=True, slots=True)
 class Accounts:
@@ -47,7 +49,7 @@ class Accounts:
             place = plan.path / CARD if plan.is_folder else plan.path.with_suffix(SUFFIX)
             check_writable_later(place, "card")
             check_apart([place], "card", taken_by(plan), [])
-            check_place(place, place)
+            check_place(place, place, advice=LEAVE_OUT)
         return cls(provenance, card, ended)
 
     def write(self, plan: Plan, *, talks: bool) -> dict[str, Path]:

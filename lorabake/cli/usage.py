@@ -214,16 +214,31 @@ def _hint_on_option(option: str, context: click.Context) -> str:
         return "; it takes a recipe's file, which `lorabake init` writes of --base and --lora"
     if holders:
         return f"; remove it here; lorabake {holders[0]} has it"
-    return f"; did you mean {near}?" if (near := nearest(option, own, cutoff=0.6)) else ""
+    words_of = {name.lstrip("-"): name for name in own}  # the dashes, which all have, make nothing alike
+    near = nearest(option.lstrip("-"), words_of, cutoff=0.6)
+    return f"; did you mean {words_of[near]}?" if near else ""
 
 
 def _bad_use(error: click.BadOptionUsage) -> list[str]:
     option, message = error.option_name, error.format_message()
     if "requires an argument" in message:
-        return [f"{option} needs a value behind it", "Add --help to the command to see which values it takes."]
+        return [f"{option} needs a value behind it", _help_on(option, error.ctx)]
     if "does not take a value" in message:
         return [f"{option} takes no value", f"Write {option} alone, or leave it out."]
     return [message]
+
+
+def _help_on(option: str, context: click.Context | None) -> str:
+    """Say what an option takes: its choices, or what its help says."""
+    known = context.command.params if context is not None else []
+    for parameter in known:
+        if isinstance(parameter, click.Option) and option in parameter.opts:
+            if isinstance(parameter.type, click.Choice):
+                *first, last = map(str, parameter.type.choices)
+                return f"It takes {', '.join(first)} or {last}."
+            if parameter.help:
+                return f"Of {option}: {parameter.help}"
+    return "Add --help to the command to see which values it takes."
 
 
 def _bad_value(error: click.BadParameter) -> str:

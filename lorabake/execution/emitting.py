@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -108,7 +109,10 @@ def _refuse(
     if abs(strongest) > ABSURD:
         advice = f"Lower the strength: it is {strongest:g}."
     elif value != value:
-        advice = "A file holds NaN, infinity or absurdly large numbers: download it again, or leave it out."
+        holder = f"LoRA {names[0]!r}" if len(names) == 1 and math.isfinite(was) else "A file"
+        advice = f"{holder} holds NaN, infinity or absurdly large numbers: download it again, or leave it out."
+    elif names and abs(value) > ABSURD:
+        advice = "A LoRA is probably broken: download it again, or leave it out. If it is right, lower its strength."
     raise ValueTooLargeError(
         f"{target.key}[{start + row}, {column}]: {value:g} {cause}; {target.dtype} cannot hold it "
         f"(the base has {was:g} there)",

@@ -8,7 +8,7 @@ from pathlib import Path, PureWindowsPath
 
 from lorabake.errors import FileError, LorabakeError
 from lorabake.likeness import nearest
-from lorabake.paths import MODEL_SUFFIXES, check_there
+from lorabake.paths import MODEL_SUFFIXES, check_folder
 from lorabake.tensors.safetensors import read_header
 from lorabake.visible import and_more, at_a_glance
 
@@ -52,7 +52,7 @@ def _only(name: str, found: list[Path], what: str) -> Path:
 
 
 def _files(folder: Path, option: str) -> Iterable[tuple[Path, Path]]:
-    check_there(folder)
+    check_folder(folder, option)
     if not folder.is_dir():
         raise FileError(f"{folder}: is a file, and {option} takes a folder")
     suffixes = {suffix for suffix in MODEL_SUFFIXES if suffix != ".json"}

@@ -140,8 +140,8 @@ def _unknown(word: str) -> tuple[str, str]:
     """Say what is wrong with a name in a tag."""
     if word in OF_STEPS:
         return (
-            f"{word}= is for some of the steps",
-            "A baked LoRA is there in every step: remove it, or leave this LoRA in the prompt.",
+            f"{word}= limits a LoRA to some of the steps, and a baked LoRA works in all of them",
+            f"Remove {word}= from the tag, or remove the whole tag here and use the LoRA in your prompts.",
         )
     if word == "lbwe":
         return "lbwe= is for single layers", "Write them in the recipe, as blocks: with patterns."

@@ -93,8 +93,9 @@ def _complaint(case: Case) -> list[str]:
         return [*_one_reason(case, reasons.pop()), *_leave_out(case)]
     of = len(case.modules) + sum(map(len, case.lora.tensors.unsupported.values())) + len(case.lora.tensors.unknown)
     first = f"LoRA {name!r}: {len(case.refusals)} of {of} modules have no place on the base ({case.base.title})"
-    advice = [*_leave_out(case)] or ["Choose the base that the LoRA was trained on, or another LoRA."]
-    return [first, *_another_one(case), *_groups(case), *_maybe_anothers(case), *advice]
+    another = [*_another_one(case)]
+    advice = [] if another else [*_leave_out(case)] or [CHOOSE_TRAINED]
+    return [first, *another, *_groups(case), *_maybe_anothers(case), *advice]
 
 
 def _no_checkpoint(case: Case) -> list[str]:
@@ -105,7 +106,11 @@ def _no_checkpoint(case: Case) -> list[str]:
     sort = None if is_meant else sort_of(base.tensors)
     if sort is None:
         return []
-    return [f"base: is {sort.title}, and LoRA {case.lora.name!r} has no place on it", sort.advice, ITS_OWN]
+    return [
+        f"base: is {sort.title}, not a checkpoint: LoRA {case.lora.name!r} has no place on it",
+        sort.advice,
+        ITS_OWN,
+    ]
 
 
 def anothers(lora: str, lines: Sequence[str]) -> list[str]:
@@ -114,6 +119,7 @@ def anothers(lora: str, lines: Sequence[str]) -> list[str]:
 
 
 CHOOSE = "Choose a base of the LoRA's family, or a LoRA for this base."
+CHOOSE_TRAINED = "Choose the base that the LoRA was trained on, or another LoRA."
 ITS_OWN = "Give as base the checkpoint that the LoRA was trained on."
 
 # -- another family's --------------------------------------------------------------------------------------------
@@ -162,7 +168,7 @@ def _another_one(case: Case) -> Iterator[str]:
     others = [family for family in evidence.families if family is not base]
     is_most = 2 * len(case.placeless) > len(case.modules) and case.is_patched
     if is_most and others and not evidence.is_text and base.name != GENERIC and case.said is None:
-        yield f"It may be for another family ({titles(others)}): choose another base, or another LoRA."
+        yield f"It was probably trained on another family ({titles(others)}): choose such a base, or another LoRA."
 
 
 # -- what has no place ---------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from lorabake.errors import RecipeError
 from lorabake.recipe.shape import is_list, is_path, known_keys, parts_of, short_key
 from lorabake.recipe.values import Place, Values, read_value
 from lorabake.recipe.words import Fault, Spot, found, quoted
-from lorabake.settings import SET
+from lorabake.settings import SET, SET_WHOLE
 from lorabake.visible import redacted
 
 SYNTAX = "write KEY=VALUE, as in --set loras.0.strength=0.6"
@@ -97,7 +97,13 @@ def place_of(data: object, key: str, spot: Spot) -> Place:
                 place = (*place, index)
                 inside = inside[index]
             case _:
-                message = f"{name} is {found(inside)}, in which there is no {quoted(part)}: set {name} as a whole"
+                message = f"{name} is {found(inside)}, in which there is no {quoted(part)}: "
+                other = {"unet": "text_encoder", "text_encoder": "unet"}.get(part)
+                if place[-1:] == ("strength",) and other:
+                    number = spot.name.partition("=")[2] or "0.6"
+                    message += f"write {SET_WHOLE.of(name, f'{{{part}: {number}, {other}: {inside}}}')}"
+                else:
+                    message += f"set {name} as a whole"
                 raise RecipeError(Fault(spot, message).line)
     return place
 

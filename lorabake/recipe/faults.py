@@ -7,14 +7,15 @@ import re
 from pydantic_core import ErrorDetails
 
 from lorabake.likeness import nearest
-from lorabake.recipe.foreign import advice_on_key
+from lorabake.recipe.foreign import advice_on_key, near_key
 from lorabake.recipe.hints import EXAMPLES, hint_on_value
 from lorabake.recipe.models import Recipe
 from lorabake.recipe.shape import known_keys
 from lorabake.recipe.syntax import STRANGE_SPACES
 from lorabake.recipe.types import FILE, SHA256, VISIBLE
 from lorabake.recipe.values import Place, Values
-from lorabake.recipe.words import Fault, found, quoted
+from lorabake.recipe.words import Fault, Spot, found, quoted
+from lorabake.settings import DIGEST, SET_WHOLE
 
 OWNERS = ("loras", "output", "verify", "method")
 """Parts of a recipe that have keys which people write at its top."""
@@ -54,11 +55,16 @@ def explained(error: ErrorDetails, values: Values) -> Fault:
     match error["type"]:
         case "missing":
             key, where = str(error["loc"][-1]), f" in {name}" if name in place else ""
-            add = f"; add {EXAMPLES[key]}" if key in EXAMPLES else ""
+            add = _as_option(f"; add {EXAMPLES[key]}", spot, (*place, key)) if key in EXAMPLES else ""
             return Fault(spot, f"missing key {quoted(key)}{where}{add}")
         case "extra_forbidden":
             return Fault(values.keys[place], f"unknown key {quoted(str(place[-1]))}{_hint_on_key(place, given)}")
-        case "nothing_to_bake" | "method_and" | "method_field" | "field" | "no_digest":
+        case "no_digest":
+            key = ".".join(str(part) for part in place if part != "path")
+            return Fault(
+                spot, error["msg"] + (DIGEST.of(key) if spot.is_option and context["example"] else context["example"])
+            )
+        case "nothing_to_bake" | "method_and" | "method_field" | "field":
             return Fault(spot, error["msg"])
         case "no_path":
             is_entry = isinstance(place[-1], int)
@@ -74,7 +80,15 @@ def explained(error: ErrorDetails, values: Values) -> Fault:
         case kind:
             expected = _WORDS.get(kind, error["msg"]).format(**context)
     hint = hint_on_value(tuple(part for part in place if isinstance(part, str)), given, expected) or hint
-    return Fault(spot, f"{name} must be {expected}, found {found(given)}{hint}")
+    return Fault(spot, f"{name} must be {expected}, found {found(given)}{_as_option(hint, spot, place)}")
+
+
+def _as_option(hint: str, spot: Spot, place: Place) -> str:
+    """Write a hint that names a key and its value as --set does, if the value was set by it."""
+    match = re.fullmatch(r"(; \w+ )(\w+): (.+)", hint)
+    if match is None or not spot.is_change or place[-1:] != (match[2],):
+        return hint
+    return match[1] + SET_WHOLE.of(".".join(map(str, place)), match[3])
 
 
 def _written(location: Place, values: Values) -> Place:
@@ -112,7 +126,9 @@ def _hint_on_key(place: Place, given: object) -> str:
     known = known_keys(place[:-1])
     if advice := advice_on_key(part, key, given) or _place_of(key, part):
         return f"; {advice}"
-    return _did_you_mean(key, known) or f"; the keys here are {', '.join(known)}"
+    if not (meant := _did_you_mean(key, known)) and (near := near_key(part, key)):
+        return f", did you mean {near!r}? Here, {advice_on_key(part, near, given)}"
+    return meant or f"; the keys here are {', '.join(known)}"
 
 
 def _place_of(key: str, part: str | None) -> str | None:

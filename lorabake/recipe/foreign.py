@@ -5,9 +5,18 @@ People come from A1111, ComfyUI, kohya's scripts, PEFT, diffusers and mergekit, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
-from lorabake.settings import BAKE_AND_REPORT, BAKE_IN_THREADS, BAKE_ON_CPU, BAKE_OVER, BAKE_QUIETLY
+from lorabake.likeness import nearest
+from lorabake.settings import (
+    BAKE_AND_REPORT,
+    BAKE_IN_THREADS,
+    BAKE_ON_CPU,
+    BAKE_OVER,
+    BAKE_QUIETLY,
+    BLOCKS_OF_A_PROMPT,
+)
 
 OF_THE_CALL = {
     "device": BAKE_ON_CPU,
@@ -23,7 +32,16 @@ OF_THE_CALL = {
 GIVEN = "GIVEN"
 """What stands in an advice for the number that the key has in the recipe."""
 
+WEIGHTS = "WEIGHTS"
+"""What stands in an advice for the block weights that the key has in the recipe."""
+
+KEY = "KEY"
+"""What stands in an advice for the key itself."""
+
 FROM_FILE = "lorabake reads it from the LoRA's file"
+
+
+OF_OUTPUT = "remove it: output.path says where the checkpoint goes, as output: {path: FILE}"
 
 
 def _same(key: str, words: str) -> Iterator[tuple[str, str]]:
@@ -71,9 +89,12 @@ _LORA = _table(
     _told(f"write strength: {{transformer: {GIVEN}}}", "transformer"),
     _same("path", f"{_NAME_OF_A_FILE} lora lora_name lora_path adapter adapter_path model model_path"),
     _told(
-        'write blocks: {"up_blocks.*": 0.5} instead', "lbw lbws lora_block_weight block_weight block_weights layers"
+        f"write blocks, which names each block: {BLOCKS_OF_A_PROMPT.format(WEIGHTS)} writes it for you",
+        "lbw lbws lora_block_weight block_weight block_weights",
     ),
-    _told("write ignore: [PATTERN] for what to leave out, or components", "target_modules exclude_modules exclude"),
+    _told('write blocks: {"up_blocks.*": 0.5} instead', "layers"),
+    _told('remove it: all modules of the LoRA are baked; ignore: ["*q_proj*"] leaves some out', "target_modules"),
+    _told("write ignore: [PATTERN] for what to leave out, or components", "exclude_modules exclude"),
     _same("trained_on", "base base_model family architecture"),
     _told(f"remove it: {FROM_FILE}", "rank r dim network_dim network_alpha lora_alpha peft_type kind"),
     _told("remove it: a LoRA is named by its path", "adapter_name"),
@@ -97,7 +118,10 @@ _OUTPUT = _table(
     _told("remove it: the output is always SafeTensors", "format safe_serialization save_model_as"),
     _told("write metadata: {title: null} for each field to leave out", "no_metadata"),
     _same("metadata", "modelspec header"),
-    _told("write it under metadata, as in metadata: {title: …}", "title author description license tags date"),
+    _told(
+        "write it under output.metadata, as output: {path: FILE, metadata: {KEY: …}}",
+        "title author description license tags date",
+    ),
 )
 
 _VERIFY = _table(
@@ -123,17 +147,18 @@ _TOP = _table(
     _same("vae", "vae_path vae_name"),
     _told("write dtype under output, as output: {path: FILE, dtype: float16}", "precision save_precision out_dtype"),
     _told("write dtype under output, as output: {path: FILE, dtype: float16}", "dtype torch_dtype"),
-    _told("write output: {path: FILE}", "save_to save_path out out_path output_path output_file output_dir outfile"),
-    _told("write output: {path: FILE}", "output_name filename destination target path"),
+    _told(OF_OUTPUT, "save_to save_path out out_path output_path output_file output_dir outfile"),
+    _told(OF_OUTPUT, "output_name filename destination target path"),
     _same("method", "merge_method combination_type merge_mode mode"),
     _told("remove it: the output is named by output.path", "name"),
     _told("write strength for each LoRA", "weight weights multiplier scale alpha ratio ratios lora_scale strengths"),
     _told("write method: {name: ties, density: 0.5}", "density"),
-    _told("write seed under verify, method or output.rounding", "seed"),
+    _told("write it under verify, for sample pictures (a random method or rounding has its own seed)", "seed"),
     _told("a lock has it: give the recipe that the lock is for", "inputs"),
     _told("write prompts under verify", "prompt"),
     _told("write shard_size under output", "max_shard_size"),
-    _told("lorabake bakes LoRAs into one base; for merges of whole models use mergekit", "slices parameters"),
+    _told("lorabake bakes LoRAs into one base; for merges of whole models use mergekit", "slices"),
+    _told("remove it: it is a key of mergekit, and a LoRA's strength stands in its entry of loras", "parameters"),
     _told("remove it: the output keeps the base's tokenizer", "tokenizer_source tokenizer chat_template"),
     _told("remove it: it belongs to the program that makes the pictures", "clip_skip sampler scheduler"),
 )
@@ -168,7 +193,7 @@ METHODS = _table(
     _same("magnitude_prune", "prune magnitude magnitude_prune_svd"),
     _same("ties", "ties_svd trim"),
     _told(
-        "lorabake has no such method; sum is what programs do that apply LoRAs one after the other",
+        "lorabake has no such method: write method: sum to add the LoRAs up, as other programs do",
         "slerp passthrough",
     ),
 )
@@ -177,8 +202,7 @@ METHODS = _table(
 LAYOUTS = _table(
     _same("diffusers", "folder pipeline hf huggingface multifolder"),
     _same("single", "single_file singlefile file checkpoint ckpt original"),
-    _told("write layout: single, or {single: comfy} where a family has several names", "comfy comfyui"),
-    _told("write layout: single", "ldm sgm bfl sai native a1111 webui kohya"),
+    _told("write layout: single", "comfy comfyui ldm sgm bfl sai native a1111 webui kohya"),
 )
 """What people write for a layout."""
 
@@ -201,10 +225,26 @@ def advice_on_key(part: str | None, key: str, given: object) -> str | None:
     """
     word = key.casefold().replace("-", "_")
     if part in (None, "output") and word in OF_THE_CALL:
-        return f"say it where you bake: {OF_THE_CALL[word]}"
+        call = str(OF_THE_CALL[word])
+        return f"remove it, and write {call.replace('cpu', given) if given in ('cuda', 'mps', 'xpu') else call}"
     advice = (_TOP if part is None else _OF_PARTS.get(part, {})).get(word)
     number = f"{given:g}" if isinstance(given, int | float) else "0.8"
-    return advice and advice.replace(GIVEN, number)
+    weights = ",".join(map(str, given)) if isinstance(given, tuple) else str(given)
+    weights = weights if re.fullmatch(r"[\w.,-]{1,80}", weights) else WEIGHTS
+    return advice and _with_value(advice, given).replace(GIVEN, number).replace(WEIGHTS, weights).replace(KEY, word)
+
+
+def _with_value(advice: str, given: object) -> str:
+    """Add to the advice to write a key instead what its value is called here, if other programs call it otherwise."""
+    key = re.fullmatch(r"write (\w+) instead", advice)
+    known = key and advice_on_value(key[1], str(given))
+    value = known and re.fullmatch(r"write (\w+) instead", known)
+    return f"write {key[1]}: {value[1]} instead ({given} is called {value[1]} here)" if key and value else advice
+
+
+def near_key(part: str | None, key: str) -> str | None:
+    """Return the word of other programs that was probably meant by a key."""
+    return nearest(key, _TOP if part is None else _OF_PARTS.get(part, {}), cutoff=0.8)
 
 
 def advice_on_value(key: str, value: str) -> str | None:

@@ -50,7 +50,11 @@ def _advice(keys: tuple[str, ...], given: object, expected: str) -> str | None:
         case "strength", tuple():
             return f"give each LoRA an entry of its own: - {LORA}"
         case "blocks", tuple():
-            return 'write blocks: {"up_blocks.*": 0.5}'
+            return 'name each block, as in blocks: {"down_blocks.*": 1, "mid_block.*": 0}'
+        case "layout", Mapping() if len(given) == 1 and {*given} <= {"keep", "diffusers"}:
+            return f"only single takes a maker's name: write layout: {next(iter(given))}"
+        case "layout", ("keep" | "single" | "diffusers" as name,):
+            return f"write layout: {name} without the brackets"
         case "hash" | "allow_loss", int():
             return f"write {_TRUTHS.get(str(given), 'true')}"
         case "density", int() | float() if 1 < given <= 100:
@@ -82,6 +86,11 @@ def _advice_on_text(keys: tuple[str, ...], given: str, expected: str) -> str | N
             return "write 1 without quotes"
         case "version":
             return "it is the version of the grammar: write version: 1"
+        case "thumbnail":
+            return (
+                "it cannot be a file: write thumbnail: verify, which takes a sample picture that verify draws, "
+                "or remove the key"
+            )
         case "sha256":
             return "the command sha256sum FILE prints them"
         case "size" if sides := re.fullmatch(r"(\d+) *[x×,] *(\d+)", text):

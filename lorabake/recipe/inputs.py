@@ -13,7 +13,6 @@ from lorabake.recipe.part import Part
 from lorabake.recipe.types import InputPath, Semantics, Sha256, Strength, Text, expected
 from lorabake.recipe.words import quoted
 from lorabake.remote import Address, address_of
-from lorabake.settings import DIGEST
 
 
 def in_order(value: object) -> object:
@@ -50,11 +49,13 @@ class Source(Part):
     def _has_digest(self) -> Self:
         if (address := self.address) is not None and address.needs_digest and self.sha256 is None:
             hub = hub_address(self.path)
-            instead = f", or {hub}" if hub else ""
+            told = "is an address of the web, and needs the SHA-256 of its file"
+            if hub:
+                told = f"is an address of Hugging Face: write {hub}"
             raise PydanticCustomError(
                 "no_digest",
-                "{address} is an address of the web, and needs the SHA-256 of its file; write {example}{instead}",
-                {"address": quoted(self.path), "example": DIGESTED, "instead": f"{DIGEST}{instead}"},
+                "{address} {told}",
+                {"address": quoted(self.path), "told": told, "example": "" if hub else f"; write {DIGESTED}"},
             )
         return self
 

@@ -89,8 +89,10 @@ def _check_texts(options: Options) -> None:
     for name, texts in named.items():
         for text in texts:
             if text.startswith("-"):
-                message = f"what belongs to it is missing: {quoted(text)} is taken for it. A path may begin with ./-"
-                raise RecipeError(Fault(Spot(name), message).line)
+                value = {"--lora": "FILE=0.8", "--set": "KEY=VALUE"}.get(name, "FILE")
+                message = f"needs a value behind it, and {quoted(text)} follows"
+                advice = f"Write {name} {value}. If a file's name begins with '-', write ./{text}"
+                raise RecipeError(f"{name} {message}", advice)
             if re.search("[\ud800-\udfff]", text):  # Python's marks for bytes that are not UTF-8
                 raise RecipeError(Fault(Spot(name), f"{quoted(text)} is not UTF-8: rename the file").line)
 
@@ -139,7 +141,7 @@ def _values(options: Options) -> Values:
         try:
             lora = lora_entry(text)
         except ValueError as error:
-            lora = text
+            lora = "lora"  # no fault but this one
             faults.append(Fault(spot, str(error)))
         loras.append(lora)
         spots |= {("loras", number, *place): spot for place in ((), *places_in(lora))}
@@ -152,6 +154,10 @@ def _values(options: Options) -> Values:
 
 def lora_entry(text: str) -> object:
     """Read an entry of loras: PATH, PATH=STRENGTH or PATH=COMPONENT:STRENGTH,…; or raise ValueError."""
+    if tag := re.fullmatch(r"\s*<(?:lora|lyco):([^:>]+)(?::([-+]?[\d.]+))?[^>]*>\s*", text):
+        raise ValueError(
+            f"{quoted(text)} is the tag of a LoRA in a prompt: write --lora {tag[1]}.safetensors={tag[2] or 1}"
+        )
     path, equals, strength = text.rpartition("=")
     if "://" in text and "?" in text:  # an address of the web, with '=' of its own
         return text
@@ -161,6 +167,13 @@ def lora_entry(text: str) -> object:
         if wrong := re.fullmatch(r"(.+):([-+]?[0-9.]+)", text):
             raise ValueError(f"a strength stands after '=': --lora {wrong[1]}={wrong[2]}")
         return text
+    if not path.strip():
+        raise ValueError(f"the path before '=' is missing: write --lora FILE={strength or 1}")
+    if not strength.strip():
+        raise ValueError(f"the strength after '=' is missing: write --lora {path}=0.8")
+    if empty := re.search(r"(?:^|,)(\w+):(?=,|$)", strength):
+        filled = re.sub(r"(^|,)(\w+):(?=,|$)", r"\1\2:0.5", strength)
+        raise ValueError(f"{empty[1]} has no number: write --lora {path}={filled}")
     if re.fullmatch(r"[-+]?\d*,\d+", strength):
         point = strength.replace(",", ".")
         raise ValueError(f"{quoted(strength)} is no number: write --lora {path}={point}, with a point")

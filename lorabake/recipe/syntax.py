@@ -15,7 +15,8 @@ from itertools import takewhile
 import yaml
 
 from lorabake.errors import RecipeError
-from lorabake.recipe.words import Fault, Spot, quoted
+from lorabake.paths import MODEL_SUFFIXES, no_plain_path
+from lorabake.recipe.words import Fault, Spot, quoted, spaces
 
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 """How texts in UTF-16 begin."""
@@ -181,6 +182,11 @@ def _first_letter(scene: Scene) -> Told | None:
     value = scene.at(line)[column:]
     if re.search(r"[\[{]", scene.at(line)[:column]):
         value = re.split(r"[,\]}]", value)[0].rstrip()
+    if re.search(r"\b(?:base|path|vae): *$", scene.at(line)[:column]) or value.rstrip("`").endswith(MODEL_SUFFIXES):
+        bare = value[1:-1] if re.fullmatch("`[^`]+`", value) else None
+        words = f"Write {bare} without the backticks." if bare else first == "%" and no_plain_path(value)
+        if words:
+            return Told(line, column, f"a value cannot begin with {'a backtick' if bare else first}", words)
     return Told(line, column, f"a text that begins with {first} must be in quotes", f"Write {in_quotes(value)}")
 
 
@@ -366,8 +372,8 @@ def _odd_indent(scene: Scene) -> Told | None:
         return None
     column = min(columns, key=lambda known: abs(known - scene.column))
     key, line = columns[column]
-    advice = f"Put {column} spaces before it if it belongs beside {quoted(key)} of line {line}."
-    return scene.told("this line is indented like no line above", advice)
+    advice = f"Begin it with {spaces(column)}, like {quoted(key)} on line {line}."
+    return scene.told(f"this line begins with {spaces(scene.column)}, and no line above does", advice)
 
 
 _RULES: tuple[Callable[[Scene], Told | None], ...] = (

@@ -49,6 +49,9 @@ def read_values(text: str, name: str) -> Values:
     if node is None:
         raise error_at(mark_after(name, ""), "the recipe is empty", *SHORTEST)
     if not isinstance(node, yaml.MappingNode):
+        if toml := re.match(r"\s*(\w+)\s*=\s*([^\s#]+)", text):
+            what = f"this looks like TOML ({toml[1]} = …): a recipe is YAML, and has a colon in place of ="
+            raise error_at(node.start_mark, what, f"Write {toml[1]}: {toml[2]}")
         raise error_at(node.start_mark, f"the recipe must be a mapping, found {found(_plain(node))}", *SHORTEST)
     return _built(node)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import yaml
 
 from lorabake.errors import RecipeError
+from lorabake.settings import SET
 from lorabake.visible import redacted
 
 
@@ -23,6 +24,16 @@ class Spot:
     def of(cls, mark: yaml.Mark) -> Spot:
         """Take over a position that YAML's reader gives."""
         return cls(str(mark.name), mark.line, mark.column)
+
+    @property
+    def is_option(self) -> bool:
+        """Tell whether the value was written in an option of the command line."""
+        return self.line < 0 and self.name.startswith("--")
+
+    @property
+    def is_change(self) -> bool:
+        """Tell whether the value was written in an option that changes a recipe."""
+        return self.is_option and self.name.startswith(SET.option.partition(" ")[0])
 
     def __str__(self) -> str:
         return self.name if self.line < 0 else f"{self.name}:{self.line + 1}:{self.column + 1}"
@@ -75,3 +86,8 @@ def quoted(text: str) -> str:
     """Quote a text, or the beginning of a long one."""
     text = redacted(text)
     return repr(text if len(text) <= 80 else text[:79] + "…")
+
+
+def spaces(count: int) -> str:
+    """Say how many spaces a line begins with."""
+    return {0: "no space", 1: "1 space"}.get(count, f"{count} spaces")

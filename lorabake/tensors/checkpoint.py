@@ -200,11 +200,17 @@ def chosen_weights(path: Path, variant: str | None) -> dict[str, _Weights]:
     if not chosen:
         raise FileError(f"{path}: no weights in this folder", where_weights_are(path))
     if variant is not None and all(weights.variant != variant for weights in chosen.values()):
-        raise FileError(
-            f"{path}: has no variant {variant}",
-            "Remove variant, or give one that the names of the folder's files have.",
-        )
+        raise FileError(f"{path}: has no variant {variant}", _variants_there(path, chosen))
     return chosen
+
+
+def _variants_there(path: Path, chosen: Mapping[str, _Weights]) -> str:
+    """Say which variants a folder has, from the folders in which its weights were chosen."""
+    folders = {path, *(weights.path.parent for weights in chosen.values())}
+    names = sorted({found.variant for folder in folders for found in _candidates(folder)} - {""})
+    if not names:
+        return "Its files have no variants: remove variant."
+    return f"It has {' and '.join(names)}: write variant: {names[0]}, or remove variant."
 
 
 def _checkpoint(path: Path, parts: list[Part], side_files: tuple[Path, ...]) -> Checkpoint:

@@ -9,8 +9,9 @@ from lorabake.tensors.reader import is_there
 from lorabake.visible import some
 
 _LOOKED_FOR = (
-    "Looked for model.safetensors, diffusion_pytorch_model.safetensors, a *.safetensors.index.json, a single "
-    "*.safetensors, and a .bin of these names."
+    "Name the folder or the file that holds the model. A folder has model.safetensors, "
+    "diffusion_pytorch_model.safetensors, a *.safetensors.index.json, a single *.safetensors, or "
+    "a .bin of these names."
 )
 
 NO_ADAPTER = "The folder has an adapter's configuration alone: put its weights there, or train and save it anew."

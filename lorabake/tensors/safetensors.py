@@ -19,7 +19,7 @@ from lorabake.errors import FileError
 from lorabake.machine import unreadable
 from lorabake.tensors.dtypes import DTYPES, nbytes
 from lorabake.tensors.header import MAX_DIMENSIONS, MAX_HEADER, Fingerprint, Header, TensorInfo, check_count
-from lorabake.tensors.magic import BY_NAME, SAFETENSORS, SNIFFED, format_of
+from lorabake.tensors.magic import BY_NAME, PICKLE, SAFETENSORS, SNIFFED, ZIP, Format, format_of
 from lorabake.tensors.reader import fingerprint_of, is_folder
 from lorabake.visible import brief
 
@@ -149,6 +149,13 @@ def _read_raw(path: Path) -> tuple[bytes, int, Fingerprint]:
     return raw, size, fingerprint_of(status)
 
 
+def _advice(form: Format, path: Path) -> str:
+    """Say what to do with a file of another format; a pickle needs another name to be read as one."""
+    if form in (ZIP, PICKLE) and path.suffix.lower() == ".safetensors":
+        return f"If it holds the model or LoRA, rename it to {path.with_suffix('.pt').name}, or convert it."
+    return form.advice
+
+
 def _checked_length(path: Path, head: bytes, size: int) -> int:
     """Return the number of bytes before the data."""
     if not head:
@@ -159,7 +166,7 @@ def _checked_length(path: Path, head: bytes, size: int) -> int:
         return _LENGTH_BYTES + length
     form = format_of(head) or BY_NAME.get(path.suffix.lower())
     if form is not None and form is not SAFETENSORS:
-        raise FileError(f"{path}: is {form.title}, not SafeTensors", form.advice)
+        raise FileError(f"{path}: is {form.title}, not SafeTensors", _advice(form, path))
     if len(head) < _LENGTH_BYTES:
         raise FileError(f"{path}: too short for SafeTensors: {len(head)} bytes", _DOWNLOAD)
     if length > MAX_HEADER:

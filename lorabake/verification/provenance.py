@@ -27,6 +27,7 @@ from lorabake.errors import FileError
 from lorabake.planning import Plan
 from lorabake.planning.provenance import DEVICE
 from lorabake.progress import unseen
+from lorabake.settings import STATE
 from lorabake.sources.received import RECIPE
 from lorabake.tensors.checkpoint import WEIGHT_SUFFIXES, Checkpoint
 from lorabake.tensors.reader import is_there
@@ -217,7 +218,10 @@ def _recipe(compared: Compared, place: Path, said: object) -> Finding:
     if not differing:
         note = f"the statement claims this recipe{', '.join(['', *compared.told])}"
         return Finding("provenance.recipe", Status.PASS, place.name, "", "", note)
-    note = f"the statement claims another recipe: {'; '.join(differing[:5])}"
+    note = (
+        f"the statement claims another recipe: {'; '.join(differing[:5])}: verify with the recipe that was baked, "
+        f"or {STATE} again"
+    )
     figures = Figures(len(differing), 0, "differences")
     measured = counted_as(len(differing), "difference")
     return Finding("provenance.recipe", Status.FAIL, place.name, measured, "0", note, figures)

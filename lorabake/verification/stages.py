@@ -20,6 +20,7 @@ from lorabake.errors import INTERNAL, LorabakeError, first_line, where
 from lorabake.machine import worded
 from lorabake.planning import Plan
 from lorabake.progress import NotebookBar, unseen
+from lorabake.settings import STATE
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.verification.findings import Failure, Finding, SampleOptions, Samples, Status
 from lorabake.verification.provenance import check_statement, statement_beside
@@ -196,7 +197,7 @@ def _stating(
     """Ready the look at a statement of provenance; without one there is a finding only if it was asked for."""
     is_asked, place = "provenance" in options.stages, statement_beside(path)
     if place is None:
-        note = "no statement of provenance lies beside the checkpoint"
+        note = "no statement of provenance lies beside the checkpoint: " + f"{STATE}, or put it there"
         skipped = Finding("provenance.skipped", Status.SKIP, path.name, "", "", note)
         return (Outcome("provenance", (skipped,)),) if is_asked else ()
     if not is_asked and tuple(options.stages) != STAGES:

@@ -36,7 +36,7 @@ WEB = (
     "http://localhost:1/x",
 )
 REFUSED = {
-    "hf://name": "Write an address of Hugging Face as hf://OWNER/NAME@REVISION/FILE",
+    "hf://name": "The owner is missing: write hf://OWNER/name for the whole model",
     "hf:/org/name": "Write an address of Hugging Face as",
     "hf://org/name/../x": "Write an address of Hugging Face as",
     "hf://org/name@..%2F..%2Fx/y": "Write an address of Hugging Face as",
@@ -47,7 +47,7 @@ REFUSED = {
     "https:/example.org/x": "This is no address of a file: write it as https://HOST/FILE",
     "https://example.org/a b": "This is no address of a file",
     "http://example.org/x": "Anyone on the way can change what http:// brings: write https://",
-    "https://me:hunter2@example.org/x": "must not hold a password: take it out, and set LORABAKE_TOKEN_EXAMPLE_ORG",
+    "https://me:hunter2@example.org/x": "must not hold a password: take out what stands before @, and set LORABAKE",
     "https://example.org/x?a=1&token=hunter2": "must not hold a token: take token=… out of the address",
     "https://example.org/x?X-Amz-Signature=hunter2": "must not hold a token: take X-Amz-Signature=… out",
     "https://example.org/x?api_key=hunter2": "must not hold a token: take api_key=… out of the address",
@@ -81,7 +81,7 @@ def test_addresses_of_the_web_need_a_digest(text: str, tmp_path: Path) -> None:
 
 def test_a_web_address_of_the_hub_is_told_as_the_hubs(tmp_path: Path) -> None:
     text = "https://huggingface.co/org/name/resolve/main/a/x.safetensors"
-    with pytest.raises(RecipeError, match=r"or hf://org/name@main/a/x\.safetensors$"):
+    with pytest.raises(RecipeError, match=r"address of Hugging Face: write hf://org/name@main/a/x\.safetensors$"):
         parse_recipe(f"version: 1\nbase: {text}\noutput: {{path: o.safetensors, dtype: float32}}\n", tmp_path)
 
 

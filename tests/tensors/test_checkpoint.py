@@ -180,7 +180,10 @@ class TestFolder:
     @pytest.mark.parametrize(
         ("files", "message"),
         [
-            (["config.json"], "no weights in this folder\nLooked for model.safetensors, "),
+            (
+                ["config.json"],
+                "no weights in this folder\nName the folder or the file that holds the model. A folder has ",
+            ),
             (["training_args.bin"], "no weights in this folder\n"),
             (["a.safetensors", "b.safetensors"], "holds several sets of weights: 'a.safetensors', 'b.safe"),
             (["model.safetensors", "adapter_model.safetensors"], "holds several sets of weights: 'adapter_"),

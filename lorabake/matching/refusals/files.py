@@ -22,6 +22,7 @@ from lorabake.matching.strengths import unlisted
 from lorabake.matching.turns import Turns
 from lorabake.recipe import Lora
 from lorabake.recipe.foreign import component_meant
+from lorabake.settings import AS_STRENGTH
 from lorabake.sources.loras import LoraSource
 from lorabake.sources.sorts import other_than_lora
 from lorabake.visible import visible
@@ -74,7 +75,8 @@ def glob_ignores_nothing(idle: Sequence[str], modules: Mapping[str, LoraModule])
         such = f"matches some tensors of a module alone, such as {visible(partly)}"
         return start + such, "Only whole modules can be left out."
     ends = {end: None for name in modules for end in (by_end(name), pattern_of(name))}
-    return f"{start}matches nothing in the file{visible(nearest_words(glob, [*ends]))}", _whole(ends)
+    told = f"{start}matches nothing in the file{visible(nearest_words(glob, [*ends]))}"
+    return told, f"Remove it, or correct it. {_whole(ends)}"
 
 
 def _whole(names: Iterable[str]) -> str:
@@ -105,8 +107,8 @@ def turns_cannot_be_told(turns: Turns) -> Lines | None:
 def strength_forgets_the_component(component: str) -> Lines:
     """Refuse a recipe whose strengths omit a component that the LoRA has tensors for."""
     return (
-        f"it has tensors for {component}, and strength says nothing of it",
-        f"Add {component}: 0 (or another number) to strength, or leave it out with components.",
+        f"it has tensors for {component}, and its strength says nothing of them",
+        f"Add {component}: 0 to its strength, which leaves them out, or another number{AS_STRENGTH.of(component)}.",
     )
 
 
@@ -164,6 +166,8 @@ def block_pattern_takes_nothing(
         plain = re.split(r"[*?[]", unused)[0].rstrip(".")
         heads = {".".join(path.split(".")[: plain.count(".") + 1]) for path in paths}
         why = f"matches no module{nearest_words(plain, sorted(heads))}"
+        if re.fullmatch(r"(?:IN|OUT|M|MID)\d\d|MID|BASE", plain):
+            why = f"matches no module: {plain} is a name of block weights in prompts"
     return f"blocks pattern {unused!r} {why}", advice
 
 

@@ -91,7 +91,13 @@ def name_stands_for_several(candidates: Candidates) -> str | None:
 def tensors_are_no_whole_set(understood: Understood) -> str | None:
     """Refuse tensors that no set of kinds accounts for."""
     slots = understood.candidates.module.slots
-    return None if understood.kinds else f"incomplete or unknown set: {', '.join(sorted(slots))}\n{AGAIN}"
+    if understood.kinds:
+        return None
+    names = {*slots}
+    if len(names) == 1 and names < {"down", "up"}:
+        (there,), (missing,) = names, {"down", "up"} - names
+        return f"there is only the {there!r} tensor, and {missing!r} is missing\n{AGAIN}"
+    return f"incomplete or unknown set: {', '.join(sorted(slots))}\n{AGAIN}"
 
 
 def magnitude_has_its_weight_beside_it(understood: Understood) -> str | None:

@@ -90,6 +90,11 @@ def read(text: str) -> HubAddress:
     kind = text.removeprefix("hf://").partition("/")[0]
     if kind in OTHERS and text.count("/") > 3:
         raise ValueError(f"An address that begins with hf://{kind} names no model: write {EXAMPLE}.")
+    if re.fullmatch(r"[\w.-]+", kind) and text == f"hf://{kind}":
+        whole = f"hf://OWNER/{kind}"
+        raise ValueError(
+            f"The owner is missing: write {whole} for the whole model, or {whole}@REVISION/FILE for a file."
+        )
     path = (match["path"] or "").removesuffix("/") if match else ""
     revision = unquote(match["revision"] or "main") if match else ""
     if match is None or not _is_inside(revision) or (path and not _is_inside(path)):

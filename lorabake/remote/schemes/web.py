@@ -101,7 +101,8 @@ def read(text: str) -> WebAddress:
         raise ValueError("Write https:// before the address.")
     if "@" in parts.netloc:
         raise ValueError(
-            f"A recipe must not hold a password: take it out, and set {name_for(host)} in the environment."
+            f"A recipe must not hold a password: take out what stands before @, and set {name_for(host)}=TOKEN "
+            "in the environment."
         )
     if secret := next((name for name, _ in parse_qsl(parts.query, True) if SECRETS.fullmatch(name)), None):
         raise ValueError(
