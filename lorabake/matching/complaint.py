@@ -94,7 +94,8 @@ def _complaint(case: Case) -> list[str]:
     of = len(case.modules) + sum(map(len, case.lora.tensors.unsupported.values())) + len(case.lora.tensors.unknown)
     first = f"LoRA {name!r}: {len(case.refusals)} of {of} modules have no place on the base ({case.base.title})"
     another = [*_another_one(case)]
-    advice = [] if another else [*_leave_out(case)] or [CHOOSE_TRAINED]
+    has_texts_alone = all(name.startswith(TEXT[0]) for name in case.components)  # all families have much the same
+    advice = [] if another and has_texts_alone else [*_leave_out(case)] or [CHOOSE_TRAINED]
     return [first, *another, *_groups(case), *_maybe_anothers(case), *advice]
 
 
@@ -168,7 +169,7 @@ def _another_one(case: Case) -> Iterator[str]:
     others = [family for family in evidence.families if family is not base]
     is_most = 2 * len(case.placeless) > len(case.modules) and case.is_patched
     if is_most and others and not evidence.is_text and base.name != GENERIC and case.said is None:
-        yield f"It was probably trained on another family ({titles(others)}): choose such a base, or another LoRA."
+        yield f"It may be for another family ({titles(others)}): choose such a base, or another LoRA."
 
 
 # -- what has no place ---------------------------------------------------------------------------------------------
