@@ -382,7 +382,7 @@ def test_the_noise_schedule_is_made_anew_as_ldm_makes_it(tmp_path: Path) -> None
         ({"trained_betas": [0.1, 0.2]}, set(), False),
         ({"beta_end": "0.012"}, set(), False),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value)) if isinstance(value, set) else str(value),
 )
 def test_markers_are_made_anew_as_the_scheduler_says(
     tmp_path: Path, config: dict[str, object], markers: set[str], has_schedule: bool
