@@ -371,7 +371,7 @@ def test_the_command_line_says_what_computed(tmp_path: Path) -> None:
     need = one_needs(recipe)
     for memory, ending in ((need, f"computed on {PLACE}"), (1, "computed on cpu")):
         done = subprocess.run(
-            [sys.executable, "-m", "lorabake", "bake", str(recipe), "--overwrite", "--workers", "3"],
+            [sys.executable, "-m", "lorabake", "bake", str(recipe), "--overwrite", "--force", "--workers", "3"],
             env={**os.environ, "SIMULATED_MEMORY": str(memory * 64 if memory > 1 else memory)},
             capture_output=True,
             text=True,
