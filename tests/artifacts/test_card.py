@@ -306,6 +306,7 @@ def test_the_hub_is_asked_with_the_card_as_it_is(folder: Path, monkeypatch: pyte
     server = HTTPServer(("127.0.0.1", 0), Stub)
     Thread(target=server.serve_forever, daemon=True).start()
     try:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # which other tests ask for
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         card = hub.ModelCard.load(write_card(card_of(folder / "out.safetensors")))
