@@ -18,6 +18,7 @@ from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.rewriting import rewritten
 from lorabake.keymap.table import Architecture, Component, Has, Lacks, Row
 from lorabake.planning.layout import has_both, names_for, single_names
+from lorabake.planning.rebuilt import BUFFERS
 from lorabake.sources.family import identify
 from tests import builders as b
 from tests.conversions import CHECKPOINTS
@@ -123,7 +124,9 @@ def test_a_folder_and_its_file_come_back_byte_for_byte(tmp_path: Path, family: s
     b.assert_right(verify(tmp_path / "recipe.yaml", options=QUICK))
     assert_equal(values(back), values(tmp_path / "folder"))
     again = to(tmp_path, "back", "again.safetensors", wanted)
-    assert_equal(values(again), values(single))
+    made_again = values(again)
+    anew = {key for key in made_again if key in BUFFERS}  # the new folder has a scheduler
+    assert_equal({key: value for key, value in made_again.items() if key not in anew}, values(single))
     key_map = KeyMap.expand(FAMILIES[family], infos({key: [*each.shape] for key, each in values(single).items()}))
     assert key_map.placed[component.name][0].name == name
 
