@@ -17,7 +17,7 @@ from typing import Any
 from lorabake.codecs.codec import Stored
 from lorabake.codecs.plain import all_plain
 from lorabake.configs import family_config, notes_of
-from lorabake.configs.sizes import Config
+from lorabake.configs.sizes import Config, SizeUnknownError
 from lorabake.configs.tokenizers import padding_of
 from lorabake.errors import FileError, first_line
 from lorabake.keymap.expansion import KeyMap
@@ -139,7 +139,12 @@ def _config(plan: Plan, component: str, file: str) -> Config | None:
     for folder in _folders(plan):
         if (said := optional_object(folder / component / file)) is not None:
             return dict(said)
-    return family_config(told_of(plan.sources), component, file)
+    try:
+        return family_config(told_of(plan.sources), component, file)
+    except SizeUnknownError:
+        if component and component not in plan.sources.key_map.placed:  # nothing of this network is there
+            return None
+        raise
 
 
 def _folders(plan: Plan) -> list[Path]:
