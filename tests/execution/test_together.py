@@ -114,11 +114,11 @@ def test_the_base_is_read_once_and_loras_as_often_as_needed(plans: list[Plan], w
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_the_bytes_are_those_of_single_bakes(plans: list[Plan], workers: int) -> None:
-    options = RunOptions(device="cpu", workers=workers, overwrite=True, fsync=False)
+    options = RunOptions(device="cpu", workers=workers, overwrite=True, force=True, fsync=False)
     alone = [bake(each, options) for each in plans]
     bytes_alone = [b.sha256(each.path) for each in plans]
     told: list[int] = []
-    options = RunOptions(device="cpu", workers=workers, overwrite=True, fsync=False, progress=told.append)
+    options = RunOptions(device="cpu", workers=workers, overwrite=True, force=True, fsync=False, progress=told.append)
     together = bake_together(plans, options)
     assert [b.sha256(each.path) for each in plans] == bytes_alone
     assert len({*bytes_alone}) == len(plans)
@@ -164,7 +164,7 @@ def test_a_shared_reader_reads_on_without_a_unit(tmp_path: Path, plans: list[Pla
 
 
 def test_outputs_must_be_apart(plans: list[Plan], tmp_path: Path) -> None:
-    options = RunOptions(device="cpu", overwrite=True, fsync=False)
+    options = RunOptions(device="cpu", overwrite=True, force=True, fsync=False)
     with pytest.raises(TargetError, match="two recipes would write it"):
         bake_together([plans[0], plans[0]], options)
     bake(plans[0], options)
@@ -180,5 +180,5 @@ def test_a_failure_of_one_keeps_all_targets(plans: list[Plan], tmp_path: Path) -
     bad = plan(load_recipe(b.recipe(tmp_path, loras=["huge.safetensors"], output={"path": "bad.safetensors"})))
     before = {path.name for path in tmp_path.iterdir()}
     with pytest.raises(Exception, match="cannot hold it"):
-        bake_together([plans[0], bad], RunOptions(device="cpu", overwrite=True, fsync=False))
+        bake_together([plans[0], bad], RunOptions(device="cpu", overwrite=True, force=True, fsync=False))
     assert {path.name for path in tmp_path.iterdir()} == before
