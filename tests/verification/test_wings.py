@@ -21,6 +21,9 @@ def test_beside_the_wings_lie_the_story_and_the_findings() -> None:
         "findings.py",
         "environment.py",
         "summary.py",
+        "converted.py",
+        "provenance.py",
+        "thumbnail.py",
     }
     assert {path.name for path in FOLDER.iterdir() if (path / "__init__.py").is_file()} == TAKES.keys()
 
