@@ -37,7 +37,7 @@ def test_bake_verify_report(tmp_path: Path) -> None:
     assert output.splitlines()[-2].startswith("Verified: ")
     told = check((report / "report.json").read_text())
     assert told["verdict"] == "verified"
-    assert told["samples"]["reference"] == "PEFT and diffusers"
+    assert told["samples"]["reference"] == ["diffusers", "peft"]
     assert len(told["samples"]["pictures"]) == 4
     for each in told["samples"]["pictures"]:
         likeness = {name: figures["latents"] for name, figures in each["likeness"].items()}
