@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lorabake.artifacts.locking import file_of
-from lorabake.artifacts.reading import read_lock
+from lorabake.artifacts.locking import frozen
 from lorabake.artifacts.watch import has_lock, in_ci
 from lorabake.cli.progress import Bar
 from lorabake.cli.terminal import echo
@@ -32,15 +31,10 @@ def at_locked_commits(recipe: Recipe, said: Mapping[str, object]) -> Recipe:
     So do --frozen and --locked; a command that knows --locked is locked in CI if there is a lock.
     """
     if said.get("frozen") or said.get("locked"):
-        return _frozen(recipe)
+        return frozen(recipe)
     if "locked" in said and said["locked"] is None and in_ci() and has_lock(recipe):
-        return _frozen(recipe)
+        return frozen(recipe)
     return recipe
-
-
-def _frozen(recipe: Recipe) -> Recipe:
-    locked = read_lock(file_of(recipe)).inputs
-    return recipe.pinned({entry.path: entry.revision for entry in locked if entry.revision is not None})
 
 
 def fetch_shown(recipe: Recipe, *, talks: bool) -> None:

@@ -325,9 +325,8 @@ def test_a_lock_holds_the_commit(
     fetch(made)
     assert made.file is not None
     lock = lorabake.lock(made.file).path
-    text = lock.read_text()
-    if "revision: " not in text:
-        lock.write_text(text.replace(f'hf://org/name/{FILE}"\n', f'hf://org/name/{FILE}"\n  revision: {COMMIT}\n'))
+    assert COMMIT in lock.read_text()
+    assert "hf://org/name" in lock.read_text()
     repo.add({FILE: (tmp_path / "newer.safetensors").read_bytes()}, LATER)
     for options, commit in (([], LATER), (["--frozen"], COMMIT)):
         shutil.rmtree(tmp_path / "hf")
@@ -335,6 +334,18 @@ def test_a_lock_holds_the_commit(
             main(["fetch", *options, str(made.file)])
         assert ended.value.code == 0, capsys.readouterr()
         assert f"commit {commit[:12]}" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "hf")
+    with pytest.raises(SystemExit) as ended:
+        main(["bake", "--locked", "--download", str(made.file)])
+    assert ended.value.code == 0, capsys.readouterr()
+    fetch(made)  # now main leads to the newer commit
+    with pytest.raises(SystemExit) as ended:
+        main(["bake", "--frozen", "--force", str(made.file)])
+    assert ended.value.code == 0, capsys.readouterr()
+    due = b.run(
+        b.recipe(tmp_path, base="made.safetensors", output={"path": "due.safetensors", "dtype": "float32"}, loras=[])
+    )
+    assert b.tensor_bytes(tmp_path / "o.safetensors") == b.tensor_bytes(due.path)
     lock.unlink()
     with pytest.raises(SystemExit) as ended:
         main(["fetch", "--frozen", str(made.file)])
