@@ -12,6 +12,7 @@ from typing import Literal
 from lorabake.architectures import architectures
 from lorabake.errors import FileError, LorabakeError, MatchError, SurroundingsError
 from lorabake.likeness import nearest
+from lorabake.machine import folder_above
 from lorabake.matching.refusals import families, files
 from lorabake.planning import Plan, plan
 from lorabake.recipe import Lora, Recipe, Source, load_recipe
@@ -94,7 +95,7 @@ def _not_there(missing: tuple[str, ...]) -> FileError:
 
 def _check_disk(planned: Plan) -> None:
     """Raise SurroundingsError where the output's disk has not enough room."""
-    folder = next(path for path in (planned.path.parent, *planned.path.parents) if path.exists())
+    folder = folder_above(planned.path)
     free = shutil.disk_usage(folder).free
     if free < planned.size:
         raise SurroundingsError(

@@ -173,6 +173,11 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         following = following.__cause__ or following.__context__
 
 
+def folder_above(path: Path) -> Path:
+    """Return the nearest folder above a path that is there: it is on the disk that a new file would go to."""
+    return next(folder for folder in (path.parent, *path.parents) if folder.exists())
+
+
 def default_workers() -> int:
     """Count the cores this process may use, eight at most."""
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorabake.machine import open_files_allowed
+from lorabake.machine import folder_above, open_files_allowed
 from lorabake.planning import Plan
 
 MOST = 64
@@ -71,7 +71,7 @@ def _have_room(plans: Sequence[Plan]) -> bool:
     needed: dict[int, int] = {}
     folders: dict[int, Path] = {}
     for plan in plans:
-        folder = next(path for path in (plan.path.parent, *plan.path.parents) if path.exists())
+        folder = folder_above(plan.path)
         device = folder.stat().st_dev
         needed[device] = needed.get(device, 0) + plan.size
         folders[device] = folder

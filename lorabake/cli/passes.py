@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from lorabake.batch.groups import Limits, memory_of, passes
 from lorabake.cli.show import LABEL, shown
-from lorabake.machine import default_workers
+from lorabake.machine import default_workers, folder_above
 from lorabake.planning import Plan
 from lorabake.planning.summary import strength_of
 from lorabake.visible import counted_as, size_of
@@ -28,7 +28,7 @@ def pass_lines(plans: Sequence[Plan]) -> Iterator[str]:
     ending = "" if len(together) == 1 else "es"
     yield f"{'read':<{LABEL}}{size_of(read)} of bases, in {len(together)} pass{ending}"
     written = sum(plan.size for plan in plans)
-    folder = next(path for path in (plans[0].path.parent, *plans[0].path.parents) if path.exists())
+    folder = folder_above(plans[0].path)
     free = shutil.disk_usage(folder).free
     yield f"{'write':<{LABEL}}{size_of(written)} in {counted_as(len(plans), 'output')}; {size_of(free)} free"
     memory = max(memory_of(each, workers) for each in together)

@@ -18,6 +18,7 @@ from lorabake.cli.recipe_options import recipe_options, save_option
 from lorabake.cli.saving import check_saved, save_recipe
 from lorabake.cli.show import LABEL, ledger_lines, new_folder, shown, survives
 from lorabake.cli.terminal import echo, echo_json
+from lorabake.machine import folder_above
 from lorabake.planning.cautions import cautions_of_recipe
 from lorabake.recipe.options import Options
 from lorabake.visible import size_of
@@ -65,7 +66,7 @@ def plan(said: Options, output: Path | None, as_json: bool, estimate: bool) -> N
 
         known = estimated(made)
         shares, warnings = known.survival, known.cautions
-    folder = next(path for path in (made.path.parent, *made.path.parents) if path.exists())
+    folder = folder_above(made.path)
     free = shutil.disk_usage(folder).free
     save_recipe(said.save, made)
     if as_json:
