@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-_commands_running = 0
+_commands_running: set[object] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +31,16 @@ class Setting:
 
 @contextmanager
 def as_options() -> Iterator[None]:
-    """Write settings as options of the command line, in every thread."""
-    global _commands_running
-    _commands_running += 1
+    """Write settings as options of the command line, in every thread, as long as this or another command runs.
+
+    A command takes out only what it has put in itself: in whatever order commands end, none is left over.
+    """
+    command = object()
     try:
+        _commands_running.add(command)
         yield
     finally:
-        _commands_running -= 1
+        _commands_running.discard(command)
 
 
 OVERWRITE: Final = Setting("--overwrite", "RunOptions(overwrite=True)")

@@ -47,6 +47,16 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     return report
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """Fail a test that leaves messages in the words of the command line for the tests after it."""
+    yield
+    settings_module = sys.modules.get("lorabake.settings")
+    if settings_module is not None and str(settings_module.CHANGES) != settings_module.CHANGES.argument:
+        settings_module._commands_running.clear()  # only this test fails
+        pytest.fail(f"{item.nodeid} ended within as_options()")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how much the simulated device had to do, where there is one."""
     simulated = getattr(sys.modules.get("torch"), "simulated", None)

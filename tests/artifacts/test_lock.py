@@ -154,16 +154,6 @@ def test_a_recipe_without_a_file_gets_no_lock(recipe: Path) -> None:
         lock(made.sources.recipe)
 
 
-def test_in_python_the_advice_is_python(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorabake.settings._commands_running", 0)
-    with pytest.raises(LockError, match=r"lorabake.lock\('recipe.yaml'\)"):
-        read_lock(recipe)
-    lock("recipe.yaml")
-    changed(recipe.with_name("lora.safetensors"))
-    (stale,) = check(recipe)
-    assert stale.mend == "lorabake.lock('recipe.yaml', update=['lora.safetensors'])"
-
-
 # -- stale -----------------------------------------------------------------------------------------------
 
 
