@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lorabake.artifacts.lock import Lock, LockedInput, LockedOutput
     from lorabake.artifacts.locking import Locked, lock
     from lorabake.artifacts.publish import publish
-    from lorabake.baking import BakeResult, RunOptions, bake, bake_together, plan
+    from lorabake.baking import bake, bake_together, plan
     from lorabake.batch import BatchOptions, Outcome, bake_all
     from lorabake.documents.names import Figures
     from lorabake.errors import (
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lorabake.estimating import Estimate, estimate
     from lorabake.inspection import inspect
     from lorabake.matching.ledger import Counts, Learned, Ledger
+    from lorabake.options import RunOptions
     from lorabake.planning import Plan
     from lorabake.planning.cautions import Caution
     from lorabake.recipe import Base, Lora, Method, Output, Recipe, Source, Verify, load_recipe, load_recipes
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from lorabake.remote.address import Fetched
     from lorabake.remote.hubupload import Uploaded
     from lorabake.report import write_report
+    from lorabake.results import BakeResult
     from lorabake.sources.fetching import fetch
     from lorabake.verification import VerifyOptions, verify
     from lorabake.verification.findings import (
@@ -129,7 +131,7 @@ __all__ = [
 
 _HOMES = {
     "ArgumentError": "errors",
-    "BakeResult": "baking",
+    "BakeResult": "results",
     "BatchOptions": "batch",
     "Base": "recipe",
     "Caution": "planning.cautions",
@@ -165,7 +167,7 @@ _HOMES = {
     "RecipeError": "errors",
     "RecipeKeys": "recipe.given",
     "Rounding": "recipe.models",
-    "RunOptions": "baking",
+    "RunOptions": "options",
     "SampleOptions": "verification.findings",
     "Samples": "verification.findings",
     "Source": "recipe",

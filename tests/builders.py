@@ -15,8 +15,10 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from lorabake.baking import BakeResult, RunOptions, bake
+from lorabake.baking import bake
+from lorabake.options import RunOptions
 from lorabake.recipe import load_recipe
+from lorabake.results import BakeResult
 from lorabake.verification.findings import Status, Verification
 
 Tensors = dict[str, torch.Tensor]

@@ -33,7 +33,8 @@ CHILD = """
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    from lorabake.baking import RunOptions, bake
+    from lorabake.baking import bake
+    from lorabake.options import RunOptions
     from lorabake.recipe import load_recipe
 
     result = bake(load_recipe(Path(sys.argv[1])), RunOptions(workers=2, fsync=False))

@@ -24,11 +24,11 @@ import torch
 from pydantic import BaseModel
 
 import lorabake
-from lorabake.baking import BakeResult
 from lorabake.errors import ArgumentError, LorabakeError, RecipeError
 from lorabake.notebook import MOST_ROWS, Table, card
 from lorabake.recipe import Lora, Output, Recipe, Verify, load_recipe, parse_recipe
 from lorabake.recipe.given import recipe_given
+from lorabake.results import BakeResult
 from lorabake.verification import VerifyOptions, verify
 from lorabake.verification.findings import Finding, PromptSample, Status, Verification
 from tests import builders

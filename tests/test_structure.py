@@ -42,6 +42,7 @@ LAYERS = (
     ("planning",),
     ("execution", "writing", "reference"),
     ("artifacts",),
+    ("options", "results"),
     ("verification",),
     ("baking", "checking"),
     ("batch",),

@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 import torch
 
-from lorabake.baking import RunOptions, bake, plan
+from lorabake.baking import bake, plan
 from lorabake.errors import FileError, LorabakeError, SurroundingsError, TargetError
+from lorabake.options import RunOptions
 from lorabake.recipe import load_recipe
 from lorabake.writing import commit, weights
 from lorabake.writing.inputs import Inputs

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
-from lorabake.baking import BakeResult, RunOptions, bake_together
+from lorabake.baking import bake_together
 from lorabake.batch.groups import Limits, passes
 from lorabake.errors import LorabakeError
+from lorabake.options import RunOptions
 from lorabake.planning import Plan, plan
 from lorabake.progress import unseen
 from lorabake.recipe import Recipe
+from lorabake.results import BakeResult
 from lorabake.sources import resolve
 from lorabake.visible import short_repr
 from lorabake.writing.together import check_apart

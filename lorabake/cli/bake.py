@@ -11,7 +11,6 @@ import click
 
 from lorabake.artifacts.locking import frozen as frozen_recipe
 from lorabake.artifacts.watch import has_lock, in_ci
-from lorabake.baking import RunOptions
 from lorabake.baking import bake as run_bake
 from lorabake.baking import plan as make_plan
 from lorabake.cli import CONTEXT, example, interruption
@@ -26,6 +25,7 @@ from lorabake.cli.show import LABEL, ledger_lines, new_folder, rate_of, shown, s
 from lorabake.cli.terminal import echo, echo_json
 from lorabake.errors import SurroundingsError
 from lorabake.machine import default_workers
+from lorabake.options import RunOptions
 from lorabake.planning.cautions import FADES
 from lorabake.recipe.options import Options
 from lorabake.visible import size_of, visible_json

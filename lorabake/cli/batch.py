@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 
-from lorabake.baking import RunOptions
 from lorabake.batch import BatchOptions, Outcome, bake_all
 from lorabake.checking import recipes_in
 from lorabake.cli import CONTEXT, example
@@ -20,6 +19,7 @@ from lorabake.cli.show import shown
 from lorabake.cli.terminal import echo, echo_json
 from lorabake.errors import LorabakeError, RecipeError, SurroundingsError
 from lorabake.machine import default_workers
+from lorabake.options import RunOptions
 from lorabake.planning import Plan
 from lorabake.recipe import Recipe, load_recipes, only
 from lorabake.visible import counted_as, size_of

@@ -14,10 +14,12 @@ from safetensors.torch import load_file
 from lorabake.artifacts import current, digests
 from lorabake.artifacts.locking import lock
 from lorabake.artifacts.reading import read_lock
-from lorabake.baking import BakeResult, RunOptions, bake, bake_together
+from lorabake.baking import bake, bake_together
 from lorabake.errors import LockError
+from lorabake.options import RunOptions
 from lorabake.planning import provenance
 from lorabake.recipe import load_recipe
+from lorabake.results import BakeResult
 from lorabake.writing.partial import partial_of
 from tests import builders as b
 

@@ -19,9 +19,10 @@ from lorabake.artifacts.inputs import lock_of
 from lorabake.artifacts.lock import Lock, LockedOutput
 from lorabake.artifacts.locking import lock
 from lorabake.artifacts.reading import read_lock
-from lorabake.baking import RunOptions, bake
+from lorabake.baking import bake
 from lorabake.cli import main
 from lorabake.errors import FileError, LockError
+from lorabake.options import RunOptions
 from lorabake.recipe import load_recipe
 from lorabake.settings import as_options
 from lorabake.verification import VerifyOptions, verify

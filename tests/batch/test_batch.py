@@ -9,11 +9,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from lorabake.baking import RunOptions, bake, plan
+from lorabake.baking import bake, plan
 from lorabake.batch import BatchOptions, bake_all
 from lorabake.batch.groups import Limits, memory_of, passes
 from lorabake.cli import main
 from lorabake.errors import TargetError
+from lorabake.options import RunOptions
 from lorabake.recipe import Recipe, load_recipe, load_recipes
 from lorabake.visible import size_of
 from tests import builders as b

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorabake.baking import RunOptions, bake, bake_together, plan
+from lorabake.baking import bake, bake_together, plan
 from lorabake.errors import TargetError
 from lorabake.execution import execute
 from lorabake.execution.units import SharedReader, units_of
+from lorabake.options import RunOptions
 from lorabake.planning import Plan
 from lorabake.recipe import load_recipe
 from lorabake.writing.inputs import Inputs

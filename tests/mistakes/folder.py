@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from lorabake.artifacts.statement import write_statement
-from lorabake.baking import RunOptions, bake, plan
+from lorabake.baking import bake, plan
+from lorabake.options import RunOptions
 from lorabake.recipe import load_recipe
 from tests import builders as b
 from tests.builders import Q, W

@@ -15,7 +15,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lorabake.baking import BakeResult
 from lorabake.errors import SurroundingsError
 from lorabake.execution import device, tiles
 from lorabake.execution.device import Buffer, choose_device
@@ -23,6 +22,7 @@ from lorabake.execution.emitting import Emitter
 from lorabake.execution.rows import ByRows
 from lorabake.execution.wholes import Wholes
 from lorabake.planning.steps import Step
+from lorabake.results import BakeResult
 from tests import builders as b
 
 ROWS, COLUMNS, LAYERS = 512, 384, 10

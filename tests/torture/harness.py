@@ -30,7 +30,8 @@ ALL = " all "
 SERVER = """
     import ctypes, json, os, signal, sys, threading, traceback
     import lorabake.execution.device, lorabake.execution.worker, lorabake.reference.survival
-    from lorabake.baking import RunOptions, bake
+    from lorabake.baking import bake
+    from lorabake.options import RunOptions
     from lorabake.cli import main
     from lorabake.errors import LorabakeError
     from lorabake.baking import plan

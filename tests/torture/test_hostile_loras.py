@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorabake.baking import RunOptions, bake, plan
+from lorabake.baking import bake, plan
 from lorabake.matching.names import BaseNames
+from lorabake.options import RunOptions
 from lorabake.recipe import load_recipe
 from lorabake.tensors.dtypes import DTYPES, nbytes
 from tests import builders as b

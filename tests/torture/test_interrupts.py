@@ -24,7 +24,8 @@ SCRIPT = """
     import lorabake.execution.device, lorabake.execution.worker
     from lorabake import baking, execution, interrupts
     from lorabake.execution import crew
-    from lorabake.baking import RunOptions, bake
+    from lorabake.baking import bake
+    from lorabake.options import RunOptions
     from lorabake.errors import LorabakeError
     from lorabake.baking import plan
     from lorabake.recipe import load_recipe

@@ -17,7 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lorabake.baking import RunOptions, bake
+from lorabake.baking import bake
+from lorabake.options import RunOptions
 from lorabake.recipe import load_recipe
 from lorabake.verification import VerifyOptions, verify
 from lorabake.verification.findings import Finding, SampleOptions, Status, Verification
