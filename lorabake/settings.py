@@ -78,6 +78,7 @@ AS_BASE: Final = Setting(" (--base)", "")
 AS_LORA: Final = Setting(" (as an option --lora)", "")
 
 ONLY: Final = Setting("--only {}", "only={!r}")
+SHARD: Final = Setting("--shard {}", "BatchOptions(shard={!r})")
 BATCH: Final = Setting("`lorabake batch {}`", "`lorabake.bake_all(lorabake.load_recipes({!r}))`")
 BAKE: Final = Setting("lorabake bake RECIPE", "lorabake.bake(recipe)")
 BAKE_ON_CPU: Final = Setting(f"{BAKE.option} --device cpu", 'lorabake.bake(recipe, RunOptions(device="cpu"))')
