@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lorabake.machine import folder_above, open_files_allowed
@@ -31,12 +32,44 @@ class Limits:
 
 def passes(plans: Sequence[Plan], limits: Limits) -> Iterator[tuple[Plan, ...]]:
     """Yield the plans of each pass: those on one base follow one another, in the order of their first."""
+    for group in _on_one_base(plans):
+        yield from _parted(group, lambda together: _fit(together, limits) and _have_room(together))
+
+
+def agreed_passes(
+    plans: Sequence[Plan], limits: Limits, shards: int, parts_of: Callable[[Sequence[Plan]], int]
+) -> Iterator[tuple[Plan, ...]]:
+    """Yield passes on which any number of machines agree, for so many shards: nothing counts but the arguments.
+
+    `parts_of` counts the parts of a pass. Outputs that are baked together read a part once, and are one shard's.
+    So a pass has as many as make the busiest shard's bytes the fewest.
+    """
+    total = sum(plan.size for plan in plans)
+    for group in _on_one_base(plans):
+        own = max(1, -(-shards * sum(plan.size for plan in group) // max(total, 1)))
+        most = _most_together(len(group), parts_of(group), own)
+        yield from _parted(group, partial(_in_memory, limits=limits, most=most))
+
+
+def _most_together(outputs: int, parts: int, shards: int) -> int:
+    """Return how many outputs on one base are baked together, so that the busiest shard moves the fewest bytes.
+
+    In s passes it has ceil(parts · s / shards) parts, each read once and written ceil(outputs / s) times.
+    """
+    fewest = -(-outputs // MOST)
+
+    def busiest(count: int) -> int:
+        return -(-parts * count // shards) * (1 + -(-outputs // count))
+
+    return -(-outputs // min(range(fewest, outputs + 1), key=busiest))
+
+
+def _on_one_base(plans: Sequence[Plan]) -> Iterable[list[Plan]]:
     groups: dict[tuple[Path, str | None], list[Plan]] = {}
     for plan in plans:
         base = plan.sources.base.path
         groups.setdefault((Path(os.path.realpath(base)), plan.sources.recipe.base.variant), []).append(plan)
-    for group in groups.values():
-        yield from _parted(group, limits)
+    return groups.values()
 
 
 def memory_of(plans: Sequence[Plan], workers: int) -> int:
@@ -45,25 +78,26 @@ def memory_of(plans: Sequence[Plan], workers: int) -> int:
     return max(plan.peak_memory(workers) for plan in plans) + TENSOR_BYTES * sum(tensors[:-1])
 
 
-def _parted(group: Sequence[Plan], limits: Limits) -> Iterator[tuple[Plan, ...]]:
+def _parted(group: Sequence[Plan], fit: Callable[[Sequence[Plan]], bool]) -> Iterator[tuple[Plan, ...]]:
+    """Yield the longest runs of plans that fit together; one plan alone is always tried."""
     together: list[Plan] = []
     for plan in group:
-        if together and not _fit([*together, plan], limits):
+        if together and not fit([*together, plan]):
             yield tuple(together)
             together = []
         together.append(plan)
     yield tuple(together)
 
 
+def _in_memory(plans: Sequence[Plan], limits: Limits, most: int = MOST) -> bool:
+    return len(plans) <= most and (limits.memory is None or memory_of(plans, limits.workers) <= limits.memory)
+
+
 def _fit(plans: Sequence[Plan], limits: Limits) -> bool:
-    """Tell whether plans can be baked in one pass; one plan alone is always tried."""
-    if len(plans) > MOST:
-        return False
-    if limits.memory is not None and memory_of(plans, limits.workers) > limits.memory:
-        return False
+    """Tell whether this machine can bake plans in one pass."""
     files = sum(2 * len(plan.files) + len(plan.sources.loras) for plan in plans)
     files += FILES_BESIDE + len([*plans[0].sources.base.headers])
-    return files <= open_files_allowed() and _have_room(plans)
+    return _in_memory(plans, limits) and files <= open_files_allowed()
 
 
 def _have_room(plans: Sequence[Plan]) -> bool:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import random
+import shutil
+from pathlib import Path
 
 import pytest
 
+from lorabake.baking import plan
+from lorabake.batch.groups import Limits, agreed_passes, memory_of, passes
 from lorabake.batch.shards import Shard
 from lorabake.errors import ArgumentError
+from lorabake.planning import Plan
+from lorabake.recipe import load_recipes
+from tests.batch.sweep import write_sweep
 
 
 @pytest.mark.parametrize(("text", "shard"), [("1/1", (1, 1)), ("3/8", (3, 8)), (" 8 / 8 ", (8, 8))])
@@ -117,3 +124,49 @@ def test_shares_are_even() -> None:
     for number in range(1, 8):
         work = sum(sizes[item] for item in Shard(number, 7).share(sizes))
         assert abs(work - sum(sizes) / 7) <= 1000
+
+
+# -- passes that all shards agree on -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory: pytest.TempPathFactory) -> list[Plan]:
+    folder = tmp_path_factory.mktemp("agreed") / "sweep"
+    write_sweep(folder)
+    return [plan(recipe) for recipe in load_recipes(folder / "sweep.yaml")]
+
+
+@pytest.mark.parametrize(
+    ("shards", "parts", "sizes"),
+    [
+        (1, 1, [6]),
+        (2, 1, [3, 3]),
+        (3, 1, [2, 2, 2]),
+        (4, 1, [2, 2, 2]),
+        (8, 1, [1] * 6),
+        (8, 8, [6]),
+        (8, 2, [2, 2, 2]),
+        (32, 1000, [6]),
+    ],
+)
+def test_a_pass_has_as_many_outputs_as_keep_all_shards_busy(
+    plans: list[Plan], shards: int, parts: int, sizes: list[int]
+) -> None:
+    chosen = agreed_passes(plans, Limits(), shards, lambda group: parts)
+    assert [len(together) for together in chosen] == sizes
+
+
+def test_what_a_machine_has_free_does_not_count(plans: list[Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorabake.batch.groups.open_files_allowed", lambda: 2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
+    assert [len(each) for each in passes(plans, Limits())] == [1] * 6
+    assert [len(each) for each in agreed_passes(plans, Limits(), 1, lambda group: 1)] == [6]
+    two = memory_of(plans[:2], 8)
+    assert [len(each) for each in agreed_passes(plans, Limits(two, 8), 1, lambda group: 1)] == [2, 2, 2]
+
+
+def test_shards_go_to_bases_by_their_bytes(plans: list[Plan], tmp_path: Path) -> None:
+    write_sweep(tmp_path / "second")
+    other = [plan(recipe) for recipe in load_recipes(tmp_path / "second" / "sweep.yaml")]
+    assert [len(each) for each in agreed_passes([*plans, *other], Limits(), 4, lambda group: 1)] == [3, 3, 3, 3]
+    assert [len(each) for each in agreed_passes([*plans, other[0]], Limits(), 7, lambda group: 1)] == [1] * 7
