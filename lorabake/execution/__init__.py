@@ -5,26 +5,19 @@ Copying untouched ranges starts before torch is imported; hashing follows the fi
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from lorabake.execution.crew import Crew, Shared
+from lorabake.execution.agenda import Agenda, Computed
 from lorabake.execution.ends import Inputs, Output
-from lorabake.execution.memory import PeakMemory
-from lorabake.execution.units import units_of
-from lorabake.interrupts import held
+from lorabake.execution.running import Beside, Ways, run
 from lorabake.planning import Plan
 from lorabake.planning.tally import Tally
 from lorabake.progress import unseen
-
-if TYPE_CHECKING:
-    from lorabake.execution.device import Device
-    from lorabake.execution.executor import Executor
-    from lorabake.execution.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,114 +68,73 @@ def execute(
     warn: Callable[[str], None],
     watched: Sequence[Path] = (),
     digested: Callable[[Path, str], None] = unseen,
+    agenda: Agenda | None = None,
 ) -> tuple[Executed, ...]:
     """Copy, compute, digest and hash side by side; return once every byte of the outputs is finished.
 
     The files in `watched` are digested, too. `digested` is told each digest once it is taken, and may raise an error,
     which stops all. If steps of several plans need the same tensors, each byte is read once. Unchanged ranges are
-    copied for each plan, by the kernel if possible.
+    copied for each plan, by the kernel if possible. With an `agenda`, what is not on it is finished already.
     """
+    agenda = agenda or Agenda.of(plans)
     taken: dict[Path, str] = {}
     hashes: list[list[str]] = [[] for _ in plans]
 
-    def copy(plan: Plan, output: Output) -> None:
-        for given in plan.given:
-            output.write(given.file, given.offset, memoryview(given.data))
-            output.finish(given.file, given.offset, given.offset + len(given.data))
-        for each in plan.copies:
-            if crew.stop.is_set():
-                return
-            output.copy(each, progress, crew.stop)
-
-    def digest() -> None:
+    def digest(stop: threading.Event) -> None:
         for path in dict.fromkeys([*(path for plan in plans for path in plan.digests.values()), *watched]):
-            taken[path] = inputs.sha256(path, crew.stop)
-            if crew.stop.is_set():  # then it may be the digest of a part
+            taken[path] = inputs.sha256(path, stop)
+            if stop.is_set():  # then it may be the digest of a part
                 return
             digested(path, taken[path])
-        inputs.check_records(crew.stop)
+        inputs.check_records(stop)
 
-    def follow(number: int) -> None:
-        hashes[number].extend(outputs[number].follow(crew.stop))
+    def follow(number: int, stop: threading.Event) -> None:
+        hashes[number].extend(outputs[number].follow(stop))
 
-    memory = PeakMemory()
-    crowd: list[Worker] = []
-    devices: tuple[Device, ...] = ()
-    steps = [plan.steps for plan in plans]
-    units = units_of(steps)
-    workers = max(1, min(workers, len(units)))
-    with Crew(workers) as crew:
-        with held():
-            writing = [crew.start(partial(copy, *pair), pair[1].place) for pair in zip(plans, outputs, strict=True)]
-            following = [crew.start(digest, outputs[0].place)]
-            following += [crew.start(partial(follow, number), each.place) for number, each in enumerate(outputs)]
-            if units:
-                from lorabake.execution.device import Turns
-                from lorabake.execution.worker import Hands, Worker, devices_for, work
-        if units:
-            memory.sample()
-            devices = devices_for(steps, device, warn)
-            queue, hands = Shared(iter(units)), Hands(devices, Turns(workers))
-            crowd = [Worker(steps, inputs, outputs, hands) for _ in range(workers)]
-            with held():
-                for worker in crowd:
-                    task = partial(work, worker, queue, progress, crew.stop, crew.ready)
-                    writing.append(crew.start(task, outputs[0].place))
-        crew.join(writing, memory.sample)
+    def check() -> None:
         for output in outputs:
             output.check_finished()
-        crew.join(following, memory.sample)
+
+    beside: list[Beside] = [(digest, outputs[0].place)]
+    beside += [(partial(follow, number), each.place) for number, each in enumerate(outputs)]
+    ran = run(agenda, plans, inputs, outputs, Ways(device, workers, progress, warn), beside=beside, finished=check)
     found = []
     for number, plan in enumerate(plans):
-        own = [worker.executors[number] for worker in crowd]
-        computed = _computed(plan, own)
-        left = computed.get("cpu", ()) if devices and not devices[number].is_cpu else ()
+        computed = {**agenda.before[number], **ran.computed[number]}
+        kinds = _kinds(plan, computed)
+        left = tuple(target.key for step in plan.steps if computed[step.number].is_left for target in step.targets)
         if left:
-            place, count = str(devices[number].place), sum(len(step.targets) for step in plan.steps)
-            warn(_left_to_the_cpu(place, left, count))
+            asked = next(each.asked for each in computed.values() if each.is_left)
+            warn(_left_to_the_cpu(asked, left, sum(len(step.targets) for step in plan.steps)))
         found.append(
             Executed(
                 plan=plan,
                 hashes=tuple(hashes[number]),
                 digests={placeholder: taken[path] for placeholder, path in plan.digests.items()},
                 taken=taken,
-                tallies=_summed(plan, own),
-                computed=computed,
+                tallies=_summed(plan, computed),
+                computed=kinds,
                 left_to_cpu=left,
-                stages=_seconds(own),
-                peak_memory=memory.peak,
+                stages=ran.stages[number],
+                peak_memory=ran.peak_memory,
             )
         )
     return tuple(found)
 
 
-def _computed(plan: Plan, executors: Iterable[Executor]) -> dict[str, tuple[str, ...]]:
+def _kinds(plan: Plan, computed: Mapping[int, Computed]) -> dict[str, tuple[str, ...]]:
     """List by device class the tensors that it computed, in the plan's order."""
-    places: defaultdict[str, set[str]] = defaultdict(set)
-    for executor in executors:
-        for kind, keys in executor.computed.items():
-            places[kind].update(keys)
-    in_order = [target.key for step in plan.steps for target in step.targets]
-    return {kind: tuple(key for key in in_order if key in keys) for kind, keys in places.items()}
+    kinds: defaultdict[str, list[str]] = defaultdict(list)
+    for step in plan.steps:
+        kinds[computed[step.number].kind] += [target.key for target in step.targets]
+    return {kind: tuple(keys) for kind, keys in kinds.items()}
 
 
-def _seconds(executors: Iterable[Executor]) -> dict[str, float]:
-    """Sum the seconds of all workers by stage."""
-    stages: defaultdict[str, float] = defaultdict(float)
-    for executor in executors:
-        for stage, seconds in executor.seconds.items():
-            stages[stage] += seconds
-    return dict(stages)
-
-
-def _summed(plan: Plan, executors: Iterable[Executor]) -> dict[int, Tally]:
+def _summed(plan: Plan, computed: Mapping[int, Computed]) -> dict[int, Tally]:
     """Sum the tallies of all steps by LoRA, in the plan's order."""
-    seen: dict[int, dict[int, Tally]] = {}
-    for executor in executors:
-        seen |= executor.tallies
     tallies: dict[int, Tally] = {}
     for step in plan.steps:
-        for lora, tally in seen[step.number].items():
+        for lora, tally in computed[step.number].tallies.items():
             tallies.setdefault(lora, Tally()).add(tally)
     return tallies
 

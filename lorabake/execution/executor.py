@@ -25,8 +25,8 @@ from lorabake.tensors.dtypes import DTYPES
 class Executor:
     """Run the steps of a plan on one device, from one worker.
 
-    `seconds` are by stage. `computed` lists the tensors that each device class computed. `tallies` are by the numbers
-    of the step and of the LoRA.
+    `seconds` are by stage. `places` are the device classes that computed steps, by the steps' numbers. `tallies` are
+    by the numbers of the step and of the LoRA.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Executor:
         self._reader, self._writer, self._turns = reader, writer, turns
         self.dtype = precision(steps)
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.computed: defaultdict[str, list[str]] = defaultdict(list)
+        self.places: dict[int, str] = {}
         self.tallies: dict[int, dict[int, Tally]] = {}
         self._on_cpu: Executor | None = None
 
@@ -63,7 +63,7 @@ class Executor:
             raise SurroundingsError(
                 f"out of memory while baking {step.targets[0].key}; use fewer workers: {WORKERS}"
             ) from None
-        self.computed[self.device.kind] += [target.key for target in step.targets]
+        self.places[step.number] = self.device.kind
 
     def _run_in_turns(self, step: Step) -> Iterator[int]:
         """Compute on the device in parallel to other workers, or else alone, or else on the CPU.
@@ -83,7 +83,7 @@ class Executor:
                     self._turns.allow_fewer()
                 for spans in done:
                     self._finish(spans)
-                self.computed[self.device.kind] += [target.key for target in step.targets]
+                self.places[step.number] = self.device.kind
                 return
             if alone:
                 break
@@ -96,7 +96,7 @@ class Executor:
         """Return an executor on the CPU that shares this one's records."""
         if self._on_cpu is None:
             self._on_cpu = Executor(self.steps, self._reader, self._writer, CPU, self._turns, lane_of(CPU))
-            self._on_cpu.seconds, self._on_cpu.computed = self.seconds, self.computed
+            self._on_cpu.seconds, self._on_cpu.places = self.seconds, self.places
             self._on_cpu.tallies = self.tallies
         return self._on_cpu
 

@@ -34,10 +34,14 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Hold tasks that read some of the same tensors; `shared` are the tensors that more than one task reads."""
+    """Hold tasks that read some of the same tensors; `shared` are the tensors that more than one task reads.
+
+    `portion` is the number of the portion of an agenda that they are of.
+    """
 
     tasks: tuple[Task, ...]
     shared: tuple[Range, ...] = ()
+    portion: int = 0
 
     @property
     def in_tiles(self) -> bool:
@@ -56,10 +60,10 @@ def ranges_of(step: Step) -> tuple[Range, ...]:
     return tuple(Range(info.file, info.start, info.stop) for info in step.stored)
 
 
-def units_of(plans: Sequence[Sequence[Step]]) -> list[Unit]:
+def units_of(plans: Sequence[Sequence[Step]], portion: int = 0) -> list[Unit]:
     """Group the steps of all plans by the tensors that they read, in the order of their first ones."""
     if len(plans) == 1:
-        return [Unit((Task(0, step),)) for step in plans[0]]
+        return [Unit((Task(0, step),), portion=portion) for step in plans[0]]
     units: dict[int, list[Task]] = {}
     home: dict[Range, int] = {}
     for task in (Task(number, step) for number, steps in enumerate(plans) for step in steps):
@@ -71,13 +75,13 @@ def units_of(plans: Sequence[Sequence[Step]]) -> list[Unit]:
             home |= {place: own for member in moved for place in ranges_of(member.step)}
         units.setdefault(own, []).append(task)
         home |= dict.fromkeys(ranges, own)
-    return [_unit(tasks) for tasks in units.values() if tasks]
+    return [_unit(tasks, portion) for tasks in units.values() if tasks]
 
 
-def _unit(tasks: Iterable[Task]) -> Unit:
+def _unit(tasks: Iterable[Task], portion: int) -> Unit:
     tasks = tuple(sorted(tasks, key=lambda task: (task.plan, task.step.number)))
     counts = Counter(place for task in tasks for place in ranges_of(task.step))
-    return Unit(tasks, tuple(place for place, count in counts.items() if count > 1))
+    return Unit(tasks, tuple(place for place, count in counts.items() if count > 1), portion)
 
 
 class SharedReader:

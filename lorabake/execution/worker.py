@@ -80,8 +80,11 @@ def work(
     progress: Callable[[int], None],
     stop: threading.Event,
     ready: threading.Barrier,
+    ended: Callable[[Unit], None],
 ) -> None:
     """Take units, one at a time, until none is left or `stop` is set; `units` may be shared by threads.
+
+    `ended` is told each unit that is done.
 
     A thread's own first calls into libraries must not race either: workers make them one after the other, and none
     begins its work before all are done (`ready` counts them).
@@ -101,6 +104,7 @@ def work(
                 progress(count)
                 if stop.is_set():
                     return
+        ended(unit)
 
 
 def devices_for(plans: Sequence[Sequence[Step]], name: str | None, warn: Callable[[str], None]) -> tuple[Device, ...]:

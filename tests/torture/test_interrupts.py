@@ -23,7 +23,7 @@ SCRIPT = """
     import json, os, signal, sys, threading, time, traceback
     import lorabake.execution.device, lorabake.execution.worker
     from lorabake import baking, execution, interrupts
-    from lorabake.execution import crew
+    from lorabake.execution import agenda, crew, running
     from lorabake.baking import bake
     from lorabake.options import RunOptions
     from lorabake.errors import LorabakeError
@@ -34,7 +34,7 @@ SCRIPT = """
     from lorabake.writing.system import posix
 
     recipe, every = sys.argv[1], int(sys.argv[2])
-    traced = [baking, crew, execution, interrupts, posix, threading]
+    traced = [baking, agenda, crew, execution, interrupts, posix, running, threading]
     traced += [beside, commit, finished, folder, journal, onefile, output, partial, target, together, weights]
     files = {module.__file__ for module in traced}
     made = plan(load_recipe(recipe))
