@@ -47,6 +47,7 @@ from lorabake.sources.loras import LoraSource
 from lorabake.sources.recognition import TEXT, TEXT_ENCODER, recognise
 from lorabake.sources.sorts import check_level, named_sort, share_of
 from lorabake.sources.translation import dialect_of, transcribe
+from lorabake.storage.fields import INPUTS, RECIPE
 from lorabake.storage.recognition import find_packing
 from lorabake.storage.statements import read_beside
 from lorabake.tensors.checkpoint import Checkpoint, open_lora
@@ -340,7 +341,7 @@ def _with_checkpoint(record: InspectDocument, checkpoint: Checkpoint) -> Inspect
     key_map = KeyMap.expand(architecture, tensors)
     owned = Counter(key_map.owner.values())
     metadata = checkpoint.metadata
-    baked = metadata.get("lorabake.recipe")
+    baked = metadata.get(RECIPE)
     return replace(
         record,
         family_title=key_map.architecture.title,
@@ -356,7 +357,7 @@ def _with_checkpoint(record: InspectDocument, checkpoint: Checkpoint) -> Inspect
         baked_by_lorabake=metadata.get("lorabake.version", "") if baked else None,
         computed_on=metadata.get(DEVICE) if baked else None,
         recipe=json_or_text(baked) if baked else None,
-        inputs=json_or_text(metadata.get("lorabake.inputs", "null")) if baked else None,
+        inputs=json_or_text(metadata.get(INPUTS, "null")) if baked else None,
     )
 
 

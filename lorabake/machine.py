@@ -178,6 +178,11 @@ def folder_above(path: Path) -> Path:
     return next(folder for folder in (path.parent, *path.parents) if folder.exists())
 
 
+def in_ci() -> bool:
+    """Tell whether a CI service runs this, as they all say in the environment."""
+    return os.environ.get("CI", "").lower() in ("true", "1")
+
+
 def default_workers() -> int:
     """Count the cores this process may use, eight at most."""
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)

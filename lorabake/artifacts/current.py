@@ -20,18 +20,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lorabake.artifacts import receipts
 from lorabake.artifacts.digests import SMALLEST, file_sha256, is_settled, remember, remembered
 from lorabake.artifacts.inputs import InputFiles
-from lorabake.artifacts.locking import data_sha256
 from lorabake.artifacts.receipts import Made
 from lorabake.artifacts.watch import Watch
 from lorabake.errors import FileError, LorabakeError
 from lorabake.execution import Executed
 from lorabake.planning import Plan, provenance
 from lorabake.planning.files import Embedding, OutputFile
-from lorabake.storage.fields import DATA_HASHES, LEGACY_HASH
+from lorabake.storage.fields import DATA_HASHES, INPUTS, LEGACY_HASH
 from lorabake.tensors.header import Fingerprint, Header
 from lorabake.tensors.reader import fingerprint, read_stored
 from lorabake.tensors.safetensors import read_header
@@ -39,10 +39,13 @@ from lorabake.tensors.small import parse_json
 from lorabake.writing.output import form_of
 from lorabake.writing.partial import partial_of
 
+if TYPE_CHECKING:
+    from lorabake.artifacts.pinned import PinnedOutput
+
 SMALL = 32 << 20
 """Bytes up to which a file is digested when a receipt is kept: it takes a few hundredths of a second."""
 
-OPEN = (provenance.VERSION, provenance.DEVICE, provenance.INPUTS, *DATA_HASHES, LEGACY_HASH)
+OPEN = (provenance.VERSION, provenance.DEVICE, INPUTS, *DATA_HASHES, LEGACY_HASH)
 """Keys of a header that may differ from the planned ones, or are compared otherwise."""
 
 Digest = Callable[[Path], str]
@@ -246,13 +249,13 @@ def _doubt(
 ) -> Doubt | None:
     """Return why the output may be of other inputs; None if it is of these."""
     for file, header in zip(plan.files, headers, strict=True):
-        planned = file.metadata[provenance.INPUTS]
+        planned = file.metadata[INPUTS]
         for placeholder, sha256 in stated.items():
             planned = provenance.filled_in(planned, placeholder, sha256)
-        if planned != header.metadata[provenance.INPUTS]:
-            return Doubt(_other_input(planned, header.metadata[provenance.INPUTS]))
-    if watch.pins is not None:
-        return _doubt_of_lock(plan, watch, headers, inputs, digest)
+        if planned != header.metadata[INPUTS]:
+            return Doubt(_other_input(planned, header.metadata[INPUTS]))
+    if (pinned := watch.pinned) is not None:
+        return _doubt_of_lock(pinned, headers, inputs, digest)
     receipt = receipts.find(_paths(plan))
     proven = _proven(plan)
     for each in inputs:
@@ -268,14 +271,14 @@ def _doubt(
 
 
 def _doubt_of_lock(
-    plan: Plan, watch: Watch, headers: list[Header], inputs: tuple[InputFiles, ...], digest: Digest
+    pinned: PinnedOutput, headers: list[Header], inputs: tuple[InputFiles, ...], digest: Digest
 ) -> Doubt | None:
     """Return why the output may be of other inputs than the lock's, which are as they should be now.
 
     It is of them if the lock has its data's digest, or a receipt has each input's.
     """
-    data = data_sha256(plan, [_data_hash(header) for header in headers])
-    recorded = watch.recorded(headers[0].metadata.get(provenance.DEVICE, ""))
+    plan, data = pinned.plan, pinned.data_sha256([_data_hash(header) for header in headers])
+    recorded = pinned.recorded(headers[0].metadata.get(provenance.DEVICE, ""))
     if data is not None and recorded is not None:
         return None if recorded.data_sha256 == data else Doubt("the lock has other data of it")
     receipt, proven = receipts.find(_paths(plan)) or {}, _proven(plan)

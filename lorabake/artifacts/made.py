@@ -20,6 +20,7 @@ from lorabake.planning.provenance import DEVICE
 from lorabake.remote import address_of
 from lorabake.remote.schemes.hub import HubAddress
 from lorabake.sources.family import GENERIC, identify
+from lorabake.storage.fields import RECIPE
 from lorabake.storage.recognition import find_packing
 from lorabake.storage.statements import read_beside
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, optional_object
@@ -127,7 +128,7 @@ def read_made(path: Path) -> Made:
     checkpoint = open_checkpoint(path)
     said = checkpoint.metadata
     recipe, inputs = (json_or_text(said.get(f"lorabake.{name}", "")) for name in ("recipe", "inputs"))
-    if not isinstance(recipe, dict) or "lorabake.recipe" not in said:
+    if not isinstance(recipe, dict) or RECIPE not in said:
         raise FileError(
             f"{path}: holds no recipe, so lorabake did not bake it",
             "Give a checkpoint that lorabake baked: a card tells how it was made.",

@@ -13,6 +13,7 @@ from lorabake.artifacts.digests import file_digests
 from lorabake.artifacts.statement import is_of_bake, read_statement, statement_path
 from lorabake.errors import FileError, LorabakeError
 from lorabake.paths import check_there
+from lorabake.storage.fields import RECIPE
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, read_object
 from lorabake.tensors.links import files_below
 from lorabake.tensors.reader import is_there
@@ -20,7 +21,7 @@ from lorabake.tensors.safetensors import read_header
 from lorabake.tensors.small import MAX_INDEX, content_of
 from lorabake.visible import short_repr
 
-RECIPE, TOKEN = "lorabake.recipe", "lorabake.token"
+TOKEN = "lorabake.token"
 """Metadata keys of what a bake writes: a checkpoint, and a learned embedding beside it."""
 
 CARD = "README.md"

@@ -6,28 +6,23 @@ end.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lorabake import __version__
 from lorabake.artifacts.digests import FileDigest
 from lorabake.artifacts.inputs import InputFiles, entries_of, input_files, lock_of
-from lorabake.artifacts.lock import Lock, LockedInput, LockedOutput, recipe_sha256
-from lorabake.artifacts.locking import data_sha256, output_of, pins_of, stated_as, torch_version, write_lock
-from lorabake.artifacts.reading import command, shown
-from lorabake.artifacts.stale import Pins, spots_of, stale_error
-from lorabake.errors import FileError, LockError, SurroundingsError
+from lorabake.errors import FileError
 from lorabake.planning import Plan
 from lorabake.recipe import Recipe
 from lorabake.tensors.reader import fingerprint
 from lorabake.visible import short_repr
 
-
-def in_ci() -> bool:
-    """Tell whether a CI service runs this, as they all say in the environment."""
-    return os.environ.get("CI", "").lower() in ("true", "1")
+if TYPE_CHECKING:  # most bakes have no lock, and begin without its modules
+    from lorabake.artifacts.lock import LockedInput
+    from lorabake.artifacts.pinned import PinnedOutput
+    from lorabake.artifacts.stale import Pins
 
 
 def has_lock(recipe: Recipe) -> bool:
@@ -49,6 +44,9 @@ class Watch:
     def of(cls, plan: Plan, *, locked: bool) -> Watch:
         """Say what to watch; raise LockError for a lock that is missing, or that does not fit at a first look."""
         if locked:
+            from lorabake.artifacts.locking import pins_of
+            from lorabake.artifacts.stale import stale_error
+
             pins = pins_of(plan)
             if stale := [*pins.differing()]:
                 raise stale_error(pins.file, stale)
@@ -75,6 +73,9 @@ class Watch:
     def check_stated(self, taken: Mapping[Path, str]) -> None:
         """Raise FileError for a folder that has another digest than the recipe states."""
         for each, sha256 in self.stated():
+            from lorabake.artifacts.locking import stated_as
+            from lorabake.artifacts.stale import spots_of
+
             now = self.digested(each, taken)
             if sha256 not in stated_as(now, each):
                 spot = spots_of(self.plan.sources.recipe)[each.places[0]]
@@ -87,6 +88,8 @@ class Watch:
     @staticmethod
     def digested(each: InputFiles, taken: Mapping[Path, str]) -> LockedInput:
         """Put the digests of an input's files together."""
+        from lorabake.artifacts.lock import LockedInput
+
         files = {name: FileDigest(name, fingerprint(path)[2], taken[path]) for name, path in each.files.items()}
         return LockedInput(each.path, files)
 
@@ -105,50 +108,17 @@ class Watch:
 
         Raise LockError where the same lorabake gave other data on the same class of device.
         """
-        data = data_sha256(self.plan, hashes)
-        before = self.recorded(device)
-        if self.pins is None or data is None or before is None or before.data_sha256 == data:
-            return None
-        name = shown(lock_of(self.pins.file))
-        digests = (f"  locked: SHA-256 {before.data_sha256}", f"  now:    SHA-256 {data}")
-        now = output_of(data, device)
-        if (before.lorabake, before.torch) == (now.lorabake, now.torch):
-            raise LockError(
-                f"{name}: {self.plan.path.name} has other data than the lock says, and nothing was written",
-                *digests,
-                f"The inputs are the lock's, and so are lorabake ({__version__}) and the class of device ({device}). "
-                "Another type of processor can give other last bits.",
-                f"If the new data is right, make the lock anew, and bake again: {command(self.pins.file)}",
-            )
-        made, makes = (_versions(output) for output in (before, now))
-        return (
-            f"the output has other data than {name} says: {made} gave {before.data_sha256}, and {makes} gives {data}"
-        )
+        return None if self.pinned is None else self.pinned.check(hashes, device)
 
     def record(self, hashes: Sequence[str], device: str) -> str | None:
-        """Write into the lock what the bake gave, where it has nothing of this kind; return a warning if that fails.
+        """Write into the lock what the bake gave, where it lacks that; return a warning if that fails."""
+        return None if self.pinned is None else self.pinned.record(hashes, device)
 
-        A CI job's lock stays as it is.
-        """
-        data = data_sha256(self.plan, hashes)
-        if self.pins is None or data is None or in_ci() or self.recorded(device) is not None:
+    @property
+    def pinned(self) -> PinnedOutput | None:
+        """Return what the lock has of the output; None without a lock."""
+        if self.pins is None:
             return None
-        lock, recipe = self.pins.lock, recipe_sha256(self.pins.recipe)
-        kept = lock.outputs if lock.recipe == recipe else ()
-        try:
-            write_lock(self.pins.file, Lock(recipe, lock.inputs, (*kept, output_of(data, device))))
-        except SurroundingsError as error:
-            return str(error.args[0])
-        return None
+        from lorabake.artifacts.pinned import PinnedOutput
 
-    def recorded(self, device: str) -> LockedOutput | None:
-        """Return what the lock has of this recipe's output on a class of device, the newest last."""
-        if self.pins is None or self.pins.lock.recipe != recipe_sha256(self.pins.recipe):
-            return None
-        own = [output for output in self.pins.lock.outputs if output.device == device]
-        same = [output for output in own if (output.lorabake, output.torch) == (__version__, torch_version())]
-        return (same or own)[-1] if own else None
-
-
-def _versions(output: LockedOutput) -> str:
-    return f"lorabake {output.lorabake}" + (f" with PyTorch {output.torch}" if output.torch else "")
+        return PinnedOutput(self.plan, self.pins)

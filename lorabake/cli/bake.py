@@ -9,8 +9,7 @@ from pathlib import Path
 
 import click
 
-from lorabake.artifacts.locking import frozen as frozen_recipe
-from lorabake.artifacts.watch import has_lock, in_ci
+from lorabake.artifacts.watch import has_lock
 from lorabake.baking import bake as run_bake
 from lorabake.baking import plan as make_plan
 from lorabake.cli import CONTEXT, example, interruption
@@ -24,7 +23,7 @@ from lorabake.cli.saving import check_saved, save_recipe
 from lorabake.cli.show import LABEL, ledger_lines, new_folder, rate_of, shown, survives
 from lorabake.cli.terminal import echo, echo_json
 from lorabake.errors import SurroundingsError
-from lorabake.machine import default_workers
+from lorabake.machine import default_workers, in_ci
 from lorabake.options import RunOptions
 from lorabake.planning.cautions import FADES
 from lorabake.recipe.options import Options
@@ -110,6 +109,8 @@ def bake(
     if is_locked and locked is None:
         echo("note: CI=true, and the recipe has a lock: baked --locked (--no-locked turns it off)", err=True)
     if is_locked or frozen:
+        from lorabake.artifacts.locking import frozen as frozen_recipe  # most bakes have no lock
+
         recipe = frozen_recipe(recipe)
     plan = make_plan(recipe, output)
     check_saved(said.save, plan, report)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lorabake.artifacts.locking import frozen
-from lorabake.artifacts.watch import has_lock, in_ci
+from lorabake.artifacts.watch import has_lock
 from lorabake.cli.progress import Bar
 from lorabake.cli.terminal import echo
+from lorabake.machine import in_ci
 from lorabake.recipe import Recipe
 from lorabake.recipe.options import Options
 from lorabake.sources.fetching import fetch

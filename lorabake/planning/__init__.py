@@ -17,14 +17,12 @@ from lorabake.matching.ledger import Ledger
 from lorabake.matching.names import BaseNames
 from lorabake.matching.patches import Patch
 from lorabake.paths import expanded
-from lorabake.planning.beside import copied_beside, texts_beside, told_of_file
 from lorabake.planning.checks import check_dtypes, check_form, check_is_no_input, check_patches, check_rows
 from lorabake.planning.copies import Copy, Given, copies_of
 from lorabake.planning.cost import peak_memory
 from lorabake.planning.files import Draft, Embedding, OutputFile, configs_of, drafts_of, embeddings_of, indexes_of
 from lorabake.planning.identity import Identity, doubts_of, identity_of
-from lorabake.planning.laid_out import laid_out
-from lorabake.planning.layout import OutputLayout, layout_of
+from lorabake.planning.layout import OutputLayout, copied_beside, layout_of
 from lorabake.planning.metadata import described
 from lorabake.planning.notes import notes_of
 from lorabake.planning.steps import Step, Target, steps_of, touched_by
@@ -217,6 +215,9 @@ def _laid_out(
 ) -> tuple[tuple[Draft, ...], dict[str, str | None], tuple[str, ...]]:
     """Lay out the files with weights; return them, the texts beside them (None for one that goes), and notes."""
     if layout.is_converted:
+        from lorabake.planning.beside import texts_beside, told_of_file  # most bakes keep their layout
+        from lorabake.planning.laid_out import laid_out
+
         made = laid_out(sources, layout, storage, vae)
         beside = texts_beside(sources, layout) if layout.is_folder else told_of_file(sources, layout)
         return made.drafts, {**made.indexes, **beside.texts}, (*made.notes, *beside.notes)

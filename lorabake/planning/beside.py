@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from lorabake.configs import V_PRED, VELOCITY, Told
 from lorabake.configs.folder import INDEX, FolderTexts, Missing, folder_texts
@@ -77,11 +76,6 @@ def told_of_file(sources: Sources, layout: OutputLayout) -> Beside:
 
 def _is_network(part: Missing) -> bool:
     return not part.name.startswith(("tokenizer", "feature_extractor"))
-
-
-def copied_beside(sources: Sources, layout: OutputLayout) -> dict[str, Path]:
-    """List the files of added parts that are copied as they lie: path below the output -> where it lies now."""
-    return dict(copy for part in sources.parts for copy in part.copied) if layout.is_folder else {}
 
 
 def _configured(sources: Sources) -> tuple[str, ...]:

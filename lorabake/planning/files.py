@@ -19,7 +19,7 @@ from lorabake.planning.layout import is_folder
 from lorabake.planning.steps import Target, whole
 from lorabake.planning.storage import Storage, dtype_of, is_fixed
 from lorabake.sources import Sources
-from lorabake.storage.fields import THUMBNAIL
+from lorabake.storage.fields import INPUTS, THUMBNAIL
 from lorabake.storage.kept import index_form, said_in_files, said_in_index
 from lorabake.tensors.checkpoint import PICKLE_SUFFIXES, Part
 from lorabake.tensors.dtypes import DTYPES, nbytes
@@ -65,7 +65,7 @@ class OutputFile:
             text[THUMBNAIL] = thumbnail
             room -= len(json.dumps({THUMBNAIL: thumbnail}, separators=(",", ":"))) - 1  # its braces are a comma
         for placeholder, digest in (digests or {}).items():
-            text[provenance.INPUTS] = provenance.filled_in(text[provenance.INPUTS], placeholder, digest)
+            text[INPUTS] = provenance.filled_in(text[INPUTS], placeholder, digest)
         entries = ((target.name, target.dtype, target.shape) for target in self.targets)
         return encode_header(entries, text, phase=self.phase, align=self.align, order=self.order, room=room)
 

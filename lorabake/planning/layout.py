@@ -7,6 +7,7 @@ layout is refused here, before anything else is planned.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from lorabake.errors import FileError, RecipeError
@@ -185,3 +186,8 @@ def _no_table(sources: Sources, component: Component) -> tuple[str, str]:
         folder = sources.key_map.placed[first.name][1].removesuffix("/")
         return fault, f"Give the network alone as the base: {base.path / folder}"
     return fault, f"Give a file with the {first.name} alone as the base, or remove output.layout."
+
+
+def copied_beside(sources: Sources, layout: OutputLayout) -> dict[str, Path]:
+    """List the files of added parts that are copied as they lie: path below the output -> where it lies now."""
+    return dict(copy for part in sources.parts for copy in part.copied) if layout.is_folder else {}

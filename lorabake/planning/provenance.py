@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lorabake import __version__
 from lorabake.sources.evidence import SideFile
-from lorabake.storage.fields import LEGACY_HASH, changed, kept
+from lorabake.storage.fields import INPUTS, LEGACY_HASH, RECIPE, changed, kept
 from lorabake.tensors.checkpoint import Checkpoint
 
 PLACEHOLDER = "0" * 64
@@ -23,7 +23,6 @@ DEVICE = "lorabake.device"
 DEVICE_ROOM = 40
 """Bytes reserved in a header for these names, which are known only at the end of a bake."""
 
-INPUTS = "lorabake.inputs"
 VERSION = "lorabake.version"
 
 OUTPUT_VERSION = 1
@@ -95,7 +94,7 @@ def metadata(
     own = changed(own, changes)
     own[VERSION] = __version__
     own["lorabake.output_version"] = str(OUTPUT_VERSION)
-    own["lorabake.recipe"] = recipe
+    own[RECIPE] = recipe
     own[INPUTS] = inputs
     if hashed:
         own |= fill(PLACEHOLDER)

@@ -19,7 +19,6 @@ from lorabake.machine import OF_THE_MACHINE, why
 from lorabake.paths import missing
 from lorabake.recipe.faults import explained
 from lorabake.recipe.inputs import Base, Lora, Source
-from lorabake.recipe.matrix import has_matrix, variants
 from lorabake.recipe.models import Method, Output, Recipe, Verify, recipe_schema
 from lorabake.recipe.syntax import decoded
 from lorabake.recipe.values import Values, read_values, values_of
@@ -92,11 +91,16 @@ def recipes_of(values: Values, folder: Path, file: Path | None, text: str | None
 
     `file` is where they are from, and `text` their YAML where it was not changed.
     """
-    is_one = not has_matrix(values)
+    if not values.has_matrix:
+        recipe = recipe_of(values, folder)
+        own = text if text is not None else written(values.data) if isinstance(values.data, Mapping) else ""
+        return (recipe.kept_in(file, own),)
+    from lorabake.recipe.matrix import variants  # most recipes have none
+
     recipes = []
     for variant in variants(values):
         data, recipe = variant.values.data, recipe_of(variant.values, folder)
-        own = text if is_one and text is not None else written(data) if isinstance(data, Mapping) else ""
+        own = written(data) if isinstance(data, Mapping) else ""
         recipes.append(recipe.kept_in(file, own).chosen(variant.choices))
     return tuple(recipes)
 

@@ -23,10 +23,9 @@ from lorabake.errors import RecipeError
 from lorabake.likeness import nearest
 from lorabake.paths import name_of_output
 from lorabake.recipe.changes import places_in
-from lorabake.recipe.values import Place, Values
+from lorabake.recipe.values import MATRIX, Place, Values
 from lorabake.recipe.words import Fault, Spot, found, quoted
 
-KEY = "matrix"
 INCLUDE, EXCLUDE = "include", "exclude"
 MOST = 10_000
 """Most outputs of one recipe."""
@@ -57,27 +56,22 @@ class Variant:
     choices: Mapping[str, str] = field(default_factory=dict)
 
 
-def has_matrix(values: Values) -> bool:
-    """Tell whether a recipe stands for several outputs."""
-    return isinstance(values.data, Mapping) and KEY in values.data
-
-
 def variants(values: Values) -> tuple[Variant, ...]:
     """Return the recipe of each output in the order of the axes, the last one fastest, then those of `include`.
 
     A recipe without a matrix has one. Raise RecipeError for an axis without values or that nothing uses, for a
     reference to none, and for two outputs of one name.
     """
-    if not has_matrix(values):
+    if not values.has_matrix:
         return (Variant(values),)
     data = cast(Mapping[str, object], values.data)
-    combinations = _combinations(values, data[KEY])
+    combinations = _combinations(values, data[MATRIX])
     used: set[str] = set()
     expanded = tuple(_expanded(values, combination, used) for combination in combinations)
     axes = dict.fromkeys(axis for combination in combinations for axis in combination)
     for axis in axes:
         if axis not in used:
-            spot = values.keys.get((KEY, axis), values.spots[KEY,])
+            spot = values.keys.get((MATRIX, axis), values.spots[MATRIX,])
             raise _error(
                 spot, f"nothing in the recipe uses the axis {axis}", f"Write ${{{axis}}} where its value goes."
             )
@@ -94,13 +88,13 @@ def _error(spot: Spot, message: str, *advice: str) -> RecipeError:
 
 def _combinations(values: Values, matrix: object) -> list[Combination]:
     """Combine the axes, leave out what `exclude` says, and add what `include` says."""
-    spot = values.spots[KEY,]
+    spot = values.spots[MATRIX,]
     if not isinstance(matrix, Mapping) or not matrix:
         raise _error(
             spot, f"matrix must be a mapping of axes, found {found(matrix)}", "matrix: {strength: [0.4, 0.8]}"
         )
     axes = {
-        axis: _choices(values, (KEY, axis), axis, given)
+        axis: _choices(values, (MATRIX, axis), axis, given)
         for axis, given in matrix.items()
         if axis not in (INCLUDE, EXCLUDE)
     }
@@ -112,7 +106,7 @@ def _combinations(values: Values, matrix: object) -> list[Combination]:
     for number, entry in enumerate(_entries(values, matrix, EXCLUDE)):
         left = [combination for combination in combined if not _fits(combination, entry)]
         if len(left) == len(combined):
-            raise _error(values.spots[KEY, EXCLUDE, number], "this entry of exclude fits no combination")
+            raise _error(values.spots[MATRIX, EXCLUDE, number], "this entry of exclude fits no combination")
         combined = left
     combined = _included(combined, axes, _entries(values, matrix, INCLUDE))
     if not combined:
@@ -158,16 +152,17 @@ def _entries(values: Values, matrix: Mapping[str, object], key: str) -> Iterator
     given = matrix.get(key, ())
     if not isinstance(given, tuple):
         raise _error(
-            values.spots[KEY, key], f"{key} must be a list, found {found(given)}", f"{key}: [{{AXIS: VALUE}}]"
+            values.spots[MATRIX, key], f"{key} must be a list, found {found(given)}", f"{key}: [{{AXIS: VALUE}}]"
         )
     for number, entry in enumerate(given):
-        spot = values.spots[KEY, key, number]
+        spot = values.spots[MATRIX, key, number]
         if not isinstance(entry, Mapping) or not entry:
             raise _error(spot, f"an entry of {key} must be a mapping from axes to values, found {found(entry)}")
         if key == EXCLUDE and (unknown := next((axis for axis in entry if axis not in matrix), None)):
             raise _error(spot, f"there is no axis {quoted(unknown)}{_near(unknown, matrix)}")
         yield {
-            axis: _named(values.spots[KEY, key, number, axis], matrix, axis, value) for axis, value in entry.items()
+            axis: _named(values.spots[MATRIX, key, number, axis], matrix, axis, value)
+            for axis, value in entry.items()
         }
 
 
@@ -205,13 +200,13 @@ def _included(
 
 def _expanded(values: Values, combination: Combination, used: set[str]) -> Variant:
     """Fill in the references of one output; enter the axes that are used."""
-    spots = {place: spot for place, spot in values.spots.items() if place[:1] != (KEY,)}
-    keys = {place: spot for place, spot in values.keys.items() if place[:1] != (KEY,)}
+    spots = {place: spot for place, spot in values.spots.items() if place[:1] != (MATRIX,)}
+    keys = {place: spot for place, spot in values.keys.items() if place[:1] != (MATRIX,)}
 
     def filled(value: object, place: Place, within: tuple[str, ...] = ()) -> object:
         match value:
             case Mapping():
-                inner = {key: item for key, item in value.items() if (*place, key) != (KEY,)}
+                inner = {key: item for key, item in value.items() if (*place, key) != (MATRIX,)}
                 return {key: filled(item, (*place, key), within) for key, item in inner.items()}
             case tuple():
                 return tuple(filled(item, (*place, number), within) for number, item in enumerate(value))
@@ -229,7 +224,7 @@ def _expanded(values: Values, combination: Combination, used: set[str]) -> Varia
         if axis in within:
             raise _error(spot, f"the axis {axis} refers to itself")
         for inner in places_in(value):
-            own = values.spots.get((KEY, axis, combination[axis].name, *inner), spot)
+            own = values.spots.get((MATRIX, axis, combination[axis].name, *inner), spot)
             spots[*place, *inner] = keys[*place, *inner] = own
         return filled(value, place, (*within, axis))
 
@@ -247,7 +242,7 @@ def _expanded(values: Values, combination: Combination, used: set[str]) -> Varia
 
 def _no_value(axis: str, combination: Combination, values: Values) -> tuple[str, str]:
     """Say why a reference has no value in a combination."""
-    matrix = cast(Mapping[str, Mapping[str, object]], values.data)[KEY]
+    matrix = cast(Mapping[str, Mapping[str, object]], values.data)[MATRIX]
     told = ", ".join(f"{name}={choice.name}" for name, choice in combination.items())
     known = {*matrix, *combination} - {INCLUDE, EXCLUDE}
     if axis in known or any(

@@ -17,7 +17,6 @@ from pydantic_core import PydanticCustomError
 from lorabake.paths import expanded, name_of_output
 from lorabake.recipe.inputs import Base, Lora, Source, in_order, path_to_mapping
 from lorabake.recipe.part import Part, Short
-from lorabake.recipe.references import with_matrix
 from lorabake.recipe.types import (
     ByteSize,
     FilePath,
@@ -367,6 +366,8 @@ class Recipe(Part):
 
 def recipe_schema() -> dict[str, object]:
     """Describe the grammar as a JSON Schema (draft 2020-12), for editors that complete and check YAML."""
+    from lorabake.recipe.references import with_matrix  # only this needs it
+
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "urn:lorabake:recipe:1",

@@ -29,6 +29,9 @@ SHORTEST = (
     "    output: {path: baked.safetensors}",
 )
 
+MATRIX = "matrix"
+"""The key of a recipe that stands for several outputs."""
+
 Place: TypeAlias = tuple[str | int, ...]
 """Keys and indices from the recipe's top to a value."""
 
@@ -41,6 +44,11 @@ class Values:
     keys: Mapping[Place, Spot]
     spots: Mapping[Place, Spot]
     faults: tuple[Fault, ...] = ()
+
+    @property
+    def has_matrix(self) -> bool:
+        """Tell whether the recipe stands for several outputs."""
+        return isinstance(self.data, Mapping) and MATRIX in self.data
 
 
 def read_values(text: str, name: str) -> Values:

@@ -8,8 +8,9 @@ from pathlib import PurePosixPath
 
 from lorabake.recipe.models import Recipe
 from lorabake.sources.loras import LoraSource
-from lorabake.sources.received import INPUTS, RECIPE, sha256_of
+from lorabake.storage.fields import INPUTS, RECIPE
 from lorabake.tensors.checkpoint import Checkpoint
+from lorabake.tensors.reader import sha256_of
 from lorabake.tensors.small import json_or_text
 
 MERGED_FROM = "modelspec.merged_from"

@@ -7,7 +7,6 @@ another folder, and have another name.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,13 +21,11 @@ from lorabake.errors import FileError, LorabakeError, first_line
 from lorabake.paths import missing as missing_lines
 from lorabake.recipe import Recipe, Source, Verify, recipe_of, values_of
 from lorabake.recipe.changes import read_change, with_changes
+from lorabake.storage.fields import INPUTS, RECIPE
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint
-from lorabake.tensors.reader import is_there
+from lorabake.tensors.reader import is_there, sha256_of
 from lorabake.tensors.small import json_or_text, parse_json
 from lorabake.visible import short_repr, some
-
-RECIPE, INPUTS = "lorabake.recipe", "lorabake.inputs"
-"""Metadata keys of a baked file."""
 
 PREDICTIONS = ("epsilon", "v_prediction")
 
@@ -357,9 +354,3 @@ def _digests(checkpoint: Checkpoint, wanted: Input) -> dict[str, Stated]:
         own = wanted.files[0].name if not wanted.is_folder else name
         taken[name] = Stated(own, header.size, digest, None if whole else header.sha256)
     return taken
-
-
-def sha256_of(path: Path) -> str:
-    """Take the SHA-256 of a whole file."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

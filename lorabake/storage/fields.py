@@ -54,6 +54,9 @@ READ = {
 }
 """Field of a base that says how to load or run it, and that a bake keeps -> who reads it."""
 
+RECIPE, INPUTS = "lorabake.recipe", "lorabake.inputs"
+"""Fields of a baked file: the recipe in its normal form, and what identifies its inputs."""
+
 GROUPS = ("identity", "training", "lorabake", "loading", "other")
 """How fields are grouped for readers."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -40,6 +41,12 @@ def fingerprint(path: Path | int) -> Fingerprint:
 def fingerprint_of(status: os.stat_result) -> Fingerprint:
     """Return the fingerprint in a status."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def sha256_of(path: Path) -> str:
+    """Take the SHA-256 of a whole file."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def is_there(path: Path) -> bool:

@@ -28,7 +28,7 @@ from lorabake.planning import Plan
 from lorabake.planning.provenance import DEVICE
 from lorabake.progress import unseen
 from lorabake.settings import STATE
-from lorabake.sources.received import RECIPE
+from lorabake.storage.fields import RECIPE
 from lorabake.tensors.checkpoint import WEIGHT_SUFFIXES, Checkpoint
 from lorabake.tensors.reader import is_there
 from lorabake.verification.findings import Finding, Status

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from lorabake.planning.files import OutputFile
 from lorabake.settings import OVERWRITE
 from lorabake.storage.fields import DATA_HASHES, LEGACY_HASH, THUMBNAIL
 from lorabake.tensors.header import Header
+from lorabake.tensors.reader import sha256_of
 from lorabake.tensors.safetensors import read_header
 from lorabake.writing.form import Form
 
@@ -66,7 +66,7 @@ def check_same_data(plan: Plan, form: Form, made: Path, digests: Mapping[str, st
 
 def _holds_this_bake(plan: Plan, form: Form) -> bool:
     """Tell whether the target's headers are those of this very bake, apart from hashes of the data."""
-    digests = {placeholder: _file_sha256(file) for placeholder, file in plan.digests.items()}
+    digests = {placeholder: sha256_of(file) for placeholder, file in plan.digests.items()}
     for file in plan.files:
         try:
             header = read_header(form.place(plan.path, file))
@@ -99,8 +99,3 @@ def _same_data(one: Header, other: Header) -> bool:
 
 def _hash_keys(metadata: Mapping[str, str]) -> list[str]:
     return [key for key in (*DATA_HASHES, LEGACY_HASH) if key in metadata]
-
-
-def _file_sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

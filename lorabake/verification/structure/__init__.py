@@ -17,6 +17,7 @@ from lorabake.keymap.table import find
 from lorabake.planning import Plan
 from lorabake.planning.files import Embedding, OutputFile
 from lorabake.planning.steps import Target
+from lorabake.storage.fields import RECIPE
 from lorabake.storage.statements import as_texts, in_metadata
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, read_object
 from lorabake.tensors.header import Header
@@ -208,7 +209,7 @@ def name_of(checkpoint: Checkpoint, header: Header) -> str:
 
 def _severity(baked: Checkpoint) -> Status:
     """Be strict with files that lorabake made; other tools may order tensors differently."""
-    return Status.FAIL if "lorabake.recipe" in baked.metadata else Status.WARN
+    return Status.FAIL if RECIPE in baked.metadata else Status.WARN
 
 
 def _embeddings(plan: Plan, baked: Checkpoint) -> Iterator[Finding]:

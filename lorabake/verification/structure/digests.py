@@ -17,7 +17,7 @@ from lorabake.documents.names import Figures
 from lorabake.errors import FileError
 from lorabake.planning import Plan
 from lorabake.reference.arrays import CHUNK, Files
-from lorabake.storage.fields import DATA_HASHES
+from lorabake.storage.fields import DATA_HASHES, INPUTS
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.header import Header
 from lorabake.tensors.safetensors import read_header
@@ -83,7 +83,7 @@ class Digests:
 
     def _inputs(self, digests: Mapping[str, str]) -> Iterator[Finding]:
         """Compare inputs with the checkpoint's own list of them, and with the recipe's."""
-        made_of = self.baked.metadata.get("lorabake.inputs")
+        made_of = self.baked.metadata.get(INPUTS)
         texts = re.findall(r'"sha256":"([0-9a-f]{64})"', made_of or "")
         check = f"{self.stage}.input"
         for path, digest in digests.items():
@@ -121,7 +121,7 @@ class Digests:
     def _configs(self) -> Iterator[Finding]:
         """Compare the files beside LoRAs that state scales with those at the time of the bake."""
         try:
-            said = parse_json(self.baked.metadata.get("lorabake.inputs", "{}"))
+            said = parse_json(self.baked.metadata.get(INPUTS, "{}"))
         except ValueError:
             return
         made_of = said.get("loras") if isinstance(said, dict) else None

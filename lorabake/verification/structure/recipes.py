@@ -15,9 +15,10 @@ from typing import Any
 from lorabake.documents.names import Figures
 from lorabake.planning import Plan
 from lorabake.recipe import Recipe
-from lorabake.sources.received import INPUTS, RECIPE, sha256_of
+from lorabake.storage.fields import INPUTS, RECIPE
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.tensors.header import Header
+from lorabake.tensors.reader import sha256_of
 from lorabake.tensors.small import json_or_text
 from lorabake.verification.findings import Finding, Status
 
