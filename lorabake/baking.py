@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Protocol, Unpack
 
 from lorabake import arguments
 from lorabake.errors import ArgumentError
 from lorabake.execution import Executed, execute
+from lorabake.execution.agenda import Agenda
 from lorabake.interrupts import held
 from lorabake.machine import check_room_for, worded
 from lorabake.options import RunOptions, options_of
@@ -26,6 +27,8 @@ from lorabake.sources import resolve
 from lorabake.tensors.dtypes import DTYPES
 from lorabake.visible import at_a_glance
 from lorabake.writing.inputs import Inputs, check_inputs
+from lorabake.writing.output import Output
+from lorabake.writing.partial import Partial
 from lorabake.writing.together import Outputs
 
 if TYPE_CHECKING:
@@ -113,19 +116,36 @@ def bake_together(recipes: Sequence[Given | Plan], options: RunOptions | None = 
         raise ArgumentError(
             f"bake_together takes a list of recipes, not {at_a_glance(recipes)}", "For one recipe: bake(recipe)."
         )
-    if not recipes:
-        return ()
+    return bake_pass(recipes, options) if recipes else ()
+
+
+class Restart(Protocol):
+    """Go on where a stopped batch has left what is finished, with receipts."""
+
+    def keep(self, output: Output) -> bool:
+        """Tell whether what was left of an output is of use."""
+
+    def agenda(self, inputs: Inputs, outputs: Sequence[Output], progress: Callable[[int], None]) -> Agenda:
+        """Say what is left to do; the outputs are there, and what is finished is noted in them."""
+
+
+def bake_pass(
+    recipes: Sequence[Given | Plan], options: RunOptions, restart: Restart | None = None
+) -> tuple[BakeResult, ...]:
+    """Do what `bake_together` says; with `restart`, go on where a batch was stopped."""
     from lorabake.artifacts.current import Current, Watches, find_current  # a plan does without
     from lorabake.artifacts.watch import Watch
 
     began = time.perf_counter()
     with worded(), NotebookBar(shown=options.bar and options.progress is unseen) as bar:
         plans = [recipe if isinstance(recipe, Plan) else plan(recipe) for recipe in recipes]
+        for planned in plans if restart is not None else ():
+            Partial.complete_killed(planned.path)
         watches = [Watch.of(planned, locked=options.locked) for planned in plans]
         standing = [None if options.force else find_current(watch, options.device) for watch in watches]
         pairs = [*zip(watches, standing, strict=True)]
         due = Watches([(watch, state) for watch, state in pairs if not isinstance(state, Current)])
-        baked = iter(_baked(due, options, bar, began) if due.plans else ())
+        baked = iter(_baked(due, options, bar, began, restart) if due.plans else ())
         if not due.plans:
             options.done()
     seconds = time.perf_counter() - began
@@ -135,7 +155,9 @@ def bake_together(recipes: Sequence[Given | Plan], options: RunOptions | None = 
     )
 
 
-def _baked(watches: Watches, options: RunOptions, bar: NotebookBar, began: float) -> tuple[BakeResult, ...]:
+def _baked(
+    watches: Watches, options: RunOptions, bar: NotebookBar, began: float, restart: Restart | None
+) -> tuple[BakeResult, ...]:
     """Bake plans whose outputs are not there yet."""
     plans, started = watches.plans, time.time_ns()
     if any(planned.steps for planned in plans):
@@ -144,19 +166,27 @@ def _baked(watches: Watches, options: RunOptions, bar: NotebookBar, began: float
     kept = [_check_survival(planned, options.warn) for planned in plans]
     with (
         Inputs(*plans, watched=watches.paths) as inputs,
-        Outputs(plans, inputs, overwrite=options.overwrite, fsync=options.fsync) as outputs,
+        Outputs(
+            plans,
+            inputs,
+            overwrite=options.overwrite,
+            fsync=options.fsync,
+            keep=restart.keep if restart is not None else None,
+        ) as outputs,
     ):
         bar.begin("baking", sum(planned.copied_bytes + planned.baked_bytes for planned in plans))
+        progress = bar.advance if options.progress is unseen else options.progress
         executed = execute(
             plans,
             inputs,
             [output.weights for output in outputs],
             device=options.device,
             workers=options.workers,
-            progress=bar.advance if options.progress is unseen else options.progress,
+            progress=progress,
             warn=options.warn,
             watched=watches.paths,
             digested=watches.check,
+            agenda=restart.agenda(inputs, [*outputs], progress) if restart is not None else None,
         )
         check_inputs(inputs, plans, [outcome.digests for outcome in executed])
         watches.check_executed(executed, options.warn)

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Self
 
-from lorabake.baking import bake_together
+from lorabake.baking import bake_pass
 from lorabake.batch.groups import Limits, passes
+from lorabake.batch.parts import PART_BYTES
+from lorabake.batch.restart import Restart
+from lorabake.batch.work import Engine
 from lorabake.errors import LorabakeError
 from lorabake.options import RunOptions
 from lorabake.planning import Plan, plan
@@ -53,6 +57,10 @@ class BatchOptions:
 
     `run` is how each bake does. `memory` is the most bytes that a pass may take. With `fail_fast`, nothing is begun
     after a failure. `begun` is told the plans of all passes, and `ended` each outcome as it comes.
+
+    A pass is done in parts, about `part_bytes` of the base each, by `engine` or in this process. What is finished of
+    a batch that was stopped is kept: `kept` is told of which output, and how many bytes. With `recheck` they are
+    read, and done again where they are not what they were.
     """
 
     __repr__ = short_repr
@@ -62,6 +70,10 @@ class BatchOptions:
     fail_fast: bool = False
     begun: Callable[[Sequence[tuple[Plan, ...]]], None] = unseen
     ended: Callable[[Outcome], None] = unseen
+    part_bytes: int = PART_BYTES
+    recheck: bool = False
+    engine: Engine | None = None
+    kept: Callable[[Path, int], None] = unseen
 
 
 def bake_all(recipes: Iterable[Recipe], options: BatchOptions | None = None) -> tuple[Outcome, ...]:
@@ -107,7 +119,10 @@ def bake_all(recipes: Iterable[Recipe], options: BatchOptions | None = None) -> 
 def _baked(together: Sequence[Plan], options: BatchOptions) -> Sequence[Outcome]:
     """Bake plans in one pass; where that fails, one by one, so that only the one at fault fails."""
     try:
-        results = bake_together(together, options.run)
+        restart = Restart(
+            options.run, options.part_bytes, recheck=options.recheck, engine=options.engine, kept=options.kept
+        )
+        results = bake_pass(together, options.run, restart)
     except LorabakeError as error:
         if len(together) == 1:
             return [Outcome.of(together[0].sources.recipe, "failed", error=error)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -61,8 +62,11 @@ class Computed:
         return self.kind == "cpu" and self.asked.partition(":")[0] != "cpu"
 
 
-Ended = Callable[[int, Sequence[Mapping[int, Computed]]], None]
-"""Takes the number of a portion that has ended, and for each plan what became of its steps, by their numbers."""
+Ended = Callable[[int, Sequence[Mapping[int, Computed]], threading.Event], None]
+"""Takes the number of a portion that has ended, and for each plan what became of its steps, by their numbers.
+
+It gives up once the event is set.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,7 +114,7 @@ def run(
 
     def tell(ended: Ended) -> None:
         for portion in ends.follow(crew.stop):
-            ended(portion, [seen(number, portion) for number in range(len(plans))])
+            ended(portion, [seen(number, portion) for number in range(len(plans))], crew.stop)
 
     def note(unit: Unit) -> None:
         ends.note(unit.portion)

@@ -19,6 +19,9 @@ NEW: Final = "new"
 BESIDE: Final = "beside"
 """A folder of files that go beside the target."""
 
+RECEIPTS: Final = "receipts"
+"""A folder of what is finished, by which a batch goes on where another one was stopped."""
+
 _SAID: Final = "this folder holds a bake that is not finished"
 
 MAX_JOURNAL: Final = 1 << 20

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,16 +36,29 @@ def form_of(plan: Plan) -> Form:
     return Folder(plan) if plan.is_folder else OneFile()
 
 
+Keep = Callable[["Output"], bool]
+"""Tells whether what a stopped batch left of an output is of use."""
+
+
 class Output:
     """Make what a plan says beside its target, and give it the target's name at the end.
 
     Entering the context checks that the output may replace what has its name, and makes its files. `weights` takes
     their bytes. `complete` fills in what is known only at the end, and returns what can be committed. Leaving the
     context removes whatever is left; `left` tells what the system said if it could not. Several outputs can be
-    written at once, each in a folder of its own.
+    written at once, each in a folder of its own. With `keep`, what a stopped batch left may stay.
     """
 
-    def __init__(self, plan: Plan, inputs: Inputs, *, overwrite: bool, fsync: bool, form: Form | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        inputs: Inputs,
+        *,
+        overwrite: bool,
+        fsync: bool,
+        form: Form | None = None,
+        keep: Keep | None = None,
+    ) -> None:
         self.plan, self.path, self.form = plan, plan.path, form or form_of(plan)
         self.partial = Partial(plan.path)
         self.weights = Weights(
@@ -59,7 +72,8 @@ class Output:
         self.beside = Beside(plan.embeddings, self.partial, inputs, overwrite=overwrite, fsync=fsync)
         self.fsync = fsync
         self.left: OSError | None = None
-        self._overwrite = overwrite
+        self._overwrite, self._keep = overwrite, keep
+        self._kept: frozenset[int] = frozenset()
 
     def paths(self, root: Path) -> list[Path]:
         """List where the files with weights lie in an output that is at `root`."""
@@ -70,19 +84,19 @@ class Output:
             check_is_no_input(self.plan.sources, self.partial.path)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with held():
-                self.partial.open()
+                self.partial.open(self._take_over if self._keep is not None else None)
             check_target(self.plan, self.form, overwrite=self._overwrite)
             self._check_room()
             self.form.prepare(self.partial.new)
-            self.weights.create()
+            self.weights.create(self._kept)
             self.beside.create()
             self.beside.check()
             return self
         except OSError as error:
-            self.clean()
+            self.clean(keep=self._keep is not None)
             raise unwritable(self.partial.path, error) from None
         except BaseException:
-            self.clean()
+            self.clean(keep=self._keep is not None)
             raise
 
     def __exit__(self, *_: object) -> None:
@@ -93,9 +107,23 @@ class Output:
             self.clean()
             raise
 
+    def _take_over(self) -> bool:
+        """Ask whether what a stopped batch left is of use; if so, remove all but its files with weights."""
+        if self._keep is None or not self._keep(self):
+            return False
+        self._kept = self.weights.whole()
+        planned = {*self.paths(self.partial.new)}
+        for path in [*self.partial.new.rglob("*")] if self.plan.is_folder else []:
+            if path not in planned and (path.is_symlink() or not path.is_dir()):
+                path.unlink()
+        return True
+
     def _check_room(self) -> None:
         free = shutil.disk_usage(self.path.parent).free
         needed = self.weights.size + self.beside.size + self.form.rest_size
+        needed -= sum(
+            os.stat(path).st_size for number, path in enumerate(self.paths(self.partial.new)) if number in self._kept
+        )
         if free < needed:
             raise SurroundingsError(f"{self.path.parent}: {_size(free)} free, and the bake needs {_size(needed)}")
 
@@ -125,12 +153,12 @@ class Output:
             path = Path(os.fsdecode(place)) if isinstance(place, str | bytes) else self.partial.path
             raise unwritable(path, error) from None
 
-    def clean(self) -> None:
-        """Remove what is left beside the target, unless the next bake needs it."""
+    def clean(self, *, keep: bool = False) -> None:
+        """Remove what is left beside the target, unless the next bake needs it; with `keep`, not what is finished."""
         with suppress(OSError):
             self.weights.close()
         try:
-            self.partial.clean()
+            self.partial.clean(keep=keep)
         except OSError as error:
             self.left = error
 

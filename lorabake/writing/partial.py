@@ -2,14 +2,15 @@
 
 The folder has a mark of lorabake's, and is locked while its bake runs. A killed bake leaves it behind, and the next
 bake onto the same target takes it over. That bake removes the contents. But if the killed one had begun to move files
-to their names, it completes that first. A folder without the mark is never touched.
+to their names, it completes that first. A folder without the mark is never touched. A batch leaves receipts in it of
+what is finished, and the next batch may keep that.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -17,7 +18,7 @@ from typing import Final
 from lorabake.errors import FileError, TargetError
 from lorabake.tensors.small import parse_json, read_small
 from lorabake.writing.commit import Move, complete, identity
-from lorabake.writing.journal import BESIDE, MARK, MAX_JOURNAL, NEW, moves_of, text_of
+from lorabake.writing.journal import BESIDE, MARK, MAX_JOURNAL, NEW, RECEIPTS, moves_of, text_of
 from lorabake.writing.system import (
     fsync,
     fsync_folder,
@@ -31,7 +32,7 @@ from lorabake.writing.system import (
 )
 
 _MARK_NEW: Final = MARK + ".new"
-_OURS: Final = {MARK, _MARK_NEW, NEW, NEW + ".old", BESIDE}
+_OURS: Final = {MARK, _MARK_NEW, NEW, NEW + ".old", BESIDE, RECEIPTS}
 
 
 def partial_of(target: Path) -> Path:
@@ -44,7 +45,7 @@ class Partial:
 
     def __init__(self, target: Path) -> None:
         self.path = partial_of(target)
-        self.new = self.path / NEW
+        self.new, self.receipts = self.path / NEW, self.path / RECEIPTS
         self._fd = -1
         self._may_go = False  # False while the next bake may need the folder's contents
 
@@ -52,15 +53,15 @@ class Partial:
         """Return the path where a file for beside the target is made."""
         return self.path / BESIDE / target.name
 
-    def open(self) -> None:
-        """Make the folder, or take over one that a killed bake left.
+    def open(self, keep: Callable[[], bool] | None = None) -> None:
+        """Make the folder, or take over one that a killed bake left; `keep` tells whether its contents are of use.
 
         Raise TargetError if another bake has it or if it is not lorabake's; OSError if the system refuses.
         """
         self._fd = _locked(self.path)
         found = names_in(self._fd)
         try:
-            self._take_over(found)
+            self._take_over(found, keep)
             (self.path / BESIDE).mkdir()
         except BaseException:
             if not found:
@@ -70,7 +71,23 @@ class Partial:
             raise
         self._may_go = True
 
-    def _take_over(self, found: set[str]) -> None:
+    @classmethod
+    def complete_killed(cls, target: Path) -> None:
+        """Complete what a killed bake had begun to move to its names, if it had begun; else leave all as it is."""
+        partial = cls(target)
+        if not os.path.lexists(partial.path):
+            return
+        partial._fd = _locked(partial.path)
+        try:
+            moves = partial._moves_left(names_in(partial._fd))
+            if any(move.has_begun for move in moves):
+                complete(moves)
+                fsync_folder(target.parent)
+                partial._remove()
+        finally:
+            partial._leave()
+
+    def _take_over(self, found: set[str], keep: Callable[[], bool] | None) -> None:
         if found:
             moves = self._moves_left(found)
             if strangers := sorted(found - _OURS):
@@ -81,7 +98,9 @@ class Partial:
             if any(move.has_begun for move in moves):
                 complete(moves)
                 fsync_folder(self.path.parent)
-            self._empty()
+                keep = None
+            kept = {NEW, RECEIPTS} if keep is not None and found >= {NEW, RECEIPTS} and keep() else set()
+            self._empty(kept)
             self._write(_MARK_NEW, [])
             os.rename(self.path / _MARK_NEW, self.path / MARK)
         else:
@@ -111,9 +130,9 @@ class Partial:
         finally:
             os.close(fd)
 
-    def _empty(self) -> None:
-        """Remove everything except the mark, which identifies the folder to the end."""
-        for name in _OURS - {MARK}:
+    def _empty(self, kept: Collection[str] = ()) -> None:
+        """Remove everything except what is kept and the mark, which identifies the folder to the end."""
+        for name in _OURS - {MARK, *kept}:
             remove(self.path / name)
 
     def check(self) -> None:
@@ -147,10 +166,18 @@ class Partial:
             for folder in (self.path, self.path / BESIDE):
                 fsync_folder(folder)
 
-    def clean(self) -> None:
-        """Remove the folder and all in it, unless the next bake needs it; raise OSError where the system refuses."""
+    @property
+    def has_receipts(self) -> bool:
+        """Tell whether anything in the folder is known to be finished."""
+        return next(self.receipts.glob("*.json"), None) is not None
+
+    def clean(self, *, keep: bool = False) -> None:
+        """Remove the folder and all in it, unless the next bake needs it; raise OSError where the system refuses.
+
+        With `keep`, it stays if there are receipts in it.
+        """
         try:
-            if self._may_go:
+            if self._may_go and not (keep and self.has_receipts):
                 self._remove()
         finally:
             self._leave()

@@ -5,21 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from types import TracebackType
+from typing import Final, Self
 
-from lorabake.errors import TargetError
+from lorabake.errors import FileError, LockError, TargetError, ValueTooLargeError
 from lorabake.interrupts import held
 from lorabake.planning import Plan
 from lorabake.planning.checks import check_is_no_input
 from lorabake.writing.inputs import Inputs
-from lorabake.writing.output import Output
+from lorabake.writing.output import Keep, Output
+
+OF_THE_BAKE: Final = (FileError, LockError, ValueTooLargeError)
+"""Errors of a recipe or its inputs: what was finished before is of no use to the next bake."""
 
 
 class Outputs:
-    """Hold the outputs of plans; no two are the same, and none is an input of another plan."""
+    """Hold the outputs of plans; no two are the same, and none is an input of another plan.
 
-    def __init__(self, plans: Iterable[Plan], inputs: Inputs, *, overwrite: bool, fsync: bool) -> None:
-        self._outputs = tuple(Output(plan, inputs, overwrite=overwrite, fsync=fsync) for plan in plans)
+    With `keep`, what is finished of an output stays for the next batch if this one is stopped, unless the only
+    output's own recipe or inputs are at fault.
+    """
+
+    def __init__(
+        self, plans: Iterable[Plan], inputs: Inputs, *, overwrite: bool, fsync: bool, keep: Keep | None = None
+    ) -> None:
+        self._outputs = tuple(Output(plan, inputs, overwrite=overwrite, fsync=fsync, keep=keep) for plan in plans)
+        self._keeps = keep is not None
         check_apart([output.plan for output in self._outputs])
 
     def __iter__(self) -> Iterator[Output]:
@@ -29,23 +40,31 @@ class Outputs:
         try:
             for output in self._outputs:
                 output.__enter__()
-        except BaseException:
-            self.clean()
+        except BaseException as error:
+            self.clean(keep=self._is_kept_after(error))
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        keep = self._is_kept_after(error)
         try:
             with held():
-                self.clean()
+                self.clean(keep=keep)
         except BaseException:  # a signal arrived before signals were held
-            self.clean()
+            self.clean(keep=keep)
             raise
 
-    def clean(self) -> None:
-        """Remove everything that is left beside the targets."""
+    def _is_kept_after(self, error: BaseException | None) -> bool:
+        """Tell whether receipts stay: not where the only output's recipe or inputs are at fault."""
+        is_at_fault = len(self._outputs) == 1 and isinstance(error, OF_THE_BAKE)
+        return self._keeps and error is not None and not is_at_fault
+
+    def clean(self, *, keep: bool = False) -> None:
+        """Remove everything that is left beside the targets; with `keep`, leave what is finished."""
         for output in self._outputs:
-            output.clean()
+            output.clean(keep=keep)
 
     def tell_left(self, warn: Callable[[str], None]) -> None:
         """Warn of leftovers beside a complete target that the system refused to remove."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lorabake.errors import FileError, InternalError, TargetError
@@ -76,12 +76,31 @@ class Weights:
         """Count the bytes of all files."""
         return sum(file.size for file in self._files)
 
-    def create(self) -> None:
-        """Make the files with their full length, in existing folders; headers still lack digests and hashes."""
-        for file in self._files:
+    def create(self, kept: Collection[int] = ()) -> None:
+        """Make the files with their full length, in existing folders; headers still lack digests and hashes.
+
+        Files with the numbers in `kept` are there, and stay.
+        """
+        self._descriptors.close()
+        for number, file in enumerate(self._files):
+            file.inode = file.inode if number in kept else None
             with self._descriptors.open(file.path) as fd:
                 reserve(fd, file.size)
                 write_all(fd, memoryview(file.header), 0)
+
+    def whole(self) -> frozenset[int]:
+        """Return the numbers of the files that are there already in their full length."""
+        found = ((number, file, identity(file.path)) for number, file in enumerate(self._files))
+        return frozenset(number for number, file, seen in found if seen is not None and seen[1] == file.size)
+
+    def join(self, numbers: Iterable[int] | None = None) -> None:
+        """Write into files that are there, all or some; raise TargetError for one that is not as it was made."""
+        whole = self.whole()
+        for number in range(len(self._files)) if numbers is None else numbers:
+            file = self._files[number]
+            if number not in whole or (seen := identity(file.path)) is None:
+                raise meddled(file.path)
+            file.inode = seen[0]
 
     def _opened(self, path: Path) -> int:
         """Make a file, or open it if it was made already."""
@@ -145,6 +164,24 @@ class Weights:
         if not (self._hashed or self._fsync):
             return [""] * len(self._files)
         return [self._follow(file, stop) for file in self._files]
+
+    def sha256(self, file: int, start: int, stop: int, given_up: threading.Event) -> str:
+        """Digest a range of a file's data, unless that is given up meanwhile."""
+        into = self._files[file]
+        digest, buffer = hashlib.sha256(), memoryview(bytearray(PIECE))
+        with self._descriptors.open(into.path) as fd:
+            while start < stop and not given_up.is_set():
+                count = read_at(fd, buffer[: stop - start], len(into.header) + start)
+                if count == 0:
+                    raise meddled(into.path)
+                digest.update(buffer[:count])
+                start += count
+        return digest.hexdigest()
+
+    def settle(self, file: int) -> None:
+        """Wait until the disk has what was written into a file."""
+        with self._descriptors.open(self._files[file].path) as fd:
+            os.fsync(fd)
 
     def _follow(self, file: _File, stop: threading.Event) -> str:
         digest = hashlib.sha256()

@@ -1,0 +1,254 @@
+"""Receipts: what of an output that is not complete is finished, and of which inputs, recipe and versions.
+
+Each is a file in the folder `NAME.partial/receipts`, which gets its name when the data that it speaks of is on the
+disk. So a restart can trust what a killed batch left, and do the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Final
+
+from lorabake.batch.parts import Coverage, is_covered
+from lorabake.errors import LorabakeError
+from lorabake.execution.agenda import Computed, Place, Share, joined
+from lorabake.machine import versions
+from lorabake.planning import Plan
+from lorabake.planning.tally import Tally
+from lorabake.tensors.small import parse_json, read_small
+from lorabake.writing.output import Output
+from lorabake.writing.system import fsync_folder, open_new, write_all
+
+VERSION: Final = 1
+MOST_BYTES: Final = 64 << 20
+"""Bytes of a receipt, at most."""
+
+Ground = Mapping[str, str]
+"""What an output is made of and by what, in words -> its digest or version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Digested:
+    """Hold the SHA-256 of a range of a planned file's data."""
+
+    place: Place
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Say of an output which ranges are finished, what became of the steps there, and of what it is made."""
+
+    ranges: tuple[Digested, ...]
+    computed: Mapping[int, Computed]
+    ground: Ground
+
+    @property
+    def name(self) -> str:
+        """Return the receipt's name, by its ranges: who finishes the same has the same."""
+        return hashlib.sha256(repr([each.place for each in self.ranges]).encode()).hexdigest()[:24] + ".json"
+
+    @property
+    def coverage(self) -> Coverage:
+        """Return what it covers."""
+        return Coverage(self.computed, joined(each.place for each in self.ranges))
+
+    def text(self) -> bytes:
+        """Write it as JSON, with a digest of itself."""
+        said = {
+            "version": VERSION,
+            "ranges": [[*each.place, each.sha256] for each in self.ranges],
+            "steps": {str(number): _said(each) for number, each in self.computed.items()},
+            "ground": dict(self.ground),
+        }
+        return json.dumps({"receipt": said, "sha256": _sha256_of(said)}).encode()
+
+
+def ground_of(plan: Plan, device: str | None) -> Ground:
+    """Say what an output is made of: recipe, layout, versions, device, and each input's header, size and time.
+
+    Files are told by what all machines see alike: an inode has another number on another machine.
+    """
+    headers = [header for checkpoint, _ in plan.sources.inputs for header in checkpoint.headers]
+    layout = [[file.name, hashlib.sha256(file.header()).hexdigest()] for file in plan.files]
+    texts = sorted(plan.texts.items())
+    asked = device if device is not None else os.environ.get("LORABAKE_DEVICE") or "auto"
+    ground = {
+        "recipe": _sha256_of(plan.sources.recipe.normal_form()),
+        "layout": _sha256_of([layout, texts]),
+        "device": asked.partition(":")[0],
+        **{f"version of {name}": version for name, version in versions().items() if name != "Python"},
+    }
+    for header in headers:
+        ground[f"file {header.path}"] = f"{header.sha256} {header.identity[2:4]}"
+    for path, identity in plan.sources.evidence.read.items():
+        ground.setdefault(f"file {path}", str(identity[2:4]))
+    return ground
+
+
+def folder_of(output: Output) -> Path:
+    """Return where an output's receipts lie."""
+    return output.partial.receipts
+
+
+def land(
+    output: Output, share: Share, computed: Mapping[int, Computed], ground: Ground, stop: threading.Event
+) -> Receipt | None:
+    """Wait until the disk has what a share wrote, and put a receipt of it there; return None once `stop` is set.
+
+    Without fsync, nobody waits for the disk: then a receipt is only as good as the system's memory.
+    """
+    ranges = tuple(Digested(place, output.weights.sha256(*place, stop)) for place in share.places)
+    if stop.is_set():  # then some are digests of a part
+        return None
+    receipt = Receipt(ranges, computed, ground)
+    for file in {each.place[0] for each in ranges} if output.fsync else ():
+        output.weights.settle(file)
+    folder = folder_of(output)
+    folder.mkdir(exist_ok=True)
+    new = folder / f"{receipt.name}.{os.getpid()}.new"
+    new.unlink(missing_ok=True)
+    fd = open_new(new)
+    try:
+        write_all(fd, memoryview(receipt.text()), 0)
+        if output.fsync:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.replace(new, folder / receipt.name)
+    if output.fsync:
+        fsync_folder(folder)
+    return receipt
+
+
+def coverage_of(output: Output, ground: Ground, *, recheck: bool = False) -> tuple[Coverage, dict[Path, str]]:
+    """Read an output's receipts; return what those cover that count, and why each of the others does not.
+
+    One does not count if it is damaged, if it is of another recipe, input or version, or if a file that it speaks of
+    is not there in its full size. With `recheck`, the ranges are read, and must have their digests.
+    """
+    places: list[Place] = []
+    computed: dict[int, Computed] = {}
+    refused: dict[Path, str] = {}
+    whole = output.weights.whole()
+    output.weights.join(whole)
+    for path in sorted(folder_of(output).glob("*.json")):
+        try:
+            receipt = _read(path)
+            why = _doubt(output.plan, receipt, ground, whole, computed, places)
+            if why is None and recheck:
+                why = _difference(output, receipt)
+        except (LorabakeError, OSError, ValueError, TypeError, KeyError, AttributeError):
+            refused[path] = "it is damaged"
+            continue
+        if why is not None:
+            refused[path] = why
+            continue
+        computed |= receipt.computed
+        places = [*joined([*places, *receipt.coverage.places])]
+    return Coverage(computed, tuple(places)), refused
+
+
+def _doubt(
+    plan: Plan,
+    receipt: Receipt,
+    ground: Ground,
+    whole: frozenset[int],
+    computed: Mapping[int, Computed],
+    places: Sequence[Place],
+) -> str | None:
+    """Return why a receipt does not count; None if it does. `computed` and `places` are those of others."""
+    if (other := _other(ground, receipt.ground)) is not None:
+        return other
+    own = receipt.coverage.places
+    if any(file not in whole for file, _, _ in own):
+        return "a file that it speaks of is gone, or has another size"
+    if any(not 0 <= start < stop <= plan.files[file].data_size for file, start, stop in own):
+        return "it speaks of bytes that the output does not have"
+    steps = {step.number: step for step in plan.steps}
+    if receipt.computed.keys() & computed.keys() or _overlap([*own, *places]):
+        return "another one speaks of the same bytes"
+    written = Share(steps=tuple(steps[number] for number in receipt.computed)).places
+    if joined([*own]) != own or _overlap(own) or not all(is_covered(place, own) for place in written):
+        return "it is damaged"
+    return None
+
+
+def _overlap(places: Sequence[Place]) -> bool:
+    ordered = sorted(places)
+    pairs = itertools.pairwise(ordered)
+    return any(one[0] == other[0] and other[1] < one[2] for one, other in pairs)
+
+
+def _other(due: Ground, said: Ground) -> str | None:
+    """Say what has changed since a receipt was written; None if nothing has."""
+    for name in (*due, *said):
+        if due.get(name) != said.get(name):
+            kind, _, what = name.partition(" ")
+            match kind:
+                case "file":
+                    return f"{what} has changed"
+                case "version":
+                    return f"it was written with another {name}"
+                case "device":
+                    return f"another device was asked for ({said.get(name)})"
+                case _:
+                    return f"the {name} has changed"
+    return None
+
+
+def _difference(output: Output, receipt: Receipt) -> str | None:
+    for each in receipt.ranges:
+        if output.weights.sha256(*each.place, threading.Event()) != each.sha256:
+            return "the bytes are no longer those that it speaks of"
+    return None
+
+
+# -- the text of a receipt ---------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> Receipt:
+    """Read a receipt; raise ValueError, KeyError, TypeError or AttributeError for what lorabake does not write."""
+    whole = parse_json(read_small(path, MOST_BYTES))
+    if not isinstance(whole, dict) or whole["sha256"] != _sha256_of(whole["receipt"]):
+        raise ValueError("no receipt")
+    said = whole["receipt"]
+    if said["version"] != VERSION:
+        raise ValueError("another version")
+    ranges = tuple(
+        Digested((int(file), int(start), int(stop)), sha256) for file, start, stop, sha256 in said["ranges"]
+    )
+    return Receipt(ranges, {int(number): _computed(each) for number, each in said["steps"].items()}, said["ground"])
+
+
+def _said(computed: Computed) -> dict[str, object]:
+    tallies = {
+        str(lora): {
+            field.name: sorted(value) if isinstance(value := getattr(tally, field.name), set) else value
+            for field in fields(Tally)
+        }
+        for lora, tally in computed.tallies.items()
+    }
+    return {"kind": computed.kind, "asked": computed.asked, "tallies": tallies}
+
+
+def _computed(said: Mapping[str, object]) -> Computed:
+    kind, asked, tallies = said["kind"], said["asked"], said["tallies"]
+    if not isinstance(kind, str) or not isinstance(asked, str) or not isinstance(tallies, dict):
+        raise TypeError("no step")
+    return Computed(kind, asked, {int(lora): _tally(each) for lora, each in tallies.items()})
+
+
+def _tally(said: Mapping[str, object]) -> Tally:
+    return Tally(**{name: set(value) if isinstance(value, list) else value for name, value in said.items()})  # type: ignore[arg-type]
+
+
+def _sha256_of(said: object) -> str:
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,82 @@
+"""Go on where a batch was stopped: keep what has receipts, do the rest part by part, and land their receipts."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from lorabake.batch.parts import Coverage, is_covered, left_of, parts_of, place_of
+from lorabake.batch.receipts import coverage_of, ground_of
+from lorabake.batch.work import Engine, Job, land_all
+from lorabake.execution.agenda import Agenda, Computed
+from lorabake.options import RunOptions
+from lorabake.visible import counted_as
+from lorabake.writing.inputs import Inputs
+from lorabake.writing.output import Output
+
+
+class Restart:
+    """Run one pass so that it can be stopped at any time; `engine` does the parts, or else this process.
+
+    With `recheck`, what is kept is read, and compared with its receipts. `kept` is told each output of which
+    something is kept, and how many bytes.
+    """
+
+    def __init__(
+        self,
+        options: RunOptions,
+        part_bytes: int,
+        *,
+        recheck: bool,
+        engine: Engine | None,
+        kept: Callable[[Path, int], None],
+    ) -> None:
+        self._options, self._part_bytes, self._recheck, self._engine = options, part_bytes, recheck, engine
+        self._told = kept
+        self._kept: dict[Path, Coverage] = {}
+
+    def keep(self, output: Output) -> bool:
+        """Read an output's receipts, and remove those that do not count; tell whether any does."""
+        ground = ground_of(output.plan, self._options.device)
+        covered, refused = coverage_of(output, ground, recheck=self._recheck)
+        for path in refused:
+            path.unlink(missing_ok=True)
+        for why in dict.fromkeys(refused.values()):
+            count = counted_as(sum(each == why for each in refused.values()), "finished part")
+            self._options.warn(f"{output.path}: {count} of a stopped batch is done again, because {why}")
+        if covered.places:
+            self._kept[output.path] = covered
+            self._told(output.path, covered.size)
+        return bool(covered.places)
+
+    def agenda(self, inputs: Inputs, outputs: Sequence[Output], progress: Callable[[int], None]) -> Agenda:
+        """Let the engine do its parts, if there is one; say what is left to do here."""
+        plans = [output.plan for output in outputs]
+        parts = parts_of(plans, self._part_bytes)
+        covered = [self._kept.get(plan.path, Coverage()) for plan in plans]
+        for plan, each in zip(plans, covered, strict=True):
+            places = map(place_of, plan.given)
+            progress(each.size - sum(stop - start for _, start, stop in filter(partial(_is_in, each), places)))
+        left = [part for each in parts if (part := left_of(each, covered)) is not None]
+        if self._engine is not None and left:
+            job, sizes = Job.of(plans, self._options, self._part_bytes), {part.number: part.size for part in left}
+            self._engine.run(job, [*sizes], lambda number: progress(sizes[number]), self._options.warn)
+            covered = [coverage_of(each, ground_of(each.plan, self._options.device))[0] for each in outputs]
+            left = [part for each in parts if (part := left_of(each, covered)) is not None]
+        for output, each in zip(outputs, covered, strict=True):
+            for place in each.places:
+                output.weights.finish(*place)
+        grounds = [ground_of(plan, self._options.device) for plan in plans]
+
+        def ended(number: int, computed: Sequence[Mapping[int, Computed]], stop: threading.Event) -> None:
+            land_all(left[number], inputs, outputs, grounds, computed, stop)
+
+        is_parted = len(parts) > 1 or any(each.places for each in covered)
+        portions, before = tuple(part.portion for part in left), tuple(each.computed for each in covered)
+        return Agenda(portions, before, ended if is_parted else None)
+
+
+def _is_in(covered: Coverage, place: tuple[int, int, int]) -> bool:
+    return is_covered(place, covered.places)

@@ -1,0 +1,143 @@
+"""What a process does of a batch that others share in: one part of a pass, whose receipts it lands.
+
+A job is small, and can be pickled: it names recipes and outputs, and never holds a tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, Self
+
+from lorabake.batch.parts import Part, left_of, parts_of
+from lorabake.batch.receipts import Ground, Receipt, coverage_of, ground_of, land
+from lorabake.execution.agenda import Agenda, Computed
+from lorabake.execution.running import Ways, run
+from lorabake.machine import check_room_for, worded
+from lorabake.options import RunOptions
+from lorabake.planning import Plan, plan
+from lorabake.recipe import Recipe
+from lorabake.sources import resolve
+from lorabake.visible import short_repr
+from lorabake.writing.inputs import Inputs
+from lorabake.writing.output import Output
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Say what a process has to know to do any part of a pass: recipes, outputs, how to run, how to cut."""
+
+    __repr__ = short_repr
+
+    recipes: tuple[Recipe, ...]
+    paths: tuple[Path, ...]
+    device: str | None
+    workers: int
+    fsync: bool
+    part_bytes: int
+
+    @classmethod
+    def of(cls, plans: Sequence[Plan], options: RunOptions, part_bytes: int) -> Self:
+        """Describe a pass."""
+        recipes = tuple(each.sources.recipe for each in plans)
+        paths = tuple(each.path.absolute() for each in plans)
+        return cls(recipes, paths, options.device, options.workers, options.fsync, part_bytes)
+
+    @property
+    def digest(self) -> str:
+        """Return what tells a job from others."""
+        return hashlib.sha256(pickle.dumps(self)).hexdigest()
+
+
+class Engine(Protocol):
+    """Do parts of a pass somewhere, each by `do`, and some of them at a time."""
+
+    def run(self, job: Job, numbers: Sequence[int], done: Callable[[int], None], warn: Callable[[str], None]) -> None:
+        """Do the parts with these numbers; tell each that has ended, and raise a LorabakeError if one fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """Hold what a process keeps of a job from part to part."""
+
+    digest: str
+    plans: tuple[Plan, ...]
+    parts: Mapping[int, Part]
+    grounds: tuple[Ground, ...]
+
+
+_last: list[_Opened] = []
+
+
+def do(
+    job: Job,
+    number: int,
+    progress: Callable[[int], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
+) -> tuple[Receipt, ...]:
+    """Do one part of a pass in this process, but for what is finished; return the receipts that landed.
+
+    The outputs' partial folders have to be there already; whoever made them holds their locks. The job's plans are
+    made once in a process. Raise a LorabakeError for what stops it: other parts are not touched by that.
+    """
+    with worded():
+        opened = _opened(job)
+        with Inputs(*opened.plans) as inputs:
+            outputs = [Output(each, inputs, overwrite=True, fsync=job.fsync) for each in opened.plans]
+            try:
+                return _done(job, opened, number, inputs, outputs, Ways(job.device, job.workers, progress, warn))
+            finally:
+                for output in outputs:
+                    output.weights.close()
+
+
+def _opened(job: Job) -> _Opened:
+    digest = job.digest
+    if not _last or _last[0].digest != digest:
+        plans = tuple(plan(resolve(recipe), path) for recipe, path in zip(job.recipes, job.paths, strict=True))
+        parts = {part.number: part for part in parts_of(plans, job.part_bytes)}
+        grounds = tuple(ground_of(each, job.device) for each in plans)
+        _last[:] = [_Opened(digest, plans, parts, grounds)]
+    return _last[0]
+
+
+def _done(
+    job: Job, opened: _Opened, number: int, inputs: Inputs, outputs: Sequence[Output], ways: Ways
+) -> tuple[Receipt, ...]:
+    for output in outputs:
+        output.weights.join()
+    covered = [coverage_of(*each)[0] for each in zip(outputs, opened.grounds, strict=True)]
+    part = left_of(opened.parts[number], covered)
+    if part is None:
+        return ()
+    if any(share.steps for share in part.portion):
+        check_room_for("torch", job.workers)
+    landed: list[Receipt] = []
+
+    def ended(_: int, computed: Sequence[Mapping[int, Computed]], stop: threading.Event) -> None:
+        landed.extend(land_all(part, inputs, outputs, opened.grounds, computed, stop))
+
+    agenda = Agenda((part.portion,), tuple({} for _ in outputs), ended)
+    run(agenda, opened.plans, inputs, [output.weights for output in outputs], ways)
+    return tuple(landed)
+
+
+def land_all(
+    part: Part,
+    inputs: Inputs,
+    outputs: Sequence[Output],
+    grounds: Sequence[Ground],
+    computed: Sequence[Mapping[int, Computed]],
+    stop: threading.Event,
+) -> list[Receipt]:
+    """Land the receipts of a part that has ended, once the inputs are known to be what they were."""
+    inputs.check_unchanged()
+    landed = []
+    for output, share, own, ground in zip(outputs, part.portion, computed, grounds, strict=True):
+        if share and (receipt := land(output, share, own, ground, stop)) is not None:
+            landed.append(receipt)
+    return landed

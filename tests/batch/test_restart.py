@@ -1,0 +1,300 @@
+"""A batch that is stopped goes on: what has a receipt is not done again, and the bytes are the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from lorabake.baking import bake, plan
+from lorabake.batch import BatchOptions, Outcome, bake_all, receipts
+from lorabake.batch.parts import parts_of
+from lorabake.batch.work import Job, do
+from lorabake.options import RunOptions
+from lorabake.recipe import Recipe, load_recipe
+from lorabake.writing.inputs import Inputs
+from lorabake.writing.partial import partial_of
+from lorabake.writing.weights import Weights
+from tests import builders as b
+
+PART = 6000
+"""Bytes of a part here: the tiny base has some ten."""
+
+NAMES = ("a", "b")
+
+ALONE: dict[str, bytes] = {}
+"""A recipe's name and normal form -> the bytes of its single bake; all inputs here are alike."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    b.save(tmp_path / "base.safetensors", b.sd1())
+    b.sd1_lora(tmp_path / "lora.safetensors")
+    return tmp_path
+
+
+def recipes(folder: Path) -> list[Recipe]:
+    made = []
+    for number, name in enumerate(NAMES):
+        lora = {"path": "lora.safetensors", "strength": 0.5 + number}
+        path = b.recipe(folder, loras=[lora], output={"path": f"{name}.safetensors"})
+        made.append(load_recipe(path.rename(folder / f"{name}.yaml")))
+    return made
+
+
+def run(made: Sequence[Recipe], **others: object) -> tuple[Outcome, ...]:
+    warned: list[str] = []
+    options = RunOptions(device="cpu", workers=2, fsync=False, warn=warned.append)
+    others = {"part_bytes": PART, **others}
+    outcomes = bake_all(made, BatchOptions(run=options, **others))  # type: ignore[arg-type]
+    told.extend(warned)
+    return outcomes
+
+
+told: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_told() -> Iterator[None]:
+    told.clear()
+    yield
+    told.clear()
+
+
+def stop_after(count: int, monkeypatch: pytest.MonkeyPatch, error: BaseException | None = None) -> None:
+    """Fail as Ctrl-C does when the receipt number `count` would land."""
+    land, landed = receipts.land, list[int]()
+
+    def failing(*given: object) -> object:
+        if len(landed) == count:
+            raise error or KeyboardInterrupt
+        landed.append(1)
+        return land(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("lorabake.batch.work.land", failing)
+
+
+def stopped(folder: Path, monkeypatch: pytest.MonkeyPatch, count: int = 7) -> list[Recipe]:
+    made = recipes(folder)
+    with monkeypatch.context() as patch:
+        stop_after(count, patch)
+        with pytest.raises(KeyboardInterrupt):
+            run(made)
+    assert not any((folder / f"{name}.safetensors").exists() for name in NAMES)
+    assert sum(len([*receipts_in(folder, name)]) for name in NAMES) == count
+    return made
+
+
+def receipts_in(folder: Path, name: str) -> Iterator[Path]:
+    yield from sorted((partial_of(folder / f"{name}.safetensors") / "receipts").glob("*.json"))
+
+
+def is_right(folder: Path, made: Sequence[Recipe]) -> bool:
+    """Tell whether outputs have the bytes of single bakes, and nothing is beside them."""
+    for each in made:
+        key = each.name + each.normal_json()
+        if key not in ALONE:
+            alone = folder / "alone" / f"{each.name}.safetensors"
+            alone.parent.mkdir(exist_ok=True)
+            bake(each, RunOptions(device="cpu", workers=1, fsync=False, overwrite=True), output=alone)
+            ALONE[key] = alone.read_bytes()
+        if ALONE[key] != each.locate(each.output.path).read_bytes():
+            return False
+    return not [*folder.glob("*.partial")]
+
+
+class Reads:
+    """Count the bytes of the base that are read: those that are computed from, and those that are copied."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.of: defaultdict[str, int] = defaultdict(int)
+        read, copy = Inputs.read, Weights.copy
+        turn = threading.Lock()
+
+        def counted(inputs: Inputs, path: Path, start: int, into: memoryview) -> None:
+            with turn:
+                self.of[path.name] += len(into)
+            read(inputs, path, start, into)
+
+        def copied(weights: Weights, each: object, *others: object) -> None:
+            with turn:
+                self.of[each.source.name] += each.stop - each.start  # type: ignore[attr-defined]
+            copy(weights, each, *others)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Inputs, "read", counted)
+        monkeypatch.setattr(Weights, "copy", copied)
+
+    @property
+    def base(self) -> int:
+        return self.of["base.safetensors"]
+
+
+@pytest.mark.parametrize("count", [1, 7, 11])
+def test_a_second_run_keeps_what_has_receipts(folder: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    made = stopped(folder, monkeypatch, count)
+    kept: dict[str, int] = {}
+    with monkeypatch.context() as patch:
+        reads = Reads(patch)
+        outcomes = run(made, kept=lambda path, size: kept.update({path.stem: size}))
+    assert [outcome.status for outcome in outcomes] == ["baked"] * 2
+    assert is_right(folder, made)
+    assert told == []
+    plans = [plan(each) for each in made]
+    written = sum(file.data_size for each in plans for file in each.files)
+    again = reads.base
+    for each in made:
+        each.locate(each.output.path).unlink()
+    with monkeypatch.context() as patch:
+        reads = Reads(patch)
+        run(made)
+    assert 0 < sum(kept.values()) < written
+    saved = reads.base - again
+    assert saved >= sum(kept.values()) // 2, "a step that two plans share is read once"
+
+
+def test_the_result_is_that_of_a_bake_in_one_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = stopped(folder, monkeypatch)
+    second = [outcome.result for outcome in run(made)]
+    for each in made:
+        each.locate(each.output.path).unlink()
+    once = [outcome.result for outcome in run(made)]
+    for one, other in zip(once, second, strict=True):
+        assert one is not None
+        assert other is not None
+        for field in ("size", "data_sha256", "input_sha256", "survival", "computed", "device", "cautions"):
+            assert getattr(one, field) == getattr(other, field), field
+        assert one.survival
+
+
+def test_another_cut_keeps_what_is_finished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = stopped(folder, monkeypatch)
+    kept: list[int] = []
+    run(made, part_bytes=4 * PART, kept=lambda path, size: kept.append(size))
+    assert len(kept) == 2
+    assert is_right(folder, made)
+
+
+def test_a_single_bake_removes_what_a_batch_left(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = stopped(folder, monkeypatch)
+    for each in made:
+        bake(each, RunOptions(device="cpu", fsync=False))
+    assert is_right(folder, made)
+
+
+CHANGES = {
+    "recipe": ("the recipe has changed", lambda folder: None),
+    "base": ("base.safetensors has changed", lambda folder: os.utime(folder / "base.safetensors", (1, 1))),
+    "lora": ("lora.safetensors has changed", lambda folder: os.utime(folder / "lora.safetensors", (1, 1))),
+    "torch": ("it was written with another version of torch", lambda folder: None),
+    "lorabake": ("it was written with another version of lorabake", lambda folder: None),
+}
+
+
+@pytest.mark.parametrize("what", [*CHANGES])
+def test_what_is_of_something_else_is_done_again(folder: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    made = stopped(folder, monkeypatch)
+    message, change = CHANGES[what]
+    change(folder)
+    if what == "recipe":
+        made = [
+            each.model_copy(update={"loras": (each.loras[0].model_copy(update={"strength": 0.1}),)}) for each in made
+        ]
+    if what in ("torch", "lorabake"):
+        now = receipts.versions()
+        monkeypatch.setattr(receipts, "versions", lambda: {**now, what: "0.0"})
+    kept: list[int] = []
+    run(made, kept=lambda path, size: kept.append(size))
+    assert not kept
+    assert len(told) == 2
+    assert all(line.endswith(message) for line in told), told
+    assert is_right(folder, made)
+
+
+def damage(path: Path, how: str) -> None:
+    text = path.read_bytes()
+    match how:
+        case "empty":
+            path.write_bytes(b"")
+        case "truncated":
+            path.write_bytes(text[: len(text) // 2])
+        case "foreign":
+            path.write_text("[1, 2, 3]")
+        case "flipped":
+            said = json.loads(text)
+            said["receipt"]["ranges"][0][2] -= 1
+            path.write_text(json.dumps(said))
+        case "a folder":
+            path.unlink()
+            path.mkdir()
+
+
+@pytest.mark.parametrize("how", ["empty", "truncated", "foreign", "flipped"])
+def test_a_damaged_receipt_does_not_count(folder: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    made = stopped(folder, monkeypatch)
+    first = next(receipts_in(folder, "a"))
+    damage(first, how)
+    run(made)
+    assert told == [
+        f"{folder / 'a.safetensors'}: 1 finished part of a stopped batch is done again, because it is damaged"
+    ]
+    assert is_right(folder, made)
+
+
+@pytest.mark.parametrize("how", ["gone", "shorter", "longer"])
+def test_receipts_of_a_file_that_is_not_whole_do_not_count(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    made = stopped(folder, monkeypatch)
+    file = partial_of(folder / "a.safetensors") / "new"
+    if how == "gone":
+        file.unlink()
+    else:
+        os.truncate(file, file.stat().st_size + (1 if how == "longer" else -1))
+    run(made)
+    assert is_right(folder, made)
+
+
+def test_recheck_finds_bytes_that_are_no_longer_what_they_were(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = stopped(folder, monkeypatch)
+    file = partial_of(folder / "a.safetensors") / "new"
+    said = json.loads(next(receipts_in(folder, "a")).read_text())["receipt"]
+    header = len(plan(made[0]).files[0].header())
+    with open(file, "r+b") as stream:
+        stream.seek(header + said["ranges"][0][1])
+        byte = stream.read(1)
+        stream.seek(-1, os.SEEK_CUR)
+        stream.write(bytes([byte[0] ^ 1]))
+    run(made, recheck=True)
+    assert [line for line in told if "the bytes are no longer those" in line]
+    assert is_right(folder, made)
+
+
+def test_parts_are_done_in_any_process_and_order(folder: Path) -> None:
+    """An engine runs parts from pickled jobs; the driver completes the outputs."""
+    made = recipes(folder)
+
+    class Backwards:
+        def run(self, job: Job, numbers: Sequence[int], done: object, warn: object) -> None:
+            job = pickle.loads(pickle.dumps(job))
+            assert len(pickle.dumps(job)) < 20_000
+            for number in reversed(numbers):
+                assert do(job, number)
+                assert do(job, number) == (), "its receipts have landed"
+                done(number)  # type: ignore[operator]
+
+    run(made, engine=Backwards())
+    assert is_right(folder, made)
+
+
+def test_a_batch_of_one_small_part_lands_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorabake.batch.work.land", None)
+    made = recipes(folder)
+    assert len(parts_of([plan(each) for each in made])) == 1
+    run(made, part_bytes=1 << 30)
+    assert is_right(folder, made)
