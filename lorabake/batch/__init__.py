@@ -22,6 +22,7 @@ from lorabake.progress import unseen
 from lorabake.recipe import Recipe
 from lorabake.results import BakeResult
 from lorabake.sources import resolve
+from lorabake.tensors.once import shared
 from lorabake.visible import short_repr
 from lorabake.writing.together import check_apart
 
@@ -97,11 +98,12 @@ def bake_all(recipes: Iterable[Recipe], options: BatchOptions | None = None) -> 
         outcomes[number] = outcome
         options.ended(outcome)
 
-    for number, recipe in enumerate(recipes):
-        try:
-            plans[number] = plan(resolve(recipe))
-        except LorabakeError as error:
-            end(number, Outcome.of(recipe, "failed", error=error))
+    with shared():
+        for number, recipe in enumerate(recipes):
+            try:
+                plans[number] = plan(resolve(recipe))
+            except LorabakeError as error:
+                end(number, Outcome.of(recipe, "failed", error=error))
     check_apart([*plans.values()])
     numbers = {each.path: number for number, each in plans.items()}
     chosen = [*passes([*plans.values()], Limits(options.memory, options.run.workers))]

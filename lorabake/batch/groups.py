@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial, reduce
+from operator import add
 from pathlib import Path
+from typing import Self
 
 from lorabake.machine import folder_above, open_files_allowed
 from lorabake.planning import Plan
@@ -33,7 +35,7 @@ class Limits:
 def passes(plans: Sequence[Plan], limits: Limits) -> Iterator[tuple[Plan, ...]]:
     """Yield the plans of each pass: those on one base follow one another, in the order of their first."""
     for group in _on_one_base(plans):
-        yield from _parted(group, lambda together: _fit(together, limits) and _have_room(together))
+        yield from _parted(group, limits, partial(_fit, limits=limits))
 
 
 def agreed_passes(
@@ -48,7 +50,7 @@ def agreed_passes(
     for group in _on_one_base(plans):
         own = max(1, -(-shards * sum(plan.size for plan in group) // max(total, 1)))
         most = _most_together(len(group), parts_of(group), own)
-        yield from _parted(group, partial(_in_memory, limits=limits, most=most))
+        yield from _parted(group, limits, partial(_in_memory, limits=limits, most=most))
 
 
 def _most_together(outputs: int, parts: int, shards: int) -> int:
@@ -74,39 +76,81 @@ def _on_one_base(plans: Sequence[Plan]) -> Iterable[list[Plan]]:
 
 def memory_of(plans: Sequence[Plan], workers: int) -> int:
     """Estimate the bytes of anonymous memory that baking plans in one pass needs."""
-    tensors = sorted(sum(len(file.targets) for file in plan.files) for plan in plans)
-    return max(plan.peak_memory(workers) for plan in plans) + TENSOR_BYTES * sum(tensors[:-1])
+    return reduce(add, (_Needs.of(plan, workers) for plan in plans)).memory
 
 
-def _parted(group: Sequence[Plan], fit: Callable[[Sequence[Plan]], bool]) -> Iterator[tuple[Plan, ...]]:
+def _parted(group: Sequence[Plan], limits: Limits, fit: Callable[[_Needs], bool]) -> Iterator[tuple[Plan, ...]]:
     """Yield the longest runs of plans that fit together; one plan alone is always tried."""
     together: list[Plan] = []
+    needs: _Needs | None = None
     for plan in group:
-        if together and not fit([*together, plan]):
+        own = _Needs.of(plan, limits.workers)
+        more = own if needs is None else needs + own
+        if together and not fit(more):
             yield tuple(together)
-            together = []
+            together, more = [], own
         together.append(plan)
+        needs = more
     yield tuple(together)
 
 
-def _in_memory(plans: Sequence[Plan], limits: Limits, most: int = MOST) -> bool:
-    return len(plans) <= most and (limits.memory is None or memory_of(plans, limits.workers) <= limits.memory)
+def _in_memory(needs: _Needs, limits: Limits, most: int = MOST) -> bool:
+    return needs.outputs <= most and (limits.memory is None or needs.memory <= limits.memory)
 
 
-def _fit(plans: Sequence[Plan], limits: Limits) -> bool:
+def _fit(needs: _Needs, limits: Limits) -> bool:
     """Tell whether this machine can bake plans in one pass."""
-    files = sum(2 * len(plan.files) + len(plan.sources.loras) for plan in plans)
-    files += FILES_BESIDE + len([*plans[0].sources.base.headers])
-    return _in_memory(plans, limits) and files <= open_files_allowed()
+    files = needs.files + FILES_BESIDE + needs.files_of_base
+    return _in_memory(needs, limits) and files <= open_files_allowed() and needs.have_room
 
 
-def _have_room(plans: Sequence[Plan]) -> bool:
-    """Tell whether each disk has room for all outputs that go there; an old one stays until the new one is whole."""
-    needed: dict[int, int] = {}
-    folders: dict[int, Path] = {}
-    for plan in plans:
+@dataclass(frozen=True, slots=True)
+class _Needs:
+    """Hold what plans on one base take; what they take together is the sum, so that no plan is looked at twice.
+
+    `peak` is the memory of one plan's steps, in bytes, `tensors` the tensors of all, and `largest` of the plan with
+    the most. `files` are open besides those of the base. `places` maps each disk to a folder there and the bytes
+    that are due.
+    """
+
+    outputs: int
+    files_of_base: int
+    peak: int
+    tensors: int
+    largest: int
+    files: int
+    places: Mapping[int, tuple[Path, int]]
+
+    @classmethod
+    def of(cls, plan: Plan, workers: int) -> Self:
+        """Say what one plan takes."""
+        tensors = sum(len(file.targets) for file in plan.files)
+        files = 2 * len(plan.files) + len(plan.sources.loras)
         folder = folder_above(plan.path)
-        device = folder.stat().st_dev
-        needed[device] = needed.get(device, 0) + plan.size
-        folders[device] = folder
-    return all(needed[device] <= shutil.disk_usage(folder).free for device, folder in folders.items())
+        places = {folder.stat().st_dev: (folder, plan.size)}
+        of_base = len([*plan.sources.base.headers])
+        return cls(1, of_base, plan.peak_memory(workers), tensors, tensors, files, places)
+
+    def __add__(self, other: Self) -> Self:
+        places = dict(self.places)
+        for disk, (folder, size) in other.places.items():
+            places[disk] = (folder, size + places.get(disk, (folder, 0))[1])
+        return replace(
+            self,
+            outputs=self.outputs + other.outputs,
+            peak=max(self.peak, other.peak),
+            tensors=self.tensors + other.tensors,
+            largest=max(self.largest, other.largest),
+            files=self.files + other.files,
+            places=places,
+        )
+
+    @property
+    def memory(self) -> int:
+        """Estimate the bytes of anonymous memory; the output with the most tensors is part of the peak."""
+        return self.peak + TENSOR_BYTES * (self.tensors - self.largest)
+
+    @property
+    def have_room(self) -> bool:
+        """Tell whether each disk has room for all outputs that go there; an old one stays until the new is whole."""
+        return all(size <= shutil.disk_usage(folder).free for folder, size in self.places.values())

@@ -46,10 +46,11 @@ class Worker:
         torch.set_num_threads(1)
         for lane in self.lanes.values():
             lane.enter()
-        for executor in self.executors:
-            call_first(CPU.place, executor.dtype)
-            for place in {CPU.place, executor.device.place} if executor.uses_lapack else ():
-                call_lapack_first(place, executor.dtype)
+        for dtype in {executor.dtype for executor in self.executors}:
+            call_first(CPU.place, dtype)
+        asking = [executor for executor in self.executors if executor.uses_lapack]
+        for dtype, place in {(one.dtype, place) for one in asking for place in (CPU.place, one.device.place)}:
+            call_lapack_first(place, dtype)
 
     def run(self, unit: Unit) -> Generator[int]:
         """Run the tasks of a unit; yield the bytes written after each piece.
@@ -108,11 +109,17 @@ def work(
 
 
 def devices_for(plans: Sequence[Sequence[Step]], name: str | None, warn: Callable[[str], None]) -> tuple[Device, ...]:
-    """Choose a device for the steps of each plan, as if it were alone; give each warning once."""
+    """Choose a device for the steps of each plan, as if it were alone; give each warning once.
+
+    A device is tested once for all plans that ask the same of it.
+    """
     warnings: list[str] = []
-    devices = tuple(
-        choose_device(name, precision=precision(steps), dtypes=dtypes(steps), warn=warnings.append) for steps in plans
-    )
+    asked = [(precision(steps), frozenset(dtypes(steps))) for steps in plans]
+    chosen = {
+        (accuracy, types): choose_device(name, precision=accuracy, dtypes=types, warn=warnings.append)
+        for accuracy, types in dict.fromkeys(asked)
+    }
+    devices = tuple(chosen[each] for each in asked)
     for warning in dict.fromkeys(warnings):
         warn(warning)
     return devices

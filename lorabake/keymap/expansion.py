@@ -77,8 +77,10 @@ class KeyMap:
     def with_single_experts(self, names: Iterable[str]) -> KeyMap:
         """Add each single expert of a mixture, but only under names with the same ending as one of `names`."""
         of_one = [name for name in names if SINGLE.search(name)]
+        if not of_one:
+            return self
         modules = dict(self.modules)
-        for component in self.architecture.components if of_one else ():
+        for component in self.architecture.components:
             if component.name in self.placed:
                 see = partial(single, names=of_one)
                 modules[component.name] = self._with_experts(component, modules[component.name], see)

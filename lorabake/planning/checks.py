@@ -15,7 +15,7 @@ from lorabake.planning.layout import is_folder
 from lorabake.planning.steps import Touched
 from lorabake.planning.storage import dtype_of
 from lorabake.sources import Sources
-from lorabake.sources.evidence import inode_of
+from lorabake.sources.evidence import Inode, Location, inode_of
 from lorabake.tensors.dtypes import DTYPES, is_output
 
 
@@ -68,25 +68,53 @@ def check_dtypes(sources: Sources) -> None:
             )
 
 
-def check_is_no_input(sources: Sources, written: Path) -> None:
-    """Raise TargetError if a path that a bake writes is an input, is in an input folder, or has an input in it.
+class InputPlaces:
+    """Tell of any path whether it is an input, is in an input folder, or has an input in it.
 
     Folders are known by inode: a link or a second mount gives one folder two names. The disk is asked about the
-    output alone; where inputs lie is evidence.
+    path alone; where inputs lie is evidence. However many inputs there are, a path costs the same.
     """
-    try:
-        target = written.resolve(strict=False)
-    except (OSError, RuntimeError) as error:
-        raise TargetError(f"{written}: cannot follow this path: {error}") from None
-    place, around = inode_of(target.parent), {inode for parent in target.parents if (inode := inode_of(parent))}
-    itself = inode_of(target) if os.path.isdir(target) else None
-    for known in sources.evidence.locations:
-        beside = known.folders[0] if known.folders else known.inode
-        is_same = target == known.real or (place is not None and (place, target.name) == (beside, known.real.name))
-        if is_same or (known.is_folder and known.inode in {*around, itself} - {None}):
-            raise TargetError(f"{written}: is an input of this recipe ({known.path}); choose another output")
-        if itself is not None and itself in known.folders:
-            raise TargetError(f"{written}: holds an input of this recipe ({known.path}); choose another output")
+
+    def __init__(self, locations: Iterable[Location]) -> None:
+        self._known = tuple(dict.fromkeys(locations))
+        self._by_path: dict[Path, int] = {}
+        self._by_name: dict[tuple[Inode | None, str], int] = {}
+        self._folders: dict[Inode | None, int] = {}
+        self._above: dict[Inode | None, int] = {}
+        for number, known in enumerate(self._known):
+            self._by_path.setdefault(known.real, number)
+            beside = known.folders[0] if known.folders else known.inode
+            self._by_name.setdefault((beside, known.real.name), number)
+            if known.is_folder:
+                self._folders.setdefault(known.inode, number)
+            for folder in known.folders:
+                self._above.setdefault(folder, number)
+
+    def check(self, written: Path) -> None:
+        """Raise TargetError if a path that a bake writes is an input, is in one, or has one in it."""
+        try:
+            target = written.resolve(strict=False)
+        except (OSError, RuntimeError) as error:
+            raise TargetError(f"{written}: cannot follow this path: {error}") from None
+        place, around = inode_of(target.parent), {inode_of(parent) for parent in target.parents} - {None}
+        itself = inode_of(target) if os.path.isdir(target) else None
+        named = self._by_name.get((place, target.name)) if place is not None else None
+        within = [self._folders.get(inode) for inode in {*around, itself} - {None}]
+        inputs = [number for number in (self._by_path.get(target), named, *within) if number is not None]
+        held = self._above.get(itself) if itself is not None else None
+        if inputs and (held is None or min(inputs) <= held):
+            raise TargetError(
+                f"{written}: is an input of this recipe ({self._known[min(inputs)].path}); choose another output"
+            )
+        if held is not None:
+            raise TargetError(
+                f"{written}: holds an input of this recipe ({self._known[held].path}); choose another output"
+            )
+
+
+def check_is_no_input(sources: Sources, written: Path) -> None:
+    """Raise TargetError if a path that a bake writes is an input, is in an input folder, or has an input in it."""
+    InputPlaces(sources.evidence.locations).check(written)
 
 
 def check_patches(sources: Sources, patches: Iterable[Patch]) -> None:

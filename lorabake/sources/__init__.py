@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+from lorabake.codecs.codec import Stored
 from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.names import PEFT_ROOT
-from lorabake.recipe import Recipe, Source
+from lorabake.recipe import Lora, Recipe, Source
 from lorabake.sources.base import (
     configs_given,
     mapped,
@@ -34,6 +36,7 @@ from lorabake.storage.packing import Packing
 from lorabake.storage.recognition import find_packing
 from lorabake.storage.statements import Beside, read_beside
 from lorabake.tensors.checkpoint import Checkpoint
+from lorabake.tensors.once import once
 from lorabake.tensors.small import noting
 from lorabake.visible import short_repr
 
@@ -74,22 +77,16 @@ def resolve(recipe: Recipe) -> Sources:
     several families, and for another program's LoRA if nothing says how to read it.
     """
     with noting() as read:
-        transcript, vae = open_base(recipe), open_vae(recipe)
-        opened = transcript.checkpoint
-        check_level(opened)
-        beside = read_beside(opened)
-        base, parts = _with_parts(recipe, opened, beside, transcript.orders)
-        packing, config = find_packing(base, beside, transcript.orders), model_config(base, beside)
-        tensors = packing.logical(base.tensors)
-        key_map = mapped(tensors, config)
-        check_base(recipe, base, key_map.architecture)
-        loras = tuple(open_source(entry, recipe.locate(entry)) for entry in recipe.loras)
+        known = _identified(recipe)
+        opened, base, parts, config, vae = known.opened, known.base, known.parts, known.config, open_vae(recipe)
+        check_base(recipe, base, known.key_map.architecture)
+        loras = tuple(_opened_once(recipe, entry) for entry in recipe.loras)
         for lora in loras:
             check_level(lora.checkpoint)
         names = [name for lora in loras for name in lora.tensors.modules]
-        key_map = mapped_by_names(key_map, {name.removeprefix(PEFT_ROOT) for name in names})
-        wider = grown(key_map, tensors, loras)
-        packing = replace(packing, grown=wider)
+        key_map = mapped_by_names(known.key_map, {name.removeprefix(PEFT_ROOT) for name in names})
+        wider = grown(key_map, known.tensors, loras)
+        packing = replace(known.packing, grown=wider)
         key_map = mapped_with(key_map, wider).with_single_experts(names)
         key_map, loras = translated(key_map, loras, config)
         tie = find_tie(config, key_map) if loras else None
@@ -100,7 +97,7 @@ def resolve(recipe: Recipe) -> Sources:
         inputs = [checkpoint for checkpoint, _ in _inputs(recipe, opened, loras, vae, parts)]
         evidence = FileEvidence(
             config=config,
-            beside=beside,
+            beside=known.beside,
             sides={
                 **{part.checkpoint.path: () for part in parts},
                 **{checkpoint.path: sides_of(checkpoint) for checkpoint in inputs[: len(inputs) - len(parts)]},
@@ -113,6 +110,44 @@ def resolve(recipe: Recipe) -> Sources:
         )
     vae_map = None if vae is None else mapped_vae(vae)
     return Sources(recipe, opened, base, packing, key_map, tie, loras, vae, vae_map, evidence, parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Identified:
+    """Hold a base with all that is known of it before LoRAs are looked at; `tensors` are its logical ones."""
+
+    opened: Checkpoint
+    beside: Beside
+    base: Checkpoint
+    parts: tuple[PartSource, ...]
+    packing: Packing
+    config: Mapping[str, object]
+    tensors: Mapping[str, Stored]
+    key_map: KeyMap
+
+
+def _identified(recipe: Recipe) -> _Identified:
+    """Open and identify a recipe's base; once for all recipes that are planned together and add no parts to it."""
+    if recipe.output.parts:
+        return _identify(recipe)
+    return once(partial(_identify, recipe), "base", recipe.locate(recipe.base), recipe.base.path, recipe.base.variant)
+
+
+def _identify(recipe: Recipe) -> _Identified:
+    transcript = open_base(recipe)
+    opened = transcript.checkpoint
+    check_level(opened)
+    beside = read_beside(opened)
+    base, parts = _with_parts(recipe, opened, beside, transcript.orders)
+    packing, config = find_packing(base, beside, transcript.orders), model_config(base, beside)
+    tensors = packing.logical(base.tensors)
+    return _Identified(opened, beside, base, parts, packing, config, tensors, mapped(tensors, config))
+
+
+def _opened_once(recipe: Recipe, entry: Lora) -> LoraSource:
+    """Open a LoRA; once for all recipes that are planned together."""
+    path = recipe.locate(entry)
+    return replace(once(partial(open_source, entry, path), "lora", path, entry.path), entry=entry)
 
 
 def _with_parts(

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -44,6 +44,13 @@ def noting() -> Iterator[dict[Path, Fingerprint]]:
         _NOTED.reset(token)
 
 
+def note(read: Mapping[Path, Fingerprint]) -> None:
+    """Add small files that were read before to those of the `noting` block around."""
+    if (noted := _NOTED.get()) is not None:
+        for path, identity in read.items():
+            noted.setdefault(path, identity)
+
+
 def open_regular(path: Path | str) -> BinaryIO:
     """Open a regular file; raise FileError for pipes, devices and the like, OSError for other failures.
 
@@ -62,8 +69,8 @@ def open_regular(path: Path | str) -> BinaryIO:
 def read_small(path: Path | str, limit: int = MAX_CONFIG, what: str = "a configuration") -> bytes:
     """Return a regular file's bytes; raise FileError for what is none or larger, OSError as the system does."""
     with open_regular(path) as stream:
-        if (noted := _NOTED.get()) is not None:
-            noted.setdefault(Path(path), fingerprint(stream.fileno()))
+        if _NOTED.get() is not None:
+            note({Path(path): fingerprint(stream.fileno())})
         raw = cast(bytes | None, stream.read(limit + 1))
     if raw is None:  # a file of the system's that would wait
         raise FileError(f"{path}: is not a regular file")

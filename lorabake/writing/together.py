@@ -11,7 +11,7 @@ from typing import Final, Self
 from lorabake.errors import FileError, LockError, TargetError, ValueTooLargeError
 from lorabake.interrupts import held
 from lorabake.planning import Plan
-from lorabake.planning.checks import check_is_no_input
+from lorabake.planning.checks import InputPlaces
 from lorabake.writing.inputs import Inputs
 from lorabake.writing.output import Keep, Output
 
@@ -79,15 +79,17 @@ class Outputs:
 
 def check_apart(plans: Sequence[Plan]) -> None:
     """Raise TargetError for two plans with one output, and for an output that is an input of another plan."""
-    for number, plan in enumerate(plans):
-        for other in plans[:number]:
-            if _same(plan.path, other.path):
-                raise TargetError(f"{plan.path}: two recipes would write it; give each an output of its own")
-            check_is_no_input(other.sources, plan.path)
-            check_is_no_input(plan.sources, other.path)
+    places = InputPlaces(known for plan in plans for known in plan.sources.evidence.locations)
+    written: set[Path] = set()
+    for plan in plans:
+        target = _real(plan.path)
+        if target in written:
+            raise TargetError(f"{plan.path}: two recipes would write it; give each an output of its own")
+        written.add(target)
+        places.check(plan.path)
 
 
-def _same(one: Path, other: Path) -> bool:
+def _real(path: Path) -> Path:
     with suppress(OSError, RuntimeError):
-        return one.resolve() == other.resolve()
-    return one == other
+        return path.resolve()
+    return path

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,10 +16,18 @@ from lorabake.baking import bake, plan
 from lorabake.batch import BatchOptions, bake_all
 from lorabake.batch.groups import Limits, memory_of, passes
 from lorabake.cli import main
-from lorabake.errors import TargetError
+from lorabake.errors import FileError, TargetError
 from lorabake.options import RunOptions
+from lorabake.planning import plan as make_plan
 from lorabake.recipe import Recipe, load_recipe, load_recipes
+from lorabake.sources import resolve
+from lorabake.sources.evidence import inode_of
+from lorabake.tensors.header import Header
+from lorabake.tensors.once import once, shared
+from lorabake.tensors.safetensors import read_header
+from lorabake.tensors.small import content_of, noting
 from lorabake.visible import size_of
+from lorabake.writing.together import check_apart
 from tests import builders as b
 
 SWEEP = """version: 1
@@ -221,3 +232,84 @@ def test_plan_shows_a_table_of_the_outputs(
 @pytest.mark.parametrize("size", ["much", "-1", "2 GB"])
 def test_a_wrong_size_is_refused(folder: Path, size: str) -> None:
     assert run(str(folder / "sweep.yaml"), "--memory", size) == 2
+
+
+# -- what many small recipes share ---------------------------------------------------------------------------
+
+
+def swept(folder: Path, count: int) -> list[Recipe]:
+    """Make recipes on one base with one LoRA, which differ in their strengths and outputs."""
+    entries = [{"path": "lora.safetensors", "strength": 0.5 + number / 100} for number in range(count)]
+    return [recipe(folder, f"o{number}", loras=[entry]) for number, entry in enumerate(entries)]
+
+
+def test_files_are_read_once_however_many_recipes_name_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: Counter[str] = Counter()
+
+    def counted(path: Path) -> Header:
+        read[path.name] += 1
+        return read_header(path)
+
+    monkeypatch.setattr("lorabake.tensors.checkpoint.read_header", counted)
+    alone = [make_plan(resolve(each)) for each in swept(folder, 3)]
+    assert read == {"base.safetensors": 3, "lora.safetensors": 3}
+    with shared():
+        together = [make_plan(resolve(each)) for each in swept(folder, 3)]
+    assert read == {"base.safetensors": 4, "lora.safetensors": 4}
+    assert [each.files for each in together] == [each.files for each in alone]
+    assert [[step.patches for step in each.steps] for each in together] == [
+        [step.patches for step in each.steps] for each in alone
+    ]
+
+
+def test_small_files_that_are_read_once_are_evidence_of_each_recipe(tmp_path: Path) -> None:
+    place = tmp_path / "config.json"
+    place.write_text("{}")
+    make = partial(content_of, place)
+    with shared():
+        notes = []
+        for _ in range(2):
+            with noting() as read:
+                assert once(make, "config", place) == b"{}"
+            notes.append(read)
+    assert notes[0] == notes[1] != {}
+    place.write_text("[]")
+    assert once(make, "config", place) == b"[]", "nothing is kept outside the block"
+
+
+def test_what_fails_is_tried_again(tmp_path: Path) -> None:
+    place = tmp_path / "late"
+    with shared():
+        with pytest.raises(FileError):
+            once(partial(content_of, place), "late")
+        place.write_text("there")
+        assert once(partial(content_of, place), "late") == b"there"
+
+
+def test_questions_to_the_disk_grow_with_the_outputs_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(count: int) -> int:
+        plans = [make_plan(resolve(each)) for each in swept(folder, count)]
+        calls = 0
+
+        def counted(path: Path) -> object:
+            nonlocal calls
+            calls += 1
+            return inode_of(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("lorabake.planning.checks.inode_of", counted)
+            check_apart(plans)
+        return calls
+
+    assert asked(8) == 4 * asked(2) > 0
+
+
+def test_every_input_of_every_recipe_is_kept_from_being_written(folder: Path) -> None:
+    plans = [make_plan(resolve(each)) for each in swept(folder, 3)]
+    for name in ("lora.safetensors", "base.safetensors", "o1.yaml"):
+        (folder / "link").unlink(missing_ok=True)
+        (folder / "link").symlink_to(folder)
+        with pytest.raises(TargetError, match="is an input of this recipe"):
+            check_apart([*plans, replace(plans[0], path=folder / "link" / name)])
+    with pytest.raises(TargetError, match="holds an input of this recipe"):
+        check_apart([*plans, replace(plans[0], path=folder)])
