@@ -43,6 +43,11 @@ def as_options() -> Iterator[None]:
         _commands_running.discard(command)
 
 
+def are_options() -> bool:
+    """Tell whether settings are written as options of the command line now."""
+    return bool(_commands_running)
+
+
 OVERWRITE: Final = Setting("--overwrite", "RunOptions(overwrite=True)")
 WORKERS: Final = Setting("--workers 1", "RunOptions(workers=1)")
 ON_CPU: Final = Setting("--device cpu", 'device="cpu"')
@@ -78,6 +83,9 @@ AS_BASE: Final = Setting(" (--base)", "")
 AS_LORA: Final = Setting(" (as an option --lora)", "")
 
 ONLY: Final = Setting("--only {}", "only={!r}")
+ENGINE: Final = Setting("--engine {}", "BatchOptions(engine={!r})")
+ADDRESS: Final = Setting("--address", "BatchOptions(address=…)")
+JOBS: Final = Setting("--jobs", "BatchOptions(jobs=…)")
 SHARD: Final = Setting("--shard {}", "BatchOptions(shard={!r})")
 BATCH: Final = Setting("`lorabake batch {}`", "`lorabake.bake_all(lorabake.load_recipes({!r}))`")
 BAKE: Final = Setting("lorabake bake RECIPE", "lorabake.bake(recipe)")

@@ -11,7 +11,8 @@ NOTHING = "there is nothing to do"
 ADVICE = (
     (r"could not import 'atheris'",
      "pip install atheris, which has builds for some versions of Python only; make torture tries it"),
-    (r"could not import '(gguf|jsonschema|pywt|setuptools)", "make test installs it, or: pip install -e '.[test]'"),
+    (r"could not import '(gguf|jsonschema|pywt|ray|setuptools)",
+     "make test installs it, or: pip install -e '.[test]'"),
     (r"could not import 'resource'", "run it on Linux, or in WSL"),
     (r"could not import|(transformers 5|huggingface_hub) is not installed",
      "make test installs it, or: pip install -e '.[test,oracle]'"),

@@ -1,0 +1,43 @@
+"""A piece of work for the tests of engines: it notes that it ran, and does what it is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorabake.batch.engines import Telling
+from lorabake.errors import FileError
+from lorabake.settings import OVERWRITE
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Note in a folder that it ran, and do what it is told the first few times."""
+
+    folder: Path
+    name: str
+    does: str = "return"
+    times: int = 1
+
+    def run(self, telling: Telling) -> object:
+        run = len([*self.folder.glob(f"{self.name}.*")])
+        (self.folder / f"{self.name}.{run}").write_text(str(os.getpid()))
+        telling.progress(7)
+        if run < self.times:
+            match self.does:
+                case "die":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case "fail":
+                    raise FileError(f"{self.name}: no such file")
+                case "break":
+                    raise ZeroDivisionError("a fault of its own")
+                case "warn":
+                    telling.warn(f"{OVERWRITE} is an option")
+                case "pause":
+                    time.sleep(1)
+                case "sleep":
+                    time.sleep(60)
+        return os.getpid()

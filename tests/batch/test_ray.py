@@ -1,0 +1,192 @@
+"""Ray: a real cluster of two nodes on this machine, one of which is killed in the middle of the work.
+
+The nodes have addresses of their own on the loopback, so that nothing leaves the machine. A head without cores starts
+them and is the driver's own node.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorabake.batch.engines import Ended, Retries, Telling
+from lorabake.batch.engines.cluster import STORAGE, Demand, joined
+from lorabake.batch.engines.dealing import deal
+from lorabake.batch.engines.ray import RayTasks
+from lorabake.batch.engines.sight import MARKER, Places
+from lorabake.errors import FileError, SurroundingsError
+from tests.batch.pieces import Piece
+
+if sys.platform != "linux":
+    pytest.skip("needs Linux: other systems have one loopback address", allow_module_level=True)
+
+os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+ray = pytest.importorskip("ray")
+
+from ray.cluster_utils import Cluster  # noqa: E402
+
+SOON = Retries((0.0, 0.0))
+STORE = 80 << 20
+"""Bytes of each node's object store."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent.parent)  # the nodes find the tests, too
+    soon = {"health_check_period_ms": 1000, "health_check_timeout_ms": 3000, "health_check_failure_threshold": 3}
+    own = {"num_cpus": 0, "include_dashboard": False, "node_ip_address": "127.0.0.2", "_system_config": soon}
+    cluster = Cluster(initialize_head=True, head_node_args={**own, "object_store_memory": STORE})
+    cluster.add_node(num_cpus=1, object_store_memory=STORE, node_ip_address="127.0.0.3")
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def second(cluster: Cluster) -> Any:
+    """Add a second node with cores. The last test that takes it kills it."""
+    return cluster.add_node(num_cpus=1, object_store_memory=STORE, node_ip_address="127.0.0.4")
+
+
+def run(pool: RayTasks, pieces: Sequence[Piece]) -> dict[str, Ended]:
+    waiting = [*pieces]
+    return {each.work.name: each for each in deal(pool, lambda: waiting.pop(0) if waiting else None, SOON)}
+
+
+class Stores(threading.Thread):
+    """Watch how many bytes of the nodes' object stores are taken, while a driver is connected."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.over, self.most, self.looks = threading.Event(), 0.0, 0
+
+    def __enter__(self) -> Stores:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.join()
+
+    def run(self) -> None:
+        name = "object_store_memory"
+        while not self.over.wait(0.1):
+            total, free = ray.cluster_resources().get(name, 0.0), ray.available_resources().get(name, 0.0)
+            self.most, self.looks = max(self.most, total - free), self.looks + 1
+
+
+def test_pieces_spread_over_the_nodes_and_the_object_store_stays_empty(
+    cluster: Cluster, second: Any, tmp_path: Path
+) -> None:
+    counts: list[int] = []
+    warnings: list[str] = []
+    pieces = [Piece(tmp_path, f"p{number}") for number in range(6)]
+    pieces += [Piece(tmp_path, "dies", "die"), Piece(tmp_path, "fails", "fail"), Piece(tmp_path, "warns", "warn")]
+    pieces += [Piece(tmp_path, "pauses", "pause")]
+    places = Places((tmp_path, tmp_path / "new"), (Path(__file__),))
+    with RayTasks(cluster.address, Demand(), places, Telling(counts.append, warnings.append)) as pool:
+        assert pool.slots == 2
+        with Stores() as stores:
+            ended = run(pool, pieces)
+            assert stores.looks > 5
+            assert stores.most == 0
+            held = ray.put(bytes(1 << 20))  # this is seen
+            time.sleep(1)
+            del held
+        assert stores.most >= 1 << 20
+    assert isinstance(ended["fails"].error, FileError)
+    assert [name for name, each in ended.items() if each.error is not None] == ["fails"]
+    assert len({each.result for each in ended.values()}) >= 2
+    assert Counter(file.stem for file in tmp_path.glob("*.*")) == {**dict.fromkeys(ended, 1), "dies": 2}
+    assert sum(counts) == 10 * 7
+    assert warnings == ["RunOptions(overwrite=True) is an option"]
+    assert not [*tmp_path.rglob(f"{MARKER}*")]
+
+
+def test_a_node_that_does_not_see_the_output_is_named(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Path(f"/proc/self/cwd/{tmp_path.name}")  # another folder in each process
+    monkeypatch.chdir(tmp_path.parent)
+    places = Places((tmp_path, own), ())
+    with (
+        pytest.raises(SurroundingsError, match=f"^node 127.0.0.[34]: does not see {own} as this machine does\n"),
+        RayTasks(cluster.address, Demand(), places, Telling()),
+    ):
+        pass
+    assert not [*tmp_path.rglob(f"{MARKER}*")]
+
+
+def test_a_node_that_lacks_an_input_is_named(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "base.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    places = Places((tmp_path,), (Path("/proc/self/cwd/base.safetensors"),))
+    with (
+        pytest.raises(SurroundingsError, match=r"base\.safetensors: node 127\.0\.0\.[34] does not have it\n"),
+        RayTasks(cluster.address, Demand(), places, Telling()),
+    ):
+        pass
+
+
+def test_a_cluster_without_such_a_node_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+    words = r"^no node of the cluster has what a piece of work takes: 2 CPUs, 1 GPU\n"
+    with (
+        pytest.raises(SurroundingsError, match=words),
+        RayTasks(cluster.address, Demand(cpus=2, gpus=1), Places((tmp_path,), ()), Telling()),
+    ):
+        pass
+
+
+def test_a_killed_node_loses_nothing(cluster: Cluster, second: Any, tmp_path: Path) -> None:
+    pieces = [Piece(tmp_path, f"p{number}", "pause") for number in range(8)]
+    waiting, ended = [*pieces], list[Ended]()
+    with RayTasks(cluster.address, Demand(), Places((tmp_path,), ()), Telling()) as pool:
+        for each in deal(pool, lambda: waiting.pop(0) if waiting else None, SOON):
+            ended.append(each)
+            if len(ended) == 2:
+                cluster.remove_node(second, allow_graceful=False)  # kills its processes
+    assert sorted(each.work.name for each in ended) == [piece.name for piece in pieces]
+    assert [each.error for each in ended] == [None] * 8
+    runs = Counter(file.stem for file in tmp_path.glob("*.*"))
+    assert sum(runs.values()) <= 8 + 1, "all that was under way on the killed node is one piece"
+
+
+def test_a_share_of_storage_is_asked_for_where_nodes_have_it() -> None:
+    demand = Demand(cpus=2, memory=1 << 30, storage=True)
+    node = {"CPU": 16.0, "memory": 20.0 * (1 << 30), STORAGE: 3.0}
+    assert demand.options()["resources"] == {STORAGE: 1}
+    assert demand.fits(node) == 3
+    assert replace(demand, storage=False).fits(node) == 8
+    assert demand.fits({**node, STORAGE: 0}) == 0
+
+
+def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SurroundingsError, match=r"^ray is not installed\n.*lorabake\[ray\]"), joined(None, 1):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("127.0.0.1:1", "127.0.0.1:1: no cluster answers there: Connection refused"),
+        ("ray://127.0.0.1:10001", "ray://127.0.0.1:10001: is the address of Ray's client"),
+        ("nowhere.invalid:6379", "nowhere.invalid:6379: no cluster answers there: "),
+    ],
+)
+def test_an_address_without_a_cluster_is_told_at_once(address: str, words: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(SurroundingsError) as told, joined(address, None):
+        pass
+    assert told.value.lines[0].startswith(words)
+    assert time.monotonic() - began < 10
