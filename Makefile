@@ -56,6 +56,7 @@ demo: .venv/verify
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/demo.sh
 
 test: .venv/test
+	@$(BIN)/python -m compileall -q lorabake tests  # for the many processes that tests start
 	@$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)  # a file a process: what a file makes once is used again
 
 torture: .venv/test
