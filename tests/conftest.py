@@ -19,6 +19,9 @@ settings.load_profile("repeatable")
 # The same bytes on every machine; test_simulated.py bakes on an accelerator.
 os.environ.setdefault("LORABAKE_DEVICE", "cpu")
 
+# As the command line does: where several processes share the cores, threads that wait must not keep a core busy.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # No lock counts because a CI job runs the tests, and nothing is kept in the user's caches.
 os.environ.pop("CI", None)
 _CACHE = tempfile.mkdtemp(prefix="lorabake-tests-")

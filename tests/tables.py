@@ -37,10 +37,11 @@ def load_table(name: str) -> dict[str, TensorInfo]:
 def infos(shapes: dict[str, object], name: str = "table") -> dict[str, TensorInfo]:
     """Make headers of shapes, or of [dtype, shape] pairs: key -> (8, 4), or key -> ["F16", [8, 4]]."""
     found = {}
+    path = Path(f"{name}.safetensors")
     start = 0
     for key, entry in shapes.items():
         dtype, shape = entry if entry and isinstance(entry[0], str) else ("F32", entry)  # type: ignore[index,misc]
         size = nbytes(dtype, shape)
-        found[key] = TensorInfo(key, key, dtype, tuple(shape), Path(f"{name}.safetensors"), start, start + size)
+        found[key] = TensorInfo(key, key, dtype, tuple(shape), path, start, start + size)
         start += size
     return found

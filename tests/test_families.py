@@ -38,12 +38,12 @@ def expand(tensors: dict[str, TensorInfo], component: Component) -> KeyMap:
     return key_map
 
 
+IDENTIFYING = {family.name: family.components[0] for family in FAMILIES}
 OTHERS = [
     (table, layout.name)
-    for table in PLACES
-    for component, here, _ in [network(table)]
-    for layout in component.layouts
-    if layout.name != here and layout.prefixes
+    for table, (family, placed) in PLACES.items()
+    for layout in IDENTIFYING[family].layouts
+    if layout.name != placed[IDENTIFYING[family].name][0] and layout.prefixes
 ]
 
 

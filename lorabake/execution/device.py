@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -114,8 +115,7 @@ def _asked(
 ) -> Device:
     """Test what a device can do; raise torch's own error if it does not work."""
     if place.type == "cpu":
-        call_first(place, torch.float32)
-        call_first(place, torch.float64)
+        _call_first_on_cpu()
         return CPU
     if place.type == "meta":
         raise RuntimeError("it holds no values")
@@ -170,6 +170,12 @@ def _pins() -> bool:
 def is_short_of_memory(error: Exception) -> bool:
     """Tell whether an error of torch means that a device has not enough free memory."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in SHORTAGE)
+
+
+@cache
+def _call_first_on_cpu() -> None:
+    for dtype in (torch.float32, torch.float64):
+        call_first(CPU.place, dtype)
 
 
 def call_first(place: torch.device, dtype: torch.dtype, sizes: Iterable[int] = (8, 256)) -> None:

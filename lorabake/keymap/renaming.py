@@ -55,9 +55,7 @@ class Rename:
     @property
     def backward(self) -> Pair:
         """Return the part of a name in memory and its replacement on the disk."""
-        stored = _GUARD.sub("", self.stored)
-        start = "^" if stored.startswith("^") else ""
-        return start + self.memory, stored.removeprefix("^")
+        return _backward(self.stored, self.memory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +142,8 @@ class Renaming:
         return self._changed(named, parts, self._to_disk) or self._changed(named, self.below, self._to_disk)
 
     def _changed(self, named: Named, paths: Iterable[str], rename: Callable[[Named, str], Named]) -> list[Named]:
-        return [other for path in paths if (other := rename(named, path)) != named]
+        others = (rename(named, path) for path in paths)
+        return [other for other in others if other is not named and other != named]
 
     def _to_memory(self, named: Named, path: str) -> Named:
         named = _renamed(named, path, [rename.forward for rename in self.renames])
@@ -176,12 +175,14 @@ def _renamed(named: Named, path: str, pairs: Sequence[Pair]) -> Named:
     """Rename what follows a path; drop a name that two different tensors would get."""
     names = [*named]
     below = [place for place, name in enumerate(names) if name.startswith(path)]
-    rests = [names[place][len(path) :] for place in below]
+    own = rests = [names[place][len(path) :] for place in below]
     text = "\n".join(rests)
     for old, new in pairs:
         if all(piece in text for piece in _pieces(old)):  # otherwise no name contains it
             rests = [_replaced(rest, old, new) for rest in rests]
             text = "\n".join(rests)
+    if rests == own:
+        return named
     for place, rest in zip(below, rests, strict=True):
         names[place] = path + rest
     tensors: Named = {}
@@ -207,19 +208,25 @@ def models_called(own: Named, renamings: Sequence[Renaming], wanted: Iterable[st
         return ()
     sample = {name: own[name] for names in alike.values() for name in names[:_SAMPLE]}
     by_count: dict[int, dict[frozenset[tuple[str, View]], str]] = {}
-    tried = set()
-    for model in dict.fromkeys(model for renaming in renamings for model in renaming.models):
-        chain = tuple(read for renaming in renamings for read in renaming.of((model,)))
-        if chain in tried or not any(renaming.could_give(missing.text) for renaming in chain):
+    for chain, model in _chains(tuple(renamings)).items():
+        if not any(renaming.could_give(missing.text) for renaming in chain):
             continue
-        tried.add(chain)
-        named = [pair for other in versions(sample, renamings, (model,)) for pair in other.items()]
+        named = [pair for other in versions(sample, chain, (model,)) for pair in other.items()]
         if all(_is_one_layer(name, view.regions[0].key) for name, view in named):
             given = _Ends({_template(name) for name, _ in named})
             placed = frozenset(pair for pair in named if _template(pair[0]) in missing)
             by_count.setdefault(sum(name in given for name in missing.names), {}).setdefault(placed, model)
     best = max(by_count, default=0)
     return tuple(by_count[best].values()) if best else ()
+
+
+@cache
+def _chains(renamings: tuple[Renaming, ...]) -> dict[tuple[Renaming, ...], str]:
+    """Map what is renamed in some model type, in order, to the first of the model types in which it is all."""
+    chains: dict[tuple[Renaming, ...], str] = {}
+    for model in dict.fromkeys(model for renaming in renamings for model in renaming.models):
+        chains.setdefault(tuple(read for renaming in renamings for read in renaming.of((model,))), model)
+    return chains
 
 
 def _template(name: str) -> str:
@@ -246,6 +253,13 @@ def _ends(name: str) -> Iterator[str]:
     """Yield a name, and the rest of it after each of its dots."""
     yield name
     yield from (name[match.end() :] for match in re.finditer(r"\.", name))
+
+
+@cache
+def _backward(stored: str, memory: str) -> Pair:
+    stored = _GUARD.sub("", stored)
+    start = "^" if stored.startswith("^") else ""
+    return start + memory, stored.removeprefix("^")
 
 
 @cache
