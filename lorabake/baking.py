@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, Unpack
 
 from lorabake import arguments
@@ -28,7 +29,6 @@ from lorabake.tensors.dtypes import DTYPES
 from lorabake.visible import at_a_glance
 from lorabake.writing.inputs import Inputs, check_inputs
 from lorabake.writing.output import Output
-from lorabake.writing.partial import Partial
 from lorabake.writing.together import Outputs
 
 if TYPE_CHECKING:
@@ -122,6 +122,9 @@ def bake_together(recipes: Sequence[Given | Plan], options: RunOptions | None = 
 class Restart(Protocol):
     """Go on where a stopped batch has left what is finished, with receipts."""
 
+    def complete(self, plan: Plan, made: Callable[[], None]) -> None:
+        """Complete an output that was there but for its name; `made` is called if it is of this plan."""
+
     def keep(self, output: Output) -> bool:
         """Tell whether what was left of an output is of use."""
 
@@ -133,15 +136,16 @@ def bake_pass(
     recipes: Sequence[Given | Plan], options: RunOptions, restart: Restart | None = None
 ) -> tuple[BakeResult, ...]:
     """Do what `bake_together` says; with `restart`, go on where a batch was stopped."""
-    from lorabake.artifacts.current import Current, Watches, find_current  # a plan does without
+    from lorabake.artifacts.current import Current, Watches, find_current, keep_receipt  # a plan does without
     from lorabake.artifacts.watch import Watch
 
     began = time.perf_counter()
     with worded(), NotebookBar(shown=options.bar and options.progress is unseen) as bar:
         plans = [recipe if isinstance(recipe, Plan) else plan(recipe) for recipe in recipes]
-        for planned in plans if restart is not None else ():
-            Partial.complete_killed(planned.path)
         watches = [Watch.of(planned, locked=options.locked) for planned in plans]
+        if restart is not None:
+            for watch in watches:
+                restart.complete(watch.plan, partial(keep_receipt, watch))
         standing = [None if options.force else find_current(watch, options.device) for watch in watches]
         pairs = [*zip(watches, standing, strict=True)]
         due = Watches([(watch, state) for watch, state in pairs if not isinstance(state, Current)])

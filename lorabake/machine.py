@@ -72,7 +72,7 @@ def unreadable(path: Path | int, error: OSError | ValueError) -> LorabakeError:
 def unwritable(path: Path, error: OSError) -> LorabakeError:
     """Word a failure to write an output: the path's, or the machine's."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return SurroundingsError(f"{path}: the disk is full; nothing was kept of this bake")
+        return SurroundingsError(f"{path}: the disk is full; the target is what it was")
     if error.errno == errno.ELOOP:
         return TargetError(f"{path}: is a symbolic link, or a loop of them; choose another output")
     if (taken := next((parent for parent in path.parents if parent.is_file()), None)) is not None:

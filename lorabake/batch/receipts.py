@@ -30,6 +30,9 @@ VERSION: Final = 1
 MOST_BYTES: Final = 64 << 20
 """Bytes of a receipt, at most."""
 
+BROKEN: Final = (LorabakeError, OSError, ValueError, TypeError, KeyError, AttributeError)
+"""What reading a receipt raises that lorabake has not written so."""
+
 Ground = Mapping[str, str]
 """What an output is made of and by what, in words -> its digest or version."""
 
@@ -145,8 +148,8 @@ def coverage_of(output: Output, ground: Ground, *, recheck: bool = False) -> tup
             why = _doubt(output.plan, receipt, ground, whole, computed, places)
             if why is None and recheck:
                 why = _difference(output, receipt)
-        except (LorabakeError, OSError, ValueError, TypeError, KeyError, AttributeError):
-            refused[path] = "it is damaged"
+        except BROKEN:
+            refused[path] = "a receipt is damaged"
             continue
         if why is not None:
             refused[path] = why
@@ -154,6 +157,15 @@ def coverage_of(output: Output, ground: Ground, *, recheck: bool = False) -> tup
         computed |= receipt.computed
         places = [*joined([*places, *receipt.coverage.places])]
     return Coverage(computed, tuple(places)), refused
+
+
+def are_all_of(folder: Path, ground: Ground) -> bool:
+    """Tell whether there are receipts in a folder, and all are of these inputs, this recipe and these versions."""
+    paths = [*folder.glob("*.json")]
+    try:
+        return bool(paths) and all(_other(ground, _read(path).ground) is None for path in paths)
+    except BROKEN:
+        return False
 
 
 def _doubt(
@@ -169,15 +181,15 @@ def _doubt(
         return other
     own = receipt.coverage.places
     if any(file not in whole for file, _, _ in own):
-        return "a file that it speaks of is gone, or has another size"
+        return "a file is gone, or has another size"
     if any(not 0 <= start < stop <= plan.files[file].data_size for file, start, stop in own):
-        return "it speaks of bytes that the output does not have"
+        return "a receipt speaks of bytes that the output does not have"
     steps = {step.number: step for step in plan.steps}
     if receipt.computed.keys() & computed.keys() or _overlap([*own, *places]):
-        return "another one speaks of the same bytes"
+        return "two receipts speak of the same bytes"
     written = Share(steps=tuple(steps[number] for number in receipt.computed)).places
     if joined([*own]) != own or _overlap(own) or not all(is_covered(place, own) for place in written):
-        return "it is damaged"
+        return "a receipt is damaged"
     return None
 
 
@@ -196,9 +208,9 @@ def _other(due: Ground, said: Ground) -> str | None:
                 case "file":
                     return f"{what} has changed"
                 case "version":
-                    return f"it was written with another {name}"
+                    return f"it was made with another {name}"
                 case "device":
-                    return f"another device was asked for ({said.get(name)})"
+                    return f"it was made for another device, {said.get(name)}"
                 case _:
                     return f"the {name} has changed"
     return None
@@ -207,7 +219,7 @@ def _other(due: Ground, said: Ground) -> str | None:
 def _difference(output: Output, receipt: Receipt) -> str | None:
     for each in receipt.ranges:
         if output.weights.sha256(*each.place, threading.Event()) != each.sha256:
-            return "the bytes are no longer those that it speaks of"
+            return "the bytes are no longer those of the receipt"
     return None
 
 

@@ -8,13 +8,15 @@ from functools import partial
 from pathlib import Path
 
 from lorabake.batch.parts import Coverage, is_covered, left_of, parts_of, place_of
-from lorabake.batch.receipts import coverage_of, ground_of
+from lorabake.batch.receipts import are_all_of, coverage_of, ground_of
 from lorabake.batch.work import Engine, Job, land_all
 from lorabake.execution.agenda import Agenda, Computed
 from lorabake.options import RunOptions
+from lorabake.planning import Plan
 from lorabake.visible import counted_as
 from lorabake.writing.inputs import Inputs
 from lorabake.writing.output import Output
+from lorabake.writing.partial import Partial
 
 
 class Restart:
@@ -37,6 +39,11 @@ class Restart:
         self._told = kept
         self._kept: dict[Path, Coverage] = {}
 
+    def complete(self, plan: Plan, made: Callable[[], None]) -> None:
+        """Complete an output that was there but for its name; `made` is called if its receipts are of this plan."""
+        ground = ground_of(plan, self._options.device)
+        Partial.complete_killed(plan.path, lambda folder: made() if are_all_of(folder, ground) else None)
+
     def keep(self, output: Output) -> bool:
         """Read an output's receipts, and remove those that do not count; tell whether any does."""
         ground = ground_of(output.plan, self._options.device)
@@ -44,8 +51,8 @@ class Restart:
         for path in refused:
             path.unlink(missing_ok=True)
         for why in dict.fromkeys(refused.values()):
-            count = counted_as(sum(each == why for each in refused.values()), "finished part")
-            self._options.warn(f"{output.path}: {count} of a stopped batch is done again, because {why}")
+            count = counted_as(sum(each == why for each in refused.values()), "receipt")
+            self._options.warn(f"{output.path}: what a stopped batch left of it is done again: {why} ({count})")
         if covered.places:
             self._kept[output.path] = covered
             self._told(output.path, covered.size)

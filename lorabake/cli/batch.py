@@ -64,6 +64,7 @@ class Bytes(click.ParamType[int]):
 @click.option(
     "--fsync/--no-fsync", default=True, help="Whether to wait until the disk has everything.  [default: yes]"
 )
+@click.option("--recheck", is_flag=True, help="Read what a stopped batch left, and compare it with its receipts.")
 @click.option("--fail-fast", is_flag=True, help="Begin nothing after a recipe has failed.")
 @click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Write what happened as JUnit XML.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors and warnings.")
@@ -77,6 +78,7 @@ def batch(
     overwrite: bool,
     force: bool,
     fsync: bool,
+    recheck: bool,
     fail_fast: bool,
     junit: Path | None,
     quiet: bool,
@@ -85,7 +87,7 @@ def batch(
     """Bake RECIPES: files, or folders of them. A recipe with a matrix stands for several outputs.
 
     Outputs on one base are baked together, and the base is read once for them. A recipe that fails stops none of the
-    others. The bytes are those of single bakes.
+    others. The bytes are those of single bakes. A batch that was stopped goes on where it was.
 
     \b
     Exit codes: 0 all are baked, 1 some failed, 2 an input is wrong before anything began.
@@ -119,6 +121,11 @@ def batch(
             bar.remove()
             echo(_line(outcome))
 
+    def kept(path: Path, size: int) -> None:
+        if talks:
+            bar.remove()
+            echo(f"{shown(path)}: {size_of(size)} were finished before", err=True)
+
     run = RunOptions(
         device=device,
         workers=workers or default_workers(),
@@ -128,7 +135,9 @@ def batch(
         progress=bar.advance,
         warn=_once(messages.warning),
     )
-    options = BatchOptions(run=run, memory=memory, fail_fast=fail_fast, begun=begun, ended=ended)
+    options = BatchOptions(
+        run=run, memory=memory, fail_fast=fail_fast, begun=begun, ended=ended, recheck=recheck, kept=kept
+    )
     try:
         outcomes = (*unread, *bake_all(chosen, options))
     finally:

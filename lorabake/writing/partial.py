@@ -72,8 +72,11 @@ class Partial:
         self._may_go = True
 
     @classmethod
-    def complete_killed(cls, target: Path) -> None:
-        """Complete what a killed bake had begun to move to its names, if it had begun; else leave all as it is."""
+    def complete_killed(cls, target: Path, made: Callable[[Path], None]) -> None:
+        """Complete what a killed bake had begun to move to its names, if it had begun; else leave all as it is.
+
+        `made` is told the folder with the receipts, before that goes.
+        """
         partial = cls(target)
         if not os.path.lexists(partial.path):
             return
@@ -83,6 +86,7 @@ class Partial:
             if any(move.has_begun for move in moves):
                 complete(moves)
                 fsync_folder(target.parent)
+                made(partial.receipts)
                 partial._remove()
         finally:
             partial._leave()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
+import pkgutil
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from lorabake.baking import bake, plan
 from lorabake.batch import BatchOptions, Outcome, bake_all, receipts
 from lorabake.batch.parts import parts_of
 from lorabake.batch.work import Job, do
+from lorabake.errors import SurroundingsError
 from lorabake.options import RunOptions
 from lorabake.recipe import Recipe, load_recipe
 from lorabake.writing.inputs import Inputs
@@ -135,7 +139,7 @@ class Reads:
         return self.of["base.safetensors"]
 
 
-@pytest.mark.parametrize("count", [1, 7, 11])
+@pytest.mark.parametrize("count", [1, 11])
 def test_a_second_run_keeps_what_has_receipts(folder: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     made = stopped(folder, monkeypatch, count)
     kept: dict[str, int] = {}
@@ -190,9 +194,7 @@ def test_a_single_bake_removes_what_a_batch_left(folder: Path, monkeypatch: pyte
 CHANGES = {
     "recipe": ("the recipe has changed", lambda folder: None),
     "base": ("base.safetensors has changed", lambda folder: os.utime(folder / "base.safetensors", (1, 1))),
-    "lora": ("lora.safetensors has changed", lambda folder: os.utime(folder / "lora.safetensors", (1, 1))),
-    "torch": ("it was written with another version of torch", lambda folder: None),
-    "lorabake": ("it was written with another version of lorabake", lambda folder: None),
+    "torch": ("it was made with another version of torch", lambda folder: None),
 }
 
 
@@ -205,48 +207,44 @@ def test_what_is_of_something_else_is_done_again(folder: Path, monkeypatch: pyte
         made = [
             each.model_copy(update={"loras": (each.loras[0].model_copy(update={"strength": 0.1}),)}) for each in made
         ]
-    if what in ("torch", "lorabake"):
+    if what == "torch":
         now = receipts.versions()
-        monkeypatch.setattr(receipts, "versions", lambda: {**now, what: "0.0"})
+        monkeypatch.setattr(receipts, "versions", lambda: {**now, "torch": "0.0"})
     kept: list[int] = []
     run(made, kept=lambda path, size: kept.append(size))
     assert not kept
     assert len(told) == 2
-    assert all(line.endswith(message) for line in told), told
+    assert all(f"{message} (" in line for line in told), told
     assert is_right(folder, made)
 
 
 def damage(path: Path, how: str) -> None:
     text = path.read_bytes()
     match how:
-        case "empty":
-            path.write_bytes(b"")
         case "truncated":
             path.write_bytes(text[: len(text) // 2])
-        case "foreign":
-            path.write_text("[1, 2, 3]")
         case "flipped":
             said = json.loads(text)
             said["receipt"]["ranges"][0][2] -= 1
             path.write_text(json.dumps(said))
-        case "a folder":
-            path.unlink()
-            path.mkdir()
 
 
-@pytest.mark.parametrize("how", ["empty", "truncated", "foreign", "flipped"])
+@pytest.mark.parametrize("how", ["truncated", "flipped"])
 def test_a_damaged_receipt_does_not_count(folder: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     made = stopped(folder, monkeypatch)
-    first = next(receipts_in(folder, "a"))
+    first, *_ = receipts_in(folder, "a")
     damage(first, how)
+    for name, text in {"empty": "", "foreign": "[1, 2]", "other": '{"receipt": {}, "sha256": 3}'}.items():
+        (first.parent / f"{name}.json").write_text(text)
     run(made)
     assert told == [
-        f"{folder / 'a.safetensors'}: 1 finished part of a stopped batch is done again, because it is damaged"
+        f"{folder / 'a.safetensors'}: what a stopped batch left of it is done again: "
+        "a receipt is damaged (4 receipts)"
     ]
     assert is_right(folder, made)
 
 
-@pytest.mark.parametrize("how", ["gone", "shorter", "longer"])
+@pytest.mark.parametrize("how", ["gone", "longer"])
 def test_receipts_of_a_file_that_is_not_whole_do_not_count(
     folder: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
@@ -255,7 +253,7 @@ def test_receipts_of_a_file_that_is_not_whole_do_not_count(
     if how == "gone":
         file.unlink()
     else:
-        os.truncate(file, file.stat().st_size + (1 if how == "longer" else -1))
+        os.truncate(file, file.stat().st_size + 1)
     run(made)
     assert is_right(folder, made)
 
@@ -298,3 +296,90 @@ def test_a_batch_of_one_small_part_lands_nothing(folder: Path, monkeypatch: pyte
     assert len(parts_of([plan(each) for each in made])) == 1
     run(made, part_bytes=1 << 30)
     assert is_right(folder, made)
+
+
+# -- disks that fail -------------------------------------------------------------------------------------------
+
+FAILURES = [
+    ("lorabake.writing.weights.write_all", errno.EROFS),
+    ("lorabake.writing.weights.write_all", errno.ESTALE),
+    ("lorabake.batch.receipts.write_all", errno.ENOSPC),
+    ("lorabake.batch.receipts.os.replace", errno.EIO),
+]
+
+
+@pytest.mark.parametrize(("seam", "code"), FAILURES)
+def test_a_disk_that_fails_loses_nothing_finished(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, seam: str, code: int
+) -> None:
+    made = recipes(folder)
+    owner, _, name = seam.rpartition(".")
+    function, calls, turn = pkgutil.resolve_name(seam), list[int](), threading.Lock()
+
+    def failing(*given: object) -> object:
+        with turn:
+            calls.append(1)
+            fails = len(calls) > 8
+        if fails:
+            raise OSError(code, os.strerror(code))
+        return function(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pkgutil.resolve_name(owner), name, failing)
+        outcomes = run(made)
+    assert [outcome.status for outcome in outcomes] == ["failed"] * 2
+    assert all(isinstance(outcome.error, SurroundingsError) for outcome in outcomes), outcomes
+    left = sum(receipt_bytes(folder, name) for name in NAMES)
+    kept: list[int] = []
+    run(made, kept=lambda path, size: kept.append(size))
+    assert sum(kept) == left
+    assert left or "weights" in seam
+    assert is_right(folder, made)
+
+
+def receipt_bytes(folder: Path, name: str) -> int:
+    said = [json.loads(path.read_text())["receipt"]["ranges"] for path in receipts_in(folder, name)]
+    return sum(stop - start for ranges in said for _, start, stop, _ in ranges)
+
+
+def test_a_disk_that_vanishes_and_comes_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = recipes(folder)
+    land, landed = receipts.land, list[int]()
+    partials = [partial_of(folder / f"{name}.safetensors") for name in NAMES]
+
+    def vanishing(*given: object) -> object:
+        landed.append(1)
+        if len(landed) == 6:
+            for place in partials:
+                place.rename(folder / f"{place.name}.gone")
+        return land(*given)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lorabake.batch.work.land", vanishing)
+        outcomes = run(made[:1])
+    assert [outcome.status for outcome in outcomes] == ["failed"]
+    for place in partials:
+        with suppress(FileNotFoundError):
+            (folder / f"{place.name}.gone").rename(place)
+    left = receipt_bytes(folder, "a")
+    assert left
+    kept: list[int] = []
+    run(made, kept=lambda path, size: kept.append(size))
+    assert kept == [left]
+    assert is_right(folder, made)
+
+
+def test_an_output_at_fault_leaves_nothing_and_the_others_go_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass that one output stops is done again one by one: what is finished of the others is kept."""
+    slots = b.lora((b.W, b.W))
+    slots["up"] *= float("nan")
+    b.kohya(folder / "nan.safetensors", {b.unet_lora(b.Q): slots})
+    made = recipes(folder)
+    path = b.recipe(folder, loras=["nan.safetensors"], output={"path": "nan.out.safetensors"})
+    made.append(load_recipe(path.rename(folder / "nan.yaml")))
+    kept: list[str] = []
+    outcomes = run(made, kept=lambda path, size: kept.append(path.stem))
+    assert [outcome.status for outcome in outcomes] == ["baked", "baked", "failed"]
+    assert is_right(folder, made[:2])
