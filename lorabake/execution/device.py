@@ -188,6 +188,7 @@ def call_first(place: torch.device, dtype: torch.dtype, sizes: Iterable[int] = (
         square = torch.ones(size, size, dtype=dtype, device=place)
         square.addmm_(square, square).addmm_(square[:, :1], square[:1]).addmm_(square, square.T)
         square[:, :1].addmm_(square[:, :1], square[:1, :1])  # a bias
+        torch.mm(square, square, out=torch.empty_like(square))  # a product by itself
         (square @ square.expand(3, size, size)).sum()  # a Tucker core
         square.square().sum(dim=1, keepdim=True).sqrt()  # a magnitude: roots come from MKL, too
         square.softmax(dim=-1).cos().add_(square.sin())  # banks of vectors, and rotations by angles

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from lorabake.errors import ValueTooLargeError
@@ -19,6 +20,9 @@ from lorabake.tensors.dtypes import DTYPES
 
 ABSURD = 1e9
 """A strength beyond which it is at fault for a value that is no number, and not a file."""
+
+INFINITE = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
+"""The codes of infinity; those of NaN are larger."""
 
 
 class Emitter:
@@ -35,12 +39,9 @@ class Emitter:
         `before` reads the base's values there, for an error.
         """
         began = time.perf_counter()
-        flat = weight.reshape(-1)
-        # A sum of squares below the limit's square proves in one cheap pass that no value is too large; NaN fails the
-        # test, too.
-        if not float(torch.dot(flat, flat)) < DTYPES[target.dtype].safe_square:
-            _refuse(step, target, weight, start, before)
         rounded = self.rounded(target, weight, start)
+        if not _is_sound(target, weight, rounded):
+            _refuse(step, target, weight, start, before)
         computed = time.perf_counter()
         offset = target.offset + start * weight.shape[1] * rounded.itemsize
         self._writer.write(target.file, offset, bytes_of(rounded))
@@ -60,6 +61,19 @@ class Emitter:
         if not dtype.is_floating_point:
             flat = flat.round()
         return self._lane.fetch(flat, dtype)
+
+
+def _is_sound(target: Target, weight: torch.Tensor, rounded: torch.Tensor) -> bool:
+    """Prove in one cheap pass that a target's dtype can hold all values; False where that may not be so."""
+    infinite = INFINITE.get(rounded.dtype)
+    if infinite is not None and target.rounding_seed is None and weight.is_cpu:
+        # Infinity and NaN have the largest codes of all: of positive numbers as signed integers, of negative ones as
+        # unsigned integers. Half the bytes of the values before rounding are looked at.
+        signed = rounded.view(torch.int16).numpy()
+        return int(signed.max()) < infinite and int(signed.view(np.uint16).max()) < infinite + (1 << 15)
+    # A sum of squares below the limit's square proves it, too; NaN fails the test.
+    flat = weight.reshape(-1)
+    return float(torch.dot(flat, flat)) < DTYPES[target.dtype].safe_square
 
 
 def _numbers(target: Target, weight: torch.Tensor, start: int, seed: int) -> torch.Tensor:

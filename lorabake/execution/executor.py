@@ -11,6 +11,7 @@ from lorabake.errors import SurroundingsError, first_line
 from lorabake.execution.device import CPU, Device, Lane, Turns, advice, is_short_of_memory
 from lorabake.execution.emitting import Emitter
 from lorabake.execution.ends import Reader, Writer
+from lorabake.execution.products import Products
 from lorabake.execution.reading import Loader
 from lorabake.execution.rows import ByRows
 from lorabake.execution.tiles import Span, tile_values, torch_dtype
@@ -30,9 +31,16 @@ class Executor:
     """
 
     def __init__(
-        self, steps: Sequence[Step], reader: Reader, writer: Writer, device: Device, turns: Turns, lane: Lane
+        self,
+        steps: Sequence[Step],
+        reader: Reader,
+        writer: Writer,
+        device: Device,
+        turns: Turns,
+        lane: Lane,
+        products: Products,
     ) -> None:
-        self.steps, self.device, self.lane = steps, device, lane
+        self.steps, self.device, self.lane, self.products = steps, device, lane, products
         self._reader, self._writer, self._turns = reader, writer, turns
         self.dtype = precision(steps)
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -95,7 +103,8 @@ class Executor:
     def _beside(self) -> Executor:
         """Return an executor on the CPU that shares this one's records."""
         if self._on_cpu is None:
-            self._on_cpu = Executor(self.steps, self._reader, self._writer, CPU, self._turns, lane_of(CPU))
+            ends, hands = (self._reader, self._writer), (CPU, self._turns, lane_of(CPU))
+            self._on_cpu = Executor(self.steps, *ends, *hands, self.products)
             self._on_cpu.seconds, self._on_cpu.places = self.seconds, self.places
             self._on_cpu.tallies = self.tallies
         return self._on_cpu
@@ -122,8 +131,10 @@ class Executor:
             self.tallies[step.number] = {}
         loader = Loader(self._reader, self.lane, self.dtype, self.seconds)
         emitter = Emitter(self._writer, self.lane, self.seconds)
-        way = ByRows if step.by_rows else Wholes
-        return way(step, loader, emitter, Watch(step, self.tallies[step.number]), self.seconds).pieces(first)
+        watch = Watch(step, self.tallies[step.number])
+        if step.by_rows:
+            return ByRows(step, loader, emitter, watch, self.seconds, self.products).pieces(first)
+        return Wholes(step, loader, emitter, watch, self.seconds).pieces(first)
 
     def _finish(self, spans: Iterable[Span]) -> None:
         for span in spans:

@@ -10,6 +10,7 @@ import torch
 
 from lorabake.adapters.effect import Effect
 from lorabake.errors import MatchError
+from lorabake.execution.products import Products
 from lorabake.matching.patches import Patch
 from lorabake.planning.steps import Result, Step
 
@@ -69,6 +70,45 @@ class Product:
 
 
 @dataclass(frozen=True, slots=True)
+class Scaled:
+    """Add `up @ down` times the patch's strength to rows `start` to `stop`: one plain patch of a high rank.
+
+    `products` makes the product, or has it from another output of the pass, which has the same `number` for it.
+    """
+
+    start: int
+    stop: int
+    up: torch.Tensor
+    down: torch.Tensor
+    patch: Patch
+    products: Products
+    number: int | None
+    picked: slice | None = None
+
+    adds = True
+    reads_weight = False
+
+    @property
+    def patches(self) -> list[Patch]:
+        """List the patches in it."""
+        return [self.patch]
+
+    def apply(self, weight: torch.Tensor, base: torch.Tensor, inner: slice) -> None:
+        """Add the product to the part's rows `inner`."""
+        place = None if self.number is None else (self.number, self.start)
+        self.products.add(weight, (self.up[inner], self.down), inner.start, self.patch.strength, place)
+
+    def change(self, patch: Patch, base: torch.Tensor, inner: slice) -> torch.Tensor:
+        """Return what the patch adds to the part's rows `inner`, which hold `base`."""
+        return self.up[inner] @ self.down * patch.strength
+
+    def moves(self, patch: Patch, base: torch.Tensor, inner: slice) -> bool:
+        """Tell whether the patch changes any of the part's rows `inner`, which hold `base`."""
+        few = self.up[inner.start] @ self.down[:, :1] * patch.strength
+        return bool(few.any() or self.change(patch, base, inner).any())
+
+
+@dataclass(frozen=True, slots=True)
 class Update:
     """Change rows `start` to `stop` by one patch; row `start` is the module's row `row`."""
 
@@ -113,7 +153,7 @@ class Update:
         return slice(self.row + inner.start, self.row + inner.stop)
 
 
-Part = Product | Update
+Part = Product | Scaled | Update
 """A change of rows of a tensor."""
 
 

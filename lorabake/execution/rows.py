@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -12,7 +12,8 @@ import torch
 
 from lorabake.execution.effects import effect_of
 from lorabake.execution.emitting import Emitter
-from lorabake.execution.parts import Part, Place, Update, overlaps, places_of, stacked
+from lorabake.execution.parts import Part, Place, Scaled, Update, overlaps, places_of, stacked
+from lorabake.execution.products import Products, is_apart
 from lorabake.execution.reading import Loader, Seconds
 from lorabake.execution.tiles import Span, tile_values, tiles_of
 from lorabake.execution.watching import Watch
@@ -24,6 +25,8 @@ from lorabake.planning.steps import Result, Step, Target
 from lorabake.tensors.header import TensorInfo
 
 Factors = tuple[Patch, torch.Tensor, torch.Tensor]
+"""A plain patch, and the two factors of the rows that it changes, without its strength."""
+
 Shown = list[tuple[Target, Rows]]
 """Which targets show which rows of a tensor."""
 
@@ -46,9 +49,12 @@ class ByRows:
     Of weights that a target shows otherwise than row by row, all tiles are gathered before it is written.
     """
 
-    def __init__(self, step: Step, loader: Loader, emitter: Emitter, watch: Watch, seconds: Seconds) -> None:
+    def __init__(
+        self, step: Step, loader: Loader, emitter: Emitter, watch: Watch, seconds: Seconds, products: Products
+    ) -> None:
         self.step, self.loader, self.emitter, self.watch = step, loader, emitter, watch
-        self._device, self._seconds = loader.lane.device, seconds
+        self._device, self._seconds, self._products = loader.lane.device, seconds, products
+        self._scaled = dict[int, torch.Tensor]()
         self._late = [target for target in step.targets if not step.is_in_rows(target)]
         keys = dict.fromkeys(key for target in self._late for key in target.source.keys)
         self._gathered = {key: self._empty(key) for key in keys}
@@ -159,26 +165,39 @@ class ByRows:
         for patch in self.step.patches:
             effect, scale = effect_of(patch, self.step.loras[patch.lora], self.loader)
             self.watch.note_patch(patch, effect, scale)
-            chosen = patch.view.chosen
-            factors = None
-            if effect.factors is not None:
-                factors = effect.factors[0], effect.factors[1] * patch.strength
             for span in (span for span in patch.view.spans() if span.key in parts):
                 start, stop, rows = span.stored.start, span.stored.stop, span.own
-                if factors is None:
-                    parts[span.key].append(Update(start, stop, rows.start, patch, effect, chosen))
+                if effect.factors is None:
+                    parts[span.key].append(Update(start, stop, rows.start, patch, effect, patch.view.chosen))
                     continue
-                up, right = factors
-                left, right = (right.T, up.T) if patch.view.transpose else (up[rows], right)
+                up, down = effect.factors
+                left, right = (down.T, up.T) if patch.view.transpose else (up[rows], down)
                 if self.step.is_sequential:
-                    parts[span.key].append(stacked(start, stop, chosen, [(patch, left, right)]))
+                    parts[span.key] += self._added(start, stop, patch.view.picked, [(patch, left, right)])
                 else:
                     stacks.setdefault((span.key, start, stop, patch.view.picked), []).append((patch, left, right))
         for (key, start, stop, picked), on_rows in stacks.items():
-            parts[key].append(stacked(start, stop, None if picked is None else picked.slice, on_rows))
+            parts[key] += self._added(start, stop, picked, on_rows)
         if self.step.is_sequential:
             return parts
         return {key: sorted(own, key=lambda part: part.adds) for key, own in parts.items()}
+
+    def _added(self, start: int, stop: int, picked: Picked | None, plain: Sequence[Factors]) -> Iterator[Part]:
+        """Add plain patches to rows: those of a high rank each by itself, the others in one product."""
+        chosen, low = None if picked is None else picked.slice, list[Factors]()
+        for patch, left, right in plain:
+            if is_apart(len(right), len(plain)):
+                number = self._products.number(patch, self.loader.dtype)
+                factors = left.contiguous(), right.contiguous()
+                yield Scaled(start, stop, *factors, patch, self._products, number, chosen)
+            else:
+                is_turned = patch.view.transpose
+                if patch.number not in self._scaled:  # all spans of a patch have it in common
+                    self._scaled[patch.number] = (left if is_turned else right) * patch.strength
+                down = self._scaled[patch.number]
+                low.append((patch, down, right) if is_turned else (patch, left, down))
+        if low:
+            yield stacked(start, stop, chosen, low)
 
     def _apply(self, weight: torch.Tensor, parts: list[Part], first: int) -> None:
         began = time.perf_counter()

@@ -14,7 +14,9 @@ from lorabake.execution.crew import refused
 from lorabake.execution.device import CPU, Device, Turns, call_first, call_lapack_first, choose_device
 from lorabake.execution.ends import Reader, Writer
 from lorabake.execution.executor import Executor, dtypes, lane_of, precision
+from lorabake.execution.products import Products
 from lorabake.execution.units import SharedReader, Task, Unit
+from lorabake.matching.patches import Patch
 from lorabake.planning.steps import Step
 
 _TURN = threading.Lock()
@@ -34,10 +36,10 @@ class Worker:
     def __init__(
         self, plans: Sequence[Sequence[Step]], reader: Reader, writers: Sequence[Writer], hands: Hands
     ) -> None:
-        self.reader, self.writers = SharedReader(reader), writers
+        self.reader, self.writers, self.products = SharedReader(reader), writers, Products()
         self.lanes = {device.place: lane_of(device) for device in hands.devices}
         self.executors = [
-            Executor(steps, self.reader, writer, device, hands.turns, self.lanes[device.place])
+            Executor(steps, self.reader, writer, device, hands.turns, self.lanes[device.place], self.products)
             for steps, writer, device in zip(plans, writers, hands.devices, strict=True)
         ]
 
@@ -55,17 +57,24 @@ class Worker:
     def run(self, unit: Unit) -> Generator[int]:
         """Run the tasks of a unit; yield the bytes written after each piece.
 
-        If all tasks compute on the CPU and can be tiled, they go through their tensor together. On another device,
-        each task runs by itself, with the memory that it would have alone.
+        If all tasks compute on the CPU and can be tiled, they go through their tensor together, and a product that
+        several of them add is made once. On another device, each task runs by itself, with the memory that it would
+        have alone.
         """
         in_tiles = unit.in_tiles and all(self.executors[task.plan].device.is_cpu for task in unit.tasks)
-        with self.reader.sharing(unit, in_tiles=in_tiles), ExitStack() as open_tasks:
+        common = self._patches(unit.tasks) if in_tiles else []
+        with self.reader.sharing(unit, in_tiles=in_tiles), self.products.sharing(common), ExitStack() as open_tasks:
             running = [open_tasks.enter_context(closing(self._run(task))) for task in unit.tasks]
             if in_tiles:
                 for counts in zip_longest(*running, fillvalue=0):
                     yield sum(counts)
             else:
                 yield from chain.from_iterable(running)
+
+    def _patches(self, tasks: Sequence[Task]) -> list[tuple[Patch, torch.dtype]]:
+        """List the patches of tasks with the dtypes in which they are computed; none of a task that is alone."""
+        several = tasks if len(tasks) > 1 else ()
+        return [(patch, self.executors[task.plan].dtype) for task in several for patch in task.step.patches]
 
     def _run(self, task: Task) -> Generator[int]:
         """Run one task; report the system's refusals to write (failures of reading report themselves)."""

@@ -18,6 +18,14 @@ The tile size decides the order of sums, and so the last bits. It is fixed here 
 depends on free memory.
 """
 
+APART_RANK = 128
+"""Rank from which on a LoRA's product is made by itself, and then added times its strength; below, in one call.
+
+By itself it is the same at every strength, so that outputs of a pass have it in common. It takes another pass over
+the tile, which at this rank costs a bake of one output about 1 %. Where n LoRAs change the same rows, it is n times
+this rank: below, their factors are one product. Like the tile size, this decides the last bits.
+"""
+
 RUNTIME_BYTES = 190 << 20
 """Anonymous memory of a process that has imported torch and runs two workers, as measured on Linux."""
 
@@ -36,7 +44,7 @@ def working_values(step: Step) -> int:
         factors += 8 * max(TILE_VALUES, largest)
     if step.by_rows:
         gathered = {key for target in step.targets if not step.is_in_rows(target) for key in target.source.keys}
-        return factors + 3 * max(TILE_VALUES, largest) + sum(prod(step.matrix(key)) for key in gathered)
+        return factors + 4 * max(TILE_VALUES, largest) + sum(prod(step.matrix(key)) for key in gathered)
     whole = sum(rows * columns for rows, columns in (matrix(target.shape) for target in step.targets))
     decoded = any(result.codec.is_plain and result.source.tensor is None for result in step.results)
     mixed = any(result.codec.mixes for result in step.results)

@@ -25,7 +25,7 @@ DEVICE_ROOM = 40
 
 VERSION = "lorabake.version"
 
-OUTPUT_VERSION = 1
+OUTPUT_VERSION = 2
 """The version of the bytes that bakes give.
 
 It rises with a lorabake that gives other bytes for some recipe and inputs, on the same class of device, than the
