@@ -103,8 +103,8 @@ class Executor:
     def _beside(self) -> Executor:
         """Return an executor on the CPU that shares this one's records."""
         if self._on_cpu is None:
-            ends, hands = (self._reader, self._writer), (CPU, self._turns, lane_of(CPU))
-            self._on_cpu = Executor(self.steps, *ends, *hands, self.products)
+            reader, writer, turns = self._reader, self._writer, self._turns
+            self._on_cpu = Executor(self.steps, reader, writer, CPU, turns, lane_of(CPU), self.products)
             self._on_cpu.seconds, self._on_cpu.places = self.seconds, self.places
             self._on_cpu.tallies = self.tallies
         return self._on_cpu

@@ -1,8 +1,8 @@
 """Multiply the factors of one LoRA, tile by tile, so that outputs at several strengths have the product in common.
 
-Such a product is rounded before its strength: then it is the same for every strength, and a bake of one output has the
-bytes that a bake of many has. That takes one more pass over the tile than adding both in one call, which weighs little
-at a high rank. So the rank decides, and never how many outputs there are.
+Such a product is rounded before its strength. So it is the same for every strength, and a bake of one output has the
+bytes that a bake of many has. That takes one more pass over the tile than one call for both, which weighs little at a
+high rank. So the rank decides, and never how many outputs there are.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class Products:
             yield
         finally:
             self._shared = []
-            for place in [*self._kept]:
-                self._drop(place)
+            for kept in [*self._kept]:
+                self._drop(kept)
 
     def number(self, patch: Patch, dtype: torch.dtype) -> int | None:
         """Return the number of a patch's product among those that outputs share; None where it is its own."""
@@ -129,4 +129,3 @@ def add_scaled(weight: torch.Tensor, product: torch.Tensor, strength: float) -> 
 
 def _without_strength(patch: Patch) -> Patch:
     return replace(patch, lora=0, number=0, strength=1.0)
-

@@ -44,7 +44,8 @@ def working_values(step: Step) -> int:
         factors += 8 * max(TILE_VALUES, largest)
     if step.by_rows:
         gathered = {key for target in step.targets if not step.is_in_rows(target) for key in target.source.keys}
-        return factors + 4 * max(TILE_VALUES, largest) + sum(prod(step.matrix(key)) for key in gathered)
+        tiles = 3 + any((patch.kind.rank(patch.shapes) or 0) >= APART_RANK for patch in step.patches)
+        return factors + tiles * max(TILE_VALUES, largest) + sum(prod(step.matrix(key)) for key in gathered)
     whole = sum(rows * columns for rows, columns in (matrix(target.shape) for target in step.targets))
     decoded = any(result.codec.is_plain and result.source.tensor is None for result in step.results)
     mixed = any(result.codec.mixes for result in step.results)
