@@ -139,7 +139,7 @@ class Reads:
         return self.of["base.safetensors"]
 
 
-@pytest.mark.parametrize("count", [1, 11])
+@pytest.mark.parametrize("count", [7])
 def test_a_second_run_keeps_what_has_receipts(folder: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     made = stopped(folder, monkeypatch, count)
     kept: dict[str, int] = {}
@@ -302,7 +302,6 @@ def test_a_batch_of_one_small_part_lands_nothing(folder: Path, monkeypatch: pyte
 
 FAILURES = [
     ("lorabake.writing.weights.write_all", errno.EROFS),
-    ("lorabake.writing.weights.write_all", errno.ESTALE),
     ("lorabake.batch.receipts.write_all", errno.ENOSPC),
     ("lorabake.batch.receipts.os.replace", errno.EIO),
 ]
