@@ -5,8 +5,11 @@ The bytes of each output are those of a bake of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from itertools import compress
+from operator import not_
 from pathlib import Path
 from typing import Literal, Self
 
@@ -59,9 +62,11 @@ class BatchOptions:
     `run` is how each bake does. `memory` is the most bytes that a pass may take. With `fail_fast`, nothing is begun
     after a failure. `begun` is told the plans of all passes, and `ended` each outcome as it comes.
 
-    A pass is done in parts, about `part_bytes` of the base each, by `engine` or in this process. What is finished of
-    a batch that was stopped is kept: `kept` is told of which output, and how many bytes. With `recheck` they are
-    read, and done again where they are not what they were.
+    A pass is done in parts, about `part_bytes` of the base each. With `jobs`, that many processes do parts, or whole
+    passes of small bases, side by side; each has the workers of `run` and the memory. With the engine "ray", the
+    nodes of a cluster do: the one at `address` (HOST:PORT, or "auto"), that of RAY_ADDRESS in the environment, or one
+    that is started on this machine. What is finished of a batch that was stopped is kept: `kept` is told of which
+    output, and how many bytes. With `recheck` they are read, and done again where they are not what they were.
     """
 
     __repr__ = short_repr
@@ -73,7 +78,9 @@ class BatchOptions:
     ended: Callable[[Outcome], None] = unseen
     part_bytes: int = PART_BYTES
     recheck: bool = False
-    engine: Engine | None = None
+    engine: Engine | Literal["local", "ray"] | None = None
+    jobs: int | None = None
+    address: str | None = None
     kept: Callable[[Path, int], None] = unseen
 
 
@@ -108,27 +115,46 @@ def bake_all(recipes: Iterable[Recipe], options: BatchOptions | None = None) -> 
     numbers = {each.path: number for number, each in plans.items()}
     chosen = [*passes([*plans.values()], Limits(options.memory, options.run.workers))]
     options.begun(chosen)
-    for together in chosen:
-        if options.fail_fast and any(outcome.status == "failed" for outcome in outcomes.values()):
-            for each in together:
-                end(numbers[each.path], Outcome.of(each.sources.recipe, "left"))
-            continue
-        for each, outcome in zip(together, _baked(together, options), strict=True):
-            end(numbers[each.path], outcome)
+
+    def is_over() -> bool:
+        return options.fail_fast and any(outcome.status == "failed" for outcome in outcomes.values())
+
+    with closing(_passes(chosen, options, is_over)) as ends:
+        for together, found in ends:
+            for each, outcome in zip(together, found, strict=True):
+                end(numbers[each.path], outcome)
+    for number in sorted({*range(len(recipes))} - {*outcomes}):
+        end(number, Outcome.of(recipes[number], "left"))
     return tuple(outcomes[number] for number in range(len(recipes)))
 
 
-def _baked(together: Sequence[Plan], options: BatchOptions) -> Sequence[Outcome]:
+def _passes(
+    chosen: Sequence[tuple[Plan, ...]], options: BatchOptions, is_over: Callable[[], bool]
+) -> Generator[tuple[Sequence[Plan], Sequence[Outcome]]]:
+    """Bake passes until `is_over` says so; yield each with what became of its outputs."""
+    from lorabake.batch.engines.opening import is_small, opened  # not needed for one process's batch
+    from lorabake.batch.engines.spread import Spread
+
+    with opened(options, chosen) as (own, engine):
+        own = replace(own, engine=engine)
+        small = [isinstance(engine, Spread) and is_small(each, options.part_bytes) for each in chosen]
+        if isinstance(engine, Spread):
+            yield from engine.bake([*compress(chosen, small)], own, is_over)
+        for together in compress(chosen, map(not_, small)):
+            if not is_over():
+                yield together, baked(together, own)
+
+
+def baked(together: Sequence[Plan], options: BatchOptions) -> Sequence[Outcome]:
     """Bake plans in one pass; where that fails, one by one, so that only the one at fault fails."""
+    own = options.engine if not isinstance(options.engine, str) else None
     try:
-        restart = Restart(
-            options.run, options.part_bytes, recheck=options.recheck, engine=options.engine, kept=options.kept
-        )
+        restart = Restart(options.run, options.part_bytes, recheck=options.recheck, engine=own, kept=options.kept)
         results = bake_pass(together, options.run, restart)
     except LorabakeError as error:
         if len(together) == 1:
             return [Outcome.of(together[0].sources.recipe, "failed", error=error)]
-        return [outcome for each in together for outcome in _baked([each], options)]
+        return [outcome for each in together for outcome in baked([each], options)]
     return [
         Outcome.of(result.plan.sources.recipe, "current" if result.is_up_to_date else "baked", result)
         for result in results

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from lorabake.batch.engines import Telling
 from lorabake.batch.parts import Coverage, is_covered, left_of, parts_of, place_of
 from lorabake.batch.receipts import are_all_of, coverage_of, ground_of
 from lorabake.batch.work import Engine, Job, land_all
@@ -68,8 +69,8 @@ class Restart:
             progress(each.size - sum(stop - start for _, start, stop in filter(partial(_is_in, each), places)))
         left = [part for each in parts if (part := left_of(each, covered)) is not None]
         if self._engine is not None and left:
-            job, sizes = Job.of(plans, self._options, self._part_bytes), {part.number: part.size for part in left}
-            self._engine.run(job, [*sizes], lambda number: progress(sizes[number]), self._options.warn)
+            job = Job.of(plans, self._options, self._part_bytes)
+            self._engine.run(job, [part.number for part in left], Telling(progress, self._options.warn))
             covered = [coverage_of(each, ground_of(each.plan, self._options.device))[0] for each in outputs]
             left = [part for each in parts if (part := left_of(each, covered)) is not None]
         for output, each in zip(outputs, covered, strict=True):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
 
+from lorabake.batch.engines import Telling
 from lorabake.batch.parts import Part, left_of, parts_of
 from lorabake.batch.receipts import Ground, Receipt, coverage_of, ground_of, land
 from lorabake.execution.agenda import Agenda, Computed
@@ -56,8 +57,8 @@ class Job:
 class Engine(Protocol):
     """Do parts of a pass somewhere, each by `do`, and some of them at a time."""
 
-    def run(self, job: Job, numbers: Sequence[int], done: Callable[[int], None], warn: Callable[[str], None]) -> None:
-        """Do the parts with these numbers; tell each that has ended, and raise a LorabakeError if one fails."""
+    def run(self, job: Job, numbers: Sequence[int], telling: Telling) -> None:
+        """Do the parts with these numbers, and tell what `do` tells; raise a LorabakeError if one fails."""
 
 
 @dataclass(frozen=True, slots=True)

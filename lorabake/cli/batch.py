@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import click
 
 from lorabake.batch import BatchOptions, Outcome, bake_all
+from lorabake.batch.groups import memory_of
 from lorabake.checking import recipes_in
 from lorabake.cli import CONTEXT, example
 from lorabake.cli.devices import complete_device
@@ -27,6 +29,8 @@ from lorabake.writing.whole import write_whole
 
 FAILED = 1
 """The exit code of a batch of which some recipes failed."""
+
+ENGINES: tuple[Literal["local", "ray"], ...] = ("local", "ray")
 
 WORDS = {"baked": "baked", "current": "current", "failed": "FAILED", "left": "left"}
 
@@ -50,15 +54,29 @@ class Bytes(click.ParamType[int]):
 
 @click.command(
     context_settings=CONTEXT,
-    epilog=example("batch sweep.yaml", "batch recipes", "batch sweep.yaml --only 'ink-*' --junit junit.xml"),
+    epilog=example("batch sweep.yaml", "batch recipes --jobs 4", "batch sweep.yaml --only 'ink-*' --junit junit.xml"),
 )
 @click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--only", "globs", multiple=True, metavar="NAME", help="Only outputs of such names, as in 'ink-*'.")
 @click.option("--device", shell_complete=complete_device, help="Compute on this device, as in bake.")
+@click.option("--jobs", type=click.IntRange(1, 1024), help="How many processes bake side by side.  [default: 1]")
 @click.option(
-    "--workers", type=click.IntRange(1, 64), help="How many threads compute.  [default: the cores, up to 8]"
+    "--engine",
+    type=click.Choice(ENGINES),
+    default="local",
+    help="Where the work is done: on this machine, or on the nodes of a Ray cluster.  [default: local]",
 )
-@click.option("--memory", type=Bytes(), metavar="SIZE", help="The most memory of a pass, such as 2GiB.")
+@click.option(
+    "--address",
+    metavar="HOST:PORT",
+    help="The Ray cluster to join; 'auto' finds one.  [default: $RAY_ADDRESS, else a new one on this machine]",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    help="How many threads compute in each job.  [default: the cores, up to 8, shared by the jobs; 1 with Ray]",
+)
+@click.option("--memory", type=Bytes(), metavar="SIZE", help="The most memory of a pass in each job, such as 2GiB.")
 @click.option("--overwrite", is_flag=True, help="Replace targets even if they hold something else.")
 @click.option("--force", is_flag=True, help="Bake even what is there already, of its recipe and inputs.")
 @click.option(
@@ -73,6 +91,9 @@ def batch(
     recipes: tuple[Path, ...],
     globs: tuple[str, ...],
     device: str | None,
+    jobs: int | None,
+    engine: Literal["local", "ray"],
+    address: str | None,
     workers: int | None,
     memory: int | None,
     overwrite: bool,
@@ -93,6 +114,9 @@ def batch(
     Exit codes: 0 all are baked, 1 some failed, 2 an input is wrong before anything began.
     """
     began = time.perf_counter()
+    if address is not None and engine != "ray":
+        raise click.UsageError("--address is a Ray cluster's: add --engine ray")
+    threads = workers or (1 if engine == "ray" else max(1, default_workers() // (jobs or 1)))
     if junit is not None:
         check_writable(junit, "report")
     unread, every = _read(recipes)
@@ -108,7 +132,8 @@ def batch(
         if talks and planned:
             bases = {plan.sources.recipe.base.path for together in planned for plan in together}
             outputs, ending = counted_as(sum(map(len, planned)), "output"), "" if len(planned) == 1 else "es"
-            echo(f"{outputs} on {counted_as(len(bases), 'base')}, in {len(planned)} pass{ending}", err=True)
+            line = f"{outputs} on {counted_as(len(bases), 'base')}, in {len(planned)} pass{ending}"
+            echo(line + _jobs_line(planned, engine, jobs, threads), err=True)
         total = sum(plan.copied_bytes + plan.baked_bytes for together in planned for plan in together)
         bar.begin("baking", total)
 
@@ -128,7 +153,7 @@ def batch(
 
     run = RunOptions(
         device=device,
-        workers=workers or default_workers(),
+        workers=threads,
         overwrite=overwrite,
         force=force,
         fsync=fsync,
@@ -136,7 +161,16 @@ def batch(
         warn=_once(messages.warning),
     )
     options = BatchOptions(
-        run=run, memory=memory, fail_fast=fail_fast, begun=begun, ended=ended, recheck=recheck, kept=kept
+        run=run,
+        memory=memory,
+        fail_fast=fail_fast,
+        begun=begun,
+        ended=ended,
+        recheck=recheck,
+        engine=engine,
+        jobs=jobs,
+        address=address,
+        kept=kept,
     )
     try:
         outcomes = (*unread, *bake_all(chosen, options))
@@ -150,6 +184,16 @@ def batch(
     elif talks:
         _tell(outcomes, seconds)
     return FAILED if any(outcome.status in ("failed", "left") for outcome in outcomes) else 0
+
+
+def _jobs_line(passes: Sequence[tuple[Plan, ...]], engine: str, jobs: int | None, workers: int) -> str:
+    """Say how many jobs there are, where more than one process works, and what each takes."""
+    if engine == "local" and (jobs or 1) == 1:
+        return ""
+    memory = f"about {max(memory_of(plans, workers) for plans in passes) / 2**20:.0f} MiB of memory"
+    each = f"{counted_as(workers, 'worker')} and {memory}"
+    many = counted_as(jobs, "job") if jobs else "jobs"
+    return f"; {many} with {each}{' each' if jobs != 1 else ''}{' on Ray' if engine == 'ray' else ''}"
 
 
 def _once(warn: Callable[[str], None]) -> Callable[[str], None]:

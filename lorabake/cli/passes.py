@@ -32,7 +32,7 @@ def pass_lines(plans: Sequence[Plan]) -> Iterator[str]:
     free = shutil.disk_usage(folder).free
     yield f"{'write':<{LABEL}}{size_of(written)} in {counted_as(len(plans), 'output')}; {size_of(free)} free"
     memory = max(memory_of(each, workers) for each in together)
-    yield f"{'memory':<{LABEL}}about {memory / 2**20:.0f} MiB with {counted_as(workers, 'worker')}"
+    yield f"{'memory':<{LABEL}}about {memory / 2**20:.0f} MiB a job, with {counted_as(workers, 'worker')}"
     if free < written:
         yield f"{'warning':<{LABEL}}the disk has not enough room for all of them"
 

@@ -1,4 +1,4 @@
-"""A piece of work for the tests of engines: it notes that it ran, and does what it is told."""
+"""Pieces of work for the tests of engines: they note that they ran, and do what they are told."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorabake.batch.engines import Telling
+from lorabake.batch.engines.spread import PartOfPass
 from lorabake.errors import FileError
 from lorabake.settings import OVERWRITE
 
@@ -41,3 +42,14 @@ class Piece:
                 case "sleep":
                     time.sleep(60)
         return os.getpid()
+
+
+@dataclass(frozen=True)
+class NotedPart(PartOfPass):
+    """Be a part of a pass that notes that it ran, in the folder above the outputs'."""
+
+    def run(self, telling: Telling) -> None:
+        notes = self.job.paths[0].parent.parent / "notes"
+        (notes / f"{self.number}.{os.getpid()}.{time.monotonic_ns()}").touch()
+        time.sleep(0.2)
+        super().run(telling)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,11 @@ def second(cluster: Cluster) -> Any:
     return cluster.add_node(num_cpus=1, object_store_memory=STORE, node_ip_address="127.0.0.4")
 
 
+def driver(cluster: Cluster) -> AbstractContextManager[Any]:
+    """Join the cluster as its driver."""
+    return joined(cluster.address, None)
+
+
 def run(pool: RayTasks, pieces: Sequence[Piece]) -> dict[str, Ended]:
     waiting = [*pieces]
     return {each.work.name: each for each in deal(pool, lambda: waiting.pop(0) if waiting else None, SOON)}
@@ -92,7 +98,7 @@ def test_pieces_spread_over_the_nodes_and_the_object_store_stays_empty(
     pieces += [Piece(tmp_path, "dies", "die"), Piece(tmp_path, "fails", "fail"), Piece(tmp_path, "warns", "warn")]
     pieces += [Piece(tmp_path, "pauses", "pause")]
     places = Places((tmp_path, tmp_path / "new"), (Path(__file__),))
-    with RayTasks(cluster.address, Demand(), places, Telling(counts.append, warnings.append)) as pool:
+    with driver(cluster), RayTasks(ray, Demand(), places, Telling(counts.append, warnings.append)) as pool:
         assert pool.slots == 2
         with Stores() as stores:
             ended = run(pool, pieces)
@@ -118,8 +124,9 @@ def test_a_node_that_does_not_see_the_output_is_named(
     monkeypatch.chdir(tmp_path.parent)
     places = Places((tmp_path, own), ())
     with (
+        driver(cluster),
         pytest.raises(SurroundingsError, match=f"^node 127.0.0.[34]: does not see {own} as this machine does\n"),
-        RayTasks(cluster.address, Demand(), places, Telling()),
+        RayTasks(ray, Demand(), places, Telling()),
     ):
         pass
     assert not [*tmp_path.rglob(f"{MARKER}*")]
@@ -132,8 +139,9 @@ def test_a_node_that_lacks_an_input_is_named(
     monkeypatch.chdir(tmp_path)
     places = Places((tmp_path,), (Path("/proc/self/cwd/base.safetensors"),))
     with (
+        driver(cluster),
         pytest.raises(SurroundingsError, match=r"base\.safetensors: node 127\.0\.0\.[34] does not have it\n"),
-        RayTasks(cluster.address, Demand(), places, Telling()),
+        RayTasks(ray, Demand(), places, Telling()),
     ):
         pass
 
@@ -141,8 +149,9 @@ def test_a_node_that_lacks_an_input_is_named(
 def test_a_cluster_without_such_a_node_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     words = r"^no node of the cluster has what a piece of work takes: 2 CPUs, 1 GPU\n"
     with (
+        driver(cluster),
         pytest.raises(SurroundingsError, match=words),
-        RayTasks(cluster.address, Demand(cpus=2, gpus=1), Places((tmp_path,), ()), Telling()),
+        RayTasks(ray, Demand(cpus=2, gpus=1), Places((tmp_path,), ()), Telling()),
     ):
         pass
 
@@ -150,7 +159,7 @@ def test_a_cluster_without_such_a_node_is_refused(cluster: Cluster, tmp_path: Pa
 def test_a_killed_node_loses_nothing(cluster: Cluster, second: Any, tmp_path: Path) -> None:
     pieces = [Piece(tmp_path, f"p{number}", "pause") for number in range(8)]
     waiting, ended = [*pieces], list[Ended]()
-    with RayTasks(cluster.address, Demand(), Places((tmp_path,), ()), Telling()) as pool:
+    with driver(cluster), RayTasks(ray, Demand(), Places((tmp_path,), ()), Telling()) as pool:
         for each in deal(pool, lambda: waiting.pop(0) if waiting else None, SOON):
             ended.append(each)
             if len(ended) == 2:

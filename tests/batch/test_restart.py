@@ -17,6 +17,7 @@ import pytest
 
 from lorabake.baking import bake, plan
 from lorabake.batch import BatchOptions, Outcome, bake_all, receipts
+from lorabake.batch.engines import Telling
 from lorabake.batch.parts import parts_of
 from lorabake.batch.work import Job, do
 from lorabake.errors import SurroundingsError
@@ -278,13 +279,12 @@ def test_parts_are_done_in_any_process_and_order(folder: Path) -> None:
     made = recipes(folder)
 
     class Backwards:
-        def run(self, job: Job, numbers: Sequence[int], done: object, warn: object) -> None:
+        def run(self, job: Job, numbers: Sequence[int], telling: Telling) -> None:
             job = pickle.loads(pickle.dumps(job))
             assert len(pickle.dumps(job)) < 20_000
             for number in reversed(numbers):
-                assert do(job, number)
+                assert do(job, number, telling.progress, telling.warn)
                 assert do(job, number) == (), "its receipts have landed"
-                done(number)  # type: ignore[operator]
 
     run(made, engine=Backwards())
     assert is_right(folder, made)

@@ -68,6 +68,9 @@ class Pool(Protocol):
     def wait(self, seconds: float | None) -> Sequence[Ended]:
         """Wait until a piece has ended, or the time is over; return those that have."""
 
+    def abandon(self) -> None:
+        """End all that is under way, and wait for that; what it has not finished is left as it is."""
+
     def __enter__(self) -> Self: ...
 
     def __exit__(

@@ -61,11 +61,21 @@ class Processes:
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         with held():
+            self.abandon()
             workers, self._workers = self._workers, []
             for worker in workers:
-                worker.ask_to_stop()
+                worker.process.kill()
+                worker.end(time.monotonic() + GRACE)
+
+    def abandon(self) -> None:
+        """End the workers that have work, and wait for that; they may put it down first."""
+        with held():
+            busy = [worker for worker in self._workers if worker.work is not None]
+            self._workers = [worker for worker in self._workers if worker.work is None]
+            for worker in busy:
+                worker.process.send_signal(signal.SIGTERM)
             until = time.monotonic() + GRACE
-            for worker in workers:
+            for worker in busy:
                 worker.end(until)
 
     def begin(self, work: Work) -> None:
@@ -169,10 +179,6 @@ class _Process:
         work, self.work, self.counted = self.work, None, 0
         assert work is not None
         return work
-
-    def ask_to_stop(self) -> None:
-        """Ask the worker to put down its work; one without any ends at once."""
-        self.process.send_signal(signal.SIGKILL if self.work is None else signal.SIGTERM)
 
     def end(self, until: float) -> str:
         """Wait for the worker's end, and no longer than `until`; say how it ended."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import replace
 from types import ModuleType, TracebackType
 from typing import Any, Final, Self
 
 from lorabake.batch.engines import Ended, Telling, Work, tasks
-from lorabake.batch.engines.cluster import STORAGE, Demand, Node, joined, nodes
+from lorabake.batch.engines.cluster import STORAGE, Demand, Node, nodes
 from lorabake.batch.engines.sight import Places
 from lorabake.errors import LorabakeError, SurroundingsError, first_line
 from lorabake.settings import are_options
@@ -27,20 +27,19 @@ LOOKING: Final = 60.0
 
 
 class RayTasks:
-    """Run pieces of work on the nodes of a Ray cluster.
+    """Run pieces of work on the nodes of a Ray cluster that this process has joined.
 
     `places` are checked on every node when the context is entered, and on a node that comes later. `most` bounds how
-    many pieces are under way. Raise SurroundingsError where there is no Ray, no answer, no shared storage, or no node
-    that has what a piece of work takes.
+    many pieces are under way. Raise SurroundingsError where a node does not share the storage, and where none has
+    what a piece of work takes.
     """
 
     def __init__(
-        self, address: str | None, demand: Demand, places: Places, telling: Telling, most: int | None = None
+        self, ray: ModuleType, demand: Demand, places: Places, telling: Telling, most: int | None = None
     ) -> None:
-        self._address, self._demand, self._places, self._most = address, demand, places, most
+        self._ray: Any = ray
+        self._demand, self._places, self._most = demand, places, most
         self._telling = telling
-        self._stack = ExitStack()
-        self._ray: Any = None
         self._running: dict[Any, Work] = {}
         self._known: set[str] = set()
         self._slots, self._looked = 0, 0.0
@@ -51,39 +50,36 @@ class RayTasks:
         return max(self._slots, 1) if self._most is None else max(min(self._slots, self._most), 1)
 
     def __enter__(self) -> Self:
-        try:
-            cpus = self._most * self._demand.cpus if self._most else None
-            self._ray = self._stack.enter_context(joined(self._address, cpus))
-            self._settle_demand()
-            self._look()
-            if not self._slots:
-                raise SurroundingsError(
-                    f"no node of the cluster has what a piece of work takes: {_words(self._demand)}",
-                    "Ask for less, or add such a node.",
-                )
-        except BaseException:
-            self._stack.close()
-            raise
+        if any(STORAGE in node.resources for node in nodes(self._ray)):
+            self._demand = replace(self._demand, storage=True)
+        self._look()
+        if not self._slots:
+            raise SurroundingsError(
+                f"no node of the cluster has what a piece of work takes: {_words(self._demand)}",
+                "Ask for less, or add such a node.",
+            )
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        try:
-            for force in (False, True):
-                for task in self._running:
-                    with suppress(Exception):
-                        self._ray.cancel(task, force=force)
-                if self._running:
-                    _, left = self._ray.wait([*self._running], num_returns=len(self._running), timeout=GRACE)
-                    self._running = {task: self._running[task] for task in left}
-        finally:
-            self._stack.close()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Cancel what is under way, and wait for that; tasks may put down their work first."""
+        for force in (False, True):
+            for task in self._running:
+                with suppress(Exception):
+                    self._ray.cancel(task, force=force)
+            if self._running:
+                _, left = self._ray.wait([*self._running], num_returns=len(self._running), timeout=GRACE)
+                self._running = {task: self._running[task] for task in left}
+        self._running = {}
 
     def begin(self, work: Work) -> None:
         """Begin a piece of work on a node that has room."""
         task = self._remote(tasks.run, self._demand.options())
-        self._running[task.remote(are_options(), *tasks.pack(work))] = work
+        self._running[task.remote(*tasks.pack(tasks.Order(work, are_options(), tasks.own_settings())))] = work
 
     def wait(self, seconds: float | None) -> Sequence[Ended]:
         """Wait until a piece has ended, or the time is over; return those that have."""
@@ -119,11 +115,6 @@ class RayTasks:
 
     def _remote(self, function: Any, options: dict[str, Any]) -> Any:
         return self._ray.remote(function).options(**options)
-
-    def _settle_demand(self) -> None:
-        """Ask for a share of the storage where the nodes have that resource."""
-        if any(STORAGE in node.resources for node in nodes(self._ray)):
-            self._demand = replace(self._demand, storage=True)
 
     def _look(self) -> None:
         """Count the slots of the nodes, and check those that are new."""

@@ -6,12 +6,14 @@ store.
 
 from __future__ import annotations
 
+import os
 import pickle
 import threading
 import zlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Final
 
 from lorabake.batch.engines import Telling, Work
 from lorabake.batch.engines.link import Done, packed
@@ -21,6 +23,25 @@ from lorabake.settings import as_options
 
 CHUNK = 64 << 10
 """Bytes of one argument: Ray keeps arguments and results of more than 100 kB in its object store."""
+
+
+SETTINGS: Final = "LORABAKE_"
+"""How the names of variables begin that count on every machine as they do on the driver's; but for tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Hold a piece of work, whether advice names options of the command line, and the variables that count."""
+
+    work: Work
+    as_options: bool
+    settings: dict[str, str]
+
+
+def own_settings() -> dict[str, str]:
+    """Return this process's variables that count on every machine."""
+    names = [name for name in os.environ if name.startswith(SETTINGS) and "TOKEN" not in name]
+    return {name: os.environ[name] for name in names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +64,8 @@ def unpack(chunks: Sequence[bytes]) -> object:
     return pickle.loads(zlib.decompress(b"".join(chunks)))
 
 
-def run(options: bool, *chunks: bytes) -> bytes:
-    """Do a piece of work; `options` says that advice names options of the command line. Return a packed Report."""
+def run(*chunks: bytes) -> bytes:
+    """Do a piece of work, given as a packed Order; return a packed Report."""
     counts, warnings, lock = [0], dict[str, None](), threading.Lock()
 
     def count(more: int) -> None:
@@ -55,10 +76,11 @@ def run(options: bool, *chunks: bytes) -> bytes:
         with lock:
             warnings[text] = None
 
-    with as_options() if options else nullcontext():
+    order: Order = unpack(chunks)  # type: ignore[assignment]
+    os.environ.update(order.settings)
+    with as_options() if order.as_options else nullcontext():
         try:
-            work: Work = unpack(chunks)  # type: ignore[assignment]
-            done = Done(work.run(Telling(count, warn)))
+            done = Done(order.work.run(Telling(count, warn)))
         except KeyboardInterrupt:
             raise
         except BaseException as error:
