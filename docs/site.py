@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GROUPS = {
     "Use it": (
         *("getting-started", "recipes", "commands", "python", "comfyui", "a1111", "llm", "hub", "lock", "ci"),
-        *("coming-from", "faq"),
+        *("scale", "coming-from", "faq"),
         *("what-it-bakes", "families", "kinds", "formats", "coverage", "storage", "layouts"),
         *("metadata", "devices", "speed"),
     ),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lorabake.artifacts.publish import publish
     from lorabake.baking import bake, bake_together, plan
     from lorabake.batch import BatchOptions, Outcome, bake_all
+    from lorabake.batch.shards import Shard
     from lorabake.documents.names import Figures
     from lorabake.errors import (
         ArgumentError,
@@ -100,6 +101,7 @@ __all__ = [
     "RunOptions",
     "SampleOptions",
     "Samples",
+    "Shard",
     "Source",
     "Status",
     "SurroundingsError",
@@ -170,6 +172,7 @@ _HOMES = {
     "RunOptions": "options",
     "SampleOptions": "verification.findings",
     "Samples": "verification.findings",
+    "Shard": "batch.shards",
     "Source": "recipe",
     "Status": "verification.findings",
     "SurroundingsError": "errors",

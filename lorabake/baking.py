@@ -120,7 +120,12 @@ def bake_together(recipes: Sequence[Given | Plan], options: RunOptions | None = 
 
 
 class Restart(Protocol):
-    """Go on where a stopped batch has left what is finished, with receipts."""
+    """Go on where a stopped batch, or other processes, have left what is finished, with receipts.
+
+    `is_shared` tells that other processes share the folder in which the output is made.
+    """
+
+    is_shared: bool
 
     def complete(self, plan: Plan, made: Callable[[], None]) -> None:
         """Complete an output that was there but for its name; `made` is called if it is of this plan."""
@@ -176,6 +181,7 @@ def _baked(
             overwrite=options.overwrite,
             fsync=options.fsync,
             keep=restart.keep if restart is not None else None,
+            shared=restart is not None and restart.is_shared,
         ) as outputs,
     ):
         bar.begin("baking", sum(planned.copied_bytes + planned.baked_bytes for planned in plans))

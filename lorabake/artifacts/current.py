@@ -75,8 +75,37 @@ def find_current(watch: Watch, device: str | None) -> Current | Doubt | None:
     `device` is what was asked for, as torch names it. With a lock, every input is read and has to be the lock's:
     LockError says which is not. Without one, digests may come from the user's cache.
     """
+    if os.path.lexists(partial_of(watch.plan.path)):
+        return None
+    return _at_its_name(watch, device)
+
+
+def find_shared(watch: Watch, device: str | None) -> Current | None:
+    """Look for the output of a plan that several machines make; return None where it is not there.
+
+    Another machine may have made it, and keeps the receipt of it. Then it is current if it was written after each
+    input had changed for the last time.
+    """
+    state = _at_its_name(watch, device)
+    if isinstance(state, Doubt) and state.is_open and _is_newer(watch):
+        headers = _headers(watch.plan) or []
+        return Current({}, {}, headers[0].metadata.get(provenance.DEVICE, "")) if headers else None
+    return state if isinstance(state, Current) else None
+
+
+def _is_newer(watch: Watch) -> bool:
+    """Tell whether an output's files were written after all inputs; the system itself sets the times of inputs."""
+    try:
+        written = min(os.stat(path).st_mtime_ns for path in _paths(watch.plan))
+        inputs = [os.stat(path) for each in watch.all_inputs for path in each.files.values()]
+    except OSError:
+        return False
+    return all(written > max(status.st_mtime_ns, status.st_ctime_ns) for status in inputs)
+
+
+def _at_its_name(watch: Watch, device: str | None) -> Current | Doubt | None:
     plan = watch.plan
-    if not os.path.lexists(plan.path) or os.path.lexists(partial_of(plan.path)):
+    if not os.path.lexists(plan.path):
         return None
     headers = _headers(plan)
     if headers is None or not _is_computed_on(headers[0], device) or not _has_rest(plan):

@@ -5,7 +5,7 @@ The bytes of each output are those of a bake of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import compress
@@ -17,6 +17,8 @@ from lorabake.baking import bake_pass
 from lorabake.batch.groups import Limits, passes
 from lorabake.batch.parts import PART_BYTES
 from lorabake.batch.restart import Restart
+from lorabake.batch.shards import Shard
+from lorabake.batch.sharing import bake_share, shares_of
 from lorabake.batch.work import Engine
 from lorabake.errors import LorabakeError
 from lorabake.options import RunOptions
@@ -29,12 +31,13 @@ from lorabake.tensors.once import shared
 from lorabake.visible import short_repr
 from lorabake.writing.together import check_apart
 
-Status = Literal["baked", "current", "failed", "left"]
+Status = Literal["baked", "current", "waiting", "failed", "left"]
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Tell what became of one recipe: baked, current (it was there already), failed, or left (after a failure).
+    """Tell what became of one recipe: baked, current (it was there already), waiting (other shards do the rest
+    of it), failed, or left (after a failure).
 
     `name` is the output's, or the file's of a recipe that cannot be read.
     """
@@ -67,6 +70,9 @@ class BatchOptions:
     nodes of a cluster do: the one at `address` (HOST:PORT, or "auto"), that of RAY_ADDRESS in the environment, or one
     that is started on this machine. What is finished of a batch that was stopped is kept: `kept` is told of which
     output, and how many bytes. With `recheck` they are read, and done again where they are not what they were.
+
+    With a `shard`, only its share of the work is done, in this process, and only the outputs of its share have an
+    outcome.
     """
 
     __repr__ = short_repr
@@ -82,6 +88,7 @@ class BatchOptions:
     jobs: int | None = None
     address: str | None = None
     kept: Callable[[Path, int], None] = unseen
+    shard: Shard | None = None
 
 
 def bake_all(recipes: Iterable[Recipe], options: BatchOptions | None = None) -> tuple[Outcome, ...]:
@@ -113,6 +120,10 @@ def bake_all(recipes: Iterable[Recipe], options: BatchOptions | None = None) -> 
                 end(number, Outcome.of(recipe, "failed", error=error))
     check_apart([*plans.values()])
     numbers = {each.path: number for number, each in plans.items()}
+    if options.shard is not None:
+        for each, outcome in _shared([*plans.values()], options, options.shard):
+            end(numbers[each.path], outcome)
+        return tuple(outcomes[number] for number in sorted(outcomes))
     chosen = [*passes([*plans.values()], Limits(options.memory, options.run.workers))]
     options.begun(chosen)
 
@@ -126,6 +137,20 @@ def bake_all(recipes: Iterable[Recipe], options: BatchOptions | None = None) -> 
     for number in sorted({*range(len(recipes))} - {*outcomes}):
         end(number, Outcome.of(recipes[number], "left"))
     return tuple(outcomes[number] for number in range(len(recipes)))
+
+
+def _shared(plans: Sequence[Plan], options: BatchOptions, shard: Shard) -> Iterator[tuple[Plan, Outcome]]:
+    """Do a shard's share of plans; tell what became of the outputs in it."""
+    shares = shares_of(plans, shard, Limits(options.memory, options.run.workers), options.part_bytes)
+    options.begun([share.plans for share in shares])
+    has_failed = False
+    for share in shares:
+        if has_failed and options.fail_fast:
+            yield from ((each, Outcome.of(each.sources.recipe, "left")) for each in share.plans)
+            continue
+        for ended in bake_share(share, options.run, options.part_bytes, recheck=options.recheck):
+            has_failed |= ended.status == "failed"
+            yield ended.plan, Outcome.of(ended.plan.sources.recipe, ended.status, ended.result, ended.error)
 
 
 def _passes(

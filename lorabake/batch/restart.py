@@ -24,7 +24,7 @@ class Restart:
     """Run one pass so that it can be stopped at any time; `engine` does the parts, or else this process.
 
     With `recheck`, what is kept is read, and compared with its receipts. `kept` is told each output of which
-    something is kept, and how many bytes.
+    something is kept, and how many bytes. With `is_shared` other processes have done parts, too.
     """
 
     def __init__(
@@ -35,7 +35,9 @@ class Restart:
         recheck: bool,
         engine: Engine | None,
         kept: Callable[[Path, int], None],
+        is_shared: bool = False,
     ) -> None:
+        self.is_shared = is_shared
         self._options, self._part_bytes, self._recheck, self._engine = options, part_bytes, recheck, engine
         self._told = kept
         self._kept: dict[Path, Coverage] = {}
@@ -43,7 +45,12 @@ class Restart:
     def complete(self, plan: Plan, made: Callable[[], None]) -> None:
         """Complete an output that was there but for its name; `made` is called if its receipts are of this plan."""
         ground = ground_of(plan, self._options.device)
-        Partial.complete_killed(plan.path, lambda folder: made() if are_all_of(folder, ground) else None)
+
+        def told(folder: Path) -> None:
+            if are_all_of(folder, ground):
+                made()
+
+        Partial.complete_killed(plan.path, told, shared=self.is_shared)
 
     def keep(self, output: Output) -> bool:
         """Read an output's receipts, and remove those that do not count; tell whether any does."""

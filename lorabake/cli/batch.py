@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 
 from lorabake.batch import BatchOptions, Outcome, bake_all
 from lorabake.batch.groups import memory_of
+from lorabake.batch.shards import Shard
 from lorabake.checking import recipes_in
 from lorabake.cli import CONTEXT, example
 from lorabake.cli.devices import complete_device
@@ -19,7 +21,7 @@ from lorabake.cli.places import check_writable
 from lorabake.cli.progress import Bar
 from lorabake.cli.show import shown
 from lorabake.cli.terminal import echo, echo_json
-from lorabake.errors import LorabakeError, RecipeError, SurroundingsError
+from lorabake.errors import ArgumentError, LorabakeError, RecipeError, SurroundingsError
 from lorabake.machine import default_workers
 from lorabake.options import RunOptions
 from lorabake.planning import Plan
@@ -32,7 +34,7 @@ FAILED = 1
 
 ENGINES: tuple[Literal["local", "ray"], ...] = ("local", "ray")
 
-WORDS = {"baked": "baked", "current": "current", "failed": "FAILED", "left": "left"}
+WORDS = {"baked": "baked", "current": "current", "waiting": "waiting", "failed": "FAILED", "left": "left"}
 
 
 class Bytes(click.ParamType[int]):
@@ -85,6 +87,11 @@ class Bytes(click.ParamType[int]):
 @click.option("--recheck", is_flag=True, help="Read what a stopped batch left, and compare it with its receipts.")
 @click.option("--fail-fast", is_flag=True, help="Begin nothing after a recipe has failed.")
 @click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Write what happened as JUnit XML.")
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="Do share I of N, such as 3/8; the others run elsewhere. `auto` asks the scheduler.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors and warnings.")
 @click.option("--json", "as_json", is_flag=True, help="Print what happened as JSON.")
 def batch(
@@ -102,6 +109,7 @@ def batch(
     recheck: bool,
     fail_fast: bool,
     junit: Path | None,
+    shard: str | None,
     quiet: bool,
     as_json: bool,
 ) -> int:
@@ -111,12 +119,21 @@ def batch(
     others. The bytes are those of single bakes. A batch that was stopped goes on where it was.
 
     \b
-    Exit codes: 0 all are baked, 1 some failed, 2 an input is wrong before anything began.
+    Exit codes: 0 all are baked, 1 some failed, 2 an input is wrong before anything began. With --shard also 3: the
+    machine failed, such as its disk; try that shard again.
     """
     began = time.perf_counter()
     if address is not None and engine != "ray":
         raise click.UsageError("--address is a Ray cluster's: add --engine ray")
     threads = workers or (1 if engine == "ray" else max(1, default_workers() // (jobs or 1)))
+    share = None if shard is None else Shard.of(shard, os.environ)
+    if share is not None and force:
+        raise ArgumentError(
+            "--force and --shard: a shard cannot tell what was there before from what the others have made",
+            "Remove the outputs instead.",
+        )
+    if share is not None and (jobs is not None or engine != "local"):
+        raise ArgumentError("--shard: a shard is done in one process; leave out --jobs and --engine, or --shard")
     if junit is not None:
         check_writable(junit, "report")
     unread, every = _read(recipes)
@@ -132,8 +149,11 @@ def batch(
         if talks and planned:
             bases = {plan.sources.recipe.base.path for together in planned for plan in together}
             outputs, ending = counted_as(sum(map(len, planned)), "output"), "" if len(planned) == 1 else "es"
-            line = f"{outputs} on {counted_as(len(bases), 'base')}, in {len(planned)} pass{ending}"
+            share_of = f"shard {share}: " if share is not None else ""
+            line = f"{share_of}{outputs} on {counted_as(len(bases), 'base')}, in {len(planned)} pass{ending}"
             echo(line + _jobs_line(planned, engine, jobs, threads), err=True)
+        elif talks and share is not None:
+            echo(f"shard {share}: nothing to do, because there is less work than there are shards", err=True)
         total = sum(plan.copied_bytes + plan.baked_bytes for together in planned for plan in together)
         bar.begin("baking", total)
 
@@ -171,6 +191,7 @@ def batch(
         jobs=jobs,
         address=address,
         kept=kept,
+        shard=share,
     )
     try:
         outcomes = (*unread, *bake_all(chosen, options))
@@ -183,6 +204,8 @@ def batch(
         _tell_json(outcomes, len(passes), seconds)
     elif talks:
         _tell(outcomes, seconds)
+    if share is not None and any(isinstance(outcome.error, SurroundingsError) for outcome in outcomes):
+        return SurroundingsError.exit_code  # what starts the shards may repeat this one
     return FAILED if any(outcome.status in ("failed", "left") for outcome in outcomes) else 0
 
 
@@ -238,7 +261,7 @@ def _line(outcome: Outcome) -> str:
 
 def _tell(outcomes: Sequence[Outcome], seconds: float) -> None:
     counts = {status: sum(outcome.status == status for outcome in outcomes) for status in WORDS}
-    told = [f"{count} {status}" for status, count in counts.items() if count]
+    told = [f"{count} {status}" for status, count in counts.items() if count] or ["nothing to do"]
     echo(f"{counted_as(len(outcomes), 'output')} in {seconds:.1f} s: {', '.join(told)}")
 
 

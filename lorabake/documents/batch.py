@@ -32,8 +32,8 @@ class BatchOutput:
     """The output, as the recipe writes it; null where that is unknown."""
     choices: tuple[Chosen, ...]
     """Its values on the axes of the matrix; empty without one."""
-    status: Literal["baked", "current", "failed", "left"]
-    """current: it was there already; left: not begun, because another one had failed."""
+    status: Literal["baked", "current", "waiting", "failed", "left"]
+    """current: it was there already; waiting: other shards do the rest; left: not begun, because another failed."""
     bytes: int | None
     """The bytes of its files with weights; null unless it was baked."""
     data_sha256: tuple[str, ...]

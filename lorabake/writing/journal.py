@@ -19,6 +19,9 @@ NEW: Final = "new"
 BESIDE: Final = "beside"
 """A folder of files that go beside the target."""
 
+SHARED: Final = "shared"
+"""A file among the receipts: it says which output several processes make in this folder."""
+
 RECEIPTS: Final = "receipts"
 """A folder of what is finished, by which a batch goes on where another one was stopped."""
 

@@ -47,6 +47,7 @@ class Output:
     their bytes. `complete` fills in what is known only at the end, and returns what can be committed. Leaving the
     context removes whatever is left; `left` tells what the system said if it could not. Several outputs can be
     written at once, each in a folder of its own. With `keep`, what a stopped batch left may stay.
+    A `shared` folder is there already, and other processes write into it, too.
     """
 
     def __init__(
@@ -58,9 +59,10 @@ class Output:
         fsync: bool,
         form: Form | None = None,
         keep: Keep | None = None,
+        shared: bool = False,
     ) -> None:
         self.plan, self.path, self.form = plan, plan.path, form or form_of(plan)
-        self.partial = Partial(plan.path)
+        self.partial = Partial(plan.path, shared=shared)
         self.weights = Weights(
             self.partial.path,
             plan.files,

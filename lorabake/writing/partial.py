@@ -3,11 +3,12 @@
 The folder has a mark of lorabake's, and is locked while its bake runs. A killed bake leaves it behind, and the next
 bake onto the same target takes it over. That bake removes the contents. But if the killed one had begun to move files
 to their names, it completes that first. A folder without the mark is never touched. A batch leaves receipts in it of
-what is finished, and the next batch may keep that.
+what is finished, and the next batch may keep that. Several processes can share a folder (`writing.sharing`).
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -18,13 +19,14 @@ from typing import Final
 from lorabake.errors import FileError, TargetError
 from lorabake.tensors.small import parse_json, read_small
 from lorabake.writing.commit import Move, complete, identity
-from lorabake.writing.journal import BESIDE, MARK, MAX_JOURNAL, NEW, RECEIPTS, moves_of, text_of
+from lorabake.writing.journal import BESIDE, MARK, MAX_JOURNAL, NEW, RECEIPTS, SHARED, moves_of, text_of
 from lorabake.writing.system import (
     fsync,
     fsync_folder,
     is_ours,
     lock,
     names_in,
+    open_again,
     open_folder,
     open_new,
     remove,
@@ -32,7 +34,8 @@ from lorabake.writing.system import (
 )
 
 _MARK_NEW: Final = MARK + ".new"
-_OURS: Final = {MARK, _MARK_NEW, NEW, NEW + ".old", BESIDE, RECEIPTS}
+_RECEIPTS_OLD: Final = RECEIPTS + ".old"
+_OURS: Final = {MARK, _MARK_NEW, NEW, NEW + ".old", BESIDE, RECEIPTS, _RECEIPTS_OLD}
 
 
 def partial_of(target: Path) -> Path:
@@ -41,12 +44,12 @@ def partial_of(target: Path) -> Path:
 
 
 class Partial:
-    """Hold the folder in which a target is made, from `open` to `clean`."""
+    """Hold the folder in which a target is made, from `open` to `clean`: alone, or shared with other processes."""
 
-    def __init__(self, target: Path) -> None:
-        self.path = partial_of(target)
+    def __init__(self, target: Path, *, shared: bool = False) -> None:
+        self.path, self._is_shared = partial_of(target), shared
         self.new, self.receipts = self.path / NEW, self.path / RECEIPTS
-        self._fd = -1
+        self.fd = self._fd_shared = -1
         self._may_go = False  # False while the next bake may need the folder's contents
 
     def beside(self, target: Path) -> Path:
@@ -58,53 +61,72 @@ class Partial:
 
         Raise TargetError if another bake has it or if it is not lorabake's; OSError if the system refuses.
         """
-        self._fd = _locked(self.path)
-        found = names_in(self._fd)
+        self.hold()
+        found = names_in(self.fd)
         try:
             self._take_over(found, keep)
             (self.path / BESIDE).mkdir()
         except BaseException:
             if not found:
                 with suppress(OSError):
-                    self._remove()
-            self._leave()
+                    self.remove()
+            self.leave()
             raise
         self._may_go = True
 
+    def hold(self) -> None:
+        """Lock the folder; make it if need be, unless it is shared.
+
+        Raise TargetError if another bake has it; FileNotFoundError where a shared folder has gone.
+        """
+        if self._is_shared:
+            self.fd, self._fd_shared = _joined(self.path)
+        else:
+            self.fd = _locked(self.path)
+
     @classmethod
-    def complete_killed(cls, target: Path, made: Callable[[Path], None]) -> None:
+    def complete_killed(cls, target: Path, made: Callable[[Path], None], *, shared: bool = False) -> None:
         """Complete what a killed bake had begun to move to its names, if it had begun; else leave all as it is.
 
         `made` is told the folder with the receipts, before that goes.
         """
-        partial = cls(target)
+        partial = cls(target, shared=shared)
         if not os.path.lexists(partial.path):
             return
-        partial._fd = _locked(partial.path)
+        partial.hold()
         try:
-            moves = partial._moves_left(names_in(partial._fd))
-            if any(move.has_begun for move in moves):
+            if moves := partial.moves_begun(names_in(partial.fd)):
                 complete(moves)
                 fsync_folder(target.parent)
                 made(partial.receipts)
-                partial._remove()
+                partial.remove()
         finally:
-            partial._leave()
+            partial.leave()
+
+    @property
+    def is_moving(self) -> bool:
+        """Tell whether a bake has begun to move what is in the folder, which is held, to its names."""
+        return bool(self.moves_begun(names_in(self.fd)))
+
+    def moves_begun(self, found: set[str]) -> list[Move]:
+        """Return the moves in which a bake was killed, if it was; raise TargetError for a stranger's folder."""
+        moves = self._moves_left(found)
+        return moves if any(move.has_begun for move in moves) else []
 
     def _take_over(self, found: set[str], keep: Callable[[], bool] | None) -> None:
         if found:
-            moves = self._moves_left(found)
+            moves = self.moves_begun(found)
             if strangers := sorted(found - _OURS):
                 raise TargetError(
                     f"{self.path}: holds {strangers[0]}, which no bake has put there",
                     "A bake makes its output in this folder. Move it, or choose another output.",
                 )
-            if any(move.has_begun for move in moves):
+            if moves:
                 complete(moves)
                 fsync_folder(self.path.parent)
                 keep = None
             kept = {NEW, RECEIPTS} if keep is not None and found >= {NEW, RECEIPTS} and keep() else set()
-            self._empty(kept)
+            self._empty(kept | {RECEIPTS} if self._is_shared else kept)
             self._write(_MARK_NEW, [])
             os.rename(self.path / _MARK_NEW, self.path / MARK)
         else:
@@ -113,7 +135,7 @@ class Partial:
     def _moves_left(self, found: set[str]) -> list[Move]:
         """Return the moves that a killed bake recorded; raise TargetError if its mark is missing or wrong."""
         place = self.path / MARK
-        if MARK not in found or not is_ours(self._fd):
+        if MARK not in found or not is_ours(self.fd):
             raise _stranger(self.path)
         status = os.lstat(place)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
@@ -141,7 +163,7 @@ class Partial:
 
     def check(self) -> None:
         """Raise TargetError unless the name still belongs to this folder."""
-        if identity(self.path) != identity(self._fd):
+        if identity(self.path) != identity(self.fd):
             raise TargetError(f"{self.path}: another program has moved or removed it; nothing was replaced")
 
     @contextmanager
@@ -182,24 +204,29 @@ class Partial:
         """
         try:
             if self._may_go and not (keep and self.has_receipts):
-                self._remove()
+                self.remove()
         finally:
-            self._leave()
+            self.leave()
 
-    def _remove(self) -> None:
-        if identity(self.path) == identity(self._fd):
+    def remove(self) -> None:
+        """Remove the folder, if its name still is its own; raise OSError where the system refuses."""
+        if identity(self.path) == identity(self.fd):
+            if self._is_shared:  # all at once, so that nobody lays a claim to what goes
+                with suppress(OSError):
+                    os.rename(self.receipts, self.path / _RECEIPTS_OLD)
             self._empty()
             with suppress(FileNotFoundError):
                 (self.path / MARK).unlink()
             self.path.rmdir()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         """Unlock the folder, and leave it as it is."""
         self._may_go = False
-        if self._fd >= 0:
-            with suppress(OSError):
-                os.close(self._fd)
-            self._fd = -1
+        for fd in (self.fd, self._fd_shared):
+            if fd >= 0:
+                with suppress(OSError):
+                    os.close(fd)
+        self.fd = self._fd_shared = -1
 
 
 def _stranger(path: Path) -> TargetError:
@@ -233,17 +260,52 @@ def _locked(path: Path) -> int:
                     "If none is, remove the folder.",
                 )
             if identity(path) == identity(fd):
+                _check_unshared(path)
                 return fd
         except BlockingIOError:
             os.close(fd)
-            raise TargetError(
-                f"{path}: another bake is writing this target; wait for it, or choose another"
-            ) from None
+            raise _busy(path) from None
         except BaseException:
             os.close(fd)
             _remove_new(path, is_new=is_new)
             raise
         os.close(fd)  # the other bake ended between open and lock, so the name means another folder now
+
+
+def _check_unshared(path: Path) -> None:
+    """Raise BlockingIOError if processes share a folder; those of another machine may have locked this file alone."""
+    with suppress(FileNotFoundError):
+        fd = open_again(path / RECEIPTS / SHARED)
+        try:
+            lock(fd)
+        finally:
+            os.close(fd)
+
+
+def _joined(path: Path) -> tuple[int, int]:
+    """Open a folder that processes share, and the file that says so, and lock both against who wants it alone.
+
+    Network file systems lock files from machine to machine, but folders on one machine only. Where there are no locks
+    at all, nobody who wants a folder alone takes one that is there.
+    """
+    fds = [open_folder(path)]
+    try:
+        fds.append(open_again(path / RECEIPTS / SHARED))
+        for fd in fds:
+            lock(fd, shared=True)
+        if identity(path) != identity(fds[0]):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    except BaseException as error:
+        for fd in fds:
+            os.close(fd)
+        if isinstance(error, BlockingIOError):
+            raise _busy(path) from None
+        raise
+    return fds[0], fds[1]
+
+
+def _busy(path: Path) -> TargetError:
+    return TargetError(f"{path}: another bake is writing this target; wait for it, or choose another")
 
 
 def _remove_new(path: Path, *, is_new: bool) -> None:

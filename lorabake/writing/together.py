@@ -27,9 +27,18 @@ class Outputs:
     """
 
     def __init__(
-        self, plans: Iterable[Plan], inputs: Inputs, *, overwrite: bool, fsync: bool, keep: Keep | None = None
+        self,
+        plans: Iterable[Plan],
+        inputs: Inputs,
+        *,
+        overwrite: bool,
+        fsync: bool,
+        keep: Keep | None = None,
+        shared: bool = False,
     ) -> None:
-        self._outputs = tuple(Output(plan, inputs, overwrite=overwrite, fsync=fsync, keep=keep) for plan in plans)
+        self._outputs = tuple(
+            Output(plan, inputs, overwrite=overwrite, fsync=fsync, keep=keep, shared=shared) for plan in plans
+        )
         self._keeps = keep is not None
         check_apart([output.plan for output in self._outputs])
 

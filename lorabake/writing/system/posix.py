@@ -82,13 +82,13 @@ def _rename(source: Path, target: Path, how: int) -> bool:
     raise OSError(code, os.strerror(code), str(source), None, str(target))
 
 
-def lock(fd: int) -> bool:
+def lock(fd: int, *, shared: bool = False) -> bool:
     """Lock a file or folder for this process; return False where the file system has no locks.
 
-    Raise BlockingIOError if another process has it.
+    A shared lock is against those alone that want it for themselves. Raise BlockingIOError if another process has it.
     """
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
     except OSError as error:

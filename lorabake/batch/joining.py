@@ -1,0 +1,196 @@
+"""Make an output together with other processes, of this machine or of others, that know nothing of one another.
+
+The first to come begins the folder, one of them makes the files in it, all write their parts and land receipts, and
+one that sees all receipts completes the output. Who makes or completes has laid a claim to the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from lorabake.artifacts.current import find_shared, keep_receipt
+from lorabake.artifacts.watch import Watch
+from lorabake.baking import bake_pass
+from lorabake.batch.parts import Coverage, Part, left_of
+from lorabake.batch.receipts import coverage_of, ground_of
+from lorabake.batch.restart import Restart
+from lorabake.batch.work import land_all
+from lorabake.errors import LorabakeError, TargetError
+from lorabake.execution.agenda import Agenda, Computed
+from lorabake.execution.running import Ways, run
+from lorabake.machine import check_room_for, worded
+from lorabake.options import RunOptions
+from lorabake.planning import Plan
+from lorabake.results import BakeResult
+from lorabake.writing import sharing
+from lorabake.writing.claim import Claim
+from lorabake.writing.inputs import Inputs
+from lorabake.writing.journal import RECEIPTS
+from lorabake.writing.output import Output
+from lorabake.writing.partial import Partial, partial_of
+
+MADE: Final = "made"
+"""A file among the receipts: the output's files are there, and take parts."""
+
+POLL: Final = 0.1
+"""Seconds from one look at what another process does to the next."""
+
+PATIENCE: Final = 180.0
+"""Seconds to wait for others to make an output's files; a dead one's claim is free before."""
+
+
+class Member:
+    """Make one output together with others: `join`, do parts (`do_parts`), `leave`, and then `finish`."""
+
+    def __init__(self, plan: Plan, options: RunOptions, restart: Callable[[], Restart]) -> None:
+        self.plan, self.ground = plan, ground_of(plan, options.device)
+        self._options, self._restart = options, restart
+        digest = hashlib.sha256(json.dumps(self.ground, sort_keys=True).encode()).hexdigest()
+        self._said = json.dumps({"output": plan.path.name, "made of": digest})
+        self._partial = Partial(plan.path, shared=True)
+        self._receipts = partial_of(plan.path) / RECEIPTS
+
+    @property
+    def is_complete(self) -> bool:
+        """Tell whether the output has its name, and is what this plan makes."""
+        return find_shared(self._watch, self._options.device) is not None
+
+    @property
+    def _watch(self) -> Watch:
+        return Watch.of(self.plan, locked=self._options.locked)
+
+    def join(self) -> bool:
+        """Make the folder and the files in it, or find them made, and hold them; return False for a complete output.
+
+        Raise TargetError if a bake of its own, or a batch of another recipe, is writing the output.
+        """
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                if self._is_ready():
+                    return True
+            except FileNotFoundError:
+                pass  # another process has completed the output, or given it up
+            except TargetError:
+                if time.monotonic() > end or not self._is_ours:
+                    raise
+            self.leave()
+            if not os.path.lexists(self._partial.path) and self.is_complete:
+                return False
+            if time.monotonic() > end:
+                raise TargetError(f"{self._partial.path}: no process makes the output's files; remove the folder")
+            time.sleep(POLL)
+
+    @property
+    def _is_ours(self) -> bool:
+        return sharing.is_shared(self.plan.path, self._said)
+
+    def _is_ready(self) -> bool:
+        """Go on with what is to be done before parts can be written; tell whether nothing is left of that."""
+        if not os.path.lexists(self._partial.path):
+            if self.is_complete:
+                return False
+            self.plan.path.parent.mkdir(parents=True, exist_ok=True)
+            if not sharing.begin(self.plan.path, self._said):
+                return False
+            if self.is_complete:  # it was completed between the first look and the new folder
+                self._partial.hold()
+                self._partial.remove()
+                return False
+        if not self._is_ours:
+            sharing.take_over(self.plan.path, self._said)
+            return False
+        self._partial.hold()
+        is_moving = self._partial.is_moving
+        if not is_moving and (self._receipts / MADE).exists():
+            return True
+        with Claim(self._receipts) as claim:
+            if not claim.take():
+                return False
+            self._restart().complete(self.plan, lambda: keep_receipt(self._watch))
+            if not is_moving:
+                self._make()
+            return not is_moving
+
+    def _make(self) -> None:
+        restart = self._restart()
+        with Inputs(self.plan) as inputs:
+            overwrite, fsync = self._options.overwrite, self._options.fsync
+            output = Output(self.plan, inputs, overwrite=overwrite, fsync=fsync, keep=restart.keep, shared=True)
+            output.__enter__()
+            output.weights.close()
+            output.partial.leave()
+        (self._receipts / MADE).touch()
+
+    def leave(self) -> None:
+        """Let go of the folder."""
+        self._partial.leave()
+
+    def output(self, inputs: Inputs) -> Output:
+        """Open the output's files, which have been made."""
+        output = Output(self.plan, inputs, overwrite=True, fsync=self._options.fsync)
+        output.weights.join()
+        return output
+
+    def finish(self) -> BakeResult | None:
+        """Complete the output if all receipts are there; return None where parts are missing, or another one did.
+
+        While another process completes it, wait: should that one die, this one goes on.
+        """
+        with Claim(self._receipts) as claim:
+            while self._is_covered():
+                try:
+                    if claim.take():
+                        (result,) = bake_pass([self.plan], self._options, self._restart())
+                        return result
+                except FileNotFoundError:  # the folder has gone
+                    continue
+                except LorabakeError:
+                    if self._is_ours or not self.is_complete:
+                        raise
+                time.sleep(POLL)
+        return None
+
+    def _is_covered(self) -> bool:
+        if not self._is_ours:
+            return False
+        size = sum(file.data_size for file in self.plan.files)
+        with Inputs(self.plan) as inputs:
+            output = Output(self.plan, inputs, overwrite=True, fsync=False)
+            try:
+                return coverage_of(output, self.ground)[0].size == size
+            finally:
+                output.weights.close()
+
+
+def do_parts(members: Sequence[Member], parts: Sequence[Part], options: RunOptions) -> None:
+    """Do parts of outputs that have been joined, but for what has receipts, and land receipts of each part.
+
+    Each part holds a share for each member. Raise a LorabakeError for what stops it; receipts that landed stay.
+    """
+    plans = [member.plan for member in members]
+    grounds = [member.ground for member in members]
+    with worded(), Inputs(*plans) as inputs:
+        outputs = [member.output(inputs) for member in members]
+        covered: list[Coverage] = [coverage_of(*pair)[0] for pair in zip(outputs, grounds, strict=True)]
+        left = [part for each in parts if (part := left_of(each, covered)) is not None]
+
+        def ended(number: int, computed: Sequence[Mapping[int, Computed]], stop: threading.Event) -> None:
+            land_all(left[number], inputs, outputs, grounds, computed, stop)
+
+        try:
+            if left:
+                if any(share.steps for part in left for share in part.portion):
+                    check_room_for("torch", options.workers)
+                agenda = Agenda(tuple(part.portion for part in left), tuple({} for _ in plans), ended)
+                ways = Ways(options.device, options.workers, options.progress, options.warn)
+                run(agenda, plans, inputs, [output.weights for output in outputs], ways)
+        finally:
+            for output in outputs:
+                output.weights.close()
