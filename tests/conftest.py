@@ -16,7 +16,7 @@ from tests.skips import advise
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
-# The same bytes on every machine; test_simulated.py bakes on an accelerator.
+# The same bytes on every machine; simulated/ bakes on an accelerator.
 os.environ.setdefault("LORABAKE_DEVICE", "cpu")
 
 # As the command line does: where several processes share the cores, threads that wait must not keep a core busy.

@@ -1,6 +1,6 @@
 """Which device computes, what the file says of it, and how workers share its memory. All on the CPU.
 
-`test_simulated.py` bakes on an accelerator.
+`simulated` bakes on an accelerator.
 """
 
 from __future__ import annotations

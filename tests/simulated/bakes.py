@@ -1,4 +1,4 @@
-"""Bakes on the simulated device: memory, streams, what it cannot do. `test_simulated.py` runs this file."""
+"""Bakes on the simulated device: memory, streams, what it cannot do. `test_device.py` runs this file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PLACE = "simulated"
 
 @pytest.fixture(autouse=True)
 def unlimited() -> Iterator[None]:
-    assert torch.accelerator.current_accelerator() == torch.device(PLACE), "start this by test_simulated.py"
+    assert torch.accelerator.current_accelerator() == torch.device(PLACE), "start this by test_device.py"
     torch.accelerator.synchronize()  # a test that does not wait for its copies leaves some
     torch.simulated.empty_cache()
     torch.simulated.limit(None)

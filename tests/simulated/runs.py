@@ -1,7 +1,4 @@
-"""Run tests on an accelerator that this machine does not have: `simulated/` says what it is.
-
-Each run is a process of its own, whose torch has that device; a bake there takes it, as it would take a GPU.
-"""
+"""Run files of tests on the simulated device: bakes in that process take it, as they would take a GPU."""
 
 from __future__ import annotations
 
@@ -15,31 +12,15 @@ import pytest
 
 from tests import simulated
 
-ROOT = Path(__file__).resolve().parent.parent
-
-RUNS = {
-    "bakes": (("simulated/bakes.py",), ""),
-    "kinds": (("test_kinds.py",), "not bfloat16"),  # what the output is rounded to makes no difference there
-    "others": (
-        tuple(
-            f"test_{name}.py" for name in ("packing", "compose", "methods", "rounding", "embeddings", "reproducible")
-        ),
-        "not the_first_bake_of_a_process",  # which is about the CPU
-    ),
-}
-"""Files of tests, and which of theirs run: all, or those that pytest's -k selects."""
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-@pytest.fixture(scope="session")
-def backend() -> Path:
+def check_there(*files: str, selected: str = "") -> None:
+    """Run files of tests, or those of their tests that pytest's -k selects; skip where the device cannot be built."""
     try:
-        return simulated.build()
+        backend = simulated.build()
     except simulated.UnavailableError as error:
         pytest.skip(f"no simulated device: {error}")
-
-
-@pytest.mark.parametrize(("files", "selected"), RUNS.values(), ids=RUNS)
-def test_on_the_simulated_device(backend: Path, files: tuple[str, ...], selected: str) -> None:
     own = {name: text for name, text in os.environ.items() if not name.startswith("PYTEST_")}
     path = os.pathsep.join([str(backend), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selected]
