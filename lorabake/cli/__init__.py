@@ -125,6 +125,16 @@ class LazyGroup(click.Group):
         with as_options(), worded():
             return super().main(*arguments, **settings)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that is called; click's complaint about an option without its value names no command."""
+        try:
+            return super().invoke(ctx)
+        except click.BadOptionUsage as error:
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            if error.ctx is None and command is not None:
+                error.ctx = click.Context(command, parent=ctx, info_name=ctx.invoked_subcommand)
+            raise
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """List the commands in the order of a user's work."""
         return [*commands()]

@@ -222,7 +222,8 @@ def _hint_on_option(option: str, context: click.Context) -> str:
 def _bad_use(error: click.BadOptionUsage) -> list[str]:
     option, message = error.option_name, error.format_message()
     if "requires an argument" in message:
-        return [f"{option} needs a value behind it", _help_on(option, error.ctx)]
+        name = f"{error.ctx.command_path}: " if error.ctx is not None else ""
+        return [f"{name}{option} needs a value behind it", _help_on(option, error.ctx)]
     if "does not take a value" in message:
         return [f"{option} takes no value", f"Write {option} alone, or leave it out."]
     return [message]
@@ -237,7 +238,7 @@ def _help_on(option: str, context: click.Context | None) -> str:
                 *first, last = map(str, parameter.type.choices)
                 return f"It takes {', '.join(first)} or {last}."
             if parameter.help:
-                return f"Of {option}: {parameter.help}"
+                return f"Write `{option} VALUE`. Its help says: {parameter.help}"
     return "Add --help to the command to see which values it takes."
 
 

@@ -7,7 +7,7 @@ nihedon/sd-webui-lora-block-weight (19 and 57 values).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -17,12 +17,13 @@ class BlockList:
 
     `blocks` are pairs: the block's name in the extensions, and patterns of its modules. `others` are patterns of the
     blocks that the list does not name; the extensions multiply them by 0. `roots` are beginnings of names that only
-    networks have which the list is for.
+    networks have which the list is for, and `network` is what people call these.
     """
 
     blocks: tuple[tuple[str, tuple[str, ...]], ...]
     others: tuple[str, ...] = ()
     roots: tuple[str, ...] = ()
+    network: str = ""
 
 
 UNET_ROOTS = ("input_blocks.", "middle_block.", "output_blocks.")
@@ -36,11 +37,16 @@ def _unet(entering: tuple[int, ...], leaving: tuple[int, ...]) -> BlockList:
     """List the blocks of a UNet: BASE, those that go in, the middle one, and those that come out."""
     inputs = tuple((f"IN{number:02}", (f"input_blocks.{number}.*",)) for number in entering)
     outputs = tuple((f"OUT{number:02}", (f"output_blocks.{number}.*",)) for number in leaving)
-    return BlockList((_BASE, *inputs, _MIDDLE, *outputs), ("input_blocks.*", "output_blocks.*"), UNET_ROOTS)
+    return BlockList(
+        (_BASE, *inputs, _MIDDLE, *outputs),
+        ("input_blocks.*", "output_blocks.*"),
+        UNET_ROOTS,
+        "Stable Diffusion or SDXL",
+    )
 
 
 def _flux(*blocks: tuple[str, tuple[str, ...]]) -> BlockList:
-    return BlockList(blocks, roots=FLUX_ROOTS)
+    return BlockList(blocks, roots=FLUX_ROOTS, network="Flux")
 
 
 _DOUBLE = tuple((f"D{number:02}", (f"double_blocks.{number}.*",)) for number in range(19))
@@ -72,6 +78,20 @@ LISTS: Mapping[int, BlockList] = {
     ),
 }
 """Number of values -> what they are for."""
+
+
+def counts_by_network() -> dict[str, list[int]]:
+    """Return the numbers of values that there are for each sort of network."""
+    counts: dict[str, list[int]] = {}
+    for count, blocks in LISTS.items():
+        counts.setdefault(blocks.network, []).append(count)
+    return counts
+
+
+def one_of_numbers(numbers: Sequence[int]) -> str:
+    """Write numbers as a choice: 12, 17 or 20."""
+    *most, last = map(str, sorted(numbers))
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def _shallow_and_deep(*parts: int) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from lorabake.errors import RecipeError
-from lorabake.importing.block_weights import LISTS, factors
+from lorabake.importing.block_weights import LISTS, factors, one_of_numbers
 from lorabake.importing.names import check_digest, named_file
 from lorabake.importing.wanted import Call, Wanted
 from lorabake.keymap.expansion import KeyMap
@@ -173,7 +173,7 @@ def _blocks(sources: Sources, number: int, call: Call) -> dict[str, float]:
         fitting = [count for count, blocks in LISTS.items() if any(name.startswith(blocks.roots) for name in every)]
         raise RecipeError(
             f"LoRA {call.name}: {len(call.blocks)} block weights are for another network than {title}",
-            f"{title} takes {' or '.join(map(str, fitting))} values."
+            f"{title} takes {one_of_numbers(fitting)} values."
             if fitting
             else f"For {title}, write blocks into the recipe, with patterns of its modules.",
         )

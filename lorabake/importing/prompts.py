@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from lorabake.errors import RecipeError
-from lorabake.importing.block_weights import LISTS, PRESETS
+from lorabake.importing.block_weights import LISTS, PRESETS, counts_by_network, one_of_numbers
 from lorabake.importing.wanted import Call
 from lorabake.likeness import nearest
 from lorabake.visible import at_a_glance
@@ -120,12 +120,9 @@ def _blocks(tag: str, text: str, presets: Mapping[str, tuple[float, ...]]) -> tu
 def check_count(where: str, count: int) -> None:
     """Raise RecipeError for a number of block weights that no extension knows."""
     if count not in LISTS:
-        *most, last = sorted(LISTS)
-        raise _error(
-            where,
-            f"has {count} block weights",
-            f"There are lists of {', '.join(map(str, most))} and {last} values: one value a block.",
-        )
+        rows = counts_by_network().items()
+        known = " ".join(f"A LoRA for {network} takes {one_of_numbers(counts)} values." for network, counts in rows)
+        raise _error(where, f"has {count} block weights", f"{known} Write one value for each block.")
 
 
 def _factor(tag: str, value: str) -> float:

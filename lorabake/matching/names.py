@@ -155,7 +155,17 @@ class BaseNames:
         words = [word for pattern in alike for sample in wanted(pattern) for word in sample.words()]
         spelled = {pattern_of(word): word for word in reversed(words)}
         near = nearest(pattern_of(name), reversed(spelled))
+        if near and near == pattern_of(name):
+            return f"; {self._numbers_of(near, name, {*alike})}"
         return f"; nearest: {spelled[near]}" if near else ""
+
+    def _numbers_of(self, pattern: str, name: str, patterns: Collection[str]) -> str:
+        """Say which names of a pattern the base has, for a name with other numbers; modules have these patterns."""
+        samples = [each for each in islice(self.spelled.samples(), MOST) if pattern_of(each.module.name) in patterns]
+        words = [word for sample in samples for word in sample.words() if pattern_of(word) == pattern]
+        first, last = words[0], words[-1]
+        others = first if first == last else f"{first} to {last}"
+        return f"the LoRA has {name}, the base {others}"
 
     @property
     def title(self) -> str:

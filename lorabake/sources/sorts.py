@@ -6,6 +6,7 @@ The messages say what a file is, and where it belongs. `tensors.sorts` has the s
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -13,15 +14,16 @@ from itertools import islice
 from lorabake.adapters import adapter_slots, are_stored, shared, suffixes
 from lorabake.architectures import architectures
 from lorabake.components.vae import VAE as VAE_TABLE
-from lorabake.errors import FileError
+from lorabake.errors import FileError, LorabakeError
 from lorabake.keymap.embeddings import read_vectors
 from lorabake.keymap.slots import LoraTensors, sort_tensors
 from lorabake.keymap.table import Architecture, find
 from lorabake.recipe import Recipe
+from lorabake.settings import filled
 from lorabake.sources.family import GENERIC, identify
 from lorabake.sources.loras import LoraSource
 from lorabake.storage.recognition import way_of
-from lorabake.tensors.checkpoint import Checkpoint
+from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint
 from lorabake.tensors.folders import one_of
 from lorabake.tensors.header import TensorInfo
 from lorabake.tensors.reader import is_there
@@ -77,7 +79,21 @@ def check_base(recipe: Recipe, base: Checkpoint, architecture: Architecture) -> 
         return
     sort = _sort_of(base)
     if sort.is_no_base:
-        raise FileError(f"{base.path}: is {sort.title}, and the base must be a checkpoint", sort.advice)
+        advice = (sort is LORA and _exchanged(recipe, base)) or sort.advice
+        raise FileError(f"{base.path}: is {sort.title}, and the base must be a checkpoint", advice)
+
+
+def _exchanged(recipe: Recipe, base: Checkpoint) -> str:
+    """Return the advice for a recipe with a LoRA as the base and the checkpoint among the LoRAs; "" for any other."""
+    for entry in recipe.loras:
+        with suppress(LorabakeError):  # what is wrong with it is another message, once the base is one
+            lora = open_checkpoint(recipe.locate(entry))
+            if _sort_of(lora) is CHECKPOINT:
+                return filled(
+                    f"{lora.path}, given as a LoRA{{AS_LORA}}, is a checkpoint. Exchange the two: "
+                    f"{lora.path.name} is the base{{AS_BASE}}, and {base.path.name} a LoRA."
+                )
+    return ""
 
 
 def check_vae(vae: Checkpoint) -> None:

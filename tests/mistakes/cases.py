@@ -19,7 +19,7 @@ FILES = sorted(path for path in HERE.glob("*.md") if path.name != "README.md")
 USUAL_EXIT_CODE = 2
 
 _FENCE = re.compile(r"^```(\w+)?(?: (\S+))?$")
-_SECONDS = re.compile(r"\(\d+\.\d s\)")
+_SECONDS = re.compile(r"(\(|\bin )\d+\.\d s\b")
 _SETTING = re.compile(r"[A-Z_]+=.*")
 
 KEPT_OUT = ("LORABAKE_DEVICE", "LORABAKE_DEBUG", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE")
@@ -57,7 +57,7 @@ class Case:
             result = CliRunner().invoke(_Program(), words, env=settings, prog_name="lorabake")  # type: ignore[arg-type]
         finally:
             recipe.unlink(missing_ok=True)
-        lines = _SECONDS.sub("(0.0 s)", result.output.replace(str(folder), "/models")).rstrip("\n").split("\n")
+        lines = _SECONDS.sub(r"\g<1>0.0 s", result.output.replace(str(folder), "/models")).rstrip("\n").split("\n")
         return tuple(lines) + ((f"[exit code {result.exit_code}]",) if result.exit_code != USUAL_EXIT_CODE else ())
 
 
