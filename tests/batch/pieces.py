@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,3 +54,8 @@ class NotedPart(PartOfPass):
         (notes / f"{self.number}.{os.getpid()}.{time.monotonic_ns()}").touch()
         time.sleep(0.2)
         super().run(telling)
+
+
+def noted_runs(folder: Path) -> Counter[str]:
+    """Count how often each part was begun."""
+    return Counter(path.name.split(".")[0] for path in (folder / "notes").iterdir())

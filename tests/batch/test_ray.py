@@ -7,11 +7,12 @@ them and is the driver's own node.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +20,18 @@ from typing import Any
 
 import pytest
 
+from lorabake.batch import BatchOptions, bake_all
 from lorabake.batch.engines import Ended, Retries, Telling
 from lorabake.batch.engines.cluster import STORAGE, Demand, joined
 from lorabake.batch.engines.dealing import deal
 from lorabake.batch.engines.ray import RayTasks
 from lorabake.batch.engines.sight import MARKER, Places
 from lorabake.errors import FileError, SurroundingsError
-from tests.batch.pieces import Piece
+from lorabake.options import RunOptions
+from lorabake.progress import unseen
+from lorabake.recipe import load_recipes
+from tests.batch.pieces import NotedPart, Piece, noted_runs
+from tests.batch.sweep import empty, make_sweep, outputs
 
 if sys.platform != "linux":
     pytest.skip("needs Linux: other systems have one loopback address", allow_module_level=True)
@@ -46,7 +52,7 @@ def cluster() -> Iterator[Cluster]:
     soon = {"health_check_period_ms": 1000, "health_check_timeout_ms": 3000, "health_check_failure_threshold": 3}
     own = {"num_cpus": 0, "include_dashboard": False, "node_ip_address": "127.0.0.2", "_system_config": soon}
     cluster = Cluster(initialize_head=True, head_node_args={**own, "object_store_memory": STORE})
-    cluster.add_node(num_cpus=1, object_store_memory=STORE, node_ip_address="127.0.0.3")
+    cluster.add_node(num_cpus=2, object_store_memory=STORE, node_ip_address="127.0.0.3")
     yield cluster
     cluster.shutdown()
 
@@ -54,7 +60,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def second(cluster: Cluster) -> Any:
     """Add a second node with cores. The last test that takes it kills it."""
-    return cluster.add_node(num_cpus=1, object_store_memory=STORE, node_ip_address="127.0.0.4")
+    return cluster.add_node(num_cpus=2, object_store_memory=STORE, node_ip_address="127.0.0.4")
 
 
 def driver(cluster: Cluster) -> AbstractContextManager[Any]:
@@ -85,6 +91,8 @@ class Stores(threading.Thread):
     def run(self) -> None:
         name = "object_store_memory"
         while not self.over.wait(0.1):
+            if not ray.is_initialized():
+                continue
             total, free = ray.cluster_resources().get(name, 0.0), ray.available_resources().get(name, 0.0)
             self.most, self.looks = max(self.most, total - free), self.looks + 1
 
@@ -99,7 +107,7 @@ def test_pieces_spread_over_the_nodes_and_the_object_store_stays_empty(
     pieces += [Piece(tmp_path, "pauses", "pause")]
     places = Places((tmp_path, tmp_path / "new"), (Path(__file__),))
     with driver(cluster), RayTasks(ray, Demand(), places, Telling(counts.append, warnings.append)) as pool:
-        assert pool.slots == 2
+        assert pool.slots == 4
         with Stores() as stores:
             ended = run(pool, pieces)
             assert stores.looks > 5
@@ -147,27 +155,65 @@ def test_a_node_that_lacks_an_input_is_named(
 
 
 def test_a_cluster_without_such_a_node_is_refused(cluster: Cluster, tmp_path: Path) -> None:
-    words = r"^no node of the cluster has what a piece of work takes: 2 CPUs, 1 GPU\n"
+    words = r"^no node of the cluster has what a piece of work takes: 3 CPUs, 1 GPU\n"
     with (
         driver(cluster),
         pytest.raises(SurroundingsError, match=words),
-        RayTasks(ray, Demand(cpus=2, gpus=1), Places((tmp_path,), ()), Telling()),
+        RayTasks(ray, Demand(cpus=3, gpus=1), Places((tmp_path,), ()), Telling()),
     ):
         pass
 
 
-def test_a_killed_node_loses_nothing(cluster: Cluster, second: Any, tmp_path: Path) -> None:
-    pieces = [Piece(tmp_path, f"p{number}", "pause") for number in range(8)]
-    waiting, ended = [*pieces], list[Ended]()
-    with driver(cluster), RayTasks(ray, Demand(), Places((tmp_path,), ()), Telling()) as pool:
-        for each in deal(pool, lambda: waiting.pop(0) if waiting else None, SOON):
-            ended.append(each)
-            if len(ended) == 2:
-                cluster.remove_node(second, allow_graceful=False)  # kills its processes
-    assert sorted(each.work.name for each in ended) == [piece.name for piece in pieces]
-    assert [each.error for each in ended] == [None] * 8
-    runs = Counter(file.stem for file in tmp_path.glob("*.*"))
-    assert sum(runs.values()) <= 8 + 1, "all that was under way on the killed node is one piece"
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    """Make a sweep's inputs, and each output by a bake of its own."""
+    folder = tmp_path_factory.mktemp("sweep")
+    return folder, make_sweep(folder)
+
+
+@pytest.fixture
+def folder(made: tuple[Path, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    folder = made[0]
+    (folder / "notes").mkdir()
+    monkeypatch.setattr("lorabake.batch.engines.spread.PartOfPass", NotedPart)
+    yield folder
+    empty(folder)
+    shutil.rmtree(folder / "notes")
+
+
+def sweep(cluster: Cluster, folder: Path, progress: Callable[[int], None] = unseen, jobs: int | None = None) -> None:
+    """Bake the sweep on the cluster, its base in several parts."""
+    run = RunOptions(device="cpu", workers=1, fsync=False, progress=progress)
+    options = BatchOptions(run=run, part_bytes=4000, engine="ray", address=cluster.address, jobs=jobs)
+    outcomes = bake_all(load_recipes(folder / "sweep.yaml"), options)
+    assert [(outcome.status, outcome.error) for outcome in outcomes] == [("baked", None)] * 6
+
+
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_a_batch_writes_the_bytes_of_single_bakes(
+    cluster: Cluster, second: Any, folder: Path, made: tuple[Path, dict[str, bytes]], jobs: int
+) -> None:
+    with Stores() as stores:
+        sweep(cluster, folder, jobs=jobs)
+    assert outputs(folder) == made[1]
+    assert stores.looks > 5
+    assert stores.most == 0
+    assert set(noted_runs(folder).values()) == {1}
+
+
+def test_a_killed_node_loses_nothing(
+    cluster: Cluster, second: Any, folder: Path, made: tuple[Path, dict[str, bytes]]
+) -> None:
+    def kill(count: int) -> None:
+        if count and second in cluster.worker_nodes:
+            cluster.remove_node(second, allow_graceful=False)  # kills its processes
+
+    sweep(cluster, folder, kill)
+    assert second not in cluster.worker_nodes
+    assert outputs(folder) == made[1]
+    parts = noted_runs(folder)
+    assert len(parts) > 4
+    assert sum(parts.values()) <= len(parts) + 2, "what was under way on the killed node: it has two cores"
 
 
 def test_a_share_of_storage_is_asked_for_where_nodes_have_it() -> None:

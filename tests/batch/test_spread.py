@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from lorabake.errors import TargetError
 from lorabake.options import RunOptions
 from lorabake.recipe import Recipe, load_recipe, load_recipes
 from tests import builders as b
-from tests.batch.pieces import NotedPart
+from tests.batch.pieces import NotedPart, noted_runs
 from tests.batch.sweep import empty, make_sweep, outputs
 
 PART = 6000
@@ -41,11 +40,6 @@ def folder(made: tuple[Path, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch)
     shutil.rmtree(folder / "notes")
 
 
-def runs(folder: Path) -> Counter[str]:
-    """Count how often each part was begun."""
-    return Counter(path.name.split(".")[0] for path in (folder / "notes").iterdir())
-
-
 def sweep(folder: Path, progress: Callable[[int], None] = lambda _: None, **others: object) -> tuple[Outcome, ...]:
     run = RunOptions(device="cpu", workers=1, fsync=False, progress=progress)
     options = BatchOptions(run=run, part_bytes=PART, **others)  # type: ignore[arg-type]
@@ -66,7 +60,7 @@ def test_the_bytes_are_those_of_single_bakes(folder: Path, made: tuple[Path, dic
         each.result.plan.copied_bytes + each.result.plan.baked_bytes for each in outcomes if each.result
     )
     assert len({path.name.split(".")[1] for path in (folder / "notes").iterdir()}) == (0 if jobs == 1 else 4)
-    assert all(count == 1 for count in runs(folder).values())
+    assert all(count == 1 for count in noted_runs(folder).values())
 
 
 def test_a_killed_worker_loses_nothing(folder: Path, made: tuple[Path, dict[str, bytes]]) -> None:
@@ -82,24 +76,24 @@ def test_a_killed_worker_loses_nothing(folder: Path, made: tuple[Path, dict[str,
     assert killed
     assert statuses(outcomes) == ["baked"] * 6
     assert outputs(folder) == made[1]
-    assert sum(runs(folder).values()) <= len(runs(folder)) + 1
+    assert sum(noted_runs(folder).values()) <= len(noted_runs(folder)) + 1
 
 
 def test_an_interrupted_batch_goes_on(folder: Path, made: tuple[Path, dict[str, bytes]]) -> None:
     def interrupt(_: int) -> None:
-        if len(runs(folder)) > 2:
+        if len(noted_runs(folder)) > 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         sweep(folder, interrupt, jobs=2)
     assert all(name.endswith(".partial") for name in outputs(folder))
-    first = runs(folder)
+    first = noted_runs(folder)
     kept: list[int] = []
     assert statuses(sweep(folder, jobs=2, kept=lambda path, size: kept.append(size))) == ["baked"] * 6
     assert outputs(folder) == made[1]
     assert len(kept) == 6
-    assert sum(runs(folder).values()) <= len(runs(folder)) + 2
-    assert len(first) < len(runs(folder))
+    assert sum(noted_runs(folder).values()) <= len(noted_runs(folder)) + 2
+    assert len(first) < len(noted_runs(folder))
 
 
 # -- whole passes --------------------------------------------------------------------------------------------
