@@ -1,6 +1,7 @@
 """Refresh what the documentation shows, by running it.
 
     python docs/terminal.py             rewrite the outputs in all pages, draw docs/demo.svg, sample docs/demo.png
+                                        and docs/sweep.png
 
 Every ```console block of a page is a transcript: its `$ ` lines are run, in order, in a folder of the page's own that
 holds a copy of recipes/ with its inputs. A test runs them too, and compares (`mask` leaves out what differs from
@@ -29,6 +30,7 @@ VOLATILE = (
     (r"[\d.]+ [kMG]B/s, mostly \w+, peak memory \d+ MiB(, computed on [\w+]+)?", "…, peak memory …"),
     (r"\b[0-9a-f]{64}\b", "…"),
     (r"^(structure|provenance|weights|samples) \([\d.]+ s\)", r"\1 (… s)"),
+    (r"; [\d.]+ s\)", "; … s)"),
     (r"(subject +\S+): [0-9a-f]{12}", r"\1: …"),
 )
 PICTURE = (
@@ -125,7 +127,9 @@ def main() -> None:
         (ROOT / "docs" / "demo.svg").write_text(picture(shown), encoding="utf-8")
         run("lorabake verify recipes/demo.yaml --stage samples --report out/report", fresh)
         shutil.copy(fresh / "out" / "report" / "grid.png", ROOT / "docs" / "demo.png")
-    print("the pages, docs/demo.svg and docs/demo.png are up to date")
+        run("lorabake batch recipes/sweep.yaml --verify out/sweep_report", fresh)
+        shutil.copy(fresh / "out" / "sweep_report" / "grid.png", ROOT / "docs" / "sweep.png")
+    print("the pages, docs/demo.svg, docs/demo.png and docs/sweep.png are up to date")
 
 
 if __name__ == "__main__":

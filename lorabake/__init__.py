@@ -59,6 +59,8 @@ if TYPE_CHECKING:
         Verdict,
         Verification,
     )
+    from lorabake.verification.many import KeptSample, SmallPicture, VerifiedBatch, VerifiedOutput
+    from lorabake.verifying import verify_all
 
 __all__ = [
     "ArgumentError",
@@ -78,6 +80,7 @@ __all__ = [
     "Finding",
     "Identity",
     "InternalError",
+    "KeptSample",
     "Learned",
     "Ledger",
     "Likeness",
@@ -102,6 +105,7 @@ __all__ = [
     "SampleOptions",
     "Samples",
     "Shard",
+    "SmallPicture",
     "Source",
     "Status",
     "SurroundingsError",
@@ -113,6 +117,8 @@ __all__ = [
     "ValueTooLargeError",
     "Verdict",
     "Verification",
+    "VerifiedBatch",
+    "VerifiedOutput",
     "Verify",
     "VerifyOptions",
     "bake",
@@ -128,6 +134,7 @@ __all__ = [
     "plan",
     "publish",
     "verify",
+    "verify_all",
     "write_report",
 ]
 
@@ -149,6 +156,7 @@ _HOMES = {
     "Finding": "verification.findings",
     "Identity": "verification.findings",
     "InternalError": "errors",
+    "KeptSample": "verification.many",
     "Learned": "matching.ledger",
     "Ledger": "matching.ledger",
     "Lock": "artifacts.lock",
@@ -171,6 +179,7 @@ _HOMES = {
     "Rounding": "recipe.models",
     "RunOptions": "options",
     "SampleOptions": "verification.findings",
+    "SmallPicture": "verification.many",
     "Samples": "verification.findings",
     "Shard": "batch.shards",
     "Source": "recipe",
@@ -184,6 +193,8 @@ _HOMES = {
     "ValueTooLargeError": "errors",
     "Verdict": "verification.findings",
     "Verification": "verification.findings",
+    "VerifiedBatch": "verification.many",
+    "VerifiedOutput": "verification.many",
     "Verify": "recipe",
     "VerifyOptions": "verification",
     "bake": "baking",
@@ -199,6 +210,7 @@ _HOMES = {
     "plan": "baking",
     "publish": "artifacts.publish",
     "verify": "verification",
+    "verify_all": "verifying",
     "write_report": "report",
 }
 

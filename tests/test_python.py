@@ -325,7 +325,7 @@ def examples() -> dict[str, doctest.DocTest]:
 
 @pytest.mark.parametrize("name", sorted(examples()))
 def test_examples_in_docstrings_are_true(workplace: Path, name: str) -> None:
-    if name in ("verify", "write_report"):
+    if name in ("verify", "verify_all", "write_report"):
         lorabake.bake("recipe.yaml")
     report: list[str] = []
     doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(examples()[name], out=report.append, clear_globs=False)

@@ -47,7 +47,7 @@ LAYERS = (
     ("baking", "checking"),
     ("batch",),
     ("estimating", "report"),
-    ("inspection",),
+    ("inspection", "verifying"),
     ("cli",),
 )
 LEVEL = {name: level for level, row in enumerate(LAYERS) for name in row}

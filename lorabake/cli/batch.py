@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -28,6 +28,9 @@ from lorabake.planning import Plan
 from lorabake.recipe import Recipe, load_recipes, only
 from lorabake.visible import counted_as, size_of
 from lorabake.writing.whole import write_whole
+
+if TYPE_CHECKING:
+    from lorabake.verification.many import VerifiedBatch
 
 FAILED = 1
 """The exit code of a batch of which some recipes failed."""
@@ -92,6 +95,13 @@ class Bytes(click.ParamType[int]):
     metavar="I/N",
     help="Do share I of N, such as 3/8; the others run elsewhere. `auto` asks the scheduler.",
 )
+@click.option(
+    "--verify",
+    "report",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Then verify the outputs, as `lorabake verify --report DIR` does.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors and warnings.")
 @click.option("--json", "as_json", is_flag=True, help="Print what happened as JSON.")
 def batch(
@@ -110,6 +120,7 @@ def batch(
     fail_fast: bool,
     junit: Path | None,
     shard: str | None,
+    report: Path | None,
     quiet: bool,
     as_json: bool,
 ) -> int:
@@ -119,8 +130,8 @@ def batch(
     others. The bytes are those of single bakes. A batch that was stopped goes on where it was.
 
     \b
-    Exit codes: 0 all are baked, 1 some failed, 2 an input is wrong before anything began. With --shard also 3: the
-    machine failed, such as its disk; try that shard again.
+    Exit codes: 0 all are baked, 1 some failed or are not what their recipes say, 2 an input is wrong before anything
+    began. With --shard also 3: the machine failed, such as its disk; try that shard again.
     """
     began = time.perf_counter()
     if address is not None and engine != "ray":
@@ -134,12 +145,21 @@ def batch(
         )
     if share is not None and (jobs is not None or engine != "local"):
         raise ArgumentError("--shard: a shard is done in one process; leave out --jobs and --engine, or --shard")
+    if share is not None and report is not None:
+        raise ArgumentError(
+            "--verify and --shard: the outputs are complete when all shards are over",
+            "Run lorabake verify --report DIR then.",
+        )
     if junit is not None:
         check_writable(junit, "report")
     unread, every = _read(recipes)
     chosen = only(every, globs)
     if not chosen and not unread:
         raise RecipeError(f"{recipes[0]}: there is no recipe", "Give files, or folders with *.yaml in them.")
+    if report is not None:
+        from lorabake.cli.proofs import check_report
+
+        check_report(report, chosen)
     talks = not (quiet or as_json)
     bar = Bar(shown=talks)
     passes: list[tuple[Plan, ...]] = []
@@ -200,13 +220,16 @@ def batch(
     seconds = time.perf_counter() - began
     if junit is not None:
         _write_junit(junit, outcomes)
-    if as_json:
-        _tell_json(outcomes, len(passes), seconds)
-    elif talks:
+    if talks:
         _tell(outcomes, seconds)
+    verified = None if report is None else _verified(outcomes, report, is_quiet=quiet, is_silent=as_json)
+    if as_json:
+        _tell_json(outcomes, len(passes), seconds, verified)
     if share is not None and any(isinstance(outcome.error, SurroundingsError) for outcome in outcomes):
         return SurroundingsError.exit_code  # what starts the shards may repeat this one
-    return FAILED if any(outcome.status in ("failed", "left") for outcome in outcomes) else 0
+    if any(outcome.status in ("failed", "left") for outcome in outcomes):
+        return FAILED
+    return verified.exit_code if verified else 0
 
 
 def _jobs_line(passes: Sequence[tuple[Plan, ...]], engine: str, jobs: int | None, workers: int) -> str:
@@ -217,6 +240,12 @@ def _jobs_line(passes: Sequence[tuple[Plan, ...]], engine: str, jobs: int | None
     each = f"{counted_as(workers, 'worker')} and {memory}"
     many = counted_as(jobs, "job") if jobs else "jobs"
     return f"; {many} with {each}{' each' if jobs != 1 else ''}{' on Ray' if engine == 'ray' else ''}"
+
+
+def _verified(outcomes: Sequence[Outcome], report: Path, *, is_quiet: bool, is_silent: bool) -> VerifiedBatch:
+    from lorabake.cli.proofs import Shows, verify_baked
+
+    return verify_baked(outcomes, Shows(report, is_quiet=is_quiet, is_silent=is_silent))
 
 
 def _once(warn: Callable[[str], None]) -> Callable[[str], None]:
@@ -274,10 +303,13 @@ def _write_junit(path: Path, outcomes: Sequence[Outcome]) -> None:
         raise SurroundingsError(f"{path}: the report cannot be written: {error.strerror}") from None
 
 
-def _tell_json(outcomes: Sequence[Outcome], passes: int, seconds: float) -> None:
+def _tell_json(
+    outcomes: Sequence[Outcome], passes: int, seconds: float, verified: VerifiedBatch | None = None
+) -> None:
     from lorabake.documents import document
     from lorabake.documents.batch import BatchDocument, BatchOutput, Chosen
 
+    verdicts = {id(output.recipe): output.name_of_verdict for output in verified.outputs} if verified else {}
     outputs = tuple(
         BatchOutput(
             name=outcome.name,
@@ -289,6 +321,7 @@ def _tell_json(outcomes: Sequence[Outcome], passes: int, seconds: float) -> None
             data_sha256=tuple(outcome.result.data_sha256.values()) if outcome.result else (),
             error=outcome.error.lines if outcome.error else (),
             exit_code=outcome.error.exit_code if outcome.error else 0,
+            verdict=verdicts.get(id(outcome.recipe)) if outcome.recipe else None,
         )
         for outcome in outcomes
     )

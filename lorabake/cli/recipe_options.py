@@ -24,13 +24,21 @@ DOWNLOAD = click.option(
 )
 
 
-def recipe_options(metavar: str = "RECIPE", *, downloads: bool = True) -> Callable[[Command], Command]:
+def recipe_options(
+    metavar: str = "RECIPE", *, downloads: bool = True, several: bool = False
+) -> Callable[[Command], Command]:
     """Let a command take a recipe as a file or as options; it is called with `said`, which are the options.
 
-    With `downloads`, it has --download, too: the recipe's inputs are fetched before the command is called.
+    With `downloads`, it has --download, too: the recipe's inputs are fetched before the command is called. With
+    `several`, it takes several files: `said` has the first one, and the command is called with all `files`.
     """
+    argument = (
+        click.argument("recipe", nargs=-1, type=FILE, metavar=f"[{metavar}]...")
+        if several
+        else click.argument("recipe", required=False, type=FILE, metavar=f"[{metavar}]")
+    )
     options = (
-        click.argument("recipe", required=False, type=FILE, metavar=f"[{metavar}]"),
+        argument,
         click.option(
             "--base",
             "bases",
@@ -67,15 +75,17 @@ def recipe_options(metavar: str = "RECIPE", *, downloads: bool = True) -> Callab
     def decorated(command: Command) -> Command:
         @wraps(command)
         def called(
-            recipe: Path | None,
+            recipe: Path | tuple[Path, ...] | None,
             bases: tuple[str, ...],
             loras: tuple[str, ...],
             changes: tuple[str, ...],
             only: tuple[str, ...],
             save_recipe: Path | None = None,
-            download: bool = False,
             **others: Any,
         ) -> Any:
+            if isinstance(recipe, tuple):
+                others["files"] = recipe
+                recipe = recipe[0] if recipe else None
             messages.recipe = recipe
             written = others.get("output", others.get("baked"))
             said = Options(recipe, bases, loras, changes, written, save_recipe, only)
@@ -86,7 +96,7 @@ def recipe_options(metavar: str = "RECIPE", *, downloads: bool = True) -> Callab
                 )
             if save_recipe is not None:
                 check_writable(save_recipe, "recipe")
-            if download:
+            if downloads and others.pop("download"):
                 from lorabake.cli.fetching import at_locked_commits, fetch_shown, recipe_to_fetch
 
                 wanted = at_locked_commits(recipe_to_fetch(said), others)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -16,30 +16,30 @@ import click
 
 from lorabake.cli import CONTEXT, example, internal_error
 from lorabake.cli.devices import complete_device
-from lorabake.cli.messages import Level, messages
-from lorabake.cli.places import check_apart, files_of
+from lorabake.cli.messages import messages
+from lorabake.cli.places import check_apart, check_writable, files_of
 from lorabake.cli.progress import Bar
-from lorabake.cli.recipe_options import recipe_options
+from lorabake.cli.proofs import (
+    COLOURS,
+    LEVELS,
+    Shows,
+    line_of,
+    make_folder,
+    several,
+    text_of,
+    verify_several,
+    write_report_file,
+)
+from lorabake.cli.recipe_options import DOWNLOAD, recipe_options
 from lorabake.cli.show import shown
 from lorabake.cli.terminal import Coloured, Part, echo, echo_json
-from lorabake.errors import INTERNAL, RecipeError, SurroundingsError, TargetError
+from lorabake.errors import INTERNAL, RecipeError
 from lorabake.recipe import Recipe
 from lorabake.recipe.options import Options
 from lorabake.sources.received import Received, received
 from lorabake.verification import ORDER, STAGES, VerifyOptions
 from lorabake.verification import verify as run_verify
 from lorabake.verification.findings import UNCOMPARED, Finding, SampleOptions, Status, Verdict, Verification
-from lorabake.writing.whole import write_whole
-
-COLOURS = {
-    Status.PASS: "green",
-    Status.SKIP: "bright_black",
-    Status.WARN: "yellow",
-    Status.ERROR: "magenta",
-    Status.FAIL: "red",
-}
-LEVELS: dict[Status, Level] = {Status.WARN: "warning", Status.ERROR: "error", Status.FAIL: "error"}
-"""How a finding is annotated in GitHub's jobs."""
 
 VERDICTS = {
     Verdict.VERIFIED: ("green", " is what its recipe says"),
@@ -52,9 +52,6 @@ VERDICTS = {
 
 STOPPED = 130
 """The exit code of what a signal stopped."""
-
-ROOM = 1 << 20
-"""Bytes that a report takes, about."""
 
 ARGUMENTS = "lorabake.arguments"
 """The key of a context's `meta` for the arguments as they were given."""
@@ -74,11 +71,13 @@ class Recorded(click.Command):
     context_settings=CONTEXT,
     epilog=example(
         "verify recipe.yaml",
+        "verify sweep.yaml --report report",
         "verify baked.safetensors --inputs models --report report",
         "verify --base base.safetensors --lora style.safetensors=0.8 -o baked.safetensors",
     ),
 )
-@recipe_options("RECIPE|FILE")
+@recipe_options("RECIPE|FILE", downloads=False, several=True)
+@DOWNLOAD
 @click.option(
     "--baked",
     "-o",
@@ -109,10 +108,13 @@ class Recorded(click.Command):
 @click.option(
     "--date", metavar="DATE", help="Write this date into the report, such as 2026-11-29.  [default: no date]"
 )
+@click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Write what was found as JUnit XML.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only the verdict and what is wrong.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def verify(
     said: Options,
+    files: tuple[Path, ...],
+    download: bool,
     baked: Path | None,
     inputs: tuple[Path, ...],
     stages: tuple[str, ...],
@@ -125,12 +127,15 @@ def verify(
     strengths: str | None,
     report: Path | None,
     date: str | None,
+    junit: Path | None,
     quiet: bool,
     as_json: bool,
 ) -> int:
     """Prove that a checkpoint is what a recipe says.
 
     Give the RECIPE, or a FILE that lorabake baked: its header holds the recipe. Or give the options that baked it.
+    Give several, a folder of recipes, or a recipe with a matrix: then one report shows all outputs, and each base
+    draws its pictures once.
 
     \b
     There are three stages:
@@ -148,17 +153,6 @@ def verify(
     nothing could be checked, 3 the machine has a problem or an extra is missing,
     4 lorabake itself failed. If a stage breaks off, the others still count.
     """
-    given, baked = _recipe(said, inputs)
-    if report is not None:
-        recipe = given.recipe if isinstance(given, Received) else given
-        output = baked if baked is not None else recipe.locate(recipe.output.path)
-        from lorabake.report import FILES
-
-        places = [report / name for name in FILES.values()]
-        check_apart([report, *places], "report", files_of(recipe, output), [output])
-        make_folder(report, places)
-    bar = Bar(shown=not (quiet or as_json))
-    told = Told(bar, is_quiet=quiet, is_shown=not as_json)
     options = VerifyOptions(
         stages=stages or STAGES,
         sample_weights=sample_weights,
@@ -172,8 +166,31 @@ def verify(
             size=_size(size),
             device=device,
             strengths=_strengths(strengths),
-            progress=bar.step,
         ),
+    )
+    if junit is not None:
+        check_writable(junit, "report")
+    shows = Shows(report, junit, is_quiet=quiet, as_json=as_json)
+    if (wanted := several(said, files, inputs)) is not None:
+        return verify_several(wanted, options, shows, downloads=download).exit_code
+    if download:
+        from lorabake.cli.fetching import fetch_shown, recipe_to_fetch
+
+        fetch_shown(recipe_to_fetch(said), talks=shows.talks)
+    given, baked = _recipe(said, inputs)
+    if report is not None:
+        recipe = given.recipe if isinstance(given, Received) else given
+        output = baked if baked is not None else recipe.locate(recipe.output.path)
+        from lorabake.report import FILES
+
+        places = [report / name for name in FILES.values()]
+        check_apart([report, *places], "report", files_of(recipe, output), [output])
+        make_folder(report, places)
+    bar = Bar(shown=shows.talks)
+    told = Told(bar, is_quiet=quiet, is_shown=not as_json)
+    options = replace(
+        options,
+        samples=replace(options.samples, progress=bar.step),
         begin=bar.begin,
         progress=bar.advance,
         tell=_tell,
@@ -189,15 +206,17 @@ def verify(
         bar.close()
     if not as_json:
         echo(*_verdict(verification))
-    if report is not None or as_json:
+    if report is not None or as_json or junit is not None:
         from lorabake import report as reporting
 
+        if junit is not None:
+            write_report_file(junit, reporting.junit.render(reporting.portable(verification, junit.parent)))
         if as_json:
             echo_json(reporting.record.compose(reporting.portable(verification, report)))
         if report is not None:
-            files = reporting.write(verification, report)
+            written = reporting.write(verification, report)
             if not (as_json or quiet):
-                echo(f"report: {shown(files['html'])}")
+                echo(f"report: {shown(written['html'])}")
     for failure in verification.failures:
         if failure.exit_code == INTERNAL:
             internal_error(failure.traceback)
@@ -229,24 +248,6 @@ def _tell(finding: Finding) -> None:
     echo(word, f": {finding.stage}: {finding.note.partition('; ')[0]}", err=True)
 
 
-def make_folder(folder: Path, places: Iterable[Path]) -> None:
-    """Make the report's folder before anything takes its time, with room for its files at `places`.
-
-    Raise SurroundingsError where that cannot be, and TargetError where a folder has a file's name.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SurroundingsError(f"{folder}: cannot write the report: {error.strerror}") from None
-    if taken := next((place for place in places if place.is_dir()), None):
-        raise TargetError(f"{taken}: is a folder, and a file of the report has this name")
-    try:
-        write_whole(folder / ".lorabake.probe", bytes(ROOM))
-        (folder / ".lorabake.probe").unlink()
-    except OSError as error:
-        raise SurroundingsError(f"{folder}: cannot write the report: {error.strerror}") from None
-
-
 class Told:
     """Print the findings of each stage when it is over, and remember which stages are."""
 
@@ -264,10 +265,10 @@ class Told:
             took = f" ({seconds:.1f} s)" if seconds is not None and not self._is_quiet else ""
             echo(Coloured(stage, bold=True), took)
             for finding in rows:
-                echo(*_line(finding))
+                echo(*line_of(finding))
         for finding in rows:
             if (level := LEVELS.get(finding.status)) is not None:
-                messages.also(level, "".join(_text(part) for part in _line(finding)).strip())
+                messages.also(level, text_of(line_of(finding)))
 
     def stopped(self, stages: Sequence[str]) -> str:
         """Say how far the work was when it was stopped; it had changed nothing."""
@@ -288,18 +289,6 @@ def _verdict(verification: Verification) -> tuple[Part, ...]:
         meaning += f", {UNCOMPARED}"
     name = shown(verification.baked)
     return Coloured(verification.verdict.word, colour, bold=True), f": {name}{meaning} ({told})"
-
-
-def _line(finding: Finding) -> tuple[Part, ...]:
-    status = Coloured(f"{finding.status.value:4}", COLOURS[finding.status])
-    limit = f" (limit {finding.limit})" if finding.limit and finding.limit != finding.measured else ""
-    measured = f": {finding.measured}{limit}" if finding.measured else ""
-    note = f" - {finding.note}" if finding.note else ""
-    return "  ", status, f" {finding.check.partition('.')[2]:12} {finding.subject}{measured}{note}"
-
-
-def _text(part: Part) -> str:
-    return part.text if isinstance(part, Coloured) else part
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -14,6 +14,7 @@ VERSIONS: Final = {
     "plan": 2,
     "bake": 2,
     "verify": 3,
+    "verify_batch": 1,
     "inspect": 2,
     "check": 1,
     "batch": 1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lorabake.documents.names import AnyVerdict
 from lorabake.documents.records import STRICT
 
 
@@ -42,6 +43,8 @@ class BatchOutput:
     """The lines of the error; none unless it failed."""
     exit_code: int
     """0, or the code of the error."""
+    verdict: AnyVerdict | None
+    """What --verify found; null without it, and for a recipe that cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,4 +51,7 @@ class Figures:
 NO_FIGURES: Final = Figures()
 """The figures of a check that measures nothing."""
 
+AnyVerdict = Literal["verified", "mismatch", "not_finished", "not_checked", "failed"]
+"""What became of one output of several that were verified; failed is one that could not be looked at."""
+
 WarningName = Literal["zero", "alpha", "magnitude", "resolution", "large", "strength", "twice", "held"]

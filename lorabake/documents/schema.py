@@ -15,6 +15,7 @@ RECORDS: Mapping[str, str] = {
     "plan": "PlanDocument",
     "bake": "BakeDocument",
     "verify": "VerifyDocument",
+    "verify_batch": "VerifyBatchDocument",
     "inspect": "InspectDocument",
     "check": "CheckDocument",
     "batch": "BatchDocument",

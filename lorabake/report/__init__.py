@@ -1,17 +1,19 @@
-"""Show a verification: one HTML page, JSON, JUnit XML, Markdown and a picture grid."""
+"""Show a verification, or those of several outputs: one HTML page, JSON, JUnit XML, Markdown and a picture grid."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from lorabake.arguments import AnyPath, instance, path_of, well_called
 from lorabake.errors import SurroundingsError
-from lorabake.report import grid, html, junit, markdown, record
-from lorabake.report.portable import portable
+from lorabake.report import grid, html, junit, markdown, overview, record, sheet
+from lorabake.report.portable import portable, portable_batch
 from lorabake.verification.findings import Verification
+from lorabake.verification.many import VerifiedBatch
 from lorabake.writing.whole import write_whole
 
-__all__ = ["FILES", "portable", "write", "write_report"]
+__all__ = ["FILES", "OUTPUTS", "portable", "write", "write_all", "write_report"]
 
 FILES = {
     "html": "index.html",
@@ -21,6 +23,9 @@ FILES = {
     "grid": grid.FILE,
 }
 """The files that a report consists of, by form; the grid only where pictures were sampled."""
+
+OUTPUTS = "outputs"
+"""The folder for the reports on single outputs, in that on all of them."""
 
 
 @well_called('write_report(verification, "report")')
@@ -41,21 +46,42 @@ def write_report(verification: Verification, folder: AnyPath) -> dict[str, Path]
     return write(found, path_of(folder, "folder"))
 
 
-def write(verification: Verification, folder: Path) -> dict[str, Path]:
+def write(verification: Verification, folder: Path, overview: str = "") -> dict[str, Path]:
     """Write every form of the report into a folder, made where it is missing; return the files by form.
 
-    The same verification gives the same bytes. Files of these names are replaced. Raise SurroundingsError where the
-    folder takes no files.
+    The same verification gives the same bytes. Files of these names are replaced. `overview` is the address of the
+    report on all outputs, if this is one of several. Raise SurroundingsError where the folder takes no files.
     """
     verification = portable(verification, folder)
     contents = {
-        "html": html.render(verification),
+        "html": html.render(verification, overview),
         "json": record.render(verification),
         "junit": junit.render(verification),
         "markdown": markdown.render(verification),
     }
     if verification.samples and verification.samples.pictures:
         contents["grid"] = grid.render(verification.samples.pictures)
+    return _written(contents, folder)
+
+
+def write_all(batch: VerifiedBatch, folder: Path) -> dict[str, Path]:
+    """Write the report on several outputs into a folder, as `write` does for one; `grid` shows all their pictures.
+
+    The pages of outputs lie below OUTPUTS; whoever verified them wrote these.
+    """
+    batch = portable_batch(batch, folder)
+    contents = {
+        "html": overview.render(batch),
+        "json": record.render_all(batch),
+        "junit": junit.render_all(batch),
+        "markdown": markdown.render_all(batch),
+    }
+    if any(sample.picture for output in batch.outputs for sample in output.samples):
+        contents["grid"] = sheet.render(batch)
+    return _written(contents, folder)
+
+
+def _written(contents: Mapping[str, bytes], folder: Path) -> dict[str, Path]:
     written = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -82,8 +82,34 @@ class Check:
     passed: tuple[Finding, ...]
 
 
-def render(verification: Verification) -> bytes:
-    """Fill the page."""
+def render(verification: Verification, overview: str = "") -> bytes:
+    """Fill the page; `overview` is the address of the page on all outputs that this one is of, if there is one."""
+    samples = verification.samples
+    return filled(
+        "page.html.j2",
+        ("style.css",),
+        overview=overview,
+        verification=verification,
+        plan=verification.plan and verification.plan.report(),
+        ledgers=verification.plan.ledgers if verification.plan else (),
+        meaning=meaning_of(verification),
+        counts=by_status(verification.findings),
+        stages=by_stage(verification),
+        loud=[
+            [finding for finding in verification.findings if finding.status is status]
+            for status in (Status.FAIL, Status.ERROR, Status.WARN)
+        ],
+        rows=list(_rows(samples)) if samples else [],
+        sweep=list(_sweep(samples)) if samples else [],
+        gain=gain(samples.pictures) if samples else 1,
+        effects=_by_component(verification.effects),
+        found=_found(verification),
+        checks=list(_checks(verification.findings)),
+    )
+
+
+def filled(template: str, styles: Iterable[str], **values: object) -> bytes:
+    """Fill a template of this folder, with its style sheets, the script, and the policy that allows just these."""
     loader = PackageLoader("lorabake.report", "page")
     environment = Environment(
         loader=loader,
@@ -109,29 +135,14 @@ def render(verification: Verification) -> bytes:
         "split": _split,
         "largest": largest,
     }
-    style, script = (Markup(loader.get_source(environment, name)[0]) for name in ("style.css", "script.js"))
-    samples = verification.samples
-    page = environment.get_template("page.html.j2").render(
-        verification=verification,
-        plan=verification.plan and verification.plan.report(),
-        ledgers=verification.plan.ledgers if verification.plan else (),
-        meaning=meaning_of(verification),
-        counts=by_status(verification.findings),
-        stages=by_stage(verification),
-        loud=[
-            [finding for finding in verification.findings if finding.status is status]
-            for status in (Status.FAIL, Status.ERROR, Status.WARN)
-        ],
-        rows=list(_rows(samples)) if samples else [],
-        sweep=list(_sweep(samples)) if samples else [],
-        gain=gain(samples.pictures) if samples else 1,
-        effects=_by_component(verification.effects),
-        found=_found(verification),
-        checks=list(_checks(verification.findings)),
+    style = Markup("").join(Markup(loader.get_source(environment, name)[0]) for name in styles)
+    script = Markup(loader.get_source(environment, "script.js")[0])
+    page = environment.get_template(template).render(
         style=style,
         script=script,
         policy="default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
         f"style-src '{_digest(style)}'; script-src '{_digest(script)}'",
+        **values,
     )
     return encode(page)
 

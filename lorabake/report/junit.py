@@ -17,6 +17,7 @@ from lorabake.visible import visible
 if TYPE_CHECKING:
     from lorabake.batch import Outcome
     from lorabake.verification.findings import Verification
+    from lorabake.verification.many import VerifiedBatch
 
 
 def render(verification: Verification) -> bytes:
@@ -45,6 +46,33 @@ def _add_case(suite: ElementTree.Element, finding: Finding) -> None:
             _element("skipped", {"message": said}, inside=case)
         case Status.WARN:
             _element("system-out", {}, f"warning: {said}", inside=case)
+
+
+def render_all(batch: VerifiedBatch) -> bytes:
+    """Write what verifying several outputs brought: a suite for each, and its findings as cases.
+
+    An output that could not be looked at has one case, an error.
+    """
+    findings = [finding for output in batch.outputs for finding in output.findings]
+    missing = sum(output.error is not None for output in batch.outputs)
+    totals = _totals(findings)
+    totals |= {name: str(int(totals[name]) + missing) for name in ("tests", "errors")}
+    root = _element("testsuites", {"name": "lorabake verify", **totals, "time": f"{batch.seconds:.3f}"})
+    for output in batch.outputs:
+        own = _totals(output.findings)
+        if output.error is not None:
+            own |= {name: str(int(own[name]) + 1) for name in ("tests", "errors")}
+        seconds = f"{sum(output.seconds.values()):.3f}"
+        suite = _element("testsuite", {"name": output.name, **own, "time": seconds}, inside=root)
+        for finding in output.findings:
+            _add_case(suite, finding)
+        if output.error is not None:
+            case = _element(
+                "testcase", {"classname": "lorabake.verify", "name": output.name, "time": "0"}, inside=suite
+            )
+            told = {"message": output.error.lines[0], "type": type(output.error).__name__}
+            _element("error", told, "; ".join(output.error.lines), inside=case)
+    return _document(root)
 
 
 def render_batch(outcomes: Sequence[Outcome]) -> bytes:

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lorabake.report import grid
 from lorabake.report.pictures import gain
-from lorabake.report.wording import MODELS, by_stage, encode, figure, largest, meaning_of, sentence, tally
+from lorabake.report.wording import (
+    MODELS,
+    by_stage,
+    encode,
+    figure,
+    largest,
+    meaning_of,
+    meaning_of_all,
+    sentence,
+    tally,
+)
 from lorabake.verification.findings import Finding, Status, Verdict
+from lorabake.verification.many import RANKS
 from lorabake.visible import in_markdown as escaped
 
 if TYPE_CHECKING:
     from lorabake.verification.findings import Environment, Identity, Likeness, Samples, Verification
+    from lorabake.verification.many import VerifiedBatch
 
 MOST_ROWS = 50
 """GitHub refuses a summary above 1 MiB; the HTML page has the rest."""
 
+SIGN_OF_FAILED = "💥"
 VERDICT_SIGNS = {Verdict.VERIFIED: "✅", Verdict.MISMATCH: "❌", Verdict.NOT_FINISHED: "💥", Verdict.NOT_CHECKED: "⏭️"}
 SIGNS = {Status.FAIL: "❌ fail", Status.ERROR: "💥 error", Status.WARN: "🟡 warn"}
 
@@ -35,6 +49,29 @@ def render(verification: Verification) -> bytes:
         lines += ["### Findings", "", *_findings(loud), ""]
     if verification.samples:
         lines += _figures(verification.samples)
+    return encode("\n".join(lines).rstrip() + "\n")
+
+
+def render_all(batch: VerifiedBatch) -> bytes:
+    """Write the verdict on several outputs and a table of them, what is wrong first."""
+    lines = [f"## {VERDICT_SIGNS[batch.verdict]} {batch.verdict.word}: {meaning_of_all(batch)}", ""]
+    if batch.environment:
+        lines += [*_environment(replace(batch.environment, output=None)), ""]
+    ranked = sorted(batch.outputs, key=lambda output: RANKS.index(output.verdict))
+    rows = (
+        [
+            f"{SIGN_OF_FAILED if output.verdict is None else VERDICT_SIGNS[output.verdict]} {output.word}",
+            output.name,
+            tally(output.findings) if output.findings else "–",
+            output.why or "–",
+        ]
+        for output in ranked[:MOST_ROWS]
+    )
+    lines += _table(["", "output", "findings", "what is the matter"], rows)
+    if len(ranked) > MOST_ROWS:
+        lines += ["", f"{len(ranked) - MOST_ROWS} more are in the report."]
+    if any(sample.picture for output in batch.outputs for sample in output.samples):
+        lines += ["", f"The pictures are in `{grid.FILE}`."]
     return encode("\n".join(lines).rstrip() + "\n")
 
 

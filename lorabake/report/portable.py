@@ -9,6 +9,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import fields, is_dataclass, replace
 from functools import cached_property
 from os.path import normpath, realpath
@@ -16,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import lorabake
+from lorabake.verification.findings import Verification
 
 if TYPE_CHECKING:
     from lorabake.matching.ledger import Ledger
     from lorabake.planning import Plan
-    from lorabake.verification.findings import Verification
+    from lorabake.verification.many import VerifiedBatch, VerifiedOutput
 
 T = TypeVar("T")
 
@@ -42,6 +44,23 @@ def portable(verification: Verification, folder: Path | None = None) -> Verifica
         environment=places.told(verification.environment),
         plan=plan and replace(plan, ledgers=tuple(map(places.told_of, plan.ledgers)), notes=places.told(plan.notes)),
     )
+
+
+def portable_batch(batch: VerifiedBatch, folder: Path | None = None) -> VerifiedBatch:
+    """Return a batch whose errors hold no absolute path that is known here; its findings are portable already."""
+    return replace(batch, outputs=tuple(_portable_error(output, folder) for output in batch.outputs))
+
+
+def _portable_error(output: VerifiedOutput, folder: Path | None) -> VerifiedOutput:
+    if output.error is None:
+        return output
+    recipe = output.recipe
+    used = [recipe.locate(recipe.output.path), *map(recipe.locate, recipe.inputs)] if recipe else [Path(output.name)]
+    told = copy(output.error)
+    for path in used:
+        places = _Places(Verification(path, "", (), {}), folder)
+        told.args = tuple(map(places.plain, told.args))
+    return replace(output, error=told)
 
 
 class _Places:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lorabake.documents import document
 from lorabake.documents.bake import FileDigest
+from lorabake.documents.batch import Chosen
 from lorabake.documents.records import PackageVersion
 from lorabake.documents.verify import (
     EffectRecord,
@@ -31,6 +33,7 @@ from lorabake.documents.verify import (
     VerifiedStage,
     VerifyDocument,
 )
+from lorabake.documents.verify_batch import VerdictCount, VerifiedOutputRecord, VerifyBatchDocument
 from lorabake.planning.record import record_of
 from lorabake.report import grid
 from lorabake.report.pictures import gain
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
         SettingValue,
         Verification,
     )
+    from lorabake.verification.many import VerifiedBatch, VerifiedOutput
 
 NOTES = ("pictures", "names", "run_time")
 """Settings that are sentences."""
@@ -58,6 +62,46 @@ NOTES = ("pictures", "names", "run_time")
 def render(verification: Verification) -> bytes:
     """Write the record as indented JSON."""
     return (visible_json(compose(verification)) + "\n").encode()
+
+
+def render_all(batch: VerifiedBatch) -> bytes:
+    """Write the record of several outputs as indented JSON."""
+    return (visible_json(compose_all(batch)) + "\n").encode()
+
+
+def compose_all(batch: VerifiedBatch) -> dict[str, object]:
+    """Return the document on several outputs as plain values that JSON can hold."""
+    record = VerifyBatchDocument(
+        verdict=batch.verdict.value,
+        exit_code=batch.exit_code,
+        counts=tuple(VerdictCount(verdict, count) for verdict, count in batch.counts_by_name.items()),
+        outputs=tuple(map(_output, batch.outputs)),
+        environment=_environment(replace(batch.environment, output=None)) if batch.environment else None,
+        seconds=round(batch.seconds, 3),
+    )
+    return document("verify_batch", record)
+
+
+def _output(output: VerifiedOutput) -> VerifiedOutputRecord:
+    recipe = output.recipe
+    return VerifiedOutputRecord(
+        name=output.name,
+        recipe=_told_from_here(recipe.file) if recipe and recipe.file else None,
+        path=recipe.output.path if recipe else None,
+        choices=tuple(Chosen(*choice) for choice in output.choices.items()),
+        verdict=output.name_of_verdict,
+        exit_code=output.exit_code,
+        counts=tuple(StatusCount(status.value, count) for status, count in by_status(output.findings).items()),
+        stages=tuple(VerifiedStage(_stage(name), round(seconds, 3)) for name, seconds in output.seconds.items()),
+        findings=tuple(map(_found, output.findings)),
+        page=output.page,
+        error=output.error.lines if output.error else (),
+    )
+
+
+def _told_from_here(path: Path) -> str:
+    """Tell a path from the current folder where it lies below, else by its name."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
 
 
 def compose(verification: Verification) -> dict[str, object]:

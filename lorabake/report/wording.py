@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 from lorabake.verification import ORDER, STAGES
 from lorabake.verification.findings import UNCOMPARED, Finding, SettingValue, Status, Verdict, Verification
+from lorabake.verification.many import VerifiedBatch
+from lorabake.visible import counted_as
 
 MODELS = {"base": "base", "runtime": "run time", "floor": "rounded", "baked": "baked"}
 """What a reader sees for each model that was sampled, in the order of the report."""
@@ -26,6 +28,20 @@ def meaning_of(verification: Verification) -> str:
     """Say what a verdict means, and that weights were not compared where they were not."""
     is_partial = verification.verdict is Verdict.VERIFIED and not verification.has_compared_weights
     return MEANINGS[verification.verdict] + (f", {UNCOMPARED}" if is_partial else "")
+
+
+def meaning_of_all(batch: VerifiedBatch) -> str:
+    """Say what became of several outputs: 9 of 10 outputs are what their recipes say."""
+    count = len(batch.outputs)
+    right = sum(output.verdict is Verdict.VERIFIED for output in batch.outputs)
+    caveat = f", {batch.caveat}" if batch.caveat else ""
+    if right == count:
+        said = (
+            "the output is what its recipe says" if count == 1 else f"all {count} outputs are what their recipes say"
+        )
+    else:
+        said = f"{right} of {counted_as(count, 'output')} {'is' if right == 1 else 'are'} what the recipe says"
+    return said + caveat
 
 
 def by_status(findings: Iterable[Finding]) -> dict[Status, int]:

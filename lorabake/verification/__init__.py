@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol, Unpack, cast
+from typing import TYPE_CHECKING, Any, Protocol, Unpack, cast
 
 from lorabake import arguments, settings
 from lorabake.arguments import AnyPath, path_of, paths_of
@@ -38,7 +38,10 @@ from lorabake.verification.stages import (
 from lorabake.verification.structure.inputs import tell_inputs
 from lorabake.verification.thumbnail import thumbnail_finding
 
-__all__ = ["ORDER", "STAGES", "VerifyOptions", "embedded_recipe", "verify"]
+if TYPE_CHECKING:
+    from lorabake.verification.samples.album import Album
+
+__all__ = ["ORDER", "STAGES", "VerifyOptions", "embedded_recipe", "verify", "verify_one"]
 
 
 class Planned(Protocol):
@@ -113,12 +116,22 @@ def _is_checkpoint(path: Path) -> bool:
     return path.is_dir() or (form is not None and form.has_weights)
 
 
-def _verify(recipe: Recipe, path: Path, options: VerifyOptions, inputs: Sequence[Finding]) -> Verification:
+def verify_one(given: Recipe | Received, options: VerifyOptions, album: Album | None = None) -> Verification:
+    """Verify one output of several, as `verify` does; `album` keeps what their bases make of prompts."""
+    if isinstance(given, Received):
+        path = _path_of(given.complete().recipe, given.baked)
+        return _verify(given.recipe, path, options, tuple(tell_inputs(given)), album)
+    return _verify(given, _path_of(given, None), options, (), album)
+
+
+def _verify(
+    recipe: Recipe, path: Path, options: VerifyOptions, inputs: Sequence[Finding], album: Album | None = None
+) -> Verification:
     plan = make_plan(resolve(recipe), path)
     with ExitStack() as opened:
         structure = look_at_structure(plan, path, options, inputs)
         checkpoint = structure.result
-        readied = ready(plan, path, checkpoint, options, opened)
+        readied = ready(plan, path, checkpoint, options, opened, album)
         statement = finish(readied.stating, statement_size(plan, path) if readied.stating else 0, path, options)
         weights = finish(readied.comparing, checkpoint.size if checkpoint else 0, path, options)
         samples = finish(readied.sampling, 0, path, options)

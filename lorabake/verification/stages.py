@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from lorabake import arguments
 from lorabake.errors import INTERNAL, LorabakeError, first_line, where
@@ -29,6 +29,9 @@ from lorabake.verification.weights import WeightsResult, check_weights
 from lorabake.verification.weights.comparing import rehearse
 from lorabake.verification.weights.quick import check_quick
 from lorabake.visible import short_repr
+
+if TYPE_CHECKING:
+    from lorabake.verification.samples.album import Album
 
 ORDER = ("structure", "provenance", "quick", "weights", "samples")
 STAGES = ("structure", "weights", "samples")
@@ -147,9 +150,17 @@ def look_at_structure(
 
 
 def ready(
-    plan: Plan, path: Path, checkpoint: Checkpoint | None, options: VerifyOptions, opened: ExitStack
+    plan: Plan,
+    path: Path,
+    checkpoint: Checkpoint | None,
+    options: VerifyOptions,
+    opened: ExitStack,
+    album: Album | None = None,
 ) -> Readied:
-    """Open what the other stages take, and tell at once what one lacks; `opened` closes it."""
+    """Open what the other stages take, and tell at once what one lacks; `opened` closes it.
+
+    `album` keeps what the base made of prompts, for verifications of other outputs.
+    """
     options.begin("getting ready", 0)
     wanted = [stage for stage in ORDER if stage in options.stages]
     if checkpoint is None:
@@ -167,7 +178,7 @@ def ready(
         if stage in COMPARING
     )
     sampling = tuple(
-        _told(_attempt(stage, partial(_samples, plan, path, options, opened), path, options), options)
+        _told(_attempt(stage, partial(_samples, plan, path, options, opened, album), path, options), options)
         for stage in wanted
         if stage == "samples"
     )
@@ -225,11 +236,11 @@ def _compares(
 
 
 def _samples(
-    plan: Plan, path: Path, options: VerifyOptions, opened: ExitStack
+    plan: Plan, path: Path, options: VerifyOptions, opened: ExitStack, album: Album | None
 ) -> tuple[list[Finding], Work[Samples] | None]:
     from lorabake.verification.samples import prepare
 
-    return prepare(plan, path, options.samples, opened)
+    return prepare(plan, path, options.samples, opened, album)
 
 
 def _told(outcome: Outcome[Result], options: VerifyOptions) -> Outcome[Result]:

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from lorabake import RunOptions, bake, load_recipe
+from lorabake import BatchOptions, RunOptions, bake, bake_all, load_recipe, load_recipes
 from lorabake.architectures.sd1 import SD1
 from lorabake.cli import lorabake as cli
 from lorabake.configs import Told, shipped, sizes_of
 from lorabake.errors import RecipeError, SurroundingsError
 from lorabake.keymap.expansion import KeyMap
+from lorabake.recipe import Recipe
+from lorabake.report import portable
 from lorabake.sources.family import identify
 from lorabake.verification import VerifyOptions, verify
 from lorabake.verification.findings import Finding, SampleOptions, Status, Verification
-from lorabake.verification.samples import NEEDED
+from lorabake.verification.samples import NEEDED, texts
 from lorabake.verification.samples.tokenizers import clip_tokenizer as tokenizer
+from lorabake.verification.samples.unets import UNets
+from lorabake.verifying import verify_all
 from tests import builders as b
 from tests.documents import checked
 from tests.tables import load_table
@@ -322,6 +329,77 @@ def test_peft_is_no_reference_where_the_recipe_leaves_modules_out(tmp_path: Path
     told = found(verification, "reference")
     assert told.measured == "lorabake's formulas"
     assert "PEFT changes" in told.note
+
+
+# -- several outputs ------------------------------------------------------------------------------------------
+
+
+def baked(recipes: tuple[Recipe, ...]) -> tuple[Recipe, ...]:
+    outcomes = bake_all(recipes, BatchOptions(run=RunOptions(device="cpu", fsync=False)))
+    assert {outcome.status for outcome in outcomes} == {"baked"}
+    return recipes
+
+
+def sampled(folder: Path, **verify: object) -> tuple[Recipe, ...]:
+    """Write and bake a sweep over the demo's models."""
+    said = {"prompts": ["a large red circle"], "config": str(DEMO / "config"), "size": 64, "steps": 1}
+    content = {
+        "version": 1,
+        "matrix": {"strength": [0.4, 0.9], "set": {"style": [{**NEON, "strength": "${strength}"}], "other": [BLORP]}},
+        "base": str(DEMO / "shapes.safetensors"),
+        "loras": "${set}",
+        "output": {"path": "out/${set}-${strength}.safetensors"},
+        "verify": {**said, **verify},
+    }
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(content))
+    return baked(load_recipes(folder / "sweep.yaml")[:2])
+
+
+@needs_extra
+def test_the_base_draws_each_prompt_once_for_all_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes = sampled(tmp_path)
+    options = VerifyOptions(stages=("samples",))
+    alone = portable(verify(recipes[1], options=options))
+    drawn: Counter[str] = Counter()
+    denoise = UNets.denoise
+
+    def counted(self: UNets, networks: Any, words: Any, variant: Any, number: int, tick: Any) -> Any:
+        drawn[variant.name] += 1
+        return denoise(self, networks, words, variant, number, tick)
+
+    monkeypatch.setattr(UNets, "denoise", counted)
+    batch = verify_all(recipes, options, report=tmp_path / "report")
+    assert drawn == {"base": 1, "runtime": 2, "floor": 2, "baked": 2}
+    assert batch.outputs[1].findings == alone.findings
+    assert len(batch.bases) == 1
+    assert [output.bases for output in batch.outputs] == [(0,)] * 2
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert len(re.findall(r'<img [^>]*alt="the base, ', page)) == 1
+    assert len(re.findall(r'<a class="cell" href="outputs/[^"]+">\s*<img [^>]*width="128" height="128"', page)) == 2
+    assert (tmp_path / "report" / "grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+@needs_extra
+def test_a_language_model_writes_its_base_s_text_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = {
+        "version": 1,
+        "matrix": {"strength": [0.5, 1]},
+        "base": str(ROOT / "recipes" / "stories260K"),
+        "loras": [{"path": str(ROOT / "recipes" / "stories260K_dragon"), "strength": "${strength}"}],
+        "output": {"path": "out/dragon-${strength}"},
+        "verify": {"prompts": ["Once upon a time"]},
+    }
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content))
+    recipes = baked(load_recipes(tmp_path / "sweep.yaml"))
+    written: list[object] = []
+    greedy = texts._greedy
+    monkeypatch.setattr(texts, "_greedy", lambda *given: (written.append(given), greedy(*given))[1])
+    options = VerifyOptions(stages=("samples",), samples=SampleOptions(steps=4))
+    batch = verify_all(recipes, options, report=tmp_path / "report")
+    assert batch.counts == {"verified": 2}
+    assert len(written) == 2 * 4 - 1
+    assert batch.bases[0].text.startswith("Once upon a time")
+    assert batch.bases[0].text in (tmp_path / "report" / "index.html").read_text()
 
 
 def test_the_command_is_listed() -> None:

@@ -1,8 +1,9 @@
 "use strict";
-// What scrolls sideways takes part in the keyboard's order, so that the arrow keys can scroll it.
+// What scrolls takes part in the keyboard's order, so that the arrow keys can scroll it.
 const scrolled = new ResizeObserver((boxes) => {
   for (const { target } of boxes) {
-    if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+    const scrolls = target.scrollWidth > target.clientWidth || target.scrollHeight > target.clientHeight;
+    if (scrolls && getComputedStyle(target).overflowX !== "visible") target.tabIndex = 0;
     else target.removeAttribute("tabindex");
   }
 });

@@ -28,6 +28,7 @@ from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint
 from lorabake.tensors.dtypes import DTYPES
 from lorabake.verification.converted import Seen, in_layout_of_base
 from lorabake.verification.findings import Finding, SampleOptions, Samples, Status
+from lorabake.verification.samples.album import Album
 from lorabake.verification.samples.drawing import Artist
 from lorabake.verification.samples.foreign_code import carried
 from lorabake.verification.samples.kit import gather
@@ -46,10 +47,13 @@ Ready = Callable[[], tuple[list[Finding], Samples | None]]
 """Sample, once all that it takes is there."""
 
 
-def prepare(plan: Plan, baked: Path, options: SampleOptions, stack: ExitStack) -> tuple[list[Finding], Ready | None]:
+def prepare(
+    plan: Plan, baked: Path, options: SampleOptions, stack: ExitStack, album: Album | None = None
+) -> tuple[list[Finding], Ready | None]:
     """Find and open all that sampling takes, and return what then samples; or a finding that says what is lacking.
 
-    What is opened is closed with `stack`. Raise SurroundingsError where the extra or the device is not there.
+    What is opened is closed with `stack`. What the base makes is taken from `album`, or kept there. Raise
+    SurroundingsError where the extra or the device is not there.
     """
     from lorabake.verification.samples.texts import is_language_model, prepare_texts
 
@@ -87,11 +91,11 @@ def prepare(plan: Plan, baked: Path, options: SampleOptions, stack: ExitStack) -
         stack.callback(files.close)
         try:
             if speaks:
-                ready = prepare_texts(plan, baked, prompts, options)
+                ready = prepare_texts(plan, baked, prompts, options, album)
             else:
                 artist = _artist(there, loop, files, prompts, options, stack)
                 artist.check_words()
-                ready = Studio(artist).run
+                ready = Studio(artist, album).run
         except (CannotDrawError, SizeUnknownError) as error:
             more = f"; the model carries code of its own ({code}), which lorabake does not run" if code else ""
             return lacking(f"{error}{more}")

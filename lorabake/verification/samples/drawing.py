@@ -23,6 +23,7 @@ from lorabake.recipe import Verify
 from lorabake.reference.arrays import Files
 from lorabake.verification.converted import Seen
 from lorabake.verification.findings import SampleOptions, SettingValue
+from lorabake.verification.samples.album import Album, Drawn, facts_of_base
 from lorabake.verification.samples.loading import Loaders, LoadFile
 from lorabake.verification.samples.placing import Factors, Weights
 from lorabake.verification.samples.refusals import CannotLoadError
@@ -48,6 +49,10 @@ class Variant:
     is_checkpoint: bool = False
 
 
+BASE = Variant("base")
+"""The base alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """Tell apart what some networks are in different variants: whose tensors they have, and what is applied."""
@@ -71,6 +76,10 @@ class Results:
 
     latents: dict[tuple[str, int], NDArray[np.float32]] = field(default_factory=dict)
     pictures: dict[tuple[str, int], Pixels] = field(default_factory=dict)
+
+    def missing(self, variant: Variant, prompts: int) -> list[int]:
+        """Return the numbers of the prompts that a variant has still to draw."""
+        return [number for number in range(prompts) if (variant.name, number) not in self.pictures]
 
 
 class Artist(ABC):
@@ -110,15 +119,28 @@ class Artist(ABC):
         self.fallback = ""
         self.done = self.total = 0
 
-    def make(self, work: Sequence[Variant]) -> Results:
-        """Make every variant's results; where a library cannot load a LoRA, with lorabake's formulas instead."""
-        self.total = len(work) * len(self.prompts) * self.steps
+    def make(self, work: Sequence[Variant], album: Album | None = None) -> Results:
+        """Make every variant's results; where a library cannot load a LoRA, with lorabake's formulas instead.
+
+        What the base drew already is taken from the album, and what it draws now is kept there.
+        """
+        known = Results()
+        if album is not None:
+            for number in range(len(self.prompts)):
+                if (drawn := album.picture(self._facts(number))) is not None:
+                    known.latents[BASE.name, number], known.pictures[BASE.name, number] = drawn.latents, drawn.picture
+        self.total = self.steps * sum(len(known.missing(variant, len(self.prompts))) for variant in work)
         try:
-            return self._draw(work)
+            results = self._draw(work, known)
         except CannotLoadError as error:
             self.fallback = str(error)
             self.done = 0
-            return self._draw(work)
+            results = self._draw(work, known)
+        if album is not None and BASE in work:
+            for number in known.missing(BASE, len(self.prompts)):
+                key = BASE.name, number
+                album.keep_picture(self._facts(number), Drawn(results.latents[key], results.pictures[key]))
+        return results
 
     def check_words(self) -> None:
         """Raise CannotDrawError where a tokenizer is not the one that a text encoder was trained with."""
@@ -164,8 +186,16 @@ class Artist(ABC):
 
     # -- the sampler -----------------------------------------------------------------------------------
 
-    def _draw(self, work: Sequence[Variant]) -> Results:
+    def _facts(self, number: int) -> tuple[object, ...]:
+        """Return all that the base's picture of a prompt depends on."""
+        settings = (self.steps, self.size, self.guidance, self.device, self.negative)
+        drawn_by = type(self).__name__, facts_of_base(self.plan)
+        return *drawn_by, settings, self.prompts[number], self.seed + number
+
+    def _draw(self, wanted: Sequence[Variant], known: Results) -> Results:
+        """Draw what is not known; return all results."""
         numbers = range(len(self.prompts))
+        work = [variant for variant in wanted if known.missing(variant, len(self.prompts))]
         words: dict[State | None, list[Any]] = {}
         for variant in work:
             state = self._state(self.encoders, variant)
@@ -173,16 +203,16 @@ class Artist(ABC):
                 networks = self._networks(self.encoders, variant)
                 words[state] = [self.encode(networks, variant, number) for number in numbers]
                 del networks
-        results, made = Results(), dict[tuple[str, int], Denoised]()
+        results, made = Results({**known.latents}, {**known.pictures}), dict[tuple[str, int], Denoised]()
         for variant, networks in self._by_variant(self.denoisers, work):
-            for number in numbers:
+            for number in known.missing(variant, len(self.prompts)):
                 said = words[self._state(self.encoders, variant)][number]
                 tick = partial(self.tick, self.label(variant, number))
                 denoised = self.denoise(networks, said, variant, number, tick)
                 made[variant.name, number] = denoised
                 results.latents[variant.name, number] = denoised.latents
         for variant, networks in self._by_variant(self.decoders, work):
-            for number in numbers:
+            for number in known.missing(variant, len(self.prompts)):
                 results.pictures[variant.name, number] = self.decode(networks, made[variant.name, number])
         return results
 

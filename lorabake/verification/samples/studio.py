@@ -24,7 +24,8 @@ from lorabake.verification.findings import (
     SweepSample,
     programs_of,
 )
-from lorabake.verification.samples.drawing import Artist, Results, Variant
+from lorabake.verification.samples.album import Album
+from lorabake.verification.samples.drawing import BASE, Artist, Results, Variant
 from lorabake.verification.samples.judge import CONSTANT, LEAST_OF_LATENTS, Yardstick
 from lorabake.verification.samples.metrics import distance, likeness
 from lorabake.visible import counted
@@ -33,7 +34,8 @@ from lorabake.visible import counted
 class Studio:
     """Let an artist draw with every model, and judge the results."""
 
-    def __init__(self, artist: Artist) -> None:
+    def __init__(self, artist: Artist, album: Album | None = None) -> None:
+        self.album = album
         self.artist, self.plan, self.options = artist, artist.plan, artist.options
         self.prompts, self.seed = artist.prompts, artist.seed
 
@@ -43,7 +45,7 @@ class Studio:
         ones = (1.0,) * loras
         runtime = Variant("runtime", ones)
         variants = [
-            Variant("base"),
+            BASE,
             runtime,
             Variant("floor", ones, round_off=True),
             Variant("baked", is_checkpoint=True),
@@ -55,7 +57,7 @@ class Studio:
             for factor in self.options.strengths
         ]
         work = [*dict.fromkeys([*variants, *alone, *sweep])]
-        results = self.artist.make(work)
+        results = self.artist.make(work, self.album)
         pictures = tuple(self._sample(results, number) for number in range(len(self.prompts)))
         strips = tuple(
             SweepSample(

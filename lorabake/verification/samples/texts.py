@@ -26,6 +26,7 @@ from lorabake.verification.findings import (
     TextSample,
     programs_of,
 )
+from lorabake.verification.samples.album import Album, facts_of_base
 from lorabake.verification.samples.foreign_code import NO_CODE, check_folder, without_kernels
 from lorabake.verification.samples.judge import LEAST_OF_LOGITS, Yardstick
 from lorabake.verification.samples.loading import load_folders
@@ -54,20 +55,20 @@ def is_language_model(plan: Plan) -> bool:
 
 
 def prepare_texts(
-    plan: Plan, baked: Path, prompts: tuple[str, ...], options: SampleOptions
+    plan: Plan, baked: Path, prompts: tuple[str, ...], options: SampleOptions, album: Album | None = None
 ) -> Callable[[], tuple[list[Finding], Samples | None]]:
-    """Read what it takes beside the weights, and return what then speaks.
+    """Read what it takes beside the weights, and return what then speaks. `album` keeps the base's texts.
 
     Raise CannotDrawError where the tokenizer is not there or of another model, or transformers has no such model.
     """
     tokenizer = _tokenizer(plan)
     config = _config(plan.sources.base.path).get_text_config()
     check_words(tokenizer, prompts, config.vocab_size, "the model")
-    return partial(_speak, plan, baked, prompts, options, tokenizer)
+    return partial(_speak, plan, baked, prompts, options, tokenizer, album)
 
 
 def _speak(
-    plan: Plan, baked: Path, prompts: tuple[str, ...], options: SampleOptions, tokenizer: Any
+    plan: Plan, baked: Path, prompts: tuple[str, ...], options: SampleOptions, tokenizer: Any, album: Album | None
 ) -> tuple[list[Finding], Samples | None]:
     """Continue each prompt with four models, and compare their logits over the run-time model's text."""
     tokens = options.steps or TOKENS
@@ -85,7 +86,8 @@ def _speak(
             model = _model(plan, baked, name, reference).to(device)
         for number, prompt in enumerate(prompts):
             ids = tokenizer(prompt, return_tensors="pt").input_ids.to(device)
-            said = _greedy(model, ids, tokens)
+            kept = album if name == "base" else None
+            said = _said(kept, (facts_of_base(plan), tokens, device, prompt), partial(_greedy, model, ids, tokens))
             if name == "runtime":
                 paths.append(said)
             texts[name, number] = tokenizer.decode(said[0].tolist(), skip_special_tokens=True)
@@ -194,6 +196,19 @@ def _model(plan: Plan, baked: Path, name: str, reference: str) -> Any:
         with closing(Files()) as files:
             Weights(plan, files).place_by_name(model, round_off=name == "floor")
     return model
+
+
+def _said(album: Album | None, facts: tuple[object, ...], say: Callable[[], Any]) -> Any:
+    """Return the tokens (1, count) that a model says; what the album has is not said again."""
+    import torch
+
+    if album is None:
+        return say()
+    if (kept := album.tokens(facts)) is not None:
+        return torch.from_numpy(kept)
+    said = say()
+    album.keep_tokens(facts, said.cpu().numpy())
+    return said
 
 
 def _greedy(model: Any, ids: Any, tokens: int) -> Any:
