@@ -24,7 +24,7 @@ from lorabake.batch.work import land_all
 from lorabake.errors import LorabakeError, TargetError
 from lorabake.execution.agenda import Agenda, Computed
 from lorabake.execution.running import Ways, run
-from lorabake.machine import check_room_for, worded
+from lorabake.machine import check_room_for, unwritable, worded
 from lorabake.options import RunOptions
 from lorabake.planning import Plan
 from lorabake.results import BakeResult
@@ -77,6 +77,8 @@ class Member:
                     return True
             except FileNotFoundError:
                 pass  # another process has completed the output, or given it up
+            except OSError as error:
+                raise unwritable(self._partial.path, error) from None
             except TargetError:
                 if time.monotonic() > end or not self._is_ours:
                     raise
@@ -143,19 +145,26 @@ class Member:
 
         While another process completes it, wait: should that one die, this one goes on.
         """
-        with Claim(self._receipts) as claim:
-            while self._is_covered():
-                try:
-                    if claim.take():
-                        (result,) = bake_pass([self.plan], self._options, self._restart())
-                        return result
-                except FileNotFoundError:  # the folder has gone
-                    continue
-                except LorabakeError:
-                    if self._is_ours or not self.is_complete:
-                        raise
-                time.sleep(POLL)
+        try:
+            with Claim(self._receipts) as claim:
+                while self._is_covered():
+                    if (found := self._completed(claim)) is not None:
+                        return None if found.is_up_to_date else found
+                    time.sleep(POLL)
+        except OSError as error:
+            raise unwritable(self._partial.path, error) from None
         return None
+
+    def _completed(self, claim: Claim) -> BakeResult | None:
+        """Complete the output if the claim is free; return None where another process does, or did."""
+        try:
+            return bake_pass([self.plan], self._options, self._restart())[0] if claim.take() else None
+        except FileNotFoundError:  # the folder has gone
+            return None
+        except LorabakeError:
+            if self._is_ours or not self.is_complete:
+                raise
+            return None
 
     def _is_covered(self) -> bool:
         if not self._is_ours:

@@ -20,6 +20,14 @@ output: {path: "out/${set}-${strength}.safetensors"}
 """
 
 
+ONE = """version: 1
+base: base.safetensors
+loras: [{path: lora.safetensors, strength: 2}]
+output: {path: out/one-1.safetensors}
+"""
+"""Another recipe for one of the outputs."""
+
+
 def write_sweep(folder: Path) -> Path:
     """Write the recipe and its inputs into a new folder; return the recipe's path."""
     (folder / "out").mkdir(parents=True)
@@ -28,6 +36,7 @@ def write_sweep(folder: Path) -> Path:
     b.sd1_lora(folder / "other.safetensors", seed=7)
     recipe = folder / "sweep.yaml"
     recipe.write_text(SWEEP)
+    (folder / "one.yaml").write_text(ONE)
     return recipe
 
 

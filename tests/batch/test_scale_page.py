@@ -75,4 +75,5 @@ def test_the_indexed_job_bakes_a_sweep(tmp_path: Path) -> None:
     with crowd_in(tmp_path) as crowd:
         ended = crowd.run(*pods)
     assert [each.code for each in ended] == [0] * len(pods), ended
+    assert sum("nothing to do" in each.text for each in ended) == len(pods) - len(alone)
     assert outputs(tmp_path / "models") == alone
