@@ -19,6 +19,7 @@ ADVICE = (
     (r"lorabake\[verify\] is missing|^no (transformers|diffusers)$",
      "make test installs it, or: pip install -e '.[verify]'"),
     (r"no such program: openssl", "install it: apt install openssl"),
+    (r"no such program: mkfs", "install it: apt install btrfs-progs xfsprogs"),
     (r"C compiler|no simulated device", "install a compiler: apt install build-essential"),
     (r"root may (read|write)", "run the tests as another user than root"),
     (r"only root|cannot mount", "run the tests as root where root may mount: docker run --privileged …"),

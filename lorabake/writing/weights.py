@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from lorabake.errors import FileError, InternalError, TargetError
+from lorabake.errors import InternalError, TargetError
 from lorabake.machine import unwritable
 from lorabake.planning import provenance
 from lorabake.planning.copies import Copy
@@ -16,16 +16,14 @@ from lorabake.planning.files import OutputFile
 from lorabake.storage.fields import LEGACY_HASH
 from lorabake.tensors.system import bytes_at, read_at
 from lorabake.writing.commit import identity
+from lorabake.writing.copying import Range, copied
 from lorabake.writing.finished import Finished
 from lorabake.writing.inputs import Inputs
 from lorabake.writing.openfiles import OpenFiles
-from lorabake.writing.system import copy_range, open_again, open_new, reserve, start_writeback, write_all
-
-CHUNK = 4 << 20
-"""Bytes that are copied at a time."""
+from lorabake.writing.system import open_again, open_new, reserve, start_writeback, write_all
 
 PIECE = 1 << 20
-"""Bytes that are hashed at a time, and copied at a time if the kernel cannot copy."""
+"""Bytes that are hashed at a time."""
 
 
 def meddled(path: Path) -> TargetError:
@@ -131,30 +129,18 @@ class Weights:
             file.finished.check(file.planned.data_size)
 
     def copy(self, copy: Copy, progress: Callable[[int], None], stop: threading.Event) -> None:
-        """Copy an untouched range, in the kernel if possible."""
-        into = self._files[copy.file]
-        begin = len(into.header) + copy.offset
-        done, size = 0, copy.stop - copy.start
-        in_kernel = True
+        """Copy an untouched range: share blocks with the input if possible, or else in the kernel."""
+        into, offset = self._files[copy.file], copy.offset
+        place = Range(copy.source, copy.start, copy.stop, len(into.header) + offset)
         with self._descriptors.open(into.path) as target:
-            while done < size and not stop.is_set():
-                length = min(CHUNK, size - done)
-                _check_whole(into, target)
-                count = None
-                if in_kernel:
-                    with into.turn, self._inputs.open(copy.source) as source:
-                        count = copy_range(source, target, length, copy.start + done, begin + done)
-                if count is None:
-                    in_kernel = False
-                    piece = memoryview(bytearray(min(length, PIECE)))
-                    self._inputs.read(copy.source, copy.start + done, piece)
-                    write_all(target, piece, begin + done)
-                    count = len(piece)
-                if count == 0:
-                    raise FileError(f"{copy.source}: became shorter while it was read")
-                self.finish(copy.file, copy.offset + done, copy.offset + done + count)
-                done += count
+            _check_whole(into, target)
+            for count in copied(place, self._inputs, target, into.turn) if not stop.is_set() else ():
+                self.finish(copy.file, offset, offset + count)
+                offset += count
                 progress(count)
+                if stop.is_set():
+                    return
+                _check_whole(into, target)
 
     def follow(self, stop: threading.Event) -> list[str]:
         """Follow the finished ranges of every file: hash them in order, and start to write them to the disk.

@@ -24,6 +24,7 @@ if find_spec("fcntl"):  # on every POSIX system
         remove,
         rename_new,
         reserve,
+        share_range,
         start_writeback,
         write_all,
     )
@@ -42,6 +43,7 @@ else:
         remove,
         rename_new,
         reserve,
+        share_range,
         start_writeback,
         write_all,
     )
@@ -60,6 +62,7 @@ __all__ = [
     "remove",
     "rename_new",
     "reserve",
+    "share_range",
     "start_writeback",
     "write_all",
 ]

@@ -19,4 +19,4 @@ def refuse(*_: object) -> NoReturn:
 _refusal: Any = refuse  # whatever is asked
 
 copy_range = exchange = fsync = fsync_folder = is_ours = lock = names_in = open_again = open_folder = _refusal
-open_new = remove = rename_new = reserve = start_writeback = write_all = _refusal
+open_new = remove = rename_new = reserve = share_range = start_writeback = write_all = _refusal

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import shutil
+import struct
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,13 @@ NO_RANGE_COPY: Final = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUP
 
 EITHER_SIDE: Final = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM}
 """What a copy in the kernel may say of what it reads and of what it writes: a copy by hand tells which."""
+
+
+_SHARE_RANGE: Final = 0x4020940D
+"""Linux' number for FICLONERANGE."""
+
+_BTRFS: Final = 0x9123683E
+"""Linux' number for a file system that keeps a reserved stretch whole as long as a byte of it is used."""
 
 
 def open_new(path: Path) -> int:
@@ -99,13 +107,22 @@ def lock(fd: int, *, shared: bool = False) -> bool:
 
 
 def reserve(fd: int, size: int) -> None:
-    """Give a file its length, and its blocks on the disk where the file system can promise them."""
+    """Give a file its length, and its blocks on the disk where the file system can promise them.
+
+    On btrfs they are not reserved: blocks shared with another file would not give back those that they replace.
+    """
     libc = _libc()
+    libc = None if libc is not None and _is_on_btrfs(libc, fd) else libc
     if libc is not None and size and libc.fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size)):
         code = ctypes.get_errno()
         if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OSError(code, os.strerror(code))
     os.ftruncate(fd, size)
+
+
+def _is_on_btrfs(libc: ctypes.CDLL, fd: int) -> bool:
+    told = (ctypes.c_long * 32)()
+    return bool(libc.fstatfs(fd, told) == 0 and told[0] == _BTRFS)
 
 
 def start_writeback(fd: int, start: int, length: int) -> None:
@@ -129,6 +146,20 @@ def copy_range(source: int, target: int, count: int, start: int, to: int) -> int
         if error.errno in NO_RANGE_COPY | EITHER_SIDE:
             return None
         raise
+
+
+def share_range(source: int, target: int, count: int, start: int, to: int) -> bool:
+    """Let a file have blocks of another in common (a reflink) until either is written; False where that cannot be.
+
+    `start`, `to` and `count` are whole blocks of the file system. Then nothing is copied, and no room is taken.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        fcntl.ioctl(target, _SHARE_RANGE, struct.pack("qQQQ", source, start, count, to))
+    except OSError:  # whatever it is, a copy says it, too, and of which file
+        return False
+    return True
 
 
 def write_all(fd: int, data: memoryview, position: int) -> None:
