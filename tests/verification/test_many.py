@@ -329,6 +329,11 @@ def test_batch_verifies_what_it_has_baked(folder: Path, capsys: pytest.CaptureFi
     assert "no.safetensors: no such file" in (folder / "report" / "index.html").read_text()
 
 
+def test_a_shard_is_verified_when_all_are_over(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("batch", "sweep.yaml", "--shard", "1/2", "--verify", "report") == 2
+    assert "the outputs are complete when all shards are over" in capsys.readouterr().err
+
+
 # -- what bases made, kept ------------------------------------------------------------------------------------
 
 

@@ -434,7 +434,7 @@ def test_that_no_report_can_be_written_is_told_before_the_work(folder: Path, mon
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("lorabake.cli.verify.write_whole", full)
+    monkeypatch.setattr("lorabake.cli.proofs.write_whole", full)
     monkeypatch.setattr("lorabake.cli.verify.run_verify", lambda *_: pytest.fail("the work has begun"))
     with pytest.raises(SurroundingsError, match="cannot write the report: No space left on device"):
         run(folder / "recipe.yaml", "--report", folder / "r")
