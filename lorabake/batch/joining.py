@@ -140,16 +140,18 @@ class Member:
         output.weights.join()
         return output
 
-    def finish(self) -> BakeResult | None:
+    def finish(self, *, wait: bool = True) -> BakeResult | None:
         """Complete the output if all receipts are there; return None where parts are missing, or another one did.
 
-        While another process completes it, wait: should that one die, this one goes on.
+        While another process completes it, wait, if asked to: should that one die, this one goes on.
         """
         try:
             with Claim(self._receipts) as claim:
                 while self._is_covered():
                     if (found := self._completed(claim)) is not None:
                         return None if found.is_up_to_date else found
+                    if not wait:
+                        break
                     time.sleep(POLL)
         except OSError as error:
             raise unwritable(self._partial.path, error) from None

@@ -111,8 +111,15 @@ def bake_share(share: Share, options: RunOptions, part_bytes: int, *, recheck: b
         for member in joined.values():
             member.leave()
     options.progress(max(0, share.size - sum(counted)))
+    last: list[Member] = []
     for number, member in joined.items():
-        yield _finished(member, failed.get(number))
+        ended = _finished(member, failed.get(number), wait=False)
+        if ended.status == "waiting":  # for parts, or for another process that completes it
+            last.append(member)
+        else:
+            yield ended
+    for member in last:
+        yield _finished(member, None, wait=True)
 
 
 def _do(joined: dict[int, Member], parts: Sequence[Part], options: RunOptions) -> dict[int, LorabakeError]:
@@ -131,12 +138,12 @@ def _do(joined: dict[int, Member], parts: Sequence[Part], options: RunOptions) -
     return {}
 
 
-def _finished(member: Member, error: LorabakeError | None) -> Ended:
+def _finished(member: Member, error: LorabakeError | None, *, wait: bool) -> Ended:
     plan = member.plan
     try:
         if error is not None and not member.is_complete:  # another process may have done what this one could not
             return Ended(plan, "failed", error=error)
-        if (result := member.finish()) is not None:
+        if (result := member.finish(wait=wait)) is not None:
             return Ended(plan, "baked", result)
         return Ended(plan, "current" if member.is_complete else "waiting")
     except LorabakeError as failure:
