@@ -20,15 +20,23 @@ class FailedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one run took; `anonymous` is the largest sum over the process tree, in MiB."""
+    """What one run took; `anonymous` is the largest sum over the process tree, in MiB.
+
+    `read` are the bytes that system calls of the process and its ended children gave or copied, wherever they came
+    from; `fetched` those that came from a disk, and not from the page cache.
+    """
 
     wall: float
     cpu: float
     anonymous: float
+    read: int = 0
+    fetched: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        """Add a run that follows: times add up, the peak is the higher one."""
-        return Cost(self.wall + other.wall, self.cpu + other.cpu, max(self.anonymous, other.anonymous))
+        """Add a run that follows: times and bytes add up, the peak is the higher one."""
+        anonymous = max(self.anonymous, other.anonymous)
+        read, fetched = self.read + other.read, self.fetched + other.fetched
+        return Cost(self.wall + other.wall, self.cpu + other.cpu, anonymous, read, fetched)
 
     def as_json(self) -> dict[str, float]:
         """Name and round the numbers."""
@@ -90,6 +98,16 @@ def anonymous_kib(pid: int) -> int:
     return 0
 
 
+def bytes_read(pid: int) -> tuple[int, int]:
+    """Return the bytes that an ended process read, and those of them that came from a disk; zeros if nobody tells."""
+    try:
+        lines = Path(f"/proc/{pid}/io").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0, 0
+    counts = {name: int(count) for name, _, count in (line.partition(":") for line in lines)}
+    return counts.get("rchar", 0), counts.get("read_bytes", 0)
+
+
 class Sampler(threading.Thread):
     """Watch a process tree's anonymous memory until told to stop."""
 
@@ -117,8 +135,10 @@ def measure(command: Sequence[str], env: Mapping[str, str] | None = None) -> Cos
         )
         sampler = Sampler(process.pid)
         sampler.start()
-        _, status, usage = os.wait4(process.pid, 0)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         wall = time.perf_counter() - start
+        read = bytes_read(process.pid)  # before the system forgets it
+        _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)  # keeps Popen from waiting again
         sampler.over.set()
         sampler.join()
@@ -129,4 +149,4 @@ def measure(command: Sequence[str], env: Mapping[str, str] | None = None) -> Cos
             raise FailedError(f"exit code {process.returncode} from {' '.join(command)}\n{tail}")
     finally:
         os.close(log)
-    return Cost(wall, usage.ru_utime + usage.ru_stime, sampler.peak_kib / 1024)
+    return Cost(wall, usage.ru_utime + usage.ru_stime, sampler.peak_kib / 1024, *read)

@@ -8,14 +8,16 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import floor, gpu, inputs, run
+from benchmarks import floor, gpu, inputs, many, rates, run, scale, simulation
 from benchmarks.measure import Cost, Floor
 from lorabake import load_recipe
 from lorabake import plan as make_plan
@@ -215,3 +217,107 @@ def test_distances_are_counted_in_units_of_the_last_place(tmp_path: Path, dtype:
     assert changed(lambda tensor: tensor, values, tmp_path) == {"ulp": 0, "differ": 0.0}
     smallest = torch.tensor([1]).to(whole).view(dtype)
     assert changed(lambda tensor: (-tensor.float()).to(dtype), smallest, tmp_path) == {"ulp": 2, "differ": 1.0}
+
+
+# -- many recipes, and many machines -------------------------------------------------------------------------
+
+
+def test_what_a_batch_reads_of_the_base_is_counted(tmp_path: Path) -> None:
+    setting = many.Setting(tmp_path, tmp_path, (sys.executable, "-m", "lorabake"), ("--no-fsync",))
+    base, loras = many.write_small(tmp_path / "loras")
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    for number in range(2):
+        many.write_recipe(setting, folder, base, many.Output(f"o{number}", loras[0], 0.5 + number / 4))
+    read = many.bytes_of_base(setting, folder, base, 2)
+    plan = make_plan(load_recipe(folder / "o0.yaml"))
+    digested = base.stat().st_size  # a small base is digested, so that the next bake knows it again
+    due = plan.baked_bytes + 2 * plan.copied_bytes + digested
+    assert due <= read < due + 2e5 < due + plan.baked_bytes, "its header comes on top, and no second reading"
+
+
+def test_tables_of_many_outputs_divide_within_a_round() -> None:
+    row = {
+        "bake 0": Cost(2.0, 3.0, 1),
+        "bake 1": Cost(4.0, 5.0, 1),
+        "cp 0": Cost(1.0, 1.0, 1),
+        "cp 1": Cost(1.0, 1.0, 1),
+    }
+    row |= {"batch 1": Cost(2.0, 3.0, 7), "batch 2": Cost(3.0, 4.0, 9, 5_000_000_000, 0)}
+    series = many.Series(1000, [row, row], {1: 1000, 2: 1500})
+    text = "\n".join(many.table({("sd15", "sweep"): series}))
+    assert "| sd15 | one, K strengths | 1 | 2.0 (2.0–2.0) | 1.00 (1.00–1.00) | 2.00 (2.00–2.00) |" in text
+    assert (
+        "| 2 | 3.0 (3.0–3.0) | 0.50 (0.50–0.50) | 1.50 (1.50–1.50) | 4.0 (4.0–4.0) | 0.50 (0.50–0.50) | 9 | 1.50 |"
+        in text
+    )
+    small = "\n".join(many.small_table([(Cost(10.0, 8.0, 200), Cost(20.0, 15.0, 180))], 500))
+    assert "| 500 × `lorabake bake`, estimated from 20 | 500.0 (500.0–500.0) |" in small
+    assert "One process is 50.0 (50.0–50.0) times as fast." in small
+
+
+UNITS = [simulation.Unit(read=4e9, write=2e9, cpu=3.0, landing=0.1, group=n // 8, joining=0.5) for n in range(24)]
+CLUSTER = simulation.Cluster(
+    nodes=4, workers=2, threads=4, cores=8, nic=2e9, storage_read=5e9, storage_write=4e9, dispatch=0.01
+)
+
+
+@pytest.mark.parametrize("dealing", ["queue", "shards"])
+@pytest.mark.parametrize("lost", [(), (3.0,), (1.0, 2.0, 8.0)])
+def test_no_unit_is_lost_or_done_twice(dealing: simulation.Dealing, lost: tuple[float, ...]) -> None:
+    late = [simulation.Unit(read=1e9, cpu=1.0, group=9, after=0, driver=True, serial=True)] * 3
+    cluster = replace(CLUSTER, dealing=dealing, lost=lost, notice=1.0, repair=5.0, slow=0.3, slowness=2.0)
+    outcome = simulation.simulate(cluster, [*UNITS, *late])
+    assert outcome.done == Counter(range(27))
+    again = Counter(outcome.begun) - Counter(outcome.done)
+    assert bool(again) is bool(lost)
+    assert sum(again.values()) <= 2 * len(lost), "two processes on each lost node"
+    assert outcome.done_at[9] > outcome.done_at[0]
+    assert outcome == simulation.simulate(cluster, [*UNITS, *late]), "the same seed, the same result"
+
+
+def test_without_anybody_left_the_simulation_says_so() -> None:
+    with pytest.raises(ValueError, match="units have nobody left to do them"):
+        simulation.simulate(replace(CLUSTER, nodes=1, lost=(1.0,)), UNITS)
+
+
+@pytest.mark.parametrize("name", ["storage_read", "storage_write", "nic", "cores"])
+def test_more_of_anything_is_never_slower(name: str) -> None:
+    plain = simulation.simulate(CLUSTER, UNITS).seconds
+    more = replace(CLUSTER, **{name: 2 * getattr(CLUSTER, name)})
+    assert simulation.simulate(more, UNITS).seconds <= plain * 1.0001
+    assert plain >= scale.least_seconds(CLUSTER, UNITS)
+
+
+@pytest.mark.parametrize("workers", [1, 3, 4])
+def test_equal_units_take_rounds_of_their_time(workers: int) -> None:
+    units = [simulation.Unit(cpu=2.0, landing=0.5)] * 10
+    outcome = simulation.simulate(simulation.Cluster(nodes=workers), units)
+    assert outcome.seconds == pytest.approx(2.5 * -(-10 // workers))
+
+
+def test_storage_that_all_share_is_the_limit() -> None:
+    outcome = simulation.simulate(replace(CLUSTER, nic=1e12, cores=1000, threads=1000), UNITS)
+    assert outcome.bottleneck == "storage, reading"
+    assert outcome.seconds == pytest.approx(24 * 4e9 / 5e9, rel=0.1)
+
+
+def test_rates_are_levelled_and_whoever_needs_less_keeps_its_own() -> None:
+    rates = simulation.shared(np.array([1.0, 10.0, 10.0, 7.0]), np.array([1.0, 1.0, 0.5, 0.0]), 7.0)
+    assert rates.tolist() == [1.0, 4.0, 4.0, 7.0]
+
+
+def test_a_batch_is_cut_into_units_that_add_up() -> None:
+    figures = dict.fromkeys((field.name for field in fields(rates.Rates)), 1e9)
+    known = rates.Rates(**{**figures, "told": 0.0, "plan": 0.1})
+    batch = scale.Batch(scale.SDXL, 100, 64, scale.DEFAULT_PART)
+    units = list(scale.units_of(batch, known, landing=0.0))
+    assert batch.passes == [64, 36]
+    assert sum(unit.write for unit in units) == pytest.approx(100 * scale.SDXL.base)
+    parts = [unit for unit in units if not unit.driver]
+    assert len(parts) == 2 * batch.parts
+    once = 2 * scale.SDXL.touched + 100 * (scale.SDXL.base - scale.SDXL.touched + scale.SDXL.loras)
+    assert sum(unit.read for unit in parts) == pytest.approx(once)
+    assert sum(unit.driver for unit in units) == 100
+    fewer = replace(batch, outputs=8, together=8)
+    assert scale.predicted(fewer, 2, 4, known).seconds < scale.predicted(fewer, 1, 1, known).seconds

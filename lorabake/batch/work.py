@@ -23,6 +23,7 @@ from lorabake.options import RunOptions
 from lorabake.planning import Plan, plan
 from lorabake.recipe import Recipe
 from lorabake.sources import resolve
+from lorabake.tensors.once import shared
 from lorabake.visible import short_repr
 from lorabake.writing.inputs import Inputs
 from lorabake.writing.output import Output
@@ -99,7 +100,8 @@ def do(
 def _opened(job: Job) -> _Opened:
     digest = job.digest
     if not _last or _last[0].digest != digest:
-        plans = tuple(plan(resolve(recipe), path) for recipe, path in zip(job.recipes, job.paths, strict=True))
+        with shared():
+            plans = tuple(plan(resolve(recipe), path) for recipe, path in zip(job.recipes, job.paths, strict=True))
         parts = {part.number: part for part in parts_of(plans, job.part_bytes)}
         grounds = tuple(ground_of(each, job.device) for each in plans)
         _last[:] = [_Opened(digest, plans, parts, grounds)]
