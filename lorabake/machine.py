@@ -188,6 +188,23 @@ def default_workers() -> int:
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
 
 
+def process_space() -> str:
+    """Name what numbers this process: the boot of this system, and the space of process numbers; "" if unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return ""
+
+
+def process_began(process: int) -> str:
+    """Return when a process of this machine began, in the system's ticks; "" where there is none."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
 def anonymous_memory() -> int | None:
     """Return this process's anonymous memory in bytes; None if the system does not tell."""
     if sys.platform != "linux":

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
+from lorabake.machine import process_began, process_space
 from lorabake.writing.system import open_new, write_all
 
 BEAT: Final = 5.0
@@ -129,25 +130,8 @@ def is_claim(name: str) -> bool:
 # -- which process ---------------------------------------------------------------------------------------------
 
 
-def _machine() -> str:
-    """Name what numbers this process: the boot of this system, and the space of process numbers; "" if unknown."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:
-        return ""
-
-
-def _began(process: int) -> str:
-    """Return when a process of this machine began, in the system's ticks; "" where there is none."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
-
-
 def _holder() -> str:
-    return f"{_machine()} {os.getpid()} {_began(os.getpid())}"
+    return f"{process_space()} {os.getpid()} {process_began(os.getpid())}"
 
 
 def _is_gone(said: bytes) -> bool | None:
@@ -159,6 +143,6 @@ def _is_gone(said: bytes) -> bool | None:
     if holder is None:
         return True
     machine, _, process = str(holder).rpartition(" ")[0].rpartition(" ")
-    if not machine.strip() or machine != _machine():
+    if not machine.strip() or machine != process_space():
         return None
-    return str(holder).rpartition(" ")[2] != _began(int(process))
+    return str(holder).rpartition(" ")[2] != process_began(int(process))
