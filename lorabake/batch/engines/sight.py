@@ -6,6 +6,7 @@ The driver plants markers, each machine looks at what is planted, and the driver
 from __future__ import annotations
 
 import os
+import platform
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -67,7 +68,7 @@ class Markers:
 
     def look(self) -> Sight:
         """Look at the markers and files from this machine."""
-        return Sight(os.uname().nodename, versions(), tuple(map(_text, self.planted)), tuple(map(_size, self.files)))
+        return Sight(platform.node(), versions(), tuple(map(_text, self.planted)), tuple(map(_size, self.files)))
 
     def check(self, node: str, sight: Sight) -> None:
         """Raise SurroundingsError where a machine sees something else than this one; `node` names it."""
