@@ -25,7 +25,7 @@ ADVICE = (
     (r"only root|cannot mount", "run the tests as root where root may mount: docker run --privileged …"),
     (r"no CUDA device", "run TORCH=cuda make test on a machine with an NVIDIA GPU"),
     (r"accelerator|NVIDIA driver, which counts", f"it runs where there is no GPU; {NOTHING}"),
-    (r"/proc/|/dev/full|needs fork|POSIX|needs Linux|this system (has no|does not tell)|no such names",
+    (r"/proc/|/dev/full|needs fork|are forked|POSIX|needs Linux|this system (has no|does not tell)|no such names",
      "run it on Linux, or in WSL"),
     (r"^no such files$", f"such files do not exist; {NOTHING}"),
     (r"shared|^no such folder$", f"these LoRAs belong to their makers, so they are not in the repository; {NOTHING}"),
