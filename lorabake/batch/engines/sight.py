@@ -5,7 +5,6 @@ The driver plants markers, each machine looks at what is planted, and the driver
 
 from __future__ import annotations
 
-import os
 import platform
 import secrets
 from collections.abc import Iterator, Sequence
