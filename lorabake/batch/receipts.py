@@ -12,6 +12,7 @@ import json
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
@@ -26,7 +27,7 @@ from lorabake.tensors.small import parse_json, read_small
 from lorabake.writing.output import Output
 from lorabake.writing.system import fsync_folder, open_new, write_all
 
-VERSION: Final = 1
+VERSION: Final = 2
 MOST_BYTES: Final = 64 << 20
 """Bytes of a receipt, at most."""
 
@@ -39,7 +40,7 @@ Ground = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Digested:
-    """Hold the SHA-256 of a range of a planned file's data."""
+    """Hold a range of a planned file's data, and its SHA-256, or that of all data up to the range's end."""
 
     place: Place
     sha256: str
@@ -47,11 +48,16 @@ class Digested:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Say of an output which ranges are finished, what became of the steps there, and of what it is made."""
+    """Say of an output which ranges are finished, what became of the steps there, and of what it is made.
+
+    With `from_start`, digests are of all data of a file up to a range's end: the header's digest is taken on the way
+    there, so that nothing is hashed twice.
+    """
 
     ranges: tuple[Digested, ...]
     computed: Mapping[int, Computed]
     ground: Ground
+    from_start: bool = False
 
     @property
     def name(self) -> str:
@@ -70,6 +76,7 @@ class Receipt:
             "ranges": [[*each.place, each.sha256] for each in self.ranges],
             "steps": {str(number): _said(each) for number, each in self.computed.items()},
             "ground": dict(self.ground),
+            "from_start": self.from_start,
         }
         return json.dumps({"receipt": said, "sha256": _sha256_of(said)}).encode()
 
@@ -102,16 +109,27 @@ def folder_of(output: Output) -> Path:
 
 
 def land(
-    output: Output, share: Share, computed: Mapping[int, Computed], ground: Ground, stop: threading.Event
+    output: Output,
+    share: Share,
+    computed: Mapping[int, Computed],
+    ground: Ground,
+    stop: threading.Event,
+    *,
+    followed: bool = False,
 ) -> Receipt | None:
     """Wait until the disk has what a share wrote, and put a receipt of it there; return None once `stop` is set.
 
-    Without fsync, nobody waits for the disk: then a receipt is only as good as the system's memory.
+    Without fsync, nobody waits for the disk: then a receipt is only as good as the system's memory. With `followed`,
+    another thread hashes the output's files, and the ends of the ranges are marked there.
     """
-    ranges = tuple(Digested(place, output.weights.sha256(*place, stop)) for place in share.places)
+    weights = output.weights
+    ranges = tuple(
+        Digested(place, weights.sha256_before(place[0], place[2], stop) if followed else weights.sha256(*place, stop))
+        for place in share.places
+    )
     if stop.is_set():  # then some are digests of a part
         return None
-    receipt = Receipt(ranges, computed, ground)
+    receipt = Receipt(ranges, computed, ground, followed)
     for file in {each.place[0] for each in ranges} if output.fsync else ():
         output.weights.settle(file)
     folder = folder_of(output)
@@ -135,19 +153,20 @@ def coverage_of(output: Output, ground: Ground, *, recheck: bool = False) -> tup
     """Read an output's receipts; return what those cover that count, and why each of the others does not.
 
     One does not count if it is damaged, if it is of another recipe, input or version, or if a file that it speaks of
-    is not there in its full size. With `recheck`, the ranges are read, and must have their digests.
+    is not there in its full size. With `recheck`, the data is read, and must have the digests.
     """
     places: list[Place] = []
     computed: dict[int, Computed] = {}
     refused: dict[Path, str] = {}
     whole = output.weights.whole()
     output.weights.join(whole)
+    before = _Before(output)
     for path in sorted(folder_of(output).glob("*.json")):
         try:
             receipt = _read(path)
             why = _doubt(output.plan, receipt, ground, whole, computed, places)
             if why is None and recheck:
-                why = _difference(output, receipt)
+                why = _difference(output, receipt, before)
         except BROKEN:
             refused[path] = "a receipt is damaged"
             continue
@@ -216,9 +235,39 @@ def _other(due: Ground, said: Ground) -> str | None:
     return None
 
 
-def _difference(output: Output, receipt: Receipt) -> str | None:
+class _Before:
+    """Digest all data of an output's files before a place; what was read for a place before is not read again."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._known: dict[int, dict[int, str]] = {}
+
+    def sha256(self, file: int, stop: int) -> str:
+        """Return the SHA-256 of a file's data before `stop`, an end of a range of some receipt."""
+        if file not in self._known:
+            paths = sorted(folder_of(self._output).glob("*.json"))
+            self._known[file] = self._output.weights.sha256_at(file, _ends(paths, file))
+        return self._known[file].get(stop, "")
+
+
+def _ends(paths: Sequence[Path], file: int) -> set[int]:
+    """Collect where the ranges of receipts end in a file; one that cannot be read has none."""
+    ends: set[int] = set()
+    for path in paths:
+        with suppress(*BROKEN):
+            ends.update(each.place[2] for each in _read(path).ranges if each.place[0] == file)
+    return ends
+
+
+def _difference(output: Output, receipt: Receipt, before: _Before) -> str | None:
     for each in receipt.ranges:
-        if output.weights.sha256(*each.place, threading.Event()) != each.sha256:
+        file, start, stop = each.place
+        now = (
+            before.sha256(file, stop)
+            if receipt.from_start
+            else output.weights.sha256(file, start, stop, threading.Event())
+        )
+        if now != each.sha256:
             return "the bytes are no longer those of the receipt"
     return None
 
@@ -237,7 +286,8 @@ def _read(path: Path) -> Receipt:
     ranges = tuple(
         Digested((int(file), int(start), int(stop)), sha256) for file, start, stop, sha256 in said["ranges"]
     )
-    return Receipt(ranges, {int(number): _computed(each) for number, each in said["steps"].items()}, said["ground"])
+    computed = {int(number): _computed(each) for number, each in said["steps"].items()}
+    return Receipt(ranges, computed, said["ground"], bool(said["from_start"]))
 
 
 def _said(computed: Computed) -> dict[str, object]:

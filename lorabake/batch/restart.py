@@ -84,9 +84,12 @@ class Restart:
             for place in each.places:
                 output.weights.finish(*place)
         grounds = [ground_of(plan, self._options.device) for plan in plans]
+        for output, share in (pair for part in left for pair in zip(outputs, part.portion, strict=True)):
+            for file, _, stop in share.places:
+                output.weights.mark(file, stop)
 
         def ended(number: int, computed: Sequence[Mapping[int, Computed]], stop: threading.Event) -> None:
-            land_all(left[number], inputs, outputs, grounds, computed, stop)
+            land_all(left[number], inputs, outputs, grounds, computed, stop, followed=True)
 
         is_parted = len(parts) > 1 or any(each.places for each in covered)
         portions, before = tuple(part.portion for part in left), tuple(each.computed for each in covered)

@@ -136,11 +136,17 @@ def land_all(
     grounds: Sequence[Ground],
     computed: Sequence[Mapping[int, Computed]],
     stop: threading.Event,
+    *,
+    followed: bool = False,
 ) -> list[Receipt]:
-    """Land the receipts of a part that has ended, once the inputs are known to be what they were."""
+    """Land the receipts of a part that has ended, once the inputs are known to be what they were.
+
+    With `followed`, other threads hash the outputs' files, those that are to be hashed.
+    """
     inputs.check_unchanged()
     landed = []
     for output, share, own, ground in zip(outputs, part.portion, computed, grounds, strict=True):
-        if share and (receipt := land(output, share, own, ground, stop)) is not None:
+        is_followed = followed and output.weights.is_hashed
+        if share and (receipt := land(output, share, own, ground, stop, followed=is_followed)) is not None:
             landed.append(receipt)
     return landed

@@ -40,6 +40,9 @@ class _File:
         self.finished = Finished()
         self.turn = threading.Lock()
         self.inode: int | None = None
+        self.marks: set[int] = set()  # where the digest of all data before is wanted
+        self.passed: dict[int, str] = {}  # those digests
+        self.news = threading.Condition()
 
     @property
     def size(self) -> int:
@@ -151,6 +154,23 @@ class Weights:
             return [""] * len(self._files)
         return [self._follow(file, stop) for file in self._files]
 
+    @property
+    def is_hashed(self) -> bool:
+        """Tell whether the files are hashed as they grow."""
+        return self._hashed
+
+    def mark(self, file: int, stop: int) -> None:
+        """Ask whoever follows a file to remember the SHA-256 of its data before `stop`."""
+        self._files[file].marks.add(stop)
+
+    def sha256_before(self, file: int, stop: int, given_up: threading.Event) -> str:
+        """Wait until a file was followed to a mark; return the SHA-256 of all data before it, "" if given up."""
+        seen = self._files[file]
+        with seen.news:
+            while stop not in seen.passed and not given_up.is_set():
+                seen.news.wait(0.1)
+        return seen.passed.get(stop, "")
+
     def sha256(self, file: int, start: int, stop: int, given_up: threading.Event) -> str:
         """Digest a range of a file's data, unless that is given up meanwhile."""
         into = self._files[file]
@@ -164,6 +184,21 @@ class Weights:
                 start += count
         return digest.hexdigest()
 
+    def sha256_at(self, file: int, stops: Iterable[int]) -> dict[int, str]:
+        """Map places to the SHA-256 of all data of a file before each; the file is read once."""
+        into, start, found = self._files[file], 0, dict[int, str]()
+        digest, buffer = hashlib.sha256(), memoryview(bytearray(PIECE))
+        with self._descriptors.open(into.path) as fd:
+            for stop in sorted(stops):
+                while start < stop:
+                    count = read_at(fd, buffer[: stop - start], len(into.header) + start)
+                    if count == 0:
+                        return found
+                    digest.update(buffer[:count])
+                    start += count
+                found[stop] = digest.copy().hexdigest()
+        return found
+
     def settle(self, file: int) -> None:
         """Wait until the disk has what was written into a file."""
         with self._descriptors.open(self._files[file].path) as fd:
@@ -172,16 +207,21 @@ class Weights:
     def _follow(self, file: _File, stop: threading.Event) -> str:
         digest = hashlib.sha256()
         buffer = memoryview(bytearray(PIECE)) if self._hashed else memoryview(b"")
-        begin = len(file.header)
+        begin, marks = len(file.header), sorted(file.marks, reverse=True)
         with self._descriptors.open(file.path) as fd:
             for start, end in file.finished.follow(file.planned.data_size, stop):
                 position = start
                 while self._hashed and position < end and not stop.is_set():
-                    count = read_at(fd, buffer[: end - position], begin + position)
+                    until = min(end, marks[-1]) if marks else end
+                    count = read_at(fd, buffer[: until - position], begin + position)
                     if count == 0:
                         raise meddled(file.path)
                     digest.update(buffer[:count])
                     position += count
+                    if marks and position == marks[-1]:
+                        with file.news:
+                            file.passed[marks.pop()] = digest.copy().hexdigest()
+                            file.news.notify_all()
                 if self._fsync:
                     start_writeback(fd, begin + start, end - start)
         return digest.hexdigest() if self._hashed else ""

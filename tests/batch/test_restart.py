@@ -76,11 +76,11 @@ def stop_after(count: int, monkeypatch: pytest.MonkeyPatch, error: BaseException
     """Fail as Ctrl-C does when the receipt number `count` would land."""
     land, landed = receipts.land, list[int]()
 
-    def failing(*given: object) -> object:
+    def failing(*given: object, **others: object) -> object:
         if len(landed) == count:
             raise error or KeyboardInterrupt
         landed.append(1)
-        return land(*given)  # type: ignore[arg-type]
+        return land(*given, **others)  # type: ignore[arg-type]
 
     monkeypatch.setattr("lorabake.batch.work.land", failing)
 
@@ -274,6 +274,44 @@ def test_recheck_finds_bytes_that_are_no_longer_what_they_were(folder: Path, mon
     assert is_right(folder, made)
 
 
+@pytest.mark.parametrize("hashed", [True, False])
+def test_no_byte_is_hashed_twice_for_its_receipt(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, hashed: bool
+) -> None:
+    """With a digest of the data in the header, receipts have that of all data up to them: it is on the way."""
+    ranges, kept, land = [], list[bool](), receipts.land
+    monkeypatch.setattr(Weights, "sha256", lambda *given: ranges.append(given) or "0" * 64)
+
+    def seen(*given: object, **others: object) -> object:
+        receipt = land(*given, **others)  # type: ignore[arg-type]
+        kept.append(receipt is not None and receipt.from_start)
+        return receipt
+
+    monkeypatch.setattr("lorabake.batch.work.land", seen)
+    path = b.recipe(folder, output={"path": "a.safetensors", "hash": hashed})
+    run([load_recipe(path)])
+    assert kept
+    assert {*kept} == {hashed}
+    assert bool(ranges) is not hashed
+
+
+def test_recheck_reads_ranges_of_an_output_without_a_digest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = b.recipe(folder, output={"path": "a.safetensors", "hash": False})
+    with monkeypatch.context() as patch:
+        stop_after(3, patch)
+        with pytest.raises(KeyboardInterrupt):
+            run([load_recipe(path)])
+    file = partial_of(folder / "a.safetensors") / "new"
+    spoilt = bytearray(file.read_bytes())
+    said = [json.loads(place.read_text())["receipt"] for place in receipts_in(folder, "a")]
+    assert [each["from_start"] for each in said] == [False] * 3
+    spoilt[len(plan(load_recipe(path)).files[0].header()) + said[1]["ranges"][0][1]] ^= 1
+    file.write_bytes(spoilt)
+    run([load_recipe(path)], recheck=True)
+    assert [line for line in told if "the bytes are no longer those" in line and "(1 receipt)" in line]
+    assert is_right(folder, [load_recipe(path)])
+
+
 def test_parts_are_done_in_any_process_and_order(folder: Path) -> None:
     """An engine runs parts from pickled jobs; the driver completes the outputs."""
     made = recipes(folder)
@@ -315,7 +353,7 @@ def test_a_disk_that_fails_loses_nothing_finished(
     owner, _, name = seam.rpartition(".")
     function, calls, turn = pkgutil.resolve_name(seam), list[int](), threading.Lock()
 
-    def failing(*given: object) -> object:
+    def failing(*given: object, **others: object) -> object:
         with turn:
             calls.append(1)
             fails = len(calls) > 8
@@ -346,12 +384,12 @@ def test_a_disk_that_vanishes_and_comes_back(folder: Path, monkeypatch: pytest.M
     land, landed = receipts.land, list[int]()
     partials = [partial_of(folder / f"{name}.safetensors") for name in NAMES]
 
-    def vanishing(*given: object) -> object:
+    def vanishing(*given: object, **others: object) -> object:
         landed.append(1)
         if len(landed) == 6:
             for place in partials:
                 place.rename(folder / f"{place.name}.gone")
-        return land(*given)  # type: ignore[arg-type]
+        return land(*given, **others)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr("lorabake.batch.work.land", vanishing)
