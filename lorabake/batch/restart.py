@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -84,9 +85,12 @@ class Restart:
             for place in each.places:
                 output.weights.finish(*place)
         grounds = [ground_of(plan, self._options.device) for plan in plans]
-        for output, share in (pair for part in left for pair in zip(outputs, part.portion, strict=True)):
-            for file, _, stop in share.places:
-                output.weights.mark(file, stop)
+        for number, output in enumerate(outputs):
+            ends = defaultdict[int, set[int]](set)
+            for file, _, stop in (place for part in left for place in part.portion[number].places):
+                ends[file].add(stop)
+            for file, stops in ends.items():
+                output.weights.mark(file, stops)
 
         def ended(number: int, computed: Sequence[Mapping[int, Computed]], stop: threading.Event) -> None:
             land_all(left[number], inputs, outputs, grounds, computed, stop, followed=True)

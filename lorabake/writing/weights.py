@@ -14,16 +14,14 @@ from lorabake.planning import provenance
 from lorabake.planning.copies import Copy
 from lorabake.planning.files import OutputFile
 from lorabake.storage.fields import LEGACY_HASH
-from lorabake.tensors.system import bytes_at, read_at
+from lorabake.tensors.system import bytes_at
 from lorabake.writing.commit import identity
 from lorabake.writing.copying import Range, copied
 from lorabake.writing.finished import Finished
 from lorabake.writing.inputs import Inputs
 from lorabake.writing.openfiles import OpenFiles
 from lorabake.writing.system import open_again, open_new, reserve, start_writeback, write_all
-
-PIECE = 1 << 20
-"""Bytes that are hashed at a time."""
+from lorabake.writing.trail import Trail
 
 
 def meddled(path: Path) -> TargetError:
@@ -40,9 +38,7 @@ class _File:
         self.finished = Finished()
         self.turn = threading.Lock()
         self.inode: int | None = None
-        self.marks: set[int] = set()  # where the digest of all data before is wanted
-        self.passed: dict[int, str] = {}  # those digests
-        self.news = threading.Condition()
+        self.trail = Trail()
 
     @property
     def size(self) -> int:
@@ -159,45 +155,30 @@ class Weights:
         """Tell whether the files are hashed as they grow."""
         return self._hashed
 
-    def mark(self, file: int, stop: int) -> None:
-        """Ask whoever follows a file to remember the SHA-256 of its data before `stop`."""
-        self._files[file].marks.add(stop)
+    def mark(self, file: int, stops: Iterable[int]) -> None:
+        """Ask whoever follows a file to keep the SHA-256 of its data before each of these places."""
+        self._files[file].trail.mark(stops)
 
     def sha256_before(self, file: int, stop: int, given_up: threading.Event) -> str:
         """Wait until a file was followed to a mark; return the SHA-256 of all data before it, "" if given up."""
-        seen = self._files[file]
-        with seen.news:
-            while stop not in seen.passed and not given_up.is_set():
-                seen.news.wait(0.1)
-        return seen.passed.get(stop, "")
+        return self._files[file].trail.before(stop, given_up)
 
     def sha256(self, file: int, start: int, stop: int, given_up: threading.Event) -> str:
         """Digest a range of a file's data, unless that is given up meanwhile."""
-        into = self._files[file]
-        digest, buffer = hashlib.sha256(), memoryview(bytearray(PIECE))
-        with self._descriptors.open(into.path) as fd:
-            while start < stop and not given_up.is_set():
-                count = read_at(fd, buffer[: stop - start], len(into.header) + start)
-                if count == 0:
-                    raise meddled(into.path)
-                digest.update(buffer[:count])
-                start += count
-        return digest.hexdigest()
+        return self._read(self._files[file], Trail(), start, stop, given_up)
 
     def sha256_at(self, file: int, stops: Iterable[int]) -> dict[int, str]:
         """Map places to the SHA-256 of all data of a file before each; the file is read once."""
-        into, start, found = self._files[file], 0, dict[int, str]()
-        digest, buffer = hashlib.sha256(), memoryview(bytearray(PIECE))
-        with self._descriptors.open(into.path) as fd:
-            for stop in sorted(stops):
-                while start < stop:
-                    count = read_at(fd, buffer[: stop - start], len(into.header) + start)
-                    if count == 0:
-                        return found
-                    digest.update(buffer[:count])
-                    start += count
-                found[stop] = digest.copy().hexdigest()
-        return found
+        trail, places, stop = Trail(), sorted(stops), threading.Event()
+        trail.mark(places)
+        self._read(self._files[file], trail, 0, places[-1] if places else 0, stop)
+        return {place: trail.before(place, stop) for place in places}
+
+    def _read(self, file: _File, trail: Trail, start: int, stop: int, given_up: threading.Event) -> str:
+        with self._descriptors.open(file.path) as fd:
+            if not trail.follow(fd, len(file.header), start, stop, given_up):
+                raise meddled(file.path)
+        return trail.sha256
 
     def settle(self, file: int) -> None:
         """Wait until the disk has what was written into a file."""
@@ -205,26 +186,14 @@ class Weights:
             os.fsync(fd)
 
     def _follow(self, file: _File, stop: threading.Event) -> str:
-        digest = hashlib.sha256()
-        buffer = memoryview(bytearray(PIECE)) if self._hashed else memoryview(b"")
-        begin, marks = len(file.header), sorted(file.marks, reverse=True)
+        begin = len(file.header)
         with self._descriptors.open(file.path) as fd:
             for start, end in file.finished.follow(file.planned.data_size, stop):
-                position = start
-                while self._hashed and position < end and not stop.is_set():
-                    until = min(end, marks[-1]) if marks else end
-                    count = read_at(fd, buffer[: until - position], begin + position)
-                    if count == 0:
-                        raise meddled(file.path)
-                    digest.update(buffer[:count])
-                    position += count
-                    if marks and position == marks[-1]:
-                        with file.news:
-                            file.passed[marks.pop()] = digest.copy().hexdigest()
-                            file.news.notify_all()
+                if self._hashed and not file.trail.follow(fd, begin, start, end, stop):
+                    raise meddled(file.path)
                 if self._fsync:
                     start_writeback(fd, begin + start, end - start)
-        return digest.hexdigest() if self._hashed else ""
+        return file.trail.sha256 if self._hashed else ""
 
     def fill_in(self, hashes: Sequence[str], digests: Mapping[str, str], device: str) -> None:
         """Complete the headers: hashes of the data, digests of the inputs, and the devices."""
