@@ -39,8 +39,11 @@ class Emitter:
         `before` reads the base's values there, for an error.
         """
         began = time.perf_counter()
+        infinite = INFINITE.get(torch_dtype(target.dtype)) if _is_rounded_once(target, weight) else None
+        if infinite is None and not _is_small(target, weight):
+            _refuse(step, target, weight, start, before)
         rounded = self.rounded(target, weight, start)
-        if not _is_sound(target, weight, rounded):
+        if infinite is not None and not _is_finite(rounded, infinite):
             _refuse(step, target, weight, start, before)
         computed = time.perf_counter()
         offset = target.offset + start * weight.shape[1] * rounded.itemsize
@@ -63,17 +66,28 @@ class Emitter:
         return self._lane.fetch(flat, dtype)
 
 
-def _is_sound(target: Target, weight: torch.Tensor, rounded: torch.Tensor) -> bool:
-    """Prove in one cheap pass that a target's dtype can hold all values; False where that may not be so."""
-    infinite = INFINITE.get(rounded.dtype)
-    if infinite is not None and target.rounding_seed is None and weight.is_cpu:
-        # Infinity and NaN have the largest codes of all: of positive numbers as signed integers, of negative ones as
-        # unsigned integers. Half the bytes of the values before rounding are looked at.
-        signed = rounded.view(torch.int16).numpy()
-        return int(signed.max()) < infinite and int(signed.view(np.uint16).max()) < infinite + (1 << 15)
-    # A sum of squares below the limit's square proves it, too; NaN fails the test.
+def _is_rounded_once(target: Target, weight: torch.Tensor) -> bool:
+    """Tell whether the CPU rounds values to the nearest: then those that are too large become infinite."""
+    return weight.is_cpu and target.rounding_seed is None
+
+
+def _is_small(target: Target, weight: torch.Tensor) -> bool:
+    """Prove in one cheap pass that a target's dtype can hold all values; False where that may not be so.
+
+    A sum of squares below the limit's square proves it; NaN fails the test.
+    """
     flat = weight.reshape(-1)
     return float(torch.dot(flat, flat)) < DTYPES[target.dtype].safe_square
+
+
+def _is_finite(rounded: torch.Tensor, infinite: int) -> bool:
+    """Tell whether all rounded values are finite, given the code of infinity; that reads fewer bytes.
+
+    Infinity and NaN have the largest codes of all: of positive numbers as signed integers, of negative ones as
+    unsigned integers.
+    """
+    signed = rounded.view(torch.int16).numpy()
+    return int(signed.max()) < infinite and int(signed.view(np.uint16).max()) < infinite + (1 << 15)
 
 
 def _numbers(target: Target, weight: torch.Tensor, start: int, seed: int) -> torch.Tensor:

@@ -18,6 +18,7 @@ def test_beside_the_wings_lie_the_story_and_the_findings() -> None:
     assert {path.name for path in FOLDER.glob("*.py")} == {
         "__init__.py",
         "stages.py",
+        "many.py",
         "findings.py",
         "environment.py",
         "summary.py",
