@@ -21,6 +21,7 @@ from lorabake.planning import Plan
 from lorabake.planning import plan as plan_of
 from lorabake.planning.cautions import Caution, cautions_of, cautions_of_recipe, check_survival
 from lorabake.planning.checks import within_folder
+from lorabake.planning.links import linked
 from lorabake.progress import NotebookBar, unseen
 from lorabake.recipe.given import WHOLE, Given, OutputGiven, RecipeKeys, recipe_and_path, takes_a_recipe
 from lorabake.results import BakeResult
@@ -147,6 +148,7 @@ def bake_pass(
     began = time.perf_counter()
     with worded(), NotebookBar(shown=options.bar and options.progress is unseen) as bar:
         plans = [recipe if isinstance(recipe, Plan) else plan(recipe) for recipe in recipes]
+        plans = [linked(planned) for planned in plans] if options.link else plans
         watches = [Watch.of(planned, locked=options.locked) for planned in plans]
         if restart is not None:
             for watch in watches:
@@ -211,6 +213,7 @@ def _baked(
                 output.commit()
             options.done()
             outputs.clean()
+    outputs.tell_copied(options.warn)
     outputs.tell_left(options.warn)
     watches.keep(executed, inputs.seen, started, options.warn)
     ended = time.perf_counter()

@@ -23,7 +23,8 @@ class RunOptions:
     LORABAKE_DEVICE in the environment, and without that "auto". `overwrite` lets a bake replace a target that holds
     something else; without `fsync` it does not wait for the disk. With `force`, it bakes even if the output is there
     already, of this recipe and these inputs. With `locked`, the recipe's lock has to be there and to fit, and every
-    input is digested while it streams.
+    input is digested while it streams. With `link`, files of a folder that stay as they are become hard links to the
+    base's own, where the file system lets them.
 
     `progress` receives counts of finished bytes, `warn` messages about fallbacks; both from any thread. Without a
     `progress` of its own, a run in a notebook shows a bar, unless `bar` is False. `done` is called once the target is
@@ -44,6 +45,7 @@ class RunOptions:
     fsync: bool = True
     force: bool = False
     locked: bool = False
+    link: bool = False
     progress: Callable[[int], None] = unseen
     warn: Callable[[str], None] = unseen
     done: Callable[[], None] = unseen
@@ -55,7 +57,7 @@ class RunOptions:
             "workers": arguments.whole(self.workers, "workers", 1),
             **{
                 name: arguments.yes_or_no(getattr(self, name), name)
-                for name in ("overwrite", "fsync", "force", "locked", "bar")
+                for name in ("overwrite", "fsync", "force", "locked", "link", "bar")
             },
             "progress": arguments.called(self.progress, "progress", "lambda count: None"),
             "warn": arguments.called(self.warn, "warn", "print"),

@@ -37,6 +37,7 @@ from lorabake.tensors.header import Fingerprint, Header
 from lorabake.tensors.reader import fingerprint, read_stored
 from lorabake.tensors.safetensors import read_header
 from lorabake.tensors.small import parse_json
+from lorabake.writing.linking import linked_in
 from lorabake.writing.output import form_of
 from lorabake.writing.partial import partial_of
 
@@ -124,7 +125,11 @@ def _at_its_name(watch: Watch, device: str | None) -> Current | Doubt | None:
         return Doubt(str(error.lines[0]))
     if doubt is not None:
         return doubt
-    hashes = {file.name: _data_hash(header) for file, header in zip(plan.files, headers, strict=True)}
+    hashes = {
+        file.name: _data_hash(header)
+        for file, header in zip(plan.files, headers, strict=True)
+        if not file.is_linked  # what others wrote of the base's file is not known to be true
+    }
     return Current(
         {name: sha256 for name, sha256 in hashes.items() if sha256},
         {str(path): stated[placeholder] for placeholder, path in plan.digests.items()},
@@ -231,7 +236,9 @@ def _headers(plan: Plan) -> list[Header] | None:
 
 
 def _is_planned(file: OutputFile, header: Header) -> bool:
-    """Tell whether a file has the tensors and the metadata that are planned."""
+    """Tell whether a file has the tensors and the metadata that are planned, or is as the base's that it links to."""
+    if (link := file.link) is not None:
+        return (header.sha256, header.size) == (link.sha256, link.size)
     due = {target.name: (target.dtype, tuple(target.shape), target.offset, target.nbytes) for target in file.targets}
     is_there = {
         info.name: (info.dtype, tuple(info.shape), info.start - header.data_start, info.nbytes)
@@ -285,6 +292,8 @@ def _doubt(
 ) -> Doubt | None:
     """Return why the output may be of other inputs; None if it is of these."""
     for file, header in zip(plan.files, headers, strict=True):
+        if file.is_linked:
+            continue
         planned = file.metadata[INPUTS]
         for placeholder, sha256 in stated.items():
             planned = provenance.filled_in(planned, placeholder, sha256)
@@ -313,7 +322,15 @@ def _doubt_of_lock(
 
     It is of them if the lock has its data's digest, or a receipt has each input's.
     """
-    plan, data = pinned.plan, pinned.data_sha256([_data_hash(header) for header in headers])
+    plan, data = (
+        pinned.plan,
+        pinned.data_sha256(
+            [
+                "" if file.is_linked else _data_hash(header)
+                for file, header in zip(pinned.plan.files, headers, strict=True)
+            ]
+        ),
+    )
     recorded = pinned.recorded(headers[0].metadata.get(provenance.DEVICE, ""))
     if data is not None and recorded is not None:
         return None if recorded.data_sha256 == data else Doubt("the lock has other data of it")
@@ -327,13 +344,16 @@ def _doubt_of_lock(
 
 
 def _proven(plan: Plan) -> set[Path]:
-    """Collect the files whose digests a header carries: they have been compared with it."""
+    """Collect the files that need no further proof.
+
+    A header carries the digests of some, and they have been compared with it. Others are in the output themselves.
+    """
     sides = {
         next(checkpoint.headers).path.with_name(side.name)
         for checkpoint, _ in plan.sources.inputs
         for side in plan.sources.evidence.sides_of(checkpoint)
     }
-    return {*plan.digests.values(), *sides}
+    return {*plan.digests.values(), *sides, *linked_in(plan.files, plan.path)}
 
 
 def _other_input(planned: str, said: str) -> str:

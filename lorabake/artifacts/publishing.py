@@ -9,12 +9,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from lorabake.artifacts.digests import file_digests
+from lorabake.artifacts.digests import file_digests, file_sha256
 from lorabake.artifacts.statement import is_of_bake, read_statement, statement_path
 from lorabake.errors import FileError, LorabakeError
 from lorabake.paths import check_there
-from lorabake.storage.fields import RECIPE
+from lorabake.storage.fields import INPUTS, RECIPE
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, read_object
+from lorabake.tensors.header import Header
 from lorabake.tensors.links import files_below
 from lorabake.tensors.reader import is_there
 from lorabake.tensors.safetensors import read_header
@@ -95,13 +96,21 @@ def publication_of(output: Path, report: Path | None = None) -> Publication:
 def _baked(output: Path) -> Checkpoint:
     """Open an output; raise FileError unless each of its files with weights says that lorabake wrote it."""
     checkpoint = open_checkpoint(output)
-    strange = [header.path for header in checkpoint.headers if RECIPE not in header.metadata]
+    strange = [header.path for header in checkpoint.headers if not _is_of_bake(header, checkpoint)]
     if strange:
         raise FileError(
             f"{strange[0]}: has no recipe in its header, so lorabake did not bake it",
             "Only what lorabake baked is published; for other files, there is `hf upload`.",
         )
     return checkpoint
+
+
+def _is_of_bake(header: Header, checkpoint: Checkpoint) -> bool:
+    """Tell whether lorabake wrote a file, or linked to it: then the first file names it among the inputs."""
+    if RECIPE in header.metadata:
+        return True
+    inputs = checkpoint.metadata.get(INPUTS, "") if RECIPE in checkpoint.metadata else ""
+    return bool(inputs) and (header.sha256 in inputs or file_sha256(header.path) in inputs)
 
 
 def _inside(checkpoint: Checkpoint) -> tuple[dict[Path, str], list[str]]:

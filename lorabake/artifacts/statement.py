@@ -21,6 +21,7 @@ from lorabake.tensors.checkpoint import open_checkpoint
 from lorabake.tensors.reader import fingerprint
 from lorabake.tensors.small import MAX_INDEX, content_of, parse_json
 from lorabake.visible import visible_json
+from lorabake.writing.linking import linked_in
 from lorabake.writing.whole import write_whole
 
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -55,7 +56,7 @@ def statement_of(
     ended, place = timestamp(date), output or plan.path
     outputs, inputs = [*output_parts(plan, place)], [*input_parts(plan)]
     digests = digests_of([part.path for part in outputs] + [part.path for part in inputs], progress)
-    check_planned(plan)
+    check_planned(plan, place)
     metadata = open_checkpoint(place, plan.sources.recipe.base.variant if plan.is_folder else None).metadata
     return composed(plan, outputs, inputs, digests, metadata, ended)
 
@@ -188,11 +189,12 @@ def digests_of(paths: Iterable[Path], progress: Callable[[int], None] = unseen) 
     return {named[file.name]: file.sha256 for file in file_digests(named, cached=False, progress=progress)}
 
 
-def check_planned(plan: Plan) -> None:
-    """Raise FileError if an input is not what it was when the bake was planned."""
+def check_planned(plan: Plan, output: Path) -> None:
+    """Raise FileError if an input is not what it was when the bake was planned; links to inputs are in the output."""
+    links = {*linked_in(plan.files, output)}
     planned = {header.path: header.identity for checkpoint, _ in plan.sources.inputs for header in checkpoint.headers}
     for path, identity in {**planned, **plan.sources.evidence.read}.items():
-        if fingerprint(path) != identity:
+        if path not in links and fingerprint(path) != identity:
             raise FileError(
                 f"{path}: changed after the bake had read it, so nothing can be stated about it",
                 "The output is complete. Bake it again to state how it was made.",

@@ -20,12 +20,14 @@ from lorabake.batch.restart import Restart
 from lorabake.batch.shards import Shard
 from lorabake.batch.sharing import bake_share, shares_of
 from lorabake.batch.work import Engine
-from lorabake.errors import LorabakeError
+from lorabake.errors import ArgumentError, LorabakeError
 from lorabake.options import RunOptions
 from lorabake.planning import Plan, plan
+from lorabake.planning.links import linked
 from lorabake.progress import unseen
 from lorabake.recipe import Recipe
 from lorabake.results import BakeResult
+from lorabake.settings import ENGINE, JOBS, LINK, SHARD
 from lorabake.sources import resolve
 from lorabake.tensors.once import shared
 from lorabake.visible import short_repr
@@ -105,6 +107,7 @@ def bake_all(recipes: Iterable[Recipe], options: BatchOptions | None = None) -> 
     """
     options = options or BatchOptions()
     recipes = tuple(recipes)
+    _check_links(options)
     outcomes: dict[int, Outcome] = {}
     plans: dict[int, Plan] = {}
 
@@ -115,7 +118,8 @@ def bake_all(recipes: Iterable[Recipe], options: BatchOptions | None = None) -> 
     with shared():
         for number, recipe in enumerate(recipes):
             try:
-                plans[number] = plan(resolve(recipe))
+                planned = plan(resolve(recipe))
+                plans[number] = linked(planned) if options.run.link else planned
             except LorabakeError as error:
                 end(number, Outcome.of(recipe, "failed", error=error))
     check_apart([*plans.values()])
@@ -137,6 +141,14 @@ def bake_all(recipes: Iterable[Recipe], options: BatchOptions | None = None) -> 
     for number in sorted({*range(len(recipes))} - {*outcomes}):
         end(number, Outcome.of(recipes[number], "left"))
     return tuple(outcomes[number] for number in range(len(recipes)))
+
+
+def _check_links(options: BatchOptions) -> None:
+    """Raise ArgumentError for links where several processes read the base: each link changes its time of status."""
+    is_alone = options.shard is None and options.jobs in (None, 1) and options.engine in (None, "local")
+    if options.run.link and not is_alone:
+        others = ", ".join(map(str, (JOBS, SHARD.of("3/8"), ENGINE.of("ray"))))
+        raise ArgumentError(f"{LINK}: links are made in one process; leave out {others}, or {LINK}")
 
 
 def _shared(plans: Sequence[Plan], options: BatchOptions, shard: Shard) -> Iterator[tuple[Plan, Outcome]]:

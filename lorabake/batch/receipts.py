@@ -87,7 +87,10 @@ def ground_of(plan: Plan, device: str | None) -> Ground:
     Files are told by what all machines see alike: an inode has another number on another machine.
     """
     headers = [header for checkpoint, _ in plan.sources.inputs for header in checkpoint.headers]
-    layout = [[file.name, hashlib.sha256(file.header()).hexdigest()] for file in plan.files]
+    layout = [
+        [file.name, hashlib.sha256(file.header()).hexdigest() if file.link is None else file.link.sha256]
+        for file in plan.files
+    ]
     texts = sorted(plan.texts.items())
     asked = device if device is not None else os.environ.get("LORABAKE_DEVICE") or "auto"
     ground = {

@@ -26,6 +26,7 @@ from lorabake.errors import SurroundingsError
 from lorabake.machine import default_workers, in_ci
 from lorabake.options import RunOptions
 from lorabake.planning.cautions import FADES
+from lorabake.planning.links import linked
 from lorabake.recipe.options import Options
 from lorabake.visible import size_of, visible_json
 from lorabake.writing.partial import partial_of
@@ -66,6 +67,9 @@ ALL = 0.9995
     "--fsync/--no-fsync", default=True, help="Whether to wait until the disk has everything.  [default: yes]"
 )
 @click.option(
+    "--link", is_flag=True, help="Hard-link files of a folder that stay as they are to the base's own; no copies."
+)
+@click.option(
     "--locked/--no-locked",
     default=None,
     help="Whether the recipe's lock has to be there and to fit, each input digested.  [default: in CI, if there is "
@@ -88,6 +92,7 @@ def bake(
     overwrite: bool,
     force: bool,
     fsync: bool,
+    link: bool,
     locked: bool | None,
     frozen: bool,
     report: Path | None,
@@ -113,6 +118,7 @@ def bake(
 
         recipe = frozen_recipe(recipe)
     plan = make_plan(recipe, output)
+    plan = linked(plan) if link else plan
     check_saved(said.save, plan, report)
     if report is not None:
         check_writable(report, "report")
@@ -133,6 +139,7 @@ def bake(
         fsync=fsync,
         force=force,
         locked=is_locked,
+        link=link,
         progress=bar.advance,
         warn=messages.warning,
         done=interruption.ignore,

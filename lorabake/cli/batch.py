@@ -87,6 +87,7 @@ class Bytes(click.ParamType[int]):
 @click.option(
     "--fsync/--no-fsync", default=True, help="Whether to wait until the disk has everything.  [default: yes]"
 )
+@click.option("--link", is_flag=True, help="Hard-link files of folders that stay as they are, as in bake.")
 @click.option("--recheck", is_flag=True, help="Read what a stopped batch left, and compare it with its receipts.")
 @click.option("--fail-fast", is_flag=True, help="Begin nothing after a recipe has failed.")
 @click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Write what happened as JUnit XML.")
@@ -116,6 +117,7 @@ def batch(
     overwrite: bool,
     force: bool,
     fsync: bool,
+    link: bool,
     recheck: bool,
     fail_fast: bool,
     junit: Path | None,
@@ -197,6 +199,7 @@ def batch(
         overwrite=overwrite,
         force=force,
         fsync=fsync,
+        link=link,
         progress=bar.advance,
         warn=_once(messages.warning),
     )

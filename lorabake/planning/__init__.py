@@ -23,6 +23,7 @@ from lorabake.planning.cost import peak_memory
 from lorabake.planning.files import Draft, Embedding, OutputFile, configs_of, drafts_of, embeddings_of, indexes_of
 from lorabake.planning.identity import Identity, doubts_of, identity_of
 from lorabake.planning.layout import OutputLayout, copied_beside, layout_of
+from lorabake.planning.links import with_twins
 from lorabake.planning.metadata import described
 from lorabake.planning.notes import notes_of
 from lorabake.planning.steps import Step, Target, steps_of, touched_by
@@ -85,7 +86,7 @@ class Plan:
     @property
     def size(self) -> int:
         """Count the bytes of all files with weights."""
-        return sum(len(file.header()) + file.data_size for file in self.files)
+        return sum(file.size for file in self.files)
 
     @property
     def side_files(self) -> tuple[Path, ...]:
@@ -187,7 +188,7 @@ def _planned(
         sources=sources,
         path=path,
         layout=layout,
-        files=files,
+        files=with_twins(sources, layout, files, computed),
         texts={name: text for name, text in texts.items() if text is not None},
         copies=tuple(copies_of(target for target in of_base if target.key not in computed)),
         steps=steps,

@@ -23,6 +23,7 @@ from lorabake.storage.fields import INPUTS, THUMBNAIL
 from lorabake.storage.kept import index_form, said_in_files, said_in_index
 from lorabake.tensors.checkpoint import PICKLE_SUFFIXES, Part
 from lorabake.tensors.dtypes import DTYPES, nbytes
+from lorabake.tensors.header import Header
 from lorabake.tensors.safetensors import encode_header
 from lorabake.visible import short_repr
 
@@ -31,7 +32,8 @@ from lorabake.visible import short_repr
 class OutputFile:
     """Describe one planned file: its path below the output, its header's entries, and how the header is aligned.
 
-    `room` is how many bytes its header has to spare.
+    `room` is how many bytes its header has to spare. `twin` is the base's file that has its name and its data, and so
+    differs in the header alone; with `is_linked`, the output has that file itself.
     """
 
     __repr__ = short_repr
@@ -43,6 +45,8 @@ class OutputFile:
     phase: int
     align: int
     room: int = provenance.EDIT_ROOM
+    twin: Header | None = None
+    is_linked: bool = False
 
     def header(
         self,
@@ -73,6 +77,16 @@ class OutputFile:
     def data_size(self) -> int:
         """Count the bytes of tensor data."""
         return self.targets[-1].offset + self.targets[-1].nbytes if self.targets else 0
+
+    @property
+    def size(self) -> int:
+        """Count the file's bytes."""
+        return self.link.size if self.link is not None else len(self.header()) + self.data_size
+
+    @property
+    def link(self) -> Header | None:
+        """Return the base's file that the output has in this one's place, if it is to be a link."""
+        return self.twin if self.is_linked else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from lorabake.planning import Plan
 from lorabake.planning.provenance import DEVICE
 from lorabake.tensors.checkpoint import Checkpoint
 from lorabake.verification.findings import Environment, Identity, Samples
-from lorabake.verification.structure import name_of
+from lorabake.verification.structure.links import name_of
 
 SAMPLING = ("diffusers", "transformers", "peft", "accelerate")
 """Packages whose versions matter, too, where models were run."""

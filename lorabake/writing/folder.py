@@ -65,7 +65,8 @@ class Folder:
                 continue
             if not (path in folders if is_folder else path in planned and place.is_file()):
                 rest.append(path)
-        baked = {path for path in rest if path.suffix == ".safetensors" and _is_baked(root / path)}
+        weights = (path for path in rest if path.suffix == ".safetensors")
+        baked = {path for path in weights if _is_baked(root / path) or _is_one(root / path, self._base / path)}
         for path in rest:
             if path not in baked and not (path.name.endswith(".index.json") and _is_index_of(root, path, baked)):
                 yield path
@@ -133,6 +134,14 @@ def _is_baked(path: Path) -> bool:
     try:
         return not path.is_symlink() and "lorabake.version" in read_header(path).metadata
     except FileError:
+        return False
+
+
+def _is_one(path: Path, other: Path) -> bool:
+    """Tell whether two names are of one file: a link to a file of the base is lost without loss."""
+    try:
+        return not path.is_symlink() and path.samefile(other)
+    except OSError:
         return False
 
 

@@ -45,7 +45,8 @@ class Output:
 
     Entering the context checks that the output may replace what has its name, and makes its files. `weights` takes
     their bytes. `complete` fills in what is known only at the end, and returns what can be committed. Leaving the
-    context removes whatever is left; `left` tells what the system said if it could not. Several outputs can be
+    context removes whatever is left; `left` tells what the system said if it could not, and `copied_links` why files
+    that were to be links are copies. Several outputs can be
     written at once, each in a folder of its own. With `keep`, what a stopped batch left may stay.
     A `shared` folder is there already, and other processes write into it, too.
     """
@@ -74,6 +75,7 @@ class Output:
         self.beside = Beside(plan.embeddings, self.partial, inputs, overwrite=overwrite, fsync=fsync)
         self.fsync = fsync
         self.left: OSError | None = None
+        self.copied_links: list[OSError] = []
         self._overwrite, self._keep = overwrite, keep
         self._kept: frozenset[int] = frozenset()
 
@@ -133,6 +135,7 @@ class Output:
         """Fill in the digests and what computed, and make everything durable: names are all that is left to give."""
         with self.wording():
             self.weights.fill_in(hashes, digests, device)
+            self.copied_links = self.weights.link()
             if not self._overwrite and os.path.lexists(self.path):
                 check_same_data(self.plan, self.form, self.partial.new, digests, device)
             self.beside.check()

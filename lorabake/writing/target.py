@@ -52,6 +52,11 @@ def check_same_data(plan: Plan, form: Form, made: Path, digests: Mapping[str, st
             old, new = (read_header(form.place(root, file)) for root in (plan.path, made))
         except FileError:
             raise other_content(plan.path) from None
+        if file.twin is not None and (file.is_linked or _is_as_base(old, file)):
+            said = {key: old.metadata.get(key, "") for key in _hash_keys(file.metadata)}
+            if (_is_as_base(old, file) or _is_header_of(old, file, digests, said)) and _same_data(old, new):
+                continue
+            raise other_content(plan.path)
         hashes = {key: new.metadata[key] for key in _hash_keys(file.metadata)}
         if _is_header_of(old, file, digests, hashes) and (hashes or _same_data(old, new)):
             continue
@@ -72,10 +77,18 @@ def _holds_this_bake(plan: Plan, form: Form) -> bool:
             header = read_header(form.place(plan.path, file))
         except FileError:
             return False
+        if _is_as_base(header, file):
+            continue
         hashes = {key: header.metadata.get(key, "") for key in _hash_keys(file.metadata)}
         if not _is_header_of(header, file, digests, hashes):
             return False
     return form.holds_rest(plan.path)
+
+
+def _is_as_base(header: Header, file: OutputFile) -> bool:
+    """Tell whether a file is as a link to the base's would be, by its header."""
+    twin = file.twin
+    return twin is not None and (header.sha256, header.size) == (twin.sha256, twin.size)
 
 
 def _is_header_of(header: Header, file: OutputFile, digests: Mapping[str, str], hashes: Mapping[str, str]) -> bool:
@@ -88,6 +101,8 @@ def _is_header_of(header: Header, file: OutputFile, digests: Mapping[str, str], 
 
 
 def _same_data(one: Header, other: Header) -> bool:
+    if os.path.samefile(one.path, other.path):
+        return True
     with open(one.path, "rb") as left, open(other.path, "rb") as right:
         left.seek(one.data_start)
         right.seek(other.data_start)

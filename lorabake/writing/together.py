@@ -12,6 +12,7 @@ from lorabake.errors import FileError, LockError, TargetError, ValueTooLargeErro
 from lorabake.interrupts import held
 from lorabake.planning import Plan
 from lorabake.planning.checks import InputPlaces
+from lorabake.visible import counted_as
 from lorabake.writing.inputs import Inputs
 from lorabake.writing.output import Keep, Output
 
@@ -74,6 +75,14 @@ class Outputs:
         """Remove everything that is left beside the targets; with `keep`, leave what is finished."""
         for output in self._outputs:
             output.clean(keep=keep)
+
+    def tell_copied(self, warn: Callable[[str], None]) -> None:
+        """Warn of files that were to be links, and are copies."""
+        for output in self._outputs:
+            if whys := output.copied_links:
+                files = counted_as(len(whys), "file")
+                why = whys[0].strerror
+                warn(f"{output.path}: {files} could not be linked to the base's, and copied instead: {why}")
 
     def tell_left(self, warn: Callable[[str], None]) -> None:
         """Warn of leftovers beside a complete target that the system refused to remove."""

@@ -9,16 +9,18 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lorabake.errors import InternalError, TargetError
-from lorabake.machine import unwritable
+from lorabake.machine import folder_above, unwritable
 from lorabake.planning import provenance
 from lorabake.planning.copies import Copy
 from lorabake.planning.files import OutputFile
 from lorabake.storage.fields import LEGACY_HASH
+from lorabake.tensors.header import Header
 from lorabake.tensors.system import bytes_at
 from lorabake.writing.commit import identity
 from lorabake.writing.copying import Range, copied
 from lorabake.writing.finished import Finished
 from lorabake.writing.inputs import Inputs
+from lorabake.writing.linking import data_sha256, link_or_copy
 from lorabake.writing.openfiles import OpenFiles
 from lorabake.writing.system import open_again, open_new, reserve, start_writeback, write_all
 from lorabake.writing.trail import Trail
@@ -41,15 +43,19 @@ class _File:
         self.trail = Trail()
 
     @property
+    def link(self) -> Header | None:
+        return self.planned.link
+
+    @property
     def size(self) -> int:
-        return len(self.header) + self.planned.data_size
+        return self.link.size if self.link is not None else len(self.header) + self.planned.data_size
 
 
 class Weights:
     """Write the files with weights of an output, which are made at `paths`, in the order of `planned`.
 
     `place` is the folder around them, for messages. With `hashed` they are hashed as they grow; with `fsync` the
-    system begins early to write them to the disk.
+    system begins early to write them to the disk. Files that are to be links are not there before `link` makes them.
     """
 
     def __init__(
@@ -70,8 +76,17 @@ class Weights:
 
     @property
     def size(self) -> int:
-        """Count the bytes of all files."""
-        return sum(file.size for file in self._files)
+        """Count the bytes of all files that are written."""
+        return sum(file.size for file in self._files if file.link is None or self._is_elsewhere(file.link))
+
+    def _is_elsewhere(self, link: Header) -> bool:
+        """Tell whether a file of the base is on another disk: then it is copied."""
+        return os.stat(folder_above(self.place)).st_dev != link.identity[0]
+
+    @property
+    def _written(self) -> list[tuple[int, _File]]:
+        """List the files that are no links, with their numbers."""
+        return [(number, file) for number, file in enumerate(self._files) if file.link is None]
 
     def create(self, kept: Collection[int] = ()) -> None:
         """Make the files with their full length, in existing folders; headers still lack digests and hashes.
@@ -79,7 +94,7 @@ class Weights:
         Files with the numbers in `kept` are there, and stay.
         """
         self._descriptors.close()
-        for number, file in enumerate(self._files):
+        for number, file in self._written:
             file.inode = file.inode if number in kept else None
             with self._descriptors.open(file.path) as fd:
                 reserve(fd, file.size)
@@ -87,13 +102,13 @@ class Weights:
 
     def whole(self) -> frozenset[int]:
         """Return the numbers of the files that are there already in their full length."""
-        found = ((number, file, identity(file.path)) for number, file in enumerate(self._files))
+        found = ((number, file, identity(file.path)) for number, file in self._written)
         return frozenset(number for number, file, seen in found if seen is not None and seen[1] == file.size)
 
     def join(self, numbers: Iterable[int] | None = None) -> None:
         """Write into files that are there, all or some; raise TargetError for one that is not as it was made."""
         whole = self.whole()
-        for number in range(len(self._files)) if numbers is None else numbers:
+        for number in [number for number, _ in self._written] if numbers is None else numbers:
             file = self._files[number]
             if number not in whole or (seen := identity(file.path)) is None:
                 raise meddled(file.path)
@@ -124,7 +139,7 @@ class Weights:
 
     def check_finished(self) -> None:
         """Raise an error unless every byte is finished, since nobody else will write the rest."""
-        for file in self._files:
+        for _, file in self._written:
             file.finished.check(file.planned.data_size)
 
     def copy(self, copy: Copy, progress: Callable[[int], None], stop: threading.Event) -> None:
@@ -186,6 +201,8 @@ class Weights:
             os.fsync(fd)
 
     def _follow(self, file: _File, stop: threading.Event) -> str:
+        if file.link is not None:
+            return data_sha256(file.link, self._inputs, stop) if self._hashed else ""
         begin = len(file.header)
         with self._descriptors.open(file.path) as fd:
             for start, end in file.finished.follow(file.planned.data_size, stop):
@@ -198,6 +215,8 @@ class Weights:
     def fill_in(self, hashes: Sequence[str], digests: Mapping[str, str], device: str) -> None:
         """Complete the headers: hashes of the data, digests of the inputs, and the devices."""
         for file, data_hash in zip(self._files, hashes, strict=True):
+            if file.link is not None:
+                continue
             with self._descriptors.open(file.path) as fd:
                 known = provenance.fill(data_hash) if data_hash else {}
                 if LEGACY_HASH in file.planned.metadata:
@@ -209,6 +228,16 @@ class Weights:
                 write_all(fd, memoryview(header), 0)
                 if self._fsync:
                     os.fsync(fd)
+
+    def link(self) -> list[OSError]:
+        """Make the links; return why some are copies. Nothing is written into a linked file after that."""
+        found: list[OSError] = []
+        for file in self._files:
+            if file.link is not None:
+                why = link_or_copy(file.link, file.path, durable=self._fsync)
+                found += [why] if why is not None else []
+                file.inode = os.lstat(file.path).st_ino
+        return found
 
     def close(self) -> None:
         """Close the files; raise OSError if the system reports that one was not written."""

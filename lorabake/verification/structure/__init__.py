@@ -20,11 +20,11 @@ from lorabake.planning.steps import Target
 from lorabake.storage.fields import RECIPE
 from lorabake.storage.statements import as_texts, in_metadata
 from lorabake.tensors.checkpoint import Checkpoint, open_checkpoint, read_object
-from lorabake.tensors.header import Header
 from lorabake.tensors.reader import read_stored
 from lorabake.tensors.safetensors import read_header
 from lorabake.tensors.small import MAX_INDEX
 from lorabake.verification.findings import Finding, Status
+from lorabake.verification.structure.links import check_links, name_of
 from lorabake.verification.structure.recipes import check_recipe, differences
 from lorabake.verification.structure.side_files import check_side_files
 from lorabake.visible import counted
@@ -47,7 +47,7 @@ def check_structure(plan: Plan, path: Path) -> tuple[list[Finding], Checkpoint |
     found += [*_made_anew(plan, baked)]
     is_own = _severity(baked) is Status.FAIL
     found += [*check_side_files(plan, baked, is_own=is_own), *_embeddings(plan, baked), *check_recipe(plan, baked)]
-    found += [*_statements(plan, baked)]
+    found += [*_statements(plan, baked), *check_links(plan, baked)]
     return found, baked
 
 
@@ -199,12 +199,6 @@ def _of(plan: Plan) -> str:
 def _data_order(file: OutputFile) -> list[str]:
     """List names in the order of their data; empty tensors at the same place keep the plan's order."""
     return [target.name for target in sorted(file.targets, key=lambda each: (each.offset, each.nbytes))]
-
-
-def name_of(checkpoint: Checkpoint, header: Header) -> str:
-    """Name a file of a checkpoint by its path in the folder, since several components may use the same file name."""
-    inside = checkpoint.is_folder and header.path.is_relative_to(checkpoint.path)  # what was a pickle lies elsewhere
-    return header.path.relative_to(checkpoint.path).as_posix() if inside else header.path.name
 
 
 def _severity(baked: Checkpoint) -> Status:

@@ -23,7 +23,7 @@ from lorabake.tensors.header import Header
 from lorabake.tensors.safetensors import read_header
 from lorabake.tensors.small import parse_json
 from lorabake.verification.findings import Finding, Status
-from lorabake.verification.structure import name_of
+from lorabake.verification.structure.links import links_in, name_of
 from lorabake.verification.structure.recipes import compare
 
 
@@ -147,7 +147,7 @@ class Digests:
 
     def _data_hashes(self, digests: Mapping[str, str]) -> Iterator[Finding]:
         check = f"{self.stage}.digest"
-        for header in _headers(self.baked):
+        for header in _own_headers(self.plan, self.baked):
             taken = digests.get(self._data_of(header))
             if taken is None:
                 continue
@@ -213,6 +213,12 @@ class Digests:
             piece = buffer[: stop - place]
             self.files.fill(path, place, piece)
             yield piece.data
+
+
+def _own_headers(plan: Plan, baked: Checkpoint) -> Iterator[Header]:
+    """Yield the headers that a bake wrote; what the base's own say of its data is not the bake's word."""
+    links = links_in(plan, baked)
+    return (header for header in _headers(baked) if name_of(baked, header) not in links)
 
 
 def _headers(checkpoint: Checkpoint) -> Iterator[Header]:
