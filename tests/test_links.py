@@ -336,6 +336,8 @@ def test_commands(folder: Path, cli: Cli) -> None:
     b.save(folder / "base.safetensors", b.sd1())
     words = ("--base", "base.safetensors", "--lora", "lora.safetensors", "-o", "one.safetensors")
     assert "note: nothing to link: the base is a single file" in cli("bake", *words, "--link", "--no-fsync").err
+    b.recipe(folder, output={"path": "two.safetensors"})
+    assert "note: nothing to link: the base is a single file (1 output)" in cli("batch", "recipe.yaml", "--link").err
     assert {file.name for file in publication_of(folder / "out").files} >= {VAE}
     strange = folder / "out" / VAE
     strange.unlink()

@@ -25,6 +25,7 @@ from lorabake.errors import ArgumentError, LorabakeError, RecipeError, Surroundi
 from lorabake.machine import default_workers
 from lorabake.options import RunOptions
 from lorabake.planning import Plan
+from lorabake.planning.links import unlinked_of
 from lorabake.recipe import Recipe, load_recipes, only
 from lorabake.visible import counted_as, size_of
 from lorabake.writing.whole import write_whole
@@ -176,6 +177,9 @@ def batch(
             echo(line + _jobs_line(planned, engine, jobs, threads), err=True)
         elif talks and share is not None:
             echo(f"shard {share}: nothing to do, because there is less work than there are shards", err=True)
+        every = [plan for together in planned for plan in together]
+        for note, count in unlinked_of(every).items() if link and not quiet else ():
+            echo(f"note: {note} ({counted_as(count, 'output')})", err=True)
         total = sum(plan.copied_bytes + plan.baked_bytes for together in planned for plan in together)
         bar.begin("baking", total)
 

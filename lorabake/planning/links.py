@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,7 +65,7 @@ def linked(plan: Plan) -> Plan:
     numbers = {number for number, file in enumerate(files) if file.is_linked}
     names = [file.name for file in files if file.is_linked]
     shown = ", ".join([*names[:3], *["…"] * (len(names) > 3)])
-    note = f"linked to the base, not copied: {shown}" if names else f"nothing to link: {_why(plan)}"
+    note = f"linked to the base, not copied: {shown}" if names else _nothing(plan)
     return replace(
         plan,
         files=files,
@@ -73,9 +74,14 @@ def linked(plan: Plan) -> Plan:
     )
 
 
-def _why(plan: Plan) -> str:
+def unlinked_of(plans: Iterable[Plan]) -> dict[str, int]:
+    """Count the plans without a link by the note that says why."""
+    return Counter(_nothing(plan) for plan in plans if not any(file.is_linked for file in plan.files))
+
+
+def _nothing(plan: Plan) -> str:
     if not plan.sources.base.is_folder:
-        return "the base is a single file"
+        return "nothing to link: the base is a single file"
     if plan.layout.is_converted or not plan.is_folder:
-        return "the output has another layout than the base"
-    return "no file but the first stays as it is"
+        return "nothing to link: the output has another layout than the base"
+    return "nothing to link: no file but the first stays as it is"
