@@ -298,11 +298,11 @@ def stop(made: list[Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop a batch as Ctrl-C does, once it has landed some receipts."""
     land, landed = receipts.land, list[int]()
 
-    def failing(*given: object) -> object:
+    def failing(*given: object, **others: object) -> object:
         if len(landed) == 3:
             raise KeyboardInterrupt
         landed.append(1)
-        return land(*given)  # type: ignore[arg-type]
+        return land(*given, **others)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr("lorabake.batch.work.land", failing)
