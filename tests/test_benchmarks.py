@@ -231,9 +231,11 @@ def test_what_a_batch_reads_of_the_base_is_counted(tmp_path: Path) -> None:
         many.write_recipe(setting, folder, base, many.Output(f"o{number}", loras[0], 0.5 + number / 4))
     read = many.bytes_of_base(setting, folder, base, 2)
     plan = make_plan(load_recipe(folder / "o0.yaml"))
-    digested = base.stat().st_size  # a small base is digested, so that the next bake knows it again
-    due = plan.baked_bytes + 2 * plan.copied_bytes + digested
-    assert due <= read < due + 2e5 < due + plan.baked_bytes, "its header comes on top, and no second reading"
+    size = base.stat().st_size  # a small base is digested, so that the next bake knows it: twice if it is too new
+    due = plan.baked_bytes + 2 * plan.copied_bytes
+    digests, rest = divmod(read - due, size)
+    assert digests in (1, 2)
+    assert rest < 2e5 < plan.baked_bytes < size - 2e5, "its header comes on top, and no second reading"
 
 
 def test_tables_of_many_outputs_divide_within_a_round() -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import time
 from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from lorabake.options import RunOptions
 from lorabake.planning.links import linked, with_twins
 from lorabake.recipe import Recipe, load_recipe
 from lorabake.results import BakeResult
+from lorabake.tensors.reader import fingerprint
+from lorabake.writing.inputs import after_links, linking
 from lorabake.writing.linking import link_or_copy
 from lorabake.writing.partial import partial_of
 from tests import builders as b
@@ -352,3 +355,17 @@ def test_a_lock_has_the_data_of_links_too(folder: Path) -> None:
         bake("recipe.yaml", RunOptions(link=True, locked=True, fsync=False))
         assert bake("recipe.yaml", RunOptions(link=True, locked=True, fsync=False)).is_up_to_date
         bake("recipe.yaml", RunOptions(locked=True, fsync=False))
+
+
+def test_only_a_link_of_this_process_excuses_a_new_time_of_status(tmp_path: Path) -> None:
+    """A program that writes into a file can set the time of its content back, and that of its status not."""
+    file = tmp_path / "base.safetensors"
+    file.write_bytes(b"content")
+    planned = fingerprint(file)
+    time.sleep(0.02)
+    with linking([file]):
+        os.link(file, tmp_path / "link")
+    assert after_links(planned) == fingerprint(file) != planned
+    time.sleep(0.02)
+    os.utime(file, ns=(planned[3], planned[3]))
+    assert after_links(planned) != fingerprint(file)

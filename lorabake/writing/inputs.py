@@ -7,8 +7,8 @@ import os
 import threading
 import zlib
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -17,9 +17,37 @@ from lorabake.machine import allow_open_files, unreadable
 from lorabake.planning import Plan
 from lorabake.tensors.header import Fingerprint
 from lorabake.tensors.reader import fingerprint
-from lorabake.tensors.safetensors import read_header
 from lorabake.tensors.system import open_to_read, read_at
 from lorabake.writing.openfiles import OpenFiles
+
+_linked: dict[Fingerprint, Fingerprint] = {}
+"""What a file was before this process gave it a name or took one away -> what it was then."""
+
+
+@contextmanager
+def linking(paths: Iterable[Path]) -> Iterator[None]:
+    """Know files again that get or lose a name inside the context: that changes the time of their status alone."""
+    before = {path: _seen(path) for path in paths}
+    try:
+        yield
+    finally:
+        for path, was in before.items():
+            now = _seen(path)
+            if was is not None and now is not None and was != now and was[:4] == now[:4]:
+                _linked[was] = now
+
+
+def _seen(path: Path) -> Fingerprint | None:
+    with suppress(FileError):
+        return fingerprint(path)
+    return None
+
+
+def after_links(seen: Fingerprint) -> Fingerprint:
+    """Return what a file is now, if nothing but links of this process has changed it since."""
+    while seen in _linked:
+        seen = _linked[seen]
+    return seen
 
 
 class Inputs:
@@ -32,8 +60,8 @@ class Inputs:
         planned: defaultdict[Path, set[Fingerprint]] = defaultdict(set)
         for path, identity in ((header.path, header.identity) for header in headers):
             planned[path].add(identity)
-        small = {path for plan in plans for path in plan.sources.evidence.read}
-        for path, identity in (item for plan in plans for item in plan.sources.evidence.read.items()):
+        small = [plan.sources.evidence.read for plan in plans]
+        for path, identity in (item for read in small for item in read.items()):
             planned[path].add(identity)
         paths = dict.fromkeys(self._headers)
         paths |= {info.file: None for header in headers for info in header.tensors.values()}
@@ -47,24 +75,11 @@ class Inputs:
             for path in paths:
                 with self.open(path) as fd:
                     seen = self._seen[path] = fingerprint(fd)
-                if planned[path] - {seen} and not self._is_linked_since(path, planned[path], seen, small):
+                if {after_links(each) for each in planned[path]} - {seen}:
                     raise FileError(f"{path}: changed since the bake was planned; run it again")
         except BaseException:
             self.close()
             raise
-
-    def _is_linked_since(
-        self, path: Path, planned: Iterable[Fingerprint], seen: Fingerprint, small: Collection[Path]
-    ) -> bool:
-        """Tell whether a file has got or lost a name since the plan, and nothing else, judging by its header.
-
-        An earlier pass of a batch makes links to the base. Of a file of which values were read, a header tells too
-        little.
-        """
-        header = self._headers.get(path)
-        if header is None or path in small or path.suffix != ".safetensors":
-            return False
-        return all(each[:4] == seen[:4] for each in planned) and read_header(path).sha256 == header.sha256
 
     def __enter__(self) -> Self:
         return self

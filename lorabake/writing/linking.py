@@ -17,7 +17,7 @@ from lorabake.planning.files import OutputFile
 from lorabake.tensors.header import Header
 from lorabake.tensors.reader import fingerprint, fingerprint_of
 from lorabake.tensors.system import open_to_read, read_at
-from lorabake.writing.inputs import Inputs
+from lorabake.writing.inputs import Inputs, linking
 from lorabake.writing.system import copy_range, fsync, open_new, share_range, write_all
 
 CHUNK: Final = 4 << 20
@@ -46,7 +46,8 @@ def link_or_copy(twin: Header, place: Path, *, durable: bool) -> OSError | None:
     place.unlink(missing_ok=True)
     why: OSError | None = None
     try:
-        os.link(os.path.realpath(twin.path), place)
+        with linking([twin.path]):
+            os.link(os.path.realpath(twin.path), place)
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
