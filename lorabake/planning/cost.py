@@ -18,12 +18,13 @@ The tile size decides the order of sums, and so the last bits. It is fixed here 
 depends on free memory.
 """
 
-APART_RANK = 128
+APART_RANK = 256
 """Rank from which on a LoRA's product is made by itself, and then added times its strength; below, in one call.
 
 By itself it is the same at every strength, so that outputs of a pass have it in common. It takes another pass over
-the tile: the lower the rank, the more that weighs in a bake of one output. Where n LoRAs change the same rows, it is
-n times this rank: below, their factors are one product. Like the tile size, this decides the last bits.
+the tile: the lower the rank, the more that weighs in a bake of one output (at rank 128, 7 % of its time). Where n
+LoRAs change the same rows, it is n times this rank: below, their factors are one product. Like the tile size, this
+decides the last bits.
 """
 
 RUNTIME_BYTES = 190 << 20
