@@ -178,6 +178,10 @@ def folder_above(path: Path) -> Path:
     return next(folder for folder in (path.parent, *path.parents) if folder.exists())
 
 
+GARBAGE = 500_000
+"""How many new objects trigger Python's garbage collection in a process of lorabake's; else 700 to 2,000 do."""
+
+
 def in_ci() -> bool:
     """Tell whether a CI service runs this, as they all say in the environment."""
     return os.environ.get("CI", "").lower() in ("true", "1")

@@ -9,22 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from lorabake.artifacts.current import find_shared, keep_receipt
 from lorabake.artifacts.watch import Watch
 from lorabake.baking import bake_pass
-from lorabake.batch.parts import Coverage, Part, left_of
+from lorabake.batch.parts import Part
 from lorabake.batch.receipts import coverage_of, ground_of
 from lorabake.batch.restart import Restart
-from lorabake.batch.work import land_all
+from lorabake.batch.work import do_left
 from lorabake.errors import LorabakeError, TargetError
-from lorabake.execution.agenda import Agenda, Computed
-from lorabake.execution.running import Ways, run
-from lorabake.machine import check_room_for, unwritable, worded
+from lorabake.execution.running import Ways
+from lorabake.machine import unwritable, worded
 from lorabake.options import RunOptions
 from lorabake.planning import Plan
 from lorabake.results import BakeResult
@@ -185,23 +183,12 @@ def do_parts(members: Sequence[Member], parts: Sequence[Part], options: RunOptio
 
     Each part holds a share for each member. Raise a LorabakeError for what stops it; receipts that landed stay.
     """
-    plans = [member.plan for member in members]
     grounds = [member.ground for member in members]
-    with worded(), Inputs(*plans) as inputs:
+    with worded(), Inputs(*(member.plan for member in members)) as inputs:
         outputs = [member.output(inputs) for member in members]
-        covered: list[Coverage] = [coverage_of(*pair)[0] for pair in zip(outputs, grounds, strict=True)]
-        left = [part for each in parts if (part := left_of(each, covered)) is not None]
-
-        def ended(number: int, computed: Sequence[Mapping[int, Computed]], stop: threading.Event) -> None:
-            land_all(left[number], inputs, outputs, grounds, computed, stop)
-
         try:
-            if left:
-                if any(share.steps for part in left for share in part.portion):
-                    check_room_for("torch", options.workers)
-                agenda = Agenda(tuple(part.portion for part in left), tuple({} for _ in plans), ended)
-                ways = Ways(options.device, options.workers, options.progress, options.warn)
-                run(agenda, plans, inputs, [output.weights for output in outputs], ways)
+            ways = Ways(options.device, options.workers, options.progress, options.warn)
+            do_left(parts, inputs, outputs, grounds, ways)
         finally:
             for output in outputs:
                 output.weights.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lorabake.batch.engines import Telling
 from lorabake.batch.parts import Coverage, is_covered, left_of, parts_of, place_of
-from lorabake.batch.receipts import are_all_of, coverage_of, ground_of
+from lorabake.batch.receipts import Ground, are_all_of, coverage_of, ground_of
 from lorabake.batch.work import Engine, Job, land_all
 from lorabake.execution.agenda import Agenda, Computed
 from lorabake.options import RunOptions
@@ -42,10 +42,17 @@ class Restart:
         self._options, self._part_bytes, self._recheck, self._engine = options, part_bytes, recheck, engine
         self._told = kept
         self._kept: dict[Path, Coverage] = {}
+        self._grounds: dict[Path, Ground] = {}
+
+    def _ground(self, plan: Plan) -> Ground:
+        """Say what an output is made of; that digests its headers, so it is said once."""
+        if plan.path not in self._grounds:
+            self._grounds[plan.path] = ground_of(plan, self._options.device)
+        return self._grounds[plan.path]
 
     def complete(self, plan: Plan, made: Callable[[], None]) -> None:
         """Complete an output that was there but for its name; `made` is called if its receipts are of this plan."""
-        ground = ground_of(plan, self._options.device)
+        ground = self._ground(plan)
 
         def told(folder: Path) -> None:
             if are_all_of(folder, ground):
@@ -55,7 +62,7 @@ class Restart:
 
     def keep(self, output: Output) -> bool:
         """Read an output's receipts, and remove those that do not count; tell whether any does."""
-        ground = ground_of(output.plan, self._options.device)
+        ground = self._ground(output.plan)
         covered, refused = coverage_of(output, ground, recheck=self._recheck)
         for path in refused:
             path.unlink(missing_ok=True)
@@ -79,12 +86,12 @@ class Restart:
         if self._engine is not None and left:
             job = Job.of(plans, self._options, self._part_bytes)
             self._engine.run(job, [part.number for part in left], Telling(progress, self._options.warn))
-            covered = [coverage_of(each, ground_of(each.plan, self._options.device))[0] for each in outputs]
+            covered = [coverage_of(each, self._ground(each.plan))[0] for each in outputs]
             left = [part for each in parts if (part := left_of(each, covered)) is not None]
         for output, each in zip(outputs, covered, strict=True):
             for place in each.places:
                 output.weights.finish(*place)
-        grounds = [ground_of(plan, self._options.device) for plan in plans]
+        grounds = [*map(self._ground, plans)]
         for number, output in enumerate(outputs):
             ends = defaultdict[int, set[int]](set)
             for file, _, stop in (place for part in left for place in part.portion[number].places):

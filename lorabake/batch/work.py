@@ -91,7 +91,10 @@ def do(
         with Inputs(*opened.plans) as inputs:
             outputs = [Output(each, inputs, overwrite=True, fsync=job.fsync) for each in opened.plans]
             try:
-                return _done(job, opened, number, inputs, outputs, Ways(job.device, job.workers, progress, warn))
+                for output in outputs:
+                    output.weights.join()
+                ways = Ways(job.device, job.workers, progress, warn)
+                return do_left([opened.parts[number]], inputs, outputs, opened.grounds, ways)
             finally:
                 for output in outputs:
                     output.weights.close()
@@ -108,24 +111,23 @@ def _opened(job: Job) -> _Opened:
     return _last[0]
 
 
-def _done(
-    job: Job, opened: _Opened, number: int, inputs: Inputs, outputs: Sequence[Output], ways: Ways
+def do_left(
+    parts: Sequence[Part], inputs: Inputs, outputs: Sequence[Output], grounds: Sequence[Ground], ways: Ways
 ) -> tuple[Receipt, ...]:
-    for output in outputs:
-        output.weights.join()
-    covered = [coverage_of(*each)[0] for each in zip(outputs, opened.grounds, strict=True)]
-    part = left_of(opened.parts[number], covered)
-    if part is None:
+    """Do what receipts do not cover of parts of outputs whose files are open; return the receipts that landed."""
+    covered = [coverage_of(*each)[0] for each in zip(outputs, grounds, strict=True)]
+    left = [part for each in parts if (part := left_of(each, covered)) is not None]
+    if not left:
         return ()
-    if any(share.steps for share in part.portion):
-        check_room_for("torch", job.workers)
+    if any(share.steps for part in left for share in part.portion):
+        check_room_for("torch", ways.workers)
     landed: list[Receipt] = []
 
-    def ended(_: int, computed: Sequence[Mapping[int, Computed]], stop: threading.Event) -> None:
-        landed.extend(land_all(part, inputs, outputs, opened.grounds, computed, stop))
+    def ended(number: int, computed: Sequence[Mapping[int, Computed]], stop: threading.Event) -> None:
+        landed.extend(land_all(left[number], inputs, outputs, grounds, computed, stop))
 
-    agenda = Agenda((part.portion,), tuple({} for _ in outputs), ended)
-    run(agenda, opened.plans, inputs, [output.weights for output in outputs], ways)
+    agenda = Agenda(tuple(part.portion for part in left), tuple({} for _ in outputs), ended)
+    run(agenda, [output.plan for output in outputs], inputs, [output.weights for output in outputs], ways)
     return tuple(landed)
 
 

@@ -26,7 +26,7 @@ from lorabake.cli.streams import UnreadError, open_streams
 from lorabake.cli.terminal import echo, echo_lines, tame_libraries
 from lorabake.errors import INTERNAL, LorabakeError, SurroundingsError, first_line, where
 from lorabake.interrupts import STOPPING
-from lorabake.machine import worded
+from lorabake.machine import GARBAGE, worded
 from lorabake.settings import as_options
 
 FIRST = (
@@ -63,9 +63,6 @@ DEBUG = "LORABAKE_DEBUG"
 
 WSL = "In a WSL terminal it works as on Linux: wsl --install, then install lorabake there."
 """What a user of Windows can do."""
-
-GARBAGE = 500_000
-"""How many new objects trigger Python's garbage collection; the default is 700 to 2,000."""
 
 
 def example(*calls: str) -> str:

@@ -108,11 +108,10 @@ class Inputs:
                     raise FileError(f"{path}: became shorter while it was read")
                 done += count
 
-    def sha256(self, path: Path, stop: threading.Event) -> str:
-        """Digest a whole file."""
+    def sha256(self, path: Path, stop: threading.Event, position: int = 0) -> str:
+        """Digest a file from a position to its end."""
         digest = hashlib.sha256()
         buffer = memoryview(bytearray(1 << 20))
-        position = 0
         with self.open(path) as fd:
             while (count := _read(path, fd, buffer, position)) and not stop.is_set():
                 digest.update(buffer[:count])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,14 +15,11 @@ from lorabake.planning.files import OutputFile
 from lorabake.tensors.header import Header
 from lorabake.tensors.reader import fingerprint, fingerprint_of
 from lorabake.tensors.system import open_to_read, read_at
-from lorabake.writing.inputs import Inputs, linking
+from lorabake.writing.inputs import linking
 from lorabake.writing.system import copy_range, fsync, open_new, share_range, write_all
 
 CHUNK: Final = 4 << 20
 """Bytes that are copied at a time."""
-
-PIECE: Final = 1 << 20
-"""Bytes that are hashed at a time."""
 
 NO_LINKS: Final = {
     errno.EXDEV,
@@ -58,17 +53,6 @@ def link_or_copy(twin: Header, place: Path, *, durable: bool) -> OSError | None:
     if durable:
         fsync(place)
     return why
-
-
-def data_sha256(twin: Header, inputs: Inputs, stop: threading.Event) -> str:
-    """Hash the data of a file of the base, until `stop` is set."""
-    digest, buffer, start = hashlib.sha256(), memoryview(bytearray(PIECE)), twin.data_start
-    while start < twin.size and not stop.is_set():
-        piece = buffer[: twin.size - start]
-        inputs.read(twin.path, start, piece)
-        digest.update(piece)
-        start += len(piece)
-    return digest.hexdigest()
 
 
 def linked_in(files: Iterable[OutputFile], root: Path) -> Iterator[Path]:

@@ -20,7 +20,7 @@ from lorabake.writing.commit import identity
 from lorabake.writing.copying import Range, copied
 from lorabake.writing.finished import Finished
 from lorabake.writing.inputs import Inputs
-from lorabake.writing.linking import data_sha256, link_or_copy
+from lorabake.writing.linking import link_or_copy
 from lorabake.writing.openfiles import OpenFiles
 from lorabake.writing.system import open_again, open_new, reserve, start_writeback, write_all
 from lorabake.writing.trail import Trail
@@ -202,7 +202,7 @@ class Weights:
 
     def _follow(self, file: _File, stop: threading.Event) -> str:
         if file.link is not None:
-            return data_sha256(file.link, self._inputs, stop) if self._hashed else ""
+            return self._inputs.sha256(file.link.path, stop, file.link.data_start) if self._hashed else ""
         begin = len(file.header)
         with self._descriptors.open(file.path) as fd:
             for start, end in file.finished.follow(file.planned.data_size, stop):

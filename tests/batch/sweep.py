@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from lorabake import RunOptions, bake, load_recipes
 from tests import builders as b
+from tests.batch.pieces import NotedPart
 
 SWEEP = """version: 1
 matrix:
@@ -59,3 +63,21 @@ def empty(folder: Path) -> None:
     """Remove the outputs."""
     shutil.rmtree(folder / "out")
     (folder / "out").mkdir()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    """Make the sweep's inputs, and each output by a bake of its own."""
+    folder = tmp_path_factory.mktemp("sweep")
+    return folder, make_sweep(folder)
+
+
+@pytest.fixture
+def folder(made: tuple[Path, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Hold the sweep's inputs, and no outputs; parts note in `notes` that they ran."""
+    folder = made[0]
+    (folder / "notes").mkdir()
+    monkeypatch.setattr("lorabake.batch.engines.spread.PartOfPass", NotedPart)
+    yield folder
+    empty(folder)
+    shutil.rmtree(folder / "notes")

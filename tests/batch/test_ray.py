@@ -7,7 +7,6 @@ them and is the driver's own node.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import threading
 import time
@@ -30,8 +29,10 @@ from lorabake.errors import FileError, SurroundingsError
 from lorabake.options import RunOptions
 from lorabake.progress import unseen
 from lorabake.recipe import load_recipes
-from tests.batch.pieces import NotedPart, Piece, noted_runs
-from tests.batch.sweep import empty, make_sweep, outputs
+from tests.batch.pieces import Piece, noted_runs
+from tests.batch.sweep import folder as folder  # a fixture
+from tests.batch.sweep import made as made  # a fixture
+from tests.batch.sweep import outputs
 
 if sys.platform != "linux":
     pytest.skip("needs Linux: other systems have one loopback address", allow_module_level=True)
@@ -162,23 +163,6 @@ def test_a_cluster_without_such_a_node_is_refused(cluster: Cluster, tmp_path: Pa
         RayTasks(ray, Demand(cpus=3, gpus=1), Places((tmp_path,), ()), Telling()),
     ):
         pass
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
-    """Make a sweep's inputs, and each output by a bake of its own."""
-    folder = tmp_path_factory.mktemp("sweep")
-    return folder, make_sweep(folder)
-
-
-@pytest.fixture
-def folder(made: tuple[Path, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    folder = made[0]
-    (folder / "notes").mkdir()
-    monkeypatch.setattr("lorabake.batch.engines.spread.PartOfPass", NotedPart)
-    yield folder
-    empty(folder)
-    shutil.rmtree(folder / "notes")
 
 
 def sweep(cluster: Cluster, folder: Path, progress: Callable[[int], None] = unseen, jobs: int | None = None) -> None:

@@ -161,7 +161,7 @@ def test_a_single_shard_is_a_batch(crowd: Crowd, folder: Path, alone: dict[str, 
 @pytest.mark.parametrize(
     "where",
     [
-        'at(joining, "land_all", 2, die)',
+        'at(work, "land_all", 2, die)',
         'at(joining.Member, "_make", 1, die)',
         'at(sharing, "rename_new", 1, die)',
     ],
@@ -252,7 +252,7 @@ def test_a_bake_onto_an_output_that_shards_make_is_refused(
             lorabake.bake("one.yaml")
         except lorabake.LorabakeError as error:
             print("refused:", error)
-    at(joining, "land_all", 2, bake)
+    at(work, "land_all", 2, bake)
 """
     ended = crowd.run(*(shard(folder, f"{number}/2", *TWO, before=IN_PARTS + AT + bake) for number in (1, 2)))
     assert codes(ended) == [0, 0], ended

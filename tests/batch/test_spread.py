@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,28 +15,13 @@ from lorabake.errors import TargetError
 from lorabake.options import RunOptions
 from lorabake.recipe import Recipe, load_recipe, load_recipes
 from tests import builders as b
-from tests.batch.pieces import NotedPart, noted_runs
-from tests.batch.sweep import empty, make_sweep, outputs
+from tests.batch.pieces import noted_runs
+from tests.batch.sweep import folder as folder  # a fixture
+from tests.batch.sweep import made as made  # a fixture
+from tests.batch.sweep import outputs
 
 PART = 6000
 """Bytes of a part here: the tiny base has some ten."""
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
-    """Make the sweep's inputs, and each output by a bake of its own."""
-    folder = tmp_path_factory.mktemp("sweep")
-    return folder, make_sweep(folder)
-
-
-@pytest.fixture
-def folder(made: tuple[Path, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    folder = made[0]
-    (folder / "notes").mkdir()
-    monkeypatch.setattr("lorabake.batch.engines.spread.PartOfPass", NotedPart)
-    yield folder
-    empty(folder)
-    shutil.rmtree(folder / "notes")
 
 
 def sweep(folder: Path, progress: Callable[[int], None] = lambda _: None, **others: object) -> tuple[Outcome, ...]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
+from lorabake.batch.engines import Telling, Work
 from lorabake.errors import InternalError, LorabakeError, first_line, where
 from lorabake.machine import exhausted
 
@@ -64,6 +65,16 @@ class Done:
 
     result: object = None
     error: Packed | None = None
+
+
+def done_by(work: Work, telling: Telling) -> Done:
+    """Do a piece of work in this process, and pack how it ended; only an interrupt goes on."""
+    try:
+        return Done(work.run(telling))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return Done(error=packed(error))
 
 
 class Link:

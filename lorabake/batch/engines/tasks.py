@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from lorabake.batch.engines import Telling, Work
-from lorabake.batch.engines.link import Done, packed
+from lorabake.batch.engines.link import Done, done_by, packed
 from lorabake.batch.engines.sight import Markers
 from lorabake.errors import InternalError
 from lorabake.settings import as_options
@@ -79,12 +79,7 @@ def run(*chunks: bytes) -> bytes:
     order: Order = unpack(chunks)  # type: ignore[assignment]
     os.environ.update(order.settings)
     with as_options() if order.as_options else nullcontext():
-        try:
-            done = Done(order.work.run(Telling(count, warn)))
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            done = Done(error=packed(error))
+        done = done_by(order.work, Telling(count, warn))
     answer = pack(Report(done, counts[0], (*warnings,)))
     if len(answer) > 1:
         fault = InternalError(

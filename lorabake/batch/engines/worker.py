@@ -13,15 +13,13 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 from lorabake.batch.engines import Telling, Work
-from lorabake.batch.engines.link import Begun, Counted, Done, Link, Warned, packed
+from lorabake.batch.engines.link import Begun, Counted, Link, Warned, done_by
 from lorabake.interrupts import STOPPING
+from lorabake.machine import GARBAGE
 from lorabake.settings import as_options
 
 OFTEN = 0.05
 """Seconds between two messages about finished bytes."""
-
-GARBAGE = 500_000
-"""How many new objects trigger Python's garbage collection, as in the command itself."""
 
 
 def main(descriptor: int) -> None:
@@ -44,7 +42,7 @@ def main(descriptor: int) -> None:
             stack.enter_context(as_options())
         link.send(begun)  # it is ready
         while (work := works.get()) is not None:
-            done = _done(work, Telling(counts.add, lambda text: link.send(Warned(text))))
+            done = done_by(work, Telling(counts.add, lambda text: link.send(Warned(text))))
             counts.flush()
             link.send(done)
 
@@ -74,15 +72,6 @@ def _take(link: Link, works: queue.SimpleQueue[Work | None]) -> None:
             works.put(link.receive())
     except (EOFError, OSError):
         signal.raise_signal(signal.SIGKILL)
-
-
-def _done(work: Work, telling: Telling) -> Done:
-    try:
-        return Done(work.run(telling))
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        return Done(error=packed(error))
 
 
 class _Counts:
