@@ -8,28 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import os
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from lorabake.batch import notes
+from lorabake.batch.notes import sha256_of
 from lorabake.batch.parts import Coverage, is_covered
 from lorabake.errors import LorabakeError
 from lorabake.execution.agenda import Computed, Place, Share, joined
 from lorabake.machine import versions
 from lorabake.planning import Plan
 from lorabake.planning.tally import Tally
-from lorabake.tensors.small import parse_json, read_small
 from lorabake.writing.output import Output
-from lorabake.writing.system import fsync_folder, open_new, write_all
 
 VERSION: Final = 2
-MOST_BYTES: Final = 64 << 20
-"""Bytes of a receipt, at most."""
+KIND: Final = "receipt"
 
 BROKEN: Final = (LorabakeError, OSError, ValueError, TypeError, KeyError, AttributeError)
 """What reading a receipt raises that lorabake has not written so."""
@@ -69,16 +67,16 @@ class Receipt:
         """Return what it covers."""
         return Coverage(self.computed, joined(each.place for each in self.ranges))
 
-    def text(self) -> bytes:
-        """Write it as JSON, with a digest of itself."""
-        said = {
+    @property
+    def said(self) -> dict[str, object]:
+        """Say it in JSON's types."""
+        return {
             "version": VERSION,
             "ranges": [[*each.place, each.sha256] for each in self.ranges],
             "steps": {str(number): _said(each) for number, each in self.computed.items()},
             "ground": dict(self.ground),
             "from_start": self.from_start,
         }
-        return json.dumps({"receipt": said, "sha256": _sha256_of(said)}).encode()
 
 
 def ground_of(plan: Plan, device: str | None) -> Ground:
@@ -94,8 +92,8 @@ def ground_of(plan: Plan, device: str | None) -> Ground:
     texts = sorted(plan.texts.items())
     asked = device if device is not None else os.environ.get("LORABAKE_DEVICE") or "auto"
     ground = {
-        "recipe": _sha256_of(plan.sources.recipe.normal_form()),
-        "layout": _sha256_of([layout, texts]),
+        "recipe": sha256_of(plan.sources.recipe.normal_form()),
+        "layout": sha256_of([layout, texts]),
         "device": asked.partition(":")[0],
         **{f"version of {name}": version for name, version in versions().items() if name != "Python"},
     }
@@ -135,20 +133,7 @@ def land(
     receipt = Receipt(ranges, computed, ground, followed)
     for file in {each.place[0] for each in ranges} if output.fsync else ():
         output.weights.settle(file)
-    folder = folder_of(output)
-    folder.mkdir(exist_ok=True)
-    new = folder / f"{receipt.name}.{os.getpid()}.new"
-    new.unlink(missing_ok=True)
-    fd = open_new(new)
-    try:
-        write_all(fd, memoryview(receipt.text()), 0)
-        if output.fsync:
-            os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.replace(new, folder / receipt.name)
-    if output.fsync:
-        fsync_folder(folder)
+    notes.put(folder_of(output) / receipt.name, KIND, receipt.said, durable=output.fsync)
     return receipt
 
 
@@ -282,10 +267,7 @@ def _difference(output: Output, receipt: Receipt, before: _Before) -> str | None
 
 def _read(path: Path) -> Receipt:
     """Read a receipt; raise ValueError, KeyError, TypeError or AttributeError for what lorabake does not write."""
-    whole = parse_json(read_small(path, MOST_BYTES))
-    if not isinstance(whole, dict) or whole["sha256"] != _sha256_of(whole["receipt"]):
-        raise ValueError("no receipt")
-    said = whole["receipt"]
+    said: Any = notes.taken(path, KIND)
     if said["version"] != VERSION:
         raise ValueError("another version")
     ranges = tuple(
@@ -315,7 +297,3 @@ def _computed(said: Mapping[str, object]) -> Computed:
 
 def _tally(said: Mapping[str, object]) -> Tally:
     return Tally(**{name: set(value) if isinstance(value, list) else value for name, value in said.items()})  # type: ignore[arg-type]
-
-
-def _sha256_of(said: object) -> str:
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
