@@ -10,12 +10,14 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from lorabake.artifacts.current import find_shared, keep_receipt
 from lorabake.artifacts.watch import Watch
 from lorabake.baking import bake_pass
+from lorabake.batch import digests
 from lorabake.batch.parts import Part
 from lorabake.batch.receipts import coverage_of, ground_of
 from lorabake.batch.restart import Restart
@@ -49,6 +51,7 @@ class Member:
     def __init__(self, plan: Plan, options: RunOptions, restart: Callable[[], Restart]) -> None:
         self.plan, self.ground = plan, ground_of(plan, options.device)
         self._options, self._restart = options, restart
+        self._hands = digests.Hands()
         digest = hashlib.sha256(json.dumps(self.ground, sort_keys=True).encode()).hexdigest()
         self._said = json.dumps({"output": plan.path.name, "made of": digest})
         self._partial = Partial(plan.path, shared=True)
@@ -132,21 +135,18 @@ class Member:
         """Let go of the folder."""
         self._partial.leave()
 
-    def output(self, inputs: Inputs) -> Output:
-        """Open the output's files, which have been made."""
-        output = Output(self.plan, inputs, overwrite=True, fsync=self._options.fsync)
-        output.weights.join()
-        return output
-
     def finish(self, *, wait: bool = True) -> BakeResult | None:
         """Complete the output if all receipts are there; return None where parts are missing, or another one did.
 
-        While another process completes it, wait, if asked to: should that one die, this one goes on.
+        While other processes hash its files or complete it, wait, if asked to: should one die, this one goes on.
         """
         try:
             with Claim(self._receipts) as claim:
                 while self._is_covered():
-                    if (found := self._completed(claim)) is not None:
+                    if (
+                        hash_files([self], self._options, self._hands)
+                        and (found := self._completed(claim)) is not None
+                    ):
                         return None if found.is_up_to_date else found
                     if not wait:
                         break
@@ -170,11 +170,19 @@ class Member:
         if not self._is_ours:
             return False
         size = sum(file.data_size for file in self.plan.files)
-        with Inputs(self.plan) as inputs:
-            output = Output(self.plan, inputs, overwrite=True, fsync=False)
-            try:
-                return coverage_of(output, self.ground)[0].size == size
-            finally:
+        with _opened([self], self._options.fsync) as (_, (output,)):
+            return coverage_of(output, self.ground)[0].size == size
+
+
+@contextmanager
+def _opened(members: Sequence[Member], fsync: bool) -> Iterator[tuple[Inputs, list[Output]]]:
+    """Open the inputs of outputs, and their files."""
+    with worded(), Inputs(*(member.plan for member in members)) as inputs:
+        outputs = [Output(member.plan, inputs, overwrite=True, fsync=fsync) for member in members]
+        try:
+            yield inputs, outputs
+        finally:
+            for output in outputs:
                 output.weights.close()
 
 
@@ -183,12 +191,16 @@ def do_parts(members: Sequence[Member], parts: Sequence[Part], options: RunOptio
 
     Each part holds a share for each member. Raise a LorabakeError for what stops it; receipts that landed stay.
     """
-    grounds = [member.ground for member in members]
-    with worded(), Inputs(*(member.plan for member in members)) as inputs:
-        outputs = [member.output(inputs) for member in members]
-        try:
-            ways = Ways(options.device, options.workers, options.progress, options.warn)
-            do_left(parts, inputs, outputs, grounds, ways)
-        finally:
-            for output in outputs:
-                output.weights.close()
+    with _opened(members, options.fsync) as (inputs, outputs):
+        for output in outputs:
+            output.weights.join()
+        ways = Ways(options.device, options.workers, options.progress, options.warn)
+        do_left(parts, inputs, outputs, [member.ground for member in members], ways)
+
+
+def hash_files(members: Sequence[Member], options: RunOptions, hands: digests.Hands) -> bool:
+    """Hash the files of outputs of which all is finished; tell whether no other process still hashes one."""
+    with _opened(members, options.fsync) as (_, outputs):
+        grounds = [member.ground for member in members]
+        covered = [coverage_of(*each)[0] for each in zip(outputs, grounds, strict=True)]
+        return hands.take_free(zip(outputs, grounds, covered, strict=True), options.workers)

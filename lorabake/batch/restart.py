@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from lorabake.batch import digests
 from lorabake.batch.engines import Telling
 from lorabake.batch.parts import Coverage, is_covered, left_of, parts_of, place_of
 from lorabake.batch.receipts import Ground, are_all_of, coverage_of, ground_of
@@ -64,6 +65,8 @@ class Restart:
         """Read an output's receipts, and remove those that do not count; tell whether any does."""
         ground = self._ground(output.plan)
         covered, refused = coverage_of(output, ground, recheck=self._recheck)
+        if self._recheck:
+            digests.forget(output)
         for path in refused:
             path.unlink(missing_ok=True)
         for why in dict.fromkeys(refused.values()):
@@ -83,15 +86,21 @@ class Restart:
             places = map(place_of, plan.given)
             progress(each.size - sum(stop - start for _, start, stop in filter(partial(_is_in, each), places)))
         left = [part for each in parts if (part := left_of(each, covered)) is not None]
-        if self._engine is not None and left:
-            job = Job.of(plans, self._options, self._part_bytes)
-            self._engine.run(job, [part.number for part in left], Telling(progress, self._options.warn))
-            covered = [coverage_of(each, self._ground(each.plan))[0] for each in outputs]
-            left = [part for each in parts if (part := left_of(each, covered)) is not None]
-        for output, each in zip(outputs, covered, strict=True):
+        grounds = [*map(self._ground, plans)]
+        if self._engine is not None:
+            job, telling = Job.of(plans, self._options, self._part_bytes), Telling(progress, self._options.warn)
+            if left:
+                self._engine.run(job, [part.number for part in left], telling)
+                covered = [coverage_of(*each)[0] for each in zip(outputs, grounds, strict=True)]
+                left = [part for each in parts if (part := left_of(each, covered)) is not None]
+            due = [digests.due(*each) for each in zip(outputs, grounds, covered, strict=True)]
+            if files := [(number, file) for number, own in enumerate(due) for file in own]:
+                self._engine.hash(job, files, telling)
+        for output, ground, each in zip(outputs, grounds, covered, strict=True):
             for place in each.places:
                 output.weights.finish(*place)
-        grounds = [*map(self._ground, plans)]
+            for file, sha256 in digests.taken(output, ground, each).items():
+                output.weights.know(file, sha256)
         for number, output in enumerate(outputs):
             ends = defaultdict[int, set[int]](set)
             for file, _, stop in (place for part in left for place in part.portion[number].places):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Final, Literal
 
+from lorabake.batch.digests import Hands
 from lorabake.batch.groups import Limits, agreed_passes
-from lorabake.batch.joining import Member, do_parts
+from lorabake.batch.joining import Member, do_parts, hash_files
 from lorabake.batch.parts import Part, parts_of
 from lorabake.batch.restart import Restart
 from lorabake.batch.shards import Shard
@@ -107,6 +109,8 @@ def bake_share(share: Share, options: RunOptions, part_bytes: int, *, recheck: b
             yield Ended(plan, "failed", error=error)
     try:
         failed = _do(joined, parts, replace(options, progress=progress)) if joined else {}
+        with suppress(LorabakeError):  # whoever completes an output will say it
+            hash_files([member for number, member in joined.items() if number not in failed], quiet, Hands())
     finally:
         for member in joined.values():
             member.leave()

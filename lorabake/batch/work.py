@@ -1,4 +1,4 @@
-"""What a process does of a batch that others share in: one part of a pass, whose receipts it lands.
+"""What a process does of a batch that others share in: a part of a pass, whose receipts it lands, or a file's digest.
 
 A job is small, and can be pickled: it names recipes and outputs, and never holds a tensor.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
 
+from lorabake.batch import digests
 from lorabake.batch.engines import Telling
 from lorabake.batch.parts import Part, left_of, parts_of
 from lorabake.batch.receipts import Ground, Receipt, coverage_of, ground_of, land
@@ -61,6 +62,9 @@ class Engine(Protocol):
     def run(self, job: Job, numbers: Sequence[int], telling: Telling) -> None:
         """Do the parts with these numbers, and tell what `do` tells; raise a LorabakeError if one fails."""
 
+    def hash(self, job: Job, files: Sequence[tuple[int, int]], telling: Telling) -> None:
+        """Hash files, each by `hash_file`: the numbers of an output and of a file of it, of which all is finished."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
@@ -98,6 +102,23 @@ def do(
             finally:
                 for output in outputs:
                     output.weights.close()
+
+
+def hash_file(job: Job, number: int, file: int) -> None:
+    """Hash a file of the output with a number in this process; the digest lies beside the receipts then.
+
+    All of the file has to be finished. Raise a LorabakeError for what stops it.
+    """
+    with worded():
+        opened = _opened(job)
+        plan, ground = opened.plans[number], opened.grounds[number]
+        with Inputs(plan) as inputs:
+            output = Output(plan, inputs, overwrite=True, fsync=job.fsync)
+            try:
+                output.weights.join([file])
+                digests.take(output, file, ground, threading.Event())
+            finally:
+                output.weights.close()
 
 
 def _opened(job: Job) -> _Opened:

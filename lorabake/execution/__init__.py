@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from lorabake.execution.agenda import Agenda, Computed
+from lorabake.execution.crew import Shared
 from lorabake.execution.ends import Inputs, Output
 from lorabake.execution.running import Beside, Ways, run
 from lorabake.planning import Plan
@@ -78,7 +79,7 @@ def execute(
     """
     agenda = agenda or Agenda.of(plans)
     taken: dict[Path, str] = {}
-    hashes: list[list[str]] = [[] for _ in plans]
+    hashes = [[""] * len(plan.files) for plan in plans]
 
     def digest(stop: threading.Event) -> None:
         for path in dict.fromkeys([*(path for plan in plans for path in plan.digests.values()), *watched]):
@@ -88,15 +89,19 @@ def execute(
             digested(path, taken[path])
         inputs.check_records(stop)
 
-    def follow(number: int, stop: threading.Event) -> None:
-        hashes[number].extend(outputs[number].follow(stop))
+    def follow(number: int, files: Iterator[int], stop: threading.Event) -> None:
+        for file in files:
+            hashes[number][file] = outputs[number].follow(file, stop)
 
     def check() -> None:
         for output in outputs:
             output.check_finished()
 
     beside: list[Beside] = [(digest, outputs[0].place)]
-    beside += [(partial(follow, number), each.place) for number, each in enumerate(outputs)]
+    for number, plan in enumerate(plans):
+        files = Shared(iter(range(len(plan.files))))
+        side_by_side = max(1, min(workers // len(plans), len(plan.files)))
+        beside += [(partial(follow, number, files), outputs[number].place)] * side_by_side
     ran = run(agenda, plans, inputs, outputs, Ways(device, workers, progress, warn), beside=beside, finished=check)
     found = []
     for number, plan in enumerate(plans):

@@ -50,5 +50,5 @@ class Output(Writer, Protocol):
     def check_finished(self) -> None:
         """Raise an error unless every byte is finished."""
 
-    def follow(self, stop: threading.Event) -> list[str]:
-        """Follow the finished ranges to their end; return the SHA-256 of each file's data, or empty texts."""
+    def follow(self, file: int, stop: threading.Event) -> str:
+        """Follow the finished ranges of a file to its end; return the SHA-256 of its data, or an empty text."""

@@ -19,7 +19,7 @@ from lorabake.tensors.small import read_small
 from lorabake.writing.commit import complete
 from lorabake.writing.journal import MARK, RECEIPTS, SHARED, text_of
 from lorabake.writing.partial import Partial, partial_of
-from lorabake.writing.system import fsync_folder, names_in, open_new, rename_new, write_all
+from lorabake.writing.system import fsync_folder, names_in, open_new, remove, rename_new, write_all
 
 _TOKEN: Final = 8
 """Bytes in the name of a folder that has not got its own name yet."""
@@ -78,7 +78,7 @@ def take_over(target: Path, said: str) -> None:
         partial.receipts.mkdir(exist_ok=True)
         for path in partial.receipts.iterdir():
             if not path.name.endswith(".json"):
-                path.unlink()
+                remove(path)
         _write(partial.receipts / f"{SHARED}.new", said.encode())
         os.rename(partial.receipts / f"{SHARED}.new", partial.receipts / SHARED)
     finally:

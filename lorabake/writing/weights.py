@@ -41,6 +41,7 @@ class _File:
         self.turn = threading.Lock()
         self.inode: int | None = None
         self.trail = Trail()
+        self.sha256: str | None = None
 
     @property
     def link(self) -> Header | None:
@@ -156,14 +157,17 @@ class Weights:
                     return
                 _check_whole(into, target)
 
-    def follow(self, stop: threading.Event) -> list[str]:
-        """Follow the finished ranges of every file: hash them in order, and start to write them to the disk.
+    def follow(self, file: int, stop: threading.Event) -> str:
+        """Hash the finished ranges of a file in order, and start to write them to the disk; return the SHA-256.
 
-        Return the SHA-256 of each file's data, or empty texts if none is wanted.
+        It is an empty text if none is wanted. What is known is not read again.
         """
-        if not (self._hashed or self._fsync):
-            return [""] * len(self._files)
-        return [self._follow(file, stop) for file in self._files]
+        known = self._files[file].sha256 if self._hashed or self._fsync else ""
+        return known if known is not None else self._follow(self._files[file], stop)
+
+    def know(self, file: int, sha256: str) -> None:
+        """Take the SHA-256 of a file's data, of which all is finished."""
+        self._files[file].sha256 = sha256
 
     @property
     def is_hashed(self) -> bool:

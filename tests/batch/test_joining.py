@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -13,7 +14,8 @@ import pytest
 
 from lorabake.baking import plan
 from lorabake.batch import joining
-from lorabake.batch.joining import Member, do_parts
+from lorabake.batch.digests import Hands
+from lorabake.batch.joining import Member, do_parts, hash_files
 from lorabake.batch.parts import parts_of
 from lorabake.batch.restart import Restart
 from lorabake.errors import LorabakeError
@@ -23,6 +25,8 @@ from lorabake.recipe import load_recipes
 from lorabake.results import BakeResult
 from lorabake.writing import claim as claims
 from lorabake.writing import output as outputs
+from lorabake.writing.claim import Claim
+from lorabake.writing.weights import Weights
 from tests.batch.sweep import make_sweep
 
 NAME = "two-0.5.safetensors"
@@ -116,6 +120,63 @@ def test_the_other_waits_while_one_completes(stage: Stage, monkeypatch: pytest.M
     once(monkeypatch, joining, "bake_pass", meanwhile)
     assert isinstance(stage.member().finish(), BakeResult)
     stage.check()
+
+
+def hands(stage: Stage) -> Path:
+    """Make the folder in which processes lay claims to hashing the output's file."""
+    folder = stage.folder / "out" / f"{NAME}.partial" / "receipts" / "file.0"
+    folder.mkdir()
+    return folder
+
+
+def test_a_file_that_another_process_hashes_is_waited_for(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            other.leave()
+
+    monkeypatch.setattr(joining.time, "sleep", sleep)
+    other = Claim(hands(stage))
+    assert other.take()
+    member = stage.member()
+    assert member.finish(wait=False) is None
+    assert not member.is_complete
+    assert isinstance(member.finish(), BakeResult)
+    assert len(waits) == 3
+    stage.check()
+
+
+def test_a_file_whose_hashing_process_is_dead_is_hashed(stage: Stage) -> None:
+    other = multiprocessing.get_context("fork").Process(target=Claim(hands(stage)).take)
+    other.start()
+    other.join()
+    assert isinstance(stage.member().finish(), BakeResult)
+    stage.check()
+
+
+def test_files_are_hashed_once_by_whoever_comes_first(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = stage.member()
+    assert hash_files([one], OPTIONS, Hands())
+    monkeypatch.setattr(Weights, "_read", None)
+    monkeypatch.setattr(Weights, "_follow", None)
+    assert hash_files([one], OPTIONS, Hands())
+    assert isinstance(stage.member().finish(), BakeResult)
+    stage.check()
+
+
+def test_a_file_that_cannot_be_read_is_left_to_who_completes_the_output(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("lorabake.batch.notes.os.replace", failing)
+        assert isinstance(stage.member().finish(), BakeResult)
+    stage.check()
+
+
+def failing(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from lorabake.baking import bake, plan
-from lorabake.batch import BatchOptions, Outcome, bake_all, receipts
+from lorabake.batch import BatchOptions, Outcome, bake_all, notes, receipts
 from lorabake.batch.engines import Telling
 from lorabake.batch.parts import parts_of
-from lorabake.batch.work import Job, do
+from lorabake.batch.work import Job, do, hash_file
 from lorabake.errors import SurroundingsError
 from lorabake.options import RunOptions
 from lorabake.recipe import Recipe, load_recipe
@@ -312,20 +312,117 @@ def test_recheck_reads_ranges_of_an_output_without_a_digest(folder: Path, monkey
     assert is_right(folder, [load_recipe(path)])
 
 
-def test_parts_are_done_in_any_process_and_order(folder: Path) -> None:
-    """An engine runs parts from pickled jobs; the driver completes the outputs."""
-    made = recipes(folder)
+class Backwards:
+    """Run parts and hash files from pickled jobs, the last ones first."""
 
-    class Backwards:
-        def run(self, job: Job, numbers: Sequence[int], telling: Telling) -> None:
-            job = pickle.loads(pickle.dumps(job))
-            assert len(pickle.dumps(job)) < 20_000
-            for number in reversed(numbers):
-                assert do(job, number, telling.progress, telling.warn)
-                assert do(job, number) == (), "its receipts have landed"
+    def __init__(self) -> None:
+        self.hashed: list[tuple[int, int]] = []
 
-    run(made, engine=Backwards())
+    def run(self, job: Job, numbers: Sequence[int], telling: Telling) -> None:
+        job = pickle.loads(pickle.dumps(job))
+        assert len(pickle.dumps(job)) < 20_000
+        for number in reversed(numbers):
+            assert do(job, number, telling.progress, telling.warn)
+            assert do(job, number) == (), "its receipts have landed"
+
+    def hash(self, job: Job, files: Sequence[tuple[int, int]], telling: Telling) -> None:
+        for number, file in reversed(files):
+            hash_file(pickle.loads(pickle.dumps(job)), number, file)
+            self.hashed.append((number, file))
+
+
+def test_parts_are_done_in_any_process_and_order(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver completes the outputs, and reads nothing of what others have hashed."""
+    monkeypatch.setattr(Weights, "_follow", None)
+    made, engine = recipes(folder), Backwards()
+    run(made, engine=engine)
     assert is_right(folder, made)
+    assert engine.hashed == [(number, 0) for number in reversed(range(len(made)))]
+
+
+# -- digests of whole files ------------------------------------------------------------------------------------
+
+
+class HashesAndStops(Backwards):
+    def hash(self, job: Job, files: Sequence[tuple[int, int]], telling: Telling) -> None:
+        super().hash(job, files[:-1], telling)
+        raise KeyboardInterrupt
+
+
+def hashed_but_for_one(folder: Path) -> list[Recipe]:
+    """Stop a batch when all is computed, and all outputs but the last have a digest."""
+    made = recipes(folder)
+    with pytest.raises(KeyboardInterrupt):
+        run(made, engine=HashesAndStops())
+    assert not any((folder / f"{name}.safetensors").exists() for name in NAMES)
+    return made
+
+
+def digest_of(folder: Path, name: str) -> Path:
+    return partial_of(folder / f"{name}.safetensors") / "receipts" / "file.0" / "digest"
+
+
+def test_a_second_run_hashes_what_has_no_digest(folder: Path) -> None:
+    made, engine = hashed_but_for_one(folder), Backwards()
+    run(made, engine=engine)
+    assert is_right(folder, made)
+    assert engine.hashed == [(len(made) - 1, 0)]
+
+
+@pytest.mark.parametrize("how", ["cut", "another file's", "of other inputs", "another digest"])
+def test_a_digest_that_is_damaged_or_of_something_else_does_not_count(folder: Path, how: str) -> None:
+    made, engine = hashed_but_for_one(folder), Backwards()
+    place = digest_of(folder, NAMES[0])
+    said = json.loads(place.read_bytes())
+    match how:
+        case "cut":
+            place.write_bytes(place.read_bytes()[:-9])
+        case "another digest":
+            said["digest"]["sha256"] = "0" * 64
+            place.write_text(json.dumps(said))
+        case _:
+            name, value = ("file", 1) if how == "another file's" else ("ground", "0" * 64)
+            place.unlink()
+            notes.put(place, "digest", said["digest"] | {name: value}, durable=False)
+    run(made, engine=engine)
+    assert is_right(folder, made)
+    assert {number for number, _ in engine.hashed} == {0, len(made) - 1}
+
+
+def of_a_folder(folder: Path) -> list[Recipe]:
+    """Write a recipe of one output, on a base of three files with weights."""
+    (folder / "shards").mkdir()
+    b.save_shards(folder / "shards", "model", b.sd1(), 3)
+    return [load_recipe(b.recipe(folder, base="shards", output={"path": "a"}))]
+
+
+def test_every_file_of_a_folder_is_a_piece_of_its_own(folder: Path) -> None:
+    made, engine = of_a_folder(folder), Backwards()
+    run(made, engine=engine)
+    assert engine.hashed == [(0, 2), (0, 1), (0, 0)]
+    alone = bake(made[0], RunOptions(device="cpu", fsync=False), output=folder / "alone" / "a").path
+    assert b.tree(folder / "a") == b.tree(alone)
+
+
+def test_workers_hash_files_of_an_output_side_by_side(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    follow, both, calls = Weights._follow, threading.Barrier(2), list[int]()
+
+    def met(*given: object) -> str:
+        calls.append(1)
+        if len(calls) <= 2:
+            both.wait(20)
+        return follow(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Weights, "_follow", met)
+    bake(of_a_folder(folder)[0], RunOptions(device="cpu", workers=2, fsync=False))
+    assert len(calls) == 3
+
+
+def test_recheck_takes_all_digests_again(folder: Path) -> None:
+    made, engine = hashed_but_for_one(folder), Backwards()
+    run(made, engine=engine, recheck=True)
+    assert is_right(folder, made)
+    assert len(engine.hashed) == len(made)
 
 
 def test_a_batch_of_one_small_part_lands_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,8 +437,8 @@ def test_a_batch_of_one_small_part_lands_nothing(folder: Path, monkeypatch: pyte
 
 FAILURES = [
     ("lorabake.writing.weights.write_all", errno.EROFS),
-    ("lorabake.batch.receipts.write_all", errno.ENOSPC),
-    ("lorabake.batch.receipts.os.replace", errno.EIO),
+    ("lorabake.batch.notes.write_all", errno.ENOSPC),
+    ("lorabake.batch.notes.os.replace", errno.EIO),
 ]
 
 

@@ -31,7 +31,7 @@ AT = """
     import os, signal
     import lorabake.batch.joining as joining, lorabake.batch.work as work, lorabake.baking as baking
     import lorabake.writing.output as output, lorabake.writing.commit as commit, lorabake.writing.weights as weights
-    import lorabake.writing.claim as claim, lorabake.writing.sharing as sharing, lorabake.batch.receipts as receipts
+    import lorabake.writing.claim as claim, lorabake.writing.sharing as sharing, lorabake.batch.notes as notes
 
     def at(module, name, number, then, on=False):
         genuine, calls = getattr(module, name), []
@@ -206,7 +206,7 @@ def test_a_shard_that_is_killed_while_it_completes_is_followed_by_another(
     [
         'at(sharing, "begin", 1, read_only, on=True)',
         'at(weights, "write_all", 5, read_only, on=True)',
-        'at(receipts, "open_new", 2, read_only, on=True)',
+        'at(notes, "open_new", 2, read_only, on=True)',
         'at(output, "commit", 1, read_only, on=True)',
     ],
 )

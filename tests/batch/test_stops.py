@@ -27,7 +27,7 @@ POINTS = [
     ("writing a part", "lorabake.writing.weights.Weights.write", 5),
     ("copying", "lorabake.writing.weights.Weights.copy", 9),
     ("between parts", "lorabake.batch.restart.land_all", 3),
-    ("while a receipt lands", "lorabake.batch.receipts.write_all", 5),
+    ("while a receipt lands", "lorabake.batch.notes.write_all", 5),
     ("before a receipt has its name", "os.replace", 6),
     ("when all receipts are there", "lorabake.writing.weights.Weights.fill_in", 1),
     ("between two outputs", "lorabake.writing.weights.Weights.fill_in", 2),
@@ -193,7 +193,7 @@ def test_a_batch_is_killed_again_and_again(folder: Path, batches: Batches) -> No
     """Each run lands two receipts before it is killed; all of them count."""
     sizes = [0]
     for _ in range(3):
-        batches.run("lorabake.batch.receipts.write_all", 3)
+        batches.run("lorabake.batch.notes.write_all", 3)
         sizes.append(sum(finished(folder, name) for name in NAMES))
     assert sizes == sorted({*sizes}), "each run finishes more"
     batches.run()

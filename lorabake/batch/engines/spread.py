@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from lorabake.batch.engines import Ended, Pool, Retries, Telling
 from lorabake.batch.engines.dealing import deal
 from lorabake.batch.engines.link import Packed, packed
-from lorabake.batch.work import Job, do
+from lorabake.batch.work import Job, do, hash_file
 from lorabake.errors import LorabakeError
 from lorabake.planning import Plan
 from lorabake.planning import plan as plan_of
@@ -52,10 +52,17 @@ class Spread:
 
     def run(self, job: Job, numbers: Sequence[int], telling: Telling) -> None:
         """Do parts of a pass. After a failure none is begun; the error is raised once all that run have ended."""
-        waiting = deque(PartOfPass(job, number) for number in numbers)
+        self._do([PartOfPass(job, number) for number in numbers], telling)
+
+    def hash(self, job: Job, files: Sequence[tuple[int, int]], telling: Telling) -> None:
+        """Hash files of a pass, each on one core; a failure is told as in `run`."""
+        self._do([FileOfPass(job, *each) for each in files], telling)
+
+    def _do(self, works: Iterable[OfPass], telling: Telling) -> None:
+        waiting = deque(works)
         failures: list[LorabakeError] = []
 
-        def draw() -> PartOfPass | None:
+        def draw() -> OfPass | None:
             return waiting.popleft() if waiting and not failures else None
 
         for ended in self._dealt(draw, telling):
@@ -90,7 +97,7 @@ class Spread:
                 options.kept(path, size)
             yield plans, [end.outcome(plan) for end, plan in zip(ended.result.ends, plans, strict=True)]
 
-    def _dealt(self, draw: Callable[[], PartOfPass | WholePass | None], telling: Telling) -> Iterator[Ended]:
+    def _dealt(self, draw: Callable[[], OfPass | WholePass | None], telling: Telling) -> Iterator[Ended]:
         """Deal out work to the pool, and end what is under way if anything interrupts that."""
         assert self._pool is not None
         self._listener = telling
@@ -117,6 +124,27 @@ class PartOfPass:
     def run(self, telling: Telling) -> None:
         """Do the part."""
         do(self.job, self.number, telling.progress, telling.warn)
+
+
+@dataclass(frozen=True, slots=True)
+class FileOfPass:
+    """Name a file of an output of a pass, of which all is finished: by the output's number, and the file's."""
+
+    job: Job
+    number: int
+    file: int
+
+    @property
+    def name(self) -> str:
+        """Name the file in messages."""
+        return f"the SHA-256 of file {self.file + 1} of {self.job.paths[self.number]}"
+
+    def run(self, telling: Telling) -> None:
+        """Hash the file."""
+        hash_file(self.job, self.number, self.file)
+
+
+OfPass = PartOfPass | FileOfPass
 
 
 @dataclass(frozen=True, slots=True)
