@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -232,6 +233,16 @@ def test_plan_shows_a_table_of_the_outputs(
 @pytest.mark.parametrize("size", ["much", "-1", "2 GB"])
 def test_a_wrong_size_is_refused(folder: Path, size: str) -> None:
     assert run(str(folder / "sweep.yaml"), "--memory", size) == 2
+
+
+def test_without_ray_its_extra_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert run(str(folder / "sweep.yaml"), "--engine", "ray", "--quiet") == 3
+    advice = "Install what the engine takes: pip install 'lorabake[ray]'"
+    assert capsys.readouterr().err == f"error: ray is not installed\n  {advice}\n"
+    assert not [*(folder / "out").iterdir()]
 
 
 # -- what many small recipes share ---------------------------------------------------------------------------

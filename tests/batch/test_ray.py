@@ -7,12 +7,13 @@ them and is the driver's own node.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ ray = pytest.importorskip("ray")
 
 from ray.cluster_utils import Cluster  # noqa: E402
 
+ROOT = Path(__file__).parents[2]
 SOON = Retries((0.0, 0.0))
 STORE = 80 << 20
 """Bytes of each node's object store."""
@@ -49,7 +51,7 @@ STORE = 80 << 20
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent.parent)  # the nodes find the tests, too
+    os.environ["PYTHONPATH"] = str(ROOT)  # the nodes find the tests, too
     soon = {"health_check_period_ms": 1000, "health_check_timeout_ms": 3000, "health_check_failure_threshold": 3}
     own = {"num_cpus": 0, "include_dashboard": False, "node_ip_address": "127.0.0.2", "_system_config": soon}
     cluster = Cluster(initialize_head=True, head_node_args={**own, "object_store_memory": STORE})
@@ -200,6 +202,37 @@ def test_a_killed_node_loses_nothing(
     assert sum(parts.values()) <= len(parts) + 2, "what was under way on the killed node: it has two cores"
 
 
+def processes_with(variable: str) -> list[int]:
+    """List the processes of this machine whose environment has a variable with this value."""
+    numbers = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if variable.encode() in (process / "environ").read_bytes().split(b"\0"):
+                numbers.append(int(process.name))
+    return numbers
+
+
+def test_the_command_starts_a_cluster_that_ends_with_it(
+    folder: Path, made: tuple[Path, dict[str, bytes]], tmp_path: Path
+) -> None:
+    words = ["batch", "sweep.yaml", "--engine", "ray", "--jobs", "2", "--memory", "1MB", "--device", "cpu"]
+    mark = f"LORABAKE_TEST={tmp_path}"
+    name, _, value = mark.partition("=")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), name: value}
+    environment.pop("RAY_ADDRESS", None)
+    command = [sys.executable, "-m", "lorabake", *words]
+    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert "6 outputs on 1 base, in 6 passes; 2 jobs with 1 worker and " in ended.stderr
+    assert " of memory each on Ray\n" in ended.stderr
+    assert [line.split()[0] for line in ended.stdout.splitlines()[:-1]] == ["baked"] * 6
+    assert outputs(folder) == made[1]
+    until = time.monotonic() + 10
+    while processes_with(mark) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not processes_with(mark)
+
+
 def test_a_share_of_storage_is_asked_for_where_nodes_have_it() -> None:
     demand = Demand(cpus=2, memory=1 << 30, storage=True)
     node = {"CPU": 16.0, "memory": 20.0 * (1 << 30), STORAGE: 3.0}
@@ -207,12 +240,6 @@ def test_a_share_of_storage_is_asked_for_where_nodes_have_it() -> None:
     assert demand.fits(node) == 3
     assert replace(demand, storage=False).fits(node) == 8
     assert demand.fits({**node, STORAGE: 0}) == 0
-
-
-def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(SurroundingsError, match=r"^ray is not installed\n.*lorabake\[ray\]"), joined(None, 1):
-        pass
 
 
 @pytest.mark.parametrize(
