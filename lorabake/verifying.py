@@ -23,7 +23,7 @@ from lorabake.recipe import Recipe
 from lorabake.report import OUTPUTS, portable, write, write_all
 from lorabake.report.pictures import png
 from lorabake.report.wording import setting
-from lorabake.sources.received import Received
+from lorabake.sources.received import Received, recipe_in
 from lorabake.verification import VerifyOptions, verify_one
 from lorabake.verification.findings import Environment, Verification
 from lorabake.verification.many import KeptSample, SmallPicture, VerifiedBatch, VerifiedOutput
@@ -118,7 +118,7 @@ class _Gathered:
 
     def add(self, name: str, given: Recipe | Received, options: VerifyOptions, album: Album) -> VerifiedOutput:
         """Verify one output, write its page, and keep what the report on all shows."""
-        recipe = given.recipe if isinstance(given, Received) else given
+        recipe = recipe_in(given)
         try:
             with worded():
                 output = self._told(name, recipe, verify_one(given, options, album))

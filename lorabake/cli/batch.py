@@ -19,14 +19,15 @@ from lorabake.cli.devices import complete_device
 from lorabake.cli.messages import messages
 from lorabake.cli.places import check_writable
 from lorabake.cli.progress import Bar
+from lorabake.cli.reading import read_all
 from lorabake.cli.show import shown
 from lorabake.cli.terminal import echo, echo_json
-from lorabake.errors import ArgumentError, LorabakeError, RecipeError, SurroundingsError
+from lorabake.errors import ArgumentError, SurroundingsError
 from lorabake.machine import default_workers
 from lorabake.options import RunOptions
 from lorabake.planning import Plan
 from lorabake.planning.links import unlinked_of
-from lorabake.recipe import Recipe, load_recipes, only
+from lorabake.recipe import load_recipes
 from lorabake.visible import counted_as, size_of
 from lorabake.writing.whole import write_whole
 
@@ -155,14 +156,12 @@ def batch(
         )
     if junit is not None:
         check_writable(junit, "report")
-    unread, every = _read(recipes)
-    chosen = only(every, globs)
-    if not chosen and not unread:
-        raise RecipeError(f"{recipes[0]}: there is no recipe", "Give files, or folders with *.yaml in them.")
+    read = read_all(recipes, recipes_in(recipes), load_recipes, globs)
+    unread = [Outcome(str(each.path), "failed", error=each.error) for each in read.unread]
     if report is not None:
         from lorabake.cli.proofs import check_report
 
-        check_report(report, chosen)
+        check_report(report, read.given)
     talks = not (quiet or as_json)
     bar = Bar(shown=talks)
     passes: list[tuple[Plan, ...]] = []
@@ -221,7 +220,7 @@ def batch(
         shard=share,
     )
     try:
-        outcomes = (*unread, *bake_all(chosen, options))
+        outcomes = (*unread, *bake_all(read.given, options))
     finally:
         bar.close()
     seconds = time.perf_counter() - began
@@ -265,20 +264,6 @@ def _once(warn: Callable[[str], None]) -> Callable[[str], None]:
             warn(message)
 
     return warned
-
-
-def _read(paths: tuple[Path, ...]) -> tuple[list[Outcome], list[Recipe]]:
-    """Read all recipes; tell of those that cannot be read at once, and go on."""
-    unread: list[Outcome] = []
-    recipes: list[Recipe] = []
-    for path in recipes_in(paths):
-        messages.recipe = path
-        try:
-            recipes += load_recipes(path)
-        except LorabakeError as error:
-            unread.append(Outcome(str(path), "failed", error=error))
-            messages.error(*error.lines)
-    return unread, recipes
 
 
 def _named(outcome: Outcome) -> tuple[str, ...]:

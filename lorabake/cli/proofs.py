@@ -15,12 +15,13 @@ from lorabake.cli import ARGUMENTS, internal_error
 from lorabake.cli.messages import Level, messages
 from lorabake.cli.places import check_apart, files_of
 from lorabake.cli.progress import Bar
+from lorabake.cli.reading import read_all
 from lorabake.cli.show import shown
 from lorabake.cli.terminal import Coloured, Part, echo, echo_json
-from lorabake.errors import INTERNAL, LorabakeError, RecipeError, SurroundingsError, TargetError
-from lorabake.recipe import Recipe, only
+from lorabake.errors import INTERNAL, RecipeError, SurroundingsError, TargetError
+from lorabake.recipe import Recipe
 from lorabake.recipe.options import Options
-from lorabake.sources.received import Received, received
+from lorabake.sources.received import Received, received, recipe_in
 from lorabake.tensors.reader import is_there
 from lorabake.verification import VerifyOptions
 from lorabake.verification.findings import Finding, Status, Verdict
@@ -105,24 +106,14 @@ def several(said: Options, files: Sequence[Path], inputs: tuple[Path, ...]) -> W
     if not are_many and (said.output is not None or len(said.recipes()) == 1):
         return None
     _check_options(said, files, inputs)
-    given: list[Recipe | Received] = []
-    failed: list[VerifiedOutput] = []
-    for path in _files(files):
-        messages.recipe = path
-        try:
-            if path.suffix.lower() in RECIPES:
-                given += replace(said, file=path, only=()).recipes()
-            else:
-                given.append(received(path, inputs, said.changes))
-        except LorabakeError as error:
-            failed.append(VerifiedOutput.failed(str(path), error))
-            messages.error(*error.lines)
-    recipes = [each for each in given if isinstance(each, Recipe)]
-    chosen = [*map(id, only(recipes, said.only))]
-    given = [each for each in given if isinstance(each, Received) or id(each) in chosen]
-    if not given and not failed:
-        raise RecipeError(f"{files[0]}: there is no recipe", "Give files, or folders with *.yaml in them.")
-    return Wanted(tuple(given), tuple(failed))
+
+    def read_one(path: Path) -> Sequence[Recipe | Received]:
+        if path.suffix.lower() in RECIPES:
+            return replace(said, file=path, only=()).recipes()
+        return [received(path, inputs, said.changes)]
+
+    read = read_all(files, _files(files), read_one, said.only)
+    return Wanted(read.given, tuple(VerifiedOutput.failed(str(each.path), each.error) for each in read.unread))
 
 
 def _holds_recipes(path: Path) -> bool:
@@ -167,7 +158,7 @@ def verify_several(wanted: Wanted, options: VerifyOptions, shows: Shows, *, down
         from lorabake.cli.fetching import fetch_shown
 
         for given in wanted.given:
-            fetch_shown(given.recipe if isinstance(given, Received) else given, talks=shows.talks)
+            fetch_shown(recipe_in(given), talks=shows.talks)
     bar = Bar(shown=shows.talks)
     told = _Told(bar, shows, len(wanted.given))
     options = replace(
@@ -209,7 +200,7 @@ def check_report(report: Path, given: Iterable[Recipe | Received]) -> None:
 
     places = [report / name for name in FILES.values()]
     for each in given:
-        recipe = each.recipe if isinstance(each, Received) else each
+        recipe = recipe_in(each)
         output = each.baked if isinstance(each, Received) else recipe.locate(recipe.output.path)
         check_apart([report, report / OUTPUTS, *places], "report", files_of(recipe, output), [output])
     make_folder(report, places)

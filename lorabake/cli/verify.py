@@ -36,7 +36,7 @@ from lorabake.cli.terminal import Coloured, Part, echo, echo_json
 from lorabake.errors import INTERNAL, RecipeError
 from lorabake.recipe import Recipe
 from lorabake.recipe.options import Options
-from lorabake.sources.received import Received, received
+from lorabake.sources.received import Received, received, recipe_in
 from lorabake.verification import ORDER, STAGES, VerifyOptions
 from lorabake.verification import verify as run_verify
 from lorabake.verification.findings import UNCOMPARED, Finding, SampleOptions, Status, Verdict, Verification
@@ -179,7 +179,7 @@ def verify(
         fetch_shown(recipe_to_fetch(said), talks=shows.talks)
     given, baked = _recipe(said, inputs)
     if report is not None:
-        recipe = given.recipe if isinstance(given, Received) else given
+        recipe = recipe_in(given)
         output = baked if baked is not None else recipe.locate(recipe.output.path)
         from lorabake.report import FILES
 

@@ -127,7 +127,12 @@ def only(recipes: Sequence[Recipe], globs: Sequence[str]) -> tuple[Recipe, ...]:
                 f"{ONLY.of(glob)}: no output has such a name",
                 (f"Did you mean {near}? " if near else "") + f"There are {and_more(names[:SHOWN], len(names))}.",
             )
-    return tuple(r for r in recipes if not globs or any(fnmatchcase(r.name, glob) for glob in globs))
+    return tuple(recipe for recipe in recipes if is_chosen(recipe, globs))
+
+
+def is_chosen(recipe: Recipe, globs: Sequence[str]) -> bool:
+    """Tell whether a recipe's name fits one of the patterns; without a pattern, every name does."""
+    return not globs or any(fnmatchcase(recipe.name, glob) for glob in globs)
 
 
 def recipe_text(path: Path) -> str:

@@ -103,6 +103,11 @@ class Received:
         )
 
 
+def recipe_in(given: Recipe | Received) -> Recipe:
+    """Return a recipe that was given, or the one of a baked file that was."""
+    return given.recipe if isinstance(given, Received) else given
+
+
 def received(baked: Path, inputs: Path | Iterable[Path] | None = None, changes: Sequence[str] = ()) -> Received:
     """Return the recipe in a checkpoint's metadata, with its inputs where they lie now.
 
