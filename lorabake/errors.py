@@ -24,6 +24,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from lorabake.documents.names import ErrorKind
 from lorabake.visible import redacted, visible
@@ -48,6 +49,11 @@ class LorabakeError(Exception):
 
     def __init__(self, *lines: str) -> None:
         super().__init__(*shortened([redacted(line) for line in lines]))
+
+    def without_frames(self) -> Self:
+        """Let go of what the frames that raised it held, such as opened inputs; return the error."""
+        self.__traceback__ = self.__cause__ = self.__context__ = None
+        return self
 
     @property
     def lines(self) -> tuple[str, ...]:

@@ -56,8 +56,8 @@ class Outcome:
     def of(
         cls, recipe: Recipe, status: Status, result: BakeResult | None = None, error: LorabakeError | None = None
     ) -> Self:
-        """Tell what became of a recipe that could be read."""
-        return cls(recipe.name, status, recipe, result, error)
+        """Tell what became of a recipe that could be read; what the error's frames held is let go."""
+        return cls(recipe.name, status, recipe, result, error.without_frames() if error is not None else None)
 
 
 @dataclass(frozen=True, slots=True)

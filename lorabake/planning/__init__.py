@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from lorabake.codecs.codec import Stored
@@ -30,6 +31,7 @@ from lorabake.planning.steps import Step, Target, steps_of, touched_by
 from lorabake.planning.storage import Storage, storage_of
 from lorabake.planning.vae import replaced_by_vae
 from lorabake.sources import Sources
+from lorabake.tensors.once import once
 
 CARDS = re.compile(r"readme(?:\.\w+)?|model[-_ ]?card(?:\.\w+)?", re.IGNORECASE)
 """Names of files in a model's folder that tell of the model: README.md, model_card.md."""
@@ -237,12 +239,18 @@ def _of_cards(sources: Sources, layout: OutputLayout) -> Iterator[str]:
 def _match(sources: Sources) -> tuple[tuple[Patch, ...], tuple[Ledger, ...]]:
     if not sources.loras:
         return (), ()
-    base = BaseNames(sources.key_map, sources.tie)
+    base = _names_of(sources)
     matched = [match(base, number, lora) for number, lora in enumerate(sources.loras)]
     every = (patch for each in matched for patch in each.patches)
     patches = tuple(replace(patch, number=number) for number, patch in enumerate(every))
     check_patches(sources, patches)
     return patches, tuple(each.ledger for each in matched)
+
+
+def _names_of(sources: Sources) -> BaseNames:
+    """Index the names of the base's modules; once for all recipes that are planned together and add none to them."""
+    make = partial(BaseNames, sources.key_map, sources.tie)
+    return make() if sources.base_alone is None else once(make, "names", *sources.base_alone)
 
 
 def _by_key(targets: Iterable[Target]) -> dict[str, Target]:

@@ -6,7 +6,7 @@ their tensors are baked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,8 @@ class Sources:
 
     `base` is what LoRAs are baked into: what was `opened`, and the networks among the `parts` that the recipe adds.
     `packing` says which weights of the base are not plain floats, `tie` which embedding it uses more than once.
-    `evidence` is what was read from files without weights.
+    `evidence` is what was read from files without weights. `base_alone` tells the base from those of other recipes
+    that are planned together; None where the recipe's LoRAs or parts add to the modules that the base has by itself.
     """
 
     __repr__ = short_repr
@@ -63,6 +64,7 @@ class Sources:
     vae_map: KeyMap | None
     evidence: FileEvidence
     parts: tuple[PartSource, ...] = ()
+    base_alone: tuple[Hashable, ...] | None = None
 
     @property
     def inputs(self) -> tuple[tuple[Checkpoint, Source], ...]:
@@ -109,7 +111,8 @@ def resolve(recipe: Recipe) -> Sources:
             held=held_by(opened, loras, recipe),
         )
     vae_map = None if vae is None else mapped_vae(vae)
-    return Sources(recipe, opened, base, packing, key_map, tie, loras, vae, vae_map, evidence, parts)
+    alone = _key_of_base(recipe) if key_map is known.key_map and not parts else None
+    return Sources(recipe, opened, base, packing, key_map, tie, loras, vae, vae_map, evidence, parts, alone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,11 @@ def _identified(recipe: Recipe) -> _Identified:
     """Open and identify a recipe's base; once for all recipes that are planned together and add no parts to it."""
     if recipe.output.parts:
         return _identify(recipe)
-    return once(partial(_identify, recipe), "base", recipe.locate(recipe.base), recipe.base.path, recipe.base.variant)
+    return once(partial(_identify, recipe), "base", *_key_of_base(recipe))
+
+
+def _key_of_base(recipe: Recipe) -> tuple[Hashable, ...]:
+    return recipe.locate(recipe.base), recipe.base.path, recipe.base.variant
 
 
 def _identify(recipe: Recipe) -> _Identified:

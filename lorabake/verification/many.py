@@ -79,8 +79,7 @@ class VerifiedOutput:
     @classmethod
     def failed(cls, name: str, error: LorabakeError, recipe: Recipe | None = None) -> VerifiedOutput:
         """Tell of an output that could not be looked at; what the error's frames held is let go."""
-        error.__traceback__ = error.__cause__ = error.__context__ = None
-        return cls(name, recipe, exit_code=error.exit_code, error=error)
+        return cls(name, recipe, exit_code=error.exit_code, error=error.without_frames())
 
     def __repr__(self) -> str:
         return f"<VerifiedOutput {at_a_glance(self.name)}: {self.word}>"

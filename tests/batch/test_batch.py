@@ -17,7 +17,8 @@ from lorabake.baking import bake, plan
 from lorabake.batch import BatchOptions, bake_all
 from lorabake.batch.groups import Limits, memory_of, passes
 from lorabake.cli import main
-from lorabake.errors import FileError, TargetError
+from lorabake.errors import FileError, MatchError, TargetError
+from lorabake.matching.names import BaseNames
 from lorabake.options import RunOptions
 from lorabake.planning import plan as make_plan
 from lorabake.recipe import Recipe, load_recipe, load_recipes
@@ -130,6 +131,9 @@ def test_a_recipe_that_fails_stops_none_of_the_others(folder: Path) -> None:
     outcomes = bake_all(made, options())
     assert [outcome.status for outcome in outcomes] == ["baked", "failed", "failed", "baked"]
     assert "no such file" in str(outcomes[1].error)
+    for error in (outcomes[1].error, outcomes[2].error):
+        assert error is not None
+        assert error.__traceback__ is error.__cause__ is error.__context__ is None, "nothing holds what was opened"
     assert not (folder / "out" / "nan.safetensors").exists()
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["first.safetensors", "last.safetensors"]
 
@@ -271,6 +275,31 @@ def test_files_are_read_once_however_many_recipes_name_them(folder: Path, monkey
     assert [[step.patches for step in each.steps] for each in together] == [
         [step.patches for step in each.steps] for each in alone
     ]
+
+
+def test_names_of_a_base_are_listed_once_also_for_loras_that_do_not_fit(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b.kohya(folder / "foreign.safetensors", {b.unet_lora("input_blocks.9.nothing"): b.lora((b.W, b.W))})
+    shutil.copy(folder / "base.safetensors", folder / "second.safetensors")
+    foreign = [recipe(folder, f"f{number}", loras=["foreign.safetensors"]) for number in range(3)]
+    alone = [make_plan(resolve(each)) for each in swept(folder, 2)]
+    listed: list[BaseNames] = []
+
+    def counted(*given: object) -> BaseNames:
+        listed.append(BaseNames(*given))  # type: ignore[arg-type]
+        return listed[-1]
+
+    monkeypatch.setattr("lorabake.planning.BaseNames", counted)
+    with shared():
+        together = [make_plan(resolve(each)) for each in swept(folder, 2)]
+        for each in foreign:
+            with pytest.raises(MatchError, match="have no place on the base"):
+                make_plan(resolve(each))
+        assert len(listed) == 1
+        make_plan(resolve(recipe(folder, "other", base="second.safetensors")))
+    assert len(listed) == 2
+    assert [each.ledgers for each in together] == [each.ledgers for each in alone]
 
 
 def test_small_files_that_are_read_once_are_evidence_of_each_recipe(tmp_path: Path) -> None:
