@@ -15,7 +15,7 @@ import pytest
 from lorabake.batch import BatchOptions, bake_all
 from lorabake.options import RunOptions
 from lorabake.recipe import load_recipes
-from tests.batch.pieces import FREE
+from tests.batch.pieces import FREE, noted_runs
 from tests.batch.sweep import folder as folder  # a fixture
 from tests.batch.sweep import made as made  # a fixture
 from tests.batch.sweep import outputs
@@ -85,14 +85,17 @@ def test_ctrl_c_loses_nothing(
     receipts = [len([*(folder / "out").glob(f"{name}.partial/receipts/*.json")]) for name in due]
     assert receipts == [FREE] * len(due)
 
-    assert bake_sweep(folder) == {folder / "out" / name for name in due}
+    assert bake_sweep(folder, jobs=jobs) == {folder / "out" / name for name in due}
     assert outputs(folder) == made[1]
+    again = {*noted_runs(folder)} - {"held"}  # workers note what they begin
+    assert again.isdisjoint(map(str, range(FREE))), "what has receipts is not done again"
+    assert bool(again) == (jobs > 1)
 
 
-def bake_sweep(folder: Path, only: int | None = None) -> set[Path]:
+def bake_sweep(folder: Path, only: int | None = None, jobs: int = 1) -> set[Path]:
     """Bake the sweep, or the first few of its outputs; return those of which something was finished before."""
     kept: set[Path] = set()
     run = RunOptions(device="cpu", workers=1, fsync=False, overwrite=True)
-    options = BatchOptions(run=run, part_bytes=PART, kept=lambda path, size: kept.add(path))
+    options = BatchOptions(run=run, part_bytes=PART, jobs=jobs, kept=lambda path, size: kept.add(path))
     bake_all(load_recipes(folder / "sweep.yaml")[:only], options)
     return kept
