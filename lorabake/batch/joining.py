@@ -18,8 +18,9 @@ from lorabake.artifacts.current import find_shared, keep_receipt
 from lorabake.artifacts.watch import Watch
 from lorabake.baking import bake_pass
 from lorabake.batch import digests
+from lorabake.batch.landed import Landed
 from lorabake.batch.parts import Part
-from lorabake.batch.receipts import coverage_of, ground_of
+from lorabake.batch.receipts import ground_of
 from lorabake.batch.restart import Restart
 from lorabake.batch.work import do_left
 from lorabake.errors import LorabakeError, TargetError
@@ -48,11 +49,11 @@ PATIENCE: Final = 180.0
 class Member:
     """Make one output together with others: `join`, do parts (`do_parts`), `leave`, and then `finish`."""
 
-    def __init__(self, plan: Plan, options: RunOptions, restart: Callable[[], Restart]) -> None:
-        self.plan, self.ground = plan, ground_of(plan, options.device)
+    def __init__(self, plan: Plan, options: RunOptions, restart: Callable[[Landed], Restart]) -> None:
+        self.plan, self.landed = plan, Landed(plan, ground_of(plan, options.device))
         self._options, self._restart = options, restart
         self._hands = digests.Hands()
-        digest = hashlib.sha256(json.dumps(self.ground, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(self.landed.ground, sort_keys=True).encode()).hexdigest()
         self._said = json.dumps({"output": plan.path.name, "made of": digest})
         self._partial = Partial(plan.path, shared=True)
         self._receipts = partial_of(plan.path) / RECEIPTS
@@ -116,13 +117,13 @@ class Member:
         with Claim(self._receipts) as claim:
             if not claim.take():
                 return False
-            self._restart().complete(self.plan, lambda: keep_receipt(self._watch))
+            self._restart(self.landed).complete(self.plan, lambda: keep_receipt(self._watch))
             if not is_moving:
                 self._make()
             return not is_moving
 
     def _make(self) -> None:
-        restart = self._restart()
+        restart = self._restart(self.landed)
         with Inputs(self.plan) as inputs:
             overwrite, fsync = self._options.overwrite, self._options.fsync
             output = Output(self.plan, inputs, overwrite=overwrite, fsync=fsync, keep=restart.keep, shared=True)
@@ -158,7 +159,7 @@ class Member:
     def _completed(self, claim: Claim) -> BakeResult | None:
         """Complete the output if the claim is free; return None where another process does, or did."""
         try:
-            return bake_pass([self.plan], self._options, self._restart())[0] if claim.take() else None
+            return bake_pass([self.plan], self._options, self._restart(self.landed))[0] if claim.take() else None
         except FileNotFoundError:  # the folder has gone
             return None
         except LorabakeError:
@@ -171,7 +172,7 @@ class Member:
             return False
         size = sum(file.data_size for file in self.plan.files)
         with _opened([self], self._options.fsync) as (_, (output,)):
-            return coverage_of(output, self.ground)[0].size == size
+            return self.landed.look(output)[0].size == size
 
 
 @contextmanager
@@ -195,12 +196,12 @@ def do_parts(members: Sequence[Member], parts: Sequence[Part], options: RunOptio
         for output in outputs:
             output.weights.join()
         ways = Ways(options.device, options.workers, options.progress, options.warn)
-        do_left(parts, inputs, outputs, [member.ground for member in members], ways)
+        do_left(parts, inputs, outputs, [member.landed for member in members], ways)
 
 
 def hash_files(members: Sequence[Member], options: RunOptions, hands: digests.Hands) -> bool:
     """Hash the files of outputs of which all is finished; tell whether no other process still hashes one."""
     with _opened(members, options.fsync) as (_, outputs):
-        grounds = [member.ground for member in members]
-        covered = [coverage_of(*each)[0] for each in zip(outputs, grounds, strict=True)]
+        grounds = [member.landed.ground for member in members]
+        covered = [member.landed.look(output)[0] for member, output in zip(members, outputs, strict=True)]
         return hands.take_free(zip(outputs, grounds, covered, strict=True), options.workers)

@@ -7,18 +7,15 @@ disk. So a restart can trust what a killed batch left, and do the rest.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
 from lorabake.batch import notes
 from lorabake.batch.notes import sha256_of
-from lorabake.batch.parts import Coverage, is_covered
 from lorabake.errors import LorabakeError
 from lorabake.execution.agenda import Computed, Place, Share, joined
 from lorabake.machine import versions
@@ -63,9 +60,9 @@ class Receipt:
         return hashlib.sha256(repr([each.place for each in self.ranges]).encode()).hexdigest()[:24] + ".json"
 
     @property
-    def coverage(self) -> Coverage:
-        """Return what it covers."""
-        return Coverage(self.computed, joined(each.place for each in self.ranges))
+    def places(self) -> tuple[Place, ...]:
+        """List its ranges, in order; what follows each other is one range."""
+        return joined(each.place for each in self.ranges)
 
     @property
     def said(self) -> dict[str, object]:
@@ -137,76 +134,16 @@ def land(
     return receipt
 
 
-def coverage_of(output: Output, ground: Ground, *, recheck: bool = False) -> tuple[Coverage, dict[Path, str]]:
-    """Read an output's receipts; return what those cover that count, and why each of the others does not.
-
-    One does not count if it is damaged, if it is of another recipe, input or version, or if a file that it speaks of
-    is not there in its full size. With `recheck`, the data is read, and must have the digests.
-    """
-    places: list[Place] = []
-    computed: dict[int, Computed] = {}
-    refused: dict[Path, str] = {}
-    whole = output.weights.whole()
-    output.weights.join(whole)
-    before = _Before(output)
-    for path in sorted(folder_of(output).glob("*.json")):
-        try:
-            receipt = _read(path)
-            why = _doubt(output.plan, receipt, ground, whole, computed, places)
-            if why is None and recheck:
-                why = _difference(output, receipt, before)
-        except BROKEN:
-            refused[path] = "a receipt is damaged"
-            continue
-        if why is not None:
-            refused[path] = why
-            continue
-        computed |= receipt.computed
-        places = [*joined([*places, *receipt.coverage.places])]
-    return Coverage(computed, tuple(places)), refused
-
-
 def are_all_of(folder: Path, ground: Ground) -> bool:
     """Tell whether there are receipts in a folder, and all are of these inputs, this recipe and these versions."""
     paths = [*folder.glob("*.json")]
     try:
-        return bool(paths) and all(_other(ground, _read(path).ground) is None for path in paths)
+        return bool(paths) and all(changed(ground, read(path).ground) is None for path in paths)
     except BROKEN:
         return False
 
 
-def _doubt(
-    plan: Plan,
-    receipt: Receipt,
-    ground: Ground,
-    whole: frozenset[int],
-    computed: Mapping[int, Computed],
-    places: Sequence[Place],
-) -> str | None:
-    """Return why a receipt does not count; None if it does. `computed` and `places` are those of others."""
-    if (other := _other(ground, receipt.ground)) is not None:
-        return other
-    own = receipt.coverage.places
-    if any(file not in whole for file, _, _ in own):
-        return "a file is gone, or has another size"
-    if any(not 0 <= start < stop <= plan.files[file].data_size for file, start, stop in own):
-        return "a receipt speaks of bytes that the output does not have"
-    steps = {step.number: step for step in plan.steps}
-    if receipt.computed.keys() & computed.keys() or _overlap([*own, *places]):
-        return "two receipts speak of the same bytes"
-    written = Share(steps=tuple(steps[number] for number in receipt.computed)).places
-    if joined([*own]) != own or _overlap(own) or not all(is_covered(place, own) for place in written):
-        return "a receipt is damaged"
-    return None
-
-
-def _overlap(places: Sequence[Place]) -> bool:
-    ordered = sorted(places)
-    pairs = itertools.pairwise(ordered)
-    return any(one[0] == other[0] and other[1] < one[2] for one, other in pairs)
-
-
-def _other(due: Ground, said: Ground) -> str | None:
+def changed(due: Ground, said: Ground) -> str | None:
     """Say what has changed since a receipt was written; None if nothing has."""
     for name in (*due, *said):
         if due.get(name) != said.get(name):
@@ -223,49 +160,10 @@ def _other(due: Ground, said: Ground) -> str | None:
     return None
 
 
-class _Before:
-    """Digest all data of an output's files before a place; what was read for a place before is not read again."""
-
-    def __init__(self, output: Output) -> None:
-        self._output = output
-        self._known: dict[int, dict[int, str]] = {}
-
-    def sha256(self, file: int, stop: int) -> str:
-        """Return the SHA-256 of a file's data before `stop`, an end of a range of some receipt."""
-        if file not in self._known:
-            paths = sorted(folder_of(self._output).glob("*.json"))
-            size = self._output.plan.files[file].data_size
-            stops = (stop for stop in _ends(paths, file) if 0 < stop <= size)
-            self._known[file] = self._output.weights.sha256_at(file, stops)
-        return self._known[file].get(stop, "")
-
-
-def _ends(paths: Sequence[Path], file: int) -> set[int]:
-    """Collect where the ranges of receipts end in a file; one that cannot be read has none."""
-    ends: set[int] = set()
-    for path in paths:
-        with suppress(*BROKEN):
-            ends.update(each.place[2] for each in _read(path).ranges if each.place[0] == file)
-    return ends
-
-
-def _difference(output: Output, receipt: Receipt, before: _Before) -> str | None:
-    for each in receipt.ranges:
-        file, start, stop = each.place
-        now = (
-            before.sha256(file, stop)
-            if receipt.from_start
-            else output.weights.sha256(file, start, stop, threading.Event())
-        )
-        if now != each.sha256:
-            return "the bytes are no longer those of the receipt"
-    return None
-
-
 # -- the text of a receipt ---------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> Receipt:
+def read(path: Path) -> Receipt:
     """Read a receipt; raise ValueError, KeyError, TypeError or AttributeError for what lorabake does not write."""
     said: Any = notes.taken(path, KIND)
     if said["version"] != VERSION:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from lorabake.batch import digests
 from lorabake.batch.engines import Telling
+from lorabake.batch.landed import Landed
 from lorabake.batch.parts import Coverage, is_covered, left_of, parts_of, place_of
-from lorabake.batch.receipts import Ground, are_all_of, coverage_of, ground_of
+from lorabake.batch.receipts import are_all_of, ground_of
 from lorabake.batch.work import Engine, Job, land_all
 from lorabake.execution.agenda import Agenda, Computed
 from lorabake.options import RunOptions
@@ -26,7 +27,8 @@ class Restart:
     """Run one pass so that it can be stopped at any time; `engine` does the parts, or else this process.
 
     With `recheck`, what is kept is read, and compared with its receipts. `kept` is told each output of which
-    something is kept, and how many bytes. With `is_shared` other processes have done parts, too.
+    something is kept, and how many bytes. With `is_shared` other processes have done parts, too. What is `known` of
+    receipts is not read again.
     """
 
     def __init__(
@@ -38,22 +40,23 @@ class Restart:
         engine: Engine | None,
         kept: Callable[[Path, int], None],
         is_shared: bool = False,
+        known: Iterable[Landed] = (),
     ) -> None:
         self.is_shared = is_shared
         self._options, self._part_bytes, self._recheck, self._engine = options, part_bytes, recheck, engine
         self._told = kept
         self._kept: dict[Path, Coverage] = {}
-        self._grounds: dict[Path, Ground] = {}
+        self._known = {each.plan.path: each for each in known}
 
-    def _ground(self, plan: Plan) -> Ground:
-        """Say what an output is made of; that digests its headers, so it is said once."""
-        if plan.path not in self._grounds:
-            self._grounds[plan.path] = ground_of(plan, self._options.device)
-        return self._grounds[plan.path]
+    def _landed(self, plan: Plan) -> Landed:
+        """Return what is known of an output's receipts; that digests its headers, so it is made once."""
+        if plan.path not in self._known:
+            self._known[plan.path] = Landed(plan, ground_of(plan, self._options.device))
+        return self._known[plan.path]
 
     def complete(self, plan: Plan, made: Callable[[], None]) -> None:
         """Complete an output that was there but for its name; `made` is called if its receipts are of this plan."""
-        ground = self._ground(plan)
+        ground = self._landed(plan).ground
 
         def told(folder: Path) -> None:
             if are_all_of(folder, ground):
@@ -63,8 +66,7 @@ class Restart:
 
     def keep(self, output: Output) -> bool:
         """Read an output's receipts, and remove those that do not count; tell whether any does."""
-        ground = self._ground(output.plan)
-        covered, refused = coverage_of(output, ground, recheck=self._recheck)
+        covered, refused = self._landed(output.plan).look(output, recheck=self._recheck)
         if self._recheck:
             digests.forget(output)
         for path in refused:
@@ -86,12 +88,13 @@ class Restart:
             places = map(place_of, plan.given)
             progress(each.size - sum(stop - start for _, start, stop in filter(partial(_is_in, each), places)))
         left = [part for each in parts if (part := left_of(each, covered)) is not None]
-        grounds = [*map(self._ground, plans)]
+        landed = [*map(self._landed, plans)]
+        grounds = [each.ground for each in landed]
         if self._engine is not None:
             job, telling = Job.of(plans, self._options, self._part_bytes), Telling(progress, self._options.warn)
             if left:
                 self._engine.run(job, [part.number for part in left], telling)
-                covered = [coverage_of(*each)[0] for each in zip(outputs, grounds, strict=True)]
+                covered = [each.look(output)[0] for each, output in zip(landed, outputs, strict=True)]
                 left = [part for each in parts if (part := left_of(each, covered)) is not None]
             due = [digests.due(*each) for each in zip(outputs, grounds, covered, strict=True)]
             if files := [(number, file) for number, own in enumerate(due) for file in own]:

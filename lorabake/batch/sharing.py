@@ -11,6 +11,7 @@ from typing import Final, Literal
 from lorabake.batch.digests import Hands
 from lorabake.batch.groups import Limits, agreed_passes
 from lorabake.batch.joining import Member, do_parts, hash_files
+from lorabake.batch.landed import Landed
 from lorabake.batch.parts import Part, parts_of
 from lorabake.batch.restart import Restart
 from lorabake.batch.shards import Shard
@@ -92,8 +93,8 @@ def bake_share(share: Share, options: RunOptions, part_bytes: int, *, recheck: b
 
     quiet = replace(options, progress=unseen, bar=False)
 
-    def restart() -> Restart:
-        return Restart(quiet, part_bytes, recheck=recheck, engine=None, kept=unseen, is_shared=True)
+    def restart(known: Landed) -> Restart:
+        return Restart(quiet, part_bytes, recheck=recheck, engine=None, kept=unseen, is_shared=True, known=[known])
 
     parts = parts_of(share.plans, part_bytes)
     parts = tuple(part for part in parts if {ALL, part.number} & share.numbers)

@@ -15,8 +15,9 @@ from typing import Protocol, Self
 
 from lorabake.batch import digests
 from lorabake.batch.engines import Telling
+from lorabake.batch.landed import Landed
 from lorabake.batch.parts import Part, left_of, parts_of
-from lorabake.batch.receipts import Ground, Receipt, coverage_of, ground_of, land
+from lorabake.batch.receipts import Ground, Receipt, ground_of, land
 from lorabake.execution.agenda import Agenda, Computed
 from lorabake.execution.running import Ways, run
 from lorabake.machine import check_room_for, worded
@@ -73,7 +74,7 @@ class _Opened:
     digest: str
     plans: tuple[Plan, ...]
     parts: Mapping[int, Part]
-    grounds: tuple[Ground, ...]
+    landed: tuple[Landed, ...]
 
 
 _last: list[_Opened] = []
@@ -98,7 +99,7 @@ def do(
                 for output in outputs:
                     output.weights.join()
                 ways = Ways(job.device, job.workers, progress, warn)
-                return do_left([opened.parts[number]], inputs, outputs, opened.grounds, ways)
+                return do_left([opened.parts[number]], inputs, outputs, opened.landed, ways)
             finally:
                 for output in outputs:
                     output.weights.close()
@@ -111,7 +112,7 @@ def hash_file(job: Job, number: int, file: int) -> None:
     """
     with worded():
         opened = _opened(job)
-        plan, ground = opened.plans[number], opened.grounds[number]
+        plan, ground = opened.plans[number], opened.landed[number].ground
         with Inputs(plan) as inputs:
             output = Output(plan, inputs, overwrite=True, fsync=job.fsync)
             try:
@@ -127,22 +128,23 @@ def _opened(job: Job) -> _Opened:
         with shared():
             plans = tuple(plan(resolve(recipe), path) for recipe, path in zip(job.recipes, job.paths, strict=True))
         parts = {part.number: part for part in parts_of(plans, job.part_bytes)}
-        grounds = tuple(ground_of(each, job.device) for each in plans)
-        _last[:] = [_Opened(digest, plans, parts, grounds)]
+        landed = tuple(Landed(each, ground_of(each, job.device)) for each in plans)
+        _last[:] = [_Opened(digest, plans, parts, landed)]
     return _last[0]
 
 
 def do_left(
-    parts: Sequence[Part], inputs: Inputs, outputs: Sequence[Output], grounds: Sequence[Ground], ways: Ways
+    parts: Sequence[Part], inputs: Inputs, outputs: Sequence[Output], known: Sequence[Landed], ways: Ways
 ) -> tuple[Receipt, ...]:
     """Do what receipts do not cover of parts of outputs whose files are open; return the receipts that landed."""
-    covered = [coverage_of(*each)[0] for each in zip(outputs, grounds, strict=True)]
+    covered = [each.look(output)[0] for each, output in zip(known, outputs, strict=True)]
     left = [part for each in parts if (part := left_of(each, covered)) is not None]
     if not left:
         return ()
     if any(share.steps for part in left for share in part.portion):
         check_room_for("torch", ways.workers)
     landed: list[Receipt] = []
+    grounds = [each.ground for each in known]
 
     def ended(number: int, computed: Sequence[Mapping[int, Computed]], stop: threading.Event) -> None:
         landed.extend(land_all(left[number], inputs, outputs, grounds, computed, stop))

@@ -16,6 +16,7 @@ from lorabake.baking import plan
 from lorabake.batch import joining
 from lorabake.batch.digests import Hands
 from lorabake.batch.joining import Member, do_parts, hash_files
+from lorabake.batch.landed import Landed
 from lorabake.batch.parts import parts_of
 from lorabake.batch.restart import Restart
 from lorabake.errors import LorabakeError
@@ -51,8 +52,10 @@ class Stage:
     def member(self) -> Member:
         (recipe,) = (each for each in load_recipes(self.folder / "sweep.yaml") if f"{each.name}.safetensors" == NAME)
 
-        def restart() -> Restart:
-            return Restart(OPTIONS, PART_BYTES, recheck=False, engine=None, kept=unseen, is_shared=True)
+        def restart(known: Landed) -> Restart:
+            return Restart(
+                OPTIONS, PART_BYTES, recheck=False, engine=None, kept=unseen, is_shared=True, known=[known]
+            )
 
         return Member(plan(recipe), OPTIONS, restart)
 
