@@ -190,15 +190,25 @@ def count_reads(figures: Path, words: Sequence[str]) -> None:
         figures.write_text(json.dumps(counts), encoding="utf-8")
 
 
-def bytes_of_base(setting: Setting, recipes: Path, base: Path, count: int) -> int:
-    """Count what a batch reads and copies of the base: in a run of its own, by counting in the system calls."""
+def forget(path: Path) -> None:
+    """Drop a file from the page cache, but for what another process uses."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def bytes_of_base(setting: Setting, recipes: Path, base: Path, count: int) -> tuple[int, int]:
+    """Count what a batch reads and copies of the base, by counting in the system calls, in a run of its own.
+
+    The base is not in the page cache before. Return also what the run read from the disk.
+    """
     clear(setting)
     figures = setting.work / "counts.json"
     words = ["batch", str(recipes), "--quiet", *setting.options]
-    measure([sys.executable, "-m", "benchmarks.many", "--count", str(figures), *words], setting.env)
+    forget(base)
+    cost = measure([sys.executable, "-m", "benchmarks.many", "--count", str(figures), *words], setting.env)
     check_outputs(setting, base, count)
     clear(setting)
-    return int(json.loads(figures.read_text(encoding="utf-8")).get(base.name, 0))
+    return int(json.loads(figures.read_text(encoding="utf-8")).get(base.name, 0)), cost.fetched
 
 
 # -- K outputs -----------------------------------------------------------------------------------------------------
@@ -206,11 +216,15 @@ def bytes_of_base(setting: Setting, recipes: Path, base: Path, count: int) -> in
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """The rounds of one case and variant, and the bytes of the base that a batch of each K reads."""
+    """The rounds of one case and variant, and the bytes of the base that a batch of each K reads.
+
+    `from_disk` is what it reads from the disk, with the base not in the page cache before.
+    """
 
     size: int
     rounds: list[Row]
     of_base: dict[int, int]
+    from_disk: dict[int, int]
 
     def ratios(self, count: int, other: str) -> list[float]:
         """Divide the batch's seconds by those of `count` bakes or copies, in each round."""
@@ -230,8 +244,10 @@ def run_series(setting: Setting, case: str, variant: str, counts: Sequence[int],
         for output in made[:count]:
             write_recipe(setting, folders[count], base, output)
     warm_up({base, *(output.lora for output in made)})
-    of_base = {count: bytes_of_base(setting, folder, base, count) for count, folder in folders.items()}
-    series = Series(base.stat().st_size, [], of_base)
+    counted = {count: bytes_of_base(setting, folder, base, count) for count, folder in folders.items()}
+    of_base, from_disk = ({count: each[which] for count, each in counted.items()} for which in (0, 1))
+    warm_up([base])
+    series = Series(base.stat().st_size, [], of_base, from_disk)
     for number in range(rounds):
         series.rounds.append(run_round(setting, base, folders, number))
         told = ", ".join(f"{name} {cost.wall:.1f}" for name, cost in series.rounds[-1].items())
@@ -242,7 +258,7 @@ def run_series(setting: Setting, case: str, variant: str, counts: Sequence[int],
 def table(results: dict[tuple[str, str], Series]) -> list[str]:
     """Write one Markdown row for each case, variant and K."""
     head = ["case", "LoRAs", "K", "batch s", "/ K bakes", "/ (K × `cp`)", "CPU s", "CPU / K bakes", "MiB"]
-    head += ["base read, in bases", "all bytes read, GB", "from the disk, GB"]
+    head += ["base read and copied, in bases", "cold, from the disk, in bases", "all bytes read, GB"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for (case, variant), series in results.items():
         for count in series.of_base:
@@ -254,9 +270,8 @@ def table(results: dict[tuple[str, str], Series]) -> list[str]:
             cells += [spread([cost.wall for cost in own]), spread(series.ratios(count, "bake"), ".2f")]
             cells += [spread(series.ratios(count, "cp"), ".2f"), spread([cost.cpu for cost in own])]
             cells += [spread(cpu, ".2f"), f"{max(cost.anonymous for cost in own):.0f}"]
-            cells += [f"{series.of_base[count] / series.size:.2f}"]
+            cells += [f"{each[count] / series.size:.2f}" for each in (series.of_base, series.from_disk)]
             cells += [f"{statistics.median(cost.read for cost in own) / 1e9:.1f}"]
-            cells += [f"{statistics.median(cost.fetched for cost in own) / 1e9:.1f}"]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -358,6 +373,7 @@ def as_json(results: dict[tuple[str, str], Series]) -> str:
     series = {
         f"{case} {variant}": {
             "base_read": each.of_base,
+            "from_disk": each.from_disk,
             "rounds": [{name: cost.as_json() for name, cost in row.items()} for row in each.rounds],
         }
         for (case, variant), each in results.items()

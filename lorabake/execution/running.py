@@ -7,17 +7,19 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
-from lorabake.execution.agenda import Agenda, Computed, Ended
-from lorabake.execution.crew import Crew, Shared
+from lorabake.execution.agenda import Agenda, Computed, Ended, Portion
+from lorabake.execution.crew import Crew, Shared, refused
 from lorabake.execution.ends import Inputs, Output
 from lorabake.execution.memory import PeakMemory
 from lorabake.execution.units import Unit, units_of
 from lorabake.interrupts import held
 from lorabake.planning import Plan
+from lorabake.planning.copies import Copy, Given
 
 if TYPE_CHECKING:
     from lorabake.execution.device import Device
@@ -54,6 +56,8 @@ class Ends:
         self._left = [*portions]
         self._turn = threading.Lock()
         self._ended: SimpleQueue[int] = SimpleQueue()
+        for number in (number for number, left in enumerate(self._left) if not left):
+            self._ended.put(number)
 
     def note(self, portion: int) -> None:
         """Note that one thing of a portion is done."""
@@ -94,19 +98,24 @@ def run(
     shares = [[share.steps for share in portion] for portion in agenda.portions]
     parted = [units_of(each, number) for number, each in enumerate(shares)]
     units = [unit for each in parted for unit in each]
-    ends = Ends(len(each) + len(plans) for each in parted)
+    items = [_copies(portion) for portion in agenda.portions]
+    ends = Ends(len(own) + len(each) for own, each in zip(parted, items, strict=True))
+    queued = Shared((place, item) for place, each in enumerate(items) for item in each)
 
-    def copy(number: int) -> None:
-        for place, portion in enumerate(agenda.portions):
-            for given in portion[number].given:
-                outputs[number].write(given.file, given.offset, memoryview(given.data))
-                outputs[number].finish(given.file, given.offset, given.offset + len(given.data))
-            for each in portion[number].copies:
-                if crew.stop.is_set():
-                    return
-                outputs[number].copy(each, ways.progress, crew.stop)
-            if not crew.stop.is_set():  # then it may be copied in part
-                ends.note(place)
+    def copy() -> None:
+        for place, (number, each) in queued:
+            output = outputs[number]
+            try:
+                if isinstance(each, Given):
+                    output.write(each.file, each.offset, memoryview(each.data))
+                    output.finish(each.file, each.offset, each.offset + len(each.data))
+                else:
+                    output.copy(each, ways.progress, crew.stop)
+            except OSError as error:
+                raise refused(error, output.place) from error
+            if crew.stop.is_set():  # then it may be copied in part
+                return
+            ends.note(place)
 
     def seen(number: int, portion: int) -> dict[int, Computed]:
         own = [worker.executors[number] for worker in crowd]
@@ -122,7 +131,7 @@ def run(
     workers = max(1, min(ways.workers, len(units)))
     with Crew(workers) as crew:
         with held():
-            writing = [crew.start(partial(copy, number), each.place) for number, each in enumerate(outputs)]
+            writing = [crew.start(copy, outputs[0].place) for _ in range(min(len(plans), max(1, ways.workers)))]
             following = [crew.start(partial(task, crew.stop), place) for task, place in beside]
             if agenda.ended is not None:
                 following.append(crew.start(partial(tell, agenda.ended), outputs[0].place))
@@ -150,6 +159,15 @@ def run(
         tuple(_seconds(worker.executors[number] for worker in crowd) for number in range(len(plans))),
         memory.peak,
     )
+
+
+def _copies(portion: Portion) -> list[tuple[int, Given | Copy]]:
+    """List what is written as it is, with the numbers of the outputs: each range for all of them before the next one.
+
+    So the system reads the base from the disk once, however large it is.
+    """
+    turns = zip_longest(*((*share.given, *share.copies) for share in portion))
+    return [(number, each) for turn in turns for number, each in enumerate(turn) if each is not None]
 
 
 def _computed(steps: Iterable[int], executors: Sequence[Executor]) -> dict[int, Computed]:

@@ -18,9 +18,11 @@ from lorabake.execution import execute
 from lorabake.execution.units import SharedReader, units_of
 from lorabake.options import RunOptions
 from lorabake.planning import Plan
+from lorabake.planning.copies import Copy
 from lorabake.recipe import load_recipe
 from lorabake.writing.inputs import Inputs
 from lorabake.writing.output import Output
+from lorabake.writing.weights import Weights
 from tests import builders as b
 
 ROWS, COLUMNS = 96, 40
@@ -111,6 +113,26 @@ def test_the_base_is_read_once_and_loras_as_often_as_needed(plans: list[Plan], w
     assert sum(size(reads.pop(base)) for reads in alone) > 2 * size(once), "they have much in common"
     for path, places in together.items():
         assert size(places) == sum(size(reads.get(path, [])) for reads in alone)
+
+
+def test_a_range_is_copied_to_all_outputs_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a base that is larger than the page cache comes from the disk once."""
+    b.save(tmp_path / "base.safetensors", b.sd1())
+    b.sd1_lora(tmp_path / "lora.safetensors")
+    plans = []
+    for number in (1, 2, 3):
+        lora, output = {"path": "lora.safetensors", "strength": number}, {"path": f"{number}.safetensors"}
+        plans.append(plan(load_recipe(b.recipe(tmp_path, loras=[lora], output=output))))
+    copy, order = Weights.copy, list[int]()
+
+    def noted(weights: Weights, each: Copy, *others: object) -> None:
+        order.append(each.start)
+        copy(weights, each, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Weights, "copy", noted)
+    read_by(plans, workers=1)
+    assert order == [each.start for each in plans[0].copies for _ in plans]
+    assert len({*order}) > 3
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
