@@ -9,13 +9,13 @@ import io
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorabake.arguments import AnyPath, instance, path_of, well_called
-from lorabake.errors import LorabakeError
+from lorabake.errors import LorabakeError, TargetError
 from lorabake.machine import worded
 from lorabake.paths import name_of_output
 from lorabake.progress import NotebookBar, unseen
@@ -66,11 +66,11 @@ def verify_all(
     """
     options = instance(options or VerifyOptions(), VerifyOptions, "options", "VerifyOptions(…)")
     folder = None if report is None else path_of(report, "report")
-    return verify_many(recipes, options, folder, (), unseen, ended)
+    return verify_many([*recipes], options, folder, (), unseen, ended)
 
 
 def verify_many(
-    given: Iterable[Recipe | Received],
+    given: Sequence[Recipe | Received],
     options: VerifyOptions,
     report: Path | None,
     failed: Iterable[VerifiedOutput],
@@ -79,17 +79,23 @@ def verify_many(
 ) -> VerifiedBatch:
     """Verify outputs, also those whose recipes came out of their headers; write the report into its folder.
 
-    `failed` are outputs that cannot be looked at: the report shows them, too. `begun` is told each output's name.
+    `failed` are outputs that cannot be looked at: the report shows them, too. `begun` is told each output's name. An
+    interrupt leaves a report on the outputs that were looked at.
     """
     began = time.perf_counter()
     gathered = _Gathered(report, [*failed])
     with tempfile.TemporaryDirectory(prefix="lorabake-") as scratch, NotebookBar(shown=options.bar) as bar:
         looking = replace(shown_by(options, bar), digests=options.digests or report is not None)
         album = Album(Path(scratch))
-        for each in given:
+        for number, each in enumerate(given):
             name = name_of(each)
             begun(name)
-            ended(gathered.add(name, each, looking, album))
+            try:
+                ended(gathered.add(name, each, looking, album))
+            except KeyboardInterrupt:
+                if report is not None:
+                    write_all(gathered.stopped(given[number:], time.perf_counter() - began), report)
+                raise
     batch = gathered.batch(time.perf_counter() - began)
     if report is not None:
         write_all(batch, report)
@@ -115,6 +121,15 @@ class _Gathered:
     def batch(self, seconds: float) -> VerifiedBatch:
         """Return all of it."""
         return VerifiedBatch(tuple(self.outputs), tuple(self.kept), seconds, self.environment)
+
+    def stopped(self, left: Iterable[Recipe | Received], seconds: float) -> VerifiedBatch:
+        """Return what is there by now; the others are told as not looked at."""
+        why = TargetError("it was not looked at, because the command was stopped")
+        self.outputs += [
+            VerifiedOutput.failed(name_of(each), why, each.recipe if isinstance(each, Received) else each)
+            for each in left
+        ]
+        return self.batch(seconds)
 
     def add(self, name: str, given: Recipe | Received, options: VerifyOptions, album: Album) -> VerifiedOutput:
         """Verify one output, write its page, and keep what the report on all shows."""

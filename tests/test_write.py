@@ -281,7 +281,7 @@ def test_a_parent_that_is_a_file(folder: Path) -> None:
 def test_too_little_room_is_told_before_anything_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(SurroundingsError, match=r"0\.00 GB free, and the bake needs"):
+    with pytest.raises(SurroundingsError, match="free, and the bake needs"):
         attempt(folder)
     assert not partials(folder)
 

@@ -65,7 +65,8 @@ class BatchOptions:
     """Say how a batch runs.
 
     `run` is how each bake does. `memory` is the most bytes that a pass may take. With `fail_fast`, nothing is begun
-    after a failure. `begun` is told the plans of all passes, and `ended` each outcome as it comes.
+    after a failure. `begun` is told the plans of all passes and how many bytes are to be written,
+    and `ended` each outcome as it comes.
 
     A pass is done in parts, about `part_bytes` of the base each. With `jobs`, that many processes do parts, or whole
     passes of small bases, side by side; each has the workers of `run` and the memory. With the engine "ray", the
@@ -82,7 +83,7 @@ class BatchOptions:
     run: RunOptions = field(default_factory=RunOptions)
     memory: int | None = None
     fail_fast: bool = False
-    begun: Callable[[Sequence[tuple[Plan, ...]]], None] = unseen
+    begun: Callable[[Sequence[tuple[Plan, ...]], int], None] = unseen
     ended: Callable[[Outcome], None] = unseen
     part_bytes: int = PART_BYTES
     recheck: bool = False
@@ -129,7 +130,7 @@ def bake_all(recipes: Iterable[Recipe], options: BatchOptions | None = None) -> 
             end(numbers[each.path], outcome)
         return tuple(outcomes[number] for number in sorted(outcomes))
     chosen = [*passes([*plans.values()], Limits(options.memory, options.run.workers))]
-    options.begun(chosen)
+    options.begun(chosen, sum(each.copied_bytes + each.baked_bytes for each in plans.values()))
 
     def is_over() -> bool:
         return options.fail_fast and any(outcome.status == "failed" for outcome in outcomes.values())
@@ -154,7 +155,7 @@ def _check_links(options: BatchOptions) -> None:
 def _shared(plans: Sequence[Plan], options: BatchOptions, shard: Shard) -> Iterator[tuple[Plan, Outcome]]:
     """Do a shard's share of plans; tell what became of the outputs in it."""
     shares = shares_of(plans, shard, Limits(options.memory, options.run.workers), options.part_bytes)
-    options.begun([share.plans for share in shares])
+    options.begun([share.plans for share in shares], sum(share.size for share in shares))
     has_failed = False
     for share in shares:
         if has_failed and options.fail_fast:

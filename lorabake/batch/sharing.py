@@ -30,15 +30,11 @@ MOST_WORKERS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Say what of one pass is a shard's: numbers of parts, or ALL."""
+    """Say what of one pass is a shard's: numbers of parts, or ALL; they write `size` bytes."""
 
     plans: tuple[Plan, ...]
     numbers: frozenset[int]
-
-    @property
-    def size(self) -> int:
-        """Count the bytes of the outputs."""
-        return sum(plan.copied_bytes + plan.baked_bytes for plan in self.plans)
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +70,18 @@ def shares_of(plans: Sequence[Plan], shard: Shard, limits: Limits, part_bytes: i
         else:  # each part is read once, and written for each output
             items += (_Item(place, part.number, part.size) for part in parts_of(together, part_bytes))
     mine = shard.share([item.size for item in items])
+    stretch = groupby(items[mine.start : mine.stop], key=lambda item: item.place)
+    own = [(passes[place], [*together]) for place, together in stretch]
     return [
-        Share(passes[place], frozenset(item.number for item in own))
-        for place, own in groupby(items[mine.start : mine.stop], key=lambda item: item.place)
+        Share(plans, frozenset(item.number for item in items), sum(item.size for item in items))
+        for plans, items in own
     ]
 
 
 def bake_share(share: Share, options: RunOptions, part_bytes: int, *, recheck: bool) -> Iterator[Ended]:
     """Do a share of a pass; tell what became of each output. A failure of one stops none of the others.
 
-    What other shards do of the outputs counts as progress, too, once the share is done.
+    What has receipts already counts as progress once the share is done.
     """
     counted: list[int] = []
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
 from lorabake.batch import BatchOptions, Outcome, bake_all
-from lorabake.batch.groups import memory_of
+from lorabake.batch.groups import memory_of, rooms_of
 from lorabake.batch.shards import Shard
 from lorabake.checking import recipes_in
 from lorabake.cli import CONTEXT, example
@@ -134,8 +134,8 @@ def batch(
     others. The bytes are those of single bakes. A batch that was stopped goes on where it was.
 
     \b
-    Exit codes: 0 all are baked, 1 some failed or are not what their recipes say, 2 an input is wrong before anything
-    began. With --shard also 3: the machine failed, such as its disk; try that shard again.
+    Exit codes: 0 all are baked, 1 some failed or are not what their recipes say, 2 nothing was begun, because all
+    recipes or an option are wrong. With --shard also 3: the machine failed, such as its disk; try that shard again.
     """
     began = time.perf_counter()
     if address is not None and engine != "ray":
@@ -166,7 +166,7 @@ def batch(
     bar = Bar(shown=talks)
     passes: list[tuple[Plan, ...]] = []
 
-    def begun(planned: Sequence[tuple[Plan, ...]]) -> None:
+    def begun(planned: Sequence[tuple[Plan, ...]], size: int) -> None:
         passes.extend(planned)
         if talks and planned:
             bases = {plan.sources.recipe.base.path for together in planned for plan in together}
@@ -179,8 +179,9 @@ def batch(
         every = [plan for together in planned for plan in together]
         for note, count in unlinked_of(every).items() if link and not quiet else ():
             echo(f"note: {note} ({counted_as(count, 'output')})", err=True)
-        total = sum(plan.copied_bytes + plan.baked_bytes for together in planned for plan in together)
-        bar.begin("baking", total)
+        for warning in _warnings_of(planned, memory, threads):
+            messages.warning(warning)
+        bar.begin("baking", size)
 
     def ended(outcome: Outcome) -> None:
         messages.recipe = outcome.recipe.file if outcome.recipe else None
@@ -231,9 +232,12 @@ def batch(
     verified = None if report is None else _verified(outcomes, report, is_quiet=quiet, is_silent=as_json)
     if as_json:
         _tell_json(outcomes, len(passes), seconds, verified)
-    if share is not None and any(isinstance(outcome.error, SurroundingsError) for outcome in outcomes):
+    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+    if share is not None and any(isinstance(error, SurroundingsError) for error in errors):
         return SurroundingsError.exit_code  # what starts the shards may repeat this one
-    if any(outcome.status in ("failed", "left") for outcome in outcomes):
+    if errors and not passes:
+        return max(error.exit_code for error in errors)
+    if errors:
         return FAILED
     return verified.exit_code if verified else 0
 
@@ -246,6 +250,18 @@ def _jobs_line(passes: Sequence[tuple[Plan, ...]], engine: str, jobs: int | None
     each = f"{counted_as(workers, 'worker')} and {memory}"
     many = counted_as(jobs, "job") if jobs else "jobs"
     return f"; {many} with {each}{' each' if jobs != 1 else ''}{' on Ray' if engine == 'ray' else ''}"
+
+
+def _warnings_of(passes: Sequence[tuple[Plan, ...]], memory: int | None, workers: int) -> Iterator[str]:
+    """Yield what is known before the work to go wrong: too little memory is asked for, or a disk is too small."""
+    alone = max((memory_of(plans, workers) for plans in passes if len(plans) == 1), default=0)
+    if memory is not None and alone > memory:
+        yield f"a pass of one output takes about {size_of(alone)} of memory, more than --memory {size_of(memory)}"
+    new = [plan for plans in passes for plan in plans if not os.path.lexists(plan.path)]
+    for folder, needed, free in rooms_of(new):
+        if needed > free:
+            missing = f"{size_of(needed)}, and {size_of(free)} are free: make room, or bake fewer (--only)"
+            yield f"{shown(folder)}: the outputs that are not there yet need {missing}"
 
 
 def _verified(outcomes: Sequence[Outcome], report: Path, *, is_quiet: bool, is_silent: bool) -> VerifiedBatch:
@@ -284,6 +300,8 @@ def _tell(outcomes: Sequence[Outcome], seconds: float) -> None:
     counts = {status: sum(outcome.status == status for outcome in outcomes) for status in WORDS}
     told = [f"{count} {status}" for status, count in counts.items() if count] or ["nothing to do"]
     echo(f"{counted_as(len(outcomes), 'output')} in {seconds:.1f} s: {', '.join(told)}")
+    if counts["waiting"]:
+        echo("waiting: this share is done, and other shards do the rest; the last one completes these outputs")
 
 
 def _write_junit(path: Path, outcomes: Sequence[Outcome]) -> None:

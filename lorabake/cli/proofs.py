@@ -48,6 +48,10 @@ VERDICT_COLOURS = {
     Verdict.NOT_CHECKED: "yellow",
 }
 
+MARK = b'<meta name="generator" content="lorabake">'
+MARK_WITHIN = 4096
+"""What every page of a report has in its first bytes."""
+
 ROOM = 1 << 20
 """Bytes that a report takes, about."""
 
@@ -150,6 +154,7 @@ def _check_options(said: Options, files: Sequence[Path], inputs: tuple[Path, ...
 
 def verify_several(wanted: Wanted, options: VerifyOptions, shows: Shows, *, downloads: bool = False) -> VerifiedBatch:
     """Verify all outputs; print a line for each, and a summary as the last one."""
+    from lorabake.report import FILES
     from lorabake.verifying import verify_many
 
     if shows.report is not None:
@@ -172,7 +177,8 @@ def verify_several(wanted: Wanted, options: VerifyOptions, shows: Shows, *, down
         batch = verify_many(wanted.given, options, shows.report, wanted.failed, told.begun, told.ended)
     except KeyboardInterrupt:
         bar.close()
-        echo(f"{told.over} of {told.count} outputs were looked at", err=True)
+        place = f"; report: {shown(shows.report / FILES['html'])}" if shows.report is not None else ""
+        echo(f"{told.over} of {told.count} outputs were looked at{place}", err=True)
         raise
     finally:
         bar.close()
@@ -293,7 +299,8 @@ def text_of(parts: Sequence[Part]) -> str:
 def make_folder(folder: Path, places: Iterable[Path]) -> None:
     """Make the report's folder before anything takes its time, with room for its files at `places`.
 
-    Raise SurroundingsError where that cannot be, and TargetError where a folder has a file's name.
+    Raise SurroundingsError where that cannot be, and TargetError where a folder has a file's name, and where the page
+    that is there is not lorabake's.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -301,11 +308,24 @@ def make_folder(folder: Path, places: Iterable[Path]) -> None:
         raise SurroundingsError(f"{folder}: cannot write the report: {error.strerror}") from None
     if taken := next((place for place in places if place.is_dir()), None):
         raise TargetError(f"{taken}: is a folder, and a file of the report has this name")
+    if other := next((place for place in places if place.suffix == ".html" and not _is_report(place)), None):
+        raise TargetError(f"{other}: is there, and is no report of lorabake's; choose another folder for the report")
     try:
         write_whole(folder / ".lorabake.probe", bytes(ROOM))
         (folder / ".lorabake.probe").unlink()
     except OSError as error:
         raise SurroundingsError(f"{folder}: cannot write the report: {error.strerror}") from None
+
+
+def _is_report(page: Path) -> bool:
+    """Tell whether a page may be replaced: it is a report, or it is not there."""
+    try:
+        with page.open("rb") as file:
+            return MARK in file.read(MARK_WITHIN)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        raise SurroundingsError(f"{page}: cannot be read: {error.strerror}") from None
 
 
 def write_report_file(path: Path, content: bytes) -> None:

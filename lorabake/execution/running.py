@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
@@ -166,8 +165,9 @@ def _copies(portion: Portion) -> list[tuple[int, Given | Copy]]:
 
     So the system reads the base from the disk once, however large it is.
     """
-    turns = zip_longest(*((*share.given, *share.copies) for share in portion))
-    return [(number, each) for turn in turns for number, each in enumerate(turn) if each is not None]
+    rows: list[list[Given | Copy]] = [[*share.given, *share.copies] for share in portion]
+    turns = range(max(map(len, rows), default=0))
+    return [(number, row[turn]) for turn in turns for number, row in enumerate(rows) if turn < len(row)]
 
 
 def _computed(steps: Iterable[int], executors: Sequence[Executor]) -> dict[int, Computed]:

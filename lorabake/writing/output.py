@@ -19,6 +19,7 @@ from lorabake.interrupts import held
 from lorabake.machine import unwritable
 from lorabake.planning import Plan
 from lorabake.planning.checks import check_is_no_input
+from lorabake.visible import size_of
 from lorabake.writing.beside import Beside
 from lorabake.writing.commit import Made, Move, commit, identity
 from lorabake.writing.folder import Folder
@@ -129,7 +130,8 @@ class Output:
             os.stat(path).st_size for number, path in enumerate(self.paths(self.partial.new)) if number in self._kept
         )
         if free < needed:
-            raise SurroundingsError(f"{self.path.parent}: {_size(free)} free, and the bake needs {_size(needed)}")
+            short = f"{size_of(free)} free, and the bake needs {size_of(needed)}"
+            raise SurroundingsError(f"{self.path.parent}: {short}", "Make room, or choose another folder.")
 
     def complete(self, hashes: Sequence[str], digests: Mapping[str, str], device: str) -> Complete:
         """Fill in the digests and what computed, and make everything durable: names are all that is left to give."""
@@ -196,7 +198,3 @@ class Complete:
         self.output.weights.check_at(self.output.paths(move.target))
         if move.old is not None:
             check_nothing_lost(move.target, self.output.form, move.made)
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"

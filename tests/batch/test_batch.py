@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from lorabake.cli import main
 from lorabake.errors import FileError, MatchError, TargetError
 from lorabake.matching.names import BaseNames
 from lorabake.options import RunOptions
+from lorabake.planning import Plan
 from lorabake.planning import plan as make_plan
 from lorabake.recipe import Recipe, load_recipe, load_recipes
 from lorabake.sources import resolve
@@ -96,7 +98,12 @@ def test_outputs_on_one_base_are_baked_in_one_pass(folder: Path) -> None:
         recipe(folder, "c", base="link.safetensors"),
     ]
     begun: list[list[str]] = []
-    bake_all(made, options(begun=lambda planned: begun.extend([plan.path.stem for plan in each] for each in planned)))
+
+    def note(planned: Sequence[tuple[Plan, ...]], size: int) -> None:
+        begun.extend([each.path.stem for each in together] for together in planned)
+        assert size == sum(each.copied_bytes + each.baked_bytes for together in planned for each in together)
+
+    bake_all(made, options(begun=note))
     assert begun == [["a", "c"], ["b"]]
 
 
@@ -200,6 +207,48 @@ def test_the_command_tells_what_became_of_each(
     assert "gone: " in told.err
     root = ElementTree.fromstring((folder / "j.xml").read_text())
     assert (root.get("tests"), root.get("failures")) == ("5", "2")
+
+
+def test_the_exit_code_tells_whether_anything_was_begun(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    recipe(folder, "gone", loras=["gone.safetensors"])
+    recipe(folder, "good")
+    assert run("gone.yaml", "nowhere.yaml") == 2
+    assert run("gone.yaml", "--shard", "1/1") == 2
+    assert run("gone.yaml", "good.yaml", "--shard", "1/1") == 1
+    assert run("gone.yaml", "good.yaml") == 1, "what is there already was begun, too"
+
+
+def test_a_disk_that_is_too_small_is_told_before_the_work(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    assert run("sweep.yaml", "--only", "one-1") == 0
+    left = sum(plan(each).size for each in load_recipes(folder / "sweep.yaml") if each.name != "one-1")
+    monkeypatch.setattr("lorabake.cli.batch.bake_all", only_begins)
+    for free, is_told in ((left, False), (left - 1, True)):
+        usage = shutil.disk_usage(folder)._replace(free=free)
+        monkeypatch.setattr("lorabake.batch.groups.shutil.disk_usage", lambda _, usage=usage: usage)
+        run("sweep.yaml")
+        told = f"the outputs that are not there yet need {size_of(left)}, and {size_of(free)} are free"
+        assert (told in capsys.readouterr().err) is is_told
+
+
+def only_begins(recipes: Sequence[Recipe], options: BatchOptions) -> tuple[()]:
+    plans = tuple(plan(each) for each in recipes)
+    options.begun([plans], sum(each.size for each in plans))
+    return ()
+
+
+def test_too_little_memory_for_one_output_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    assert run("sweep.yaml", "--memory", "1MB", "--only", "one-1") == 0
+    assert "a pass of one output takes about " in (told := capsys.readouterr().err)
+    assert "of memory, more than --memory 1.0 MB" in told
+    assert run("sweep.yaml", "--memory", "2GB", "--only", "one-1") == 0
+    assert "of memory" not in capsys.readouterr().err
 
 
 def test_the_command_prints_json(

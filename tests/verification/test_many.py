@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import gc
+import json
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 import lorabake
-from lorabake import RunOptions, Verdict, VerifiedOutput, VerifyOptions, bake_all, load_recipes
+from lorabake import RunOptions, Verdict, VerifiedOutput, VerifyOptions, bake_all, load_recipes, verifying
 from lorabake.batch import BatchOptions
 from lorabake.cli import main
 from lorabake.planning import Plan
@@ -126,6 +128,38 @@ def test_a_lora_that_is_gone_fails_its_outputs_alone(folder: Path) -> None:
     (folder / "other.safetensors").unlink()
     batch = verify_all(load_recipes("sweep.yaml"), FAST)
     assert [output.word for output in batch.outputs] == ["verified", "failed", "verified", "failed"]
+
+
+def test_a_stop_leaves_a_report_on_what_was_looked_at(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    look = verifying.verify_one
+
+    def looking(*given: Any) -> Any:
+        seen.append(given)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return look(*given)
+
+    monkeypatch.setattr(verifying, "verify_one", looking)
+    assert looked_at("sweep.yaml", "--report", "report") == 130
+    assert "2 of 4 outputs were looked at; report: report/index.html" in capsys.readouterr().err
+    told = json.loads((folder / "report" / "report.json").read_text())
+    assert [output["verdict"] for output in told["outputs"]] == ["verified", "verified", "failed", "failed"]
+    assert "it was not looked at, because the command was stopped" in (folder / "report" / "index.html").read_text()
+
+
+def test_a_page_that_is_no_report_is_not_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "site").mkdir()
+    (folder / "site" / "index.html").write_text("<p>mine</p>")
+    for words in (["verify", "sweep.yaml", "--report", "site"], ["batch", "sweep.yaml", "--verify", "site"]):
+        assert run(*words) == 2
+        assert "site/index.html: is there, and is no report of lorabake's" in capsys.readouterr().err
+    assert (folder / "site" / "index.html").read_text() == "<p>mine</p>"
+    for _ in range(2):
+        assert looked_at("sweep.yaml", "--only", "one-1", "--report", "own") == 0
+        assert looked_at("sweep.yaml", "--report", "own") == 0
 
 
 def test_plans_and_errors_are_let_go_with_each_output(folder: Path) -> None:
