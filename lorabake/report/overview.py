@@ -13,8 +13,9 @@ from lorabake.report.axes import Grid, Group, groups, label
 from lorabake.report.html import filled
 from lorabake.report.wording import by_status, meaning_of_all, sentence, tally
 from lorabake.verification import ORDER
-from lorabake.verification.findings import Verdict
+from lorabake.verification.findings import Finding, Status, Verdict
 from lorabake.verification.many import KeptSample, SmallPicture, VerifiedBatch, VerifiedOutput
+from lorabake.visible import counted_as
 
 MARKS = {
     Verdict.VERIFIED: ("verified", "✓"),
@@ -96,10 +97,21 @@ def render(batch: VerifiedBatch) -> bytes:
         loud=sorted(loud, key=lambda output: output.verdict is not Verdict.MISMATCH),
         MOST_LOUD=MOST_LOUD,
         stages=[stage for stage in ORDER if stage in found],
+        warned=warned(batch),
+        counted_as=counted_as,
         by_status=by_status,
         sentence=sentence,
         tally_of=lambda output, stage: tally(row for row in output.findings if row.stage == stage),
     )
+
+
+def warned(batch: VerifiedBatch) -> list[tuple[Finding, int]]:
+    """List each warning once, with how many outputs have it; those of the most come first."""
+    found: dict[tuple[str, ...], tuple[Finding, int]] = {}
+    for row in (row for output in batch.outputs for row in output.findings if row.status is Status.WARN):
+        key = row.check, row.subject, row.note, row.measured
+        found[key] = row, found[key][1] + 1 if key in found else 1
+    return sorted(found.values(), key=lambda each: -each[1])
 
 
 def _blocks(group: Group, batch: VerifiedBatch, told: set[int]) -> Iterator[Block]:

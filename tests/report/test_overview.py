@@ -16,6 +16,7 @@ from PIL import Image
 
 from lorabake import report
 from lorabake.report.axes import arranged, groups, label
+from lorabake.verification.findings import Finding, Status
 from lorabake.verification.many import VerifiedOutput
 from tests.documents import check
 from tests.report import example_batch as made
@@ -113,6 +114,20 @@ def test_the_same_batch_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_a_base_is_shown_once_for_each_prompt(pages: dict[str, Path]) -> None:
     for name, prompts in (("sweep", 1), ("sixty", 2), ("unlike", 1), ("texts", 1), ("weights", 0)):
         assert pages[name].read_text().count("<figcaption>the base, ") == prompts, name
+
+
+def test_a_warning_of_many_outputs_is_told_once(tmp_path: Path) -> None:
+    batch = made.sweep()
+    warning = Finding("weights.zero", Status.WARN, "ink.safetensors", "1 module", "0", "changes nothing")
+    other = replace(warning, subject="oil.safetensors")
+    first, *rest = (replace(each, findings=(*each.findings, warning)) for each in batch.outputs)
+    first = replace(first, findings=(*first.findings, other))
+    text = report.write_all(replace(batch, outputs=(first, *rest)), tmp_path)["html"].read_text()
+    told = text[text.index("<h2>Warnings") :]
+    assert [*re.findall(r"<b>(.*?)</b>.*<small>(.*?)</small>", told)] == [
+        ("ink.safetensors", f"{len(batch.outputs)} outputs"),
+        ("oil.safetensors", "1 output"),
+    ]
 
 
 def test_every_form_tells_each_verdict(pages: dict[str, Path]) -> None:
