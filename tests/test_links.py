@@ -26,7 +26,7 @@ from lorabake.planning.links import linked, with_twins
 from lorabake.recipe import Recipe, load_recipe
 from lorabake.results import BakeResult
 from lorabake.tensors.reader import fingerprint
-from lorabake.writing.inputs import after_links, linking
+from lorabake.writing.inputs import Inputs, after_links, linking
 from lorabake.writing.linking import link_or_copy
 from lorabake.writing.partial import partial_of
 from tests import builders as b
@@ -130,8 +130,8 @@ def test_where_no_link_can_be_made_the_file_is_copied(
 ) -> None:
     refuse(monkeypatch, code)
     if code == errno.EPERM:
-        monkeypatch.setattr("lorabake.writing.linking.share_range", lambda *_: False)
-        monkeypatch.setattr("lorabake.writing.linking.copy_range", lambda *_: None)
+        monkeypatch.setattr("lorabake.writing.copying.share_range", lambda *_: False)
+        monkeypatch.setattr("lorabake.writing.copying.copy_range", lambda *_: None)
     warned: list[str] = []
     run(folder, link=True, warn=warned.append)
     assert warned == [
@@ -168,13 +168,15 @@ def test_a_failure_leaves_neither_a_link_nor_a_folder(folder: Path, monkeypatch:
 def test_a_base_that_changed_at_the_last_moment_stops_the_bake(
     folder: Path, monkeypatch: pytest.MonkeyPatch, is_link: bool
 ) -> None:
-    file = linked(plan(folder / "recipe.yaml")).files[2]
-    assert file.link is not None
-    (folder / "base" / VAE).write_bytes((folder / "base" / VAE).read_bytes())
+    planned = linked(plan(folder / "recipe.yaml"))
+    link = planned.files[2].link
+    assert link is not None
     if not is_link:
         refuse(monkeypatch, errno.EXDEV)
-    with pytest.raises(FileError, match="changed while it was read; nothing was written"):
-        link_or_copy(file.link, folder / "place", durable=False)
+    with Inputs(planned) as inputs:
+        (folder / "base" / VAE).write_bytes((folder / "base" / VAE).read_bytes())
+        with pytest.raises(FileError, match="changed while it was read; nothing was written"):
+            link_or_copy(link, folder / "place", inputs, durable=False)
 
 
 def test_a_file_whose_header_says_what_is_true_no_more_is_no_link(folder: Path) -> None:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from lorabake.errors import FileError
-from lorabake.machine import unreadable
 from lorabake.planning.files import OutputFile
 from lorabake.tensors.header import Header
-from lorabake.tensors.reader import fingerprint, fingerprint_of
-from lorabake.tensors.system import open_to_read, read_at
-from lorabake.writing.inputs import linking
-from lorabake.writing.system import copy_range, fsync, open_new, share_range, write_all
-
-CHUNK: Final = 4 << 20
-"""Bytes that are copied at a time."""
+from lorabake.tensors.reader import fingerprint
+from lorabake.writing.copying import Range, copied
+from lorabake.writing.inputs import Inputs, linking
+from lorabake.writing.system import fsync, open_new
 
 NO_LINKS: Final = {
     errno.EXDEV,
@@ -32,8 +29,8 @@ NO_LINKS: Final = {
 """What a system answers where a file cannot have a further name: another disk, no right to it, too many names."""
 
 
-def link_or_copy(twin: Header, place: Path, *, durable: bool) -> OSError | None:
-    """Make a file of the base appear at a place; return why it is a copy, or None for a link.
+def link_or_copy(twin: Header, place: Path, inputs: Inputs, *, durable: bool) -> OSError | None:
+    """Make a file of the base, which is one of the inputs, appear at a place; return why it is a copy, or None.
 
     The base's file itself is never written, and keeps its times of change of content. Raise FileError if it is not
     the planned one any more.
@@ -47,7 +44,7 @@ def link_or_copy(twin: Header, place: Path, *, durable: bool) -> OSError | None:
         if error.errno not in NO_LINKS:
             raise
         why = error
-        _copy(twin, place)
+        _copy(twin, place, inputs)
     else:
         _check(twin, fingerprint(place))
     if durable:
@@ -63,36 +60,15 @@ def linked_in(files: Iterable[OutputFile], root: Path) -> Iterator[Path]:
                 yield file.link.path
 
 
-def _copy(twin: Header, place: Path) -> None:
+def _copy(twin: Header, place: Path, inputs: Inputs) -> None:
+    target = open_new(place)
     try:
-        source = open_to_read(twin.path)
-    except OSError as error:
-        raise unreadable(twin.path, error) from None
-    try:
-        target = open_new(place)
-        try:
-            if not share_range(source, target, 0, 0, 0):  # all of it
-                _copy_bytes(twin, source, target)
-        finally:
-            os.close(target)
-        _check(twin, fingerprint_of(os.fstat(source)))
+        for _ in copied(Range(twin.path, 0, twin.size, 0), inputs, target, threading.Lock()):
+            pass
     finally:
-        os.close(source)
-
-
-def _copy_bytes(twin: Header, source: int, target: int) -> None:
-    done, buffer = 0, memoryview(bytearray(CHUNK))
-    while done < twin.size:
-        count = copy_range(source, target, min(CHUNK, twin.size - done), done, done)
-        if count is None:
-            try:
-                count = read_at(source, buffer[: twin.size - done], done)
-            except OSError as error:
-                raise unreadable(twin.path, error) from None
-            write_all(target, buffer[:count], done)
-        if count == 0:
-            raise FileError(f"{twin.path}: became shorter while it was read")
-        done += count
+        os.close(target)
+    with inputs.open(twin.path) as source:
+        _check(twin, fingerprint(source))
 
 
 def _check(twin: Header, seen: tuple[int, ...]) -> None:

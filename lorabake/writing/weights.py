@@ -238,7 +238,7 @@ class Weights:
         found: list[OSError] = []
         for file in self._files:
             if file.link is not None:
-                why = link_or_copy(file.link, file.path, durable=self._fsync)
+                why = link_or_copy(file.link, file.path, self._inputs, durable=self._fsync)
                 found += [why] if why is not None else []
                 file.inode = os.lstat(file.path).st_ino
         return found
