@@ -7,8 +7,8 @@ import os
 import threading
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -18,36 +18,8 @@ from lorabake.planning import Plan
 from lorabake.tensors.header import Fingerprint
 from lorabake.tensors.reader import fingerprint
 from lorabake.tensors.system import open_to_read, read_at
+from lorabake.writing.names import after_links
 from lorabake.writing.openfiles import OpenFiles
-
-_linked: dict[Fingerprint, Fingerprint] = {}
-"""What a file was before this process gave it a name or took one away -> what it was then."""
-
-
-@contextmanager
-def linking(paths: Iterable[Path]) -> Iterator[None]:
-    """Know files again that get or lose a name inside the context: that changes the time of their status alone."""
-    before = {path: _seen(path) for path in paths}
-    try:
-        yield
-    finally:
-        for path, was in before.items():
-            now = _seen(path)
-            if was is not None and now is not None and was != now and was[:4] == now[:4]:
-                _linked[was] = now
-
-
-def _seen(path: Path) -> Fingerprint | None:
-    with suppress(FileError):
-        return fingerprint(path)
-    return None
-
-
-def after_links(seen: Fingerprint) -> Fingerprint:
-    """Return what a file is now, if nothing but links of this process has changed it since."""
-    while seen in _linked:
-        seen = _linked[seen]
-    return seen
 
 
 class Inputs:
@@ -93,7 +65,7 @@ class Inputs:
 
     def _opened(self, path: Path) -> int:
         fd = open_to_read(path)
-        if path in self._seen and fingerprint(fd) != self._seen[path]:
+        if path in self._seen and fingerprint(fd) != self.seen(path):
             os.close(fd)
             raise _changed(path)
         return fd
@@ -136,15 +108,16 @@ class Inputs:
                     )
 
     def seen(self, path: Path) -> Fingerprint | None:
-        """Return the fingerprint that an input had when it was opened; None for a file that is none."""
-        return self._seen.get(path)
+        """Return the fingerprint that an input has if no other program changed it; None for a file that is none."""
+        seen = self._seen.get(path)
+        return None if seen is None else after_links(seen)
 
     def check_unchanged(self) -> None:
         """Raise FileError if any input is not what it was when it was opened."""
-        for path, seen in self._seen.items():
+        for path in self._seen:
             with self.open(path) as fd:
                 try:
-                    same = fingerprint(fd) == fingerprint(path) == seen
+                    same = fingerprint(fd) == fingerprint(path) == self.seen(path)
                 except FileError:
                     same = False
             if not same:

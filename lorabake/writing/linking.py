@@ -15,7 +15,8 @@ from lorabake.planning.files import OutputFile
 from lorabake.tensors.header import Header
 from lorabake.tensors.reader import fingerprint
 from lorabake.writing.copying import Range, copied
-from lorabake.writing.inputs import Inputs, linking
+from lorabake.writing.inputs import Inputs
+from lorabake.writing.names import known_again, remove_known
 from lorabake.writing.system import fsync, open_new
 
 NO_LINKS: Final = {
@@ -35,10 +36,10 @@ def link_or_copy(twin: Header, place: Path, inputs: Inputs, *, durable: bool) ->
     The base's file itself is never written, and keeps its times of change of content. Raise FileError if it is not
     the planned one any more.
     """
-    place.unlink(missing_ok=True)
+    remove_known(place)
     why: OSError | None = None
     try:
-        with linking([twin.path]):
+        with known_again(twin.path):
             os.link(os.path.realpath(twin.path), place)
     except OSError as error:
         if error.errno not in NO_LINKS:

@@ -24,7 +24,7 @@ from lorabake.writing.beside import Beside
 from lorabake.writing.commit import Made, Move, commit, identity
 from lorabake.writing.folder import Folder
 from lorabake.writing.form import Form
-from lorabake.writing.inputs import Inputs, linking
+from lorabake.writing.inputs import Inputs
 from lorabake.writing.onefile import OneFile
 from lorabake.writing.partial import Partial
 from lorabake.writing.system import fsync_folder
@@ -164,10 +164,8 @@ class Output:
         """Remove what is left beside the target, unless the next bake needs it; with `keep`, not what is finished."""
         with suppress(OSError):
             self.weights.close()
-        base = self.plan.sources.base
-        try:  # an output that was there before may have had links to the base
-            with linking(header.path for header in base.headers if base.is_folder):
-                self.partial.clean(keep=keep)
+        try:
+            self.partial.clean(keep=keep)
         except OSError as error:
             self.left = error
 

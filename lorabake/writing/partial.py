@@ -20,6 +20,7 @@ from lorabake.errors import FileError, TargetError
 from lorabake.tensors.small import parse_json, read_small
 from lorabake.writing.commit import Move, complete, identity
 from lorabake.writing.journal import BESIDE, MARK, MAX_JOURNAL, NEW, RECEIPTS, SHARED, moves_of, text_of
+from lorabake.writing.names import remove_known
 from lorabake.writing.system import (
     fsync,
     fsync_folder,
@@ -29,7 +30,6 @@ from lorabake.writing.system import (
     open_again,
     open_folder,
     open_new,
-    remove,
     write_all,
 )
 
@@ -159,7 +159,7 @@ class Partial:
     def _empty(self, kept: Collection[str] = ()) -> None:
         """Remove everything except what is kept and the mark, which identifies the folder to the end."""
         for name in _OURS - {MARK, *kept}:
-            remove(self.path / name)
+            remove_known(self.path / name)
 
     def check(self) -> None:
         """Raise TargetError unless the name still belongs to this folder."""
