@@ -22,6 +22,7 @@ ADVICE = (
     (r"no such program: mkfs", "install it: apt install btrfs-progs xfsprogs"),
     (r"C compiler|no simulated device", "install a compiler: apt install build-essential"),
     (r"root may (read|write)", "run the tests as another user than root"),
+    (r"no second disk", "run it on Linux, with a --basetemp that is not in /dev/shm"),
     (r"only root|cannot mount", "run the tests as root where root may mount: docker run --privileged …"),
     (r"no CUDA device", "run TORCH=cuda make test on a machine with an NVIDIA GPU"),
     (r"accelerator|NVIDIA driver, which counts", f"it runs where there is no GPU; {NOTHING}"),

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager
@@ -20,19 +21,22 @@ from lorabake import VerifyOptions, lock, verify
 from lorabake.artifacts.publishing import publication_of
 from lorabake.baking import bake, plan
 from lorabake.batch import BatchOptions, bake_all, receipts
+from lorabake.batch.groups import Limits, passes
 from lorabake.batch.shards import Shard
 from lorabake.errors import ArgumentError, FileError, LorabakeError, SurroundingsError, TargetError
 from lorabake.options import RunOptions
 from lorabake.planning.links import linked, with_twins
-from lorabake.recipe import Recipe, load_recipe
+from lorabake.recipe import Recipe, load_recipe, load_recipes
 from lorabake.results import BakeResult
 from lorabake.tensors.reader import fingerprint
+from lorabake.visible import size_of
 from lorabake.writing.commit import Move
 from lorabake.writing.inputs import Inputs
-from lorabake.writing.linking import link_or_copy
+from lorabake.writing.linking import link_or_copy, linkable, room_of, saving_of
 from lorabake.writing.names import after_links, known_again
 from lorabake.writing.partial import Partial, partial_of
 from tests import builders as b
+from tests.documents import check
 from tests.test_cli import Cli
 from tests.test_cli import cli as cli  # a fixture
 
@@ -261,6 +265,132 @@ def test_shards_are_linked_and_the_index_is_right(folder: Path) -> None:
     run(folder)  # links that have other names by now are no loss
     assert names(folder) == []
     assert b.tree(folder / "llm") == before
+
+
+# -- what links save --------------------------------------------------------------------------------------
+
+
+def test_a_plan_shows_what_links_would_save(folder: Path, cli: Cli) -> None:
+    plain, asked = (check(cli("plan", "recipe.yaml", "--json", *more).out) for more in ((), ("--link",)))
+    saved = plain["needed_disk_bytes"] - asked["needed_disk_bytes"]
+    assert plain["linkable"] == asked["linkable"] == {"files": [VAE], "bytes": saved}
+    assert plain["needed_disk_bytes"] == plain["output"]["bytes"]
+    tensors, size = b.header(folder / "base" / VAE)[0], asked["linked"]["bytes"]
+    assert (plain["linked"], asked["linked"]["tensors"]) == ({"tensors": 0, "bytes": 0}, len(tensors))
+    for name, count in asked["linked"].items():
+        assert plain["copied"][name] - asked["copied"][name] == count > 0
+    text, linked_text = cli("plan", "recipe.yaml").out, cli("plan", "recipe.yaml", "--link").out
+    hint = f"link      --link would link {VAE} to the base, not copy: {size_of(saved)} less to write\n"
+    assert hint in text
+    assert "\nlinked" not in text
+    assert f"\nlinked    {len(tensors)} tensors, {size_of(size)}\n" in linked_text
+    assert f"3 files, {size_of(asked['needed_disk_bytes'])} of it to write; " in linked_text
+    assert f"note      linked to the base, not copied: {VAE}\n" in linked_text
+    assert "would link" not in linked_text
+    bake(folder / "recipe.yaml", RunOptions(link=True, fsync=False))
+    written = [path.stat() for path in (folder / "out").rglob("*.safetensors")]
+    assert sum(each.st_size for each in written if each.st_nlink == 1) == asked["needed_disk_bytes"]
+
+
+def test_nothing_is_said_where_nothing_can_be_linked(folder: Path, cli: Cli) -> None:
+    b.save(folder / "base.safetensors", b.sd1())
+    b.recipe(folder, output={"path": "out.safetensors"})
+    found = cli("plan", "recipe.yaml").out
+    assert "--link" not in found
+    assert check(cli("plan", "recipe.yaml", "--json").out)["linkable"] == {"files": [], "bytes": 0}
+    assert "note      nothing to link: the base is a single file\n" in cli("plan", "recipe.yaml", "--link").out
+
+
+def test_a_table_of_outputs_shows_what_links_would_save(folder: Path, cli: Cli) -> None:
+    matrix = {"strength": [0.25, 0.5, 0.75]}
+    lora = {"path": "lora.safetensors", "strength": "${strength}"}
+    path = b.recipe(folder, base="base", loras=[lora], output={"path": "out-${strength}"}, matrix=matrix)
+    plans = [plan(each) for each in load_recipes(path)]
+    saved = sum(map(saving_of, plans))
+    plain, asked = cli("plan", "recipe.yaml").out, cli("plan", "recipe.yaml", "--link").out
+    assert f"\nlink      --link would link 3 files to the base, not copy: {size_of(saved)} less to write" in plain
+    assert f"\nwrite     {size_of(sum(each.size for each in plans))} in 3 outputs" in plain
+    assert f"\nwrite     {size_of(sum(each.size for each in plans) - saved)} in 3 outputs" in asked
+    assert "would link" not in asked
+    b.save(folder / "base.safetensors", b.sd1())
+    b.recipe(folder, loras=[lora], output={"path": "out-${strength}.safetensors"}, matrix=matrix)
+    note = "note      nothing to link: the base is a single file (3 outputs)\n"
+    assert cli("plan", "recipe.yaml", "--link").out.endswith(note)
+
+
+def test_links_take_no_room(folder: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    plans = [plan(each) for each in several(folder, 3)]
+    with_links = [linked(each) for each in plans]
+    free = 3 * max(map(room_of, with_links))
+    assert free < sum(each.size for each in plans)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(free, 0, free))
+    assert [len(each) for each in passes(with_links, Limits())] == [3]
+    assert len([*passes(plans, Limits())]) > 1
+    free = room_of(with_links[0])
+    for link in (False, True):
+        told = cli("plan", "0.yaml", *(("--link",) if link else ()))
+        assert ("the disk has not enough room for it" in told.err) == (not link)
+
+
+# -- another disk -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Path]:
+    """Lend a folder on another disk."""
+    shared = Path("/dev/shm")
+    if not shared.is_dir() or shared.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no second disk here: temporary files lie in /dev/shm, or it is not there")
+    with tempfile.TemporaryDirectory(dir=shared) as place:
+        yield Path(place)
+
+
+def test_files_on_another_disk_are_copied(folder: Path, other: Path, cli: Cli) -> None:
+    shutil.move(folder / "base", other / "base")
+    (folder / "base").symlink_to(other / "base")
+    planned = plan(folder / "recipe.yaml")
+    assert (linkable(planned), saving_of(planned)) == ([], 0)
+    assert room_of(linked(planned)) == linked(planned).size
+    assert "--link" not in cli("plan", "recipe.yaml").out
+    asked = cli("plan", "recipe.yaml", "--link")
+    assert "warning   the base lies on another disk, so 1 file will be copied, not linked" in asked.err
+    before = times(other / "base")
+    baked = cli("bake", "recipe.yaml", "--link", "--no-fsync")
+    copied = f"1 file could not be linked to the base's, and copied instead: {os.strerror(errno.EXDEV)}"
+    assert (baked.code, copied in baked.err) == (0, True)
+    assert times(other / "base") == before
+    assert (folder / "out" / VAE).read_bytes() == (other / "base" / VAE).read_bytes()
+    assert (folder / "out" / VAE).stat().st_nlink == 1
+    b.assert_right(verify(folder / "recipe.yaml", options=VerifyOptions(stages=["structure", "weights"])))
+
+
+def test_a_batch_links_on_one_disk_and_copies_to_the_other(folder: Path, other: Path) -> None:
+    recipes = several(folder, 1)
+    lora = {"path": "lora.safetensors", "strength": 0.75}
+    recipes.append(load_recipe(b.recipe(folder, base="base", loras=[lora], output={"path": str(other / "out1")})))
+    told = list[str]()
+    assert run_all(recipes, told) == ["baked"] * 2
+    assert [os.strerror(errno.EXDEV) in each for each in told] == [True]
+    assert (folder / "out0" / VAE).samefile(folder / "base" / VAE)
+    assert (other / "out1" / VAE).read_bytes() == (folder / "base" / VAE).read_bytes()
+
+
+def test_an_input_that_is_opened_again_after_a_link_is_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where few files may be open, the base is opened again for the second output, after the link of the first."""
+    planned = linked(plan(folder / "recipe.yaml"))
+    link = planned.files[2].link
+    assert link is not None
+    monkeypatch.setattr("lorabake.writing.openfiles.open_files_allowed", lambda: 1)
+    with Inputs(planned) as inputs:
+        time.sleep(0.02)
+        with inputs.open(folder / "lora.safetensors"):
+            assert link_or_copy(link, folder / "first", inputs, durable=False) is None
+        refuse(monkeypatch, errno.EXDEV)
+        assert link_or_copy(link, folder / "second", inputs, durable=False) is not None
+        inputs.check_unchanged()
+    assert (folder / "second").read_bytes() == (folder / "base" / VAE).read_bytes()
 
 
 # -- batches ---------------------------------------------------------------------------------------------

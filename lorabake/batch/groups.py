@@ -13,6 +13,7 @@ from typing import Self
 
 from lorabake.machine import folder_above, open_files_allowed
 from lorabake.planning import Plan
+from lorabake.writing.linking import room_of
 
 MOST = 64
 """Most outputs of one pass."""
@@ -134,7 +135,7 @@ class _Needs:
         tensors = sum(len(file.targets) for file in plan.files)
         files = 2 * len(plan.files) + len(plan.sources.loras)
         folder = folder_above(plan.path)
-        places = {folder.stat().st_dev: (folder, plan.size)}
+        places = {folder.stat().st_dev: (folder, room_of(plan))}
         of_base = len([*plan.sources.base.headers])
         return cls(1, of_base, plan.peak_memory(workers), tensors, tensors, files, places)
 

@@ -6,11 +6,12 @@ import shutil
 from collections.abc import Iterator, Sequence
 
 from lorabake.batch.groups import Limits, memory_of, passes
-from lorabake.cli.show import LABEL, shown
+from lorabake.cli.show import LABEL, link_lines, shown, unlinkable
 from lorabake.machine import default_workers, folder_above
 from lorabake.planning import Plan
 from lorabake.planning.summary import strength_of
 from lorabake.visible import counted_as, size_of
+from lorabake.writing.linking import room_of
 
 HEADINGS = ("output", "baked", "copied", "size", "LoRAs")
 
@@ -27,12 +28,15 @@ def pass_lines(plans: Sequence[Plan]) -> Iterator[str]:
     read = sum(each[0].sources.base.size for each in together)
     ending = "" if len(together) == 1 else "es"
     yield f"{'read':<{LABEL}}{size_of(read)} of bases, in {len(together)} pass{ending}"
-    written = sum(plan.size for plan in plans)
+    written = sum(map(room_of, plans))
     folder = folder_above(plans[0].path)
     free = shutil.disk_usage(folder).free
     yield f"{'write':<{LABEL}}{size_of(written)} in {counted_as(len(plans), 'output')}; {size_of(free)} free"
     memory = max(memory_of(each, workers) for each in together)
     yield f"{'memory':<{LABEL}}about {memory / 2**20:.0f} MiB a job, with {counted_as(workers, 'worker')}"
+    yield from link_lines(plans)
+    if why := unlinkable(plans):
+        yield f"{'warning':<{LABEL}}{why}"
     if free < written:
         yield f"{'warning':<{LABEL}}the disk has not enough room for all of them"
 

@@ -16,12 +16,14 @@ from lorabake.cli import CONTEXT, example
 from lorabake.cli.messages import messages
 from lorabake.cli.recipe_options import recipe_options, save_option
 from lorabake.cli.saving import check_saved, save_recipe
-from lorabake.cli.show import LABEL, ledger_lines, new_folder, shown, survives
+from lorabake.cli.show import LABEL, ledger_lines, link_lines, new_folder, shown, survives, unlinkable
 from lorabake.cli.terminal import echo, echo_json
 from lorabake.machine import folder_above
 from lorabake.planning.cautions import cautions_of_recipe
+from lorabake.planning.links import linked, unlinked_of
 from lorabake.recipe.options import Options
-from lorabake.visible import size_of
+from lorabake.visible import counted_as, size_of
+from lorabake.writing.linking import linkable, room_of, saving_of
 
 LABELLED = "warning   "
 
@@ -44,7 +46,10 @@ LABELLED = "warning   "
     help="Also read a sample of the tensors. Say how much of each LoRA survives in the output's dtype, and warn of "
     "LoRAs that change nothing, or far too much.",
 )
-def plan(said: Options, output: Path | None, as_json: bool, estimate: bool) -> None:
+@click.option(
+    "--link", is_flag=True, help="Plan as bake --link: files of a folder that stay as they are become hard links."
+)
+def plan(said: Options, output: Path | None, as_json: bool, estimate: bool, link: bool) -> None:
     """Show what baking RECIPE would do, and what it needs.
 
     Reads only headers, so it is quick. If a LoRA does not fit, it fails as the bake would. For a recipe with a matrix
@@ -54,10 +59,14 @@ def plan(said: Options, output: Path | None, as_json: bool, estimate: bool) -> N
     if len(recipes) > 1 and not (as_json or estimate or output or said.save):
         from lorabake.cli.passes import pass_lines
 
-        for line in pass_lines([make_plan(recipe) for recipe in recipes]):
+        several = [make_plan(recipe) for recipe in recipes]
+        for line in pass_lines([linked(each) for each in several] if link else several):
             echo(line)
+        for note, count in unlinked_of(several).items() if link else ():
+            echo(f"note      {note} ({counted_as(count, 'output')})")
         return
     made = make_plan(said.recipe(), output)
+    made = linked(made) if link else made
     check_saved(said.save, made)
     shares: Mapping[int, float] = {}
     warnings = tuple(cautions_of_recipe(made))
@@ -67,17 +76,19 @@ def plan(said: Options, output: Path | None, as_json: bool, estimate: bool) -> N
         known = estimated(made)
         shares, warnings = known.survival, known.cautions
     folder = folder_above(made.path)
-    free = shutil.disk_usage(folder).free
+    free, needed = shutil.disk_usage(folder).free, room_of(made)
     save_recipe(said.save, made)
     if as_json:
         from lorabake.documents import document
-        from lorabake.documents.plan import PlanDocument
+        from lorabake.documents.plan import Linkable, PlanDocument
         from lorabake.planning.record import record_of, survival_of, warnings_of
 
         record = PlanDocument.of(
             record_of(made),
             path=str(made.path.absolute()),
             free_disk_bytes=free,
+            needed_disk_bytes=needed,
+            linkable=Linkable(tuple(file.name for file in linkable(made)), saving_of(made)),
             survival=survival_of(made, shares) if estimate else None,
             warnings=warnings_of(warnings),
         )
@@ -98,13 +109,21 @@ def plan(said: Options, output: Path | None, as_json: bool, estimate: bool) -> N
     baked = sum(len(step.targets) for step in made.steps)
     total = sum(len(file.targets) for file in made.files)
     echo(f"baked     {baked} tensors, {size_of(made.baked_bytes)}")
-    echo(f"copied    {total - baked} tensors, {size_of(made.copied_bytes)}")
+    in_links = sum(len(file.targets) for file in made.linked_files)
+    echo(f"copied    {total - baked - in_links} tensors, {size_of(made.copied_bytes)}")
+    if made.linked_files:
+        echo(f"linked    {in_links} tensors, {size_of(sum(file.data_size for file in made.linked_files))}")
     files = f" in {len(made.files)} files" if len(made.files) > 1 else ""
-    echo(f"output    {shown(made.path)}: {size_of(made.size)}{files}; {size_of(free)} free")
+    written = f", {size_of(needed)} of it to write" if made.linked_files else ""
+    echo(f"output    {shown(made.path)}: {size_of(made.size)}{files}{written}; {size_of(free)} free")
     echo(f"memory    about {made.peak_memory() / 2**20:.0f} MiB with two workers")
+    for line in link_lines([made]):
+        echo(line)
     for note in (*made.notes, *new_folder(made, output)):
         echo(f"note      {note}")
     for warning in warnings:
         messages.warning(str(warning), LABELLED)
-    if free < made.size:
+    if why := unlinkable([made]):
+        messages.warning(why, LABELLED)
+    if free < needed:
         messages.warning("the disk has not enough room for it", LABELLED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -11,8 +11,11 @@ from lorabake.matching.ledger import Ledger
 from lorabake.planning import Plan
 from lorabake.planning.cautions import percent
 from lorabake.planning.files import Embedding
+from lorabake.planning.links import few
 from lorabake.planning.summary import strength_of
-from lorabake.visible import counted, size_of
+from lorabake.settings import LINK
+from lorabake.visible import counted, counted_as, size_of
+from lorabake.writing.linking import linkable, saving_of
 
 
 def shown(path: Path) -> str:
@@ -35,6 +38,23 @@ def rate_of(count: int, seconds: float) -> str:
 def survives(lora: str, share: float) -> str:
     """Say how much of a LoRA's change the output keeps."""
     return f"{lora}: {percent(share)} of its change survives the output's dtype"
+
+
+def link_lines(plans: Sequence[Plan]) -> Iterator[str]:
+    """Say how much less plans without links would write with them."""
+    able = [(plan, files) for plan in plans if not plan.linked_files and (files := linkable(plan))]
+    if able:
+        count = counted_as(sum(len(files) for _, files in able), "file")
+        named = few(able[0][1]) if len(plans) == 1 else count
+        saved = size_of(sum(saving_of(plan) for plan, _ in able))
+        yield f"{'link':<{LABEL}}{LINK} would link {named} to the base, not copy: {saved} less to write"
+
+
+def unlinkable(plans: Sequence[Plan]) -> str:
+    """Warn of links that cannot be made; return nothing where all can."""
+    count = sum(len(plan.linked_files) - len(linkable(plan)) for plan in plans if plan.linked_files)
+    files = counted_as(count, "file")
+    return f"the base lies on another disk, so {files} will be copied, not linked" if count else ""
 
 
 LABEL: Final = 10

@@ -44,6 +44,17 @@ class Amount:
 
 
 @dataclass(frozen=True, slots=True)
+class Linkable:
+    """Files that are hard links to the base's own, or would be with `--link`."""
+
+    __pydantic_config__ = STRICT
+    files: tuple[str, ...]
+    """Their names."""
+    bytes: int
+    """How many bytes less are written than without links."""
+
+
+@dataclass(frozen=True, slots=True)
 class Excluded:
     """Tensors of a LoRA that are left out for one reason."""
 
@@ -137,6 +148,8 @@ class PlanRecord:
     """What is computed."""
     copied: Amount
     """What is copied as it is."""
+    linked: Amount
+    """What is in files that are to be links to the base's own: these are as they are, and not copied."""
     peak_memory_bytes: int
     """An estimate of the memory that a bake with two workers takes."""
     loras: tuple[PlannedLora, ...]
@@ -156,6 +169,10 @@ class PlanDocument(PlanRecord):
     """The output, an absolute path."""
     free_disk_bytes: int
     """The free bytes of the disk that the output is for."""
+    needed_disk_bytes: int
+    """The bytes that its files with weights take there: links take none."""
+    linkable: Linkable
+    """The files that are links, or would be with `--link`; none where the base lies on another disk."""
     survival: tuple[Survival, ...] | None
     """How much of each LoRA the output's dtype keeps, in the recipe's order; null without an estimate."""
     warnings: tuple[Warned, ...]
@@ -168,9 +185,19 @@ class PlanDocument(PlanRecord):
         *,
         path: str,
         free_disk_bytes: int,
+        needed_disk_bytes: int,
+        linkable: Linkable,
         survival: tuple[Survival, ...] | None,
         warnings: tuple[Warned, ...],
     ) -> Self:
         """Add to a plan what the command finds out beside it."""
         planned = {field.name: getattr(plan, field.name) for field in fields(PlanRecord)}
-        return cls(**planned, path=path, free_disk_bytes=free_disk_bytes, survival=survival, warnings=warnings)
+        return cls(
+            **planned,
+            path=path,
+            free_disk_bytes=free_disk_bytes,
+            needed_disk_bytes=needed_disk_bytes,
+            linkable=linkable,
+            survival=survival,
+            warnings=warnings,
+        )

@@ -63,9 +63,7 @@ def linked(plan: Plan) -> Plan:
     """Plan links in the place of all files that can be links; a note names them, or says why there are none."""
     files = tuple(replace(file, is_linked=file.twin is not None) for file in plan.files)
     numbers = {number for number, file in enumerate(files) if file.is_linked}
-    names = [file.name for file in files if file.is_linked]
-    shown = ", ".join([*names[:3], *["…"] * (len(names) > 3)])
-    note = f"linked to the base, not copied: {shown}" if names else _nothing(plan)
+    note = f"linked to the base, not copied: {few(files)}" if numbers else _nothing(plan)
     return replace(
         plan,
         files=files,
@@ -74,9 +72,15 @@ def linked(plan: Plan) -> Plan:
     )
 
 
+def few(files: Iterable[OutputFile]) -> str:
+    """Name the first of the files that are or could be links."""
+    names = [file.name for file in files if file.twin is not None]
+    return ", ".join([*names[:3], *["…"] * (len(names) > 3)])
+
+
 def unlinked_of(plans: Iterable[Plan]) -> dict[str, int]:
     """Count the plans without a link by the note that says why."""
-    return Counter(_nothing(plan) for plan in plans if not any(file.is_linked for file in plan.files))
+    return Counter(_nothing(plan) for plan in plans if not plan.linked_files)
 
 
 def _nothing(plan: Plan) -> str:

@@ -30,13 +30,15 @@ def record_of(plan: Plan) -> PlanRecord:
     """Put a plan into figures."""
     key_map = plan.sources.key_map
     tensors, baked = sum(len(file.targets) for file in plan.files), sum(len(step.targets) for step in plan.steps)
+    linked = sum(len(file.targets) for file in plan.linked_files)
     return PlanRecord(
         architecture=key_map.architecture.name,
         layout=key_map.layout if key_map.placed else None,
         components=tuple(ComponentLayout(name, layout.name) for name, (layout, _) in key_map.placed.items()),
         output=OutputFiles(tuple(file.name for file in plan.files), plan.size, tensors),
         baked=Amount(baked, plan.baked_bytes),
-        copied=Amount(tensors - baked, plan.copied_bytes),
+        copied=Amount(tensors - baked - linked, plan.copied_bytes),
+        linked=Amount(linked, sum(file.data_size for file in plan.linked_files)),
         peak_memory_bytes=plan.peak_memory(),
         loras=tuple(map(_lora, plan.ledgers)),
         embeddings=tuple(

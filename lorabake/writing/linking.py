@@ -7,10 +7,13 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from lorabake.errors import FileError
+from lorabake.machine import folder_above
+from lorabake.planning import Plan
 from lorabake.planning.files import OutputFile
 from lorabake.tensors.header import Header
 from lorabake.tensors.reader import fingerprint
@@ -51,6 +54,22 @@ def link_or_copy(twin: Header, place: Path, inputs: Inputs, *, durable: bool) ->
     if durable:
         fsync(place)
     return why
+
+
+def linkable(plan: Plan) -> list[OutputFile]:
+    """List the files that are links to the base's, or would be on request: the base's lie on the output's disk."""
+    disk = folder_above(plan.path).stat().st_dev
+    return [file for file in plan.files if file.twin is not None and file.twin.identity[0] == disk]
+
+
+def room_of(plan: Plan) -> int:
+    """Count the bytes that the files with weights take on the output's disk: links take none."""
+    return sum(file.size for file in plan.files) - sum(file.size for file in linkable(plan) if file.is_linked)
+
+
+def saving_of(plan: Plan) -> int:
+    """Count the bytes that links save or would save: what these files take where they are none."""
+    return sum(replace(file, is_linked=False).size for file in linkable(plan))
 
 
 def linked_in(files: Iterable[OutputFile], root: Path) -> Iterator[Path]:

@@ -25,6 +25,7 @@ from lorabake.writing.commit import Made, Move, commit, identity
 from lorabake.writing.folder import Folder
 from lorabake.writing.form import Form
 from lorabake.writing.inputs import Inputs
+from lorabake.writing.linking import room_of
 from lorabake.writing.onefile import OneFile
 from lorabake.writing.partial import Partial
 from lorabake.writing.system import fsync_folder
@@ -125,7 +126,7 @@ class Output:
 
     def _check_room(self) -> None:
         free = shutil.disk_usage(self.path.parent).free
-        needed = self.weights.size + self.beside.size + self.form.rest_size
+        needed = room_of(self.plan) + self.beside.size + self.form.rest_size
         needed -= sum(
             os.stat(path).st_size for number, path in enumerate(self.paths(self.partial.new)) if number in self._kept
         )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lorabake.errors import InternalError, TargetError
-from lorabake.machine import folder_above, unwritable
+from lorabake.machine import unwritable
 from lorabake.planning import provenance
 from lorabake.planning.copies import Copy
 from lorabake.planning.files import OutputFile
@@ -74,15 +74,6 @@ class Weights:
         self._by_path = {file.path: file for file in self._files}
         self._inputs, self._hashed, self._fsync = inputs, hashed, fsync
         self._descriptors = OpenFiles(self._opened, unwritable)
-
-    @property
-    def size(self) -> int:
-        """Count the bytes of all files that are written."""
-        return sum(file.size for file in self._files if file.link is None or self._is_elsewhere(file.link))
-
-    def _is_elsewhere(self, link: Header) -> bool:
-        """Tell whether a file of the base is on another disk: then it is copied."""
-        return os.stat(folder_above(self.place)).st_dev != link.identity[0]
 
     @property
     def _written(self) -> list[tuple[int, _File]]:
