@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from lorabake import VerifyOptions, lock, verify
 from lorabake.artifacts.publishing import publication_of
 from lorabake.baking import bake, plan
-from lorabake.batch import BatchOptions, bake_all, receipts
+from lorabake.batch import BatchOptions, Outcome, bake_all, receipts
+from lorabake.batch.engines.opening import are_whole
 from lorabake.batch.groups import Limits, passes
 from lorabake.batch.shards import Shard
 from lorabake.errors import ArgumentError, FileError, LorabakeError, SurroundingsError, TargetError
@@ -488,11 +489,66 @@ def stop(made: list[Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
             run_all(made, [], part_bytes=PART)
 
 
-@pytest.mark.parametrize("others", [{"jobs": 2}, {"shard": Shard(1, 2)}, {"engine": "ray"}])
-def test_several_processes_make_no_links(folder: Path, others: dict[str, object]) -> None:
-    with pytest.raises(ArgumentError, match=r"RunOptions\(link=True\): links are made in one process"):
+@pytest.mark.parametrize("others", [{"shard": Shard(1, 2)}, {"engine": "ray"}])
+def test_several_machines_make_no_links(folder: Path, others: dict[str, object]) -> None:
+    with pytest.raises(
+        ArgumentError,
+        match=r"RunOptions\(link=True\): a link would stop other machines that",
+    ):
         run_all(several(folder, 1), [], **others)
     assert not (folder / "out0").exists()
+
+
+# -- several processes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part_bytes", [PART, 1 << 20])
+def test_jobs_link_in_passes_on_one_base(folder: Path, part_bytes: int) -> None:
+    """Workers do parts, or passes that are small; each pass reads the base whose links the one before has made."""
+    made, told = several(folder), list[str]()
+    for _ in range(2):
+        assert run_all(made, told, memory=1, jobs=2, part_bytes=part_bytes) == ["baked"] * 3
+        assert (folder / "base" / VAE).stat().st_nlink == 4
+        made = several(folder, first=0.25)  # in the places of the linked ones
+    alone = [b.tree(folder / f"out{number}") for number in range(3)]
+    for number in range(3):
+        shutil.rmtree(folder / f"out{number}")
+    assert run_all(made, told) == ["baked"] * 3
+    assert told == []
+    assert [b.tree(folder / f"out{number}") for number in range(3)] == alone
+
+
+def test_workers_link_where_nobody_else_reads_the_base(folder: Path) -> None:
+    made, told = several(folder, 4), list[str]()
+    for number, copy in ((1, shutil.copy2), (2, os.link), (3, shutil.copy2)):
+        shutil.copytree(folder / "base", folder / f"base{number}", copy_function=copy)
+        made[number] = made[number].model_copy(
+            update={"base": made[number].base.model_copy(update={"path": f"base{number}"})}
+        )
+    options = BatchOptions(run=RunOptions(link=True))
+    chosen = [*passes([linked(plan(each)) for each in made], Limits())]
+    assert are_whole(chosen, options) == [False, True, False, True], "the third base has the files of the first"
+    assert are_whole(chosen, replace(options, run=RunOptions())) == [True] * 4
+    assert are_whole(chosen, replace(options, part_bytes=PART)) == [False] * 4
+    assert run_all(made, told, jobs=2) == ["baked"] * 4
+    assert told == []
+    for number, base in enumerate(["base", "base1", "base2", "base3"]):
+        assert (folder / f"out{number}" / VAE).samefile(folder / base / VAE)
+        assert (folder / base / VAE).stat().st_nlink == (2 if number % 2 else 4)
+
+
+def test_a_base_that_changes_stops_jobs_with_links(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that writes into the base between two passes, and sets the time of content back, is found out."""
+    made, told = several(folder, 2), list[str]()
+    vae = folder / "base" / VAE
+    status = vae.stat()
+
+    def rewrite(outcome: Outcome) -> None:
+        if outcome.name == made[0].name:
+            vae.write_bytes(vae.read_bytes()[:-1] + b"x")
+            os.utime(vae, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    assert run_all(made, told, memory=1, jobs=2, ended=rewrite) == ["baked", "failed"]
 
 
 # -- commands --------------------------------------------------------------------------------------------
@@ -506,9 +562,9 @@ def test_commands(folder: Path, cli: Cli) -> None:
     assert edited.code == 2
     assert "has 2 names (hard links), and an edit would show under all of them" in edited.err
     assert cli("card", "out").code == 0
-    refused = cli("batch", "recipe.yaml", "--link", "--jobs", "2")
+    refused = cli("batch", "recipe.yaml", "--link", "--shard", "1/2")
     assert refused.code == 2
-    assert "--link: links are made in one process; leave out --jobs, --shard 3/8, --engine ray" in refused.err
+    assert "--link: a link would stop other machines that read the base; leave out --shard 3/8, --eng" in refused.err
     again = cli("batch", "recipe.yaml", "--link")
     assert (again.code, "current" in again.out) == (0, True)
     b.save(folder / "base.safetensors", b.sd1())

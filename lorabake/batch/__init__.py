@@ -27,7 +27,7 @@ from lorabake.planning.links import linked
 from lorabake.progress import unseen
 from lorabake.recipe import Recipe
 from lorabake.results import BakeResult
-from lorabake.settings import ENGINE, JOBS, LINK, SHARD
+from lorabake.settings import ENGINE, LINK, SHARD
 from lorabake.sources import resolve
 from lorabake.tensors.once import shared
 from lorabake.visible import short_repr
@@ -145,11 +145,13 @@ def bake_all(recipes: Iterable[Recipe], options: BatchOptions | None = None) -> 
 
 
 def _check_links(options: BatchOptions) -> None:
-    """Raise ArgumentError for links where several processes read the base: each link changes its time of status."""
-    is_alone = options.shard is None and options.jobs in (None, 1) and options.engine in (None, "local")
-    if options.run.link and not is_alone:
-        others = ", ".join(map(str, (JOBS, SHARD.of("3/8"), ENGINE.of("ray"))))
-        raise ArgumentError(f"{LINK}: links are made in one process; leave out {others}, or {LINK}")
+    """Raise ArgumentError for links where other machines may read the base: each link changes its time of status."""
+    is_here = options.shard is None and options.engine in (None, "local")
+    if options.run.link and not is_here:
+        others = ", ".join(map(str, (SHARD.of("3/8"), ENGINE.of("ray"))))
+        raise ArgumentError(
+            f"{LINK}: a link would stop other machines that read the base; leave out {others}, or {LINK}"
+        )
 
 
 def _shared(plans: Sequence[Plan], options: BatchOptions, shard: Shard) -> Iterator[tuple[Plan, Outcome]]:
@@ -170,15 +172,15 @@ def _passes(
     chosen: Sequence[tuple[Plan, ...]], options: BatchOptions, is_over: Callable[[], bool]
 ) -> Generator[tuple[Sequence[Plan], Sequence[Outcome]]]:
     """Bake passes until `is_over` says so; yield each with what became of its outputs."""
-    from lorabake.batch.engines.opening import is_small, opened  # not needed for one process's batch
+    from lorabake.batch.engines.opening import are_whole, opened  # not needed for one process's batch
     from lorabake.batch.engines.spread import Spread
 
     with opened(options, chosen) as (own, engine):
         own = replace(own, engine=engine)
-        small = [isinstance(engine, Spread) and is_small(each, options.part_bytes) for each in chosen]
+        whole = are_whole(chosen, options) if isinstance(engine, Spread) else [False] * len(chosen)
         if isinstance(engine, Spread):
-            yield from engine.bake([*compress(chosen, small)], own, is_over)
-        for together in compress(chosen, map(not_, small)):
+            yield from engine.bake([*compress(chosen, whole)], own, is_over)
+        for together in compress(chosen, map(not_, whole)):
             if not is_over():
                 yield together, baked(together, own)
 

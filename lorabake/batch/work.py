@@ -23,6 +23,7 @@ from lorabake.execution.running import Ways, run
 from lorabake.machine import check_room_for, worded
 from lorabake.options import RunOptions
 from lorabake.planning import Plan, plan
+from lorabake.planning.links import linked
 from lorabake.recipe import Recipe
 from lorabake.sources import resolve
 from lorabake.tensors.once import shared
@@ -43,13 +44,14 @@ class Job:
     workers: int
     fsync: bool
     part_bytes: int
+    link: bool = False
 
     @classmethod
     def of(cls, plans: Sequence[Plan], options: RunOptions, part_bytes: int) -> Self:
         """Describe a pass."""
         recipes = tuple(each.sources.recipe for each in plans)
         paths = tuple(each.path.absolute() for each in plans)
-        return cls(recipes, paths, options.device, options.workers, options.fsync, part_bytes)
+        return cls(recipes, paths, options.device, options.workers, options.fsync, part_bytes, options.link)
 
     @property
     def digest(self) -> str:
@@ -127,6 +129,7 @@ def _opened(job: Job) -> _Opened:
     if not _last or _last[0].digest != digest:
         with shared():
             plans = tuple(plan(resolve(recipe), path) for recipe, path in zip(job.recipes, job.paths, strict=True))
+        plans = tuple(map(linked, plans)) if job.link else plans
         parts = {part.number: part for part in parts_of(plans, job.part_bytes)}
         landed = tuple(Landed(each, ground_of(each, job.device)) for each in plans)
         _last[:] = [_Opened(digest, plans, parts, landed)]

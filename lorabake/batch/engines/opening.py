@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +15,7 @@ from lorabake.batch.engines.spread import Spread
 from lorabake.batch.groups import memory_of
 from lorabake.batch.work import Engine
 from lorabake.planning import Plan
+from lorabake.tensors.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from lorabake.batch import BatchOptions
@@ -41,9 +43,24 @@ def opened(options: BatchOptions, passes: Sequence[Sequence[Plan]]) -> Iterator[
         yield options, None
 
 
-def is_small(plans: Sequence[Plan], part_bytes: int) -> bool:
-    """Tell whether one process does a pass from beginning to end: its base is too small to be parted."""
-    return _parts(plans, part_bytes) <= 1
+def are_whole(passes: Sequence[Sequence[Plan]], options: BatchOptions) -> list[bool]:
+    """Tell of each pass whether a worker does it from beginning to end: its base is too small to be parted.
+
+    Whoever completes an output with links changes the time of status of its base's files. A worker may do so only if
+    no other pass reads these. Else this process does it, and no worker has work meanwhile.
+    """
+    small = [_parts(plans, options.part_bytes) <= 1 for plans in passes]
+    if not options.run.link:
+        return small
+    read = [{file for plan in plans for each, _ in plan.sources.inputs for file in _files(each)} for plans in passes]
+    readers = Counter(file for files in read for file in files)
+    linkable = {file for plans in passes for plan in plans for file in _files(plan.sources.base)}
+    alone = [all(readers[file] == 1 for file in files & linkable) for files in read]
+    return [is_small and is_alone for is_small, is_alone in zip(small, alone, strict=True)]
+
+
+def _files(checkpoint: Checkpoint) -> set[tuple[int, ...]]:
+    return {header.identity[:2] for header in checkpoint.headers}
 
 
 def pieces_of(passes: Sequence[Sequence[Plan]], part_bytes: int) -> int:
