@@ -20,7 +20,7 @@ from lorabake.cli.show import LABEL, ledger_lines, link_lines, new_folder, shown
 from lorabake.cli.terminal import echo, echo_json
 from lorabake.machine import folder_above
 from lorabake.planning.cautions import cautions_of_recipe
-from lorabake.planning.links import linked, unlinked_of
+from lorabake.planning.links import linked, links_in, unlinked_of
 from lorabake.recipe.options import Options
 from lorabake.visible import counted_as, size_of
 from lorabake.writing.linking import linkable, room_of, saving_of
@@ -109,12 +109,13 @@ def plan(said: Options, output: Path | None, as_json: bool, estimate: bool, link
     baked = sum(len(step.targets) for step in made.steps)
     total = sum(len(file.targets) for file in made.files)
     echo(f"baked     {baked} tensors, {size_of(made.baked_bytes)}")
-    in_links = sum(len(file.targets) for file in made.linked_files)
+    links = links_in(made)
+    in_links = sum(len(file.targets) for file in links)
     echo(f"copied    {total - baked - in_links} tensors, {size_of(made.copied_bytes)}")
-    if made.linked_files:
-        echo(f"linked    {in_links} tensors, {size_of(sum(file.data_size for file in made.linked_files))}")
+    if links:
+        echo(f"linked    {in_links} tensors, {size_of(sum(file.data_size for file in links))}")
     files = f" in {len(made.files)} files" if len(made.files) > 1 else ""
-    written = f", {size_of(needed)} of it to write" if made.linked_files else ""
+    written = f", {size_of(needed)} of it to write" if links else ""
     echo(f"output    {shown(made.path)}: {size_of(made.size)}{files}{written}; {size_of(free)} free")
     echo(f"memory    about {made.peak_memory() / 2**20:.0f} MiB with two workers")
     for line in link_lines([made]):

@@ -11,7 +11,7 @@ from lorabake.matching.ledger import Ledger
 from lorabake.planning import Plan
 from lorabake.planning.cautions import percent
 from lorabake.planning.files import Embedding
-from lorabake.planning.links import few
+from lorabake.planning.links import few, links_in
 from lorabake.planning.summary import strength_of
 from lorabake.settings import LINK
 from lorabake.visible import counted, counted_as, size_of
@@ -42,7 +42,7 @@ def survives(lora: str, share: float) -> str:
 
 def link_lines(plans: Sequence[Plan]) -> Iterator[str]:
     """Say how much less plans without links would write with them."""
-    able = [(plan, files) for plan in plans if not plan.linked_files and (files := linkable(plan))]
+    able = [(plan, files) for plan in plans if not links_in(plan) and (files := linkable(plan))]
     if able:
         count = counted_as(sum(len(files) for _, files in able), "file")
         named = few(able[0][1]) if len(plans) == 1 else count
@@ -52,7 +52,7 @@ def link_lines(plans: Sequence[Plan]) -> Iterator[str]:
 
 def unlinkable(plans: Sequence[Plan]) -> str:
     """Warn of links that cannot be made; return nothing where all can."""
-    count = sum(len(plan.linked_files) - len(linkable(plan)) for plan in plans if plan.linked_files)
+    count = sum(len(links) - len(linkable(plan)) for plan in plans if (links := links_in(plan)))
     files = counted_as(count, "file")
     return f"the base lies on another disk, so {files} will be copied, not linked" if count else ""
 

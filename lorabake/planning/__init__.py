@@ -108,11 +108,6 @@ class Plan:
         return sum(target.nbytes for step in self.steps for target in step.targets)
 
     @property
-    def linked_files(self) -> tuple[OutputFile, ...]:
-        """List the files that are to be links to the base's."""
-        return tuple(file for file in self.files if file.is_linked)
-
-    @property
     def copied_bytes(self) -> int:
         """Count the bytes that are copied as they are, but for those of links."""
         return sum(copy.stop - copy.start for copy in self.copies)

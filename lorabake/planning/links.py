@@ -72,6 +72,11 @@ def linked(plan: Plan) -> Plan:
     )
 
 
+def links_in(plan: Plan) -> list[OutputFile]:
+    """List the files that are to be links to the base's."""
+    return [file for file in plan.files if file.is_linked]
+
+
 def few(files: Iterable[OutputFile]) -> str:
     """Name the first of the files that are or could be links."""
     names = [file.name for file in files if file.twin is not None]
@@ -80,7 +85,7 @@ def few(files: Iterable[OutputFile]) -> str:
 
 def unlinked_of(plans: Iterable[Plan]) -> dict[str, int]:
     """Count the plans without a link by the note that says why."""
-    return Counter(_nothing(plan) for plan in plans if not plan.linked_files)
+    return Counter(_nothing(plan) for plan in plans if not links_in(plan))
 
 
 def _nothing(plan: Plan) -> str:

@@ -19,6 +19,7 @@ from lorabake.documents.plan import (
     TensorShape,
 )
 from lorabake.documents.records import KindCount, RankCount, Survival, Warned
+from lorabake.planning.links import links_in
 
 if TYPE_CHECKING:
     from lorabake.matching.ledger import Ledger
@@ -30,7 +31,8 @@ def record_of(plan: Plan) -> PlanRecord:
     """Put a plan into figures."""
     key_map = plan.sources.key_map
     tensors, baked = sum(len(file.targets) for file in plan.files), sum(len(step.targets) for step in plan.steps)
-    linked = sum(len(file.targets) for file in plan.linked_files)
+    links = links_in(plan)
+    linked = sum(len(file.targets) for file in links)
     return PlanRecord(
         architecture=key_map.architecture.name,
         layout=key_map.layout if key_map.placed else None,
@@ -38,7 +40,7 @@ def record_of(plan: Plan) -> PlanRecord:
         output=OutputFiles(tuple(file.name for file in plan.files), plan.size, tensors),
         baked=Amount(baked, plan.baked_bytes),
         copied=Amount(tensors - baked - linked, plan.copied_bytes),
-        linked=Amount(linked, sum(file.data_size for file in plan.linked_files)),
+        linked=Amount(linked, sum(file.data_size for file in links)),
         peak_memory_bytes=plan.peak_memory(),
         loras=tuple(map(_lora, plan.ledgers)),
         embeddings=tuple(
