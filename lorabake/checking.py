@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -12,14 +11,15 @@ from typing import Literal
 from lorabake.architectures import architectures
 from lorabake.errors import FileError, LorabakeError, MatchError, SurroundingsError
 from lorabake.likeness import nearest
-from lorabake.machine import folder_above
 from lorabake.matching.refusals import families, files
 from lorabake.planning import Plan, plan
-from lorabake.recipe import Lora, Recipe, Source, load_recipe
+from lorabake.recipe import Lora, Recipe, Source, load_recipes, only
 from lorabake.remote import address_of
 from lorabake.settings import FETCH
 from lorabake.sources import resolve
-from lorabake.visible import and_more, size_of
+from lorabake.tensors.once import shared
+from lorabake.visible import and_more, counted_as, size_of
+from lorabake.writing.room import rooms_for
 
 State = Literal["planned", "checked", "failed"]
 
@@ -31,7 +31,7 @@ SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """Hold what a check of one recipe found.
+    """Hold what a check of one output found; `recipe` is None where its file cannot be read.
 
     `planned` means that its models are there and a bake was planned; `checked` that only the recipe could be looked
     at, because the inputs in `missing` are not there. `error` says why it failed.
@@ -39,29 +39,60 @@ class Checked:
 
     path: Path
     state: State
+    recipe: Recipe | None = None
     missing: tuple[str, ...] = ()
     error: LorabakeError | None = None
     plan: Plan | None = None
 
 
-def check(path: Path, *, with_inputs: bool = False) -> Checked:
-    """Check a recipe; with `with_inputs`, inputs that are missing and too small a disk are errors, too."""
+def check(
+    paths: Iterable[Path], globs: Sequence[str] = (), *, with_inputs: bool = False
+) -> Iterator[tuple[Checked, ...]]:
+    """Check the files of recipes; yield what was found of each file's outputs whose names fit one of the patterns.
+
+    With `with_inputs`, inputs that are missing and too small a disk are errors, too. A file of which no output is
+    chosen is left out. Raise RecipeError for a pattern that fits no output.
+    """
+    files = [(path, _read(path)) for path in paths]
+    recipes = [recipe for _, read in files if not isinstance(read, LorabakeError) for recipe in read]
+    chosen = {id(recipe) for recipe in only(recipes, globs)}
+    for path, read in files:
+        if isinstance(read, LorabakeError):
+            yield (Checked(path, "failed", error=read),)
+        elif own := [recipe for recipe in read if id(recipe) in chosen]:
+            yield _outputs(path, own, with_inputs=with_inputs)
+
+
+def _read(path: Path) -> tuple[Recipe, ...] | LorabakeError:
+    try:
+        return load_recipes(path)
+    except LorabakeError as error:
+        return error
+
+
+def _outputs(path: Path, recipes: Sequence[Recipe], *, with_inputs: bool) -> tuple[Checked, ...]:
+    """Check the outputs of one file."""
+    with shared():
+        found = [_output(path, recipe, with_inputs=with_inputs) for recipe in recipes]
+    planned = [each.plan for each in found if each.plan is not None]
+    if with_inputs and (error := _too_large(planned)) is not None:
+        found = [replace(each, state="failed", error=error) if each.plan is not None else each for each in found]
+    return tuple(found)
+
+
+def _output(path: Path, recipe: Recipe, *, with_inputs: bool) -> Checked:
     missing: tuple[str, ...] = ()
     try:
-        recipe = load_recipe(path)
         missing = tuple(_missing(recipe))
         for lora in recipe.loras:
             _check_names(lora)
         if not missing:
-            planned = plan(resolve(recipe))
-            if with_inputs:
-                _check_disk(planned)
-            return Checked(path, "planned", plan=planned)
+            return Checked(path, "planned", recipe, plan=plan(resolve(recipe)))
         if with_inputs:
             raise _not_there(missing)
     except LorabakeError as error:
-        return Checked(path, "failed", missing, error)
-    return Checked(path, "checked", missing)
+        return Checked(path, "failed", recipe, missing, error)
+    return Checked(path, "checked", recipe, missing)
 
 
 def recipes_in(paths: Iterable[Path]) -> Iterator[Path]:
@@ -93,15 +124,18 @@ def _not_there(missing: tuple[str, ...]) -> FileError:
     return FileError(f"not there: {and_more(missing[:SHOWN], len(missing))}", *advice)
 
 
-def _check_disk(planned: Plan) -> None:
-    """Raise SurroundingsError where the output's disk has not enough room."""
-    folder = folder_above(planned.path)
-    free = shutil.disk_usage(folder).free
-    if free < planned.size:
-        raise SurroundingsError(
-            f"{planned.path}: needs {size_of(planned.size)}, and its disk has {size_of(free)} free",
-            "Make room, or write to another disk.",
-        )
+def _too_large(planned: Sequence[Plan]) -> SurroundingsError | None:
+    """Return an error if a disk has not enough room for all outputs of a recipe."""
+    for room in rooms_for(planned):
+        if room.missing:
+            one = len(room.plans) == 1
+            subject = room.plans[0].path if one else f"{room.folder}: {counted_as(len(room.plans), 'output')}"
+            return SurroundingsError(
+                f"{subject}{': needs' if one else ' need'} {size_of(room.needed)}, "
+                f"and {'its' if one else 'the'} disk has {size_of(room.free)} free",
+                "Make room, or write to another disk.",
+            )
+    return None
 
 
 # -- names that need no model --------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lorabake.checking import check, recipes_in
+from lorabake.checking import Checked, recipes_in
+from lorabake.checking import check as check_recipes
 from lorabake.cli import commands, lorabake, main
 from lorabake.cli.messages import messages
 from tests import builders as b
@@ -29,6 +30,12 @@ def run(*words: str) -> int:
         main(words)
     assert isinstance(stopped.value.code, int)
     return stopped.value.code
+
+
+def check(path: Path, *, with_inputs: bool = False) -> Checked:
+    """Check a recipe that stands for one output."""
+    ((checked,),) = check_recipes([path], with_inputs=with_inputs)
+    return checked
 
 
 def written(folder: Path, name: str = "recipe.yaml", **fields: object) -> Path:
@@ -115,6 +122,68 @@ def test_one_failed_recipe_hides_no_other(models: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().out.endswith("2 recipes, 1 failed\n")
     (models / "none").mkdir()
     assert run("check", str(models / "none")) == 2
+
+
+# -- several outputs -----------------------------------------------------------------------------------------
+
+SWEEP = """version: 1
+matrix:
+  strength: [0.5, 1]
+  lora: [lora, other]
+base: base.safetensors
+loras: [{path: "${lora}.safetensors", strength: "${strength}"}]
+output: {path: "out/${lora}-${strength}.safetensors"}
+"""
+
+
+def sweep(folder: Path, name: str, text: str = SWEEP) -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_a_matrix_is_checked_output_by_output_and_told_in_a_line(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(models, tmp_path, dirs_exist_ok=True)
+    path = sweep(tmp_path, "sweep.yaml")
+    assert run("check", str(path)) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"ok        {path}: 2 outputs planned into base.safetensors",
+        f"ok        {path}: 2 outputs, the recipe alone; not here: other.safetensors",
+    ]
+    assert run("check", str(path), "--only", "lora-*", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["recipes"]
+    assert [(each["name"], each["state"]) for each in found] == [("lora-0.5", "planned"), ("lora-1", "planned")]
+    assert found[1]["choices"] == [{"axis": "strength", "value": "1"}, {"axis": "lora", "value": "lora"}]
+    assert run("check", str(path), "--only", "wax-*") == 2
+    assert "no output has such a name" in capsys.readouterr().err
+
+
+def test_a_failure_of_many_outputs_is_told_once_with_their_names(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(models, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "other.safetensors").write_text("no model")
+    path = sweep(tmp_path, "sweep.yaml")
+    assert run("check", str(path)) == 2
+    told = capsys.readouterr()
+    assert told.err.count("other.safetensors") == 1
+    assert told.err.splitlines()[-1] == "  In 2 of 4 outputs: other-0.5, other-1"
+    assert told.out == f"ok        {path}: 2 outputs planned into base.safetensors\n"
+
+
+def test_the_disk_has_to_hold_all_outputs_of_a_recipe(
+    models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = sweep(models, "room.yaml")
+    ((one, *_),) = check_recipes([path], ["lora-1"])
+    assert one.plan is not None
+    free = one.plan.size + 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(free, 0, free))
+    assert run("check", str(path), "--with-inputs", "--only", "lora-1") == 0
+    assert run("check", str(path), "--with-inputs", "--only", "lora-*") == 3
+    assert ": 2 outputs need " in capsys.readouterr().err
 
 
 def test_the_hooks_of_pre_commit_call_the_command() -> None:

@@ -75,6 +75,12 @@ def test_every_document_has_a_record() -> None:
     assert RECORDS.keys() == VERSIONS.keys()
 
 
+def test_the_page_of_commands_names_every_document() -> None:
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    section = page.partition("## `lorabake schema`")[2].partition("\n## ")[0]
+    assert [name for name in VERSIONS if not re.search(rf"`(?:lorabake schema )?{name}`", section)] == []
+
+
 @pytest.mark.parametrize("name", ["shape", "plan.shape", "plan.output.shape", "plan.loras.shape"])
 def test_a_key_that_no_schema_has_is_refused(told: dict[str, Any], name: str) -> None:
     *folders, key = name.split(".")

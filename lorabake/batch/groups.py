@@ -80,13 +80,6 @@ def memory_of(plans: Sequence[Plan], workers: int) -> int:
     return reduce(add, (_Needs.of(plan, workers) for plan in plans)).memory
 
 
-def rooms_of(plans: Sequence[Plan]) -> Iterator[tuple[Path, int, int]]:
-    """Yield a folder on each disk that outputs go to, the bytes that they need there, and those that are free."""
-    needs = [_Needs.of(plan, 1) for plan in plans]
-    for folder, size in reduce(add, needs).places.values() if needs else ():
-        yield folder, size, shutil.disk_usage(folder).free
-
-
 def _parted(group: Sequence[Plan], limits: Limits, fit: Callable[[_Needs], bool]) -> Iterator[tuple[Plan, ...]]:
     """Yield the longest runs of plans that fit together; one plan alone is always tried."""
     together: list[Plan] = []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from lorabake.batch import BatchOptions, Outcome, bake_all
-from lorabake.batch.groups import memory_of, rooms_of
+from lorabake.batch.groups import memory_of
 from lorabake.batch.shards import Shard
 from lorabake.checking import recipes_in
 from lorabake.cli import CONTEXT, example
@@ -20,6 +20,7 @@ from lorabake.cli.messages import messages
 from lorabake.cli.places import check_writable
 from lorabake.cli.progress import Bar
 from lorabake.cli.reading import read_all
+from lorabake.cli.recipe_options import only_option, set_option
 from lorabake.cli.show import shown
 from lorabake.cli.terminal import echo, echo_json
 from lorabake.errors import ArgumentError, SurroundingsError
@@ -27,8 +28,9 @@ from lorabake.machine import default_workers
 from lorabake.options import RunOptions
 from lorabake.planning import Plan
 from lorabake.planning.links import unlinked_of
-from lorabake.recipe import load_recipes
+from lorabake.recipe.options import Options
 from lorabake.visible import counted_as, size_of
+from lorabake.writing.room import rooms_for
 from lorabake.writing.whole import write_whole
 
 if TYPE_CHECKING:
@@ -64,7 +66,8 @@ class Bytes(click.ParamType[int]):
     epilog=example("batch sweep.yaml", "batch recipes --jobs 4", "batch sweep.yaml --only 'ink-*' --junit junit.xml"),
 )
 @click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--only", "globs", multiple=True, metavar="NAME", help="Only outputs of such names, as in 'ink-*'.")
+@set_option
+@only_option
 @click.option("--device", shell_complete=complete_device, help="Compute on this device, as in bake.")
 @click.option("--jobs", type=click.IntRange(1, 1024), help="How many processes bake side by side.  [default: 1]")
 @click.option(
@@ -109,6 +112,7 @@ class Bytes(click.ParamType[int]):
 @click.option("--json", "as_json", is_flag=True, help="Print what happened as JSON.")
 def batch(
     recipes: tuple[Path, ...],
+    changes: tuple[str, ...],
     globs: tuple[str, ...],
     device: str | None,
     jobs: int | None,
@@ -156,7 +160,7 @@ def batch(
         )
     if junit is not None:
         check_writable(junit, "report")
-    read = read_all(recipes, recipes_in(recipes), load_recipes, globs)
+    read = read_all(recipes, recipes_in(recipes), lambda path: Options(path, changes=changes).recipes(), globs)
     unread = [Outcome(str(each.path), "failed", error=each.error) for each in read.unread]
     if report is not None:
         from lorabake.cli.proofs import check_report
@@ -258,10 +262,10 @@ def _warnings_of(passes: Sequence[tuple[Plan, ...]], memory: int | None, workers
     if memory is not None and alone > memory:
         yield f"a pass of one output takes about {size_of(alone)} of memory, more than --memory {size_of(memory)}"
     new = [plan for plans in passes for plan in plans if not os.path.lexists(plan.path)]
-    for folder, needed, free in rooms_of(new):
-        if needed > free:
-            missing = f"{size_of(needed)}, and {size_of(free)} are free: make room, or bake fewer (--only)"
-            yield f"{shown(folder)}: the outputs that are not there yet need {missing}"
+    for room in rooms_for(new):
+        if room.missing:
+            missing = f"{size_of(room.needed)}, and {size_of(room.free)} are free: make room, or bake fewer (--only)"
+            yield f"{shown(room.folder)}: the outputs that are not there yet need {missing}"
 
 
 def _verified(outcomes: Sequence[Outcome], report: Path, *, is_quiet: bool, is_silent: bool) -> VerifiedBatch:

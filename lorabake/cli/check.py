@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from lorabake.checking import Checked, recipes_in
-from lorabake.checking import check as check_recipe
+from lorabake.checking import check as check_recipes
 from lorabake.cli import CONTEXT, example
 from lorabake.cli.messages import messages
+from lorabake.cli.recipe_options import only_option
 from lorabake.cli.terminal import echo, echo_json
 from lorabake.errors import RecipeError
 from lorabake.visible import and_more, counted_as
@@ -19,10 +21,11 @@ SHOWN = 3
 
 @click.command(context_settings=CONTEXT, epilog=example("check recipes", "check portrait.yaml --with-inputs"))
 @click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
+@only_option
 @click.option("--with-inputs", is_flag=True, help="Missing models, and too small a disk, are errors, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
-def check(recipes: tuple[Path, ...], with_inputs: bool, as_json: bool) -> int:
-    """Check RECIPES: files, or folders of them.
+def check(recipes: tuple[Path, ...], globs: tuple[str, ...], with_inputs: bool, as_json: bool) -> int:
+    """Check RECIPES: files, or folders of them. A recipe with a matrix stands for several outputs.
 
     Checks each recipe's grammar and names. Where its models are, it also plans the bake. A recipe whose models are
     not there passes, unless --with-inputs is given.
@@ -34,40 +37,61 @@ def check(recipes: tuple[Path, ...], with_inputs: bool, as_json: bool) -> int:
             "Give files, or folders with *.yaml in them.",
         )
     found = []
-    for path in paths:
-        messages.recipe = path
-        checked = check_recipe(path, with_inputs=with_inputs)
-        found.append(checked)
-        if not as_json or checked.error is not None:
-            _tell(checked)
-    failed = [checked.error for checked in found if checked.error is not None]
+    for outputs in check_recipes(paths, globs, with_inputs=with_inputs):
+        messages.recipe = outputs[0].path
+        found.append(outputs)
+        _tell_failures(outputs)
+        if not as_json:
+            _tell(outputs)
+    errors = [each.error for outputs in found for each in outputs if each.error is not None]
     if as_json:
-        _tell_json(found)
-    elif len(paths) > 1:
-        echo(f"{counted_as(len(paths), 'recipe')}, {len(failed)} failed")
-    return max((error.exit_code for error in failed), default=0)
+        _tell_json([each for outputs in found for each in outputs])
+    elif len(found) > 1:
+        failed = sum(any(each.error is not None for each in outputs) for outputs in found)
+        echo(f"{counted_as(len(found), 'recipe')}, {failed} failed")
+    return max((error.exit_code for error in errors), default=0)
 
 
-def _tell(checked: Checked) -> None:
-    if checked.error is not None:
-        first, *rest = checked.error.lines
-        is_named = first.startswith(f"{checked.path}:")
-        messages.error(first if is_named else f"{checked.path}: {first}", *rest)
-    elif checked.plan is not None:
-        loras = counted_as(len(checked.plan.ledgers), "LoRA")
-        echo(f"ok        {checked.path}: planned, {loras} into {checked.plan.sources.recipe.base.path}")
-    else:
-        missing = and_more([*checked.missing[:SHOWN]], len(checked.missing))
-        echo(f"ok        {checked.path}: the recipe alone; not here: {missing}")
+def _tell_failures(outputs: Sequence[Checked]) -> None:
+    """Tell each failure of a recipe once, and which outputs of a matrix have it."""
+    failures: dict[tuple[str, ...], list[Checked]] = {}
+    for each in outputs:
+        if each.error is not None:
+            failures.setdefault(each.error.lines, []).append(each)
+    for (first, *rest), failed in failures.items():
+        path = failed[0].path
+        names = [each.recipe.name for each in failed if each.recipe is not None and each.recipe.choices]
+        if 0 < len(names) < len(outputs):
+            rest.append(f"In {len(names)} of {len(outputs)} outputs: {and_more(names[:SHOWN], len(names))}")
+        messages.error(first if first.startswith(f"{path}:") else f"{path}: {first}", *rest)
 
 
-def _tell_json(found: list[Checked]) -> None:
+def _tell(outputs: Sequence[Checked]) -> None:
+    """Tell in a line what was planned of a recipe, and in one what could not be."""
+    planned = [each.plan for each in outputs if each.state == "planned" and each.plan is not None]
+    checked = [each for each in outputs if each.state == "checked"]
+    path, has_matrix = outputs[0].path, outputs[0].recipe is not None and bool(outputs[0].recipe.choices)
+    if planned:
+        bases = [*dict.fromkeys(plan.sources.recipe.base.path for plan in planned)]
+        loras = "" if has_matrix else f", {counted_as(len(planned[0].ledgers), 'LoRA')}"
+        count = f"{counted_as(len(planned), 'output')} " if has_matrix else ""
+        echo(f"ok        {path}: {count}planned{loras} into {and_more(bases[:SHOWN], len(bases))}")
+    if checked:
+        missing = [*dict.fromkeys(name for each in checked for name in each.missing)]
+        count = f"{counted_as(len(checked), 'output')}, " if has_matrix else ""
+        echo(f"ok        {path}: {count}the recipe alone; not here: {and_more(missing[:SHOWN], len(missing))}")
+
+
+def _tell_json(found: Sequence[Checked]) -> None:
     from lorabake.documents import document
+    from lorabake.documents.batch import Chosen
     from lorabake.documents.check import CheckDocument, CheckedRecipe
 
     records = tuple(
         CheckedRecipe(
             recipe=str(checked.path),
+            name=checked.recipe.name if checked.recipe else None,
+            choices=tuple(Chosen(*choice) for choice in checked.recipe.choices.items()) if checked.recipe else (),
             state=checked.state,
             missing=checked.missing,
             error=checked.error.lines if checked.error else (),

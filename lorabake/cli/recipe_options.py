@@ -23,6 +23,22 @@ DOWNLOAD = click.option(
     "--download", is_flag=True, help="First download inputs that have addresses and are not on this machine."
 )
 
+set_option = click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a value of the recipe, as in loras.0.strength=0.6 or output.dtype=bfloat16. Repeatable.",
+)
+
+only_option = click.option(
+    "--only",
+    "globs",
+    multiple=True,
+    metavar="NAME",
+    help="Of a recipe with a matrix, the outputs whose names fit this pattern, as in 'ink-*'. Repeatable.",
+)
+
 
 def recipe_options(
     metavar: str = "RECIPE", *, downloads: bool = True, several: bool = False
@@ -56,20 +72,9 @@ def recipe_options(
             help="Without RECIPE: a LoRA and its strength, as in a.safetensors=0.8 or "
             "a.safetensors=unet:0.5,text_encoder:0.2. Without a strength it is 1. Repeatable.",
         ),
-        click.option(
-            "--set",
-            "changes",
-            multiple=True,
-            metavar="KEY=VALUE",
-            help="Change a value of the recipe, as in loras.0.strength=0.6 or output.dtype=bfloat16. Repeatable.",
-        ),
+        set_option,
         *([DOWNLOAD] if downloads else []),
-        click.option(
-            "--only",
-            multiple=True,
-            metavar="NAME",
-            help="Of a recipe with a matrix, the outputs whose names fit this pattern, as in 'ink-*'. Repeatable.",
-        ),
+        only_option,
     )
 
     def decorated(command: Command) -> Command:
@@ -79,7 +84,7 @@ def recipe_options(
             bases: tuple[str, ...],
             loras: tuple[str, ...],
             changes: tuple[str, ...],
-            only: tuple[str, ...],
+            globs: tuple[str, ...],
             save_recipe: Path | None = None,
             **others: Any,
         ) -> Any:
@@ -88,7 +93,7 @@ def recipe_options(
                 recipe = recipe[0] if recipe else None
             messages.recipe = recipe
             written = others.get("output", others.get("baked"))
-            said = Options(recipe, bases, loras, changes, written, save_recipe, only)
+            said = Options(recipe, bases, loras, changes, written, save_recipe, globs)
             if said.is_empty:
                 name = click.get_current_context().command_path
                 raise RecipeError(

@@ -265,6 +265,14 @@ def test_the_command_prints_json(
     assert all(output["status"] == "baked" and len(output["data_sha256"]) == 1 for output in told["outputs"])
 
 
+def test_a_value_of_every_recipe_can_be_changed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert run("sweep.yaml", "--only", "one-1", "--set", "output.dtype=bfloat16") == 0
+    header = read_header(folder / "out" / "one-1.safetensors")
+    assert "BF16" in {info.dtype for info in header.tensors.values()}
+    assert run("sweep.yaml", "--set", "output.dtyp=bfloat16") == 1
+
+
 def test_plan_shows_a_table_of_the_outputs(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

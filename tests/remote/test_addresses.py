@@ -286,13 +286,14 @@ def test_the_cache_is_found_as_the_hubs_programs_find_it(tmp_path: Path, monkeyp
 def test_a_check_without_models_takes_addresses(tmp_path: Path, inputs: tuple[bytes, bytes]) -> None:
     web = {"path": "https://example.org/lora.safetensors", "sha256": SHA}
     path = b.recipe(tmp_path, base="hf://org/name/base.safetensors", loras=[web])
-    checked = check(path)
+    ((checked,),) = check([path])
     assert (checked.state, checked.missing) == ("checked", ("hf://org/name/base.safetensors", web["path"]))
-    failed = check(path, with_inputs=True)
+    ((failed,),) = check([path], with_inputs=True)
     assert failed.error is not None
     assert failed.error.args[1:] == ("Fetch it with lorabake.fetch(recipe).",)
     cached(tmp_path, {"base.safetensors": inputs[0]})
-    assert check(b.recipe(tmp_path, base="hf://org/name/base.safetensors")).state == "planned"
+    ((checked,),) = check([b.recipe(tmp_path, base="hf://org/name/base.safetensors")])
+    assert checked.state == "planned"
 
 
 def test_a_result_tells_inputs_as_they_are_written(tmp_path: Path, inputs: tuple[bytes, bytes]) -> None:
