@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from lorabake import __version__
@@ -28,7 +29,7 @@ from lorabake.tensors.safetensors import encode_header
 from lorabake.visible import short_repr
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class OutputFile:
     """Describe one planned file: its path below the output, its header's entries, and how the header is aligned.
 
@@ -73,6 +74,11 @@ class OutputFile:
         entries = ((target.name, target.dtype, target.shape) for target in self.targets)
         return encode_header(entries, text, phase=self.phase, align=self.align, order=self.order, room=room)
 
+    @cached_property
+    def header_size(self) -> int:
+        """Count the bytes of the header, whatever is filled in."""
+        return len(self.header())
+
     @property
     def data_size(self) -> int:
         """Count the bytes of tensor data."""
@@ -81,7 +87,7 @@ class OutputFile:
     @property
     def size(self) -> int:
         """Count the file's bytes."""
-        return self.link.size if self.link is not None else len(self.header()) + self.data_size
+        return self.link.size if self.link is not None else self.header_size + self.data_size
 
     @property
     def link(self) -> Header | None:

@@ -36,7 +36,7 @@ class _File:
 
     def __init__(self, planned: OutputFile, path: Path) -> None:
         self.planned, self.path = planned, path
-        self.header = planned.header()
+        self.begin = planned.header_size
         self.finished = Finished()
         self.turn = threading.Lock()
         self.inode: int | None = None
@@ -49,7 +49,7 @@ class _File:
 
     @property
     def size(self) -> int:
-        return self.link.size if self.link is not None else len(self.header) + self.planned.data_size
+        return self.link.size if self.link is not None else self.begin + self.planned.data_size
 
 
 class Weights:
@@ -90,7 +90,7 @@ class Weights:
             file.inode = file.inode if number in kept else None
             with self._descriptors.open(file.path) as fd:
                 reserve(fd, file.size)
-                write_all(fd, memoryview(file.header), 0)
+                write_all(fd, memoryview(file.planned.header()), 0)
 
     def whole(self) -> frozenset[int]:
         """Return the numbers of the files that are there already in their full length."""
@@ -123,7 +123,7 @@ class Weights:
         into = self._files[file]
         with into.turn, self._descriptors.open(into.path) as fd:
             _check_whole(into, fd)
-            write_all(fd, data, len(into.header) + offset)
+            write_all(fd, data, into.begin + offset)
 
     def finish(self, file: int, start: int, stop: int) -> None:
         """Note that a range of a file's data is final."""
@@ -137,7 +137,7 @@ class Weights:
     def copy(self, copy: Copy, progress: Callable[[int], None], stop: threading.Event) -> None:
         """Copy an untouched range: share blocks with the input if possible, or else in the kernel."""
         into, offset = self._files[copy.file], copy.offset
-        place = Range(copy.source, copy.start, copy.stop, len(into.header) + offset)
+        place = Range(copy.source, copy.start, copy.stop, into.begin + offset)
         with self._descriptors.open(into.path) as target:
             _check_whole(into, target)
             for count in copied(place, self._inputs, target, into.turn) if not stop.is_set() else ():
@@ -186,7 +186,7 @@ class Weights:
 
     def _read(self, file: _File, trail: Trail, start: int, stop: int, given_up: threading.Event) -> str:
         with self._descriptors.open(file.path) as fd:
-            if not trail.follow(fd, len(file.header), start, stop, given_up):
+            if not trail.follow(fd, file.begin, start, stop, given_up):
                 raise meddled(file.path)
         return trail.sha256
 
@@ -198,7 +198,7 @@ class Weights:
     def _follow(self, file: _File, stop: threading.Event) -> str:
         if file.link is not None:
             return self._inputs.sha256(file.link.path, stop, file.link.data_start) if self._hashed else ""
-        begin = len(file.header)
+        begin = file.begin
         with self._descriptors.open(file.path) as fd:
             for start, end in file.finished.follow(file.planned.data_size, stop):
                 if self._hashed and not file.trail.follow(fd, begin, start, end, stop):
@@ -218,7 +218,7 @@ class Weights:
                     block = bytes_at(fd, provenance.LEGACY_BYTES, provenance.LEGACY_START)
                     known[LEGACY_HASH] = hashlib.sha256(block).hexdigest()[:8]
                 header = file.planned.header(digests, known, device)
-                if len(header) != len(file.header):
+                if len(header) != file.begin:
                     raise InternalError("the header's length changed")
                 write_all(fd, memoryview(header), 0)
                 if self._fsync:
