@@ -34,7 +34,7 @@ def statuses(outcomes: tuple[Outcome, ...]) -> list[str]:
     return [outcome.status for outcome in outcomes]
 
 
-@pytest.mark.parametrize("jobs", [1, 3])
+@pytest.mark.parametrize("jobs", [1, 4])
 def test_the_bytes_are_those_of_single_bakes(folder: Path, made: tuple[Path, dict[str, bytes]], jobs: int) -> None:
     counts: list[int] = []
     outcomes = sweep(folder, counts.append, jobs=jobs)
