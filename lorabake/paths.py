@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,12 @@ from lorabake.visible import and_more
 
 MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".npz", ".lora", ".json")
 """Endings of files of weights, and of indexes."""
+
+RECIPE_SUFFIXES = (".yaml", ".yml")
+"""Endings of recipes."""
+
+LIKE_ENDING = 0.8
+"""How alike two endings are, from 0 to 1, if one is a slip of the other."""
 
 SHOWN = 3
 """How many names a hint lists."""
@@ -286,9 +292,8 @@ def _near(path: Path) -> str | None:
         return f"The folder has {cut!r}: in YAML, what follows ' #' is a comment, so put the path in quotes."
     if close := _alike(name, names):
         return f"The folder has {close}: did you mean that?"
-    ends = MODEL_SUFFIXES if path.suffix.lower() in MODEL_SUFFIXES or not path.suffix else (path.suffix.lower(),)
-    folders = [] if path.suffix else _names(above, folders=True)
-    others = [*folders, *(other for other in names if other.lower().endswith(ends))]
+    folders = [] if _ending(name) else _names(above, folders=True)
+    others = [*folders, *(other for other in names if other.lower().endswith(_kinds(name)))]
     return f"The folder has {and_more(others[:SHOWN], len(others))}." if others else None
 
 
@@ -303,14 +308,32 @@ def _names(folder: Path, *, folders: bool) -> list[str]:
 
 
 def _alike(name: str, names: Iterable[str]) -> str | None:
-    """Return the name that was probably meant: in other letters' case, with another ending, or with a slip in it."""
+    """Return the name that was probably meant; files of a kind that could be meant come before all others."""
     names = [*names]
+    kinds = _kinds(name)
+    return _closest(name, [other for other in names if _ending(other) in ("", *kinds)]) or _closest(name, names)
+
+
+def _closest(name: str, names: Sequence[str]) -> str | None:
+    """Return the name that is the same but for case, ending or signs, or for a slip; of several the most similar."""
     for same in (_folded, lambda text: Path(_folded(text)).stem, lambda text: re.sub(r"[\W_]+", "", _folded(text))):
-        if (close := next((other for other in names if same(other) == same(name)), None)) is not None:
-            return close
-    stems = {Path(other).stem: other for other in reversed(names)}
-    close = nearest(Path(name).stem, stems)
-    return stems[close] if close is not None else None
+        if alike := [other for other in names if same(other) == same(name)]:
+            return nearest(name, alike, cutoff=0)
+    stem = nearest(Path(name).stem, (Path(other).stem for other in names))
+    return nearest(name, (other for other in names if Path(other).stem == stem), cutoff=0)
+
+
+def _kinds(name: str) -> tuple[str, ...]:
+    """Return the endings of the files that a name may stand for: its ending may have a slip in it, too."""
+    ending = _ending(name)
+    near = (kinds for kinds in (MODEL_SUFFIXES, RECIPE_SUFFIXES) if not ending or nearest(ending, kinds, LIKE_ENDING))
+    return next(near, (ending,))
+
+
+def _ending(name: str) -> str:
+    """Return what a name ends in; a number behind a point, as in style-0.8, is no ending."""
+    ending = Path(name).suffix.lower()
+    return ending if re.search("[a-z]", ending) else ""
 
 
 def _folded(text: str) -> str:

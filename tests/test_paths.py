@@ -170,6 +170,40 @@ def test_near_names(tmp_path: Path, written: str, there: str, told: str) -> None
     assert hint(root / written, written) == told.format(root=root)
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("neom.safetensors", "neon.safetensors"),
+        ("nein.safetensors", "neon.safetensors"),
+        ("neon.safetensor", "neon.safetensors"),
+        ("neo.safetensors", "neon.safetensors"),
+        ("NEON", "neon.safetensors"),
+        ("neon.ckpt", "neon.safetensors"),
+        ("noen.md", "neon.md"),
+        ("sweep.yml", "sweep.yaml"),
+        ("swep.yam", "sweep.yaml"),
+        ("style-0.7", "style-0.8.safetensors"),
+        ("blorb", "blorp"),
+    ],
+)
+def test_of_several_near_names_the_most_similar_of_the_same_kind_is_meant(
+    tmp_path: Path, written: str, meant: str
+) -> None:
+    files = (
+        "neon.safetensors",
+        "neon.md",
+        "neo.txt",
+        "sweep.csv",
+        "sweep.yaml",
+        "style-0.8.md",
+        "style-0.8.safetensors",
+    )
+    for name in files:
+        (tmp_path / name).touch()
+    (tmp_path / "blorp").mkdir()
+    assert hint(tmp_path / written, written) == f"The folder has {meant}: did you mean that?"
+
+
 def test_a_file_beside_the_command_and_not_beside_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "recipes").mkdir()
     (tmp_path / "base.safetensors").touch()
