@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import takewhile
 
 import yaml
 
 from lorabake.errors import RecipeError
 from lorabake.paths import MODEL_SUFFIXES, no_plain_path
+from lorabake.recipe.scene import Scene, Told
 from lorabake.recipe.words import Fault, Spot, quoted, spaces
 
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
@@ -27,58 +27,7 @@ STRANGE_SPACES = "\u00a0\u2002\u2003\u2007\u2009\u200b\u202f\u3000\ufeff"
 _BEGINNING = re.compile(r"(?P<indent>[ ]*(?:-[ ]+)*)(?P<key>[\w.]+)(?P<sign>[ ]*[:=][ ]*)(?P<value>.*)")
 """A line that has a key, or was meant to have one."""
 
-_LINE_END = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
-"""What ends a line for YAML's reader."""
-
-_COMMENT = re.compile(r"\s+#.*|\s+$")
-
 _CLOSER = {"[": "]", "{": "}"}
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """Hold what is wrong, on which line and in which column (from 0), and what to do."""
-
-    line: int
-    column: int
-    what: str
-    advice: str
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """Hold what YAML's reader says, and the recipe's lines."""
-
-    lines: list[str]
-    problem: str
-    context: str
-    line: int
-    column: int
-    start: yaml.Mark | None
-    text: str
-
-    @property
-    def before(self) -> str:
-        """The part of the line before the spot."""
-        return self.at(self.line)[: self.column]
-
-    @property
-    def rest(self) -> str:
-        """The line from the spot on."""
-        return self.at(self.line)[self.column :]
-
-    @property
-    def above(self) -> int:
-        """The number of the nearest line above that has something in it; -1 if there is none."""
-        return next((number for number in reversed(range(self.line)) if self.at(number).strip()), -1)
-
-    def at(self, line: int) -> str:
-        """Return a line without its comment; an empty one for a line that is not there."""
-        return _COMMENT.sub("", self.lines[line]) if 0 <= line < len(self.lines) else ""
-
-    def told(self, what: str, advice: str) -> Told:
-        """Tell of the spot itself."""
-        return Told(self.line, self.column, what, advice)
 
 
 def decoded(data: bytes, name: str) -> str:
@@ -99,16 +48,7 @@ _SAVE = "Save the recipe as UTF-8: in Notepad by Save as, Encoding; in PowerShel
 
 def syntax_error(error: yaml.MarkedYAMLError, text: str, name: str, place: yaml.Mark) -> RecipeError:
     """Return what a mistake in YAML is called here; `place` is where the reader stands if the error does not say."""
-    mark = error.problem_mark or error.context_mark or place
-    scene = Scene(
-        lines=_LINE_END.split(text.removeprefix("\ufeff")),
-        problem=error.problem or "",
-        context=error.context or "",
-        line=mark.line,
-        column=mark.column,
-        start=error.context_mark,
-        text=text,
-    )
+    scene = Scene.of(error, text, place)
     told = next((told for rule in _RULES if (told := rule(scene)) is not None), None) or scene.told(
         f"not valid YAML: {', '.join(filter(None, (error.context, error.problem)))}",
         "Look at the quotes, brackets, colons and spaces of this line and of the line above.",
