@@ -194,6 +194,21 @@ def _list_beside_key(scene: Scene) -> Told | None:
     )
 
 
+def _reference(scene: Scene) -> Told | None:
+    """Tell of ${axis} within brackets, where YAML takes its brace for one of its own."""
+    if "flow" not in scene.context or not (scene.before.endswith("$") and scene.rest.startswith("{")):
+        return None
+    before = re.split(r"[\[{,]|:\s|^\s*-\s", scene.before)[-1].lstrip()
+    after = re.match(r"(?:\{[^{}]*\}[^,\[\]{}]*)*", scene.rest)
+    value = before + (after[0].rstrip() if after else "")
+    return Told(
+        scene.line,
+        scene.column - len(before),
+        "inside [ ] and { }, a text with ${ must be in quotes",
+        f'Put it in quotes: "{value}"' if "}" in value else "Put the whole text in quotes.",
+    )
+
+
 def _bracket(scene: Scene) -> Told | None:
     """Tell of brackets that are open, or are closed by the wrong one, and of missing commas between them."""
     if scene.start is None or "flow" not in scene.context:
@@ -326,6 +341,7 @@ _RULES: tuple[Callable[[Scene], Told | None], ...] = (
     _after_quote,
     _second_document,
     _list_beside_key,
+    _reference,
     _bracket,
     _closes_nothing,
     _second_colon,
