@@ -111,7 +111,7 @@ def test_a_recipe_without_a_matrix_is_one() -> None:
         ("{style: [ink], strength: [1], size: [2, 3]}", REST, "sweep.yaml:2:39: nothing in the recipe uses the axis"),
         ("{stile: [ink], strength: [1]}", REST, "there is no axis 'style'; did you mean stile?"),
         ("{style: [ink], strength: [1]}", REST.replace("${style}-", ""), "nothing"),
-        ("{style: [ink, oil], strength: [1]}", NAMELESS, "two outputs are called out/x-1"),
+        ("{style: [ink, oil], strength: [1]}", NAMELESS, "two outputs have the path out/x-1.safetensors: where "),
         ("{style: [ink], strength: [1], exclude: [{style: oil}]}", REST, "this entry of exclude fits no combination"),
         ("{style: [ink], strength: [1], exclude: [{stile: ink}]}", REST, "no axis 'stile'; did you mean style?"),
         ("{style: [ink], strength: [1], exclude: [{style: ink}]}", REST, "the matrix has no combination"),
@@ -127,6 +127,47 @@ def test_faults_are_told_on_their_line(matrix: str, rest: str, words: str) -> No
         assert len(recipes(matrix, rest)) == 1
     else:
         assert words in fault(matrix, rest)
+
+
+@pytest.mark.parametrize(
+    ("path", "matrix", "words"),
+    [
+        (
+            "out/x.safetensors",
+            "{style: [ink, oil], strength: [1, 2]}",
+            "two outputs have the path out/x.safetensors: where style=ink, strength=1, and where style=ink, strength=2\n"
+            "Write the axis strength into output.path, too: out/x-${strength}.safetensors",
+        ),
+        (
+            "out/x",
+            "{include: [{style: ink, strength: 1}, {style: oil, strength: 2}]}",
+            "two outputs have the path out/x: where style=ink, strength=1, and where style=oil, strength=2\n"
+            "Write the axes style, strength into output.path, too: out/x-${style}-${strength}",
+        ),
+        (
+            "${style}/x-${strength}.safetensors",
+            "{strength: [0.25], style: [a, b]}",
+            "two outputs are called x-0.25: a/x-0.25.safetensors, where strength=0.25, style=a, and "
+            "b/x-0.25.safetensors, where strength=0.25, style=b\n"
+            "A name chooses an output (only='x-0.25'). It is the file's, without folder and ending: "
+            "write the axis style into it, too: ${style}/x-${strength}-${style}.safetensors",
+        ),
+        (
+            "${style}${strength}",
+            "{style: [a, a1], strength: [1, 11]}",
+            "two outputs have the path a11: where style=a, strength=11, and where style=a1, strength=1\n"
+            "The values of the axes run together in it: write another sign between them, such as _",
+        ),
+        (
+            "${style}",
+            "{style: [a], strength: [1, 2]}",
+            "two outputs have the path a: where style=a, strength=1, and where style=a, strength=2\n"
+            "Write the axis strength into output.path",
+        ),
+    ],
+)
+def test_outputs_of_one_name_are_told_with_what_each_needs(path: str, matrix: str, words: str) -> None:
+    assert fault(matrix, REST.replace("out/${style}-${strength}.safetensors", path)).endswith(words)
 
 
 def test_one_recipe_is_asked_for_and_patterns_choose(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import TypeAlias, cast
@@ -25,6 +25,7 @@ from lorabake.paths import name_of_output
 from lorabake.recipe.changes import places_in
 from lorabake.recipe.values import MATRIX, Place, Values
 from lorabake.recipe.words import Fault, Spot, found, quoted
+from lorabake.settings import ONLY
 
 INCLUDE, EXCLUDE = "include", "exclude"
 MOST = 10_000
@@ -260,21 +261,63 @@ def _near(name: str, names: Mapping[str, object] | set[str]) -> str:
     return f"; did you mean {near}?" if near is not None else ""
 
 
+# -- names ---------------------------------------------------------------------------------------------------
+
+
 def _check_apart(values: Values, expanded: tuple[Variant, ...]) -> None:
-    """Raise RecipeError if two outputs have one name; the name is that of the file or folder without its ending."""
-    names: dict[str, Variant] = {}
+    """Raise RecipeError if two outputs have one name: names choose outputs, and every command shows them."""
+    names: dict[str, tuple[str, Variant]] = {}
     for variant in expanded:
         output = variant.values.data.get("output") if isinstance(variant.values.data, Mapping) else None
         path = output.get("path") if isinstance(output, Mapping) else None
         if not isinstance(path, str):
             return  # the recipe's own check tells
-        other = names.setdefault(name_of_output(path), variant)
+        name = name_of_output(path)
+        first, other = names.setdefault(name, (path, variant))
         if other is not variant:
-            one, two = (
-                ", ".join(f"{axis}={name}" for axis, name in each.choices.items()) for each in (other, variant)
-            )
-            raise _error(
-                values.spots["output", "path"],
-                f"two outputs are called {path}: where {one}, and where {two}",
-                "Write every axis into output.path: out/${style}-${strength}.safetensors",
-            )
+            raise _error(values.spots["output", "path"], *_one_name(values, name, (first, other), (path, variant)))
+
+
+def _one_name(values: Values, name: str, one: tuple[str, Variant], two: tuple[str, Variant]) -> tuple[str, str]:
+    """Say which two outputs have one name, and how each gets its own."""
+    (path, first), (other, second) = one, two
+    where = [", ".join(f"{axis}={value}" for axis, value in variant.choices.items()) for variant in (first, second)]
+    written = _text_at(values.data, ("output", "path"))
+    folder, slash, file = written.rstrip("/").rpartition("/")
+    is_one_path = path == other
+    axes = [
+        axis
+        for axis in {**first.choices, **second.choices}
+        if first.choices.get(axis) != second.choices.get(axis)
+        and axis not in _axes_in(written if is_one_path else file)
+    ]
+    longer = "".join(f"-${{{axis}}}" for axis in axes)
+    stem = file.removesuffix(".safetensors")
+    is_example = bool(file) and not REFERENCE.fullmatch(written)
+    example = f", too: {folder}{slash}{stem}{longer}{file.removeprefix(stem)}" if is_example else ""
+    what = (
+        f"two outputs have the path {path}: where {where[0]}, and where {where[1]}"
+        if is_one_path
+        else f"two outputs are called {name}: {path}, where {where[0]}, and {other}, where {where[1]}"
+    )
+    if not axes:
+        return what, "The values of the axes run together in it: write another sign between them, such as _"
+    if is_one_path:
+        return what, f"Write {_listed(axes)} into output.path{example}"
+    why = f"A name chooses an output ({ONLY.of(name)}). It is the file's, without folder and ending"
+    return what, f"{why}: write {_listed(axes)} into it{example}"
+
+
+def _listed(axes: Sequence[str]) -> str:
+    return f"the axis {axes[0]}" if len(axes) == 1 else f"the axes {', '.join(axes)}"
+
+
+def _axes_in(text: str) -> set[str]:
+    return {match["axis"] for match in REFERENCE.finditer(text) if match["axis"]}
+
+
+def _text_at(data: object, place: Place) -> str:
+    """Return the text at a place, as it was written."""
+    for key in place:
+        data = data.get(str(key)) if isinstance(data, Mapping) else None
+    return data if isinstance(data, str) else ""
