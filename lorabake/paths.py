@@ -183,8 +183,11 @@ def _variable(match: re.Match[str]) -> str:
     name = match["unix"] or match["braced"] or match["windows"]
     value = os.environ.get(name)
     instead = match[0].replace(match["variable"], value).replace("\\", "/") if value else None
-    return f"Environment variables such as {match['variable']} have no meaning here: write " + (
-        instead or "the whole path, or one that begins with ~ for your home folder."
+    for_an_axis = f" For an axis, add matrix: {{{name}: [VALUE, VALUE]}} to the recipe." if match["braced"] else ""
+    return (
+        f"Environment variables such as {match['variable']} have no meaning here: write "
+        + (instead or "the whole path, or one that begins with ~ for your home folder.")
+        + for_an_axis
     )
 
 

@@ -85,6 +85,14 @@ def test_exclude_and_include_are_those_of_ci() -> None:
     assert [recipe.loras[0].components for recipe in wider] == [("unet",), ("text_encoder",)]
 
 
+def test_entries_fit_numbers_however_they_are_written() -> None:
+    left = recipes("{style: [ink, oil], strength: [1, 2], exclude: [{style: oil, strength: 1.0}]}")
+    assert [recipe.name for recipe in left] == ["ink-1", "ink-2", "oil-2"]
+    rest = REST.replace("strength: ${strength}\n", "strength: ${strength}\n    components: ['${part}']\n")
+    wider = recipes("{style: [ink], strength: [1], include: [{strength: 1.0, part: unet}]}", rest)
+    assert [(recipe.name, recipe.loras[0].components) for recipe in wider] == [("ink-1", ("unet",))]
+
+
 def test_a_dollar_can_be_written() -> None:
     rest = 'base: "$${a}.st"\nloras: [x.st]\noutput: {path: "${a}$.st"}\n'
     (recipe,) = recipes("{a: [1]}", rest)
@@ -101,10 +109,15 @@ def test_a_recipe_without_a_matrix_is_one() -> None:
     ("matrix", "rest", "words"),
     [
         ("[1]", REST, "sweep.yaml:2:9: matrix must be a mapping of axes, found a list"),
-        ("{}", REST, "matrix must be a mapping of axes, found a mapping"),
-        ("{style: [], strength: [1]}", REST, "the axis style must be a list of values"),
+        ("{}", REST, "sweep.yaml:2:9: the matrix has no axis\n"),
+        ("[]", REST, "sweep.yaml:2:9: the matrix has no axis\n"),
+        ("{style: [], strength: [1]}", REST, "sweep.yaml:2:17: the axis style has no values\n"),
+        ("{style: {}, strength: [1]}", REST, "sweep.yaml:2:17: the axis style has no values\n"),
         ("{style: ink, strength: [1]}", REST, "the axis style must be a list of values"),
         ("{style: [ink, ink], strength: [1]}", REST, "sweep.yaml:2:23: the axis style has ink twice"),
+        ("{style: [a], strength: [0.1, 0.10]}", REST, "sweep.yaml:2:38: the axis strength has 0.1 twice"),
+        ("{style: [a], strength: [1, 1.0]}", REST, "sweep.yaml:2:36: the axis strength has 1.0 twice: it is 1"),
+        ("{style: [a], strength: [1, '1']}", REST, "sweep.yaml:2:36: the axis strength has 1 twice"),
         ("{style: [[ink]], strength: [1]}", REST, "a value of the axis style is a list: give it a name"),
         ("{style: [~], strength: [1]}", REST, "a value of the axis style is nothing: give it a name"),
         ("{'a b': [1], style: [ink], strength: [1]}", REST, "the axis 'a b' needs a name of letters"),
@@ -112,14 +125,33 @@ def test_a_recipe_without_a_matrix_is_one() -> None:
         ("{stile: [ink], strength: [1]}", REST, "there is no axis 'style'; did you mean stile?"),
         ("{style: [ink], strength: [1]}", REST.replace("${style}-", ""), "nothing"),
         ("{style: [ink, oil], strength: [1]}", NAMELESS, "two outputs have the path out/x-1.safetensors: where "),
-        ("{style: [ink], strength: [1], exclude: [{style: oil}]}", REST, "this entry of exclude fits no combination"),
-        ("{style: [ink], strength: [1], exclude: [{stile: ink}]}", REST, "no axis 'stile'; did you mean style?"),
+        ("{style: [ink], strength: [1], exclude: [{style: oil}]}", REST,
+         "sweep.yaml:2:49: this entry of exclude fits no combination\nThe axis style has ink."),
+        ("{style: [ink, oil], strength: [1], exclude: [{style: oli}]}", REST,
+         "fits no combination\nThe axis style has ink, oil; did you mean oil?"),
+        ("{style: [ink, oil], strength: [1], exclude: [{style: oil}, {strength: 1, style: oil}]}", REST,
+         ":2:68: this entry of exclude fits no combination\nThe entries above it leave out all that it fits."),
+        ("{style: [ink], strength: [1], exclude: [{stile: ink}]}", REST,
+         "sweep.yaml:2:50: there is no axis 'stile'; did you mean style?\nThe axes are style, strength."),
+        ("{style: [ink], strength: [1], excludes: [{style: ink}]}", REST,
+         "a value of the axis excludes is a mapping; did you mean exclude?"),
+        ("{style: [ink], strength: [1], includes: {style: oil}}", REST,
+         "sweep.yaml:2:39: nothing in the recipe uses the axis includes; did you mean include?"),
+        ("{style: [ink], strength: [1], include: [{stile: oil, strength: 2}]}", REST,
+         "sweep.yaml:2:50: the axis style has no value where stile=oil, strength=2\nWrite style in place of stile."),
+        ("{style: [ink], strength: [1], include: [{stile: oil}]}", REST,
+         "sweep.yaml:2:50: nothing in the recipe uses the axis stile; did you mean style?"),
         ("{style: [ink], strength: [1], exclude: [{style: ink}]}", REST, "the matrix has no combination"),
         ("{style: [ink], strength: [1], exclude: {style: ink}}", REST, "exclude must be a list, found a mapping"),
         ("{style: [ink], strength: [1], include: [ink]}", REST, "an entry of include must be a mapping"),
         ("{style: [ink], strength: [1], include: [{style: oil}]}", REST, "strength has no value where style=oil"),
         ("{style: [a.b, c], strength: [" + ",".join(map(str, range(6000))) + "]}", REST, "12,000 combinations"),
-        ("{style: [ink], strength: [much]}", REST, "sweep.yaml:6:15: strength must be a number"),
+        ("{style: [ink], strength: [much]}", REST, "sweep.yaml:2:35: strength must be a number or a mapping "
+         "from component to number, found the text 'much' (a value of the axis strength, used on line 6)"),
+        ("{style: [ink], strength: [1, '0.90']}", REST, ":2:38: strength must be a number or a mapping from "
+         "component to number, found the text '0.90'; write 0.90 without quotes (a value of the axis strength"),
+        ("{style: [ink], strength: {low: 0.1, high: [1]}}", REST, "sweep.yaml:2:51: strength must be a number"),
+        ("{include: [{style: ink, strength: much}]}", REST, "sweep.yaml:2:43: strength must be a number"),
     ],
 )  # fmt: skip
 def test_faults_are_told_on_their_line(matrix: str, rest: str, words: str) -> None:
@@ -133,10 +165,10 @@ def test_faults_are_told_on_their_line(matrix: str, rest: str, words: str) -> No
     ("path", "matrix", "words"),
     [
         (
-            "out/x.safetensors",
+            "x.safetensors",
             "{style: [ink, oil], strength: [1, 2]}",
-            "two outputs have the path out/x.safetensors: where style=ink, strength=1, and where style=ink, strength=2\n"
-            "Write the axis strength into output.path, too: out/x-${strength}.safetensors",
+            "two outputs have the path x.safetensors: where style=ink, strength=1, and where style=ink, strength=2\n"
+            "Write the axis strength into output.path, too: x-${strength}.safetensors",
         ),
         (
             "out/x",

@@ -61,7 +61,7 @@ SAID = {
     "a/${NOT_SET_AT_ALL}/x.pt": (
         "variable",
         "Environment variables such as ${NOT_SET_AT_ALL} have no meaning here: write the whole path, or one that "
-        "begins with ~ for your home folder.",
+        "begins with ~ for your home folder. For an axis, add matrix: {NOT_SET_AT_ALL: [VALUE, VALUE]} to the recipe.",
     ),
     "%LORABAKE_TEST%\\sub\\x.pt": (
         "variable",

@@ -75,6 +75,8 @@ def _advice_on_text(keys: tuple[str, ...], given: str, expected: str) -> str | N
     if expected == "a list":
         item = LORA.replace("FILE", given) if key == "loras" else given
         return f"write {key}: [{item if re.fullmatch('[^,:#]+|{.*}', item) else in_quotes(item)}]"
+    if reference := re.fullmatch(r"\$\{\s*([A-Za-z_][\w-]*)\s*\}", text):
+        return f"for an axis, add matrix: {{{reference[1]}: [VALUE, VALUE]}} to the recipe"
     if any(number in keys for number in NUMBERS) and "number" in expected:
         return _number_meant(text)
     match key:

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TypeAlias, cast
 
@@ -26,10 +26,14 @@ from lorabake.recipe.changes import places_in
 from lorabake.recipe.values import MATRIX, Place, Values
 from lorabake.recipe.words import Fault, Spot, found, quoted
 from lorabake.settings import ONLY
+from lorabake.visible import and_more
 
 INCLUDE, EXCLUDE = "include", "exclude"
 MOST = 10_000
 """Most outputs of one recipe."""
+
+SHOWN = 6
+"""How many values of an axis a message lists."""
 
 REFERENCE = re.compile(r"\$(?:(?P<plain>\$(?=\{))|\{\s*(?P<axis>[^{}]*?)\s*\})")
 AXIS = re.compile(r"[A-Za-z_][\w-]*")
@@ -39,14 +43,27 @@ Scalar: TypeAlias = str | int | float | bool | None
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Hold one value of an axis, and its name in texts."""
+    """Hold one value of an axis, its name in texts, and the place in the recipe where it is written."""
 
     name: str
     value: object
+    place: Place
+
+    def is_same(self, other: Choice) -> bool:
+        """Tell whether two values have one name, or are one number: 1 and 1.0."""
+        numbers = [choice.value for choice in (self, other) if _is_number(choice.value)]
+        return self.name == other.name or (len(numbers) == 2 and numbers[0] == numbers[1])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 Combination: TypeAlias = Mapping[str, Choice]
 """Axis -> the value that one output has on it."""
+
+Axes: TypeAlias = Mapping[str, tuple[Choice, ...]]
+"""Axis -> all values that it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +86,22 @@ def variants(values: Values) -> tuple[Variant, ...]:
     combinations = _combinations(values, data[MATRIX])
     used: set[str] = set()
     expanded = tuple(_expanded(values, combination, used) for combination in combinations)
-    axes = dict.fromkeys(axis for combination in combinations for axis in combination)
-    for axis in axes:
+    axes = {axis: choice for combination in reversed(combinations) for axis, choice in combination.items()}
+    for axis, choice in axes.items():
         if axis not in used:
-            spot = values.keys.get((MATRIX, axis), values.spots[MATRIX,])
+            near = _near(axis, ({*axes} & used) | {INCLUDE, EXCLUDE})
             raise _error(
-                spot, f"nothing in the recipe uses the axis {axis}", f"Write ${{{axis}}} where its value goes."
+                _key_of(values, axis, choice),
+                f"nothing in the recipe uses the axis {axis}{near}",
+                *([] if near else [f"Write ${{{axis}}} where its value goes."]),
             )
     _check_apart(values, expanded)
     return expanded
+
+
+def _key_of(values: Values, axis: str, choice: Choice) -> Spot:
+    """Return where an axis is named: in the matrix, or in the entry of `include` that gives the value."""
+    return values.keys.get((MATRIX, axis)) or values.keys[choice.place]
 
 
 def _error(spot: Spot, message: str, *advice: str) -> RecipeError:
@@ -90,7 +114,9 @@ def _error(spot: Spot, message: str, *advice: str) -> RecipeError:
 def _combinations(values: Values, matrix: object) -> list[Combination]:
     """Combine the axes, leave out what `exclude` says, and add what `include` says."""
     spot = values.spots[MATRIX,]
-    if not isinstance(matrix, Mapping) or not matrix:
+    if matrix in ({}, ()):
+        raise _error(spot, "the matrix has no axis", "matrix: {strength: [0.4, 0.8]}")
+    if not isinstance(matrix, Mapping):
         raise _error(
             spot, f"matrix must be a mapping of axes, found {found(matrix)}", "matrix: {strength: [0.4, 0.8]}"
         )
@@ -104,12 +130,14 @@ def _combinations(values: Values, matrix: object) -> list[Combination]:
     combined: list[Combination] = [
         dict(zip(axes, chosen, strict=True)) for chosen in itertools.product(*axes.values()) if axes
     ]
-    for number, entry in enumerate(_entries(values, matrix, EXCLUDE)):
+    for where, entry in _entries(values, axes, EXCLUDE, matrix.get(EXCLUDE, ())):
         left = [combination for combination in combined if not _fits(combination, entry)]
         if len(left) == len(combined):
-            raise _error(values.spots[MATRIX, EXCLUDE, number], "this entry of exclude fits no combination")
+            raise _error(where, "this entry of exclude fits no combination", _no_fit(entry, axes))
         combined = left
-    combined = _included(combined, axes, _entries(values, matrix, INCLUDE))
+    combined = _included(
+        combined, axes, [entry for _, entry in _entries(values, axes, INCLUDE, matrix.get(INCLUDE, ()))]
+    )
     if not combined:
         raise _error(spot, "the matrix has no combination: exclude leaves out all of them")
     return combined
@@ -121,13 +149,20 @@ def _choices(values: Values, place: Place, axis: str, given: object) -> tuple[Ch
         raise _error(values.keys[place], f"the axis {quoted(axis)} needs a name of letters, digits, _ and -")
     match given:
         case Mapping() if given:
-            return tuple(Choice(str(name), value) for name, value in given.items())
+            return tuple(Choice(str(name), value, (*place, name)) for name, value in given.items())
         case tuple() if given:
-            choices = tuple(_choice(values.spots[*place, number], axis, value) for number, value in enumerate(given))
+            choices = tuple(_choice(values, (*place, number), axis, value) for number, value in enumerate(given))
             for number, choice in enumerate(choices):
-                if choice.name in [other.name for other in choices[:number]]:
-                    raise _error(values.spots[*place, number], f"the axis {axis} has {choice.name} twice")
+                if (other := next(filter(choice.is_same, choices[:number]), None)) is not None:
+                    also = "" if choice.name == other.name else f": it is {other.name}"
+                    raise _error(values.spots[choice.place], f"the axis {axis} has {choice.name} twice{also}")
             return choices
+        case Mapping() | tuple():
+            raise _error(
+                values.spots[place],
+                f"the axis {axis} has no values",
+                f"Write some, as in {axis}: [0.4, 0.8], or remove the axis.",
+            )
     raise _error(
         values.spots[place],
         f"the axis {axis} must be a list of values, or a mapping from names to values, found {found(given)}",
@@ -135,53 +170,63 @@ def _choices(values: Values, place: Place, axis: str, given: object) -> tuple[Ch
     )
 
 
-def _choice(spot: Spot, axis: str, value: object) -> Choice:
+def _choice(values: Values, place: Place, axis: str, value: object) -> Choice:
     """Name a plain value by itself; anything else needs a name that the user gives."""
     if not isinstance(value, str | int | float | bool):
+        near = _near(axis, (INCLUDE, EXCLUDE))
         raise _error(
-            spot, f"a value of the axis {axis} is {found(value)}: give it a name", f"{axis}: {{NAME: VALUE}}"
+            values.spots[place],
+            f"a value of the axis {axis} is {found(value)}{near or ': give it a name'}",
+            *([] if near else [f"{axis}: {{NAME: VALUE}}"]),
         )
-    return Choice(_text_of(value), value)
+    return Choice(_text_of(value), value, place)
 
 
 def _text_of(value: Scalar) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _entries(values: Values, matrix: Mapping[str, object], key: str) -> Iterator[Mapping[str, Choice]]:
-    """Yield the entries of `include` or `exclude`."""
-    given = matrix.get(key, ())
+def _entries(values: Values, axes: Axes, key: str, given: object) -> Iterator[tuple[Spot, Combination]]:
+    """Yield the entries of `include` or `exclude`, and where each is written."""
     if not isinstance(given, tuple):
         raise _error(
             values.spots[MATRIX, key], f"{key} must be a list, found {found(given)}", f"{key}: [{{AXIS: VALUE}}]"
         )
     for number, entry in enumerate(given):
-        spot = values.spots[MATRIX, key, number]
+        place: Place = (MATRIX, key, number)
+        spot = values.spots[place]
         if not isinstance(entry, Mapping) or not entry:
             raise _error(spot, f"an entry of {key} must be a mapping from axes to values, found {found(entry)}")
-        if key == EXCLUDE and (unknown := next((axis for axis in entry if axis not in matrix), None)):
-            raise _error(spot, f"there is no axis {quoted(unknown)}{_near(unknown, matrix)}")
-        yield {
-            axis: _named(values.spots[MATRIX, key, number, axis], matrix, axis, value)
-            for axis, value in entry.items()
-        }
+        if key == EXCLUDE and (unknown := next((axis for axis in entry if axis not in axes), None)):
+            raise _error(
+                values.keys[*place, unknown],
+                f"there is no axis {quoted(unknown)}{_near(unknown, axes)}",
+                *([f"The axes are {', '.join(axes)}."] if axes else []),
+            )
+        yield spot, {axis: _named(values, (*place, axis), axes, value) for axis, value in entry.items()}
 
 
-def _named(spot: Spot, matrix: Mapping[str, object], axis: str, value: object) -> Choice:
-    """Return the value that an entry gives: one of the axis by its name, or a value of its own."""
-    given = matrix.get(axis)
-    if isinstance(given, Mapping) and isinstance(value, str) and value in given:
-        return Choice(value, given[value])
-    return _choice(spot, axis, value)
+def _named(values: Values, place: Place, axes: Axes, value: object) -> Choice:
+    """Return the value that an entry gives: one of the axis, or a value of its own."""
+    axis = str(place[-1])
+    choice = _choice(values, place, axis, value)
+    return next(filter(choice.is_same, axes.get(axis, ())), choice)
+
+
+def _no_fit(entry: Combination, axes: Axes) -> str:
+    """Say why an entry of `exclude` fits no combination."""
+    for axis, choice in entry.items():
+        names = [own.name for own in axes[axis]]
+        if choice.name not in names:
+            return f"The axis {axis} has {and_more(names[:SHOWN], len(names))}{_near(choice.name, names) or '.'}"
+    return "The entries above it leave out all that it fits."
 
 
 def _fits(combination: Combination, entry: Mapping[str, Choice]) -> bool:
-    return all(axis in combination and combination[axis].name == choice.name for axis, choice in entry.items())
+    return all(axis in combination and combination[axis].is_same(choice) for axis, choice in entry.items())
 
 
-def _included(
-    combined: list[Combination], axes: Mapping[str, object], entries: Iterator[Mapping[str, Choice]]
-) -> list[Combination]:
+def _included(combined: list[Combination], axes: Axes, entries: Sequence[Combination]) -> list[Combination]:
     """Add each entry to the combinations whose axes it leaves as they are; if there is none, it is one of its own."""
     original = [dict(combination) for combination in combined]
     added: list[Combination] = []
@@ -221,17 +266,19 @@ def _expanded(values: Values, combination: Combination, used: set[str]) -> Varia
         axis = match["axis"] if match else None
         if axis is None:
             return REFERENCE.sub(lambda found: "$" if found["plain"] else chosen(found["axis"], spot).name, text)
-        value = chosen(axis, spot).value
+        choice = chosen(axis, spot)
         if axis in within:
             raise _error(spot, f"the axis {axis} refers to itself")
-        for inner in places_in(value):
-            own = values.spots.get((MATRIX, axis, combination[axis].name, *inner), spot)
-            spots[*place, *inner] = keys[*place, *inner] = own
-        return filled(value, place, (*within, axis))
+        used_at = f"on line {spot.line + 1}" if spot.line >= 0 else f"at {spot}"
+        note = f"a value of the axis {axis}, used {used_at}"
+        for inner in ((), *places_in(choice.value)):
+            own = values.spots[*choice.place, *inner]
+            spots[*place, *inner] = keys[*place, *inner] = replace(own, note=note)
+        return filled(choice.value, place, (*within, axis))
 
     def chosen(axis: str, spot: Spot) -> Choice:
         if axis not in combination:
-            raise _error(spot, *_no_value(axis, combination, values))
+            raise _no_value(axis, combination, values, spot)
         used.add(axis)
         return combination[axis]
 
@@ -241,7 +288,7 @@ def _expanded(values: Values, combination: Combination, used: set[str]) -> Varia
     )
 
 
-def _no_value(axis: str, combination: Combination, values: Values) -> tuple[str, str]:
+def _no_value(axis: str, combination: Combination, values: Values, spot: Spot) -> RecipeError:
     """Say why a reference has no value in a combination."""
     matrix = cast(Mapping[str, Mapping[str, object]], values.data)[MATRIX]
     told = ", ".join(f"{name}={choice.name}" for name, choice in combination.items())
@@ -249,14 +296,18 @@ def _no_value(axis: str, combination: Combination, values: Values) -> tuple[str,
     if axis in known or any(
         axis in entry for entry in cast(tuple[Mapping[str, object], ...], matrix.get(INCLUDE, ()))
     ):
-        return f"the axis {axis} has no value where {told}", f"Give it one in each entry of include: {axis}: VALUE"
-    return (
+        what = f"the axis {axis} has no value where {told}"
+        if (near := nearest(axis, {*combination} - {*matrix})) is not None:
+            return _error(values.keys[combination[near].place], what, f"Write {axis} in place of {near}.")
+        return _error(spot, what, f"Give it one in each entry of include: {axis}: VALUE")
+    return _error(
+        spot,
         f"there is no axis {quoted(axis)}{_near(axis, known)}",
         f"The axes are {', '.join(sorted(known))}. For the text itself write $${{{axis}}}.",
     )
 
 
-def _near(name: str, names: Mapping[str, object] | set[str]) -> str:
+def _near(name: str, names: Iterable[str]) -> str:
     near = nearest(name, names)
     return f"; did you mean {near}?" if near is not None else ""
 

@@ -14,11 +14,15 @@ from lorabake.visible import redacted
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """Say where a value was written: recipe.yaml:3:7. What has no lines is a name alone, such as --lora 2."""
+    """Say where a value was written: recipe.yaml:3:7. What has no lines is a name alone, such as --lora 2.
+
+    `note` says how the value came to where it is used, if it was written elsewhere.
+    """
 
     name: str
     line: int = -1
     column: int = -1
+    note: str = ""
 
     @classmethod
     def of(cls, mark: yaml.Mark) -> Spot:
@@ -49,7 +53,7 @@ class Fault:
     @property
     def line(self) -> str:
         """Return the fault as a line: recipe.yaml:3:7: unknown key 'strenght'."""
-        return f"{self.spot}: {self.message}"
+        return f"{self.spot}: {self.message}{f' ({self.spot.note})' if self.spot.note else ''}"
 
 
 def error_at(mark: yaml.Mark, message: str, *advice: str) -> RecipeError:
