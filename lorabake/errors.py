@@ -55,6 +55,12 @@ class LorabakeError(Exception):
         self.__traceback__ = self.__cause__ = self.__context__ = None
         return self
 
+    def about(self, name: str) -> Self:
+        """Put the name of what the error is about in front of its message; return the error."""
+        first, *rest = self.args or ("",)
+        self.args = (f"{name}: {first}", *rest)
+        return self
+
     @property
     def lines(self) -> tuple[str, ...]:
         """Return the lines of the message, safe to print."""

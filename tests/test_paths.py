@@ -61,7 +61,8 @@ SAID = {
     "a/${NOT_SET_AT_ALL}/x.pt": (
         "variable",
         "Environment variables such as ${NOT_SET_AT_ALL} have no meaning here: write the whole path, or one that "
-        "begins with ~ for your home folder. For an axis, add matrix: {NOT_SET_AT_ALL: [VALUE, VALUE]} to the recipe.",
+        "begins with ~ for your home folder. For an axis, add matrix: {NOT_SET_AT_ALL: [VALUE, VALUE]} "
+        "to the recipe.",
     ),
     "%LORABAKE_TEST%\\sub\\x.pt": (
         "variable",
@@ -221,7 +222,8 @@ def test_inputs_of_a_recipe_are_asked_for_as_they_are_written(tmp_path: Path, fi
     path = b.recipe(tmp_path, **{field: [given] if field == "loras" else given})
     with pytest.raises(FileError) as caught:
         resolve(load_recipe(path))
-    assert caught.value.args[1] == "This has backslashes between folders: write models/x.safetensors"
+    assert caught.value.args[1].startswith(f"The recipe names it at {path}:")
+    assert caught.value.args[2] == "This has backslashes between folders: write models/x.safetensors"
 
 
 def test_inspect_asks_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

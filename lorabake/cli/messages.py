@@ -147,7 +147,10 @@ def _place_of(lines: Sequence[str], recipe: Path) -> Place:
     from lorabake.recipe import recipe_text
     from lorabake.recipe.shape import is_path
     from lorabake.recipe.values import read_values
+    from lorabake.recipe.words import NAMED
 
+    if match := next(filter(None, map(NAMED.fullmatch, lines)), None):
+        return Place(match["file"], int(match["line"]), int(match["column"]))
     try:
         values = read_values(recipe_text(recipe), str(recipe))
     except LorabakeError:  # the message tells what is wrong with it

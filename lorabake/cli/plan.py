@@ -18,14 +18,25 @@ from lorabake.cli.recipe_options import recipe_options, save_option
 from lorabake.cli.saving import check_saved, save_recipe
 from lorabake.cli.show import LABEL, ledger_lines, link_lines, new_folder, shown, survives, unlinkable
 from lorabake.cli.terminal import echo, echo_json
+from lorabake.errors import LorabakeError
 from lorabake.machine import folder_above
+from lorabake.planning import Plan
 from lorabake.planning.cautions import cautions_of_recipe
 from lorabake.planning.links import linked, links_in, unlinked_of
+from lorabake.recipe import Recipe
 from lorabake.recipe.options import Options
 from lorabake.visible import counted_as, size_of
 from lorabake.writing.linking import linkable, room_of, saving_of
 
 LABELLED = "warning   "
+
+
+def _named_plan(recipe: Recipe) -> Plan:
+    """Plan one of several outputs; an error begins with its name."""
+    try:
+        return make_plan(recipe)
+    except LorabakeError as error:
+        raise error.about(recipe.name) from None
 
 
 @click.command(
@@ -59,7 +70,7 @@ def plan(said: Options, output: Path | None, as_json: bool, estimate: bool, link
     if len(recipes) > 1 and not (as_json or estimate or output or said.save):
         from lorabake.cli.passes import pass_lines
 
-        several = [make_plan(recipe) for recipe in recipes]
+        several = [_named_plan(recipe) for recipe in recipes]
         for line in pass_lines([linked(each) for each in several] if link else several):
             echo(line)
         for note, count in unlinked_of(several).items() if link else ():

@@ -6,7 +6,7 @@ The recipe says everything that may change the baked bytes and nothing else.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from lorabake.recipe.faults import explained
 from lorabake.recipe.inputs import Base, Lora, Source
 from lorabake.recipe.models import Method, Output, Recipe, Verify, recipe_schema
 from lorabake.recipe.syntax import decoded
-from lorabake.recipe.values import Values, read_values, values_of
+from lorabake.recipe.values import Place, Values, read_values, values_of
+from lorabake.recipe.words import named_at
 from lorabake.recipe.written import written
 from lorabake.settings import BASE, BATCH, INSPECT, LORA, ONLY
 from lorabake.tensors.magic import SNIFFED, Format, format_at, format_of
@@ -192,4 +193,16 @@ def recipe_of(values: Values, folder: Path) -> Recipe:
         told = [fault.line for fault in faults[:MAX_FAULTS]]
         told += [the_rest(len(faults) - MAX_FAULTS, "more faults")] if len(faults) > MAX_FAULTS else []
         raise RecipeError(*told)
-    return recipe.placed(folder)
+    return recipe.placed(folder, dict(_named(recipe, values)))
+
+
+def _named(recipe: Recipe, values: Values) -> Iterator[tuple[str, str]]:
+    """Yield the path of each input, and what says on which line it is written."""
+    parts = recipe.output.parts
+    places: list[Place] = [("base",), *(("loras", number) for number in range(len(recipe.loras)))]
+    places += [("vae",)] if recipe.vae is not None else []
+    places += [("output", "parts", name) for name in parts]
+    for entry, place in zip(recipe.inputs, places, strict=True):
+        spot = values.spots.get((*place, "path"), values.spots.get(place))
+        if spot is not None and spot.line >= 0:
+            yield entry.path, named_at(spot)

@@ -198,6 +198,7 @@ class Recipe(Part):
     verify: Verify | None = Field(None, description="What the verify command samples.")
 
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
+    _named: Mapping[str, str] = PrivateAttr(default_factory=dict)
     _file: Path | None = PrivateAttr(None)
     _text: str | None = PrivateAttr(None)
     _commits: Mapping[str, str] = PrivateAttr(default_factory=dict)
@@ -283,11 +284,16 @@ class Recipe(Part):
         pinned._commits = dict(commits)
         return pinned
 
-    def placed(self, folder: Path) -> Recipe:
-        """Return this recipe with another folder as the start of relative paths."""
+    def placed(self, folder: Path, named: Mapping[str, str] | None = None) -> Recipe:
+        """Return this recipe with another start of relative paths; `named` says where each input's is written."""
         moved = self.model_copy()
         moved._folder = folder.absolute()
+        moved._named = self._named if named is None else named
         return moved
+
+    def named_at(self, entry: Source) -> str | None:
+        """Say where the path of an input is written; None where that is not known."""
+        return self._named.get(entry.path)
 
     @property
     def text(self) -> str | None:
@@ -355,13 +361,8 @@ class Recipe(Part):
 
     def normal_json(self) -> str:
         """Write the normal form as one line of canonical JSON."""
-        return json.dumps(
-            self.normal_form(),
-            sort_keys=True,
-            separators=(",", ":"),
-            ensure_ascii=False,
-            allow_nan=False,
-        )
+        form, separators = self.normal_form(), (",", ":")
+        return json.dumps(form, sort_keys=True, separators=separators, ensure_ascii=False, allow_nan=False)
 
 
 def recipe_schema() -> dict[str, object]:

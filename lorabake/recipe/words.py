@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -41,6 +42,15 @@ class Spot:
 
     def __str__(self) -> str:
         return self.name if self.line < 0 else f"{self.name}:{self.line + 1}:{self.column + 1}"
+
+
+NAMED = re.compile(r"The recipe names it at (?P<file>.+?):(?P<line>\d+):(?P<column>\d+)( \(.*\))?\.")
+"""What `named_at` writes."""
+
+
+def named_at(spot: Spot) -> str:
+    """Say where a recipe names an input."""
+    return f"The recipe names it at {spot}{f' ({spot.note})' if spot.note else ''}."
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from lorabake.sources.base import (
     schedule_of,
 )
 from lorabake.sources.evidence import FileEvidence, locations_of, read_tensors, sides_of
+from lorabake.sources.finding import find
 from lorabake.sources.held import held_by
 from lorabake.sources.loras import LoraSource, grown, open_source, translated
 from lorabake.sources.parts import PartSource, joined, open_parts
@@ -137,7 +138,7 @@ def _identified(recipe: Recipe) -> _Identified:
 
 
 def _key_of_base(recipe: Recipe) -> tuple[Hashable, ...]:
-    return recipe.locate(recipe.base), recipe.base.path, recipe.base.variant
+    return find(recipe, recipe.base), recipe.base.path, recipe.base.variant
 
 
 def _identify(recipe: Recipe) -> _Identified:
@@ -153,7 +154,7 @@ def _identify(recipe: Recipe) -> _Identified:
 
 def _opened_once(recipe: Recipe, entry: Lora) -> LoraSource:
     """Open a LoRA; once for all recipes that are planned together."""
-    path = recipe.locate(entry)
+    path = find(recipe, entry)
     return replace(once(partial(open_source, entry, path), "lora", path, entry.path), entry=entry)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from lorabake.errors import FileError
 from lorabake.keymap.expansion import KeyMap
-from lorabake.paths import check_there
 from lorabake.recipe import Recipe
 from lorabake.sources.family import VAE_ONLY, expert_layout, guess_models, identify, models_of
+from lorabake.sources.finding import find
 from lorabake.sources.sorts import check_vae
 from lorabake.sources.translation import Transcript, config_of, transcribe
 from lorabake.storage.recognition import find_packing
@@ -31,8 +31,7 @@ SCHEDULE = Path("scheduler", "scheduler_config.json")
 
 def open_base(recipe: Recipe) -> Transcript:
     """Open the recipe's base; a language model in GGUF gets transformers' names."""
-    path = recipe.locate(recipe.base)
-    check_there(path, recipe.base.path)
+    path = find(recipe, recipe.base)
     shard = SHARD.fullmatch(path.name) if path.suffix in WEIGHT_SUFFIXES else None
     if shard and int(shard[2]) > 1:
         raise FileError(
@@ -51,8 +50,7 @@ def open_vae(recipe: Recipe) -> Checkpoint | None:
     """Open the recipe's VAE, if it names one."""
     if recipe.vae is None:
         return None
-    path = recipe.locate(recipe.vae)
-    check_there(path, recipe.vae.path)
+    path = find(recipe, recipe.vae)
     vae = open_checkpoint(path)
     check_checkpoint(vae.path, vae.tensors)
     check_vae(vae)

@@ -17,7 +17,6 @@ from lorabake.keymap.peft import PeftConfig
 from lorabake.keymap.slots import LoraTensors, sort_tensors
 from lorabake.keymap.spelling import Spellings
 from lorabake.keymap.view import padded
-from lorabake.paths import check_there
 from lorabake.recipe import Lora
 from lorabake.sources.evidence import TensorEvidence
 from lorabake.sources.translation import translate
@@ -59,8 +58,7 @@ class LoraSource:
 
 
 def open_source(entry: Lora, path: Path) -> LoraSource:
-    """Open the LoRA that a recipe's entry names."""
-    check_there(path, entry.path)
+    """Open the LoRA that a recipe's entry names, at its path."""
     checkpoint, config = open_lora(path)
     check_lora(entry.path, checkpoint.tensors)
     where = str(checkpoint.path)

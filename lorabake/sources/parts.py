@@ -17,9 +17,9 @@ from lorabake.configs.sizes import SizeUnknownError
 from lorabake.errors import FileError, RecipeError
 from lorabake.keymap.expansion import KeyMap
 from lorabake.keymap.table import Component, Layout
-from lorabake.paths import check_there
 from lorabake.recipe import Recipe, Source
 from lorabake.sources.evidence import SideFile
+from lorabake.sources.finding import find
 from lorabake.tensors.checkpoint import Checkpoint, Part, open_checkpoint
 from lorabake.tensors.emptiness import check_checkpoint
 from lorabake.tensors.header import Described, TensorInfo
@@ -105,8 +105,7 @@ def _known(key_map: KeyMap) -> list[str]:
 
 
 def _opened(recipe: Recipe, name: str, entry: Source) -> PartSource:
-    path = recipe.locate(entry)
-    check_there(path, entry.path)
+    path = find(recipe, entry)
     folder = is_folder(path)
     if folder and entry.sha256:
         raise FileError(f"{path}: sha256 is for a file, and {name} is a folder")
