@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lorabake.arguments import AnyPath
@@ -25,6 +25,7 @@ from lorabake.planning.provenance import OUTPUT_VERSION
 from lorabake.progress import unseen
 from lorabake.recipe import Recipe, load_recipe
 from lorabake.sources import resolve
+from lorabake.tensors.once import shared
 
 
 def cache_key(
@@ -56,6 +57,21 @@ def cache_key(
     }
     text = json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def cache_key_of_all(
+    recipes: Sequence[Recipe],
+    *,
+    begin: Callable[[str, int], None] = unseen,
+    progress: Callable[[int], None] = unseen,
+) -> str:
+    """Return one key of several outputs, in whatever order: it changes if the key of one does. Of one, it is its key.
+
+    Raise what `cache_key` raises.
+    """
+    with shared():
+        keys = sorted(cache_key(recipe, begin=begin, progress=progress) for recipe in recipes)
+    return keys[0] if len(keys) == 1 else hashlib.sha256("\n".join(keys).encode()).hexdigest()
 
 
 def _locked(recipe: Recipe) -> dict[str, str]:

@@ -47,7 +47,7 @@ ALL = 0.9995
         "bake --base base.safetensors --lora style.safetensors=0.8 -o baked.safetensors",
     ),
 )
-@recipe_options()
+@recipe_options(one=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write here instead of the recipe's path.")
 @save_option
 @click.option(

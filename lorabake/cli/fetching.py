@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lorabake.artifacts.locking import frozen
 from lorabake.artifacts.watch import has_lock
@@ -11,19 +11,19 @@ from lorabake.cli.terminal import echo
 from lorabake.machine import in_ci
 from lorabake.recipe import Recipe
 from lorabake.recipe.options import Options
-from lorabake.sources.fetching import fetch
+from lorabake.sources.fetching import fetch_all
 from lorabake.tensors.reader import is_there
 from lorabake.visible import size_of
 
 
-def recipe_to_fetch(said: Options) -> Recipe:
-    """Return the recipe that was given, or that a baked file holds."""
+def recipes_to_fetch(said: Options) -> tuple[Recipe, ...]:
+    """Return the recipes of the outputs that were given, or the one that a baked file holds."""
     file = said.file
     if file is None or file.suffix.lower() in (".yaml", ".yml") or said.bases or said.loras or not is_there(file):
-        return said.recipe()
+        return said.recipes()
     from lorabake.sources.received import received
 
-    return received(file, changes=said.changes).recipe
+    return (received(file, changes=said.changes).recipe,)
 
 
 def at_locked_commits(recipe: Recipe, said: Mapping[str, object]) -> Recipe:
@@ -38,11 +38,11 @@ def at_locked_commits(recipe: Recipe, said: Mapping[str, object]) -> Recipe:
     return recipe
 
 
-def fetch_shown(recipe: Recipe, *, talks: bool) -> None:
-    """Fetch what is missing; with `talks`, show how it goes."""
+def fetch_shown(recipes: Sequence[Recipe], *, talks: bool) -> None:
+    """Fetch what is missing, each input once; with `talks`, show how it goes."""
     bar = Bar(shown=talks)
     try:
-        fetched = fetch(recipe, bar)
+        fetched = fetch_all(recipes, bar)
     finally:
         bar.close()
     for entry in fetched if talks else ():

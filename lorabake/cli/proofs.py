@@ -162,8 +162,7 @@ def verify_several(wanted: Wanted, options: VerifyOptions, shows: Shows, *, down
     if downloads:
         from lorabake.cli.fetching import fetch_shown
 
-        for given in wanted.given:
-            fetch_shown(recipe_in(given), talks=shows.talks)
+        fetch_shown([*map(recipe_in, wanted.given)], talks=shows.talks)
     bar = Bar(shown=shows.talks)
     told = _Told(bar, shows, len(wanted.given))
     options = replace(

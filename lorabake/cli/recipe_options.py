@@ -41,12 +41,13 @@ only_option = click.option(
 
 
 def recipe_options(
-    metavar: str = "RECIPE", *, downloads: bool = True, several: bool = False
+    metavar: str = "RECIPE", *, downloads: bool = True, several: bool = False, one: bool = False
 ) -> Callable[[Command], Command]:
     """Let a command take a recipe as a file or as options; it is called with `said`, which are the options.
 
     With `downloads`, it has --download, too: the recipe's inputs are fetched before the command is called. With
-    `several`, it takes several files: `said` has the first one, and the command is called with all `files`.
+    `several`, it takes several files: `said` has the first one, and the command is called with all `files`. With
+    `one`, it takes one output, so nothing is fetched for the several of a matrix.
     """
     argument = (
         click.argument("recipe", nargs=-1, type=FILE, metavar=f"[{metavar}]...")
@@ -102,9 +103,10 @@ def recipe_options(
             if save_recipe is not None:
                 check_writable(save_recipe, "recipe")
             if downloads and others.pop("download"):
-                from lorabake.cli.fetching import at_locked_commits, fetch_shown, recipe_to_fetch
+                from lorabake.cli.fetching import at_locked_commits, fetch_shown, recipes_to_fetch
 
-                wanted = at_locked_commits(recipe_to_fetch(said), others)
+                given = (said.recipe(),) if one else recipes_to_fetch(said)
+                wanted = [at_locked_commits(each, others) for each in given]
                 fetch_shown(wanted, talks=not (others.get("quiet") or others.get("as_json")))
             return command(said=said, **others)
 

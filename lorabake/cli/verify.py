@@ -174,9 +174,9 @@ def verify(
     if (wanted := several(said, files, inputs)) is not None:
         return verify_several(wanted, options, shows, downloads=download).exit_code
     if download:
-        from lorabake.cli.fetching import fetch_shown, recipe_to_fetch
+        from lorabake.cli.fetching import fetch_shown, recipes_to_fetch
 
-        fetch_shown(recipe_to_fetch(said), talks=shows.talks)
+        fetch_shown(recipes_to_fetch(said), talks=shows.talks)
     given, baked = _recipe(said, inputs)
     if report is not None:
         recipe = recipe_in(given)

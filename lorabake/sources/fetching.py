@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Unpack
 
 from pydantic import BaseModel
@@ -29,26 +29,32 @@ def fetch(
         >>> lorabake.fetch("recipe.yaml")  # its inputs are files on this machine
         ()
     """
-    given = recipe_given(recipe, keys)
+    return fetch_all((recipe_given(recipe, keys),), progress)
+
+
+def fetch_all(recipes: Sequence[Recipe], progress: Progress | None = None) -> tuple[Fetched, ...]:
+    """Download the inputs of several recipes, each once, as `fetch` does."""
     with NotebookBar(shown=progress is None) as bar:
         return tuple(
             address.fetch(wanted, progress or bar)
-            for text, wanted in addressed(given).items()
+            for text, wanted in _addressed(recipes)
             if (address := address_of(text)) is not None
         )
 
 
-def addressed(recipe: Recipe) -> dict[str, Wanted]:
-    """Map each address in a recipe to what else is known of it; raise FileError for two digests of one address."""
-    entries: dict[str, Wanted] = {}
-    for entry in _entries(recipe):
+def _addressed(recipes: Sequence[Recipe]) -> tuple[tuple[str, Wanted], ...]:
+    """List each address in recipes with what else is known of it; raise FileError for two digests of one address."""
+    entries: dict[tuple[str, str | None], Wanted] = {}
+    digests: dict[str, str | None] = {}
+    for recipe, entry in ((recipe, entry) for recipe in recipes for entry in _entries(recipe)):
         text = entry.path if isinstance(entry, Source) else entry
         wanted = recipe.wanted(entry)
         if address_of(text) is None:
             continue
-        if entries.setdefault(text, wanted).sha256 not in (None, wanted.sha256):
+        entries.setdefault((text, wanted.variant), wanted)
+        if digests.setdefault(text, wanted.sha256) not in (None, wanted.sha256):
             raise FileError(f"{text}: the recipe has two digests for it", "One address leads to one file.")
-    return entries
+    return tuple((text, wanted) for (text, _), wanted in entries.items())
 
 
 def _entries(part: BaseModel) -> Iterator[Source | str]:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from lorabake.artifacts.key import cache_key
+from lorabake.artifacts.key import cache_key, cache_key_of_all
 from lorabake.artifacts.locking import lock
+from lorabake.cli import main
 from lorabake.errors import LockError
 from lorabake.planning import provenance
+from lorabake.recipe import load_recipes
 from tests import builders as b
 
 
@@ -56,3 +58,34 @@ def test_a_lock_that_lacks_an_input_gives_no_key(recipe: Path) -> None:
     b.recipe(recipe.parent, loras=["lora.safetensors", "new.safetensors"])
     with pytest.raises(LockError, match=r"recipe.yaml:5:3: new.safetensors is not in the lock"):
         cache_key(recipe)
+
+
+SWEEP = """version: 1
+matrix: {strength: [0.5, 1]}
+base: base.safetensors
+loras: [{path: lora.safetensors, strength: "${strength}"}]
+output: {path: "out-${strength}.safetensors"}
+"""
+
+
+def test_outputs_of_a_matrix_have_one_key_that_changes_with_each(recipe: Path) -> None:
+    sweep = recipe.with_name("sweep.yaml")
+    sweep.write_text(SWEEP)
+    recipes = load_recipes(sweep)
+    key = cache_key_of_all(recipes)
+    assert cache_key_of_all(recipes[::-1]) == key
+    assert cache_key_of_all(recipes[:1]) == cache_key(recipes[0]) != key
+    sweep.write_text(SWEEP.replace("1]", "0.9]"))
+    assert cache_key_of_all(load_recipes(sweep)) != key
+
+
+def test_the_command_takes_a_matrix(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = recipe.with_name("sweep.yaml")
+    sweep.write_text(SWEEP)
+    told = []
+    for words in ([], ["--only", "out-1"], ["--only", "out-1", "-o", "elsewhere/out-1.safetensors"], ["-o", "x"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(["cache-key", str(sweep), *words])
+        told.append((stopped.value.code, capsys.readouterr().out.strip()))
+    recipes = load_recipes(sweep)
+    assert told == [(0, cache_key_of_all(recipes)), (0, cache_key(recipes[1])), (0, cache_key(recipes[1])), (2, "")]

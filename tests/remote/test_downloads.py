@@ -275,6 +275,30 @@ def test_commands_fetch_when_they_are_asked_to(
     assert b.tensor_bytes(plain.path) == b.tensor_bytes(tmp_path / "out.safetensors")
 
 
+def test_what_the_outputs_of_a_matrix_need_is_fetched_once(
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    b.save(tmp_path / "made.safetensors", b.sd1())
+    sha256, address = b.sha256(tmp_path / "made.safetensors"), f"{server.address}/base.safetensors"
+    server.files["/base.safetensors"] = (tmp_path / "made.safetensors").read_bytes()
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        "version: 1\nmatrix: {strength: [0.5, 1]}\n"
+        f"base: {{path: '{address}', sha256: {sha256}}}\n"
+        "loras: [{path: lora.safetensors, strength: '${strength}'}]\noutput: {path: 'out-${strength}.safetensors'}\n"
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["bake", str(path), "--download"])
+    assert ended.value.code == 2
+    assert not server.requests, "bake takes one output"
+    for words in (["--only", "out-1"], []):
+        with pytest.raises(SystemExit) as ended:
+            main(["fetch", str(path), *words])
+        assert ended.value.code == 0
+        assert capsys.readouterr().err.count(f"fetched   {address}: ") == 1
+    assert len(server.requests) == 1
+
+
 def test_what_a_baked_file_was_made_of_is_fetched(
     tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
