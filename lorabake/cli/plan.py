@@ -6,7 +6,7 @@ Read headers only, without torch; tensors only with --estimate.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -18,25 +18,22 @@ from lorabake.cli.recipe_options import recipe_options, save_option
 from lorabake.cli.saving import check_saved, save_recipe
 from lorabake.cli.show import LABEL, ledger_lines, link_lines, new_folder, shown, survives, unlinkable
 from lorabake.cli.terminal import echo, echo_json
-from lorabake.errors import LorabakeError
-from lorabake.machine import folder_above
+from lorabake.errors import LorabakeError, RecipeError
+from lorabake.machine import default_workers, folder_above
 from lorabake.planning import Plan
 from lorabake.planning.cautions import cautions_of_recipe
 from lorabake.planning.links import linked, links_in, unlinked_of
 from lorabake.recipe import Recipe
 from lorabake.recipe.options import Options
-from lorabake.visible import counted_as, size_of
+from lorabake.settings import ONLY
+from lorabake.tensors.once import shared
+from lorabake.visible import and_more, counted_as, size_of
 from lorabake.writing.linking import linkable, room_of, saving_of
 
 LABELLED = "warning   "
 
-
-def _named_plan(recipe: Recipe) -> Plan:
-    """Plan one of several outputs; an error begins with its name."""
-    try:
-        return make_plan(recipe)
-    except LorabakeError as error:
-        raise error.about(recipe.name) from None
+SHOWN = 4
+"""How many names of outputs a message lists."""
 
 
 @click.command(
@@ -64,19 +61,14 @@ def plan(said: Options, output: Path | None, as_json: bool, estimate: bool, link
     """Show what baking RECIPE would do, and what it needs.
 
     Reads only headers, so it is quick. If a LoRA does not fit, it fails as the bake would. For a recipe with a matrix
-    it shows a table of the outputs, and what baking them all would take.
+    it shows a table of the outputs, says which are there already, and what baking the others would take.
     """
     recipes = said.recipes()
-    if len(recipes) > 1 and not (as_json or estimate or output or said.save):
-        from lorabake.cli.passes import pass_lines
-
-        several = [_named_plan(recipe) for recipe in recipes]
-        for line in pass_lines([linked(each) for each in several] if link else several):
-            echo(line)
-        for note, count in unlinked_of(several).items() if link else ():
-            echo(f"note      {note} ({counted_as(count, 'output')})")
+    if len(recipes) > 1:
+        _check_options(said, recipes, output, estimate=estimate)
+        _plan_all(recipes, as_json=as_json, link=link)
         return
-    made = make_plan(said.recipe(), output)
+    made = make_plan(recipes[0], output)
     made = linked(made) if link else made
     check_saved(said.save, made)
     shares: Mapping[int, float] = {}
@@ -139,3 +131,44 @@ def plan(said: Options, output: Path | None, as_json: bool, estimate: bool, link
         messages.warning(why, LABELLED)
     if free < needed:
         messages.warning("the disk has not enough room for it", LABELLED)
+
+
+def _check_options(said: Options, recipes: Sequence[Recipe], output: Path | None, *, estimate: bool) -> None:
+    """Raise RecipeError for options that several outputs cannot have."""
+    given = {
+        "-o names one output": output is not None,
+        "--estimate reads tensors for one output": estimate,
+        "--save-recipe keeps the recipe of one output": said.save is not None,
+    }
+    if why := next((why for why, is_given in given.items() if is_given), None):
+        names = [recipe.name for recipe in recipes]
+        raise RecipeError(
+            f"{why}, and {said.file} stands for {len(names)}: {and_more(names[:SHOWN], len(names))}",
+            f"Choose one: {ONLY.of(names[0])}.",
+        )
+
+
+def _plan_all(recipes: Sequence[Recipe], *, as_json: bool, link: bool) -> None:
+    """Show what baking several outputs would take."""
+    from lorabake.batch.prospect import Prospect
+    from lorabake.cli.passes import pass_lines, told_of_all
+
+    with shared():
+        plans = [_named_plan(recipe) for recipe in recipes]
+    plans = [linked(plan) for plan in plans] if link else plans
+    prospect = Prospect.of(plans, default_workers())
+    if as_json:
+        echo_json(told_of_all(prospect))
+        return
+    for line in pass_lines(prospect):
+        echo(line)
+    for note, count in unlinked_of(plans).items() if link else ():
+        echo(f"note      {note} ({counted_as(count, 'output')})")
+
+
+def _named_plan(recipe: Recipe) -> Plan:
+    """Plan one of several outputs; an error begins with its name."""
+    try:
+        return make_plan(recipe)
+    except LorabakeError as error:
+        raise error.about(recipe.name) from None

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 VERSIONS: Final = {
     "plan": 2,
+    "plan_batch": 1,
     "bake": 2,
     "verify": 3,
     "verify_batch": 1,

@@ -13,6 +13,7 @@ from lorabake.documents import VERSIONS
 
 RECORDS: Mapping[str, str] = {
     "plan": "PlanDocument",
+    "plan_batch": "PlanBatchDocument",
     "bake": "BakeDocument",
     "verify": "VerifyDocument",
     "verify_batch": "VerifyBatchDocument",

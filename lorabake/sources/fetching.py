@@ -46,7 +46,7 @@ def _addressed(recipes: Sequence[Recipe]) -> tuple[tuple[str, Wanted], ...]:
     """List each address in recipes with what else is known of it; raise FileError for two digests of one address."""
     entries: dict[tuple[str, str | None], Wanted] = {}
     digests: dict[str, str | None] = {}
-    for recipe, entry in ((recipe, entry) for recipe in recipes for entry in _entries(recipe)):
+    for recipe, entry in [(each, entry) for each in recipes for entry in _entries(each)]:
         text = entry.path if isinstance(entry, Source) else entry
         wanted = recipe.wanted(entry)
         if address_of(text) is None:

@@ -33,6 +33,7 @@ from lorabake.tensors.small import content_of, noting
 from lorabake.visible import size_of
 from lorabake.writing.together import check_apart
 from tests import builders as b
+from tests.documents import validator
 
 SWEEP = """version: 1
 matrix:
@@ -273,22 +274,65 @@ def test_a_value_of_every_recipe_can_be_changed(folder: Path, monkeypatch: pytes
     assert run("sweep.yaml", "--set", "output.dtyp=bfloat16") == 1
 
 
+def planned(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str]:
+    """Plan the sweep by the command; return what it printed."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", "sweep.yaml", *words])
+    told = capsys.readouterr()
+    assert stopped.value.code == (2 if told.err else 0)
+    return told.out, told.err
+
+
 def test_plan_shows_a_table_of_the_outputs(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
-    with pytest.raises(SystemExit) as stopped:
-        main(["plan", "sweep.yaml"])
-    assert stopped.value.code == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = planned(capsys)[0].splitlines()
     assert [line.split()[0] for line in lines[1:7]] == [
         f"out/{name}-{strength}.safetensors" for strength in ("0.25", "0.5", "1") for name in ("one", "two")
     ]
     assert lines[2].endswith("lora.safetensors at 1, other.safetensors at 0.25")
-    assert lines[7].startswith("read      ")
-    assert lines[7].endswith("of bases, in 1 pass")
+    assert lines[7].startswith("shared    the base by 6 outputs; ")
+    assert "other.safetensors by 3" in lines[7]
+    loras = sum((folder / name).stat().st_size for name in ("lora.safetensors", "other.safetensors"))
+    assert lines[8].startswith("read      ")
+    assert lines[8].endswith(f"of bases and {size_of(loras)} of LoRAs, in 1 pass")
     total = sum(plan(each).size for each in load_recipes(folder / "sweep.yaml"))
-    assert lines[8].startswith(f"write     {size_of(total)} in 6 outputs; ")
+    assert lines[9].startswith(f"write     {size_of(total)} in 6 outputs; ")
+
+
+def test_plan_counts_only_what_is_not_there_yet(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    assert run("sweep.yaml", "--only", "one-*", "--quiet") == 0
+    (folder / "out" / "one-1.safetensors").write_bytes(b"another file")
+    told = json.loads(planned(capsys, "--json")[0])
+    assert [output["name"] for output in told["outputs"] if output["status"] == "current"] == ["one-0.25", "one-0.5"]
+    due = [output for output in told["outputs"] if output["status"] == "due"]
+    assert told["written_bytes"] == sum(output["plan"]["output"]["bytes"] for output in due)
+    assert {"path": "other.safetensors", "outputs": 3} in told["shared"]
+    validator("plan_batch").validate(told)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 0, told["written_bytes"] - 7))
+    lines = planned(capsys)[0].splitlines()
+    assert [line.split()[1] for line in lines[1:7]] == ["current", "to", "current", "to", "to", "to"]
+    assert "current   2 outputs are there already, and not baked again" in lines
+    assert lines[-1].startswith("warning   the disk has not enough room for all of them: 7 B are missing in ")
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    assert run("sweep.yaml", "--overwrite", "--quiet") == 0
+    told = json.loads(planned(capsys, "--json")[0])
+    assert (told["passes"], told["base_bytes"], told["written_bytes"], told["disks"]) == (0, 0, 0, [])
+
+
+@pytest.mark.parametrize("words", [["-o", "x.safetensors"], ["--estimate", "--json"], ["--save-recipe", "new.yaml"]])
+def test_plan_says_which_options_are_for_one_output(
+    words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    _, told = planned(capsys, *words)
+    assert told.startswith(f"error: {words[0]} ")
+    assert "sweep.yaml stands for 6: one-0.25, two-0.25, one-0.5, two-0.5 and 2 more\n  Choose one: --only" in told
 
 
 @pytest.mark.parametrize("size", ["much", "-1", "2 GB"])
