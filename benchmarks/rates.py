@@ -1,20 +1,24 @@
 """Measure what one machine does a second for a batch: reading, copying, computing, hashing, receipts, starting.
 
-Most rates are per core second, by the thread's own clock, so that others on the machine count little. The page cache
-gives what is read: no disk and no network is measured, but for the one rate that waits for the disk.
+Rates are per core second while all cores do the same, as in a bake: cores share memory, caches, and some even more.
+They are taken by the threads' own clocks, so that others on the machine count little. The page cache gives what is
+read: no disk and no network is measured, but for the one rate that waits for the disk.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,16 +37,19 @@ RANK, ROWS, COLUMNS = 32, 204, 1280
 class Rates:
     """Hold what one core does: bytes, multiplications and additions, or values a second; and seconds of fixed work.
 
-    `read`, `copy` and `write` go through the page cache; `durable` is bytes a second until the disk has them, one
-    after the other. `convert` are values of float16 to float32 and back. `receipt` is one receipt that the disk has,
-    `noted` one that the page cache has, `told` reading one. `start` is a process that has imported all, `plan` one
-    output more of a thousand tensors, `hand_out` the driver's part in one unit. `overhead` is what a real bake takes
-    of core seconds, over what these rates add up to for it.
+    `read`, `copy` and `write` go through the page cache, `reserve` gives a new file its length; `durable` is bytes a
+    second that the disk takes. `convert` are values of float16 to float32 and back. `receipt` is one receipt that the
+    disk has, `noted` one that the page cache has, `told` reading one. `start` is a process that has imported all,
+    `command` one that has imported what it needs to plan. `first` is planning one output, `plan` planning one more of
+    a thousand tensors, `hand_out` the driver's part in one unit. `overhead` is what a real bake takes of core
+    seconds, over what these rates add up to for it. Each core but the first is busy for the share `beyond` of its
+    time, as threads of one process wait for one another.
     """
 
     read: float
     copy: float
     write: float
+    reserve: float
     durable: float
     convert: float
     flops: float
@@ -50,10 +57,13 @@ class Rates:
     receipt: float
     noted: float
     told: float
+    command: float
     start: float
+    first: float
     plan: float
     hand_out: float
     overhead: float = 1.0
+    beyond: float = 1.0
 
     @classmethod
     def load(cls, path: Path) -> Rates:
@@ -69,43 +79,77 @@ def _median(measure: Callable[[], float]) -> float:
     return statistics.median(measure() for _ in range(REPEATS))
 
 
-def _by_core(task: Callable[[], int]) -> float:
-    """Return what a task counts, a second of this thread's own time."""
-    task()
-    return _median(lambda: _rate(task, time.thread_time))
+def _on_all_cores(task: Callable[[], Callable[[], float]]) -> float:
+    """Return the mean of what one call gives on each core while all others do the same; `task` makes a thread's."""
+    cores = len(os.sched_getaffinity(0))
+    ready = threading.Barrier(cores)
+
+    def run(_: int) -> float:
+        call = task()
+        call()
+        ready.wait()
+        return _median(call)
+
+    with ThreadPoolExecutor(cores) as pool:
+        return statistics.fmean(pool.map(run, range(cores)))
 
 
-def _rate(task: Callable[[], int], clock: Callable[[], float]) -> float:
-    began, done = clock(), 0
-    while (taken := clock() - began) < 0.1:
+def _by_core(task: Callable[[], Callable[[], int]]) -> float:
+    """Return what a task counts, a second of a thread's own time."""
+
+    def timed() -> Callable[[], float]:
+        once = task()
+        return lambda: _rate(once)
+
+    return _on_all_cores(timed)
+
+
+def _rate(task: Callable[[], int]) -> float:
+    began, done = time.thread_time(), 0
+    while (taken := time.thread_time() - began) < 0.1:
         done += task()
     return done / taken
 
 
-def _files(folder: Path) -> dict[str, float]:
+def _files(source: Path, folder: Path) -> dict[str, float]:
     """Measure reading, copying and writing; with fresh pages, as a bake's are."""
-    piece = memoryview(bytearray(os.urandom(PIECE)))
-    source, target = folder / "source", folder / "target"
-    source.write_bytes(bytes(piece) * (SOME // PIECE))
+    size = min(SOME, source.stat().st_size) // PIECE * PIECE
+    names = itertools.count()
 
-    def read() -> int:
-        with source.open("rb", buffering=0) as file:
-            return sum(os.preadv(file.fileno(), [piece], at) for at in range(0, SOME, PIECE))
+    def read() -> Callable[[], int]:
+        piece = memoryview(bytearray(PIECE))
 
-    def fresh(step: Callable[[int, int], object], clock: Callable[[], float], *, durable: bool = False) -> float:
-        with target.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, SOME)
-            began = clock()
-            for at in range(0, SOME, PIECE):
-                step(file.fileno(), at)
-            if durable:
-                os.fsync(file.fileno())
-            taken = clock() - began
-        target.unlink()
-        return SOME / taken
+        def once() -> int:
+            with source.open("rb", buffering=0) as file:
+                return sum(os.preadv(file.fileno(), [piece], at) for at in range(0, size, PIECE))
 
-    def write(fd: int, at: int) -> object:
-        return os.pwrite(fd, piece, at)
+        return once
+
+    def fresh(
+        step: Callable[[int, int], object], clock: Callable[[], float], *, durable: bool = False
+    ) -> Callable[[], float]:
+        target = folder / f"target{next(names)}"
+
+        def once() -> float:
+            with target.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+                began = clock()
+                for at in range(0, size, PIECE):
+                    step(file.fileno(), at)
+                if durable:
+                    os.fsync(file.fileno())
+                taken = clock() - began
+            target.unlink()
+            return size / taken
+
+        return once
+
+    def reserve() -> float:
+        with (folder / "reserved").open("wb") as file:
+            began = time.thread_time()
+            os.posix_fallocate(file.fileno(), 0, size)
+            taken = time.thread_time() - began
+        return size / max(taken, 1e-6)
 
     with source.open("rb") as file:
 
@@ -115,37 +159,52 @@ def _files(folder: Path) -> dict[str, float]:
             except OSError:
                 return os.pwrite(fd, os.pread(file.fileno(), PIECE, at), at)
 
+        piece = os.urandom(PIECE)
+
+        def write(fd: int, at: int) -> object:
+            return os.pwrite(fd, piece, at)
+
         return {
             "read": _by_core(read),
-            "copy": _median(lambda: fresh(copy, time.thread_time)),
-            "write": _median(lambda: fresh(write, time.thread_time)),
-            "durable": _median(lambda: fresh(write, time.perf_counter, durable=True)),
+            "copy": _on_all_cores(lambda: fresh(copy, time.thread_time)),
+            "write": _on_all_cores(lambda: fresh(write, time.thread_time)),
+            "reserve": _median(reserve),
+            "durable": _median(fresh(write, time.perf_counter, durable=True)),
         }
 
 
 def _arithmetic() -> dict[str, float]:
     import torch
 
-    torch.set_num_threads(1)
-    weight, up, down = torch.zeros(ROWS, COLUMNS), torch.ones(ROWS, RANK), torch.ones(RANK, COLUMNS)
-    half = weight.to(torch.float16)
-
-    def product() -> int:
-        weight.addmm_(up, down)
-        return 2 * ROWS * RANK * COLUMNS
-
-    def convert() -> int:
-        weight.copy_(half)
-        half.copy_(weight)
-        return 2 * ROWS * COLUMNS
-
     data = os.urandom(PIECE)
+
+    def product() -> Callable[[], int]:
+        torch.set_num_threads(1)
+        weight, up, down = torch.zeros(ROWS, COLUMNS), torch.ones(ROWS, RANK), torch.ones(RANK, COLUMNS)
+
+        def once() -> int:
+            weight.addmm_(up, down)
+            return 2 * ROWS * RANK * COLUMNS
+
+        return once
+
+    def convert() -> Callable[[], int]:
+        torch.set_num_threads(1)
+        weight = torch.zeros(ROWS, COLUMNS)
+        half = weight.to(torch.float16)
+
+        def once() -> int:
+            weight.copy_(half)
+            half.copy_(weight)
+            return 2 * ROWS * COLUMNS
+
+        return once
 
     def digest() -> int:
         hashlib.sha256(data).digest()
         return PIECE
 
-    return {"flops": _by_core(product), "convert": _by_core(convert), "hash": _by_core(digest)}
+    return {"flops": _by_core(product), "convert": _by_core(convert), "hash": _by_core(lambda: digest)}
 
 
 def _receipts(folder: Path) -> dict[str, float]:
@@ -184,24 +243,34 @@ def _receipts(folder: Path) -> dict[str, float]:
 
 
 def _starts(recipe: Path) -> dict[str, float]:
-    """Measure a process's start by its own core seconds, and planning outputs on one base after the first."""
-    code = "import time, lorabake.batch.work, lorabake.execution.worker; print(time.process_time())"
+    """Measure a process's start by its own core seconds, and planning outputs on one base."""
 
-    def ran(text: str, *words: str) -> float:
+    def ran(text: str, *words: str) -> list[float]:
         command = [sys.executable, "-c", text, *words]
-        return float(subprocess.run(command, env=environment(), check=True, capture_output=True, text=True).stdout)
+        said = subprocess.run(command, env=environment(), check=True, capture_output=True, text=True).stdout
+        return [*map(float, said.split())]
 
+    imports = "import time, {}; print(time.process_time())"
     plans = (
-        "import sys, time, lorabake; from lorabake.sources import resolve; from lorabake.planning import plan\n"
-        "from lorabake.tensors.once import shared\n"
+        "import sys, time, lorabake, lorabake.batch; from lorabake.sources import resolve\n"
+        "from lorabake.planning import plan; from lorabake.tensors.once import shared\n"
         "recipe = lorabake.load_recipe(sys.argv[1])\n"
         "with shared():\n"
-        "    first = plan(resolve(recipe)); began = time.process_time()\n"
-        "    for _ in range(4): plan(resolve(recipe))\n"
+        "    began = time.process_time(); first = plan(resolve(recipe)); planned = time.process_time()\n"
+        "    for _ in range(8): plan(resolve(recipe))\n"
         "tensors = sum(len(file.targets) for file in first.files)\n"
-        "print((time.process_time() - began) / 4 / tensors * 1000)\n"
+        "print(planned - began, (time.process_time() - planned) / 8 / tensors * 1000)\n"
     )
-    return {"start": _median(lambda: ran(code)), "plan": _median(lambda: ran(plans, str(recipe)))}
+    command, start, planned = (
+        [ran(text, str(recipe)) for _ in range(REPEATS)]
+        for text in (
+            imports.format("lorabake.cli.batch, lorabake.batch"),
+            imports.format("lorabake.batch.work, lorabake.execution.worker"),
+            plans,
+        )
+    )
+    figures = {"command": command, "start": start, "first": planned, "plan": [[each[1]] for each in planned]}
+    return {name: statistics.median(each[0] for each in found) for name, found in figures.items()}
 
 
 def _hand_out() -> float:
@@ -228,8 +297,8 @@ def _hand_out() -> float:
     return taken
 
 
-def measure(recipe: Path, work: Path) -> Rates:
-    """Measure all rates, with a recipe to plan and a folder to write in; about half a minute on a quiet machine."""
+def measure(base: Path, recipe: Path, work: Path) -> Rates:
+    """Measure all rates, with a base to read, a recipe to plan and a folder to write in; about half a minute."""
     with tempfile.TemporaryDirectory(prefix="rates-", dir=work) as folder:
-        found = _files(Path(folder)) | _receipts(Path(folder))
+        found = _files(base, Path(folder)) | _receipts(Path(folder))
     return Rates(**found, **_arithmetic(), **_starts(recipe), hand_out=_hand_out())

@@ -17,7 +17,7 @@ import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +26,8 @@ from benchmarks.measure import FailedError, environment
 from benchmarks.measure import measure as run
 from benchmarks.rates import Rates
 from benchmarks.run import machine, split, write_recipe
-from benchmarks.simulation import Cluster, Outcome, Unit, simulate
+from benchmarks.simulation import NEVER, Cluster, Outcome, Unit, simulate
+from benchmarks.units import LARGE, SDXL, Batch, Load, Work, opening_of, planning_all, units_of
 
 MIB = 1 << 20
 PARTS = tuple(size * MIB for size in (32, 64, 128, 256, 512, 1024))
@@ -36,104 +37,6 @@ MOST_TOGETHER = 64
 """Most outputs of a pass, as lorabake has it."""
 
 DEFAULT_PART = 256 * MIB
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """Count the work of one output: bytes of its base, how many are computed, its LoRAs, and the arithmetic."""
-
-    name: str
-    base: float
-    touched: float
-    loras: float
-    flops: float
-    tensors: int
-
-    @property
-    def converted(self) -> float:
-        """Count the values that change between float16 and float32: to and fro, and those of the LoRAs."""
-        return (2 * self.touched + self.loras) / 2
-
-
-SDXL = Load("SDXL, one LoRA of rank 32", 6.94e9, 5.84e9, 0.228e9, 187e9, 2515)
-LARGE = Load("a model of 600 GB, one LoRA of rank 32", 600e9, 500e9, 6e9, 16e12, 2000)
-"""As `benchmarks.floor` counts SDXL; the large one has the same arithmetic for each byte, in larger tensors."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Say what is baked, and how: so many outputs of a load, in passes of `together`, cut into parts.
-
-    With `ahead`, a pass does not wait for the one before to be complete. With `spread`, workers hash complete
-    outputs, each on one core; otherwise the driver's machine does. Without `hashed` nobody does.
-    """
-
-    load: Load
-    outputs: int
-    together: int
-    part: float
-    ahead: bool = False
-    spread: bool = False
-    hashed: bool = True
-
-    @property
-    def parts(self) -> int:
-        """Count the parts of a pass."""
-        return max(1, round(self.load.base / self.part))
-
-    @property
-    def passes(self) -> list[int]:
-        """List how many outputs each pass has."""
-        whole, rest = divmod(self.outputs, self.together)
-        return [self.together] * whole + [rest] * (rest > 0)
-
-
-def work_of_output(load: Load, rates: Rates) -> float:
-    """Add up the core seconds of an output whose base has been read: arithmetic and writing, without digests."""
-    return (
-        load.loras / rates.read
-        + load.flops / rates.flops
-        + load.converted / rates.convert
-        + load.touched / rates.write
-        + (load.base - load.touched) / rates.copy
-    )
-
-
-def units_of(batch: Batch, rates: Rates, *, landing: float) -> Iterator[Unit]:
-    """List the units of a batch; `landing` are the seconds in which one receipt gets to where it is safe.
-
-    Passes have even numbers, and the completion of each the odd one behind it.
-    """
-    load, parts = batch.load, batch.parts
-    size = load.base
-    for number, outputs in enumerate(batch.passes):
-        digests = size / rates.read + size / rates.hash
-        each = load.touched / rates.read + outputs * (work_of_output(load, rates) + digests)
-        told = outputs * rates.told * parts / 2  # what is finished is read before each part
-        untouched = size - load.touched
-        group, before = 2 * number, 2 * number - 1
-        joining = outputs * rates.plan * load.tensors / 1000
-        for _ in range(parts):
-            yield Unit(
-                read=(load.touched + outputs * (load.loras + untouched)) / parts,
-                write=outputs * size / parts,
-                cpu=rates.overhead * each / parts + told,
-                landing=outputs * landing,
-                group=group,
-                joining=joining,
-                after=None if batch.ahead or not number else before,
-            )
-        for _ in range(outputs):
-            hashing = rates.overhead * digests if batch.hashed else 0.0
-            yield Unit(
-                read=size if batch.hashed else 0.0,
-                cpu=hashing + parts * rates.told,
-                landing=landing,
-                group=group + 1,
-                after=group,
-                driver=not batch.spread,
-                serial=True,
-            )
 
 
 def least_seconds(cluster: Cluster, units: Sequence[Unit]) -> float:
@@ -160,16 +63,21 @@ class Scenario:
     batch: Batch
     landing: float = 0.02
 
+    def units(self, rates: Rates) -> list[Unit]:
+        """List its units."""
+        return [*units_of(self.batch, rates, landing=self.landing)]
+
     def run(self, rates: Rates, **others: object) -> Outcome:
         """Simulate it, with other settings of the cluster."""
-        started = replace(self.cluster, opening=rates.start, **others)  # type: ignore[arg-type]
-        return simulate(started, list(units_of(self.batch, rates, landing=self.landing)))
+        settings = {"opening": opening_of(self.batch, rates), "beyond": rates.beyond, **others}
+        return simulate(replace(self.cluster, **settings), self.units(rates))  # type: ignore[arg-type]
 
 
-NODE = Cluster(
-    workers=4, threads=8, cores=32, nic=3.1e9, storage_read=20e9, storage_write=10e9, dispatch=0.005, repair=300.0
-)
-"""Assumed: 32 cores, 4 processes of 8 threads, 25 Gbit/s a node; storage that reads 20 and writes 10 GB/s for all."""
+NODE = Cluster(workers=4, cores=32, nic=3.1e9, storage_read=20e9, storage_write=10e9, dispatch=0.005, repair=300.0)
+"""Assumed: 32 cores, 4 processes, 25 Gbit/s a node; storage that reads 20 and writes 10 GB/s for all."""
+
+THREADS = 8
+"""Assumed: threads that compute in each process."""
 
 SLOW = {"slow": 0.05, "slowness": 2.0}
 """Assumed: one node in twenty is half as fast."""
@@ -177,42 +85,56 @@ SLOW = {"slow": 0.05, "slowness": 2.0}
 
 def scenarios(part: float) -> list[Scenario]:
     """List what is simulated, for one size of parts."""
-    catalogue = Batch(SDXL, 2000, MOST_TOGETHER, part)
-    large = Batch(LARGE, 1, 1, part)
     driven, dealt = replace(NODE, nodes=64), replace(NODE, nodes=64, dealing="shards")
+    many = Batch(SDXL, 2000, MOST_TOGETHER, part, "shards", dealt.nodes * dealt.workers, THREADS)
+    together = min(MOST_TOGETHER, -(-many.outputs // many.processes))
+    parted, whole = replace(many, together=together_for(many)), replace(many, whole=True, together=together)
+    large = replace(many, load=LARGE, outputs=1, together=1, processes=many.processes // 2)
     return [
-        Scenario("2,000 recipes, 64 nodes, shards", dealt, replace(catalogue, ahead=True, spread=True)),
-        Scenario("2,000 recipes, 64 nodes, a driver", driven, catalogue),
-        Scenario("600 GB, 32 nodes, shards", replace(dealt, nodes=32), replace(large, ahead=True, spread=True)),
-        Scenario("600 GB, 32 nodes, a driver", replace(driven, nodes=32), large),
+        Scenario("2,000 recipes, 64 nodes, shards", dealt, parted),
+        Scenario("2,000 recipes, 64 nodes, shards", dealt, whole),
+        Scenario("2,000 recipes, 64 nodes, a driver", driven, replace(many, way="pool")),
+        Scenario("2,000 recipes, 64 nodes, a driver", driven, replace(whole, way="pool")),
+        Scenario("600 GB, 32 nodes, shards", replace(dealt, nodes=32), large),
+        Scenario("600 GB, 32 nodes, a driver", replace(driven, nodes=32), replace(large, way="pool")),
     ]
+
+
+def together_for(batch: Batch) -> int:
+    """Return how many outputs shards bake in one pass, as lorabake has it."""
+    from lorabake.batch.groups import _most_together
+
+    return _most_together(batch.outputs, batch.parts, batch.processes)
 
 
 def paper_table(rates: Rates, parts: Sequence[float]) -> list[str]:
     """Simulate all scenarios with parts of these sizes; one Markdown row each."""
-    head = ["what", "part MiB", "parts a pass", "baked s", "complete s", "least s", "busiest", "slow nodes"]
+    head = ["what", "part MiB", "units", "planned s", "baked s", "complete s", "least s", "busiest", "slow nodes"]
     head += ["lost node", "moved again"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    rows: dict[str, None] = {}
     for number in range(len(scenarios(DEFAULT_PART))):
         for part in parts:
             one = scenarios(part)[number]
-            plain = one.run(rates)
-            baked = max(at for group, at in plain.done_at.items() if group % 2 == 0)
+            units, plain = one.units(rates), one.run(rates)
+            baking = [unit for unit in units if unit.write]
+            baked = max(plain.done_at[unit.group] for unit in baking)
             slow, lost = one.run(rates, **SLOW), one.run(rates, lost=(baked / 2,))
-            least = least_seconds(one.cluster, list(units_of(one.batch, rates, landing=one.landing)))
-            cells = [one.title, f"{part / MIB:.0f}", str(one.batch.parts), f"{baked:,.0f}", f"{plain.seconds:,.0f}"]
-            cells += [f"{least:,.0f}", f"{plain.bottleneck} {plain.busy[plain.bottleneck]:.0%}"]
+            cells = [one.title, "whole passes" if one.batch.whole else f"{part / MIB:.0f}", f"{len(baking):,}"]
+            cells += [f"{planning_all(one.batch, rates):,.0f}", f"{baked:,.0f}", f"{plain.seconds:,.0f}"]
+            cells += [f"{least_seconds(one.cluster, units):,.0f}"]
+            cells += [f"{plain.bottleneck} {plain.busy[plain.bottleneck]:.0%}"]
             cells += [f"{slow.seconds - plain.seconds:+,.0f} s", f"{lost.seconds - plain.seconds:+,.0f} s"]
             cells += [f"{lost.wasted / 1e9:.1f} GB"]
-            lines.append(f"| {' | '.join(cells)} |")
-    return lines
+            rows[f"| {' | '.join(cells)} |"] = None
+    return [*lines, *rows]
 
 
 def assumptions() -> list[str]:
     """Say what is assumed of the clusters."""
     node, gbit = NODE, NODE.nic * 8 / 1e9
     return [
-        f"Assumed: {node.cores} cores a node, {node.workers} processes of {node.threads} threads, {gbit:.0f} Gbit/s;",
+        f"Assumed: {node.cores} cores a node, {node.workers} processes of {THREADS} threads, {gbit:.0f} Gbit/s;",
         f"storage for all that reads {node.storage_read / 1e9:.0f} and writes {node.storage_write / 1e9:.0f} GB/s;",
         f"a receipt lands in 20 ms, a driver hands out a unit in {node.dispatch * 1000:.0f} ms; a node is lost",
         f"halfway, which is noticed after {node.notice:.0f} s, and is back after {node.repair:.0f} s; where some are",
@@ -229,33 +151,68 @@ def load_of(recipe: Path) -> Load:
     from benchmarks.floor import work_of
     from lorabake import load_recipe
     from lorabake import plan as make_plan
+    from lorabake.batch.parts import parts_of
 
     plan = make_plan(load_recipe(recipe))
     work = work_of(plan)
     size, tensors = plan.size, sum(len(file.targets) for file in plan.files)
-    return Load(recipe.stem, size, work.written, work.read - work.written, work.flops, tensors)
+    cut = tuple(
+        float(sum(target.nbytes for step in part.portion[0].steps for target in step.targets))
+        for part in parts_of([plan])
+    )
+    return Load(recipe.stem, size, work.written, work.read - work.written, work.flops, tensors, cut=cut)
 
 
-def here(jobs: int, cores: int, rates: Rates) -> Cluster:
-    """Describe this machine with so many processes: its page cache has no bandwidth but that of its cores."""
+def here(jobs: int, cores: int, rates: Rates, behind: float = NEVER) -> Cluster:
+    """Describe this machine with so many processes; in memory, `behind` bytes may wait for the disk."""
     return Cluster(
-        1, workers=jobs, threads=max(1, cores // jobs), cores=cores, opening=rates.start, dispatch=rates.hand_out
+        workers=jobs,
+        cores=cores,
+        beyond=rates.beyond,
+        dispatch=rates.hand_out,
+        storage_write=rates.durable,
+        behind=behind,
     )
 
 
-def predicted(batch: Batch, jobs: int, cores: int, rates: Rates) -> Outcome:
-    """Simulate a batch on this machine; one process hashes on the way, beside its workers."""
-    batch = replace(batch, spread=jobs == 1)
-    return simulate(here(jobs, cores, rates), list(units_of(batch, rates, landing=rates.noted)))
+def predicted(batch: Batch, jobs: int, cores: int, rates: Rates, behind: float = NEVER) -> Outcome:
+    """Simulate a batch on this machine."""
+    batch = replace(batch, way="command" if jobs == 1 else "pool", processes=jobs, threads=max(1, cores // jobs))
+    cluster = replace(here(jobs, cores, rates, behind), opening=opening_of(batch, rates))
+    return simulate(cluster, [*units_of(batch, rates, landing=rates.noted)])
+
+
+def unwritten_most(folder: Path) -> float:
+    """Return how many bytes in a folder may wait for the disk before the system makes writers wait, too.
+
+    That is halfway between the shares of memory at which it begins to write and at which nobody may go on. In a
+    file system that lies in memory nothing waits for a disk.
+    """
+    mounts = (line.split()[1:3] for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines())
+    kinds = {Path(point): kind for point, kind in mounts}
+    if next(kinds[each] for each in (folder, *folder.parents) if each in kinds) in ("tmpfs", "ramfs"):
+        return NEVER
+    given = (line.split()[:2] for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+    free = 1024 * {name: int(count) for name, count in given}["MemAvailable:"]
+    shares = (int(Path(f"/proc/sys/vm/dirty_{name}ratio").read_text()) for name in ("background_", ""))
+    return sum(shares) / 2 / 100 * free
+
+
+def busy_seconds() -> float:
+    """Return the core seconds that this machine has worked since it began."""
+    counts = [*map(int, Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:])]
+    return (sum(counts[:3]) + sum(counts[5:7])) / os.sysconf("SC_CLK_TCK")
 
 
 def check(options: argparse.Namespace, rates: Rates) -> list[str]:
-    """Run a batch here with several numbers of processes, and print what was predicted beside it."""
+    """Run a batch here with several numbers of processes, and print what was predicted beside it.
+
+    The quickest run of each counts: what others do on the machine only adds. `others' cores` are those they had then.
+    """
     cores = len(os.sched_getaffinity(0))
-    lines = [
-        "| outputs | jobs | predicted s | measured s | measured / predicted | predicted CPU s | measured CPU s |"
-    ]
-    lines.append(f"|{'---|' * 7}")
+    head = ["outputs", "jobs", "predicted s", "measured s", "measured / predicted", "predicted CPU s"]
+    head += ["measured CPU s", "others' cores"]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     inputs = options.inputs.resolve()
     with tempfile.TemporaryDirectory(prefix="scale-", dir=options.work or inputs) as work:
         folder = Path(work, "in")
@@ -265,23 +222,25 @@ def check(options: argparse.Namespace, rates: Rates) -> list[str]:
             path = write_recipe(folder / f"o{number}.yaml", base, [(lora, 0.3 + number / 10)], hashed=True)
             path.write_text(path.read_text().replace("path: out.", f"path: ../out/{path.stem}."))
         load = load_of(next(folder.glob("*.yaml")))
-        batch = Batch(load, options.outputs, MOST_TOGETHER, DEFAULT_PART)
-        found: dict[int, list[tuple[float, float]]] = {jobs: [] for jobs in options.jobs}
+        batch = Batch(load, options.outputs, MOST_TOGETHER, DEFAULT_PART, "command")
+        behind = unwritten_most(Path(work).resolve())
+        found: dict[int, list[tuple[float, float, float]]] = {jobs: [] for jobs in options.jobs}
         for _ in range(options.rounds):
             for jobs in options.jobs:
                 more = ["--jobs", str(jobs)] if jobs > 1 else []
                 command = [*options.lorabake, "batch", str(folder), "--quiet", "--no-fsync", *more]
+                before = busy_seconds()
                 cost = run(command, {**environment(), "LORABAKE_DEVICE": "cpu"})
+                others = max(0.0, busy_seconds() - before - cost.cpu) / cost.wall
                 shutil.rmtree(Path(work, "out"))
-                found[jobs].append((cost.wall, cost.cpu))
+                found[jobs].append((cost.wall, cost.cpu, others))
         for jobs, costs in found.items():
-            outcome = predicted(batch, jobs, cores, rates)
-            wall, cpu = (statistics.median(each) for each in zip(*costs, strict=True))
-            due = sum(unit.cpu for unit in units_of(batch, rates, landing=0)) + outcome.joining + jobs * rates.start
-            lines.append(
-                f"| {options.outputs} × {options.base} | {jobs} | {outcome.seconds:.1f} | {wall:.1f} "
-                f"| {wall / outcome.seconds:.2f} | {due:.1f} | {cpu:.1f} |"
-            )
+            outcome = predicted(batch, jobs, cores, rates, behind)
+            wall, cpu, others = min(costs)
+            cells = [f"{options.outputs} × {options.base}", f"{jobs}", f"{outcome.seconds:.1f}"]
+            cells += [f"{wall:.1f} (–{max(costs)[0]:.1f})", f"{wall / outcome.seconds:.2f}"]
+            cells += [f"{outcome.cpu:.1f}", f"{cpu:.1f}", f"{others:.2f}"]
+            lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
@@ -320,14 +279,23 @@ def calibrated(options: argparse.Namespace) -> str:
     with tempfile.TemporaryDirectory(prefix="scale-", dir=options.work or inputs) as work:
         base, lora = inputs / f"{options.base}.safetensors", inputs / f"{options.base}_r32a.safetensors"
         recipe = write_recipe(Path(work, "recipe.yaml"), base, [(lora, 0.8)], hashed=True)
-        found = measured.measure(recipe, Path(work))
+        found = measured.measure(base, recipe, Path(work))
         load = load_of(recipe)
         command = [*options.lorabake, "bake", str(recipe), "--quiet", "--no-fsync", "--overwrite", "--force"]
-        costs = [run(command, {**environment(), "LORABAKE_DEVICE": "cpu"}).cpu for _ in range(options.rounds)]
-    due = load.touched / found.read + work_of_output(load, found) + load.base * (1 / found.read + 1 / found.hash)
-    own = statistics.median(costs) - found.start - found.plan * load.tensors / 1000
-    found = replace(found, overhead=max(1.0, own / due))
+        costs = [run(command, {**environment(), "LORABAKE_DEVICE": "cpu"}) for _ in range(options.rounds)]
+    found = fitted(found, load, statistics.median(cost.cpu for cost in costs), min(cost.wall for cost in costs))
     return json.dumps({"machine": machine(), "rates": found.as_json()}, indent=1) + "\n"
+
+
+def fitted(rates: Rates, load: Load, cpu: float, wall: float) -> Rates:
+    """Take from one bake's core seconds and seconds what the rates of single things cannot tell."""
+    one = Work(load, 1, rates)
+    alone = rates.command + one.planning + one.reserving
+    own = cpu - alone - (rates.start - rates.command) - one.digesting
+    overhead = max(1.0, own / (one.computing + one.copying + one.hashing))
+    more = len(os.sched_getaffinity(0)) - 1
+    beyond = ((cpu - alone) / (wall - alone) - 1) / more if more else 1.0
+    return replace(rates, overhead=overhead, beyond=min(1.0, max(0.0, beyond)))
 
 
 if __name__ == "__main__":

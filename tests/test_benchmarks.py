@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import floor, gpu, inputs, many, rates, run, scale, simulation
+from benchmarks import floor, gpu, inputs, many, rates, run, scale, simulation, units
 from benchmarks.measure import Cost, Floor
 from lorabake import load_recipe
 from lorabake import plan as make_plan
@@ -257,15 +257,13 @@ def test_tables_of_many_outputs_divide_within_a_round() -> None:
 
 
 UNITS = [simulation.Unit(read=4e9, write=2e9, cpu=3.0, landing=0.1, group=n // 8, joining=0.5) for n in range(24)]
-CLUSTER = simulation.Cluster(
-    nodes=4, workers=2, threads=4, cores=8, nic=2e9, storage_read=5e9, storage_write=4e9, dispatch=0.01
-)
+CLUSTER = simulation.Cluster(nodes=4, workers=2, cores=8, nic=2e9, storage_read=5e9, storage_write=4e9, dispatch=0.01)
 
 
 @pytest.mark.parametrize("dealing", ["queue", "shards"])
 @pytest.mark.parametrize("lost", [(), (3.0,), (1.0, 2.0, 8.0)])
 def test_no_unit_is_lost_or_done_twice(dealing: simulation.Dealing, lost: tuple[float, ...]) -> None:
-    late = [simulation.Unit(read=1e9, cpu=1.0, group=9, after=0, driver=True, serial=True)] * 3
+    late = [simulation.Unit(read=1e9, cpu=1.0, group=9, after=0, width=1.0, driver=True)] * 3
     cluster = replace(CLUSTER, dealing=dealing, lost=lost, notice=1.0, repair=5.0, slow=0.3, slowness=2.0)
     outcome = simulation.simulate(cluster, [*UNITS, *late])
     assert outcome.done == Counter(range(27))
@@ -297,7 +295,7 @@ def test_equal_units_take_rounds_of_their_time(workers: int) -> None:
 
 
 def test_storage_that_all_share_is_the_limit() -> None:
-    outcome = simulation.simulate(replace(CLUSTER, nic=1e12, cores=1000, threads=1000), UNITS)
+    outcome = simulation.simulate(replace(CLUSTER, nic=1e12, cores=1000), UNITS)
     assert outcome.bottleneck == "storage, reading"
     assert outcome.seconds == pytest.approx(24 * 4e9 / 5e9, rel=0.1)
 
@@ -307,17 +305,102 @@ def test_rates_are_levelled_and_whoever_needs_less_keeps_its_own() -> None:
     assert rates.tolist() == [1.0, 4.0, 4.0, 7.0]
 
 
-def test_a_batch_is_cut_into_units_that_add_up() -> None:
-    figures = dict.fromkeys((field.name for field in fields(rates.Rates)), 1e9)
-    known = rates.Rates(**{**figures, "told": 0.0, "plan": 0.1})
-    batch = scale.Batch(scale.SDXL, 100, 64, scale.DEFAULT_PART)
-    units = list(scale.units_of(batch, known, landing=0.0))
+def seconds(units: list[simulation.Unit], **settings: float) -> float:
+    """Simulate one node."""
+    return simulation.simulate(replace(simulation.Cluster(), **settings), units).seconds
+
+
+@pytest.mark.parametrize(
+    ("units", "workers", "due"),
+    [
+        ([simulation.Unit(cpu=8.0, width=2.0)], 1, 4.0),  # it has no third thread
+        ([simulation.Unit(cpu=8.0, last=3.0)], 1, 5.0),  # one core does what comes last
+        ([simulation.Unit(cpu=3.0, joining=4.0)], 1, 4.75),  # and what comes first
+        ([simulation.Unit(cpu=3.0, width=1.0), simulation.Unit(cpu=9.0)], 2, 3.0),  # the others have what one leaves
+        ([simulation.Unit(cpu=2.0, joining=2.0, group=n) for n in range(8)], 8, 8.0),  # eight open passes on four
+    ],
+)
+def test_cores_are_shared_by_those_that_can_use_them(units: list[simulation.Unit], workers: int, due: float) -> None:
+    assert seconds(units, workers=workers, cores=4) == pytest.approx(due)
+
+
+def test_threads_that_wait_for_one_another_leave_cores_idle() -> None:
+    wide = [simulation.Unit(cpu=7.0)]
+    assert seconds(wide, cores=8, beyond=0.5) == pytest.approx(7.0 / 4.5)
+    assert seconds([replace(wide[0], width=1.0)], cores=8, beyond=0.5) == pytest.approx(7.0)
+
+
+@pytest.mark.parametrize(("gigabytes", "due"), [(3, 3.0), (9, 3.0 + 6 / 0.5)])
+def test_memory_takes_what_the_disk_does_not_have_yet(gigabytes: float, due: float) -> None:
+    """A writer writes 1 GB/s, the disk takes half of it, and memory holds 1.5 GB: it is full after three seconds."""
+    work = [simulation.Unit(write=1e9 * gigabytes, cpu=gigabytes, width=1.0)]
+    assert seconds(work, storage_write=0.5e9, behind=1.5e9) == pytest.approx(due)
+    assert seconds(work, storage_write=0.5e9, behind=simulation.NEVER) == pytest.approx(gigabytes)
+    assert seconds(work, storage_write=0.5e9) == pytest.approx(2 * gigabytes)
+
+
+KNOWN = rates.Rates(
+    **{field.name: 1e9 for field in fields(rates.Rates)} | {"told": 0.0, "overhead": 1.0, "beyond": 1.0}
+)
+KNOWN = replace(KNOWN, **dict.fromkeys(("command", "start", "first", "plan", "hand_out", "noted"), 0.1))
+MANY = units.Batch(units.SDXL, 100, 64, scale.DEFAULT_PART, "pool", 4, 8)
+
+
+@pytest.mark.parametrize("way", ["command", "pool", "whole", "shards"])
+def test_a_batch_is_cut_into_units_that_add_up(way: str) -> None:
+    batch = replace(MANY, way="pool", whole=True) if way == "whole" else replace(MANY, way=way)
+    found = list(units.units_of(batch, KNOWN, landing=0.0))
     assert batch.passes == [64, 36]
-    assert sum(unit.write for unit in units) == pytest.approx(100 * scale.SDXL.base)
-    parts = [unit for unit in units if not unit.driver]
-    assert len(parts) == 2 * batch.parts
-    once = 2 * scale.SDXL.touched + 100 * (scale.SDXL.base - scale.SDXL.touched + scale.SDXL.loras)
-    assert sum(unit.read for unit in parts) == pytest.approx(once)
-    assert sum(unit.driver for unit in units) == 100
-    fewer = replace(batch, outputs=8, together=8)
-    assert scale.predicted(fewer, 2, 4, known).seconds < scale.predicted(fewer, 1, 1, known).seconds
+    baking = [unit for unit in found if unit.write]
+    assert len(baking) == 2 * (1 if way in ("command", "whole") else batch.parts)
+    assert sum(unit.write for unit in found) == pytest.approx(100 * batch.load.base)
+    once = 2 * batch.load.base + 100 * batch.load.loras
+    assert sum(unit.read for unit in baking) == pytest.approx(once)
+    hashed = 1 if way in ("command", "whole") else 2  # for receipts, and as a whole
+    work = units.Work(batch.load, 1, KNOWN)
+    one = 100 * (work.computing - batch.load.touched / KNOWN.read + work.copying + hashed * work.hashing)
+    cpu = sum(unit.cpu + unit.last for unit in found if not unit.driver)
+    assert cpu == pytest.approx(one + 2 * batch.load.touched / KNOWN.read, rel=0.05)
+
+
+def test_files_of_an_output_are_hashed_side_by_side() -> None:
+    large = replace(MANY, load=units.LARGE, outputs=1, together=1)
+    found = [unit for unit in units.units_of(large, KNOWN, landing=0.0) if unit.read == 5e9]
+    assert len(found) == 120
+    assert {unit.width for unit in found} == {1.0}
+    dealt = [*units.units_of(replace(large, way="shards"), KNOWN, landing=0.0)]
+    ends = {unit.group for unit in dealt if unit.after is None}
+    assert [unit.after for unit in dealt if unit.after is not None] == sorted(ends), "each after its own parts"
+
+
+def test_more_processes_are_quicker_where_there_are_cores() -> None:
+    fewer = replace(MANY, outputs=8, together=8)
+    assert scale.predicted(fewer, 2, 4, KNOWN).seconds < scale.predicted(fewer, 1, 1, KNOWN).seconds
+
+
+def test_a_real_bake_says_what_single_rates_cannot() -> None:
+    load = replace(units.SDXL, files=1)
+    one = units.Work(load, 1, KNOWN)
+    alone = KNOWN.command + one.planning + one.reserving
+    cpu = alone + one.digesting + 1.5 * (one.computing + one.copying + one.hashing)
+    found = scale.fitted(KNOWN, load, cpu, alone + (cpu - alone) / 1.6)
+    assert found.overhead == pytest.approx(1.5)
+    more = len(os.sched_getaffinity(0)) - 1
+    assert found.beyond == pytest.approx(0.6 / more if more else 1.0)
+
+
+def test_rates_are_measured(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rates, "REPEATS", 1)
+    base, lora = small / "sd15.safetensors", small / "sd15_r32a.safetensors"
+    recipe = run.write_recipe(tmp_path / "r.yaml", base, [(lora, 1.0)], hashed=True)
+    found = rates.measure(base, recipe, tmp_path)
+    assert all(value > 0 for value in found.as_json().values())
+    assert found.start > found.command, "who bakes has imported torch"
+    assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
+
+
+def test_a_file_system_in_memory_has_no_disk_to_wait_for(tmp_path: Path) -> None:
+    memory = Path("/dev/shm")
+    if memory.is_dir() and memory.is_mount():
+        assert scale.unwritten_most(memory) == simulation.NEVER
+    assert scale.unwritten_most(tmp_path.resolve()) > 0
