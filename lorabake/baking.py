@@ -27,6 +27,7 @@ from lorabake.recipe.given import WHOLE, Given, OutputGiven, RecipeKeys, recipe_
 from lorabake.results import BakeResult
 from lorabake.sources import resolve
 from lorabake.tensors.dtypes import DTYPES
+from lorabake.tensors.once import shared
 from lorabake.visible import at_a_glance
 from lorabake.writing.inputs import Inputs, check_inputs
 from lorabake.writing.output import Output
@@ -149,7 +150,8 @@ def bake_pass(
     with worded(), NotebookBar(shown=options.bar and options.progress is unseen) as bar:
         plans = [recipe if isinstance(recipe, Plan) else plan(recipe) for recipe in recipes]
         plans = [linked(planned) for planned in plans] if options.link else plans
-        watches = [Watch.of(planned, locked=options.locked) for planned in plans]
+        with shared():
+            watches = [Watch.of(planned, locked=options.locked) for planned in plans]
         if restart is not None:
             for watch in watches:
                 restart.complete(watch.plan, partial(keep_receipt, watch))

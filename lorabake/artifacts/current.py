@@ -189,7 +189,16 @@ class Watches:
                     remember(version, sha256, began)
             with suppress(LorabakeError, OSError):  # an input that has gone meanwhile
                 _keep_receipt(watch, outcome.taken, seen, began)
-            if (warning := watch.record(outcome.hashes, outcome.device)) is not None:
+        self._record(executed, warn)
+
+    def _record(self, executed: Iterable[Executed], warn: Callable[[str], None]) -> None:
+        """Write into locks what the finished bakes gave."""
+        pairs = zip(self._watches, executed, strict=True)
+        pinned = [(watch.pinned, outcome.hashes, outcome.device) for watch, outcome in pairs]
+        if known := [(output, hashes, device) for output, hashes, device in pinned if output is not None]:
+            from lorabake.artifacts.pinned import record  # most bakes have no lock
+
+            for warning in record(known):
                 warn(warning)
 
 

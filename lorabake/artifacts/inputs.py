@@ -75,6 +75,16 @@ def input_files(sources: Sources) -> tuple[InputFiles, ...]:
     return tuple(by_path.values())
 
 
+def merged(inputs: Iterable[InputFiles]) -> tuple[InputFiles, ...]:
+    """Put the inputs of several outputs together: each path comes once, with the files that any of them reads."""
+    by_path: dict[str, InputFiles] = {}
+    for each in inputs:
+        before = by_path.setdefault(each.path, each)
+        weights = tuple(dict.fromkeys([*before.weights, *each.weights]))
+        by_path[each.path] = replace(before, files={**before.files, **each.files}, weights=weights)
+    return tuple(by_path.values())
+
+
 def entries_of(recipe: Recipe) -> dict[Place, Source]:
     """Map the places where a recipe writes its inputs to their entries, in the order of `Sources.inputs`."""
     entries: dict[Place, Source] = {("base",): recipe.base}

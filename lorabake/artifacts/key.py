@@ -25,7 +25,7 @@ from lorabake.planning.provenance import OUTPUT_VERSION
 from lorabake.progress import unseen
 from lorabake.recipe import Recipe, load_recipe
 from lorabake.sources import resolve
-from lorabake.tensors.once import shared
+from lorabake.tensors.once import once, shared
 
 
 def cache_key(
@@ -76,7 +76,8 @@ def cache_key_of_all(
 
 def _locked(recipe: Recipe) -> dict[str, str]:
     """Map the inputs to their digests by the lock."""
-    lock, file = read_lock(file_of(recipe)), file_of(recipe)
+    file = file_of(recipe)
+    lock = once(lambda: read_lock(file), read_lock, file)
     for place, path in ((place, entry.path) for place, entry in entries_of(recipe).items()):
         if lock.input(path) is None:
             raise LockError(

@@ -73,17 +73,25 @@ class LockedInput:
 
 @dataclass(frozen=True, slots=True)
 class LockedOutput:
-    """Tell what a bake of the locked inputs gave: the digest of its data, and what computed them."""
+    """Tell what a bake of the locked inputs gave: the digest of its data, and what computed them.
+
+    An output of a matrix has its name, and the digest of its own recipe's normal form.
+    """
 
     data_sha256: str
     lorabake: str
     torch: str | None
     device: str
+    name: str | None = None
+    recipe: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """Hold a lock: its inputs in the recipe's order, and outputs of the recipe whose normal form has this digest."""
+    """Hold a lock: its inputs in the recipe's order, and outputs of the recipe whose normal form has this digest.
+
+    For a recipe with a matrix it is one digest of all its outputs' recipes.
+    """
 
     __repr__ = short_repr
 
@@ -100,9 +108,10 @@ class Lock:
         return "\n".join(_lines(self, recipe.name)) + "\n"
 
 
-def recipe_sha256(recipe: Recipe) -> str:
-    """Return the digest of a recipe's normal form."""
-    return hashlib.sha256(recipe.normal_json().encode()).hexdigest()
+def recipe_sha256(*recipes: Recipe) -> str:
+    """Return the digest of a recipe's normal form, or one of several recipes, in whatever order."""
+    digests = sorted(hashlib.sha256(recipe.normal_json().encode()).hexdigest() for recipe in recipes)
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _lines(lock: Lock, recipe: str) -> Iterator[str]:
@@ -136,6 +145,10 @@ def _lines(lock: Lock, recipe: str) -> Iterator[str]:
         if output.torch is not None:
             yield f"  torch: {_scalar(output.torch)}"
         yield f"  device: {_scalar(output.device)}"
+        if output.name is not None:
+            yield f"  name: {_scalar(output.name)}"
+        if output.recipe is not None:
+            yield f"  recipe: {_hex(output.recipe)}"
 
 
 def _scalar(text: str) -> str:

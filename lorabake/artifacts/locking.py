@@ -10,7 +10,7 @@ from pathlib import Path
 from lorabake import __version__
 from lorabake.arguments import AnyPath
 from lorabake.artifacts.digests import FileDigest, file_digests, file_sha256, folder_sha256
-from lorabake.artifacts.inputs import InputFiles, entries_of, input_files, lock_of
+from lorabake.artifacts.inputs import InputFiles, entries_of, input_files, lock_of, merged
 from lorabake.artifacts.lock import Lock, LockedInput, LockedOutput, recipe_sha256
 from lorabake.artifacts.reading import command, read_lock, shown
 from lorabake.artifacts.stale import Pins, Stale, spots_of
@@ -19,8 +19,10 @@ from lorabake.likeness import nearest
 from lorabake.planning import Plan
 from lorabake.planning import plan as plan_of
 from lorabake.progress import unseen
-from lorabake.recipe import Recipe, load_recipe
+from lorabake.recipe import Recipe, load_recipes
+from lorabake.recipe import only as choose
 from lorabake.sources import resolve
+from lorabake.tensors.once import once, shared
 from lorabake.tensors.reader import fingerprint
 from lorabake.visible import short_repr
 from lorabake.writing.whole import write_whole
@@ -28,11 +30,11 @@ from lorabake.writing.whole import write_whole
 
 @dataclass(frozen=True, slots=True)
 class Locked:
-    """Tell what became of a lock: the plan that it was made with, the lock, its file, and whether that changed."""
+    """Tell what became of a lock: the plans that it was made with, the lock, its file, and whether that changed."""
 
     __repr__ = short_repr
 
-    plan: Plan
+    plans: tuple[Plan, ...]
     lock: Lock
     path: Path
     is_changed: bool
@@ -41,14 +43,17 @@ class Locked:
 def lock(
     recipe: AnyPath | Recipe,
     *,
+    only: Sequence[str] = (),
     update: Sequence[str] = (),
     begin: Callable[[str, int], None] = unseen,
     progress: Callable[[int], None] = unseen,
 ) -> Locked:
     """Pin the inputs of a recipe's file in a lock beside it: every file is read and digested.
 
+    Of a recipe with a matrix, the inputs of all outputs are pinned. With `only`, those of outputs with such names are
+    read, and what the lock has of the others' inputs stays.
     With `update`, only the inputs of these names, as the recipe writes them, are read anew, and those that the lock
-    lacks; the others stay as the lock has them. What the lock says of the output stays if an update changes nothing.
+    lacks; the others stay as the lock has them. What the lock says of the outputs stays if an update changes nothing.
     `begin` is told how many bytes are to be read, `progress` receives counts of them.
 
     Raise what `plan` raises, since a recipe that cannot be baked gets no lock; LockError for an `update` of a lock
@@ -59,41 +64,70 @@ def lock(
         >>> locked.path.name
         'recipe.lock.yaml'
     """
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    file = file_of(recipe)
+    every, chosen = _chosen(recipe, only)
+    file = file_of(every[0])
     old = read_lock(file) if update else _old(file)
-    wanted = {_named(recipe, name) for name in update}
-    kept = {entry.path: entry for entry in old.inputs} if old is not None and update else {}
-    recipe = recipe.pinned(_commits(entry for path, entry in kept.items() if path not in wanted))
-    plan = plan_of(resolve(recipe))
-    files = input_files(plan.sources)
+    wanted = {_named(chosen, name) for name in update}
+    own = {entry.path for each in chosen for entry in each.inputs}
+    others = {entry.path for each in every for entry in each.inputs} - own
+    kept = {entry.path: entry for entry in (old.inputs if old is not None else ()) if update or entry.path in others}
+    pins = _commits(entry for path, entry in kept.items() if path not in wanted)
+    with shared():
+        plans = [plan_of(resolve(each.pinned(pins))) for each in chosen]
+    read = [(plan, each) for plan in plans for each in input_files(plan.sources)]
+    files = merged(each for _, each in read)
     anew = [each for each in files if each.path in wanted or each.path not in kept]
     begin("hashing", _size(path for each in anew for path in each.files.values()))
-    kept |= {each.path: _pinned(plan, each, progress) for each in anew}
-    inputs = tuple(kept[each.path] for each in files)
-    _check_unchanged(plan)
-    new = Lock(recipe_sha256(recipe), inputs)
-    if update and old is not None and old.recipe == new.recipe and same_inputs(old, new):
+    first = {each.path: (plan, each) for plan, each in reversed(read)}
+    kept |= {each.path: _pinned(first[each.path][0], each, progress) for each in anew}
+    for plan, each in read:
+        _check_stated(plan, each, kept[each.path])
+    for plan in plans:
+        _check_unchanged(plan)
+    order = dict.fromkeys([*(entry.path for each in every for entry in entries_of(each).values()), *kept])
+    new = Lock(recipe_sha256(*every), tuple(kept[path] for path in order if path in kept and path in own | others))
+    if (update or only) and old is not None and old.recipe == new.recipe and same_inputs(old, new):
         new = replace(new, outputs=old.outputs)
-    return Locked(plan, new, lock_of(file), write_lock(file, new))
+    return Locked(tuple(plans), new, lock_of(file), write_lock(file, new))
 
 
-def pins_of(plan: Plan, locked: Lock | None = None) -> Pins:
-    """Hold a plan's inputs against its recipe's lock, which is read unless it is given."""
+def _chosen(recipe: AnyPath | Recipe, only: Sequence[str]) -> tuple[tuple[Recipe, ...], tuple[Recipe, ...]]:
+    """Return the recipes of all outputs of a recipe's file, and those that are meant."""
+    if isinstance(recipe, Recipe):
+        return load_recipes(file_of(recipe)) if recipe.choices else (recipe,), (recipe,)
+    every = load_recipes(recipe)
+    return every, choose(every, only)
+
+
+def pins_of(plan: Plan) -> Pins:
+    """Hold a plan's inputs against its recipe's lock."""
     recipe = plan.sources.recipe
-    return Pins(recipe, locked or read_lock(file_of(recipe)), input_files(plan.sources))
+    return Pins(recipe, _lock_of(recipe), input_files(plan.sources), is_part=bool(recipe.choices))
+
+
+def _lock_of(recipe: Recipe) -> Lock:
+    """Read the lock of a recipe's file, once for all outputs that are looked at together."""
+    file = file_of(recipe)
+    return once(lambda: read_lock(file), read_lock, file)
 
 
 def check(
     recipe: AnyPath | Recipe,
     *,
+    only: Sequence[str] = (),
     begin: Callable[[str, int], None] = unseen,
     progress: Callable[[int], None] = unseen,
 ) -> tuple[Stale, ...]:
-    """List all that makes the lock of a recipe's file stale; digests may come from the user's cache."""
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    locked = read_lock(file_of(recipe))
-    pins = pins_of(plan_of(resolve(recipe.pinned(_commits(locked.inputs)))), locked)
+    """List all that makes the lock of a recipe's file stale; digests may come from the user's cache.
+
+    With `only`, look at the inputs of outputs with such names alone.
+    """
+    every, chosen = _chosen(recipe, only)
+    locked = read_lock(file_of(every[0]))
+    with shared():
+        plans = [plan_of(resolve(each.pinned(_commits(locked.inputs)))) for each in chosen]
+    inputs = merged(each for plan in plans for each in input_files(plan.sources))
+    pins = Pins(chosen[0], locked, inputs, is_part=len(chosen) < len(every))
     begin("hashing", _size(pins.paths))
     return pins.stale(lambda path: file_sha256(path, progress=progress))
 
@@ -107,7 +141,7 @@ def commits_of(recipe: Recipe) -> dict[str, str]:
 
 def frozen(recipe: Recipe) -> Recipe:
     """Return a recipe with the commits that its lock pins; raise LockError where it has no lock."""
-    return recipe.pinned(_commits(read_lock(file_of(recipe)).inputs))
+    return recipe.pinned(_commits(_lock_of(recipe).inputs))
 
 
 def _commits(entries: Iterable[LockedInput]) -> dict[str, str]:
@@ -173,16 +207,16 @@ def _old(file: Path) -> Lock | None:
         return None
 
 
-def _named(recipe: Recipe, name: str) -> str:
+def _named(recipes: Sequence[Recipe], name: str) -> str:
     """Return the input that is meant by a name: its path as written, or the end of just one of them."""
-    paths = [entry.path for entry in recipe.inputs]
+    paths = [entry.path for recipe in recipes for entry in recipe.inputs]
     ends = {path for path in paths if path.endswith(f"/{name}")}
     if name in paths or len(ends) == 1:
         return name if name in paths else ends.pop()
     near = nearest(name, paths, cutoff=0.5)
     inputs = ", ".join(dict.fromkeys(paths))
     raise LockError(
-        f"{name}: is no input of {shown(file_of(recipe))}{f'; did you mean {near}?' if near else ''}",
+        f"{name}: is no input of {shown(file_of(recipes[0]))}{f'; did you mean {near}?' if near else ''}",
         f"Write it as the recipe does: {inputs}",
     )
 
@@ -196,7 +230,11 @@ def _pinned(plan: Plan, each: InputFiles, progress: Callable[[int], None]) -> Lo
     source, revision = (
         (None, None) if said is None or address is None else (address.source, plan.sources.recipe.commit_of(said))
     )
-    pinned = LockedInput(each.path, {file.name: file for file in digests}, source, revision, family, kinds)
+    return LockedInput(each.path, {file.name: file for file in digests}, source, revision, family, kinds)
+
+
+def _check_stated(plan: Plan, each: InputFiles, pinned: LockedInput) -> None:
+    """Raise FileError for an input that has another digest than the recipe states."""
     for place in each.places:
         entry = entries_of(plan.sources.recipe).get(place)
         if entry is not None and entry.sha256 not in (None, *stated_as(pinned, each)):
@@ -205,7 +243,6 @@ def _pinned(plan: Plan, each: InputFiles, progress: Callable[[int], None]) -> Lo
                 f"{spot}: {each.path}: its SHA-256 is {pinned.sha256}, and the recipe states {entry.sha256}",
                 "It has changed, or is another one: find the right one, or write this SHA-256 into the recipe.",
             )
-    return pinned
 
 
 def stated_as(pinned: LockedInput, each: InputFiles) -> tuple[str, ...]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from lorabake import __version__
 from lorabake.artifacts.inputs import lock_of
 from lorabake.artifacts.lock import Lock, LockedOutput, recipe_sha256
-from lorabake.artifacts.locking import data_sha256, output_of, torch_version, write_lock
-from lorabake.artifacts.reading import command, shown
+from lorabake.artifacts.locking import data_sha256, output_of, same_inputs, torch_version, write_lock
+from lorabake.artifacts.reading import command, read_lock, shown
 from lorabake.artifacts.stale import Pins
 from lorabake.errors import LockError, SurroundingsError
 from lorabake.machine import in_ci
@@ -55,29 +57,51 @@ class PinnedOutput:
             f"the output has other data than {name} says: {made} gave {before.data_sha256}, and {makes} gives {data}"
         )
 
-    def record(self, hashes: Sequence[str], device: str) -> str | None:
-        """Write into the lock what the bake gave, where it has nothing of this kind; return a warning if that fails.
-
-        A CI job's lock stays as it is.
-        """
-        data = self.data_sha256(hashes)
-        if data is None or in_ci() or self.recorded(device) is not None:
-            return None
-        lock, recipe = self.pins.lock, recipe_sha256(self.pins.recipe)
-        kept = lock.outputs if lock.recipe == recipe else ()
-        try:
-            write_lock(self.pins.file, Lock(recipe, lock.inputs, (*kept, output_of(data, device))))
-        except SurroundingsError as error:
-            return str(error.args[0])
-        return None
-
     def recorded(self, device: str) -> LockedOutput | None:
         """Return what the lock has of this recipe's output on a class of device, the newest last."""
-        if self.pins.lock.recipe != recipe_sha256(self.pins.recipe):
-            return None
-        own = [output for output in self.pins.lock.outputs if output.device == device]
+        own = [output for output in self._own(self.pins.lock) if output.device == device]
         same = [output for output in own if (output.lorabake, output.torch) == (__version__, torch_version())]
         return (same or own)[-1] if own else None
+
+    def with_output(self, lock: Lock, data: str, device: str) -> Lock:
+        """Return a lock that has this output, too, and none of an earlier state of its recipe."""
+        recipe, output = self.pins.recipe, output_of(data, device)
+        if not recipe.choices:
+            return replace(lock, recipe=recipe_sha256(recipe), outputs=(*self._own(lock), output))
+        others = tuple(each for each in lock.outputs if each.name != recipe.name)
+        own = replace(output, name=recipe.name, recipe=recipe_sha256(recipe))
+        return replace(lock, outputs=(*others, *self._own(lock), own))
+
+    def _own(self, lock: Lock) -> tuple[LockedOutput, ...]:
+        """List what a lock has of this output, as the recipe is now."""
+        recipe = self.pins.recipe
+        if not recipe.choices:
+            return lock.outputs if lock.recipe == recipe_sha256(recipe) else ()
+        name, sha256 = recipe.name, recipe_sha256(recipe)
+        return tuple(each for each in lock.outputs if (each.name, each.recipe) == (name, sha256))
+
+
+def record(made: Iterable[tuple[PinnedOutput, Sequence[str], str]]) -> Iterator[str]:
+    """Write into locks what bakes gave, where they have nothing of this kind; yield a warning where that fails.
+
+    Each has the hashes of its files' data and the class of device. A CI job's lock stays as it is.
+    """
+    new: dict[Path, list[tuple[PinnedOutput, str, str]]] = {}
+    for output, hashes, device in made if not in_ci() else ():
+        data = output.data_sha256(hashes)
+        if data is not None and output.recorded(device) is None:
+            new.setdefault(output.pins.file, []).append((output, data, device))
+    for file, outputs in new.items():
+        lock = outputs[0][0].pins.lock
+        with suppress(LockError):  # another process may have written outputs meanwhile
+            now = read_lock(file)
+            lock = now if same_inputs(now, lock) else lock
+        for output, data, device in outputs:
+            lock = output.with_output(lock, data, device)
+        try:
+            write_lock(file, lock)
+        except SurroundingsError as error:
+            yield str(error.args[0])
 
 
 def _versions(output: LockedOutput) -> str:

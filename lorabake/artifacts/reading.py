@@ -161,12 +161,14 @@ class _Reader:
             )
 
     def _output(self, value: object, place: Place) -> LockedOutput:
-        entry = self._mapping(value, place, {"data_sha256", "lorabake", "device"}, {"torch"})
+        entry = self._mapping(value, place, {"data_sha256", "lorabake", "device"}, {"torch", "name", "recipe"})
         return LockedOutput(
             self._sha256(entry["data_sha256"], (*place, "data_sha256")),
             self._text(entry["lorabake"], (*place, "lorabake")),
             self._text(entry["torch"], (*place, "torch")) if "torch" in entry else None,
             self._text(entry["device"], (*place, "device")),
+            self._text(entry["name"], (*place, "name")) if "name" in entry else None,
+            self._sha256(entry["recipe"], (*place, "recipe")) if "recipe" in entry else None,
         )
 
     # -- values ----------------------------------------------------------------------------------------------

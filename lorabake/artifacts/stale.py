@@ -59,7 +59,7 @@ class Pins:
     """Hold a recipe's inputs against its lock; the recipe has to come from a file.
 
     `inputs` are as they are now. A recipe whose inputs are other ones than the lock's has no pins to check: ask
-    `differing` first.
+    `differing` first. `is_part` tells that these are some outputs of a matrix: the lock pins the others' inputs, too.
     """
 
     __repr__ = short_repr
@@ -67,6 +67,7 @@ class Pins:
     recipe: Recipe
     lock: Lock
     inputs: tuple[InputFiles, ...]
+    is_part: bool = False
 
     @property
     def file(self) -> Path:
@@ -87,14 +88,14 @@ class Pins:
             if locked is None:
                 yield Stale(self._spot(each), each.path, f"{each.path} is not in the lock", None, None, mend)
                 continue
-            for name in sorted(locked.files.keys() | each.files.keys()):
+            for name in sorted(each.files if self.is_part else locked.files.keys() | each.files.keys()):
                 was, path = locked.files.get(name), each.files.get(name)
                 size = None if path is None else fingerprint(path)[2]
                 if was is None or size is None or size != was.size:
                     now = None if path is None or size is None else FileDigest(name, size, file_sha256(path))
                     yield self._changed(each, name, was, now)
         named = {each.path for each in self.inputs}
-        for entry in self.lock.inputs:
+        for entry in self.lock.inputs if not self.is_part else ():
             if entry.path not in named:
                 spot, what = shown(lock_of(self.file)), f"the lock has {entry.path}, which the recipe no longer names"
                 yield Stale(spot, entry.path, what, None, None, mend)

@@ -110,10 +110,6 @@ class Watch:
         """
         return None if self.pinned is None else self.pinned.check(hashes, device)
 
-    def record(self, hashes: Sequence[str], device: str) -> str | None:
-        """Write into the lock what the bake gave, where it lacks that; return a warning if that fails."""
-        return None if self.pinned is None else self.pinned.record(hashes, device)
-
     @property
     def pinned(self) -> PinnedOutput | None:
         """Return what the lock has of the output; None without a lock."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from lorabake.artifacts.watch import has_lock
 from lorabake.batch import BatchOptions, Outcome, bake_all
 from lorabake.batch.groups import memory_of
 from lorabake.batch.shards import Shard
@@ -24,11 +25,13 @@ from lorabake.cli.recipe_options import only_option, set_option
 from lorabake.cli.show import shown
 from lorabake.cli.terminal import echo, echo_json
 from lorabake.errors import ArgumentError, SurroundingsError
-from lorabake.machine import default_workers
+from lorabake.machine import default_workers, in_ci
 from lorabake.options import RunOptions
 from lorabake.planning import Plan
 from lorabake.planning.links import unlinked_of
+from lorabake.recipe import Recipe
 from lorabake.recipe.options import Options
+from lorabake.tensors.once import shared
 from lorabake.visible import counted_as, size_of
 from lorabake.writing.room import rooms_for
 from lorabake.writing.whole import write_whole
@@ -92,6 +95,11 @@ class Bytes(click.ParamType[int]):
 @click.option(
     "--fsync/--no-fsync", default=True, help="Whether to wait until the disk has everything.  [default: yes]"
 )
+@click.option(
+    "--locked/--no-locked",
+    default=None,
+    help="Whether each recipe's lock has to be there and to fit, as in bake.  [default: in CI, if all have one]",
+)
 @click.option("--link", is_flag=True, help="Hard-link files of folders that stay as they are, as in bake.")
 @click.option("--recheck", is_flag=True, help="Read what a stopped batch left, and compare it with its receipts.")
 @click.option("--fail-fast", is_flag=True, help="Begin nothing after a recipe has failed.")
@@ -123,6 +131,7 @@ def batch(
     overwrite: bool,
     force: bool,
     fsync: bool,
+    locked: bool | None,
     link: bool,
     recheck: bool,
     fail_fast: bool,
@@ -162,10 +171,14 @@ def batch(
         check_writable(junit, "report")
     read = read_all(recipes, recipes_in(recipes), lambda path: Options(path, changes=changes).recipes(), globs)
     unread = [Outcome(str(each.path), "failed", error=each.error) for each in read.unread]
+    is_locked = in_ci() and all(map(has_lock, read.given)) if locked is None else locked
+    chosen = _frozen(read.given) if is_locked else read.given
+    if is_locked and locked is None and not quiet:
+        echo("note: CI=true, and the recipes have locks: baked --locked (--no-locked turns it off)", err=True)
     if report is not None:
         from lorabake.cli.proofs import check_report
 
-        check_report(report, read.given)
+        check_report(report, chosen)
     talks = not (quiet or as_json)
     bar = Bar(shown=talks)
     passes: list[tuple[Plan, ...]] = []
@@ -207,6 +220,7 @@ def batch(
         overwrite=overwrite,
         force=force,
         fsync=fsync,
+        locked=is_locked,
         link=link,
         progress=bar.advance,
         warn=_once(messages.warning),
@@ -225,7 +239,7 @@ def batch(
         shard=share,
     )
     try:
-        outcomes = (*unread, *bake_all(read.given, options))
+        outcomes = (*unread, *bake_all(chosen, options))
     finally:
         bar.close()
     seconds = time.perf_counter() - began
@@ -244,6 +258,14 @@ def batch(
     if errors:
         return FAILED
     return verified.exit_code if verified else 0
+
+
+def _frozen(recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:
+    """Return recipes with the commits of their locks; one without a lock fails when it is baked."""
+    from lorabake.artifacts.locking import frozen  # most batches have no lock
+
+    with shared():
+        return tuple(frozen(recipe) if has_lock(recipe) else recipe for recipe in recipes)
 
 
 def _jobs_line(passes: Sequence[tuple[Plan, ...]], engine: str, jobs: int | None, workers: int) -> str:

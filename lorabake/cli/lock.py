@@ -16,10 +16,10 @@ from lorabake.artifacts.locking import mended
 from lorabake.cli import CONTEXT, example
 from lorabake.cli.messages import messages
 from lorabake.cli.progress import Bar
+from lorabake.cli.recipe_options import only_option
 from lorabake.cli.show import LABEL, shown
 from lorabake.cli.terminal import echo
 from lorabake.errors import RecipeError
-from lorabake.recipe import load_recipe
 from lorabake.visible import size_of
 
 STALE = 1
@@ -31,6 +31,7 @@ STALE = 1
     epilog=example("lock recipe.yaml", "lock --check recipe.yaml", "lock --update style.safetensors recipe.yaml"),
 )
 @click.argument("recipe", type=click.Path(path_type=Path))
+@only_option
 @click.option("--check", is_flag=True, help="Write nothing: say whether the lock fits. Exit code 1 if it does not.")
 @click.option(
     "--update",
@@ -39,11 +40,12 @@ STALE = 1
     help="Renew only this input's entry, named as the recipe writes it. Repeatable.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors, and what is stale.")
-def lock(recipe: Path, check: bool, update: tuple[str, ...], quiet: bool) -> int:
+def lock(recipe: Path, globs: tuple[str, ...], check: bool, update: tuple[str, ...], quiet: bool) -> int:
     """Pin the inputs of RECIPE in a file beside it: recipe.lock.yaml.
 
     The lock has the size and SHA-256 of every input. `lorabake bake --locked` then bakes from just these. It reads
-    every input whole.
+    every input whole. For a recipe with a matrix it has the inputs of all outputs; with --only, it renews those of
+    some outputs.
 
     \b
     Exit codes: 0 the lock fits, 1 --check found a stale lock, 2 an input is wrong.
@@ -51,13 +53,12 @@ def lock(recipe: Path, check: bool, update: tuple[str, ...], quiet: bool) -> int
     if check and update:
         raise RecipeError("--check writes nothing, and --update renews the lock", "Give one of them.")
     messages.recipe = recipe
-    read = load_recipe(recipe)
     bar = Bar(shown=not quiet)
     try:
         if check:
-            stale = check_lock(read, begin=bar.begin, progress=bar.advance)
+            stale = check_lock(recipe, only=globs, begin=bar.begin, progress=bar.advance)
         else:
-            locked = make_lock(read, update=update, begin=bar.begin, progress=bar.advance)
+            locked = make_lock(recipe, only=globs, update=update, begin=bar.begin, progress=bar.advance)
     finally:
         bar.close()
     if check:

@@ -107,7 +107,7 @@ def test_what_lies_beside_a_file_is_pinned_with_it(tmp_path: Path) -> None:
 def test_the_small_files_that_decide_something_are_pinned(recipe: Path) -> None:
     """Whatever planning reads beside the weights is an input, also where a base is one file."""
     recipe.with_name("config.json").write_text("{}")
-    read = {path.name for path in lock(recipe).plan.sources.evidence.read}
+    read = {path.name for path in lock(recipe).plans[0].sources.evidence.read}
     assert "config.json" in read
     pinned = {name for each in read_lock(recipe).inputs for name in each.files}
     assert {BESIDE + name for name in read} <= pinned

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -370,3 +372,99 @@ def test_in_ci_a_lock_counts_and_the_output_says_so(recipe: Path) -> None:
     assert cli("lock", "--check", "recipe.yaml").exit_code == 1
     assert cli("lock", "--update", "base.safetensors", "recipe.yaml").exit_code == 0
     assert cli("lock", "--check", "recipe.yaml").exit_code == 0
+
+
+# -- several outputs -------------------------------------------------------------------------------------
+
+SWEEP = """version: 1
+matrix: {lora: [lora, other], strength: [0.5, 1]}
+base: base.safetensors
+loras: [{path: "${lora}.safetensors", strength: "${strength}"}]
+output: {path: "out/${lora}-${strength}.safetensors"}
+"""
+
+
+@pytest.fixture
+def sweep(recipe: Path) -> Path:
+    b.sd1_lora(recipe.with_name("other.safetensors"), seed=5)
+    path = recipe.with_name("sweep.yaml")
+    path.write_text(SWEEP)
+    return path
+
+
+def code(*words: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code
+
+
+def test_a_lock_pins_the_inputs_of_all_outputs(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert code("lock", "sweep.yaml") == 0
+    assert [each.path for each in read_lock(sweep).inputs] == [
+        "base.safetensors", "lora.safetensors", "other.safetensors",
+    ]  # fmt: skip
+    assert code("lock", "--check", "sweep.yaml") == 0
+    flip(sweep.with_name("other.safetensors"))
+    assert code("lock", "--check", "sweep.yaml") == 1
+    assert code("lock", "--check", "sweep.yaml", "--only", "lora-*") == 0
+    assert code("bake", "sweep.yaml", "--only", "lora-1", "--locked", "--quiet") == 0
+    assert code("batch", "sweep.yaml", "--locked", "--quiet") == 1
+    assert {path.stem for path in (sweep.parent / "out").glob("*.safetensors")} == {"lora-0.5", "lora-1"}
+    assert "other.safetensors is another file than the lock says" in capsys.readouterr().err
+
+
+def test_a_lock_of_some_outputs_keeps_what_others_need(sweep: Path) -> None:
+    before = lock(sweep).lock
+    flip(sweep.with_name("other.safetensors"))
+    assert lock(sweep, only=["lora-*"]).lock == before
+    changed = lock(sweep, only=["other-1"]).lock
+    assert [old == new for old, new in zip(before.inputs, changed.inputs, strict=True)] == [True, True, False]
+    lock_of(sweep).unlink()
+    assert [each.path for each in lock(sweep, only=["lora-1"]).lock.inputs] == [
+        "base.safetensors",
+        "lora.safetensors",
+    ]
+    assert code("bake", "sweep.yaml", "--only", "other-1", "--locked") == 2
+
+
+def test_a_lock_has_each_output_by_its_name(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lock(sweep)
+    assert code("bake", "sweep.yaml", "--only", "lora-1", "--locked", "--quiet") == 0
+    assert [output.name for output in read_lock(sweep).outputs] == ["lora-1"]
+    assert code("batch", "sweep.yaml", "--locked", "--quiet") == 0
+    made = read_lock(sweep)
+    assert {output.name for output in made.outputs} == {"lora-1", "lora-0.5", "other-1", "other-0.5"}
+    assert len({output.data_sha256 for output in made.outputs}) == 4
+    assert lock(sweep, update=["other.safetensors"]).lock.outputs == made.outputs
+    assert code("batch", "sweep.yaml", "--locked", "--force", "--quiet") == 0
+    assert read_lock(sweep) == made
+    wrong = [replace(each, data_sha256=ZEROS) if each.name == "other-1" else each for each in made.outputs]
+    lock_of(sweep).write_text(replace(made, outputs=tuple(wrong)).text(sweep))
+    capsys.readouterr()
+    assert code("batch", "sweep.yaml", "--locked", "--force", "--overwrite", "--json") == 1
+    told = json.loads(capsys.readouterr().out)
+    assert [(each["name"], each["status"]) for each in told["outputs"] if each["status"] != "baked"] == [
+        ("other-1", "failed")
+    ]
+
+
+def test_an_output_of_a_changed_recipe_replaces_what_the_lock_has_of_it(sweep: Path) -> None:
+    lock(sweep)
+    assert code("batch", "sweep.yaml", "--locked", "--quiet") == 0
+    before = {output.name: output for output in read_lock(sweep).outputs}
+    sweep.write_text(SWEEP.replace("output: {", "compute_dtype: float64\noutput: {"))
+    assert code("bake", "sweep.yaml", "--only", "lora-1", "--locked", "--overwrite", "--quiet") == 0
+    after = {output.name: output for output in read_lock(sweep).outputs}
+    assert {name for name in before if before[name] != after[name]} == {"lora-1"}
+    assert len(read_lock(sweep).outputs) == 4
+
+
+def test_a_batch_in_ci_is_locked_if_all_recipes_have_a_lock(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock(sweep)
+    monkeypatch.setenv("CI", "true")
+    assert code("batch", "sweep.yaml", "--only", "lora-1") == 0
+    assert "baked --locked" in capsys.readouterr().err
+    assert read_lock(sweep).outputs == ()
