@@ -37,9 +37,10 @@ class Shard:
 
     def __post_init__(self) -> None:
         if self.count < 1 or not 1 <= self.number <= self.count:
-            last = max(self.count, 1)
+            advice = f"Shards count from 1: 1/{self.count} to {self.count}/{self.count}."
             raise ArgumentError(
-                f"shard {self}: there is no such shard", f"Shards count from 1: 1/{last} to {last}/{last}."
+                f"shard {self}: there is no such shard",
+                advice if self.count > 0 else "The second number says how many shards there are: 1 or more.",
             )
 
     def __str__(self) -> str:

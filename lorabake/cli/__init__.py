@@ -214,8 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         messages.failed("usage", error.exit_code, *usage_lines(error))
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        is_bake = "bake" in (sys.argv[1:] if arguments is None else arguments)[:1]
-        echo("stopped; the target is what it was before" if is_bake else "stopped", err=True)
+        echo(_stopped(sys.argv[1:] if arguments is None else arguments), err=True)
         messages.document("interrupted", 130, "stopped")
         sys.exit(130)
     except Exception as error:
@@ -237,6 +236,16 @@ def show_trace(trace: str) -> None:
     """Show where a failure of lorabake's own happened, if LORABAKE_DEBUG is set."""
     for line in trace.rstrip().split("\n") if os.environ.get(DEBUG) else ():
         echo(f"  {line}", err=True)
+
+
+def _stopped(words: Sequence[str]) -> str:
+    """Say what a command that was stopped has left."""
+    match words:
+        case ["bake", *_]:
+            return "stopped; the target is what it was before"
+        case ["batch", *options] if "--force" not in options:
+            return "stopped; what is finished is kept, and the same command goes on from there"
+    return "stopped"
 
 
 def _internal(error: Exception) -> str:

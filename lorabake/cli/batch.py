@@ -182,6 +182,7 @@ def batch(
     talks = not (quiet or as_json)
     bar = Bar(shown=talks)
     passes: list[tuple[Plan, ...]] = []
+    ends: list[Outcome] = []
 
     def begun(planned: Sequence[tuple[Plan, ...]], size: int) -> None:
         passes.extend(planned)
@@ -192,7 +193,8 @@ def batch(
             line = f"{share_of}{outputs} on {counted_as(len(bases), 'base')}, in {len(planned)} pass{ending}"
             echo(line + _jobs_line(planned, engine, jobs, threads), err=True)
         elif talks and share is not None:
-            echo(f"shard {share}: nothing to do, because there is less work than there are shards", err=True)
+            why = "there is less work than there are shards" if len(ends) < len(read.given) else "every recipe failed"
+            echo(f"shard {share}: nothing to do, because {why}", err=True)
         every = [plan for together in planned for plan in together]
         for note, count in unlinked_of(every).items() if link and not quiet else ():
             echo(f"note: {note} ({counted_as(count, 'output')})", err=True)
@@ -201,6 +203,7 @@ def batch(
         bar.begin("baking", size)
 
     def ended(outcome: Outcome) -> None:
+        ends.append(outcome)
         messages.recipe = outcome.recipe.file if outcome.recipe else None
         if outcome.error is not None:
             bar.remove()
@@ -316,10 +319,11 @@ def _named(outcome: Outcome) -> tuple[str, ...]:
 
 
 def _line(outcome: Outcome) -> str:
-    result = outcome.result
-    path = shown(result.path) if result else outcome.name
+    result, recipe = outcome.result, outcome.recipe
+    path = result.path if result else recipe.locate(recipe.output.path) if recipe else Path(outcome.name)
     took = f": {size_of(result.size)}" if result and outcome.status == "baked" else ""
-    return f"{WORDS[outcome.status]:<8}  {path}{took}"
+    why = ": not begun, because another one failed" if outcome.status == "left" else ""
+    return f"{WORDS[outcome.status]:<8}  {shown(path)}{took}{why}"
 
 
 def _tell(outcomes: Sequence[Outcome], seconds: float) -> None:

@@ -98,13 +98,23 @@ class Outputs:
 def check_apart(plans: Sequence[Plan]) -> None:
     """Raise TargetError for two plans with one output, and for an output that is an input of another plan."""
     places = InputPlaces(known for plan in plans for known in plan.sources.evidence.locations)
-    written: set[Path] = set()
+    written: dict[Path, Plan] = {}
     for plan in plans:
         target = _real(plan.path)
         if target in written:
-            raise TargetError(f"{plan.path}: two recipes would write it; give each an output of its own")
-        written.add(target)
+            one, two = map(_told, (written[target], plan))
+            by = f"two recipes would write it: {one}, and {two}" if one != two else f"{one} would write it twice"
+            raise TargetError(f"{plan.path}: {by}", "Give each an output of its own.")
+        written[target] = plan
         places.check(plan.path)
+
+
+def _told(plan: Plan) -> str:
+    """Name a plan's recipe by its file, and which of its outputs it is where it has several."""
+    recipe = plan.sources.recipe
+    if recipe.file is None:
+        return recipe.name
+    return f"{recipe.file} ({recipe.name})" if recipe.choices else str(recipe.file)
 
 
 def _real(path: Path) -> Path:

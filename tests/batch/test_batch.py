@@ -168,8 +168,13 @@ def test_what_is_there_already_is_not_baked_again(folder: Path) -> None:
 
 def test_outputs_that_meet_stop_all_before_anything_is_written(folder: Path) -> None:
     one, two = recipe(folder, "one"), recipe(folder, "two", output={"path": "out/one.safetensors"})
-    with pytest.raises(TargetError, match="two recipes would write it"):
+    out = folder / "out" / "one.safetensors"
+    with pytest.raises(TargetError) as error:
         bake_all([one, two], options())
+    both = f"two recipes would write it: {folder}/one.yaml, and {folder}/two.yaml"
+    assert str(error.value) == f"{out}: {both}\nGive each an output of its own."
+    with pytest.raises(TargetError, match=f"one.safetensors: {folder}/one.yaml would write it twice"):
+        bake_all([one, one], options())
     bake(one, options().run)
     with pytest.raises(TargetError, match="is an input of this recipe"):
         bake_all([one, recipe(folder, "three", base="out/one.safetensors")], options())
@@ -208,6 +213,23 @@ def test_the_command_tells_what_became_of_each(
     assert "gone: " in told.err
     root = ElementTree.fromstring((folder / "j.xml").read_text())
     assert (root.get("tests"), root.get("failures")) == ("5", "2")
+
+
+def test_a_shard_and_what_is_left_say_why(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    recipe(folder, "one")
+    recipe(folder, "none", loras=["missing.safetensors"])
+    assert run("none.yaml", "--shard", "1/2") == 2
+    assert "shard 1/2: nothing to do, because every recipe failed" in capsys.readouterr().err
+    ends = [run("one.yaml", "none.yaml", "--shard", f"{number}/9") for number in range(1, 10)]
+    assert {*ends} == {1, 2}
+    assert "nothing to do, because there is less work than there are shards" in capsys.readouterr().err
+    run("one.yaml", "--shard", "1/1")
+    assert "current   out/one.safetensors" in capsys.readouterr().out
+    run("one.yaml", "none.yaml", "--fail-fast", "--force")
+    assert "left      out/one.safetensors: not begun, because another one failed" in capsys.readouterr().out
 
 
 def test_the_exit_code_tells_whether_anything_was_begun(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ def test_ctrl_c_loses_nothing(
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     said, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert told.splitlines()[-1] == "stopped"
+    assert told.splitlines()[-1] == "stopped; what is finished is kept, and the same command goes on from there"
     assert "Traceback" not in told
     assert said == ""
     with pytest.raises(ProcessLookupError):
