@@ -9,6 +9,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from copy import copy
 from dataclasses import fields, is_dataclass, replace
 from functools import cached_property
@@ -17,11 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import lorabake
+from lorabake.errors import FileError
 from lorabake.verification.findings import Verification
 
 if TYPE_CHECKING:
     from lorabake.matching.ledger import Ledger
-    from lorabake.planning import Plan
+    from lorabake.recipe import Recipe
     from lorabake.verification.many import VerifiedBatch, VerifiedOutput
 
 T = TypeVar("T")
@@ -55,19 +57,19 @@ def _portable_error(output: VerifiedOutput, folder: Path | None) -> VerifiedOutp
     if output.error is None:
         return output
     recipe = output.recipe
-    used = [recipe.locate(recipe.output.path), *map(recipe.locate, recipe.inputs)] if recipe else [Path(output.name)]
+    path = recipe.locate(recipe.output.path) if recipe else Path(output.name)
+    places = _Places(Verification(path, "", (), {}), folder, recipe)
     told = copy(output.error)
-    for path in used:
-        places = _Places(Verification(path, "", (), {}), folder)
-        told.args = tuple(map(places.plain, told.args))
+    told.args = tuple(map(places.plain, told.args))
     return replace(output, error=told)
 
 
 class _Places:
     """Know the paths that may stand in a verification's texts, and what to write instead."""
 
-    def __init__(self, verification: Verification, folder: Path | None) -> None:
+    def __init__(self, verification: Verification, folder: Path | None, recipe: Recipe | None = None) -> None:
         self.verification, self.folder = verification, folder
+        self.recipe = verification.plan.sources.recipe if verification.plan else recipe
 
     def told(self, value: T) -> T:
         """Return a value, which may be a record or hold others, with portable texts."""
@@ -107,15 +109,13 @@ class _Places:
     @cached_property
     def _names(self) -> dict[str, str]:
         """Map paths to the names that they have in the recipe; the user's own folder has one everywhere."""
-        plan = self.verification.plan
-        named = [(Path.home(), "~"), *(_named(plan) if plan else ())]
+        named = [(Path.home(), "~"), *(_named(self.recipe) if self.recipe else ())]
         return {path: name for given, name in named for path in _spelled(given)}
 
     @cached_property
     def _start(self) -> set[str]:
         """Return the folder that paths are told from: the recipe's, or else the current one."""
-        plan = self.verification.plan
-        return {*_spelled(plan.sources.recipe.folder if plan else Path.cwd())}
+        return {*_spelled(self.recipe.folder if self.recipe else Path.cwd())}
 
     @cached_property
     def _folders(self) -> set[str]:
@@ -129,11 +129,11 @@ class _Places:
         return {path for path in folders if not any(Path(path).is_relative_to(start) for start in self._start)}
 
 
-def _named(plan: Plan) -> Iterator[tuple[Path, str]]:
+def _named(recipe: Recipe) -> Iterator[tuple[Path, str]]:
     """Yield the paths that a recipe writes, each with a name that says nothing of this machine."""
-    recipe = plan.sources.recipe
     for source in recipe.inputs:
-        yield recipe.locate(source), source.portable_path
+        with suppress(FileError):  # an address that was not fetched
+            yield recipe.locate(source), source.portable_path
     others = [recipe.output.path]
     others += [path for path in (recipe.verify.config, recipe.verify.tokenizers) if path] if recipe.verify else []
     for path in others:

@@ -116,6 +116,11 @@ class VerifiedOutput:
         return f"{rows[0].subject}: {rows[0].note or rows[0].measured}" if rows else "no check could be made"
 
     @property
+    def advice(self) -> tuple[str, ...]:
+        """Return what the error says below its first line."""
+        return self.error.lines[1:] if self.error is not None else ()
+
+    @property
     def has_compared_weights(self) -> bool:
         """Tell whether values were compared with what is due, all or some of them."""
         return any(row.stage in ("weights", "quick") and row.status is not Status.SKIP for row in self.findings)

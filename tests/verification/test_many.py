@@ -360,7 +360,23 @@ def test_batch_verifies_what_it_has_baked(folder: Path, capsys: pytest.CaptureFi
     assert [(output["status"], output["verdict"]) for output in outputs] == [("current", "verified")] * 4 + [
         ("failed", "failed")
     ]
-    assert "no.safetensors: no such file" in (folder / "report" / "index.html").read_text()
+    page = (folder / "report" / "index.html").read_text()
+    assert (
+        "<span>no.safetensors: no such file</span><br><span>The recipe names it at gone.yaml:3:9.</span><br>" in page
+    )
+
+
+def test_a_report_shows_a_missing_file_as_the_recipe_names_it(folder: Path) -> None:
+    (folder / "recipes").mkdir()
+    (folder / "recipes" / "gone.yaml").write_text(
+        "version: 1\nbase: ../base.safetensors\nloras: [demo/no.safetensors]\noutput: {path: gone.safetensors}\n"
+    )
+    assert run("batch", str(folder / "recipes"), "--verify", "report", "--no-fsync", "--device", "cpu") != 0
+    page = (folder / "report" / "index.html").read_text()
+    assert (
+        "<span>demo/no.safetensors: no such file</span><br><span>The recipe names it at gone.yaml:3:9.</span>" in page
+    )
+    assert str(folder) not in page
 
 
 def test_a_shard_is_verified_when_all_are_over(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
