@@ -92,6 +92,15 @@ def expanded(path: str) -> str:
     return os.path.expanduser(path)
 
 
+def without_dots(path: Path) -> Path:
+    """Take `..` out of a path, where the folder before it is there and is no link."""
+    if ".." not in path.parts:
+        return path
+    folder = Path(*path.parts[: len(path.parts) - path.parts[::-1].index("..")])
+    is_same = folder.is_dir() and os.path.realpath(folder) == os.path.realpath(os.path.normpath(folder))
+    return Path(os.path.normpath(path)) if is_same else path
+
+
 def name_of_output(path: str) -> str:
     """Return what an output is called: its file's name without the ending, or its folder's name."""
     return os.path.basename(path.rstrip("/")).removesuffix(".safetensors")

@@ -226,6 +226,25 @@ def test_inputs_of_a_recipe_are_asked_for_as_they_are_written(tmp_path: Path, fi
     assert caught.value.args[2] == "This has backslashes between folders: write models/x.safetensors"
 
 
+def test_dots_are_taken_out_of_paths_where_that_is_the_same(tmp_path: Path) -> None:
+    for name in ("recipes", "far/away"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("far/away")
+    base = "version: 1\nloras: [x.pt]\noutput: {path: ../out/o.safetensors}\nbase: "
+    for folder, written, located in (
+        ("recipes", "../b.pt", f"{tmp_path}/b.pt"),
+        ("recipes", "../far/away/../../b.pt", f"{tmp_path}/b.pt"),
+        ("recipes", "../link/../b.pt", f"{tmp_path}/recipes/../link/../b.pt"),
+        ("recipes", "../none/../b.pt", f"{tmp_path}/recipes/../none/../b.pt"),
+        ("recipes", "b..pt", f"{tmp_path}/recipes/b..pt"),
+        ("link", "../b.pt", f"{tmp_path}/link/../b.pt"),
+    ):
+        recipe = parse_recipe(f"{base}{written}\n", tmp_path / folder)
+        assert str(recipe.locate(recipe.base)) == located
+    with pytest.raises(FileError, match=rf"^{tmp_path}/b\.pt: no such file"):
+        resolve(parse_recipe(f"{base}../b.pt\n", tmp_path / "recipes"))
+
+
 def test_inspect_asks_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileError, match="write hf://org/name, and fetch it"):

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
-from lorabake.paths import expanded, name_of_output
+from lorabake.paths import expanded, name_of_output, without_dots
 from lorabake.recipe.inputs import Base, Lora, Source, in_order, path_to_mapping
 from lorabake.recipe.part import Part, Short
 from lorabake.recipe.types import (
@@ -261,7 +261,7 @@ class Recipe(Part):
         """
         path = entry.path if isinstance(entry, Source) else entry
         address = address_of(path)
-        return self._folder / expanded(path) if address is None else address.cached(self.wanted(entry))
+        return without_dots(self._folder / expanded(path)) if address is None else address.cached(self.wanted(entry))
 
     def wanted(self, entry: Source | str) -> Wanted:
         """Collect what the recipe, and its lock, say of an input with an address."""
