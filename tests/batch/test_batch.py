@@ -293,7 +293,7 @@ def test_a_value_of_every_recipe_can_be_changed(folder: Path, monkeypatch: pytes
     assert run("sweep.yaml", "--only", "one-1", "--set", "output.dtype=bfloat16") == 0
     header = read_header(folder / "out" / "one-1.safetensors")
     assert "BF16" in {info.dtype for info in header.tensors.values()}
-    assert run("sweep.yaml", "--set", "output.dtyp=bfloat16") == 1
+    assert run("sweep.yaml", "--set", "output.dtyp=bfloat16") == 2
 
 
 def planned(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str]:
