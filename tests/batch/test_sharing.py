@@ -302,7 +302,7 @@ def test_a_target_that_is_there_is_replaced_on_request_alone(
         (["--shard", "auto"], "no scheduler says which shard this is"),
         (["--shard", "1/2", "--force"], "--force and --shard"),
         (["--shard", "1/2", "--jobs", "2"], "a shard is done in one process"),
-        (["--shard", "1/2", "--link"], "links are made in one process"),
+        (["--shard", "1/2", "--link"], "a link would stop other machines"),
     ],
 )
 def test_a_wrong_shard_is_refused(folder: Path, words: list[str], message: str) -> None:
