@@ -102,9 +102,9 @@ def scenarios(part: float) -> list[Scenario]:
 
 def together_for(batch: Batch) -> int:
     """Return how many outputs shards bake in one pass, as lorabake has it."""
-    from lorabake.batch.groups import _most_together
+    from lorabake.batch.groups import _best_cut
 
-    return _most_together(batch.outputs, batch.parts, batch.processes)
+    return _best_cut(batch.outputs, batch.parts, batch.processes)[0]
 
 
 def paper_table(rates: Rates, parts: Sequence[float]) -> list[str]:

@@ -24,6 +24,9 @@ TENSOR_BYTES = 16 << 10
 FILES_BESIDE = 64
 """Open files that a process needs for itself."""
 
+WRITTEN, HASHED = 4, 1
+"""What an output takes of a part of the base, in times of reading that part: to be made, and to be hashed last."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -41,30 +44,39 @@ def passes(plans: Sequence[Plan], limits: Limits) -> Iterator[tuple[Plan, ...]]:
 
 def agreed_passes(
     plans: Sequence[Plan], limits: Limits, shards: int, parts_of: Callable[[Sequence[Plan]], int]
-) -> Iterator[tuple[Plan, ...]]:
-    """Yield passes on which any number of machines agree, for so many shards: nothing counts but the arguments.
+) -> Iterator[tuple[tuple[Plan, ...], bool]]:
+    """Yield passes on which any number of machines agree, for so many shards, and whether one shard does it whole.
 
-    `parts_of` counts the parts of a pass. Outputs that are baked together read a part once, and are one shard's.
-    So a pass has as many as make the busiest shard's bytes the fewest.
+    Nothing counts but the arguments; `parts_of` counts the parts of a pass. Outputs that are baked together read a
+    part once, and are one shard's.
     """
     total = sum(plan.size for plan in plans)
     for group in _on_one_base(plans):
         own = max(1, -(-shards * sum(plan.size for plan in group) // max(total, 1)))
-        most = _most_together(len(group), parts_of(group), own)
-        yield from _parted(group, limits, partial(_in_memory, limits=limits, most=most))
+        most, is_whole = _best_cut(len(group), parts_of(group), own)
+        for together in _parted(group, limits, partial(_in_memory, limits=limits, most=most)):
+            yield together, is_whole
 
 
-def _most_together(outputs: int, parts: int, shards: int) -> int:
-    """Return how many outputs on one base are baked together, so that the busiest shard moves the fewest bytes.
+def _best_cut(outputs: int, parts: int, shards: int) -> tuple[int, bool]:
+    """Return how many outputs on one base are baked together, and whether a shard does a pass whole.
 
-    In s passes it has ceil(parts · s / shards) parts, each read once and written ceil(outputs / s) times.
+    The busiest shard shall have the least to do. In s whole passes it has ceil(s / shards) of them. Of passes that
+    shards do together it has ceil(parts · s / shards) parts, and hashes all outputs of a pass at the end.
     """
     fewest = -(-outputs // MOST)
 
-    def busiest(count: int) -> int:
-        return -(-parts * count // shards) * (1 + -(-outputs // count))
+    def whole(count: int) -> int:
+        return -(-count // shards) * parts * (1 + (WRITTEN + HASHED) * -(-outputs // count))
 
-    return -(-outputs // min(range(fewest, outputs + 1), key=busiest))
+    def shared(count: int) -> int:
+        together = -(-outputs // count)
+        hashed = -(-count // shards) * parts * HASHED * together
+        return -(-parts * count // shards) * (1 + WRITTEN * together) + hashed
+
+    cuts = [(cost(count), cost is shared, count) for count in range(fewest, outputs + 1) for cost in (whole, shared)]
+    _, is_shared, count = min(cuts)
+    return -(-outputs // count), not is_shared
 
 
 def _on_one_base(plans: Sequence[Plan]) -> Iterable[list[Plan]]:

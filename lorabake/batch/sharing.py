@@ -63,15 +63,15 @@ def shares_of(plans: Sequence[Plan], shard: Shard, limits: Limits, part_bytes: i
     steady = replace(limits, workers=max(limits.workers, MOST_WORKERS))  # machines have more cores and fewer
     passes = [*agreed_passes(plans, steady, shard.count, count)]
     items: list[_Item] = []
-    for place, together in enumerate(passes):
+    for place, (together, is_whole) in enumerate(passes):
         size = sum(plan.size for plan in together)
-        if count(together) == 1:
+        if is_whole or count(together) == 1:
             items.append(_Item(place, ALL, size))
         else:  # each part is read once, and written for each output
             items += (_Item(place, part.number, part.size) for part in parts_of(together, part_bytes))
     mine = shard.share([item.size for item in items])
     stretch = groupby(items[mine.start : mine.stop], key=lambda item: item.place)
-    own = [(passes[place], [*together]) for place, together in stretch]
+    own = [(passes[place][0], [*together]) for place, together in stretch]
     return [
         Share(plans, frozenset(item.number for item in items), sum(item.size for item in items))
         for plans, items in own

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -146,36 +147,44 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> list[Plan]:
 
 
 @pytest.mark.parametrize(
-    ("shards", "parts", "sizes"),
+    ("shards", "parts", "sizes", "is_whole"),
     [
-        (1, 1, [6]),
-        (2, 1, [3, 3]),
-        (3, 1, [2, 2, 2]),
-        (4, 1, [2, 2, 2]),
-        (8, 1, [1] * 6),
-        (8, 8, [6]),
-        (8, 2, [2, 2, 2]),
-        (32, 1000, [6]),
+        (1, 1, [6], True),
+        (1, 30, [6], True),
+        (2, 1, [3, 3], True),
+        (3, 1, [2, 2, 2], True),
+        (8, 1, [1] * 6, True),
+        (2, 26, [3, 3], True),
+        (6, 26, [1] * 6, True),
+        (4, 26, [2, 2, 2], False),
+        (8, 2, [1] * 6, True),
+        (8, 8, [1] * 6, False),
+        (32, 1000, [1] * 6, False),
     ],
 )
 def test_a_pass_has_as_many_outputs_as_keep_all_shards_busy(
-    plans: list[Plan], shards: int, parts: int, sizes: list[int]
+    plans: list[Plan], shards: int, parts: int, sizes: list[int], is_whole: bool
 ) -> None:
-    chosen = agreed_passes(plans, Limits(), shards, lambda group: parts)
-    assert [len(together) for together in chosen] == sizes
+    chosen = [*agreed_passes(plans, Limits(), shards, lambda group: parts)]
+    assert [len(together) for together, _ in chosen] == sizes
+    assert {whole for _, whole in chosen} == {is_whole}
 
 
 def test_what_a_machine_has_free_does_not_count(plans: list[Plan], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lorabake.batch.groups.open_files_allowed", lambda: 2)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
     assert [len(each) for each in passes(plans, Limits())] == [1] * 6
-    assert [len(each) for each in agreed_passes(plans, Limits(), 1, lambda group: 1)] == [6]
+    assert sizes(agreed_passes(plans, Limits(), 1, lambda group: 1)) == [6]
     two = memory_of(plans[:2], 8)
-    assert [len(each) for each in agreed_passes(plans, Limits(two, 8), 1, lambda group: 1)] == [2, 2, 2]
+    assert sizes(agreed_passes(plans, Limits(two, 8), 1, lambda group: 1)) == [2, 2, 2]
+
+
+def sizes(chosen: Iterable[tuple[tuple[Plan, ...], bool]]) -> list[int]:
+    return [len(together) for together, _ in chosen]
 
 
 def test_shards_go_to_bases_by_their_bytes(plans: list[Plan], tmp_path: Path) -> None:
     write_sweep(tmp_path / "second")
     other = [plan(recipe) for recipe in load_recipes(tmp_path / "second" / "sweep.yaml")]
-    assert [len(each) for each in agreed_passes([*plans, *other], Limits(), 4, lambda group: 1)] == [3, 3, 3, 3]
-    assert [len(each) for each in agreed_passes([*plans, other[0]], Limits(), 7, lambda group: 1)] == [1] * 7
+    assert sizes(agreed_passes([*plans, *other], Limits(), 4, lambda group: 1)) == [3, 3, 3, 3]
+    assert sizes(agreed_passes([*plans, other[0]], Limits(), 7, lambda group: 1)) == [1] * 7

@@ -24,8 +24,10 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes a
 IN_PARTS = """
     import functools, lorabake.cli.batch as command
     command.BatchOptions = functools.partial(command.BatchOptions, part_bytes=6_000)
+    import lorabake.batch.groups as groups
+    groups.HASHED = 0
 """
-"""A part is small, so that the base of the tests has several."""
+"""A part is small, so that the base of the tests has several, and shards do the parts of a pass together."""
 
 AT = """
     import os, signal
