@@ -167,6 +167,15 @@ class Verify(Part):
     )
 
 
+class Spots(dict[str, str]):
+    """Map the path of each input to where it is written. That is no part of what a recipe says: all are equal."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Spots)
+
+    __hash__ = None
+
+
 class Recipe(Part):
     """Hold everything that may change the baked bytes, and the folder that relative paths start from."""
 
@@ -198,7 +207,7 @@ class Recipe(Part):
     verify: Verify | None = Field(None, description="What the verify command samples.")
 
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
-    _named: Mapping[str, str] = PrivateAttr(default_factory=dict)
+    _named: Spots = PrivateAttr(default_factory=Spots)
     _file: Path | None = PrivateAttr(None)
     _text: str | None = PrivateAttr(None)
     _commits: Mapping[str, str] = PrivateAttr(default_factory=dict)
@@ -288,7 +297,7 @@ class Recipe(Part):
         """Return this recipe with another start of relative paths; `named` says where each input's is written."""
         moved = self.model_copy()
         moved._folder = folder.absolute()
-        moved._named = self._named if named is None else named
+        moved._named = self._named if named is None else Spots(named)
         return moved
 
     def named_at(self, entry: Source) -> str | None:

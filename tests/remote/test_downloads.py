@@ -254,9 +254,9 @@ def test_commands_fetch_when_they_are_asked_to(
         with pytest.raises(SystemExit) as ended:
             main([command, str(path)])
         assert ended.value.code == 2
-        assert (
-            f"{address}: is not on this machine\n  Fetch it with `lorabake fetch RECIPE`" in capsys.readouterr().err
-        )
+        told = capsys.readouterr().err
+        assert f"{address}: is not on this machine\n  The recipe names it at {path}:3:9.\n" in told
+        assert "  Fetch it with `lorabake fetch RECIPE`" in told
     assert not server.requests
     with pytest.raises(SystemExit) as ended:
         main(["bake", str(path), "--download"])
