@@ -6,7 +6,6 @@ one that sees all receipts completes the output. Who makes or completes has laid
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -17,7 +16,7 @@ from typing import Final
 from lorabake.artifacts.current import find_shared, keep_receipt
 from lorabake.artifacts.watch import Watch
 from lorabake.baking import bake_pass
-from lorabake.batch import digests
+from lorabake.batch import digests, notes
 from lorabake.batch.landed import Landed
 from lorabake.batch.parts import Part
 from lorabake.batch.receipts import ground_of
@@ -53,8 +52,8 @@ class Member:
         self.plan, self.landed = plan, Landed(plan, ground_of(plan, options.device))
         self._options, self._restart = options, restart
         self._hands = digests.Hands()
-        digest = hashlib.sha256(json.dumps(self.landed.ground, sort_keys=True).encode()).hexdigest()
-        self._said = json.dumps({"output": plan.path.name, "made of": digest})
+        made_of = notes.sha256_of(self.landed.ground)
+        self._said = json.dumps({"output": plan.path.name, "made of": made_of})
         self._partial = Partial(plan.path, shared=True)
         self._receipts = partial_of(plan.path) / RECEIPTS
 
